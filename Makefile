@@ -1,0 +1,106 @@
+# Every target sets up what it needs, on a bare machine too, and does nothing twice: what is set up is remembered by the
+# stamp files below, and made again only when what it was made from has changed.
+#
+# PYTHON=...   the Python to use, 3.10 or later (python3)
+# ARGS=...     more arguments, for pytest in "test", for the script in "demo"
+# The build also listens to ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The installed package and the tests as seen from it, for the second kind of ngtcp2. See test-system.
+SYSTEM := build/system-kind
+
+# Warnings in our own C are errors here; see setup.py.
+export ASPORT_WERROR ?= 1
+# What pip is told elsewhere about newer releases of itself does not matter.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+DECLARED := pyproject.toml setup.py asport_sync/_version.py
+# The folder as well, for files that were taken away.
+NATIVE := asport_sync/_native $(wildcard asport_sync/_native/*.[ch]) asport_sync/_cffi_build.py setup.py \
+	asport_sync/_version.py $(wildcard vendor/*.py) vendor/packages.json
+C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch])
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Setting up runs one thing at a time; the native build uses all cores by itself.
+.NOTPARALLEL:
+.PHONY: help demo test lint format wheel interop system-ngtcp2 test-system build machine clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: build ## Run a server, a client and a local service on this machine and send data through.
+	$(BIN)/python demo/demo.py $(ARGS)
+
+test: build ## Run the tests (ARGS="-k name").
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.tools ## Check style, types and the direction of imports.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(VENV)/.tools ## Bring Python and C files into the project's style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+wheel: $(VENV)/.tools ## Make the source distribution and, from it, the wheel, in dist/.
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	@ls -l dist
+
+interop: build ## Build the reference implementation (needs cargo, takes minutes) and test against it.
+	$(BIN)/python -m tests.interop.install --require
+	$(BIN)/python -m pytest -q tests/interop $(ARGS)
+
+system-ngtcp2: machine ## Fetch the distribution's ngtcp2 without installing it, and show how to build with it.
+	@$(PYTHON) -m vendor.system_kind
+
+# The package is installed, not linked to the source tree, and the tests run from a copy: so this also shows that what is
+# installed is complete.
+test-system: build ## Build with the distribution's ngtcp2 and run the smoke tests on that.
+	rm -rf $(SYSTEM) build/lib.*
+	mkdir -p $(SYSTEM)
+	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
+		ASPORT_NGTCP2=system $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SYSTEM)/site .
+	cp -r tests pyproject.toml $(SYSTEM)
+	cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" && ../../$(BIN)/python -c \
+		'from asport_sync._aq import ffi, lib; assert ffi.string(lib.aq_ngtcp2_origin()) == b"system"' && \
+		../../$(BIN)/python -m pytest -q $(wildcard tests/engine tests/e2e/test_smoke.py) $(ARGS)
+
+clean: ## Remove everything that was made here (not the cache folder).
+	rm -rf $(VENV) build dist *.egg-info asport_sync/_aq*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# --- setting up ----------------------------------------------------------------------------------------------------------
+
+build: $(VENV)/.native ## Install the package into .venv, with the native engine built in place.
+
+machine:
+	@sh vendor/bootstrap.sh $(PYTHON)
+	@$(PYTHON) -m vendor.machine
+
+$(VENV)/.python: | machine
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	@touch $@
+
+$(VENV)/.tools: pyproject.toml $(VENV)/.python
+	$(BIN)/pip install -q --group dev
+	@touch $@
+
+# This builds the engine as well. The warning silenced is about folders named like the package in the working directory.
+$(VENV)/.installed: $(DECLARED) $(VENV)/.tools
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/pip install -q --no-build-isolation --editable .
+	@touch $@ $(VENV)/.native
+
+$(VENV)/.native: $(NATIVE) | $(VENV)/.installed
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@

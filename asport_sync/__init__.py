@@ -1,0 +1,73 @@
+"""ASPORT: a reverse tunnel over QUIC, as blocking library calls.
+
+A service behind NAT becomes reachable on a public server's port::
+
+    asport_sync.Client(server="example.org:443", local="127.0.0.1:8080", uuid=..., password=...).run_forever()
+    asport_sync.Server(listen="[::]:443", certificate=..., private_key=..., proxies=[...]).run_forever()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asport_sync._version import __version__
+from asport_sync.errors import (
+    AsportError,
+    AuthenticationFailed,
+    BindFailed,
+    CertificateError,
+    ConfigError,
+    ConnectError,
+    EngineClosed,
+    EngineError,
+    HandshakeTimeout,
+    LifecycleError,
+    LocalProtocolError,
+    NativeLibraryError,
+    NetworkDenied,
+    PortDenied,
+    ProtocolError,
+    RefusedError,
+    RemoteProtocolError,
+)
+
+if TYPE_CHECKING:
+    from asport_sync.tunnel import Client, Server
+
+__all__ = [
+    "AsportError",
+    "AuthenticationFailed",
+    "BindFailed",
+    "CertificateError",
+    "Client",
+    "ConfigError",
+    "ConnectError",
+    "EngineClosed",
+    "EngineError",
+    "HandshakeTimeout",
+    "LifecycleError",
+    "LocalProtocolError",
+    "NativeLibraryError",
+    "NetworkDenied",
+    "PortDenied",
+    "ProtocolError",
+    "RefusedError",
+    "RemoteProtocolError",
+    "Server",
+    "__version__",
+]
+
+if not TYPE_CHECKING:  # a type checker would take this for the home of every submodule
+
+    def __getattr__(name: str) -> object:
+        # Loaded at first use: wire format, configuration and errors need no compiled extension, and this package is
+        # imported before any of them.
+        if name in ("Client", "Server"):
+            import asport_sync.tunnel
+
+            return getattr(asport_sync.tunnel, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,58 @@
+"""What cffi needs to make ``asport_sync._aq``: the boundary, its C side, and the flags both share.
+
+Only run while the package is built, as a file and not as a part of the package (which cannot be imported without the
+module that is being made). ``setup.py`` adds what is known late: which ngtcp2 is linked, and our own compiled sources.
+"""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+from cffi import FFI
+
+_PACKAGE = Path(__file__).resolve().parent
+_NATIVE = _PACKAGE / "_native"
+
+# A build started in the source tree's root records relative paths, as setuptools wants them.
+_RELATIVE = Path("asport_sync", "_native")
+
+
+def _sources() -> list[str]:
+    """Our C files, in a fixed order so that two builds are alike. Test programs lie beside what they test."""
+    return sorted(str(_RELATIVE / file.name) for file in _NATIVE.glob("*.c") if not file.name.endswith("_test.c"))
+
+
+def _headers() -> list[str]:
+    return sorted(str(_RELATIVE / file.name) for file in _NATIVE.glob("*.h"))
+
+
+ffibuilder = FFI()
+ffibuilder.cdef((_NATIVE / "aq_api.h").read_text())
+ffibuilder.set_source(
+    "asport_sync._aq",
+    '#include "aq.h"',
+    sources=[],
+    # setup.py compiles the C files among these, with warnings that cffi's generated file would not survive.
+    depends=[*_sources(), *_headers()],
+    include_dirs=[str(_RELATIVE)],
+    define_macros=[("AQ_BUILD_ID", f'"{runpy.run_path(str(_PACKAGE / "_version.py"))["build_id"]()}"')],
+    extra_compile_args=[
+        "-std=gnu11",
+        "-O2",
+        # Only PyInit is exported; the macro around it in Python.h says so.
+        "-fvisibility=hidden",
+        "-fstack-protector-strong",
+        # Defined by some Pythons' own flags already; defining it again would warn.
+        "-U_FORTIFY_SOURCE",
+        "-D_FORTIFY_SOURCE=2",
+        "-pthread",
+    ],
+    extra_link_args=[
+        # The symbols of a static ngtcp2 stay ours alone, whatever else this process loads.
+        "-Wl,--exclude-libs,ALL",
+        "-Wl,--as-needed",
+        "-Wl,-z,relro,-z,now",
+        "-pthread",
+    ],
+)

@@ -1,0 +1,710 @@
+/* The functions of aq_api.h. Each enters, resolves what its ids name, and either acts on thread-safe objects or hands a
+ * command to the engine. */
+#include "engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <gnutls/gnutls.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Tables. Ids have 24 bits of index; these are what an engine is willing to hold. */
+#define MOST_CREDENTIALS 4096
+#define MOST_ENDPOINTS 4096
+#define MOST_CONNECTIONS 65536
+#define MOST_STREAMS 1048576
+#define MOST_UDP 262144
+/* Workers that may relay at once. Each costs a thread, so Python's own cap is far below. */
+#define MOST_WAKES 16384
+/* Segments kept for reuse; beyond, memory goes back to the allocator. */
+#define POOL_IDLE (64ULL * 1024 * 1024)
+
+/* ---- library --------------------------------------------------------------------------------------------------- */
+
+const char *aq_build_id(void)
+{
+    return AQ_BUILD_ID;
+}
+
+const char *aq_ngtcp2_version(void)
+{
+    return ngtcp2_version(0)->version_str;
+}
+
+const char *aq_ngtcp2_origin(void)
+{
+    return AQ_NGTCP2_ORIGIN;
+}
+
+const char *aq_gnutls_version(void)
+{
+    return gnutls_check_version(NULL);
+}
+
+const char *aq_strerror(int64_t error, char *buffer, size_t length)
+{
+    static const char *const texts[] = {
+        [AQ_OK] = "no error",
+        [-AQ_ERR_STOPPED] = "the engine is stopped",
+        [-AQ_ERR_GONE] = "the connection, stream or socket is gone",
+        [-AQ_ERR_INVALID] = "an argument is out of range",
+        [-AQ_ERR_MEMORY] = "out of memory",
+        [-AQ_ERR_LIMIT] = "a table or queue of the engine is full",
+        [-AQ_ERR_STATE] = "not possible in this state",
+        [-AQ_ERR_TLS] = "TLS failed",
+        [-AQ_ERR_TIMEOUT] = "nothing came within the time given",
+    };
+    char system[128];
+    const char *text = "unknown error";
+    if (error <= 0 && -error < (int64_t)AQ_ARRAY_LENGTH(texts))
+        text = texts[-error];
+    else if (error < AQ_ERR_SYSTEM && error > AQ_ERR_SYSTEM - 4096)
+        text = strerror_r((int)(AQ_ERR_SYSTEM - error), system, sizeof(system));
+    if (length > 0)
+        snprintf(buffer, length, "%s", text);
+    return buffer;
+}
+
+uint32_t aq_counter_count(void)
+{
+    return AQ_COUNTER_COUNT;
+}
+
+const char *aq_counter_name(uint32_t index)
+{
+    return index < AQ_COUNTER_COUNT ? aq_counter_names[index] : NULL;
+}
+
+/* ---- engine ---------------------------------------------------------------------------------------------------- */
+
+int aq_api_enter(aq_engine *engine)
+{
+    atomic_fetch_add(&engine->inside, 1);
+    if (!atomic_load(&engine->stopping))
+        return 1;
+    atomic_fetch_sub(&engine->inside, 1);
+    return 0;
+}
+
+void aq_api_leave(aq_engine *engine)
+{
+    atomic_fetch_sub(&engine->inside, 1);
+}
+
+static void destroy_credentials(void *object)
+{
+    aq_tls_credentials_unref(object);
+}
+
+static void destroy_udp(void *object)
+{
+    aq_udp_free(object);
+}
+
+static void destroy_nothing(void *object)
+{
+    AQ_UNUSED(object); /* endpoints belong to the engine thread; their names do not keep them */
+}
+
+static void free_engine(aq_engine *engine)
+{
+    while (engine->wakes_length > 0) {
+        aq_wake *wake = engine->wakes_all[--engine->wakes_length];
+        aq_wake_destroy(wake);
+        free(wake);
+    }
+    free(engine->wakes);
+    free(engine->wakes_all);
+    free(engine->touched_streams);
+    free(engine->heap);
+    free(engine->all_endpoints);
+    free(engine->closing_fds);
+    free(engine->host.train);
+    if (engine->host.udp_out != NULL)
+        aq_udp_out_free(engine->host.udp_out);
+    if (engine->receiver != NULL)
+        aq_udp_receiver_free(engine->receiver);
+    if (engine->pump_receiver != NULL)
+        aq_udp_receiver_free(engine->pump_receiver);
+    if (engine->epoll >= 0)
+        close(engine->epoll);
+    pthread_mutex_destroy(&engine->command_mutex);
+    pthread_cond_destroy(&engine->command_done);
+    pthread_mutex_destroy(&engine->wakes_mutex);
+    free(engine);
+}
+
+static int init_tables(aq_engine *engine)
+{
+    if (aq_slab_init(&engine->credentials, AQ_KIND_CREDENTIALS, MOST_CREDENTIALS, destroy_credentials) != AQ_OK)
+        return AQ_ERR_MEMORY;
+    if (aq_slab_init(&engine->endpoints, AQ_KIND_ENDPOINT, MOST_ENDPOINTS, destroy_nothing) != AQ_OK)
+        goto no_endpoints;
+    if (aq_slab_init(&engine->connections, AQ_KIND_CONNECTION, MOST_CONNECTIONS, aq_conn_destroy) != AQ_OK)
+        goto no_connections;
+    if (aq_slab_init(&engine->streams, AQ_KIND_STREAM, MOST_STREAMS, aq_stream_destroy) != AQ_OK)
+        goto no_streams;
+    if (aq_slab_init(&engine->udps, AQ_KIND_UDP, MOST_UDP, destroy_udp) != AQ_OK)
+        goto no_udps;
+    if (aq_pool_init(&engine->pool, POOL_IDLE) != AQ_OK)
+        goto no_pool;
+    if (aq_events_init(&engine->events, &engine->counters) != AQ_OK)
+        goto no_events;
+    if (aq_wake_init(&engine->wake) == 0)
+        return AQ_OK;
+    aq_events_destroy(&engine->events);
+no_events:
+    aq_pool_destroy(&engine->pool);
+no_pool:
+    aq_slab_destroy(&engine->udps);
+no_udps:
+    aq_slab_destroy(&engine->streams);
+no_streams:
+    aq_slab_destroy(&engine->connections);
+no_connections:
+    aq_slab_destroy(&engine->endpoints);
+no_endpoints:
+    aq_slab_destroy(&engine->credentials);
+    return AQ_ERR_MEMORY;
+}
+
+static void destroy_tables(aq_engine *engine)
+{
+    aq_ready_destroy(&engine->ready);
+    aq_slab_destroy(&engine->udps);
+    aq_slab_destroy(&engine->streams);
+    aq_slab_destroy(&engine->connections);
+    aq_slab_destroy(&engine->endpoints);
+    aq_slab_destroy(&engine->credentials);
+    aq_pool_destroy(&engine->pool);
+    aq_events_destroy(&engine->events);
+    aq_wake_destroy(&engine->wake);
+}
+
+aq_engine *aq_engine_new(void)
+{
+    struct epoll_event interest = {.events = EPOLLIN, .data.u64 = 0};
+    aq_engine *engine;
+
+    /* A binary built against newer headers would abort inside an older library. */
+    if (ngtcp2_version(NGTCP2_VERSION_NUM) == NULL)
+        return NULL;
+    engine = aligned_alloc(_Alignof(aq_engine), sizeof(*engine));
+    if (engine == NULL)
+        return NULL;
+    memset(engine, 0, sizeof(*engine));
+    pthread_mutex_init(&engine->command_mutex, NULL);
+    pthread_cond_init(&engine->command_done, NULL);
+    pthread_mutex_init(&engine->wakes_mutex, NULL);
+    engine->epoll = epoll_create1(EPOLL_CLOEXEC);
+    engine->receiver = aq_udp_receiver_new();
+    engine->pump_receiver = aq_udp_receiver_new();
+    engine->host.udp_out = aq_udp_out_new();
+    engine->host.train_capacity = AQ_TRAIN_MOST + 65536; /* a whole train and one packet of any size behind it */
+    engine->host.train = malloc(engine->host.train_capacity);
+    engine->wakes = calloc(MOST_WAKES, sizeof(*engine->wakes));
+    engine->wakes_all = calloc(MOST_WAKES, sizeof(*engine->wakes_all));
+    engine->wakes_all_capacity = MOST_WAKES;
+    if (engine->epoll < 0 || engine->receiver == NULL || engine->pump_receiver == NULL ||
+        engine->host.udp_out == NULL || engine->host.train == NULL || engine->wakes == NULL ||
+        engine->wakes_all == NULL || init_tables(engine) != AQ_OK) {
+        free_engine(engine);
+        return NULL;
+    }
+    aq_ready_init(&engine->ready, &engine->wake);
+    engine->host.counters = &engine->counters;
+    engine->host.events = &engine->events;
+    engine->host.connections = &engine->connections;
+    engine->host.ready = &engine->ready;
+    engine->host.streams.table = &engine->streams;
+    engine->host.streams.ready = &engine->ready;
+    engine->host.streams.counters = &engine->counters;
+    engine->host.streams.pool = &engine->pool;
+    engine->host.engine = engine;
+    aq_engine_host_functions(&engine->host);
+    if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, engine->wake.fd, &interest) != 0) {
+        destroy_tables(engine);
+        free_engine(engine);
+        return NULL;
+    }
+    return engine;
+}
+
+int64_t aq_engine_run(aq_engine *engine)
+{
+    int expected = AQ_ENGINE_NEW;
+    int64_t result;
+    atomic_fetch_add(&engine->inside, 1);
+    if (!atomic_compare_exchange_strong(&engine->state, &expected, AQ_ENGINE_RUNNING)) {
+        aq_api_leave(engine);
+        return AQ_ERR_STATE;
+    }
+    result = aq_engine_loop(engine);
+    aq_events_close(&engine->events);
+    atomic_store(&engine->state, AQ_ENGINE_STOPPED);
+    aq_api_leave(engine);
+    return result;
+}
+
+void aq_engine_stop(aq_engine *engine)
+{
+    int expected = AQ_ENGINE_NEW;
+    atomic_fetch_add(&engine->inside, 1);
+    pthread_mutex_lock(&engine->command_mutex);
+    atomic_store(&engine->stopping, 1); /* with the mutex held: no command gets in behind the last look */
+    pthread_mutex_unlock(&engine->command_mutex);
+    aq_wake_signal(&engine->wake);
+    /* Never run: nobody else will end what waits. */
+    if (atomic_compare_exchange_strong(&engine->state, &expected, AQ_ENGINE_STOPPED)) {
+        aq_engine_fail_commands(engine);
+        aq_events_close(&engine->events);
+    }
+    aq_api_leave(engine);
+}
+
+void aq_engine_free(aq_engine *engine)
+{
+    struct timespec moment = {0, 1000000};
+    aq_engine_stop(engine);
+    while (atomic_load(&engine->inside) != 0)
+        nanosleep(&moment, NULL);
+    destroy_tables(engine);
+    free_engine(engine);
+}
+
+int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t most, int32_t timeout_ms)
+{
+    int64_t result;
+    atomic_fetch_add(&engine->inside, 1); /* also while stopping: what is there is still handed over */
+    result = most == 0 ? AQ_ERR_INVALID : aq_events_take(&engine->events, events, most, timeout_ms);
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_engine_counters(aq_engine *engine, uint64_t *values, uint32_t count)
+{
+    uint32_t i;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    for (i = 0; i < count && i < AQ_COUNTER_COUNT; i++)
+        values[i] = atomic_load_explicit(&engine->counters.value[i], memory_order_relaxed);
+    aq_api_leave(engine);
+    return i;
+}
+
+/* ---- commands to the engine -------------------------------------------------------------------------------------- */
+
+static int64_t ask(aq_engine *engine, aq_engine_command *command)
+{
+    int64_t result;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    result = aq_engine_ask(engine, command);
+    aq_api_leave(engine);
+    return result;
+}
+
+/* For connections that exist; what happens to them until the command arrives is no error. */
+static int64_t tell_connection(aq_engine *engine, aq_engine_command *command)
+{
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    if (aq_slab_get(&engine->connections, command->id) != NULL) {
+        result = aq_engine_tell(engine, command);
+        aq_slab_put(&engine->connections, command->id);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+static int duplicate(int fd)
+{
+    return fcntl(fd, F_DUPFD_CLOEXEC, 3);
+}
+
+aq_id aq_credentials_new(aq_engine *engine, const aq_credentials_options *options, char *text, size_t text_length)
+{
+    aq_credentials *credentials;
+    int64_t result = AQ_OK;
+    if (text_length > 0)
+        text[0] = '\0';
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    credentials = aq_tls_credentials_new(options, &result, text, text_length);
+    if (credentials != NULL) {
+        result = aq_slab_add(&engine->credentials, credentials);
+        if (result < 0)
+            aq_tls_credentials_unref(credentials);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_credentials_free(aq_engine *engine, aq_id credentials)
+{
+    int64_t result;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    result = aq_slab_remove(&engine->credentials, credentials);
+    aq_api_leave(engine);
+    return result;
+}
+
+/* Values that ngtcp2 would abort on, or that make no sense, stop here. */
+static int transport_is_valid(const aq_transport_options *options)
+{
+    return options->congestion <= AQ_CONGESTION_BBR && options->max_udp_payload >= NGTCP2_MAX_UDP_PAYLOAD_SIZE &&
+           options->max_udp_payload <= 65527 && options->handshake_timeout > 0 && options->send_window >= 16384 &&
+           options->receive_window >= 16384 && options->connection_window >= options->receive_window &&
+           options->connection_window < 1ULL << 62 && options->datagram_queue >= 65536 &&
+           options->datagram_queue <= 1ULL << 32 && options->max_streams_bidi <= 1U << 20 &&
+           options->max_streams_uni >= AQ_STREAMS_BEFORE_ADMISSION && options->max_streams_uni <= 1U << 20 &&
+           options->idle_timeout < UINT64_MAX / 4 && options->keep_alive < UINT64_MAX / 4 &&
+           options->handshake_timeout < UINT64_MAX / 4 && options->command_timeout < UINT64_MAX / 4 &&
+           options->fragment_lifetime < UINT64_MAX / 4;
+}
+
+aq_id aq_listen(aq_engine *engine, const aq_listen_options *options)
+{
+    aq_engine_command command = {.kind = AQ_DO_LISTEN, .input = options};
+    if (!transport_is_valid(&options->transport))
+        return AQ_ERR_INVALID;
+    command.fd = duplicate(options->fd);
+    return command.fd < 0 ? AQ_ERR_SYSTEM - errno : ask(engine, &command);
+}
+
+int64_t aq_endpoint_close(aq_engine *engine, aq_id endpoint, int32_t close_connections)
+{
+    aq_engine_command command = {.kind = AQ_DO_CLOSE_ENDPOINT, .id = endpoint, .a = close_connections != 0};
+    return ask(engine, &command);
+}
+
+int64_t aq_endpoint_set_credentials(aq_engine *engine, aq_id endpoint, aq_id credentials)
+{
+    aq_engine_command command = {.kind = AQ_DO_SET_CREDENTIALS, .id = endpoint, .a = (uint64_t)credentials};
+    return ask(engine, &command);
+}
+
+aq_id aq_connect(aq_engine *engine, const aq_connect_options *options)
+{
+    aq_engine_command command = {.kind = AQ_DO_CONNECT, .input = options};
+    if (!transport_is_valid(&options->transport) || options->server_name == NULL ||
+        (options->remote.family != 4 && options->remote.family != 6) || options->remote.port == 0)
+        return AQ_ERR_INVALID;
+    command.fd = duplicate(options->fd);
+    return command.fd < 0 ? AQ_ERR_SYSTEM - errno : ask(engine, &command);
+}
+
+int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, uint64_t linger)
+{
+    aq_engine_command command = {.kind = AQ_DO_CLOSE, .id = connection, .a = code, .b = linger};
+    if (code >= 1ULL << 62)
+        return AQ_ERR_INVALID;
+    return tell_connection(engine, &command);
+}
+
+int64_t aq_connection_export(aq_engine *engine, aq_id connection, const uint8_t *label, size_t label_length,
+                             const uint8_t *context, size_t context_length, uint8_t *out, size_t out_length)
+{
+    aq_export_request request = {label, context, label_length, context_length, out_length};
+    aq_engine_command command = {.kind = AQ_DO_EXPORT, .id = connection, .input = &request, .output = out};
+    return ask(engine, &command);
+}
+
+static int64_t tell_bytes(aq_engine *engine, aq_engine_command *command, const uint8_t *data, size_t length)
+{
+    if (length > sizeof(command->data) || (length == 0 && command->kind == AQ_DO_SEND))
+        return AQ_ERR_INVALID;
+    if (length > 0)
+        memcpy(command->data, data, length);
+    command->length = length;
+    return tell_connection(engine, command);
+}
+
+int64_t aq_connection_send(aq_engine *engine, aq_id connection, const uint8_t *data, size_t length)
+{
+    aq_engine_command command = {.kind = AQ_DO_SEND, .id = connection};
+    return tell_bytes(engine, &command, data, length);
+}
+
+int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8_t *data, size_t length,
+                                uint64_t interval)
+{
+    aq_engine_command command = {.kind = AQ_DO_HEARTBEAT, .id = connection, .a = interval};
+    if (length > 16 || interval >= UINT64_MAX / 4)
+        return AQ_ERR_INVALID;
+    return tell_bytes(engine, &command, data, length);
+}
+
+int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp)
+{
+    aq_engine_command command = {.kind = AQ_DO_ADMIT, .id = connection, .a = carrier, .b = udp != 0};
+    if (carrier > AQ_CARRIER_STREAM)
+        return AQ_ERR_INVALID;
+    return tell_connection(engine, &command);
+}
+
+int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout)
+{
+    aq_engine_command command = {.kind = AQ_DO_PROBE, .id = connection, .a = timeout};
+    if (timeout >= UINT64_MAX / 4)
+        return AQ_ERR_INVALID;
+    return ask(engine, &command);
+}
+
+int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connection_info *info)
+{
+    aq_engine_command command = {.kind = AQ_DO_INFO, .id = connection, .output = info};
+    return ask(engine, &command);
+}
+
+/* ---- streams ----------------------------------------------------------------------------------------------------- */
+
+static aq_id open_stream(aq_engine *engine, aq_conn *conn, const uint8_t *header, size_t header_length)
+{
+    aq_engine_command command = {.kind = AQ_DO_OPEN_STREAM, .id = conn->id};
+    aq_stream_setup setup = engine->host.streams;
+    aq_stream *stream;
+    int64_t result;
+
+    /* options and credit never change while the connection's memory lives, and the caller holds a reference to it. */
+    if (atomic_fetch_add(&conn->opening_count, 1) >= conn->options.max_pending_streams) {
+        atomic_fetch_sub(&conn->opening_count, 1);
+        return AQ_ERR_LIMIT;
+    }
+    setup.send_window = conn->options.send_window;
+    setup.receive_window = conn->options.receive_window;
+    stream = aq_stream_new(&setup, conn->id, conn->credit);
+    result = stream != NULL && aq_pipe_write(&stream->tx, header, header_length) == 0 ? AQ_OK : AQ_ERR_MEMORY;
+    if (result == AQ_OK) {
+        result = aq_slab_add(&engine->streams, stream);
+    }
+    if (result < 0) {
+        if (stream != NULL)
+            aq_stream_destroy(stream);
+        atomic_fetch_sub(&conn->opening_count, 1);
+        return result;
+    }
+    stream->id = result;
+    aq_slab_get(&engine->streams, stream->id); /* travels with the command */
+    command.object = stream;
+    if (aq_engine_tell(engine, &command) != AQ_OK) {
+        atomic_fetch_sub(&conn->opening_count, 1);
+        return AQ_ERR_STOPPED;
+    }
+    return result;
+}
+
+aq_id aq_stream_open(aq_engine *engine, aq_id connection, const uint8_t *header, size_t header_length)
+{
+    aq_conn *conn;
+    int64_t result = AQ_ERR_GONE;
+    if (header_length == 0 || header_length > AQ_STREAM_HEADER_MAX)
+        return AQ_ERR_INVALID;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    conn = aq_slab_get(&engine->connections, connection);
+    if (conn != NULL) {
+        result = open_stream(engine, conn, header, header_length);
+        aq_slab_put(&engine->connections, connection);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_stream_attach(aq_engine *engine, aq_id id, int32_t fd)
+{
+    aq_engine_command command = {.kind = AQ_DO_ATTACH, .fd = fd};
+    aq_stream *stream;
+    int flags;
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine)) {
+        close(fd);
+        return AQ_ERR_STOPPED;
+    }
+    stream = aq_slab_get(&engine->streams, id);
+    if (stream != NULL) {
+        flags = fcntl(fd, F_GETFL);
+        if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+            result = AQ_ERR_SYSTEM - errno;
+        else if (atomic_exchange(&stream->owned, 1))
+            result = AQ_ERR_STATE;
+        else
+            result = AQ_OK;
+    }
+    if (result == AQ_OK) {
+        command.object = stream; /* with the reference */
+        result = aq_engine_tell(engine, &command);
+        if (result != AQ_OK)
+            aq_slab_put(&engine->streams, id);
+    } else {
+        if (stream != NULL)
+            aq_slab_put(&engine->streams, id);
+        close(fd);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_stream_reset(aq_engine *engine, aq_id id, uint64_t code)
+{
+    aq_stream *stream;
+    uint64_t none = 0;
+    if (code >= 1ULL << 62)
+        return AQ_ERR_INVALID;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    stream = aq_slab_get(&engine->streams, id);
+    if (stream != NULL) {
+        atomic_compare_exchange_strong(&stream->reset, &none, code + 1);
+        atomic_store(&stream->local_reset, 1);
+        aq_stream_signal(stream, AQ_NEED_END);
+        aq_stream_notify(stream);
+        aq_slab_put(&engine->streams, id);
+    }
+    aq_api_leave(engine);
+    return stream != NULL ? AQ_OK : AQ_ERR_GONE;
+}
+
+int64_t aq_stream_refuse(aq_engine *engine, aq_id id)
+{
+    aq_engine_command command = {.kind = AQ_DO_REFUSE};
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    command.object = aq_slab_get(&engine->streams, id);
+    if (command.object != NULL) {
+        result = aq_engine_ask(engine, &command);
+        if (result == AQ_ERR_STOPPED)
+            aq_slab_put(&engine->streams, id);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+/* ---- UDP --------------------------------------------------------------------------------------------------------- */
+
+aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public)
+{
+    aq_conn *conn;
+    aq_udp *udp;
+    int64_t result = AQ_ERR_GONE;
+    int own;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    conn = aq_slab_get(&engine->connections, connection);
+    if (conn != NULL) {
+        own = duplicate(fd);
+        if (own < 0) {
+            result = AQ_ERR_SYSTEM - errno;
+        } else {
+            udp = aq_udp_new(conn->flows, own, is_public != 0, &result);
+            if (udp != NULL) {
+                result = aq_slab_add(&engine->udps, udp);
+                udp->id = result;
+                if (result < 0)
+                    aq_udp_free(udp);
+            }
+            if (result < 0)
+                close(own);
+        }
+        aq_slab_put(&engine->connections, connection);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_udp_close(aq_engine *engine, aq_id id)
+{
+    aq_engine_command command = {.kind = AQ_DO_CLOSE_FD};
+    aq_udp *udp;
+    /* Also once the engine is stopping: the descriptor is ours to close. */
+    atomic_fetch_add(&engine->inside, 1);
+    udp = aq_slab_get(&engine->udps, id);
+    if (udp != NULL) {
+        aq_udp_detach(udp);
+        command.fd = udp->fd;
+        if (aq_slab_remove(&engine->udps, id) == AQ_OK)
+            aq_engine_tell(engine, &command);
+        aq_slab_put(&engine->udps, id);
+    }
+    aq_api_leave(engine);
+    return udp != NULL ? AQ_OK : AQ_ERR_GONE;
+}
+
+int64_t aq_udp_receive(aq_engine *engine, aq_id id, aq_udp_batch *batch)
+{
+    aq_udp *udp;
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    udp = aq_slab_get(&engine->udps, id);
+    if (udp != NULL) {
+        result = aq_udp_read(udp, engine->pump_receiver, batch);
+        aq_slab_put(&engine->udps, id);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_flow_add(aq_engine *engine, aq_id id, uint16_t association, const aq_address *peer, const uint8_t *prefix,
+                    size_t prefix_length)
+{
+    aq_engine_command command = {.kind = AQ_DO_FLOW_READY, .a = association, .b = 1};
+    aq_udp *udp;
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    udp = aq_slab_get(&engine->udps, id);
+    if (udp != NULL) {
+        result = aq_flow_new(udp, association, peer, prefix, prefix_length);
+        if (result == AQ_OK) {
+            aq_udp_replay(udp, association);
+            command.id = udp->flows->connection;
+            if (!udp->is_public)
+                aq_engine_tell(engine, &command);
+        }
+        aq_slab_put(&engine->udps, id);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association)
+{
+    aq_engine_command command = {.kind = AQ_DO_FLOW_READY, .id = connection, .a = association, .b = 0};
+    aq_conn *conn;
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    conn = aq_slab_get(&engine->connections, connection);
+    if (conn != NULL) {
+        result = AQ_OK;
+        aq_flow_forget(conn->flows, association); /* gone already is as good */
+        aq_engine_tell(engine, &command);
+        aq_slab_put(&engine->connections, connection);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_flows_idle(aq_engine *engine, aq_id connection, uint64_t idle, uint16_t *associations, uint32_t most)
+{
+    aq_conn *conn;
+    int64_t result = AQ_ERR_GONE;
+    uint64_t now = aq_now();
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    conn = aq_slab_get(&engine->connections, connection);
+    if (conn != NULL) {
+        result = aq_flows_list_idle(conn->flows, now > idle ? now - idle : 0, associations, most);
+        aq_slab_put(&engine->connections, connection);
+    }
+    aq_api_leave(engine);
+    return result;
+}

@@ -1,0 +1,83 @@
+/* Every difference between ngtcp2 releases that the engine cares about, in one place. The floor is 1.11
+ * (distributions); what a newer release can do better is asked for here by the macro or version that brought it.
+ */
+#ifndef AQ_COMPAT_H
+#define AQ_COMPAT_H
+
+#include "aq.h"
+
+#include <ngtcp2/ngtcp2.h>
+#include <ngtcp2/ngtcp2_crypto.h>
+
+#if NGTCP2_VERSION_NUM < 0x010b00
+#error "ngtcp2 1.11 or newer is needed; run: python3 vendor/ngtcp2.py"
+#endif
+
+/* Up to 1.11 no_pmtud = 1 lets a client that changes its port abort a server; leaving discovery on with nothing to
+ * discover is the same in effect. So no_pmtud stays 0 everywhere, and a fixed payload size is set through
+ * max_tx_udp_payload_size. */
+static inline void aq_compat_settings(ngtcp2_settings *settings, const uint16_t *probes, size_t probes_length)
+{
+    settings->no_pmtud = 0;
+    settings->pmtud_probes = probes;
+    settings->pmtud_probeslen = probes_length;
+#ifdef NGTCP2_SETTINGS_V3
+    /* The first release with this limiter closed honest connections; these are the later releases' defaults. */
+    settings->glitch_ratelim_burst = 10000;
+    settings->glitch_ratelim_rate = 330;
+#endif
+}
+
+#ifdef NGTCP2_CALLBACKS_V4
+#define AQ_HAVE_RECV_STOP_SENDING 1 /* before, STOP_SENDING shows only as NGTCP2_ERR_STREAM_SHUT_WR */
+#else
+#define AQ_HAVE_RECV_STOP_SENDING 0
+#endif
+
+typedef struct {
+    uint64_t packets_sent, packets_received, packets_lost;
+    uint64_t bytes_sent, bytes_received, bytes_lost;
+} aq_compat_traffic;
+
+/* Zeros on libraries without these counters. */
+static inline void aq_compat_info(ngtcp2_conn *quic, ngtcp2_conn_info *info, aq_compat_traffic *traffic)
+{
+    ngtcp2_conn_get_conn_info(quic, info);
+#ifdef NGTCP2_CONN_INFO_V2
+    traffic->packets_sent = info->pkt_sent;
+    traffic->packets_received = info->pkt_recv;
+    traffic->packets_lost = info->pkt_lost;
+    traffic->bytes_sent = info->bytes_sent;
+    traffic->bytes_received = info->bytes_recv;
+    traffic->bytes_lost = info->bytes_lost;
+#else
+    traffic->packets_sent = traffic->packets_received = traffic->packets_lost = 0;
+    traffic->bytes_sent = traffic->bytes_received = traffic->bytes_lost = 0;
+#endif
+}
+
+/* How many bytes may leave in one go. Newer releases size it to about a millisecond; older ones always say 64 KiB,
+ * which overruns slow links, so there it is worked out here: 1 ms worth, at least ten packets. */
+static inline size_t aq_compat_send_quantum(ngtcp2_conn *quic, size_t packet)
+{
+    size_t quantum = ngtcp2_conn_get_send_quantum(quic);
+#if NGTCP2_VERSION_NUM < 0x011100
+    ngtcp2_conn_info info;
+    size_t least = 10 * packet;
+    ngtcp2_conn_get_conn_info(quic, &info);
+    if (info.smoothed_rtt > 0) {
+        double millisecond = (double)info.cwnd / (double)info.smoothed_rtt * (double)AQ_NSEC_PER_MSEC;
+        if (millisecond < (double)quantum)
+            quantum = (size_t)millisecond;
+    } else {
+        quantum = least;
+    }
+    if (quantum < least)
+        quantum = least;
+#else
+    AQ_UNUSED(packet);
+#endif
+    return quantum;
+}
+
+#endif

@@ -1,0 +1,713 @@
+/* Life and death of a connection, what arrives for it, and its timers. */
+#include "conn.h"
+
+#include <gnutls/crypto.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+/* After which time without a packet a PING goes out while somebody asks whether the peer lives. */
+#define PROBE_PING (20 * AQ_NSEC_PER_MSEC)
+/* Closing and draining last three PTO (RFC 9000 section 10.2), and no less than this. */
+#define KEEP_LEAST (100 * AQ_NSEC_PER_MSEC)
+#define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
+#define ACTIVE_CID_LIMIT 8
+
+/* ---- events -------------------------------------------------------------------------------------------------- */
+
+void aq_conn_post(aq_conn *conn, aq_event *event)
+{
+    event->connection = conn->id;
+    event->endpoint = conn->endpoint_id;
+    if (event->type == AQ_EVENT_COMMAND || event->type == AQ_EVENT_VIOLATION || event->type == AQ_EVENT_FLOW_WANTED) {
+        /* The only events that a peer can cause without end. */
+        if (++conn->events_waiting > AQ_EVENTS_WAITING) {
+            if (aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING) {
+                conn->overrun = "too many commands";
+                return;
+            }
+            conn->events_waiting = 0;
+        }
+    }
+    aq_events_post(conn->host->events, event);
+}
+
+static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, size_t length)
+{
+    aq_event event = {.type = AQ_EVENT_CLOSED, .code = (uint64_t)cause, .value = code};
+    if (length > sizeof(event.data))
+        length = sizeof(event.data);
+    if (length > 0)
+        memcpy(event.data, reason, length);
+    event.length = (uint32_t)length;
+    aq_sockaddr_to(&conn->remote, &event.peer);
+    aq_conn_post(conn, &event);
+}
+
+/* ---- callbacks of the connection as a whole -------------------------------------------------------------------- */
+
+static ngtcp2_conn *get_quic(ngtcp2_crypto_conn_ref *reference)
+{
+    aq_conn *conn = reference->user_data;
+    return conn->quic;
+}
+
+static void on_random(uint8_t *out, size_t length, const ngtcp2_rand_ctx *context)
+{
+    AQ_UNUSED(context);
+    if (gnutls_rnd(GNUTLS_RND_NONCE, out, length) != 0)
+        aq_random(out, length);
+}
+
+static int on_new_cid(ngtcp2_conn *quic, ngtcp2_cid *cid, uint8_t *token, size_t length, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    cid->datalen = length;
+    if (gnutls_rnd(GNUTLS_RND_NONCE, cid->data, length) != 0)
+        return NGTCP2_ERR_CALLBACK_FAILURE;
+    if (ngtcp2_crypto_generate_stateless_reset_token(token, conn->reset_key, sizeof(conn->reset_key), cid) != 0)
+        return NGTCP2_ERR_CALLBACK_FAILURE;
+    if (conn->cids_length == AQ_CIDS_MOST || conn->host->route(conn->endpoint, cid, conn) != 0)
+        return NGTCP2_ERR_CALLBACK_FAILURE;
+    conn->cids[conn->cids_length++] = *cid;
+    return 0;
+}
+
+static int on_remove_cid(ngtcp2_conn *quic, const ngtcp2_cid *cid, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    for (size_t i = 0; i < conn->cids_length; i++) {
+        if (ngtcp2_cid_eq(&conn->cids[i], cid)) {
+            conn->host->unroute(conn->endpoint, cid);
+            conn->cids[i] = conn->cids[--conn->cids_length];
+            break;
+        }
+    }
+    return 0;
+}
+
+static int on_handshake_completed(ngtcp2_conn *quic, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    conn->handshake_done = 1;
+    return 0;
+}
+
+static int on_stateless_reset(ngtcp2_conn *quic, const ngtcp2_pkt_stateless_reset *reset, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    AQ_UNUSED(reset);
+    conn->reset_received = 1;
+    return 0;
+}
+
+static int on_datagram(ngtcp2_conn *quic, uint32_t flags, const uint8_t *data, size_t length, void *user)
+{
+    AQ_UNUSED(quic);
+    AQ_UNUSED(flags);
+    aq_conn_receive_datagram(user, data, length);
+    return 0;
+}
+
+static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
+{
+    memset(callbacks, 0, sizeof(*callbacks));
+    if (is_server) {
+        callbacks->recv_client_initial = ngtcp2_crypto_recv_client_initial_cb;
+    } else {
+        callbacks->client_initial = ngtcp2_crypto_client_initial_cb;
+        callbacks->recv_retry = ngtcp2_crypto_recv_retry_cb;
+    }
+    callbacks->recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb;
+    callbacks->encrypt = ngtcp2_crypto_encrypt_cb;
+    callbacks->decrypt = ngtcp2_crypto_decrypt_cb;
+    callbacks->hp_mask = ngtcp2_crypto_hp_mask_cb;
+    callbacks->rand = on_random;
+    callbacks->get_new_connection_id = on_new_cid;
+    callbacks->remove_connection_id = on_remove_cid;
+    callbacks->update_key = ngtcp2_crypto_update_key_cb;
+    callbacks->delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb;
+    callbacks->delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb;
+    callbacks->get_path_challenge_data = ngtcp2_crypto_get_path_challenge_data_cb;
+    callbacks->version_negotiation = ngtcp2_crypto_version_negotiation_cb;
+    callbacks->handshake_completed = on_handshake_completed;
+    callbacks->recv_stateless_reset = on_stateless_reset;
+    callbacks->recv_datagram = on_datagram;
+    aq_conn_stream_callbacks(callbacks);
+}
+
+/* ---- creation and end ------------------------------------------------------------------------------------------ */
+
+static void fill_settings(aq_conn *conn, const aq_conn_setup *setup, ngtcp2_settings *settings)
+{
+    static const ngtcp2_cc_algo algorithms[] = {NGTCP2_CC_ALGO_CUBIC, NGTCP2_CC_ALGO_RENO, NGTCP2_CC_ALGO_BBR};
+    /* Below the option's bound: sizes that fit Ethernet in common tunnels, down to IPv6's minimum. */
+    static const uint16_t common[] = {1420, 1372, 1280};
+    size_t probes = 0;
+    uint32_t most = conn->options.max_udp_payload;
+
+    ngtcp2_settings_default(settings);
+    settings->initial_ts = setup->now;
+    settings->handshake_timeout = conn->options.handshake_timeout;
+    settings->cc_algo = algorithms[conn->options.congestion];
+    settings->max_tx_udp_payload_size = most;
+    if (most > NGTCP2_MAX_UDP_PAYLOAD_SIZE)
+        conn->probes[probes++] = (uint16_t)most;
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(common); i++) {
+        if (common[i] < most)
+            conn->probes[probes++] = common[i];
+    }
+    aq_compat_settings(settings, probes > 0 ? conn->probes : NULL, probes);
+    /* Windows follow the readers (conn_streams.c); the library's own tuning would outgrow the pipes. */
+    settings->max_window = settings->max_stream_window = 0;
+    if (setup->header != NULL && setup->original_dcid != NULL) {
+        settings->token = setup->header->token;
+        settings->tokenlen = setup->header->tokenlen;
+        settings->token_type = NGTCP2_TOKEN_TYPE_RETRY;
+    }
+}
+
+static int fill_params(aq_conn *conn, const aq_conn_setup *setup, const ngtcp2_cid *scid,
+                       ngtcp2_transport_params *params)
+{
+    const aq_transport_options *options = &conn->options;
+    uint64_t window = options->receive_window < AQ_FIRST_WINDOW ? options->receive_window : AQ_FIRST_WINDOW;
+    ngtcp2_transport_params_default(params);
+    params->initial_max_data = options->connection_window;
+    params->initial_max_stream_data_bidi_local = window;
+    params->initial_max_stream_data_bidi_remote = window;
+    params->initial_max_stream_data_uni = AQ_UNI_WINDOW;
+    params->initial_max_streams_bidi = options->max_streams_bidi;
+    params->initial_max_streams_uni = conn->is_server ? AQ_STREAMS_BEFORE_ADMISSION : options->max_streams_uni;
+    params->max_idle_timeout = options->idle_timeout;
+    params->max_datagram_frame_size = UINT16_MAX;
+    params->active_connection_id_limit = ACTIVE_CID_LIMIT - 1;
+    if (conn->is_server) {
+        params->original_dcid = setup->original_dcid != NULL ? *setup->original_dcid : setup->header->dcid;
+        params->original_dcid_present = 1;
+        if (setup->original_dcid != NULL) {
+            params->retry_scid = setup->header->dcid;
+            params->retry_scid_present = 1;
+        }
+        params->stateless_reset_token_present = 1;
+        return ngtcp2_crypto_generate_stateless_reset_token(params->stateless_reset_token, conn->reset_key,
+                                                            sizeof(conn->reset_key), scid);
+    }
+    return 0;
+}
+
+static int random_cid(ngtcp2_cid *cid)
+{
+    cid->datalen = AQ_SCID_LENGTH;
+    return gnutls_rnd(GNUTLS_RND_NONCE, cid->data, cid->datalen);
+}
+
+static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
+{
+    ngtcp2_callbacks callbacks;
+    ngtcp2_settings settings;
+    ngtcp2_transport_params params;
+    ngtcp2_path path = {0};
+    aq_sockaddr local = *setup->local, remote = *setup->remote;
+    ngtcp2_cid scid, dcid;
+    int result;
+
+    ngtcp2_addr_init(&path.local, &local.sa, aq_sockaddr_length(&local));
+    ngtcp2_addr_init(&path.remote, &remote.sa, aq_sockaddr_length(&remote));
+    if (random_cid(&scid) != 0 || random_cid(&dcid) != 0)
+        return AQ_ERR_TLS;
+    fill_callbacks(&callbacks, conn->is_server);
+    fill_settings(conn, setup, &settings);
+    if (fill_params(conn, setup, &scid, &params) != 0)
+        return AQ_ERR_TLS;
+    if (conn->is_server)
+        result = ngtcp2_conn_server_new(&conn->quic, &setup->header->scid, &scid, &path, setup->header->version,
+                                        &callbacks, &settings, &params, NULL, conn);
+    else
+        result = ngtcp2_conn_client_new(&conn->quic, &dcid, &scid, &path, NGTCP2_PROTO_VER_V1, &callbacks, &settings,
+                                        &params, NULL, conn);
+    if (result != 0)
+        return AQ_ERR_MEMORY;
+    ngtcp2_conn_set_tls_native_handle(conn->quic, aq_tls_session_native(conn->tls));
+    if (conn->options.keep_alive > 0)
+        ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->options.keep_alive);
+    conn->cids[conn->cids_length++] = scid;
+    if (conn->host->route(conn->endpoint, &scid, conn) != 0)
+        return AQ_ERR_MEMORY;
+    if (conn->is_server) {
+        /* The client goes on using the id that it chose until it has seen ours. */
+        conn->cids[conn->cids_length++] = setup->header->dcid;
+        if (conn->host->route(conn->endpoint, &setup->header->dcid, conn) != 0)
+            return AQ_ERR_MEMORY;
+    }
+    return AQ_OK;
+}
+
+aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
+{
+    const aq_conn_host *host = setup->host;
+    aq_conn *conn = calloc(1, sizeof(*conn));
+    aq_id name;
+    *error = AQ_ERR_MEMORY;
+    if (conn == NULL)
+        return NULL;
+    conn->host = host;
+    conn->endpoint = setup->endpoint;
+    conn->endpoint_id = setup->endpoint_id;
+    conn->is_server = setup->header != NULL;
+    conn->admitted = conn->udp_allowed = !conn->is_server;
+    conn->options = *setup->options;
+    conn->remote = *setup->remote;
+    conn->now = conn->handshake_at = conn->last_received = setup->now;
+    conn->heap_index = UINT32_MAX;
+    conn->heartbeat_at = conn->linger_until = conn->keep_until = UINT64_MAX;
+    conn->probe_deadline = conn->assembler_expiry = UINT64_MAX;
+    conn->gso = conn->options.gso;
+    conn->reference.get_conn = get_quic;
+    conn->reference.user_data = conn;
+    if (setup->reset_key != NULL)
+        memcpy(conn->reset_key, setup->reset_key, sizeof(conn->reset_key));
+    else
+        aq_random(conn->reset_key, sizeof(conn->reset_key));
+    name = aq_slab_add(host->connections, conn);
+    if (name < 0) {
+        *error = name;
+        free(conn);
+        return NULL;
+    }
+    conn->id = name;
+    conn->named = 1;
+    aq_slab_get(host->connections, name); /* ours, until aq_conn_free */
+    conn->credit = aq_credit_new(conn->options.connection_window / 4);
+    conn->flows = aq_flows_new(name, host->ready, host->counters, conn->options.datagram_queue);
+    if (conn->credit != NULL && conn->flows != NULL) {
+        conn->tls =
+            aq_tls_session_new(setup->credentials, &conn->reference, setup->server_name, setup->send_sni, error);
+        if (conn->tls != NULL)
+            *error = start_quic(conn, setup);
+    }
+    if (*error != AQ_OK || conn->quic == NULL) {
+        aq_conn_free(conn);
+        return NULL;
+    }
+    aq_count(host->counters, conn->is_server ? AQ_C_connections_accepted : AQ_C_connections_opened, 1);
+    return conn;
+}
+
+/* Frees what belongs to QUIC; the routing of its ids stays. */
+static void end_quic(aq_conn *conn)
+{
+    if (conn->quic != NULL)
+        ngtcp2_conn_del(conn->quic);
+    conn->quic = NULL;
+    if (conn->tls != NULL)
+        aq_tls_session_free(conn->tls);
+    conn->tls = NULL;
+}
+
+/* Everything that hangs on the connection is cut off, and its name goes. */
+static void cut_off(aq_conn *conn, int dead)
+{
+    /* Streams first: cutting them must still find the library's state. Then the library, which points into the buffers
+     * freed after it. */
+    aq_conn_cut_streams(conn, dead);
+    end_quic(conn);
+    if (conn->flows != NULL)
+        aq_conn_cut_packets(conn);
+    free(conn->blocked);
+    conn->blocked = NULL;
+    if (conn->named) {
+        conn->named = 0;
+        aq_slab_remove(conn->host->connections, conn->id);
+    }
+}
+
+void aq_conn_free(aq_conn *conn)
+{
+    cut_off(conn, 1);
+    while (conn->cids_length > 0)
+        conn->host->unroute(conn->endpoint, &conn->cids[--conn->cids_length]);
+    free(conn->close_packet);
+    conn->close_packet = NULL;
+    conn->host->forget(conn->host->engine, conn);
+    aq_slab_put(conn->host->connections, conn->id);
+}
+
+void aq_conn_destroy(void *object)
+{
+    /* flows stays until here: the pump takes a reference to it through a connection that may end meanwhile. */
+    aq_conn *conn = object;
+    if (conn->flows != NULL)
+        aq_flows_unref(conn->flows);
+    if (conn->credit != NULL)
+        aq_credit_unref(conn->credit);
+    free(conn);
+}
+
+/* ---- closing --------------------------------------------------------------------------------------------------- */
+
+static int sends_close(enum aq_close_cause cause)
+{
+    switch (cause) {
+    case AQ_CLOSE_LOCAL:
+    case AQ_CLOSE_TLS:
+    case AQ_CLOSE_CERTIFICATE:
+    case AQ_CLOSE_INTERNAL:
+    case AQ_CLOSE_HANDSHAKE_TIMEOUT:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+static void send_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now)
+{
+    ngtcp2_ccerr error;
+    ngtcp2_path_storage path;
+    ngtcp2_pkt_info info = {0};
+    aq_sockaddr remote = {0}, local = {0};
+    ngtcp2_ssize length;
+    size_t sent;
+
+    ngtcp2_ccerr_default(&error);
+    if (cause == AQ_CLOSE_LOCAL)
+        ngtcp2_ccerr_set_application_error(&error, code, (const uint8_t *)reason, strlen(reason));
+    else if (cause == AQ_CLOSE_TLS || cause == AQ_CLOSE_CERTIFICATE)
+        ngtcp2_ccerr_set_tls_alert(&error, (uint8_t)code, NULL, 0);
+    else
+        ngtcp2_ccerr_set_liberr(&error, -(int)code, NULL, 0);
+    ngtcp2_path_storage_zero(&path);
+    length = ngtcp2_conn_write_connection_close(conn->quic, &path.path, &info, conn->host->train,
+                                                conn->host->train_capacity, &error, now);
+    if (length <= 0)
+        return; /* nothing may be sent, e.g. three times what came is used up */
+    memcpy(&remote, path.path.remote.addr, (size_t)path.path.remote.addrlen);
+    memcpy(&local, path.path.local.addr, (size_t)path.path.local.addrlen);
+    conn->host->transmit(conn, &remote, &local, info.ecn, conn->host->train, (size_t)length, (size_t)length, &sent);
+    conn->close_packet = malloc((size_t)length);
+    if (conn->close_packet != NULL) {
+        memcpy(conn->close_packet, conn->host->train, (size_t)length);
+        conn->close_packet_length = (size_t)length;
+    }
+}
+
+static void enter_end(aq_conn *conn, enum aq_conn_state state, enum aq_close_cause cause, uint64_t code,
+                      const char *reason, size_t length, uint64_t now)
+{
+    uint64_t keep = 3 * ngtcp2_conn_get_pto(conn->quic);
+    if (keep < KEEP_LEAST)
+        keep = KEEP_LEAST;
+    if (keep > KEEP_MOST)
+        keep = KEEP_MOST;
+    if (!conn->handshake_done)
+        aq_count(conn->host->counters, AQ_C_handshakes_failed, 1);
+    aq_count(conn->host->counters, AQ_C_connections_closed, 1);
+    conn->keep_until = now + keep;
+    conn->state = state;
+    post_closed(conn, cause, code, reason, length);
+    cut_off(conn, 1);
+    conn->host->touch(conn->host->engine, conn);
+}
+
+void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now)
+{
+    if (conn->state == AQ_CONN_CLOSING || conn->state == AQ_CONN_DRAINING)
+        return;
+    if (sends_close(cause))
+        send_close(conn, cause, code, reason, now);
+    enter_end(conn, conn->close_packet != NULL ? AQ_CONN_CLOSING : AQ_CONN_DRAINING, cause, code, reason,
+              strlen(reason), now);
+}
+
+void aq_conn_close_application(aq_conn *conn, uint64_t code, uint64_t linger, uint64_t now)
+{
+    if (linger > 0 && conn->commands_unacknowledged > 0) {
+        conn->linger_until = now + linger;
+        conn->linger_code = code;
+        conn->host->touch(conn->host->engine, conn);
+    } else {
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, code, "", now);
+    }
+}
+
+void aq_conn_stop(aq_conn *conn, uint64_t now)
+{
+    if (conn->quic != NULL)
+        send_close(conn, AQ_CLOSE_LOCAL, 0, "", now);
+    cut_off(conn, 2);
+}
+
+static void closed_by_peer(aq_conn *conn, uint64_t now)
+{
+    const ngtcp2_ccerr *error = ngtcp2_conn_get_ccerr(conn->quic);
+    if (conn->reset_received)
+        enter_end(conn, AQ_CONN_DRAINING, AQ_CLOSE_STATELESS_RESET, 0, "", 0, now);
+    else
+        enter_end(conn, AQ_CONN_DRAINING,
+                  error->type == NGTCP2_CCERR_TYPE_APPLICATION ? AQ_CLOSE_PEER_APPLICATION : AQ_CLOSE_PEER_TRANSPORT,
+                  error->error_code, (const char *)error->reason, error->reasonlen, now);
+}
+
+/* ---- arriving packets ------------------------------------------------------------------------------------------ */
+
+/* A packet for a connection that is over: every 1st, 2nd, 4th, 8th ... is answered with the close again (RFC 9000
+ * section 10.2.1). */
+static void answer_late(aq_conn *conn, const aq_sockaddr *local, const aq_sockaddr *remote, size_t length)
+{
+    size_t sent;
+    aq_count(conn->host->counters, AQ_C_quic_drop_closing, 1);
+    if (conn->state != AQ_CONN_CLOSING || conn->close_packet_length > 3 * length)
+        return;
+    if (++conn->close_received >= 1U << conn->close_replies && conn->close_replies < 31) {
+        conn->close_replies++;
+        conn->host->transmit(conn, remote, local, 0, conn->close_packet, conn->close_packet_length,
+                             conn->close_packet_length, &sent);
+    }
+}
+
+static void handshake_finished(aq_conn *conn, uint64_t now)
+{
+    aq_event event = {.type = AQ_EVENT_CONNECTED};
+    int alert = aq_tls_session_check(conn->tls);
+    conn->state = AQ_CONN_OPEN;
+    if (alert != 0) {
+        aq_conn_close(conn, AQ_CLOSE_TLS, (uint64_t)alert, "the peer offered no ALPN protocol", now);
+        return;
+    }
+    aq_count(conn->host->counters, AQ_C_handshakes_completed, 1);
+    event.length = (uint32_t)aq_tls_session_alpn(conn->tls, event.data, sizeof(event.data));
+    aq_sockaddr_to(&conn->remote, &event.peer);
+    aq_conn_post(conn, &event);
+}
+
+/* Acts on what callbacks noted. */
+static void after_callbacks(aq_conn *conn, uint64_t now)
+{
+    if (conn->quic != NULL && conn->handshake_done && conn->state == AQ_CONN_HANDSHAKE)
+        handshake_finished(conn, now);
+    if (conn->quic != NULL && conn->overrun != NULL)
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, conn->overrun, now);
+}
+
+enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sockaddr *remote, uint8_t ecn,
+                          const uint8_t *data, size_t length, uint64_t now)
+{
+    ngtcp2_path path = {0};
+    ngtcp2_pkt_info info = {.ecn = ecn};
+    aq_sockaddr local_copy = *local, remote_copy = *remote;
+    const char *problem;
+    int result;
+
+    if (conn->quic == NULL) {
+        answer_late(conn, local, remote, length);
+        return AQ_READ_OK;
+    }
+    conn->now = now;
+    ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
+    ngtcp2_addr_init(&path.remote, &remote_copy.sa, aq_sockaddr_length(&remote_copy));
+    result = ngtcp2_conn_read_pkt(conn->quic, &path, &info, data, length, now);
+    switch (result) {
+    case 0:
+        conn->last_received = now;
+        conn->remote = *remote;
+        after_callbacks(conn, now);
+        aq_conn_return_credit(conn);
+        conn->host->touch(conn->host->engine, conn);
+        return AQ_READ_OK;
+    case NGTCP2_ERR_DRAINING:
+        after_callbacks(conn, now);
+        if (conn->quic != NULL)
+            closed_by_peer(conn, now);
+        return AQ_READ_OK;
+    case NGTCP2_ERR_RETRY:
+        return AQ_READ_RETRY;
+    case NGTCP2_ERR_DROP_CONN:
+        return AQ_READ_DROP;
+    case NGTCP2_ERR_CRYPTO:
+        problem = aq_tls_session_certificate_problem(conn->tls);
+        aq_conn_close(conn, problem[0] != '\0' ? AQ_CLOSE_CERTIFICATE : AQ_CLOSE_TLS,
+                      ngtcp2_conn_get_tls_alert(conn->quic), problem, now);
+        return AQ_READ_OVER;
+    case NGTCP2_ERR_RECV_VERSION_NEGOTIATION:
+        aq_conn_close(conn, AQ_CLOSE_VERSION, 0, "the server speaks no QUIC version of ours", now);
+        return AQ_READ_OVER;
+    default:
+        aq_conn_close(conn, AQ_CLOSE_INTERNAL, (uint64_t)(-result), ngtcp2_strerror(result), now);
+        return AQ_READ_OVER;
+    }
+}
+
+/* ---- timers ---------------------------------------------------------------------------------------------------- */
+
+static void give_up_commands(aq_conn *conn, uint64_t now)
+{
+    while (conn->incoming_first != NULL && conn->incoming_first->deadline <= now) {
+        aq_incoming *incoming = conn->incoming_first;
+        int64_t id = incoming->quic_id;
+        aq_conn_drop_incoming(conn, incoming);
+        aq_conn_violation(conn, "a command that was not complete in time");
+        ngtcp2_conn_shutdown_stream_read(conn->quic, 0, id, 0);
+    }
+    if (conn->headers_pending == 0)
+        return;
+    for (aq_stream *stream = conn->streams; stream != NULL; stream = stream->next) {
+        if (stream->peer_opened && !stream->header_done && stream->deadline <= now) {
+            stream->header_done = 1;
+            stream->shut_sent = 1;
+            conn->headers_pending--;
+            aq_conn_violation(conn, "a stream whose Connect command was not complete in time");
+            ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
+        }
+    }
+}
+
+static void answer_probe(aq_conn *conn, uint64_t now)
+{
+    aq_event event = {.type = AQ_EVENT_PROBED, .value = conn->last_received > conn->probe_from};
+    if (!event.value && now < conn->probe_deadline)
+        return;
+    conn->probe_deadline = UINT64_MAX;
+    ngtcp2_conn_set_keep_alive_timeout(conn->quic,
+                                       conn->options.keep_alive > 0 ? conn->options.keep_alive : UINT64_MAX);
+    aq_conn_post(conn, &event);
+}
+
+void aq_conn_timers(aq_conn *conn, uint64_t now)
+{
+    int result;
+    if (conn->quic == NULL)
+        return;
+    conn->now = now;
+    if (ngtcp2_conn_get_expiry(conn->quic) <= now) {
+        result = ngtcp2_conn_handle_expiry(conn->quic, now);
+        if (result == NGTCP2_ERR_IDLE_CLOSE) {
+            aq_conn_close(conn, AQ_CLOSE_IDLE, 0, "", now);
+            return;
+        }
+        if (result != 0) {
+            aq_conn_close(conn, result == NGTCP2_ERR_HANDSHAKE_TIMEOUT ? AQ_CLOSE_HANDSHAKE_TIMEOUT : AQ_CLOSE_INTERNAL,
+                          (uint64_t)(-result), ngtcp2_strerror(result), now);
+            return;
+        }
+    }
+    if (conn->heartbeat_at <= now) {
+        conn->heartbeat_due = 1;
+        conn->heartbeat_at = now + conn->heartbeat_interval;
+    }
+    give_up_commands(conn, now);
+    if (conn->assembler != NULL && conn->assembler_expiry <= now) {
+        uint64_t dropped;
+        conn->assembler_expiry = aq_assembler_expire(conn->assembler, now);
+        dropped = aq_assembler_dropped(conn->assembler);
+        aq_count(conn->host->counters, AQ_C_packet_drop_incomplete, dropped - conn->assembler_dropped);
+        conn->assembler_dropped = dropped;
+    }
+    if (conn->probe_deadline != UINT64_MAX)
+        answer_probe(conn, now);
+    after_callbacks(conn, now);
+    if (conn->quic != NULL && conn->linger_until != UINT64_MAX &&
+        (conn->linger_until <= now || conn->commands_unacknowledged == 0))
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, conn->linger_code, "", now);
+    else if (conn->quic != NULL)
+        conn->host->touch(conn->host->engine, conn);
+}
+
+static void sooner(uint64_t *expiry, uint64_t other)
+{
+    if (other < *expiry)
+        *expiry = other;
+}
+
+void aq_conn_schedule(aq_conn *conn, uint64_t now)
+{
+    uint64_t expiry;
+    if (conn->quic == NULL) {
+        conn->expiry = conn->keep_until;
+        return;
+    }
+    expiry = ngtcp2_conn_get_expiry(conn->quic);
+    sooner(&expiry, conn->heartbeat_at);
+    sooner(&expiry, conn->assembler_expiry);
+    if (conn->probe_deadline != UINT64_MAX)
+        sooner(&expiry, conn->last_received > conn->probe_from ? now : conn->probe_deadline);
+    if (conn->linger_until != UINT64_MAX)
+        sooner(&expiry, conn->commands_unacknowledged == 0 ? now : conn->linger_until);
+    if (conn->incoming_first != NULL)
+        sooner(&expiry, conn->incoming_first->deadline);
+    if (conn->headers_pending > 0) {
+        for (aq_stream *stream = conn->streams; stream != NULL; stream = stream->next) {
+            if (stream->peer_opened && !stream->header_done)
+                sooner(&expiry, stream->deadline);
+        }
+    }
+    conn->expiry = expiry;
+}
+
+/* ---- commands from other threads -------------------------------------------------------------------------------- */
+
+int64_t aq_conn_set_heartbeat(aq_conn *conn, const uint8_t *data, size_t length, uint64_t interval, uint64_t now)
+{
+    if (length > sizeof(conn->heartbeat))
+        return AQ_ERR_INVALID;
+    memcpy(conn->heartbeat, data, length);
+    conn->heartbeat_length = length;
+    conn->heartbeat_interval = interval;
+    conn->heartbeat_at = interval > 0 ? now + interval : UINT64_MAX;
+    conn->host->touch(conn->host->engine, conn);
+    return AQ_OK;
+}
+
+int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp)
+{
+    conn->carrier = carrier;
+    conn->udp_allowed = udp;
+    if (conn->is_server && !conn->admitted && conn->options.max_streams_uni > AQ_STREAMS_BEFORE_ADMISSION)
+        ngtcp2_conn_extend_max_streams_uni(conn->quic, conn->options.max_streams_uni - AQ_STREAMS_BEFORE_ADMISSION);
+    conn->admitted = 1;
+    conn->host->touch(conn->host->engine, conn);
+    return AQ_OK;
+}
+
+int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t now)
+{
+    if (conn->state != AQ_CONN_OPEN)
+        return AQ_ERR_STATE;
+    conn->probe_from = now;
+    conn->probe_deadline = now + timeout;
+    ngtcp2_conn_set_keep_alive_timeout(conn->quic, PROBE_PING);
+    conn->host->touch(conn->host->engine, conn);
+    return AQ_OK;
+}
+
+int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now)
+{
+    ngtcp2_conn_info raw;
+    aq_compat_traffic traffic;
+    memset(info, 0, sizeof(*info));
+    aq_compat_info(conn->quic, &raw, &traffic);
+    aq_sockaddr_to(&conn->remote, &info->peer);
+    info->smoothed_rtt = raw.smoothed_rtt;
+    info->min_rtt = raw.min_rtt != UINT64_MAX ? raw.min_rtt : 0;
+    info->latest_rtt = raw.latest_rtt;
+    info->congestion_window = raw.cwnd;
+    info->bytes_in_flight = raw.bytes_in_flight;
+    info->packets_sent = traffic.packets_sent;
+    info->packets_received = traffic.packets_received;
+    info->packets_lost = traffic.packets_lost;
+    info->bytes_sent = traffic.bytes_sent;
+    info->bytes_received = traffic.bytes_received;
+    info->bytes_lost = traffic.bytes_lost;
+    info->path_payload = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn->quic);
+    info->datagram_limit = conn->handshake_done ? aq_conn_datagram_limit(conn) : 0;
+    info->silence = now - conn->last_received;
+    info->streams = conn->streams_count;
+    pthread_mutex_lock(&conn->flows->mutex);
+    info->flows = conn->flows->count;
+    pthread_mutex_unlock(&conn->flows->mutex);
+    info->datagrams_queued = atomic_load(&conn->flows->has_queue) ? aq_dgram_waiting(&conn->flows->queue) : 0;
+    return AQ_OK;
+}

@@ -1,0 +1,230 @@
+/* One QUIC connection: an ngtcp2_conn with its TLS session, its streams, commands and UDP packets. Engine thread only,
+ * all of it; other threads name a connection by its id and send commands (engine.h).
+ *
+ * Life: HANDSHAKE -> OPEN -> CLOSING (we closed; answers late packets with the same CONNECTION_CLOSE) or DRAINING (the
+ * peer closed; silent)
+ * -> freed by the endpoint after three PTO. On leaving OPEN the name goes, AQ_EVENT_CLOSED is posted, streams and UDP
+ * are cut off.
+ *
+ * ngtcp2 callbacks only note what happened; everything that reads, writes or closes runs after they have returned.
+ */
+#ifndef AQ_CONN_H
+#define AQ_CONN_H
+
+#include "aq.h"
+#include "compat.h"
+#include "counters.h"
+#include "events.h"
+#include "flow.h"
+#include "message.h"
+#include "packet.h"
+#include "slab.h"
+#include "stream.h"
+#include "tls.h"
+#include "udp.h"
+
+#include <stdatomic.h>
+
+#define AQ_SCID_LENGTH 16      /* of every connection id of ours; byte 0 is left for the number of an engine thread */
+#define AQ_CIDS_MOST 16        /* active_connection_id_limit 8, some retired, the client's first choice */
+#define AQ_TRAIN_MOST 65487    /* bytes of one segmented send: IPv4's 65,507 less room for IPv6 extension */
+#define AQ_SEGMENTS_MOST 64    /* UDP_MAX_SEGMENTS of kernels before 6.9 */
+#define AQ_EVENTS_WAITING 4096 /* commands of one peer that Python may lag behind; beyond, the connection is closed */
+
+/* First flow-control window of a stream; it doubles while the reader keeps up, up to receive_window. A slow reader so
+ * ties up little. */
+#define AQ_FIRST_WINDOW (512ULL * 1024)
+/* Unidirectional streams that a client may hold open before it is admitted: ClientHello needs one. */
+#define AQ_STREAMS_BEFORE_ADMISSION 4
+/* Flow-control window of a unidirectional stream: the largest Packet with its header, and room to spare. */
+#define AQ_UNI_WINDOW (128U * 1024)
+
+enum aq_conn_state { AQ_CONN_HANDSHAKE, AQ_CONN_OPEN, AQ_CONN_CLOSING, AQ_CONN_DRAINING };
+
+struct aq_endpoint;
+struct aq_conn;
+
+/* What a connection needs from the layers above it. One per engine, immutable. */
+typedef struct aq_conn_host {
+    aq_counters *counters;
+    aq_events *events;
+    aq_slab *connections;
+    aq_stream_setup streams; /* windows are filled in per connection */
+    aq_ready *ready;
+    aq_udp_out *udp_out;
+    uint8_t *train; /* buffer for packets on their way out, AQ_TRAIN_MOST and one packet more */
+    size_t train_capacity;
+    void *engine;
+    void (*touch)(void *engine, struct aq_conn *conn);  /* has something to write, or another expiry */
+    void (*forget)(void *engine, struct aq_conn *conn); /* is about to be freed */
+    void (*touch_stream)(void *engine,
+                         aq_stream *stream); /* rx grew or ended, tx shrank: tell the owner after this batch */
+    int (*route)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid, struct aq_conn *conn); /* 0 or AQ_ERR_MEMORY */
+    void (*unroute)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid);
+    /* As aq_udp_send; when it returns 1 the endpoint calls aq_conn_unblock() later. */
+    int (*transmit)(struct aq_conn *conn, const aq_sockaddr *remote, const aq_sockaddr *local, uint8_t ecn,
+                    const uint8_t *data, size_t length, size_t segment, size_t *sent);
+} aq_conn_host;
+
+typedef struct aq_waiting_packet {
+    struct aq_waiting_packet *next;
+    uint16_t association;
+    size_t length;
+    uint8_t data[];
+} aq_waiting_packet;
+
+typedef struct aq_conn {
+    const aq_conn_host *host;
+    struct aq_endpoint *endpoint;
+    aq_id id;
+    enum aq_conn_state state;
+    int is_server, admitted, udp_allowed, named, half_open;
+    enum aq_carrier carrier;
+    aq_transport_options options;
+    uint16_t probes[8]; /* path MTU discovery tries these payload sizes; pointed to by ngtcp2 */
+
+    ngtcp2_conn *quic; /* NULL once closing or draining */
+    aq_tls_session *tls;
+    ngtcp2_crypto_conn_ref reference; /* fixed address: TLS points here */
+    ngtcp2_cid cids[AQ_CIDS_MOST];    /* what the endpoint routes here */
+    size_t cids_length;
+    aq_sockaddr remote; /* of the last packet read */
+
+    uint64_t expiry;     /* when the engine must look again; key of its heap */
+    uint32_t heap_index; /* UINT32_MAX: not in it */
+    int touched;         /* in the engine's list of connections to write */
+    struct aq_conn *touched_next;
+    struct aq_conn *previous, *next; /* all of the endpoint */
+
+    /* what the socket did not take: the rest of a train; nothing new is built before it is gone */
+    uint8_t *blocked;
+    size_t blocked_length, blocked_segment;
+    uint8_t blocked_ecn;
+    aq_sockaddr blocked_local, blocked_remote;
+    int gso;
+
+    aq_stream *streams; /* all, newest first */
+    uint64_t streams_count;
+    aq_stream *send_first, *send_last;       /* with something to send: round robin */
+    aq_stream *opening_first, *opening_last; /* wait for stream credit */
+    _Atomic uint32_t opening_count;          /* also those on their way here; raised by any thread */
+    aq_credit *credit;
+
+    aq_outgoing *outgoing;             /* all, newest first */
+    aq_outgoing *out_first, *out_last; /* with something to send, in order */
+    uint64_t outgoing_bytes;
+    uint32_t commands_unacknowledged;
+    aq_incoming *incoming;                       /* all, newest first */
+    aq_incoming *incoming_first, *incoming_last; /* incomplete, oldest first */
+
+    aq_flows *flows;
+    aq_assembler *assembler;
+    uint64_t assembler_expiry, assembler_dropped;
+    uint16_t fragment_total; /* the packet at the head of the queue is being sent in so many pieces; 0: not begun */
+    uint16_t fragment_next;
+    size_t fragment_first, fragment_rest, fragment_offset;
+    int datagrams_turn;                              /* datagrams and streams take turns at the front of a packet */
+    aq_waiting_packet *waiting_first, *waiting_last; /* client: Packets for associations that Python was asked for */
+    uint32_t waiting_count;
+    size_t waiting_bytes;
+
+    uint8_t heartbeat[16];
+    size_t heartbeat_length;
+    uint64_t heartbeat_interval, heartbeat_at;
+    int heartbeat_due;
+
+    uint64_t last_received;              /* aq_now() of the last packet that was the peer's */
+    uint64_t probe_deadline, probe_from; /* UINT64_MAX: none */
+
+    uint64_t linger_until; /* UINT64_MAX: not closing gracefully */
+    uint64_t linger_code;
+
+    /* close */
+    uint64_t keep_until; /* closing or draining: when to free */
+    uint8_t *close_packet;
+    size_t close_packet_length;
+    uint32_t close_replies, close_received; /* every 2^n-th late packet is answered */
+    int reset_received, certificate_failed;
+    int events_waiting;       /* commands posted; an upper bound, reset when Python has caught up */
+    uint64_t handshake_at;    /* creation */
+    uint64_t now;             /* of this turn, for callbacks */
+    int handshake_done;       /* noted by the callback, acted on after it */
+    const char *overrun;      /* noted by callbacks: close for this reason */
+    uint32_t headers_pending; /* peer's streams whose header is incomplete */
+    uint8_t reset_key[32];    /* for the tokens of further connection ids */
+    aq_id endpoint_id;        /* 0 on a client */
+} aq_conn;
+
+/* Creates a connection. `header` is the client's Initial on a server, NULL on a client. NULL: *error. */
+typedef struct {
+    const aq_conn_host *host;
+    struct aq_endpoint *endpoint;
+    aq_id endpoint_id; /* 0 on a client */
+    aq_credentials *credentials;
+    const aq_transport_options *options;
+    const aq_sockaddr *local, *remote;
+    const uint8_t *reset_key; /* server: 32 bytes */
+    const char *server_name;  /* client */
+    int send_sni;
+    /* server */
+    const ngtcp2_pkt_hd *header;
+    const ngtcp2_cid *original_dcid; /* from a Retry token, or NULL */
+    uint64_t now;
+} aq_conn_setup;
+
+aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error);
+void aq_conn_free(aq_conn *conn); /* ends it without a word; the memory goes with the last reference */
+void aq_conn_destroy(void *conn); /* the slab's destructor */
+
+/* Outcome of aq_conn_read for the endpoint. */
+enum aq_read { AQ_READ_OK, AQ_READ_RETRY, AQ_READ_DROP, AQ_READ_OVER };
+enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sockaddr *remote, uint8_t ecn,
+                          const uint8_t *data, size_t length, uint64_t now);
+
+/* Sends what can be sent now, at most one train. Returns 1 when there may be more at once. */
+int aq_conn_write(aq_conn *conn, uint64_t now);
+void aq_conn_timers(aq_conn *conn, uint64_t now);   /* whatever is due */
+void aq_conn_schedule(aq_conn *conn, uint64_t now); /* works out expiry */
+void aq_conn_unblock(aq_conn *conn, uint64_t now);  /* the socket takes bytes again */
+
+/* Leaves OPEN: CONNECTION_CLOSE where that is due, AQ_EVENT_CLOSED, everything on it is cut off. */
+void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now);
+void aq_conn_close_application(aq_conn *conn, uint64_t code, uint64_t linger, uint64_t now);
+void aq_conn_stop(aq_conn *conn, uint64_t now); /* the engine stops: close, and no event */
+
+/* Commands from other threads, carried out by the engine. */
+int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length);
+int64_t aq_conn_set_heartbeat(aq_conn *conn, const uint8_t *data, size_t length, uint64_t interval, uint64_t now);
+int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp);
+int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t now);
+int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now);
+void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now);
+void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream); /* opened here; takes a reference */
+void aq_conn_update_stream(aq_stream *stream, uint64_t now); /* the owner moved something */
+void aq_conn_datagrams_ready(aq_conn *conn);
+int64_t aq_conn_refuse_stream(aq_stream *stream);
+
+/* Between the files of this module. */
+void aq_conn_post(aq_conn *conn, aq_event *event);
+void aq_conn_post_command(aq_conn *conn, enum aq_carrier carrier, const uint8_t *data, size_t length);
+void aq_conn_violation(aq_conn *conn, const char *problem);
+void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream);
+void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream);
+void aq_conn_open_waiting(aq_conn *conn); /* streams that waited for credit */
+void aq_conn_return_credit(aq_conn *conn);
+size_t aq_conn_datagram_limit(aq_conn *conn); /* largest DATAGRAM payload now; 0: the peer takes none */
+void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier);
+void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length);
+void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier);
+void aq_conn_packets_to_streams(aq_conn *conn); /* quic mode: waiting UDP packets become unidirectional streams */
+void aq_conn_trim_datagrams(aq_conn *conn);
+void aq_conn_advance_datagram(aq_conn *conn);
+aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command);
+void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing);
+void aq_conn_cut_streams(aq_conn *conn, int dead);
+void aq_conn_cut_packets(aq_conn *conn);
+void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream);    /* the peer wants no more of it */
+void aq_conn_drop_incoming(aq_conn *conn, aq_incoming *incoming); /* takes it off the list of incomplete ones */
+void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming);
+void aq_conn_stream_callbacks(ngtcp2_callbacks *callbacks);
+#endif

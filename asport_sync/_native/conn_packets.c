@@ -1,0 +1,359 @@
+/* Commands and UDP packets of a connection.
+ *
+ * Out: pump thread -> queue (dgram.h) -> DATAGRAM frames, cut to the path as it is now, or one unidirectional stream
+ * each. In:  DATAGRAM frame or stream -> header -> association -> put together -> one collected send on the
+ * association's socket.
+ */
+#include "conn.h"
+
+#include <string.h>
+
+/* Packets that wait for Python to decide on their association. */
+#define WAITING_PACKETS 1024
+#define WAITING_BYTES (1024U * 1024U)
+/* Incomplete Packets of one connection. */
+#define INCOMPLETE_PACKETS 256
+#define INCOMPLETE_BYTES (4U * 1024U * 1024U)
+/* Frame type, and two bytes of length, of a DATAGRAM frame; RFC 9221 section 4. */
+#define DATAGRAM_FRAME_OVERHEAD 3
+
+/* ---- commands ------------------------------------------------------------------------------------------------ */
+
+aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command)
+{
+    aq_outgoing *outgoing = malloc(sizeof(*outgoing) + length);
+    if (outgoing == NULL) {
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+        return NULL;
+    }
+    memset(outgoing, 0, sizeof(*outgoing));
+    outgoing->tag = AQ_TAG_OUTGOING;
+    outgoing->quic_id = -1;
+    outgoing->length = length;
+    outgoing->is_command = is_command;
+    outgoing->next = conn->outgoing;
+    if (conn->outgoing != NULL)
+        conn->outgoing->previous = outgoing;
+    conn->outgoing = outgoing;
+    conn->outgoing_bytes += length;
+    conn->commands_unacknowledged += is_command ? 1U : 0U;
+    outgoing->queued = 1;
+    if (conn->out_last != NULL)
+        conn->out_last->queue_next = outgoing;
+    else
+        conn->out_first = outgoing;
+    conn->out_last = outgoing;
+    return outgoing;
+}
+
+void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing)
+{
+    if (outgoing->queued) {
+        aq_outgoing **link = &conn->out_first, *before = NULL;
+        while (*link != outgoing) {
+            before = *link;
+            link = &before->queue_next;
+        }
+        *link = outgoing->queue_next;
+        if (conn->out_last == outgoing)
+            conn->out_last = before;
+    }
+    if (outgoing->previous != NULL)
+        outgoing->previous->next = outgoing->next;
+    else
+        conn->outgoing = outgoing->next;
+    if (outgoing->next != NULL)
+        outgoing->next->previous = outgoing->previous;
+    conn->outgoing_bytes -= outgoing->length;
+    conn->commands_unacknowledged -= outgoing->is_command ? 1U : 0U;
+    free(outgoing);
+}
+
+int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length)
+{
+    aq_outgoing *outgoing;
+    if (conn->quic == NULL)
+        return AQ_ERR_GONE;
+    outgoing = aq_conn_new_outgoing(conn, length, 1);
+    if (outgoing == NULL)
+        return AQ_ERR_MEMORY;
+    memcpy(outgoing->data, data, length);
+    aq_count(conn->host->counters, AQ_C_commands_sent, 1);
+    conn->host->touch(conn->host->engine, conn);
+    return AQ_OK;
+}
+
+void aq_conn_violation(aq_conn *conn, const char *problem)
+{
+    aq_event event = {.type = AQ_EVENT_VIOLATION};
+    size_t length = strlen(problem);
+    aq_count(conn->host->counters, AQ_C_violations, 1);
+    if (length > sizeof(event.data))
+        length = sizeof(event.data);
+    memcpy(event.data, problem, length);
+    event.length = (uint32_t)length;
+    aq_conn_post(conn, &event);
+}
+
+void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier)
+{
+    aq_event event = {.type = AQ_EVENT_COMMAND, .length = (uint32_t)length, .value = (uint64_t)carrier};
+    aq_count(conn->host->counters, AQ_C_commands_received, 1);
+    /* A heartbeat asks for nothing; that it came is in last_received already. On a client, which should get none,
+     * Python hears of it. */
+    if (conn->is_server && data[1] == AQ_COMMAND_HEARTBEAT && carrier == AQ_CARRIER_DATAGRAM)
+        return;
+    memcpy(event.data, data, length);
+    aq_conn_post(conn, &event);
+}
+
+void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length)
+{
+    const char *problem = "";
+    int header = aq_command_length(data, length, &problem);
+    if (header > 0 && (size_t)header <= length) {
+        if (data[1] == AQ_COMMAND_PACKET)
+            aq_conn_receive_packet(conn, data, length, AQ_CARRIER_DATAGRAM);
+        else
+            aq_conn_receive_command(conn, data, (size_t)header, AQ_CARRIER_DATAGRAM);
+    } else {
+        aq_conn_violation(conn, header < 0 ? problem : "a DATAGRAM that ends inside its command");
+    }
+}
+
+/* ---- UDP packets from the peer ------------------------------------------------------------------------------- */
+
+/* With the table's mutex held. */
+static void deliver(aq_conn *conn, aq_flow *flow, const uint8_t *payload, size_t length)
+{
+    uint64_t dropped = 0;
+    const aq_sockaddr *to = flow->to.sa.sa_family == AF_UNSPEC ? NULL : &flow->to;
+    aq_udp_out_add(conn->host->udp_out, flow->socket->fd, to, flow->prefix, flow->prefix_length, payload, length,
+                   &dropped);
+    if (dropped > 0)
+        aq_count(conn->host->counters, AQ_C_packet_drop_socket, dropped);
+    atomic_store_explicit(&flow->active, conn->now, memory_order_relaxed);
+    aq_count(conn->host->counters, AQ_C_packets_received, 1);
+}
+
+/* A client's Packet for an association it does not have: kept while Python decides. */
+static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assembled *packet)
+{
+    aq_waiting_packet *waiting;
+    int asked = 0;
+    for (waiting = conn->waiting_first; waiting != NULL && !asked; waiting = waiting->next)
+        asked = waiting->association == association;
+    if (conn->waiting_count >= WAITING_PACKETS || conn->waiting_bytes + packet->length > WAITING_BYTES ||
+        (waiting = malloc(sizeof(*waiting) + packet->length)) == NULL) {
+        aq_count(conn->host->counters, AQ_C_packet_drop_waiting_full, 1);
+        return;
+    }
+    waiting->next = NULL;
+    waiting->association = association;
+    waiting->length = packet->length;
+    if (packet->length > 0)
+        memcpy(waiting->data, packet->payload, packet->length);
+    if (conn->waiting_last != NULL)
+        conn->waiting_last->next = waiting;
+    else
+        conn->waiting_first = waiting;
+    conn->waiting_last = waiting;
+    conn->waiting_count++;
+    conn->waiting_bytes += packet->length;
+    if (!asked) {
+        aq_event event = {.type = AQ_EVENT_FLOW_WANTED, .value = association, .peer = packet->address};
+        aq_conn_post(conn, &event);
+    }
+}
+
+void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now)
+{
+    aq_waiting_packet **link = &conn->waiting_first, *last = NULL;
+    conn->now = now;
+    while (*link != NULL) {
+        aq_waiting_packet *waiting = *link;
+        aq_flow *flow;
+        if (waiting->association != association) {
+            last = waiting;
+            link = &waiting->next;
+            continue;
+        }
+        *link = waiting->next;
+        conn->waiting_count--;
+        conn->waiting_bytes -= waiting->length;
+        pthread_mutex_lock(&conn->flows->mutex);
+        flow = accepted ? aq_flows_find(conn->flows, association) : NULL;
+        if (flow != NULL)
+            deliver(conn, flow, waiting->data, waiting->length);
+        else
+            aq_count(conn->host->counters, AQ_C_packet_drop_association_refused, 1);
+        pthread_mutex_unlock(&conn->flows->mutex);
+        free(waiting);
+    }
+    conn->waiting_last = last;
+}
+
+static int assemble(aq_conn *conn, const aq_packet_header *header, const uint8_t *payload, aq_assembled *out)
+{
+    static const struct {
+        int outcome;
+        enum aq_counter counter;
+    } drops[] = {
+        {AQ_ASSEMBLY_BAD, AQ_C_fragment_drop_bad},
+        {AQ_ASSEMBLY_DUPLICATE, AQ_C_fragment_drop_duplicate},
+        {AQ_ASSEMBLY_TOO_BIG, AQ_C_fragment_drop_too_big},
+        {AQ_ASSEMBLY_MEMORY, AQ_C_fragment_drop_memory},
+    };
+    int outcome;
+    uint64_t dropped;
+    if (conn->assembler == NULL) {
+        conn->assembler = aq_assembler_new(INCOMPLETE_PACKETS, INCOMPLETE_BYTES, conn->options.fragment_lifetime);
+        if (conn->assembler == NULL) {
+            aq_count(conn->host->counters, AQ_C_fragment_drop_memory, 1);
+            return 0;
+        }
+    }
+    outcome = aq_assembler_add(conn->assembler, header, payload, conn->now, out);
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(drops); i++) {
+        if (outcome == drops[i].outcome)
+            aq_count(conn->host->counters, drops[i].counter, 1);
+    }
+    dropped = aq_assembler_dropped(conn->assembler);
+    aq_count(conn->host->counters, AQ_C_packet_drop_incomplete, dropped - conn->assembler_dropped);
+    conn->assembler_dropped = dropped;
+    if (outcome == AQ_ASSEMBLY_PENDING && conn->assembler_expiry == UINT64_MAX)
+        conn->assembler_expiry = conn->now + conn->options.fragment_lifetime;
+    return outcome == AQ_ASSEMBLY_COMPLETE;
+}
+
+void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier)
+{
+    const char *problem = "";
+    aq_packet_header header;
+    aq_assembled packet;
+    aq_flow *flow;
+    AQ_UNUSED(carrier);
+
+    if (aq_packet_decode(data, length, &header, &problem) != 1) {
+        aq_conn_violation(conn, problem[0] != '\0' ? problem : "a DATAGRAM that ends inside its Packet header");
+        return;
+    }
+    if (header.size > length - header.header) {
+        aq_conn_violation(conn, "a Packet whose size is larger than the DATAGRAM that holds it");
+        return;
+    }
+    if (!conn->udp_allowed) {
+        aq_count(conn->host->counters, AQ_C_packet_drop_not_admitted, 1);
+        return;
+    }
+    if (conn->is_server) {
+        /* Before anything is kept for it: a server gave out every valid id itself. */
+        int known;
+        pthread_mutex_lock(&conn->flows->mutex);
+        known = aq_flows_find(conn->flows, header.association) != NULL;
+        pthread_mutex_unlock(&conn->flows->mutex);
+        if (!known) {
+            aq_count(conn->host->counters, AQ_C_packet_drop_unknown_association, 1);
+            return;
+        }
+    }
+    if (!assemble(conn, &header, data + header.header, &packet))
+        return;
+    pthread_mutex_lock(&conn->flows->mutex);
+    flow = aq_flows_find(conn->flows, header.association);
+    if (flow != NULL && conn->is_server && !aq_address_equal(&flow->peer, &packet.address))
+        aq_count(conn->host->counters, AQ_C_packet_drop_wrong_address, 1);
+    else if (flow != NULL)
+        deliver(conn, flow, packet.payload, packet.length);
+    pthread_mutex_unlock(&conn->flows->mutex);
+    if (flow == NULL && conn->is_server)
+        aq_count(conn->host->counters, AQ_C_packet_drop_unknown_association, 1);
+    else if (flow == NULL)
+        wait_for_flow(conn, header.association, &packet);
+}
+
+/* ---- UDP packets to the peer --------------------------------------------------------------------------------- */
+
+size_t aq_conn_datagram_limit(aq_conn *conn)
+{
+    const ngtcp2_transport_params *remote = ngtcp2_conn_get_remote_transport_params(conn->quic);
+    size_t path = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn->quic);
+    /* Short header: first byte, connection id, packet number of up to 4 bytes, 16 bytes of AEAD tag; RFC 9000
+     * section 17.3.1. */
+    size_t overhead = 1 + ngtcp2_conn_get_dcid(conn->quic)->datalen + 4 + 16 + DATAGRAM_FRAME_OVERHEAD;
+    size_t limit;
+    if (remote == NULL || remote->max_datagram_frame_size <= DATAGRAM_FRAME_OVERHEAD || path <= overhead)
+        return 0;
+    limit = path - overhead;
+    if (limit > remote->max_datagram_frame_size - DATAGRAM_FRAME_OVERHEAD)
+        limit = (size_t)remote->max_datagram_frame_size - DATAGRAM_FRAME_OVERHEAD;
+    return limit;
+}
+
+void aq_conn_datagrams_ready(aq_conn *conn)
+{
+    conn->host->touch(conn->host->engine, conn);
+}
+
+/* The packet at the head of the queue is done with, sent or not. */
+void aq_conn_advance_datagram(aq_conn *conn)
+{
+    aq_dgram_pop(&conn->flows->queue);
+    conn->fragment_total = conn->fragment_next = 0;
+    conn->fragment_offset = 0;
+}
+
+void aq_conn_trim_datagrams(aq_conn *conn)
+{
+    aq_dgram *queue = &conn->flows->queue;
+    /* The one at the head may be half sent; it is finished first, or the fragments that left already would be for
+     * nothing. */
+    while (conn->fragment_total == 0 && aq_dgram_waiting(queue) > queue->limit && aq_dgram_front(queue) != NULL) {
+        aq_dgram_pop(queue);
+        aq_count(conn->host->counters, AQ_C_packet_drop_queue_full, 1);
+    }
+}
+
+void aq_conn_packets_to_streams(aq_conn *conn)
+{
+    aq_dgram *queue = &conn->flows->queue;
+    uint64_t credit = ngtcp2_conn_get_streams_uni_left(conn->quic);
+    aq_dgram_record *record;
+    for (aq_outgoing *outgoing = conn->out_first; outgoing != NULL && credit > 0; outgoing = outgoing->queue_next)
+        credit -= outgoing->quic_id < 0 ? 1U : 0U;
+    while (credit > 0 && conn->outgoing_bytes < conn->options.datagram_queue &&
+           (record = aq_dgram_front(queue)) != NULL) {
+        size_t length = record->header + record->payload;
+        aq_outgoing *outgoing = aq_conn_new_outgoing(conn, length, 0);
+        if (outgoing == NULL)
+            return;
+        memcpy(outgoing->data, record->data, length);
+        aq_dgram_pop(queue);
+        aq_count(conn->host->counters, AQ_C_packets_sent, 1);
+        credit--;
+    }
+}
+
+void aq_conn_cut_packets(aq_conn *conn)
+{
+    aq_flows_kill(conn->flows);
+    if (atomic_load(&conn->flows->has_queue)) {
+        while (aq_dgram_front(&conn->flows->queue) != NULL) {
+            aq_dgram_pop(&conn->flows->queue);
+            aq_count(conn->host->counters, AQ_C_packet_drop_connection_closed, 1);
+        }
+    }
+    while (conn->waiting_first != NULL) {
+        aq_waiting_packet *waiting = conn->waiting_first;
+        conn->waiting_first = waiting->next;
+        aq_count(conn->host->counters, AQ_C_packet_drop_connection_closed, 1);
+        free(waiting);
+    }
+    conn->waiting_last = NULL;
+    while (conn->outgoing != NULL)
+        aq_conn_free_outgoing(conn, conn->outgoing);
+    while (conn->incoming != NULL)
+        aq_conn_free_incoming(conn, conn->incoming);
+    aq_assembler_free(conn->assembler);
+    conn->assembler = NULL;
+}

@@ -1,0 +1,414 @@
+/* The write loop: packets are built one after the other into one buffer, and equal ones leave in one segmented send (a
+ * train).
+ *
+ * The path of outgoing bytes:
+ *   1. aq_conn_write            decides how long the train may be
+ *   2. build_packet             fills one packet: commands, then UDP packets and stream data in turns, then whatever
+ * ngtcp2 has of its own
+ *   3. send_train               hands the train to the socket; what it does not take waits in conn->blocked
+ *
+ * Between the calls for one packet ngtcp2 must be asked for nothing else: see NGTCP2_WRITE_STREAM_FLAG_MORE.
+ */
+#include "conn.h"
+
+#include <string.h>
+
+/* Stream bytes offered per call: a packet takes no more than its own size. */
+#define OFFERED 4096
+
+typedef struct {
+    ngtcp2_path *path;
+    ngtcp2_pkt_info *info;
+    uint8_t *out;
+    size_t room;
+    uint64_t now;
+} packet_target;
+
+/* What a stage of build_packet may answer besides the length of a finished packet or a fatal error. */
+#define STAGE_DONE 0     /* nothing more from here; the packet is still open */
+#define STAGE_STOP (-1)  /* congestion control, pacing or the path let nothing out now */
+#define STAGE_FATAL (-2) /* conn->overrun or the library's error is in *error */
+
+static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *error)
+{
+    while (conn->send_first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
+        aq_stream *stream = conn->send_first;
+        struct iovec vectors[3];
+        uint32_t flags = NGTCP2_WRITE_STREAM_FLAG_MORE;
+        ngtcp2_ssize taken = -1, result;
+        size_t offered = 0;
+        /* fin before readable, as the owner publishes them the other way round. */
+        int fin = atomic_load_explicit(&stream->tx_fin, memory_order_acquire);
+        int count = aq_pipe_peek(&stream->tx, vectors, 3, OFFERED);
+        for (int i = 0; i < count; i++)
+            offered += vectors[i].iov_len;
+        if (fin && offered == aq_pipe_readable(&stream->tx))
+            flags |= NGTCP2_WRITE_STREAM_FLAG_FIN;
+        else if (offered == 0) {
+            aq_conn_unqueue_stream(conn, stream);
+            continue;
+        }
+        result = ngtcp2_conn_writev_stream(conn->quic, target->path, target->info, target->out, target->room, &taken,
+                                           flags, stream->quic_id, (const ngtcp2_vec *)(const void *)vectors,
+                                           (size_t)count, target->now);
+        if (taken >= 0 && (result == NGTCP2_ERR_WRITE_MORE || result > 0)) {
+            aq_pipe_take(&stream->tx, (size_t)taken);
+            aq_count(conn->host->counters, AQ_C_stream_bytes_sent, (uint64_t)taken);
+            if ((flags & NGTCP2_WRITE_STREAM_FLAG_FIN) && (size_t)taken == offered)
+                stream->fin_sent = 1;
+            stream->quantum -= (uint64_t)taken < stream->quantum ? (uint64_t)taken : stream->quantum;
+            if (stream->fin_sent || aq_pipe_readable(&stream->tx) == 0) {
+                aq_conn_unqueue_stream(conn, stream);
+                /* The owner may have set tx_fin after it was looked at above; it also notifies, so nothing is missed.
+                 */
+            } else if (stream->quantum == 0) {
+                aq_conn_unqueue_stream(conn, stream);
+                aq_conn_queue_stream(conn, stream);
+            }
+        }
+        if (result > 0)
+            return result;
+        switch (result) {
+        case 0:
+            return STAGE_STOP;
+        case NGTCP2_ERR_WRITE_MORE:
+            break;
+        case NGTCP2_ERR_STREAM_DATA_BLOCKED:
+            stream->blocked = 1; /* until on_extend_stream */
+            aq_conn_unqueue_stream(conn, stream);
+            break;
+        case NGTCP2_ERR_STREAM_SHUT_WR:
+        case NGTCP2_ERR_STREAM_NOT_FOUND:
+            aq_conn_stream_stopped(conn, stream);
+            stream->fin_sent = 1; /* nothing will be sent any more */
+            break;
+        default:
+            *error = (int)result;
+            return STAGE_FATAL;
+        }
+    }
+    return STAGE_DONE;
+}
+
+static void dequeue_outgoing(aq_conn *conn)
+{
+    aq_outgoing *outgoing = conn->out_first;
+    conn->out_first = outgoing->queue_next;
+    if (conn->out_first == NULL)
+        conn->out_last = NULL;
+    outgoing->queue_next = NULL;
+    outgoing->queued = 0;
+}
+
+static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *error)
+{
+    while (conn->out_first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
+        aq_outgoing *outgoing = conn->out_first;
+        ngtcp2_vec vector = {.base = outgoing->data + outgoing->sent, .len = outgoing->length - outgoing->sent};
+        ngtcp2_ssize taken = -1, result;
+        if (outgoing->quic_id < 0) {
+            if (ngtcp2_conn_get_streams_uni_left(conn->quic) == 0)
+                break; /* until on_extend_streams */
+            if (ngtcp2_conn_open_uni_stream(conn->quic, &outgoing->quic_id, &outgoing->tag) != 0) {
+                aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+                break;
+            }
+        }
+        result = ngtcp2_conn_writev_stream(conn->quic, target->path, target->info, target->out, target->room, &taken,
+                                           NGTCP2_WRITE_STREAM_FLAG_MORE | NGTCP2_WRITE_STREAM_FLAG_FIN,
+                                           outgoing->quic_id, &vector, 1, target->now);
+        if (taken >= 0 && (result == NGTCP2_ERR_WRITE_MORE || result > 0)) {
+            outgoing->sent += (size_t)taken;
+            if (outgoing->sent == outgoing->length) {
+                outgoing->fin_sent = 1;
+                dequeue_outgoing(conn);
+            }
+        }
+        if (result > 0)
+            return result;
+        switch (result) {
+        case 0:
+            return STAGE_STOP;
+        case NGTCP2_ERR_WRITE_MORE:
+            break;
+        case NGTCP2_ERR_STREAM_DATA_BLOCKED:
+            outgoing->blocked = 1; /* until on_extend_stream */
+            dequeue_outgoing(conn);
+            break;
+        case NGTCP2_ERR_STREAM_SHUT_WR:
+        case NGTCP2_ERR_STREAM_NOT_FOUND:
+            dequeue_outgoing(conn); /* freed when the stream is closed */
+            break;
+        default:
+            *error = (int)result;
+            return STAGE_FATAL;
+        }
+    }
+    return STAGE_DONE;
+}
+
+/* Prepares the next DATAGRAM of the packet at the head of the queue: header (into scratch) and slice of its payload.
+ * Returns 0 when the packet had to be given up. */
+static int next_piece(aq_conn *conn, aq_dgram_record *record, size_t limit, uint8_t *scratch, ngtcp2_vec vectors[2])
+{
+    size_t whole = record->header + record->payload, size;
+    if (conn->fragment_total == 0) {
+        int total = 1;
+        if (whole > limit)
+            total = aq_fragment_plan(limit, record->payload, record->ipv6, &conn->fragment_first, &conn->fragment_rest);
+        if (total == 0) {
+            aq_count(conn->host->counters, AQ_C_packet_drop_too_big, 1);
+            return 0;
+        }
+        conn->fragment_total = (uint16_t)total;
+        conn->fragment_next = 0;
+        conn->fragment_offset = 0;
+    }
+    if (conn->fragment_total == 1) {
+        vectors[0].base = record->data;
+        vectors[0].len = whole;
+        vectors[1].len = 0;
+        size = whole;
+    } else {
+        int first = conn->fragment_next == 0;
+        size_t header = first ? record->header : AQ_PACKET_HEADER_NONE;
+        size_t left = record->payload - conn->fragment_offset;
+        size_t piece = first ? conn->fragment_first : conn->fragment_rest;
+        if (piece > left)
+            piece = left;
+        memcpy(scratch, record->data, first ? record->header : 10U);
+        scratch[6] = (uint8_t)conn->fragment_total;
+        scratch[7] = (uint8_t)conn->fragment_next;
+        scratch[8] = (uint8_t)(piece >> 8);
+        scratch[9] = (uint8_t)piece;
+        if (!first)
+            scratch[10] = 0xff;
+        vectors[0].base = scratch;
+        vectors[0].len = header;
+        vectors[1].base = record->data + record->header + conn->fragment_offset;
+        vectors[1].len = piece;
+        size = header + piece;
+    }
+    if (size > limit) {
+        /* The path shrank since the first fragment left. */
+        aq_count(conn->host->counters, AQ_C_packet_drop_too_big, 1);
+        return 0;
+    }
+    return 1;
+}
+
+static ngtcp2_ssize datagram_stage(aq_conn *conn, packet_target *target, int *error)
+{
+    uint8_t scratch[AQ_PACKET_HEADER_MAX];
+    aq_dgram_record *record;
+    size_t limit = aq_conn_datagram_limit(conn);
+    int queued = atomic_load(&conn->flows->has_queue) && conn->carrier == AQ_CARRIER_DATAGRAM;
+
+    while (conn->heartbeat_due || queued) {
+        ngtcp2_vec vectors[2] = {{.base = conn->heartbeat, .len = conn->heartbeat_length}, {.base = NULL, .len = 0}};
+        int is_heartbeat = conn->heartbeat_due, accepted = 0;
+        ngtcp2_ssize result;
+        if (!is_heartbeat) {
+            aq_conn_trim_datagrams(conn);
+            record = aq_dgram_front(&conn->flows->queue);
+            if (record == NULL)
+                break;
+            if (limit == 0) {
+                aq_count(conn->host->counters, AQ_C_packet_drop_carrier, 1);
+                aq_conn_advance_datagram(conn);
+                continue;
+            }
+            if (!next_piece(conn, record, limit, scratch, vectors)) {
+                aq_conn_advance_datagram(conn);
+                continue;
+            }
+        } else if (limit == 0) {
+            conn->heartbeat_due = 0;
+            continue;
+        }
+        result = ngtcp2_conn_writev_datagram(conn->quic, target->path, target->info, target->out, target->room,
+                                             &accepted, NGTCP2_WRITE_DATAGRAM_FLAG_MORE, 0, vectors,
+                                             vectors[1].len > 0 ? 2 : 1, target->now);
+        if (accepted && is_heartbeat) {
+            conn->heartbeat_due = 0;
+        } else if (accepted) {
+            conn->fragment_offset += vectors[1].len;
+            conn->fragment_next++;
+            if (conn->fragment_next >= conn->fragment_total) {
+                aq_count(conn->host->counters, AQ_C_packets_sent, 1);
+                aq_conn_advance_datagram(conn);
+            }
+        }
+        if (result > 0)
+            return result;
+        if (result == 0)
+            return STAGE_STOP; /* it fits the path, so it is congestion control or pacing */
+        if (result == NGTCP2_ERR_INVALID_ARGUMENT || result == NGTCP2_ERR_INVALID_STATE) {
+            if (is_heartbeat) {
+                conn->heartbeat_due = 0;
+            } else {
+                aq_count(conn->host->counters, AQ_C_packet_drop_carrier, 1);
+                aq_conn_advance_datagram(conn);
+            }
+        } else if (result != NGTCP2_ERR_WRITE_MORE) {
+            *error = (int)result;
+            return STAGE_FATAL;
+        }
+    }
+    return STAGE_DONE;
+}
+
+typedef ngtcp2_ssize (*stage)(aq_conn *conn, packet_target *target, int *error);
+
+/* One packet. > 0 its length, 0 nothing to send or nothing may be sent, < 0 fatal. */
+static ngtcp2_ssize build_packet(aq_conn *conn, packet_target *target)
+{
+    stage stages[3] = {outgoing_stage, datagram_stage, stream_stage};
+    int error = 0;
+    if (ngtcp2_conn_get_handshake_completed(conn->quic)) {
+        /* UDP packets are not flow-controlled: with stream data waiting they get the front of every other packet. */
+        conn->datagrams_turn = !conn->datagrams_turn;
+        if (!conn->datagrams_turn) {
+            stages[1] = stream_stage;
+            stages[2] = datagram_stage;
+        }
+        for (size_t i = 0; i < AQ_ARRAY_LENGTH(stages); i++) {
+            ngtcp2_ssize result = stages[i](conn, target, &error);
+            if (result > 0)
+                return result;
+            if (result == STAGE_STOP)
+                return 0;
+            if (result == STAGE_FATAL)
+                return error;
+        }
+    }
+    return ngtcp2_conn_writev_stream(conn->quic, target->path, target->info, target->out, target->room, NULL,
+                                     NGTCP2_WRITE_STREAM_FLAG_NONE, -1, NULL, 0, target->now);
+}
+
+static void to_sockaddr(aq_sockaddr *out, const ngtcp2_addr *in)
+{
+    size_t length = (size_t)in->addrlen < sizeof(*out) ? (size_t)in->addrlen : sizeof(*out);
+    memset(out, 0, sizeof(*out));
+    if (length > 0)
+        memcpy(out, in->addr, length);
+}
+
+static void send_train(aq_conn *conn, const ngtcp2_path *path, uint8_t ecn, const uint8_t *data, size_t length,
+                       size_t segment)
+{
+    aq_sockaddr remote, local;
+    size_t sent = 0;
+    to_sockaddr(&remote, &path->remote);
+    to_sockaddr(&local, &path->local);
+    if (conn->host->transmit(conn, &remote, &local, ecn, data, length, segment, &sent) != 1 || sent >= length)
+        return;
+    /* The socket is full. These packets count as sent; keep them until it takes them. */
+    aq_count(conn->host->counters, AQ_C_quic_send_blocked, 1);
+    if (conn->blocked != NULL || (conn->blocked = malloc(length - sent)) == NULL)
+        return; /* lost on the way, as far as QUIC is concerned */
+    memcpy(conn->blocked, data + sent, length - sent);
+    conn->blocked_length = length - sent;
+    conn->blocked_segment = segment;
+    conn->blocked_ecn = ecn;
+    conn->blocked_remote = remote;
+    conn->blocked_local = local;
+}
+
+void aq_conn_unblock(aq_conn *conn, uint64_t now)
+{
+    uint8_t *rest = conn->blocked;
+    size_t sent = 0;
+    AQ_UNUSED(now);
+    if (rest == NULL)
+        return;
+    if (conn->host->transmit(conn, &conn->blocked_remote, &conn->blocked_local, conn->blocked_ecn, rest,
+                             conn->blocked_length, conn->blocked_segment, &sent) == 1 &&
+        sent < conn->blocked_length) {
+        memmove(rest, rest + sent, conn->blocked_length - sent);
+        conn->blocked_length -= sent;
+        return;
+    }
+    free(rest);
+    conn->blocked = NULL;
+    conn->host->touch(conn->host->engine, conn);
+}
+
+int aq_conn_write(aq_conn *conn, uint64_t now)
+{
+    ngtcp2_path_storage first, other;
+    ngtcp2_pkt_info first_info = {0}, other_info = {0};
+    packet_target target = {.now = now};
+    uint8_t *train = conn->host->train;
+    size_t path_size, hard_size, limit, length = 0, segment = 0;
+    ngtcp2_ssize built = 0;
+    int more = 0;
+
+    if (conn->quic == NULL || conn->blocked != NULL)
+        return 0;
+    conn->now = now;
+    if (ngtcp2_conn_get_handshake_completed(conn->quic)) {
+        aq_conn_open_waiting(conn);
+        if (conn->carrier == AQ_CARRIER_STREAM && atomic_load(&conn->flows->has_queue)) {
+            aq_conn_trim_datagrams(conn);
+            aq_conn_packets_to_streams(conn);
+        }
+    }
+    ngtcp2_path_storage_zero(&first);
+    ngtcp2_path_storage_zero(&other);
+    path_size = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn->quic);
+    hard_size = ngtcp2_conn_get_max_tx_udp_payload_size(conn->quic);
+    limit = aq_compat_send_quantum(conn->quic, path_size);
+    if (limit > AQ_TRAIN_MOST)
+        limit = AQ_TRAIN_MOST;
+    limit = limit / path_size * path_size;
+    if (limit > AQ_SEGMENTS_MOST * path_size)
+        limit = AQ_SEGMENTS_MOST * path_size;
+    if (limit < path_size)
+        limit = path_size;
+
+    for (;;) {
+        int is_first = length == 0;
+        target.out = train + length;
+        target.room = is_first ? hard_size : path_size;
+        target.path = is_first ? &first.path : &other.path;
+        target.info = is_first ? &first_info : &other_info;
+        built = build_packet(conn, &target);
+        if (built <= 0)
+            break;
+        if (is_first) {
+            segment = (size_t)built;
+            length = segment;
+            /* A path MTU probe, larger than the path's size, and a short packet both travel alone. */
+            if (segment != path_size) {
+                more = 1;
+                break;
+            }
+        } else if (other_info.ecn != first_info.ecn || !ngtcp2_path_eq(&first.path, &other.path) ||
+                   (size_t)built > segment) {
+            send_train(conn, &first.path, first_info.ecn, train, length, segment);
+            send_train(conn, &other.path, other_info.ecn, train + length, (size_t)built, (size_t)built);
+            length = 0;
+            more = 1;
+            break;
+        } else {
+            length += (size_t)built;
+            if ((size_t)built < segment) {
+                more = 1;
+                break;
+            }
+        }
+        if (length + path_size > limit) {
+            more = 1;
+            break;
+        }
+    }
+    if (length > 0)
+        send_train(conn, &first.path, first_info.ecn, train, length, segment);
+    if (built < 0) {
+        aq_conn_close(conn, AQ_CLOSE_INTERNAL, (uint64_t)(-built), ngtcp2_strerror((int)built), now);
+        return 0;
+    }
+    ngtcp2_conn_update_pkt_tx_time(conn->quic, now);
+    return more && conn->blocked == NULL;
+}

@@ -1,0 +1,551 @@
+/* The streams of a connection: what ngtcp2 reports about them, what their owners did, and the credit that goes back. */
+#include "conn.h"
+
+#include <string.h>
+
+/* Room in tx that is worth waking a writer for. */
+#define SPACE_WORTH (256ULL * 1024)
+/* Round robin: one stream may fill so much before the next has its turn; one segmented send. */
+#define QUANTUM (64ULL * 1024)
+
+/* ---- queues ------------------------------------------------------------------------------------------------ */
+
+void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream)
+{
+    if (stream->in_send_queue || stream->blocked || stream->shut_sent || stream->fin_sent || stream->quic_id < 0)
+        return;
+    stream->in_send_queue = 1;
+    stream->quantum = QUANTUM;
+    stream->queue_next = NULL;
+    if (conn->send_last != NULL)
+        conn->send_last->queue_next = stream;
+    else
+        conn->send_first = stream;
+    conn->send_last = stream;
+    conn->host->touch(conn->host->engine, conn);
+}
+
+static void remove_from(aq_stream **first, aq_stream **last, aq_stream *stream)
+{
+    aq_stream **link = first, *before = NULL;
+    while (*link != NULL && *link != stream) {
+        before = *link;
+        link = &before->queue_next;
+    }
+    if (*link == NULL)
+        return;
+    *link = stream->queue_next;
+    if (*last == stream)
+        *last = before;
+    stream->queue_next = NULL;
+}
+
+void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream)
+{
+    if (stream->in_send_queue)
+        remove_from(&conn->send_first, &conn->send_last, stream);
+    stream->in_send_queue = 0;
+}
+
+static void link_stream(aq_conn *conn, aq_stream *stream)
+{
+    stream->conn = conn;
+    stream->previous = NULL;
+    stream->next = conn->streams;
+    if (conn->streams != NULL)
+        conn->streams->previous = stream;
+    conn->streams = stream;
+    conn->streams_count++;
+    stream->most_window = conn->options.receive_window;
+    stream->window = stream->most_window < AQ_FIRST_WINDOW ? stream->most_window : AQ_FIRST_WINDOW;
+    stream->returned_at = conn->now;
+    atomic_store(&stream->report_at, stream->window / 4);
+}
+
+/* QUIC is done with it, or the connection is over. */
+static void unlink_stream(aq_conn *conn, aq_stream *stream)
+{
+    aq_conn_unqueue_stream(conn, stream);
+    if (stream->quic_id < 0 && !stream->peer_opened) {
+        remove_from(&conn->opening_first, &conn->opening_last, stream);
+        atomic_fetch_sub(&conn->opening_count, 1);
+    }
+    if (stream->previous != NULL)
+        stream->previous->next = stream->next;
+    else
+        conn->streams = stream->next;
+    if (stream->next != NULL)
+        stream->next->previous = stream->previous;
+    conn->streams_count--;
+    if (stream->peer_opened && !stream->header_done)
+        conn->headers_pending--;
+    stream->conn = NULL;
+    stream->quic_id = -1;
+    conn->host->touch_stream(conn->host->engine, stream);
+    aq_stream_close(stream);
+}
+
+void aq_conn_cut_streams(aq_conn *conn, int dead)
+{
+    while (conn->streams != NULL) {
+        atomic_store(&conn->streams->dead, dead);
+        unlink_stream(conn, conn->streams);
+    }
+}
+
+/* ---- opening ----------------------------------------------------------------------------------------------- */
+
+void aq_conn_open_waiting(aq_conn *conn)
+{
+    while (conn->opening_first != NULL && ngtcp2_conn_get_streams_bidi_left(conn->quic) > 0) {
+        aq_stream *stream = conn->opening_first;
+        conn->opening_first = stream->queue_next;
+        if (conn->opening_first == NULL)
+            conn->opening_last = NULL;
+        if (ngtcp2_conn_open_bidi_stream(conn->quic, &stream->quic_id, &stream->tag) != 0) {
+            /* No memory. The owner learns it as a reset. */
+            aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+            stream->quic_id = -1;
+            atomic_store(&stream->rx_reset, 1);
+            unlink_stream(conn, stream);
+            continue;
+        }
+        atomic_fetch_sub(&conn->opening_count, 1);
+        aq_count(conn->host->counters, AQ_C_streams_opened, 1);
+        aq_conn_queue_stream(conn, stream);
+    }
+}
+
+void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream)
+{
+    link_stream(conn, stream);
+    stream->header_done = 1;
+    stream->queue_next = NULL;
+    if (conn->opening_last != NULL)
+        conn->opening_last->queue_next = stream;
+    else
+        conn->opening_first = stream;
+    conn->opening_last = stream;
+    aq_conn_open_waiting(conn);
+}
+
+/* ---- what owners did ----------------------------------------------------------------------------------------- */
+
+void aq_conn_return_credit(aq_conn *conn)
+{
+    uint64_t owed = atomic_load_explicit(&conn->credit->owed, memory_order_relaxed);
+    if (owed == 0 || conn->quic == NULL)
+        return;
+    owed = atomic_exchange(&conn->credit->owed, 0);
+    ngtcp2_conn_extend_max_offset(conn->quic, owed);
+}
+
+static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
+{
+    uint64_t taken = aq_pipe_taken(&stream->rx), delta = taken - stream->returned, grow = 0;
+    if (delta < stream->window / 4)
+        return;
+    if (stream->window < stream->most_window) {
+        ngtcp2_conn_info info;
+        ngtcp2_conn_get_conn_info(conn->quic, &info);
+        if (now - stream->returned_at < 2 * info.smoothed_rtt) {
+            grow = stream->window;
+            if (grow > stream->most_window - stream->window)
+                grow = stream->most_window - stream->window;
+        }
+    }
+    stream->window += grow;
+    stream->returned = taken;
+    stream->returned_at = now;
+    atomic_store(&stream->report_at, taken + stream->window / 4);
+    ngtcp2_conn_extend_max_stream_offset(conn->quic, stream->quic_id, delta + grow);
+}
+
+void aq_conn_update_stream(aq_stream *stream, uint64_t now)
+{
+    aq_conn *conn = stream->conn;
+    uint64_t reset = atomic_load(&stream->reset);
+    int fin;
+
+    if (conn == NULL || conn->quic == NULL)
+        return;
+    conn->now = now;
+    if (reset != 0 && !stream->shut_sent) {
+        aq_conn_unqueue_stream(conn, stream);
+        stream->shut_sent = 1;
+        if (stream->quic_id < 0) {
+            unlink_stream(conn, stream);
+            return;
+        }
+        aq_count(conn->host->counters, AQ_C_streams_reset, 1);
+        ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, reset - 1);
+    }
+    aq_conn_return_credit(conn);
+    if (stream->quic_id >= 0 && !atomic_load(&stream->rx_fin))
+        return_stream_credit(conn, stream, now);
+    /* fin before readable, as the owner publishes them the other way round. */
+    fin = atomic_load(&stream->tx_fin);
+    if (aq_pipe_readable(&stream->tx) > 0 || (fin && !stream->fin_sent))
+        aq_conn_queue_stream(conn, stream);
+    conn->host->touch(conn->host->engine, conn);
+}
+
+int64_t aq_conn_refuse_stream(aq_stream *stream)
+{
+    aq_conn *conn = stream->conn;
+    if (conn == NULL || conn->quic == NULL || stream->quic_id < 0)
+        return AQ_ERR_GONE;
+    if (atomic_exchange(&stream->owned, 1))
+        return AQ_ERR_STATE;
+    atomic_store(&stream->tx_fin, 1);
+    ngtcp2_conn_shutdown_stream_read(conn->quic, 0, stream->quic_id, 0);
+    aq_conn_queue_stream(conn, stream);
+    aq_stream_leave(stream);
+    return AQ_OK;
+}
+
+/* ---- callbacks ---------------------------------------------------------------------------------------------- */
+
+static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data, size_t *length)
+{
+    const char *problem = "";
+    size_t had = stream->header_length, step = sizeof(stream->header) - had;
+    int whole;
+    if (step > *length)
+        step = *length;
+    memcpy(stream->header + had, *data, step);
+    whole = aq_command_length(stream->header, had + step, &problem);
+    if (whole > 0 && stream->header[1] != AQ_COMMAND_CONNECT) {
+        whole = -1;
+        problem = "a bidirectional stream that does not begin with Connect";
+    }
+    if (whole < 0) {
+        aq_conn_violation(conn, problem);
+        stream->header_done = 1;
+        conn->headers_pending--;
+        atomic_store(&stream->reset, AQ_STREAM_ABORTED + 1);
+        stream->shut_sent = 1;
+        ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
+        *length = 0;
+        return 0;
+    }
+    if (whole > 0 && (size_t)whole <= had + step) {
+        aq_event event = {.type = AQ_EVENT_STREAM, .stream = stream->id, .length = (uint32_t)whole};
+        size_t used = (size_t)whole - had;
+        stream->header_length = (uint8_t)whole;
+        stream->header_done = 1;
+        stream->deadline = UINT64_MAX;
+        conn->headers_pending--;
+        memcpy(event.data, stream->header, (size_t)whole);
+        aq_conn_post(conn, &event);
+        *data += used;
+        *length -= used;
+        return (int)used;
+    }
+    stream->header_length = (uint8_t)(had + step);
+    *data += step;
+    *length -= step;
+    return (int)step;
+}
+
+static int receive_bidi(aq_conn *conn, aq_stream *stream, int fin, const uint8_t *data, size_t length)
+{
+    if (!stream->header_done) {
+        int used = receive_header(conn, stream, &data, &length);
+        ngtcp2_conn_extend_max_stream_offset(conn->quic, stream->quic_id, (uint64_t)used);
+        ngtcp2_conn_extend_max_offset(conn->quic, (uint64_t)used);
+        if (!stream->header_done && fin) {
+            aq_conn_violation(conn, "a stream that ended inside its Connect command");
+            stream->header_done = 1;
+            conn->headers_pending--;
+            stream->shut_sent = 1;
+            ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
+            return 0;
+        }
+    }
+    if (stream->shut_sent) {
+        ngtcp2_conn_extend_max_offset(conn->quic, length);
+        return 0;
+    }
+    if (length > 0 && aq_pipe_write(&stream->rx, data, length) != 0) {
+        /* The pipe holds a whole window, so this is memory. */
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+        ngtcp2_conn_extend_max_offset(conn->quic, length);
+        atomic_store(&stream->rx_reset, 1);
+        stream->shut_sent = 1;
+        ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
+    } else if (fin) {
+        atomic_store_explicit(&stream->rx_fin, 1, memory_order_release);
+    }
+    aq_count(conn->host->counters, AQ_C_stream_bytes_received, length);
+    conn->host->touch_stream(conn->host->engine, stream);
+    return 0;
+}
+
+void aq_conn_drop_incoming(aq_conn *conn, aq_incoming *incoming)
+{
+    incoming->done = 1;
+    aq_incoming_release(incoming);
+    if (incoming->previous != NULL)
+        incoming->previous->next = incoming->next;
+    else
+        conn->incoming_first = incoming->next;
+    if (incoming->next != NULL)
+        incoming->next->previous = incoming->previous;
+    else
+        conn->incoming_last = incoming->previous;
+    incoming->previous = incoming->next = NULL;
+}
+
+void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming)
+{
+    if (!incoming->done)
+        aq_conn_drop_incoming(conn, incoming);
+    if (incoming->all_previous != NULL)
+        incoming->all_previous->all_next = incoming->all_next;
+    else
+        conn->incoming = incoming->all_next;
+    if (incoming->all_next != NULL)
+        incoming->all_next->all_previous = incoming->all_previous;
+    free(incoming);
+}
+
+static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uint8_t *data, size_t length)
+{
+    const uint8_t *command;
+    size_t command_length, used;
+    const char *problem = "";
+    int outcome;
+    ngtcp2_conn_extend_max_stream_offset(conn->quic, incoming->quic_id, length);
+    ngtcp2_conn_extend_max_offset(conn->quic, length);
+    if (incoming->done) {
+        aq_count(conn->host->counters, AQ_C_command_bytes_ignored, length);
+        return;
+    }
+    outcome = aq_incoming_feed(incoming, data, length, &command, &command_length, &used, &problem);
+    if (outcome == 0) {
+        if (fin) {
+            aq_conn_violation(conn, "a stream that ended inside its command");
+            outcome = -1;
+        } else {
+            return;
+        }
+    } else if (outcome == 1) {
+        aq_count(conn->host->counters, AQ_C_command_bytes_ignored, length - used);
+        if (command[1] == AQ_COMMAND_PACKET)
+            aq_conn_receive_packet(conn, command, command_length, AQ_CARRIER_STREAM);
+        else
+            aq_conn_receive_command(conn, command, command_length, AQ_CARRIER_STREAM);
+    } else if (outcome == -1) {
+        aq_conn_violation(conn, problem);
+    } else {
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+    }
+    aq_conn_drop_incoming(conn, incoming);
+}
+
+static int on_stream_data(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64_t offset, const uint8_t *data,
+                          size_t length, void *user, void *stream_user)
+{
+    aq_conn *conn = user;
+    enum aq_stream_tag *tag = stream_user;
+    int fin = (flags & NGTCP2_STREAM_DATA_FLAG_FIN) != 0;
+    AQ_UNUSED(id);
+    AQ_UNUSED(offset);
+    if (tag == NULL) {
+        ngtcp2_conn_extend_max_offset(quic, length);
+        return 0;
+    }
+    if (*tag == AQ_TAG_BIDI)
+        return receive_bidi(conn, AQ_TAGGED(tag, aq_stream), fin, data, length);
+    if (*tag == AQ_TAG_INCOMING)
+        receive_uni(conn, AQ_TAGGED(tag, aq_incoming), fin, data, length);
+    return 0;
+}
+
+static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
+{
+    aq_conn *conn = user;
+    const aq_conn_host *host = conn->host;
+    if (!ngtcp2_is_bidi_stream(id)) {
+        aq_incoming *incoming = calloc(1, sizeof(*incoming));
+        if (incoming == NULL)
+            return NGTCP2_ERR_CALLBACK_FAILURE;
+        aq_incoming_init(incoming);
+        incoming->quic_id = id;
+        incoming->deadline = conn->now + conn->options.command_timeout;
+        incoming->previous = conn->incoming_last;
+        if (conn->incoming_last != NULL)
+            conn->incoming_last->next = incoming;
+        else
+            conn->incoming_first = incoming;
+        conn->incoming_last = incoming;
+        incoming->all_next = conn->incoming;
+        if (conn->incoming != NULL)
+            conn->incoming->all_previous = incoming;
+        conn->incoming = incoming;
+        ngtcp2_conn_set_stream_user_data(quic, id, &incoming->tag);
+    } else {
+        aq_stream_setup setup = host->streams;
+        aq_stream *stream;
+        aq_id name;
+        setup.send_window = conn->options.send_window;
+        setup.receive_window = conn->options.receive_window;
+        stream = aq_stream_new(&setup, conn->id, conn->credit);
+        if (stream == NULL)
+            return NGTCP2_ERR_CALLBACK_FAILURE;
+        name = aq_slab_add(setup.table, stream);
+        if (name < 0) {
+            aq_stream_destroy(stream);
+            return NGTCP2_ERR_CALLBACK_FAILURE;
+        }
+        stream->id = name;
+        stream->quic_id = id;
+        stream->peer_opened = 1;
+        stream->deadline = conn->now + conn->options.command_timeout;
+        link_stream(conn, stream);
+        conn->headers_pending++;
+        aq_count(host->counters, AQ_C_streams_accepted, 1);
+        ngtcp2_conn_set_stream_user_data(quic, id, &stream->tag);
+    }
+    return 0;
+}
+
+static int on_acked(ngtcp2_conn *quic, int64_t id, uint64_t offset, uint64_t length, void *user, void *stream_user)
+{
+    aq_conn *conn = user;
+    enum aq_stream_tag *tag = stream_user;
+    AQ_UNUSED(quic);
+    AQ_UNUSED(id);
+    if (tag != NULL && *tag == AQ_TAG_BIDI) {
+        aq_stream *stream = AQ_TAGGED(tag, aq_stream);
+        aq_pipe_release(&stream->tx, offset + length);
+        conn->host->touch_stream(conn->host->engine, stream);
+    }
+    return 0;
+}
+
+static int on_stream_close(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64_t code, void *user, void *stream_user)
+{
+    aq_conn *conn = user;
+    enum aq_stream_tag *tag = stream_user;
+    AQ_UNUSED(flags);
+    AQ_UNUSED(code);
+    if (tag == NULL)
+        return 0;
+    if (*tag == AQ_TAG_OUTGOING) {
+        aq_conn_free_outgoing(conn, AQ_TAGGED(tag, aq_outgoing));
+        conn->host->touch(conn->host->engine, conn);
+    } else if (*tag == AQ_TAG_INCOMING) {
+        aq_conn_free_incoming(conn, AQ_TAGGED(tag, aq_incoming));
+        ngtcp2_conn_extend_max_streams_uni(quic, 1);
+    } else {
+        aq_stream *stream = AQ_TAGGED(tag, aq_stream);
+        if (!atomic_load(&stream->rx_fin))
+            atomic_store(&stream->rx_reset, 1);
+        atomic_store(&stream->tx_stopped, 1);
+        if (stream->peer_opened)
+            ngtcp2_conn_extend_max_streams_bidi(quic, 1);
+        unlink_stream(conn, stream);
+        AQ_UNUSED(id);
+    }
+    return 0;
+}
+
+static int on_stream_reset(ngtcp2_conn *quic, int64_t id, uint64_t final_size, uint64_t code, void *user,
+                           void *stream_user)
+{
+    aq_conn *conn = user;
+    enum aq_stream_tag *tag = stream_user;
+    AQ_UNUSED(quic);
+    AQ_UNUSED(id);
+    if (tag != NULL && *tag == AQ_TAG_BIDI) {
+        aq_stream *stream = AQ_TAGGED(tag, aq_stream);
+        uint64_t have = aq_pipe_written(&stream->rx) + (stream->peer_opened ? stream->header_length : 0U);
+        /* Peers that reset with 0 after an orderly end: when every byte is here, it was the end. */
+        if (code == 0 && have == final_size && stream->header_done)
+            atomic_store_explicit(&stream->rx_fin, 1, memory_order_release);
+        if (!atomic_load(&stream->rx_fin)) {
+            aq_count(conn->host->counters, AQ_C_streams_reset_by_peer, 1);
+            atomic_store(&stream->rx_reset, 1);
+        }
+        conn->host->touch_stream(conn->host->engine, stream);
+    }
+    return 0;
+}
+
+static int on_extend_stream(ngtcp2_conn *quic, int64_t id, uint64_t most, void *user, void *stream_user)
+{
+    aq_conn *conn = user;
+    enum aq_stream_tag *tag = stream_user;
+    AQ_UNUSED(quic);
+    AQ_UNUSED(id);
+    AQ_UNUSED(most);
+    if (tag != NULL && *tag == AQ_TAG_BIDI) {
+        aq_stream *stream = AQ_TAGGED(tag, aq_stream);
+        stream->blocked = 0;
+        aq_conn_queue_stream(conn, stream);
+    } else if (tag != NULL && *tag == AQ_TAG_OUTGOING) {
+        aq_outgoing *outgoing = AQ_TAGGED(tag, aq_outgoing);
+        if (outgoing->blocked) {
+            outgoing->blocked = 0;
+            outgoing->queued = 1;
+            outgoing->queue_next = NULL;
+            if (conn->out_last != NULL)
+                conn->out_last->queue_next = outgoing;
+            else
+                conn->out_first = outgoing;
+            conn->out_last = outgoing;
+        }
+    }
+    return 0;
+}
+
+static int on_extend_streams(ngtcp2_conn *quic, uint64_t most, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    AQ_UNUSED(most);
+    conn->host->touch(conn->host->engine, conn); /* aq_conn_write opens what waits */
+    return 0;
+}
+
+#if AQ_HAVE_RECV_STOP_SENDING
+static int on_stop_sending(ngtcp2_conn *quic, int64_t id, uint64_t code, void *user, void *stream_user)
+{
+    aq_conn *conn = user;
+    enum aq_stream_tag *tag = stream_user;
+    AQ_UNUSED(quic);
+    AQ_UNUSED(id);
+    AQ_UNUSED(code);
+    /* On a command's stream it is the habit of peers that have read all they need; there it means nothing. */
+    if (tag != NULL && *tag == AQ_TAG_BIDI) {
+        aq_stream *stream = AQ_TAGGED(tag, aq_stream);
+        aq_conn_stream_stopped(conn, stream);
+    }
+    return 0;
+}
+#endif
+
+void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream)
+{
+    aq_count(conn->host->counters, AQ_C_streams_stopped_by_peer, 1);
+    aq_conn_unqueue_stream(conn, stream);
+    atomic_store(&stream->tx_stopped, 1);
+    conn->host->touch_stream(conn->host->engine, stream);
+}
+
+void aq_conn_stream_callbacks(ngtcp2_callbacks *callbacks)
+{
+    callbacks->recv_stream_data = on_stream_data;
+    callbacks->stream_open = on_stream_open;
+    callbacks->acked_stream_data_offset = on_acked;
+    callbacks->stream_close = on_stream_close;
+    callbacks->stream_reset = on_stream_reset;
+    callbacks->extend_max_stream_data = on_extend_stream;
+    callbacks->extend_max_local_streams_bidi = on_extend_streams;
+    callbacks->extend_max_local_streams_uni = on_extend_streams;
+#if AQ_HAVE_RECV_STOP_SENDING
+    callbacks->recv_stop_sending = on_stop_sending;
+#endif
+}

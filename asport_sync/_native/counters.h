@@ -1,0 +1,89 @@
+/* Every counter of an engine, in one list. Any thread adds; readers get each value atomically, not all at one moment. A
+ * drop without a counter is a fault: whoever drops something adds a line here.
+ */
+#ifndef AQ_COUNTERS_H
+#define AQ_COUNTERS_H
+
+#include "aq.h"
+
+#include <stdatomic.h>
+
+#define AQ_COUNTERS(X)                                                                                                 \
+    X(quic_datagrams_received) /* UDP datagrams on QUIC sockets */                                                     \
+    X(quic_bytes_received)                                                                                             \
+    X(quic_datagrams_sent)                                                                                             \
+    X(quic_bytes_sent)                                                                                                 \
+    X(quic_send_blocked) /* the socket was full; nothing lost */                                                       \
+    X(quic_send_errors)  /* the kernel refused datagrams; QUIC sends again what matters */                             \
+    X(quic_receive_errors)                                                                                             \
+    X(quic_drop_short) /* shorter than any QUIC packet with a connection id of ours */                                 \
+    X(quic_drop_truncated)                                                                                             \
+    X(quic_drop_unknown_connection) /* no connection, and not the beginning of one */                                  \
+    X(quic_drop_closing)            /* for a connection that is closing or draining */                                 \
+    X(version_negotiations_sent)                                                                                       \
+    X(retries_sent)                                                                                                    \
+    X(retry_tokens_invalid)                                                                                            \
+    X(stateless_resets_sent)                                                                                           \
+    X(connections_accepted)                                                                                            \
+    X(connections_opened)                                                                                              \
+    X(connections_refused) /* over a limit of the endpoint */                                                          \
+    X(connections_closed)                                                                                              \
+    X(handshakes_completed)                                                                                            \
+    X(handshakes_failed)                                                                                               \
+    X(streams_opened)                                                                                                  \
+    X(streams_accepted)                                                                                                \
+    X(streams_reset_by_peer)                                                                                           \
+    X(streams_stopped_by_peer)                                                                                         \
+    X(streams_reset)                                                                                                   \
+    X(streams_relayed)  /* ended in a worker */                                                                        \
+    X(streams_attached) /* ended in the engine */                                                                      \
+    X(stream_bytes_sent)                                                                                               \
+    X(stream_bytes_received)                                                                                           \
+    X(commands_sent)                                                                                                   \
+    X(commands_received)                                                                                               \
+    X(command_bytes_ignored)    /* bytes behind a command on its stream */                                             \
+    X(violations)               /* bytes from a peer that break the framing rules */                                   \
+    X(packets_sent)             /* UDP packets handed to QUIC, whole */                                                \
+    X(packets_received)         /* UDP packets that came out of QUIC, whole */                                         \
+    X(packet_drop_queue_full)   /* oldest dropped: more than datagram_queue bytes waited */                            \
+    X(packet_drop_ring_full)    /* newest dropped: the engine was too slow to make room */                             \
+    X(packet_drop_too_big)      /* more than 255 fragments, or the path shrank in between */                           \
+    X(packet_drop_carrier)      /* the peer takes no DATAGRAM frames */                                                \
+    X(packet_drop_not_admitted) /* before authentication, or UDP not granted */                                        \
+    X(packet_drop_unknown_association)                                                                                 \
+    X(packet_drop_wrong_address)                                                                                       \
+    X(packet_drop_association_refused) /* waited for an association that did not come about */                         \
+    X(packet_drop_waiting_full)        /* too much waits for associations already */                                   \
+    X(packet_drop_connection_closed)   /* still queued when the connection ended */                                    \
+    X(packet_drop_socket)              /* the kernel refused it on the way out */                                      \
+    X(fragment_drop_bad)                                                                                               \
+    X(fragment_drop_duplicate)                                                                                         \
+    X(fragment_drop_too_big)                                                                                           \
+    X(fragment_drop_memory)                                                                                            \
+    X(packet_drop_incomplete)  /* not all fragments came in time */                                                    \
+    X(udp_received)            /* datagrams read from public and local sockets */                                      \
+    X(udp_drop_no_association) /* their source was refused an association */                                           \
+    X(udp_receive_errors)                                                                                              \
+    X(memory_failures) /* an allocation failed and something was given up for it */                                    \
+    X(events_lost)     /* no memory for an event */
+
+enum aq_counter {
+#define X(name) AQ_C_##name,
+    AQ_COUNTERS(X)
+#undef X
+        AQ_COUNTER_COUNT
+};
+
+typedef struct {
+    _Atomic uint64_t value[AQ_COUNTER_COUNT];
+} aq_counters;
+
+static inline void aq_count(aq_counters *counters, enum aq_counter which, uint64_t more)
+{
+    atomic_fetch_add_explicit(&counters->value[which], more, memory_order_relaxed);
+}
+
+/* Names in the order of enum aq_counter. */
+extern const char *const aq_counter_names[AQ_COUNTER_COUNT];
+
+#endif

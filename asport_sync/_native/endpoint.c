@@ -1,0 +1,436 @@
+#include "endpoint.h"
+
+#include <errno.h>
+#include <gnutls/crypto.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Shortest packet with a connection id of ours that can be anything but noise: first byte, id, packet number, 4 bytes
+ * of sample, tag. ngtcp2 aborts on an empty one. */
+#define SHORTEST_DATAGRAM 21
+/* Answers to strangers per second; beyond, silence. Each costs a few microseconds and is smaller than what asked for
+ * it. */
+#define ANSWERS_PER_SECOND 1000
+/* A Retry token is good for one round trip of a slow path. */
+#define RETRY_LIFETIME (10 * AQ_NSEC_PER_SEC)
+/* Reflection-prone services (echo, DNS, NTP, SSDP, mDNS ...) never are QUIC clients. RFC 9308 section 8.1. */
+#define LOWEST_CLIENT_PORT 1024
+
+aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *credentials,
+                             const aq_transport_options *options, const aq_sockaddr *remote, int64_t *error)
+{
+    aq_endpoint *endpoint = calloc(1, sizeof(*endpoint));
+    socklen_t length = sizeof(endpoint->bound);
+    uint8_t secret[16];
+    int failed, receive, send;
+
+    *error = AQ_ERR_MEMORY;
+    if (endpoint == NULL)
+        goto fail;
+    failed = aq_udp_setup_quic(fd, &receive, &send);
+    if (failed != 0) {
+        *error = AQ_ERR_SYSTEM + failed;
+        goto fail;
+    }
+    /* Connected, a client learns of ICMP errors, the kernel finds the socket faster, and nobody else gets a datagram
+     * in. */
+    if ((remote != NULL && connect(fd, &remote->sa, aq_sockaddr_length(remote)) != 0) ||
+        getsockname(fd, &endpoint->bound.sa, &length) != 0) {
+        *error = AQ_ERR_SYSTEM - errno;
+        goto fail;
+    }
+    aq_random(secret, sizeof(secret));
+    if (aq_map_init(&endpoint->routes, secret) != AQ_OK)
+        goto fail;
+    aq_random(endpoint->token_key, sizeof(endpoint->token_key));
+    endpoint->host = host;
+    endpoint->is_server = endpoint->accepting = remote == NULL;
+    endpoint->fd = fd;
+    endpoint->credentials = credentials;
+    aq_tls_credentials_ref(credentials);
+    endpoint->options = *options;
+    *error = AQ_OK;
+    return endpoint;
+fail:
+    free(endpoint);
+    close(fd);
+    return NULL;
+}
+
+void aq_endpoint_free(aq_endpoint *endpoint)
+{
+    aq_map_destroy(&endpoint->routes);
+    aq_tls_credentials_unref(endpoint->credentials);
+    close(endpoint->fd);
+    free(endpoint);
+}
+
+/* ---- routing --------------------------------------------------------------------------------------------------- */
+
+int aq_endpoint_route(aq_endpoint *endpoint, const ngtcp2_cid *cid, aq_conn *conn)
+{
+    return aq_map_put(&endpoint->routes, cid->data, cid->datalen, conn);
+}
+
+void aq_endpoint_unroute(aq_endpoint *endpoint, const ngtcp2_cid *cid)
+{
+    aq_map_remove(&endpoint->routes, cid->data, cid->datalen);
+}
+
+static void link_conn(aq_endpoint *endpoint, aq_conn *conn)
+{
+    conn->next = endpoint->first;
+    if (endpoint->first != NULL)
+        endpoint->first->previous = conn;
+    endpoint->first = conn;
+    endpoint->connections++;
+}
+
+void aq_endpoint_remove(aq_endpoint *endpoint, aq_conn *conn)
+{
+    if (conn->previous != NULL)
+        conn->previous->next = conn->next;
+    else
+        endpoint->first = conn->next;
+    if (conn->next != NULL)
+        conn->next->previous = conn->previous;
+    endpoint->connections--;
+    if (conn->half_open)
+        endpoint->half_open--;
+    aq_conn_free(conn);
+}
+
+/* ---- sending --------------------------------------------------------------------------------------------------- */
+
+int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sockaddr *local, uint8_t ecn,
+                         const uint8_t *data, size_t length, size_t segment, size_t *sent)
+{
+    aq_endpoint *endpoint = conn->endpoint;
+    aq_counters *counters = endpoint->host->counters;
+    int result = aq_udp_send(endpoint->fd, endpoint->is_server ? remote : NULL, endpoint->is_server ? local : NULL, ecn,
+                             data, length, segment, &conn->gso, sent);
+    if (result < 0)
+        aq_count(counters, AQ_C_quic_send_errors, 1);
+    if (result == 1)
+        endpoint->blocked = 1;
+    aq_count(counters, AQ_C_quic_bytes_sent, *sent);
+    aq_count(counters, AQ_C_quic_datagrams_sent, (*sent + segment - 1) / segment);
+    return result;
+}
+
+void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now)
+{
+    aq_conn *conn, *next;
+    endpoint->blocked = 0; /* set again by whoever does not get through */
+    for (conn = endpoint->first; conn != NULL; conn = next) {
+        next = conn->next;
+        aq_conn_unblock(conn, now);
+    }
+}
+
+/* An answer to somebody without a connection. Lost when the socket is full: it was not asked for by anybody we know. */
+static void send_alone(aq_endpoint *endpoint, const aq_sockaddr *remote, const aq_sockaddr *local, const uint8_t *data,
+                       size_t length)
+{
+    size_t sent;
+    int gso = 0;
+    if (aq_udp_send(endpoint->fd, remote, local, 0, data, length, length, &gso, &sent) < 0)
+        aq_count(endpoint->host->counters, AQ_C_quic_send_errors, 1);
+}
+
+static int may_answer(aq_endpoint *endpoint, uint64_t now)
+{
+    if (now - endpoint->answers_since >= AQ_NSEC_PER_SEC) {
+        endpoint->answers_since = now;
+        endpoint->answers = 0;
+    }
+    return endpoint->answers++ < ANSWERS_PER_SECOND;
+}
+
+/* ---- strangers ------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const aq_sockaddr *local, *remote;
+    const uint8_t *data;
+    size_t length;
+    uint8_t ecn;
+    uint64_t now;
+} arrival;
+
+static void negotiate_version(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_version_cid *ids)
+{
+    static const uint32_t versions[] = {NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2};
+    uint8_t out[NGTCP2_MAX_UDP_PAYLOAD_SIZE], unused;
+    ngtcp2_ssize length;
+    if (!may_answer(endpoint, packet->now))
+        return;
+    aq_random(&unused, 1);
+    length = ngtcp2_pkt_write_version_negotiation(out, sizeof(out), unused, ids->scid, ids->scidlen, ids->dcid,
+                                                  ids->dcidlen, versions, AQ_ARRAY_LENGTH(versions));
+    if (length > 0) {
+        aq_count(endpoint->host->counters, AQ_C_version_negotiations_sent, 1);
+        send_alone(endpoint, packet->remote, packet->local, out, (size_t)length);
+    }
+}
+
+/* "I don't know this connection", believed by a peer that had it with us, also before a restart (RFC 9000
+ * section 10.3). */
+static void reset_stateless(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_version_cid *ids)
+{
+    /* 16 bytes of token and at least 5 of noise; shorter than what it answers, so that two resets can't chase each
+     * other. */
+    enum { LEAST = NGTCP2_STATELESS_RESET_TOKENLEN + NGTCP2_MIN_STATELESS_RESET_RANDLEN };
+    uint8_t out[64], noise[64], token[NGTCP2_STATELESS_RESET_TOKENLEN];
+    size_t noise_length = NGTCP2_MIN_STATELESS_RESET_RANDLEN;
+    ngtcp2_cid cid;
+    ngtcp2_ssize length;
+    if (packet->length <= LEAST + 1 || !may_answer(endpoint, packet->now))
+        return;
+    if (packet->length <= 43)
+        noise_length = packet->length - 1 - NGTCP2_STATELESS_RESET_TOKENLEN;
+    else
+        noise_length = 43 - NGTCP2_STATELESS_RESET_TOKENLEN;
+    ngtcp2_cid_init(&cid, ids->dcid, ids->dcidlen);
+    if (ngtcp2_crypto_generate_stateless_reset_token(token, endpoint->reset_key, sizeof(endpoint->reset_key), &cid) !=
+        0)
+        return;
+    aq_random(noise, noise_length);
+    length = ngtcp2_pkt_write_stateless_reset(out, sizeof(out), token, noise, noise_length);
+    if (length > 0) {
+        aq_count(endpoint->host->counters, AQ_C_stateless_resets_sent, 1);
+        send_alone(endpoint, packet->remote, packet->local, out, (size_t)length);
+    }
+}
+
+static void refuse(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header, uint64_t code)
+{
+    uint8_t out[NGTCP2_MAX_UDP_PAYLOAD_SIZE];
+    ngtcp2_ssize length;
+    aq_count(endpoint->host->counters, AQ_C_connections_refused, 1);
+    if (!may_answer(endpoint, packet->now))
+        return;
+    length = ngtcp2_crypto_write_connection_close(out, sizeof(out), header->version, &header->scid, &header->dcid, code,
+                                                  NULL, 0);
+    if (length > 0)
+        send_alone(endpoint, packet->remote, packet->local, out, (size_t)length);
+}
+
+/* Tokens carry the time of day: they must not depend on when this process began. */
+static uint64_t time_of_day(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * AQ_NSEC_PER_SEC + (uint64_t)now.tv_nsec;
+}
+
+static void send_retry(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header)
+{
+    uint8_t token[NGTCP2_CRYPTO_MAX_RETRY_TOKENLEN2], out[NGTCP2_MAX_UDP_PAYLOAD_SIZE];
+    ngtcp2_cid scid;
+    ngtcp2_ssize token_length, length;
+    scid.datalen = AQ_SCID_LENGTH;
+    aq_random(scid.data, scid.datalen);
+    token_length = ngtcp2_crypto_generate_retry_token2(
+        token, endpoint->token_key, sizeof(endpoint->token_key), header->version, &packet->remote->sa,
+        (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &scid, &header->dcid, time_of_day());
+    if (token_length < 0)
+        return;
+    length = ngtcp2_crypto_write_retry(out, sizeof(out), header->version, &header->scid, &scid, &header->dcid, token,
+                                       (size_t)token_length);
+    if (length > 0 && (size_t)length <= 3 * packet->length) {
+        aq_count(endpoint->host->counters, AQ_C_retries_sent, 1);
+        send_alone(endpoint, packet->remote, packet->local, out, (size_t)length);
+    }
+}
+
+/* Checks a Retry token. 1: good, *original is set; 0: there is none that we can read; -1: it is ours and not valid. */
+static int check_token(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header, ngtcp2_cid *original)
+{
+    int result;
+    if (header->tokenlen == 0 || header->token[0] != NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2)
+        return 0;
+    result = ngtcp2_crypto_verify_retry_token2(original, header->token, header->tokenlen, endpoint->token_key,
+                                               sizeof(endpoint->token_key), header->version, &packet->remote->sa,
+                                               (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &header->dcid,
+                                               RETRY_LIFETIME, time_of_day());
+    if (result == 0)
+        return 1;
+    aq_count(endpoint->host->counters, AQ_C_retry_tokens_invalid, 1);
+    return result == NGTCP2_CRYPTO_ERR_VERIFY_TOKEN ? -1 : 0;
+}
+
+static aq_conn *accept_client(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header)
+{
+    aq_conn_setup setup = {.host = endpoint->host,
+                           .endpoint = endpoint,
+                           .endpoint_id = endpoint->id,
+                           .credentials = endpoint->credentials,
+                           .options = &endpoint->options,
+                           .local = packet->local,
+                           .remote = packet->remote,
+                           .reset_key = endpoint->reset_key,
+                           .header = header,
+                           .now = packet->now};
+    ngtcp2_cid original;
+    int64_t error;
+    aq_conn *conn;
+    int token = check_token(endpoint, packet, header, &original);
+
+    if (token < 0) {
+        refuse(endpoint, packet, header, NGTCP2_INVALID_TOKEN);
+        return NULL;
+    }
+    if (token == 1) {
+        setup.original_dcid = &original;
+    } else if (endpoint->half_open >= endpoint->retry_threshold) {
+        send_retry(endpoint, packet, header);
+        return NULL;
+    }
+    if (!endpoint->accepting || endpoint->half_open >= endpoint->max_half_open ||
+        endpoint->connections >= endpoint->max_connections) {
+        refuse(endpoint, packet, header, NGTCP2_CONNECTION_REFUSED);
+        return NULL;
+    }
+    conn = aq_conn_new(&setup, &error);
+    if (conn == NULL) {
+        aq_count(endpoint->host->counters, AQ_C_memory_failures, 1);
+        return NULL;
+    }
+    conn->half_open = 1;
+    endpoint->half_open++;
+    link_conn(endpoint, conn);
+    return conn;
+}
+
+static aq_conn *find_or_accept(aq_endpoint *endpoint, const arrival *packet, ngtcp2_pkt_hd *header)
+{
+    ngtcp2_version_cid ids;
+    aq_conn *conn;
+    int result = ngtcp2_pkt_decode_version_cid(&ids, packet->data, packet->length, AQ_SCID_LENGTH);
+    if (result == NGTCP2_ERR_VERSION_NEGOTIATION) {
+        negotiate_version(endpoint, packet, &ids);
+        return NULL;
+    }
+    if (result != 0 || ids.dcidlen > NGTCP2_MAX_CIDLEN) {
+        aq_count(endpoint->host->counters, AQ_C_quic_drop_unknown_connection, 1);
+        return NULL;
+    }
+    conn = aq_map_get(&endpoint->routes, ids.dcid, ids.dcidlen);
+    if (conn != NULL)
+        return conn;
+    if (ngtcp2_accept(header, packet->data, packet->length) == 0) {
+        const aq_sockaddr *remote = packet->remote;
+        uint16_t port = ntohs(remote->sa.sa_family == AF_INET6 ? remote->in6.sin6_port : remote->in.sin_port);
+        if (port >= LOWEST_CLIENT_PORT)
+            return accept_client(endpoint, packet, header);
+    } else if ((packet->data[0] & 0x80) == 0) {
+        reset_stateless(endpoint, packet, &ids);
+    }
+    aq_count(endpoint->host->counters, AQ_C_quic_drop_unknown_connection, 1);
+    return NULL;
+}
+
+/* ---- receiving ------------------------------------------------------------------------------------------------- */
+
+static void receive_one(aq_endpoint *endpoint, const arrival *packet)
+{
+    ngtcp2_pkt_hd header;
+    aq_conn *conn;
+    if (packet->length < SHORTEST_DATAGRAM) {
+        aq_count(endpoint->host->counters, AQ_C_quic_drop_short, 1);
+        return;
+    }
+    conn = endpoint->is_server ? find_or_accept(endpoint, packet, &header) : endpoint->first;
+    if (conn == NULL)
+        return;
+    switch (aq_conn_read(conn, packet->local, packet->remote, packet->ecn, packet->data, packet->length, packet->now)) {
+    case AQ_READ_RETRY:
+        if (ngtcp2_accept(&header, packet->data, packet->length) == 0)
+            send_retry(endpoint, packet, &header);
+        aq_endpoint_remove(endpoint, conn);
+        return;
+    case AQ_READ_DROP:
+        aq_endpoint_remove(endpoint, conn);
+        return;
+    default:
+        break;
+    }
+    if (conn->half_open && conn->state != AQ_CONN_HANDSHAKE) {
+        conn->half_open = 0;
+        endpoint->half_open--;
+    }
+}
+
+static void receive_error(aq_endpoint *endpoint, int error, uint64_t now)
+{
+    aq_conn *conn = endpoint->first;
+    aq_count(endpoint->host->counters, AQ_C_quic_receive_errors, 1);
+    /* Before the handshake is complete a refusal by the network saves the wait; after it, anybody could forge one, so
+     * only time tells. */
+    if (!endpoint->is_server && conn != NULL && conn->state == AQ_CONN_HANDSHAKE &&
+        (error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH))
+        aq_conn_close(conn, AQ_CLOSE_UNREACHABLE, (uint64_t)(-error), strerror(-error), now);
+}
+
+int aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int batches, uint64_t now)
+{
+    aq_udp_message messages[AQ_UDP_MESSAGES];
+    uint16_t bound_port =
+        endpoint->bound.sa.sa_family == AF_INET6 ? endpoint->bound.in6.sin6_port : endpoint->bound.in.sin_port;
+    while (batches-- > 0) {
+        int count = aq_udp_receive_batch(receiver, endpoint->fd, messages, 8);
+        if (count == 0)
+            return 0;
+        if (count < 0) {
+            receive_error(endpoint, count, now);
+            continue;
+        }
+        for (int i = 0; i < count; i++) {
+            aq_udp_message *message = &messages[i];
+            aq_sockaddr local = endpoint->bound;
+            arrival packet = {.local = &local, .remote = &message->peer, .ecn = message->ecn, .now = now};
+            size_t step = message->segment != 0 ? message->segment : message->length;
+            /* A client's socket has one address for good; a server's answers from the one that was written to. */
+            if (endpoint->is_server && message->local.sa.sa_family == endpoint->bound.sa.sa_family) {
+                local = message->local;
+                if (local.sa.sa_family == AF_INET6)
+                    local.in6.sin6_port = bound_port;
+                else
+                    local.in.sin_port = bound_port;
+            }
+            if (message->truncated) {
+                aq_count(endpoint->host->counters, AQ_C_quic_drop_truncated, 1);
+                continue;
+            }
+            aq_count(endpoint->host->counters, AQ_C_quic_bytes_received, message->length);
+            for (size_t offset = 0; offset < message->length; offset += step) {
+                packet.data = message->data + offset;
+                packet.length = message->length - offset < step ? message->length - offset : step;
+                aq_count(endpoint->host->counters, AQ_C_quic_datagrams_received, 1);
+                receive_one(endpoint, &packet);
+            }
+        }
+    }
+    return 1;
+}
+
+aq_conn *aq_endpoint_connect(aq_endpoint *endpoint, const aq_sockaddr *remote, const char *server_name, int send_sni,
+                             uint64_t now, int64_t *error)
+{
+    aq_conn_setup setup = {.host = endpoint->host,
+                           .endpoint = endpoint,
+                           .credentials = endpoint->credentials,
+                           .options = &endpoint->options,
+                           .local = &endpoint->bound,
+                           .remote = remote,
+                           .server_name = server_name,
+                           .send_sni = send_sni,
+                           .now = now};
+    aq_conn *conn = aq_conn_new(&setup, error);
+    if (conn != NULL)
+        link_conn(endpoint, conn);
+    return conn;
+}

@@ -1,0 +1,52 @@
+/* A QUIC socket and the connections behind it: routing by connection id, new connections, Retry, version negotiation,
+ * stateless reset. A server has one endpoint for all its clients; a client has one for each connection. Engine thread
+ * only.
+ */
+#ifndef AQ_ENDPOINT_H
+#define AQ_ENDPOINT_H
+
+#include "aq.h"
+#include "conn.h"
+#include "map.h"
+
+typedef struct aq_endpoint {
+    const aq_conn_host *host;
+    aq_id id; /* 0 on a client */
+    int is_server, accepting, closed;
+    int fd;
+    aq_sockaddr bound;  /* what the socket is bound to; the address part may be the wildcard */
+    int blocked;        /* some connection waits for room in the socket */
+    int waits_writable; /* epoll was told so */
+    aq_credentials *credentials;
+    aq_transport_options options;
+    uint8_t reset_key[32], token_key[32];
+    uint32_t retry_threshold, max_half_open, max_connections;
+    uint32_t half_open, connections;
+    aq_map routes; /* connection id -> aq_conn */
+    aq_conn *first;
+    /* A second's worth of answers to strangers: stateless resets, version negotiation, refusals. */
+    uint64_t answers_since;
+    uint32_t answers;
+} aq_endpoint;
+
+/* Takes over fd. NULL: *error, and fd is closed. remote: client, the socket is connected to it. */
+aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *credentials,
+                             const aq_transport_options *options, const aq_sockaddr *remote, int64_t *error);
+void aq_endpoint_free(aq_endpoint *endpoint); /* its connections are freed already; closes fd */
+
+/* Reads at most `batches` batches. Returns 1 when the socket may hold more. */
+int aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int batches, uint64_t now);
+void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now);
+
+/* A client's only connection. */
+aq_conn *aq_endpoint_connect(aq_endpoint *endpoint, const aq_sockaddr *remote, const char *server_name, int send_sni,
+                             uint64_t now, int64_t *error);
+void aq_endpoint_remove(aq_endpoint *endpoint, aq_conn *conn); /* unlinks and frees */
+
+/* aq_conn_host.route, unroute, transmit. */
+int aq_endpoint_route(aq_endpoint *endpoint, const ngtcp2_cid *cid, aq_conn *conn);
+void aq_endpoint_unroute(aq_endpoint *endpoint, const ngtcp2_cid *cid);
+int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sockaddr *local, uint8_t ecn,
+                         const uint8_t *data, size_t length, size_t segment, size_t *sent);
+
+#endif

@@ -1,0 +1,130 @@
+/* The event thread: everything that touches QUIC happens in aq_engine_loop(), in the phases listed there. Other threads
+ * reach it by commands (a queue, many producers), by the list of objects that want a look (ready.h), and by nothing
+ * else.
+ */
+#ifndef AQ_ENGINE_H
+#define AQ_ENGINE_H
+
+#include "aq.h"
+#include "conn.h"
+#include "counters.h"
+#include "endpoint.h"
+#include "events.h"
+#include "pipe.h"
+#include "ready.h"
+#include "slab.h"
+#include "udp.h"
+#include "wake.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum aq_command_kind {
+    AQ_DO_LISTEN,
+    AQ_DO_CONNECT,
+    AQ_DO_CLOSE_ENDPOINT,
+    AQ_DO_SET_CREDENTIALS,
+    AQ_DO_CLOSE,
+    AQ_DO_EXPORT,
+    AQ_DO_SEND,
+    AQ_DO_HEARTBEAT,
+    AQ_DO_ADMIT,
+    AQ_DO_PROBE,
+    AQ_DO_INFO,
+    AQ_DO_OPEN_STREAM,
+    AQ_DO_ATTACH,
+    AQ_DO_REFUSE,
+    AQ_DO_FLOW_READY,
+    AQ_DO_CLOSE_FD
+};
+
+#define AQ_COMMAND_BYTES 256 /* aq_connection_send() takes no more */
+
+/* One thing for the engine to do. A waited-for command lives on its caller's stack; the others on the heap and the
+ * engine frees them. */
+typedef struct aq_engine_command {
+    struct aq_engine_command *next;
+    enum aq_command_kind kind;
+    int waited_for;
+    int done;       /* guarded by the engine's command mutex */
+    int64_t result; /* likewise */
+    aq_id id;
+    int fd;
+    uint64_t a, b;
+    const void *input; /* of the waiting caller */
+    void *output;      /* of the waiting caller */
+    void *object;      /* a reference that passes to the engine, or NULL */
+    size_t length;
+    uint8_t data[AQ_COMMAND_BYTES];
+} aq_engine_command;
+
+/* What AQ_DO_EXPORT needs more than one pointer for. */
+typedef struct {
+    const uint8_t *label, *context;
+    size_t label_length, context_length, out_length;
+} aq_export_request;
+
+enum aq_engine_state { AQ_ENGINE_NEW, AQ_ENGINE_RUNNING, AQ_ENGINE_STOPPED };
+
+struct aq_engine {
+    /* thread-safe by themselves */
+    aq_counters counters;
+    aq_events events;
+    aq_pool pool;
+    aq_wake wake;
+    aq_ready ready;
+    aq_slab credentials, endpoints, connections, streams, udps;
+    _Atomic int state; /* aq_engine_state */
+    _Atomic int stopping;
+    _Atomic uint32_t inside; /* calls from outside that have not returned */
+
+    pthread_mutex_t command_mutex;
+    pthread_cond_t command_done;
+    aq_engine_command *commands_first, *commands_last; /* guarded by command_mutex */
+    _Atomic int commands_filled;
+
+    pthread_mutex_t wakes_mutex;
+    aq_wake **wakes; /* idle wakes of workers; guarded by wakes_mutex, as are the next lines */
+    size_t wakes_idle;
+    aq_wake **wakes_all; /* every wake ever made: freed with the engine, so that a late signal always has a target */
+    size_t wakes_length, wakes_all_capacity;
+
+    /* pump thread */
+    aq_udp_receiver *pump_receiver;
+
+    /* engine thread */
+    aq_conn_host host;
+    aq_udp_receiver *receiver;
+    int epoll;
+    int has_epoll_pwait2;
+    aq_conn *touched_first, *touched_last;
+    aq_stream **touched_streams; /* each with a reference */
+    size_t touched_streams_length, touched_streams_capacity;
+    aq_conn **heap; /* by expiry */
+    uint32_t heap_length, heap_capacity;
+    aq_endpoint **all_endpoints;
+    size_t endpoints_length, endpoints_capacity;
+    int endpoints_dirty; /* some may be over, or wait for room in their socket */
+    int *closing_fds;    /* once what is collected for them has left */
+    size_t closing_fds_length, closing_fds_capacity;
+    uint64_t now;
+};
+
+int64_t aq_engine_loop(aq_engine *engine); /* returns once stopping */
+void aq_engine_host_functions(aq_conn_host *host);
+
+/* [any] Hands a command over and waits for its result. */
+int64_t aq_engine_ask(aq_engine *engine, aq_engine_command *command);
+/* [any] Hands a copy over. 0, AQ_ERR_MEMORY or AQ_ERR_STOPPED; object and fd are released on failure. */
+int64_t aq_engine_tell(aq_engine *engine, const aq_engine_command *command);
+void aq_engine_fail_commands(aq_engine *engine); /* every waiting command gets AQ_ERR_STOPPED */
+
+/* [any] Around every call from outside, so that freeing can wait for them. 0: stopping, do not go on. */
+int aq_api_enter(aq_engine *engine);
+void aq_api_leave(aq_engine *engine);
+
+/* [any] A wake for a worker while it relays. NULL: no descriptors left. */
+aq_wake *aq_engine_borrow_wake(aq_engine *engine);
+void aq_engine_return_wake(aq_engine *engine, aq_wake *wake);
+
+#endif

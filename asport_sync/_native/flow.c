@@ -1,0 +1,423 @@
+#include "flow.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Datagrams of one socket that may wait for Python's word on their source. Python answers before it reads the socket
+ * again, so this is one batch. */
+#define WAITING_BYTES (512U * 1024U)
+
+struct aq_waiting_datagram {
+    aq_waiting_datagram *next;
+    aq_address source;
+    size_t length;
+    uint8_t data[];
+};
+
+/* ---- the table --------------------------------------------------------------------------------------------- */
+
+aq_flows *aq_flows_new(aq_id connection, aq_ready *ready, aq_counters *counters, uint64_t queue_limit)
+{
+    aq_flows *flows = calloc(1, sizeof(*flows));
+    if (flows == NULL)
+        return NULL;
+    flows->node.kind = AQ_READY_FLOWS;
+    atomic_init(&flows->references, 1);
+    flows->connection = connection;
+    flows->ready = ready;
+    flows->counters = counters;
+    flows->queue_limit = queue_limit;
+    pthread_mutex_init(&flows->mutex, NULL);
+    return flows;
+}
+
+void aq_flows_ref(aq_flows *flows)
+{
+    atomic_fetch_add_explicit(&flows->references, 1, memory_order_relaxed);
+}
+
+void aq_flows_unref(aq_flows *flows)
+{
+    if (atomic_fetch_sub_explicit(&flows->references, 1, memory_order_acq_rel) != 1)
+        return;
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(flows->pages); i++)
+        free(flows->pages[i]);
+    if (atomic_load(&flows->has_queue))
+        aq_dgram_destroy(&flows->queue);
+    pthread_mutex_destroy(&flows->mutex);
+    free(flows);
+}
+
+void aq_flows_kill(aq_flows *flows)
+{
+    pthread_mutex_lock(&flows->mutex);
+    flows->dead = 1;
+    pthread_mutex_unlock(&flows->mutex);
+}
+
+aq_flow *aq_flows_find(aq_flows *flows, uint16_t association)
+{
+    aq_flow **page = flows->pages[association >> 8];
+    return page != NULL ? page[association & 0xff] : NULL;
+}
+
+/* The mutex is held. */
+static void unlink_flow(aq_flows *flows, aq_flow *flow)
+{
+    flows->pages[flow->association >> 8][flow->association & 0xff] = NULL;
+    if (flow->older != NULL)
+        flow->older->newer = flow->newer;
+    else
+        flows->oldest = flow->newer;
+    if (flow->newer != NULL)
+        flow->newer->older = flow->older;
+    else
+        flows->newest = flow->older;
+    flows->count--;
+}
+
+static void drop_flow(aq_flow *flow)
+{
+    aq_udp *udp = flow->socket;
+    uint8_t key[AQ_MAP_KEY_MAX];
+    if (udp->is_public)
+        aq_map_remove(&udp->by_source, key, aq_address_key(&flow->peer, key));
+    if (udp->only == flow)
+        udp->only = NULL;
+    if (udp->last == flow)
+        udp->last = NULL;
+    free(flow);
+}
+
+int64_t aq_flow_forget(aq_flows *flows, uint16_t association)
+{
+    aq_flow *flow;
+    pthread_mutex_lock(&flows->mutex);
+    flow = aq_flows_find(flows, association);
+    if (flow != NULL)
+        unlink_flow(flows, flow);
+    pthread_mutex_unlock(&flows->mutex);
+    if (flow == NULL)
+        return AQ_ERR_GONE;
+    drop_flow(flow);
+    return AQ_OK;
+}
+
+uint32_t aq_flows_list_idle(aq_flows *flows, uint64_t before, uint16_t *out, uint32_t most)
+{
+    uint32_t found = 0;
+    pthread_mutex_lock(&flows->mutex);
+    for (aq_flow *flow = flows->oldest; flow != NULL && found < most; flow = flow->newer) {
+        if (atomic_load_explicit(&flow->active, memory_order_relaxed) < before)
+            out[found++] = flow->association;
+    }
+    pthread_mutex_unlock(&flows->mutex);
+    return found;
+}
+
+/* ---- sockets ----------------------------------------------------------------------------------------------- */
+
+aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
+{
+    aq_udp *udp;
+    aq_sockaddr bound;
+    socklen_t length = sizeof(bound);
+    uint8_t secret[16];
+    int failed;
+
+    if (getsockname(fd, &bound.sa, &length) != 0) {
+        *error = AQ_ERR_SYSTEM - errno;
+        return NULL;
+    }
+    failed = aq_udp_setup_service(fd);
+    if (failed != 0) {
+        *error = AQ_ERR_SYSTEM + failed;
+        return NULL;
+    }
+    pthread_mutex_lock(&flows->mutex);
+    *error = flows->dead ? AQ_ERR_GONE : AQ_OK;
+    if (*error == AQ_OK && !atomic_load(&flows->has_queue)) {
+        *error = aq_dgram_init(&flows->queue, flows->queue_limit);
+        if (*error == AQ_OK)
+            atomic_store(&flows->has_queue, 1);
+    }
+    pthread_mutex_unlock(&flows->mutex);
+    if (*error != AQ_OK)
+        return NULL;
+    udp = calloc(1, sizeof(*udp));
+    *error = AQ_ERR_MEMORY;
+    if (udp == NULL)
+        return NULL;
+    aq_random(secret, sizeof(secret));
+    if (is_public && aq_map_init(&udp->by_source, secret) != AQ_OK) {
+        free(udp);
+        return NULL;
+    }
+    udp->fd = fd;
+    udp->is_public = is_public;
+    udp->family = bound.sa.sa_family;
+    udp->flows = flows;
+    aq_flows_ref(flows);
+    *error = AQ_OK;
+    return udp;
+}
+
+static void drop_waiting(aq_udp *udp)
+{
+    while (udp->waiting != NULL) {
+        aq_waiting_datagram *datagram = udp->waiting;
+        udp->waiting = datagram->next;
+        aq_count(udp->flows->counters, AQ_C_udp_drop_no_association, 1);
+        free(datagram);
+    }
+    udp->waiting_last = NULL;
+}
+
+void aq_udp_detach(aq_udp *udp)
+{
+    aq_flows *flows = udp->flows;
+    aq_flow *flow, *next, *mine = NULL;
+    pthread_mutex_lock(&flows->mutex);
+    for (flow = flows->oldest; flow != NULL; flow = next) {
+        next = flow->newer;
+        if (flow->socket == udp) {
+            unlink_flow(flows, flow);
+            flow->newer = mine;
+            mine = flow;
+        }
+    }
+    pthread_mutex_unlock(&flows->mutex);
+    while (mine != NULL) {
+        next = mine->newer;
+        drop_flow(mine);
+        mine = next;
+    }
+    drop_waiting(udp);
+}
+
+void aq_udp_free(aq_udp *udp)
+{
+    drop_waiting(udp);
+    if (udp->is_public)
+        aq_map_destroy(&udp->by_source);
+    aq_flows_unref(udp->flows);
+    free(udp);
+}
+
+int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
+                    size_t prefix_length)
+{
+    aq_flows *flows = udp->flows;
+    aq_flow *flow;
+    aq_flow ***page = &flows->pages[association >> 8];
+    uint8_t key[AQ_MAP_KEY_MAX];
+    size_t key_length = aq_address_key(peer, key);
+    int64_t result = AQ_OK;
+
+    if ((peer->family != 4 && peer->family != 6) || prefix_length > AQ_FLOW_PREFIX_MAX)
+        return AQ_ERR_INVALID;
+    if (udp->is_public ? aq_map_get(&udp->by_source, key, key_length) != NULL : udp->only != NULL)
+        return AQ_ERR_LIMIT;
+    flow = calloc(1, sizeof(*flow));
+    if (flow == NULL)
+        return AQ_ERR_MEMORY;
+    flow->association = association;
+    flow->peer = *peer;
+    flow->socket = udp;
+    flow->to.sa.sa_family = AF_UNSPEC;
+    if (udp->is_public)
+        aq_sockaddr_from(&flow->to, peer, udp->family);
+    flow->header_length = (uint8_t)aq_packet_encode(flow->header, association, 0, 1, 0, 0, peer);
+    flow->prefix_length = (uint8_t)prefix_length;
+    if (prefix_length > 0)
+        memcpy(flow->prefix, prefix, prefix_length);
+    atomic_init(&flow->active, aq_now());
+
+    pthread_mutex_lock(&flows->mutex);
+    if (flows->dead) {
+        result = AQ_ERR_GONE;
+    } else if (*page == NULL && (*page = calloc(256, sizeof(**page))) == NULL) {
+        result = AQ_ERR_MEMORY;
+    } else if ((*page)[association & 0xff] != NULL) {
+        result = AQ_ERR_LIMIT;
+    } else if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, flow)) != AQ_OK) {
+        /* result says why */
+    } else {
+        (*page)[association & 0xff] = flow;
+        flow->older = flows->newest;
+        if (flows->newest != NULL)
+            flows->newest->newer = flow;
+        else
+            flows->oldest = flow;
+        flows->newest = flow;
+        flows->count++;
+    }
+    pthread_mutex_unlock(&flows->mutex);
+    if (result != AQ_OK) {
+        free(flow);
+        return result;
+    }
+    if (!udp->is_public)
+        udp->only = flow;
+    return AQ_OK;
+}
+
+/* ---- the path of a datagram into the connection -------------------------------------------------------------- */
+
+/* [pump] One UDP packet of a known association goes into the queue. */
+static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64_t now)
+{
+    aq_flows *flows = flow->socket->flows;
+    aq_dgram_record *record;
+    uint16_t packet = flow->next_packet++;
+    if (length > UINT16_MAX) {
+        aq_count(flows->counters, AQ_C_packet_drop_too_big, 1);
+        return;
+    }
+    record = aq_dgram_reserve(&flows->queue, length);
+    if (record == NULL) {
+        aq_count(flows->counters, AQ_C_packet_drop_ring_full, 1);
+        return;
+    }
+    record->header = flow->header_length;
+    record->ipv6 = flow->peer.family == 6;
+    record->payload = (uint32_t)length;
+    memcpy(record->data, flow->header, flow->header_length);
+    record->data[4] = (uint8_t)(packet >> 8);
+    record->data[5] = (uint8_t)packet;
+    record->data[8] = (uint8_t)(length >> 8);
+    record->data[9] = (uint8_t)length;
+    memcpy(record->data + flow->header_length, payload, length);
+    aq_dgram_commit(&flows->queue, record);
+    atomic_store_explicit(&flow->active, now, memory_order_relaxed);
+}
+
+static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_address *source, const uint8_t *payload,
+                                 size_t length, size_t *bytes)
+{
+    aq_waiting_datagram *datagram;
+    uint32_t i = 0;
+    while (i < batch->misses && !aq_address_equal(&batch->missed[i], source))
+        i++;
+    if (i == AQ_ARRAY_LENGTH(batch->missed) || *bytes + length > WAITING_BYTES ||
+        (datagram = malloc(sizeof(*datagram) + length)) == NULL) {
+        aq_count(udp->flows->counters, AQ_C_packet_drop_waiting_full, 1);
+        return;
+    }
+    if (i == batch->misses)
+        batch->missed[batch->misses++] = *source;
+    *bytes += length;
+    datagram->next = NULL;
+    datagram->source = *source;
+    datagram->length = length;
+    memcpy(datagram->data, payload, length);
+    if (udp->waiting_last != NULL)
+        udp->waiting_last->next = datagram;
+    else
+        udp->waiting = datagram;
+    udp->waiting_last = datagram;
+}
+
+static aq_flow *flow_of(aq_udp *udp, const aq_address *source)
+{
+    uint8_t key[AQ_MAP_KEY_MAX];
+    if (!udp->is_public)
+        return udp->only;
+    if (udp->last != NULL && aq_address_equal(&udp->last->peer, source))
+        return udp->last;
+    return aq_map_get(&udp->by_source, key, aq_address_key(source, key));
+}
+
+static void signal_engine(aq_flows *flows)
+{
+    aq_flows_ref(flows);
+    if (!aq_ready_add(flows->ready, &flows->node))
+        aq_flows_unref(flows);
+}
+
+/* Errors that a UDP socket reports about something sent earlier; the socket itself is fine. */
+static int is_weather(int64_t error)
+{
+    return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH || error == -EHOSTDOWN ||
+           error == -ENETDOWN || error == -EPERM || error == -EMSGSIZE || error == -EPROTO || error == -ENOPROTOOPT;
+}
+
+int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
+{
+    aq_flows *flows = udp->flows;
+    aq_udp_message messages[AQ_UDP_MESSAGES];
+    uint64_t now = aq_now();
+    size_t waiting_bytes = 0;
+    int count, forwarded = 0;
+
+    drop_waiting(udp);
+    if (atomic_load(&flows->dead))
+        return AQ_ERR_GONE;
+    batch->received = batch->more = batch->misses = 0;
+    count = aq_udp_receive_batch(receiver, udp->fd, messages, AQ_UDP_MESSAGES);
+    if (count < 0 && is_weather(count)) {
+        aq_count(flows->counters, AQ_C_udp_receive_errors, 1);
+        batch->more = 1;
+        return AQ_OK;
+    }
+    if (count < 0)
+        return AQ_ERR_SYSTEM + count;
+    batch->more = count == AQ_UDP_MESSAGES;
+    for (int i = 0; i < count; i++) {
+        aq_udp_message *message = &messages[i];
+        size_t step = message->segment != 0 ? message->segment : message->length;
+        size_t offset = 0;
+        aq_address source;
+        aq_flow *flow;
+        aq_sockaddr_to(&message->peer, &source);
+        flow = flow_of(udp, &source);
+        udp->last = flow;
+        do {
+            size_t length = message->length - offset;
+            if (length > step)
+                length = step;
+            batch->received++;
+            if (flow != NULL) {
+                forward(flow, message->data + offset, length, now);
+                forwarded = 1;
+            } else {
+                wait_for_association(udp, batch, &source, message->data + offset, length, &waiting_bytes);
+            }
+            offset += length;
+        } while (offset < message->length);
+    }
+    aq_count(flows->counters, AQ_C_udp_received, batch->received);
+    if (forwarded)
+        signal_engine(flows);
+    return AQ_OK;
+}
+
+/* [pump] After aq_flow_new: what waited for this source follows, in order. */
+void aq_udp_replay(aq_udp *udp, uint16_t association)
+{
+    aq_waiting_datagram **link = &udp->waiting, *last = NULL;
+    uint64_t now = aq_now();
+    aq_flow *flow;
+    int forwarded = 0;
+    pthread_mutex_lock(&udp->flows->mutex);
+    flow = aq_flows_find(udp->flows, association);
+    pthread_mutex_unlock(&udp->flows->mutex);
+    if (flow == NULL)
+        return;
+    while (*link != NULL) {
+        aq_waiting_datagram *datagram = *link;
+        if (!udp->is_public || aq_address_equal(&datagram->source, &flow->peer)) {
+            forward(flow, datagram->data, datagram->length, now);
+            forwarded = 1;
+            *link = datagram->next;
+            free(datagram);
+        } else {
+            last = datagram;
+            link = &datagram->next;
+        }
+    }
+    udp->waiting_last = last;
+    if (forwarded)
+        signal_engine(udp->flows);
+}

@@ -1,0 +1,89 @@
+/* UDP associations of a connection, and the sockets that serve them.
+ *
+ * The table of associations is shared by the pump thread (adds, removes, lists idle ones, reads `next_packet`) and the
+ * engine (looks up where a Packet from the peer goes). Its mutex is held for one look-up and one copy of a datagram, or
+ * for one batch of the pump.
+ */
+#ifndef AQ_FLOW_H
+#define AQ_FLOW_H
+
+#include "aq.h"
+#include "counters.h"
+#include "dgram.h"
+#include "map.h"
+#include "packet.h"
+#include "ready.h"
+#include "udp.h"
+
+#include <pthread.h>
+
+#define AQ_FLOW_PREFIX_MAX 64
+
+struct aq_udp;
+
+typedef struct aq_flow {
+    uint16_t association;
+    uint16_t next_packet;  /* pump: pkt_id of the next UDP packet */
+    aq_address peer;       /* immutable: the address in Packet headers */
+    aq_sockaddr to;        /* immutable: where packets of the QUIC peer go; AF_UNSPEC: the socket is connected */
+    struct aq_udp *socket; /* immutable: outlives the flow */
+    uint8_t header[AQ_PACKET_HEADER_MAX]; /* pump: Packet header with everything but pkt_id and size */
+    uint8_t header_length;                /* immutable */
+    uint8_t prefix_length;                /* immutable */
+    uint8_t prefix[AQ_FLOW_PREFIX_MAX];   /* immutable */
+    _Atomic uint64_t active;              /* aq_now() of the last packet in either direction */
+    struct aq_flow *older, *newer;        /* all flows of the table; guarded by its mutex */
+} aq_flow;
+
+typedef struct aq_flows {
+    aq_ready_node node; /* first: "UDP packets wait" for the engine */
+    _Atomic uint32_t references;
+    aq_id connection; /* immutable, as are the next two */
+    aq_ready *ready;
+    aq_counters *counters;
+    uint64_t queue_limit; /* immutable */
+    pthread_mutex_t mutex;
+    aq_flow **pages[256]; /* by association, high byte first; guarded by mutex, as is all below */
+    aq_flow *oldest, *newest;
+    uint32_t count;
+    _Atomic int dead; /* the connection is over; set with the mutex held */
+    aq_dgram queue;   /* pump -> engine; created with the first socket and published by has_queue */
+    _Atomic int has_queue;
+} aq_flows;
+
+typedef struct aq_waiting_datagram aq_waiting_datagram;
+
+/* A public or local UDP socket. Everything here belongs to the pump thread, except fd, which the engine sends on. */
+typedef struct aq_udp {
+    aq_id id;
+    int fd; /* ours; closed by the engine once nothing collected for it is left */
+    int is_public;
+    int family;                   /* AF_INET or AF_INET6 */
+    aq_flows *flows;              /* one reference */
+    aq_map by_source;             /* public: address key -> flow */
+    aq_flow *only;                /* local: the one association */
+    aq_flow *last;                /* the flow of the datagram before: most come in runs */
+    aq_waiting_datagram *waiting; /* datagrams of sources that were reported as missed, oldest first */
+    aq_waiting_datagram *waiting_last;
+} aq_udp;
+
+aq_flows *aq_flows_new(aq_id connection, aq_ready *ready, aq_counters *counters, uint64_t queue_limit);
+void aq_flows_ref(aq_flows *flows);
+void aq_flows_unref(aq_flows *flows); /* [any] */
+void aq_flows_kill(aq_flows *flows);  /* [engine] the connection is over: nothing is sent any more */
+
+/* [any] With the mutex held. */
+aq_flow *aq_flows_find(aq_flows *flows, uint16_t association);
+
+/* [pump] The functions behind the ones of the same name in aq_api.h. */
+aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error);
+void aq_udp_detach(aq_udp *udp); /* its flows go; fd stays open */
+void aq_udp_free(aq_udp *udp);   /* after aq_udp_detach; does not close fd */
+int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch);
+int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
+                    size_t prefix_length);
+void aq_udp_replay(aq_udp *udp, uint16_t association);         /* after aq_flow_new: what waited follows, in order */
+int64_t aq_flow_forget(aq_flows *flows, uint16_t association); /* AQ_ERR_GONE when there is none */
+uint32_t aq_flows_list_idle(aq_flows *flows, uint64_t before, uint16_t *out, uint32_t most);
+
+#endif

@@ -1,0 +1,34 @@
+/* A hash table from short byte keys to pointers, safe with keys that a stranger chooses (SipHash-1-3 under a random
+ * key). Used for connection ids and for UDP source addresses. One thread, or the caller's lock.
+ */
+#ifndef AQ_MAP_H
+#define AQ_MAP_H
+
+#include "aq.h"
+
+#define AQ_MAP_KEY_MAX 24 /* longest key: a 20-byte connection id; an address key takes 23 */
+
+typedef struct aq_map_entry {
+    uint64_t hash; /* 0: empty */
+    void *value;
+    uint8_t key_length;
+    uint8_t key[AQ_MAP_KEY_MAX];
+} aq_map_entry;
+
+typedef struct aq_map {
+    aq_map_entry *entries; /* open addressing, linear probing, backward-shift deletion; capacity is a power of two */
+    uint32_t capacity, length;
+    uint64_t secret[2];
+} aq_map;
+
+int aq_map_init(aq_map *map, const uint8_t secret[16]); /* 0 or AQ_ERR_MEMORY; starts empty and small */
+void aq_map_destroy(aq_map *map);
+int aq_map_put(aq_map *map, const void *key, size_t key_length,
+               void *value); /* replaces; 0, AQ_ERR_MEMORY, AQ_ERR_INVALID (key too long, value NULL) */
+void *aq_map_get(const aq_map *map, const void *key, size_t key_length);
+void *aq_map_remove(aq_map *map, const void *key, size_t key_length); /* the value it had, or NULL */
+
+/* The key of an address: family, ip, port and, for IPv6, zone; in host byte order. Returns its length: 7 or 23. */
+size_t aq_address_key(const aq_address *address, uint8_t key[AQ_MAP_KEY_MAX]);
+
+#endif

@@ -1,0 +1,138 @@
+/* A bidirectional stream that carries one TCP connection: two pipes between the engine and whoever owns the TCP socket.
+ *
+ * The owner of the socket is a worker thread inside aq_stream_relay(), or the engine itself once the stream is
+ * attached. Both drive the same aq_stream_pump(), which never blocks.
+ *
+ *   TCP -> QUIC:  owner writes tx, engine reads it; bytes stay in tx until acknowledged
+ *   QUIC -> TCP:  engine writes rx, owner reads it; the QUIC window is extended by what the owner took
+ *
+ * The end, in stages: the owner sets relay_over when it will not look again; the engine sets quic_closed when QUIC is
+ * done with the stream. Whoever comes second removes the name; the last reference frees.
+ */
+#ifndef AQ_STREAM_H
+#define AQ_STREAM_H
+
+#include "aq.h"
+#include "counters.h"
+#include "pipe.h"
+#include "ready.h"
+#include "slab.h"
+
+#include <stdatomic.h>
+
+/* Stream error code of a relay that was cut short. The reference resets with 0 also after an orderly end, so another
+ * value tells the two apart. */
+#define AQ_STREAM_ABORTED 1
+
+#define AQ_STREAM_HEADER_MAX 64
+
+/* What the owner of the socket waits for. */
+#define AQ_NEED_READ 1U  /* the socket to become readable */
+#define AQ_NEED_WRITE 2U /* the socket to become writable */
+#define AQ_NEED_SPACE 4U /* room in tx */
+#define AQ_NEED_DATA 8U  /* bytes or an end in rx */
+#define AQ_NEED_TURN 16U /* nothing: the budget is used up, call again */
+#define AQ_NEED_END 32U  /* always: a reset, STOP_SENDING, the end of the connection */
+
+/* Received bytes of one connection that were consumed but not yet returned to the peer as connection-level credit.
+ * Outlives the connection. */
+typedef struct aq_credit {
+    _Atomic uint32_t references;
+    _Atomic uint64_t owed;
+    uint64_t threshold; /* immutable: from here on the engine should hear of it */
+} aq_credit;
+
+aq_credit *aq_credit_new(uint64_t threshold);
+void aq_credit_ref(aq_credit *credit);
+void aq_credit_unref(aq_credit *credit);
+
+/* ngtcp2's stream user data points to one of these inside the object that the stream belongs to. */
+enum aq_stream_tag { AQ_TAG_BIDI, AQ_TAG_OUTGOING, AQ_TAG_INCOMING };
+
+#define AQ_TAGGED(pointer, type) ((type *)(void *)((char *)(pointer)-offsetof(type, tag)))
+
+struct aq_conn;
+
+typedef struct aq_stream {
+    aq_ready_node node; /* first: "look at this stream" for the engine */
+    enum aq_stream_tag tag;
+
+    /* immutable once the stream has its name */
+    aq_id id;
+    aq_id connection;
+    aq_slab *table;
+    aq_ready *ready;
+    aq_counters *counters;
+    aq_credit *credit; /* one reference */
+
+    /* engine only */
+    _Alignas(64) struct aq_conn *conn; /* NULL once the connection is gone */
+    int64_t quic_id;                   /* -1: waits for stream credit */
+    struct aq_stream *previous, *next; /* all streams of the connection */
+    struct aq_stream *queue_next;      /* in the queue of streams with something to send, or waiting to be opened */
+    uint64_t window;                   /* flow-control window that the peer has now */
+    uint64_t most_window;              /* it may grow to this */
+    uint64_t returned;                 /* bytes of rx already returned as stream credit */
+    uint64_t returned_at;              /* when */
+    uint64_t quantum;                  /* bytes left in this turn of the round robin */
+    uint64_t deadline;                 /* until the header must be complete; UINT64_MAX: no longer waiting */
+    uint8_t header[AQ_STREAM_HEADER_MAX];
+    uint8_t header_length;
+    uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, in_touched;
+    int attached_fd; /* -1: not attached */
+
+    /* owner of the socket only (a worker, or the engine when attached) */
+    _Alignas(64) aq_stream_result result;
+    size_t read_want;  /* adapts: small for interactive use, large for bulk */
+    uint64_t credited; /* bytes of rx counted into credit->owed */
+    uint8_t can_read, can_write, tx_done, rx_done, aborted;
+
+    /* shared */
+    aq_pipe tx;                 /* producer: owner, consumer: engine */
+    aq_pipe rx;                 /* producer: engine, consumer: owner */
+    _Atomic int tx_fin;         /* owner -> engine: FIN after the last byte */
+    _Atomic int tx_stopped;     /* engine -> owner: the peer wants no more (STOP_SENDING) */
+    _Atomic int rx_fin;         /* engine -> owner: no bytes follow; set after they are published */
+    _Atomic int rx_reset;       /* engine -> owner: the peer gave up */
+    _Atomic int dead;           /* engine -> owner: connection gone (1) or engine stopped (2) */
+    _Atomic uint64_t reset;     /* any -> engine: reset with this code - 1; 0: no */
+    _Atomic int local_reset;    /* any -> owner: aq_stream_reset() was called */
+    _Atomic uint64_t report_at; /* engine -> owner: consumption that the engine wants to hear of */
+    _Atomic unsigned wants;     /* owner -> engine: AQ_NEED bits while it sleeps */
+    _Atomic(aq_wake *) wake; /* the sleeping worker's; wakes live as long as the engine, so a late signal is harmless */
+    _Atomic int owned;       /* a worker relays, or the engine is attached */
+    _Atomic int relay_over;
+    _Atomic int quic_closed;
+} aq_stream;
+
+typedef struct {
+    aq_slab *table;
+    aq_ready *ready;
+    aq_counters *counters;
+    aq_pool *pool;
+    uint64_t send_window, receive_window;
+} aq_stream_setup;
+
+/* [any] The name is still to be given (aq_slab_add). NULL: no memory. */
+aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_credit *credit);
+void aq_stream_destroy(void *stream); /* the slab's destructor */
+
+/* [any, holding a reference] The engine should look at the stream. */
+void aq_stream_notify(aq_stream *stream);
+
+/* [engine] Something that the owner may wait for has happened: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_END. */
+void aq_stream_signal(aq_stream *stream, unsigned what);
+
+/* [owner] Moves bytes both ways between the socket and the pipes, at most `budget` bytes in each. Returns what it needs
+ * next as AQ_NEED bits; 0: over, see result. */
+unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t budget);
+
+/* [owner] The socket reported an error or a hang-up. Where reading can't tell what it was, the stream is aborted. */
+void aq_stream_socket_failed(aq_stream *stream, int fd);
+
+/* [owner] It will not look again. */
+void aq_stream_leave(aq_stream *stream);
+/* [engine] QUIC is done with it. */
+void aq_stream_close(aq_stream *stream);
+
+#endif

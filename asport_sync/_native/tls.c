@@ -1,0 +1,565 @@
+#include "tls.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <gnutls/crypto.h>
+#include <gnutls/x509.h>
+#include <ngtcp2/ngtcp2_crypto_gnutls.h>
+
+/* TLS 1.3 only, as RFC 9001 section 4.2 demands. AES-128-GCM first because it costs least with AES instructions, X25519
+ * first because it is the cheapest group; a server follows the client's order. %DISABLE_TLS13_COMPAT_MODE keeps the
+ * legacy session id empty (RFC 9001 section 8.4). */
+#define PRIORITY                                                                                                       \
+    "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:"                          \
+    "-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:%DISABLE_TLS13_COMPAT_MODE"
+
+#define ALPN_MOST 8           /* GnuTLS silently forgets the protocols after the eighth */
+#define ALERT_NO_ALPN 120     /* no_application_protocol, RFC 7301 section 3.2 */
+#define EXPORTER_LABEL_MAX 63 /* bytes; GnuTLS refuses longer labels */
+#define SERVER_NAME_MAX 253   /* characters of a DNS name, RFC 1035 section 2.3.4 */
+#define RANDOM_SIZE 32        /* bytes of a client random, RFC 8446 section 4.1.2 */
+#define SECRET_MAX 64         /* bytes of a traffic secret: the longest hash of TLS is SHA-512 */
+#define KEYLOG_LABEL_MAX 64   /* characters; the longest label in use has 31 */
+#define PROBLEM_LENGTH 512    /* bytes kept of the reason why a certificate was refused */
+#define INPUT_MOST                                                                                                     \
+    (16 << 20) /* bytes of certificates or a key: far beyond any real one, and safe in GnuTLS's unsigned int */
+
+struct aq_credentials {
+    _Atomic uint32_t references; /* any thread */
+
+    /* Immutable after creation. */
+    gnutls_certificate_credentials_t certificates;
+    int server;
+    int verify;
+    int keylog;                          /* file descriptor; -1: no key log */
+    gnutls_datum_t protocols[ALPN_MOST]; /* point into alpn */
+    unsigned int protocol_count;
+    uint8_t alpn[]; /* as in the options */
+};
+
+/* [engine] only. */
+struct aq_tls_session {
+    gnutls_session_t native;
+    aq_credentials *credentials; /* counted */
+
+    /* What the peer's certificate must match; empty on a server. */
+    char name[SERVER_NAME_MAX + 1]; /* a DNS name, or an IP address as text */
+    uint8_t ip[16];                 /* the address, when it is one */
+    unsigned int ip_length;         /* 4 or 16; 0: name is a DNS name */
+
+    char problem[PROBLEM_LENGTH]; /* written by verify_certificate() during the handshake */
+};
+
+/* ---- credentials -------------------------------------------------------------------------------------------- */
+
+/* Where aq_tls_credentials_new() tells its caller what went wrong. */
+typedef struct {
+    int64_t *error;
+    char *text;
+    size_t text_length;
+} report;
+
+__attribute__((format(printf, 3, 4))) static int fail(const report *to, int64_t error, const char *format, ...)
+{
+    va_list arguments;
+
+    *to->error = error;
+    va_start(arguments, format);
+    vsnprintf(to->text, to->text_length, format, arguments);
+    va_end(arguments);
+    return -1;
+}
+
+static int64_t error_of(int code)
+{
+    return code == GNUTLS_E_MEMORY_ERROR ? AQ_ERR_MEMORY : AQ_ERR_TLS;
+}
+
+static int fail_gnutls(const report *to, int code, const char *what)
+{
+    return fail(to, error_of(code), "%s: %s", what, gnutls_strerror(code));
+}
+
+/* GnuTLS's structure lacks const, but its readers only read. */
+static gnutls_datum_t datum(const uint8_t *data, size_t length)
+{
+    gnutls_datum_t result = {.data = (uint8_t *)(uintptr_t)data, .size = (unsigned int)length};
+    return result;
+}
+
+static gnutls_x509_crt_fmt_t format_of(const gnutls_datum_t *input)
+{
+    static const char marker[] = "-----BEGIN ";
+
+    return memmem(input->data, input->size, marker, sizeof(marker) - 1) != NULL ? GNUTLS_X509_FMT_PEM
+                                                                                : GNUTLS_X509_FMT_DER;
+}
+
+static int fail_certificate(const report *to, int code, gnutls_x509_crt_fmt_t format, const char *what)
+{
+    if (format == GNUTLS_X509_FMT_DER) {
+        return fail(to, error_of(code), "%s: neither PEM text nor one DER certificate (%s)", what,
+                    gnutls_strerror(code));
+    }
+    if (code == GNUTLS_E_NO_CERTIFICATE_FOUND || code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE ||
+        code == GNUTLS_E_BASE64_UNEXPECTED_HEADER_ERROR)
+        return fail(to, AQ_ERR_TLS, "%s: no certificate in PEM text", what);
+    return fail_gnutls(to, code, what);
+}
+
+/* The key stays in the caller's memory and in GnuTLS's, which wipes its own; there is no third copy. */
+static int load_key(const report *to, const gnutls_datum_t *input, gnutls_x509_privkey_t key)
+{
+    gnutls_x509_crt_fmt_t format = format_of(input);
+    int code = gnutls_x509_privkey_import2(key, input, format, NULL, 0);
+
+    switch (code) {
+    case 0:
+        break;
+    case GNUTLS_E_DECRYPTION_FAILED:
+        return fail(to, AQ_ERR_TLS, "private key: encrypted private keys are not supported");
+    default:
+        if (format == GNUTLS_X509_FMT_DER)
+            return fail(to, error_of(code), "private key: neither PEM text nor DER (%s)", gnutls_strerror(code));
+        if (code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE)
+            return fail(to, AQ_ERR_TLS, "private key: no private key in PEM text");
+        return fail_gnutls(to, code, "private key");
+    }
+    switch (gnutls_x509_privkey_get_pk_algorithm(key)) {
+    case GNUTLS_PK_RSA:
+    case GNUTLS_PK_RSA_PSS:
+    case GNUTLS_PK_ECDSA:
+    case GNUTLS_PK_EDDSA_ED25519:
+    case GNUTLS_PK_EDDSA_ED448:
+        return 0;
+    default:
+        return fail(to, AQ_ERR_TLS, "private key: TLS 1.3 has no signatures with %s keys",
+                    gnutls_pk_get_name((gnutls_pk_algorithm_t)gnutls_x509_privkey_get_pk_algorithm(key)));
+    }
+}
+
+static int load_identity(const report *to, const aq_credentials_options *options, aq_credentials *credentials)
+{
+    gnutls_datum_t chain_input = datum(options->certificate, options->certificate_length);
+    gnutls_datum_t key_input = datum(options->private_key, options->private_key_length);
+    gnutls_x509_crt_fmt_t format = format_of(&chain_input);
+    gnutls_x509_crt_t *chain = NULL;
+    gnutls_x509_privkey_t key = NULL;
+    unsigned int count = 0;
+    int result = -1, code;
+
+    code = gnutls_x509_crt_list_import2(&chain, &count, &chain_input, format, GNUTLS_X509_CRT_LIST_SORT);
+    if (code < 0)
+        return fail_certificate(to, code, format, "certificate");
+    code = gnutls_x509_privkey_init(&key);
+    if (code < 0) {
+        fail_gnutls(to, code, "private key");
+        goto free_chain;
+    }
+    if (load_key(to, &key_input, key) != 0)
+        goto free_key;
+    /* This compares the public keys of the two. */
+    code = gnutls_certificate_set_x509_key(credentials->certificates, chain, (int)count, key);
+    if (code == GNUTLS_E_CERTIFICATE_KEY_MISMATCH)
+        fail(to, AQ_ERR_TLS, "the private key does not belong to the certificate");
+    else if (code < 0)
+        fail_gnutls(to, code, "certificate and private key");
+    else
+        result = 0;
+free_key:
+    gnutls_x509_privkey_deinit(key);
+free_chain:
+    for (unsigned int i = 0; i < count; i++)
+        gnutls_x509_crt_deinit(chain[i]);
+    gnutls_free(chain);
+    return result;
+}
+
+static int load_trust(const report *to, const aq_credentials_options *options, aq_credentials *credentials)
+{
+    const char *why = "none was given and the system's are not trusted";
+    int from_system = 0, given = 0;
+
+    if (options->system_trust) {
+        from_system = gnutls_certificate_set_x509_system_trust(credentials->certificates);
+        if (from_system == GNUTLS_E_MEMORY_ERROR)
+            return fail_gnutls(to, from_system, "the system's certificate authorities");
+        if (from_system <= 0) {
+            why = from_system == 0 ? "the system has none" : gnutls_strerror(from_system);
+            from_system = 0;
+        }
+    }
+    if (options->trust_length > 0) {
+        gnutls_datum_t input = datum(options->trust, options->trust_length);
+        gnutls_x509_crt_fmt_t format = format_of(&input);
+        given = gnutls_certificate_set_x509_trust_mem(credentials->certificates, &input, format);
+        if (given <= 0) {
+            return fail_certificate(to, given == 0 ? GNUTLS_E_NO_CERTIFICATE_FOUND : given, format,
+                                    "certificate authorities");
+        }
+    }
+    if (from_system + given == 0)
+        return fail(to, AQ_ERR_TLS, "no certificate authority to verify the server with: %s", why);
+    snprintf(to->text, to->text_length, "certificate authorities: %d of the system, %d given", from_system, given);
+    return 0;
+}
+
+static int load_alpn(const report *to, const aq_credentials_options *options, aq_credentials *credentials)
+{
+    gnutls_session_t trial = NULL;
+    size_t at = 0;
+    int code;
+
+    if (options->alpn_length == 0)
+        return fail(to, AQ_ERR_INVALID, "ALPN: QUIC needs at least one protocol (RFC 9001 section 8.1)");
+    memcpy(credentials->alpn, options->alpn, options->alpn_length);
+    while (at < options->alpn_length) {
+        size_t length = credentials->alpn[at++];
+        if (length == 0 || length > options->alpn_length - at)
+            return fail(to, AQ_ERR_INVALID, "ALPN: protocol %u has a wrong length", credentials->protocol_count + 1);
+        if (credentials->protocol_count == ALPN_MOST)
+            return fail(to, AQ_ERR_INVALID, "ALPN: more than %d protocols", ALPN_MOST);
+        credentials->protocols[credentials->protocol_count++] = datum(credentials->alpn + at, length);
+        at += length;
+    }
+    /* GnuTLS has a limit of its own for the length of a name, 31 bytes in 3.7. Better to hear of it now than at the
+     * first connection. */
+    code = gnutls_init(&trial, GNUTLS_CLIENT | GNUTLS_NO_SIGNAL);
+    if (code < 0)
+        return fail_gnutls(to, code, "ALPN");
+    code = gnutls_alpn_set_protocols(trial, credentials->protocols, credentials->protocol_count, 0);
+    gnutls_deinit(trial);
+    if (code < 0)
+        return fail(to, AQ_ERR_INVALID, "ALPN: a protocol's name is too long for GnuTLS");
+    return 0;
+}
+
+static int check_options(const report *to, const aq_credentials_options *options)
+{
+    if (options->certificate_length > INPUT_MOST || options->private_key_length > INPUT_MOST ||
+        options->trust_length > INPUT_MOST || options->alpn_length > UINT16_MAX)
+        return fail(to, AQ_ERR_INVALID, "a certificate, key or ALPN list is too long");
+    if (options->server && options->certificate_length == 0)
+        return fail(to, AQ_ERR_INVALID, "certificate: a server needs one");
+    if (options->server && options->private_key_length == 0)
+        return fail(to, AQ_ERR_INVALID, "private key: a server needs one");
+    if (!options->server && (options->certificate_length > 0 || options->private_key_length > 0))
+        return fail(to, AQ_ERR_INVALID, "certificate: a client has none, the protocol knows it by its token");
+    return 0;
+}
+
+static void credentials_delete(aq_credentials *credentials)
+{
+    if (credentials->certificates != NULL)
+        gnutls_certificate_free_credentials(credentials->certificates);
+    if (credentials->keylog >= 0)
+        close(credentials->keylog);
+    free(credentials);
+}
+
+aq_credentials *aq_tls_credentials_new(const aq_credentials_options *options, int64_t *error, char *text,
+                                       size_t text_length)
+{
+    const report to = {.error = error, .text = text, .text_length = text_length};
+    aq_credentials *credentials;
+    int code;
+
+    *error = AQ_OK;
+    snprintf(text, text_length, "%s", "");
+    if (check_options(&to, options) != 0)
+        return NULL;
+    credentials = calloc(1, sizeof(*credentials) + options->alpn_length);
+    if (credentials == NULL) {
+        fail(&to, AQ_ERR_MEMORY, "no memory");
+        return NULL;
+    }
+    atomic_init(&credentials->references, 1);
+    credentials->server = options->server != 0;
+    credentials->verify = !options->server && options->verify;
+    credentials->keylog = -1;
+    code = gnutls_certificate_allocate_credentials(&credentials->certificates);
+    if (code < 0) {
+        credentials->certificates = NULL;
+        fail_gnutls(&to, code, "credentials");
+        goto failed;
+    }
+    if (load_alpn(&to, options, credentials) != 0)
+        goto failed;
+    if (credentials->server && load_identity(&to, options, credentials) != 0)
+        goto failed;
+    if (credentials->verify && load_trust(&to, options, credentials) != 0)
+        goto failed;
+    if (options->keylog_path != NULL) {
+        credentials->keylog = open(options->keylog_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+        if (credentials->keylog < 0) {
+            fail(&to, AQ_ERR_SYSTEM - errno, "key log %s: %s", options->keylog_path, strerror(errno));
+            goto failed;
+        }
+    }
+    return credentials;
+failed:
+    credentials_delete(credentials);
+    return NULL;
+}
+
+void aq_tls_credentials_ref(aq_credentials *credentials)
+{
+    /* Whoever may call this holds a reference, so nothing needs ordering. */
+    atomic_fetch_add_explicit(&credentials->references, 1, memory_order_relaxed);
+}
+
+void aq_tls_credentials_unref(aq_credentials *credentials)
+{
+    /* Release: what this thread did with them comes before; acquire: the last one sees what all the others did. */
+    if (credentials != NULL && atomic_fetch_sub_explicit(&credentials->references, 1, memory_order_acq_rel) == 1)
+        credentials_delete(credentials);
+}
+
+/* ---- what GnuTLS calls during a handshake ------------------------------------------------------------------- */
+
+/* gnutls_session_get_ptr() belongs to ngtcp2, which wants its ngtcp2_crypto_conn_ref there. The pointer of the
+ * resumption database is free: nothing is ever resumed. */
+static aq_tls_session *session_of(gnutls_session_t native)
+{
+    return gnutls_db_get_ptr(native);
+}
+
+/* Only for sessions whose credentials say `verify`. Runs before the client's Finished, so a server that isn't accepted
+ * never gets a token. */
+static int verify_certificate(gnutls_session_t native)
+{
+    aq_tls_session *session = session_of(native);
+    gnutls_typed_vdata_st expected[2] = {
+        {.type = GNUTLS_DT_DNS_HOSTNAME, .data = (unsigned char *)session->name, .size = 0},
+        {.type = GNUTLS_DT_KEY_PURPOSE_OID, .data = (unsigned char *)(uintptr_t)GNUTLS_KP_TLS_WWW_SERVER, .size = 0},
+    };
+    gnutls_datum_t reasons = {0};
+    unsigned int status = 0;
+    int code;
+
+    if (session->ip_length > 0) {
+        expected[0].type = GNUTLS_DT_IP_ADDRESS;
+        expected[0].data = session->ip;
+        expected[0].size = session->ip_length;
+    }
+    code = gnutls_certificate_verify_peers(native, expected, AQ_ARRAY_LENGTH(expected), &status);
+    if (code == 0 && status == 0)
+        return 0;
+    if (code == 0)
+        code = gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &reasons, 0);
+    if (code == 0) {
+        size_t length = reasons.size;
+        while (length > 0 && (reasons.data[length - 1] == ' ' || reasons.data[length - 1] == 0))
+            length--;
+        snprintf(session->problem, sizeof(session->problem), "%.*s Expected: %s", (int)length, (char *)reasons.data,
+                 session->name);
+        gnutls_free(reasons.data);
+    } else {
+        snprintf(session->problem, sizeof(session->problem), "The certificate of %s could not be verified: %s",
+                 session->name, gnutls_strerror(code));
+    }
+    return GNUTLS_E_CERTIFICATE_ERROR; /* becomes the alert bad_certificate, 42 */
+}
+
+static size_t put_hex(char *out, const uint8_t *data, size_t length)
+{
+    static const char digits[] = "0123456789abcdef";
+
+    for (size_t i = 0; i < length; i++) {
+        out[2 * i] = digits[data[i] >> 4];
+        out[2 * i + 1] = digits[data[i] & 15];
+    }
+    return 2 * length;
+}
+
+/* One line of the NSS key log format: label, client random, secret. A full disk must not end the handshake, so this
+ * always succeeds for GnuTLS. Replaces GnuTLS's own writer for SSLKEYLOGFILE in this session: no line comes twice. */
+static int write_keylog(gnutls_session_t native, const char *label, const gnutls_datum_t *secret)
+{
+    char line[KEYLOG_LABEL_MAX + 1 + 2 * RANDOM_SIZE + 1 + 2 * SECRET_MAX + 1];
+    size_t length = strlen(label);
+    gnutls_datum_t client_random = {0}, server_random = {0};
+    ssize_t written;
+
+    gnutls_session_get_random(native, &client_random, &server_random);
+    if (length > KEYLOG_LABEL_MAX || client_random.size > RANDOM_SIZE || secret->size > SECRET_MAX)
+        return 0;
+    memcpy(line, label, length);
+    line[length++] = ' ';
+    length += put_hex(line + length, client_random.data, client_random.size);
+    line[length++] = ' ';
+    length += put_hex(line + length, secret->data, secret->size);
+    line[length++] = '\n';
+    do { /* one write, so that O_APPEND keeps the lines of several processes apart */
+        written = write(session_of(native)->credentials->keylog, line, length);
+    } while (written < 0 && errno == EINTR);
+    gnutls_memset(line, 0, sizeof(line));
+    return 0;
+}
+
+/* ---- sessions ----------------------------------------------------------------------------------------------- */
+
+static gnutls_priority_t priority; /* written once, by parse_priority() */
+static int priority_code;
+static pthread_once_t priority_once = PTHREAD_ONCE_INIT;
+
+static void parse_priority(void)
+{
+    priority_code = gnutls_priority_init(&priority, PRIORITY, NULL);
+}
+
+/* Takes over the name that the certificate must match, and finds out whether it is an IP address. */
+static int set_expected_name(aq_tls_session *session, const char *server_name)
+{
+    size_t length = strlen(server_name);
+
+    if (length > 0 && server_name[length - 1] == '.')
+        length--; /* the root's dot is in no certificate and not allowed in SNI (RFC 6066 section 3) */
+    if (length == 0 || length > SERVER_NAME_MAX)
+        return -1;
+    memcpy(session->name, server_name, length); /* the rest is zero */
+    if (inet_pton(AF_INET, session->name, session->ip) == 1)
+        session->ip_length = 4;
+    else if (inet_pton(AF_INET6, session->name, session->ip) == 1)
+        session->ip_length = 16;
+    return 0;
+}
+
+/* Everything that both sides have in common. Returns GnuTLS's code. */
+static int configure(aq_tls_session *session, ngtcp2_crypto_conn_ref *reference)
+{
+    const aq_credentials *credentials = session->credentials;
+    int code = priority_code;
+
+    gnutls_session_set_ptr(session->native, reference);
+    gnutls_db_set_ptr(session->native, session);
+    if (code == 0)
+        code = gnutls_priority_set(session->native, priority);
+    if (code == 0)
+        code = gnutls_credentials_set(session->native, GNUTLS_CRD_CERTIFICATE, credentials->certificates);
+    if (code == 0) {
+        code = gnutls_alpn_set_protocols(session->native, credentials->protocols, credentials->protocol_count,
+                                         GNUTLS_ALPN_MANDATORY);
+    }
+    if (code == 0) {
+        code = credentials->server ? ngtcp2_crypto_gnutls_configure_server_session(session->native)
+                                   : ngtcp2_crypto_gnutls_configure_client_session(session->native);
+    }
+    /* GnuTLS's own writer would follow the environment's SSLKEYLOGFILE, into a file that everybody may read. */
+    gnutls_session_set_keylog_function(session->native, credentials->keylog >= 0 ? write_keylog : NULL);
+    return code;
+}
+
+aq_tls_session *aq_tls_session_new(aq_credentials *credentials, ngtcp2_crypto_conn_ref *reference,
+                                   const char *server_name, int send_sni, int64_t *error)
+{
+    /* No resumption and no 0-RTT: a resumed session would skip the verification, and early commands could be replayed.
+     */
+    unsigned int flags = GNUTLS_NO_SIGNAL | GNUTLS_NO_TICKETS | GNUTLS_NO_AUTO_SEND_TICKET |
+                         GNUTLS_NO_END_OF_EARLY_DATA | (credentials->server ? GNUTLS_SERVER : GNUTLS_CLIENT);
+    aq_tls_session *session = calloc(1, sizeof(*session));
+    int code;
+
+    if (session == NULL) {
+        *error = AQ_ERR_MEMORY;
+        return NULL;
+    }
+    session->credentials = credentials;
+    aq_tls_credentials_ref(credentials);
+    if (!credentials->server && (server_name != NULL || credentials->verify) &&
+        (server_name == NULL || set_expected_name(session, server_name) != 0)) {
+        *error = AQ_ERR_INVALID;
+        goto failed;
+    }
+    pthread_once(&priority_once, parse_priority);
+    code = gnutls_init(&session->native, flags);
+    if (code < 0) {
+        session->native = NULL;
+        *error = error_of(code);
+        goto failed;
+    }
+    code = configure(session, reference);
+    if (code == 0 && !credentials->server && send_sni && session->name[0] != 0 && session->ip_length == 0)
+        code = gnutls_server_name_set(session->native, GNUTLS_NAME_DNS, session->name, strlen(session->name));
+    if (code < 0) {
+        *error = error_of(code);
+        goto failed;
+    }
+    if (credentials->verify)
+        gnutls_session_set_verify_function(session->native, verify_certificate);
+    *error = AQ_OK;
+    return session;
+failed:
+    aq_tls_session_free(session);
+    return NULL;
+}
+
+void aq_tls_session_free(aq_tls_session *session)
+{
+    if (session == NULL)
+        return;
+    if (session->native != NULL)
+        gnutls_deinit(session->native);
+    aq_tls_credentials_unref(session->credentials);
+    free(session);
+}
+
+void *aq_tls_session_native(aq_tls_session *session)
+{
+    return session->native;
+}
+
+int aq_tls_session_check(aq_tls_session *session)
+{
+    const aq_credentials *credentials = session->credentials;
+    gnutls_datum_t chosen = {0};
+
+    if (gnutls_alpn_get_selected_protocol(session->native, &chosen) != 0)
+        return ALERT_NO_ALPN;
+    for (unsigned int i = 0; i < credentials->protocol_count; i++)
+        if (credentials->protocols[i].size == chosen.size &&
+            memcmp(credentials->protocols[i].data, chosen.data, chosen.size) == 0)
+            return 0;
+    return ALERT_NO_ALPN;
+}
+
+size_t aq_tls_session_alpn(aq_tls_session *session, uint8_t *out, size_t length)
+{
+    gnutls_datum_t chosen = {0};
+
+    if (gnutls_alpn_get_selected_protocol(session->native, &chosen) != 0)
+        return 0;
+    if (chosen.size < length)
+        length = chosen.size;
+    memcpy(out, chosen.data, length);
+    return length;
+}
+
+int aq_tls_session_export(aq_tls_session *session, const uint8_t *label, size_t label_length, const uint8_t *context,
+                          size_t context_length, uint8_t *out, size_t out_length)
+{
+    int code;
+
+    /* GnuTLS answers a label that is too long just as it answers a call before the handshake. */
+    if (label_length > EXPORTER_LABEL_MAX)
+        return AQ_ERR_TLS;
+    code = gnutls_prf_rfc5705(session->native, label_length, (const char *)label, context_length, (const char *)context,
+                              out_length, (char *)out);
+    if (code == GNUTLS_E_INVALID_REQUEST)
+        return AQ_ERR_STATE;
+    return code == 0 ? AQ_OK : AQ_ERR_TLS;
+}
+
+const char *aq_tls_session_certificate_problem(aq_tls_session *session)
+{
+    return session->problem;
+}

@@ -1,0 +1,44 @@
+/* GnuTLS: credentials and sessions for QUIC. Everything specific to TLS is in here, so that another handshake layer
+ * could stand beside it.
+ */
+#ifndef AQ_TLS_H
+#define AQ_TLS_H
+
+#include "aq.h"
+
+#include <gnutls/gnutls.h>
+#include <ngtcp2/ngtcp2.h>
+#include <ngtcp2/ngtcp2_crypto.h>
+
+/* Certificates, key, trust and ALPN of one side. Immutable after creation, shared by threads and sessions, counted. */
+typedef struct aq_credentials aq_credentials;
+
+/* NULL on failure: *error then is AQ_ERR_INVALID, AQ_ERR_TLS, AQ_ERR_MEMORY or AQ_ERR_SYSTEM - errno, and text says
+ * what is wrong. On success text says how many authorities a verifying client trusts, and is empty otherwise. Without
+ * keylog_path nothing is logged, whatever SSLKEYLOGFILE says. */
+aq_credentials *aq_tls_credentials_new(const aq_credentials_options *options, int64_t *error, char *text,
+                                       size_t text_length);
+void aq_tls_credentials_ref(aq_credentials *credentials);
+void aq_tls_credentials_unref(aq_credentials *credentials);
+
+/* A session for one connection. [engine] only. reference must stay at its address until aq_tls_session_free(). */
+typedef struct aq_tls_session aq_tls_session;
+
+/* server_name: NULL on a server; NULL is AQ_ERR_INVALID on a client that verifies. Copied. */
+aq_tls_session *aq_tls_session_new(aq_credentials *credentials, ngtcp2_crypto_conn_ref *reference,
+                                   const char *server_name, int send_sni, int64_t *error);
+void aq_tls_session_free(aq_tls_session *session);    /* after ngtcp2_conn_del() */
+void *aq_tls_session_native(aq_tls_session *session); /* for ngtcp2_conn_set_tls_native_handle() */
+
+/* After the handshake: 0, or the TLS alert to close with (120, no_application_protocol: GnuTLS lets a peer without ALPN
+ * pass). */
+int aq_tls_session_check(aq_tls_session *session);
+/* The negotiated ALPN protocol, no more of it than `length` bytes; returns how many, 0: none. */
+size_t aq_tls_session_alpn(aq_tls_session *session, uint8_t *out, size_t length);
+/* RFC 8446 section 7.5. 0, AQ_ERR_STATE or AQ_ERR_TLS (also for a label of more than 63 bytes, GnuTLS's limit). */
+int aq_tls_session_export(aq_tls_session *session, const uint8_t *label, size_t label_length, const uint8_t *context,
+                          size_t context_length, uint8_t *out, size_t out_length);
+/* Why the peer's certificate was refused, as text; empty when it was not. */
+const char *aq_tls_session_certificate_problem(aq_tls_session *session);
+
+#endif

@@ -1,0 +1,55 @@
+"""Configuration of clients and servers: files, keyword options, checked values.
+
+Imports nothing of this package but ``errors``.
+"""
+
+from asport_sync.config.credentials import Credential, loose_permissions
+from asport_sync.config.load import find, load_client, load_server
+from asport_sync.config.model import (
+    CertificatesConfig,
+    ClientConfig,
+    ProxyConfig,
+    ServerConfig,
+    TlsClientConfig,
+    TlsServerConfig,
+    UserConfig,
+)
+from asport_sync.config.reader import ConfigErrors
+from asport_sync.config.values import (
+    CongestionControl,
+    DialectName,
+    FixedDialectName,
+    HostPort,
+    LogLevel,
+    Network,
+    PortRange,
+    PortSet,
+    ProxyProtocol,
+    UdpForwardMode,
+)
+
+__all__ = [
+    "CertificatesConfig",
+    "ClientConfig",
+    "ConfigErrors",
+    "CongestionControl",
+    "Credential",
+    "DialectName",
+    "FixedDialectName",
+    "HostPort",
+    "LogLevel",
+    "Network",
+    "PortRange",
+    "PortSet",
+    "ProxyConfig",
+    "ProxyProtocol",
+    "ServerConfig",
+    "TlsClientConfig",
+    "TlsServerConfig",
+    "UdpForwardMode",
+    "UserConfig",
+    "find",
+    "load_client",
+    "load_server",
+    "loose_permissions",
+]

@@ -1,0 +1,137 @@
+"""Certificates, private keys and password files: what a configuration names and other rooms read.
+
+Nothing here ever puts the content of such a file into an error text or a ``repr``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from asport_sync.config.values import BadValue, file_path, printable, secret, text
+from asport_sync.errors import ConfigError
+
+_PEM_MARK: Final = "-----BEGIN "
+_LONGEST_PASSWORD_LINE: Final = 65536
+"""Bytes. Bounds what is read when the path names a device or another endless file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A certificate chain or a private key: the path of its file, or the bytes themselves. Exactly one is set.
+
+    Attributes:
+        path: File in PEM or DER.
+        data: PEM or DER; not shown by ``repr``.
+    """
+
+    path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def read(self) -> bytes:
+        """Returns the bytes, read anew from the file each time, so a renewed certificate is seen.
+
+        Raises:
+            ConfigError: The file can't be read or is empty.
+        """
+        if self.path is None:
+            return self.data or b""
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", path=str(self.path)) from None
+        if not content:
+            raise ConfigError("the file is empty", path=str(self.path))
+        return content
+
+
+def credential(value: object, directory: Path | None) -> Credential:
+    """Returns a certificate or key from a path, from PEM text, or from bytes in PEM or DER.
+
+    Args:
+        value: Text with a BEGIN line is PEM, other text a path.
+        directory: What a relative path starts from; None leaves it relative.
+
+    Raises:
+        BadValue: Not one of these, or there is no such file.
+    """
+    if isinstance(value, (bytes, bytearray)):
+        if not value:
+            raise BadValue("expected a path, PEM text or bytes, not zero bytes")
+        return Credential(data=bytes(value))
+    if isinstance(value, str) and _PEM_MARK in value:
+        return Credential(data=text(value).encode())
+    return Credential(path=existing_file(value, directory))
+
+
+def pem(value: object) -> str:
+    """Returns certificates as PEM text; bytes must be PEM too."""
+    if isinstance(value, (bytes, bytearray)):
+        value = value.decode("ascii", "replace")
+    content = text(value)
+    if _PEM_MARK + "CERTIFICATE" not in content:
+        raise BadValue('expected PEM text with a "-----BEGIN CERTIFICATE-----" line; a path belongs in paths')
+    return content
+
+
+def existing_file(value: object, directory: Path | None) -> Path:
+    """Returns the path of a file that exists now."""
+    path = file_path(value, directory)
+    # A key pasted where its path belongs must not be shown. Base64 has no dot, and keys in use are longer than this.
+    like_a_path = "." in path.name or len(str(value)) < 40
+    name = f": {printable(str(path))}" if like_a_path else ", and the text is too long to be shown, for it may be a key"
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return path
+        problem = "this is a directory, not a file"
+    except FileNotFoundError:
+        problem = "there is no such file"
+    except (OSError, ValueError) as error:
+        problem = f"this file cannot be used ({getattr(error, 'strerror', None) or 'not a path'})"
+    raise BadValue(problem + name)
+
+
+def password_from(path: Path) -> str:
+    """Returns the first line of a file, without its line ending.
+
+    Raises:
+        BadValue: The file can't be read, its first line is empty, too long or not UTF-8.
+    """
+    name = printable(str(path))
+    try:
+        with path.open("rb") as file:
+            line = file.readline(_LONGEST_PASSWORD_LINE + 1)
+    except OSError as error:
+        raise BadValue(f"{name} cannot be read: {error.strerror}") from None
+    if len(line) > _LONGEST_PASSWORD_LINE:
+        raise BadValue(f"the first line of {name} is longer than {_LONGEST_PASSWORD_LINE} bytes")
+    try:
+        password = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadValue(f"the first line of {name} is not UTF-8 text") from None
+    if not password:
+        raise BadValue(f"the first line of {name} is empty")
+    return secret(password)
+
+
+def loose_permissions(path: str | os.PathLike[str]) -> str | None:
+    """Says whether others than its owner may read a file that holds a password or a private key.
+
+    Args:
+        path: The file. Symbolic links are followed.
+
+    Returns:
+        What is wrong and how to mend it, or None where the file is private, or cannot be looked at.
+    """
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return None
+    readers = [who for who, bit in (("its group", stat.S_IRGRP), ("everybody", stat.S_IROTH)) if mode & bit]
+    if not readers:
+        return None
+    who = f"can be read by {readers[-1]} (mode {mode:04o})"
+    return f"{os.fspath(path)} holds a secret and {who}: chmod {mode & 0o700:o} it"

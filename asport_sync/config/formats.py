@@ -1,0 +1,390 @@
+"""Text of configuration files to trees of tables, with the line of every key.
+
+One function per format; all give a :class:`Document` or raise ConfigError with the file and, where it is known, the
+line. Error texts never quote the file, for any part of it may be a password.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+
+import yaml
+
+from asport_sync.config.values import KeyPath, dotted, kind
+from asport_sync.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+_MOST_YAML_NODES: Final = 100_000
+"""Aliases let a short YAML file stand for a tree of any size. The longest sensible file stays far below."""
+
+
+@dataclass(slots=True)
+class Document:
+    """A parsed file.
+
+    Attributes:
+        tree: The top-level table.
+        lines: Line, counted from 1, of each key and list element.
+        errors: What is wrong but didn't keep the rest from being read, such as a key given twice.
+    """
+
+    tree: Mapping[str, object]
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    errors: list[ConfigError] = field(default_factory=list)
+
+
+class _Syntax(Exception):
+    """The text breaks the rules of its format."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.line = line
+
+
+def parse(text: str, suffix: str, path: str) -> Document:
+    """Returns the content of a configuration file.
+
+    Args:
+        text: The file's text.
+        suffix: The file name's extension with its dot, one of ``FORMATS``.
+        path: The file's name, for errors.
+
+    Raises:
+        ConfigError: The text isn't of this format, is empty, or is no table at the top level.
+    """
+    name, read = FORMATS[suffix]
+    if not text.strip():
+        raise ConfigError("the file is empty", path=path)
+    lines: dict[KeyPath, int] = {}
+    repeated: list[KeyPath] = []
+    try:
+        tree = read(text, lines, repeated)
+    except _Syntax as error:
+        raise ConfigError(f"not valid {name}: {error.problem}", path=path, line=error.line) from None
+    except RecursionError:
+        raise ConfigError(f"not usable {name}: nested too deeply", path=path) from None
+    if not isinstance(tree, Mapping):
+        found = "nothing but comments" if tree is None else kind(tree)
+        raise ConfigError(f"expected keys and values at the top level, not {found}", path=path)
+    # A repeated key keeps the line of its second appearance: that is the one to take away.
+    errors = [ConfigError("given twice", path=path, line=lines.get(at), key=dotted(at)) for at in repeated]
+    return Document(tree, lines, errors)
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+
+class _CoreSchemaLoader(yaml.SafeLoader):
+    """Reads plain scalars by the core schema of YAML 1.2, as the reference does.
+
+    YAML 1.1, PyYAML's default, would make false of ``proxy_protocol: off`` and 1342 of ``22:22``. Only composing is
+    used, nothing is constructed: nodes carry the lines that constructed values have lost, and no tag can create an
+    object.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - what the base class declares it as
+
+
+_YAML: Final = "tag:yaml.org,2002:"
+_CoreSchemaLoader.add_implicit_resolver(_YAML + "null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
+_CoreSchemaLoader.add_implicit_resolver(
+    _YAML + "bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
+)
+_CoreSchemaLoader.add_implicit_resolver(
+    _YAML + "int", re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", re.ASCII), list("-+0123456789")
+)
+_CoreSchemaLoader.add_implicit_resolver(
+    _YAML + "float",
+    re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z",
+        re.ASCII,
+    ),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
+    try:
+        loader = _CoreSchemaLoader(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _Syntax(_without_quotes(error), mark.line + 1 if mark else None) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _Syntax(f"the character U+{ord(text[error.position]):04X} is not allowed", line) from None
+    except (ValueError, OverflowError):  # such as an escape beyond the last code point
+        raise _Syntax("an escape or number in it is out of range") from None
+    return _YamlTree(lines, repeated).value(root, ()) if root else None
+
+
+def _without_quotes(error: yaml.MarkedYAMLError) -> str:
+    """Returns PyYAML's description of an error without pieces of the file, such as the name of an alias."""
+
+    def without(quoted: re.Match[str]) -> str:
+        # Single characters, escapes and the parser's own words in angle brackets say what is wrong.
+        return quoted[0] if len(quoted[1]) == 1 or quoted[1].startswith(("<", "\\")) else "'...'"
+
+    described = " ".join(part for part in (error.problem, error.context) if part)
+    return re.sub(r"'([^']*)'", without, described)
+
+
+class _YamlTree:
+    """Makes plain values of composed nodes and notes their lines."""
+
+    def __init__(self, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> None:
+        self._lines = lines
+        self._repeated = repeated
+        self._nodes = 0
+
+    def value(self, node: yaml.Node, at: KeyPath) -> object:
+        self._nodes += 1
+        if self._nodes > _MOST_YAML_NODES:
+            raise _Syntax(f"more than {_MOST_YAML_NODES} values, after aliases are followed")
+        line = node.start_mark.line + 1
+        self._lines.setdefault(at, line)
+        if isinstance(node, yaml.MappingNode) and node.tag == _YAML + "map":
+            return self._mapping(node, at)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _YAML + "seq":
+            return [self.value(each, (*at, index)) for index, each in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return _yaml_scalar(node, line)
+        raise _Syntax("tags other than those of plain YAML are not supported", line)
+
+    def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, object]:
+        mapping: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            # Keys are taken as written: a UUID of digits alone would otherwise become a number.
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _Syntax("a list or a table cannot be a key", line)
+            inside = (*at, key_node.value)
+            self._lines[inside] = line
+            if key_node.value in mapping:
+                self._repeated.append(inside)
+            mapping[key_node.value] = self.value(value_node, inside)
+        return mapping
+
+
+def _yaml_scalar(node: yaml.ScalarNode, line: int) -> object:
+    tag, written = node.tag.removeprefix(_YAML), str(node.value)
+    try:
+        if tag == "str":
+            return written
+        if tag == "null":
+            return None
+        if tag == "bool" and written.lower() in ("true", "false"):
+            return written.lower() == "true"
+        if tag == "float":
+            return float(written.replace(".inf", "inf").replace(".nan", "nan"))
+        if tag == "int":
+            number = int(written)
+            if str(number) == written:
+                return number
+    except ValueError:
+        pass
+    if tag in ("int", "float", "bool"):
+        # 0123 could be meant as 123, or as four characters, which makes a difference in a password.
+        raise _Syntax("a number in an unusual form: write plain decimal digits, or put text in quotes", line)
+    raise _Syntax("tags other than those of plain YAML are not supported", line)
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+_JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
+
+
+def _read_json(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
+    def constant(name: str) -> NoReturn:
+        raise _Syntax(f"{name} is not a number of JSON")
+
+    try:
+        tree: object = json.loads(text, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        raise _Syntax(f"{error.msg[:1].lower()}{error.msg[1:]} (column {error.colno})", error.lineno) from None
+    except ValueError:  # Python's limit on the digits of a number
+        raise _Syntax("a number in it has too many digits") from None
+    _LineFinder(text, _JSON_TOKEN, ":", lines, repeated).value(())
+    return tree
+
+
+# --- TOML -------------------------------------------------------------------------------------------------------------
+
+_TOML_TOKEN: Final = re.compile(
+    r"""
+      \#[^\n]*
+    | \"{3} (?: \\. | (?!\"{3}) [^\\] )* \"{3,5}      # up to two quotes may stand before the closing three
+    | '{3} (?: (?!'{3}) . )* '{3,5}
+    | " (?: \\. | [^"\\] )* "
+    | ' [^']* '
+    | [0-9]{4}-[0-9]{2}-[0-9]{2}\ [0-9]{2}:[0-9:.+Zz-]*  # the only scalar with a space in it
+    | [\[\]{},=]
+    | [^\s\[\]{},=#"']+
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def _read_toml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
+    try:
+        tree: object = tomllib.loads(text)
+    except ValueError as error:
+        # The parsers say where in their text only; other ValueErrors are Python's own, about numbers and dates.
+        place = re.search(r" \(at (?:line ([0-9]+), column [0-9]+|end of document)\)\Z", str(error))
+        if place is None:
+            raise _Syntax("a number or date in it is out of range") from None
+        problem = str(error)[: place.start()]
+        line = int(place[1]) if place[1] else text.count("\n") + 1
+        raise _Syntax(f"{problem[:1].lower()}{problem[1:]}", line) from None
+    _TomlLineFinder(text, _TOML_TOKEN, "=", lines, repeated).document()
+    return tree
+
+
+# --- lines of JSON and TOML -------------------------------------------------------------------------------------------
+
+
+class _LineFinder:
+    """Finds the lines of keys and list elements in text that its parser has accepted.
+
+    The standard library's parsers give values without places. This follows brackets and separators only: a scalar is
+    one token. On text that is not valid the lines would be wrong, but it ends, for every step takes a token.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        token: re.Pattern[str],
+        separator: str,
+        lines: dict[KeyPath, int],
+        repeated: list[KeyPath],
+    ) -> None:
+        self._tokens = self._numbered(text, token)
+        self._separator = separator
+        self._lines = lines
+        self._repeated = repeated
+        self._token = ""
+        """The next token; empty at the end."""
+        self._line = 1
+        self._advance()
+
+    @staticmethod
+    def _numbered(text: str, token: re.Pattern[str]) -> Iterator[tuple[str, int]]:
+        line, position = 1, 0
+        for match in token.finditer(text):
+            line += text.count("\n", position, match.start())
+            position = match.start()
+            if not match.group().startswith("#"):
+                yield match.group(), line
+
+    def _advance(self) -> str:
+        """Takes the next token."""
+        taken = self._token
+        self._token, self._line = next(self._tokens, ("", self._line))
+        return taken
+
+    def value(self, at: KeyPath) -> None:
+        """Follows one value."""
+        self._lines.setdefault(at, self._line)
+        opening = self._advance()
+        if opening not in ("[", "{"):
+            return
+        closing = "]" if opening == "[" else "}"
+        index, seen = 0, set[KeyPath]()
+        while self._token not in (closing, ""):
+            if opening == "[":
+                self.value((*at, index))
+                index += 1
+            else:
+                inside = self.pair(at)
+                if inside in seen:
+                    self._repeated.append(inside)
+                seen.add(inside)
+            if self._token == ",":
+                self._advance()
+        self._advance()
+
+    def pair(self, at: KeyPath) -> KeyPath:
+        """Follows a key and its value, and returns the way to it."""
+        line = self._line
+        for part in self.key(self._separator):
+            at = (*at, part)
+            self._lines.setdefault(at, line)
+        self._lines[at] = line
+        self.value(at)
+        return at
+
+    def key(self, end: str) -> list[str]:
+        """Takes the tokens of a key and the one that ends it."""
+        parts = []
+        while self._token not in (end, ""):
+            parts.append(str(json.loads(self._advance())))
+        self._advance()
+        return parts
+
+
+class _TomlLineFinder(_LineFinder):
+    """Adds the headers, dotted keys and unquoted keys of TOML."""
+
+    def document(self) -> None:
+        """Follows the whole text."""
+        latest: dict[KeyPath, int] = {}  # index of the last element of each array of tables
+        table: KeyPath = ()
+        while self._token:
+            if self._token == "[":
+                table = self._header(latest)
+            else:
+                self.pair(table)
+
+    def _header(self, latest: dict[KeyPath, int]) -> KeyPath:
+        line = self._line
+        self._advance()
+        is_array = self._token == "["
+        if is_array:
+            self._advance()
+        table: KeyPath = ()
+        names = self.key("]")
+        for depth, name in enumerate(names, 1):
+            table = (*table, name)
+            self._lines.setdefault(table, line)
+            if is_array and depth == len(names):
+                self._advance()
+                latest[table] = latest.get(table, -1) + 1
+            if table in latest:
+                table = (*table, latest[table])
+                self._lines.setdefault(table, line)
+        return table
+
+    def key(self, end: str) -> list[str]:
+        parts = []
+        while self._token not in (end, ""):
+            written = self._advance()
+            if written.startswith("'"):
+                parts.append(written[1:-1])
+            elif written.startswith('"'):
+                parts.append(str(tomllib.loads(f"key = {written}")["key"]))
+            else:
+                parts.extend(part for part in written.split(".") if part)
+        self._advance()
+        return parts
+
+
+FORMATS: Final[Mapping[str, tuple[str, Callable[[str, dict[KeyPath, int], list[KeyPath]], object]]]] = {
+    ".json": ("JSON", _read_json),
+    ".toml": ("TOML", _read_toml),
+    ".yaml": ("YAML", _read_yaml),
+    ".yml": ("YAML", _read_yaml),
+}
+"""Name of the format and its reader by the extension of a file name, in the order in which files are searched for."""

@@ -1,0 +1,111 @@
+"""Configuration files: finding them, reading them, and all their errors at once.
+
+Errors name the file as the caller named it, the line where it is known, and the dotted key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from asport_sync.config.formats import FORMATS, parse
+from asport_sync.config.model import ClientConfig, ServerConfig, Side, read_client, read_server
+from asport_sync.config.reader import ConfigErrors, Source
+from asport_sync.errors import ConfigError
+
+__all__ = ["ConfigErrors", "find", "load_client", "load_server"]
+
+T = TypeVar("T")
+
+
+def load_client(path: str | os.PathLike[str] | None = None) -> ClientConfig:
+    """Returns the configuration of a client.
+
+    Args:
+        path: The file, its format told by the extension: .yaml, .yml, .toml or .json. Where there is no such file, the
+            extensions are tried in turn. None: what :func:`find` finds.
+
+    Raises:
+        ConfigErrors: One or more keys are wrong; all of them are listed.
+        ConfigError: The file can't be found, read or parsed.
+    """
+    return _load(find("client") if path is None else path, read_client)
+
+
+def load_server(path: str | os.PathLike[str] | None = None) -> ServerConfig:
+    """Returns the configuration of a server. Argument and errors are those of :func:`load_client`."""
+    return _load(find("server") if path is None else path, read_server)
+
+
+def find(kind: Side) -> Path:
+    """Returns the file to use where none is named: ``client`` or ``server`` with the first extension that is there.
+
+    Looked for in the working directory, then in ``asport`` inside the XDG configuration directories
+    (``XDG_CONFIG_HOME``, then those of ``XDG_CONFIG_DIRS``).
+
+    Raises:
+        ConfigError: There is none.
+    """
+    directories = [Path(), *(directory / "asport" for directory in _xdg_directories())]
+    for directory in directories:
+        for extension in FORMATS:
+            path = directory / f"{kind}{extension}"
+            if path.is_file():
+                return path
+    looked = ", ".join(str(directory) for directory in directories)
+    raise ConfigError(f"no {kind} configuration: there is no {kind}{_one_of()} in any of {looked}")
+
+
+def _xdg_directories() -> Iterator[Path]:
+    """Yields the directories of the XDG Base Directory specification; it says to ignore relative ones."""
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    system = os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg"
+    for directory in (home, *system.split(os.pathsep)):
+        if os.path.isabs(directory):
+            yield Path(directory)
+
+
+def _one_of() -> str:
+    return " or ".join((", ".join(list(FORMATS)[:-1]), list(FORMATS)[-1]))
+
+
+def _load(path: str | os.PathLike[str], read: Callable[[Mapping[str, object], Source], T]) -> T:
+    file = _with_extension(Path(path))
+    if file.suffix.lower() not in FORMATS:
+        problem = f"expected a file name that ends in {_one_of()}"
+        raise ConfigError(f"{problem}, not {file.suffix}" if file.suffix else problem, path=str(file))
+    document = parse(_text(file), file.suffix.lower(), str(file))
+    source = Source(str(file), file.absolute().parent, document.lines, document.errors)
+    return read(document.tree, source)
+
+
+def _with_extension(path: Path) -> Path:
+    """Returns the path, or where nothing is there, the first that exists with an extension added."""
+    candidates = [path, *(path.with_name(path.name + extension) for extension in FORMATS if path.name)]
+    for candidate in candidates:
+        try:
+            if candidate.exists():
+                return candidate
+        except (OSError, ValueError):  # such as a directory that can't be entered: reading will say so
+            return candidate
+    tried = "" if path.suffix.lower() in FORMATS else f", nor with {_one_of()} added"
+    raise ConfigError(f"there is no such file{tried}", path=str(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", path=str(path)) from None
+    except ValueError:
+        raise ConfigError("this is not a path", path=str(path)) from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+        wrong = f"byte 0x{content[error.start]:02x} is out of place"
+        hint = "it looks like UTF-16, save it as UTF-8" if utf16 else wrong
+        line = None if utf16 else content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"not UTF-8 text: {hint}", path=str(path), line=line) from None

@@ -1,0 +1,575 @@
+"""What a client and a server can be told: every key, its default and its unit, as frozen dataclasses.
+
+The names are those of the configuration files. Values are stored converted: durations as seconds, sizes as bytes, paths
+absolute where they came from a file. Instances come from :mod:`asport_sync.config.load` or from ``from_options``, which
+both check them; the constructors take finished values and check nothing. All are immutable: any thread may read them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import uuid as uuid_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from asport_sync.config import values
+from asport_sync.config.credentials import Credential, credential, existing_file, password_from, pem
+from asport_sync.config.reader import (
+    Invalid,
+    Item,
+    Key,
+    Source,
+    build,
+    gather,
+    key,
+    names_of,
+    parsed_all,
+    scalar,
+    similarity,
+)
+from asport_sync.config.values import (
+    ALL_PORTS,
+    BadValue,
+    CongestionControl,
+    DialectName,
+    FixedDialectName,
+    HostPort,
+    IPAddress,
+    LogLevel,
+    Network,
+    PortRange,
+    PortSet,
+    ProxyProtocol,
+    UdpForwardMode,
+    dotted,
+    ephemeral_ports,
+)
+
+T = TypeVar("T")
+
+Side = Literal["client", "server"]
+
+_SMALLEST_WINDOW = 1024
+"""Bytes. A flow control window must at least take a command with its address; a smaller one stalls the tunnel."""
+_LARGEST_BUFFER_POOL = 1 << 20
+_MOST_WORKERS = 65535
+
+
+def _choice(choices: Mapping[str, object]) -> Mapping[str, Key]:
+    return scalar(lambda value: values.choice(value, choices))
+
+
+def _integer(low: int, high: int, unit: str = "") -> Mapping[str, Key]:
+    return scalar(lambda value: values.integer(value, low, high, unit))
+
+
+_BOOLEAN = scalar(values.boolean)
+_DURATION = key(lambda item: values.duration(item.value, bare_seconds=item.source.path is None))
+_DIALECT = _choice(values.DIALECTS)
+_NETWORK = scalar(values.networks)
+_PATH = key(lambda item: values.file_path(item.value, item.source.directory))
+_PASSWORD = scalar(values.secret)
+_CREDENTIAL = key(lambda item: credential(item.value, item.source.directory))
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificatesConfig:
+    """The certificates by which a client trusts its server.
+
+    Attributes:
+        paths: Files with trusted certificates, PEM or DER. They exist when the configuration is read.
+        pem: Trusted certificates as PEM text, or None.
+        disable_native: Whether the system's certificates are left out.
+    """
+
+    paths: tuple[Path, ...] = field(default=(), metadata=key(lambda item: _existing_files(item)))
+    pem: str | None = field(default=None, repr=False, metadata=scalar(pem))
+    disable_native: bool = field(default=False, metadata=_BOOLEAN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """TLS keys of both sides.
+
+    Attributes:
+        alpn: Application protocols in the order of preference (RFC 7301). Empty: no ALPN is used.
+        zero_rtt_handshake: Whether TLS early data is allowed (RFC 8446, section 2.3).
+    """
+
+    alpn: tuple[str, ...] = field(default=("asport",), metadata=scalar(values.protocols))
+    zero_rtt_handshake: bool = field(default=False, metadata=_BOOLEAN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsClientConfig(TlsConfig):
+    """TLS keys of a client.
+
+    Attributes:
+        server_name: Name that the certificate must have and that SNI sends; None: the host of ``server``, as
+            :attr:`ClientConfig.server_name` says it. Alias ``sni``.
+        certificates: Whom to trust.
+        disable_sni: Whether the name is kept out of the ClientHello of TLS.
+        skip_certificate_verification: Whether any certificate is accepted. Alias ``skip_cert_verify``.
+    """
+
+    server_name: str | None = field(default=None, metadata=scalar(values.host, "sni"))
+    certificates: CertificatesConfig = field(
+        default_factory=CertificatesConfig, metadata=key(lambda item: _certificates(item))
+    )
+    disable_sni: bool = field(default=False, metadata=_BOOLEAN)
+    skip_certificate_verification: bool = field(default=False, metadata=scalar(values.boolean, "skip_cert_verify"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsServerConfig(TlsConfig):
+    """TLS keys of a server.
+
+    Attributes:
+        certificate: The certificate and those between it and the root, leaf first.
+        private_key: Its key: PKCS#8, PKCS#1 or SEC1.
+    """
+
+    certificate: Credential = field(metadata=_CREDENTIAL)
+    private_key: Credential = field(metadata=_CREDENTIAL)
+
+
+# --- both sides -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonConfig:
+    """Keys that client and server share.
+
+    Attributes:
+        congestion_control: Default "bbr"; the reference implementation's is cubic.
+        handshake_timeout: Seconds from the QUIC handshake until the client is admitted: ServerHello, 3 s.
+        task_negotiation_timeout: Seconds for the header of a stream, 3 s.
+        max_packet_size: Bytes that a buffer for one UDP packet takes, 1350; more than 65,507 counts as that.
+        buffer_pool_size: Buffers kept for UDP packets, 32.
+        send_window: Bytes on their way that are not acknowledged, 16 MiB.
+        receive_window: Bytes per stream that the peer may send before they are consumed, 8 MiB.
+        log_level: Default "warn".
+        max_workers: Streams that a blocking worker thread serves, 256; those above go to the engine's own loop.
+        keylog: File for TLS secrets in the NSS key log format, for debugging; None: the environment decides.
+        max_udp_payload: Bytes of the largest UDP payload that carries QUIC, 1200 to 1452, default 1452.
+    """
+
+    congestion_control: CongestionControl = field(default="bbr", metadata=_choice(values.CONGESTION_CONTROLS))
+    handshake_timeout: float = field(default=3.0, metadata=_DURATION)
+    task_negotiation_timeout: float = field(default=3.0, metadata=_DURATION)
+    max_packet_size: int = field(default=1350, metadata=scalar(values.packet_size))
+    buffer_pool_size: int = field(default=32, metadata=_integer(0, _LARGEST_BUFFER_POOL))
+    send_window: int = field(default=16 << 20, metadata=_integer(_SMALLEST_WINDOW, 2**64 - 1, "bytes"))
+    receive_window: int = field(default=8 << 20, metadata=_integer(_SMALLEST_WINDOW, 2**32 - 1, "bytes"))
+    log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
+    max_workers: int = field(default=256, metadata=_integer(0, _MOST_WORKERS))
+    keylog: Path | None = field(default=None, metadata=_PATH)
+    # 1200: RFC 9000, section 14. 1452: an Ethernet frame less the IPv6 and UDP headers.
+    max_udp_payload: int = field(default=1452, metadata=_integer(1200, 1452, "bytes"))
+
+
+# --- client -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig(CommonConfig):
+    """Everything a client can be told, besides the keys of :class:`CommonConfig`.
+
+    Attributes:
+        server: The public server. Required.
+        local: The service that is reached through the tunnel. Required.
+        uuid: The user. Required.
+        password: The user's password; not shown by ``repr``. Required, unless ``password_file`` gives it.
+        password_file: File whose first line is the password, or None.
+        network: Default "both".
+        udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames ("native", the default) or streams ("quic").
+        udp_timeout: Seconds without traffic after which a UDP association ends, 60 s.
+        expected_port_range: Public ports to ask for, 1 to 65535. Alias ``port``.
+        healthy_check: Seconds between looks at whether the tunnel stands, 20 s.
+        timeout: Seconds for a whole attempt to connect, 8 s.
+        heartbeat: Seconds between Heartbeat commands, 3 s.
+        gc_interval: Seconds between looks for fragments of UDP packets that never became whole, 3 s.
+        gc_lifetime: Seconds that fragments are kept, 15 s.
+        proxy_protocol: PROXY protocol header for the local service; default "none".
+        dialect: Meaning of the mode byte; default "draft". What it must be depends on the server's release.
+        dial_timeout: Seconds for the TCP connection to the local service, 5 s.
+        tls: The TLS keys.
+    """
+
+    server: HostPort = field(metadata=scalar(values.host_port))
+    local: HostPort = field(metadata=scalar(values.host_port))
+    uuid: uuid_module.UUID = field(metadata=scalar(values.identifier))
+    password: str = field(repr=False, metadata=_PASSWORD)
+    password_file: Path | None = field(default=None, metadata=_PATH)
+    network: Network = field(default="both", metadata=_NETWORK)
+    udp_forward_mode: UdpForwardMode = field(default="native", metadata=_choice(values.UDP_FORWARD_MODES))
+    udp_timeout: float = field(default=60.0, metadata=_DURATION)
+    expected_port_range: PortRange = field(default=ALL_PORTS, metadata=scalar(values.port_range, "port"))
+    healthy_check: float = field(default=20.0, metadata=_DURATION)
+    timeout: float = field(default=8.0, metadata=_DURATION)
+    heartbeat: float = field(default=3.0, metadata=_DURATION)
+    gc_interval: float = field(default=3.0, metadata=_DURATION)
+    gc_lifetime: float = field(default=15.0, metadata=_DURATION)
+    proxy_protocol: ProxyProtocol = field(default="none", metadata=_choice(values.PROXY_PROTOCOLS))
+    dialect: FixedDialectName = field(default="draft", metadata=scalar(values.client_dialect))
+    dial_timeout: float = field(default=5.0, metadata=_DURATION)
+    tls: TlsClientConfig = field(default_factory=TlsClientConfig)
+
+    @classmethod
+    def from_options(cls, **options: object) -> ClientConfig:
+        """Returns a configuration from keyword arguments: the keys of a file, checked in the same way.
+
+        Besides the forms of a file these are taken: seconds as a number for durations, a tuple for a range of ports or
+        for host and port, ``uuid.UUID``, and path objects. Relative paths stay relative to the working directory.
+
+        Raises:
+            ConfigErrors: One or more options are wrong; ``path`` and ``line`` are None.
+        """
+        return read_client(options, Source())
+
+    @property
+    def server_name(self) -> str:
+        """The name the server's certificate must have: ``tls.server_name``, or else the host of ``server``."""
+        return self.tls.server_name or self.server.host
+
+
+# --- server -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserConfig:
+    """One user of a server.
+
+    Attributes:
+        uuid: Unique on the server.
+        password: Not shown by ``repr``.
+        password_file: File whose first line is the password, or None.
+        dialect: Meaning of the mode byte this user sends; None: as the entry of ``proxies`` says.
+    """
+
+    uuid: uuid_module.UUID
+    password: str = field(repr=False, metadata=_PASSWORD)
+    password_file: Path | None = field(default=None, metadata=_PATH)
+    dialect: DialectName | None = field(default=None, metadata=_DIALECT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyConfig:
+    """An entry of ``proxies``: users and what they may open.
+
+    Attributes:
+        users: In a file a table ``uuid = "password"``, or ``uuid = {password, password_file, dialect}``. Never empty.
+        bind_ip: Address of the public sockets, default ``::``.
+        allow_ports: Default: the system's ephemeral range at the time the configuration is made.
+        only_v6: Whether an IPv6 ``bind_ip`` takes IPv6 only; None: as the system says.
+        allow_network: Default "both".
+        dialect: Meaning of the mode byte these users send; None: as the server's ``dialect`` says.
+    """
+
+    users: tuple[UserConfig, ...] = field(metadata=key(lambda item: _users(item)))
+    bind_ip: IPAddress = field(default=ipaddress.IPv6Address("::"), metadata=scalar(values.ip))
+    allow_ports: PortSet = field(default_factory=ephemeral_ports, metadata=scalar(values.port_set))
+    only_v6: bool | None = field(default=None, metadata=_BOOLEAN)
+    allow_network: Network = field(default="both", metadata=_NETWORK)
+    dialect: DialectName | None = field(default=None, metadata=_DIALECT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig(CommonConfig):
+    """Everything a server can be told, besides the keys of :class:`CommonConfig`.
+
+    Attributes:
+        server: Address and port of the QUIC socket. The host is an IP address; port 0 lets the system choose. Required.
+        proxies: Users and what they may open; may be empty. Required.
+        only_v6: Whether the QUIC socket takes IPv6 only; None: as the system says.
+        authentication_failed_reply: Whether a client that fails to authenticate is told so, default True.
+        max_idle_time: Seconds of silence after which a connection is lost (QUIC idle timeout), 10 s.
+        udp_session_timeout: Seconds without traffic after which a UDP association ends, 5 min.
+        dialect: Meaning of the mode byte of users that name none; default "auto": told from the byte where it can be.
+        ambiguous_dialect: What "auto" takes mode bytes 1 and 2 for, which mean different things in the two dialects;
+            default "draft".
+        tls: The TLS keys.
+    """
+
+    server: HostPort = field(metadata=scalar(values.ip_port))
+    proxies: tuple[ProxyConfig, ...] = field(metadata=key(lambda item: _proxies(item)))
+    only_v6: bool | None = field(default=None, metadata=_BOOLEAN)
+    authentication_failed_reply: bool = field(default=True, metadata=_BOOLEAN)
+    max_idle_time: float = field(default=10.0, metadata=_DURATION)
+    udp_session_timeout: float = field(default=300.0, metadata=_DURATION)
+    dialect: DialectName = field(default="auto", metadata=_DIALECT)
+    ambiguous_dialect: FixedDialectName = field(default="draft", metadata=_choice(values.FIXED_DIALECTS))
+    tls: TlsServerConfig
+
+    @classmethod
+    def from_options(cls, **options: object) -> ServerConfig:
+        """Returns a configuration from keyword arguments: the keys of a file, checked in the same way.
+
+        Besides the forms of a file these are taken: seconds as a number for durations, a tuple for a range of ports
+        inside a list, ``PortSet``, ``uuid.UUID``, address and path objects, and bytes in PEM or DER for ``certificate``
+        and ``private_key``. ``proxies`` is a list of dicts. Relative paths stay relative to the working directory.
+
+        Raises:
+            ConfigErrors: One or more options are wrong; ``path`` and ``line`` are None.
+        """
+        return read_server(options, Source())
+
+    def dialect_of(self, proxy: ProxyConfig, user: UserConfig) -> DialectName:
+        """Returns the dialect of a user of an entry: the user's own, else the entry's, else the server's."""
+        return user.dialect or proxy.dialect or self.dialect
+
+
+# --- reading of tables inside tables ----------------------------------------------------------------------------------
+
+
+def _existing_files(item: Item) -> tuple[Path, ...]:
+    files = item.elements('a list of paths, such as ["ca.pem"]')
+    return parsed_all(files, lambda each: existing_file(each.value, each.source.directory))
+
+
+def _certificates(item: Item) -> CertificatesConfig:
+    entries = item.table("a table of paths, pem and disable_native")
+    return _table(CertificatesConfig, item, entries, "client")
+
+
+def _table(cls: type[T], item: Item, entries: Mapping[str, Item], side: Side, **ready: object) -> T:
+    """Returns an instance of a dataclass from the entries of a table, whose unknown keys are noted."""
+    gathered: dict[str, Item] = {}
+    names = names_of(cls)
+    _report_unknown(gather(entries, names, gathered), side, names)
+    return build(cls, gathered, item, **ready, **_password(gathered))
+
+
+def _password(gathered: Mapping[str, Item]) -> dict[str, object]:
+    """Returns the fields password and password_file where the file is given, and else nothing."""
+    file = gathered.get("password_file")
+    if file is None or file.value is None:
+        return {}
+    # With this an error has been noted, so that it never becomes part of a configuration.
+    unusable: dict[str, object] = {"password": "", "password_file": None}
+    if "password" in gathered:
+        file.source.report("given together with password: only one of them can hold", file.at)
+        return unusable
+    try:
+        path = file.parsed(lambda item: values.file_path(item.value, item.source.directory))
+        return {"password": file.parsed(lambda item: password_from(path)), "password_file": path}
+    except Invalid:
+        return unusable
+
+
+def _proxies(item: Item) -> tuple[ProxyConfig, ...]:
+    entries = item.elements("a list of tables, each with users")
+    _report_repeated_users(entries)
+    return parsed_all(entries, _proxy)
+
+
+def _proxy(item: Item) -> ProxyConfig:
+    proxy = _table(ProxyConfig, item, item.table("a table with users"), "server")
+    if proxy.only_v6 and proxy.bind_ip.version == 4:
+        raise BadValue("an IPv4 bind_ip cannot be IPv6 only", "only_v6")
+    return proxy
+
+
+def _report_repeated_users(entries: list[Item]) -> None:
+    """Notes each UUID that was given before, in whatever spelling. The values are looked at by :func:`_users`."""
+    seen: dict[uuid_module.UUID, Item] = {}
+    for entry in entries:
+        users = entry.value.get("users") if isinstance(entry.value, Mapping) else None
+        for written in users if isinstance(users, Mapping) else ():
+            try:
+                uuid = values.identifier(written)
+            except BadValue:
+                continue
+            user = entry.child("users", users).child(str(written), None)
+            if (first := seen.setdefault(uuid, user)) is not user:
+                line = user.source.line(first.at)
+                where = dotted(first.at[:-1]) + (f", line {line}" if line else "")
+                user.source.report(f"this UUID is given twice, first in {where}", user.at)
+
+
+def _users(item: Item) -> tuple[UserConfig, ...]:
+    expected = 'a table of UUID = "password"'
+    users = item.table(expected)
+    if not users:
+        raise BadValue(f"expected {expected}, not an empty one")
+    return parsed_all(users.values(), _user)
+
+
+def _user(item: Item) -> UserConfig:
+    written = str(item.at[-1])
+    try:
+        uuid = values.identifier(written)
+    except BadValue as error:
+        # What stands in the place of the UUID may be the password, so it isn't shown.
+        item.source.report(f"a key here is not usable: {error.problem}", item.at, shown_as=item.at[:-1])
+        raise Invalid from None
+    if isinstance(item.value, Mapping):
+        return _table(UserConfig, item, item.table(), "server", uuid=uuid)
+    if item.value is None:
+        raise BadValue("this user has no password")
+    return UserConfig(uuid=uuid, password=values.secret(item.value))
+
+
+# --- the top level and its TLS keys -----------------------------------------------------------------------------------
+
+_SECURITY = {"type": "type", "type_": "type", "tls": "tls", "noise": "noise"}
+_NOISE = {name: name for name in ("pattern", "local_private_key", "remote_public_key")}
+_MISPLACED = {"congestion_control": "congestion_control"}
+"""Keys of the top level that a shipped example of the reference has among the TLS keys."""
+
+_CLOSE = 0.6
+"""Similarity from which a key is suggested: found by trying; less brings up keys that have little in common."""
+
+_TLS_PLACE = "the top level or [security.tls]"
+_PLACES: Mapping[Side, Mapping[str, Mapping[str, str]]] = {
+    "client": {
+        "the top level": names_of(ClientConfig),
+        _TLS_PLACE: names_of(TlsClientConfig),
+        "[security]": _SECURITY,
+        "the table certificates": names_of(CertificatesConfig),
+    },
+    "server": {
+        "the top level": names_of(ServerConfig),
+        _TLS_PLACE: names_of(TlsServerConfig),
+        "[security]": _SECURITY,
+        "an entry of proxies": names_of(ProxyConfig),
+        "the table of a user": names_of(UserConfig),
+    },
+}
+"""Where which key belongs, for hints. The place, then its names."""
+
+
+def _report_unknown(unknown: Mapping[str, Item], side: Side, *known_here: Mapping[str, str]) -> None:
+    here = [name for names in known_here for name in names]
+    for name, item in unknown.items():
+        item.source.report(f"unknown key{_hint(name, side, here)}", item.at)
+
+
+def _hint(name: str, side: Side, here: list[str]) -> str:
+    other: Side = "server" if side == "client" else "client"
+    for place, names in _PLACES[side].items():
+        if name in names:
+            return f": it belongs to {place}"
+    for place, names in _PLACES[other].items():
+        if name in names:
+            inside = "" if place == "the top level" else f", in {place}"
+            return f": this is a key of the {other}{inside}; a {side} has none of this name"
+    # A key of this table is more likely meant than one of another table, and one of the other side is the least likely.
+    candidates = [(similarity(name, each), each, "") for each in here]
+    for place, names in _PLACES[side].items():
+        candidates += [(similarity(name, each) - 0.05, each, f" It belongs to {place}") for each in names]
+    for names in _PLACES[other].values():
+        candidates += [(similarity(name, each) - 0.1, each, f" But that is a key of the {other}") for each in names]
+    score, close, remark = max(candidates, key=lambda candidate: candidate[0])
+    return f': did you mean "{close}"?{remark}' if score >= _CLOSE else ""
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """The keys of a configuration by field, wherever they stood.
+
+    Attributes:
+        own: Keys of the top level.
+        tls: TLS keys.
+        tls_owner: The table that TLS keys are expected in, for errors about missing ones.
+        noise: Whether the Noise handshake is asked for.
+    """
+
+    own: dict[str, Item]
+    tls: dict[str, Item]
+    tls_owner: Item
+    noise: bool = False
+
+
+def _sorted_keys(root: Item, side: Side) -> _Sorted:
+    own_names, tls_names = _PLACES[side]["the top level"], _PLACES[side][_TLS_PLACE]
+    found = _Sorted(own={}, tls={}, tls_owner=root)
+
+    def sort(item: Item, *targets: tuple[Mapping[str, str], dict[str, Item]]) -> None:
+        if item.value is None:  # an empty table in YAML
+            return
+        try:
+            rest = item.parsed(Item.table)
+        except Invalid:
+            return
+        for names, gathered in targets:
+            rest = gather(rest, names, gathered)
+        _report_unknown(rest, side, *(names for names, _ in targets))
+
+    security: dict[str, Item] = {}
+    sort(root, (own_names, found.own), (tls_names, found.tls), ({"security": "security"}, security))
+    if "security" not in security:
+        return found
+    found.tls_owner = security["security"]
+    inner: dict[str, Item] = {}
+    sort(found.tls_owner, (_SECURITY, inner), (tls_names, found.tls), (_MISPLACED, found.own))
+    if "tls" in inner:
+        found.tls_owner = inner["tls"]
+        sort(found.tls_owner, (tls_names, found.tls), (_MISPLACED, found.own))
+    if "noise" in inner:
+        sort(inner["noise"], (_NOISE, {}))
+    if "type" in inner:
+        try:
+            found.noise = inner["type"].parsed(_security_type) == "noise"
+        except Invalid:
+            pass
+    if found.noise:
+        root.source.report('Noise is not supported yet: only type = "tls" is', inner["type"].at)
+    return found
+
+
+def _security_type(item: Item) -> str:
+    return values.choice(item.value, {"tls": "tls", "noise": "noise"})
+
+
+def _read(root: Item, side: Side, cls: type[T], tls_class: type[TlsConfig], check: Callable[[T, _Sorted], None]) -> T:
+    keys = _sorted_keys(root, side)
+    tls = None
+    try:
+        # With Noise there may be no TLS keys at all; the error noted for it keeps the None from being used.
+        tls = None if keys.noise else build(tls_class, keys.tls, keys.tls_owner)
+    except Invalid:
+        pass
+    try:
+        config = build(cls, keys.own, root, tls=tls, **_password(keys.own))
+    except Invalid:
+        root.source.fail()
+    check(config, keys)
+    if root.source.errors:
+        root.source.fail()
+    return config
+
+
+def read_client(tree: Mapping[str, object], source: Source) -> ClientConfig:
+    """Returns the configuration of a client from a tree of tables.
+
+    Raises:
+        ConfigErrors: One or more keys are wrong, or the source had errors already.
+    """
+
+    def check(config: ClientConfig, keys: _Sorted) -> None:
+        trust = config.tls.certificates
+        if trust.disable_native and not (trust.paths or trust.pem or config.tls.skip_certificate_verification):
+            problem = "no certificate would be trusted: disable_native is set, and neither paths nor pem has any"
+            source.report(problem, keys.tls["certificates"].at)
+
+    return _read(Item(tree, (), source), "client", ClientConfig, TlsClientConfig, check)
+
+
+def read_server(tree: Mapping[str, object], source: Source) -> ServerConfig:
+    """Returns the configuration of a server from a tree of tables.
+
+    Raises:
+        ConfigErrors: One or more keys are wrong, or the source had errors already.
+    """
+
+    def check(config: ServerConfig, keys: _Sorted) -> None:
+        if config.only_v6 and ":" not in config.server.host:
+            source.report("an IPv4 address cannot be IPv6 only", keys.own["only_v6"].at)
+
+    return _read(Item(tree, (), source), "server", ServerConfig, TlsServerConfig, check)

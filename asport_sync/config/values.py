@@ -1,0 +1,602 @@
+"""Conversion of single configuration values, as a file or a program gives them, to the values a configuration holds.
+
+Pure functions: no files except the kernel's ephemeral port range, no clock, no threads. Each takes a parsed scalar,
+list or table and returns the value or raises :class:`BadValue`. They are as lenient as the reference implementation is:
+text is taken where a number or a boolean is expected, and a whole number where text is expected. Only port ranges
+insist on numbers.
+"""
+
+from __future__ import annotations
+
+import bisect
+import datetime
+import ipaddress
+import math
+import os
+import re
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeVar
+
+from asport_sync.errors import ConfigError
+
+T = TypeVar("T")
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+KeyPath = tuple[str | int, ...]
+"""The way from the top of a configuration to a value: keys of tables and indices of lists."""
+
+Network = Literal["tcp", "udp", "both"]
+UdpForwardMode = Literal["native", "quic"]
+CongestionControl = Literal["cubic", "new_reno", "bbr"]
+ProxyProtocol = Literal["none", "v1", "v2"]
+LogLevel = Literal["off", "error", "warn", "info", "debug", "trace"]
+FixedDialectName = Literal["draft", "flags"]
+"""Meaning of the mode byte in ClientHello: the draft's enumeration, or the bit mask of later releases."""
+DialectName = Literal["draft", "flags", "auto"]
+
+NETWORKS: Final[Mapping[str, Network]] = {
+    "tcp": "tcp",
+    "udp": "udp",
+    "both": "both",
+    "tcpudp": "both",
+    "tcp_udp": "both",
+    "tcp-udp": "both",
+    "all": "both",
+}
+UDP_FORWARD_MODES: Final[Mapping[str, UdpForwardMode]] = {"native": "native", "quic": "quic"}
+CONGESTION_CONTROLS: Final[Mapping[str, CongestionControl]] = {
+    "bbr": "bbr",
+    "cubic": "cubic",
+    "new_reno": "new_reno",
+    "newreno": "new_reno",
+    "reno": "new_reno",
+}
+PROXY_PROTOCOLS: Final[Mapping[str, ProxyProtocol]] = {
+    "none": "none",
+    "v1": "v1",
+    "v2": "v2",
+    "disable": "none",
+    "disabled": "none",
+    "off": "none",
+}
+LOG_LEVELS: Final[Mapping[str, LogLevel]] = {
+    "off": "off",
+    "error": "error",
+    "warn": "warn",
+    "info": "info",
+    "debug": "debug",
+    "trace": "trace",
+}
+FIXED_DIALECTS: Final[Mapping[str, FixedDialectName]] = {"draft": "draft", "flags": "flags"}
+DIALECTS: Final[Mapping[str, DialectName]] = {"auto": "auto", "draft": "draft", "flags": "flags"}
+
+LOWEST_PORT: Final = 1
+"""Port 0 asks the kernel for any port; as a port to forward it would name a different one for TCP and for UDP."""
+HIGHEST_PORT: Final = 65535
+
+SHORTEST_DURATION: Final = 0.001
+"""Seconds. No timer of a tunnel has a use for less, and a zero would spin or time out before it starts."""
+LONGEST_DURATION: Final = 100 * 365.25 * 86400
+"""Seconds. Well below what locks and selectors take as a time-out on every platform (292 years)."""
+
+LARGEST_UDP_PAYLOAD: Final = 65507
+"""Bytes: 65,535 less the IPv4 and UDP headers (RFC 768)."""
+
+
+class BadValue(ConfigError):
+    """A value can't be used. The text names what was expected; the place is added by whoever knows it.
+
+    Attributes:
+        within: The way from the value to the part that is wrong; empty where that is the value itself.
+    """
+
+    def __init__(self, problem: str, *within: str | int) -> None:
+        super().__init__(problem, key=dotted(within) or None)
+        self.within: KeyPath = within
+
+
+def dotted(at: KeyPath) -> str:
+    """Returns the text form of a key path, such as ``proxies[0].allow_ports``."""
+    text = ""
+    for part in at:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = part if re.fullmatch(r"[\w-]{1,60}", part, re.ASCII) else shown(part)
+            text += f".{name}" if text else name
+    return text
+
+
+# --- naming values in error texts -------------------------------------------------------------------------------------
+
+
+def kind(value: object) -> str:
+    """Returns what sort of value this is, for error texts. Never shows the value."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, int):
+        return "a whole number"
+    if isinstance(value, float):
+        return "a number with a fraction"
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if isinstance(value, (datetime.date, datetime.time)):
+        return "a date or time"
+    return f"a Python {type(value).__name__}"
+
+
+def printable(text: str) -> str:
+    """Returns text with whatever can't be printed, or would act on a terminal, as an escape."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def shown(value: object) -> str:
+    """Returns a value for error texts, shortened. Not for values that are secret."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        short = value if len(value) <= 60 else value[:57] + "..."
+        return f'"{printable(short)}"'
+    if isinstance(value, int):
+        # Python refuses to write out numbers of more than 4300 digits.
+        return str(value) if abs(value) < 10**40 else "a number of more than 40 digits"
+    if isinstance(value, float):
+        return repr(value)
+    return kind(value)
+
+
+def _each(elements: Iterable[object], parse: Callable[[object], T]) -> list[T]:
+    """Returns the parsed elements of a list; an error says which element it is about."""
+    parsed = []
+    for index, element in enumerate(elements):
+        try:
+            parsed.append(parse(element))
+        except BadValue as error:
+            raise BadValue(error.problem, index, *error.within) from None
+    return parsed
+
+
+# --- plain values -----------------------------------------------------------------------------------------------------
+
+
+def text(value: object) -> str:
+    """Returns text; whole numbers and booleans become text, as in the reference.
+
+    A number with a fraction is refused: programs differ in how they write it (1.0 or 1), which matters in a password.
+    The error never shows the value, which may be a secret.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and abs(value) < 10**1000:
+        return str(value)
+    if not isinstance(value, str):
+        quotes = ": write it in quotes" if isinstance(value, (int, float, datetime.date, datetime.time)) else ""
+        raise BadValue(f"expected text, not {kind(value)}{quotes}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadValue("this text holds half of a surrogate pair, which no UTF-8 text can") from None
+    return value
+
+
+def secret(value: object) -> str:
+    """Returns a password: text that is not empty."""
+    password = text(value)
+    if not password:
+        raise BadValue("an empty password is not allowed")
+    return password
+
+
+def boolean(value: object) -> bool:
+    """Returns a boolean; also from 1 and 0 and the texts true, on, yes, 1, false, off, no, 0 in any case."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int) and value in (0, 1):
+        return value == 1
+    if isinstance(value, str):
+        if value.lower() in ("true", "on", "yes", "1"):
+            return True
+        if value.lower() in ("false", "off", "no", "0"):
+            return False
+    raise BadValue(f"expected true or false, not {shown(value)}")
+
+
+def integer(value: object, low: int, high: int, unit: str = "") -> int:
+    """Returns a whole number from low to high, both included; also from text and from a float without a fraction."""
+    expected = f"expected a whole number{unit and f' of {unit}'} from {low} to {high}"
+    number: int
+    if isinstance(value, bool):
+        raise BadValue(f"{expected}, not {shown(value)}")
+    if isinstance(value, int):
+        number = value
+    elif isinstance(value, float) and value.is_integer():
+        number = int(value)
+    elif isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,20}", value):
+        number = int(value)
+    else:
+        suffix = isinstance(value, str) and re.fullmatch(r"[0-9.]+ *[A-Za-z]+", value)
+        raise BadValue(f"{expected}, not {shown(value)}{': no unit may follow the number' if suffix else ''}")
+    if not low <= number <= high:
+        raise BadValue(f"{expected}, not {shown(number)}")
+    return number
+
+
+def packet_size(value: object) -> int:
+    """Returns the size in bytes of a buffer for one UDP packet; more than any packet needs is cut to 65,507."""
+    return min(integer(value, 1, 2**63 - 1, "bytes"), LARGEST_UDP_PAYLOAD)
+
+
+def choice(value: object, choices: Mapping[str, T]) -> T:
+    """Returns what the word stands for, in any case.
+
+    Args:
+        value: The word.
+        choices: Every accepted word, in lower case, and its meaning. Words that mean themselves are named in errors.
+    """
+    if isinstance(value, (str, bool, int)):
+        word = text(value)
+        if word.lower() in choices:
+            return choices[word.lower()]
+    names = ", ".join(word for word, meaning in choices.items() if word == meaning)
+    raise BadValue(f"expected one of {names}, not {shown(value)}")
+
+
+def networks(value: object) -> Network:
+    """Returns a network from its name, or from a list of names, which stands for all of them together."""
+    if not isinstance(value, (list, tuple)):
+        return choice(value, NETWORKS)
+    if not value:
+        raise BadValue('expected "tcp", "udp", "both" or a list of them, not an empty list')
+    found = set(_each(value, lambda name: choice(name, NETWORKS)))
+    return found.pop() if len(found) == 1 else "both"
+
+
+def client_dialect(value: object) -> FixedDialectName:
+    """Returns the dialect a client speaks. A client can't learn its server's, so "auto" is refused."""
+    if choice(value, DIALECTS) == "auto":
+        raise BadValue('a client cannot find out what its server speaks: write "draft" or "flags", not "auto"')
+    return choice(value, FIXED_DIALECTS)
+
+
+def identifier(value: object) -> uuid.UUID:
+    """Returns a UUID from its hyphenated, plain, braced or URN form in any case (RFC 9562, section 4).
+
+    The error doesn't show the value: UUID and password are easily swapped.
+    """
+    if isinstance(value, uuid.UUID):
+        return value
+    hyphenated = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+    forms = rf"[0-9a-f]{{32}}|{hyphenated}|\{{{hyphenated}\}}|urn:uuid:{hyphenated}"
+    if not re.fullmatch(forms, text(value), re.IGNORECASE | re.ASCII):
+        raise BadValue('expected a UUID, such as "00112233-4455-6677-8899-aabbccddeeff"')
+    return uuid.UUID(text(value).lower())
+
+
+def protocols(value: object) -> tuple[str, ...]:
+    """Returns names of application protocols for ALPN, each of 1 to 255 bytes (RFC 7301, section 3.1)."""
+    if not isinstance(value, (list, tuple)):
+        raise BadValue(f'expected a list, such as ["asport"], not {shown(value)}')
+    return tuple(_each(value, _protocol))
+
+
+def _protocol(value: object) -> str:
+    name = text(value)
+    if not 1 <= len(name.encode()) <= 255:
+        raise BadValue("expected the name of a protocol, of 1 to 255 bytes")
+    return name
+
+
+def file_path(value: object, directory: Path | None) -> Path:
+    """Returns the path of a file.
+
+    Args:
+        value: Text, or from a program a path object.
+        directory: What a relative path starts from; None leaves it relative.
+    """
+    name = os.fspath(value) if isinstance(value, os.PathLike) else text(value)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise BadValue("expected the path of a file")
+    return directory / name if directory else Path(name)
+
+
+# --- durations --------------------------------------------------------------------------------------------------------
+
+# Nanoseconds per unit. Months and years are the means of the Gregorian calendar as the reference rounds them.
+_NANOSECONDS: Final[Mapping[str, int]] = {
+    unit: nanoseconds
+    for nanoseconds, units in {
+        1: "nanos nsec ns",
+        1_000: "usec us",
+        1_000_000: "millis msec ms",
+        1_000_000_000: "seconds second secs sec s",
+        60_000_000_000: "minutes minute mins min m",
+        3_600_000_000_000: "hours hour hrs hr h",
+        86_400_000_000_000: "days day d",
+        604_800_000_000_000: "weeks week w",
+        2_630_016_000_000_000: "months month M",
+        31_557_600_000_000_000: "years year y",
+    }.items()
+    for unit in units.split()
+}
+
+
+def duration(value: object, *, bare_seconds: bool = False) -> float:
+    """Returns a length of time in seconds.
+
+    Args:
+        value: One or more whole numbers with a unit each, spaces allowed: "1h 30m", "500ms".
+        bare_seconds: Whether a number without a unit is taken, as seconds. A program may give one; in a file it would
+            leave open whether seconds or milliseconds are meant.
+    """
+    example = 'expected a duration, such as "10s", "500ms" or "1h 30m"'
+    seconds: float
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not bare_seconds:
+            hint = f'"{value}s"' if isinstance(value, int) and 0 < value < 10**9 else '"10s"'
+            raise BadValue(f"expected a duration with a unit, such as {hint}, not {shown(value)}")
+        seconds = float(value) if abs(value) < 10**40 else math.inf
+    elif isinstance(value, str):
+        seconds = _sum_of_parts(value, example) / 1e9
+    else:
+        raise BadValue(f"{example}, not {shown(value)}")
+    if not SHORTEST_DURATION <= seconds <= LONGEST_DURATION:  # also False for a number that isn't one
+        raise BadValue(f"expected a duration from 1ms to 100years, not {shown(value)}")
+    return seconds
+
+
+def _sum_of_parts(value: str, example: str) -> int:
+    if re.fullmatch(r"\s*[0-9]+\s*", value):
+        raise BadValue(f'expected a duration with a unit, such as "{value.strip()[:9]}s", not {shown(value)}')
+    if re.search(r"[0-9][.,][0-9]", value):
+        raise BadValue(f'{example}, not {shown(value)}: whole numbers only, so "1500ms" for one and a half seconds')
+    part = re.compile(r"\s*([0-9]{1,20})\s*([A-Za-z]+)\s*")
+    position = total = 0
+    while match := part.match(value, position):
+        number, unit = match.groups()
+        if unit not in _NANOSECONDS:
+            raise BadValue(f'{example}, not {shown(value)}: "{unit[:20]}" is none of ns, us, ms, s, m, h, d, w, M, y')
+        total += int(number) * _NANOSECONDS[unit]
+        position = match.end()
+    if not value or position != len(value):
+        raise BadValue(f"{example}, not {shown(value)}")
+    return total
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+class HostPort(NamedTuple):
+    """A host and a port.
+
+    Attributes:
+        host: A DNS name in its ASCII form, or an IP address without brackets.
+        port: 0 only where a server may let the system choose.
+    """
+
+    host: str
+    port: int
+
+    @property
+    def ip(self) -> IPAddress | None:
+        """The host as an IP address, or None where it is a name."""
+        try:
+            return ipaddress.ip_address(self.host)
+        except ValueError:
+            return None
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def ip(value: object) -> IPAddress:
+    """Returns an IP address; an IPv6 address may stand in brackets."""
+    if isinstance(value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        return value
+    literal = text(value)
+    try:
+        if literal.startswith("[") and literal.endswith("]"):
+            return ipaddress.IPv6Address(literal[1:-1])
+        return ipaddress.ip_address(literal)
+    except ValueError:
+        raise BadValue(f'expected an IP address, such as "::" or "192.0.2.1", not {shown(value)}') from None
+
+
+def host(value: object) -> str:
+    """Returns a host: an IP address in its usual form and without brackets, or a DNS name in its ASCII form."""
+    raw = text(value)
+    if "://" in raw:
+        raise BadValue(f"expected a name or an IP address, not the URL {shown(raw)}")
+    if ":" in raw or raw.startswith("["):
+        try:
+            return str(ipaddress.IPv6Address(raw[1:-1] if raw.startswith("[") and raw.endswith("]") else raw))
+        except ValueError:
+            raise BadValue(f"{shown(raw)} is not an IPv6 address") from None
+    try:
+        return str(ipaddress.IPv4Address(raw))
+    except ValueError:
+        pass
+    name = raw
+    if not raw.isascii() and len(raw) <= 253:
+        try:
+            name = raw.encode("idna").decode("ascii")
+        except UnicodeError:
+            raise BadValue(f"{shown(raw)} is not a DNS name") from None
+    labels = name.removesuffix(".").split(".")
+    if len(name) > 254 or not all(re.fullmatch(r"(?!-)[A-Za-z0-9_-]{1,63}", label, re.ASCII) for label in labels):
+        raise BadValue(f"{shown(raw)} is neither a DNS name nor an IP address")
+    if labels[-1].isdigit():
+        raise BadValue(f"{shown(raw)} is not an IPv4 address, and no DNS name ends in a number")
+    return name
+
+
+def host_port(value: object) -> HostPort:
+    """Returns the host and port of "host:port", split at the last colon; from a program also of a pair."""
+    parsed = _split_port(value)
+    if parsed.port < LOWEST_PORT:
+        raise BadValue("port 0 cannot be connected to")
+    return parsed
+
+
+def ip_port(value: object) -> HostPort:
+    """Returns the address and port of "ip:port"; the host must be an IP address, the port may be 0."""
+    parsed = _split_port(value)
+    if parsed.ip is None:
+        raise BadValue(f'expected an IP address and a port, such as "[::]:443": "{parsed.host}" is a name')
+    return parsed
+
+
+def _split_port(value: object) -> HostPort:
+    expected = 'expected "host:port", such as "example.org:443" or "[2001:db8::1]:443"'
+    if isinstance(value, tuple) and len(value) == 2:
+        return HostPort(host(value[0]), integer(value[1], 0, HIGHEST_PORT))
+    if not isinstance(value, str):
+        raise BadValue(f"{expected}, not {shown(value)}")
+    name, _, port = value.rpartition(":")
+    if not name:
+        raise BadValue(f"{expected}, not {shown(value)}")
+    if "://" in value:
+        raise BadValue(f"{expected}, not the URL {shown(value)}")
+    try:
+        parsed = host(name)
+    except BadValue:
+        if value.endswith("]") or HostPort(value, 0).ip is not None:
+            raise BadValue(f"{expected}, not {shown(value)}: the port is missing") from None
+        raise
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > HIGHEST_PORT:
+        raise BadValue(f"{expected}: {shown(port)} is not a port from {LOWEST_PORT} to {HIGHEST_PORT}")
+    return HostPort(parsed, int(port))
+
+
+# --- ports ------------------------------------------------------------------------------------------------------------
+
+
+class PortRange(NamedTuple):
+    """Ports from start to end, both included; start is never above end."""
+
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return str(self.start) if self.start == self.end else f"{self.start}-{self.end}"
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class PortSet:
+    """An immutable set of ports, kept as ranges: all 65,535 ports take one pair.
+
+    Attributes:
+        ranges: Ascending; neither overlapping nor touching, whatever ranges it was made of.
+    """
+
+    ranges: tuple[PortRange, ...] = ()
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        merged: list[PortRange] = []
+        for start, end in sorted(ranges):
+            if start > end:
+                continue
+            if merged and start <= merged[-1].end + 1:
+                merged[-1] = PortRange(merged[-1].start, max(merged[-1].end, end))
+            else:
+                merged.append(PortRange(start, end))
+        object.__setattr__(self, "ranges", tuple(merged))
+
+    def __contains__(self, port: object) -> bool:
+        if not isinstance(port, int):
+            return False
+        index = bisect.bisect_right(self.ranges, (port, HIGHEST_PORT)) - 1
+        return index >= 0 and port <= self.ranges[index].end
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the ports in ascending order."""
+        for start, end in self.ranges:
+            yield from range(start, end + 1)
+
+    def __len__(self) -> int:
+        return sum(end - start + 1 for start, end in self.ranges)
+
+    def intersection(self, start: int, end: int) -> PortSet:
+        """Returns the ports of this set that lie from start to end, both included; none where start is above end."""
+        return PortSet((max(start, low), min(end, high)) for low, high in self.ranges)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.ranges)) or "no port"
+
+    def __repr__(self) -> str:
+        return f"PortSet({[tuple(each) for each in self.ranges]})"
+
+
+ALL_PORTS: Final = PortRange(LOWEST_PORT, HIGHEST_PORT)
+
+
+def port_range(value: object) -> PortRange:
+    """Returns the range of a port, a [start, end] pair, or a table of ``start`` and ``end``."""
+    return _range(value, "a port, [start, end] or {start, end}", pairs=True)
+
+
+def port_set(value: object) -> PortSet:
+    """Returns a set of ports.
+
+    Args:
+        value: A port, a table of ``start`` and ``end``, or a list of those and of [start, end] pairs. A list of two
+            numbers is two ports; a tuple, which only a program can give, is refused, for it could mean either.
+    """
+    if isinstance(value, PortSet):
+        return value
+    if isinstance(value, tuple):
+        raise BadValue("a tuple could mean a range or single ports: write [(start, end)] or [port, port]")
+    if isinstance(value, list):
+        return PortSet(_each(value, port_range))
+    return PortSet([_range(value, "a port, {start, end} or a list of them", pairs=False)])
+
+
+def _range(value: object, forms: str, *, pairs: bool) -> PortRange:
+    start: tuple[KeyPath, object]
+    end: tuple[KeyPath, object]
+    if isinstance(value, Mapping):
+        if unknown := [name for name in value if name not in ("start", "end")]:
+            raise BadValue("unknown key: a range of ports has start and end", str(unknown[0]))
+        if missing := [name for name in ("start", "end") if name not in value]:
+            raise BadValue(f"a range of ports needs start and end: {missing[0]} is missing")
+        start, end = (("start",), value["start"]), (("end",), value["end"])
+    elif isinstance(value, (list, tuple)) and pairs:
+        if len(value) != 2:
+            raise BadValue(f"expected {forms}: a range has two ports, not {len(value)}")
+        start, end = ((0,), value[0]), ((1,), value[1])
+    elif isinstance(value, int):
+        start = end = ((), value)
+    else:
+        quotes = ": write it without quotes" if isinstance(value, str) and value.isdigit() else ""
+        raise BadValue(f"expected {forms}, not {shown(value)}{quotes}")
+    ports = []
+    for within, port in (start, end):
+        if isinstance(port, bool) or not isinstance(port, int) or not LOWEST_PORT <= port <= HIGHEST_PORT:
+            raise BadValue(f"expected a port from {LOWEST_PORT} to {HIGHEST_PORT}, not {shown(port)}", *within)
+        ports.append(int(port))
+    if ports[0] > ports[1]:
+        raise BadValue(f"the range starts at {ports[0]}, above its end {ports[1]}")
+    return PortRange(ports[0], ports[1])
+
+
+def ephemeral_ports() -> PortSet:
+    """Returns the ports that the system gives to outgoing connections: what a server allows unless told otherwise.
+
+    Linux says it in ``net.ipv4.ip_local_port_range``; elsewhere, or where that can't be read, the default counts.
+    """
+    if not sys.platform.startswith("linux"):
+        return PortSet([(49152, 65535)])
+    try:
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        low, high = 32768, 60999
+    return PortSet([(low, high)])

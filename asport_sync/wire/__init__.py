@@ -1,0 +1,72 @@
+"""The ASPORT wire format: commands, their bytes, and the rules on them. No I/O, no threads, no clock.
+
+Bytes from outside raise RemoteProtocolError and nothing else; an impossible request of this side raises
+LocalProtocolError. Names that need their module to be understood are reached through it: ``fragments.plan``,
+``proxy_header.tcp_header``, ``token.label``.
+"""
+
+from asport_sync.wire import fragments, proxy_header, token
+from asport_sync.wire.codec import (
+    Decoder,
+    address_length,
+    command_length,
+    decode,
+    encode,
+    encode_packet_header,
+    payload_length,
+)
+from asport_sync.wire.commands import (
+    TOKEN_LENGTH,
+    VERSION,
+    Address,
+    AddressFamily,
+    ClientHello,
+    Command,
+    CommandType,
+    Connect,
+    Dissociate,
+    Heartbeat,
+    Packet,
+    ServerHello,
+    ServerHelloCode,
+)
+from asport_sync.wire.dialect import Dialect, ForwardMode, UdpMode, decode_mode, encode_mode
+from asport_sync.wire.fragments import DropReason, Reassembler
+from asport_sync.wire.handshake import ClientHandshake, ClientState, ServerHandshake, ServerState
+
+__all__ = [
+    "TOKEN_LENGTH",
+    "VERSION",
+    "Address",
+    "AddressFamily",
+    "ClientHandshake",
+    "ClientHello",
+    "ClientState",
+    "Command",
+    "CommandType",
+    "Connect",
+    "Decoder",
+    "Dialect",
+    "Dissociate",
+    "DropReason",
+    "ForwardMode",
+    "Heartbeat",
+    "Packet",
+    "Reassembler",
+    "ServerHandshake",
+    "ServerHello",
+    "ServerHelloCode",
+    "ServerState",
+    "UdpMode",
+    "address_length",
+    "command_length",
+    "decode",
+    "decode_mode",
+    "encode",
+    "encode_mode",
+    "encode_packet_header",
+    "fragments",
+    "payload_length",
+    "proxy_header",
+    "token",
+]

@@ -1,0 +1,142 @@
+"""The mode byte of ClientHello and its two dialects. Nothing else in the package knows that there are two.
+
+The draft numbers the combinations; later releases of the reference implementation use a bit mask in the same byte under
+the same version byte:
+
+====  ======================  ================================
+byte  draft                   flags (1 TCP, 2 UDP, 4 QUIC)
+====  ======================  ================================
+0     TCP                     no network
+1     UDP native              TCP
+2     UDP quic                UDP native
+3     TCP and UDP native      TCP and UDP native
+4     TCP and UDP quic        no network (QUIC without UDP)
+5     malformed               TCP (QUIC without UDP)
+6     malformed               UDP quic
+7     malformed               TCP and UDP quic
+====  ======================  ================================
+
+A server can tell most values apart (``Dialect.AUTO``); a client can't learn the server's dialect from the wire.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from asport_sync.errors import LocalProtocolError, RemoteProtocolError
+from asport_sync.wire.commands import MAX_MODE
+
+
+class Dialect(enum.Enum):
+    """How the mode byte is read and written. The values are the words of the configuration."""
+
+    DRAFT = "draft"
+    FLAGS = "flags"
+    AUTO = "auto"
+
+
+class UdpMode(enum.Enum):
+    """Carrier of Packet: QUIC datagrams or unidirectional streams. The values are the words of the configuration."""
+
+    NATIVE = "native"
+    QUIC = "quic"
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardMode:
+    """What a client wants forwarded, whatever the dialect.
+
+    Attributes:
+        tcp: Whether TCP is.
+        udp: The carrier where UDP is, else None.
+
+    With neither, a client asked for no network: the server answers NetworkDenied.
+    """
+
+    tcp: bool
+    udp: UdpMode | None
+
+    def __str__(self) -> str:
+        networks = ["tcp"] if self.tcp else []
+        if self.udp is not None:
+            networks.append(f"udp {self.udp.value}")
+        return " and ".join(networks) or "no network"
+
+
+_DRAFT = {
+    0: ForwardMode(True, None),
+    1: ForwardMode(False, UdpMode.NATIVE),
+    2: ForwardMode(False, UdpMode.QUIC),
+    3: ForwardMode(True, UdpMode.NATIVE),
+    4: ForwardMode(True, UdpMode.QUIC),
+}
+_DRAFT_BYTES = {mode: byte for byte, mode in _DRAFT.items()}
+
+_FLAG_TCP = 1
+_FLAG_UDP = 2
+_FLAG_QUIC = 4
+
+# The bytes that only one dialect has a use for. 3 means the same in both, 1 and 2 don't.
+_AUTO = {0: Dialect.DRAFT, 4: Dialect.DRAFT, 5: Dialect.FLAGS, 6: Dialect.FLAGS, 7: Dialect.FLAGS}
+
+
+def encode_mode(mode: ForwardMode, dialect: Dialect) -> int:
+    """The mode byte that asks for ``mode``.
+
+    Args:
+        mode: What to ask for.
+        dialect: The dialect of the server. AUTO writes a mode that has the same byte in both, which is TCP and UDP
+            native only.
+
+    Raises:
+        LocalProtocolError: ``mode`` names no network, or AUTO can't express it.
+    """
+    if not mode.tcp and mode.udp is None:
+        raise LocalProtocolError("a ClientHello asks for no network, expected tcp, udp or both")
+    if dialect is Dialect.DRAFT:
+        return _DRAFT_BYTES[mode]
+    if dialect is Dialect.FLAGS:
+        udp = 0 if mode.udp is None else _FLAG_UDP
+        quic = _FLAG_QUIC if mode.udp is UdpMode.QUIC else 0
+        return (_FLAG_TCP if mode.tcp else 0) | udp | quic
+    draft, flags = encode_mode(mode, Dialect.DRAFT), encode_mode(mode, Dialect.FLAGS)
+    if draft != flags:
+        raise LocalProtocolError(
+            f"{mode} is byte {draft} in dialect 'draft', {flags} in 'flags': expected the server's dialect, not 'auto'"
+        )
+    return draft
+
+
+def decode_mode(byte: int, dialect: Dialect, ambiguous: Dialect = Dialect.DRAFT) -> tuple[ForwardMode, Dialect]:
+    """What a mode byte asks for.
+
+    Args:
+        byte: The mode of a ClientHello.
+        dialect: The dialect to read it in. AUTO takes the one that the byte belongs to.
+        ambiguous: DRAFT or FLAGS: what AUTO takes for a byte that both dialects use (1, 2, 3).
+
+    Returns:
+        The mode and the dialect it was read in, never AUTO.
+
+    Raises:
+        RemoteProtocolError: The byte means nothing in that dialect.
+        LocalProtocolError: ``ambiguous`` is AUTO.
+    """
+    if ambiguous is Dialect.AUTO:
+        raise LocalProtocolError("the dialect for ambiguous modes is 'auto', expected 'draft' or 'flags'")
+    used = _AUTO.get(byte, ambiguous) if dialect is Dialect.AUTO else dialect
+    if not 0 <= byte <= MAX_MODE:
+        raise RemoteProtocolError(f"ClientHello mode is {byte}, expected 0 to {MAX_MODE}")
+    if used is Dialect.FLAGS:
+        return _decode_flags(byte), used
+    if byte not in _DRAFT:
+        raise RemoteProtocolError(f"ClientHello mode is {byte}, expected 0 to {max(_DRAFT)} in dialect 'draft'")
+    return _DRAFT[byte], used
+
+
+def _decode_flags(byte: int) -> ForwardMode:
+    udp = None
+    if byte & _FLAG_UDP:
+        udp = UdpMode.QUIC if byte & _FLAG_QUIC else UdpMode.NATIVE
+    return ForwardMode(bool(byte & _FLAG_TCP), udp)

@@ -1,0 +1,276 @@
+"""UDP packets larger than a QUIC datagram: cut into fragments and put together again.
+
+This is the readable statement of the rules (ASPORT draft, "Packet"). Traffic goes through the native engine, whose
+tests hold it against this module.
+
+* The first fragment carries the address, the others carry None, so the others have more room.
+* A fragment says how many there are, so they may arrive in any order.
+* Lengths are not announced: a packet is whole when all its fragments are there, at most 65535 bytes together.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from asport_sync.errors import LocalProtocolError
+from asport_sync.wire.codec import PACKET_FIXED_LENGTH, address_length
+from asport_sync.wire.commands import Address, Packet
+
+MAX_FRAGMENTS = 255
+"""Fragments of one packet: frag_total is one byte."""
+
+MAX_PAYLOAD_LENGTH = 65535
+"""Bytes of one UDP packet's payload: what the size field of an unfragmented Packet can hold. UDP itself allows less."""
+
+
+# --- cutting ---------------------------------------------------------------------------------------------------------
+
+
+def plan(max_datagram_size: int, address: Address, payload_length: int) -> list[int]:
+    """How many payload bytes go into each fragment.
+
+    All are filled to the limit, only the last may be shorter. There are as few as possible, and none is empty unless
+    the payload is.
+
+    Args:
+        max_datagram_size: Bytes that the QUIC connection takes in one datagram now, Packet header included.
+        address: The address that the first fragment carries.
+        payload_length: Bytes of the UDP packet, 0 to 65535.
+
+    Raises:
+        LocalProtocolError: The packet is too long, or the datagrams are too small for it (no room, or more than 255
+            fragments).
+    """
+    if not 0 <= payload_length <= MAX_PAYLOAD_LENGTH:
+        raise LocalProtocolError(f"payload has {payload_length} bytes, expected 0 to {MAX_PAYLOAD_LENGTH}")
+    first = max_datagram_size - PACKET_FIXED_LENGTH - address_length(address)
+    later = max_datagram_size - PACKET_FIXED_LENGTH - address_length(None)
+    if first < min(payload_length, 1):
+        needed = max_datagram_size - first + min(payload_length, 1)
+        raise LocalProtocolError(f"datagrams of {max_datagram_size} bytes hold no fragment, expected {needed} or more")
+    if payload_length <= first:
+        return [payload_length]
+    full, last = divmod(payload_length - first, later)
+    lengths = [first] + [later] * full + ([last] if last else [])
+    if len(lengths) > MAX_FRAGMENTS:
+        raise LocalProtocolError(
+            f"{payload_length} bytes in datagrams of {max_datagram_size} take {len(lengths)} fragments, "
+            f"expected at most {MAX_FRAGMENTS}"
+        )
+    return lengths
+
+
+def fragment(packet: Packet, max_datagram_size: int) -> list[Packet]:
+    """Cut a whole packet into fragments that fit into datagrams; one that fits comes back as it is.
+
+    Args:
+        packet: A whole packet: frag_total 1, frag_id 0, with an address.
+        max_datagram_size: As for ``plan``.
+
+    Raises:
+        LocalProtocolError: As for ``plan``, or ``packet`` is a fragment already or has no address.
+    """
+    if packet.frag_total != 1 or packet.frag_id != 0:
+        raise LocalProtocolError(f"fragment {packet.frag_id} of {packet.frag_total}, expected a whole packet")
+    if packet.address is None:
+        raise LocalProtocolError("packet without an address, expected one")
+    lengths = plan(max_datagram_size, packet.address, packet.size)
+    if len(lengths) == 1:
+        return [packet]
+    fragments = []
+    offset = 0
+    for frag_id, length in enumerate(lengths):
+        address = packet.address if frag_id == 0 else None
+        payload = packet.payload[offset : offset + length]
+        fragments.append(Packet(packet.assoc_id, packet.pkt_id, len(lengths), frag_id, address, payload))
+        offset += length
+    return fragments
+
+
+# --- putting together ------------------------------------------------------------------------------------------------
+
+
+class DropReason(enum.Enum):
+    """Why a fragment was lost. The values are the names of the counters."""
+
+    ZERO_TOTAL = "zero_total"
+    """frag_total is 0."""
+    ID_OUT_OF_RANGE = "id_out_of_range"
+    """frag_id is not below frag_total."""
+    ADDRESS_MISSING = "address_missing"
+    """The first fragment has no address."""
+    ADDRESS_UNEXPECTED = "address_unexpected"
+    """A later fragment has one."""
+    DUPLICATE = "duplicate"
+    """The fragment is there already."""
+    TOTAL_CONTRADICTED = "total_contradicted"
+    """An earlier fragment of the packet gave another frag_total."""
+    TOO_LONG = "too_long"
+    """The packet's fragments exceed 65535 bytes together; the packet is given up."""
+    TOO_MANY_PACKETS = "too_many_packets"
+    """Given up as the oldest, to keep the limit on incomplete packets."""
+    TOO_MANY_BYTES = "too_many_bytes"
+    """Given up as the oldest, to keep the limit on held bytes."""
+    EXPIRED = "expired"
+    """The rest of the packet didn't come in time."""
+    DISSOCIATED = "dissociated"
+    """The association ended first."""
+
+
+@dataclass(slots=True)
+class _Incomplete:
+    """A packet of which fragments are missing. Guarded by the Reassembler's owner."""
+
+    first_seen: float
+    frag_total: int
+    fragments: dict[int, Packet] = field(default_factory=dict)
+    length: int = 0
+
+
+class Reassembler:
+    """Puts fragments together: one for each connection and direction. One owner at a time; no lock, no clock.
+
+    Nothing a peer sends raises. Each fragment ends in exactly one of three places: in a packet that was returned, among
+    the pending, or in ``drops``.
+
+    A pkt_id comes again after 65536 packets. The lifetime should be shorter than a sender at full speed takes for that,
+    else fragments of two packets can meet.
+
+    Args:
+        max_packets: Incomplete packets held at a time, at least 1. One more pushes out the oldest.
+        max_bytes: Payload bytes held at a time, at least 65535, so that every packet has room. Where they would exceed
+            it, the oldest packets go.
+        lifetime: Seconds from a packet's first fragment until it is given up, more than 0.
+
+    Raises:
+        LocalProtocolError: A limit is too low to ever put a packet together.
+    """
+
+    def __init__(self, max_packets: int, max_bytes: int, lifetime: float) -> None:
+        if max_packets < 1:
+            raise LocalProtocolError(f"max_packets is {max_packets}, expected at least 1")
+        if max_bytes < MAX_PAYLOAD_LENGTH:
+            raise LocalProtocolError(f"max_bytes is {max_bytes}, expected at least {MAX_PAYLOAD_LENGTH}")
+        if not lifetime > 0:
+            raise LocalProtocolError(f"lifetime is {lifetime} seconds, expected more than 0")
+        self._max_packets = max_packets
+        self._max_bytes = max_bytes
+        self._lifetime = lifetime
+        # By (assoc_id, pkt_id), oldest first: entries are added at the end and never moved.
+        self._incomplete: dict[tuple[int, int], _Incomplete] = {}
+        self._pending_bytes = 0
+        self._drops: Counter[DropReason] = Counter()
+
+    @property
+    def pending_packets(self) -> int:
+        """Incomplete packets held now."""
+        return len(self._incomplete)
+
+    @property
+    def pending_fragments(self) -> int:
+        """Fragments held now."""
+        return sum(len(entry.fragments) for entry in self._incomplete.values())
+
+    @property
+    def pending_bytes(self) -> int:
+        """Payload bytes held now."""
+        return self._pending_bytes
+
+    @property
+    def drops(self) -> Mapping[DropReason, int]:
+        """Fragments lost so far, by reason. A live view; a reason that never occurred reads as 0."""
+        return MappingProxyType(self._drops)
+
+    def add(self, packet: Packet, now: float) -> Packet | DropReason | None:
+        """Take a fragment or a whole packet.
+
+        Args:
+            packet: As decoded.
+            now: Seconds on the caller's monotonic clock. Incomplete packets that are too old by then are given up
+                first.
+
+        Returns:
+            The whole packet (frag_total 1, frag_id 0) where this was the last piece missing; None where more are; the
+            reason where this fragment was dropped. What else was given up is seen in ``drops`` only.
+        """
+        self.expire(now)
+        reason = _broken_rule(packet)
+        if reason is not None:
+            return self._drop(reason)
+        if packet.frag_total == 1:
+            return packet
+        key = (packet.assoc_id, packet.pkt_id)
+        entry = self._incomplete.get(key)
+        if entry is not None:
+            if entry.frag_total != packet.frag_total:
+                return self._drop(DropReason.TOTAL_CONTRADICTED)
+            if packet.frag_id in entry.fragments:
+                return self._drop(DropReason.DUPLICATE)
+            if entry.length + packet.size > MAX_PAYLOAD_LENGTH:
+                self._give_up(key, DropReason.TOO_LONG)
+                return self._drop(DropReason.TOO_LONG)
+            if len(entry.fragments) + 1 == entry.frag_total:
+                self._remove(key)
+                entry.fragments[packet.frag_id] = packet
+                return _join(entry)
+        else:
+            if len(self._incomplete) == self._max_packets:
+                self._give_up(next(iter(self._incomplete)), DropReason.TOO_MANY_PACKETS)
+            entry = self._incomplete[key] = _Incomplete(now, packet.frag_total)
+        self._make_room(key, packet.size)
+        entry.fragments[packet.frag_id] = packet
+        entry.length += packet.size
+        self._pending_bytes += packet.size
+        return None
+
+    def expire(self, now: float) -> None:
+        """Give up incomplete packets whose first fragment came ``lifetime`` or longer before ``now``."""
+        while self._incomplete:
+            key, entry = next(iter(self._incomplete.items()))
+            if now - entry.first_seen < self._lifetime:
+                return
+            self._give_up(key, DropReason.EXPIRED)
+
+    def forget(self, assoc_id: int) -> None:
+        """Give up the incomplete packets of an association that ended; its id and packet ids may be used anew."""
+        for key in [key for key in self._incomplete if key[0] == assoc_id]:
+            self._give_up(key, DropReason.DISSOCIATED)
+
+    def _drop(self, reason: DropReason) -> DropReason:
+        self._drops[reason] += 1
+        return reason
+
+    def _make_room(self, keep: tuple[int, int], size: int) -> None:
+        """Push out the oldest packets other than ``keep``. Always enough: no single packet exceeds the limit."""
+        while self._pending_bytes + size > self._max_bytes:
+            oldest = next(key for key in self._incomplete if key != keep)
+            self._give_up(oldest, DropReason.TOO_MANY_BYTES)
+
+    def _give_up(self, key: tuple[int, int], reason: DropReason) -> None:
+        self._drops[reason] += len(self._remove(key).fragments)
+
+    def _remove(self, key: tuple[int, int]) -> _Incomplete:
+        entry = self._incomplete.pop(key)
+        self._pending_bytes -= entry.length
+        return entry
+
+
+def _broken_rule(packet: Packet) -> DropReason | None:
+    """Which rule a fragment breaks all by itself, if any."""
+    if packet.frag_total == 0:
+        return DropReason.ZERO_TOTAL
+    if packet.frag_id >= packet.frag_total:
+        return DropReason.ID_OUT_OF_RANGE
+    if packet.frag_id == 0:
+        return DropReason.ADDRESS_MISSING if packet.address is None else None
+    return None if packet.address is None else DropReason.ADDRESS_UNEXPECTED
+
+
+def _join(entry: _Incomplete) -> Packet:
+    first = entry.fragments[0]
+    payload = b"".join(entry.fragments[frag_id].payload for frag_id in range(entry.frag_total))
+    return Packet(first.assoc_id, first.pkt_id, 1, 0, first.address, payload)

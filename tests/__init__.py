@@ -1,0 +1,1 @@
+"""Tests. Run them from the root of the repository: ``python -m pytest``."""

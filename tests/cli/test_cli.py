@@ -1,0 +1,226 @@
+"""The command line itself: arguments, checks, messages, exit statuses. What runs is in tests/e2e/test_commands.py."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asport_sync import __version__
+from asport_sync.cli import main
+from tests.support.certificates import Certificate, self_signed, write_private
+from tests.support.process import REPOSITORY
+
+USER = "00112233-4455-6677-8899-aabbccddeeff"
+PASSWORD = "correct horse battery staple"
+CLIENT = {"server": "localhost:443", "local": "localhost:80", "uuid": USER, "password": PASSWORD}
+
+
+@pytest.fixture
+def client_file(tmp_path: Path) -> Path:
+    return write(tmp_path / "client.json", CLIENT)
+
+
+@pytest.fixture
+def server_file(tmp_path: Path, certificate: Certificate) -> Path:
+    return write(tmp_path / "server.json", server_keys(certificate))
+
+
+def server_keys(certificate: Certificate) -> dict[str, Any]:
+    return {
+        "server": "127.0.0.1:0",
+        "certificate": str(certificate.certificate),
+        "private_key": str(certificate.private_key),
+        "proxies": [{"users": {USER: PASSWORD}, "bind_ip": "127.0.0.1"}],
+    }
+
+
+def write(path: Path, keys: dict[str, Any]) -> Path:
+    write_private(path, json.dumps(keys, indent=2).encode())
+    return path
+
+
+def module(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``python -m asport_sync``."""
+    return subprocess.run(
+        [sys.executable, "-m", "asport_sync", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
+    )
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["client"],
+        ["server"],
+        ["clients", "run"],
+        ["client", "walk"],
+        ["client", "run", "--config"],
+        ["client", "run", "extra"],
+        ["client", "run", "--log-level", "loud"],
+        ["client", "run", "--log-level", "info", "-v"],
+        ["client", "check", "-v"],
+        ["uuid", "5"],
+        ["--versions"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("usage: asport-sync")
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["client", "--help"], ["server", "run", "-h"]], ids=" ".join)
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: asport-sync")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    package, python, quic, tls = capsys.readouterr().out.splitlines()
+    assert package == f"asport-sync {__version__}"
+    assert python == "Python " + ".".join(map(str, sys.version_info[:3]))
+    assert re.fullmatch(r"ngtcp2 \d+\.\d+\.\d+ \((bundled|system)\)", quic)
+    assert re.fullmatch(r"GnuTLS \d+\.\d+\.\d+", tls)
+
+
+def test_uuid(capsys: pytest.CaptureFixture[str]) -> None:
+    made = set()
+    for _ in range(2):
+        assert main(["uuid"]) == 0
+        made.add(uuid.UUID(capsys.readouterr().out.strip()))
+    assert {each.version for each in made} == {4}
+    assert len(made) == 2
+
+
+def test_as_a_module() -> None:
+    done = module("uuid")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert uuid.UUID(done.stdout.strip()).version == 4
+    assert module().returncode == 2
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_client(client_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["client", "check", "-c", str(client_file)]) == 0
+    assert capsys.readouterr() == ("ok\n", "")
+
+
+def test_a_good_server(server_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["server", "check", "-c", str(server_file)]) == 0
+    assert capsys.readouterr() == ("ok\n", "")
+
+
+def test_the_extension_may_be_left_out(client_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    client_file.chmod(0o644)
+    assert main(["client", "check", "-c", str(client_file.with_suffix(""))]) == 0
+    assert "client.json holds a secret" in capsys.readouterr().err
+
+
+def test_the_file_is_looked_for(
+    client_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(client_file.parent)
+    assert main(["client", "check"]) == 0
+    assert capsys.readouterr().out == "ok\n"
+    client_file.unlink()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(client_file.parent / "xdg"))
+    monkeypatch.setenv("XDG_CONFIG_DIRS", str(client_file.parent / "xdg"))
+    assert main(["client", "check"]) == 1
+    assert "no client configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["run", "check"])
+def test_every_fault_of_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str) -> None:
+    path = write(tmp_path / "client.json", {**CLIENT, "uuid": "nobody", "passwort": PASSWORD, "timeout": "soon"})
+    assert main(["client", action, "-c", str(path)]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("asport-sync: ")
+    for word in ("client.json", "uuid", "passwort", "timeout"):
+        assert word in output.err
+    assert PASSWORD not in output.err
+    assert "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("action", ["run", "check"])
+def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str, action: str) -> None:
+    assert main([side, action, "-c", str(tmp_path / "missing.toml")]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith("asport-sync: ")
+    assert "missing.toml" in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_a_client_file_given_to_a_server(client_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["server", "check", "-c", str(client_file)]) == 1
+    assert "local" in capsys.readouterr().err
+
+
+def test_files_with_secrets_that_others_can_read(
+    tmp_path: Path, certificate: Certificate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = self_signed(tmp_path / "own")
+    own.private_key.chmod(0o640)
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    password.chmod(0o604)
+    keys = server_keys(own)
+    keys["proxies"][0]["users"] = {USER: {"password_file": str(password)}}
+    path = write(tmp_path / "server.json", keys)
+    path.chmod(0o644)  # holds no secret itself
+    assert main(["server", "check", "-c", str(path)]) == 0
+    output = capsys.readouterr()
+    assert output.out == "ok\n"
+    warnings = output.err.splitlines()
+    assert len(warnings) == 2
+    assert "private-key.pem" in warnings[0]
+    assert "password" in warnings[1]
+    assert PASSWORD not in output.err
+
+
+# --- starts that fail -------------------------------------------------------------------------------------------------
+
+
+def test_a_taken_address(tmp_path: Path, certificate: Certificate) -> None:
+    path = write(tmp_path / "server.json", {**server_keys(certificate), "server": "192.0.2.1:443"})
+    done = module("server", "run", "-c", str(path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("asport-sync: ")
+    assert "192.0.2.1:443" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_key_that_does_not_fit(tmp_path: Path, certificate: Certificate) -> None:
+    other = self_signed(tmp_path / "other")
+    path = write(tmp_path / "server.json", {**server_keys(certificate), "private_key": str(other.private_key)})
+    done = module("server", "run", "-c", str(path))
+    assert done.returncode == 1
+    assert re.match(r"asport-sync: .*key", done.stderr)
+    assert "Traceback" not in done.stderr

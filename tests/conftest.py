@@ -1,0 +1,62 @@
+"""Fixtures for all tests. The leak check runs for every test, whether it asks for it or not."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from tests.support.certificates import Certificate, self_signed, signed_by_authority
+from tests.support.leaks import belongings, check_nothing_left
+
+_failed = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marks that these tests use."""
+    config.addinivalue_line("markers", "reference: what the reference does by itself; run by -m reference only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is of interest only when somebody asks for it."""
+    if "reference" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("reference")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("reference")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception):
+        item.stash[_failed] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that ends with threads, descriptors, children or network namespaces it did not begin with.
+
+    Fixtures of a wider scope exist before this one looks, and may stay. A test that has failed is not checked: its
+    traceback keeps its objects alive.
+    """
+    before = belongings()
+    yield
+    if not request.node.stash.get(_failed, False):
+        check_nothing_left(before)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """A self-signed certificate for localhost, 127.0.0.1 and ::1."""
+    return self_signed(tmp_path_factory.mktemp("self-signed"))
+
+
+@pytest.fixture(scope="session")
+def authority_certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """A certificate for the same names, issued by an authority that clients are to trust."""
+    return signed_by_authority(tmp_path_factory.mktemp("authority"))

@@ -1,0 +1,1 @@
+"""The whole tunnel on loopback, as library and as commands."""

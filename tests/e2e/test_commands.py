@@ -1,0 +1,280 @@
+"""The commands as processes: what they log and how they end. Also programs that use the library and forget to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.tunnels import (
+    CLIENT_READY,
+    PASSWORD,
+    READY_TIMEOUT,
+    client_options,
+    client_process,
+    command,
+    public_port,
+    server_address,
+    server_options,
+    server_process,
+    write_config,
+)
+from tests.support.certificates import Certificate
+from tests.support.process import REPOSITORY, Process
+from tests.support.services import Address, TcpEcho
+from tests.support.traffic import connect, echo
+
+# Seconds in which a command must end once it is asked to; it ends in a fraction of one.
+END = 15.0
+
+
+@contextlib.contextmanager
+def running_commands(certificate: Certificate, directory: Path) -> Iterator[tuple[Process, Process, Address]]:
+    """Server and client as commands in front of an echo service; the public address."""
+    with (
+        TcpEcho() as service,
+        server_process(directory, certificate) as server,
+        client_process(directory, certificate, server_address(server), service.address) as client,
+    ):
+        yield server, client, ("127.0.0.1", public_port(client))
+
+
+@contextlib.contextmanager
+def traffic(address: Address) -> Iterator[None]:
+    """Bytes run both ways through four connections, as fast as they can."""
+    users = [connect(address) for _ in range(4)]
+    moved = threading.Semaphore(0)
+
+    def send(user: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                user.sendall(bytes(65536))
+
+    def receive(user: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while user.recv(65536):
+                moved.release()
+
+    threads = [threading.Thread(target=work, args=(user,)) for user in users for work in (send, receive)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):
+            assert moved.acquire(timeout=READY_TIMEOUT), "nothing moves"
+        yield
+    finally:
+        for user in users:
+            with contextlib.suppress(OSError):
+                user.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        for user in users:
+            user.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("which", ["server", "client"])
+def test_a_signal_ends_a_command_with_traffic_running(
+    certificate: Certificate, tmp_path: Path, which: str, number: signal.Signals
+) -> None:
+    with running_commands(certificate, tmp_path) as (server, client, public):
+        process, other = (server, client) if which == "server" else (client, server)
+        with traffic(public):
+            process.send_signal(number)
+            assert process.wait(END) == 0, process.description()
+        assert "Traceback" not in process.output()
+        # The other side was told, and doesn't have to wait for a timeout.
+        other.wait_for("closed by the server" if which == "server" else "connection over", READY_TIMEOUT)
+
+
+def test_a_second_signal_ends_it_at_once(certificate: Certificate, tmp_path: Path) -> None:
+    with running_commands(certificate, tmp_path) as (_, client, _):
+        client.send_signal(signal.SIGTERM)
+        client.send_signal(signal.SIGTERM)
+        assert client.wait(END) in (0, -signal.SIGTERM)
+
+
+def test_one_line_per_connection_at_info(certificate: Certificate, tmp_path: Path) -> None:
+    with running_commands(certificate, tmp_path) as (server, client, public):
+        with connect(public) as user:
+            user.sendall(b"12345")
+            assert user.recv(5) == b"12345"
+            source = user.getsockname()[1]
+        line = rf"INFO server: port {public[1]}: connection from 127\.0\.0\.1:{source}: finished .*5 bytes .*5 bytes"
+        server.wait_for(line, READY_TIMEOUT)
+        client.wait_for(rf"INFO client: connection from 127\.0\.0\.1:{source}: finished", READY_TIMEOUT)
+        assert PASSWORD not in server.output() + client.output()
+
+
+def test_quiet_by_default(certificate: Certificate, tmp_path: Path) -> None:
+    """The configuration's level is warn: a client without trouble says nothing."""
+    with TcpEcho() as service, server_process(tmp_path, certificate) as server:
+        options = client_options(certificate, server_address(server), service.address)
+        path = write_config(tmp_path, "quiet", options)
+        with Process(command("client", "run", "-c", str(path)), name="client") as client:
+            found = server.wait_for(r"has port (\d+)", READY_TIMEOUT)
+            assert echo(("127.0.0.1", int(found[1])), b"hello") == b"hello"
+            assert client.output() == ""
+
+
+def test_a_refused_client_says_why_and_goes_on(certificate: Certificate, tmp_path: Path) -> None:
+    with server_process(tmp_path, certificate) as server:
+        address = server_address(server)
+        with client_process(tmp_path, certificate, address, ("127.0.0.1", 9), password="a guess") as client:
+            client.wait_for(r"WARNING client: .*authentication failed", READY_TIMEOUT)
+            server.wait_for(r"WARNING server: .*authentication failed", READY_TIMEOUT)
+            assert "a guess" not in client.output() + server.output()
+            client.send_signal(signal.SIGTERM)
+            assert client.wait(END) == 0
+
+
+def test_loose_permissions_are_warned_of(certificate: Certificate, tmp_path: Path) -> None:
+    path = write_config(tmp_path, "client", client_options(certificate, ("127.0.0.1", 9), ("127.0.0.1", 9)))
+    path.chmod(0o644)
+    with Process(command("client", "run", "-c", str(path)), name="client") as client:
+        client.wait_for(r"WARNING cli: .*client\.json holds a secret and can be read by everybody", READY_TIMEOUT)
+
+
+def test_key_log(certificate: Certificate, tmp_path: Path) -> None:
+    """SSLKEYLOGFILE gets what Wireshark needs to read the connection (NSS key log format)."""
+    log = tmp_path / "keys.log"
+    with TcpEcho() as service, server_process(tmp_path, certificate) as server:
+        options = client_options(certificate, server_address(server), service.address)
+        path = write_config(tmp_path, "client", options)
+        with Process(
+            command("client", "run", "-c", str(path), "-v"), name="client", environment={"SSLKEYLOGFILE": str(log)}
+        ) as client:
+            client.wait_for(CLIENT_READY, READY_TIMEOUT)
+        labels = {line.split()[0] for line in log.read_text().splitlines() if not line.startswith("#")}
+    assert {"CLIENT_HANDSHAKE_TRAFFIC_SECRET", "SERVER_TRAFFIC_SECRET_0"} <= labels
+    assert log.stat().st_mode & 0o077 == 0
+
+
+def test_systemd_is_told(certificate: Certificate, tmp_path: Path) -> None:
+    """READY once the service accepts clients, and STOPPING before it ends."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(READY_TIMEOUT)
+        path = write_config(tmp_path, "server", server_options(certificate))
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with Process(command("server", "run", "-c", str(path)), name="server", environment=environment) as server:
+            assert manager.recv(1000).startswith(b"READY=1\nSTATUS=")
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(END) == 0
+            assert manager.recv(1000) == b"STOPPING=1"
+
+
+# --- programs that use the library ------------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, socket, sys, threading
+from pathlib import Path
+from asport_sync import Client, LifecycleError, Server
+from tests.e2e.tunnels import client_options, server_options
+from tests.support.certificates import Certificate
+certificate = Certificate(*map(Path, sys.argv[1:4]))
+server = Server(**server_options(certificate))
+server.start()
+"""
+WITH_TRAFFIC = """
+listener = socket.create_server(("127.0.0.1", 0))
+def echo(connection):
+    while data := connection.recv(65536):
+        connection.sendall(data)
+def serve():
+    while True:
+        threading.Thread(target=echo, args=(listener.accept()[0],), daemon=True).start()
+threading.Thread(target=serve, daemon=True).start()
+client = Client(**client_options(certificate, server.address, listener.getsockname()))
+client.start()
+user = socket.create_connection(client.wait_ready(20))
+def send():
+    while True:
+        user.sendall(bytes(65536))
+threading.Thread(target=send, daemon=True).start()
+received = 0
+while received < 20_000_000:
+    received += len(user.recv(65536))
+"""
+
+
+def run_script(certificate: Certificate, body: str) -> subprocess.CompletedProcess[str]:
+    files = [certificate.certificate, certificate.private_key, certificate.trusted]
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT + body, *files],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("body", ["", WITH_TRAFFIC, WITH_TRAFFIC + "sys.exit(0)"], ids=["idle", "traffic", "sys.exit"])
+def test_a_program_that_forgets_to_stop_ends(certificate: Certificate, body: str) -> None:
+    done = run_script(certificate, body)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_program_that_fails_shows_its_own_error(certificate: Certificate) -> None:
+    done = run_script(certificate, WITH_TRAFFIC + "raise ValueError('my own')")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ValueError: my own"
+    assert done.stderr.count("Traceback") == 1
+
+
+def test_a_forked_child_may_not_use_it(certificate: Certificate) -> None:
+    done = run_script(
+        certificate,
+        """
+child = os.fork()
+if child == 0:
+    failures = 0
+    for call in (server.start, lambda: server.address, server.run_forever):
+        try:
+            call()
+            failures += 1
+        except LifecycleError:
+            pass
+    server.stop()  # nothing of the parent's is touched
+    assert not server.running
+    other = Server(**server_options(certificate))
+    other.start()
+    other.stop()
+    os._exit(failures)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+with Client(**client_options(certificate, server.address, ("127.0.0.1", 9))) as client:
+    client.wait_ready(20)
+server.stop()
+sys.exit(status)
+""",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_run_forever_in_another_thread(certificate: Certificate) -> None:
+    done = run_script(
+        certificate,
+        """
+client = Client(**client_options(certificate, server.address, ("127.0.0.1", 9)))
+thread = threading.Thread(target=client.run_forever)
+thread.start()
+while True:
+    try:
+        client.wait_ready(20)
+        break
+    except LifecycleError:
+        continue  # not started yet
+client.stop()
+thread.join(20)
+sys.exit(thread.is_alive())
+""",
+    )
+    assert (done.returncode, done.stderr) == (0, "")

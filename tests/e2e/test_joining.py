@@ -1,0 +1,304 @@
+"""Who may join: refusals with their reasons, networks, ports, dialects, certificates, several clients."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asport_sync import (
+    AuthenticationFailed,
+    BindFailed,
+    CertificateError,
+    Client,
+    ConfigError,
+    ConnectError,
+    LifecycleError,
+    NetworkDenied,
+    PortDenied,
+    RefusedError,
+    Server,
+)
+from tests.e2e.tunnels import PASSWORD, READY_TIMEOUT, client_options, server_options, tunnel
+from tests.support.certificates import Certificate, self_signed
+from tests.support.ports import free_port
+from tests.support.services import Address, TcpEcho, UdpEcho
+from tests.support.traffic import UdpPeer, echo
+
+NOWHERE = ("127.0.0.1", 9)
+STRANGER = str(uuid.UUID(int=1))
+
+
+def join(certificate: Certificate, server: dict[str, Any], client: dict[str, Any]) -> Address:
+    """Starts both and returns the public address, or raises why there is none."""
+    with Server(**server_options(certificate, **server)) as running:
+        with Client(**client_options(certificate, running.address, NOWHERE, **client)) as joining:
+            return joining.wait_ready(READY_TIMEOUT)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+GUESS = "a guessed password"
+WRONG = pytest.mark.parametrize(
+    "client", [{"password": GUESS}, {"uuid": STRANGER}], ids=["wrong password", "unknown UUID"]
+)
+
+
+@WRONG
+def test_authentication_failed(certificate: Certificate, client: dict[str, Any]) -> None:
+    with pytest.raises(AuthenticationFailed) as caught:
+        join(certificate, {}, client)
+    assert GUESS not in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+@WRONG
+def test_silent_refusal(certificate: Certificate, client: dict[str, Any]) -> None:
+    """Nothing tells a prober that he found a server of this kind."""
+    with pytest.raises(RefusedError) as caught:
+        join(certificate, {"authentication_failed_reply": False}, client)
+    assert caught.type is RefusedError
+    assert caught.value.code is None
+
+
+def test_port_denied(certificate: Certificate) -> None:
+    with pytest.raises(PortDenied):
+        join(certificate, {"proxy": {"allow_ports": 2024}}, {"expected_port_range": 2025})
+
+
+def test_an_inverted_range_is_refused_by_the_configuration(certificate: Certificate) -> None:
+    with pytest.raises(ConfigError):
+        Client(**client_options(certificate, NOWHERE, NOWHERE, expected_port_range=[2, 1]))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "asked", "dialect"), [("tcp", "udp", "draft"), ("udp", "tcp", "flags"), ("tcp", "both", "draft")]
+)
+def test_network_denied(certificate: Certificate, allowed: str, asked: str, dialect: str) -> None:
+    server = {"proxy": {"allow_network": allowed}, "dialect": dialect}
+    with pytest.raises(NetworkDenied):
+        join(certificate, server, {"network": asked, "dialect": dialect})
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"])
+def test_bind_failed(certificate: Certificate, kind: socket.SocketKind) -> None:
+    port = free_port()
+    with socket.socket(socket.AF_INET, kind) as taken:
+        taken.bind(("127.0.0.1", port))
+        if kind is socket.SOCK_STREAM:
+            taken.listen()
+        with pytest.raises(BindFailed):
+            join(certificate, {"proxy": {"allow_ports": port}}, {})
+
+
+def test_a_refused_client_joins_once_it_is_allowed(certificate: Certificate) -> None:
+    """A refusal is retried: somebody may change the server's configuration."""
+    address = ("127.0.0.1", free_port())
+    listen = f"127.0.0.1:{address[1]}"
+    with TcpEcho() as service:
+        with Client(**client_options(certificate, address, service.address)) as client:
+            with Server(**server_options(certificate, server=listen, proxy={"users": {STRANGER: "other"}})):
+                with pytest.raises(AuthenticationFailed):
+                    client.wait_ready(READY_TIMEOUT)
+            with Server(**server_options(certificate, server=listen)):
+                while True:
+                    try:
+                        public = client.wait_ready(READY_TIMEOUT)
+                        break
+                    except AuthenticationFailed:
+                        continue  # of the attempt before; the next one is slow to come
+                assert echo(public, b"allowed now") == b"allowed now"
+
+
+# --- networks, ports, dialects ----------------------------------------------------------------------------------------
+
+MODES = [("tcp", "native"), ("udp", "native"), ("udp", "quic"), ("both", "native"), ("both", "quic")]
+
+
+@pytest.mark.parametrize("dialect", ["draft", "flags"])
+@pytest.mark.parametrize("server", ["the same", "auto"])
+@pytest.mark.parametrize(("network", "mode"), MODES)
+def test_every_mode_in_both_dialects(
+    certificate: Certificate, dialect: str, server: str, network: str, mode: str
+) -> None:
+    """What was asked for works, and what was not asked for is closed."""
+    server_side = {"dialect": dialect} if server == "the same" else {"dialect": "auto", "ambiguous_dialect": dialect}
+    client_side = {"dialect": dialect, "network": network, "udp_forward_mode": mode}
+    with UdpEcho() as datagrams, TcpEcho(*datagrams.address) as service:
+        with tunnel(certificate, service.address, server=server_side, client=client_side) as opened:
+            if network == "udp":
+                with pytest.raises(ConnectionRefusedError):
+                    echo(opened.public, b"closed")
+            else:
+                assert echo(opened.public, b"tcp") == b"tcp"
+            with UdpPeer(opened.public) as user:
+                if network == "tcp":
+                    user.send(b"closed")
+                    with pytest.raises(ConnectionRefusedError):
+                        user.receive(READY_TIMEOUT)
+                else:
+                    user.ask(b"udp", b"udp")
+                    carrier = "native" if mode == "native" else "quic"
+                    assert carrier in str(opened.server.stats()["connections"][0]["network"])  # type: ignore[index]
+
+
+def test_the_dialect_of_a_user(certificate: Certificate) -> None:
+    """One server, a client of each dialect, each saying 1 or 2, which mean different things."""
+    flags_user, draft_user = str(uuid.UUID(int=2)), str(uuid.UUID(int=3))
+    users = {name: {"password": PASSWORD, "dialect": dialect} for name, dialect in
+             ((flags_user, "flags"), (draft_user, "draft"))}  # fmt: skip
+    with UdpEcho() as service, Server(**server_options(certificate, proxy={"users": users})) as server:
+        for name, dialect in ((flags_user, "flags"), (draft_user, "draft")):
+            changes = {"uuid": name, "dialect": dialect, "network": "udp"}
+            with Client(**client_options(certificate, server.address, service.address, **changes)) as client:
+                with UdpPeer(client.wait_ready(READY_TIMEOUT)) as user:
+                    user.ask(b"hello", b"hello")
+
+
+def test_a_byte_that_the_dialect_has_not(certificate: Certificate) -> None:
+    """6 is malformed to a server of the draft: the connection is closed without a ServerHello."""
+    client = {"dialect": "flags", "network": "udp", "udp_forward_mode": "quic"}
+    with pytest.raises(RefusedError) as caught:
+        join(certificate, {"dialect": "draft"}, client)
+    assert caught.value.code is None
+
+
+def test_flags_get_what_is_allowed_of_what_was_asked(certificate: Certificate) -> None:
+    server = {"dialect": "flags", "proxy": {"allow_network": "tcp"}}
+    with TcpEcho() as service:
+        with tunnel(certificate, service.address, server=server, client={"dialect": "flags"}) as opened:
+            assert echo(opened.public, b"tcp") == b"tcp"
+            with UdpPeer(opened.public) as user:
+                user.send(b"closed")
+                with pytest.raises(ConnectionRefusedError):
+                    user.receive(READY_TIMEOUT)
+
+
+def test_the_lowest_free_port_is_taken(certificate: Certificate) -> None:
+    first = free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
+        taken.bind(("127.0.0.1", first))
+        taken.listen()
+        ports = {"start": first, "end": first + 50}
+        assert first < join(certificate, {"proxy": {"allow_ports": [ports]}}, {})[1] <= first + 50
+
+
+def test_two_clients_of_one_user(certificate: Certificate) -> None:
+    """Both are alive, so neither takes the other's port."""
+    with TcpEcho() as one, TcpEcho() as two, Server(**server_options(certificate)) as server:
+        with (
+            Client(**client_options(certificate, server.address, one.address)) as first,
+            Client(**client_options(certificate, server.address, two.address)) as second,
+        ):
+            addresses = [client.wait_ready(READY_TIMEOUT) for client in (first, second)]
+            assert addresses[0] != addresses[1]
+            for address in addresses:
+                assert echo(address, b"hello") == b"hello"
+            assert (one.accepted, two.accepted) == (1, 1)
+
+
+def test_many_clients(certificate: Certificate) -> None:
+    """Each with a user, a port and a service of its own."""
+    users = {str(uuid.UUID(int=100 + number)): f"password {number}" for number in range(10)}
+    with TcpEcho() as service, Server(**server_options(certificate, proxy={"users": users})) as server:
+        clients = [
+            Client(**client_options(certificate, server.address, service.address, uuid=name, password=password))
+            for name, password in users.items()
+        ]
+        try:
+            for client in clients:
+                client.start()
+            addresses = {client.wait_ready(READY_TIMEOUT) for client in clients}
+            assert len(addresses) == len(clients)
+            for address in addresses:
+                assert echo(address, b"hello") == b"hello"
+        finally:
+            for client in clients:
+                client.stop()
+
+
+# --- certificates and reachability ------------------------------------------------------------------------------------
+
+
+def test_an_authority(authority_certificate: Certificate) -> None:
+    with TcpEcho() as service, tunnel(authority_certificate, service.address) as opened:
+        assert echo(opened.public, b"hello") == b"hello"
+
+
+def test_an_unknown_certificate(certificate: Certificate, tmp_path: Path) -> None:
+    other = self_signed(tmp_path)
+    with pytest.raises(CertificateError):
+        join(certificate, {}, {"certificates": {"paths": [str(other.trusted)], "disable_native": True}})
+
+
+def test_the_wrong_name(certificate: Certificate) -> None:
+    with pytest.raises(CertificateError):
+        join(certificate, {}, {"server_name": "example.org"})
+
+
+def test_verification_switched_off(certificate: Certificate) -> None:
+    client = {"certificates": {}, "server_name": "example.org", "skip_certificate_verification": True}
+    assert join(certificate, {}, client)[0] == "127.0.0.1"
+
+
+def test_another_alpn(certificate: Certificate) -> None:
+    assert join(certificate, {"alpn": ["h3"]}, {"alpn": ["h3"]})
+    with Server(**server_options(certificate, alpn=["h3"])) as server:
+        with Client(**client_options(certificate, server.address, NOWHERE)) as client:
+            with pytest.raises(ConnectError, match="ALPN"):
+                client.wait_ready(5)
+
+
+def test_nobody_there(certificate: Certificate) -> None:
+    with Client(**client_options(certificate, ("127.0.0.1", free_port()), NOWHERE)) as client:
+        with pytest.raises(ConnectError):
+            client.wait_ready(2)
+        assert client.port is None
+
+
+def test_a_server_name_that_is_no_name(certificate: Certificate) -> None:
+    options = client_options(certificate, NOWHERE, NOWHERE, server="does-not-exist.invalid:443")
+    with Client(**options) as client, pytest.raises(ConnectError):
+        client.wait_ready(2)
+
+
+def test_ipv6(certificate: Certificate) -> None:
+    with TcpEcho("::1") as service:
+        server = {"server": "[::1]:0", "proxy": {"bind_ip": "::1"}}
+        with tunnel(certificate, service.address, server=server) as opened:
+            assert opened.public[0] == "::1"
+            assert echo(opened.public, b"hello") == b"hello"
+
+
+def test_the_key_of_another_certificate(certificate: Certificate, tmp_path: Path) -> None:
+    other = self_signed(tmp_path)
+    server = Server(**server_options(certificate, private_key=str(other.private_key)))
+    with pytest.raises(ConfigError, match="key"):
+        server.start()
+
+
+def test_a_taken_quic_port(certificate: Certificate) -> None:
+    with Server(**server_options(certificate)) as server:
+        second = Server(**server_options(certificate, server=f"127.0.0.1:{server.address[1]}"))
+        with pytest.raises(ConfigError, match="in use"):
+            second.start()
+
+
+def test_not_started(certificate: Certificate) -> None:
+    client = Client(**client_options(certificate, NOWHERE, NOWHERE))
+    with pytest.raises(LifecycleError):
+        client.wait_ready(1)
+    assert client.port is None
+    assert client.stats() == {"running": False}
+    client.stop()
+
+
+def test_options_of_the_file(certificate: Certificate) -> None:
+    """A user of the library gets the same errors as a user of files, at once and all together."""
+    with pytest.raises(ConfigError, match=r"(?s)expected_port_rnage.*uuid|uuid.*expected_port_rnage"):
+        Client(**client_options(certificate, NOWHERE, NOWHERE, uuid="no uuid", expected_port_rnage=1))
+    assert PASSWORD not in repr(Client(**client_options(certificate, NOWHERE, NOWHERE)).config)

@@ -1,0 +1,170 @@
+"""After a kill: the client comes back, the port comes back, and nothing has to be restarted by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asport_sync import AsportError, Client, Server
+from tests.e2e.tunnels import (
+    READY_TIMEOUT,
+    client_options,
+    client_process,
+    public_port,
+    server_address,
+    server_options,
+    server_process,
+)
+from tests.support.certificates import Certificate
+from tests.support.ports import free_port
+from tests.support.services import Address, TcpEcho, UdpEcho
+from tests.support.traffic import UdpPeer, connect, echo, receive_exactly
+from tests.support.waiting import wait_until
+
+# Seconds until a tunnel that was cut is back. The longest pause between attempts is 20 s; usually it is below one.
+BACK = 45.0
+
+
+def works(address: Address) -> bool:
+    """Whether a connection to the public port reaches the echo service."""
+    try:
+        return echo(address, b"hello") == b"hello"
+    except OSError:
+        return False
+
+
+def test_the_server_is_killed_and_restarted(certificate: Certificate, tmp_path: Path) -> None:
+    """Three times, as some faults show only after several reconnects. Port and client stay the same."""
+    quic, port = free_port(), free_port()
+    changes: dict[str, Any] = {"server": f"127.0.0.1:{quic}", "proxy": {"allow_ports": port}}
+    public = ("127.0.0.1", port)
+    with TcpEcho() as service, Client(**client_options(certificate, ("127.0.0.1", quic), service.address)) as client:
+        for _ in range(3):
+            with server_process(tmp_path, certificate, **changes) as server:
+                assert client.wait_ready(BACK)[1] == port
+                with connect(public) as user:
+                    user.sendall(b"before")
+                    assert receive_exactly(user, 6) == b"before"
+                    server.kill()
+                    # The public side learns of it from the kernel, which ends the dead process's connections.
+                    with contextlib.suppress(ConnectionResetError):
+                        assert user.recv(1) == b""
+        with server_process(tmp_path, certificate, **changes):
+            wait_until(lambda: works(public), BACK, "the public port answers again", detail=lambda: str(client.stats()))
+
+
+def test_the_server_stops_and_comes_back(certificate: Certificate) -> None:
+    """An orderly stop is noticed at once, and so is the return: the pause after a first failure is short."""
+    quic, port = free_port(), free_port()
+    options = server_options(certificate, server=f"127.0.0.1:{quic}", proxy={"allow_ports": port})
+    with TcpEcho() as service, Client(**client_options(certificate, ("127.0.0.1", quic), service.address)) as client:
+        server = Server(**options)
+        for _ in range(3):
+            with server:
+                client.wait_ready(BACK)
+                wait_until(lambda: works(("127.0.0.1", port)), BACK, "the public port answers")
+            wait_until(lambda: client.port is None, READY_TIMEOUT, "the client knows that it has no port")
+
+
+def test_a_killed_client_finds_its_port_again(certificate: Certificate, tmp_path: Path) -> None:
+    """Long before the idle timeout, which here is a minute, and although the dead connection holds the port."""
+    port = free_port()
+    options = server_options(certificate, max_idle_time=60.0, proxy={"allow_ports": port})
+    with TcpEcho() as service, UdpEcho(*service.address), Server(**options) as server:
+        for _ in range(3):
+            with client_process(tmp_path, certificate, server.address, service.address) as client:
+                assert public_port(client) == port
+                public = ("127.0.0.1", port)
+                assert works(public)
+                with UdpPeer(public) as user:
+                    user.ask(b"hello", b"hello")
+                with connect(public) as user:
+                    user.sendall(b"open")
+                    assert receive_exactly(user, 4) == b"open"
+                    client.kill()
+        with Client(**client_options(certificate, server.address, service.address)) as successor:
+            assert successor.wait_ready(READY_TIMEOUT) == ("127.0.0.1", port)
+            assert works(("127.0.0.1", port))
+        counters: Any = server.stats()["counters"]
+        assert counters["ports_taken_over"] == 3
+
+
+def test_a_stopped_client_frees_its_port_at_once(certificate: Certificate) -> None:
+    port = free_port()
+    with TcpEcho() as service, Server(**server_options(certificate, proxy={"allow_ports": port})) as server:
+        for _ in range(5):
+            with Client(**client_options(certificate, server.address, service.address)) as client:
+                assert client.wait_ready(READY_TIMEOUT)[1] == port
+                assert works(("127.0.0.1", port))
+                user = connect(("127.0.0.1", port))  # leaves a connection in TIME_WAIT
+            with user, contextlib.suppress(ConnectionResetError):
+                assert user.recv(1) == b""
+
+
+def test_the_client_starts_before_the_server(certificate: Certificate, tmp_path: Path) -> None:
+    quic = free_port()
+    with TcpEcho() as service:
+        with Client(**client_options(certificate, ("127.0.0.1", quic), service.address)) as client:
+            with pytest.raises(AsportError):
+                client.wait_ready(1)
+            with server_process(tmp_path, certificate, server=f"127.0.0.1:{quic}") as server:
+                server_address(server)
+                assert works(client.wait_ready(BACK))
+
+
+def test_the_end_of_the_tunnel_ends_its_connections(certificate: Certificate) -> None:
+    """Whoever waits at either end of a relayed connection learns that it is over."""
+    with Server(**server_options(certificate)) as server, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(READY_TIMEOUT)
+        with Client(**client_options(certificate, server.address, listener.getsockname())) as client:
+            user = connect(client.wait_ready(READY_TIMEOUT))
+            local, _ = listener.accept()
+            local.settimeout(READY_TIMEOUT)
+        for end in (user, local):
+            with end, contextlib.suppress(ConnectionResetError):
+                assert end.recv(1) == b""
+
+
+def test_restart_of_a_client_object(certificate: Certificate) -> None:
+    with TcpEcho() as service, Server(**server_options(certificate)) as server:
+        client = Client(**client_options(certificate, server.address, service.address))
+        for _ in range(5):
+            client.start()
+            assert works(client.wait_ready(READY_TIMEOUT))
+            client.stop()
+            client.stop()
+
+
+def test_stop_while_connecting(certificate: Certificate) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        client = Client(**client_options(certificate, silent.getsockname(), ("127.0.0.1", 9)))
+        client.start()
+        silent.settimeout(READY_TIMEOUT)
+        assert silent.recv(2000)  # an attempt is under way
+        client.stop()
+        assert not client.running
+
+
+def test_stop_wakes_those_who_wait(certificate: Certificate) -> None:
+    client = Client(**client_options(certificate, ("127.0.0.1", free_port()), ("127.0.0.1", 9)))
+    client.start()
+    outcome: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            client.wait_ready()
+        except AsportError as problem:
+            outcome.append(problem)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    client.stop()
+    waiter.join(READY_TIMEOUT)
+    assert not waiter.is_alive()
+    assert len(outcome) == 1

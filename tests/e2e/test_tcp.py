@@ -1,0 +1,419 @@
+"""TCP through the tunnel: sizes, half-close, resets, many at once, PROXY headers, the relays without threads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import resource
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.tunnels import READY_TIMEOUT, Tunnel, tunnel
+from tests.support.certificates import Certificate
+from tests.support.data import digest, seeded_bytes
+from tests.support.services import (
+    GREETING,
+    Address,
+    SpeaksFirst,
+    TcpEcho,
+    TcpService,
+    TcpSink,
+    TcpSource,
+    sink_answer,
+    summarise,
+)
+from tests.support.traffic import connect, echo, receive_exactly, receive_to_end, upload
+from tests.support.waiting import wait_until
+
+MIB = 1 << 20
+BIG = 256  # MiB
+
+
+class BigSource(TcpService):
+    """Sends 256 MiB that are never in memory at once, and its end."""
+
+    def handle(self, connection: socket.socket) -> None:
+        for piece in big_pieces():
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
+        summarise(connection)
+
+
+def big_pieces() -> Iterator[bytes]:
+    """256 MiB, a MiB at a time, each piece different."""
+    base = seeded_bytes(256, MIB)
+    for number in range(BIG):
+        yield number.to_bytes(4, "big") + base[4:]
+
+
+@pytest.fixture(scope="module")
+def big_answer() -> bytes:
+    """What a sink says of the 256 MiB."""
+    state = hashlib.sha256()
+    for piece in big_pieces():
+        state.update(piece)
+    return f"{BIG * MIB} {state.hexdigest()}\n".encode("ascii")
+
+
+# --- sizes and directions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 1000, MIB])
+def test_echo(certificate: Certificate, size: int) -> None:
+    with TcpEcho() as service, tunnel(certificate, service.address) as opened:
+        data = seeded_bytes(size, size)
+        received = echo(opened.public, data)
+        assert digest(received) == digest(data)
+
+
+def test_download_of_256_mib(certificate: Certificate, big_answer: bytes) -> None:
+    with BigSource() as service, tunnel(certificate, service.address) as opened:
+        with connect(opened.public) as user:
+            assert summarise(user) == big_answer
+
+
+def test_upload_of_256_mib(certificate: Certificate, big_answer: bytes) -> None:
+    with TcpSink() as service, tunnel(certificate, service.address) as opened:
+        with connect(opened.public) as user:
+            for piece in big_pieces():
+                user.sendall(piece)
+            user.shutdown(socket.SHUT_WR)
+            assert receive_to_end(user) == big_answer
+
+
+def test_both_directions_at_once(certificate: Certificate) -> None:
+    data = seeded_bytes(3, 32 * MIB)
+    with TcpSource(32 * MIB, seed=4) as service, tunnel(certificate, service.address) as opened:
+        with connect(opened.public) as user:
+            sender = threading.Thread(target=lambda: (user.sendall(data), user.shutdown(socket.SHUT_WR)))
+            sender.start()
+            received = receive_to_end(user)
+            sender.join()
+        assert digest(received) == digest(service.data)
+        wait_until(lambda: service.received == [sink_answer(data)], READY_TIMEOUT, "the service has it all")
+
+
+def test_the_service_speaks_first(certificate: Certificate) -> None:
+    with SpeaksFirst() as service, tunnel(certificate, service.address) as opened:
+        with connect(opened.public) as user:
+            assert receive_exactly(user, len(GREETING)) == GREETING
+            user.sendall(b"EHLO")
+            assert receive_exactly(user, 4) == b"EHLO"
+
+
+def test_a_silent_connection_reaches_the_service(certificate: Certificate) -> None:
+    """The service learns of a connection without a byte, as a service that speaks first must."""
+    with TcpEcho() as service, tunnel(certificate, service.address) as opened:
+        with connect(opened.public):
+            wait_until(lambda: service.accepted == 1, READY_TIMEOUT, "the service accepts")
+
+
+def test_a_slow_reader_slows_the_sender_down(certificate: Certificate) -> None:
+    """What the user doesn't read stays in bounded buffers: flow control reaches the service."""
+    windows = {"receive_window": MIB, "send_window": MIB}
+    with BigSource() as service, tunnel(certificate, service.address, server=windows, client=windows) as opened:
+        with connect(opened.public) as user:
+            first = receive_exactly(user, MIB)
+            assert first == next(big_pieces())
+            sent, before = opened.engine_counter("client", "stream_bytes_sent"), -1
+            while sent != before:
+                time.sleep(0.3)  # the condition is that nothing happens for a while
+                sent, before = opened.engine_counter("client", "stream_bytes_sent"), sent
+            # Two windows, and what the kernel's TCP buffers take on both sides.
+            assert sent < 64 * MIB
+
+
+# --- endings ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_public_side_ends_first(certificate: Certificate) -> None:
+    """The answer is computed only after the end of the question, and arrives completely."""
+    with TcpSink() as service, tunnel(certificate, service.address) as opened:
+        for size in (0, 1, 5 * MIB):
+            data = seeded_bytes(size, size)
+            assert upload(opened.public, data) == sink_answer(data)
+
+
+class AnswersAfterEnd(TcpService):
+    """Waits for the end of the question and only then sends a long answer."""
+
+    answer = seeded_bytes(77, 8 * MIB)
+
+    def handle(self, connection: socket.socket) -> None:
+        summarise(connection)
+        connection.sendall(self.answer)
+        connection.shutdown(socket.SHUT_WR)
+
+
+def test_a_long_answer_after_the_public_end(certificate: Certificate) -> None:
+    with AnswersAfterEnd() as service, tunnel(certificate, service.address) as opened:
+        for _ in range(5):
+            assert digest(upload(opened.public, b"question")) == digest(service.answer)
+
+
+def test_the_service_ends_first(certificate: Certificate) -> None:
+    data = seeded_bytes(5, 5 * MIB)
+    with TcpSource(MIB, seed=6) as service, tunnel(certificate, service.address) as opened:
+        with connect(opened.public) as user:
+            assert digest(receive_to_end(user)) == digest(service.data)
+            user.sendall(data)
+            user.shutdown(socket.SHUT_WR)
+        wait_until(lambda: service.received == [sink_answer(data)], READY_TIMEOUT, "the service has it all")
+
+
+class Held(TcpService):
+    """Hands its connections to the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = threading.Semaphore(0)
+        self.release = threading.Semaphore(0)
+        self.connection: socket.socket | None = None
+
+    def handle(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.taken.release()
+        self.release.acquire(timeout=READY_TIMEOUT)
+
+    @contextlib.contextmanager
+    def accepted_connection(self) -> Iterator[socket.socket]:
+        """The next connection; its thread ends with the block."""
+        assert self.taken.acquire(timeout=READY_TIMEOUT)
+        assert self.connection is not None
+        try:
+            yield self.connection
+        finally:
+            self.release.release()
+
+
+def reset(sock: socket.socket) -> None:
+    """Ends a TCP connection with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_reset_by_the_public_side(certificate: Certificate) -> None:
+    with Held() as service, tunnel(certificate, service.address) as opened:
+        user = connect(opened.public)
+        with service.accepted_connection() as connection:
+            user.sendall(b"x")
+            assert connection.recv(1) == b"x"
+            reset(user)
+            with pytest.raises(ConnectionResetError):
+                connection.recv(1)
+
+
+def test_reset_by_the_service(certificate: Certificate) -> None:
+    with Held() as service, tunnel(certificate, service.address) as opened, connect(opened.public) as user:
+        with service.accepted_connection() as connection:
+            user.sendall(b"x")
+            assert connection.recv(1) == b"x"
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with pytest.raises(ConnectionResetError):
+            user.recv(1)
+
+
+def test_nobody_listens_behind(certificate: Certificate) -> None:
+    """The public side sees an end without data, and the tunnel lives on."""
+    with TcpEcho() as gone:
+        local = gone.address
+    with tunnel(certificate, local) as opened:
+        for _ in range(3):
+            with connect(opened.public) as user:
+                assert user.recv(1) == b""
+        with TcpEcho(*local):
+            assert echo(opened.public, b"there it is") == b"there it is"
+
+
+# --- many -------------------------------------------------------------------------------------------------------------
+
+
+def test_200_in_parallel(certificate: Certificate) -> None:
+    with TcpEcho() as service, tunnel(certificate, service.address) as opened:
+        in_parallel(opened, 200)
+        assert service.accepted == 200
+
+
+@pytest.mark.parametrize("max_workers", [0, 1])
+def test_without_worker_threads(certificate: Certificate, max_workers: int) -> None:
+    """Streams above ``max_workers`` are relayed by the engine; it makes no difference to the bytes."""
+    few = {"max_workers": max_workers}
+    with TcpEcho() as service, tunnel(certificate, service.address, server=few, client=few) as opened:
+        in_parallel(opened, 30)
+    with TcpSink() as sink, tunnel(certificate, sink.address, server=few, client=few) as opened:
+        with connect(opened.public) as holder:  # takes the one worker
+            data = seeded_bytes(9, 10 * MIB)
+            assert upload(opened.public, data) == sink_answer(data)
+            holder.shutdown(socket.SHUT_WR)
+            assert receive_to_end(holder) == sink_answer(b"")
+
+
+def in_parallel(opened: Tunnel, count: int) -> None:
+    """Opens so many connections at once; each echoes its own bytes while all others are open."""
+    failures: list[str] = []
+    everybody = threading.Barrier(count)
+
+    def one(number: int) -> None:
+        data = seeded_bytes(number % 8, 20_000 + number % 8)
+        try:
+            with connect(opened.public) as user:
+                user.sendall(data)
+                everybody.wait(READY_TIMEOUT)
+                if receive_exactly(user, len(data)) != data:
+                    failures.append(f"{number}: wrong bytes")
+        except (OSError, threading.BrokenBarrierError) as problem:
+            failures.append(f"{number}: {problem!r}")
+            everybody.abort()
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+OPEN = 2000
+# Each connection is a user's, the server's, the client's and the service's socket, all in this process.
+DESCRIPTORS = 4 * OPEN + 1000
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS:
+        pytest.skip(f"needs {DESCRIPTORS} descriptors, and this process may have {hard}")
+    if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class SelectorEcho:
+    """Echoes small messages on any number of connections with one thread."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self._listener.setblocking(False)
+        self._stopping, self._stop_signal = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve)
+
+    @property
+    def address(self) -> Address:
+        host, port = self._listener.getsockname()
+        return host, port
+
+    def __enter__(self) -> SelectorEcho:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_signal.close()
+        self._thread.join()
+        self._listener.close()
+        self._stopping.close()
+
+    def _serve(self) -> None:
+        with selectors.DefaultSelector() as selector, contextlib.ExitStack() as connections:
+            selector.register(self._listener, selectors.EVENT_READ)
+            selector.register(self._stopping, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is self._stopping:
+                        return
+                    if key.fileobj is self._listener:
+                        connection, _ = self._listener.accept()
+                        connections.enter_context(connection)
+                        selector.register(connection, selectors.EVENT_READ)
+                        continue
+                    assert isinstance(key.fileobj, socket.socket)
+                    data = key.fileobj.recv(1000)
+                    if data:
+                        key.fileobj.sendall(data)
+                    else:
+                        selector.unregister(key.fileobj)
+                        key.fileobj.close()
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_2000_held_open_at_once(certificate: Certificate) -> None:
+    with SelectorEcho() as service, tunnel(certificate, service.address) as opened:
+        with contextlib.ExitStack() as stack:
+            users = [stack.enter_context(connect(opened.public)) for _ in range(OPEN)]
+            for _ in range(2):
+                for number, user in enumerate(users):
+                    user.sendall(number.to_bytes(4, "big"))
+                for number, user in enumerate(users):
+                    assert receive_exactly(user, 4) == number.to_bytes(4, "big"), number
+        # All end at once, and the tunnel still works.
+        with connect(opened.public) as user:
+            user.sendall(b"and on")
+            assert receive_exactly(user, 6) == b"and on"
+        for side in (opened.server, opened.client):
+            wait_until(lambda side=side: streams(side) == 0, READY_TIMEOUT, "no stream is left")  # type: ignore[misc]
+
+
+def streams(side: object) -> int:
+    connections = side.stats()["connections"]  # type: ignore[attr-defined]
+    return int(connections[0]["streams"])
+
+
+# --- what the service learns about the public peer --------------------------------------------------------------------
+
+
+class Capture(TcpService):
+    """Keeps what it receives until the end, answers ``seen`` and ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data = b""
+
+    def handle(self, connection: socket.socket) -> None:
+        self.data = receive_to_end(connection)
+        connection.sendall(b"seen")
+
+
+def test_proxy_protocol_version_1(certificate: Certificate) -> None:
+    with Capture() as service, tunnel(certificate, service.address, client={"proxy_protocol": "v1"}) as opened:
+        source = send_and_close(opened.public, b"hello")
+        port = service.address[1]
+        assert service.data == f"PROXY TCP4 127.0.0.1 127.0.0.1 {source} {port}\r\nhello".encode()
+
+
+def test_proxy_protocol_version_2(certificate: Certificate) -> None:
+    with Capture() as service, tunnel(certificate, service.address, client={"proxy_protocol": "v2"}) as opened:
+        source = send_and_close(opened.public, b"hello")
+        loopback = bytes((127, 0, 0, 1))
+        addresses = loopback + loopback + struct.pack(">HH", source, service.address[1])
+        assert service.data == b"\r\n\r\n\0\r\nQUIT\n" + b"\x21\x11\x00\x0c" + addresses + b"hello"
+
+
+def test_without_proxy_protocol(certificate: Certificate) -> None:
+    with Capture() as service, tunnel(certificate, service.address) as opened:
+        send_and_close(opened.public, b"hello")
+        assert service.data == b"hello"
+
+
+def test_a_dual_stack_port_tells_the_ipv4_source(certificate: Certificate) -> None:
+    """On ``::`` an IPv4 user's address is mapped; a service on IPv4 hears of it as IPv4."""
+    dual = {"proxy": {"bind_ip": "::"}}
+    with Capture() as service:
+        with tunnel(certificate, service.address, server=dual, client={"proxy_protocol": "v1"}) as opened:
+            source = send_and_close(("127.0.0.1", opened.public[1]), b"")
+            assert re.fullmatch(rb"PROXY TCP4 127\.0\.0\.1 127\.0\.0\.1 %d \d+\r\n" % source, service.data)
+
+
+def send_and_close(address: Address, data: bytes) -> int:
+    """Sends, ends, waits for the answer; returns the port that it came from."""
+    with connect(address) as user:
+        user.sendall(data)
+        user.shutdown(socket.SHUT_WR)
+        assert receive_to_end(user) == b"seen"
+        return int(user.getsockname()[1])

@@ -1,0 +1,233 @@
+"""UDP through the tunnel, in both carriers."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.tunnels import READY_TIMEOUT, Tunnel, tunnel
+from tests.support.certificates import Certificate
+from tests.support.data import seeded_bytes
+from tests.support.services import (
+    LARGEST_DATAGRAM,
+    UdpEcho,
+    UdpService,
+    UdpSink,
+    UdpSource,
+    sink_answer,
+)
+from tests.support.traffic import UdpPeer
+from tests.support.waiting import wait_until
+
+MODES = pytest.mark.parametrize("mode", ["native", "quic"])
+
+# Every border there is: nothing, one fragment and two, the limit of a DATAGRAM before and after path MTU discovery, the
+# default max_packet_size, an Ethernet frame, many fragments, the largest that UDP over IPv4 can carry.
+SIZES = [0, 1, 2, 100, *range(1130, 1160), 1200, 1350, 1351, *range(1380, 1420), 1472, 1500, *range(2260, 2320, 9)]
+SIZES += [4000, 9000, 16384, 30_000, 65_000, LARGEST_DATAGRAM]
+
+
+def udp_mode(mode: str) -> dict[str, str]:
+    return {"udp_forward_mode": mode}
+
+
+@MODES
+def test_sizes(certificate: Certificate, mode: str) -> None:
+    with UdpEcho() as service, tunnel(certificate, service.address, client=udp_mode(mode)) as opened:
+        with UdpPeer(opened.public) as user:
+            for size in SIZES:
+                payload = seeded_bytes(size, size)
+                user.ask(payload, payload)
+            assert service.received == len(SIZES) + user.resent
+
+
+@MODES
+def test_each_direction_alone(certificate: Certificate, mode: str) -> None:
+    """Large in, small out, and the other way round: neither hides a fault of the other."""
+    with UdpSink() as sink, tunnel(certificate, sink.address, client=udp_mode(mode)) as opened:
+        with UdpPeer(opened.public) as user:
+            for size in SIZES[::7]:
+                payload = seeded_bytes(size, size)
+                user.ask(payload, sink_answer(payload))
+    with UdpSource() as source, tunnel(certificate, source.address, client=udp_mode(mode)) as opened:
+        with UdpPeer(opened.public) as user:
+            for size in SIZES[::7]:
+                user.ask(UdpSource.request(size, size), seeded_bytes(size, size))
+
+
+class Recorder:
+    """A UDP service that keeps what it receives, and answers each with the same."""
+
+    def __init__(self) -> None:
+        self.payloads: list[bytes] = []
+        self.service = UdpService(self._answer)
+
+    def _answer(self, payload: bytes) -> bytes:
+        self.payloads.append(payload)
+        return payload
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    recorder = Recorder()
+    with recorder.service:
+        yield recorder
+
+
+@MODES
+def test_order_per_flow(certificate: Certificate, mode: str, recorder: Recorder) -> None:
+    """Datagrams of one user stay in order on both ways, whatever their sizes, where the network keeps it."""
+    outstanding = 16
+    with tunnel(certificate, recorder.service.address, client=udp_mode(mode)) as opened, UdpPeer(opened.public) as user:
+        user.ask(b"first", b"first")
+        recorder.payloads.clear()
+        sent = [struct.pack(">I", number) + seeded_bytes(number, number * 37 % 5000) for number in range(480)]
+        returned: list[bytes | None] = []
+        for begin in range(0, len(sent), outstanding):
+            batch = sent[begin : begin + outstanding]
+            for payload in batch:
+                user.send(payload)
+            returned += [user.receive(READY_TIMEOUT) for _ in batch]
+        assert recorder.payloads == sent
+        assert returned == sent
+
+
+@MODES
+def test_many_users_keep_their_answers(certificate: Certificate, mode: str) -> None:
+    with UdpEcho() as service, tunnel(certificate, service.address, client=udp_mode(mode)) as opened:
+        users = [UdpPeer(opened.public) for _ in range(50)]
+        try:
+            for turn in range(5):
+                for number, user in enumerate(users):
+                    payload = b"%d from %d" % (turn, number)
+                    user.ask(payload, payload)
+        finally:
+            for user in users:
+                user.__exit__()
+        assert len(service.sources) == len(users)
+        assert flows(opened) == (len(users), len(users))
+
+
+def flows(opened: Tunnel) -> tuple[int, int]:
+    """Associations of server and client."""
+    return tuple(side.stats()["connections"][0]["flows"] for side in (opened.server, opened.client))  # type: ignore
+
+
+def test_the_server_ends_idle_associations(certificate: Certificate) -> None:
+    """Dissociate ends the client's part, too; the next packet begins a new association with a new local socket."""
+    with UdpEcho() as service:
+        with tunnel(certificate, service.address, server={"udp_session_timeout": 0.5}) as opened:
+            with UdpPeer(opened.public) as user:
+                user.ask(b"one", b"one")
+                assert flows(opened) == (1, 1)
+                wait_until(lambda: flows(opened) == (0, 0), READY_TIMEOUT, "both sides forget the association")
+                user.ask(b"two", b"two")
+            assert len(service.sources) == 2
+
+
+def test_the_client_ends_idle_associations(certificate: Certificate) -> None:
+    """The server keeps its part, so the same association comes back with the next packet."""
+    with UdpEcho() as service, tunnel(certificate, service.address, client={"udp_timeout": 0.5}) as opened:
+        with UdpPeer(opened.public) as user:
+            user.ask(b"one", b"one")
+            wait_until(lambda: flows(opened) == (1, 0), READY_TIMEOUT, "the client forgets the association")
+            user.ask(b"two", b"two")
+            assert flows(opened) == (1, 1)
+        assert len(service.sources) == 2
+
+
+def test_busy_associations_do_not_end(certificate: Certificate) -> None:
+    with UdpEcho() as service:
+        short = {"udp_timeout": 2.0}
+        with tunnel(certificate, service.address, server={"udp_session_timeout": 2.0}, client=short) as opened:
+            with UdpPeer(opened.public) as user, UdpPeer(opened.public) as idle:
+                idle.ask(b"only once", b"only once")
+                number = 0
+                # Until the idle one has ended, the busy one must not.
+                while flows(opened) != (1, 1):
+                    payload = b"%d" % number
+                    user.ask(payload, payload)
+                    number += 1
+                    assert number < 100_000
+            assert len(service.sources) == 2
+
+
+@MODES
+def test_only_the_service_may_answer(certificate: Certificate, mode: str) -> None:
+    """A stranger on the client's machine can't send to the public user."""
+    with UdpEcho() as service, tunnel(certificate, service.address, client=udp_mode(mode)) as opened:
+        with UdpPeer(opened.public) as user, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            user.ask(b"one", b"one")
+            (local_socket,) = service.sources
+            stranger.sendto(b"injected", local_socket)
+            for number in range(20):
+                user.ask(b"%d" % number, b"%d" % number)  # fails on any other datagram
+
+
+def test_proxy_protocol_version_2(certificate: Certificate, recorder: Recorder) -> None:
+    with tunnel(certificate, recorder.service.address, client={"proxy_protocol": "v2"}) as opened:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as user:
+            user.settimeout(READY_TIMEOUT)
+            user.connect(opened.public)
+            loopback = bytes((127, 0, 0, 1))
+            ports = struct.pack(">HH", user.getsockname()[1], recorder.service.address[1])
+            header = b"\r\n\r\n\0\r\nQUIT\n" + b"\x21\x12\x00\x0c" + loopback + loopback + ports
+            for payload in (b"", b"hello", seeded_bytes(1, 3000)):
+                user.send(payload)
+                # The service's answers are taken as they are.
+                assert user.recv(LARGEST_DATAGRAM) == header + payload
+
+
+def test_proxy_protocol_version_1_has_none_for_udp(certificate: Certificate) -> None:
+    with UdpEcho() as service, tunnel(certificate, service.address, client={"proxy_protocol": "v1"}) as opened:
+        with UdpPeer(opened.public) as user:
+            user.ask(b"hello", b"hello")
+
+
+@MODES
+def test_the_service_comes_back(certificate: Certificate, mode: str) -> None:
+    """ICMP says that nobody listens; the association outlives that."""
+    with UdpEcho() as service:
+        local = service.address
+    with tunnel(certificate, local, client=udp_mode(mode)) as opened, UdpPeer(opened.public) as user:
+        user.send(b"to nobody")
+        wait_until(lambda: flows(opened) == (1, 1), READY_TIMEOUT, "the association is there")
+        with UdpEcho(*local):
+            user.ask(b"hello", b"hello", attempts=10)
+
+
+def test_tcp_and_udp_share_the_number(certificate: Certificate) -> None:
+    with UdpEcho() as service, tunnel(certificate, service.address) as opened:
+        with UdpPeer(opened.public) as user:
+            user.ask(b"hello", b"hello")
+        with socket.create_connection(opened.public, READY_TIMEOUT) as connection:
+            assert connection.recv(1) == b""  # TCP reaches a port where only UDP is served
+
+
+@MODES
+def test_a_flood_is_survived(certificate: Certificate, mode: str) -> None:
+    """More than fits: some are lost and counted, none is falsified, and it works afterwards."""
+    with UdpEcho() as service, tunnel(certificate, service.address, client=udp_mode(mode)) as opened:
+        with UdpPeer(opened.public) as user:
+            user.ask(b"first", b"first")
+            sent = {struct.pack(">I", number) + seeded_bytes(number % 50, 1200) for number in range(20_000)}
+            received: list[bytes] = []
+
+            def receive() -> None:
+                while (payload := user.receive(1.0)) is not None:
+                    received.append(payload)
+
+            receiver = threading.Thread(target=receive)
+            receiver.start()
+            for payload in sent:
+                user.send(payload)
+            receiver.join()
+            assert received
+            assert set(received) <= sent
+            assert len(received) == len(set(received)), "a datagram came twice"
+        with UdpPeer(opened.public) as user:
+            user.ask(b"last", b"last")

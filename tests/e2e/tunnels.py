@@ -1,0 +1,128 @@
+"""Servers and clients for the tests of this folder: in the test's process, or as the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asport_sync import Client, Server
+from tests.support.certificates import Certificate, write_private
+from tests.support.ports import free_port
+from tests.support.process import Process
+from tests.support.services import Address, host_and_port
+
+USER = "00112233-4455-6677-8899-aabbccddeeff"
+PASSWORD = "correct horse battery staple"
+
+# Seconds until what must happen has happened. Only a failure waits so long.
+READY_TIMEOUT = 20.0
+
+# What the commands log, at level info, when they are ready. Documented in docs/operations.md.
+SERVER_READY = r"accepting clients on (\S+):(\d+)"
+CLIENT_READY = r"is public on port (\d+) for (.+)$"
+
+
+def server_options(certificate: Certificate, **changes: Any) -> dict[str, Any]:
+    """Options of a server for one user on loopback. ``proxy`` among the changes changes its entry of ``proxies``."""
+    proxy = {"users": {USER: PASSWORD}, "bind_ip": "127.0.0.1", "allow_ports": [{"start": 20000, "end": 32000}]}
+    proxy.update(changes.pop("proxy", {}))
+    return {
+        "server": "127.0.0.1:0",
+        "certificate": str(certificate.certificate),
+        "private_key": str(certificate.private_key),
+        "proxies": [proxy],
+        **changes,
+    }
+
+
+def client_options(certificate: Certificate, server: Address, local: Address, **changes: Any) -> dict[str, Any]:
+    """Options of the client that goes with it."""
+    return {
+        "server": host_and_port(server),
+        "local": host_and_port(local),
+        "uuid": USER,
+        "password": PASSWORD,
+        "certificates": {"paths": [str(certificate.trusted)], "disable_native": True},
+        **changes,
+    }
+
+
+@dataclass
+class Tunnel:
+    """A server and a client of it, both in this process."""
+
+    server: Server
+    client: Client
+    public: Address
+
+    def engine_counter(self, side: str, name: str) -> int:
+        """A counter of the engine of ``server`` or ``client``."""
+        stats: dict[str, Any] = getattr(self, side).stats()
+        return int(stats["engine"][name])
+
+
+@contextlib.contextmanager
+def tunnel(
+    certificate: Certificate,
+    local: Address,
+    *,
+    server: dict[str, Any] | None = None,
+    client: dict[str, Any] | None = None,
+) -> Iterator[Tunnel]:
+    """A tunnel that is ready, in this process.
+
+    Args:
+        certificate: The server's.
+        local: The service behind it.
+        server: Changes to the server's options.
+        client: Changes to the client's options.
+    """
+    with Server(**server_options(certificate, **(server or {}))) as running:
+        options = client_options(certificate, running.address, local, **(client or {}))
+        # A port picked anew for every tunnel: one that an earlier test used may have connections in TIME_WAIT.
+        options.setdefault("expected_port_range", free_port())
+        with Client(**options) as joined:
+            yield Tunnel(running, joined, joined.wait_ready(READY_TIMEOUT))
+
+
+def write_config(directory: Path, name: str, options: dict[str, Any]) -> Path:
+    """Writes a configuration file that only its owner can read."""
+    path = directory / f"{name}.json"
+    path.unlink(missing_ok=True)
+    write_private(path, json.dumps(options, indent=2).encode())
+    return path
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of ``asport-sync``."""
+    return [sys.executable, "-m", "asport_sync", *arguments]
+
+
+def server_process(directory: Path, certificate: Certificate, **changes: Any) -> Process:
+    """``asport-sync server run``, not started yet."""
+    path = write_config(directory, "server", server_options(certificate, **changes))
+    return Process(command("server", "run", "-c", str(path), "-v"), name="server")
+
+
+def client_process(
+    directory: Path, certificate: Certificate, server: Address, local: Address, **changes: Any
+) -> Process:
+    """``asport-sync client run``, not started yet."""
+    path = write_config(directory, "client", client_options(certificate, server, local, **changes))
+    return Process(command("client", "run", "-c", str(path), "-v"), name="client")
+
+
+def server_address(process: Process) -> Address:
+    """Waits until a server process accepts clients; where."""
+    found = process.wait_for(SERVER_READY, READY_TIMEOUT)
+    return found[1], int(found[2])
+
+
+def public_port(process: Process) -> int:
+    """Waits until a client process has its port; which."""
+    return int(process.wait_for(CLIENT_READY, READY_TIMEOUT)[1])

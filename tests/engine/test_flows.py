@@ -1,0 +1,432 @@
+"""Streams and UDP associations through two engines: bytes, order, half-close, carriers, drops that are counted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from asport_sync.engine import (
+    Carrier,
+    CommandReceived,
+    EngineError,
+    FlowWanted,
+    Probed,
+    StreamEnd,
+    StreamEnded,
+    StreamOpened,
+    StreamResult,
+    UdpSocket,
+    Violation,
+)
+from asport_sync.wire import Dissociate, Heartbeat, ServerHello, ServerHelloCode, encode
+from tests.engine.pair import EVENT_TIMEOUT, HEADER, Pair, Relay, Side, connected, echo, running_relays, tcp_pair
+from tests.support.certificates import Certificate
+from tests.support.services import LARGEST_DATAGRAM, Address
+from tests.support.traffic import receive_to_end
+from tests.support.waiting import wait_until
+
+CARRIERS = pytest.mark.parametrize("carrier", list(Carrier), ids=lambda carrier: carrier.name.lower())
+# An address that is nobody's (RFC 5737).
+STRANGER = ("203.0.113.99", 9999)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_arrives_whole_on_a_stream(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.server_connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, 2024)))
+        pair.server_connection.send(encode(Dissociate(7)))
+        received = {pair.client.expect(CommandReceived).data for _ in range(2)}
+        assert received == {b"\x00\x01\x00\x07\xe8", b"\x00\x04\x00\x07"}
+
+
+def test_heartbeats_arrive_as_datagrams(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.client_connection.heartbeat(encode(Heartbeat()), 0.02)
+        for _ in range(3):
+            event = pair.server.expect(CommandReceived)
+            assert (event.data, event.carrier) == (b"\x00\x05", Carrier.DATAGRAM)
+        pair.client_connection.heartbeat(b"", 0)
+
+
+@pytest.mark.parametrize("data", [b"\x01\x05", b"\x00\x06", b"\x00\x00\x01"])
+def test_what_is_no_command_is_a_violation(certificate: Certificate, data: bytes) -> None:
+    """A wrong version, an unknown type and a command cut short."""
+    with connected(certificate) as pair:
+        pair.client_connection.send(data)
+        assert pair.server.expect(Violation).problem
+        # The connection stands: what to do about it is decided above the engine.
+        pair.client_connection.send(encode(Dissociate(1)))
+        assert pair.server.expect(CommandReceived).data == encode(Dissociate(1))
+
+
+def test_bytes_behind_a_command_are_counted_and_ignored(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.client_connection.send(encode(Dissociate(1)) + b"more")
+        assert pair.server.expect(CommandReceived).data == encode(Dissociate(1))
+        expect_count(pair.server, "command_bytes_ignored", 4)
+
+
+def test_many_commands_before_and_after_admission(certificate: Certificate) -> None:
+    """Streams that have ended give their credit back, also to a peer that is not admitted."""
+    with connected(certificate) as pair:
+        for number in range(100):
+            pair.client_connection.send(encode(Dissociate(number)))
+        seen = {pair.server.expect(CommandReceived).data for _ in range(100)}
+        assert seen == {encode(Dissociate(number)) for number in range(100)}
+        pair.admit(Carrier.DATAGRAM)
+        for number in range(2000):
+            pair.client_connection.send(encode(Dissociate(number)))
+        seen = {pair.server.expect(CommandReceived).data for _ in range(2000)}
+        assert len(seen) == 2000
+
+
+def test_close_with_linger_delivers_what_was_sent(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.server_connection.send(encode(ServerHello(ServerHelloCode.PORT_DENIED)))
+        pair.server_connection.close(linger=5.0)
+        assert pair.client.expect(CommandReceived).data == b"\x00\x01\x03"
+
+
+def test_probe_finds_a_living_peer(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.client_connection.probe(5.0)
+        assert pair.client.expect(Probed).alive
+
+
+def test_info_is_plausible(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        echo(pair, 1_000_000)
+        info = pair.client_connection.info()
+        assert 0 < info.min_rtt < 1
+        assert 1200 <= info.path_payload <= 1452
+        assert 0 < info.datagram_limit < info.path_payload
+        assert info.bytes_received > 1_000_000
+        assert info.bytes_sent > 1_000_000
+        assert info.silence < EVENT_TIMEOUT
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one_engine", [False, True], ids=["two engines", "one engine"])
+@pytest.mark.parametrize("size", [1, 1000, 100_000, 5_000_000])
+def test_echo(certificate: Certificate, one_engine: bool, size: int) -> None:
+    with connected(certificate, one_engine=one_engine) as pair:
+        echo(pair, size)
+
+
+@dataclasses.dataclass
+class OpenStream:
+    """A stream whose ends are TCP connections of the test."""
+
+    user: socket.socket
+    service: socket.socket
+    relays: list[Relay]
+
+    def results(self) -> list[StreamResult]:
+        """How the server's and the client's relay ended."""
+        results = [relay.finish() for relay in self.relays]
+        assert all(isinstance(result, StreamResult) for result in results), results
+        return [result for result in results if isinstance(result, StreamResult)]
+
+
+@contextlib.contextmanager
+def open_stream(pair: Pair) -> Iterator[OpenStream]:
+    with running_relays(pair) as (relays, sockets):
+        yield OpenStream(sockets[1], sockets[3], relays)
+
+
+@pytest.mark.parametrize("first", ["public", "service"])
+def test_half_close_keeps_the_other_direction(certificate: Certificate, first: str) -> None:
+    """The side that ends last sends all it has, long after the other direction ended."""
+    answer = os.urandom(3_000_000)
+    with connected(certificate) as pair, open_stream(pair) as stream:
+        early, late = (stream.user, stream.service) if first == "public" else (stream.service, stream.user)
+        early.sendall(b"the question")
+        early.shutdown(socket.SHUT_WR)
+        assert receive_to_end(late) == b"the question"
+        sender = threading.Thread(target=lambda: (late.sendall(answer), late.shutdown(socket.SHUT_WR)))
+        sender.start()
+        assert receive_to_end(early) == answer
+        sender.join()
+        assert [result.end for result in stream.results()] == [StreamEnd.FINISHED, StreamEnd.FINISHED]
+
+
+@pytest.mark.parametrize("side", ["public", "service"])
+def test_reset_passes_through(certificate: Certificate, side: str) -> None:
+    with connected(certificate) as pair, open_stream(pair) as stream:
+        one, other = (stream.user, stream.service) if side == "public" else (stream.service, stream.user)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        one.close()  # sends RST
+        with pytest.raises(ConnectionResetError):
+            other.recv(1)
+        ends = [result.end for result in stream.results()]
+        expected = [StreamEnd.SOCKET_ERROR, StreamEnd.PEER_RESET]
+        assert ends == (expected if side == "public" else expected[::-1])
+
+
+def test_refused_stream_ends_in_order(certificate: Certificate) -> None:
+    """As if the local service could not be reached: the public side sees an end, not a reset."""
+    with connected(certificate) as pair:
+        stream = pair.server_connection.open_stream(HEADER)
+        public, user = tcp_pair()
+        with public, user:
+            relay = Relay(stream, public)
+            relay.start()
+            pair.client.expect(StreamOpened).stream.refuse()
+            assert user.recv(1) == b""
+            user.close()
+            relay.finish()
+
+
+def test_attached_streams_end_with_an_event(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        stream = pair.server_connection.open_stream(HEADER)
+        opened = pair.client.expect(StreamOpened)
+        public, user = tcp_pair()
+        local, service = tcp_pair()
+        with user, service:
+            stream.attach(public)
+            opened.stream.attach(local)
+            assert public.fileno() == local.fileno() == -1
+            data = os.urandom(2_000_000)
+            sender = threading.Thread(target=lambda: (user.sendall(data), user.shutdown(socket.SHUT_WR)))
+            sender.start()
+            assert receive_to_end(service) == data
+            sender.join()
+            service.sendall(b"thanks")
+            service.shutdown(socket.SHUT_WR)
+            assert receive_to_end(user) == b"thanks"
+            ended = pair.server.expect(StreamEnded)
+            assert (ended.stream, ended.connection) == (stream, pair.server_connection)
+            assert ended.result == StreamResult(len(data), 6, StreamEnd.FINISHED)
+            assert pair.client.expect(StreamEnded).result == StreamResult(6, len(data), StreamEnd.FINISHED)
+
+
+def test_more_streams_than_the_peer_grants_wait_for_credit(certificate: Certificate) -> None:
+    """The client grants 64: the 100 that are opened at once all get their turn."""
+    with connected(certificate) as pair:
+        streams = [pair.server_connection.open_stream(HEADER) for _ in range(100)]
+        for count in range(100):
+            pair.client.expect(StreamOpened).stream.refuse()
+            streams[count].reset()
+        wait_until(lambda: pair.server_connection.info().streams == 0, EVENT_TIMEOUT, "no stream is left")
+
+
+# --- UDP --------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Flow:
+    """One association: the user's socket, and the service's with the address that reaches it."""
+
+    pair: Pair
+    user: socket.socket
+    service: socket.socket
+    public: UdpSocket
+    local: UdpSocket
+    public_socket: socket.socket
+    local_socket: socket.socket
+
+    def to_service(self, payload: bytes) -> None:
+        """Sends one datagram into the tunnel."""
+        self.user.send(payload)
+        wait_until(lambda: self.public.receive().received, EVENT_TIMEOUT, "the public socket gets the datagram")
+
+    def to_user(self, payload: bytes) -> None:
+        """Sends one datagram back."""
+        self.service.sendto(payload, self.local_socket.getsockname())
+        wait_until(lambda: self.local.receive().received, EVENT_TIMEOUT, "the local socket gets the datagram")
+
+
+ASSOCIATION = 7
+
+
+def udp_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(EVENT_TIMEOUT)
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+@contextlib.contextmanager
+def open_flow(
+    pair: Pair, *, peer: Address | None = None, prefix: bytes = b"", association: int = ASSOCIATION
+) -> Iterator[Flow]:
+    """One association, through which the datagram "first" has passed.
+
+    Args:
+        pair: Connected and admitted.
+        peer: What the client's side writes as the address of its Packets, if not what it was told.
+        prefix: Goes in front of each datagram to the service.
+        association: Its ID.
+    """
+    with udp_socket() as public_socket, udp_socket() as user, udp_socket() as local_socket, udp_socket() as service:
+        user.connect(public_socket.getsockname())
+        local_socket.connect(service.getsockname())
+        public = pair.server_connection.open_udp(public_socket, public=True)
+        local = pair.client_connection.open_udp(local_socket, public=False)
+        user.send(b"first")
+        batch = wait_until(lambda: take_miss(public), EVENT_TIMEOUT, "the public socket reports the source")
+        assert batch == (user.getsockname(),)
+        public.add_flow(association, user.getsockname())
+        wanted = pair.client.expect(FlowWanted)
+        assert (wanted.association, wanted.peer) == (association, user.getsockname())
+        local.add_flow(association, peer or wanted.peer, prefix)
+        assert service.recv(100) == prefix + b"first"
+        yield Flow(pair, user, service, public, local, public_socket, local_socket)
+        with contextlib.suppress(EngineError):  # where the test has ended the connection
+            public.close()
+            local.close()
+
+
+def take_miss(public: UdpSocket) -> tuple[Address, ...]:
+    return public.receive().missed
+
+
+@CARRIERS
+def test_datagrams_of_all_sizes_in_order(certificate: Certificate, carrier: Carrier) -> None:
+    sizes = [0, 1, 2, 1100, 1150, 1200, 1400, 1450, 1500, 3000, 9000, 30_000, LARGEST_DATAGRAM]
+    with connected(certificate) as pair:
+        pair.admit(carrier)
+        with open_flow(pair) as flow:
+            for size in sizes:
+                payload = os.urandom(size)
+                flow.to_service(payload)
+                assert flow.service.recv(LARGEST_DATAGRAM) == payload, size
+                flow.to_user(payload[::-1])
+                assert flow.user.recv(LARGEST_DATAGRAM) == payload[::-1], size
+
+
+@CARRIERS
+def test_fragment_boundaries(certificate: Certificate, carrier: Carrier) -> None:
+    """Sizes around one, two and three fragments, where a remainder divides evenly once."""
+    with connected(certificate) as pair:
+        pair.admit(carrier)
+        with open_flow(pair) as flow:
+            limit = pair.server_connection.info().datagram_limit
+            first, rest = limit - 17, limit - 11  # header of 10 bytes with an IPv4 address of 7, or with None
+            for whole in (first, first + rest, first + 2 * rest):
+                for size in range(whole - 2, whole + 3):
+                    payload = random.Random(size).randbytes(size)
+                    flow.to_service(payload)
+                    assert flow.service.recv(LARGEST_DATAGRAM) == payload, size
+
+
+@CARRIERS
+def test_datagrams_stay_in_order(certificate: Certificate, carrier: Carrier) -> None:
+    with connected(certificate) as pair:
+        pair.admit(carrier)
+        with open_flow(pair) as flow:
+            for number in range(50):
+                flow.user.send(number.to_bytes(2, "big") + bytes(random.Random(number).randrange(4000)))
+            received = 0
+            while received < 50:
+                received += flow.public.receive().received
+            assert [int.from_bytes(flow.service.recv(5000)[:2], "big") for _ in range(50)] == list(range(50))
+
+
+def test_a_prefix_goes_in_front_of_each_datagram(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with open_flow(pair, prefix=b"prefix ") as flow:
+            for payload in (b"", b"x", bytes(3000)):
+                flow.to_service(payload)
+                assert flow.service.recv(LARGEST_DATAGRAM) == b"prefix " + payload
+                flow.to_user(payload)
+                assert flow.user.recv(LARGEST_DATAGRAM) == payload
+
+
+@CARRIERS
+def test_an_answer_to_another_address_is_dropped(certificate: Certificate, carrier: Carrier) -> None:
+    """A client may answer the source of an association, and nobody else."""
+    with connected(certificate) as pair:
+        pair.admit(carrier)
+        with open_flow(pair, peer=STRANGER) as flow:
+            flow.to_user(b"not for the user")
+            expect_count(pair.server, "packet_drop_wrong_address", 1)
+            flow.to_service(b"still there")
+            assert flow.service.recv(100) == b"still there"
+            flow.user.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                flow.user.recv(100)
+
+
+def test_packets_are_dropped_before_admission(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.client_connection.admit(Carrier.DATAGRAM)
+        pair.server_connection.admit(Carrier.DATAGRAM)
+        with open_flow(pair, association=1) as flow:
+            flow.to_service(b"through")
+            assert flow.service.recv(100) == b"through"
+    with connected(certificate) as pair:
+        pair.server_connection.admit(Carrier.DATAGRAM)  # the client does not let Packets in
+        with udp_socket() as public_socket, udp_socket() as user:
+            user.connect(public_socket.getsockname())
+            public = pair.server_connection.open_udp(public_socket, public=True)
+            user.send(b"too early")
+            wait_until(lambda: take_miss(public), EVENT_TIMEOUT, "the public socket reports the source")
+            public.add_flow(1, user.getsockname())
+            expect_count(pair.client, "packet_drop_not_admitted", 1)
+            pair.server_connection.send(encode(Dissociate(1)))
+            pair.client.expect(CommandReceived)
+            assert not [event for event in pair.client.seen() if isinstance(event, FlowWanted)]
+
+
+def test_an_association_is_known_once(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with open_flow(pair) as flow:
+            for association, peer in ((ASSOCIATION, STRANGER), (ASSOCIATION + 1, flow.user.getsockname())):
+                with pytest.raises(EngineError):
+                    flow.public.add_flow(association, peer)
+
+
+def test_idle_associations_are_found_and_forgotten(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with open_flow(pair) as flow:
+            assert pair.server_connection.idle_flows(3600) == []
+            wait_until(
+                lambda: pair.server_connection.idle_flows(0.05) == [ASSOCIATION], EVENT_TIMEOUT, "the flow is idle"
+            )
+            flow.to_service(b"busy again")
+            assert pair.server_connection.idle_flows(3600) == []
+            pair.server_connection.remove_flow(ASSOCIATION)
+            assert pair.server_connection.idle_flows(0) == []
+            assert pair.server_connection.info().flows == 0
+            flow.user.send(b"from an unknown source")
+            wait_until(lambda: take_miss(flow.public), EVENT_TIMEOUT, "the source is unknown again")
+
+
+def test_a_refused_association_drops_its_packets(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with udp_socket() as public_socket, udp_socket() as user:
+            user.connect(public_socket.getsockname())
+            public = pair.server_connection.open_udp(public_socket, public=True)
+            user.send(b"refused")
+            wait_until(lambda: take_miss(public), EVENT_TIMEOUT, "the public socket reports the source")
+            public.add_flow(9, user.getsockname())
+            wanted = pair.client.expect(FlowWanted)
+            wanted.connection.remove_flow(wanted.association)
+            expect_count(pair.client, "packet_drop_association_refused", 1)
+            # The next packet asks again.
+            user.send(b"again")
+            wait_until(lambda: public.receive().received, EVENT_TIMEOUT, "the public socket gets the datagram")
+            assert pair.client.expect(FlowWanted).association == 9
+            public.close()
+
+
+def expect_count(side: Side, name: str, value: int) -> None:
+    """Waits until a counter has a value."""
+    wait_until(lambda: side.counter(name) == value, EVENT_TIMEOUT, f"{name} of {side.name} is {value}")

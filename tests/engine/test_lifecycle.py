@@ -1,0 +1,508 @@
+"""Beginning and end of engines, connections and streams: nothing crashes, nothing hangs, nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asport_sync import engine as engine_module
+from asport_sync.engine import (
+    CloseCause,
+    Connection,
+    Engine,
+    Stream,
+    StreamEnd,
+    StreamResult,
+    Transport,
+    UdpSocket,
+    ffi,
+    lib,
+)
+from asport_sync.errors import EngineClosed, EngineError, LifecycleError
+from tests.engine.pair import (
+    ALPN,
+    EVENT_TIMEOUT,
+    HEADER,
+    Side,
+    client_credentials,
+    connect,
+    connected,
+    echo,
+    expect_closed,
+    listen,
+    running_relays,
+    tcp_pair,
+)
+from tests.support.certificates import Certificate, self_signed
+from tests.support.process import REPOSITORY
+from tests.support.waiting import wait_until
+
+# Names nothing: a value no engine has given out, with a plausible slot and generation.
+MADE_UP_IDS = (1, 0, -1, 1 << 32, (7 << 56) | (3 << 32) | 1, (1 << 63) - 1, -(1 << 63))
+API = Path(engine_module.__file__).parent / "_native" / "aq_api.h"
+
+
+# --- start and close --------------------------------------------------------------------------------------------------
+
+
+def test_close_without_start() -> None:
+    Engine().close()
+
+
+def test_close_twice() -> None:
+    engine = Engine()
+    engine.start()
+    engine.close()
+    engine.close()
+
+
+def test_stop_twice_then_close() -> None:
+    engine = Engine()
+    engine.start()
+    engine.stop()
+    engine.stop()
+    engine.close()
+    engine.stop()
+
+
+def test_start_twice() -> None:
+    engine = Engine()
+    engine.start()
+    try:
+        with pytest.raises(LifecycleError):
+            engine.start()
+    finally:
+        engine.close()
+
+
+def test_start_after_close() -> None:
+    engine = Engine()
+    engine.close()
+    with pytest.raises(EngineClosed):
+        engine.start()
+
+
+def test_wait_times_out_with_no_events() -> None:
+    engine = Engine()
+    engine.start()
+    try:
+        assert engine.wait(0) == []
+        assert engine.wait(0.05) == []
+    finally:
+        engine.close()
+
+
+def test_stop_wakes_a_thread_that_waits_for_events() -> None:
+    with Side("alone") as side:
+        side.engine.stop()
+        side._thread.join(EVENT_TIMEOUT)
+        assert not side._thread.is_alive()
+
+
+def test_everything_after_close_raises(certificate: Certificate) -> None:
+    with Side("closed") as side:
+        credentials = client_credentials(side.engine, certificate)
+        endpoint, _ = listen(side, certificate)
+    engine = side.engine
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for call in (
+            engine.wait,
+            engine.counters,
+            endpoint.close,
+            credentials.free,
+            Connection(engine, 1).info,
+            Stream(engine, 1).reset,
+            UdpSocket(engine, 1).receive,
+            lambda: client_credentials(engine, certificate),
+            lambda: engine.connect(sock, credentials, Transport(), remote=("127.0.0.1", 9), server_name="localhost"),
+        ):
+            with pytest.raises(EngineClosed):
+                call()
+
+
+def test_counters_have_names_and_start_at_zero() -> None:
+    engine = Engine()
+    engine.start()
+    try:
+        counters = engine.counters()
+    finally:
+        engine.close()
+    assert counters
+    assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in counters)
+    assert len(counters) == lib.aq_counter_count()
+    assert lib.aq_counter_name(lib.aq_counter_count()) == ffi.NULL
+
+
+def test_versions_say_what_is_linked() -> None:
+    versions = engine_module.versions()
+    assert versions["ngtcp2_origin"] in ("bundled", "system")
+    assert re.match(r"\d+\.\d+", versions["ngtcp2"])
+    assert re.match(r"\d+\.\d+", versions["gnutls"])
+    assert versions["build"]
+
+
+def test_two_engines_do_not_know_each_other(certificate: Certificate) -> None:
+    with Side("one") as one, Side("two") as two:
+        mine = client_credentials(one.engine, certificate)
+        one.close()
+        with pytest.raises(EngineClosed):
+            mine.free()
+        client_credentials(two.engine, certificate).free()
+
+
+# --- made-up, stale and mistyped ids ----------------------------------------------------------------------------------
+
+
+def id_functions() -> list[str]:
+    """The functions of the boundary that take an id, read from the boundary itself."""
+    text = re.sub(r"/\*.*?\*/", "", API.read_text(encoding="utf-8"), flags=re.DOTALL)
+    functions = re.findall(r"^[\w ]+?\*?\b(aq_\w+)\(([^)]*)\);", text, re.MULTILINE)
+    return sorted(name for name, arguments in functions if re.search(r"\baq_id\b", arguments))
+
+
+def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> int:
+    """Calls a function of the boundary on an id, with every other argument in order."""
+    pointer = engine._pointer
+    address = engine_module._to_address(("127.0.0.1", 9))
+    attached = os.dup(sock.fileno()) if name == "aq_stream_attach" else -1
+    arguments = {
+        "aq_credentials_free": (),
+        "aq_endpoint_close": (1,),
+        "aq_endpoint_set_credentials": (handle,),
+        "aq_connection_close": (0, 0),
+        "aq_connection_export": (b"label", 5, b"context", 7, ffi.new("uint8_t[32]"), 32),
+        "aq_connection_send": (b"\0\5", 2),
+        "aq_connection_heartbeat": (b"\0\5", 2, 1_000_000_000),
+        "aq_connection_admit": (0, 1),
+        "aq_connection_probe": (1_000_000,),
+        "aq_connection_info_get": (ffi.new("aq_connection_info *"),),
+        "aq_stream_open": (HEADER, len(HEADER)),
+        "aq_stream_relay": (sock.fileno(), ffi.new("aq_stream_result *")),
+        "aq_stream_attach": (attached,),
+        "aq_stream_reset": (0,),
+        "aq_stream_refuse": (),
+        "aq_udp_open": (sock.fileno(), 1),
+        "aq_udp_close": (),
+        "aq_udp_receive": (ffi.new("aq_udp_batch *"),),
+        "aq_flow_add": (1, address, b"", 0),
+        "aq_flow_remove": (1,),
+        "aq_flows_idle": (1_000_000_000, ffi.new("uint16_t[8]"), 8),
+    }
+    result = int(getattr(lib, name)(pointer, handle, *arguments[name]))
+    if attached >= 0:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(attached)  # handed over, so closed although the call failed
+    return result
+
+
+def test_the_boundary_has_the_functions_this_file_knows() -> None:
+    assert len(id_functions()) >= 21
+
+
+@pytest.mark.parametrize("name", id_functions())
+def test_made_up_id(name: str) -> None:
+    engine = Engine()
+    engine.start()
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for handle in MADE_UP_IDS:
+                assert call_with(name, handle, engine, sock) == lib.AQ_ERR_GONE, handle
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", id_functions())
+def test_id_of_another_kind(name: str, certificate: Certificate) -> None:
+    engine = Engine()
+    engine.start()
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            credentials = client_credentials(engine, certificate)
+            if name.startswith("aq_credentials"):
+                endpoint_credentials = engine.server_credentials(
+                    certificate=certificate.certificate.read_bytes(),
+                    private_key=certificate.private_key.read_bytes(),
+                    alpn=ALPN,
+                )
+                wrong = engine.listen(sock, endpoint_credentials, Transport(), reset_key=bytes(32)).id
+            else:
+                wrong = credentials.id
+            assert call_with(name, wrong, engine, sock) == lib.AQ_ERR_GONE
+    finally:
+        engine.close()
+
+
+def test_stale_credentials(certificate: Certificate) -> None:
+    with Side("client") as side:
+        credentials = client_credentials(side.engine, certificate)
+        credentials.free()
+        with pytest.raises(EngineClosed):
+            credentials.free()
+        successor = client_credentials(side.engine, certificate)
+        assert successor.id != credentials.id
+        with pytest.raises(EngineClosed):
+            credentials.free()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(EngineClosed):
+            side.engine.connect(sock, credentials, Transport(), remote=("127.0.0.1", 9), server_name="localhost")
+
+
+def test_stale_connection_stream_and_socket(certificate: Certificate) -> None:
+    with connected(certificate) as pair, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        pair.admit(None)
+        connection = pair.server_connection
+        stream = connection.open_stream(HEADER)
+        udp = connection.open_udp(sock, public=True)
+        connection.close()
+        assert expect_closed(pair.server, connection).cause is CloseCause.LOCAL
+        for call in (connection.info, connection.close, lambda: connection.send(b"\0\5"), stream.reset, udp.receive):
+            with pytest.raises(EngineClosed):
+                call()
+        stale_sock = socket.socketpair()
+        for end in stale_sock:
+            with end, pytest.raises(EngineClosed):
+                stream.relay(end)
+
+
+def test_a_random_id_never_reaches_another_object(certificate: Certificate) -> None:
+    """Ids near those in use differ in slot, kind or generation, and name nothing."""
+    with connected(certificate) as pair:
+        real = pair.client_connection.id
+        for bit in range(63):
+            neighbour = Connection(pair.client.engine, real ^ (1 << bit))
+            with pytest.raises(EngineClosed):
+                neighbour.info()
+        assert pair.client_connection.info().peer[0] == "127.0.0.1"
+
+
+# --- arguments out of range -------------------------------------------------------------------------------------------
+
+
+def test_credentials_errors_say_what_is_wrong(certificate: Certificate, tmp_path: Path) -> None:
+    other = self_signed(tmp_path / "other")
+    chain, key = certificate.certificate.read_bytes(), certificate.private_key.read_bytes()
+    engine = Engine()
+    try:
+        for chain_bytes, key_bytes, words in (
+            (b"no certificate", key, r"(?i)certificate"),
+            (b"", key, r"(?i)certificate"),
+            (chain, b"no key", r"(?i)key"),
+            (chain, b"", r"(?i)key"),
+            (chain, other.private_key.read_bytes(), r"(?i)key|match"),
+            (key, key, r"(?i)certificate"),
+        ):
+            with pytest.raises(EngineError, match=words) as caught:
+                engine.server_credentials(certificate=chain_bytes, private_key=key_bytes, alpn=ALPN)
+            body = key.splitlines()[1].decode()
+            assert body not in str(caught.value)
+        with pytest.raises(EngineError, match=r"(?i)certificate|trust|authorit"):
+            engine.client_credentials(alpn=ALPN, trust=b"no certificate", system_trust=False)
+        with pytest.raises(EngineError, match=r"(?i)key ?log|no/such/folder|No such file"):
+            engine.client_credentials(alpn=ALPN, system_trust=False, keylog=str(tmp_path / "no/such/folder/file"))
+    finally:
+        engine.close()
+
+
+def test_commands_and_headers_have_a_greatest_length(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        for call in (
+            lambda: pair.server_connection.send(bytes(257)),
+            lambda: pair.server_connection.send(b""),
+            lambda: pair.server_connection.open_stream(bytes(65)),
+            lambda: pair.client_connection.heartbeat(bytes(17), 1.0),
+        ):
+            with pytest.raises(EngineError) as caught:
+                call()
+            assert caught.value.code == lib.AQ_ERR_INVALID
+        pair.server_connection.info()
+
+
+def test_the_exporter_needs_a_finished_handshake(certificate: Certificate) -> None:
+    with Side("client") as side, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        connection = connect(side, certificate, silent.getsockname())
+        with pytest.raises(EngineError) as caught:
+            connection.export(b"label", b"context", 32)
+        assert caught.value.code == lib.AQ_ERR_STATE
+
+
+# --- closing while something runs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["stop", "close"])
+def test_end_of_the_engine_ends_a_blocked_relay(certificate: Certificate, how: str) -> None:
+    with connected(certificate) as pair, running_relays(pair) as (relays, _):
+        if how == "stop":
+            pair.server.engine.stop()
+        else:
+            pair.server.close()
+        outcome = relays[0].finish()
+        assert isinstance(outcome, EngineClosed) or outcome.end is StreamEnd.STOPPED
+        other = relays[1].finish()
+        assert isinstance(other, StreamResult)
+        assert other.end is StreamEnd.CONNECTION
+
+
+def test_end_of_the_connection_ends_a_blocked_relay(certificate: Certificate) -> None:
+    with connected(certificate) as pair, running_relays(pair) as (relays, _):
+        pair.client_connection.close()
+        for relay in relays:
+            outcome = relay.finish()
+            assert isinstance(outcome, StreamResult)
+            assert outcome.end is StreamEnd.CONNECTION
+            assert (outcome.sent, outcome.received) == (1, 1)
+
+
+def test_reset_from_another_thread_ends_a_blocked_relay(certificate: Certificate) -> None:
+    with connected(certificate) as pair, running_relays(pair) as (relays, _):
+        relays[1].stream.reset()
+        local, remote = relays[1].finish(), relays[0].finish()
+        assert isinstance(local, StreamResult)
+        assert isinstance(remote, StreamResult)
+        assert local.end is StreamEnd.LOCAL_RESET
+        assert remote.end is StreamEnd.PEER_RESET
+
+
+def test_one_relay_per_stream(certificate: Certificate) -> None:
+    with connected(certificate) as pair, running_relays(pair) as (relays, sockets):
+        one, two = tcp_pair()
+        with one, two, pytest.raises(EngineError) as caught:
+            relays[0].stream.relay(one)
+        assert caught.value.code in (lib.AQ_ERR_STATE, lib.AQ_ERR_GONE)
+        sockets[1].sendall(b"still there")
+        assert sockets[3].recv(11) == b"still there"
+
+
+def test_streams_and_connections_leave_nothing_in_the_engine(certificate: Certificate) -> None:
+    """Descriptors and threads are compared by the fixture of all tests; here the engine's own tables are."""
+    with connected(certificate) as pair:
+        for _ in range(20):
+            echo(pair, 10_000)
+        wait_until(lambda: pair.server_connection.info().streams == 0, EVENT_TIMEOUT, "the server has no stream left")
+        wait_until(lambda: pair.client_connection.info().streams == 0, EVENT_TIMEOUT, "the client has no stream left")
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+SCRIPT_HEAD = """
+import os, sys, threading
+from pathlib import Path
+from asport_sync.engine import Engine
+from asport_sync.errors import LifecycleError
+from tests.engine.pair import *
+from tests.support.certificates import Certificate
+from tests.support.waiting import wait_until
+paths = [Path(name) for name in sys.argv[1:4]]
+certificate = Certificate(*paths)
+"""
+
+
+def run_script(body: str, certificate: Certificate) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            SCRIPT_HEAD + body,
+            certificate.certificate,
+            certificate.private_key,
+            certificate.trusted,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
+    )
+
+
+BUSY = """
+manager = connected(certificate)
+pair = manager.__enter__()
+streams = running_relays(pair)
+relays, sockets = streams.__enter__()
+def flood(sock):
+    while True:
+        sock.sendall(bytes(65536))
+def drain(sock):
+    while sock.recv(65536):
+        pass
+for work, sock in ((flood, sockets[1]), (drain, sockets[3]), (flood, sockets[3]), (drain, sockets[1])):
+    threading.Thread(target=work, args=(sock,), daemon=True).start()
+wait_until(lambda: pair.client_connection.info().bytes_received > 1_000_000, 20, "traffic")
+"""
+
+
+@pytest.mark.parametrize(
+    "ending", ["", "sys.exit(0)", "pair.server.engine.stop()"], ids=["end of the script", "sys.exit", "after stop"]
+)
+def test_exit_with_traffic_running(certificate: Certificate, ending: str) -> None:
+    done = run_script(BUSY + ending, certificate)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_exit_by_an_exception_with_traffic_running(certificate: Certificate) -> None:
+    done = run_script(BUSY + "raise SystemExit('the end')", certificate)
+    assert (done.returncode, done.stderr) == (1, "the end\n")
+
+
+def test_a_forked_child_may_not_use_the_engine(certificate: Certificate) -> None:
+    done = run_script(
+        """
+manager = connected(certificate)
+pair = manager.__enter__()
+child = os.fork()
+if child == 0:
+    code = 0
+    engine = pair.client.engine
+    for call in (engine.start, engine.wait, engine.counters, pair.client_connection.info,
+                 lambda: client_credentials(engine, certificate)):
+        try:
+            call()
+        except LifecycleError:
+            continue
+        code = 1
+    engine.stop()
+    engine.close()
+    other = Engine()
+    other.start()
+    other.close()
+    os._exit(code)
+_, status = os.waitpid(child, 0)
+echo(pair, 100_000)
+manager.__exit__(None, None, None)
+sys.exit(os.waitstatus_to_exitcode(status))
+""",
+        certificate,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_forked_child_exits_normally(certificate: Certificate) -> None:
+    """Neither its exit handlers nor its finalisation touch the parent's engine."""
+    done = run_script(
+        """
+manager = connected(certificate)
+pair = manager.__enter__()
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+_, status = os.waitpid(child, 0)
+echo(pair, 100_000)
+manager.__exit__(None, None, None)
+sys.exit(os.waitstatus_to_exitcode(status))
+""",
+        certificate,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_that_is_forgotten_does_not_keep_the_process(certificate: Certificate) -> None:
+    done = run_script("engine = Engine()\nengine.start()\nengine = None\n", certificate)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,167 @@
+"""Compiles and runs the unit tests of the C modules: plain, and under the compiler's sanitizers.
+
+A new test is one row in ``TESTS``. Every ``test_*.c`` in this directory must have one.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.native import tls_material
+from vendor import ngtcp2
+
+HERE = Path(__file__).resolve().parent
+NATIVE = HERE.parents[1] / "asport_sync" / "_native"
+
+WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wvla", "-Werror")
+VARIANTS = {
+    "plain": ("-O2",),
+    "address-undefined": ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    # GCC warns (-Wtsan) that the sanitizer does not model fences. It need not: no fence hands over plain data alone.
+    "thread": ("-O1", "-g", "-fsanitize=thread", "-Wno-tsan"),
+}
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
+COMPILE_SECONDS = 120
+RUN_SECONDS = 100  # the programs have watchdogs of their own, which say more; this one is behind them
+
+
+@dataclass(frozen=True)
+class NativeTest:
+    """One test program.
+
+    Attributes:
+        name: ``test_<name>.c`` in this directory.
+        sources: Files of ``_native`` that it is linked with.
+        threaded: It starts threads, so it runs under the thread sanitizer too.
+        flags: Further flags for compiling and linking.
+        ngtcp2: It needs the QUIC and TLS libraries that the package is built with.
+        prepare: Writes into an empty directory the files that the program wants; it gets the directory as its argument.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    threaded: bool = False
+    flags: tuple[str, ...] = ()
+    ngtcp2: bool = False
+    prepare: Callable[[Path], None] | None = None
+
+
+TESTS = (
+    NativeTest("pipe", ("pipe.c",), threaded=True),
+    NativeTest("slab", ("slab.c",), threaded=True),
+    NativeTest("map", ("map.c",)),
+    NativeTest("packet", ("packet.c",)),
+    NativeTest("assembler", ("packet.c",)),
+    NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
+    NativeTest("udp", ("udp.c",)),
+    NativeTest("tls", ("tls.c",), ngtcp2=True, prepare=tls_material.write),
+    NativeTest(
+        "memory",
+        ("pipe.c", "slab.c", "map.c", "packet.c"),
+        flags=("-Wl,--wrap=malloc", "-Wl,--wrap=calloc", "-Wl,--wrap=realloc"),
+    ),
+)
+
+CASES = [
+    pytest.param(test, variant, id=f"{test.name}-{variant}")
+    for test in TESTS
+    for variant in VARIANTS
+    if variant != "thread" or test.threaded
+]
+
+
+def compiler() -> list[str]:
+    """The C compiler as a command: ``$CC``, which may hold flags, or ``cc``."""
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no C compiler: {command[0]} is not there")
+    return command
+
+
+@cache
+def why_unusable(command: tuple[str, ...], flags: tuple[str, ...], scratch: Path) -> str:
+    """Empty where a trivial program compiles and runs with these flags, else what went wrong."""
+    source, program = scratch / "probe.c", scratch / "probe"
+    source.write_text("int main(void) { return 0; }\n")
+    compiled = run([*command, *flags, str(source), "-o", str(program)], COMPILE_SECONDS)
+    if compiled.returncode != 0:
+        return f"does not compile: {compiled.stdout.strip()}"
+    ran = run([str(program)], COMPILE_SECONDS)
+    return "" if ran.returncode == 0 else f"does not run (exit status {ran.returncode}): {ran.stdout.strip()}"
+
+
+def run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Output and errors as one text, in the order in which they were written."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+        env={**os.environ, **SANITIZER_OPTIONS},
+    )
+
+
+@cache
+def ngtcp2_flags() -> tuple[str, ...]:
+    """Flags for compiling and linking with the libraries, or a skip that says what is missing."""
+    try:
+        library = ngtcp2.choose()
+    except ngtcp2.LibraryMissing as problem:
+        pytest.skip(str(problem))
+    return (*library.compile_args, *library.archives, *library.link_args)
+
+
+def test_every_program_has_a_row() -> None:
+    assert {path.name for path in HERE.glob("test_*.c")} == {f"test_{test.name}.c" for test in TESTS}
+
+
+@pytest.mark.parametrize(("test", "variant"), CASES)
+def test_native(test: NativeTest, variant: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    command = compiler()
+    flags = VARIANTS[variant]
+    reason = why_unusable(tuple(command), flags, tmp_path_factory.getbasetemp())
+    if reason:
+        pytest.skip(f"{shlex.join([*command, *flags])} {reason}")
+    program = tmp_path / "program"
+    compiled = run(
+        [
+            *command,
+            *WARNINGS,
+            *flags,
+            "-pthread",
+            f"-I{NATIVE}",
+            str(HERE / f"test_{test.name}.c"),
+            *(str(NATIVE / source) for source in test.sources),
+            "-o",
+            str(program),
+            *test.flags,
+            *(ngtcp2_flags() if test.ngtcp2 else ()),
+        ],
+        COMPILE_SECONDS,
+    )
+    assert compiled.returncode == 0, compiled.stdout
+    arguments = []
+    if test.prepare is not None:
+        material = tmp_path / "material"
+        material.mkdir()
+        test.prepare(material)
+        arguments.append(str(material))
+    ran = run([str(program), *arguments], RUN_SECONDS)
+    print(ran.stdout)
+    assert ran.returncode == 0, f"exit status {ran.returncode}\n{ran.stdout}"

@@ -1,0 +1,136 @@
+"""Certificates and keys of every kind for test_tls.c, as files with fixed names in one directory.
+
+The names and addresses in them are those that the C test asks for.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | dsa.DSAPrivateKey
+
+# OID 1.2.840.10045.3.1.7, prime256v1: what `openssl ecparam -genkey` writes in front of a key.
+_EC_PARAMETERS = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+_DAY = datetime.timedelta(days=1)
+
+
+class _Issuer:
+    """A name and its key, which signs certificates."""
+
+    def __init__(self, name: str, key: PrivateKey) -> None:
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.key = key
+
+
+def _certify(
+    subject: _Issuer,
+    issuer: _Issuer,
+    *,
+    authority: bool = False,
+    purpose: ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH,
+    until: datetime.timedelta = 7 * _DAY,
+) -> x509.Certificate:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject.name)
+        .issuer_name(issuer.name)
+        .public_key(subject.key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - 3 * _DAY)
+        .not_valid_after(now + until)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+    )
+    if not authority:
+        names = x509.SubjectAlternativeName(
+            [
+                x509.DNSName("example.test"),
+                x509.DNSName("*.wild.test"),
+                x509.IPAddress(ipaddress.ip_address("192.0.2.7")),
+                x509.IPAddress(ipaddress.ip_address("2001:db8::7")),
+            ]
+        )
+        builder = builder.add_extension(names, critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+    # Ed25519 brings its own hash, the others must be told.
+    algorithm = None if isinstance(issuer.key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(issuer.key, algorithm)
+
+
+def _pem(*certificates: x509.Certificate) -> bytes:
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+def _key(
+    key: PrivateKey,
+    encoding: Encoding = Encoding.PEM,
+    layout: PrivateFormat = PrivateFormat.PKCS8,
+    encryption: KeySerializationEncryption | None = None,
+) -> bytes:
+    return key.private_bytes(encoding, layout, encryption or NoEncryption())
+
+
+def write(directory: Path) -> None:
+    """Write all files. Nothing in them is secret: they are valid for a week and trusted by nobody."""
+    ec_key = ec.generate_private_key(ec.SECP256R1())
+    rsa_key = rsa.generate_private_key(65537, 2048)
+    ed_key = ed25519.Ed25519PrivateKey.generate()
+    dsa_key = dsa.generate_private_key(2048)
+    root = _Issuer("root", ec.generate_private_key(ec.SECP256R1()))
+    middle = _Issuer("intermediate", ec.generate_private_key(ec.SECP256R1()))
+    stranger = _Issuer("stranger", ec.generate_private_key(ec.SECP256R1()))
+    server = _Issuer("server", ec_key)
+    locked = BestAvailableEncryption(b"password")
+
+    root_certificate = _certify(root, root, authority=True)
+    middle_certificate = _certify(middle, root, authority=True)
+    leaf = _certify(server, middle)
+    files = {
+        "root.pem": _pem(root_certificate),
+        "root.der": root_certificate.public_bytes(Encoding.DER),
+        "stranger.pem": _pem(_certify(stranger, stranger, authority=True)),
+        "authorities.pem": _pem(_certify(stranger, stranger, authority=True), root_certificate),
+        "chain.pem": _pem(leaf, middle_certificate),
+        "shuffled.pem": _pem(leaf, root_certificate, middle_certificate),
+        "leaf.pem": _pem(leaf),
+        "direct.der": _certify(server, root).public_bytes(Encoding.DER),
+        "expired.pem": _pem(_certify(server, root, until=-_DAY)),
+        "client.pem": _pem(_certify(server, root, purpose=ExtendedKeyUsageOID.CLIENT_AUTH)),
+        "self.pem": _pem(_certify(server, server)),
+        "rsa.pem": _pem(_certify(_Issuer("rsa", rsa_key), root)),
+        "ed.pem": _pem(_certify(_Issuer("ed", ed_key), root)),
+        "dsa.pem": _pem(_certify(_Issuer("dsa", dsa_key), root)),
+        "key.pem": _key(ec_key),
+        "key.der": _key(ec_key, Encoding.DER),
+        "key-sec1.pem": _key(ec_key, Encoding.PEM, PrivateFormat.TraditionalOpenSSL),
+        "key-sec1.der": _key(ec_key, Encoding.DER, PrivateFormat.TraditionalOpenSSL),
+        "key-parameters.pem": _EC_PARAMETERS + _key(ec_key, Encoding.PEM, PrivateFormat.TraditionalOpenSSL),
+        "key-locked.pem": _key(ec_key, encryption=locked),
+        "key-locked.der": _key(ec_key, Encoding.DER, encryption=locked),
+        "key-locked-sec1.pem": _key(ec_key, Encoding.PEM, PrivateFormat.TraditionalOpenSSL, locked),
+        "rsa-key.pem": _key(rsa_key),
+        "rsa-key-pkcs1.pem": _key(rsa_key, Encoding.PEM, PrivateFormat.TraditionalOpenSSL),
+        "rsa-key-pkcs1.der": _key(rsa_key, Encoding.DER, PrivateFormat.TraditionalOpenSSL),
+        "ed-key.pem": _key(ed_key),
+        "dsa-key.pem": _key(dsa_key),
+        "both.pem": _pem(leaf, middle_certificate) + _key(ec_key),
+        "cut.pem": _pem(leaf)[:200],
+        "cut.der": root_certificate.public_bytes(Encoding.DER)[:100],
+        "junk": b"neither one nor the other",
+    }
+    for name, content in files.items():
+        (directory / name).write_bytes(content)

@@ -1,0 +1,1 @@
+"""Tests of threads, timers, sockets, signals and logs."""

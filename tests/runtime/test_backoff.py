@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+
+from asport_sync.runtime.backoff import CAP, HEALTHY_AFTER, SLOW_BASE, SLOW_CAP, Backoff
+from tests.runtime.clock import VirtualClock
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+def test_the_first_retry_is_at_once_and_the_bound_doubles(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    assert [backoff.failed() for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, CAP, CAP]
+
+
+def test_the_delay_is_anywhere_below_the_bound(clock: VirtualClock) -> None:
+    chances = iter([0.0, 0.25, 0.5])
+    backoff = Backoff(clock, lambda: next(chances))
+    assert [backoff.failed() for _ in range(4)] == [0, 0, 0.25, 1]
+
+
+def test_a_refusal_is_retried_slowly(clock: VirtualClock) -> None:
+    for chance in (0.0, 1.0):
+        backoff = Backoff(clock, lambda chance=chance: chance)  # type: ignore[misc]
+        delays = [backoff.failed(slow=True) for _ in range(8)]
+        assert delays == sorted(delays)
+        assert delays[0] == SLOW_BASE
+        assert SLOW_CAP / 2 <= delays[-1] <= SLOW_CAP
+
+
+def test_health_makes_earlier_failures_forgotten(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    for _ in range(5):
+        backoff.failed()
+    backoff.succeeded()
+    clock.advance(HEALTHY_AFTER)
+    assert backoff.failed() == 0
+
+
+def test_a_short_success_changes_nothing(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    for _ in range(5):
+        backoff.failed()
+    backoff.succeeded()
+    clock.advance(HEALTHY_AFTER - 1)
+    assert backoff.failed() == 8
+
+
+def test_the_time_without_a_connection_is_no_health(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    backoff.succeeded()
+    backoff.failed()
+    clock.advance(HEALTHY_AFTER)
+    assert backoff.failed() == 0.5
+
+
+def test_many_failures_do_not_overflow(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    assert [backoff.failed() for _ in range(5000)][-1] == CAP
+    assert [backoff.failed(slow=True) for _ in range(5000)][-1] == SLOW_CAP

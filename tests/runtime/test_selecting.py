@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from asport_sync.runtime.selecting import SelectorThread
+from tests.support.waiting import wait_until
+
+TIMEOUT = 10.0
+
+
+@pytest.fixture
+def thread() -> Iterator[SelectorThread]:
+    thread = SelectorThread("selector-test")
+    thread.start()
+    yield thread
+    assert thread.stop(TIMEOUT)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_calls_are_made_in_order_in_the_thread(thread: SelectorThread) -> None:
+    made: list[tuple[int, str]] = []
+    for number in range(100):
+        thread.call(lambda number=number: made.append((number, threading.current_thread().name)))
+    thread.call_and_wait(lambda: None)
+    assert made == [(number, "selector-test") for number in range(100)]
+
+
+def test_a_readable_socket_is_handled_until_it_is_unwatched(
+    thread: SelectorThread, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    received: list[bytes] = []
+    thread.call_and_wait(thread.watch, ours, lambda: received.append(ours.recv(10)))
+    theirs.send(b"one")
+    wait_until(lambda: received == [b"one"], TIMEOUT, "the first piece is read")
+    thread.call_and_wait(thread.unwatch, ours)
+    theirs.send(b"two")
+    thread.call_and_wait(lambda: None)
+    assert received == [b"one"]
+    thread.call_and_wait(thread.unwatch, ours)
+
+
+def test_unwatching_a_closed_socket_does_nothing(thread: SelectorThread, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as sock:
+        pass
+    thread.call_and_wait(thread.unwatch, sock)
+    assert caplog.records == []
+
+
+def test_a_paused_socket_is_handled_again_later(
+    thread: SelectorThread, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    seen: list[str] = []
+    again = threading.Event()
+
+    def readable() -> None:
+        seen.append("readable")
+        if len(seen) == 1:
+            thread.pause(ours, 0.05)
+        else:
+            ours.recv(10)
+            again.set()
+
+    thread.call_and_wait(thread.watch, ours, readable)
+    theirs.send(b"x")
+    assert again.wait(TIMEOUT)
+    assert len(seen) == 2
+
+
+def test_a_paused_socket_that_is_unwatched_stays_so(
+    thread: SelectorThread, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    seen: list[str] = []
+    thread.call_and_wait(thread.watch, ours, lambda: seen.append("readable"))
+    thread.call_and_wait(thread.pause, ours, 0.01)
+    thread.call_and_wait(thread.unwatch, ours)
+    theirs.send(b"x")
+    later = threading.Event()
+    thread.call(thread.after, 0.05, later.set)
+    assert later.wait(TIMEOUT)
+    assert seen == []
+
+
+def test_a_handler_that_raises_is_logged_and_paused_and_costs_no_other_its_turn(
+    thread: SelectorThread, pair: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = pair
+    with caplog.at_level(logging.ERROR, "asport_sync"):
+        thread.call_and_wait(thread.watch, ours, lambda: 1 // 0)
+        theirs.send(b"x")
+        wait_until(lambda: caplog.records, TIMEOUT, "the error is logged")
+        for _ in range(10):
+            thread.call_and_wait(lambda: None)
+    assert len(caplog.records) == 1
+    thread.call_and_wait(thread.unwatch, ours)
+
+
+def test_a_call_and_a_timer_that_raise_are_logged(thread: SelectorThread, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR, "asport_sync"):
+        thread.call_and_wait(lambda: 1 // 0)
+        thread.call(thread.after, 0, lambda: 1 // 0)
+        wait_until(lambda: len(caplog.records) == 2, TIMEOUT, "both errors are logged")
+
+
+def test_queued_calls_are_made_before_the_end_and_later_ones_at_once() -> None:
+    thread = SelectorThread("selector-test")
+    thread.start()
+    made: list[str] = []
+    for _ in range(100):
+        thread.call(made.append, "queued")
+    assert thread.stop(TIMEOUT)
+    assert len(made) == 100
+    thread.call(made.append, "late")
+    assert made[-1] == "late"
+    thread.call_and_wait(made.append, "later")
+    assert made[-1] == "later"
+    assert thread.stop(TIMEOUT)
+
+
+def test_one_that_was_never_started_leaves_nothing() -> None:
+    thread = SelectorThread("selector-test")
+    assert thread.stop(TIMEOUT)
+    assert thread.stop(TIMEOUT)

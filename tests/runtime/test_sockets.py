@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+
+import pytest
+
+from asport_sync.runtime import sockets
+from asport_sync.runtime.threads import StopSignal
+from tests.support.ports import free_port
+
+HOST = "127.0.0.1"
+
+
+class ListenerOf:
+    """A listener whose accept yields these outcomes in turn."""
+
+    def __init__(self, *outcomes: int | socket.socket) -> None:
+        self._outcomes = list(outcomes)
+        self.left = self._outcomes
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        outcome = self._outcomes.pop(0)
+        if isinstance(outcome, int):
+            raise OSError(outcome, "as the test says")
+        return outcome, ("192.0.2.1", 5)
+
+
+def accept(listener: ListenerOf) -> tuple[socket.socket, sockets.SocketAddress] | None:
+    return sockets.accept(listener)  # type: ignore[arg-type]
+
+
+def test_an_ip_literal_needs_no_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    assert sockets.resolve("192.0.2.1", 5, socket.SOCK_STREAM) == [("192.0.2.1", 5)]
+    assert sockets.resolve("fe80::1%lo", 5, socket.SOCK_STREAM) == [("fe80::1%lo", 5)]
+
+
+def test_a_name_is_resolved_without_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    four = (socket.AF_INET, 1, 6, "", ("192.0.2.1", 5))
+    six = (socket.AF_INET6, 1, 6, "", ("fe80::1", 5, 0, 7))
+    other = (socket.AF_UNIX, 1, 6, "", "/x")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [six, four, other, six])
+    assert sockets.resolve("name.example", 5, socket.SOCK_STREAM) == [("fe80::1%7", 5), ("192.0.2.1", 5)]
+
+
+def test_a_name_without_addresses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    with pytest.raises(OSError, match=r"name\.example"):
+        sockets.resolve("name.example", 5, socket.SOCK_STREAM)
+
+
+def test_addresses_for_people() -> None:
+    assert sockets.text(("192.0.2.1", 5)) == "192.0.2.1:5"
+    assert sockets.text(("2001:db8::1", 5)) == "[2001:db8::1]:5"
+
+
+def test_a_dual_stack_listener_takes_both_families() -> None:
+    with sockets.listen_tcp("::", 0, only_v6=False) as listener:
+        port = sockets.local_address(listener)[1]
+        listener.setblocking(True)
+        with socket.create_connection((HOST, port)):
+            accepted = sockets.accept(listener)
+    assert accepted is not None
+    sock, peer = accepted
+    with sock:
+        assert peer[0] == f"::ffff:{HOST}"
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
+def test_only_v6_leaves_ipv4_alone() -> None:
+    with sockets.listen_tcp("::", 0, only_v6=True) as listener:
+        port = sockets.local_address(listener)[1]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((HOST, port))
+
+
+def test_only_v6_has_no_meaning_for_ipv4() -> None:
+    sockets.bind_udp(HOST, 0, only_v6=True).close()
+
+
+def test_two_listeners_on_one_port_are_refused() -> None:
+    with (
+        sockets.listen_tcp(HOST, 0) as listener,
+        pytest.raises(OSError, match="in use"),
+    ):
+        sockets.listen_tcp(*sockets.local_address(listener))
+
+
+def test_two_udp_sockets_on_one_port_are_refused() -> None:
+    with sockets.bind_udp(HOST, 0) as sock, pytest.raises(OSError, match="in use"):
+        sockets.bind_udp(*sockets.local_address(sock))
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EHOSTUNREACH])
+def test_a_connection_that_failed_before_it_was_accepted_is_passed_over(number: int) -> None:
+    with socket.socket() as connection:
+        assert accept(ListenerOf(number, number, connection)) == (connection, ("192.0.2.1", 5))
+
+
+def test_nothing_to_accept() -> None:
+    assert accept(ListenerOf(errno.EAGAIN)) is None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_want_of_resources_is_told(number: int) -> None:
+    with pytest.raises(OSError, match="as the test says") as caught:
+        accept(ListenerOf(number))
+    assert caught.value.errno in sockets.OUT_OF_RESOURCES
+
+
+def test_an_error_that_lasts_does_not_hold_the_thread() -> None:
+    listener = ListenerOf(*[errno.EPROTO] * 1000)
+    assert accept(listener) is None
+    assert len(listener.left) > 900
+
+
+def test_dialling_takes_the_first_address_that_answers() -> None:
+    stop = StopSignal()
+    with sockets.listen_tcp(HOST, 0) as listener:
+        target = sockets.local_address(listener)
+        with sockets.dial_tcp([(HOST, free_port()), target], 5, stop) as sock:
+            assert sockets.remote_address(sock) == target
+            assert sock.gettimeout() == 5
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+    stop.close()
+
+
+def test_dialling_tells_what_the_last_address_said() -> None:
+    stop = StopSignal()
+    with pytest.raises(OSError, match="refused"):
+        sockets.dial_tcp([(HOST, free_port())], 5, stop)
+    stop.close()
+
+
+def test_dialling_nothing_is_an_error() -> None:
+    stop = StopSignal()
+    with pytest.raises(OSError, match="no address"):
+        sockets.dial_tcp([], 5, stop)
+    stop.close()
+
+
+def full_listener() -> tuple[socket.socket, list[socket.socket]]:
+    """A listener whose backlog is full, so that the next connection gets no answer, and what fills it."""
+    listener = sockets.listen_tcp(HOST, 0, backlog=0)
+    filling = []
+    for _ in range(4):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(sockets.local_address(listener))
+        filling.append(sock)
+    return listener, filling
+
+
+def test_dialling_ends_with_its_timeout() -> None:
+    stop = StopSignal()
+    listener, filling = full_listener()
+    with pytest.raises(TimeoutError):
+        sockets.dial_tcp([sockets.local_address(listener)], 0.05, stop)
+    for sock in (listener, *filling):
+        sock.close()
+    stop.close()
+
+
+def test_dialling_ends_with_the_stop_signal() -> None:
+    stop = StopSignal()
+    listener, filling = full_listener()
+    failed: list[BaseException] = []
+
+    def dial() -> None:
+        try:
+            sockets.dial_tcp([sockets.local_address(listener)], 60, stop)
+        except sockets.Stopped as problem:
+            failed.append(problem)
+
+    thread = threading.Thread(target=dial)
+    thread.start()
+    stop.set()
+    thread.join(10)
+    assert len(failed) == 1
+    for sock in (listener, *filling):
+        sock.close()
+    stop.close()
+
+
+def test_a_connected_udp_socket_has_one_peer() -> None:
+    with sockets.bind_udp(HOST, 0) as service:
+        with sockets.connected_udp(sockets.local_address(service)) as sock:
+            sock.send(b"x")
+            assert service.recvfrom(10) == (b"x", sockets.local_address(sock))
+            with pytest.raises(BlockingIOError):
+                sock.recv(1)
+
+
+def test_a_zone_becomes_a_number() -> None:
+    assert sockets.connectable(("192.0.2.1", 5)) == ("192.0.2.1", 5)
+    assert sockets.connectable(("fe80::1%3", 5)) == ("fe80::1", 5, 0, 3)
+    assert sockets.connectable(("fe80::1%lo", 5)) == ("fe80::1", 5, 0, socket.if_nametoindex("lo"))

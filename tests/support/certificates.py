@@ -1,0 +1,135 @@
+"""Certificates for tests, made on the spot and valid for a few days."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+NAMES = ("localhost",)
+ADDRESSES = ("127.0.0.1", "::1")
+# Starting in the past allows for a clock that steps back during the run.
+VALID_BEFORE_NOW = datetime.timedelta(days=1)
+VALID_AFTER_NOW = datetime.timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Where a server finds its certificate and key, and where a client finds what to trust.
+
+    Attributes:
+        certificate: PEM file with the server's certificate.
+        private_key: PEM file (PKCS #8, not encrypted) with its key, readable by the owner only.
+        trusted: PEM file a client must trust to accept the server: the certificate itself, or the authority's.
+    """
+
+    certificate: Path
+    private_key: Path
+    trusted: Path
+
+
+def self_signed(directory: Path) -> Certificate:
+    """Write a self-signed ECDSA P-256 certificate for localhost, 127.0.0.1 and ::1.
+
+    It says CA:FALSE, as some verifiers refuse an authority's certificate in the place of a server's.
+    """
+    key = _new_key()
+    name = _name("localhost")
+    builder = _server_certificate(name, name, key)
+    return _write(directory, builder.sign(key, hashes.SHA256()), key, trusted=None)
+
+
+def signed_by_authority(directory: Path) -> Certificate:
+    """Write an authority and a server certificate issued by it, for localhost, 127.0.0.1 and ::1."""
+    authority_key = _new_key()
+    authority_name = _name("test authority")
+    authority = (
+        _certificate(authority_name, authority_name, authority_key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(certificate_signing=True), critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+    key = _new_key()
+    builder = _server_certificate(_name("localhost"), authority_name, key)
+    return _write(directory, builder.sign(authority_key, hashes.SHA256()), key, trusted=authority)
+
+
+def _new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - VALID_BEFORE_NOW)
+        .not_valid_after(now + VALID_AFTER_NOW)
+    )
+
+
+def _server_certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
+    names: list[x509.GeneralName] = [x509.DNSName(name) for name in NAMES]
+    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ADDRESSES]
+    return (
+        _certificate(subject, issuer, key)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(certificate_signing=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    )
+
+
+def _key_usage(*, certificate_signing: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not certificate_signing,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=certificate_signing,
+        crl_sign=certificate_signing,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _write(
+    directory: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, *, trusted: x509.Certificate | None
+) -> Certificate:
+    directory.mkdir(parents=True, exist_ok=True)
+    certificate_file = directory / "certificate.pem"
+    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    trusted_file = certificate_file
+    if trusted is not None:
+        trusted_file = directory / "authority.pem"
+        trusted_file.write_bytes(trusted.public_bytes(serialization.Encoding.PEM))
+    key_file = directory / "private-key.pem"
+    write_private(
+        key_file,
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+    )
+    return Certificate(certificate_file, key_file, trusted_file)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that nobody but its owner could read at any moment. It must not exist yet."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)

@@ -1,0 +1,181 @@
+"""The direction of imports and includes, checked by reading the sources.
+
+Nothing is imported here, so the test also runs where the extension is not built.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "asport_sync"
+ROOT = Path(__file__).resolve().parents[1] / PACKAGE
+NATIVE = ROOT / "_native"
+
+# Room -> rooms it may import. Rooms are the modules and packages directly below asport_sync; "" is its __init__.
+ALLOWED = {
+    "errors": set(),
+    "wire": {"errors"},
+    "config": {"errors"},
+    "runtime": {"errors"},
+    "engine": {"errors", "_aq", "_version"},
+    "tunnel": {"errors", "wire", "config", "runtime", "engine"},
+    "cli": {"errors", "_version", "config", "runtime", "engine", "tunnel"},
+    "": {"errors", "_version", "config", "engine", "tunnel"},
+    "__main__": {"cli"},
+    "_version": set(),
+    "_cffi_build": {"_version"},
+}
+
+# The wire format has no I/O, no threads and no clock; whoever wants to add one has to change this list.
+WIRE_STANDARD_LIBRARY = {
+    "__future__",
+    "abc",
+    "collections",
+    "dataclasses",
+    "enum",
+    "functools",
+    "hmac",
+    "ipaddress",
+    "itertools",
+    "struct",
+    "types",
+    "typing",
+    "uuid",
+}
+
+
+def modules() -> list[Path]:
+    found = sorted(path for path in ROOT.rglob("*.py") if "build" not in path.parts)
+    assert len(found) > 10, f"hardly any module below {ROOT}"
+    return found
+
+
+def module_name(path: Path) -> str:
+    parts = [PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(module: str) -> str:
+    """The room of a dotted module name inside the package."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, also inside functions and for type checkers."""
+    name = module_name(path)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                anchor = package.split(".")
+                anchor = anchor[: len(anchor) - (node.level - 1)]
+                base = ".".join([*anchor, base] if base else anchor)
+            if base == PACKAGE:
+                # "from asport_sync import wire" names a room, "from asport_sync import Client" the package itself.
+                found.update(f"{PACKAGE}.{alias.name}" if alias.name in ROOMS else PACKAGE for alias in node.names)
+            else:
+                found.add(base)
+    return found
+
+
+ROOMS = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"_aq"}
+
+
+def inside(names: set[str]) -> set[str]:
+    return {name for name in names if name.split(".")[0] == PACKAGE}
+
+
+@pytest.mark.parametrize("path", modules(), ids=module_name)
+def test_imports_go_down(path: Path) -> None:
+    own = room(module_name(path))
+    assert own in ALLOWED, f"{module_name(path)} belongs to no room of the table"
+    used = {room(name) for name in inside(imported(path))} - {own}
+    assert used <= ALLOWED[own], f"{own or PACKAGE} must not import {sorted(used - ALLOWED[own])}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=module_name)
+def test_nobody_uses_asyncio(path: Path) -> None:
+    assert "asyncio" not in {name.split(".")[0] for name in imported(path)}
+
+
+def test_only_the_engine_reaches_into_c() -> None:
+    users = {module_name(path) for path in modules() if f"{PACKAGE}._aq" in imported(path)}
+    assert users == {f"{PACKAGE}.engine"}
+    assert {module_name(path) for path in modules() if "cffi" in imported(path)} <= {f"{PACKAGE}._cffi_build"}
+
+
+def test_wire_needs_no_clock_thread_or_socket() -> None:
+    used = set()
+    for path in (ROOT / "wire").rglob("*.py"):
+        used |= {name.split(".")[0] for name in imported(path)}
+    assert used - {PACKAGE} <= WIRE_STANDARD_LIBRARY
+
+
+def test_the_table_knows_every_room() -> None:
+    existing = {room(module_name(path)) for path in modules()}
+    assert existing <= set(ALLOWED)
+
+
+# --- C ----------------------------------------------------------------------------------------------------------------
+
+
+def c_order() -> list[str]:
+    """The C files without suffix, lowest first, as the head of aq.h lists them by layers."""
+    head = (NATIVE / "aq.h").read_text(encoding="utf-8").partition("*/")[0]
+    words = re.findall(r"\w+", head.partition("Layers")[2].partition(":")[2])
+    layers = [int(word) for word in words if word.isdigit()]
+    assert layers == list(range(8)), f"aq.h lists layers {layers}, expected 0 to 7"
+    order = [word for word in words if not word.isdigit()]
+    assert len(order) == len(set(order))
+    return order
+
+
+def c_files() -> list[Path]:
+    found = sorted(path for path in (*NATIVE.glob("*.c"), *NATIVE.glob("*.h")) if not path.name.endswith("_test.c"))
+    assert found, f"no C files in {NATIVE}"
+    return found
+
+
+def part_of(stem: str, order: list[str]) -> str:
+    """The noun a file belongs to: conn_streams.c is a part of conn."""
+    return stem if stem in order else stem.partition("_")[0]
+
+
+@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
+def test_includes_go_down(path: Path) -> None:
+    """A file includes what the list in aq.h names before it: a lower layer, or an earlier file of its own."""
+    included = set(re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE))
+    if path.stem in ("aq", "aq_api"):
+        assert included <= {"aq_api.h"}
+        return
+    if path.suffix == ".c" and included == {"aq.h"}:
+        return  # defines what aq.h itself declares, below all layers
+    order = c_order()
+    own = part_of(path.stem, order)
+    assert own in order, f"{path.name} is in no layer of aq.h"
+    for name in sorted(included - {"aq.h"}):
+        other = part_of(name.removesuffix(".h"), order)
+        assert other in order, f"{path.name} includes {name}, which is in no layer of aq.h"
+        assert order.index(other) <= order.index(own), f"{path.name} includes {name}, which aq.h lists above it"
+
+
+def test_ngtcp2_versions_differ_in_one_file() -> None:
+    users = {path.name for path in c_files() if "NGTCP2_VERSION_NUM" in path.read_text(encoding="utf-8")}
+    assert users <= {"compat.h", "compat.c"}
+
+
+def test_the_boundary_has_no_preprocessor_lines() -> None:
+    """cffi reads the same text as the C compiler, and has no preprocessor."""
+    text = (NATIVE / "aq_api.h").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.lstrip().startswith("#")] == []
+    assert "ngtcp2_" not in re.sub(r"aq_ngtcp2_", "", text)
+    assert "gnutls_" not in re.sub(r"aq_gnutls_", "", text)

@@ -1,0 +1,1 @@
+"""Tests of servers and clients against an engine that is played by the test."""

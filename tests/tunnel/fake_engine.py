@@ -1,0 +1,314 @@
+"""An engine without a network: the methods of the real one, recording what is asked for; the test plays the peer."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+from asport_sync import engine as real
+from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.wire import token
+
+LIMIT = -5  # AQ_ERR_LIMIT
+GONE = -2  # AQ_ERR_GONE
+PEER = ("192.0.2.7", 40000)
+
+
+def gone() -> EngineClosed:
+    return EngineClosed(GONE, "gone")
+
+
+class FakeStream:
+    """A stream; ``relay`` lasts until ``finish``."""
+
+    _ids = itertools.count(1)
+
+    def __init__(self, header: bytes) -> None:
+        self.id = next(self._ids)
+        self.header = header
+        self.said: list[str] = []  # what was done with it, in order
+        self.result = real.StreamResult(3, 4, real.StreamEnd.FINISHED)
+        self.attached: socket.socket | None = None
+        self._over = threading.Event()
+
+    def finish(self) -> None:
+        self._over.set()
+
+    def relay(self, sock: socket.socket) -> real.StreamResult:
+        self.said.append("relay")
+        assert self._over.wait(30)
+        return self.result
+
+    def attach(self, sock: socket.socket) -> None:
+        self.said.append("attach")
+        self.attached = socket.socket(fileno=sock.detach())
+
+    def refuse(self) -> None:
+        self.said.append("refuse")
+
+    def reset(self, code: int = 1) -> None:
+        self.said.append("reset")
+
+
+class FakeUdpSocket:
+    """A UDP socket in a connection's service. ``batches`` is what ``receive`` returns next."""
+
+    def __init__(self, connection: FakeConnection, sock: socket.socket, public: bool) -> None:
+        self.connection = connection
+        self.sock = sock
+        self.public = public
+        self.batches: queue.SimpleQueue[real.UdpBatch] = queue.SimpleQueue()
+        self.flows: dict[int, tuple[real.SocketAddress, bytes]] = {}
+        self.refuses_flows = False
+        self.closed = False
+
+    def receive(self) -> real.UdpBatch:
+        """Take what the socket holds; every source without an association is missed."""
+        if self.closed or self.connection.is_gone:
+            raise gone()
+        missed: list[real.SocketAddress] = []
+        received = 0
+        while True:
+            try:
+                _, source = self.sock.recvfrom(65535, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            received += 1
+            if source[:2] not in [peer for peer, _ in self.flows.values()] and source[:2] not in missed:
+                missed.append(source[:2])
+        self.connection.reads += 1
+        return real.UdpBatch(received, False, tuple(missed) if self.public else ())
+
+    def add_flow(self, association: int, peer: real.SocketAddress, prefix: bytes = b"") -> None:
+        if self.connection.is_gone:
+            raise gone()
+        if self.refuses_flows:
+            raise EngineError(LIMIT, "the id or the source has an association already")
+        self.flows[association] = (peer, prefix)
+
+    def close(self) -> None:
+        if self.connection.is_gone:
+            raise gone()
+        self.closed = True
+
+
+class FakeConnection:
+    """A connection. What is asked of it is kept in attributes of that name."""
+
+    def __init__(self, engine: FakeEngine, number: int, peer: real.SocketAddress = PEER) -> None:
+        self.engine = engine
+        self.id = number
+        self.peer = peer
+        self.secret = f"secret {number}".encode()
+        self.sent: list[bytes] = []
+        self.closed: tuple[int, float] | None = None
+        self.admitted: list[real.Carrier | None] = []
+        self.heartbeats: list[tuple[bytes, float]] = []
+        self.probes: list[float] = []
+        self.exports = 0
+        self.removed: list[int] = []
+        self.idle: list[int] = []
+        self.idle_asked: list[float] = []
+        self.streams: list[FakeStream] = []
+        self.udp: list[FakeUdpSocket] = []
+        self.reads = 0
+        self.stream_limit_reached = False
+        self.is_gone = False
+
+    def _check(self) -> None:
+        if self.is_gone:
+            raise gone()
+
+    def close(self, code: int = 0, *, linger: float = 0.0) -> None:
+        self._check()
+        self.closed = (code, linger)
+
+    def export(self, label: bytes, context: bytes, length: int) -> bytes:
+        self._check()
+        self.exports += 1
+        return exported(self.secret, label, context, length)
+
+    def send(self, command: bytes) -> None:
+        self._check()
+        self.sent.append(command)
+
+    def heartbeat(self, command: bytes, interval: float) -> None:
+        self._check()
+        self.heartbeats.append((command, interval))
+
+    def admit(self, carrier: real.Carrier | None) -> None:
+        self._check()
+        self.admitted.append(carrier)
+
+    def probe(self, timeout: float) -> None:
+        self._check()
+        self.probes.append(timeout)
+
+    def info(self) -> real.ConnectionInfo:
+        self._check()
+        return real.ConnectionInfo(self.peer, 0.1, 0.1, 0.1, *[0] * 9, 0.0, *[0] * 3)  # type: ignore[call-arg]
+
+    def open_stream(self, header: bytes) -> FakeStream:
+        self._check()
+        if self.stream_limit_reached:
+            raise EngineError(LIMIT, "a table or queue is full")
+        self.streams.append(FakeStream(header))
+        return self.streams[-1]
+
+    def open_udp(self, sock: socket.socket, *, public: bool) -> FakeUdpSocket:
+        self._check()
+        self.udp.append(FakeUdpSocket(self, sock, public))
+        return self.udp[-1]
+
+    def remove_flow(self, association: int) -> None:
+        self._check()
+        self.removed.append(association)
+
+    def idle_flows(self, idle: float, most: int = 1024) -> list[int]:
+        self._check()
+        self.idle_asked.append(idle)
+        found, self.idle = self.idle[:most], self.idle[most:]
+        return found
+
+
+def exported(secret: bytes, label: bytes, context: bytes, length: int) -> bytes:
+    """What the exporter of both ends of a connection yields."""
+    return hmac.digest(secret, label + b"|" + context, hashlib.sha512)[:length]
+
+
+def token_of(connection: FakeConnection, user: Any, password: str) -> bytes:
+    """The token that a client with this password would send."""
+    return exported(connection.secret, token.label(user), token.context(password), token.TOKEN_LENGTH)
+
+
+class FakeEngine:
+    """The engine. ``post`` is the peer's way in; ``on_connect`` is called for each connection that a client opens."""
+
+    def __init__(self) -> None:
+        self.connections: list[FakeConnection] = []
+        self.on_connect: Callable[[FakeConnection], None] = lambda connection: None
+        self.started = 0
+        self.closed = 0
+        self.listening: list[dict[str, Any]] = []
+        self.connecting: list[dict[str, Any]] = []
+        self.credentials: list[dict[str, Any]] = []
+        self.credentials_problem: EngineError | None = None
+        self.connect_problem: EngineError | OSError | None = None
+        self._events: queue.SimpleQueue[real.Event | None] = queue.SimpleQueue()
+        self._stopped = False
+
+    def as_real(self) -> real.Engine:
+        return cast(real.Engine, self)
+
+    # --- what the tunnel calls ---
+
+    def start(self) -> None:
+        self.started += 1
+
+    def stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            for connection in self.connections:
+                if not connection.is_gone:
+                    connection.is_gone = True
+                    for stream in connection.streams:
+                        stream.finish()
+            self._events.put(None)
+
+    def close(self) -> None:
+        self.stop()
+        self.closed += 1
+
+    def wait(self, timeout: float | None = None) -> list[real.Event]:
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return []
+        if event is None:
+            raise EngineClosed(-1, "stopped")
+        return [event]
+
+    def counters(self) -> dict[str, int]:
+        return {"packets_sent": 1}
+
+    def server_credentials(self, **options: Any) -> str:
+        return self._credentials(options)
+
+    def client_credentials(self, **options: Any) -> str:
+        return self._credentials(options)
+
+    def _credentials(self, options: dict[str, Any]) -> str:
+        if self.credentials_problem is not None:
+            raise self.credentials_problem
+        self.credentials.append(options)
+        return "credentials"
+
+    def listen(self, sock: socket.socket, credentials: str, transport: real.Transport, **options: Any) -> str:
+        self.listening.append({"address": sock.getsockname(), "transport": transport, **options})
+        return "endpoint"
+
+    def connect(
+        self, sock: socket.socket, credentials: str, transport: real.Transport, **options: Any
+    ) -> FakeConnection:
+        if self._stopped:
+            raise EngineClosed(-1, "stopped")
+        if self.connect_problem is not None:
+            raise self.connect_problem
+        self.connecting.append({"family": sock.family, "transport": transport, **options})
+        connection = self.new_connection(options["remote"])
+        self.on_connect(connection)
+        return connection
+
+    # --- what the test does ---
+
+    def new_connection(self, peer: real.SocketAddress = PEER) -> FakeConnection:
+        connection = FakeConnection(self, len(self.connections) + 1, peer)
+        self.connections.append(connection)
+        return connection
+
+    def post(self, event: real.Event) -> None:
+        self._events.put(event)
+
+
+def connected(connection: FakeConnection, *, server: bool = True) -> real.Connected:
+    return real.Connected(cast(Any, connection), cast(Any, "endpoint") if server else None, connection.peer, b"asport")
+
+
+def closed(
+    connection: FakeConnection,
+    cause: real.CloseCause = real.CloseCause.LOCAL,
+    code: int = 0,
+    reason: str = "",
+) -> real.Closed:
+    connection.is_gone = True
+    return real.Closed(cast(Any, connection), None, connection.peer, cause, code, reason)
+
+
+def command(connection: FakeConnection, data: bytes, carrier: real.Carrier = real.Carrier.STREAM) -> real.CommandReceived:
+    return real.CommandReceived(cast(Any, connection), data, carrier)
+
+
+def violation(connection: FakeConnection, problem: str) -> real.Violation:
+    return real.Violation(cast(Any, connection), problem)
+
+
+def stream_opened(connection: FakeConnection, stream: FakeStream) -> real.StreamOpened:
+    return real.StreamOpened(cast(Any, connection), cast(Any, stream), stream.header)
+
+
+def stream_ended(connection: FakeConnection, stream: FakeStream) -> real.StreamEnded:
+    return real.StreamEnded(cast(Any, connection), cast(Any, stream), stream.result)
+
+
+def flow_wanted(connection: FakeConnection, association: int, peer: real.SocketAddress = PEER) -> real.FlowWanted:
+    return real.FlowWanted(cast(Any, connection), association, peer)
+
+
+def probed(connection: FakeConnection, *, alive: bool) -> real.Probed:
+    return real.Probed(cast(Any, connection), alive)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import errno
+import socket
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
+from asport_sync.wire import ForwardMode, UdpMode
+from tests.support.ports import free_port
+
+HOST = "127.0.0.1"
+BOTH = ForwardMode(True, UdpMode.NATIVE)
+TCP = ForwardMode(True, None)
+UDP = ForwardMode(False, UdpMode.NATIVE)
+ALICE = uuid.UUID(int=1)
+BOB = uuid.UUID(int=2)
+
+
+class Ports:
+    """A table whose ports are released when the test is over."""
+
+    def __init__(self) -> None:
+        self.table = PortTable()
+        self.bound: list[PublicPort] = []
+
+    def bind(self, number: int, mode: ForwardMode = BOTH) -> PublicPort:
+        self.bound.append(self.table.bind(HOST, None, number, mode))
+        return self.bound[-1]
+
+    def search(self, binding: Binding, attempts: int = 64) -> PublicPort | None:
+        while not binding.advance(attempts):
+            pass
+        if binding.port is not None:
+            self.bound.append(binding.port)
+        return binding.port
+
+    def binding(self, *numbers: int, mode: ForwardMode = BOTH, **more: list[PublicPort] | list[int]) -> Binding:
+        return Binding(self.table, HOST, None, mode, numbers, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def ports() -> Iterator[Ports]:
+    ports = Ports()
+    yield ports
+    for port in ports.bound:
+        ports.table.release(port)
+
+
+def test_both_networks_get_the_same_number(ports: Ports) -> None:
+    number = free_port()
+    port = ports.bind(number)
+    assert port.tcp is not None
+    assert port.udp is not None
+    assert port.tcp.getsockname()[1] == port.udp.getsockname()[1] == number
+    socket.create_connection((HOST, number)).close()
+
+
+@pytest.mark.parametrize(("mode", "tcp", "udp"), [(TCP, True, False), (UDP, False, True)])
+def test_one_network_gets_one_socket(ports: Ports, mode: ForwardMode, tcp: bool, udp: bool) -> None:
+    port = ports.bind(free_port(), mode)
+    assert (port.tcp is not None, port.udp is not None) == (tcp, udp)
+
+
+def test_nothing_is_kept_where_one_of_two_is_taken(ports: Ports) -> None:
+    number = free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((HOST, number))
+        with pytest.raises(OSError, match="in use") as caught:
+            ports.bind(number)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert len(ports.table) == 0
+    ports.bind(number)
+
+
+def test_what_we_hold_is_not_asked_of_the_system(ports: Ports) -> None:
+    number = free_port()
+    ports.bind(number, TCP)
+    assert ports.table.holds(HOST, number, BOTH)
+    assert not ports.table.holds(HOST, number, UDP)
+    with pytest.raises(OSError, match="another client"):
+        ports.bind(number)
+    ports.bind(number, UDP)  # another client's UDP port of the same number is no contradiction
+
+
+def test_a_released_port_is_free_at_once_also_with_connections(ports: Ports) -> None:
+    number = free_port()
+    first = ports.bind(number)
+    assert first.tcp is not None
+    with socket.create_connection((HOST, number)) as client:
+        first.tcp.setblocking(True)
+        accepted, _ = first.tcp.accept()
+        with accepted:
+            ports.table.release(first)
+            ports.table.release(first)
+            ports.table.release(ports.bind(number))
+        # The server's side closed first, so it is in TIME_WAIT once this side has closed too.
+        assert client.recv(1) == b""
+    ports.bind(number)
+
+
+def test_the_search_ascends_and_skips_what_is_taken(ports: Ports) -> None:
+    first, second = sorted((free_port(), free_port()))
+    ports.bind(first)
+    found = ports.search(ports.binding(first, second))
+    assert found is not None
+    assert found.number == second
+
+
+def test_port_0_is_no_number(ports: Ports) -> None:
+    number = free_port()
+    found = ports.search(ports.binding(0, number))
+    assert found is not None
+    assert found.number == number
+
+
+def test_a_search_is_done_in_slices(ports: Ports) -> None:
+    taken = [free_port() for _ in range(5)]
+    for number in taken:
+        ports.bind(number)
+    last = free_port()
+    binding = ports.binding(*taken, last)
+    assert [binding.advance(2) for _ in range(3)] == [False, False, True]
+    assert binding.delay == 0
+    assert binding.port is not None
+    ports.bound.append(binding.port)
+    assert binding.port.number == last
+
+
+def test_a_search_ends_without_a_port(ports: Ports) -> None:
+    number = free_port()
+    ports.bind(number)
+    binding = ports.binding(number)
+    assert ports.search(binding) is None
+    assert binding.problem is None
+
+
+def test_a_search_gives_up_where_no_port_can_help(ports: Ports) -> None:
+    binding = Binding(ports.table, "192.0.2.1", None, BOTH, range(1024, 65536))
+    assert binding.advance(64)
+    assert binding.port is None
+    assert binding.problem is not None
+    assert binding.problem.errno == errno.EADDRNOTAVAIL
+
+
+def test_preferred_ports_come_first(ports: Ports) -> None:
+    first, second = sorted((free_port(), free_port()))
+    found = ports.search(ports.binding(first, second, preferred=[second]))
+    assert found is not None
+    assert found.number == second
+
+
+def test_a_preferred_port_is_given_a_moment_and_then_up(ports: Ports) -> None:
+    taken, other = free_port(), free_port()
+    ports.bind(taken)
+    binding = ports.binding(other, preferred=[taken])
+    delays = []
+    while not binding.advance(64):
+        delays.append(binding.delay)
+    assert delays == [0.02, 0.02, 0.02]
+    assert binding.port is not None
+    ports.bound.append(binding.port)
+    assert binding.port.number == other
+
+
+def test_an_inherited_port_keeps_its_sockets(ports: Ports) -> None:
+    inherited = ports.bind(free_port())
+    sockets = (inherited.tcp, inherited.udp)
+    found = ports.search(ports.binding(free_port(), inherited=[inherited]))
+    assert found is inherited
+    assert (found.tcp, found.udp) == sockets
+
+
+def test_an_inherited_port_gets_and_loses_what_the_mode_says(ports: Ports) -> None:
+    inherited = ports.bind(free_port(), TCP)
+    found = ports.search(ports.binding(inherited=[inherited], mode=UDP))
+    assert found is inherited
+    assert found.tcp is None
+    assert found.udp is not None
+    assert not ports.table.holds(HOST, found.number, TCP)
+
+
+def test_inherited_ports_that_are_not_needed_are_released(ports: Ports) -> None:
+    first, second = ports.bind(free_port()), ports.bind(free_port())
+    found = ports.search(ports.binding(inherited=[first, second]))
+    assert found is first
+    assert not ports.table.holds(HOST, second.number, BOTH)
+
+
+def test_an_abandoned_search_releases_what_it_inherited(ports: Ports) -> None:
+    inherited = ports.bind(free_port())
+    binding = ports.binding(inherited=[inherited])
+    binding.abandon()
+    assert len(ports.table) == 0
+
+
+def test_leases_name_the_latest_port_first() -> None:
+    leases = Leases(each=2)
+    for port in (1, 2, 3, 2):
+        leases.remember(ALICE, port)
+    assert leases.ports(ALICE) == (2, 3)
+    assert leases.ports(BOB) == ()
+
+
+def test_leases_forget_the_user_not_seen_for_longest() -> None:
+    leases = Leases(users=2)
+    leases.remember(ALICE, 1)
+    leases.remember(BOB, 2)
+    leases.remember(ALICE, 3)
+    leases.remember(uuid.UUID(int=3), 4)
+    assert leases.ports(BOB) == ()
+    assert leases.ports(ALICE) == (3, 1)

@@ -1,0 +1,592 @@
+"""The server's side of the handshake, port takeover, and what a peer may not do. No thread but those that own sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from asport_sync.config import ServerConfig
+from asport_sync.engine import Carrier, CloseCause
+from asport_sync.errors import ConfigError, EngineError
+from asport_sync.tunnel.serving import ServerRun, stateless_reset_key
+from asport_sync.wire import (
+    ClientHello,
+    Connect,
+    Dissociate,
+    Heartbeat,
+    ServerHello,
+    ServerHelloCode,
+    decode,
+    encode,
+)
+from tests.runtime.clock import VirtualClock
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
+from tests.tunnel import fake_engine as fake
+from tests.tunnel.fake_engine import FakeConnection, FakeEngine, FakeStream, token_of
+
+HOST = "127.0.0.1"
+ALICE = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+BOB = uuid.UUID("ffffffff-4455-6677-8899-aabbccddeeff")
+PASSWORD = "open sesame"
+TIMEOUT = 10.0
+PEM = b"-----BEGIN CERTIFICATE-----\n"
+
+SUCCESS = ServerHelloCode.SUCCESS
+
+
+class Scene:
+    """A server whose events the test hands over itself, one at a time."""
+
+    def __init__(self, **options: Any) -> None:
+        self.number = free_port()
+        self.clock = VirtualClock()
+        self.engine = FakeEngine()
+        proxy = {
+            "users": {str(ALICE): PASSWORD, str(BOB): PASSWORD},
+            "bind_ip": HOST,
+            "allow_ports": self.number,
+            **options.pop("proxy", {}),
+        }
+        self.config = ServerConfig.from_options(
+            server=f"{HOST}:0", certificate=PEM, private_key=PEM, proxies=[proxy], **options
+        )
+        self.run = ServerRun(self.config, self.engine.as_real(), self.clock)
+        self.run.pump.start()
+        self.run.begin()
+
+    def close(self) -> None:
+        self.engine.stop()
+        self.run.end(TIMEOUT)
+        assert self.run.pump.stop(TIMEOUT)
+        assert self.run.workers.stop(TIMEOUT)
+        self.run.stopping.close()
+
+    def connect(self) -> FakeConnection:
+        connection = self.engine.new_connection((HOST, 40000 + len(self.engine.connections)))
+        self.run.handle(fake.connected(connection))
+        return connection
+
+    def hello(
+        self,
+        connection: FakeConnection,
+        *,
+        user: uuid.UUID = ALICE,
+        password: str = PASSWORD,
+        mode: int = 3,
+        ports: tuple[int, int] = (1, 65535),
+    ) -> None:
+        hello = ClientHello(user, token_of(connection, user, password), mode, *ports)
+        self.run.handle(fake.command(connection, encode(hello)))
+        self.settle()
+
+    def join(self, **hello: Any) -> FakeConnection:
+        connection = self.connect()
+        self.hello(connection, **hello)
+        return connection
+
+    def settle(self) -> None:
+        """Let searches for ports go on to their end, and the threads catch up."""
+        for _ in range(2000):
+            due = self.run.timers.remaining()
+            if due is None or due > 0.1:
+                break
+            self.clock.advance(due)
+            self.run.timers.run()
+        self.run.pump.call_and_wait(lambda: None)
+        self.run._acceptor.call_and_wait(lambda: None)
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.run.timers.run()
+        self.settle()
+
+    def counter(self, name: str) -> int:
+        return self.run.counters.snapshot().get(name, 0)
+
+
+@contextlib.contextmanager
+def scene_of(**options: Any) -> Iterator[Scene]:
+    scene = Scene(**options)
+    try:
+        yield scene
+    finally:
+        scene.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with scene_of() as scene:
+        yield scene
+
+
+def answers(connection: FakeConnection) -> list[ServerHello]:
+    found = [decode(data)[0] for data in connection.sent]
+    assert all(isinstance(answer, ServerHello) for answer in found)
+    return found  # type: ignore[return-value]
+
+
+def reachable(number: int) -> bool:
+    try:
+        socket.create_connection((HOST, number), TIMEOUT).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+# --- success -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_with_the_right_token_gets_its_port(scene: Scene) -> None:
+    connection = scene.join()
+    assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
+    assert connection.admitted == [Carrier.DATAGRAM]
+    assert connection.closed is None
+    with socket.create_connection((HOST, scene.number)) as public:
+        wait_until(lambda: connection.streams, TIMEOUT, "a stream is opened")
+        stream = connection.streams[0]
+        connect = decode(stream.header)[0]
+        assert isinstance(connect, Connect)
+        assert str(connect.address) == f"{HOST}:{public.getsockname()[1]}"
+        stream.finish()
+    wait_until(lambda: scene.counter("streams_finished") == 1, TIMEOUT, "the relay has ended")
+
+
+@pytest.mark.parametrize(
+    ("mode", "dialect", "carrier", "tcp", "udp"),
+    [
+        (0, "draft", None, True, False),
+        (1, "draft", Carrier.DATAGRAM, False, True),
+        (2, "draft", Carrier.STREAM, False, True),
+        (4, "auto", Carrier.STREAM, True, True),
+        (1, "flags", None, True, False),
+        (6, "auto", Carrier.STREAM, False, True),
+        (7, "flags", Carrier.STREAM, True, True),
+    ],
+)
+def test_the_mode_byte_decides_sockets_and_carrier(
+    mode: int, dialect: str, carrier: Carrier | None, tcp: bool, udp: bool
+) -> None:
+    with scene_of(dialect=dialect) as scene:
+        connection = scene.join(mode=mode)
+        assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
+        assert connection.admitted == [carrier]
+        assert reachable(scene.number) == tcp
+        assert len(connection.udp) == int(udp)
+
+
+def test_flags_are_granted_in_part_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        scene_of(dialect="flags", proxy={"allow_network": "tcp"}) as scene,
+        caplog.at_level(logging.INFO, "asport_sync"),
+    ):
+        connection = scene.join(mode=3)
+        assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
+        assert connection.admitted == [None]
+        assert connection.udp == []
+    assert "asked for tcp and udp native, gets tcp only" in caplog.text
+
+
+def test_heartbeats_are_welcome_at_any_time(scene: Scene) -> None:
+    connection = scene.connect()
+    heartbeat = fake.command(connection, encode(Heartbeat()), Carrier.DATAGRAM)
+    scene.run.handle(heartbeat)
+    scene.hello(connection)
+    scene.run.handle(heartbeat)
+    assert connection.closed is None
+
+
+def test_the_lowest_free_port_of_the_expected_range() -> None:
+    first, second = sorted((free_port(), free_port()))
+    with scene_of(proxy={"allow_ports": [first, second]}) as scene:
+        assert answers(scene.join(user=ALICE)) == [ServerHello(SUCCESS, first)]
+        assert answers(scene.join(user=BOB)) == [ServerHello(SUCCESS, second)]
+        connection = scene.join(user=BOB, ports=(0, first))
+        assert answers(connection) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+
+
+def test_a_large_range_is_searched_without_stopping_the_loop() -> None:
+    # The first sixty-four candidates and more are held; the search needs several turns.
+    low = 21000
+    with contextlib.ExitStack() as stack:
+        for number in range(low, low + 100):
+            taken = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # by another program: as good
+                taken.bind((HOST, number))
+                taken.listen()
+        scene = stack.enter_context(scene_of(proxy={"allow_ports": [[low, low + 2000]]}))
+        connection = scene.connect()
+        hello = ClientHello(ALICE, token_of(connection, ALICE, PASSWORD), 0, 1, 65535)
+        scene.run.handle(fake.command(connection, encode(hello)))
+        assert connection.sent == []
+        scene.settle()
+        answer = answers(connection)[0]
+        assert answer.code is SUCCESS
+        assert answer.port is not None
+        assert answer.port >= low + 100
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hello", "proxy", "code", "words"),
+    [
+        ({"password": "wrong"}, {}, ServerHelloCode.AUTH_FAILED, "authentication failed"),
+        ({"user": uuid.UUID(int=9)}, {}, ServerHelloCode.AUTH_FAILED, "authentication failed"),
+        ({"mode": 0}, {"allow_network": "udp"}, ServerHelloCode.NETWORK_DENIED, "network denied"),
+        ({"mode": 3}, {"allow_network": "tcp"}, ServerHelloCode.NETWORK_DENIED, "network denied"),
+        ({"ports": (1, 1)}, {}, ServerHelloCode.PORT_DENIED, "port denied"),
+        ({"ports": (65535, 1)}, {}, ServerHelloCode.PORT_DENIED, "port denied"),
+        ({}, {"allow_ports": []}, ServerHelloCode.PORT_DENIED, "port denied"),
+        ({}, {"bind_ip": "192.0.2.1"}, ServerHelloCode.BIND_FAILED, "bind failed"),
+    ],
+)
+def test_a_refused_client_is_told_why(
+    hello: dict[str, Any],
+    proxy: dict[str, Any],
+    code: ServerHelloCode,
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with scene_of(proxy=proxy) as scene:
+        connection = scene.join(**hello)
+        assert answers(connection) == [ServerHello(code)]
+        # Not at once: the reason must arrive first.
+        assert connection.closed == (0, 0.5)
+        assert connection.admitted == []
+        assert scene.counter(f"refused_{code.name.lower()}") == 1
+        # What it says now counts no more, and doesn't cut the reason short.
+        scene.hello(connection)
+        scene.run.handle(fake.violation(connection, "nonsense"))
+        assert connection.closed == (0, 0.5)
+        assert len(connection.sent) == 1
+        scene.run.handle(fake.closed(connection))
+    assert words in caplog.text
+    assert PASSWORD not in caplog.text
+
+
+def test_a_port_in_use_by_another_program_is_a_bind_failure(scene: Scene) -> None:
+    with socket.socket() as other:
+        other.bind((HOST, scene.number))
+        other.listen()
+        connection = scene.join()
+        assert answers(connection) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+
+
+def test_a_failed_authentication_may_stay_without_an_answer() -> None:
+    with scene_of(authentication_failed_reply=False) as scene:
+        connection = scene.join(password="wrong")
+        assert connection.sent == []
+        assert connection.closed == (0, 0.0)
+        other = scene.join(ports=(1, 1))
+        assert answers(other) == [ServerHello(ServerHelloCode.PORT_DENIED)]
+
+
+def test_a_client_without_a_hello_is_closed_after_the_handshake_timeout() -> None:
+    with scene_of(handshake_timeout=3.0) as scene:
+        silent, joined = scene.connect(), scene.join()
+        scene.pass_time(2.9)
+        assert silent.closed is None
+        scene.pass_time(0.2)
+        assert silent.closed == (0, 0.0)
+        assert silent.sent == []
+        assert joined.closed is None
+
+
+# --- rules ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "carrier"),
+    [
+        (encode(ServerHello(SUCCESS, 5)), Carrier.STREAM),
+        (encode(Connect(None)), Carrier.STREAM),
+        (encode(Dissociate(1)), Carrier.STREAM),
+        (encode(Heartbeat()), Carrier.STREAM),
+        (encode(Dissociate(1)), Carrier.DATAGRAM),
+        (b"\x01\x05", Carrier.STREAM),
+        (b"\x00\x06", Carrier.STREAM),
+        (b"\x00", Carrier.DATAGRAM),
+        (encode(ClientHello(ALICE, bytes(32), 3, 1, 2))[:-1], Carrier.STREAM),
+        (encode(ClientHello(ALICE, bytes(32), 3, 1, 2)), Carrier.DATAGRAM),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_broken_rule_costs_the_connection(scene: Scene, data: bytes, carrier: Carrier, joined: bool) -> None:
+    connection = scene.join() if joined else scene.connect()
+    before = len(connection.sent)
+    scene.run.handle(fake.command(connection, data, carrier))
+    assert connection.closed == (0, 0.0)
+    assert len(connection.sent) == before
+    assert scene.counter("connections_broken_off") == 1
+
+
+def test_a_second_hello_costs_the_connection_and_binds_nothing(scene: Scene) -> None:
+    connection = scene.join()
+    scene.hello(connection)
+    assert connection.closed == (0, 0.0)
+    assert len(connection.sent) == 1
+
+
+def test_a_mode_that_means_nothing_costs_the_connection() -> None:
+    with scene_of(dialect="draft") as scene:
+        connection = scene.join(mode=6)
+        assert connection.sent == []
+        assert connection.closed == (0, 0.0)
+
+
+def test_a_violation_costs_the_connection(scene: Scene) -> None:
+    connection = scene.connect()
+    scene.run.handle(fake.violation(connection, "command type is 9"))
+    assert connection.closed == (0, 0.0)
+
+
+def test_a_stream_of_the_client_costs_the_connection(scene: Scene) -> None:
+    connection = scene.join()
+    scene.run.handle(fake.stream_opened(connection, FakeStream(encode(Connect(None)))))
+    assert connection.closed == (0, 0.0)
+
+
+def test_a_packet_for_an_association_that_is_over_is_only_dropped(scene: Scene) -> None:
+    connection = scene.join()
+    scene.run.handle(fake.flow_wanted(connection, 7))
+    scene.settle()
+    assert connection.removed == [7]
+    assert connection.closed is None
+
+
+def test_events_of_unknown_connections_are_ignored(scene: Scene) -> None:
+    stranger = scene.engine.new_connection()
+    scene.run.handle(fake.command(stranger, encode(Heartbeat())))
+    scene.run.handle(fake.violation(stranger, "x"))
+    scene.run.handle(fake.probed(stranger, alive=False))
+    scene.run.handle(fake.closed(stranger, CloseCause.HANDSHAKE_TIMEOUT))
+    assert stranger.closed is None
+    assert scene.counter("handshakes_failed") == 1
+
+
+# --- the end of a connection, and ports that change hands ------------------------------------------------------------------
+
+
+def test_a_port_is_free_again_when_its_client_has_gone(scene: Scene) -> None:
+    connection = scene.join()
+    udp = connection.udp[0]
+    scene.run.handle(fake.closed(connection, CloseCause.IDLE))
+    assert not reachable(scene.number)
+    assert udp.sock.fileno() == -1
+    assert answers(scene.join(user=BOB)) == [ServerHello(SUCCESS, scene.number)]
+
+
+def test_a_client_that_goes_while_its_port_is_searched_leaves_nothing() -> None:
+    low = 23000
+    with scene_of(proxy={"allow_ports": [[low, low + 200]]}) as scene, contextlib.ExitStack() as stack:
+        for number in range(low, low + 100):
+            taken = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                taken.bind((HOST, number))
+                taken.listen()
+        connection = scene.connect()
+        hello = ClientHello(ALICE, token_of(connection, ALICE, PASSWORD), 0, 1, 65535)
+        scene.run.handle(fake.command(connection, encode(hello)))
+        scene.run.handle(fake.closed(connection))
+        scene.settle()
+        assert connection.sent == []
+        assert len(scene.run._ports) == 0
+
+
+def test_a_client_that_goes_before_its_answer_leaves_nothing(scene: Scene) -> None:
+    connection = scene.connect()
+    real_send = connection.send
+
+    def send_and_go(data: bytes) -> None:
+        connection.is_gone = True
+        real_send(data)
+
+    connection.send = send_and_go  # type: ignore[method-assign]
+    with pytest.raises(EngineError):
+        scene.hello(connection)
+    assert len(scene.run._ports) == 0
+    assert not reachable(scene.number)
+
+
+def test_a_dead_predecessor_loses_its_port_to_the_same_user(scene: Scene) -> None:
+    dead = scene.join()
+    heir = scene.join()
+    assert heir.sent == []
+    assert dead.probes == [pytest.approx(0.3)]
+    scene.run.handle(fake.probed(dead, alive=False))
+    scene.settle()
+    assert answers(heir) == [ServerHello(SUCCESS, scene.number)]
+    assert dead.closed == (0, 0.0)
+    assert dead.udp[0].closed
+    assert heir.udp[0].sock is not dead.udp[0].sock or heir.udp[0].sock.fileno() >= 0
+    socket.create_connection((HOST, scene.number)).close()
+    wait_until(lambda: heir.streams, TIMEOUT, "the heir has the stream")
+    heir.streams[0].finish()
+    assert dead.streams == []
+    # The end of the predecessor takes nothing from its heir.
+    scene.run.handle(fake.closed(dead))
+    assert reachable(scene.number)
+    for stream in heir.streams:
+        stream.finish()
+
+
+def test_a_live_predecessor_keeps_its_port(scene: Scene) -> None:
+    alive = scene.join()
+    newcomer = scene.join()
+    scene.run.handle(fake.probed(alive, alive=True))
+    scene.settle()
+    assert answers(newcomer) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+    assert alive.closed is None
+
+
+def test_beside_a_live_predecessor_there_is_the_next_port() -> None:
+    first, second = sorted((free_port(), free_port()))
+    with scene_of(proxy={"allow_ports": [first, second]}) as scene:
+        alive = scene.join()
+        newcomer = scene.join()
+        scene.run.handle(fake.probed(alive, alive=True))
+        scene.settle()
+        assert answers(newcomer) == [ServerHello(SUCCESS, second)]
+
+
+def test_a_probe_without_an_answer_counts_as_life(scene: Scene) -> None:
+    alive = scene.join()
+    newcomer = scene.join()
+    scene.pass_time(2)
+    assert answers(newcomer) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+    assert alive.closed is None
+    scene.run.handle(fake.probed(alive, alive=False))
+    assert alive.closed is None
+
+
+def test_a_predecessor_that_ends_during_the_probe_leaves_its_port(scene: Scene) -> None:
+    dead = scene.join()
+    heir = scene.join()
+    scene.run.handle(fake.closed(dead, CloseCause.IDLE))
+    scene.settle()
+    assert answers(heir) == [ServerHello(SUCCESS, scene.number)]
+
+
+def test_a_predecessor_that_is_gone_already_is_not_waited_for(scene: Scene) -> None:
+    dead = scene.join()
+    dead.is_gone = True
+    heir = scene.join()
+    assert answers(heir) == [ServerHello(SUCCESS, scene.number)]
+
+
+def test_another_user_s_connection_is_not_probed(scene: Scene) -> None:
+    other = scene.join(user=BOB)
+    newcomer = scene.join(user=ALICE)
+    assert other.probes == []
+    assert answers(newcomer) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+
+
+def test_a_predecessor_with_a_port_outside_the_range_is_not_probed() -> None:
+    first, second = sorted((free_port(), free_port()))
+    with scene_of(proxy={"allow_ports": [first, second]}) as scene:
+        other = scene.join(ports=(first, first))
+        newcomer = scene.join(ports=(second, second))
+        assert other.probes == []
+        assert answers(newcomer) == [ServerHello(SUCCESS, second)]
+
+
+def test_two_newcomers_ask_a_predecessor_once_and_one_of_them_inherits(scene: Scene) -> None:
+    dead = scene.join()
+    first, second = scene.join(), scene.join()
+    assert len(dead.probes) == 1
+    scene.run.handle(fake.probed(dead, alive=False))
+    scene.settle()
+    assert answers(first) == [ServerHello(SUCCESS, scene.number)]
+    assert answers(second) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+
+
+def test_a_newcomer_that_goes_during_the_probe_costs_the_predecessor_nothing(scene: Scene) -> None:
+    dead = scene.join()
+    newcomer = scene.join()
+    scene.run.handle(fake.closed(newcomer))
+    scene.run.handle(fake.probed(dead, alive=False))
+    scene.settle()
+    assert dead.closed is None
+    assert reachable(scene.number)
+    for stream in dead.streams:
+        stream.finish()
+
+
+def test_who_comes_back_finds_the_same_port() -> None:
+    first, second = sorted((free_port(), free_port()))
+    with scene_of(proxy={"allow_ports": [first, second]}) as scene:
+        keeper = scene.join(user=BOB, ports=(first, first))
+        connection = scene.join()
+        assert answers(connection) == [ServerHello(SUCCESS, second)]
+        for each in (keeper, connection):
+            scene.run.handle(fake.closed(each))
+        assert answers(scene.join()) == [ServerHello(SUCCESS, second)]
+
+
+# --- start, stop, figures -------------------------------------------------------------------------------------------------
+
+
+def test_the_engine_is_told_what_the_configuration_says() -> None:
+    with scene_of(
+        congestion_control="cubic", max_idle_time=20.0, send_window=2000, receive_window=3000, max_udp_payload=1300
+    ) as scene:
+        listening = scene.engine.listening[0]
+        assert listening["address"] == scene.run.address
+        assert listening["reset_key"] == stateless_reset_key(PEM)
+        transport = listening["transport"]
+        assert (transport.congestion, transport.idle_timeout, transport.max_udp_payload) == (0, 20.0, 1300)
+        assert (transport.send_window, transport.receive_window, transport.max_streams_bidi) == (2000, 3000, 0)
+        assert scene.engine.credentials[0]["alpn"] == [b"asport"]
+
+
+def test_the_reset_key_depends_on_the_private_key_only() -> None:
+    key = stateless_reset_key(b"key")
+    assert len(key) == 32
+    assert key == stateless_reset_key(b"key")
+    assert key != stateless_reset_key(b"other key")
+
+
+def test_an_address_that_is_taken_is_a_configuration_error() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((HOST, 0))
+        config = ServerConfig.from_options(
+            server=other.getsockname(), certificate=PEM, private_key=PEM, proxies=[]
+        )
+        run = ServerRun(config, FakeEngine().as_real())
+        with pytest.raises(ConfigError, match="in use"):
+            run.start()
+        run.stop(TIMEOUT)
+
+
+def test_credentials_that_do_not_fit_are_a_configuration_error() -> None:
+    engine = FakeEngine()
+    engine.credentials_problem = EngineError(-7, "the key is not that of the certificate")
+    config = ServerConfig.from_options(server=f"{HOST}:0", certificate=PEM, private_key=PEM, proxies=[])
+    run = ServerRun(config, engine.as_real())
+    with pytest.raises(ConfigError, match="the key is not that of the certificate"):
+        run.start()
+    run.stop(TIMEOUT)
+
+
+def test_figures_of_each_connection(scene: Scene) -> None:
+    joined, waiting = scene.join(), scene.connect()
+    waiting.is_gone = True
+    stats = scene.run.stats()
+    assert stats["address"] == scene.run.address
+    assert stats["engine"] == {"packets_sent": 1}
+    connections = stats["connections"]
+    assert isinstance(connections, list)
+    first, second = connections
+    assert (first["user"], first["port"], first["peer"]) == (str(ALICE), scene.number, joined.peer)
+    assert first["network"] == "tcp and udp native"
+    assert first["smoothed_rtt"] == 0.1
+    assert (second["user"], second["port"], second["closed"]) == (None, None, True)
+    assert PASSWORD not in repr(stats)

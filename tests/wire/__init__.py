@@ -1,0 +1,1 @@
+"""Tests of asport_sync.wire."""

@@ -1,0 +1,118 @@
+"""Install what the Makefile needs and this machine lacks, or say what to type.
+
+Run as ``python3 -m vendor.machine`` before anything else; where nothing is missing it only looks, in a fraction of a
+second. Packages are installed without a question being asked, and only as root or where sudo needs no password.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from vendor.distribution import Distribution, detect
+
+HEADERS = "#include <stdio.h>\n#include <sys/epoll.h>\n#include <linux/udp.h>\nint main(void) { return 0; }\n"
+
+
+def has_program(*names: str) -> bool:
+    """One of the programs is there. The sbin folders count: a user's PATH may lack them, a root shell's never does."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return any(shutil.which(name, path=path) for name in names)
+
+
+def has_compiler() -> bool:
+    """A C compiler that finds the headers of the C library and the kernel."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    try:
+        done = subprocess.run([*compiler, "-fsyntax-only", "-xc", "-"], input=HEADERS, text=True, capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def has_gnutls() -> bool:
+    """GnuTLS with its headers, any version."""
+    if not has_program("pkg-config"):
+        return False
+    return subprocess.run(["pkg-config", "--exists", "gnutls"], capture_output=True).returncode == 0
+
+
+def has_python_headers() -> bool:
+    """The headers of the Python that runs this, which is the one the virtual environment is made of."""
+    return Path(sysconfig.get_path("include"), "Python.h").is_file()
+
+
+def has_venv() -> bool:
+    """The standard library's venv with the pip it installs, which Debian packages apart from Python."""
+    return find_spec("venv") is not None and find_spec("ensurepip") is not None
+
+
+PROBES: dict[str, Callable[[], bool]] = {
+    "compiler": has_compiler,
+    "make": lambda: has_program("make"),
+    "pkg-config": lambda: has_program("pkg-config"),
+    "gnutls": has_gnutls,
+    "python-headers": has_python_headers,
+    "python-venv": has_venv,
+    "curl": lambda: has_program("curl"),
+    "ip": lambda: has_program("ip"),
+    "xz": lambda: has_program("xz"),
+}
+"""Every need of the Makefile, named as in packages.json, and how to see whether it is met."""
+
+
+def missing() -> list[str]:
+    """The needs that are not met."""
+    return [need for need, probe in PROBES.items() if not probe()]
+
+
+def privilege() -> list[str] | None:
+    """What to put before a command that needs root: nothing, sudo, or None where there is no way."""
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0:
+        return ["sudo", "-n"]
+    return None
+
+
+def install(distribution: Distribution, needs: Sequence[str], prefix: Sequence[str]) -> None:
+    """Install the packages for the needs. A failed refresh is not the end: the lists at hand may do."""
+    names = distribution.package_names(needs)
+    # Given to the command itself, as sudo passes no environment on.
+    start = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive"]
+    wait = ["-o", "DPkg::Lock::Timeout=300"] if distribution.apt else []
+    print(f"installing {' '.join(names)}", file=sys.stderr, flush=True)
+    # Nothing of this belongs to the output of the target that was asked for.
+    if distribution.refresh and subprocess.run([*start, *distribution.refresh], stdout=sys.stderr).returncode != 0:
+        print("the package lists could not all be refreshed; trying with what there is", file=sys.stderr, flush=True)
+    subprocess.run([*start, *distribution.install, *wait, *names], stdout=sys.stderr, stdin=subprocess.DEVNULL)
+
+
+def main() -> int:
+    """Look, install where allowed, look again."""
+    lacking = missing()
+    if not lacking:
+        return 0
+    distribution = detect()
+    prefix = privilege()
+    if prefix is not None and distribution.package_names(lacking):
+        install(distribution, lacking, prefix)
+        lacking = missing()
+        if not lacking:
+            return 0
+    print(f"missing on this machine: {', '.join(lacking)}. Run:", file=sys.stderr)
+    print(f"  {distribution.install_command(lacking)}", file=sys.stderr)
+    if "python-headers" in lacking:
+        print(f"(the headers have to be those of {sys.executable}; PYTHON=... chooses another Python)", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""Which ngtcp2 the extension module is linked with.
+
+The ways, in order; each that fails says why in one line and the next is tried:
+
+1. a folder or tarball named by ``ASPORT_NGTCP2_SOURCE``, built static;
+2. the distribution's source package from its newest suite, fetched by apt with a private state, built static;
+3. the system's ``libngtcp2`` and ``libngtcp2_crypto_gnutls``, found by pkg-config.
+
+A release's own packages lag behind by years and carry known faults, so they come last. ``ASPORT_NGTCP2`` narrows the
+choice: ``bundled`` leaves out way 3, ``system`` is way 3 alone (for those who package asport-sync), ``auto`` is the
+default. What is asked for by name is never silently replaced: a source given in ``ASPORT_NGTCP2_SOURCE`` that does not
+build is an error.
+
+Run as ``python -m vendor.ngtcp2``: prints what was chosen, and builds it where it has to be built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    # Run by its path: the folder above is not on the search path then.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vendor import apt, cache, static_build
+from vendor.distribution import Distribution, detect, minimum, version_tuple
+from vendor.steps import StepFailed, run, say
+
+CHOICES = ("auto", "bundled", "system")
+PACKAGES = ("libngtcp2", "libngtcp2_crypto_gnutls")
+"""pkg-config names, of one release each time."""
+TOOLS = ("compiler", "make", "pkg-config", "gnutls")
+"""Needs of every way, as named in packages.json."""
+
+
+class LibraryMissing(Exception):
+    """No ngtcp2 can be linked; the text says what was tried and what to type."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """An ngtcp2 that can be linked."""
+
+    origin: str
+    """``bundled`` (static, in the extension module) or ``system`` (shared, found again at run time)."""
+    version: str
+    compile_args: tuple[str, ...]
+    archives: tuple[str, ...]
+    """Static libraries, in link order, to stand after our own objects."""
+    link_args: tuple[str, ...]
+    licence: Path | None
+    """The text that has to accompany a binary with the library in it; None where nothing is bundled."""
+
+
+def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | None = None) -> Library:
+    """Find or build the library.
+
+    Args:
+        env: Where ``ASPORT_NGTCP2``, ``ASPORT_NGTCP2_SOURCE`` and the cache's place are looked up.
+        distribution: Names to use in messages and for apt; this machine's by default.
+
+    Raises:
+        LibraryMissing: With every way that was tried, why it failed, and the commands that help on this distribution.
+    """
+    distribution = distribution or detect()
+    wanted = env.get("ASPORT_NGTCP2", "") or "auto"
+    source = env.get("ASPORT_NGTCP2_SOURCE", "")
+    if wanted not in CHOICES:
+        raise LibraryMissing(f"ASPORT_NGTCP2={wanted}: expected one of {', '.join(CHOICES)}")
+    if wanted == "system" and source:
+        raise LibraryMissing("ASPORT_NGTCP2=system and ASPORT_NGTCP2_SOURCE exclude each other: unset one of them")
+    try:
+        gnutls = probe_gnutls()
+    except StepFailed as failure:
+        raise LibraryMissing(f"ngtcp2 cannot be built: {failure}\n{help_tools(distribution)}") from failure
+    root = cache.folder(env)
+    given: Way = ("ASPORT_NGTCP2_SOURCE", lambda: bundled(static_build.from_path(Path(source)), gnutls, root, env))
+    fetched: Way = (
+        "source package",
+        lambda: bundled(static_build.from_distribution(distribution, root), gnutls, root, env),
+    )
+    installed: Way = ("system library", system)
+    if source:
+        ways = [given]
+    else:
+        ways = {"auto": [fetched, installed], "bundled": [fetched], "system": [installed]}[wanted]
+    return first_that_works(ways, distribution)
+
+
+Way = tuple[str, Callable[[], Library]]
+
+
+def first_that_works(ways: list[Way], distribution: Distribution) -> Library:
+    """The library that the first working way gives; every failure is reported when it happens.
+
+    Raises:
+        LibraryMissing: None of them works.
+    """
+    failures = []
+    for name, way in ways:
+        try:
+            library = way()
+        except (StepFailed, OSError) as failure:
+            failures.append(f"{name}: {failure}")
+            say(failures[-1])
+        else:
+            say(f"using {library.origin} ngtcp2 {library.version}")
+            return library
+    raise LibraryMissing("\n".join(["no usable ngtcp2 was found", *failures, help_library(distribution)]))
+
+
+def bundled(origin: static_build.Origin, gnutls: str, root: Path, env: Mapping[str, str]) -> Library:
+    """A static build of the given source."""
+    folder = static_build.build(origin, gnutls=gnutls, root=root, env=env)
+    return Library(
+        origin="bundled",
+        version=origin.version,
+        compile_args=(f"-I{folder / 'include'}", *pkg_config("--cflags", "gnutls")),
+        archives=tuple(str(folder / "lib" / name) for name in static_build.ARCHIVES),
+        link_args=pkg_config("--libs", "gnutls"),
+        licence=folder / "COPYING",
+    )
+
+
+def system() -> Library:
+    """The library that pkg-config knows."""
+    lowest = minimum("ngtcp2")
+    versions = {name: _module_version(name) for name in PACKAGES}
+    for name, version in versions.items():
+        if version_tuple(version) < version_tuple(lowest):
+            raise StepFailed(f"{name} {version} is too old ({lowest} or later is needed)")
+    return Library(
+        origin="system",
+        version=versions["libngtcp2"],
+        compile_args=pkg_config("--cflags", *PACKAGES, "gnutls"),
+        archives=(),
+        link_args=pkg_config("--libs", *reversed(PACKAGES), "gnutls"),
+        licence=None,
+    )
+
+
+def probe_gnutls() -> str:
+    """Version of the GnuTLS that can be compiled against.
+
+    Raises:
+        StepFailed: A tool or the headers are missing, or too old.
+    """
+    lowest = minimum("gnutls")
+    version = _module_version("gnutls")
+    if version_tuple(version) < version_tuple(lowest):
+        raise StepFailed(f"GnuTLS {version} is too old ({lowest} or later is needed)")
+    return version
+
+
+def _module_version(name: str) -> str:
+    try:
+        return pkg_config("--modversion", name)[0]
+    except StepFailed as failure:
+        if shutil.which(_pkg_config_program()) is None:
+            raise
+        raise StepFailed(f"{name} (its development files) is not installed") from failure
+
+
+def pkg_config(*arguments: str) -> tuple[str, ...]:
+    """What pkg-config answers, split into words."""
+    return tuple(shlex.split(run([_pkg_config_program(), *arguments])))
+
+
+def _pkg_config_program() -> str:
+    return os.environ.get("PKG_CONFIG", "pkg-config")
+
+
+def help_tools(distribution: Distribution) -> str:
+    """What to type to get compiler, pkg-config and GnuTLS."""
+    return f"Run:\n  {distribution.install_command(TOOLS)}"
+
+
+def help_library(distribution: Distribution) -> str:
+    """What to type to get an ngtcp2 that is recent enough."""
+    mirror, suites = "", set[str]()
+    if distribution.apt is not None:
+        try:
+            sources = apt.system_sources()
+        except StepFailed:
+            sources = []
+        found = apt.archive(sources, distribution)
+        mirror = found.uri if found else ""
+        suites = {suite for source in sources for suite in source.suites}
+    newer_configured = distribution.apt is not None and distribution.apt.newer_suite in suites
+    commands = distribution.ngtcp2_commands(mirror, newer_configured=newer_configured)
+    lines = [
+        f"On {distribution.name or 'this system'} the packaged library can be used. Run:",
+        *(f"  {command}" for command in commands),
+        "and repeat with ASPORT_NGTCP2=system in the environment. Or give the source of a release,",
+        f"{minimum('ngtcp2')} or later, as folder or tarball: ASPORT_NGTCP2_SOURCE=/path/to/ngtcp2.tar.xz",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the choice, or one part of it for use in other commands."""
+    parser = argparse.ArgumentParser(prog="python -m vendor.ngtcp2", description="Find or build the ngtcp2 to link.")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--print", action="store_true", help="everything, one item in a line (default)")
+    shown.add_argument("--cflags", action="store_true", help="compiler arguments only")
+    shown.add_argument("--libs", action="store_true", help="linker arguments only, static libraries included")
+    parser.add_argument("--refresh", action="store_true", help="look for a newer source package first")
+    options = parser.parse_args(arguments)
+    try:
+        if options.refresh:
+            try:
+                static_build.from_distribution(detect(), cache.folder(), refresh=True)
+            except (StepFailed, OSError) as failure:
+                say(f"no newer source package: {failure}")
+        library = choose()
+    except LibraryMissing as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    link = (*library.archives, *library.link_args)
+    if options.cflags:
+        print(shlex.join(library.compile_args))
+    elif options.libs:
+        print(shlex.join(link))
+    else:
+        print(f"origin: {library.origin}\nversion: {library.version}")
+        print(f"cflags: {shlex.join(library.compile_args)}\nlibs: {shlex.join(link)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

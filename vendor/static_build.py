@@ -1,0 +1,221 @@
+"""A static ngtcp2 with its GnuTLS helper, built from source into the cache folder.
+
+What the build depends on is part of the folder's name, so builds never overwrite each other and a finished one is
+final: ``<cache>/ngtcp2/<version>-gnutls<version>-<machine>-<hash>/{include,lib,COPYING}``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vendor import apt, cache
+from vendor.distribution import Distribution, minimum, version_tuple
+from vendor.steps import StepFailed, run, say
+
+CONFIGURE = (
+    "--enable-lib-only",
+    "--with-gnutls",
+    "--without-openssl",
+    "--disable-shared",
+    "--enable-static",
+    "--with-pic",
+    "--disable-dependency-tracking",
+)
+# The library's asserts stay in (no NDEBUG): an abort is better than a corrupted process.
+CFLAGS = "-O2 -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
+ARCHIVES = ("libngtcp2_crypto_gnutls.a", "libngtcp2.a")
+"""In link order: the helper calls the library."""
+BUILD_TIMEOUT = 900.0
+"""Seconds; two cores need 15 to 30."""
+
+_FROM_OUTSIDE = ("CFLAGS", "CPPFLAGS", "LDFLAGS", "LIBS", "CXXFLAGS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "DESTDIR")
+_ORIGINAL = re.compile(r"(?P<name>ngtcp2_(?P<version>[0-9][0-9.]*)[^/]*\.orig\.tar\.(?:xz|gz|bz2))")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Source of ngtcp2: a folder with a ``configure`` script in it, or a tarball of such a folder."""
+
+    path: Path
+    version: str
+    digest: str
+    """Of the content, so that a changed source is a new build."""
+
+
+def from_path(path: Path) -> Origin:
+    """The source that the user names.
+
+    Raises:
+        StepFailed: Nothing usable there.
+    """
+    if path.is_dir():
+        configure = path / "configure"
+        if not configure.is_file():
+            raise StepFailed(f"{path} has no configure script (in a checkout, run autoreconf -i there first)")
+        version = _configured_version(configure.read_text(errors="replace"))
+        digest = hashlib.sha256()
+        for file in sorted(file for part in ("lib", "crypto") for file in (path / part).rglob("*.[ch]")):
+            digest.update(str(file.relative_to(path)).encode() + b"\0" + file.read_bytes())
+        return _acceptable(Origin(path, version, digest.hexdigest()))
+    if not path.is_file():
+        raise StepFailed(f"{path} does not exist")
+    try:
+        with tarfile.open(path) as tar:
+            member = next((entry for entry in tar if re.fullmatch(r"[^/]+/configure", entry.name)), None)
+            content = tar.extractfile(member) if member else None
+            if content is None:
+                raise StepFailed(f"{path} has no configure script (a release tarball has one, a snapshot has not)")
+            version = _configured_version(content.read().decode(errors="replace"))
+    except (tarfile.TarError, OSError) as error:
+        raise StepFailed(f"{path} cannot be read as a tarball: {error}") from error
+    return _acceptable(Origin(path, version, hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
+def _configured_version(configure: str) -> str:
+    match = re.search(r"^PACKAGE_TARNAME='ngtcp2'$.*?^PACKAGE_VERSION='([^']+)'$", configure, re.MULTILINE | re.DOTALL)
+    if not match:
+        raise StepFailed("its configure script is not ngtcp2's")
+    return match[1]
+
+
+def _acceptable(origin: Origin) -> Origin:
+    lowest = minimum("ngtcp2")
+    if version_tuple(origin.version) < version_tuple(lowest):
+        raise StepFailed(f"ngtcp2 {origin.version} is too old ({lowest} or later is needed)")
+    return origin
+
+
+def from_distribution(distribution: Distribution, root: Path, *, refresh: bool = False) -> Origin:
+    """The distribution's own source package, fetched once and then kept in the cache.
+
+    Args:
+        distribution: This machine's.
+        root: The cache folder.
+        refresh: Fetch again although there is one in the cache; the newer of the two is used.
+
+    Raises:
+        StepFailed: Nothing cached, and apt could not fetch it.
+    """
+    kept = root / "sources"
+    if refresh or not _newest(kept):
+        with cache.locked(root):
+            if refresh or not _newest(kept):
+                _fetch(distribution, root, kept)
+    newest = _newest(kept)
+    if newest is None:
+        raise StepFailed("the source package has no original tarball")
+    return from_path(newest)
+
+
+def _newest(folder: Path) -> Path | None:
+    found = [(version_tuple(match["version"]), file) for file in _tarballs(folder) if (match := _match(file))]
+    return max(found)[1] if found else None
+
+
+def _tarballs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("ngtcp2_*.orig.tar.*")) if folder.is_dir() else []
+
+
+def _match(file: Path) -> re.Match[str] | None:
+    return _ORIGINAL.fullmatch(file.name)
+
+
+def _fetch(distribution: Distribution, root: Path, kept: Path) -> None:
+    source, names = apt.find_archive(distribution)
+    say(f"fetching the source package from the {names.source_suite} suite of {source.uri}")
+    source = apt.with_suite(source, names, names.source_suite, names.source_components)
+    with cache.scratch(root) as folder, apt.private(folder / "apt", source, "deb-src") as private:
+        private.run(["source", "--download-only", names.source_package], timeout=apt.FETCH_TIMEOUT)
+        description = next(private.downloads.glob("*.dsc"), None)
+        if description is None:
+            raise StepFailed("apt-get source left no .dsc file")
+        hashes = dsc_sha256(description.read_text())
+        for file in _tarballs(private.downloads):
+            if _match(file) is None:
+                continue
+            # apt has checked the .dsc against the signed index, and this makes the tarball the one it describes.
+            if hashlib.sha256(file.read_bytes()).hexdigest() != hashes.get(file.name):
+                raise StepFailed(f"the checksum of {file.name} is not the one in {description.name}")
+            cache.publish(file, kept / file.name)
+
+
+def dsc_sha256(text: str) -> dict[str, str]:
+    """File name to SHA-256, from the ``Checksums-Sha256`` field of a Debian source description."""
+    match = re.search(r"^Checksums-Sha256:[ \t]*\n((?:[ \t]+\S.*\n)+)", text, re.MULTILINE)
+    rows = (line.split() for line in match[1].splitlines()) if match else ()
+    return {row[2]: row[0].lower() for row in rows if len(row) == 3}
+
+
+def cache_key(origin: Origin, gnutls: str, machine: str, compiler: str) -> str:
+    """Folder name for a build: everything that its outcome depends on."""
+    recipe = "\n".join([origin.digest, compiler, CFLAGS, *CONFIGURE])
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    return f"{origin.version}-gnutls{gnutls}-{machine}-{digest}"
+
+
+def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = os.environ) -> Path:
+    """The folder with the finished library, built now unless it is in the cache already.
+
+    Args:
+        origin: What to build.
+        gnutls: Version of the GnuTLS it is built against.
+        root: The cache folder.
+        env: ``CC`` is used; flags meant for our own code are not.
+
+    Raises:
+        StepFailed: configure or make failed; the line names their log.
+    """
+    machine = os.uname().machine
+    place = root / "ngtcp2" / cache_key(origin, gnutls, machine, env.get("CC", ""))
+    if place.is_dir():
+        return place
+    with cache.locked(root):
+        if not place.is_dir():
+            say(f"building ngtcp2 {origin.version} with GnuTLS {gnutls} (some 20 s)")
+            with cache.scratch(root) as folder:
+                cache.publish(_make(origin, folder, root / "logs" / f"{place.name}.log", env), place)
+    return place
+
+
+def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Path:
+    log.unlink(missing_ok=True)
+    source = origin.path if origin.path.is_dir() else _unpack(origin.path, folder / "source")
+    work, finished = folder / "work", folder / "finished"
+    work.mkdir()
+    environment = {name: value for name, value in env.items() if name not in _FROM_OUTSIDE}
+    # Out of the source folder: one that the user named is left as it was.
+    configure = [str(source.absolute() / "configure"), f"--prefix={finished}", f"CFLAGS={CFLAGS}", *CONFIGURE]
+    jobs = f"-j{len(os.sched_getaffinity(0))}"
+    for command in (configure, ["make", jobs], ["make", "install"]):
+        run(command, cwd=work, env=environment, log=log, timeout=BUILD_TIMEOUT)
+    missing = [name for name in ARCHIVES if not (finished / "lib" / name).is_file()]
+    if missing:
+        raise StepFailed(f"the build made no {' and no '.join(missing)}, see {log}")
+    # These hold the path of the unfinished folder, or are documentation.
+    shutil.rmtree(finished / "lib" / "pkgconfig", ignore_errors=True)
+    shutil.rmtree(finished / "share", ignore_errors=True)
+    for file in (finished / "lib").glob("*.la"):
+        file.unlink()
+    shutil.copyfile(source / "COPYING", finished / "COPYING")
+    return finished
+
+
+def _unpack(tarball: Path, folder: Path) -> Path:
+    folder.mkdir()
+    with tarfile.open(tarball) as tar:
+        # Pythons before 3.10.12 and 3.11.4 have no filters; what is unpacked is signed or was named by the user.
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(folder, filter="data")
+        else:
+            tar.extractall(folder)
+    tops = [top for top in folder.iterdir() if (top / "configure").is_file()]
+    if len(tops) != 1:
+        raise StepFailed(f"{tarball} does not hold one folder with a configure script")
+    return tops[0]

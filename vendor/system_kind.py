@@ -1,0 +1,98 @@
+"""The distribution's own ngtcp2 packages, unpacked beside the system instead of installed.
+
+For building and testing against the system's kind of library on a machine that has not got it. Where pkg-config finds
+one that is recent enough already, that one is used and nothing is fetched.
+
+Run as ``python -m vendor.system_kind``: prints shell commands that set the environment in which a build with
+``ASPORT_NGTCP2=system`` finds the library, at compile time and at run time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from vendor import apt, cache
+from vendor.distribution import Distribution, detect
+from vendor.ngtcp2 import PACKAGES, system
+from vendor.steps import StepFailed, run, say
+
+
+def unpacked(distribution: Distribution, root: Path) -> Path:
+    """The folder with the unpacked packages, fetched now unless it is in the cache already.
+
+    Args:
+        distribution: This machine's.
+        root: The cache folder.
+
+    Raises:
+        StepFailed: No apt here, or the packages could not be had.
+    """
+    source, names = apt.find_archive(distribution)
+    suite, components = names.newer_suite, names.newer_components
+    if not suite:
+        suite, components = distribution.codename, source.components
+    place = root / "system" / suite
+    if place.is_dir():
+        return place
+    with cache.locked(root):
+        if not place.is_dir():
+            say(f"fetching the packages of the {suite} suite of {source.uri}")
+            source = apt.with_suite(source, names, suite, components)
+            with cache.scratch(root) as folder, apt.private(folder / "apt", source, "deb") as private:
+                packages = [*distribution.package_names(["ngtcp2"]), *names.runtime]
+                private.run(["download", *packages], timeout=apt.FETCH_TIMEOUT)
+                finished = folder / "finished"
+                finished.mkdir()
+                for package in sorted(private.downloads.glob("*.deb")):
+                    run(["dpkg-deb", "--extract", str(package), str(finished)])
+                for file in finished.rglob("*.pc"):
+                    file.write_text(relocated(file.read_text(), place))
+                cache.publish(finished, place)
+    return place
+
+
+def relocated(text: str, place: Path) -> str:
+    """A pkg-config file that was written for ``/usr``, for files that are below ``place`` now."""
+    return re.sub(r"^prefix=/usr$", lambda _: f"prefix={place}/usr", text, flags=re.MULTILINE)
+
+
+def environment(place: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables with which pkg-config, the linker and the loader find the library below ``place``.
+
+    What ``env`` holds in them already is kept, after ours.
+    """
+    folders = sorted({file.parent for name in PACKAGES for file in (place / "usr").rglob(f"{name}.pc")})
+    if not folders:
+        raise StepFailed(f"no pkg-config files below {place}")
+    paths, flags = [str(folder) for folder in folders], [f"-Wl,-rpath,{folder.parent}" for folder in folders]
+    return {
+        "PKG_CONFIG_PATH": ":".join([*paths, *filter(None, [env.get("PKG_CONFIG_PATH")])]),
+        "LDFLAGS": " ".join([*flags, *filter(None, [env.get("LDFLAGS")])]),
+    }
+
+
+def main() -> int:
+    """Print the environment; nothing where the system has the library itself."""
+    try:
+        library = system()
+    except StepFailed as failure:
+        say(f"not installed here ({failure})")
+    else:
+        say(f"the system has ngtcp2 {library.version}")
+        return 0
+    try:
+        variables = environment(unpacked(detect(), cache.folder()))
+    except (StepFailed, OSError) as failure:
+        print(f"the packaged ngtcp2 could not be fetched: {failure}", file=sys.stderr)
+        return 1
+    print(*(f"export {name}={shlex.quote(value)}" for name, value in variables.items()), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
