@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, Union
 
-from .errors import EngineClosed, EngineError, LifecycleError, NativeLibraryError
+from .errors import AsportError, EngineClosed, EngineError, LifecycleError, NativeLibraryError
 
 try:
     from . import _aq
@@ -204,7 +204,13 @@ class Stream(_Handle):
 
     def attach(self, sock: socket.socket) -> None:
         """Lets the engine thread relay. The socket is taken over, also when this raises. StreamEnded follows."""
-        self.engine._call(lib.aq_stream_attach, self.id, sock.detach())
+        descriptor = sock.detach()
+        try:
+            self.engine._check()
+        except AsportError:
+            os.close(descriptor)
+            raise
+        self.engine._call(lib.aq_stream_attach, self.id, descriptor)
 
     def reset(self, code: int = 1) -> None:
         """RESET_STREAM and STOP_SENDING (RFC 9000 sections 19.4 and 19.5)."""

@@ -102,7 +102,10 @@ static void destroy_credentials(void *object)
 
 static void destroy_udp(void *object)
 {
-    aq_udp_free(object);
+    aq_udp *udp = object;
+    if (udp->fd >= 0)
+        close(udp->fd); /* never closed by Python, and the engine is over */
+    aq_udp_free(udp);
 }
 
 static void destroy_nothing(void *object)
@@ -565,6 +568,7 @@ int64_t aq_stream_reset(aq_engine *engine, aq_id id, uint64_t code)
         atomic_store(&stream->local_reset, 1);
         aq_stream_signal(stream, AQ_NEED_END);
         aq_stream_notify(stream);
+        aq_stream_disown(stream);
         aq_slab_put(&engine->streams, id);
     }
     aq_api_leave(engine);
@@ -629,6 +633,7 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
     if (udp != NULL) {
         aq_udp_detach(udp);
         command.fd = udp->fd;
+        udp->fd = -1;
         if (aq_slab_remove(&engine->udps, id) == AQ_OK)
             aq_engine_tell(engine, &command);
         aq_slab_put(&engine->udps, id);

@@ -256,6 +256,9 @@ int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connectio
 
 /* ---- TCP over streams --------------------------------------------------------------------------------------- */
 
+/* Every stream that was opened here or reported by AQ_EVENT_STREAM must be relayed, attached, refused or reset once, also when its connection has
+ * ended meanwhile: what came before the end is kept for it until then. */
+
 /* [any] A new bidirectional stream that begins with `header` (at most 64 bytes). It may have to wait for the peer's
  * stream credit; relaying may begin at once. AQ_ERR_LIMIT: too many wait already. */
 aq_id aq_stream_open(aq_engine *engine, aq_id connection, const uint8_t *header, size_t header_length);

@@ -82,6 +82,8 @@ static void unlink_stream(aq_conn *conn, aq_stream *stream)
     stream->conn = NULL;
     stream->quic_id = -1;
     conn->host->touch_stream(conn->host->engine, stream);
+    if (stream->peer_opened && !stream->reported)
+        aq_stream_disown(stream); /* Python never heard of it */
     aq_stream_close(stream);
 }
 
@@ -193,14 +195,14 @@ void aq_conn_update_stream(aq_stream *stream, uint64_t now)
 int64_t aq_conn_refuse_stream(aq_stream *stream)
 {
     aq_conn *conn = stream->conn;
-    if (conn == NULL || conn->quic == NULL || stream->quic_id < 0)
-        return AQ_ERR_GONE;
-    if (atomic_exchange(&stream->owned, 1))
+    if (atomic_load(&stream->owned))
         return AQ_ERR_STATE;
-    atomic_store(&stream->tx_fin, 1);
-    ngtcp2_conn_shutdown_stream_read(conn->quic, 0, stream->quic_id, 0);
-    aq_conn_queue_stream(conn, stream);
-    aq_stream_leave(stream);
+    if (conn != NULL && conn->quic != NULL && stream->quic_id >= 0) {
+        atomic_store(&stream->tx_fin, 1);
+        ngtcp2_conn_shutdown_stream_read(conn->quic, 0, stream->quic_id, 0);
+        aq_conn_queue_stream(conn, stream);
+    }
+    aq_stream_disown(stream);
     return AQ_OK;
 }
 
@@ -236,6 +238,7 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
         stream->header_done = 1;
         stream->deadline = UINT64_MAX;
         conn->headers_pending--;
+        stream->reported = 1;
         memcpy(event.data, stream->header, (size_t)whole);
         aq_conn_post(conn, &event);
         *data += used;

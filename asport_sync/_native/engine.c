@@ -65,8 +65,8 @@ static void release_command(aq_engine *engine, aq_engine_command *command)
     if (command->kind == AQ_DO_OPEN_STREAM && command->object != NULL) {
         aq_stream *stream = command->object;
         atomic_store(&stream->dead, 2);
+        aq_stream_disown(stream);
         aq_stream_close(stream);
-        aq_stream_signal(stream, AQ_NEED_END);
         aq_slab_put(&engine->streams, stream->id);
     }
     if (command->kind == AQ_DO_ATTACH || command->kind == AQ_DO_CLOSE_FD || command->kind == AQ_DO_LISTEN ||

@@ -271,7 +271,15 @@ void aq_stream_leave(aq_stream *stream)
 void aq_stream_close(aq_stream *stream)
 {
     atomic_store(&stream->quic_closed, 1);
-    /* Not owned: nobody has begun to relay, and who tries later finds the name gone. */
-    if (atomic_load(&stream->relay_over) || !atomic_load(&stream->owned))
+    /* Not relayed yet: what came waits for whoever relays later, even if the connection has ended meanwhile. */
+    if (atomic_load(&stream->relay_over))
         aq_slab_remove(stream->table, stream->id);
+}
+
+int aq_stream_disown(aq_stream *stream)
+{
+    if (atomic_exchange(&stream->owned, 1))
+        return 0;
+    aq_stream_leave(stream);
+    return 1;
 }

@@ -78,7 +78,7 @@ typedef struct aq_stream {
     uint64_t deadline;                 /* until the header must be complete; UINT64_MAX: no longer waiting */
     uint8_t header[AQ_STREAM_HEADER_MAX];
     uint8_t header_length;
-    uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, in_touched;
+    uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
     int attached_fd; /* -1: not attached */
 
     /* owner of the socket only (a worker, or the engine when attached) */
@@ -132,6 +132,8 @@ void aq_stream_socket_failed(aq_stream *stream, int fd);
 
 /* [owner] It will not look again. */
 void aq_stream_leave(aq_stream *stream);
+/* [any] Nobody will ever relay it. 0: somebody does already. */
+int aq_stream_disown(aq_stream *stream);
 /* [engine] QUIC is done with it. */
 void aq_stream_close(aq_stream *stream);
 

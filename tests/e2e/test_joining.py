@@ -22,7 +22,7 @@ from asport_sync import (
     RefusedError,
     Server,
 )
-from tests.e2e.tunnels import PASSWORD, READY_TIMEOUT, client_options, server_options, tunnel
+from tests.e2e.tunnels import PASSWORD, READY_TIMEOUT, both_echoes, client_options, server_options, tunnel
 from tests.support.certificates import Certificate, self_signed
 from tests.support.ports import free_port
 from tests.support.services import Address, TcpEcho, UdpEcho
@@ -128,7 +128,7 @@ def test_every_mode_in_both_dialects(
     """What was asked for works, and what was not asked for is closed."""
     server_side = {"dialect": dialect} if server == "the same" else {"dialect": "auto", "ambiguous_dialect": dialect}
     client_side = {"dialect": dialect, "network": network, "udp_forward_mode": mode}
-    with UdpEcho() as datagrams, TcpEcho(*datagrams.address) as service:
+    with both_echoes() as (service, _):
         with tunnel(certificate, service.address, server=server_side, client=client_side) as opened:
             if network == "udp":
                 with pytest.raises(ConnectionRefusedError):

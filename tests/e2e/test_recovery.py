@@ -13,6 +13,7 @@ import pytest
 from asport_sync import AsportError, Client, Server
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
+    both_echoes,
     client_options,
     client_process,
     public_port,
@@ -22,7 +23,7 @@ from tests.e2e.tunnels import (
 )
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
-from tests.support.services import Address, TcpEcho, UdpEcho
+from tests.support.services import Address, TcpEcho
 from tests.support.traffic import UdpPeer, connect, echo, receive_exactly
 from tests.support.waiting import wait_until
 
@@ -39,14 +40,14 @@ def works(address: Address) -> bool:
 
 
 def test_the_server_is_killed_and_restarted(certificate: Certificate, tmp_path: Path) -> None:
-    """Three times, as some faults show only after several reconnects. Port and client stay the same."""
+    """Several times, as some faults show only after several reconnects. Port and client stay the same."""
     quic, port = free_port(), free_port()
     changes: dict[str, Any] = {"server": f"127.0.0.1:{quic}", "proxy": {"allow_ports": port}}
     public = ("127.0.0.1", port)
     with TcpEcho() as service, Client(**client_options(certificate, ("127.0.0.1", quic), service.address)) as client:
-        for _ in range(3):
+        for _ in range(4):
             with server_process(tmp_path, certificate, **changes) as server:
-                assert client.wait_ready(BACK)[1] == port
+                wait_until(lambda: works(public), BACK, "the public port answers", detail=lambda: str(client.stats()))
                 with connect(public) as user:
                     user.sendall(b"before")
                     assert receive_exactly(user, 6) == b"before"
@@ -54,8 +55,6 @@ def test_the_server_is_killed_and_restarted(certificate: Certificate, tmp_path: 
                     # The public side learns of it from the kernel, which ends the dead process's connections.
                     with contextlib.suppress(ConnectionResetError):
                         assert user.recv(1) == b""
-        with server_process(tmp_path, certificate, **changes):
-            wait_until(lambda: works(public), BACK, "the public port answers again", detail=lambda: str(client.stats()))
 
 
 def test_the_server_stops_and_comes_back(certificate: Certificate) -> None:
@@ -75,7 +74,7 @@ def test_a_killed_client_finds_its_port_again(certificate: Certificate, tmp_path
     """Long before the idle timeout, which here is a minute, and although the dead connection holds the port."""
     port = free_port()
     options = server_options(certificate, max_idle_time=60.0, proxy={"allow_ports": port})
-    with TcpEcho() as service, UdpEcho(*service.address), Server(**options) as server:
+    with both_echoes() as (service, _), Server(**options) as server:
         for _ in range(3):
             with client_process(tmp_path, certificate, server.address, service.address) as client:
                 assert public_port(client) == port

@@ -145,7 +145,9 @@ def test_busy_associations_do_not_end(certificate: Certificate) -> None:
         short = {"udp_timeout": 2.0}
         with tunnel(certificate, service.address, server={"udp_session_timeout": 2.0}, client=short) as opened:
             with UdpPeer(opened.public) as user, UdpPeer(opened.public) as idle:
+                user.ask(b"busy", b"busy")
                 idle.ask(b"only once", b"only once")
+                assert flows(opened) == (2, 2)
                 number = 0
                 # Until the idle one has ended, the busy one must not.
                 while flows(opened) != (1, 1):

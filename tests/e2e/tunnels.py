@@ -14,7 +14,7 @@ from asport_sync import Client, Server
 from tests.support.certificates import Certificate, write_private
 from tests.support.ports import free_port
 from tests.support.process import Process
-from tests.support.services import Address, host_and_port
+from tests.support.services import Address, TcpEcho, UdpEcho, host_and_port
 
 USER = "00112233-4455-6677-8899-aabbccddeeff"
 PASSWORD = "correct horse battery staple"
@@ -27,7 +27,7 @@ SERVER_READY = r"accepting clients on (\S+):(\d+)"
 CLIENT_READY = r"is public on port (\d+) for (.+)$"
 
 
-def server_options(certificate: Certificate, **changes: Any) -> dict[str, Any]:
+def server_options(certificate: Certificate, /, **changes: Any) -> dict[str, Any]:
     """Options of a server for one user on loopback. ``proxy`` among the changes changes its entry of ``proxies``."""
     proxy = {"users": {USER: PASSWORD}, "bind_ip": "127.0.0.1", "allow_ports": [{"start": 20000, "end": 32000}]}
     proxy.update(changes.pop("proxy", {}))
@@ -40,7 +40,7 @@ def server_options(certificate: Certificate, **changes: Any) -> dict[str, Any]:
     }
 
 
-def client_options(certificate: Certificate, server: Address, local: Address, **changes: Any) -> dict[str, Any]:
+def client_options(certificate: Certificate, server: Address, local: Address, /, **changes: Any) -> dict[str, Any]:
     """Options of the client that goes with it."""
     return {
         "server": host_and_port(server),
@@ -90,6 +90,14 @@ def tunnel(
             yield Tunnel(running, joined, joined.wait_ready(READY_TIMEOUT))
 
 
+@contextlib.contextmanager
+def both_echoes() -> Iterator[tuple[TcpEcho, UdpEcho]]:
+    """Echo services for TCP and UDP on one number, as a client has one ``local`` for both."""
+    port = free_port()
+    with TcpEcho(port=port) as stream, UdpEcho(port=port) as datagrams:
+        yield stream, datagrams
+
+
 def write_config(directory: Path, name: str, options: dict[str, Any]) -> Path:
     """Writes a configuration file that only its owner can read."""
     path = directory / f"{name}.json"
@@ -103,14 +111,14 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "asport_sync", *arguments]
 
 
-def server_process(directory: Path, certificate: Certificate, **changes: Any) -> Process:
+def server_process(directory: Path, certificate: Certificate, /, **changes: Any) -> Process:
     """``asport-sync server run``, not started yet."""
     path = write_config(directory, "server", server_options(certificate, **changes))
     return Process(command("server", "run", "-c", str(path), "-v"), name="server")
 
 
 def client_process(
-    directory: Path, certificate: Certificate, server: Address, local: Address, **changes: Any
+    directory: Path, certificate: Certificate, server: Address, local: Address, /, **changes: Any
 ) -> Process:
     """``asport-sync client run``, not started yet."""
     path = write_config(directory, "client", client_options(certificate, server, local, **changes))

@@ -198,7 +198,7 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Relay(threading.Thread):
-    """A relay in a thread of its own, and how it ended."""
+    """A relay in a thread of its own, and how it ended. Closes its socket at the end, as workers do."""
 
     def __init__(self, stream: Stream, sock: socket.socket) -> None:
         super().__init__(name="relay", daemon=True)
@@ -207,10 +207,11 @@ class Relay(threading.Thread):
         self.outcome: StreamResult | EngineError | None = None
 
     def run(self) -> None:
-        try:
-            self.outcome = self.stream.relay(self._socket)
-        except EngineError as problem:
-            self.outcome = problem
+        with self._socket:
+            try:
+                self.outcome = self.stream.relay(self._socket)
+            except EngineError as problem:
+                self.outcome = problem
 
     def finish(self) -> StreamResult | EngineError:
         self.join(EVENT_TIMEOUT)
@@ -225,7 +226,7 @@ def echo(pair: Pair, size: int) -> None:
     assert opened.header == HEADER
     public, user = tcp_pair()
     local, service = tcp_pair()
-    with public, user, local, service:
+    with user, service:
         relays = [Relay(stream, public), Relay(opened.stream, local)]
         for relay in relays:
             relay.start()
@@ -255,10 +256,10 @@ def echo(pair: Pair, size: int) -> None:
 
 
 @contextlib.contextmanager
-def running_relays(pair: Pair) -> Iterator[tuple[list[Relay], list[socket.socket]]]:
+def running_relays(pair: Pair) -> Iterator[tuple[list[Relay], socket.socket, socket.socket]]:
     """A stream with a relay at either end, through which a byte has passed each way.
 
-    Yields the server's and the client's relay, and four sockets: the server's, its user's, the client's, its service's.
+    Yields the server's and the client's relay, the socket of the public user, and that of the local service.
     """
     stream = pair.server_connection.open_stream(HEADER)
     opened = pair.client.expect(StreamOpened)
@@ -267,15 +268,11 @@ def running_relays(pair: Pair) -> Iterator[tuple[list[Relay], list[socket.socket
     relays = [Relay(stream, public), Relay(opened.stream, local)]
     for relay in relays:
         relay.start()
-    with public, local:
-        try:
-            with user, service:
-                user.sendall(b"?")
-                assert service.recv(1) == b"?"
-                service.sendall(b"!")
-                assert user.recv(1) == b"!"
-                yield relays, [public, user, local, service]
-        finally:
-            # The descriptors are lent to the relays: they must have left before the sockets are closed.
-            for relay in relays:
-                relay.finish()
+    with user, service:
+        user.sendall(b"?")
+        assert service.recv(1) == b"?"
+        service.sendall(b"!")
+        assert user.recv(1) == b"!"
+        yield relays, user, service
+    for relay in relays:
+        relay.finish()

@@ -262,13 +262,17 @@ def test_stale_connection_stream_and_socket(certificate: Certificate) -> None:
         udp = connection.open_udp(sock, public=True)
         connection.close()
         assert expect_closed(pair.server, connection).cause is CloseCause.LOCAL
-        for call in (connection.info, connection.close, lambda: connection.send(b"\0\5"), stream.reset, udp.receive):
+        for call in (connection.info, connection.close, lambda: connection.send(b"\0\5"), udp.receive):
             with pytest.raises(EngineClosed):
                 call()
-        stale_sock = socket.socketpair()
-        for end in stale_sock:
-            with end, pytest.raises(EngineClosed):
-                stream.relay(end)
+        # A stream outlives its connection until somebody has relayed what came before the end.
+        first, second = socket.socketpair()
+        with first, second:
+            assert stream.relay(first).end is StreamEnd.CONNECTION
+            with pytest.raises(EngineClosed):
+                stream.relay(second)
+            with pytest.raises(EngineClosed):
+                stream.reset()
 
 
 def test_a_random_id_never_reaches_another_object(certificate: Certificate) -> None:
@@ -305,7 +309,7 @@ def test_credentials_errors_say_what_is_wrong(certificate: Certificate, tmp_path
         with pytest.raises(EngineError, match=r"(?i)certificate|trust|authorit"):
             engine.client_credentials(alpn=ALPN, trust=b"no certificate", system_trust=False)
         with pytest.raises(EngineError, match=r"(?i)key ?log|no/such/folder|No such file"):
-            engine.client_credentials(alpn=ALPN, system_trust=False, keylog=str(tmp_path / "no/such/folder/file"))
+            engine.client_credentials(alpn=ALPN, verify=False, keylog=str(tmp_path / "no/such/folder/file"))
     finally:
         engine.close()
 
@@ -338,7 +342,7 @@ def test_the_exporter_needs_a_finished_handshake(certificate: Certificate) -> No
 
 @pytest.mark.parametrize("how", ["stop", "close"])
 def test_end_of_the_engine_ends_a_blocked_relay(certificate: Certificate, how: str) -> None:
-    with connected(certificate) as pair, running_relays(pair) as (relays, _):
+    with connected(certificate) as pair, running_relays(pair) as (relays, _, _):
         if how == "stop":
             pair.server.engine.stop()
         else:
@@ -351,7 +355,7 @@ def test_end_of_the_engine_ends_a_blocked_relay(certificate: Certificate, how: s
 
 
 def test_end_of_the_connection_ends_a_blocked_relay(certificate: Certificate) -> None:
-    with connected(certificate) as pair, running_relays(pair) as (relays, _):
+    with connected(certificate) as pair, running_relays(pair) as (relays, _, _):
         pair.client_connection.close()
         for relay in relays:
             outcome = relay.finish()
@@ -361,7 +365,7 @@ def test_end_of_the_connection_ends_a_blocked_relay(certificate: Certificate) ->
 
 
 def test_reset_from_another_thread_ends_a_blocked_relay(certificate: Certificate) -> None:
-    with connected(certificate) as pair, running_relays(pair) as (relays, _):
+    with connected(certificate) as pair, running_relays(pair) as (relays, _, _):
         relays[1].stream.reset()
         local, remote = relays[1].finish(), relays[0].finish()
         assert isinstance(local, StreamResult)
@@ -371,13 +375,13 @@ def test_reset_from_another_thread_ends_a_blocked_relay(certificate: Certificate
 
 
 def test_one_relay_per_stream(certificate: Certificate) -> None:
-    with connected(certificate) as pair, running_relays(pair) as (relays, sockets):
+    with connected(certificate) as pair, running_relays(pair) as (relays, user, service):
         one, two = tcp_pair()
         with one, two, pytest.raises(EngineError) as caught:
             relays[0].stream.relay(one)
         assert caught.value.code in (lib.AQ_ERR_STATE, lib.AQ_ERR_GONE)
-        sockets[1].sendall(b"still there")
-        assert sockets[3].recv(11) == b"still there"
+        user.sendall(b"still there")
+        assert service.recv(11) == b"still there"
 
 
 def test_streams_and_connections_leave_nothing_in_the_engine(certificate: Certificate) -> None:
@@ -426,14 +430,14 @@ BUSY = """
 manager = connected(certificate)
 pair = manager.__enter__()
 streams = running_relays(pair)
-relays, sockets = streams.__enter__()
+relays, user, service = streams.__enter__()
 def flood(sock):
     while True:
         sock.sendall(bytes(65536))
 def drain(sock):
     while sock.recv(65536):
         pass
-for work, sock in ((flood, sockets[1]), (drain, sockets[3]), (flood, sockets[3]), (drain, sockets[1])):
+for work, sock in ((flood, user), (drain, service), (flood, service), (drain, user)):
     threading.Thread(target=work, args=(sock,), daemon=True).start()
 wait_until(lambda: pair.client_connection.info().bytes_received > 1_000_000, 20, "traffic")
 """

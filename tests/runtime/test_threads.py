@@ -61,7 +61,8 @@ def test_the_worker_that_was_idle_last_is_used_first(pool: WorkerPool) -> None:
         wait_until(lambda done=done: pool.running == 2 - done, TIMEOUT, "a worker is idle")  # type: ignore[misc]
     for _ in range(3):
         pool.submit(lambda: names.append(threading.current_thread().name))
-        wait_until(lambda: pool.running == 0 and len(names) > _, TIMEOUT, "the task is done")
+        wait_until(lambda: pool.running == 0, TIMEOUT, "the task is done")
+    assert len(names) == 3
     assert set(names) == set(gates[1].threads)
 
 
@@ -79,7 +80,7 @@ def test_a_task_that_raises_is_logged_and_costs_no_worker(pool: WorkerPool, capl
     done = threading.Event()
     with caplog.at_level(logging.ERROR, "asport_sync"):
         pool.submit(lambda: 1 // 0)
-        wait_until(lambda: caplog.records, TIMEOUT, "the error is logged")
+        wait_until(lambda: caplog.records and pool.running == 0, TIMEOUT, "the error is logged and the worker idle")
     pool.submit(done.set)
     assert done.wait(TIMEOUT)
     assert caplog.records[0].exc_info is not None

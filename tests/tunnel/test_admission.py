@@ -73,7 +73,5 @@ def test_the_password_is_not_shown() -> None:
         ("both", ForwardMode(False, None), Dialect.FLAGS, None),
     ],
 )
-def test_networks_granted(
-    allowed: Network, asked: ForwardMode, dialect: Dialect, expected: ForwardMode | None
-) -> None:
+def test_networks_granted(allowed: Network, asked: ForwardMode, dialect: Dialect, expected: ForwardMode | None) -> None:
     assert granted(allowed, asked, dialect) == expected

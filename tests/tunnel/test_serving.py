@@ -1,4 +1,7 @@
-"""The server's side of the handshake, port takeover, and what a peer may not do. No thread but those that own sockets."""
+"""The server's side of the handshake, port takeover, and what a peer may not do.
+
+No threads but those that own sockets.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +143,7 @@ def reachable(number: int) -> bool:
     return True
 
 
-# --- success -------------------------------------------------------------------------------------------------------------
+# --- success ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_client_with_the_right_token_gets_its_port(scene: Scene) -> None:
@@ -232,7 +235,7 @@ def test_a_large_range_is_searched_without_stopping_the_loop() -> None:
         assert answer.port >= low + 100
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -300,7 +303,7 @@ def test_a_client_without_a_hello_is_closed_after_the_handshake_timeout() -> Non
         assert joined.closed is None
 
 
-# --- rules ---------------------------------------------------------------------------------------------------------------
+# --- rules ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -372,7 +375,7 @@ def test_events_of_unknown_connections_are_ignored(scene: Scene) -> None:
     assert scene.counter("handshakes_failed") == 1
 
 
-# --- the end of a connection, and ports that change hands ------------------------------------------------------------------
+# --- the end of a connection, and ports that change hands -------------------------------------------------------------
 
 
 def test_a_port_is_free_again_when_its_client_has_gone(scene: Scene) -> None:
@@ -531,7 +534,7 @@ def test_who_comes_back_finds_the_same_port() -> None:
         assert answers(scene.join()) == [ServerHello(SUCCESS, second)]
 
 
-# --- start, stop, figures -------------------------------------------------------------------------------------------------
+# --- start, stop, figures ---------------------------------------------------------------------------------------------
 
 
 def test_the_engine_is_told_what_the_configuration_says() -> None:
@@ -557,9 +560,7 @@ def test_the_reset_key_depends_on_the_private_key_only() -> None:
 def test_an_address_that_is_taken_is_a_configuration_error() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind((HOST, 0))
-        config = ServerConfig.from_options(
-            server=other.getsockname(), certificate=PEM, private_key=PEM, proxies=[]
-        )
+        config = ServerConfig.from_options(server=other.getsockname(), certificate=PEM, private_key=PEM, proxies=[])
         run = ServerRun(config, FakeEngine().as_real())
         with pytest.raises(ConfigError, match="in use"):
             run.start()

@@ -1,0 +1,87 @@
+"""Command line to function call, and errors to exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from asport_sync.cli import commands
+from asport_sync.config.values import LOG_LEVELS
+from asport_sync.errors import AsportError
+
+_FAILED = 1
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit status. A wrong command line, ``--help`` and ``--version`` raise SystemExit, as argparse does.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.call(arguments)
+        return status
+    except (AsportError, OSError) as problem:
+        print(f"asport-sync: {problem}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        # A second Ctrl-C: whoever presses it again doesn't want to read a traceback.
+        return _INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asport-sync",
+        description="A reverse tunnel over QUIC: makes a local service reachable on a server's port.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions of everything, and end")
+    sides = parser.add_subparsers(metavar="COMMAND", required=True)
+    for side, what in (("client", "make a local service public"), ("server", "lend public ports to clients")):
+        actions = sides.add_parser(side, help=what, description=f"The {side}: {what}.").add_subparsers(
+            metavar="ACTION", required=True
+        )
+        _run(actions.add_parser("run", help="run until SIGINT or SIGTERM"), side)
+        _check(actions.add_parser("check", help="say what is wrong with the configuration, or ok"), side)
+    identifier = sides.add_parser("uuid", help="print a new UUID for a user")
+    identifier.set_defaults(call=commands.uuid)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints what is installed. argparse's own would ask the libraries also where nobody wants to know."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(commands.version())
+        parser.exit()
+
+
+def _run(parser: argparse.ArgumentParser, side: str) -> None:
+    _file(parser, side)
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument(
+        "--log-level", choices=sorted(LOG_LEVELS, key=list(LOG_LEVELS).index), help="instead of log_level"
+    )
+    level.add_argument(
+        "-v", "--verbose", action="count", default=0, help="log level info, or debug where it is given twice"
+    )
+    parser.set_defaults(call=commands.run_client if side == "client" else commands.run_server)
+
+
+def _check(parser: argparse.ArgumentParser, side: str) -> None:
+    _file(parser, side)
+    parser.set_defaults(call=commands.check_client if side == "client" else commands.check_server)
+
+
+def _file(parser: argparse.ArgumentParser, side: str) -> None:
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help=f"configuration; default: {side}.yaml, .yml, .toml or .json here, or in asport/ of the XDG folders",
+    )

@@ -1,0 +1,194 @@
+"""A thread that waits for sockets: the shape of both the acceptor and the UDP pump."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from asport_sync.runtime.timers import Timer, Timers
+
+_log = logging.getLogger("asport_sync.runtime")
+
+_PAUSE_AFTER_FAULT = 1.0  # seconds that a socket is left alone whose handler failed in a way nobody foresaw
+
+
+class HasFileno(Protocol):
+    """Anything with a descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+class SelectorThread:
+    """Owns a selector, timers and whatever is reached only from its calls.
+
+    Other threads hand it work with ``call``; the sockets, timers and handlers belong to the thread, so those methods
+    are for functions that it runs. The queue of calls has any number of producers and one consumer.
+
+    Args:
+        name: The thread's name.
+        clock: Monotonic time in seconds.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._paused: dict[HasFileno, Timer] = {}
+        self._timers = Timers(clock)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._lock = threading.Lock()  # guards _calls, _woken, _ended, _stopping and the writing end of the pipe
+        self._calls: collections.deque[Callable[[], object]] = collections.deque()
+        self._woken = False  # a byte is in the pipe: further callers need not write another
+        self._stopping = False
+        self._ended = False
+        self._reader, self._writer = os.pipe()
+        self._selector.register(self._reader, selectors.EVENT_READ, self._awake)
+
+    # --- any thread ---
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Runs ``function(*arguments)`` in the thread, after the calls before it.
+
+        Once the thread has ended the call is made here and now: there is nobody left to disturb, and what was lent to
+        the thread can still be given back.
+        """
+        with self._lock:
+            if not self._ended:
+                self._calls.append(lambda: function(*arguments))
+                self._wake()
+                return
+        function(*arguments)
+
+    def call_and_wait(self, function: Callable[..., object], *arguments: object) -> None:
+        """As ``call``, but returns when the call is done. Not from the thread itself, nor where it may wait for."""
+        done = threading.Event()
+
+        def and_tell() -> None:
+            try:
+                function(*arguments)
+            finally:
+                done.set()
+
+        self.call(and_tell)
+        done.wait()
+
+    def stop(self, timeout: float) -> bool:
+        """Makes the calls that are queued, then ends the thread and frees its descriptors. Idempotent.
+
+        Returns:
+            Whether it has ended within ``timeout`` seconds.
+        """
+        with self._lock:
+            if self._thread.ident is None:
+                # Never started: nobody else will tidy up.
+                if not self._ended:
+                    self._end()
+                return True
+            if not self._ended:
+                self._stopping = True
+                self._wake()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # --- this thread only ---
+
+    def watch(self, source: HasFileno, handler: Callable[[], object]) -> None:
+        """Calls ``handler()`` whenever the source is readable, until ``unwatch``."""
+        self._selector.register(source, selectors.EVENT_READ, handler)
+
+    def unwatch(self, source: HasFileno) -> None:
+        """Leaves the source alone; to be called before it is closed. Does nothing where it isn't watched."""
+        paused = self._paused.pop(source, None)
+        if paused is not None:
+            paused.cancel()
+        # ValueError: closed already.
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(source)
+
+    def after(self, delay: float, call: Callable[[], None]) -> Timer:
+        """Calls ``call()`` once ``delay`` seconds have passed."""
+        return self._timers.after(delay, call)
+
+    def pause(self, source: HasFileno, seconds: float) -> None:
+        """Leaves a watched source alone for a while, as when it stays readable and can't be served now."""
+        try:
+            handler: Callable[[], object] = self._selector.unregister(source).data
+        except (KeyError, ValueError):
+            return
+
+        def again() -> None:
+            del self._paused[source]
+            self.watch(source, handler)
+
+        self._paused[source] = self.after(seconds, again)
+
+    # --- inside ---
+
+    def _run(self) -> None:
+        while True:
+            try:
+                ready = self._selector.select(self._timers.remaining())
+            except OSError:
+                _log.exception("%s: waiting for sockets failed", self._thread.name)
+                time.sleep(_PAUSE_AFTER_FAULT)
+                continue
+            for key, _ in ready:
+                # A handler before this one may have unwatched it.
+                if self._selector.get_map().get(key.fd) == key:
+                    self._guarded(key)
+            self._timed()
+            self._queued()
+            with self._lock:
+                if self._stopping and not self._calls:
+                    self._end()
+                    return
+
+    def _guarded(self, key: selectors.SelectorKey) -> None:
+        try:
+            key.data()
+        except Exception:
+            _log.exception("%s: a socket could not be served", self._thread.name)
+            if not isinstance(key.fileobj, int):
+                self.pause(key.fileobj, _PAUSE_AFTER_FAULT)
+
+    def _timed(self) -> None:
+        try:
+            self._timers.run()
+        except Exception:
+            _log.exception("%s: a timer failed", self._thread.name)
+
+    def _queued(self) -> None:
+        # As many as there are now: calls that queue calls must not keep the sockets waiting.
+        for _ in range(len(self._calls)):
+            with self._lock:
+                call = self._calls.popleft()
+            try:
+                call()
+            except Exception:
+                _log.exception("%s: a call failed", self._thread.name)
+
+    def _awake(self) -> None:
+        with self._lock:
+            os.read(self._reader, 4096)
+            self._woken = False
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            os.write(self._writer, b"\0")
+
+    def _end(self) -> None:
+        self._ended = True
+        self._selector.close()
+        os.close(self._reader)
+        os.close(self._writer)

@@ -1,0 +1,268 @@
+"""Sockets: resolving, binding, accepting, dialling. Blocking calls say for how long."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import select
+import socket
+import time
+from collections.abc import Iterable
+
+from asport_sync.runtime.threads import StopSignal
+
+SocketAddress = tuple[str, int]
+"""An IP address as text, with ``%zone`` where a link-local IPv6 address needs one, and a port."""
+
+BACKLOG = 1024
+"""Connections that the kernel may keep for us until they are accepted; it lowers this to net.core.somaxconn."""
+
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What accept() says when the process or the system has no room now. The connection stays in the backlog."""
+
+_FAILED_IN_A_ROW = 16  # failed connections that one accept passes over, so that a lasting error can't hold the thread
+
+
+class Stopped(Exception):
+    """The stop signal came before the call was done."""
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def is_literal(host: str) -> bool:
+    """Whether this is an IP address rather than a name. A zone may follow an IPv6 address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """The address family of an IP literal."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def resolve(host: str, port: int, kind: socket.SocketKind) -> list[SocketAddress]:
+    """The addresses of a host, in the system's order of preference (RFC 6724), without duplicates.
+
+    An IP literal is returned as it is and never blocks. A name may block as long as the system's resolver does.
+
+    Raises:
+        OSError: The name can't be resolved.
+    """
+    if is_literal(host):
+        return [(host, port)]
+    found = []
+    for family, _, _, _, address in socket.getaddrinfo(host, port, type=kind):
+        if family in (socket.AF_INET, socket.AF_INET6):
+            found.append(_literal(address))
+    if not found:
+        raise OSError(errno.EADDRNOTAVAIL, f"{host} has no IP address")
+    return list(dict.fromkeys(found))
+
+
+def text(address: SocketAddress) -> str:
+    """An address for people: IPv6 in brackets."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def local_address(sock: socket.socket) -> SocketAddress:
+    """The address a socket is bound to."""
+    return _literal(sock.getsockname())
+
+
+def remote_address(sock: socket.socket) -> SocketAddress:
+    """The address a socket is connected to."""
+    return _literal(sock.getpeername())
+
+
+def _literal(address: tuple[object, ...]) -> SocketAddress:
+    """Host and port of what the socket module calls an address: for IPv6 four items, the last being the zone."""
+    host, port = str(address[0]), int(str(address[1]))
+    if len(address) == 4 and address[3] and "%" not in host:
+        host += f"%{address[3]}"
+    return host, port
+
+
+# --- binding ----------------------------------------------------------------------------------------------------------
+
+
+def bind_udp(host: str, port: int, *, only_v6: bool | None = None) -> socket.socket:
+    """A UDP socket bound to an address. Not shared with any other socket.
+
+    Args:
+        host: IP literal.
+        port: 0: the system chooses.
+        only_v6: IPV6_V6ONLY; None: as the system says. Without meaning for IPv4.
+
+    Raises:
+        OSError: It can't be bound.
+    """
+    return _bound(socket.SOCK_DGRAM, host, port, only_v6)
+
+
+def listen_tcp(host: str, port: int, *, only_v6: bool | None = None, backlog: int = BACKLOG) -> socket.socket:
+    """A non-blocking TCP socket that listens.
+
+    SO_REUSEADDR is set, so connections in TIME_WAIT and relays of a predecessor don't keep the port; on Linux another
+    listener still does.
+
+    Raises:
+        OSError: It can't be bound.
+    """
+    sock = _bound(socket.SOCK_STREAM, host, port, only_v6)
+    try:
+        sock.setblocking(False)
+        # Two sockets with SO_REUSEADDR may both be bound; it is listen() that tells whose the port is.
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) -> socket.socket:
+    family = family_of(host)
+    sock = socket.socket(family, kind)
+    try:
+        if kind is socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family is socket.AF_INET6 and only_v6 is not None:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only_v6))
+        bare, _, zone = host.partition("%")
+        if zone:
+            sock.bind((bare, port, 0, int(zone) if zone.isdigit() else socket.if_nametoindex(zone)))
+        else:
+            sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+# --- accepting --------------------------------------------------------------------------------------------------------
+
+
+def accept(listener: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
+    """Accepts a connection from a non-blocking listener, with TCP_NODELAY.
+
+    Connections that failed before they were accepted (ECONNABORTED and whatever else the network says about them, see
+    accept(2)) are passed over.
+
+    Returns:
+        The connection and its peer, or None where there is none now.
+
+    Raises:
+        OSError: One of ``OUT_OF_RESOURCES``, or what says that this is no listener any more.
+    """
+    for _ in range(_FAILED_IN_A_ROW):
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            return None
+        except OSError as problem:
+            if problem.errno in OUT_OF_RESOURCES or problem.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
+                raise
+            continue
+        without_delay(sock)
+        return sock, _literal(address)
+    return None
+
+
+def without_delay(sock: socket.socket) -> None:
+    """Sets TCP_NODELAY: a relay passes on what it gets; holding small pieces back would add to their delay."""
+    # Fails on a connection that the peer has reset already; the relay will see that by itself.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+# --- dialling ---------------------------------------------------------------------------------------------------------
+
+
+def dial_tcp(addresses: Iterable[SocketAddress], timeout: float, stop: StopSignal) -> socket.socket:
+    """Connects to the first address that answers, with TCP_NODELAY.
+
+    Args:
+        addresses: Tried in this order.
+        timeout: Seconds for each.
+        stop: Ends the attempt.
+
+    Returns:
+        A connected socket with ``timeout`` as its timeout.
+
+    Raises:
+        OSError: What the last address said.
+        Stopped: The stop signal came.
+    """
+    problem: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
+    for address in addresses:
+        sock: socket.socket | None = None
+        try:
+            sock = socket.socket(family_of(address[0]), socket.SOCK_STREAM)
+            _connect(sock, address, timeout, stop)
+            without_delay(sock)
+            sock.settimeout(timeout)
+            return sock
+        except OSError as error:
+            problem = error
+        except BaseException:
+            if sock is not None:
+                sock.close()
+            raise
+        if sock is not None:
+            sock.close()
+    raise problem
+
+
+def _connect(sock: socket.socket, address: SocketAddress, timeout: float, stop: StopSignal) -> None:
+    sock.setblocking(False)
+    code = sock.connect_ex(connectable(address))
+    if code == errno.EINPROGRESS:
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        descriptor = stop.fileno()
+        if stop.is_set() or descriptor < 0:
+            raise Stopped
+        poll.register(descriptor, select.POLLIN)
+        deadline = time.monotonic() + timeout
+        while True:
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if stop.is_set():
+                raise Stopped
+            if any(number == sock.fileno() for number, _ in ready):
+                break
+            if time.monotonic() >= deadline:
+                raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout:g} s")
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code != 0:
+        raise OSError(code, os.strerror(code))
+
+
+def connected_udp(address: SocketAddress) -> socket.socket:
+    """A non-blocking UDP socket that talks to one address only.
+
+    Raises:
+        OSError: There is no way to that address.
+    """
+    sock = socket.socket(family_of(address[0]), socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(connectable(address))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connectable(address: SocketAddress) -> tuple[str, int] | tuple[str, int, int, int]:
+    """The address in the form that ``socket.connect`` takes without asking a resolver."""
+    host, port = address
+    bare, _, zone = host.partition("%")
+    if not zone:
+        return address
+    return (bare, port, 0, int(zone) if zone.isdigit() else socket.if_nametoindex(zone))

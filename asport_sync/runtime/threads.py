@@ -1,0 +1,221 @@
+"""Threads that come and go: a pool of workers, a limit on how many do one thing, and a signal to stop.
+
+All threads are daemons, so that a program that forgets to stop a tunnel still ends.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from asport_sync.errors import LifecycleError
+
+_log = logging.getLogger("asport_sync.runtime")
+
+_IDLE_TIME = 30.0  # seconds until a worker without work ends: longer than the pauses of a browsing user
+
+Task = tuple[Callable[..., object], tuple[object, ...]]
+
+
+class StopSignal:
+    """Says once, to any number of threads, that it is time to leave. Any thread.
+
+    It has a descriptor that becomes readable, so that a thread may wait for a socket and for the signal at once.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._reader, self._writer = os.pipe()
+        self._lock = threading.Lock()  # guards the two descriptors
+
+    def set(self) -> None:
+        """Gives the signal. Idempotent."""
+        with self._lock:
+            if not self._event.is_set():
+                self._event.set()
+                with contextlib.suppress(OSError):
+                    os.write(self._writer, b"\0")
+
+    def is_set(self) -> bool:
+        """Whether the signal was given."""
+        return self._event.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits for the signal; returns whether it was given."""
+        return self._event.wait(timeout)
+
+    def fileno(self) -> int:
+        """The descriptor that is readable once the signal is given; -1 after ``close``."""
+        return self._reader
+
+    def close(self) -> None:
+        """Gives the signal and frees the descriptor. Idempotent."""
+        self.set()
+        with self._lock:
+            descriptors = (self._reader, self._writer)
+            self._reader = self._writer = -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+class Slots:
+    """A number of places that are taken and given back. Any thread; never waits."""
+
+    def __init__(self, most: int) -> None:
+        self._lock = threading.Lock()  # guards _free
+        self._free = most
+
+    def take(self) -> bool:
+        """Takes a place; False where none is free."""
+        with self._lock:
+            if self._free <= 0:
+                return False
+            self._free -= 1
+            return True
+
+    def give_back(self) -> None:
+        """Gives a place back."""
+        with self._lock:
+            self._free += 1
+
+
+class _Worker:
+    """A thread of a pool and the task it is to do next."""
+
+    __slots__ = ("task", "thread", "wake")
+
+    def __init__(self, task: Task) -> None:
+        self.task: Task | None = task  # set by whoever took the worker off the idle stack, before ``wake``
+        self.wake = threading.Semaphore(0)
+        self.thread: threading.Thread | None = None
+
+
+class WorkerPool:
+    """Runs functions in threads that are kept for a while. Any thread.
+
+    The worker that became idle last is used first, so that its stack is warm and the others can end. Beyond ``most``
+    threads tasks wait in the order they came.
+
+    Args:
+        most: Threads at the same time.
+        idle_time: Seconds after which a worker without work ends.
+    """
+
+    def __init__(self, most: int, *, idle_time: float = _IDLE_TIME) -> None:
+        self._most = max(1, most)
+        self._idle_time = idle_time
+        self._lock = threading.Lock()  # guards everything below
+        self._idle: list[_Worker] = []
+        self._workers: set[_Worker] = set()
+        self._waiting: collections.deque[Task] = collections.deque()
+        self._running = 0
+        self._numbers = 0
+        self._stopped = False
+
+    @property
+    def running(self) -> int:
+        """Tasks that have a worker."""
+        with self._lock:
+            return self._running
+
+    @property
+    def threads(self) -> int:
+        """Threads there are now, idle ones included."""
+        with self._lock:
+            return len(self._workers)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a thread."""
+        with self._lock:
+            return len(self._waiting)
+
+    def submit(self, function: Callable[..., object], *arguments: object) -> None:
+        """Runs ``function(*arguments)`` in a worker. An exception that comes out of it is logged.
+
+        Raises:
+            LifecycleError: The pool is stopped.
+        """
+        task = (function, arguments)
+        with self._lock:
+            if self._stopped:
+                raise LifecycleError("the worker pool is stopped")
+            if self._idle:
+                worker = self._idle.pop()
+                worker.task = task
+                self._running += 1
+                worker.wake.release()
+            elif len(self._workers) < self._most and self._start_worker(task):
+                self._running += 1
+            else:
+                self._waiting.append(task)
+
+    def stop(self, timeout: float) -> bool:
+        """Drops waiting tasks, ends idle workers, and waits for the others.
+
+        Returns:
+            Whether all threads have ended within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._stopped = True
+            self._waiting.clear()
+            for worker in self._idle:
+                worker.wake.release()
+            self._idle.clear()
+            threads = [worker.thread for worker in self._workers if worker.thread is not None]
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def _start_worker(self, task: Task) -> bool:
+        """Starts a worker with its first task; False where the system has no thread to spare and others will do it."""
+        worker = _Worker(task)
+        self._numbers += 1
+        worker.thread = threading.Thread(
+            target=self._run, args=(worker,), name=f"asport-worker-{self._numbers}", daemon=True
+        )
+        self._workers.add(worker)
+        try:
+            worker.thread.start()
+        except RuntimeError:
+            self._workers.discard(worker)
+            if not self._workers:
+                raise
+            return False
+        return True
+
+    def _run(self, worker: _Worker) -> None:
+        while worker.task is not None:
+            function, arguments = worker.task
+            try:
+                function(*arguments)
+            except Exception:
+                _log.exception("a worker's task failed")
+            # What the task referred to must not live as long as this thread is idle.
+            worker.task = None
+            del function, arguments
+            with self._lock:
+                if self._waiting:
+                    worker.task = self._waiting.popleft()
+                    continue
+                self._running -= 1
+                if self._stopped:
+                    break
+                self._idle.append(worker)
+            if not worker.wake.acquire(timeout=self._idle_time):
+                with self._lock:
+                    if worker in self._idle:
+                        self._idle.remove(worker)
+                        break
+                # Taken off the stack in the same moment: the wake is on its way. Without a task it means the end.
+                worker.wake.acquire()
+        with self._lock:
+            self._workers.discard(worker)

@@ -1,0 +1,106 @@
+"""The private end of a tunnel, as programs use it."""
+
+from __future__ import annotations
+
+import os
+
+from asport_sync.config import ClientConfig, load_client
+from asport_sync.engine import Engine
+from asport_sync.errors import LifecycleError
+from asport_sync.tunnel.joining import ClientRun
+from asport_sync.tunnel.lifecycle import Lifecycle
+
+
+class Client(Lifecycle[ClientRun]):
+    """Makes a local service public on a server's port, and keeps it so until it is stopped.
+
+    ::
+
+        client = Client(
+            server="example.org:443",
+            local="127.0.0.1:8080",
+            uuid="00112233-4455-6677-8899-aabbccddeeff",
+            password="password",
+        )
+        client.run_forever()
+
+    Args:
+        options: The keys of a client's configuration, see ``asport_sync.config.ClientConfig``. ``server``, ``local``,
+            ``uuid`` and ``password`` (or ``password_file``) are needed.
+
+    Raises:
+        ConfigError: One or more options are missing, unknown or wrong.
+    """
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self._config = ClientConfig.from_options(**options)
+
+    @classmethod
+    def from_config(cls, source: str | os.PathLike[str] | ClientConfig | None = None) -> Client:
+        """A client from a configuration file.
+
+        Args:
+            source: The file; None: the one that is found, see ``asport_sync.config.find``. Also a configuration that
+                was read already.
+
+        Raises:
+            ConfigError: The file can't be read, or something in it is wrong.
+        """
+        client = cls.__new__(cls)
+        Lifecycle.__init__(client)
+        client._config = source if isinstance(source, ClientConfig) else load_client(source)
+        return client
+
+    @property
+    def config(self) -> ClientConfig:
+        """The configuration."""
+        return self._config
+
+    @property
+    def port(self) -> int | None:
+        """The public port now; None while there is no connection."""
+        run = self._run
+        public = run.public if run is not None else None
+        return None if public is None else public[1]
+
+    def wait_ready(self, timeout: float | None = None) -> tuple[str, int]:
+        """Waits until the local service is public.
+
+        A refusal and a certificate that isn't accepted are raised as soon as they are known, everything else only
+        when the time is over. Either way the client goes on trying until it is stopped.
+
+        Args:
+            timeout: Seconds; None: for ever.
+
+        Returns:
+            The server's IP address and the public port.
+
+        Raises:
+            RefusedError: Or the subclass that says why.
+            CertificateError: The server's certificate isn't accepted.
+            ConnectError: The server could not be reached so far.
+            HandshakeTimeout: It did not answer, or there was no time for a whole attempt.
+            LifecycleError: Not started, or stopped meanwhile.
+        """
+        return self._running().wait_ready(timeout)
+
+    def stats(self) -> dict[str, object]:
+        """Figures at this moment.
+
+        Returns:
+            ``running``; while it is, also ``public`` (address and port, or None), ``uptime`` in seconds, ``engine`` and
+            ``counters`` (counters by name), ``workers`` and ``connections``: at most one, with the engine's figures,
+            times in seconds and sizes in bytes.
+        """
+        try:
+            run = self._running()
+        except LifecycleError:
+            return {"running": False}
+        return {"running": True, **run.stats()}
+
+    def _new_run(self, engine: Engine) -> ClientRun:
+        return ClientRun(self._config, engine)
+
+    def _status(self, run: ClientRun) -> str:
+        return f"making {self._config.local} public by way of {self._config.server}"

@@ -1,0 +1,156 @@
+"""Starting, waiting, stopping: what ``Server`` and ``Client`` have in common."""
+
+from __future__ import annotations
+
+import abc
+import os
+import select
+import threading
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from asport_sync.engine import Engine
+from asport_sync.errors import LifecycleError
+from asport_sync.runtime import notify
+from asport_sync.runtime.log import logger
+from asport_sync.runtime.signals import Termination
+from asport_sync.tunnel.run import Run
+
+_log = logger("lifecycle")
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+Self = TypeVar("Self", bound="Lifecycle[Any]")
+
+STOP_TIMEOUT = 5.0
+"""Seconds that ``stop`` takes at most unless told otherwise."""
+
+
+class Lifecycle(abc.ABC, Generic[AnyRun]):
+    """A thing that is started and stopped, also more than once. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _run and _process
+        self._ending = threading.Lock()  # held while a run is stopped, so that a second caller waits for the first
+        self._run: AnyRun | None = None
+        self._process: int | None = None  # the process that started it
+
+    @abc.abstractmethod
+    def _new_run(self, engine: Engine) -> AnyRun:
+        """Makes what ``start`` starts."""
+
+    @abc.abstractmethod
+    def _status(self, run: AnyRun) -> str:
+        """One line for the service manager."""
+
+    def _new_engine(self) -> Engine:
+        return Engine()
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started and not yet stopped."""
+        return self._run is not None and self._process == os.getpid()
+
+    def start(self) -> None:
+        """Starts in the background and returns.
+
+        Raises:
+            LifecycleError: Started already, also where that was before a fork.
+            ConfigError: An address can't be bound, or a certificate or key isn't usable.
+        """
+        self._check_process()
+        with self._lock:
+            if self._run is not None:
+                raise LifecycleError(f"this {type(self).__name__} is started already")
+            run = self._new_run(self._new_engine())
+            try:
+                run.start()
+            except BaseException:
+                run.stop(STOP_TIMEOUT)
+                raise
+            self._run = run
+            self._process = os.getpid()
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Closes connections, ports and threads. Idempotent; ``start`` may follow.
+
+        In a forked child of the process that started it this does nothing: all of it is the parent's.
+
+        Args:
+            timeout: Seconds to wait for threads at most.
+        """
+        if self._process not in (None, os.getpid()):
+            return
+        with self._ending:
+            with self._lock:
+                run = self._run
+            if run is None:
+                return
+            run.stop(timeout)
+            with self._lock:
+                self._run = None
+                self._process = None
+
+    def run_forever(self) -> None:
+        """Starts, unless that was done, and returns after SIGINT, SIGTERM or ``stop`` from another thread.
+
+        Signals are looked at only where this runs in the main thread; their earlier handlers are put back. A second
+        signal does what it would do without us. systemd is told about start and end where it asked for that
+        (Type=notify).
+
+        Raises:
+            LifecycleError: In a forked child of the process that started it.
+            ConfigError: As ``start``.
+        """
+        reader, writer = os.pipe()
+        try:
+            # A handler may run at any point of the main thread: writing to a pipe is one of the few things it can't
+            # hang on.
+            with Termination(lambda name: _say(writer, name)):
+                if not self.running:
+                    self.start()
+                run = self._running()
+                notify.ready(self._status(run))
+                poll = select.poll()
+                poll.register(reader, select.POLLIN)
+                descriptor = run.stopping.fileno()
+                if descriptor >= 0:
+                    poll.register(descriptor, select.POLLIN)
+                    poll.poll()
+                _log.info("stopping")
+                notify.stopping()
+                self.stop()
+        finally:
+            os.close(reader)
+            os.close(writer)
+
+    def __enter__(self: Self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _running(self) -> AnyRun:
+        """What is started.
+
+        Raises:
+            LifecycleError: Nothing is, or it was in the parent process.
+        """
+        self._check_process()
+        run = self._run
+        if run is None:
+            raise LifecycleError(f"this {type(self).__name__} isn't started")
+        return run
+
+    def _check_process(self) -> None:
+        # Before any lock: one that another thread held at the time of the fork is held for ever in the child.
+        if self._process not in (None, os.getpid()):
+            raise LifecycleError(
+                f"this {type(self).__name__} was started in the parent process; create a new one after fork"
+            )
+
+
+def _say(descriptor: int, signal_name: str) -> None:
+    os.write(descriptor, signal_name.encode())

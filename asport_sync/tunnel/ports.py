@@ -1,0 +1,225 @@
+"""Public ports: binding them, who holds which, and which one a returning user gets. The events thread."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import itertools
+import socket
+import uuid
+from collections.abc import Iterable, Iterator
+
+from asport_sync.runtime import sockets
+from asport_sync.wire import ForwardMode
+
+_NEXT_PORT = frozenset({errno.EADDRINUSE, errno.EACCES, errno.EPERM})
+"""What says that this port can't be had; anything else would be the same with every port."""
+
+_PREFERRED_TRIES = 4
+_PREFERRED_DELAY = 0.02  # seconds between those tries: the engine closes the predecessor's UDP socket in its own time
+
+Holding = tuple[socket.SocketKind, str, int]
+
+
+class PublicPort:
+    """A port on the public side, with the sockets of the networks it was bound for.
+
+    Attributes:
+        ip: Where it is bound.
+        number: The same for TCP and UDP.
+        tcp: Listening socket, or None.
+        udp: Bound socket, or None.
+    """
+
+    def __init__(self, ip: str, number: int) -> None:
+        self.ip = ip
+        self.number = number
+        self.tcp: socket.socket | None = None
+        self.udp: socket.socket | None = None
+
+
+class PortTable:
+    """The public ports of a server."""
+
+    def __init__(self) -> None:
+        self._held: set[Holding] = set()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def holds(self, ip: str, number: int, mode: ForwardMode) -> bool:
+        """Whether one of the sockets that ``mode`` needs is held by somebody here."""
+        return any((kind, ip, number) in self._held for kind in _kinds(mode))
+
+    def bind(self, ip: str, only_v6: bool | None, number: int, mode: ForwardMode) -> PublicPort:
+        """Binds what ``mode`` needs, TCP first.
+
+        Raises:
+            OSError: Not all of it can be had; nothing is held then. EADDRINUSE also where somebody here holds it.
+        """
+        port = PublicPort(ip, number)
+        try:
+            self.complete(port, only_v6, mode)
+        except OSError:
+            self.release(port)
+            raise
+        return port
+
+    def complete(self, port: PublicPort, only_v6: bool | None, mode: ForwardMode) -> None:
+        """Binds what ``mode`` needs and the port lacks, and gives up what it doesn't need.
+
+        Raises:
+            OSError: As ``bind``. The port keeps what it has.
+        """
+        if self.holds(port.ip, port.number, ForwardMode(mode.tcp and not port.tcp, None if port.udp else mode.udp)):
+            raise OSError(errno.EADDRINUSE, "held by another client")
+        if mode.tcp and port.tcp is None:
+            port.tcp = sockets.listen_tcp(port.ip, port.number, only_v6=only_v6)
+            self._held.add((socket.SOCK_STREAM, port.ip, port.number))
+        if mode.udp is not None and port.udp is None:
+            port.udp = sockets.bind_udp(port.ip, port.number, only_v6=only_v6)
+            self._held.add((socket.SOCK_DGRAM, port.ip, port.number))
+        if not mode.tcp:
+            self._release_tcp(port)
+        if mode.udp is None:
+            self._release_udp(port)
+
+    def release(self, port: PublicPort) -> None:
+        """Closes the sockets, which nobody may be using any more. Idempotent."""
+        self._release_tcp(port)
+        self._release_udp(port)
+
+    def _release_tcp(self, port: PublicPort) -> None:
+        if port.tcp is not None:
+            port.tcp.close()
+            port.tcp = None
+            self._held.discard((socket.SOCK_STREAM, port.ip, port.number))
+
+    def _release_udp(self, port: PublicPort) -> None:
+        if port.udp is not None:
+            port.udp.close()
+            port.udp = None
+            self._held.discard((socket.SOCK_DGRAM, port.ip, port.number))
+
+
+def _kinds(mode: ForwardMode) -> Iterator[socket.SocketKind]:
+    if mode.tcp:
+        yield socket.SOCK_STREAM
+    if mode.udp is not None:
+        yield socket.SOCK_DGRAM
+
+
+class Binding:
+    """The search for a port, in slices: a range may hold 65,535 ports, and other clients wait meanwhile.
+
+    First ports taken over from predecessors, then preferred ones, then all in ascending order.
+
+    Args:
+        table: Who holds what.
+        ip: Where to bind.
+        only_v6: IPV6_V6ONLY; None: as the system says.
+        mode: What is needed.
+        ports: Those allowed; 0 is none.
+        inherited: Ports of dead predecessors with their sockets; those that aren't used are released.
+        preferred: Ports to try before the others.
+
+    Attributes:
+        port: The port, once found.
+        problem: Why the search was given up early, or None.
+        delay: Seconds to wait before the next slice.
+    """
+
+    def __init__(
+        self,
+        table: PortTable,
+        ip: str,
+        only_v6: bool | None,
+        mode: ForwardMode,
+        ports: Iterable[int],
+        inherited: Iterable[PublicPort] = (),
+        preferred: Iterable[int] = (),
+    ) -> None:
+        self.port: PublicPort | None = None
+        self.problem: OSError | None = None
+        self.delay = 0.0
+        self._table = table
+        self._ip = ip
+        self._only_v6 = only_v6
+        self._mode = mode
+        self._inherited = list(inherited)
+        # A port that a predecessor had until a moment ago may be in use for a moment longer.
+        self._preferred = [*(port.number for port in self._inherited), *preferred]
+        self._preferred_tries = _PREFERRED_TRIES
+        self._candidates = (port for port in ports if port != 0)
+
+    def advance(self, attempts: int) -> bool:
+        """Tries at most so many ports; returns whether the search is over."""
+        self.delay = 0.0
+        while self._inherited:
+            if self._adopt(self._inherited.pop(0)):
+                self.abandon()
+                return True
+        if self._preferred:
+            if self._try_all(self._preferred):
+                return True
+            self._preferred_tries -= 1
+            if self._preferred_tries > 0:
+                self.delay = _PREFERRED_DELAY
+                return False
+            self._preferred.clear()
+        batch = list(itertools.islice(self._candidates, attempts))
+        return self._try_all(batch) or len(batch) < attempts
+
+    def abandon(self) -> None:
+        """Releases what was inherited and isn't needed. A port that was found stays with the caller."""
+        for port in self._inherited:
+            self._table.release(port)
+        self._inherited.clear()
+
+    def _adopt(self, port: PublicPort) -> bool:
+        if port.ip == self._ip:
+            try:
+                self._table.complete(port, self._only_v6, self._mode)
+            except OSError:
+                pass
+            else:
+                self.port = port
+                return True
+        self._table.release(port)
+        return False
+
+    def _try_all(self, numbers: Iterable[int]) -> bool:
+        for number in numbers:
+            try:
+                self.port = self._table.bind(self._ip, self._only_v6, number, self._mode)
+                return True
+            except OSError as problem:
+                if problem.errno not in _NEXT_PORT:
+                    self.problem = problem
+                    return True
+        return False
+
+
+class Leases:
+    """Which ports a user had last, so that who comes back finds the same one. Forgets the users not seen for longest.
+
+    Args:
+        users: Users remembered.
+        each: Ports remembered for each.
+    """
+
+    def __init__(self, users: int = 4096, each: int = 8) -> None:
+        self._users = users
+        self._each = each
+        self._ports: collections.OrderedDict[uuid.UUID, list[int]] = collections.OrderedDict()
+
+    def remember(self, user: uuid.UUID, port: int) -> None:
+        """The user held this port until now."""
+        earlier = self._ports.pop(user, [])
+        self._ports[user] = [port, *(other for other in earlier if other != port)][: self._each]
+        while len(self._ports) > self._users:
+            self._ports.popitem(last=False)
+
+    def ports(self, user: uuid.UUID) -> tuple[int, ...]:
+        """The ports of a user, the latest first."""
+        return tuple(self._ports.get(user, ()))

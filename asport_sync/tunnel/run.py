@@ -1,0 +1,160 @@
+"""What exists between start and stop of a server or client: an engine, its threads, and the loop over its events."""
+
+from __future__ import annotations
+
+import abc
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from asport_sync.engine import CongestionControl, Engine, Event, LogRecord, StreamEnded
+from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.log import RateLimit, logger
+from asport_sync.runtime.selecting import SelectorThread
+from asport_sync.runtime.threads import StopSignal, WorkerPool
+from asport_sync.runtime.timers import Timers
+from asport_sync.tunnel.tcp import Relays
+
+_engine_log = logger("engine")
+
+_DIALLERS = 64  # threads above max_workers, so that dialling and look-ups go on while all of those relay
+_PAUSE_AFTER_ERROR = 0.1  # seconds until events are asked for again when that failed
+
+CONGESTION = {
+    "bbr": CongestionControl.BBR,
+    "cubic": CongestionControl.CUBIC,
+    "new_reno": CongestionControl.RENO,
+}
+"""The words of the configuration."""
+
+
+class Run(abc.ABC):
+    """Base of ``ServerRun`` and ``ClientRun``. Started once, stopped once.
+
+    The events thread owns ``timers`` and whatever the subclass says belongs to it; the pump thread owns UDP sockets.
+
+    Args:
+        engine: Not started; belongs to this object from now on.
+        max_workers: Streams relayed by worker threads at the same time.
+        log: The subclass's.
+        clock: Monotonic time in seconds, of the timers.
+
+    Attributes:
+        stopping: Set as soon as the end has begun.
+    """
+
+    def __init__(
+        self, engine: Engine, max_workers: int, log: logging.Logger, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.engine = engine
+        self.log = log
+        self.counters = Counters()
+        self.limit = RateLimit()
+        self.stopping = StopSignal()
+        self.workers = WorkerPool(max_workers + _DIALLERS)
+        self.relays = Relays(self.workers, max_workers, self.counters, log)
+        self.pump = SelectorThread("asport-pump")
+        self.timers = Timers(clock)
+        self._events = threading.Thread(target=self._loop, name="asport-events", daemon=True)
+
+    @abc.abstractmethod
+    def begin(self) -> None:
+        """Opens what the outside sees. The threads of this class run already."""
+
+    @abc.abstractmethod
+    def handle(self, event: Event) -> None:
+        """Acts on an event. The events thread; must not block."""
+
+    @abc.abstractmethod
+    def end(self, timeout: float) -> None:
+        """Ends the subclass's threads and frees what it opened. The events thread has ended."""
+
+    def start(self) -> None:
+        """Starts the threads, then ``begin``."""
+        self.engine.start()
+        self.pump.start()
+        self._events.start()
+        self.begin()
+
+    def stop(self, timeout: float) -> None:
+        """Closes all connections, ends all threads, frees everything. Also after a ``start`` that failed."""
+        deadline = time.monotonic() + timeout
+        self.stopping.set()
+        # Peers are told; relays in workers and the loop over events end with EngineClosed.
+        self.engine.stop()
+        if self._events.ident is not None:
+            self._events.join(remaining(deadline))
+        self.end(remaining(deadline))
+        ended = self.pump.stop(remaining(deadline))
+        ended &= self.workers.stop(remaining(deadline))
+        if not ended:
+            # A thread inside the system's resolver can't be called back. It ends with its answer, and meets a closed
+            # engine.
+            self.log.warning("a thread is still busy after %.1f s; it ends by itself", timeout)
+        self.engine.close()
+        self.stopping.close()
+
+    def stats(self) -> dict[str, object]:
+        """Figures of this run that both sides have."""
+        return {
+            "engine": self.engine.counters(),
+            "counters": self.counters.snapshot(),
+            "workers": {
+                "running": self.workers.running,
+                "threads": self.workers.threads,
+                "waiting": self.workers.waiting,
+            },
+        }
+
+    # --- the events thread ---
+
+    def _loop(self) -> None:
+        while True:
+            wait = self.timers.remaining()
+            try:
+                # The engine counts whole milliseconds and rounds down; half of one more keeps this from spinning.
+                events = self.engine.wait(None if wait is None else wait + 0.0005)
+            except EngineClosed:
+                break
+            except EngineError:
+                self.log.exception("waiting for events failed")
+                time.sleep(_PAUSE_AFTER_ERROR)
+                continue
+            for event in events:
+                self._guarded(event)
+            try:
+                self.timers.run()
+            except EngineClosed:
+                pass  # of a connection that has gone meanwhile
+            except Exception:
+                self.log.exception("a timer failed")
+        # Whoever waits for the end must not wait for ever where the engine ended without being told to.
+        self.stopping.set()
+
+    def _guarded(self, event: Event) -> None:
+        try:
+            if isinstance(event, LogRecord):
+                _engine_log.log(event.level, "%s", event.message)
+            elif isinstance(event, StreamEnded):
+                self.relays.ended(event.stream, event.result)
+            else:
+                self.handle(event)
+        except EngineClosed as gone:
+            # The connection ended while its event was looked at; Closed follows.
+            self.log.debug("%s: %s", type(event).__name__, gone)
+        except Exception:
+            self.counters.add("events_failed")
+            self.log.exception("%s could not be handled", type(event).__name__)
+
+
+def remaining(deadline: float) -> float:
+    """Seconds until a moment of the monotonic clock, not below 0."""
+    return max(0.0, deadline - time.monotonic())
+
+
+def keylog_file(path: os.PathLike[str] | None) -> str | None:
+    """Where TLS secrets are logged to: the configured file, or else what SSLKEYLOGFILE names."""
+    return os.fspath(path) if path is not None else os.environ.get("SSLKEYLOGFILE") or None

@@ -1,0 +1,386 @@
+"""UDP: public sockets on the server, one socket per association on the client. Everything here runs on the pump thread.
+
+Datagrams are moved by the engine, a batch per call; Python sees only the first of each source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+from asport_sync.engine import Connection, SocketAddress, UdpSocket
+from asport_sync.errors import EngineClosed, EngineError, LifecycleError, LocalProtocolError
+from asport_sync.runtime import sockets
+from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.log import RateLimit
+from asport_sync.runtime.selecting import SelectorThread
+from asport_sync.runtime.threads import Slots, WorkerPool
+from asport_sync.runtime.timers import Timer
+from asport_sync.tunnel.sessions import AssociationTable
+from asport_sync.wire import Address, Dissociate, encode, proxy_header
+
+_BATCHES_PER_TURN = 4  # of up to 64 datagrams; then the other sockets have their turn
+_PAUSE_AFTER_ERROR = 0.1  # seconds that a socket is left alone when reading it failed
+_IDLE_PER_CALL = 1024  # associations asked for at once
+_REFRESH_AFTER = 30.0  # seconds until the name of the local service is looked up again
+_FAILURE_LASTS = 1.0  # seconds until a name that could not be resolved is tried again
+
+SHORTEST_EXPIRY_PERIOD = 1.0
+"""Seconds: idle associations are looked for at most so often."""
+
+
+def expiry_period(timeout: float) -> float:
+    """Seconds between looks for idle associations: an association lives at most a tenth longer than its timeout."""
+    return max(SHORTEST_EXPIRY_PERIOD, timeout / 10)
+
+
+class _Expiry:
+    """Looks for idle associations of a connection, again and again."""
+
+    def __init__(
+        self, pump: SelectorThread, connection: Connection, timeout: float, expired: Callable[[int], None]
+    ) -> None:
+        self._pump = pump
+        self._connection = connection
+        self._timeout = timeout
+        self._expired = expired
+        self._timer: Timer | None = None
+
+    def begin(self) -> None:
+        self._timer = self._pump.after(expiry_period(self._timeout), self._look)
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+    def _look(self) -> None:
+        self.begin()
+        try:
+            while True:
+                idle = self._connection.idle_flows(self._timeout, _IDLE_PER_CALL)
+                for association in idle:
+                    self._expired(association)
+                if len(idle) < _IDLE_PER_CALL:
+                    return
+        except EngineClosed:
+            self.end()
+
+
+def _read(udp: UdpSocket, missed: Callable[[SocketAddress], None] | None) -> None:
+    """Forwards what a socket holds; ``missed`` is told each source without an association.
+
+    Raises:
+        EngineError: The socket can't be read now, or (EngineClosed) its connection is gone.
+    """
+    for _ in range(_BATCHES_PER_TURN):
+        batch = udp.receive()
+        if missed is not None:
+            for source in batch.missed:
+                missed(source)
+        if not batch.more:
+            return
+
+
+class PublicUdp:
+    """The UDP side of a client's public port: each source becomes an association. The pump thread.
+
+    Args:
+        pump: The thread.
+        connection: The client's.
+        sock: Bound; stays the caller's.
+        timeout: Seconds without traffic after which an association ends.
+        counters: Where drops are counted.
+        log: Gets one line for each association, at level debug.
+    """
+
+    def __init__(
+        self,
+        pump: SelectorThread,
+        connection: Connection,
+        sock: socket.socket,
+        timeout: float,
+        counters: Counters,
+        log: logging.Logger,
+    ) -> None:
+        self._pump = pump
+        self._connection = connection
+        self._sock = sock
+        self._counters = counters
+        self._log = log
+        self._udp: UdpSocket | None = None
+        self._associations = AssociationTable()
+        self._expiry = _Expiry(pump, connection, timeout, self._expired)
+
+    def open(self) -> None:
+        """Begins to forward."""
+        try:
+            self._udp = self._connection.open_udp(self._sock, public=True)
+        except EngineClosed:
+            return
+        except EngineError as problem:
+            self._counters.add("udp_open_errors")
+            self._log.error("UDP is not forwarded: %s", problem)
+            return
+        self._pump.watch(self._sock, self._readable)
+        self._expiry.begin()
+
+    def close(self) -> None:
+        """Forwards no more; the associations are forgotten. Idempotent."""
+        self._expiry.end()
+        self._pump.unwatch(self._sock)
+        udp, self._udp = self._udp, None
+        if udp is not None:
+            with contextlib.suppress(EngineClosed):
+                udp.close()
+
+    def _readable(self) -> None:
+        assert self._udp is not None
+        try:
+            _read(self._udp, self._missed)
+        except EngineClosed:
+            self.close()
+        except EngineError as problem:
+            self._counters.add("udp_read_errors")
+            self._log.debug("reading a public UDP socket: %s", problem)
+            self._pump.pause(self._sock, _PAUSE_AFTER_ERROR)
+
+    def _missed(self, source: SocketAddress) -> None:
+        assert self._udp is not None
+        association = self._associations.allocate()
+        if association is None:
+            # Its datagrams are dropped with the next read.
+            self._counters.add("udp_sources_refused_table_full")
+            return
+        try:
+            self._udp.add_flow(association, source)
+        except EngineClosed:
+            raise
+        except EngineError as problem:
+            self._associations.release(association)
+            self._counters.add("udp_sources_refused_by_engine")
+            self._log.debug("no association for %s: %s", sockets.text(source), problem)
+            return
+        self._counters.add("udp_associations")
+        self._log.debug("association %d: packets from %s", association, sockets.text(source))
+
+    def _expired(self, association: int) -> None:
+        # In this order: what the client still sends for it is dropped from now on, and its id stays taken until the
+        # client has been told.
+        self._connection.remove_flow(association)
+        try:
+            self._connection.send(encode(Dissociate(association)))
+        except EngineClosed:
+            raise
+        except EngineError:
+            # The client's own timeout is shorter than ours and will do; a packet it sends before is dropped and
+            # counted.
+            self._counters.add("dissociates_not_sent")
+        self._associations.release(association)
+        self._counters.add("udp_associations_expired")
+
+
+Addresses = list[SocketAddress]
+
+
+class LocalTarget:
+    """Where the local UDP service is. The pump thread.
+
+    A name is looked up in a worker, for the pump must not wait: at the first use and every 30 s of use after.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        pump: SelectorThread,
+        workers: WorkerPool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._pump = pump
+        self._workers = workers
+        self._clock = clock
+        self._addresses: Addresses = [(host, port)] if sockets.is_literal(host) else []
+        self._looked_up = float("inf") if self._addresses else float("-inf")
+        self._looking = False
+        self._waiting: list[Callable[[Addresses], None]] = []
+
+    def look_up(self) -> None:
+        """Looks the name up, unless that was done just now or is being done."""
+        lasts = _REFRESH_AFTER if self._addresses else _FAILURE_LASTS
+        if self._looking or self._clock() - self._looked_up < lasts:
+            return
+        try:
+            self._workers.submit(self._resolve)
+        except LifecycleError:
+            return
+        self._looking = True
+
+    def ask(self, call: Callable[[Addresses], None]) -> None:
+        """Calls ``call(addresses)`` now or as soon as they are known; an empty list where there are none."""
+        self.look_up()
+        if self._addresses or not self._looking:
+            call(self._addresses)
+        else:
+            self._waiting.append(call)
+
+    def _resolve(self) -> None:
+        # A worker.
+        try:
+            found = sockets.resolve(self.host, self.port, socket.SOCK_DGRAM)
+        except OSError:
+            found = []
+        self._pump.call(self._resolved, found)
+
+    def _resolved(self, addresses: Addresses) -> None:
+        self._looking = False
+        self._looked_up = self._clock()
+        # A resolver that fails once doesn't mean that the service has moved.
+        self._addresses = addresses or self._addresses
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call(self._addresses)
+
+
+class _Flow:
+    """One association of a client: its socket, once the service's address is known."""
+
+    __slots__ = ("sock", "udp")
+
+    def __init__(self) -> None:
+        self.sock: socket.socket | None = None
+        self.udp: UdpSocket | None = None
+
+
+class LocalFlows:
+    """The associations of one connection to a server. The pump thread.
+
+    Args:
+        pump: The thread.
+        connection: To the server.
+        target: The local service.
+        proxy: Whether a PROXY header goes in front of every datagram.
+        timeout: Seconds without traffic after which an association's socket is closed.
+        budget: Sockets that all connections of the client may have; keeps descriptors for everything else.
+        counters: Where drops are counted.
+        log: Gets the failures, and at level debug one line for each association.
+        limit: Keeps repeated failures from filling the log.
+    """
+
+    def __init__(
+        self,
+        pump: SelectorThread,
+        connection: Connection,
+        target: LocalTarget,
+        *,
+        proxy: bool,
+        timeout: float,
+        budget: Slots,
+        counters: Counters,
+        log: logging.Logger,
+        limit: RateLimit,
+    ) -> None:
+        self._pump = pump
+        self._connection = connection
+        self._target = target
+        self._proxy = proxy
+        self._budget = budget
+        self._counters = counters
+        self._log = log
+        self._limit = limit
+        self._flows: dict[int, _Flow] = {}
+        self._expiry = _Expiry(pump, connection, timeout, self.end)
+        self._closed = False
+
+    def open(self) -> None:
+        """Begins to look for idle associations, and asks for the service's address before it is needed."""
+        self._target.look_up()
+        self._expiry.begin()
+
+    def wanted(self, association: int, peer: SocketAddress) -> None:
+        """A Packet for a new association has come and waits for it."""
+        if self._closed or association in self._flows:
+            return
+        if not self._budget.take():
+            self._refuse(association, "udp_flows_refused_limit", "too many associations have sockets")
+            return
+        flow = self._flows[association] = _Flow()
+        self._target.ask(lambda addresses: self._connect(association, peer, flow, addresses))
+
+    def end(self, association: int) -> None:
+        """An association is over: dissociated, or idle. Does nothing where there is none."""
+        flow = self._flows.pop(association, None)
+        if flow is None:
+            return
+        self._budget.give_back()
+        if flow.sock is not None:
+            self._pump.unwatch(flow.sock)
+        with contextlib.suppress(EngineClosed):
+            if flow.udp is None:
+                self._connection.remove_flow(association)
+            else:
+                flow.udp.close()
+        if flow.sock is not None:
+            flow.sock.close()
+        self._log.debug("association %d: over", association)
+
+    def close(self) -> None:
+        """The connection is over. Idempotent."""
+        self._closed = True
+        self._expiry.end()
+        for association in list(self._flows):
+            self.end(association)
+
+    def _connect(self, association: int, peer: SocketAddress, flow: _Flow, addresses: Addresses) -> None:
+        if self._flows.get(association) is not flow:
+            return  # dissociated while the name was looked up
+        try:
+            flow.sock = self._dial(addresses)
+            prefix = b""
+            if self._proxy:
+                destination = Address.from_text(*sockets.remote_address(flow.sock))
+                prefix = proxy_header.udp_header(Address.from_text(*peer), destination)
+            flow.udp = self._connection.open_udp(flow.sock, public=False)
+            flow.udp.add_flow(association, peer, prefix)
+        except EngineClosed:
+            self.end(association)
+            return
+        except (OSError, EngineError, LocalProtocolError) as problem:
+            self.end(association)
+            self._refuse(association, "udp_flows_refused_local_service", str(problem))
+            return
+        sock, udp = flow.sock, flow.udp
+        self._pump.watch(sock, lambda: self._readable(association, sock, udp))
+        self._counters.add("udp_associations")
+        self._log.debug("association %d: packets from %s", association, sockets.text(peer))
+
+    def _dial(self, addresses: Addresses) -> socket.socket:
+        problem: OSError = OSError(f"the address of {self._target.host} isn't known")
+        for address in addresses:
+            try:
+                return sockets.connected_udp(address)
+            except OSError as error:
+                problem = error
+        raise problem
+
+    def _readable(self, association: int, sock: socket.socket, udp: UdpSocket) -> None:
+        try:
+            _read(udp, None)
+        except EngineClosed:
+            self.end(association)
+        except EngineError as problem:
+            # Also what ICMP says about the service, such as "port unreachable".
+            self._counters.add("udp_read_errors")
+            self._log.debug("association %d: reading its socket: %s", association, problem)
+            self._pump.pause(sock, _PAUSE_AFTER_ERROR)
+
+    def _refuse(self, association: int, counter: str, why: str) -> None:
+        self._counters.add(counter)
+        self._limit.warning(self._log, "association %d refused: %s", association, why)
+        with contextlib.suppress(EngineClosed):
+            self._connection.remove_flow(association)

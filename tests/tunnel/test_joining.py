@@ -1,0 +1,618 @@
+"""The client: attempts, the handshake, streams and associations. The test plays the server."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asport_sync.config import ClientConfig
+from asport_sync.engine import Carrier, CloseCause
+from asport_sync.errors import (
+    AsportError,
+    AuthenticationFailed,
+    BindFailed,
+    CertificateError,
+    ConfigError,
+    ConnectError,
+    EngineError,
+    HandshakeTimeout,
+    LifecycleError,
+    NetworkDenied,
+    PortDenied,
+    RefusedError,
+)
+from asport_sync.runtime import sockets
+from asport_sync.runtime.backoff import Backoff
+from asport_sync.tunnel import joining
+from asport_sync.tunnel.joining import ClientRun, trusted_certificates, why_closed
+from asport_sync.wire import (
+    Address,
+    ClientHello,
+    ClientState,
+    Connect,
+    Dissociate,
+    Heartbeat,
+    ServerHello,
+    ServerHelloCode,
+    decode,
+    encode,
+)
+from tests.support.services import TcpEcho
+from tests.support.waiting import wait_until
+from tests.tunnel import fake_engine as fake
+from tests.tunnel.fake_engine import FakeConnection, FakeEngine, FakeStream, token_of
+
+ALICE = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
+PASSWORD = "open sesame"
+SERVER = ("192.0.2.1", 443)
+PORT = 2024
+TIMEOUT = 10.0
+PUBLIC_PEER = ("198.51.100.9", 5353)
+
+Answer = Callable[["Scene", FakeConnection], None]
+
+
+class NoDelay(Backoff):
+    """Tries again at once, and notes what the failures were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow: list[bool] = []
+        self.successes = 0
+        self.most = 10  # then the next attempt is put off, so that a test that is over ends
+
+    def succeeded(self) -> None:
+        self.successes += 1
+
+    def failed(self, *, slow: bool = False) -> float:
+        self.slow.append(slow)
+        return 0.0 if len(self.slow) < self.most else 1000.0
+
+
+class Scene:
+    """A client and what its server does with each connection. The last behaviour stays."""
+
+    def __init__(self, *behaviours: Answer, **options: Any) -> None:
+        self.engine = FakeEngine()
+        self.engine.on_connect = self._connected
+        self.backoff = NoDelay()
+        self.behaviours = list(behaviours or (accept,))
+        self.config = ClientConfig.from_options(
+            **{
+                "server": f"{SERVER[0]}:{SERVER[1]}",
+                "local": "127.0.0.1:9",
+                "uuid": ALICE,
+                "password": PASSWORD,
+                **options,
+            }
+        )
+        self.run = ClientRun(self.config, self.engine.as_real(), self.backoff)
+        self.run.start()
+
+    def _connected(self, connection: FakeConnection) -> None:
+        behaviour = self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
+        behaviour(self, connection)
+
+    def post_command(self, connection: FakeConnection, data: bytes, carrier: Carrier = Carrier.STREAM) -> None:
+        self.engine.post(fake.command(connection, data, carrier))
+
+    def ready(self) -> FakeConnection:
+        self.run.wait_ready(TIMEOUT)
+        return self.engine.connections[-1]
+
+    def counter(self, name: str) -> int:
+        return self.run.counters.snapshot().get(name, 0)
+
+    def expect_counter(self, name: str, value: int = 1) -> None:
+        wait_until(lambda: self.counter(name) == value, TIMEOUT, f"{name} is {value}")
+
+    def attempts(self, number: int) -> None:
+        wait_until(lambda: len(self.engine.connections) >= number, TIMEOUT, f"attempt {number}")
+
+
+def accept(scene: Scene, connection: FakeConnection) -> None:
+    scene.engine.post(fake.connected(connection, server=False))
+    scene.post_command(connection, encode(ServerHello(ServerHelloCode.SUCCESS, PORT)))
+
+
+def silent_after_handshake(scene: Scene, connection: FakeConnection) -> None:
+    scene.engine.post(fake.connected(connection, server=False))
+
+
+def nothing(scene: Scene, connection: FakeConnection) -> None:
+    """No event at all."""
+
+
+def refuse_with(code: ServerHelloCode) -> Answer:
+    def refuse(scene: Scene, connection: FakeConnection) -> None:
+        scene.engine.post(fake.connected(connection, server=False))
+        scene.post_command(connection, encode(ServerHello(code)))
+
+    return refuse
+
+
+def close_with(cause: CloseCause, code: int = 0, reason: str = "", *, handshake: bool = False) -> Answer:
+    def close(scene: Scene, connection: FakeConnection) -> None:
+        if handshake:
+            scene.engine.post(fake.connected(connection, server=False))
+        event = fake.closed(connection, cause, code, reason)
+        # Not gone for us before the event before it was looked at.
+        connection.is_gone = not handshake
+        scene.engine.post(event)
+
+    return close
+
+
+@contextlib.contextmanager
+def scene_of(*behaviours: Answer, **options: Any) -> Iterator[Scene]:
+    scene = Scene(*behaviours, **options)
+    try:
+        yield scene
+    finally:
+        scene.run.stop(TIMEOUT)
+        assert scene.engine.closed == 1
+
+
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_joins() -> None:
+    with scene_of() as scene:
+        assert scene.run.wait_ready(TIMEOUT) == (SERVER[0], PORT)
+        assert scene.run.public == (SERVER[0], PORT)
+        connection = scene.engine.connections[0]
+        expected = ClientHello(ALICE, token_of(connection, ALICE, PASSWORD), 3, 1, 65535)
+        assert [decode(data)[0] for data in connection.sent] == [expected]
+        assert connection.heartbeats == [(encode(Heartbeat()), 3.0)]
+        assert connection.admitted == [Carrier.DATAGRAM]
+        wait_until(lambda: scene.backoff.successes == 1, TIMEOUT, "the success is noted")
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "carrier"),
+    [
+        ({"network": "tcp"}, 0, None),
+        ({"network": "udp"}, 1, Carrier.DATAGRAM),
+        ({"udp_forward_mode": "quic"}, 4, Carrier.STREAM),
+        ({"network": "tcp", "dialect": "flags"}, 1, None),
+        ({"udp_forward_mode": "quic", "dialect": "flags"}, 7, Carrier.STREAM),
+    ],
+)
+def test_the_hello_asks_for_what_is_configured(options: dict[str, Any], mode: int, carrier: Carrier | None) -> None:
+    with scene_of(expected_port_range=(2000, 3000), **options) as scene:
+        connection = scene.ready()
+        hello = decode(connection.sent[0])[0]
+        assert isinstance(hello, ClientHello)
+        assert (hello.mode, hello.port_start, hello.port_end) == (mode, 2000, 3000)
+        assert connection.admitted == [carrier]
+
+
+def test_the_engine_is_told_what_the_configuration_says() -> None:
+    with scene_of(
+        congestion_control="new_reno", timeout=6.0, heartbeat=4.0, server_name="name.example", disable_sni=True
+    ) as scene:
+        scene.ready()
+        connecting = scene.engine.connecting[0]
+        transport = connecting["transport"]
+        assert (transport.congestion, transport.handshake_timeout) == (1, 6.0)
+        assert transport.idle_timeout == 30.0
+        assert transport.keep_alive > 4.0
+        assert transport.max_streams_bidi > 1000
+        assert (connecting["server_name"], connecting["send_sni"]) == ("name.example", False)
+        assert (connecting["remote"], connecting["family"]) == (SERVER, socket.AF_INET)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (ServerHelloCode.AUTH_FAILED, AuthenticationFailed),
+        (ServerHelloCode.BIND_FAILED, BindFailed),
+        (ServerHelloCode.PORT_DENIED, PortDenied),
+        (ServerHelloCode.NETWORK_DENIED, NetworkDenied),
+    ],
+)
+def test_a_refusal_is_raised_as_soon_as_it_is_known(
+    code: ServerHelloCode, error: type[RefusedError], caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene_of(refuse_with(code)) as scene:
+        scene.backoff.most = 1
+        with pytest.raises(RefusedError) as caught:
+            scene.run.wait_ready(None)
+        assert caught.type is error
+        assert caught.value.code == code
+        assert scene.backoff.slow == [True]
+        assert scene.engine.connections[0].closed == (0, 0.0)
+    assert PASSWORD not in caplog.text
+
+
+def test_a_bare_close_in_place_of_the_answer_is_a_refusal() -> None:
+    with scene_of(close_with(CloseCause.PEER_APPLICATION, handshake=True)) as scene:
+        scene.backoff.most = 1
+        with pytest.raises(RefusedError) as caught:
+            scene.run.wait_ready(None)
+        assert caught.type is RefusedError
+        assert caught.value.code is None
+        assert scene.backoff.slow == [True]
+
+
+def test_a_client_that_was_refused_may_be_accepted_later() -> None:
+    with scene_of(refuse_with(ServerHelloCode.BIND_FAILED), accept) as scene:
+        wait_until(lambda: scene.run.public, TIMEOUT, "the second attempt has succeeded")
+        assert scene.run.wait_ready(0) == (SERVER[0], PORT)
+        assert scene.backoff.slow == [True]
+
+
+def test_a_certificate_that_is_not_accepted_is_raised_at_once() -> None:
+    with scene_of(close_with(CloseCause.CERTIFICATE, 42, "expired")) as scene:
+        scene.backoff.most = 1
+        with pytest.raises(CertificateError, match="expired"):
+            scene.run.wait_ready(None)
+        assert scene.backoff.slow == [True]
+
+
+def test_no_answer_is_not_raised_before_the_time_is_over() -> None:
+    with scene_of(close_with(CloseCause.UNREACHABLE), close_with(CloseCause.UNREACHABLE), accept) as scene:
+        assert scene.run.wait_ready(TIMEOUT) == (SERVER[0], PORT)
+        assert scene.backoff.slow == [False, False]
+
+
+def test_what_failed_last_is_raised_when_the_time_is_over() -> None:
+    with scene_of(close_with(CloseCause.UNREACHABLE)) as scene:
+        scene.backoff.most = 1
+        scene.expect_counter("attempts_failed")
+        with pytest.raises(ConnectError, match="nobody answers"):
+            scene.run.wait_ready(0)
+
+
+def test_an_attempt_that_lasts_is_a_timeout_for_who_waits() -> None:
+    with scene_of(nothing) as scene, pytest.raises(HandshakeTimeout):
+        scene.run.wait_ready(0.01)
+
+
+def test_a_server_without_an_answer_to_the_hello_is_given_up() -> None:
+    with scene_of(silent_after_handshake, accept, handshake_timeout=0.05) as scene:
+        scene.run.wait_ready(TIMEOUT)
+        assert scene.engine.connections[0].closed == (0, 0.0)
+        assert scene.backoff.slow == [False]
+
+
+def test_an_attempt_without_any_event_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "_ATTEMPT_GRACE", 0.0)
+    with scene_of(nothing, accept, timeout=0.05) as scene:
+        scene.run.wait_ready(TIMEOUT)
+        assert scene.engine.connections[0].closed == (0, 0.0)
+
+
+def test_late_words_of_a_connection_that_was_given_up_count_no_more() -> None:
+    with scene_of(silent_after_handshake, accept, handshake_timeout=0.05) as scene:
+        scene.ready()
+        late = scene.engine.connections[0]
+        stream = FakeStream(encode(Connect(None)))
+        scene.post_command(late, encode(ServerHello(ServerHelloCode.SUCCESS, 1)))
+        scene.engine.post(fake.stream_opened(late, stream))
+        scene.engine.post(fake.flow_wanted(late, 4))
+        scene.engine.post(fake.closed(late))
+        wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "the stream is refused")
+        assert scene.run.public == (SERVER[0], PORT)
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resolved(monkeypatch: pytest.MonkeyPatch) -> list[list[sockets.SocketAddress] | OSError]:
+    """What the resolver answers, in turn; the last answer stays."""
+    answers: list[list[sockets.SocketAddress] | OSError] = []
+
+    def resolve(host: str, port: int, kind: socket.SocketKind) -> list[sockets.SocketAddress]:
+        if host != "name.example":
+            return [(host, port)]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sockets, "resolve", resolve)
+    return answers
+
+
+def test_every_address_is_tried_with_a_time_limit_of_its_own(
+    resolved: list[list[sockets.SocketAddress] | OSError],
+) -> None:
+    resolved.append([("2001:db8::1", 443), ("192.0.2.2", 443)])
+    with scene_of(close_with(CloseCause.HANDSHAKE_TIMEOUT), accept, server="name.example:443") as scene:
+        assert scene.run.wait_ready(TIMEOUT) == ("192.0.2.2", PORT)
+        assert [each["remote"][0] for each in scene.engine.connecting] == ["2001:db8::1", "192.0.2.2"]
+        assert [each["family"] for each in scene.engine.connecting] == [socket.AF_INET6, socket.AF_INET]
+        assert [each["transport"].handshake_timeout for each in scene.engine.connecting] == [4.0, 4.0]
+        assert scene.engine.connecting[0]["server_name"] == "name.example"
+        assert scene.backoff.slow == []
+
+
+@pytest.mark.parametrize(("addresses", "timeout", "limit"), [(1, 8.0, 8.0), (10, 8.0, 2.0), (3, 1.0, 1.0)])
+def test_the_time_limit_of_an_address(
+    resolved: list[list[sockets.SocketAddress] | OSError], addresses: int, timeout: float, limit: float
+) -> None:
+    resolved.append([(f"192.0.2.{number}", 443) for number in range(addresses)])
+    with scene_of(server="name.example:443", timeout=timeout) as scene:
+        scene.ready()
+        assert scene.engine.connecting[0]["transport"].handshake_timeout == limit
+
+
+def test_a_refusal_by_one_address_is_the_answer(resolved: list[list[sockets.SocketAddress] | OSError]) -> None:
+    resolved.append([("192.0.2.1", 443), ("192.0.2.2", 443)])
+    with scene_of(refuse_with(ServerHelloCode.AUTH_FAILED), server="name.example:443") as scene:
+        scene.backoff.most = 1
+        with pytest.raises(AuthenticationFailed):
+            scene.run.wait_ready(None)
+        assert len(scene.engine.connecting) == 1
+
+
+def test_the_name_is_resolved_again_for_each_attempt(resolved: list[list[sockets.SocketAddress] | OSError]) -> None:
+    resolved += [OSError(errno.EIO, "no name server"), [("192.0.2.1", 443)], [("192.0.2.2", 443)]]
+    with scene_of(close_with(CloseCause.UNREACHABLE), accept, server="name.example:443") as scene:
+        assert scene.run.wait_ready(TIMEOUT) == ("192.0.2.2", PORT)
+        assert scene.backoff.slow == [False, False]
+
+
+def test_an_address_that_cannot_be_used_is_passed_over(resolved: list[list[sockets.SocketAddress] | OSError]) -> None:
+    resolved.append([("192.0.2.1", 443)])
+    with scene_of(nothing, server="name.example:443") as scene:
+        scene.attempts(1)
+    with scene_of(server="192.0.2.1:443") as scene:
+        scene.ready()
+    engine = FakeEngine()
+    engine.connect_problem = EngineError(-1101, "Network is unreachable")
+    run = ClientRun(scene.config, engine.as_real(), NoDelay())
+    run.start()
+    wait_until(lambda: "attempts_failed" in run.counters.snapshot(), TIMEOUT, "the attempt has failed")
+    with pytest.raises(ConnectError, match="unreachable"):
+        run.wait_ready(0)
+    run.stop(TIMEOUT)
+
+
+# --- losing the connection --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cause", [CloseCause.STATELESS_RESET, CloseCause.PEER_APPLICATION, CloseCause.IDLE, CloseCause.PEER_TRANSPORT]
+)
+def test_a_lost_connection_is_replaced(cause: CloseCause) -> None:
+    with scene_of() as scene:
+        first = scene.ready()
+        scene.engine.post(fake.closed(first, cause))
+        scene.attempts(2)
+        wait_until(lambda: scene.backoff.successes == 2, TIMEOUT, "the client has joined again")
+        assert scene.run.public == (SERVER[0], PORT)
+        assert scene.backoff.slow == [False]
+
+
+def test_while_there_is_no_connection_there_is_no_port() -> None:
+    with scene_of(accept, nothing) as scene:
+        first = scene.ready()
+        scene.engine.post(fake.closed(first, CloseCause.IDLE))
+        scene.attempts(2)
+        assert scene.run.public is None
+        with pytest.raises(ConnectError, match="connection lost"):
+            scene.run.wait_ready(0)
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "state", "error", "words"),
+    [
+        (CloseCause.CERTIFICATE, 0, ClientState.IDLE, CertificateError, "certificate"),
+        (CloseCause.HANDSHAKE_TIMEOUT, 0, ClientState.IDLE, HandshakeTimeout, "answer"),
+        (CloseCause.IDLE, 0, ClientState.IDLE, HandshakeTimeout, "answer"),
+        (CloseCause.IDLE, 0, ClientState.AUTHENTICATED, ConnectError, "nothing heard"),
+        (CloseCause.PEER_APPLICATION, 0, ClientState.AWAITING_HELLO, RefusedError, "without a reason"),
+        (CloseCause.PEER_APPLICATION, 0, ClientState.AUTHENTICATED, ConnectError, "closed by the server"),
+        (CloseCause.PEER_TRANSPORT, 0x178, ClientState.IDLE, ConnectError, "ALPN"),
+        (CloseCause.PEER_TRANSPORT, 10, ClientState.IDLE, ConnectError, "peer transport, code 0xa"),
+        (CloseCause.STATELESS_RESET, 0, ClientState.AUTHENTICATED, ConnectError, "restarted"),
+        (CloseCause.UNREACHABLE, 0, ClientState.IDLE, ConnectError, "nobody answers"),
+        (CloseCause.VERSION, 0, ClientState.IDLE, ConnectError, "version"),
+        (CloseCause.TLS, 80, ClientState.IDLE, ConnectError, "tls, code 0x50"),
+        (CloseCause.INTERNAL, -1, ClientState.AUTHENTICATED, ConnectError, "internal"),
+    ],
+)
+def test_every_end_has_words(
+    cause: CloseCause, code: int, state: ClientState, error: type[AsportError], words: str
+) -> None:
+    problem = why_closed(fake.closed(FakeEngine().new_connection(), cause, code, "the peer's words"), state)
+    assert type(problem) is error
+    assert words in str(problem)
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_connected_to_the_local_service() -> None:
+    with TcpEcho() as service, scene_of(local=service.address) as scene:
+        connection = scene.ready()
+        stream = FakeStream(encode(Connect(Address.from_text(*PUBLIC_PEER))))
+        scene.engine.post(fake.stream_opened(connection, stream))
+        wait_until(lambda: stream.said == ["relay"], TIMEOUT, "the stream is relayed")
+        stream.finish()
+        scene.expect_counter("streams_finished")
+
+
+def test_streams_that_come_too_early_wait_for_the_answer() -> None:
+    stream = FakeStream(encode(Connect(None)))
+
+    def early(scene: Scene, connection: FakeConnection) -> None:
+        scene.engine.post(fake.connected(connection, server=False))
+        scene.engine.post(fake.stream_opened(connection, stream))
+
+    with TcpEcho() as service, scene_of(early, local=service.address) as scene:
+        scene.attempts(1)
+        wait_until(lambda: scene.engine.connections[0].sent, TIMEOUT, "the hello is sent")
+        assert stream.said == []
+        scene.post_command(scene.engine.connections[0], encode(ServerHello(ServerHelloCode.SUCCESS, PORT)))
+        wait_until(lambda: stream.said == ["relay"], TIMEOUT, "the stream is relayed")
+        stream.finish()
+        scene.expect_counter("streams_finished")
+
+
+def test_too_many_early_streams_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "_MOST_HELD_STREAMS", 1)
+    streams = [FakeStream(encode(Connect(None))) for _ in range(2)]
+
+    def early(scene: Scene, connection: FakeConnection) -> None:
+        scene.engine.post(fake.connected(connection, server=False))
+        for stream in streams:
+            scene.engine.post(fake.stream_opened(connection, stream))
+
+    with scene_of(early) as scene:
+        wait_until(lambda: streams[1].said == ["refuse"], TIMEOUT, "the second is refused")
+        assert streams[0].said == []
+        assert scene.counter("streams_refused_before_server_hello") == 1
+
+
+def test_a_stream_without_a_service_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    with scene_of() as scene:  # nobody listens on port 9
+        connection = scene.ready()
+        stream = FakeStream(encode(Connect(Address.from_text(*PUBLIC_PEER))))
+        scene.engine.post(fake.stream_opened(connection, stream))
+        wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "the stream is refused")
+        assert scene.counter("connections_dropped_local_service") == 1
+    assert "connection from 198.51.100.9:5353 dropped: 127.0.0.1:9 can't be reached" in caplog.text
+
+
+def test_tcp_that_was_not_asked_for_is_refused() -> None:
+    with scene_of(network="udp") as scene:
+        connection = scene.ready()
+        stream = FakeStream(encode(Connect(None)))
+        scene.engine.post(fake.stream_opened(connection, stream))
+        wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "the stream is refused")
+        assert scene.counter("streams_refused_no_tcp") == 1
+
+
+def test_a_stream_that_begins_with_something_else_is_reset() -> None:
+    with scene_of() as scene:
+        connection = scene.ready()
+        streams = [FakeStream(encode(Dissociate(1))), FakeStream(b"\x00\x02\x09")]
+        for stream in streams:
+            scene.engine.post(fake.stream_opened(connection, stream))
+        wait_until(lambda: all(stream.said == ["reset"] for stream in streams), TIMEOUT, "both are reset")
+        assert scene.counter("server_violations") == 2
+
+
+def test_a_server_that_breaks_rules_is_borne(caplog: pytest.LogCaptureFixture) -> None:
+    with scene_of() as scene, caplog.at_level(logging.WARNING, "asport_sync"):
+        connection = scene.ready()
+        for data, carrier in (
+            (encode(ServerHello(ServerHelloCode.SUCCESS, PORT)), Carrier.DATAGRAM),
+            (encode(ClientHello(ALICE, bytes(32), 3, 1, 2)), Carrier.STREAM),
+            (encode(Heartbeat()), Carrier.STREAM),
+            (b"\x07", Carrier.STREAM),
+        ):
+            scene.post_command(connection, data, carrier)
+        for number in range(20):
+            scene.engine.post(fake.violation(connection, f"problem {number}"))
+        scene.expect_counter("server_violations", 24)
+        assert connection.closed is None
+        assert scene.run.public == (SERVER[0], PORT)
+    assert len([record for record in caplog.records if "broke the rules" in record.getMessage()]) == 5
+
+
+def test_a_second_answer_changes_nothing() -> None:
+    with scene_of() as scene:
+        connection = scene.ready()
+        scene.post_command(connection, encode(ServerHello(ServerHelloCode.SUCCESS, 1)))
+        scene.post_command(connection, encode(ServerHello(ServerHelloCode.AUTH_FAILED)))
+        stream = FakeStream(encode(Dissociate(1)))
+        scene.engine.post(fake.stream_opened(connection, stream))
+        wait_until(lambda: stream.said, TIMEOUT, "both answers have been looked at")
+        assert scene.run.public == (SERVER[0], PORT)
+        assert connection.closed is None
+
+
+# --- associations -----------------------------------------------------------------------------------------------------
+
+
+def test_an_association_gets_a_socket_and_loses_it() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind(("127.0.0.1", 0))
+        with scene_of(local=service.getsockname()) as scene:
+            connection = scene.ready()
+            scene.engine.post(fake.flow_wanted(connection, 0, PUBLIC_PEER))
+            wait_until(lambda: connection.udp and connection.udp[0].flows, TIMEOUT, "the association is there")
+            udp = connection.udp[0]
+            assert udp.flows == {0: (PUBLIC_PEER, b"")}
+            assert udp.sock.getpeername() == service.getsockname()
+            scene.post_command(connection, encode(Dissociate(0)))
+            wait_until(lambda: udp.closed and udp.sock.fileno() == -1, TIMEOUT, "its socket is closed")
+
+
+def test_udp_that_was_not_asked_for_is_dropped() -> None:
+    with scene_of(network="tcp") as scene:
+        connection = scene.ready()
+        scene.engine.post(fake.flow_wanted(connection, 3))
+        wait_until(lambda: connection.removed == [3], TIMEOUT, "the association is refused")
+        assert scene.counter("flows_refused_no_udp") == 1
+
+
+def test_the_associations_of_a_lost_connection_are_closed() -> None:
+    with scene_of() as scene:
+        connection = scene.ready()
+        scene.engine.post(fake.flow_wanted(connection, 1, PUBLIC_PEER))
+        wait_until(lambda: connection.udp, TIMEOUT, "the association is there")
+        scene.engine.post(fake.closed(connection, CloseCause.IDLE))
+        wait_until(lambda: connection.udp[0].sock.fileno() == -1, TIMEOUT, "its socket is closed")
+
+
+# --- start, stop, figures ---------------------------------------------------------------------------------------------
+
+
+def test_who_waits_learns_that_the_client_was_stopped() -> None:
+    with scene_of(nothing) as scene:
+        scene.attempts(1)
+    with pytest.raises(LifecycleError):
+        scene.run.wait_ready(TIMEOUT)
+
+
+def test_a_client_that_waits_to_try_again_is_stopped_at_once() -> None:
+    with scene_of(close_with(CloseCause.UNREACHABLE)) as scene:
+        scene.backoff.most = 1
+        scene.expect_counter("attempts_failed")
+
+
+def test_figures_of_the_connection() -> None:
+    with scene_of() as scene:
+        scene.ready()
+        stats = scene.run.stats()
+        assert stats["public"] == (SERVER[0], PORT)
+        connections = stats["connections"]
+        assert isinstance(connections, list)
+        assert [each["smoothed_rtt"] for each in connections] == [0.1]
+        assert PASSWORD not in repr(stats)
+
+
+def test_trusted_certificates_become_one_bundle(tmp_path: Path) -> None:
+    pem, der = tmp_path / "a.pem", tmp_path / "b.der"
+    pem.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    der.write_bytes(b"\x30\x03\x02\x01\x05")
+    text = "-----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----\n"
+    with scene_of(nothing, certificates={"paths": [str(pem), str(der)], "pem": text, "disable_native": True}) as scene:
+        bundle = trusted_certificates(scene.config)
+        assert bundle.count(b"-----BEGIN CERTIFICATE-----") == 3
+        assert b"MAMCAQU=" in bundle
+        options = scene.engine.credentials[0]
+        assert (options["trust"], options["system_trust"], options["verify"]) == (bundle, False, True)
+        pem.unlink()
+        with pytest.raises(ConfigError, match=r"a\.pem: cannot be read"):
+            trusted_certificates(scene.config)
+
+
+def test_verification_may_be_switched_off_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with scene_of(nothing, skip_certificate_verification=True) as scene:
+        assert scene.engine.credentials[0]["verify"] is False
+    assert "not verified" in caplog.text

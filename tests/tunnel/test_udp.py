@@ -1,0 +1,475 @@
+"""Associations on both sides, on a pump whose clock the test holds."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from asport_sync.engine import Connection, UdpBatch
+from asport_sync.errors import EngineError
+from asport_sync.runtime import sockets
+from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.log import RateLimit
+from asport_sync.runtime.selecting import SelectorThread
+from asport_sync.runtime.threads import Slots, WorkerPool
+from asport_sync.tunnel import udp
+from asport_sync.tunnel.sessions import AssociationTable
+from asport_sync.tunnel.udp import LocalFlows, LocalTarget, PublicUdp, expiry_period
+from asport_sync.wire import Address, Dissociate, decode, proxy_header
+from tests.runtime.clock import VirtualClock
+from tests.support.waiting import wait_until
+from tests.tunnel.fake_engine import FakeEngine, FakeUdpSocket
+
+HOST = "127.0.0.1"
+TIMEOUT = 10.0
+PEER = ("198.51.100.9", 5353)
+LOG = logging.getLogger("asport_sync.test")
+
+
+class Pump:
+    """A pump, its clock, and everything it needs."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.thread = SelectorThread("asport-pump", self.clock)
+        self.thread.start()
+        self.workers = WorkerPool(2)
+        self.counters = Counters()
+        self.connection = FakeEngine().new_connection()
+
+    def close(self) -> None:
+        assert self.thread.stop(TIMEOUT)
+        assert self.workers.stop(TIMEOUT)
+
+    def do(self, function: Any, *arguments: Any) -> None:
+        self.thread.call_and_wait(function, *arguments)
+
+    def pass_time(self, seconds: float) -> None:
+        def pass_it() -> None:
+            self.clock.advance(seconds)
+            self.thread._timers.run()
+
+        self.do(pass_it)
+
+    def counter(self, name: str) -> int:
+        return self.counters.snapshot().get(name, 0)
+
+    @property
+    def udp(self) -> FakeUdpSocket:
+        return self.connection.udp[-1]
+
+
+@pytest.fixture
+def pump() -> Iterator[Pump]:
+    pump = Pump()
+    yield pump
+    pump.close()
+
+
+@pytest.mark.parametrize(("timeout", "period"), [(300, 30), (60, 6), (5, 1), (0.5, 1)])
+def test_how_often_idle_associations_are_looked_for(timeout: float, period: float) -> None:
+    assert expiry_period(timeout) == period
+
+
+# --- the server's side ------------------------------------------------------------------------------------------------
+
+
+class Public:
+    """A public socket in a connection's service, and sources that send to it."""
+
+    def __init__(self, pump: Pump, timeout: float = 300.0) -> None:
+        self.pump = pump
+        self.sock = sockets.bind_udp(HOST, 0)
+        self.address = sockets.local_address(self.sock)
+        self.sources: list[socket.socket] = []
+        connection = cast(Connection, pump.connection)
+        self.public = PublicUdp(pump.thread, connection, self.sock, timeout, pump.counters, LOG)
+        pump.do(self.public.open)
+
+    def close(self) -> None:
+        self.pump.do(self.public.close)
+        for sock in (self.sock, *self.sources):
+            sock.close()
+
+    def source(self) -> socket.socket:
+        self.sources.append(sockets.connected_udp(self.address))
+        return self.sources[-1]
+
+    def flows(self, number: int) -> dict[int, tuple[tuple[str, int], bytes]]:
+        wait_until(lambda: len(self.pump.udp.flows) == number, TIMEOUT, f"{number} associations are there")
+        return self.pump.udp.flows
+
+
+@pytest.fixture
+def public(pump: Pump) -> Iterator[Public]:
+    public = Public(pump)
+    yield public
+    public.close()
+
+
+def test_each_source_becomes_an_association(public: Public) -> None:
+    first, second = public.source(), public.source()
+    first.send(b"1")
+    public.flows(1)
+    second.send(b"2")
+    first.send(b"3")
+    flows = public.flows(2)
+    assert flows == {1: (first.getsockname(), b""), 2: (second.getsockname(), b"")}
+    assert public.pump.udp.public
+
+
+def test_a_full_table_refuses_and_does_not_spin(public: Public) -> None:
+    public.public._associations = AssociationTable(most=1)
+    public.source().send(b"1")
+    public.flows(1)
+    public.source().send(b"2")
+    wait_until(lambda: public.pump.counter("udp_sources_refused_table_full") == 1, TIMEOUT, "the source is refused")
+    reads = public.pump.connection.reads
+    for _ in range(20):
+        public.pump.do(lambda: None)
+    assert public.pump.connection.reads == reads
+
+
+def test_an_id_that_the_engine_refuses_is_free_again(public: Public) -> None:
+    public.pump.udp.refuses_flows = True
+    public.source().send(b"1")
+    wait_until(lambda: public.pump.counter("udp_sources_refused_by_engine") == 1, TIMEOUT, "the source is refused")
+    assert len(public.public._associations) == 0
+
+
+def test_an_idle_association_is_dissociated(pump: Pump) -> None:
+    public = Public(pump, timeout=50.0)
+    public.source().send(b"1")
+    public.flows(1)
+    pump.pass_time(4.9)
+    assert pump.connection.idle_asked == []
+    pump.pass_time(0.1)
+    assert pump.connection.idle_asked == [50.0]
+    assert pump.connection.sent == []
+    pump.connection.idle = [1]
+    pump.pass_time(5)
+    assert [decode(data)[0] for data in pump.connection.sent] == [Dissociate(1)]
+    assert pump.connection.removed == [1]
+    assert len(public.public._associations) == 0
+    assert pump.counter("udp_associations_expired") == 1
+    public.close()
+
+
+def test_more_idle_associations_than_one_call_tells(pump: Pump, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp, "_IDLE_PER_CALL", 2)
+    public = Public(pump, timeout=10.0)
+    pump.connection.idle = [1, 2, 3, 4, 5]
+    pump.pass_time(1)
+    assert pump.connection.removed == [1, 2, 3, 4, 5]
+    public.close()
+
+
+def test_a_dissociate_that_cannot_be_sent_is_counted_and_the_rest_goes_on(pump: Pump) -> None:
+    public = Public(pump, timeout=10.0)
+
+    def send(data: bytes) -> None:
+        raise EngineError(-5, "a table or queue is full")
+
+    pump.connection.send = send  # type: ignore[method-assign]
+    pump.connection.idle = [1, 2]
+    pump.pass_time(1)
+    assert pump.connection.removed == [1, 2]
+    assert pump.counter("dissociates_not_sent") == 2
+    pump.pass_time(1)
+    assert len(pump.connection.idle_asked) == 2
+    public.close()
+
+
+def test_the_end_of_the_connection_ends_the_look_for_idle_ones(public: Public) -> None:
+    public.pump.connection.is_gone = True
+    public.pump.pass_time(100)
+    assert public.pump.thread._timers.remaining() is None
+    public.source().send(b"1")
+    wait_until(lambda: public.public._udp is None, TIMEOUT, "the socket is given up")
+
+
+def test_a_read_that_fails_is_tried_again_later(public: Public) -> None:
+    failures = [EngineError(-1012, "Cannot allocate memory")]
+    real_receive = public.pump.udp.receive
+
+    def receive() -> UdpBatch:
+        if failures:
+            raise failures.pop()
+        return real_receive()
+
+    public.pump.udp.receive = receive  # type: ignore[method-assign]
+    public.source().send(b"1")
+    wait_until(lambda: public.pump.counter("udp_read_errors") == 1, TIMEOUT, "the read has failed")
+    public.pump.pass_time(1)
+    public.flows(1)
+
+
+def test_a_busy_socket_leaves_others_their_turn(public: Public) -> None:
+    reads = []
+
+    def receive() -> UdpBatch:
+        reads.append(len(reads))
+        if len(reads) == 10:
+            public.sock.recv(10)
+        return UdpBatch(64, len(reads) < 10, ())
+
+    public.pump.udp.receive = receive  # type: ignore[method-assign]
+    public.source().send(b"1")
+    wait_until(lambda: len(reads) >= 10, TIMEOUT, "all is read")
+    assert len(reads) == 10
+
+
+def test_a_closed_public_socket_is_left_alone(public: Public) -> None:
+    public.pump.do(public.public.close)
+    assert public.pump.udp.closed
+    public.source().send(b"1")
+    public.pump.do(lambda: None)
+    assert public.pump.connection.reads == 0
+    public.pump.do(public.public.close)
+
+
+# --- the client's side ------------------------------------------------------------------------------------------------
+
+
+class Local:
+    """The associations of a client, and the service they lead to."""
+
+    def __init__(
+        self, pump: Pump, *, host: str = HOST, proxy: bool = False, timeout: float = 60.0, most: int = 10
+    ) -> None:
+        self.pump = pump
+        self.service = sockets.bind_udp(HOST, 0)
+        self.service.settimeout(TIMEOUT)
+        self.address = sockets.local_address(self.service)
+        self.budget = Slots(most)
+        self.target = LocalTarget(host, self.address[1], pump.thread, pump.workers, pump.clock)
+        self.flows = LocalFlows(
+            pump.thread,
+            cast(Connection, pump.connection),
+            self.target,
+            proxy=proxy,
+            timeout=timeout,
+            budget=self.budget,
+            counters=pump.counters,
+            log=LOG,
+            limit=RateLimit(),
+        )
+
+    def open(self) -> None:
+        self.pump.do(self.flows.open)
+
+    def close(self) -> None:
+        self.pump.do(self.flows.close)
+        self.service.close()
+
+    def want(self, association: int) -> None:
+        self.pump.do(self.flows.wanted, association, PEER)
+
+
+@pytest.fixture
+def local(pump: Pump) -> Iterator[Local]:
+    local = Local(pump)
+    yield local
+    local.close()
+
+
+def test_an_association_gets_a_socket_of_its_own(local: Local) -> None:
+    local.want(0)
+    local.want(1)
+    first, second = local.pump.connection.udp
+    assert first.flows == {0: (PEER, b"")}
+    assert second.flows == {1: (PEER, b"")}
+    assert not first.public
+    first.sock.send(b"x")
+    assert local.service.recvfrom(10) == (b"x", first.sock.getsockname())
+    local.service.sendto(b"answer", first.sock.getsockname())
+    wait_until(lambda: local.pump.connection.reads > 0, TIMEOUT, "the answer is read")
+
+
+def test_one_that_is_there_already_is_not_made_again(local: Local) -> None:
+    local.want(1)
+    local.want(1)
+    assert len(local.pump.connection.udp) == 1
+    assert local.pump.connection.removed == []
+
+
+def test_a_header_goes_in_front_of_every_datagram(pump: Pump) -> None:
+    local = Local(pump, proxy=True)
+    local.want(1)
+    expected = proxy_header.udp_header(Address.from_text(*PEER), Address.from_text(*local.address))
+    assert pump.udp.flows == {1: (PEER, expected)}
+    local.close()
+
+
+def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
+    local = Local(pump, most=1)
+    local.want(1)
+    local.want(2)
+    assert pump.connection.removed == [2]
+    assert pump.counter("udp_flows_refused_limit") == 1
+    pump.do(local.flows.end, 1)
+    assert pump.udp.closed
+    assert pump.udp.sock.fileno() == -1
+    pump.do(local.flows.end, 1)
+    local.want(2)
+    assert pump.udp.flows == {2: (PEER, b"")}
+    local.close()
+    assert local.budget.take()
+
+
+def test_idle_associations_are_closed(pump: Pump) -> None:
+    local = Local(pump, timeout=60.0)
+    local.open()
+    local.want(1)
+    pump.connection.idle = [1]
+    pump.pass_time(5.9)
+    assert not pump.udp.closed
+    pump.pass_time(0.1)
+    assert pump.udp.closed
+    assert pump.connection.idle_asked == [60.0]
+    # The server isn't told: it will dissociate, or use the id again.
+    assert pump.connection.sent == []
+    local.close()
+
+
+def test_nothing_is_made_for_a_connection_that_is_over(local: Local) -> None:
+    local.want(1)
+    local.pump.do(local.flows.close)
+    assert local.pump.udp.closed
+    local.want(2)
+    assert len(local.pump.connection.udp) == 1
+
+
+def test_a_connection_that_ends_meanwhile_leaves_no_socket(local: Local) -> None:
+    local.pump.connection.is_gone = True
+    local.want(1)
+    assert local.budget.take()
+    assert local.pump.connection.udp == []
+
+
+def test_what_the_engine_refuses_is_refused_and_counted(local: Local) -> None:
+    def open_udp(sock: socket.socket, *, public: bool) -> Any:
+        raise EngineError(-4, "no memory")
+
+    local.pump.connection.open_udp = open_udp  # type: ignore[method-assign]
+    local.want(1)
+    assert local.pump.connection.removed == [1, 1]
+    assert local.pump.counter("udp_flows_refused_local_service") == 1
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+class Resolver:
+    """Answers in place of the system's, and counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answer: list[sockets.SocketAddress] | None = []
+        self.asked = 0
+        monkeypatch.setattr(sockets, "resolve", self._resolve)
+
+    def _resolve(self, host: str, port: int, kind: socket.SocketKind) -> list[sockets.SocketAddress]:
+        assert host == "name.example"
+        assert kind is socket.SOCK_DGRAM
+        self.asked += 1
+        if self.answer is None:
+            raise OSError("no such name")
+        return self.answer
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
+    return Resolver(monkeypatch)
+
+
+@pytest.fixture
+def named(pump: Pump, resolver: Resolver) -> Iterator[Local]:
+    local = Local(pump, host="name.example")
+    resolver.answer = [local.address]
+    yield local
+    local.close()
+
+
+def settled(pump: Pump) -> None:
+    """Wait for look-ups that are under way, and for what the pump does with them."""
+    wait_until(lambda: pump.workers.running == 0 and pump.workers.waiting == 0, TIMEOUT, "look-ups are done")
+    pump.do(lambda: None)
+
+
+def test_the_name_is_looked_up_before_it_is_needed(pump: Pump, named: Local, resolver: Resolver) -> None:
+    named.open()
+    settled(pump)
+    assert resolver.asked == 1
+    named.want(1)
+    assert pump.udp.sock.getpeername() == named.address
+
+
+def test_an_association_waits_for_the_name(pump: Pump, named: Local) -> None:
+    named.want(1)
+    wait_until(lambda: pump.connection.udp, TIMEOUT, "the association is there")
+    settled(pump)
+    assert pump.udp.flows == {1: (PEER, b"")}
+
+
+def test_an_association_that_is_over_before_the_name_is_known(pump: Pump, named: Local) -> None:
+    def both() -> None:
+        named.flows.wanted(1, PEER)
+        named.flows.end(1)
+
+    pump.do(both)
+    settled(pump)
+    assert pump.connection.udp == []
+    assert pump.connection.removed == [1]
+
+
+def test_the_name_is_looked_up_again_after_a_while_of_use(pump: Pump, named: Local, resolver: Resolver) -> None:
+    named.want(1)
+    settled(pump)
+    named.want(2)
+    settled(pump)
+    assert resolver.asked == 1
+    pump.pass_time(31)
+    resolver.answer = None
+    named.want(3)
+    settled(pump)
+    assert resolver.asked == 2
+    named.want(4)
+    settled(pump)
+    # The old address is used on: a resolver that fails doesn't mean that the service has moved.
+    assert [list(each.flows) for each in pump.connection.udp] == [[1], [2], [3], [4]]
+
+
+def test_a_name_without_an_address_is_a_refusal(pump: Pump, named: Local, resolver: Resolver) -> None:
+    resolver.answer = None
+    named.want(1)
+    settled(pump)
+    assert pump.connection.udp == []
+    assert pump.counter("udp_flows_refused_local_service") == 1
+    named.want(1)
+    settled(pump)
+    assert resolver.asked == 1
+    pump.pass_time(1)
+    resolver.answer = [named.address]
+    named.want(1)
+    settled(pump)
+    assert resolver.asked == 2
+    assert pump.udp.flows == {1: (PEER, b"")}
+
+
+def test_a_service_that_cannot_be_reached_is_a_refusal(pump: Pump, named: Local, resolver: Resolver) -> None:
+    resolver.answer = [("::ffff:0:0:1%nowhere", 5)]
+    named.want(1)
+    settled(pump)
+    assert pump.counter("udp_flows_refused_local_service") == 1
+    assert named.budget.take()
+
+
+def test_the_next_address_is_taken_where_one_cannot_be_used(pump: Pump, named: Local, resolver: Resolver) -> None:
+    resolver.answer = [("fe80::1%nowhere", 5), named.address]
+    named.want(1)
+    settled(pump)
+    assert pump.udp.sock.getpeername() == named.address
