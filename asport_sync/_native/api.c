@@ -193,8 +193,7 @@ aq_engine *aq_engine_new(void)
     struct epoll_event interest = {.events = EPOLLIN, .data.u64 = 0};
     aq_engine *engine;
 
-    /* A binary built against newer headers would abort inside an older library. */
-    if (ngtcp2_version(NGTCP2_VERSION_NUM) == NULL)
+    if (!aq_compat_library_fits())
         return NULL;
     engine = aligned_alloc(_Alignof(aq_engine), sizeof(*engine));
     if (engine == NULL)

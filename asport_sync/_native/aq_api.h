@@ -230,7 +230,8 @@ int64_t aq_endpoint_set_credentials(aq_engine *engine, aq_id endpoint, aq_id cre
 aq_id aq_connect(aq_engine *engine, const aq_connect_options *options); /* [any] */
 
 /* [any] Closes with an application error code. linger > 0: first waits, at most that long, until every command sent
- * with aq_connection_send() is acknowledged. AQ_EVENT_CLOSED follows. */
+ * with aq_connection_send() is acknowledged and the peer's program has had a moment to read it. AQ_EVENT_CLOSED
+ * follows. */
 int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, uint64_t linger);
 
 /* [any] TLS keying-material exporter (RFC 8446 section 7.5); label and context are raw bytes. AQ_ERR_STATE before the
@@ -256,8 +257,8 @@ int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connectio
 
 /* ---- TCP over streams --------------------------------------------------------------------------------------- */
 
-/* Every stream that was opened here or reported by AQ_EVENT_STREAM must be relayed, attached, refused or reset once, also when its connection has
- * ended meanwhile: what came before the end is kept for it until then. */
+/* Every stream that was opened here or reported by AQ_EVENT_STREAM must be relayed, attached, refused or reset once,
+ * also when its connection has ended meanwhile: what came before the end is kept for it until then. */
 
 /* [any] A new bidirectional stream that begins with `header` (at most 64 bytes). It may have to wait for the peer's
  * stream credit; relaying may begin at once. AQ_ERR_LIMIT: too many wait already. */

@@ -13,6 +13,12 @@
 #error "ngtcp2 1.11 or newer is needed; run: python3 vendor/ngtcp2.py"
 #endif
 
+/* A binary built against newer headers would abort inside an older library; the other way round is fine. */
+static inline int aq_compat_library_fits(void)
+{
+    return ngtcp2_version(NGTCP2_VERSION_NUM) != NULL;
+}
+
 /* Up to 1.11 no_pmtud = 1 lets a client that changes its port abort a server; leaving discovery on with nothing to
  * discover is the same in effect. So no_pmtud stays 0 everywhere, and a fixed payload size is set through
  * max_tx_udp_payload_size. */

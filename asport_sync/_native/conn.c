@@ -12,6 +12,9 @@
 #define KEEP_LEAST (100 * AQ_NSEC_PER_MSEC)
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
 #define ACTIVE_CID_LIMIT 8
+/* After the last command is acknowledged, before the close: acknowledged is what the peer's QUIC layer has, not what
+ * its program has read, and some layers drop unread bytes when they see a close. */
+#define LINGER_GRACE (150 * AQ_NSEC_PER_MSEC)
 
 /* ---- events -------------------------------------------------------------------------------------------------- */
 
@@ -541,6 +544,12 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
     }
 }
 
+static void sooner(uint64_t *expiry, uint64_t other)
+{
+    if (other < *expiry)
+        *expiry = other;
+}
+
 /* ---- timers ---------------------------------------------------------------------------------------------------- */
 
 static void give_up_commands(aq_conn *conn, uint64_t now)
@@ -609,17 +618,14 @@ void aq_conn_timers(aq_conn *conn, uint64_t now)
     if (conn->probe_deadline != UINT64_MAX)
         answer_probe(conn, now);
     after_callbacks(conn, now);
-    if (conn->quic != NULL && conn->linger_until != UINT64_MAX &&
-        (conn->linger_until <= now || conn->commands_unacknowledged == 0))
+    if (conn->linger_until != UINT64_MAX && !conn->linger_grace && conn->commands_unacknowledged == 0) {
+        conn->linger_grace = 1;
+        sooner(&conn->linger_until, now + LINGER_GRACE);
+    }
+    if (conn->quic != NULL && conn->linger_until <= now)
         aq_conn_close(conn, AQ_CLOSE_LOCAL, conn->linger_code, "", now);
     else if (conn->quic != NULL)
         conn->host->touch(conn->host->engine, conn);
-}
-
-static void sooner(uint64_t *expiry, uint64_t other)
-{
-    if (other < *expiry)
-        *expiry = other;
 }
 
 void aq_conn_schedule(aq_conn *conn, uint64_t now)
@@ -635,7 +641,7 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
     if (conn->probe_deadline != UINT64_MAX)
         sooner(&expiry, conn->last_received > conn->probe_from ? now : conn->probe_deadline);
     if (conn->linger_until != UINT64_MAX)
-        sooner(&expiry, conn->commands_unacknowledged == 0 ? now : conn->linger_until);
+        sooner(&expiry, conn->commands_unacknowledged == 0 && !conn->linger_grace ? now : conn->linger_until);
     if (conn->incoming_first != NULL)
         sooner(&expiry, conn->incoming_first->deadline);
     if (conn->headers_pending > 0) {

@@ -138,6 +138,7 @@ typedef struct aq_conn {
 
     uint64_t linger_until; /* UINT64_MAX: not closing gracefully */
     uint64_t linger_code;
+    int linger_grace; /* all is acknowledged; the peer's program has a moment to read it */
 
     /* close */
     uint64_t keep_until; /* closing or draining: when to free */

@@ -208,7 +208,7 @@ class FakeEngine:
     def as_real(self) -> real.Engine:
         return cast(real.Engine, self)
 
-    # --- what the tunnel calls --------------------------------------------------------------------------------------------
+    # --- what the tunnel calls ---
 
     def start(self) -> None:
         self.started += 1
@@ -267,7 +267,7 @@ class FakeEngine:
         self.on_connect(connection)
         return connection
 
-    # --- what the test does -----------------------------------------------------------------------------------------------
+    # --- what the test does ---
 
     def new_connection(self, peer: real.SocketAddress = PEER) -> FakeConnection:
         connection = FakeConnection(self, len(self.connections) + 1, peer)

@@ -61,29 +61,33 @@ Answer = Callable[["Scene", FakeConnection], None]
 
 
 class NoDelay(Backoff):
-    """Tries again at once, and notes what the failures were."""
+    """Tries again at once, and notes what the failures were.
 
-    def __init__(self) -> None:
+    Args:
+        attempts: After so many failures the next attempt is put off for longer than any test lasts.
+    """
+
+    def __init__(self, attempts: int = 10) -> None:
         super().__init__()
         self.slow: list[bool] = []
         self.successes = 0
-        self.most = 10  # then the next attempt is put off, so that a test that is over ends
+        self._attempts = attempts
 
     def succeeded(self) -> None:
         self.successes += 1
 
     def failed(self, *, slow: bool = False) -> float:
         self.slow.append(slow)
-        return 0.0 if len(self.slow) < self.most else 1000.0
+        return 0.0 if len(self.slow) < self._attempts else 1000.0
 
 
 class Scene:
     """A client and what its server does with each connection. The last behaviour stays."""
 
-    def __init__(self, *behaviours: Answer, **options: Any) -> None:
+    def __init__(self, *behaviours: Answer, attempts: int = 10, **options: Any) -> None:
         self.engine = FakeEngine()
         self.engine.on_connect = self._connected
-        self.backoff = NoDelay()
+        self.backoff = NoDelay(attempts)
         self.behaviours = list(behaviours or (accept,))
         self.config = ClientConfig.from_options(
             **{
@@ -222,8 +226,7 @@ def test_the_engine_is_told_what_the_configuration_says() -> None:
 def test_a_refusal_is_raised_as_soon_as_it_is_known(
     code: ServerHelloCode, error: type[RefusedError], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with scene_of(refuse_with(code)) as scene:
-        scene.backoff.most = 1
+    with scene_of(refuse_with(code), attempts=1) as scene:
         with pytest.raises(RefusedError) as caught:
             scene.run.wait_ready(None)
         assert caught.type is error
@@ -234,8 +237,7 @@ def test_a_refusal_is_raised_as_soon_as_it_is_known(
 
 
 def test_a_bare_close_in_place_of_the_answer_is_a_refusal() -> None:
-    with scene_of(close_with(CloseCause.PEER_APPLICATION, handshake=True)) as scene:
-        scene.backoff.most = 1
+    with scene_of(close_with(CloseCause.PEER_APPLICATION, handshake=True), attempts=1) as scene:
         with pytest.raises(RefusedError) as caught:
             scene.run.wait_ready(None)
         assert caught.type is RefusedError
@@ -251,8 +253,7 @@ def test_a_client_that_was_refused_may_be_accepted_later() -> None:
 
 
 def test_a_certificate_that_is_not_accepted_is_raised_at_once() -> None:
-    with scene_of(close_with(CloseCause.CERTIFICATE, 42, "expired")) as scene:
-        scene.backoff.most = 1
+    with scene_of(close_with(CloseCause.CERTIFICATE, 42, "expired"), attempts=1) as scene:
         with pytest.raises(CertificateError, match="expired"):
             scene.run.wait_ready(None)
         assert scene.backoff.slow == [True]
@@ -265,8 +266,7 @@ def test_no_answer_is_not_raised_before_the_time_is_over() -> None:
 
 
 def test_what_failed_last_is_raised_when_the_time_is_over() -> None:
-    with scene_of(close_with(CloseCause.UNREACHABLE)) as scene:
-        scene.backoff.most = 1
+    with scene_of(close_with(CloseCause.UNREACHABLE), attempts=1) as scene:
         scene.expect_counter("attempts_failed")
         with pytest.raises(ConnectError, match="nobody answers"):
             scene.run.wait_ready(0)
@@ -349,8 +349,7 @@ def test_the_time_limit_of_an_address(
 
 def test_a_refusal_by_one_address_is_the_answer(resolved: list[list[sockets.SocketAddress] | OSError]) -> None:
     resolved.append([("192.0.2.1", 443), ("192.0.2.2", 443)])
-    with scene_of(refuse_with(ServerHelloCode.AUTH_FAILED), server="name.example:443") as scene:
-        scene.backoff.most = 1
+    with scene_of(refuse_with(ServerHelloCode.AUTH_FAILED), server="name.example:443", attempts=1) as scene:
         with pytest.raises(AuthenticationFailed):
             scene.run.wait_ready(None)
         assert len(scene.engine.connecting) == 1
@@ -580,8 +579,7 @@ def test_who_waits_learns_that_the_client_was_stopped() -> None:
 
 
 def test_a_client_that_waits_to_try_again_is_stopped_at_once() -> None:
-    with scene_of(close_with(CloseCause.UNREACHABLE)) as scene:
-        scene.backoff.most = 1
+    with scene_of(close_with(CloseCause.UNREACHABLE), attempts=1) as scene:
         scene.expect_counter("attempts_failed")
 
 

@@ -271,4 +271,4 @@ def test_the_package_offers_both() -> None:
     assert set(asport_sync.__all__) <= set(dir(asport_sync))
     assert all(hasattr(asport_sync, name) for name in asport_sync.__all__)
     with pytest.raises(AttributeError, match="nothing_such"):
-        _ = asport_sync.nothing_such
+        _ = asport_sync.nothing_such  # type: ignore[attr-defined]

@@ -408,9 +408,9 @@ def test_a_client_that_goes_before_its_answer_leaves_nothing(scene: Scene) -> No
     connection = scene.connect()
     real_send = connection.send
 
-    def send_and_go(data: bytes) -> None:
+    def send_and_go(command: bytes) -> None:
         connection.is_gone = True
-        real_send(data)
+        real_send(command)
 
     connection.send = send_and_go  # type: ignore[method-assign]
     with pytest.raises(EngineError):

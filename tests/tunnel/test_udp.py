@@ -171,7 +171,7 @@ def test_more_idle_associations_than_one_call_tells(pump: Pump, monkeypatch: pyt
 def test_a_dissociate_that_cannot_be_sent_is_counted_and_the_rest_goes_on(pump: Pump) -> None:
     public = Public(pump, timeout=10.0)
 
-    def send(data: bytes) -> None:
+    def send(command: bytes) -> None:
         raise EngineError(-5, "a table or queue is full")
 
     pump.connection.send = send  # type: ignore[method-assign]
@@ -209,7 +209,7 @@ def test_a_read_that_fails_is_tried_again_later(public: Public) -> None:
 
 
 def test_a_busy_socket_leaves_others_their_turn(public: Public) -> None:
-    reads = []
+    reads: list[int] = []
 
     def receive() -> UdpBatch:
         reads.append(len(reads))
