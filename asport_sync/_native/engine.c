@@ -336,8 +336,9 @@ static void run_touched_streams(aq_engine *engine)
     }
     /* What was touched meanwhile moves to the front, for the next turn. */
     engine->touched_streams_length -= count;
-    memmove(engine->touched_streams, engine->touched_streams + count,
-            engine->touched_streams_length * sizeof(aq_stream *));
+    if (count > 0)
+        memmove(engine->touched_streams, engine->touched_streams + count,
+                engine->touched_streams_length * sizeof(aq_stream *));
 }
 
 static void run_ready(aq_engine *engine)
@@ -699,12 +700,22 @@ static int sleep_until_work(aq_engine *engine, struct epoll_event *events)
     return count;
 }
 
+/* Also streams whose connection ended before, while their socket still takes what came. */
+static void stop_stream(void *object, aq_id id, void *context)
+{
+    aq_stream *stream = object;
+    AQ_UNUSED(id);
+    atomic_store(&stream->dead, 2);
+    touch_stream(context, stream);
+}
+
 static void stop_everything(aq_engine *engine)
 {
     for (size_t i = 0; i < engine->endpoints_length; i++) {
         for (aq_conn *conn = engine->all_endpoints[i]->first; conn != NULL; conn = conn->next)
             aq_conn_stop(conn, engine->now);
     }
+    aq_slab_each(&engine->streams, stop_stream, engine);
     run_ready(engine);
     while (engine->touched_streams_length > 0)
         run_touched_streams(engine);

@@ -454,3 +454,28 @@ def expect_count(side: Side, name: str, value: int) -> None:
         f"{name} of {side.name} is {value}",
         detail=lambda: f"events: {side.seen()}, counters: {side.engine.counters()}",
     )
+
+
+def test_stop_reaches_a_relay_that_outlived_its_connection(certificate: Certificate) -> None:
+    """What came before the end still waits for a service that does not read; the engine's stop ends that wait."""
+    with connected(certificate) as pair:
+        stream = pair.server_connection.open_stream(HEADER)
+        opened = pair.client.expect(StreamOpened)
+        public, user = tcp_pair()
+        local, service = tcp_pair()
+        with user, service:
+            relays = [Relay(stream, public), Relay(opened.stream, local)]
+            for relay in relays:
+                relay.start()
+            user.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                while True:
+                    user.sendall(bytes(1 << 20))
+            pair.server_connection.close()
+            expect_closed(pair.client, pair.client_connection)
+            relays[0].finish()
+            assert relays[1].is_alive()
+            pair.client.close()
+            result = relays[1].finish()
+            assert isinstance(result, StreamResult)
+            assert result.end is StreamEnd.STOPPED
