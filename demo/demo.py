@@ -362,12 +362,16 @@ def run() -> bool:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    """Begins to clean up, and lets nothing interrupt that."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main() -> int:
     """Runs the demo; the exit status says whether everything was right."""
-    signal.signal(signal.SIGTERM, _end)  # clean up as on Ctrl-C
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _end)
     try:
         good = run()
     except DemoFailed as problem:

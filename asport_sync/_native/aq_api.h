@@ -159,16 +159,16 @@ typedef struct {
 
 typedef struct {
     aq_address peer;
-    uint64_t smoothed_rtt, min_rtt, latest_rtt;  /* nanoseconds */
-    uint64_t congestion_window, bytes_in_flight; /* bytes */
-    uint64_t packets_sent, packets_received, packets_lost;
-    uint64_t bytes_sent, bytes_received, bytes_lost;
-    uint64_t path_payload;     /* UDP payload size in use */
-    uint64_t datagram_limit;   /* largest DATAGRAM payload now */
-    uint64_t silence;          /* nanoseconds since the last packet from the peer */
-    uint64_t streams;          /* bidirectional streams open */
-    uint64_t flows;            /* UDP associations */
-    uint64_t datagrams_queued; /* bytes of UDP packets waiting */
+    uint64_t smoothed_rtt, min_rtt, latest_rtt;                          /* nanoseconds */
+    uint64_t congestion_window, bytes_in_flight;                         /* bytes */
+    uint64_t packets_sent, packets_received, bytes_sent, bytes_received; /* UDP datagrams that carried QUIC */
+    uint64_t packets_lost, bytes_lost; /* declared lost by recovery; 0 with libraries before 1.16, which don't count */
+    uint64_t path_payload;             /* UDP payload size in use */
+    uint64_t datagram_limit;           /* largest DATAGRAM payload now */
+    uint64_t silence;                  /* nanoseconds since the last packet from the peer */
+    uint64_t streams;                  /* bidirectional streams open */
+    uint64_t flows;                    /* UDP associations */
+    uint64_t datagrams_queued;         /* bytes of UDP packets waiting */
 } aq_connection_info;
 
 /* What one aq_udp_receive() did. missed[] names each new source once; its datagrams wait until the next call. */

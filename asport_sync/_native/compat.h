@@ -40,25 +40,15 @@ static inline void aq_compat_settings(ngtcp2_settings *settings, const uint16_t 
 #define AQ_HAVE_RECV_STOP_SENDING 0
 #endif
 
-typedef struct {
-    uint64_t packets_sent, packets_received, packets_lost;
-    uint64_t bytes_sent, bytes_received, bytes_lost;
-} aq_compat_traffic;
-
-/* Zeros on libraries without these counters. */
-static inline void aq_compat_info(ngtcp2_conn *quic, ngtcp2_conn_info *info, aq_compat_traffic *traffic)
+/* Packets and bytes declared lost so far; zeros on libraries that don't count them. */
+static inline void aq_compat_losses(ngtcp2_conn *quic, ngtcp2_conn_info *info, uint64_t *packets, uint64_t *bytes)
 {
     ngtcp2_conn_get_conn_info(quic, info);
 #ifdef NGTCP2_CONN_INFO_V2
-    traffic->packets_sent = info->pkt_sent;
-    traffic->packets_received = info->pkt_recv;
-    traffic->packets_lost = info->pkt_lost;
-    traffic->bytes_sent = info->bytes_sent;
-    traffic->bytes_received = info->bytes_recv;
-    traffic->bytes_lost = info->bytes_lost;
+    *packets = info->pkt_lost;
+    *bytes = info->bytes_lost;
 #else
-    traffic->packets_sent = traffic->packets_received = traffic->packets_lost = 0;
-    traffic->bytes_sent = traffic->bytes_received = traffic->bytes_lost = 0;
+    *packets = *bytes = 0;
 #endif
 }
 

@@ -515,6 +515,8 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
     result = ngtcp2_conn_read_pkt(conn->quic, &path, &info, data, length, now);
     switch (result) {
     case 0:
+        conn->packets_received++;
+        conn->bytes_received += length;
         conn->last_received = now;
         conn->remote = *remote;
         after_callbacks(conn, now);
@@ -692,21 +694,18 @@ int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t now)
 int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now)
 {
     ngtcp2_conn_info raw;
-    aq_compat_traffic traffic;
     memset(info, 0, sizeof(*info));
-    aq_compat_info(conn->quic, &raw, &traffic);
+    aq_compat_losses(conn->quic, &raw, &info->packets_lost, &info->bytes_lost);
     aq_sockaddr_to(&conn->remote, &info->peer);
     info->smoothed_rtt = raw.smoothed_rtt;
     info->min_rtt = raw.min_rtt != UINT64_MAX ? raw.min_rtt : 0;
     info->latest_rtt = raw.latest_rtt;
     info->congestion_window = raw.cwnd;
     info->bytes_in_flight = raw.bytes_in_flight;
-    info->packets_sent = traffic.packets_sent;
-    info->packets_received = traffic.packets_received;
-    info->packets_lost = traffic.packets_lost;
-    info->bytes_sent = traffic.bytes_sent;
-    info->bytes_received = traffic.bytes_received;
-    info->bytes_lost = traffic.bytes_lost;
+    info->packets_sent = conn->packets_sent;
+    info->packets_received = conn->packets_received;
+    info->bytes_sent = conn->bytes_sent;
+    info->bytes_received = conn->bytes_received;
     info->path_payload = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn->quic);
     info->datagram_limit = conn->handshake_done ? aq_conn_datagram_limit(conn) : 0;
     info->silence = now - conn->last_received;

@@ -133,6 +133,7 @@ typedef struct aq_conn {
     uint64_t heartbeat_interval, heartbeat_at;
     int heartbeat_due;
 
+    uint64_t packets_sent, packets_received, bytes_sent, bytes_received; /* UDP datagrams of this connection */
     uint64_t last_received;              /* aq_now() of the last packet that was the peer's */
     uint64_t probe_deadline, probe_from; /* UINT64_MAX: none */
 

@@ -116,6 +116,8 @@ int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sock
         aq_count(counters, AQ_C_quic_send_errors, 1);
     if (result == 1)
         endpoint->blocked = 1;
+    conn->bytes_sent += *sent;
+    conn->packets_sent += (*sent + segment - 1) / segment;
     aq_count(counters, AQ_C_quic_bytes_sent, *sent);
     aq_count(counters, AQ_C_quic_datagrams_sent, (*sent + segment - 1) / segment);
     return result;
