@@ -109,7 +109,7 @@ def test_nobody_uses_asyncio(path: Path) -> None:
 
 def test_only_the_engine_reaches_into_c() -> None:
     users = {module_name(path) for path in modules() if f"{PACKAGE}._aq" in imported(path)}
-    assert users == {f"{PACKAGE}.engine"}
+    assert users == {f"{PACKAGE}.engine.binding"}
     assert {module_name(path) for path in modules() if "cffi" in imported(path)} <= {f"{PACKAGE}._cffi_build"}
 
 

@@ -740,7 +740,10 @@ int64_t aq_engine_loop(aq_engine *engine)
     engine->has_epoll_pwait2 = 1;
     engine->now = aq_now();
     while (!atomic_load(&engine->stopping)) {
-        /* 1. what the kernel reported */
+        /* 1. other threads' commands, and objects they want a look at: before the packets that may follow from them */
+        run_commands(engine);
+        run_ready(engine);
+        /* 2. what the kernel reported */
         for (int i = 0; i < count; i++) {
             if (events[i].data.u64 == WAKE_TAG)
                 continue;
@@ -755,11 +758,9 @@ int64_t aq_engine_loop(aq_engine *engine)
                 engine->endpoints_dirty = 1;
             }
         }
-        /* 2. owners of streams hear of it; attached ones move their bytes */
+        /* 3. owners of streams hear of it; attached ones move their bytes */
         run_touched_streams(engine);
-        /* 3. other threads' commands, and objects they want a look at */
-        run_commands(engine);
-        run_ready(engine);
+        run_ready(engine); /* what attached ones read leaves in this turn */
         /* 4. timers that are due */
         run_timers(engine);
         /* 5. every connection with something to send */

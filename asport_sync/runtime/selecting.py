@@ -62,12 +62,17 @@ class SelectorThread:
         Once the thread has ended the call is made here and now: there is nobody left to disturb, and what was lent to
         the thread can still be given back.
         """
+        if not self.offer(function, *arguments):
+            function(*arguments)
+
+    def offer(self, function: Callable[..., object], *arguments: object) -> bool:
+        """As ``call``, but once the thread has ended does nothing and returns False."""
         with self._lock:
-            if not self._ended:
-                self._calls.append(lambda: function(*arguments))
-                self._wake()
-                return
-        function(*arguments)
+            if self._ended:
+                return False
+            self._calls.append(lambda: function(*arguments))
+            self._wake()
+            return True
 
     def call_and_wait(self, function: Callable[..., object], *arguments: object) -> None:
         """As ``call``, but returns when the call is done. Not from the thread itself, nor where it may wait for."""

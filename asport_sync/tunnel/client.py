@@ -103,4 +103,4 @@ class Client(Lifecycle[ClientRun]):
         return ClientRun(self._config, engine)
 
     def _status(self, run: ClientRun) -> str:
-        return f"making {self._config.local} public by way of {self._config.server}"
+        return run.status

@@ -48,7 +48,7 @@ from asport_sync.errors import (
     RefusedError,
     RemoteProtocolError,
 )
-from asport_sync.runtime import notify, sockets
+from asport_sync.runtime import sockets
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.threads import Slots
@@ -188,6 +188,14 @@ class ClientRun(Run):
         with self._changed:
             return self._public
 
+    @property
+    def status(self) -> str:
+        """How things are, in one line."""
+        with self._changed:
+            if self._public is not None:
+                return f"public on {sockets.text(self._public)}"
+            return f"not connected: {self._failure or 'connecting'}"
+
     def wait_ready(self, timeout: float | None) -> SocketAddress:
         """See ``Client.wait_ready``."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -227,13 +235,11 @@ class ClientRun(Run):
             _log.info("zero_rtt_handshake has no effect: nothing of ASPORT may be sent early")
         self._connector.start()
 
-    def end(self, timeout: float) -> None:
-        """Ends the connector and closes local UDP sockets. The events thread has ended."""
+    def end(self, deadline: float) -> bool:
+        """Ends the connector and closes local UDP sockets. The events thread and the pump have ended."""
         self._inbox.put(None)
         if self._connector.ident is not None:
-            self._connector.join(timeout)
-            if self._connector.is_alive():
-                _log.warning("the name of the server is still being looked up; the look-up ends by itself")
+            self._connector.join(remaining(deadline))
         with self._changed:
             links = list(self._links.values())
             self._links.clear()
@@ -241,6 +247,7 @@ class ClientRun(Run):
             self._changed.notify_all()
         for link in links:
             self.pump.call(link.flows.close)
+        return not self._connector.is_alive()
 
     def stats(self) -> dict[str, object]:
         """Figures of the client and of its connection."""
@@ -284,7 +291,7 @@ class ClientRun(Run):
                 self.counters.add("attempts_failed")
                 when = f"in {delay:.1f} s" if delay else "at once"
                 _log.warning("%s: %s; next attempt %s", self._config.server, failure, when)
-                notify.status(f"not connected: {failure}")
+                self.report(self.status)
                 self._wait(None, delay)
 
     def _attempt(self) -> None:
@@ -469,7 +476,7 @@ class ClientRun(Run):
             self._changed.notify_all()
         self.counters.add("joined")
         _log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, hello.port, self._mode)
-        notify.status(f"public on {sockets.text(public)}")
+        self.report(self.status)
         while link.held:
             self._serve(*link.held.popleft())
         self._tell(link, _Word.JOINED)

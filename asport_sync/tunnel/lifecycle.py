@@ -109,6 +109,7 @@ class Lifecycle(abc.ABC, Generic[AnyRun]):
                 if not self.running:
                     self.start()
                 run = self._running()
+                run.report = notify.status
                 notify.ready(self._status(run))
                 poll = select.poll()
                 poll.register(reader, select.POLLIN)

@@ -44,6 +44,7 @@ class Run(abc.ABC):
 
     Attributes:
         stopping: Set as soon as the end has begun.
+        report: Takes one line on how things are; set by whoever wants to know.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Run(abc.ABC):
         self.workers = WorkerPool(max_workers + _DIALLERS)
         self.relays = Relays(self.workers, max_workers, self.counters, log)
         self.pump = SelectorThread("asport-pump")
+        self.report: Callable[[str], object] = lambda text: None
         self.timers = Timers(clock)
         self._events = threading.Thread(target=self._loop, name="asport-events", daemon=True)
 
@@ -69,8 +71,15 @@ class Run(abc.ABC):
         """Acts on an event. The events thread; must not block."""
 
     @abc.abstractmethod
-    def end(self, timeout: float) -> None:
-        """Ends the subclass's threads and frees what it opened. The events thread has ended."""
+    def end(self, deadline: float) -> bool:
+        """Ends the subclass's threads and frees what it opened. The events thread and the pump have ended.
+
+        Args:
+            deadline: When to stop waiting, on the monotonic clock.
+
+        Returns:
+            Whether all threads have ended.
+        """
 
     def start(self) -> None:
         """Starts the threads, then ``begin``."""
@@ -87,13 +96,13 @@ class Run(abc.ABC):
         self.engine.stop()
         if self._events.ident is not None:
             self._events.join(remaining(deadline))
-        self.end(remaining(deadline))
         ended = self.pump.stop(remaining(deadline))
+        ended &= self.end(deadline)
         ended &= self.workers.stop(remaining(deadline))
         if not ended:
             # A thread inside the system's resolver can't be called back. It ends with its answer, and meets a closed
             # engine.
-            self.log.warning("a thread is still busy after %.1f s; it ends by itself", timeout)
+            self.log.warning("a name is still being looked up; the thread ends with the answer")
         self.engine.close()
         self.stopping.close()
 

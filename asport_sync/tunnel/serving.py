@@ -193,13 +193,12 @@ class ServerRun(Run):
         """Acts on an event. The events thread."""
         self._handlers[type(event)](event)
 
-    def end(self, timeout: float) -> None:
-        """Closes public ports and ends the acceptor. The events thread has ended."""
-        deadline = time.monotonic() + timeout
+    def end(self, deadline: float) -> bool:
+        """Ends the acceptor and closes public ports. The events thread and the pump have ended."""
+        ended = self._acceptor.stop(remaining(deadline))
         for peer in list(self._peers.values()):
             self._release(peer)
-        if not self._acceptor.stop(remaining(deadline)):
-            _log.warning("the acceptor is still busy; it ends by itself")
+        return ended
 
     def stats(self) -> dict[str, object]:
         """Figures of the server and of each connection."""

@@ -49,7 +49,7 @@ class Relays:
             self._attach(stream, sock, label)
             return
         try:
-            self._workers.submit(self._relay, stream, sock, label, True)
+            self._workers.submit(self._relay, stream, sock, label)
         except (LifecycleError, RuntimeError):
             # Stopped, or the system has no thread to spare: the engine can do without one.
             self._slots.give_back()
@@ -58,7 +58,7 @@ class Relays:
     def run(self, stream: Stream, sock: socket.socket, label: str) -> None:
         """Relays in this worker, until the end or until the engine has taken over. The socket is taken over."""
         if self._slots.take():
-            self._relay(stream, sock, label, True)
+            self._relay(stream, sock, label)
         else:
             self._attach(stream, sock, label)
 
@@ -68,14 +68,14 @@ class Relays:
             label, began = self._attached.pop(stream.id, ("stream", time.monotonic()))
         self._report(label, began, result)
 
-    def _relay(self, stream: Stream, sock: socket.socket, label: str, slot: bool) -> None:
+    def _relay(self, stream: Stream, sock: socket.socket, label: str) -> None:
+        # A worker, which has taken a place.
         began = time.monotonic()
         try:
             with sock:
                 result = stream.relay(sock)
         except EngineClosed:
-            self._counters.add("streams_gone_before_relay")
-            self._log.info("%s: the QUIC connection ended before the relay began", label)
+            self._gone(label)
         else:
             self._report(label, began, result)
         finally:
@@ -86,11 +86,14 @@ class Relays:
             self._attached[stream.id] = (label, time.monotonic())
         try:
             stream.attach(sock)
-        except EngineError as problem:
+        except EngineClosed:
             with self._lock:
                 self._attached.pop(stream.id, None)
-            self._counters.add("streams_gone_before_relay")
-            self._log.info("%s: not relayed: %s", label, problem)
+            self._gone(label)
+
+    def _gone(self, label: str) -> None:
+        self._counters.add("streams_gone_before_relay")
+        self._log.info("%s: the QUIC connection ended before the relay began", label)
 
     def _report(self, label: str, began: float, result: StreamResult) -> None:
         self._counters.add(f"streams_{result.end.name.lower()}")

@@ -235,7 +235,7 @@ class LocalTarget:
             found = sockets.resolve(self.host, self.port, socket.SOCK_DGRAM)
         except OSError:
             found = []
-        self._pump.call(self._resolved, found)
+        self._pump.offer(self._resolved, found)
 
     def _resolved(self, addresses: Addresses) -> None:
         self._looking = False

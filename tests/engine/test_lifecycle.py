@@ -21,9 +21,8 @@ from asport_sync.engine import (
     StreamResult,
     Transport,
     UdpSocket,
-    ffi,
-    lib,
 )
+from asport_sync.engine.binding import ffi, lib, to_address
 from asport_sync.errors import EngineClosed, EngineError, LifecycleError
 from tests.engine.pair import (
     ALPN,
@@ -45,7 +44,7 @@ from tests.support.waiting import wait_until
 
 # Names nothing: a value no engine has given out, with a plausible slot and generation.
 MADE_UP_IDS = (1, 0, -1, 1 << 32, (7 << 56) | (3 << 32) | 1, (1 << 63) - 1, -(1 << 63))
-API = Path(engine_module.__file__).parent / "_native" / "aq_api.h"
+API = Path(engine_module.__file__).parents[1] / "_native" / "aq_api.h"
 
 
 # --- start and close --------------------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ def id_functions() -> list[str]:
 def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> int:
     """Calls a function of the boundary on an id, with every other argument in order."""
     pointer = engine._pointer
-    address = engine_module._to_address(("127.0.0.1", 9))
+    address = to_address(("127.0.0.1", 9))
     attached = os.dup(sock.fileno()) if name == "aq_stream_attach" else -1
     arguments = {
         "aq_credentials_free": (),

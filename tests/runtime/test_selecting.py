@@ -127,6 +127,8 @@ def test_queued_calls_are_made_before_the_end_and_later_ones_at_once() -> None:
     assert made[-1] == "late"
     thread.call_and_wait(made.append, "later")
     assert made[-1] == "later"
+    assert not thread.offer(made.append, "never")
+    assert made[-1] == "later"
     assert thread.stop(TIMEOUT)
 
 

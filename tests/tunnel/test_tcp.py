@@ -242,7 +242,7 @@ def test_the_service_is_connected_to_and_the_stream_relayed(scene: Scene) -> Non
     with TcpEcho() as echo:
         stream = serve(scene, scene.service(echo.address))
         wait_until(lambda: stream.said == ["relay"], TIMEOUT, "it is relayed")
-        assert echo.accepted == 1
+        wait_until(lambda: echo.accepted == 1, TIMEOUT, "the service has the connection")
         stream.finish()
         scene.expect_counter("streams_finished")
 

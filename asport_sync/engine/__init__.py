@@ -1,0 +1,66 @@
+"""The only door to the native engine: handles, events, and errors as exceptions.
+
+The engine owns every connection, stream and socket; the objects here are names for them. A name that has outlived its
+object raises EngineClosed, and never crashes. All methods may be called from any thread unless they say otherwise.
+Blocking calls run with the interpreter lock released, so any number of threads may be inside.
+
+After ``fork`` the child must not use an engine of its parent: every call in the child raises LifecycleError.
+"""
+
+from __future__ import annotations
+
+from .binding import SocketAddress, error_number, versions
+from .engine import Engine
+from .events import (
+    Closed,
+    CommandReceived,
+    Connected,
+    Event,
+    FlowWanted,
+    LogRecord,
+    Probed,
+    StreamEnded,
+    StreamOpened,
+    Violation,
+)
+from .handles import Connection, Credentials, Endpoint, Stream, UdpSocket
+from .values import (
+    Carrier,
+    CloseCause,
+    CongestionControl,
+    ConnectionInfo,
+    StreamEnd,
+    StreamResult,
+    Transport,
+    UdpBatch,
+)
+
+__all__ = [
+    "Carrier",
+    "CloseCause",
+    "Closed",
+    "CommandReceived",
+    "CongestionControl",
+    "Connected",
+    "Connection",
+    "ConnectionInfo",
+    "Credentials",
+    "Endpoint",
+    "Engine",
+    "Event",
+    "FlowWanted",
+    "LogRecord",
+    "Probed",
+    "SocketAddress",
+    "Stream",
+    "StreamEnd",
+    "StreamEnded",
+    "StreamOpened",
+    "StreamResult",
+    "Transport",
+    "UdpBatch",
+    "UdpSocket",
+    "Violation",
+    "error_number",
+    "versions",
+]

@@ -1,0 +1,93 @@
+"""The compiled extension: loading it, addresses and times as it wants them, its errors as exceptions.
+
+The only module that imports ``_aq``.
+"""
+
+from __future__ import annotations
+
+import errno as errno_module
+import socket
+from typing import Any
+
+from asport_sync._version import build_id
+from asport_sync.errors import EngineClosed, EngineError, NativeLibraryError
+
+_MEND = "build it with: pip install ."
+
+try:
+    from asport_sync import _aq
+except ImportError as problem:
+    raise NativeLibraryError(
+        f"the compiled extension asport_sync._aq can't be loaded ({problem}); {_MEND}"
+    ) from problem
+
+ffi: Any = _aq.ffi
+lib: Any = _aq.lib
+
+if ffi.string(lib.aq_build_id()).decode() != build_id():
+    raise NativeLibraryError(
+        f"the compiled extension asport_sync._aq belongs to another version of this package; {_MEND}"
+    )
+
+#: An IP address as text (with ``%zone`` where a link-local IPv6 address needs one) and a port.
+SocketAddress = tuple[str, int]
+
+
+def nanoseconds(seconds: float) -> int:
+    """Seconds as the boundary counts time; never negative."""
+    return max(0, int(seconds * 1e9))
+
+
+def to_address(address: SocketAddress) -> Any:
+    """An ``aq_address *`` of our own.
+
+    Raises:
+        OSError: The text is no IP address, or names a zone that does not exist.
+    """
+    host, port = address[0], address[1]
+    raw = ffi.new("aq_address *")
+    host, _, zone = host.partition("%")
+    if ":" in host:
+        raw.family = 6
+        packed = socket.inet_pton(socket.AF_INET6, host)
+        if zone:
+            raw.scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+    else:
+        raw.family = 4
+        packed = socket.inet_pton(socket.AF_INET, host)
+    ffi.memmove(raw.ip, packed, len(packed))
+    raw.port = port
+    return raw
+
+
+def from_address(raw: Any) -> SocketAddress:
+    """An ``aq_address`` as text and port."""
+    if raw.family == 6:
+        host = socket.inet_ntop(socket.AF_INET6, bytes(ffi.buffer(raw.ip, 16)))
+        return (f"{host}%{raw.scope}" if raw.scope else host, raw.port)
+    return (socket.inet_ntop(socket.AF_INET, bytes(ffi.buffer(raw.ip, 4))), raw.port)
+
+
+def error_of(code: int) -> EngineError:
+    """The exception for a negative result."""
+    buffer = ffi.new("char[]", 256)
+    text = ffi.string(lib.aq_strerror(code, buffer, 256)).decode("utf-8", "replace")
+    if code in (lib.AQ_ERR_STOPPED, lib.AQ_ERR_GONE):
+        return EngineClosed(code, text)
+    return EngineError(code, text)
+
+
+def error_number(problem: EngineError) -> int | None:
+    """The errno behind an EngineError, or None where no system call failed."""
+    number = lib.AQ_ERR_SYSTEM - problem.code
+    return number if 0 < number < max(errno_module.errorcode) + 1 else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what is linked: build, ngtcp2 (and whether ours or the system's) and GnuTLS."""
+    return {
+        "build": ffi.string(lib.aq_build_id()).decode(),
+        "ngtcp2": ffi.string(lib.aq_ngtcp2_version()).decode(),
+        "ngtcp2_origin": ffi.string(lib.aq_ngtcp2_origin()).decode(),
+        "gnutls": ffi.string(lib.aq_gnutls_version()).decode(),
+    }

@@ -1,0 +1,266 @@
+"""The engine itself: its thread, its lifecycle, and what is created on it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from asport_sync.errors import EngineClosed, EngineError, LifecycleError
+
+from .binding import SocketAddress, error_of, ffi, lib, to_address
+from .events import Event, event_of
+from .handles import Connection, Credentials, Endpoint
+from .values import Transport, fill_transport
+
+_EVENTS_PER_WAIT = 256  # one cffi call hands over at most so many events; 90 KiB
+
+
+class Engine:
+    """One native event thread with its connections.
+
+    Created stopped; ``start`` begins, ``close`` ends it for good. ``close`` is finished when it returns: the thread has
+    ended, blocked calls have raised EngineClosed, the memory is freed.
+    """
+
+    def __init__(self) -> None:
+        pointer = lib.aq_engine_new()
+        if pointer == ffi.NULL:
+            raise EngineError(lib.AQ_ERR_MEMORY, "no memory or no file descriptors for an engine")
+        self._pointer: Any = pointer
+        self._lock = threading.Lock()  # guards _thread, _closed
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._forked = False  # set in a forked child, never cleared
+        self._events: Any = ffi.new("aq_event[]", _EVENTS_PER_WAIT)  # the events thread only
+        self.udp_batch: Any = ffi.new("aq_udp_batch *")  # the pump thread only
+        _engines.add(self)
+
+    def start(self) -> None:
+        """Starts the event thread.
+
+        Raises:
+            LifecycleError: Started already, closed, or in a forked child.
+        """
+        with self._lock:
+            self.check()
+            if self._thread is not None:
+                raise LifecycleError("this engine is started already")
+            self._thread = threading.Thread(
+                target=lib.aq_engine_run, args=(self._pointer,), name="asport-engine", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Closes every connection and fails every blocked call; ``wait`` raises EngineClosed once it is drained."""
+        if not self._forked and not self._closed:
+            lib.aq_engine_stop(self._pointer)
+
+    def close(self) -> None:
+        """Stops, waits for the event thread, frees. Threads that wait for events must have left. Idempotent."""
+        with self._lock:
+            if self._closed or self._forked:
+                return
+            self._closed = True
+            thread = self._thread
+        lib.aq_engine_stop(self._pointer)
+        if thread is not None:
+            thread.join()
+        pointer, self._pointer = self._pointer, ffi.NULL
+        lib.aq_engine_free(pointer)
+        _engines.discard(self)
+
+    def wait(self, timeout: float | None = None) -> list[Event]:
+        """Waits for events and returns them, oldest first. One thread only.
+
+        Args:
+            timeout: Seconds; None: for ever.
+
+        Raises:
+            EngineClosed: The engine is stopped and every event has been handed over.
+        """
+        milliseconds = -1 if timeout is None else max(0, int(timeout * 1000))
+        count = self.call(lib.aq_events_wait, self._events, _EVENTS_PER_WAIT, milliseconds)
+        return [event_of(self, self._events[index]) for index in range(count)]
+
+    def server_credentials(
+        self, *, certificate: bytes, private_key: bytes, alpn: Sequence[bytes], keylog: str | None = None
+    ) -> Credentials:
+        """Credentials of a server.
+
+        Args:
+            certificate: PEM chain, leaf first, or one DER certificate.
+            private_key: PEM or DER: PKCS#8, PKCS#1 or SEC1.
+            alpn: Protocols, in order of preference.
+            keylog: File for NSS key log lines (SSLKEYLOGFILE).
+
+        Raises:
+            EngineError: With a text that says what is wrong with them.
+        """
+        return self._credentials(alpn, keylog, {"server": 1, "certificate": certificate, "private_key": private_key})
+
+    def client_credentials(
+        self,
+        *,
+        alpn: Sequence[bytes],
+        trust: bytes = b"",
+        system_trust: bool = True,
+        verify: bool = True,
+        keylog: str | None = None,
+    ) -> Credentials:
+        """Credentials of a client.
+
+        Args:
+            alpn: Protocols, in order of preference.
+            trust: Further certificate authorities, PEM bundle or one DER certificate.
+            system_trust: Also trust the system's authorities.
+            verify: False: accept any certificate. Only where the user said so explicitly.
+            keylog: File for NSS key log lines (SSLKEYLOGFILE).
+
+        Raises:
+            EngineError: With a text that says what is wrong with them.
+        """
+        return self._credentials(
+            alpn, keylog, {"trust": trust, "system_trust": int(system_trust), "verify": int(verify)}
+        )
+
+    def listen(
+        self,
+        sock: socket.socket,
+        credentials: Credentials,
+        transport: Transport,
+        *,
+        reset_key: bytes,
+        retry_threshold: int = 100,
+        max_half_open: int = 1000,
+        max_connections: int = 10000,
+    ) -> Endpoint:
+        """Accepts QUIC connections on a bound UDP socket, which stays the caller's and may be closed at once.
+
+        Args:
+            sock: Bound UDP socket.
+            credentials: From ``server_credentials``.
+            transport: Settings of every connection.
+            reset_key: 32 secret bytes for stateless reset tokens.
+            retry_threshold: Half-open connections from which on clients must prove their address by Retry.
+            max_half_open: Half-open connections; further ones are refused.
+            max_connections: Connections in all; further ones are refused.
+        """
+        options = ffi.new("aq_listen_options *")
+        options.fd = sock.fileno()
+        options.credentials = credentials.id
+        fill_transport(options.transport, transport)
+        if len(reset_key) != 32:
+            raise ValueError("reset_key must be 32 bytes")
+        ffi.memmove(options.reset_key, reset_key, 32)
+        options.retry_threshold = retry_threshold
+        options.max_half_open = max_half_open
+        options.max_connections = max_connections
+        return Endpoint(self, self.call(lib.aq_listen, options))
+
+    def connect(
+        self,
+        sock: socket.socket,
+        credentials: Credentials,
+        transport: Transport,
+        *,
+        remote: SocketAddress,
+        server_name: str,
+        send_sni: bool = True,
+    ) -> Connection:
+        """Begins a handshake; Connected or Closed follows. The UDP socket stays the caller's and may be closed at once.
+
+        Args:
+            sock: UDP socket of the remote address's family, not connected.
+            credentials: From ``client_credentials``.
+            transport: Settings of the connection.
+            remote: The server.
+            server_name: DNS name or IP literal that the certificate must be made out for.
+            send_sni: Whether a DNS name is sent as SNI (RFC 6066 section 3).
+        """
+        options = ffi.new("aq_connect_options *")
+        options.fd = sock.fileno()
+        options.credentials = credentials.id
+        options.remote = to_address(remote)[0]
+        name = ffi.new("char[]", server_name.encode("idna" if not server_name.isascii() else "ascii"))
+        options.server_name = name
+        options.send_sni = int(send_sni)
+        fill_transport(options.transport, transport)
+        return Connection(self, self.call(lib.aq_connect, options))
+
+    def counters(self) -> dict[str, int]:
+        """Every counter of the engine by name."""
+        count = lib.aq_counter_count()
+        values = ffi.new("uint64_t[]", count)
+        self.call(lib.aq_engine_counters, values, count)
+        return {ffi.string(lib.aq_counter_name(index)).decode(): values[index] for index in range(count)}
+
+    # --- inside ---
+
+    def check(self) -> None:
+        """Raises unless calls into C are possible: EngineClosed, or LifecycleError in a forked child."""
+        if self._forked:
+            raise LifecycleError("this engine belongs to the parent process; create a new one after fork")
+        if self._closed:
+            raise EngineClosed(lib.AQ_ERR_STOPPED, "the engine is closed")
+
+    def call(self, function: Any, *arguments: Any) -> int:
+        """Calls a function of aq_api.h on this engine; its negative results become exceptions. For handles."""
+        self.check()
+        result = int(function(self._pointer, *arguments))
+        if result < 0:
+            raise error_of(result)
+        return result
+
+    def _credentials(self, alpn: Sequence[bytes], keylog: str | None, fields: dict[str, Any]) -> Credentials:
+        self.check()
+        options = ffi.new("aq_credentials_options *")
+        keep = []  # the buffers that options points to, until the call has returned
+        protocols = b"".join(bytes((len(protocol),)) + protocol for protocol in alpn)
+        for name, value in {"alpn": protocols, **fields}.items():
+            if isinstance(value, bytes):
+                buffer = ffi.from_buffer("uint8_t[]", value) if value else ffi.NULL
+                keep.append(buffer)
+                setattr(options, name, buffer)
+                setattr(options, name + "_length", len(value))
+            else:
+                setattr(options, name, value)
+        if keylog is not None:
+            path = ffi.new("char[]", os.fsencode(keylog))
+            keep.append(path)
+            options.keylog_path = path
+        text = ffi.new("char[]", 512)
+        result = int(lib.aq_credentials_new(self._pointer, options, text, 512))
+        if result < 0:
+            detail = ffi.string(text).decode("utf-8", "replace")
+            raise EngineError(result, detail) if detail else error_of(result)
+        return Credentials(self, result)
+
+
+# Engines that still have to be closed. Weak: an engine that is closed properly is not kept alive.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _all_engines() -> Iterable[Engine]:
+    return tuple(_engines)
+
+
+def _after_fork_in_child() -> None:
+    # The event thread exists only in the parent, and its locks may be held for ever here: never touch the engine again.
+    for engine in _all_engines():
+        engine._forked = True
+        engine._lock = threading.Lock()
+
+
+def _close_all() -> None:
+    # Before the interpreter is torn down: no thread may be left inside C with a buffer that is about to go.
+    for engine in _all_engines():
+        engine.stop()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_close_all)

@@ -1,0 +1,139 @@
+"""What an engine reports, and how its records become objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .binding import SocketAddress, ffi, from_address, lib
+from .handles import Connection, Endpoint, Stream
+from .values import Carrier, CloseCause, StreamResult, stream_result
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connected:
+    """The TLS handshake is complete. ``endpoint`` is None on a client."""
+
+    connection: Connection
+    endpoint: Endpoint | None
+    peer: SocketAddress
+    alpn: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Closed:
+    """The last event of a connection, also of one that never became Connected.
+
+    Attributes:
+        code: Application or transport error code, or TLS alert, after the cause.
+        reason: The peer's or this side's text; from a peer it is untrusted.
+    """
+
+    connection: Connection
+    endpoint: Endpoint | None
+    peer: SocketAddress
+    cause: CloseCause
+    code: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CommandReceived:
+    """A whole command without payload, from a unidirectional stream or a DATAGRAM."""
+
+    connection: Connection
+    data: bytes
+    carrier: Carrier
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Violation:
+    """The peer broke the framing rules; what it sent was dropped. The connection still stands."""
+
+    connection: Connection
+    problem: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamOpened:
+    """The peer opened a bidirectional stream; ``header`` is its complete Connect command."""
+
+    connection: Connection
+    stream: Stream
+    header: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """An attached stream is done."""
+
+    connection: Connection
+    stream: Stream
+    result: StreamResult
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FlowWanted:
+    """A Packet for an association that isn't there; it waits for ``UdpSocket.add_flow`` or ``remove_flow``."""
+
+    connection: Connection
+    association: int
+    peer: SocketAddress
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Probed:
+    """The answer to ``Connection.probe``."""
+
+    connection: Connection
+    alive: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A line of the engine's own log; ``level`` as in the logging module."""
+
+    level: int
+    message: str
+
+
+Event: TypeAlias = (
+    Connected | Closed | CommandReceived | Violation | StreamOpened | StreamEnded | FlowWanted | Probed | LogRecord
+)
+
+
+def event_of(engine: Engine, raw: Any) -> Event:
+    """The object for one record of the engine."""
+    kind = raw.type
+    if kind == lib.AQ_EVENT_STREAM_ENDED:
+        return StreamEnded(
+            Connection(engine, raw.connection), Stream(engine, raw.stream), stream_result(ffi.addressof(raw, "result"))
+        )
+    data = bytes(ffi.buffer(raw.data, raw.length))
+    if kind == lib.AQ_EVENT_LOG:
+        return LogRecord(raw.code, data.decode("utf-8", "replace"))
+    connection = Connection(engine, raw.connection)
+    if kind == lib.AQ_EVENT_STREAM:
+        return StreamOpened(connection, Stream(engine, raw.stream), data)
+    if kind == lib.AQ_EVENT_COMMAND:
+        return CommandReceived(connection, data, Carrier(raw.value))
+    if kind == lib.AQ_EVENT_FLOW_WANTED:
+        return FlowWanted(connection, raw.value, from_address(raw.peer))
+    if kind == lib.AQ_EVENT_VIOLATION:
+        return Violation(connection, data.decode("utf-8", "replace"))
+    if kind == lib.AQ_EVENT_PROBED:
+        return Probed(connection, bool(raw.value))
+    endpoint = Endpoint(engine, raw.endpoint) if raw.endpoint else None
+    if kind == lib.AQ_EVENT_CONNECTED:
+        return Connected(connection, endpoint, from_address(raw.peer), data)
+    return Closed(
+        connection,
+        endpoint,
+        from_address(raw.peer),
+        CloseCause(raw.code),
+        raw.value,
+        data.decode("utf-8", "replace"),
+    )

@@ -1,0 +1,207 @@
+"""Names for what an engine owns: connections, streams, sockets.
+
+A name that has outlived its object raises EngineClosed. All methods may be called from any thread unless they say
+otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from asport_sync.errors import AsportError
+
+from .binding import SocketAddress, ffi, from_address, lib, nanoseconds, to_address
+from .values import Carrier, ConnectionInfo, StreamResult, UdpBatch, stream_result
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Handle:
+    """An object of an engine."""
+
+    engine: Engine = dataclasses.field(repr=False, compare=False)
+    id: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Credentials(Handle):
+    """Certificates, key and trust of one side, usable for any number of endpoints and connections."""
+
+    def free(self) -> None:
+        """Ends the name. Endpoints and connections that use the credentials keep them."""
+        self.engine.call(lib.aq_credentials_free, self.id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Endpoint(Handle):
+    """A QUIC server socket."""
+
+    def close(self, *, close_connections: bool = True) -> None:
+        """Stops accepting, and closes the connections it has unless told otherwise."""
+        self.engine.call(lib.aq_endpoint_close, self.id, int(close_connections))
+
+    def set_credentials(self, credentials: Credentials) -> None:
+        """Uses other credentials for every new handshake."""
+        self.engine.call(lib.aq_endpoint_set_credentials, self.id, credentials.id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stream(Handle):
+    """A bidirectional stream that carries one TCP connection."""
+
+    def relay(self, sock: socket.socket) -> StreamResult:
+        """Relays until both directions have ended. Blocks; the socket stays the caller's.
+
+        Raises:
+            EngineClosed: The stream or the engine is gone.
+        """
+        result = ffi.new("aq_stream_result *")
+        self.engine.call(lib.aq_stream_relay, self.id, sock.fileno(), result)
+        return stream_result(result)
+
+    def attach(self, sock: socket.socket) -> None:
+        """Lets the engine thread relay. The socket is taken over, also when this raises. StreamEnded follows."""
+        descriptor = sock.detach()
+        try:
+            self.engine.check()
+        except AsportError:
+            os.close(descriptor)
+            raise
+        self.engine.call(lib.aq_stream_attach, self.id, descriptor)
+
+    def reset(self, code: int = 1) -> None:
+        """RESET_STREAM and STOP_SENDING (RFC 9000 sections 19.4 and 19.5)."""
+        self.engine.call(lib.aq_stream_reset, self.id, code)
+
+    def refuse(self) -> None:
+        """Ends the stream in the orderly way without data: FIN and STOP_SENDING."""
+        self.engine.call(lib.aq_stream_refuse, self.id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UdpSocket(Handle):
+    """A UDP socket in the service of a connection. All methods: the one thread that reads UDP sockets."""
+
+    def receive(self) -> UdpBatch:
+        """Reads up to 64 datagrams and forwards those with an association.
+
+        The others wait for ``add_flow`` until the next call, which drops and counts them.
+        """
+        batch = self.engine.udp_batch
+        self.engine.call(lib.aq_udp_receive, self.id, batch)
+        missed = tuple(from_address(batch.missed[index]) for index in range(batch.misses)) if batch.misses else ()
+        return UdpBatch(batch.received, bool(batch.more), missed)
+
+    def add_flow(self, association: int, peer: SocketAddress, prefix: bytes = b"") -> None:
+        """Adds an association; datagrams that waited for it follow at once.
+
+        Args:
+            association: The ASPORT associate ID.
+            peer: Public socket: the source as the socket reports it. Local socket: the address the Packet carried.
+            prefix: Bytes in front of every datagram sent to the socket, at most 64.
+
+        Raises:
+            EngineError: The ID or the source has an association already.
+        """
+        self.engine.call(lib.aq_flow_add, self.id, association, to_address(peer), prefix, len(prefix))
+
+    def close(self) -> None:
+        """Forgets the socket and its associations. The Python socket stays the caller's."""
+        self.engine.call(lib.aq_udp_close, self.id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connection(Handle):
+    """A QUIC connection, of either side."""
+
+    def close(self, code: int = 0, *, linger: float = 0.0) -> None:
+        """Closes with an application error code. Closed follows.
+
+        Args:
+            code: Application error code (RFC 9000 section 20.2).
+            linger: Seconds to wait, at most, until everything sent with ``send`` is acknowledged.
+        """
+        self.engine.call(lib.aq_connection_close, self.id, code, nanoseconds(linger))
+
+    def export(self, label: bytes, context: bytes, length: int) -> bytes:
+        """TLS keying-material exporter (RFC 8446 section 7.5).
+
+        Raises:
+            EngineError: The handshake isn't complete.
+        """
+        out = ffi.new("uint8_t[]", length)
+        self.engine.call(lib.aq_connection_export, self.id, label, len(label), context, len(context), out, length)
+        return bytes(ffi.buffer(out, length))
+
+    def send(self, command: bytes) -> None:
+        """Sends one command, at most 256 bytes, on a unidirectional stream of its own."""
+        self.engine.call(lib.aq_connection_send, self.id, command, len(command))
+
+    def heartbeat(self, command: bytes, interval: float) -> None:
+        """Sends a command of at most 16 bytes as a DATAGRAM every ``interval`` seconds; 0 ends it."""
+        self.engine.call(lib.aq_connection_heartbeat, self.id, command, len(command), nanoseconds(interval))
+
+    def admit(self, carrier: Carrier | None) -> None:
+        """Lifts the limits of an unauthenticated peer.
+
+        Args:
+            carrier: How outgoing Packets travel; None: no UDP, Packets from the peer are dropped and counted.
+        """
+        chosen = Carrier.DATAGRAM if carrier is None else carrier
+        self.engine.call(lib.aq_connection_admit, self.id, int(chosen), int(carrier is not None))
+
+    def probe(self, timeout: float) -> None:
+        """Asks for a sign of life. Probed follows within ``timeout`` seconds."""
+        self.engine.call(lib.aq_connection_probe, self.id, nanoseconds(timeout))
+
+    def info(self) -> ConnectionInfo:
+        """Figures of the connection now."""
+        raw = ffi.new("aq_connection_info *")
+        self.engine.call(lib.aq_connection_info_get, self.id, raw)
+        return ConnectionInfo(
+            peer=from_address(raw.peer),
+            smoothed_rtt=raw.smoothed_rtt / 1e9,
+            min_rtt=raw.min_rtt / 1e9,
+            latest_rtt=raw.latest_rtt / 1e9,
+            congestion_window=raw.congestion_window,
+            bytes_in_flight=raw.bytes_in_flight,
+            packets_sent=raw.packets_sent,
+            packets_received=raw.packets_received,
+            packets_lost=raw.packets_lost,
+            bytes_sent=raw.bytes_sent,
+            bytes_received=raw.bytes_received,
+            bytes_lost=raw.bytes_lost,
+            path_payload=raw.path_payload,
+            datagram_limit=raw.datagram_limit,
+            silence=raw.silence / 1e9,
+            streams=raw.streams,
+            flows=raw.flows,
+            datagrams_queued=raw.datagrams_queued,
+        )
+
+    def open_stream(self, header: bytes) -> Stream:
+        """Opens a bidirectional stream that begins with ``header`` (at most 64 bytes).
+
+        Raises:
+            EngineError: Too many streams wait for the peer's credit.
+        """
+        return Stream(self.engine, self.engine.call(lib.aq_stream_open, self.id, header, len(header)))
+
+    def open_udp(self, sock: socket.socket, *, public: bool) -> UdpSocket:
+        """Takes a UDP socket into the connection's service; the socket stays the caller's."""
+        return UdpSocket(self.engine, self.engine.call(lib.aq_udp_open, self.id, sock.fileno(), int(public)))
+
+    def remove_flow(self, association: int) -> None:
+        """Forgets an association, or refuses one that a FlowWanted asked for."""
+        self.engine.call(lib.aq_flow_remove, self.id, association)
+
+    def idle_flows(self, idle: float, most: int = 1024) -> list[int]:
+        """Associations without traffic for ``idle`` seconds, at most ``most``."""
+        out = ffi.new("uint16_t[]", most)
+        count = self.engine.call(lib.aq_flows_idle, self.id, nanoseconds(idle), out, most)
+        return [out[index] for index in range(count)]

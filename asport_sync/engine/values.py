@@ -1,0 +1,141 @@
+"""What the engine takes and gives besides bytes: settings, results, figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+from typing import Any
+
+from .binding import SocketAddress, nanoseconds
+
+
+class CongestionControl(enum.IntEnum):
+    """Congestion controllers of the engine."""
+
+    CUBIC = 0
+    RENO = 1
+    BBR = 2
+
+
+class Carrier(enum.IntEnum):
+    """How UDP packets travel: QUIC DATAGRAM frames (RFC 9221) or one unidirectional stream each."""
+
+    DATAGRAM = 0
+    STREAM = 1
+
+
+class CloseCause(enum.IntEnum):
+    """Why a connection ended."""
+
+    LOCAL = 1
+    PEER_APPLICATION = 2
+    PEER_TRANSPORT = 3
+    IDLE = 4
+    HANDSHAKE_TIMEOUT = 5
+    STATELESS_RESET = 6
+    TLS = 7
+    CERTIFICATE = 8
+    INTERNAL = 9
+    VERSION = 10
+    UNREACHABLE = 11
+
+
+class StreamEnd(enum.IntEnum):
+    """How the relay of a stream ended."""
+
+    FINISHED = 0
+    PEER_RESET = 1
+    SOCKET_ERROR = 2
+    CONNECTION = 3
+    LOCAL_RESET = 4
+    STOPPED = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transport:
+    """QUIC transport settings of a connection. Times in seconds, sizes in bytes."""
+
+    congestion: CongestionControl = CongestionControl.BBR
+    max_udp_payload: int = 1452
+    idle_timeout: float = 10.0
+    keep_alive: float = 0.0
+    handshake_timeout: float = 8.0
+    command_timeout: float = 3.0
+    send_window: int = 16 * 1024 * 1024
+    receive_window: int = 8 * 1024 * 1024
+    connection_window: int = 1024 * 1024 * 1024
+    datagram_queue: int = 2 * 1024 * 1024
+    fragment_lifetime: float = 15.0
+    max_streams_bidi: int = 0
+    max_streams_uni: int = 1024
+    max_pending_streams: int = 4096
+    gso: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamResult:
+    """What a relay did: bytes taken from and written to the TCP socket, and how it ended."""
+
+    sent: int
+    received: int
+    end: StreamEnd
+    error: int = 0
+
+    def describe(self) -> str:
+        """The end in words, for a log line."""
+        if self.end is StreamEnd.SOCKET_ERROR:
+            return f"local socket failed: {os.strerror(self.error)}"
+        return {
+            StreamEnd.FINISHED: "finished",
+            StreamEnd.PEER_RESET: "reset by the peer",
+            StreamEnd.CONNECTION: "the QUIC connection ended",
+            StreamEnd.LOCAL_RESET: "reset on this side",
+            StreamEnd.STOPPED: "stopped",
+        }[self.end]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConnectionInfo:
+    """Figures of one connection at one moment. Times in seconds, sizes in bytes."""
+
+    peer: SocketAddress
+    smoothed_rtt: float
+    min_rtt: float
+    latest_rtt: float
+    congestion_window: int
+    bytes_in_flight: int
+    packets_sent: int
+    packets_received: int
+    packets_lost: int
+    bytes_sent: int
+    bytes_received: int
+    bytes_lost: int
+    path_payload: int
+    datagram_limit: int
+    silence: float
+    streams: int
+    flows: int
+    datagrams_queued: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UdpBatch:
+    """What one read of a UDP socket did: datagrams read, whether more may wait, sources without an association."""
+
+    received: int
+    more: bool
+    missed: tuple[SocketAddress, ...]
+
+
+def fill_transport(raw: Any, transport: Transport) -> None:
+    """Copies settings into an ``aq_transport_options``."""
+    for field in dataclasses.fields(transport):
+        value = getattr(transport, field.name)
+        # What is declared float in Transport is a time in seconds; the boundary counts nanoseconds.
+        setattr(raw, field.name, nanoseconds(value) if field.type == "float" else int(value))
+
+
+def stream_result(raw: Any) -> StreamResult:
+    """The object for an ``aq_stream_result``."""
+    return StreamResult(raw.sent, raw.received, StreamEnd(raw.end), raw.error)

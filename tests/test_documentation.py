@@ -1,0 +1,92 @@
+"""What the documentation names exists, and its examples work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from asport_sync import Client, config
+from tests.support.certificates import self_signed, write_private
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+NATIVE = ROOT / "asport_sync" / "_native"
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def boundary() -> str:
+    """aq_api.h without comments."""
+    text = (NATIVE / "aq_api.h").read_text(encoding="utf-8")
+    return re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (path.parent / name).resolve() if name else path
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+            assert anchor in anchors, target
+
+
+def test_the_boundary_page_names_every_function_and_event() -> None:
+    functions = re.findall(r"\b(aq_\w+)\(", boundary())
+    assert len(functions) > 30
+    text = page("boundary.md")
+    assert [name for name in functions if name not in text] == []
+    events = re.findall(r"\bAQ_EVENT_(\w+)", boundary())
+    assert len(events) > 5
+    assert [name for name in events if f"| {name} |" not in text] == []
+
+
+def test_the_operations_page_names_counters_that_exist() -> None:
+    existing = set(re.findall(r"^\s*X\((\w+)\)", (NATIVE / "counters.h").read_text(encoding="utf-8"), re.MULTILINE))
+    table = page("operations.md").partition("| counter (group `engine`)")[2].partition("\n\n")[0]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert len(named) > 10
+    assert named <= existing
+
+
+def test_the_architecture_page_names_every_c_file() -> None:
+    files = {path.stem for path in NATIVE.glob("*.c")} - {"clock", "random"}
+    named = set(re.findall(r"`(\w+)(?:\.h)?`", page("architecture.md")))
+    assert {name for name in files if name.partition("_")[0] not in named} == set()
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "operations.md"], ids=lambda path: path.name)
+def test_configurations_in_the_documentation_are_accepted(path: Path, tmp_path: Path) -> None:
+    made = self_signed(tmp_path / "made")
+    for name in ("fullchain.pem", "privkey.pem"):
+        source = made.certificate if name == "fullchain.pem" else made.private_key
+        write_private(tmp_path / name, source.read_bytes())
+    write_private(tmp_path / "alice.password", b"a password\n")
+    examples = re.findall(r"```yaml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    assert examples
+    for number, example in enumerate(examples):
+        file = tmp_path / f"example{number}.yaml"
+        file.write_text(example.replace("/etc/asport/", ""))
+        if "proxies:" in example:
+            assert config.load_server(file).proxies
+        else:
+            assert config.load_client(file).local.port == 8080
+
+
+def test_the_program_in_the_readme_is_one() -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    options = program.partition("with client")[0]
+    names: dict[str, object] = {}
+    exec(compile(options, "README.md", "exec"), names)
+    client = names["client"]
+    assert isinstance(client, Client)
+    assert client.config.server.host == "example.org"
+    compile(program, "README.md", "exec")
