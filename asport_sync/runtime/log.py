@@ -58,8 +58,9 @@ class Formatter(logging.Formatter):
 
 
 def configure(level: str, stream: TextIO | None = None) -> logging.Handler:
-    """Sends what the package logs to a stream, by default stderr. For commands; a program that uses the library does
-    its own.
+    """Sends what the package logs to a stream, by default stderr.
+
+    For commands: a program that uses the library sets logging up as it likes.
 
     Args:
         level: One of ``LEVELS``.

@@ -6,12 +6,11 @@ import os
 
 from asport_sync.config import ClientConfig, load_client
 from asport_sync.engine import Engine
-from asport_sync.errors import LifecycleError
 from asport_sync.tunnel.joining import ClientRun
 from asport_sync.tunnel.lifecycle import Lifecycle
 
 
-class Client(Lifecycle[ClientRun]):
+class Client(Lifecycle[ClientConfig, ClientRun]):
     """Makes a local service public on a server's port, and keeps it so until it is stopped.
 
     ::
@@ -33,29 +32,7 @@ class Client(Lifecycle[ClientRun]):
     """
 
     def __init__(self, **options: object) -> None:
-        super().__init__()
-        self._config = ClientConfig.from_options(**options)
-
-    @classmethod
-    def from_config(cls, source: str | os.PathLike[str] | ClientConfig | None = None) -> Client:
-        """A client from a configuration file.
-
-        Args:
-            source: The file; None: the one that is found, see ``asport_sync.config.find``. Also a configuration that
-                was read already.
-
-        Raises:
-            ConfigError: The file can't be read, or something in it is wrong.
-        """
-        client = cls.__new__(cls)
-        Lifecycle.__init__(client)
-        client._config = source if isinstance(source, ClientConfig) else load_client(source)
-        return client
-
-    @property
-    def config(self) -> ClientConfig:
-        """The configuration."""
-        return self._config
+        super().__init__(ClientConfig.from_options(**options))
 
     @property
     def port(self) -> int | None:
@@ -85,22 +62,12 @@ class Client(Lifecycle[ClientRun]):
         """
         return self._running().wait_ready(timeout)
 
-    def stats(self) -> dict[str, object]:
-        """Figures at this moment.
-
-        Returns:
-            ``running``; while it is, also ``public`` (address and port, or None), ``uptime`` in seconds, ``engine`` and
-            ``counters`` (counters by name), ``workers`` and ``connections``: at most one, with the engine's figures,
-            times in seconds and sizes in bytes.
-        """
-        try:
-            run = self._running()
-        except LifecycleError:
-            return {"running": False}
-        return {"running": True, **run.stats()}
+    @staticmethod
+    def _load(source: str | os.PathLike[str] | ClientConfig | None) -> ClientConfig:
+        return source if isinstance(source, ClientConfig) else load_client(source)
 
     def _new_run(self, engine: Engine) -> ClientRun:
-        return ClientRun(self._config, engine)
+        return ClientRun(self.config, engine)
 
     def _status(self, run: ClientRun) -> str:
         return run.status

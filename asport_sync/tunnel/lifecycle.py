@@ -9,6 +9,7 @@ import threading
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine
 from asport_sync.errors import LifecycleError
 from asport_sync.runtime import notify
@@ -18,21 +19,47 @@ from asport_sync.tunnel.run import Run
 
 _log = logger("lifecycle")
 
+AnyConfig = TypeVar("AnyConfig", bound="ClientConfig | ServerConfig")
 AnyRun = TypeVar("AnyRun", bound=Run)
-Self = TypeVar("Self", bound="Lifecycle[Any]")
+Self = TypeVar("Self", bound="Lifecycle[Any, Any]")
 
 STOP_TIMEOUT = 5.0
 """Seconds that ``stop`` takes at most unless told otherwise."""
 
 
-class Lifecycle(abc.ABC, Generic[AnyRun]):
-    """A thing that is started and stopped, also more than once. Any thread."""
+class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
+    """A thing that is started and stopped, also more than once. Any thread.
 
-    def __init__(self) -> None:
+    Args:
+        config: What it is told.
+    """
+
+    def __init__(self, config: AnyConfig) -> None:
+        self._config = config
         self._lock = threading.Lock()  # guards _run and _process
         self._ending = threading.Lock()  # held while a run is stopped, so that a second caller waits for the first
         self._run: AnyRun | None = None
         self._process: int | None = None  # the process that started it
+
+    @classmethod
+    def from_config(cls: type[Self], source: str | os.PathLike[str] | AnyConfig | None = None) -> Self:
+        """Makes one from a configuration file.
+
+        Args:
+            source: The file; None: the one that is found, see ``asport_sync.config.find``. Also a configuration that
+                was read already.
+
+        Raises:
+            ConfigError: The file can't be read, or something in it is wrong.
+        """
+        made = cls.__new__(cls)
+        Lifecycle.__init__(made, cls._load(source))
+        return made
+
+    @staticmethod
+    @abc.abstractmethod
+    def _load(source: Any) -> Any:
+        """The configuration that ``from_config`` was given or pointed to."""
 
     @abc.abstractmethod
     def _new_run(self, engine: Engine) -> AnyRun:
@@ -44,6 +71,11 @@ class Lifecycle(abc.ABC, Generic[AnyRun]):
 
     def _new_engine(self) -> Engine:
         return Engine()
+
+    @property
+    def config(self) -> AnyConfig:
+        """The configuration."""
+        return self._config
 
     @property
     def running(self) -> bool:
@@ -106,9 +138,12 @@ class Lifecycle(abc.ABC, Generic[AnyRun]):
             # A handler may run at any point of the main thread: writing to a pipe is one of the few things it can't
             # hang on.
             with Termination(lambda name: _say(writer, name)):
+                self._check_process()
                 if not self.running:
                     self.start()
-                run = self._running()
+                run = self._run
+                if run is None:
+                    return  # stopped by another thread meanwhile
                 run.report = notify.status
                 notify.ready(self._status(run))
                 poll = select.poll()
@@ -123,6 +158,21 @@ class Lifecycle(abc.ABC, Generic[AnyRun]):
         finally:
             os.close(reader)
             os.close(writer)
+
+    def stats(self) -> dict[str, object]:
+        """Figures at this moment, times in seconds and sizes in bytes.
+
+        Returns:
+            ``running``; while it is, also ``uptime``, ``engine`` and ``counters`` (what was counted, by name),
+            ``workers``, and ``connections`` with the engine's figures of each. A server adds its ``address``, and to
+            each connection the user, peer, public port, networks and age. A client adds ``public``: the server's
+            address and the public port, or None.
+        """
+        try:
+            run = self._running()
+        except LifecycleError:
+            return {"running": False}
+        return {"running": True, **run.stats()}
 
     def __enter__(self: Self) -> Self:
         self.start()

@@ -6,13 +6,13 @@ import os
 
 from asport_sync.config import ServerConfig, load_server
 from asport_sync.engine import Engine
-from asport_sync.errors import ConfigError, LifecycleError
+from asport_sync.errors import ConfigError
 from asport_sync.runtime import sockets
 from asport_sync.tunnel.lifecycle import Lifecycle
 from asport_sync.tunnel.serving import ServerRun
 
 
-class Server(Lifecycle[ServerRun]):
+class Server(Lifecycle[ServerConfig, ServerRun]):
     """Accepts clients, opens a public port for each, and tunnels what comes in there.
 
     ::
@@ -35,33 +35,11 @@ class Server(Lifecycle[ServerRun]):
     """
 
     def __init__(self, listen: str | tuple[str, int] | None = None, **options: object) -> None:
-        super().__init__()
         if listen is not None:
             if "server" in options:
                 raise ConfigError("this is the same as listen: give one of them", key="server")
             options["server"] = listen
-        self._config = ServerConfig.from_options(**options)
-
-    @classmethod
-    def from_config(cls, source: str | os.PathLike[str] | ServerConfig | None = None) -> Server:
-        """A server from a configuration file.
-
-        Args:
-            source: The file; None: the one that is found, see ``asport_sync.config.find``. Also a configuration that
-                was read already.
-
-        Raises:
-            ConfigError: The file can't be read, or something in it is wrong.
-        """
-        server = cls.__new__(cls)
-        Lifecycle.__init__(server)
-        server._config = source if isinstance(source, ServerConfig) else load_server(source)
-        return server
-
-    @property
-    def config(self) -> ServerConfig:
-        """The configuration."""
-        return self._config
+        super().__init__(ServerConfig.from_options(**options))
 
     @property
     def address(self) -> tuple[str, int]:
@@ -73,8 +51,7 @@ class Server(Lifecycle[ServerRun]):
         return self._running().address
 
     def wait_ready(self, timeout: float | None = None) -> tuple[str, int]:
-        """The address of the QUIC socket. A server is ready as soon as ``start`` has returned; clients are another
-        matter.
+        """The address of the QUIC socket: a server is ready as soon as ``start`` has returned.
 
         Args:
             timeout: Not needed; taken so that servers and clients are waited for alike.
@@ -84,22 +61,12 @@ class Server(Lifecycle[ServerRun]):
         """
         return self.address
 
-    def stats(self) -> dict[str, object]:
-        """Figures at this moment.
-
-        Returns:
-            ``running``; while it is, also ``address``, ``uptime`` in seconds, ``engine`` and ``counters`` (counters
-            by name), ``workers``, and ``connections``: for each the user, peer, public port, networks, and the
-            engine's figures, times in seconds and sizes in bytes.
-        """
-        try:
-            run = self._running()
-        except LifecycleError:
-            return {"running": False}
-        return {"running": True, **run.stats()}
+    @staticmethod
+    def _load(source: str | os.PathLike[str] | ServerConfig | None) -> ServerConfig:
+        return source if isinstance(source, ServerConfig) else load_server(source)
 
     def _new_run(self, engine: Engine) -> ServerRun:
-        return ServerRun(self._config, engine)
+        return ServerRun(self.config, engine)
 
     def _status(self, run: ServerRun) -> str:
         return f"accepting clients on {sockets.text(run.address)}"
