@@ -1,7 +1,7 @@
 """Every exception that asport_sync raises on purpose.
 
-One base class, one subclass per cause. A program decides with the class or with ``retryable``; the text is for people and
-never contains a password, a token or a private key.
+One base class, one subclass per cause. A program decides with the class or with ``retryable``; the text is for people
+and never contains a password, a token or a private key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class AsportError(Exception):
     retryable: bool = False
 
 
-# --- configuration -------------------------------------------------------------------------------------------------------
+# --- configuration ----------------------------------------------------------------------------------------------------
 
 
 class ConfigError(AsportError, ValueError):
@@ -45,7 +45,7 @@ class ConfigError(AsportError, ValueError):
         super().__init__(place + problem)
 
 
-# --- protocol ------------------------------------------------------------------------------------------------------------
+# --- protocol ---------------------------------------------------------------------------------------------------------
 
 
 class ProtocolError(AsportError):
@@ -60,7 +60,7 @@ class RemoteProtocolError(ProtocolError):
     """The peer sent bytes that break the protocol. Nothing else is raised for bytes from outside."""
 
 
-# --- reaching and joining a server ---------------------------------------------------------------------------------------
+# --- reaching and joining a server ------------------------------------------------------------------------------------
 
 
 class ConnectError(AsportError, OSError):
@@ -120,7 +120,7 @@ class NetworkDenied(RefusedError):
     code = 4
 
 
-# --- engine and lifecycle ------------------------------------------------------------------------------------------------
+# --- engine and lifecycle ---------------------------------------------------------------------------------------------
 
 
 class NativeLibraryError(AsportError, ImportError):

@@ -53,7 +53,8 @@ def tunnel(directory: Path, certificate: Certificate, local: int) -> Iterator[in
     server, client = directory / "server.yaml", directory / "client.yaml"
     server.write_text(
         f"server: 127.0.0.1:{quic}\ncertificate: {certificate.certificate}\nprivate_key: {certificate.private_key}\n"
-        f"log_level: info\nproxies:\n  - users: {{{user}: {password}}}\n    bind_ip: 127.0.0.1\n    allow_ports: {public}\n"
+        "log_level: info\nproxies:\n"
+        f"  - users: {{{user}: {password}}}\n    bind_ip: 127.0.0.1\n    allow_ports: {public}\n"
     )
     client.write_text(
         f"server: 127.0.0.1:{quic}\nlocal: 127.0.0.1:{local}\nuuid: {user}\npassword: {password}\nlog_level: info\n"
@@ -85,8 +86,16 @@ def by_gtls(port: int) -> float:
     """Seconds for SIZE bytes, the handshake included."""
     began = time.monotonic()
     subprocess.run(
-        ["gtlsclient", "-q", "--no-quic-dump", "--no-http-dump", "--exit-on-all-streams-close", "127.0.0.1", str(port),
-         f"https://localhost:{port}/file"],
+        [
+            "gtlsclient",
+            "-q",
+            "--no-quic-dump",
+            "--no-http-dump",
+            "--exit-on-all-streams-close",
+            "127.0.0.1",
+            str(port),
+            f"https://localhost:{port}/file",
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -107,17 +116,27 @@ def main() -> int:
         with (htdocs / "file").open("wb") as file:
             file.truncate(SIZE)
         gtls_port = free_port()
-        raw = ["gtlsserver", "-q", "-d", str(htdocs), "127.0.0.1", str(gtls_port), str(certificate.private_key),
-               str(certificate.certificate)]
+        raw = [
+            "gtlsserver",
+            "-q",
+            "-d",
+            str(htdocs),
+            "127.0.0.1",
+            str(gtls_port),
+            str(certificate.private_key),
+            str(certificate.certificate),
+        ]
         with Process(raw, name="gtlsserver"), tunnel(directory, certificate, Source().port) as public:
             through_tunnel(public)
             by_gtls(gtls_port)
             pairs = [(through_tunnel(public), by_gtls(gtls_port)) for _ in range(rounds)]
     ours, theirs = ([pair[index] for pair in pairs] for index in (0, 1))
     for what, times in (("tunnel", ours), ("gtls", theirs)):
-        rate = SIZE * 8 / statistics.median(times) / 1e9
-        print(f"{what:8} {statistics.median(times):.3f} s median of {rounds} ({min(times):.3f} to {max(times):.3f}), {rate:.2f} Gbit/s")
-    print(f"ratio    {statistics.median(theirs[i] / ours[i] for i in range(rounds)):.2f} of raw QUIC's rate (median of pairs)")
+        middle = statistics.median(times)
+        spread = f"{min(times):.3f} to {max(times):.3f}"
+        print(f"{what:8} {middle:.3f} s median of {rounds} ({spread}), {SIZE * 8 / middle / 1e9:.2f} Gbit/s")
+    ratio = statistics.median(other / own for own, other in pairs)
+    print(f"ratio    {ratio:.2f} of raw QUIC's rate (median of pairs)")
     return 0
 
 

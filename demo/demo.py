@@ -188,7 +188,7 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         """Sends the file."""
         self.wfile.flush()
         with contextlib.suppress(ConnectionError):  # the user of the public port has gone
-            self.connection.sendfile(source)  # type: ignore[arg-type]
+            self.connection.sendfile(source)
 
 
 @contextlib.contextmanager
@@ -199,7 +199,7 @@ def local_services(directory: Path) -> Iterator[Address]:
         return FileHandler(*arguments, directory=str(directory))  # type: ignore[arg-type]
 
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))  # type: ignore[arg-type]
+        server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
         echo = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         address = ("127.0.0.1", int(server.server_address[1]))
         echo.bind(address)

@@ -29,7 +29,7 @@ from tests.support.services import (
     sink_answer,
     summarise,
 )
-from tests.support.traffic import connect, echo, receive_exactly, receive_to_end, upload
+from tests.support.traffic import connect, echo, receive_exactly, receive_to_end, send_and_end, upload
 from tests.support.waiting import wait_until
 
 MIB = 1 << 20
@@ -92,7 +92,7 @@ def test_both_directions_at_once(certificate: Certificate) -> None:
     data = seeded_bytes(3, 32 * MIB)
     with TcpSource(32 * MIB, seed=4) as service, tunnel(certificate, service.address) as opened:
         with connect(opened.public) as user:
-            sender = threading.Thread(target=lambda: (user.sendall(data), user.shutdown(socket.SHUT_WR)))
+            sender = threading.Thread(target=send_and_end, args=(user, data))
             sender.start()
             received = receive_to_end(user)
             sender.join()

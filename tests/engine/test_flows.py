@@ -42,7 +42,7 @@ from tests.engine.pair import (
 )
 from tests.support.certificates import Certificate
 from tests.support.services import LARGEST_DATAGRAM, Address
-from tests.support.traffic import receive_to_end
+from tests.support.traffic import receive_to_end, send_and_end
 from tests.support.waiting import wait_until
 
 CARRIERS = pytest.mark.parametrize("carrier", list(Carrier), ids=lambda carrier: carrier.name.lower())
@@ -179,7 +179,7 @@ def test_half_close_keeps_the_other_direction(certificate: Certificate, first: s
         early.sendall(b"the question")
         early.shutdown(socket.SHUT_WR)
         assert receive_to_end(late) == b"the question"
-        sender = threading.Thread(target=lambda: (late.sendall(answer), late.shutdown(socket.SHUT_WR)))
+        sender = threading.Thread(target=send_and_end, args=(late, answer))
         sender.start()
         assert receive_to_end(early) == answer
         sender.join()
@@ -224,7 +224,7 @@ def test_attached_streams_end_with_an_event(certificate: Certificate) -> None:
             opened.stream.attach(local)
             assert public.fileno() == local.fileno() == -1
             data = os.urandom(2_000_000)
-            sender = threading.Thread(target=lambda: (user.sendall(data), user.shutdown(socket.SHUT_WR)))
+            sender = threading.Thread(target=send_and_end, args=(user, data))
             sender.start()
             assert receive_to_end(service) == data
             sender.join()
@@ -469,8 +469,7 @@ def test_stop_reaches_a_relay_that_outlived_its_connection(certificate: Certific
                 relay.start()
             user.settimeout(0.5)
             with pytest.raises(TimeoutError):
-                while True:
-                    user.sendall(bytes(1 << 20))
+                user.sendall(bytes(256 << 20))  # more than all windows and buffers hold
             pair.server_connection.close()
             expect_closed(pair.client, pair.client_connection)
             relays[0].finish()

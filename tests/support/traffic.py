@@ -158,3 +158,9 @@ class UdpPeer:
                     f"expected {sink_answer(answer)!r} and received {sink_answer(received)!r}"
                 )
         raise NeverHappened(f"no answer to {attempts} datagrams of {len(payload)} bytes")
+
+
+def send_and_end(connection: socket.socket, data: bytes) -> None:
+    """Send everything, then end this direction. For a thread of its own."""
+    connection.sendall(data)
+    connection.shutdown(socket.SHUT_WR)
