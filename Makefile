@@ -89,7 +89,7 @@ machine:
 
 $(VENV)/.python: | machine
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q --upgrade 'pip>=25.1' # the first with --group; without the bound pip calls itself up to date when it can't look
 	@touch $@
 
 $(VENV)/.tools: pyproject.toml $(VENV)/.python

@@ -20,35 +20,29 @@ from asport_sync.tunnel import Client, Server
 
 _log = log.logger("cli")
 
+Side = Literal["client", "server"]
 
-def run_client(arguments: argparse.Namespace) -> int:
-    """Runs a client until a signal."""
-    settings = config.load_client(arguments.config)
-    _set_up_logging(settings, arguments)
-    _warn(_client_secrets(settings, arguments.config))
-    Client.from_config(settings).run_forever()
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs a client or a server until a signal."""
+    settings, secrets = _load(arguments.side, arguments.config)
+    log.configure(arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)] or settings.log_level)
+    for problem in _loose(secrets):
+        _log.warning("%s", problem)
+    if isinstance(settings, config.ClientConfig):
+        Client.from_config(settings).run_forever()
+    else:
+        Server.from_config(settings).run_forever()
     return 0
 
 
-def run_server(arguments: argparse.Namespace) -> int:
-    """Runs a server until a signal."""
-    settings = config.load_server(arguments.config)
-    _set_up_logging(settings, arguments)
-    _warn(_server_secrets(settings, arguments.config))
-    Server.from_config(settings).run_forever()
+def check(arguments: argparse.Namespace) -> int:
+    """Says ok about a configuration, or raises what is wrong with it."""
+    _, secrets = _load(arguments.side, arguments.config)
+    for problem in _loose(secrets):
+        print(f"asport-sync: warning: {problem}", file=sys.stderr)
+    print("ok")
     return 0
-
-
-def check_client(arguments: argparse.Namespace) -> int:
-    """Says ok about a client's configuration, or raises what is wrong with it."""
-    settings = config.load_client(arguments.config)
-    return _ok(_client_secrets(settings, arguments.config))
-
-
-def check_server(arguments: argparse.Namespace) -> int:
-    """Says ok about a server's configuration, or raises what is wrong with it."""
-    settings = config.load_server(arguments.config)
-    return _ok(_server_secrets(settings, arguments.config))
 
 
 def uuid(_: argparse.Namespace) -> int:
@@ -70,55 +64,33 @@ def version() -> str:
     )
 
 
-def _set_up_logging(settings: config.ClientConfig | config.ServerConfig, arguments: argparse.Namespace) -> None:
-    level = arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)] or settings.log_level
-    log.configure(level)
+# --- configurations and the files that hold their secrets -------------------------------------------------------------
 
 
-# --- secrets that others can read -------------------------------------------------------------------------------------
+def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.ServerConfig, list[Path]]:
+    """A configuration, and the files with its passwords and private key."""
+    file = _file(side, path)
+    if side == "client":
+        client = config.load_client(file)
+        return client, [client.password_file or file]
+    server = config.load_server(file)
+    users = [user for proxy in server.proxies for user in proxy.users]
+    key = server.tls.private_key.path
+    secrets = {user.password_file or file for user in users} | {key or file}
+    return server, sorted(secrets)
 
 
-def _client_secrets(settings: config.ClientConfig, path: str | None) -> Iterator[Path]:
-    """The files that hold a client's secrets."""
-    if settings.password_file is None:
-        yield _file("client", path)
-    else:
-        yield settings.password_file
-
-
-def _server_secrets(settings: config.ServerConfig, path: str | None) -> Iterator[Path]:
-    """The files that hold a server's secrets."""
-    users = [user for proxy in settings.proxies for user in proxy.users]
-    key = settings.tls.private_key
-    if key.path is None or any(user.password_file is None for user in users):
-        yield _file("server", path)
-    if key.path is not None:
-        yield key.path
-    yield from sorted({user.password_file for user in users if user.password_file is not None})
-
-
-def _file(side: Literal["client", "server"], path: str | None) -> Path:
-    """The configuration file that was read; an extension may have been left out."""
+def _file(side: Side, path: str | None) -> Path:
+    """The file to read; an extension may have been left out."""
     if path is None:
         return config.find(side)
     names = [path, *(path + extension for extension in FORMATS)]
     return Path(next((name for name in names if os.path.exists(name)), path))
 
 
-def _loose(secrets: Iterator[Path]) -> Iterator[str]:
+def _loose(secrets: list[Path]) -> Iterator[str]:
+    """What is wrong with the permissions of files."""
     for path in secrets:
         problem = config.loose_permissions(path)
         if problem is not None:
             yield problem
-
-
-def _warn(secrets: Iterator[Path]) -> None:
-    for problem in _loose(secrets):
-        _log.warning("%s", problem)
-
-
-def _ok(secrets: Iterator[Path]) -> int:
-    for problem in _loose(secrets):
-        print(f"asport-sync: warning: {problem}", file=sys.stderr)
-    print("ok")
-    return 0

@@ -70,15 +70,16 @@ def _run(parser: argparse.ArgumentParser, side: str) -> None:
     level.add_argument(
         "-v", "--verbose", action="count", default=0, help="log level info, or debug where it is given twice"
     )
-    parser.set_defaults(call=commands.run_client if side == "client" else commands.run_server)
+    parser.set_defaults(call=commands.run)
 
 
 def _check(parser: argparse.ArgumentParser, side: str) -> None:
     _file(parser, side)
-    parser.set_defaults(call=commands.check_client if side == "client" else commands.check_server)
+    parser.set_defaults(call=commands.check)
 
 
 def _file(parser: argparse.ArgumentParser, side: str) -> None:
+    parser.set_defaults(side=side)
     parser.add_argument(
         "-c",
         "--config",

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tests.e2e.tunnels import (
     server_address,
     server_options,
     server_process,
+    traffic,
     write_config,
 )
 from tests.support.certificates import Certificate
@@ -44,39 +44,6 @@ def running_commands(certificate: Certificate, directory: Path) -> Iterator[tupl
         client_process(directory, certificate, server_address(server), service.address) as client,
     ):
         yield server, client, ("127.0.0.1", public_port(client))
-
-
-@contextlib.contextmanager
-def traffic(address: Address) -> Iterator[None]:
-    """Bytes run both ways through four connections, as fast as they can."""
-    users = [connect(address) for _ in range(4)]
-    moved = threading.Semaphore(0)
-
-    def send(user: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                user.sendall(bytes(65536))
-
-    def receive(user: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while user.recv(65536):
-                moved.release()
-
-    threads = [threading.Thread(target=work, args=(user,)) for user in users for work in (send, receive)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(100):
-            assert moved.acquire(timeout=READY_TIMEOUT), "nothing moves"
-        yield
-    finally:
-        for user in users:
-            with contextlib.suppress(OSError):
-                user.shutdown(socket.SHUT_RDWR)
-        for thread in threads:
-            thread.join()
-        for user in users:
-            user.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

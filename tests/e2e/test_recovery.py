@@ -20,6 +20,8 @@ from tests.e2e.tunnels import (
     server_address,
     server_options,
     server_process,
+    traffic,
+    tunnel,
 )
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
@@ -45,7 +47,7 @@ def test_the_server_is_killed_and_restarted(certificate: Certificate, tmp_path: 
     changes: dict[str, Any] = {"server": f"127.0.0.1:{quic}", "proxy": {"allow_ports": port}}
     public = ("127.0.0.1", port)
     with TcpEcho() as service, Client(**client_options(certificate, ("127.0.0.1", quic), service.address)) as client:
-        for _ in range(4):
+        for _ in range(3):
             with server_process(tmp_path, certificate, **changes) as server:
                 wait_until(lambda: works(public), BACK, "the public port answers", detail=lambda: str(client.stats()))
                 with connect(public) as user:
@@ -127,6 +129,58 @@ def test_the_end_of_the_tunnel_ends_its_connections(certificate: Certificate) ->
         for end in (user, local):
             with end, contextlib.suppress(ConnectionResetError):
                 assert end.recv(1) == b""
+
+
+@pytest.mark.parametrize("first", ["server", "client"])
+@pytest.mark.parametrize("max_workers", [0, 256], ids=["attached", "workers"])
+def test_stop_with_traffic_running(certificate: Certificate, first: str, max_workers: int) -> None:
+    """Nothing is left, whoever stops first: that is what the fixture of all tests looks at."""
+    workers = {"max_workers": max_workers}
+    with both_echoes() as (service, _), tunnel(certificate, service.address, server=workers, client=workers) as opened:
+        with traffic(opened.public), UdpPeer(opened.public) as user:
+            stopping = threading.Event()
+
+            def flood() -> None:
+                with contextlib.suppress(ConnectionRefusedError):
+                    while not stopping.is_set():
+                        user.send(bytes(1000))
+
+            flooder = threading.Thread(target=flood)
+            flooder.start()
+            wait_until(lambda: opened.engine_counter("client", "packets_received") > 100, READY_TIMEOUT, "UDP runs")
+            getattr(opened, first).stop()
+            stopping.set()
+            flooder.join()
+            assert opened.server.running == (first == "client")
+            assert opened.client.running == (first == "server")
+
+
+def test_figures_may_be_asked_for_at_any_time(certificate: Certificate) -> None:
+    """As a thread that exports metrics does, which knows nothing of starts and stops."""
+    with TcpEcho() as service, Server(**server_options(certificate)) as server:
+        client = Client(**client_options(certificate, server.address, service.address))
+        finished = threading.Event()
+        failures: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                while not finished.wait(0.0005):
+                    stats = client.stats()
+                    assert set(stats) == {"running"} or {"public", "engine", "counters", "connections"} <= set(stats)
+            except BaseException as problem:
+                failures.append(problem)
+
+        asking = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in asking:
+            thread.start()
+        for _ in range(10):
+            client.start()
+            client.wait_ready(READY_TIMEOUT)
+            client.stop()
+        finished.set()
+        for thread in asking:
+            thread.join()
+        assert failures == []
 
 
 def test_restart_of_a_client_object(certificate: Certificate) -> None:

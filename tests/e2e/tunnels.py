@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from tests.support.certificates import Certificate, write_private
 from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.services import Address, TcpEcho, UdpEcho, host_and_port
+from tests.support.traffic import connect
 
 USER = "00112233-4455-6677-8899-aabbccddeeff"
 PASSWORD = "correct horse battery staple"
@@ -134,3 +137,36 @@ def server_address(process: Process) -> Address:
 def public_port(process: Process) -> int:
     """Waits until a client process has its port; which."""
     return int(process.wait_for(CLIENT_READY, READY_TIMEOUT)[1])
+
+
+@contextlib.contextmanager
+def traffic(address: Address) -> Iterator[None]:
+    """Bytes run both ways through four connections, as fast as they can."""
+    users = [connect(address) for _ in range(4)]
+    moved = threading.Semaphore(0)
+
+    def send(user: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                user.sendall(bytes(65536))
+
+    def receive(user: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while user.recv(65536):
+                moved.release()
+
+    threads = [threading.Thread(target=work, args=(user,)) for user in users for work in (send, receive)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):
+            assert moved.acquire(timeout=READY_TIMEOUT), "nothing moves"
+        yield
+    finally:
+        for user in users:
+            with contextlib.suppress(OSError):
+                user.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        for user in users:
+            user.close()

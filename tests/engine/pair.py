@@ -219,15 +219,21 @@ class Relay(threading.Thread):
         return self.outcome
 
 
-def echo(pair: Pair, size: int) -> None:
-    """Sends bytes through one stream and back."""
+def open_stream(pair: Pair) -> tuple[Stream, Stream]:
+    """A stream that the server has opened, as each side knows it."""
     stream = pair.server_connection.open_stream(HEADER)
     opened = pair.client.expect(StreamOpened)
     assert opened.header == HEADER
+    return stream, opened.stream
+
+
+def echo(pair: Pair, size: int) -> None:
+    """Sends bytes through one stream and back."""
+    stream, opened = open_stream(pair)
     public, user = tcp_pair()
     local, service = tcp_pair()
     with user, service:
-        relays = [Relay(stream, public), Relay(opened.stream, local)]
+        relays = [Relay(stream, public), Relay(opened, local)]
         for relay in relays:
             relay.start()
         data = os.urandom(size)
@@ -261,11 +267,10 @@ def running_relays(pair: Pair) -> Iterator[tuple[list[Relay], socket.socket, soc
 
     Yields the server's and the client's relay, the socket of the public user, and that of the local service.
     """
-    stream = pair.server_connection.open_stream(HEADER)
-    opened = pair.client.expect(StreamOpened)
+    stream, opened = open_stream(pair)
     public, user = tcp_pair()
     local, service = tcp_pair()
-    relays = [Relay(stream, public), Relay(opened.stream, local)]
+    relays = [Relay(stream, public), Relay(opened, local)]
     for relay in relays:
         relay.start()
     with user, service:

@@ -37,6 +37,7 @@ from tests.engine.pair import (
     connected,
     echo,
     expect_closed,
+    open_stream,
     running_relays,
     tcp_pair,
 )
@@ -165,7 +166,7 @@ class OpenStream:
 
 
 @contextlib.contextmanager
-def open_stream(pair: Pair) -> Iterator[OpenStream]:
+def relayed_stream(pair: Pair) -> Iterator[OpenStream]:
     with running_relays(pair) as (relays, user, service):
         yield OpenStream(user, service, relays)
 
@@ -174,7 +175,7 @@ def open_stream(pair: Pair) -> Iterator[OpenStream]:
 def test_half_close_keeps_the_other_direction(certificate: Certificate, first: str) -> None:
     """The side that ends last sends all it has, long after the other direction ended."""
     answer = os.urandom(3_000_000)
-    with connected(certificate) as pair, open_stream(pair) as stream:
+    with connected(certificate) as pair, relayed_stream(pair) as stream:
         early, late = (stream.user, stream.service) if first == "public" else (stream.service, stream.user)
         early.sendall(b"the question")
         early.shutdown(socket.SHUT_WR)
@@ -188,7 +189,7 @@ def test_half_close_keeps_the_other_direction(certificate: Certificate, first: s
 
 @pytest.mark.parametrize("side", ["public", "service"])
 def test_reset_passes_through(certificate: Certificate, side: str) -> None:
-    with connected(certificate) as pair, open_stream(pair) as stream:
+    with connected(certificate) as pair, relayed_stream(pair) as stream:
         one, other = (stream.user, stream.service) if side == "public" else (stream.service, stream.user)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         one.close()  # sends RST
@@ -215,13 +216,12 @@ def test_refused_stream_ends_in_order(certificate: Certificate) -> None:
 
 def test_attached_streams_end_with_an_event(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        stream = pair.server_connection.open_stream(HEADER)
-        opened = pair.client.expect(StreamOpened)
+        stream, opened = open_stream(pair)
         public, user = tcp_pair()
         local, service = tcp_pair()
         with user, service:
             stream.attach(public)
-            opened.stream.attach(local)
+            opened.attach(local)
             assert public.fileno() == local.fileno() == -1
             data = os.urandom(2_000_000)
             sender = threading.Thread(target=send_and_end, args=(user, data))
@@ -459,12 +459,11 @@ def expect_count(side: Side, name: str, value: int) -> None:
 def test_stop_reaches_a_relay_that_outlived_its_connection(certificate: Certificate) -> None:
     """What came before the end still waits for a service that does not read; the engine's stop ends that wait."""
     with connected(certificate) as pair:
-        stream = pair.server_connection.open_stream(HEADER)
-        opened = pair.client.expect(StreamOpened)
+        stream, opened = open_stream(pair)
         public, user = tcp_pair()
         local, service = tcp_pair()
         with user, service:
-            relays = [Relay(stream, public), Relay(opened.stream, local)]
+            relays = [Relay(stream, public), Relay(opened, local)]
             for relay in relays:
                 relay.start()
             user.settimeout(0.5)

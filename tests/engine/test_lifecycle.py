@@ -509,6 +509,31 @@ sys.exit(os.waitstatus_to_exitcode(status))
     assert done.returncode == 0, done.stderr
 
 
+def test_close_at_the_worst_moment_of_a_call(certificate: Certificate) -> None:
+    """Another thread closes between a call's look at the state and its entry into C."""
+    done = run_script(
+        """
+from asport_sync.errors import EngineClosed
+engine = Engine()
+engine.start()
+look = engine.check
+def look_and_be_overtaken():
+    look()
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    closer.join()
+engine.check = look_and_be_overtaken
+try:
+    engine.counters()
+except EngineClosed:
+    sys.exit(0)
+sys.exit(1)
+""",
+        certificate,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_engine_that_is_forgotten_does_not_keep_the_process(certificate: Certificate) -> None:
     done = run_script("engine = Engine()\nengine.start()\nengine = None\n", certificate)
     assert (done.returncode, done.stderr) == (0, "")
