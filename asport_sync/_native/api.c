@@ -90,6 +90,16 @@ int aq_api_enter(aq_engine *engine)
     return 0;
 }
 
+/* For the few calls that still have something to do while the engine stops. */
+static int enter_until_closed(aq_engine *engine)
+{
+    atomic_fetch_add(&engine->inside, 1);
+    if (!atomic_load(&engine->closed))
+        return 1;
+    atomic_fetch_sub(&engine->inside, 1);
+    return 0;
+}
+
 void aq_api_leave(aq_engine *engine)
 {
     atomic_fetch_sub(&engine->inside, 1);
@@ -113,7 +123,8 @@ static void destroy_nothing(void *object)
     AQ_UNUSED(object); /* endpoints belong to the engine thread; their names do not keep them */
 }
 
-static void free_engine(aq_engine *engine)
+/* Everything that init_tables did not make, but the struct itself. */
+static void release_engine(aq_engine *engine)
 {
     while (engine->wakes_length > 0) {
         aq_wake *wake = engine->wakes_all[--engine->wakes_length];
@@ -138,7 +149,6 @@ static void free_engine(aq_engine *engine)
     pthread_mutex_destroy(&engine->command_mutex);
     pthread_cond_destroy(&engine->command_done);
     pthread_mutex_destroy(&engine->wakes_mutex);
-    free(engine);
 }
 
 static int init_tables(aq_engine *engine)
@@ -214,7 +224,8 @@ aq_engine *aq_engine_new(void)
     if (engine->epoll < 0 || engine->receiver == NULL || engine->pump_receiver == NULL ||
         engine->host.udp_out == NULL || engine->host.train == NULL || engine->wakes == NULL ||
         engine->wakes_all == NULL || init_tables(engine) != AQ_OK) {
-        free_engine(engine);
+        release_engine(engine);
+        free(engine);
         return NULL;
     }
     aq_ready_init(&engine->ready, &engine->wake);
@@ -230,7 +241,8 @@ aq_engine *aq_engine_new(void)
     aq_engine_host_functions(&engine->host);
     if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, engine->wake.fd, &interest) != 0) {
         destroy_tables(engine);
-        free_engine(engine);
+        release_engine(engine);
+        free(engine);
         return NULL;
     }
     return engine;
@@ -240,7 +252,8 @@ int64_t aq_engine_run(aq_engine *engine)
 {
     int expected = AQ_ENGINE_NEW;
     int64_t result;
-    atomic_fetch_add(&engine->inside, 1);
+    if (!enter_until_closed(engine))
+        return AQ_ERR_STOPPED;
     if (!atomic_compare_exchange_strong(&engine->state, &expected, AQ_ENGINE_RUNNING)) {
         aq_api_leave(engine);
         return AQ_ERR_STATE;
@@ -255,7 +268,8 @@ int64_t aq_engine_run(aq_engine *engine)
 void aq_engine_stop(aq_engine *engine)
 {
     int expected = AQ_ENGINE_NEW;
-    atomic_fetch_add(&engine->inside, 1);
+    if (!enter_until_closed(engine))
+        return;
     pthread_mutex_lock(&engine->command_mutex);
     atomic_store(&engine->stopping, 1); /* with the mutex held: no command gets in behind the last look */
     pthread_mutex_unlock(&engine->command_mutex);
@@ -268,20 +282,27 @@ void aq_engine_stop(aq_engine *engine)
     aq_api_leave(engine);
 }
 
-void aq_engine_free(aq_engine *engine)
+void aq_engine_close(aq_engine *engine)
 {
     struct timespec moment = {0, 1000000};
     aq_engine_stop(engine);
+    atomic_store(&engine->closed, 1); /* who comes in from here on turns round; who is inside is waited for */
     while (atomic_load(&engine->inside) != 0)
         nanosleep(&moment, NULL);
     destroy_tables(engine);
-    free_engine(engine);
+    release_engine(engine);
+}
+
+void aq_engine_free(aq_engine *engine)
+{
+    free(engine);
 }
 
 int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t most, int32_t timeout_ms)
 {
     int64_t result;
-    atomic_fetch_add(&engine->inside, 1); /* also while stopping: what is there is still handed over */
+    if (!enter_until_closed(engine)) /* while stopping, what is there is still handed over */
+        return AQ_ERR_STOPPED;
     result = most == 0 ? AQ_ERR_INVALID : aq_events_take(&engine->events, events, most, timeout_ms);
     aq_api_leave(engine);
     return result;
@@ -626,8 +647,8 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
 {
     aq_engine_command command = {.kind = AQ_DO_CLOSE_FD};
     aq_udp *udp;
-    /* Also once the engine is stopping: the descriptor is ours to close. */
-    atomic_fetch_add(&engine->inside, 1);
+    if (!enter_until_closed(engine)) /* while stopping, the descriptor is still ours to close */
+        return AQ_ERR_STOPPED;
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
         aq_udp_detach(udp);

@@ -49,7 +49,8 @@ enum aq_event_type {
     AQ_EVENT_CONNECTED =
         1,                /* handshake complete; peer, data = ALPN protocol; on a server this is the first word of it */
     AQ_EVENT_CLOSED = 2,  /* last word of a connection; code = aq_close_cause, value = error code, data = reason text */
-    AQ_EVENT_COMMAND = 3, /* a whole command without payload; data = its bytes, value = aq_carrier */
+    AQ_EVENT_COMMAND = 3, /* a whole command without payload; data = its bytes, value = aq_carrier. A server
+                           only counts Heartbeats in DATAGRAMs */
     AQ_EVENT_VIOLATION =
         4,               /* the peer broke the framing rules; data = what was wrong, as text; its bytes were dropped */
     AQ_EVENT_STREAM = 5, /* the peer opened a bidirectional stream; data = its complete Connect command */
@@ -196,10 +197,15 @@ aq_engine *aq_engine_new(void); /* [any] NULL: no memory or no descriptors */
 /* [engine] The event loop. Returns AQ_OK once stopped, AQ_ERR_STATE when called twice. */
 int64_t aq_engine_run(aq_engine *engine);
 
-/* [any] Closes every connection, fails every blocked call with AQ_ERR_STOPPED, ends aq_engine_run(). Idempotent. */
+/* [any] Closes every connection and ends aq_engine_run(). Blocked relays return with AQ_END_STOPPED, other calls with
+ * AQ_ERR_STOPPED. Idempotent. */
 void aq_engine_stop(aq_engine *engine);
 
-/* [any] After aq_engine_run() has returned. Waits until no other call is inside, then frees everything. */
+/* [any] After aq_engine_run() has returned, or without it. Stops, waits until no other call is inside, then frees
+ * everything but the engine itself: later calls on it answer AQ_ERR_STOPPED. Once. */
+void aq_engine_close(aq_engine *engine);
+
+/* [any] Frees a closed engine. Nobody may have the pointer any more. */
 void aq_engine_free(aq_engine *engine);
 
 /* [events] Up to `most` events; waits up to timeout_ms (-1: for ever). Returns their number, 0 on time-out, or
@@ -247,7 +253,8 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
                                 uint64_t interval);
 
 /* [any] After authentication: grants max_streams_uni, lets Packets in, and sets the carrier of outgoing Packets. Before
- * it a peer may hold open four unidirectional streams and Packets from it are dropped. udp = 0: Packets stay out. */
+ * it a client may hold open four unidirectional streams and its Packets are dropped; a server is trusted from the
+ * start, for it was verified. udp = 0: Packets stay out. */
 int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp);
 
 /* [any] Asks the peer for a sign of life; AQ_EVENT_PROBED follows within `timeout`. */
@@ -286,8 +293,8 @@ int64_t aq_stream_refuse(aq_engine *engine, aq_id stream);
 aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public);
 int64_t aq_udp_close(aq_engine *engine, aq_id udp); /* [pump] its associations go with it */
 
-/* [pump] Reads what is there, up to 64 datagrams, and forwards what has an association. Datagrams of sources that are
- * still unknown since the previous call are dropped and counted. */
+/* [pump] Reads one batch (16 messages of the kernel, each up to 64 datagrams) and forwards what has an association.
+ * Datagrams of sources that are still unknown since the previous call are dropped and counted. */
 int64_t aq_udp_receive(aq_engine *engine, aq_id udp, aq_udp_batch *batch);
 
 /* [pump] Adds an association. public socket: `peer` is the source as the socket reports it. local socket: `peer` is the

@@ -25,12 +25,12 @@ aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *c
     aq_endpoint *endpoint = calloc(1, sizeof(*endpoint));
     socklen_t length = sizeof(endpoint->bound);
     uint8_t secret[16];
-    int failed, receive, send;
+    int failed;
 
     *error = AQ_ERR_MEMORY;
     if (endpoint == NULL)
         goto fail;
-    failed = aq_udp_setup_quic(fd, &receive, &send);
+    failed = aq_udp_setup_quic(fd, &endpoint->receive_buffer, &endpoint->send_buffer);
     if (failed != 0) {
         *error = AQ_ERR_SYSTEM + failed;
         goto fail;

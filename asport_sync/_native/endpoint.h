@@ -14,9 +14,10 @@ typedef struct aq_endpoint {
     aq_id id; /* 0 on a client */
     int is_server, accepting, closed;
     int fd;
-    aq_sockaddr bound;  /* what the socket is bound to; the address part may be the wildcard */
-    int blocked;        /* some connection waits for room in the socket */
-    int waits_writable; /* epoll was told so */
+    aq_sockaddr bound;               /* what the socket is bound to; the address part may be the wildcard */
+    int receive_buffer, send_buffer; /* bytes that the kernel grants the socket */
+    int blocked;                     /* some connection waits for room in the socket */
+    int waits_writable;              /* epoll was told so */
     aq_credentials *credentials;
     aq_transport_options options;
     uint8_t reset_key[32], token_key[32];

@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -18,6 +19,8 @@
  * acknowledgement. */
 #define SPACE_WORTH (256ULL * 1024)
 #define WAKE_TAG 0ULL
+/* Socket buffers below this lose packets when a whole window arrives between two turns of the loop. */
+#define BUFFER_WORTH (2 * 1024 * 1024)
 
 /* ---- growing arrays -------------------------------------------------------------------------------------------- */
 
@@ -403,6 +406,22 @@ static void sweep_endpoints(aq_engine *engine)
     engine->endpoints_length = kept;
 }
 
+/* Says once per socket when the kernel's limits are too tight for high rates. */
+static void log_buffers(aq_engine *engine, const aq_endpoint *endpoint)
+{
+    aq_event event = {.type = AQ_EVENT_LOG, .code = 20, .endpoint = endpoint->id};
+    int length;
+    if (endpoint->receive_buffer >= BUFFER_WORTH && endpoint->send_buffer >= BUFFER_WORTH)
+        return;
+    length =
+        snprintf((char *)event.data, sizeof(event.data),
+                 "the kernel grants the QUIC socket %d bytes to receive and %d to send; more avoids losses at high "
+                 "rates: sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304",
+                 endpoint->receive_buffer, endpoint->send_buffer);
+    event.length = (uint32_t)length < sizeof(event.data) ? (uint32_t)length : (uint32_t)sizeof(event.data) - 1;
+    aq_events_post(&engine->events, &event);
+}
+
 static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
 {
     const aq_listen_options *options = command->input;
@@ -425,8 +444,10 @@ static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
     if (result > 0) {
         int64_t adopted = adopt_endpoint(engine, endpoint);
         endpoint->id = result;
-        if (adopted == AQ_OK)
+        if (adopted == AQ_OK) {
+            log_buffers(engine, endpoint);
             return result;
+        }
         aq_slab_remove(&engine->endpoints, endpoint->id);
         result = adopted;
     }
@@ -461,6 +482,7 @@ static int64_t do_connect(aq_engine *engine, aq_engine_command *command)
         engine->endpoints_dirty = 1; /* swept, having no connection */
         return result;
     }
+    log_buffers(engine, endpoint);
     touch(engine, conn);
     return conn->id;
 }

@@ -76,6 +76,7 @@ struct aq_engine {
     aq_slab credentials, endpoints, connections, streams, udps;
     _Atomic int state; /* aq_engine_state */
     _Atomic int stopping;
+    _Atomic int closed;      /* only this struct is left */
     _Atomic uint32_t inside; /* calls from outside that have not returned */
 
     pthread_mutex_t command_mutex;

@@ -24,7 +24,7 @@ class Engine:
     """One native event thread with its connections.
 
     Created stopped; ``start`` begins, ``close`` ends it for good. ``close`` is finished when it returns: the thread has
-    ended, blocked calls have raised EngineClosed, the memory is freed.
+    ended, blocked relays have returned, other blocked calls have raised EngineClosed, the memory is freed.
     """
 
     def __init__(self) -> None:
@@ -56,12 +56,12 @@ class Engine:
             self._thread.start()
 
     def stop(self) -> None:
-        """Closes every connection and fails every blocked call; ``wait`` raises EngineClosed once it is drained."""
+        """Closes every connection and ends every blocked call; ``wait`` raises EngineClosed once it is drained."""
         if not self._forked and not self._closed:
             lib.aq_engine_stop(self._pointer)
 
     def close(self) -> None:
-        """Stops, waits for the event thread, frees. Threads that wait for events must have left. Idempotent."""
+        """Stops, waits for the event thread and for calls that are inside, frees. Idempotent."""
         with self._lock:
             if self._closed or self._forked:
                 return
@@ -70,9 +70,20 @@ class Engine:
         lib.aq_engine_stop(self._pointer)
         if thread is not None:
             thread.join()
-        pointer, self._pointer = self._pointer, ffi.NULL
-        lib.aq_engine_free(pointer)
+        # The pointer stays good until nobody can have it any more: a call that another thread is about to make finds
+        # a closed engine.
+        lib.aq_engine_close(self._pointer)
         _engines.discard(self)
+
+    def __del__(self, _free: Any = lib.aq_engine_free, _stop: Any = lib.aq_engine_stop) -> None:
+        # The functions are arguments because the module may be empty already when the interpreter ends.
+        pointer = getattr(self, "_pointer", None)
+        if pointer is None or self._forked:
+            return
+        if self._closed:
+            _free(pointer)
+        else:
+            _stop(pointer)  # forgotten: its thread ends, and nobody is left to wait for that
 
     def wait(self, timeout: float | None = None) -> list[Event]:
         """Waits for events and returns them, oldest first. One thread only.

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine
-from asport_sync.errors import LifecycleError
+from asport_sync.errors import EngineClosed, LifecycleError
 from asport_sync.runtime import notify
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.signals import Termination
@@ -170,9 +170,9 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
         """
         try:
             run = self._running()
-        except LifecycleError:
+            return {"running": True, **run.stats()}
+        except (LifecycleError, EngineClosed):  # not started, or stopped meanwhile by another thread
             return {"running": False}
-        return {"running": True, **run.stats()}
 
     def __enter__(self: Self) -> Self:
         self.start()
