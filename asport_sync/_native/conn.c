@@ -18,21 +18,26 @@
 
 /* ---- events -------------------------------------------------------------------------------------------------- */
 
-void aq_conn_post(aq_conn *conn, aq_event *event)
+int aq_conn_post(aq_conn *conn, aq_event *event)
 {
     event->connection = conn->id;
     event->endpoint = conn->endpoint_id;
     if (event->type == AQ_EVENT_COMMAND || event->type == AQ_EVENT_VIOLATION || event->type == AQ_EVENT_FLOW_WANTED) {
-        /* The only events that a peer can cause without end. */
+        /* The only events that a peer can cause without end. A client that does it to a server loses its connection.
+         * The server of a client is trusted, and may well end thousands of associations at once: there, what Python
+         * can't keep up with is dropped, and made up for by the client's own idle timers. */
         if (++conn->events_waiting > AQ_EVENTS_WAITING) {
             if (aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING) {
-                conn->overrun = "too many commands";
-                return;
+                aq_count(conn->host->counters, AQ_C_events_dropped, 1);
+                if (conn->is_server)
+                    conn->overrun = "too many commands";
+                return 0;
             }
             conn->events_waiting = 0;
         }
     }
     aq_events_post(conn->host->events, event);
+    return 1;
 }
 
 static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, size_t length)
@@ -236,8 +241,7 @@ static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
     if (result != 0)
         return AQ_ERR_MEMORY;
     ngtcp2_conn_set_tls_native_handle(conn->quic, aq_tls_session_native(conn->tls));
-    if (conn->options.keep_alive > 0)
-        ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->options.keep_alive);
+    ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->keep_alive);
     conn->cids[conn->cids_length++] = scid;
     if (conn->host->route(conn->endpoint, &scid, conn) != 0)
         return AQ_ERR_MEMORY;
@@ -270,6 +274,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->heartbeat_at = conn->linger_until = conn->keep_until = UINT64_MAX;
     conn->probe_deadline = conn->assembler_expiry = UINT64_MAX;
     conn->gso = conn->options.gso;
+    conn->keep_alive = conn->options.keep_alive > 0 ? conn->options.keep_alive : UINT64_MAX;
     conn->reference.get_conn = get_quic;
     conn->reference.user_data = conn;
     if (setup->reset_key != NULL)
@@ -472,6 +477,18 @@ static void answer_late(aq_conn *conn, const aq_sockaddr *local, const aq_sockad
     }
 }
 
+/* The idle timeout is the smaller of the two sides' (RFC 9000 section 10.1): whoever keeps the connection alive must be
+ * quicker than the peer's as well, with room for two lost PINGs. */
+static void adapt_keep_alive(aq_conn *conn)
+{
+    const ngtcp2_transport_params *remote = ngtcp2_conn_get_remote_transport_params(conn->quic);
+    if (conn->keep_alive == UINT64_MAX || remote == NULL || remote->max_idle_timeout == 0 ||
+        conn->keep_alive <= remote->max_idle_timeout / 3)
+        return;
+    conn->keep_alive = remote->max_idle_timeout / 3;
+    ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->keep_alive);
+}
+
 static void handshake_finished(aq_conn *conn, uint64_t now)
 {
     aq_event event = {.type = AQ_EVENT_CONNECTED};
@@ -482,6 +499,7 @@ static void handshake_finished(aq_conn *conn, uint64_t now)
         return;
     }
     aq_count(conn->host->counters, AQ_C_handshakes_completed, 1);
+    adapt_keep_alive(conn);
     event.length = (uint32_t)aq_tls_session_alpn(conn->tls, event.data, sizeof(event.data));
     aq_sockaddr_to(&conn->remote, &event.peer);
     aq_conn_post(conn, &event);
@@ -582,8 +600,7 @@ static void answer_probe(aq_conn *conn, uint64_t now)
     if (!event.value && now < conn->probe_deadline)
         return;
     conn->probe_deadline = UINT64_MAX;
-    ngtcp2_conn_set_keep_alive_timeout(conn->quic,
-                                       conn->options.keep_alive > 0 ? conn->options.keep_alive : UINT64_MAX);
+    ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->keep_alive);
     aq_conn_post(conn, &event);
 }
 

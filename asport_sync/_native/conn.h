@@ -137,6 +137,8 @@ typedef struct aq_conn {
     uint64_t last_received;              /* aq_now() of the last packet that was the peer's */
     uint64_t probe_deadline, probe_from; /* UINT64_MAX: none */
 
+    uint64_t keep_alive; /* PING after this much silence; UINT64_MAX: never */
+
     uint64_t linger_until; /* UINT64_MAX: not closing gracefully */
     uint64_t linger_code;
     int linger_grace; /* all is acknowledged; the peer's program has a moment to read it */
@@ -207,7 +209,7 @@ void aq_conn_datagrams_ready(aq_conn *conn);
 int64_t aq_conn_refuse_stream(aq_stream *stream);
 
 /* Between the files of this module. */
-void aq_conn_post(aq_conn *conn, aq_event *event);
+int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, Python is too far behind */
 void aq_conn_post_command(aq_conn *conn, enum aq_carrier carrier, const uint8_t *data, size_t length);
 void aq_conn_violation(aq_conn *conn, const char *problem);
 void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream);

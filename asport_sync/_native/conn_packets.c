@@ -139,6 +139,7 @@ static void deliver(aq_conn *conn, aq_flow *flow, const uint8_t *payload, size_t
 /* A client's Packet for an association it does not have: kept while Python decides. */
 static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assembled *packet)
 {
+    aq_event event = {.type = AQ_EVENT_FLOW_WANTED, .value = association, .peer = packet->address};
     aq_waiting_packet *waiting;
     int asked = 0;
     for (waiting = conn->waiting_first; waiting != NULL && !asked; waiting = waiting->next)
@@ -146,6 +147,12 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
     if (conn->waiting_count >= WAITING_PACKETS || conn->waiting_bytes + packet->length > WAITING_BYTES ||
         (waiting = malloc(sizeof(*waiting) + packet->length)) == NULL) {
         aq_count(conn->host->counters, AQ_C_packet_drop_waiting_full, 1);
+        return;
+    }
+    /* An answer must be sure to come before anything waits for it. */
+    if (!asked && !aq_conn_post(conn, &event)) {
+        aq_count(conn->host->counters, AQ_C_packet_drop_waiting_full, 1);
+        free(waiting);
         return;
     }
     waiting->next = NULL;
@@ -160,10 +167,6 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
     conn->waiting_last = waiting;
     conn->waiting_count++;
     conn->waiting_bytes += packet->length;
-    if (!asked) {
-        aq_event event = {.type = AQ_EVENT_FLOW_WANTED, .value = association, .peer = packet->address};
-        aq_conn_post(conn, &event);
-    }
 }
 
 void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now)

@@ -65,6 +65,7 @@
     X(udp_drop_no_association) /* their source was refused an association */                                           \
     X(udp_receive_errors)                                                                                              \
     X(memory_failures) /* an allocation failed and something was given up for it */                                    \
+    X(events_dropped)  /* Python was too far behind with the commands of this peer */                                  \
     X(events_lost)     /* no memory for an event */
 
 enum aq_counter {
