@@ -1,7 +1,6 @@
 #include "engine.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -19,13 +18,11 @@
  * acknowledgement. */
 #define SPACE_WORTH (256ULL * 1024)
 #define WAKE_TAG 0ULL
-/* Socket buffers below this lose packets when a whole window arrives between two turns of the loop. */
-#define BUFFER_WORTH (2 * 1024 * 1024)
 
 /* ---- growing arrays -------------------------------------------------------------------------------------------- */
 
 /* Makes room for one more element. 0 or AQ_ERR_MEMORY. */
-static int make_room(void *array, size_t length, size_t *capacity, size_t element)
+int aq_engine_make_room(void *array, size_t length, size_t *capacity, size_t element)
 {
     void **pointer = array;
     size_t bigger = *capacity < 16 ? 16 : *capacity * 2;
@@ -40,119 +37,10 @@ static int make_room(void *array, size_t length, size_t *capacity, size_t elemen
     return AQ_OK;
 }
 
-/* ---- commands from other threads -------------------------------------------------------------------------------- */
-
-static int hand_over(aq_engine *engine, aq_engine_command *command)
-{
-    int accepted;
-    command->next = NULL;
-    pthread_mutex_lock(&engine->command_mutex);
-    accepted = !atomic_load(&engine->stopping);
-    if (accepted) {
-        if (engine->commands_last != NULL)
-            engine->commands_last->next = command;
-        else
-            engine->commands_first = command;
-        engine->commands_last = command;
-        atomic_store(&engine->commands_filled, 1);
-    }
-    pthread_mutex_unlock(&engine->command_mutex);
-    if (accepted)
-        aq_wake_signal(&engine->wake);
-    return accepted;
-}
-
-/* What a command carried and nobody took. */
-static void release_command(aq_engine *engine, aq_engine_command *command)
-{
-    if (command->kind == AQ_DO_OPEN_STREAM && command->object != NULL) {
-        aq_stream *stream = command->object;
-        atomic_store(&stream->dead, 2);
-        aq_stream_disown(stream);
-        aq_stream_close(stream);
-        aq_slab_put(&engine->streams, stream->id);
-    }
-    if (command->kind == AQ_DO_ATTACH || command->kind == AQ_DO_CLOSE_FD || command->kind == AQ_DO_LISTEN ||
-        command->kind == AQ_DO_CONNECT)
-        close(command->fd);
-}
-
-int64_t aq_engine_ask(aq_engine *engine, aq_engine_command *command)
-{
-    int64_t result;
-    command->waited_for = 1;
-    command->done = 0;
-    if (!hand_over(engine, command)) {
-        release_command(engine, command);
-        return AQ_ERR_STOPPED;
-    }
-    pthread_mutex_lock(&engine->command_mutex);
-    while (!command->done)
-        pthread_cond_wait(&engine->command_done, &engine->command_mutex);
-    result = command->result;
-    pthread_mutex_unlock(&engine->command_mutex);
-    return result;
-}
-
-int64_t aq_engine_tell(aq_engine *engine, const aq_engine_command *command)
-{
-    aq_engine_command *copy = malloc(sizeof(*copy));
-    if (copy == NULL) {
-        aq_engine_command released = *command;
-        aq_count(&engine->counters, AQ_C_memory_failures, 1);
-        release_command(engine, &released);
-        return AQ_ERR_MEMORY;
-    }
-    *copy = *command;
-    copy->waited_for = 0;
-    if (!hand_over(engine, copy)) {
-        release_command(engine, copy);
-        free(copy);
-        return AQ_ERR_STOPPED;
-    }
-    return AQ_OK;
-}
-
-static void complete(aq_engine *engine, aq_engine_command *command, int64_t result)
-{
-    if (!command->waited_for) {
-        free(command);
-        return;
-    }
-    pthread_mutex_lock(&engine->command_mutex);
-    command->result = result;
-    command->done = 1;
-    pthread_cond_broadcast(&engine->command_done);
-    pthread_mutex_unlock(&engine->command_mutex);
-}
-
-static aq_engine_command *take_commands(aq_engine *engine)
-{
-    aq_engine_command *list;
-    if (!atomic_load(&engine->commands_filled))
-        return NULL;
-    pthread_mutex_lock(&engine->command_mutex);
-    list = engine->commands_first;
-    engine->commands_first = engine->commands_last = NULL;
-    atomic_store(&engine->commands_filled, 0);
-    pthread_mutex_unlock(&engine->command_mutex);
-    return list;
-}
-
-void aq_engine_fail_commands(aq_engine *engine)
-{
-    aq_engine_command *command = take_commands(engine), *next;
-    for (; command != NULL; command = next) {
-        next = command->next;
-        release_command(engine, command);
-        complete(engine, command, AQ_ERR_STOPPED);
-    }
-}
-
 /* ---- what connections ask of the engine ---------------------------------------------------------------------------
  */
 
-static void touch(void *context, aq_conn *conn)
+void aq_engine_touch(void *context, aq_conn *conn)
 {
     aq_engine *engine = context;
     if (conn->touched)
@@ -166,13 +54,13 @@ static void touch(void *context, aq_conn *conn)
     engine->touched_last = conn;
 }
 
-static void touch_stream(void *context, aq_stream *stream)
+void aq_engine_touch_stream(void *context, aq_stream *stream)
 {
     aq_engine *engine = context;
     if (stream->in_touched)
         return;
-    if (make_room(&engine->touched_streams, engine->touched_streams_length, &engine->touched_streams_capacity,
-                  sizeof(aq_stream *)) != AQ_OK) {
+    if (aq_engine_make_room(&engine->touched_streams, engine->touched_streams_length, &engine->touched_streams_capacity,
+                            sizeof(aq_stream *)) != AQ_OK) {
         aq_count(&engine->counters, AQ_C_memory_failures, 1);
         aq_stream_signal(stream, ~0U);
         return;
@@ -235,9 +123,9 @@ static void heap_update(aq_engine *engine, aq_conn *conn)
 {
     if (conn->heap_index == UINT32_MAX) {
         size_t capacity = engine->heap_capacity;
-        if (make_room(&engine->heap, engine->heap_length, &capacity, sizeof(aq_conn *)) != AQ_OK) {
+        if (aq_engine_make_room(&engine->heap, engine->heap_length, &capacity, sizeof(aq_conn *)) != AQ_OK) {
             aq_count(&engine->counters, AQ_C_memory_failures, 1);
-            touch(engine, conn); /* polled instead of timed until there is memory */
+            aq_engine_touch(engine, conn); /* polled instead of timed until there is memory */
             return;
         }
         engine->heap_capacity = (uint32_t)capacity;
@@ -271,7 +159,7 @@ static void serve_attached(aq_engine *engine, aq_stream *stream)
     aq_event event = {.type = AQ_EVENT_STREAM_ENDED, .connection = stream->connection, .stream = stream->id};
     unsigned need = aq_stream_pump(stream, stream->attached_fd, ATTACHED_BUDGET);
     if (need & AQ_NEED_TURN) {
-        touch_stream(engine, stream);
+        aq_engine_touch_stream(engine, stream);
         return;
     }
     if (need != 0)
@@ -284,7 +172,7 @@ static void serve_attached(aq_engine *engine, aq_stream *stream)
     aq_events_post(&engine->events, &event);
 }
 
-static int64_t attach(aq_engine *engine, aq_stream *stream, int fd)
+int64_t aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
 {
     struct epoll_event interest = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                                    .data.u64 = (uint64_t)stream->id};
@@ -296,7 +184,7 @@ static int64_t attach(aq_engine *engine, aq_stream *stream, int fd)
         return error;
     }
     stream->attached_fd = fd;
-    touch_stream(engine, stream);
+    aq_engine_touch_stream(engine, stream);
     return AQ_OK;
 }
 
@@ -312,7 +200,7 @@ static void socket_event(aq_engine *engine, aq_id id, uint32_t events)
             stream->can_write = 1;
         if (events & (EPOLLERR | EPOLLHUP))
             aq_stream_socket_failed(stream, stream->attached_fd);
-        touch_stream(engine, stream);
+        aq_engine_touch_stream(engine, stream);
     }
     aq_slab_put(&engine->streams, id);
 }
@@ -369,11 +257,11 @@ static void run_ready(aq_engine *engine)
 
 /* ---- endpoints --------------------------------------------------------------------------------------------------- */
 
-static int64_t adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint)
+int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint)
 {
     struct epoll_event interest = {.events = EPOLLIN, .data.ptr = endpoint};
-    if (make_room(&engine->all_endpoints, engine->endpoints_length, &engine->endpoints_capacity,
-                  sizeof(aq_endpoint *)) != AQ_OK)
+    if (aq_engine_make_room(&engine->all_endpoints, engine->endpoints_length, &engine->endpoints_capacity,
+                            sizeof(aq_endpoint *)) != AQ_OK)
         return AQ_ERR_MEMORY;
     if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, endpoint->fd, &interest) != 0)
         return AQ_ERR_SYSTEM - errno;
@@ -406,239 +294,6 @@ static void sweep_endpoints(aq_engine *engine)
     engine->endpoints_length = kept;
 }
 
-/* Says once per socket when the kernel's limits are too tight for high rates. */
-static void log_buffers(aq_engine *engine, const aq_endpoint *endpoint)
-{
-    aq_event event = {.type = AQ_EVENT_LOG, .code = 20, .endpoint = endpoint->id};
-    int length;
-    if (endpoint->receive_buffer >= BUFFER_WORTH && endpoint->send_buffer >= BUFFER_WORTH)
-        return;
-    length =
-        snprintf((char *)event.data, sizeof(event.data),
-                 "the kernel grants the QUIC socket %d bytes to receive and %d to send; more avoids losses at high "
-                 "rates: sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304",
-                 endpoint->receive_buffer, endpoint->send_buffer);
-    event.length = (uint32_t)length < sizeof(event.data) ? (uint32_t)length : (uint32_t)sizeof(event.data) - 1;
-    aq_events_post(&engine->events, &event);
-}
-
-static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
-{
-    const aq_listen_options *options = command->input;
-    aq_credentials *credentials = aq_slab_get(&engine->credentials, options->credentials);
-    aq_endpoint *endpoint;
-    int64_t result;
-    if (credentials == NULL) {
-        close(command->fd);
-        return AQ_ERR_GONE;
-    }
-    endpoint = aq_endpoint_new(&engine->host, command->fd, credentials, &options->transport, NULL, &result);
-    aq_slab_put(&engine->credentials, options->credentials);
-    if (endpoint == NULL)
-        return result;
-    memcpy(endpoint->reset_key, options->reset_key, sizeof(endpoint->reset_key));
-    endpoint->retry_threshold = options->retry_threshold;
-    endpoint->max_half_open = options->max_half_open;
-    endpoint->max_connections = options->max_connections;
-    result = aq_slab_add(&engine->endpoints, endpoint);
-    if (result > 0) {
-        int64_t adopted = adopt_endpoint(engine, endpoint);
-        endpoint->id = result;
-        if (adopted == AQ_OK) {
-            log_buffers(engine, endpoint);
-            return result;
-        }
-        aq_slab_remove(&engine->endpoints, endpoint->id);
-        result = adopted;
-    }
-    aq_endpoint_free(endpoint);
-    return result;
-}
-
-static int64_t do_connect(aq_engine *engine, aq_engine_command *command)
-{
-    const aq_connect_options *options = command->input;
-    aq_credentials *credentials = aq_slab_get(&engine->credentials, options->credentials);
-    aq_endpoint *endpoint;
-    aq_conn *conn;
-    aq_sockaddr remote;
-    int64_t result;
-    if (credentials == NULL) {
-        close(command->fd);
-        return AQ_ERR_GONE;
-    }
-    aq_sockaddr_from(&remote, &options->remote, 0);
-    endpoint = aq_endpoint_new(&engine->host, command->fd, credentials, &options->transport, &remote, &result);
-    aq_slab_put(&engine->credentials, options->credentials);
-    if (endpoint == NULL)
-        return result;
-    result = adopt_endpoint(engine, endpoint);
-    if (result != AQ_OK) {
-        aq_endpoint_free(endpoint);
-        return result;
-    }
-    conn = aq_endpoint_connect(endpoint, &remote, options->server_name, options->send_sni, engine->now, &result);
-    if (conn == NULL) {
-        engine->endpoints_dirty = 1; /* swept, having no connection */
-        return result;
-    }
-    log_buffers(engine, endpoint);
-    touch(engine, conn);
-    return conn->id;
-}
-
-static int64_t do_close_endpoint(aq_engine *engine, aq_engine_command *command)
-{
-    aq_endpoint *endpoint = aq_slab_get(&engine->endpoints, command->id);
-    if (endpoint == NULL)
-        return AQ_ERR_GONE;
-    endpoint->accepting = 0;
-    if (command->a) {
-        aq_conn *conn, *next;
-        for (conn = endpoint->first; conn != NULL; conn = next) {
-            next = conn->next;
-            aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "", engine->now);
-        }
-    }
-    endpoint->closed = 1;
-    engine->endpoints_dirty = 1;
-    aq_slab_put(&engine->endpoints, command->id);
-    aq_slab_remove(&engine->endpoints, command->id);
-    return AQ_OK;
-}
-
-static int64_t do_set_credentials(aq_engine *engine, aq_engine_command *command)
-{
-    aq_endpoint *endpoint = aq_slab_get(&engine->endpoints, command->id);
-    aq_credentials *credentials;
-    if (endpoint == NULL)
-        return AQ_ERR_GONE;
-    credentials = aq_slab_get(&engine->credentials, (aq_id)command->a);
-    if (credentials != NULL) {
-        aq_tls_credentials_ref(credentials);
-        aq_tls_credentials_unref(endpoint->credentials);
-        endpoint->credentials = credentials;
-        aq_slab_put(&engine->credentials, (aq_id)command->a);
-    }
-    aq_slab_put(&engine->endpoints, command->id);
-    return credentials != NULL ? AQ_OK : AQ_ERR_GONE;
-}
-
-/* ---- carrying out commands ----------------------------------------------------------------------------------------
- */
-
-static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_command *command)
-{
-    const aq_export_request *request = command->input;
-    if (conn->quic == NULL)
-        return AQ_ERR_GONE;
-    conn->now = engine->now;
-    switch (command->kind) {
-    case AQ_DO_CLOSE:
-        aq_conn_close_application(conn, command->a, command->b, engine->now);
-        return AQ_OK;
-    case AQ_DO_EXPORT:
-        if (conn->state != AQ_CONN_OPEN)
-            return AQ_ERR_STATE;
-        return aq_tls_session_export(conn->tls, request->label, request->label_length, request->context,
-                                     request->context_length, command->output, request->out_length);
-    case AQ_DO_SEND:
-        return aq_conn_send_command(conn, command->data, command->length);
-    case AQ_DO_HEARTBEAT:
-        return aq_conn_set_heartbeat(conn, command->data, command->length, command->a, engine->now);
-    case AQ_DO_ADMIT:
-        return aq_conn_admit(conn, (enum aq_carrier)command->a, command->b != 0);
-    case AQ_DO_PROBE:
-        return aq_conn_probe(conn, command->a, engine->now);
-    case AQ_DO_INFO:
-        return aq_conn_get_info(conn, command->output, engine->now);
-    case AQ_DO_FLOW_READY:
-        aq_conn_flow_ready(conn, (uint16_t)command->a, command->b != 0, engine->now);
-        return AQ_OK;
-    default:
-        return AQ_ERR_INVALID;
-    }
-}
-
-static int64_t do_stream(aq_engine *engine, aq_engine_command *command)
-{
-    aq_stream *stream = command->object;
-    aq_conn *conn;
-    int64_t result = AQ_OK;
-    switch (command->kind) {
-    case AQ_DO_OPEN_STREAM:
-        conn = aq_slab_get(&engine->connections, command->id);
-        if (conn != NULL && conn->quic != NULL) {
-            conn->now = engine->now;
-            aq_conn_adopt_stream(conn, stream);
-            touch(engine, conn);
-        } else {
-            atomic_store(&stream->dead, 1);
-            aq_stream_close(stream);
-            touch_stream(engine, stream);
-            aq_stream_signal(stream, AQ_NEED_END);
-        }
-        if (conn != NULL)
-            aq_slab_put(&engine->connections, command->id);
-        break;
-    case AQ_DO_ATTACH:
-        result = attach(engine, stream, command->fd);
-        break;
-    default:
-        result = aq_conn_refuse_stream(stream);
-        break;
-    }
-    aq_slab_put(&engine->streams, stream->id);
-    return result;
-}
-
-static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
-{
-    aq_conn *conn;
-    int64_t result;
-    switch (command->kind) {
-    case AQ_DO_LISTEN:
-        return do_listen(engine, command);
-    case AQ_DO_CONNECT:
-        return do_connect(engine, command);
-    case AQ_DO_CLOSE_ENDPOINT:
-        return do_close_endpoint(engine, command);
-    case AQ_DO_SET_CREDENTIALS:
-        return do_set_credentials(engine, command);
-    case AQ_DO_OPEN_STREAM:
-    case AQ_DO_ATTACH:
-    case AQ_DO_REFUSE:
-        return do_stream(engine, command);
-    case AQ_DO_CLOSE_FD:
-        if (make_room(&engine->closing_fds, engine->closing_fds_length, &engine->closing_fds_capacity, sizeof(int)) ==
-            AQ_OK) {
-            engine->closing_fds[engine->closing_fds_length++] = command->fd;
-        } else {
-            uint64_t dropped = 0;
-            aq_udp_out_flush(engine->host.udp_out, &dropped);
-            aq_count(&engine->counters, AQ_C_packet_drop_socket, dropped);
-            close(command->fd);
-        }
-        return AQ_OK;
-    default:
-        conn = aq_slab_get(&engine->connections, command->id);
-        if (conn == NULL)
-            return AQ_ERR_GONE;
-        result = do_for_connection(engine, conn, command);
-        aq_slab_put(&engine->connections, command->id);
-        return result;
-    }
-}
-
-static void run_commands(aq_engine *engine)
-{
-    aq_engine_command *command = take_commands(engine), *next;
-    for (; command != NULL; command = next) {
-        next = command->next;
-        complete(engine, command, carry_out(engine, command));
-    }
-}
-
 /* ---- the loop ---------------------------------------------------------------------------------------------------- */
 
 static void run_timers(aq_engine *engine)
@@ -652,7 +307,7 @@ static void run_timers(aq_engine *engine)
         }
         heap_remove(engine, conn); /* comes back when it is written */
         aq_conn_timers(conn, engine->now);
-        touch(engine, conn);
+        aq_engine_touch(engine, conn);
     }
 }
 
@@ -670,7 +325,7 @@ static void run_writes(aq_engine *engine)
         aq_conn_schedule(conn, engine->now);
         heap_update(engine, conn);
         if (more)
-            touch(engine, conn);
+            aq_engine_touch(engine, conn);
     }
 }
 
@@ -728,7 +383,7 @@ static void stop_stream(void *object, aq_id id, void *context)
     aq_stream *stream = object;
     AQ_UNUSED(id);
     atomic_store(&stream->dead, 2);
-    touch_stream(context, stream);
+    aq_engine_touch_stream(context, stream);
 }
 
 static void stop_everything(aq_engine *engine)
@@ -763,7 +418,7 @@ int64_t aq_engine_loop(aq_engine *engine)
     engine->now = aq_now();
     while (!atomic_load(&engine->stopping)) {
         /* 1. other threads' commands, and objects they want a look at: before the packets that may follow from them */
-        run_commands(engine);
+        aq_engine_run_commands(engine);
         run_ready(engine);
         /* 2. what the kernel reported */
         for (int i = 0; i < count; i++) {
@@ -804,8 +459,8 @@ int64_t aq_engine_loop(aq_engine *engine)
 
 void aq_engine_host_functions(aq_conn_host *host)
 {
-    host->touch = touch;
-    host->touch_stream = touch_stream;
+    host->touch = aq_engine_touch;
+    host->touch_stream = aq_engine_touch_stream;
     host->forget = forget;
     host->route = aq_endpoint_route;
     host->unroute = aq_endpoint_unroute;

@@ -122,10 +122,21 @@ void aq_engine_fail_commands(aq_engine *engine); /* every waiting command gets A
 
 /* [any] Around every call from outside, so that freeing can wait for them. 0: stopping, do not go on. */
 int aq_api_enter(aq_engine *engine);
+int aq_api_enter_until_closed(aq_engine *engine); /* for the few calls that still have something to do while it stops */
 void aq_api_leave(aq_engine *engine);
+int aq_api_duplicate(int fd); /* close-on-exec; -1 with errno */
 
 /* [any] A wake for a worker while it relays. NULL: no descriptors left. */
 aq_wake *aq_engine_borrow_wake(aq_engine *engine);
 void aq_engine_return_wake(aq_engine *engine, aq_wake *wake);
+
+/* [engine] Between the files of this module. */
+int aq_engine_make_room(void *array, size_t length, size_t *capacity,
+                        size_t element); /* for one more: 0 or AQ_ERR_MEMORY */
+void aq_engine_touch(void *engine, aq_conn *conn);
+void aq_engine_touch_stream(void *engine, aq_stream *stream);
+int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint);
+int64_t aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes over fd, also on failure */
+void aq_engine_run_commands(aq_engine *engine);
 
 #endif

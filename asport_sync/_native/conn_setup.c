@@ -1,0 +1,262 @@
+/* How a connection begins: settings, transport parameters, callbacks, connection ids. */
+#include "conn.h"
+
+#include <gnutls/crypto.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ACTIVE_CID_LIMIT 8
+
+/* ---- callbacks of the connection as a whole -------------------------------------------------------------------- */
+
+static ngtcp2_conn *get_quic(ngtcp2_crypto_conn_ref *reference)
+{
+    aq_conn *conn = reference->user_data;
+    return conn->quic;
+}
+
+static void on_random(uint8_t *out, size_t length, const ngtcp2_rand_ctx *context)
+{
+    AQ_UNUSED(context);
+    if (gnutls_rnd(GNUTLS_RND_NONCE, out, length) != 0)
+        aq_random(out, length);
+}
+
+static int on_new_cid(ngtcp2_conn *quic, ngtcp2_cid *cid, uint8_t *token, size_t length, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    cid->datalen = length;
+    if (gnutls_rnd(GNUTLS_RND_NONCE, cid->data, length) != 0)
+        return NGTCP2_ERR_CALLBACK_FAILURE;
+    if (ngtcp2_crypto_generate_stateless_reset_token(token, conn->reset_key, sizeof(conn->reset_key), cid) != 0)
+        return NGTCP2_ERR_CALLBACK_FAILURE;
+    if (conn->cids_length == AQ_CIDS_MOST || conn->host->route(conn->endpoint, cid, conn) != 0)
+        return NGTCP2_ERR_CALLBACK_FAILURE;
+    conn->cids[conn->cids_length++] = *cid;
+    return 0;
+}
+
+static int on_remove_cid(ngtcp2_conn *quic, const ngtcp2_cid *cid, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    for (size_t i = 0; i < conn->cids_length; i++) {
+        if (ngtcp2_cid_eq(&conn->cids[i], cid)) {
+            conn->host->unroute(conn->endpoint, cid);
+            conn->cids[i] = conn->cids[--conn->cids_length];
+            break;
+        }
+    }
+    return 0;
+}
+
+static int on_handshake_completed(ngtcp2_conn *quic, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    conn->handshake_done = 1;
+    return 0;
+}
+
+static int on_stateless_reset(ngtcp2_conn *quic, const ngtcp2_pkt_stateless_reset *reset, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    AQ_UNUSED(reset);
+    conn->reset_received = 1;
+    return 0;
+}
+
+static int on_datagram(ngtcp2_conn *quic, uint32_t flags, const uint8_t *data, size_t length, void *user)
+{
+    AQ_UNUSED(quic);
+    AQ_UNUSED(flags);
+    aq_conn_receive_datagram(user, data, length);
+    return 0;
+}
+
+static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
+{
+    memset(callbacks, 0, sizeof(*callbacks));
+    if (is_server) {
+        callbacks->recv_client_initial = ngtcp2_crypto_recv_client_initial_cb;
+    } else {
+        callbacks->client_initial = ngtcp2_crypto_client_initial_cb;
+        callbacks->recv_retry = ngtcp2_crypto_recv_retry_cb;
+    }
+    callbacks->recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb;
+    callbacks->encrypt = ngtcp2_crypto_encrypt_cb;
+    callbacks->decrypt = ngtcp2_crypto_decrypt_cb;
+    callbacks->hp_mask = ngtcp2_crypto_hp_mask_cb;
+    callbacks->rand = on_random;
+    callbacks->get_new_connection_id = on_new_cid;
+    callbacks->remove_connection_id = on_remove_cid;
+    callbacks->update_key = ngtcp2_crypto_update_key_cb;
+    callbacks->delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb;
+    callbacks->delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb;
+    callbacks->get_path_challenge_data = ngtcp2_crypto_get_path_challenge_data_cb;
+    callbacks->version_negotiation = ngtcp2_crypto_version_negotiation_cb;
+    callbacks->handshake_completed = on_handshake_completed;
+    callbacks->recv_stateless_reset = on_stateless_reset;
+    callbacks->recv_datagram = on_datagram;
+    aq_conn_stream_callbacks(callbacks);
+}
+
+/* ---- creation and end ------------------------------------------------------------------------------------------ */
+
+static void fill_settings(aq_conn *conn, const aq_conn_setup *setup, ngtcp2_settings *settings)
+{
+    static const ngtcp2_cc_algo algorithms[] = {NGTCP2_CC_ALGO_CUBIC, NGTCP2_CC_ALGO_RENO, NGTCP2_CC_ALGO_BBR};
+    /* Below the option's bound: sizes that fit Ethernet in common tunnels, down to IPv6's minimum. */
+    static const uint16_t common[] = {1420, 1372, 1280};
+    size_t probes = 0;
+    uint32_t most = conn->options.max_udp_payload;
+
+    ngtcp2_settings_default(settings);
+    settings->initial_ts = setup->now;
+    settings->handshake_timeout = conn->options.handshake_timeout;
+    settings->cc_algo = algorithms[conn->options.congestion];
+    settings->max_tx_udp_payload_size = most;
+    if (most > NGTCP2_MAX_UDP_PAYLOAD_SIZE)
+        conn->probes[probes++] = (uint16_t)most;
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(common); i++) {
+        if (common[i] < most)
+            conn->probes[probes++] = common[i];
+    }
+    aq_compat_settings(settings, probes > 0 ? conn->probes : NULL, probes);
+    /* Windows follow the readers (conn_streams.c); the library's own tuning would outgrow the pipes. */
+    settings->max_window = settings->max_stream_window = 0;
+    if (setup->header != NULL && setup->original_dcid != NULL) {
+        settings->token = setup->header->token;
+        settings->tokenlen = setup->header->tokenlen;
+        settings->token_type = NGTCP2_TOKEN_TYPE_RETRY;
+    }
+}
+
+static int fill_params(aq_conn *conn, const aq_conn_setup *setup, const ngtcp2_cid *scid,
+                       ngtcp2_transport_params *params)
+{
+    const aq_transport_options *options = &conn->options;
+    uint64_t window = options->receive_window < AQ_FIRST_WINDOW ? options->receive_window : AQ_FIRST_WINDOW;
+    ngtcp2_transport_params_default(params);
+    params->initial_max_data = options->connection_window;
+    params->initial_max_stream_data_bidi_local = window;
+    params->initial_max_stream_data_bidi_remote = window;
+    params->initial_max_stream_data_uni = AQ_UNI_WINDOW;
+    params->initial_max_streams_bidi = options->max_streams_bidi;
+    params->initial_max_streams_uni = conn->is_server ? AQ_STREAMS_BEFORE_ADMISSION : options->max_streams_uni;
+    params->max_idle_timeout = options->idle_timeout;
+    params->max_datagram_frame_size = UINT16_MAX;
+    params->active_connection_id_limit = ACTIVE_CID_LIMIT - 1;
+    if (conn->is_server) {
+        params->original_dcid = setup->original_dcid != NULL ? *setup->original_dcid : setup->header->dcid;
+        params->original_dcid_present = 1;
+        if (setup->original_dcid != NULL) {
+            params->retry_scid = setup->header->dcid;
+            params->retry_scid_present = 1;
+        }
+        params->stateless_reset_token_present = 1;
+        return ngtcp2_crypto_generate_stateless_reset_token(params->stateless_reset_token, conn->reset_key,
+                                                            sizeof(conn->reset_key), scid);
+    }
+    return 0;
+}
+
+static int random_cid(ngtcp2_cid *cid)
+{
+    cid->datalen = AQ_SCID_LENGTH;
+    return gnutls_rnd(GNUTLS_RND_NONCE, cid->data, cid->datalen);
+}
+
+static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
+{
+    ngtcp2_callbacks callbacks;
+    ngtcp2_settings settings;
+    ngtcp2_transport_params params;
+    ngtcp2_path path = {0};
+    aq_sockaddr local = *setup->local, remote = *setup->remote;
+    ngtcp2_cid scid, dcid;
+    int result;
+
+    ngtcp2_addr_init(&path.local, &local.sa, aq_sockaddr_length(&local));
+    ngtcp2_addr_init(&path.remote, &remote.sa, aq_sockaddr_length(&remote));
+    if (random_cid(&scid) != 0 || random_cid(&dcid) != 0)
+        return AQ_ERR_TLS;
+    fill_callbacks(&callbacks, conn->is_server);
+    fill_settings(conn, setup, &settings);
+    if (fill_params(conn, setup, &scid, &params) != 0)
+        return AQ_ERR_TLS;
+    if (conn->is_server)
+        result = ngtcp2_conn_server_new(&conn->quic, &setup->header->scid, &scid, &path, setup->header->version,
+                                        &callbacks, &settings, &params, NULL, conn);
+    else
+        result = ngtcp2_conn_client_new(&conn->quic, &dcid, &scid, &path, NGTCP2_PROTO_VER_V1, &callbacks, &settings,
+                                        &params, NULL, conn);
+    if (result != 0)
+        return AQ_ERR_MEMORY;
+    ngtcp2_conn_set_tls_native_handle(conn->quic, aq_tls_session_native(conn->tls));
+    ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->keep_alive);
+    conn->cids[conn->cids_length++] = scid;
+    if (conn->host->route(conn->endpoint, &scid, conn) != 0)
+        return AQ_ERR_MEMORY;
+    if (conn->is_server) {
+        /* The client goes on using the id that it chose until it has seen ours. */
+        conn->cids[conn->cids_length++] = setup->header->dcid;
+        if (conn->host->route(conn->endpoint, &setup->header->dcid, conn) != 0)
+            return AQ_ERR_MEMORY;
+    }
+    return AQ_OK;
+}
+
+aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
+{
+    const aq_conn_host *host = setup->host;
+    aq_conn *conn = calloc(1, sizeof(*conn));
+    aq_id name;
+    *error = AQ_ERR_MEMORY;
+    if (conn == NULL)
+        return NULL;
+    conn->host = host;
+    conn->endpoint = setup->endpoint;
+    conn->endpoint_id = setup->endpoint_id;
+    conn->is_server = setup->header != NULL;
+    conn->admitted = conn->udp_allowed = !conn->is_server;
+    conn->options = *setup->options;
+    conn->remote = *setup->remote;
+    conn->now = conn->handshake_at = conn->last_received = setup->now;
+    conn->heap_index = UINT32_MAX;
+    conn->heartbeat_at = conn->linger_until = conn->keep_until = UINT64_MAX;
+    conn->probe_deadline = conn->assembler_expiry = UINT64_MAX;
+    conn->gso = conn->options.gso;
+    conn->keep_alive = conn->options.keep_alive > 0 ? conn->options.keep_alive : UINT64_MAX;
+    conn->reference.get_conn = get_quic;
+    conn->reference.user_data = conn;
+    if (setup->reset_key != NULL)
+        memcpy(conn->reset_key, setup->reset_key, sizeof(conn->reset_key));
+    else
+        aq_random(conn->reset_key, sizeof(conn->reset_key));
+    name = aq_slab_add(host->connections, conn);
+    if (name < 0) {
+        *error = name;
+        free(conn);
+        return NULL;
+    }
+    conn->id = name;
+    conn->named = 1;
+    aq_slab_get(host->connections, name); /* ours, until aq_conn_free */
+    conn->credit = aq_credit_new(conn->options.connection_window / 4);
+    conn->flows = aq_flows_new(name, host->ready, host->counters, conn->options.datagram_queue);
+    if (conn->credit != NULL && conn->flows != NULL) {
+        conn->tls =
+            aq_tls_session_new(setup->credentials, &conn->reference, setup->server_name, setup->send_sni, error);
+        if (conn->tls != NULL)
+            *error = start_quic(conn, setup);
+    }
+    if (*error != AQ_OK || conn->quic == NULL) {
+        aq_conn_free(conn);
+        return NULL;
+    }
+    aq_count(host->counters, conn->is_server ? AQ_C_connections_accepted : AQ_C_connections_opened, 1);
+    return conn;
+}
