@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-/* Room in tx that is worth waking a writer for. */
-#define SPACE_WORTH (256ULL * 1024)
 /* Round robin: one stream may fill so much before the next has its turn; one segmented send. */
 #define QUANTUM (64ULL * 1024)
 

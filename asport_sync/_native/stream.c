@@ -237,10 +237,12 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t budget)
     if (write_budget == 0 || read_budget == 0)
         need |= AQ_NEED_TURN;
     if (!stream->tx_done) {
-        if (!stream->can_read)
+        if (!stream->can_read) {
             need |= AQ_NEED_READ;
-        else
+            aq_pipe_trim(&stream->tx); /* it may be long: an idle stream keeps no room that it does not use */
+        } else {
             need |= AQ_NEED_SPACE;
+        }
     }
     if (!stream->rx_done)
         need |= stream->can_write ? AQ_NEED_DATA : AQ_NEED_WRITE;
