@@ -113,6 +113,7 @@ static void destroy_credentials(void *object)
 static void destroy_udp(void *object)
 {
     aq_udp *udp = object;
+    aq_udp_detach(udp);
     if (udp->fd >= 0)
         close(udp->fd); /* never closed by Python, and the engine is over */
     aq_udp_free(udp);
@@ -185,14 +186,31 @@ no_endpoints:
     return AQ_ERR_MEMORY;
 }
 
+/* References that the list of ready objects still has. */
+static void release_ready(aq_engine *engine)
+{
+    aq_ready_node *node = aq_ready_take(&engine->ready), *next;
+    for (; node != NULL; node = next) {
+        next = node->next;
+        if (node->kind == AQ_READY_STREAM)
+            aq_slab_put(&engine->streams, ((aq_stream *)(void *)node)->id);
+        else if (node->kind == AQ_READY_CREDIT)
+            aq_credit_unref((aq_credit *)(void *)node);
+        else
+            aq_flows_unref((aq_flows *)(void *)node);
+    }
+}
+
 static void destroy_tables(aq_engine *engine)
 {
-    aq_ready_destroy(&engine->ready);
+    release_ready(engine);
     aq_slab_destroy(&engine->udps);
     aq_slab_destroy(&engine->streams);
     aq_slab_destroy(&engine->connections);
     aq_slab_destroy(&engine->endpoints);
     aq_slab_destroy(&engine->credentials);
+    release_ready(engine); /* what the tables' destructors left there */
+    aq_ready_destroy(&engine->ready);
     aq_pool_destroy(&engine->pool);
     aq_events_destroy(&engine->events);
     aq_wake_destroy(&engine->wake);
@@ -426,7 +444,7 @@ aq_id aq_connect(aq_engine *engine, const aq_connect_options *options)
 int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, uint64_t linger)
 {
     aq_engine_command command = {.kind = AQ_DO_CLOSE, .id = connection, .a = code, .b = linger};
-    if (code >= 1ULL << 62)
+    if (code >= 1ULL << 62 || linger >= UINT64_MAX / 4)
         return AQ_ERR_INVALID;
     return tell_connection(engine, &command);
 }
@@ -459,7 +477,7 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
                                 uint64_t interval)
 {
     aq_engine_command command = {.kind = AQ_DO_HEARTBEAT, .id = connection, .a = interval};
-    if (length > 16 || interval >= UINT64_MAX / 4)
+    if (length > 16 || interval >= UINT64_MAX / 4 || (interval > 0 && interval < AQ_NSEC_PER_MSEC))
         return AQ_ERR_INVALID;
     return tell_bytes(engine, &command, data, length);
 }

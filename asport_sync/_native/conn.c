@@ -19,22 +19,22 @@ int aq_conn_post(aq_conn *conn, aq_event *event)
 {
     event->connection = conn->id;
     event->endpoint = conn->endpoint_id;
-    if (event->type == AQ_EVENT_COMMAND || event->type == AQ_EVENT_VIOLATION || event->type == AQ_EVENT_FLOW_WANTED) {
-        /* The only events that a peer can cause without end. A client that does it to a server loses its connection.
-         * The server of a client is trusted, and may well end thousands of associations at once: there, what Python
-         * can't keep up with is dropped, and made up for by the client's own idle timers. */
-        if (++conn->events_waiting > AQ_EVENTS_WAITING) {
-            if (aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING) {
-                aq_count(conn->host->counters, AQ_C_events_dropped, 1);
-                if (conn->is_server)
-                    conn->overrun = "too many commands";
-                return 0;
-            }
-            conn->events_waiting = 0;
-        }
+    /* The only events that a peer can cause without end. A server may well end thousands of associations at once; what
+     * Python can't keep up with is dropped, and made up for by idle timers. */
+    if ((event->type == AQ_EVENT_COMMAND || event->type == AQ_EVENT_VIOLATION || event->type == AQ_EVENT_FLOW_WANTED) &&
+        aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING) {
+        aq_count(conn->host->counters, AQ_C_events_dropped, 1);
+        return 0;
     }
     aq_events_post(conn->host->events, event);
     return 1;
+}
+
+static void leave_half_open(aq_conn *conn)
+{
+    if (conn->half_open != NULL)
+        --*conn->half_open;
+    conn->half_open = NULL;
 }
 
 static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, size_t length)
@@ -81,6 +81,7 @@ static void cut_off(aq_conn *conn, int dead)
 
 void aq_conn_free(aq_conn *conn)
 {
+    leave_half_open(conn);
     cut_off(conn, 1);
     while (conn->cids_length > 0)
         conn->host->unroute(conn->endpoint, &conn->cids[--conn->cids_length]);
@@ -156,6 +157,7 @@ static void enter_end(aq_conn *conn, enum aq_conn_state state, enum aq_close_cau
         keep = KEEP_LEAST;
     if (keep > KEEP_MOST)
         keep = KEEP_MOST;
+    leave_half_open(conn);
     if (!conn->handshake_done)
         aq_count(conn->host->counters, AQ_C_handshakes_failed, 1);
     aq_count(conn->host->counters, AQ_C_connections_closed, 1);
@@ -239,6 +241,7 @@ static void handshake_finished(aq_conn *conn, uint64_t now)
     aq_event event = {.type = AQ_EVENT_CONNECTED};
     int alert = aq_tls_session_check(conn->tls);
     conn->state = AQ_CONN_OPEN;
+    leave_half_open(conn);
     if (alert != 0) {
         aq_conn_close(conn, AQ_CLOSE_TLS, (uint64_t)alert, "the peer offered no ALPN protocol", now);
         return;
@@ -250,13 +253,19 @@ static void handshake_finished(aq_conn *conn, uint64_t now)
     aq_conn_post(conn, &event);
 }
 
+/* The peer's address as QUIC has it, validated; what a single packet claims is no proof. */
+static void note_path(aq_conn *conn)
+{
+    const ngtcp2_addr *remote = &ngtcp2_conn_get_path(conn->quic)->remote;
+    if ((size_t)remote->addrlen <= sizeof(conn->remote))
+        memcpy(&conn->remote, remote->addr, (size_t)remote->addrlen);
+}
+
 /* Acts on what callbacks noted. */
 static void after_callbacks(aq_conn *conn, uint64_t now)
 {
     if (conn->quic != NULL && conn->handshake_done && conn->state == AQ_CONN_HANDSHAKE)
         handshake_finished(conn, now);
-    if (conn->quic != NULL && conn->overrun != NULL)
-        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, conn->overrun, now);
 }
 
 enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sockaddr *remote, uint8_t ecn,
@@ -275,13 +284,16 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
     conn->now = now;
     ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
     ngtcp2_addr_init(&path.remote, &remote_copy.sa, aq_sockaddr_length(&remote_copy));
+    aq_conn_take_decrypted();
     result = ngtcp2_conn_read_pkt(conn->quic, &path, &info, data, length, now);
     switch (result) {
     case 0:
         conn->packets_received++;
         conn->bytes_received += length;
-        conn->last_received = now;
-        conn->remote = *remote;
+        if (aq_conn_take_decrypted()) {
+            conn->last_received = now;
+            note_path(conn);
+        }
         after_callbacks(conn, now);
         aq_conn_return_credit(conn);
         conn->host->touch(conn->host->engine, conn);

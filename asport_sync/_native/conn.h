@@ -29,7 +29,7 @@
 #define AQ_CIDS_MOST 16        /* active_connection_id_limit 8, some retired, the client's first choice */
 #define AQ_TRAIN_MOST 65487    /* bytes of one segmented send: IPv4's 65,507 less room for IPv6 extension */
 #define AQ_SEGMENTS_MOST 64    /* UDP_MAX_SEGMENTS of kernels before 6.9 */
-#define AQ_EVENTS_WAITING 4096 /* commands of one peer that Python may lag behind; beyond, the connection is closed */
+#define AQ_EVENTS_WAITING 4096 /* events that Python may lag behind before those that a peer can repeat are dropped */
 
 /* First flow-control window of a stream; it doubles while the reader keeps up, up to receive_window. A slow reader so
  * ties up little. */
@@ -78,7 +78,8 @@ typedef struct aq_conn {
     struct aq_endpoint *endpoint;
     aq_id id;
     enum aq_conn_state state;
-    int is_server, admitted, udp_allowed, named, half_open;
+    int is_server, admitted, udp_allowed, named;
+    uint32_t *half_open; /* the endpoint's count of half-open connections, while this is one of them */
     enum aq_carrier carrier;
     aq_transport_options options;
     uint16_t probes[8]; /* path MTU discovery tries these payload sizes; pointed to by ngtcp2 */
@@ -149,11 +150,9 @@ typedef struct aq_conn {
     size_t close_packet_length;
     uint32_t close_replies, close_received; /* every 2^n-th late packet is answered */
     int reset_received, certificate_failed;
-    int events_waiting;       /* commands posted; an upper bound, reset when Python has caught up */
     uint64_t handshake_at;    /* creation */
     uint64_t now;             /* of this turn, for callbacks */
     int handshake_done;       /* noted by the callback, acted on after it */
-    const char *overrun;      /* noted by callbacks: close for this reason */
     uint32_t headers_pending; /* peer's streams whose header is incomplete */
     uint8_t reset_key[32];    /* for the tokens of further connection ids */
     aq_id endpoint_id;        /* 0 on a client */
@@ -209,6 +208,7 @@ void aq_conn_datagrams_ready(aq_conn *conn);
 int64_t aq_conn_refuse_stream(aq_stream *stream);
 
 /* Between the files of this module. */
+int aq_conn_take_decrypted(void);                 /* whether a packet was authentic since the last call */
 int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, Python is too far behind */
 void aq_conn_post_command(aq_conn *conn, enum aq_carrier carrier, const uint8_t *data, size_t length);
 void aq_conn_violation(aq_conn *conn, const char *problem);

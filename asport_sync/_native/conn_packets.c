@@ -8,6 +8,9 @@
 
 #include <string.h>
 
+/* Commands that may wait for the peer's stream credit and acknowledgement; a peer that grants none must not cost memory
+ * without end. */
+#define COMMANDS_WAITING 16384
 /* Packets that wait for Python to decide on their association. */
 #define WAITING_PACKETS 1024
 #define WAITING_BYTES (1024U * 1024U)
@@ -74,6 +77,10 @@ int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length)
     aq_outgoing *outgoing;
     if (conn->quic == NULL)
         return AQ_ERR_GONE;
+    if (conn->commands_unacknowledged >= COMMANDS_WAITING) {
+        aq_count(conn->host->counters, AQ_C_command_drop_queue_full, 1);
+        return AQ_ERR_LIMIT;
+    }
     outgoing = aq_conn_new_outgoing(conn, length, 1);
     if (outgoing == NULL)
         return AQ_ERR_MEMORY;
@@ -311,8 +318,8 @@ void aq_conn_trim_datagrams(aq_conn *conn)
     aq_dgram *queue = &conn->flows->queue;
     /* The one at the head may be half sent; it is finished first, or the fragments that left already would be for
      * nothing. */
-    while (conn->fragment_total == 0 && aq_dgram_waiting(queue) > queue->limit && aq_dgram_front(queue) != NULL) {
-        aq_dgram_pop(queue);
+    while (conn->fragment_next == 0 && aq_dgram_waiting(queue) > queue->limit && aq_dgram_front(queue) != NULL) {
+        aq_conn_advance_datagram(conn);
         aq_count(conn->host->counters, AQ_C_packet_drop_queue_full, 1);
     }
 }

@@ -27,7 +27,7 @@ typedef struct {
 /* What a stage of build_packet may answer besides the length of a finished packet or a fatal error. */
 #define STAGE_DONE 0     /* nothing more from here; the packet is still open */
 #define STAGE_STOP (-1)  /* congestion control, pacing or the path let nothing out now */
-#define STAGE_FATAL (-2) /* conn->overrun or the library's error is in *error */
+#define STAGE_FATAL (-2) /* the library's error is in *error */
 
 static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *error)
 {
@@ -152,7 +152,7 @@ static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *er
 static int next_piece(aq_conn *conn, aq_dgram_record *record, size_t limit, uint8_t *scratch, ngtcp2_vec vectors[2])
 {
     size_t whole = record->header + record->payload, size;
-    if (conn->fragment_total == 0) {
+    if (conn->fragment_next == 0) { /* planned anew until the first piece has left: the path may change before */
         int total = 1;
         if (whole > limit)
             total = aq_fragment_plan(limit, record->payload, record->ipv6, &conn->fragment_first, &conn->fragment_rest);

@@ -51,6 +51,27 @@ static int on_remove_cid(ngtcp2_conn *quic, const ngtcp2_cid *cid, void *user)
     return 0;
 }
 
+/* Whether the packet being read was authentic. ngtcp2 says 0 to what it discards, too, and anybody can send that. The
+ * callback has no connection to note it at, but it runs inside aq_conn_read(), on its thread. */
+static _Thread_local int decrypted;
+
+int aq_conn_take_decrypted(void)
+{
+    int result = decrypted;
+    decrypted = 0;
+    return result;
+}
+
+static int on_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
+                      const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length, const uint8_t *aad,
+                      size_t aad_length)
+{
+    int result = ngtcp2_crypto_decrypt_cb(out, aead, context, in, length, nonce, nonce_length, aad, aad_length);
+    if (result == 0)
+        decrypted = 1;
+    return result;
+}
+
 static int on_handshake_completed(ngtcp2_conn *quic, void *user)
 {
     aq_conn *conn = user;
@@ -87,7 +108,7 @@ static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
     }
     callbacks->recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb;
     callbacks->encrypt = ngtcp2_crypto_encrypt_cb;
-    callbacks->decrypt = ngtcp2_crypto_decrypt_cb;
+    callbacks->decrypt = on_decrypt;
     callbacks->hp_mask = ngtcp2_crypto_hp_mask_cb;
     callbacks->rand = on_random;
     callbacks->get_new_connection_id = on_new_cid;
@@ -245,7 +266,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->id = name;
     conn->named = 1;
     aq_slab_get(host->connections, name); /* ours, until aq_conn_free */
-    conn->credit = aq_credit_new(conn->options.connection_window / 4);
+    conn->credit = aq_credit_new(conn->options.connection_window / 4, name, host->ready);
     conn->flows = aq_flows_new(name, host->ready, host->counters, conn->options.datagram_queue);
     if (conn->credit != NULL && conn->flows != NULL) {
         conn->tls =

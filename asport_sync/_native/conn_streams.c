@@ -133,11 +133,13 @@ void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream)
 
 void aq_conn_return_credit(aq_conn *conn)
 {
-    uint64_t owed = atomic_load_explicit(&conn->credit->owed, memory_order_relaxed);
-    if (owed == 0 || conn->quic == NULL)
+    aq_credit *credit = conn->credit;
+    if (conn->quic == NULL)
         return;
-    owed = atomic_exchange(&conn->credit->owed, 0);
-    ngtcp2_conn_extend_max_offset(conn->quic, owed);
+    if (atomic_load_explicit(&credit->owed, memory_order_relaxed) > 0)
+        ngtcp2_conn_extend_max_offset(conn->quic, atomic_exchange(&credit->owed, 0));
+    if (atomic_load_explicit(&credit->streams, memory_order_relaxed) > 0)
+        ngtcp2_conn_extend_max_streams_bidi(conn->quic, (size_t)atomic_exchange(&credit->streams, 0));
 }
 
 static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
@@ -226,8 +228,9 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
         atomic_store(&stream->reset, AQ_STREAM_ABORTED + 1);
         stream->shut_sent = 1;
         ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
+        step = *length; /* none of it will be consumed any other way */
         *length = 0;
-        return 0;
+        return (int)step;
     }
     if (whole > 0 && (size_t)whole <= had + step) {
         aq_event event = {.type = AQ_EVENT_STREAM, .stream = stream->id, .length = (uint32_t)whole};
@@ -445,8 +448,6 @@ static int on_stream_close(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64
         if (!atomic_load(&stream->rx_fin))
             atomic_store(&stream->rx_reset, 1);
         atomic_store(&stream->tx_stopped, 1);
-        if (stream->peer_opened)
-            ngtcp2_conn_extend_max_streams_bidi(quic, 1);
         unlink_stream(conn, stream);
         AQ_UNUSED(id);
     }

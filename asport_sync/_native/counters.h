@@ -40,6 +40,7 @@
     X(stream_bytes_sent)                                                                                               \
     X(stream_bytes_received)                                                                                           \
     X(commands_sent)                                                                                                   \
+    X(command_drop_queue_full) /* the peer takes none: it grants no streams or does not acknowledge */                 \
     X(commands_received)                                                                                               \
     X(command_bytes_ignored)    /* bytes behind a command on its stream */                                             \
     X(violations)               /* bytes from a peer that break the framing rules */                                   \

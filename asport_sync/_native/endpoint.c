@@ -98,8 +98,6 @@ void aq_endpoint_remove(aq_endpoint *endpoint, aq_conn *conn)
     if (conn->next != NULL)
         conn->next->previous = conn->previous;
     endpoint->connections--;
-    if (conn->half_open)
-        endpoint->half_open--;
     aq_conn_free(conn);
 }
 
@@ -248,7 +246,8 @@ static void send_retry(aq_endpoint *endpoint, const arrival *packet, const ngtcp
     }
 }
 
-/* Checks a Retry token. 1: good, *original is set; 0: there is none that we can read; -1: it is ours and not valid. */
+/* Checks a Retry token. 1: good, *original is set; 0: there is none; -1: there is one and it is not valid, or of a time
+ * before our start. The client can't go on with it, so it should know at once. */
 static int check_token(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header, ngtcp2_cid *original)
 {
     int result;
@@ -261,7 +260,7 @@ static int check_token(aq_endpoint *endpoint, const arrival *packet, const ngtcp
     if (result == 0)
         return 1;
     aq_count(endpoint->host->counters, AQ_C_retry_tokens_invalid, 1);
-    return result == NGTCP2_CRYPTO_ERR_VERIFY_TOKEN ? -1 : 0;
+    return -1;
 }
 
 static aq_conn *accept_client(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header)
@@ -279,8 +278,14 @@ static aq_conn *accept_client(aq_endpoint *endpoint, const arrival *packet, cons
     ngtcp2_cid original;
     int64_t error;
     aq_conn *conn;
-    int token = check_token(endpoint, packet, header, &original);
+    int token;
 
+    if (!endpoint->accepting || endpoint->half_open >= endpoint->max_half_open ||
+        endpoint->connections >= endpoint->max_connections) {
+        refuse(endpoint, packet, header, NGTCP2_CONNECTION_REFUSED);
+        return NULL;
+    }
+    token = check_token(endpoint, packet, header, &original);
     if (token < 0) {
         refuse(endpoint, packet, header, NGTCP2_INVALID_TOKEN);
         return NULL;
@@ -291,17 +296,12 @@ static aq_conn *accept_client(aq_endpoint *endpoint, const arrival *packet, cons
         send_retry(endpoint, packet, header);
         return NULL;
     }
-    if (!endpoint->accepting || endpoint->half_open >= endpoint->max_half_open ||
-        endpoint->connections >= endpoint->max_connections) {
-        refuse(endpoint, packet, header, NGTCP2_CONNECTION_REFUSED);
-        return NULL;
-    }
     conn = aq_conn_new(&setup, &error);
     if (conn == NULL) {
         aq_count(endpoint->host->counters, AQ_C_memory_failures, 1);
         return NULL;
     }
-    conn->half_open = 1;
+    conn->half_open = &endpoint->half_open;
     endpoint->half_open++;
     link_conn(endpoint, conn);
     return conn;
@@ -359,10 +359,6 @@ static void receive_one(aq_endpoint *endpoint, const arrival *packet)
         return;
     default:
         break;
-    }
-    if (conn->half_open && conn->state != AQ_CONN_HANDSHAKE) {
-        conn->half_open = 0;
-        endpoint->half_open--;
     }
 }
 

@@ -177,11 +177,15 @@ int64_t aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
     struct epoll_event interest = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                                    .data.u64 = (uint64_t)stream->id};
     if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, fd, &interest) != 0) {
-        int64_t error = AQ_ERR_SYSTEM - errno;
+        aq_event event = {.type = AQ_EVENT_STREAM_ENDED, .connection = stream->connection, .stream = stream->id};
+        event.result = stream->result;
+        event.result.end = AQ_END_SOCKET_ERROR;
+        event.result.error = errno;
         close(fd);
         atomic_store(&stream->reset, AQ_STREAM_ABORTED + 1);
         aq_stream_leave(stream);
-        return error;
+        aq_events_post(&engine->events, &event); /* whoever attached it has its answer already */
+        return AQ_OK;
     }
     stream->attached_fd = fd;
     aq_engine_touch_stream(engine, stream);
@@ -243,6 +247,15 @@ static void run_ready(aq_engine *engine)
             aq_id id = stream->id;
             aq_conn_update_stream(stream, engine->now);
             aq_slab_put(&engine->streams, id);
+        } else if (node->kind == AQ_READY_CREDIT) {
+            aq_credit *credit = (aq_credit *)(void *)node;
+            aq_conn *conn = aq_slab_get(&engine->connections, credit->connection);
+            if (conn != NULL) {
+                aq_conn_return_credit(conn);
+                aq_engine_touch(engine, conn);
+                aq_slab_put(&engine->connections, credit->connection);
+            }
+            aq_credit_unref(credit);
         } else {
             aq_flows *flows = (aq_flows *)(void *)node;
             aq_conn *conn = aq_slab_get(&engine->connections, flows->connection);
@@ -276,6 +289,14 @@ static void want_writable(aq_engine *engine, aq_endpoint *endpoint)
     endpoint->waits_writable = endpoint->blocked;
 }
 
+/* epoll forgets a descriptor only when the last duplicate of it is closed, and the application may hold one, or a child
+ * that it forked. */
+static void free_endpoint(aq_engine *engine, aq_endpoint *endpoint)
+{
+    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, endpoint->fd, NULL);
+    aq_endpoint_free(endpoint);
+}
+
 /* Frees what is over. Runs between turns, when no event of this turn can name it any more. */
 static void sweep_endpoints(aq_engine *engine)
 {
@@ -285,7 +306,7 @@ static void sweep_endpoints(aq_engine *engine)
         if (endpoint->blocked != endpoint->waits_writable)
             want_writable(engine, endpoint);
         if (endpoint->first == NULL && (endpoint->closed || !endpoint->is_server)) {
-            aq_endpoint_free(endpoint);
+            free_endpoint(engine, endpoint);
             engine->endpoints_dirty = 1;
         } else {
             engine->all_endpoints[kept++] = endpoint;
@@ -300,6 +321,12 @@ static void run_timers(aq_engine *engine)
 {
     while (engine->heap_length > 0 && engine->heap[0]->expiry <= engine->now) {
         aq_conn *conn = engine->heap[0];
+        if (conn->quic == NULL && conn->keep_until > engine->now) {
+            /* Ended in this turn: what is due is a timer of its life before. */
+            aq_conn_schedule(conn, engine->now);
+            heap_update(engine, conn);
+            continue;
+        }
         if (conn->quic == NULL) {
             aq_endpoint_remove(conn->endpoint, conn); /* closing or draining is over */
             engine->endpoints_dirty = 1;
@@ -322,6 +349,8 @@ static void run_writes(aq_engine *engine)
         do {
             more = aq_conn_write(conn, engine->now);
         } while (more && ++trains < TRAINS_PER_TURN);
+        if (conn->endpoint->blocked != conn->endpoint->waits_writable)
+            engine->endpoints_dirty = 1; /* EPOLLOUT has to be asked for */
         aq_conn_schedule(conn, engine->now);
         heap_update(engine, conn);
         if (more)
@@ -401,7 +430,7 @@ static void stop_everything(aq_engine *engine)
         aq_endpoint *endpoint = engine->all_endpoints[i];
         while (endpoint->first != NULL)
             aq_endpoint_remove(endpoint, endpoint->first);
-        aq_endpoint_free(endpoint);
+        free_endpoint(engine, endpoint);
     }
     engine->endpoints_length = 0;
     aq_engine_fail_commands(engine);

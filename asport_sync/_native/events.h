@@ -1,7 +1,6 @@
-/* Events for Python: a growing queue, any number of producers, one consumer that blocks in C. It can't overflow because
- * what it holds is bounded by what exists: see aq_conn.events_waiting for the only event that a peer could repeat at
- * will.
- */
+/* Events for Python: a growing queue, any number of producers, one consumer that blocks in C. It can't grow without end
+ * because what it holds is bounded by what exists; the only events that a peer could repeat at will are dropped when
+ * too many wait: see aq_conn_post(). */
 #ifndef AQ_EVENTS_H
 #define AQ_EVENTS_H
 

@@ -179,7 +179,12 @@ void aq_udp_detach(aq_udp *udp)
     aq_flows *flows = udp->flows;
     aq_flow *flow, *next, *mine = NULL;
     pthread_mutex_lock(&flows->mutex);
-    for (flow = flows->oldest; flow != NULL; flow = next) {
+    if (!udp->is_public && udp->only != NULL) {
+        mine = udp->only;
+        unlink_flow(flows, mine);
+        mine->newer = NULL;
+    }
+    for (flow = udp->is_public ? flows->oldest : NULL; flow != NULL; flow = next) {
         next = flow->newer;
         if (flow->socket == udp) {
             unlink_flow(flows, flow);

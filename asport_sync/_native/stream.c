@@ -17,12 +17,15 @@
 #define READ_MOST (16U * AQ_SEGMENT_LARGE) /* about 256 KiB: larger reads no longer save anything measurable */
 #define VECTORS 16
 
-aq_credit *aq_credit_new(uint64_t threshold)
+aq_credit *aq_credit_new(uint64_t threshold, aq_id connection, aq_ready *ready)
 {
     aq_credit *credit = calloc(1, sizeof(*credit));
     if (credit != NULL) {
         atomic_init(&credit->references, 1);
+        credit->node.kind = AQ_READY_CREDIT;
         credit->threshold = threshold;
+        credit->connection = connection;
+        credit->ready = ready;
     }
     return credit;
 }
@@ -65,9 +68,18 @@ void aq_stream_destroy(void *object)
 {
     aq_stream *stream = object;
     /* Bytes that came and were never taken still count against the connection's window. */
-    uint64_t left = aq_pipe_written(&stream->rx) - stream->credited;
-    atomic_fetch_add(&stream->credit->owed, left);
-    aq_credit_unref(stream->credit);
+    aq_credit *credit = stream->credit;
+    atomic_fetch_add(&credit->owed, aq_pipe_written(&stream->rx) - stream->credited);
+    /* A stream of the peer's counts against its limit until now, not only until QUIC has closed it: that bounds what it
+     * makes us hold. */
+    if (stream->peer_opened)
+        atomic_fetch_add(&credit->streams, 1);
+    if (stream->peer_opened || atomic_load(&credit->owed) >= credit->threshold) {
+        aq_credit_ref(credit);
+        if (!aq_ready_add(credit->ready, &credit->node))
+            aq_credit_unref(credit);
+    }
+    aq_credit_unref(credit);
     aq_pipe_destroy(&stream->tx);
     aq_pipe_destroy(&stream->rx);
     free(stream);
@@ -75,6 +87,8 @@ void aq_stream_destroy(void *object)
 
 void aq_stream_notify(aq_stream *stream)
 {
+    /* Orders what the caller published before the look at the flag: the engine clears it first and looks then. */
+    atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&stream->node.queued))
         return;
     /* The list's reference is taken first: once it is in the list, the engine may be done with it at any moment. */
@@ -117,10 +131,6 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
     struct iovec vectors[VECTORS];
     ssize_t got;
     int count;
-    if (atomic_load_explicit(&stream->tx_stopped, memory_order_acquire)) {
-        stream->tx_done = 1;
-        return 0;
-    }
     count = aq_pipe_space(&stream->tx, vectors, VECTORS, stream->read_want);
     if (count < 0) {
         aq_count(stream->counters, AQ_C_memory_failures, 1);
@@ -210,11 +220,14 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t budget)
             ;
         tell |= report_consumed(stream);
     }
+    /* Whatever the socket does: these two may be all that will ever happen to the stream. */
+    if (!stream->aborted && atomic_load_explicit(&stream->local_reset, memory_order_acquire))
+        abort_with(stream, fd, AQ_END_LOCAL_RESET, 0);
+    if (!stream->tx_done && atomic_load_explicit(&stream->tx_stopped, memory_order_acquire))
+        stream->tx_done = 1;
     if (!stream->rx_done && !stream->aborted) {
         int dead = atomic_load_explicit(&stream->dead, memory_order_acquire);
-        if (atomic_load_explicit(&stream->local_reset, memory_order_acquire))
-            abort_with(stream, fd, AQ_END_LOCAL_RESET, 0);
-        else if (atomic_load_explicit(&stream->rx_reset, memory_order_acquire))
+        if (atomic_load_explicit(&stream->rx_reset, memory_order_acquire))
             abort_with(stream, fd, AQ_END_PEER_RESET, 0);
         else if (dead == 2)
             abort_with(stream, fd, AQ_END_STOPPED, 0);
@@ -236,7 +249,8 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t budget)
         return 0;
     if (write_budget == 0 || read_budget == 0)
         need |= AQ_NEED_TURN;
-    if (!stream->tx_done) {
+    /* Once the connection is gone nothing is read any more; what came before is still written. */
+    if (!stream->tx_done && !atomic_load_explicit(&stream->dead, memory_order_acquire)) {
         if (!stream->can_read) {
             need |= AQ_NEED_READ;
             aq_pipe_trim(&stream->tx); /* it may be long: an idle stream keeps no room that it does not use */
@@ -254,6 +268,7 @@ void aq_stream_socket_failed(aq_stream *stream, int fd)
     int error = 0;
     socklen_t length = sizeof(error);
     stream->can_read = stream->can_write = 1;
+    stream->hung_up = 1;
     if (!stream->tx_done || stream->aborted)
         return; /* reading will tell */
     getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);

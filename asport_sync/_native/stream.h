@@ -34,15 +34,19 @@
 #define AQ_NEED_TURN 16U /* nothing: the budget is used up, call again */
 #define AQ_NEED_END 32U  /* always: a reset, STOP_SENDING, the end of the connection */
 
-/* Received bytes of one connection that were consumed but not yet returned to the peer as connection-level credit.
+/* What one connection owes its peer: bytes that were consumed and streams that are over, not yet returned as credit.
  * Outlives the connection. */
 typedef struct aq_credit {
+    aq_ready_node node; /* first: "return credit" for the engine */
     _Atomic uint32_t references;
-    _Atomic uint64_t owed;
-    uint64_t threshold; /* immutable: from here on the engine should hear of it */
+    _Atomic uint64_t owed;    /* bytes */
+    _Atomic uint64_t streams; /* streams of the peer that are over on this side too: it may open as many new ones */
+    uint64_t threshold;       /* immutable, as are the next two: owed bytes of which the engine should hear */
+    aq_id connection;
+    aq_ready *ready;
 } aq_credit;
 
-aq_credit *aq_credit_new(uint64_t threshold);
+aq_credit *aq_credit_new(uint64_t threshold, aq_id connection, aq_ready *ready);
 void aq_credit_ref(aq_credit *credit);
 void aq_credit_unref(aq_credit *credit);
 
@@ -85,7 +89,7 @@ typedef struct aq_stream {
     _Alignas(64) aq_stream_result result;
     size_t read_want;  /* adapts: small for interactive use, large for bulk */
     uint64_t credited; /* bytes of rx counted into credit->owed */
-    uint8_t can_read, can_write, tx_done, rx_done, aborted;
+    uint8_t can_read, can_write, tx_done, rx_done, aborted, hung_up;
 
     /* shared */
     aq_pipe tx;                 /* producer: owner, consumer: engine */

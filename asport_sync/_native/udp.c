@@ -426,7 +426,7 @@ static int send_datagrams(sender *way, const uint8_t *data, size_t length, size_
         int is_train = now > segment;
         int error = send_once(way, data + *done, now, is_train ? segment : 0);
 
-        if (error == EAGAIN || error == EWOULDBLOCK || error == ENOBUFS)
+        if (error == EAGAIN || error == EWOULDBLOCK)
             return 1;
         if (is_train && (error == EIO || error == EMSGSIZE || error == EINVAL)) {
             /* EIO: this device can't checksum or segment, now or ever. The others: a segment is longer than the path

@@ -34,8 +34,8 @@ SocketAddress = tuple[str, int]
 
 
 def nanoseconds(seconds: float) -> int:
-    """Seconds as the boundary counts time; never negative."""
-    return max(0, int(seconds * 1e9))
+    """Seconds as the boundary counts time: never negative, and what is too much for it stays too much."""
+    return int(min(max(0.0, seconds * 1e9), 2.0**63))
 
 
 def to_address(address: SocketAddress) -> Any:

@@ -66,6 +66,10 @@ TESTS = (
     NativeTest("packet", ("packet.c",)),
     NativeTest("assembler", ("packet.c",)),
     NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
+    NativeTest("dgram", ("dgram.c",), threaded=True),
+    NativeTest("message", ("message.c", "packet.c"), flags=("-Wl,--wrap=malloc",)),
+    NativeTest("events", ("events.c", "clock.c"), threaded=True, flags=("-Wl,--wrap=malloc",)),
+    NativeTest("ready", ("ready.c", "wake.c"), threaded=True),
     NativeTest("udp", ("udp.c",)),
     NativeTest("tls", ("tls.c",), ngtcp2=True, prepare=tls_material.write),
     NativeTest(
