@@ -382,7 +382,8 @@ static size_t put_hex(char *out, const uint8_t *data, size_t length)
 }
 
 /* One line of the NSS key log format: label, client random, secret. A full disk must not end the handshake, so this
- * always succeeds for GnuTLS. Replaces GnuTLS's own writer for SSLKEYLOGFILE in this session: no line comes twice. */
+ * always succeeds for GnuTLS. Replaces GnuTLS's own writer for SSLKEYLOGFILE in this TLS session: no line comes twice.
+ */
 static int write_keylog(gnutls_session_t native, const char *label, const gnutls_datum_t *secret)
 {
     char line[KEYLOG_LABEL_MAX + 1 + 2 * RANDOM_SIZE + 1 + 2 * SECRET_MAX + 1];
