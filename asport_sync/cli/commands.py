@@ -15,7 +15,7 @@ from asport_sync import config
 from asport_sync._version import __version__
 from asport_sync.config.formats import FORMATS
 from asport_sync.engine import versions
-from asport_sync.runtime import log
+from asport_sync.runtime import descriptors, log
 from asport_sync.tunnel import Client, Server
 
 _log = log.logger("cli")
@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     log.configure(arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)] or settings.log_level)
     for problem in _loose(secrets):
         _log.warning("%s", problem)
+    _log.debug("at most %s file descriptors", descriptors.raise_limit() or "any number of")
     if isinstance(settings, config.ClientConfig):
         Client.from_config(settings).run_forever()
     else:

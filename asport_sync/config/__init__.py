@@ -6,6 +6,7 @@ Imports nothing of this package but ``errors``.
 from asport_sync.config.credentials import Credential, loose_permissions
 from asport_sync.config.load import find, load_client, load_server
 from asport_sync.config.model import (
+    WITHOUT_EFFECT,
     CertificatesConfig,
     ClientConfig,
     ProxyConfig,
@@ -13,6 +14,7 @@ from asport_sync.config.model import (
     TlsClientConfig,
     TlsServerConfig,
     UserConfig,
+    without_effect,
 )
 from asport_sync.config.reader import ConfigErrors
 from asport_sync.config.values import (
@@ -29,6 +31,7 @@ from asport_sync.config.values import (
 )
 
 __all__ = [
+    "WITHOUT_EFFECT",
     "CertificatesConfig",
     "ClientConfig",
     "ConfigErrors",
@@ -52,4 +55,5 @@ __all__ = [
     "load_client",
     "load_server",
     "loose_permissions",
+    "without_effect",
 ]

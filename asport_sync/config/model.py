@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import uuid as uuid_module
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -49,10 +49,21 @@ from asport_sync.config.values import (
 
 T = TypeVar("T")
 
+WITHOUT_EFFECT: Mapping[str, str] = {
+    "max_packet_size": "UDP packets of every size are carried whole",
+    "buffer_pool_size": "memory for UDP packets is taken as they come, up to a fixed amount",
+    "healthy_check": "a lost connection is noticed and replaced at once",
+    "gc_interval": "fragments are dropped when gc_lifetime is over, without regular looks",
+    "zero_rtt_handshake": "nothing of ASPORT may be sent early",
+}
+"""Keys that are read and checked, for files that have them, and change nothing; and why there is nothing to change."""
+
 Side = Literal["client", "server"]
 
-_SMALLEST_WINDOW = 1024
-"""Bytes. A flow control window must at least take a command with its address; a smaller one stalls the tunnel."""
+_SMALLEST_WINDOW = 16384
+"""Bytes: a TLS record and some dozen packets. With less a tunnel would stand still between them."""
+_LARGEST_RECEIVE_WINDOW = 1 << 30
+"""Bytes. All streams of a connection together may have that much under way."""
 _LARGEST_BUFFER_POOL = 1 << 20
 _MOST_WORKERS = 65535
 
@@ -97,8 +108,9 @@ class TlsConfig:
     """TLS keys of both sides.
 
     Attributes:
-        alpn: Application protocols in the order of preference (RFC 7301). Empty: no ALPN is used.
-        zero_rtt_handshake: Whether TLS early data is allowed (RFC 8446, section 2.3).
+        alpn: Application protocols in the order of preference (RFC 7301). Never empty: QUIC asks for one (RFC 9001,
+            section 8.1).
+        zero_rtt_handshake: Without effect. False; TLS early data (RFC 8446, section 2.3) is never used.
     """
 
     alpn: tuple[str, ...] = field(default=("asport",), metadata=scalar(values.protocols))
@@ -149,10 +161,10 @@ class CommonConfig:
         congestion_control: Default "bbr"; the reference implementation's is cubic.
         handshake_timeout: Seconds from the QUIC handshake until the client is admitted: ServerHello, 3 s.
         task_negotiation_timeout: Seconds for the header of a stream, 3 s.
-        max_packet_size: Bytes that a buffer for one UDP packet takes, 1350; more than 65,507 counts as that.
-        buffer_pool_size: Buffers kept for UDP packets, 32.
-        send_window: Bytes on their way that are not acknowledged, 16 MiB.
-        receive_window: Bytes per stream that the peer may send before they are consumed, 8 MiB.
+        max_packet_size: Without effect. 1350; more than 65,507 counts as that.
+        buffer_pool_size: Without effect. 32.
+        send_window: Bytes on their way that are not acknowledged, 16 MiB; at least 16 KiB.
+        receive_window: Bytes per stream that the peer may send before they are consumed, 8 MiB; 16 KiB to 1 GiB.
         log_level: Default "warn".
         max_workers: Streams that a blocking worker thread serves, 256; those above go to the engine's own loop.
         keylog: File for TLS secrets in the NSS key log format, for debugging; None: the environment decides.
@@ -165,12 +177,20 @@ class CommonConfig:
     max_packet_size: int = field(default=1350, metadata=scalar(values.packet_size))
     buffer_pool_size: int = field(default=32, metadata=_integer(0, _LARGEST_BUFFER_POOL))
     send_window: int = field(default=16 << 20, metadata=_integer(_SMALLEST_WINDOW, 2**64 - 1, "bytes"))
-    receive_window: int = field(default=8 << 20, metadata=_integer(_SMALLEST_WINDOW, 2**32 - 1, "bytes"))
+    receive_window: int = field(default=8 << 20, metadata=_integer(_SMALLEST_WINDOW, _LARGEST_RECEIVE_WINDOW, "bytes"))
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
     max_workers: int = field(default=256, metadata=_integer(0, _MOST_WORKERS))
     keylog: Path | None = field(default=None, metadata=_PATH)
     # 1200: RFC 9000, section 14. 1452: an Ethernet frame less the IPv6 and UDP headers.
     max_udp_payload: int = field(default=1452, metadata=_integer(1200, 1452, "bytes"))
+
+
+def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, str]]:
+    """Yields the keys without effect that have another value than the default, and why each has none."""
+    for table in (config, config.tls):
+        for each in fields(table):
+            if each.name in WITHOUT_EFFECT and getattr(table, each.name) != each.default:
+                yield each.name, WITHOUT_EFFECT[each.name]
 
 
 # --- client -----------------------------------------------------------------------------------------------------------
@@ -190,11 +210,11 @@ class ClientConfig(CommonConfig):
         udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames ("native", the default) or streams ("quic").
         udp_timeout: Seconds without traffic after which a UDP association ends, 60 s.
         expected_port_range: Public ports to ask for, 1 to 65535. Alias ``port``.
-        healthy_check: Seconds between looks at whether the tunnel stands, 20 s.
+        healthy_check: Without effect. 20 s.
         timeout: Seconds for a whole attempt to connect, 8 s.
         heartbeat: Seconds between Heartbeat commands, 3 s.
-        gc_interval: Seconds between looks for fragments of UDP packets that never became whole, 3 s.
-        gc_lifetime: Seconds that fragments are kept, 15 s.
+        gc_interval: Without effect. 3 s.
+        gc_lifetime: Seconds that fragments of UDP packets that never become whole are kept, 15 s.
         proxy_protocol: PROXY protocol header for the local service; default "none".
         dialect: Meaning of the mode byte; default "draft". What it must be depends on the server's release.
         dial_timeout: Seconds for the TCP connection to the local service, 5 s.

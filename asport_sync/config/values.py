@@ -81,7 +81,7 @@ HIGHEST_PORT: Final = 65535
 SHORTEST_DURATION: Final = 0.001
 """Seconds. No timer of a tunnel has a use for less, and a zero would spin or time out before it starts."""
 LONGEST_DURATION: Final = 100 * 365.25 * 86400
-"""Seconds. Well below what locks and selectors take as a time-out on every platform (292 years)."""
+"""Seconds. Well below what locks and the engine can count (292 years in nanoseconds)."""
 
 LARGEST_UDP_PAYLOAD: Final = 65507
 """Bytes: 65,535 less the IPv4 and UDP headers (RFC 768)."""
@@ -283,9 +283,14 @@ def identifier(value: object) -> uuid.UUID:
 
 
 def protocols(value: object) -> tuple[str, ...]:
-    """Returns names of application protocols for ALPN, each of 1 to 255 bytes (RFC 7301, section 3.1)."""
+    """Returns names of application protocols for ALPN, each of 1 to 255 bytes (RFC 7301, section 3.1).
+
+    At least one: a QUIC handshake without any fails (RFC 9001, section 8.1).
+    """
     if not isinstance(value, (list, tuple)):
         raise BadValue(f'expected a list, such as ["asport"], not {shown(value)}')
+    if not value:
+        raise BadValue('expected a list of one protocol or more, such as ["asport"], not an empty list')
     return tuple(_each(value, _protocol))
 
 

@@ -1,7 +1,9 @@
 """When to try again.
 
 Failures that a moment may mend (no answer, connection lost) are retried with full jitter: at once the first time, then
-after a random time up to a bound that doubles. Failures that somebody has to mend (refused, wrong certificate) are
+after a random time up to a bound that doubles. A success in between, too short to count as health, puts the bound back
+to where this series of attempts began and one step on, so that a connection that is lost again and again is not
+reopened without a pause. Failures that somebody has to mend (refused, wrong certificate) are
 retried slowly.
 """
 
@@ -40,7 +42,8 @@ class Backoff:
     ) -> None:
         self._clock = clock
         self._chance = chance
-        self._failures = 0  # in a row that a moment may mend
+        self._failures = 0  # that a moment may mend, in a row; after a success counted on from _began
+        self._began = 0  # what _failures was when the latest series of attempts began
         self._refusals = 0  # in a row that somebody has to mend
         self._healthy_since: float | None = None
 
@@ -57,10 +60,12 @@ class Backoff:
         Returns:
             Seconds until the next attempt.
         """
-        stood_for = 0.0 if self._healthy_since is None else self._clock() - self._healthy_since
-        self._healthy_since = None
-        if stood_for >= HEALTHY_AFTER:
-            self._failures = self._refusals = 0
+        if self._healthy_since is not None:
+            if self._clock() - self._healthy_since >= HEALTHY_AFTER:
+                self._began = self._failures = self._refusals = 0
+            else:
+                self._began = self._failures = min(self._began + 1, self._failures)
+            self._healthy_since = None
         if slow:
             bound = min(SLOW_CAP, SLOW_BASE * 2.0 ** min(self._refusals, 16))
             self._refusals += 1

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 
 from asport_sync.runtime.threads import StopSignal
+from asport_sync.runtime.timers import LONGEST_WAIT
 
 SocketAddress = tuple[str, int]
 """An IP address as text, with ``%zone`` where a link-local IPv6 address needs one, and a port."""
@@ -22,7 +23,8 @@ BACKLOG = 1024
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """What accept() says when the process or the system has no room now. The connection stays in the backlog."""
 
-_FAILED_IN_A_ROW = 16  # failed connections that one accept passes over, so that a lasting error can't hold the thread
+_NEVER_OF_ONE_CONNECTION = OUT_OF_RESOURCES | {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+_FAILED_IN_A_ROW = 16  # failed connections until accept takes their error for one that lasts
 
 
 class Stopped(Exception):
@@ -158,20 +160,23 @@ def accept(listener: socket.socket) -> tuple[socket.socket, SocketAddress] | Non
         The connection and its peer, or None where there is none now.
 
     Raises:
-        OSError: One of ``OUT_OF_RESOURCES``, or what says that this is no listener any more.
+        OSError: One of ``OUT_OF_RESOURCES``, or what says that this is no listener any more, or an error that all
+            connections meet. There may be more of them: whoever waits for the listener should leave it alone for a
+            while.
     """
-    for _ in range(_FAILED_IN_A_ROW):
+    failures = 0
+    while True:
         try:
             sock, address = listener.accept()
         except BlockingIOError:
             return None
         except OSError as problem:
-            if problem.errno in OUT_OF_RESOURCES or problem.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
+            failures += 1
+            if problem.errno in _NEVER_OF_ONE_CONNECTION or failures == _FAILED_IN_A_ROW:
                 raise
             continue
         without_delay(sock)
         return sock, _literal(address)
-    return None
 
 
 def without_delay(sock: socket.socket) -> None:
@@ -189,7 +194,7 @@ def dial_tcp(addresses: Iterable[SocketAddress], timeout: float, stop: StopSigna
 
     Args:
         addresses: Tried in this order.
-        timeout: Seconds for each.
+        timeout: Seconds for each; more than a day counts as that.
         stop: Ends the attempt.
 
     Returns:
@@ -200,6 +205,7 @@ def dial_tcp(addresses: Iterable[SocketAddress], timeout: float, stop: StopSigna
         Stopped: The stop signal came.
     """
     problem: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
+    timeout = min(timeout, LONGEST_WAIT)
     for address in addresses:
         sock: socket.socket | None = None
         try:

@@ -110,7 +110,8 @@ class WorkerPool:
     def __init__(self, most: int, *, idle_time: float = _IDLE_TIME) -> None:
         self._most = max(1, most)
         self._idle_time = idle_time
-        self._lock = threading.Lock()  # guards everything below
+        # Guards everything below. Reentrant: a signal handler that stops the pool may interrupt whoever reads a figure.
+        self._lock = threading.RLock()
         self._idle: list[_Worker] = []
         self._workers: set[_Worker] = set()
         self._waiting: collections.deque[Task] = collections.deque()

@@ -7,6 +7,9 @@ import itertools
 import time
 from collections.abc import Callable
 
+LONGEST_WAIT = 86400.0
+"""Seconds. poll and epoll count milliseconds in 32 bits, so that 24 days are too many; waking up once a day is not."""
+
 
 class Timer:
     """A call that is due once, at ``when``. Made by ``Timers.after``."""
@@ -51,9 +54,9 @@ class Timers:
         return timer
 
     def remaining(self) -> float | None:
-        """Seconds until the next call is due, not below 0; None where there is none."""
+        """Seconds to wait until the next call is due, from 0 to ``LONGEST_WAIT``; None where there is none."""
         self._drop_cancelled()
-        return max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
+        return min(LONGEST_WAIT, max(0.0, self._heap[0][0] - self._clock())) if self._heap else None
 
     def run(self) -> None:
         """Makes the calls that are due now. One that sets a timer for "at once" is not followed in the same run."""

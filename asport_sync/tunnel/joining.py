@@ -48,11 +48,11 @@ from asport_sync.errors import (
     RefusedError,
     RemoteProtocolError,
 )
-from asport_sync.runtime import sockets
+from asport_sync.runtime import descriptors, sockets
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.threads import Slots
-from asport_sync.tunnel.run import CONGESTION, Run, keylog_file, remaining
+from asport_sync.tunnel.run import CONGESTION, Run, keylog_file, remaining, say_what_has_no_effect
 from asport_sync.tunnel.tcp import LocalService
 from asport_sync.tunnel.udp import LocalFlows, LocalTarget
 from asport_sync.wire import (
@@ -76,10 +76,12 @@ from asport_sync.wire import (
 
 _log = logger("client")
 
-_MOST_FLOWS = 4096  # UDP associations with a socket each; leaves descriptors for TCP under the usual limits
+_MOST_FLOWS = 4096  # UDP associations with a socket each
+_DESCRIPTORS_PER_FLOW = 2  # its socket, and the engine's own descriptor of that
 _MOST_HELD_STREAMS = 256  # streams that may wait for the ServerHello; a server has no reason to open any before it
 _MAX_STREAMS = 16384  # public TCP connections at the same time
 _IDLE_TIMEOUT = 30.0  # seconds; the server's, 10 s by default, is the shorter one and counts (RFC 9000 section 10.1)
+_LONGEST_HEARTBEAT = 86400.0  # seconds, as far as timeouts follow it: a multiple of it must fit the engine's clock
 _KEEP_ALIVE_FACTOR = 1.5  # of the heartbeat: a PING only where the peer takes no DATAGRAM frames
 _SHORTEST_ATTEMPT = 2.0  # seconds that each address of the server gets at least
 _ATTEMPT_GRACE = 1.0  # seconds beyond the engine's own time limit until an attempt without an event is given up
@@ -112,7 +114,8 @@ class Link:
 
     Attributes:
         held: Streams that came before ServerHello.
-        abandoned: The connector has given it up: written there, and read here to ignore what still comes.
+        abandoned: The connector has given it up: written there under the lock, and read here to ignore what still
+            comes.
     """
 
     connection: Connection
@@ -161,7 +164,7 @@ class ClientRun(Run):
             log=_log,
         )
         self._target = LocalTarget(config.local.host, config.local.port, self.pump, self.workers)
-        self._flow_budget = Slots(_MOST_FLOWS)
+        self._flow_budget = Slots(flow_budget(descriptors.limit()))
         self._credentials: Credentials | None = None
         # Events thread and stop() put, the connector gets. None: stop.
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
@@ -231,8 +234,7 @@ class ClientRun(Run):
             raise ConfigError(f"not usable: {problem}", key="certificates") from problem
         if tls.skip_certificate_verification:
             _log.warning("the server's certificate is not verified: anybody on the path can be the server")
-        if tls.zero_rtt_handshake:
-            _log.info("zero_rtt_handshake has no effect: nothing of ASPORT may be sent early")
+        say_what_has_no_effect(self._config, _log)
         self._connector.start()
 
     def end(self, deadline: float) -> bool:
@@ -344,7 +346,10 @@ class ClientRun(Run):
                 if word is not expected:
                     raise problem or ConnectError("connection lost")
         except BaseException:
-            link.abandoned = True
+            with self._changed:
+                link.abandoned = True
+                self._public = None  # its answer may have come in the same moment
+                self._changed.notify_all()
             with contextlib.suppress(EngineClosed):
                 link.connection.close(0)
             raise
@@ -404,11 +409,12 @@ class ClientRun(Run):
 
     def _transport(self, limit: float) -> Transport:
         config = self._config
+        heartbeat = min(config.heartbeat, _LONGEST_HEARTBEAT)
         return Transport(
             congestion=CONGESTION[config.congestion_control],
             max_udp_payload=config.max_udp_payload,
-            idle_timeout=max(_IDLE_TIMEOUT, 3 * config.heartbeat),
-            keep_alive=_KEEP_ALIVE_FACTOR * config.heartbeat,
+            idle_timeout=max(_IDLE_TIMEOUT, 3 * heartbeat),
+            keep_alive=_KEEP_ALIVE_FACTOR * heartbeat,
             handshake_timeout=limit,
             command_timeout=config.task_negotiation_timeout,
             send_window=config.send_window,
@@ -471,6 +477,8 @@ class ClientRun(Run):
             return
         public = (link.remote[0], hello.port)
         with self._changed:
+            if link.abandoned:
+                return  # given up a moment ago: nobody would take the port back
             self._public = public
             self._failure = None
             self._changed.notify_all()
@@ -543,6 +551,10 @@ class ClientRun(Run):
         state = link.handshake.state
         link.handshake.close()
         self.pump.call(link.flows.close)
+        while link.held:
+            # They outlive their connection until somebody has done with them.
+            with contextlib.suppress(EngineClosed):
+                link.held.popleft()[0].refuse()
         if not link.abandoned:
             self._tell(link, _Word.FAILED, why_closed(event, state))
 
@@ -580,6 +592,14 @@ def why_closed(event: Closed, state: ClientState) -> AsportError:
 
 def _in_words(event: Closed) -> str:
     return f"{event.cause.name.lower().replace('_', ' ')}, code {event.code:#x}"
+
+
+def flow_budget(limit: int | None) -> int:
+    """UDP associations at the same time, given how many descriptors the process may have (None: any number).
+
+    Half of them stay for TCP and everything else.
+    """
+    return _MOST_FLOWS if limit is None else min(_MOST_FLOWS, limit // (2 * _DESCRIPTORS_PER_FLOW))
 
 
 def _again(failure: AsportError) -> AsportError:

@@ -36,8 +36,13 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
 
     def __init__(self, config: AnyConfig) -> None:
         self._config = config
-        self._lock = threading.Lock()  # guards _run and _process
-        self._ending = threading.Lock()  # held while a run is stopped, so that a second caller waits for the first
+        # Reentrant, and with the thread that is inside, because a signal handler may call stop() in the middle of a
+        # start() or stop() of the same thread.
+        self._lock = threading.RLock()  # guards _run and _process
+        self._ending = threading.RLock()  # held while a run is stopped, so that a second caller waits for the first
+        self._starter: int | None = None  # written under _lock
+        self._stopper: int | None = None  # written under _ending
+        self._unwanted = False  # what is being started is to be stopped at once; the starter only
         self._run: AnyRun | None = None
         self._process: int | None = None  # the process that started it
 
@@ -91,36 +96,57 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
         """
         self._check_process()
         with self._lock:
-            if self._run is not None:
+            if self._run is not None or self._starter is not None:
                 raise LifecycleError(f"this {type(self).__name__} is started already")
-            run = self._new_run(self._new_engine())
+            self._unwanted = False
+            self._starter = threading.get_ident()
             try:
-                run.start()
-            except BaseException:
-                run.stop(STOP_TIMEOUT)
-                raise
-            self._run = run
-            self._process = os.getpid()
+                run = self._new_run(self._new_engine())
+                try:
+                    run.start()
+                except BaseException:
+                    run.stop(STOP_TIMEOUT)
+                    raise
+                self._run = run
+                self._process = os.getpid()
+            finally:
+                self._starter = None
+        # From here on a handler's stop() finds the run; one that came before has left word.
+        if self._unwanted:
+            self.stop()
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Closes connections, ports and threads. Idempotent; ``start`` may follow.
 
         In a forked child of the process that started it this does nothing: all of it is the parent's.
 
+        A signal handler may call it. Where it interrupts a ``start`` or ``stop`` of its own thread it returns at once:
+        the stop goes on, or follows the start, when the handler has returned.
+
         Args:
             timeout: Seconds to wait for threads at most.
         """
         if self._process not in (None, os.getpid()):
             return
+        thread = threading.get_ident()
+        if self._starter == thread:
+            self._unwanted = True
+            return
+        if self._stopper == thread:
+            return
         with self._ending:
-            with self._lock:
-                run = self._run
-            if run is None:
-                return
-            run.stop(timeout)
-            with self._lock:
-                self._run = None
-                self._process = None
+            self._stopper = thread  # a handler that comes before this does the whole work itself
+            try:
+                with self._lock:
+                    run = self._run
+                if run is None:
+                    return
+                run.stop(timeout)
+                with self._lock:
+                    self._run = None
+                    self._process = None
+            finally:
+                self._stopper = None
 
     def run_forever(self) -> None:
         """Starts, unless that was done, and returns after SIGINT, SIGTERM or ``stop`` from another thread.

@@ -15,6 +15,9 @@ from asport_sync.wire import ForwardMode
 _NEXT_PORT = frozenset({errno.EADDRINUSE, errno.EACCES, errno.EPERM})
 """What says that this port can't be had; anything else would be the same with every port."""
 
+_RESOURCE_TRIES = 6
+_RESOURCE_DELAY = 0.2  # seconds between those tries; with a probe of predecessors the client's 3 s are not over yet
+
 _PREFERRED_TRIES = 4
 _PREFERRED_DELAY = 0.02  # seconds between those tries: the engine closes the predecessor's UDP socket in its own time
 
@@ -125,7 +128,7 @@ class Binding:
 
     Attributes:
         port: The port, once found.
-        problem: Why the search was given up early, or None.
+        problem: Why the search was given up early, or is short of resources for the moment; None: neither.
         delay: Seconds to wait before the next slice.
     """
 
@@ -150,11 +153,13 @@ class Binding:
         # A port that a predecessor had until a moment ago may be in use for a moment longer.
         self._preferred = [*(port.number for port in self._inherited), *preferred]
         self._preferred_tries = _PREFERRED_TRIES
-        self._candidates = (port for port in ports if port != 0)
+        self._resource_tries = _RESOURCE_TRIES
+        self._candidates: Iterator[int] = (port for port in ports if port != 0)
 
     def advance(self, attempts: int) -> bool:
         """Tries at most so many ports; returns whether the search is over."""
         self.delay = 0.0
+        self.problem = None
         while self._inherited:
             if self._adopt(self._inherited.pop(0)):
                 self.abandon()
@@ -162,13 +167,20 @@ class Binding:
         if self._preferred:
             if self._try_all(self._preferred):
                 return True
+            if self.problem is not None:
+                return False
             self._preferred_tries -= 1
             if self._preferred_tries > 0:
                 self.delay = _PREFERRED_DELAY
                 return False
             self._preferred.clear()
         batch = list(itertools.islice(self._candidates, attempts))
-        return self._try_all(batch) or len(batch) < attempts
+        if self._try_all(batch):
+            return True
+        if self.problem is not None:
+            self._candidates = itertools.chain(batch, self._candidates)
+            return False
+        return len(batch) < attempts
 
     def abandon(self) -> None:
         """Releases what was inherited and isn't needed. A port that was found stays with the caller."""
@@ -189,14 +201,20 @@ class Binding:
         return False
 
     def _try_all(self, numbers: Iterable[int]) -> bool:
+        """Returns whether the search is over. Where it isn't and ``problem`` is set, all are to be tried again."""
         for number in numbers:
             try:
                 self.port = self._table.bind(self._ip, self._only_v6, number, self._mode)
                 return True
             except OSError as problem:
-                if problem.errno not in _NEXT_PORT:
-                    self.problem = problem
+                if problem.errno in _NEXT_PORT:
+                    continue
+                self.problem = problem
+                self._resource_tries -= 1
+                if problem.errno not in sockets.OUT_OF_RESOURCES or self._resource_tries == 0:
                     return True
+                self.delay = _RESOURCE_DELAY
+                return False
         return False
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from asport_sync.config import ClientConfig, ServerConfig, without_effect
 from asport_sync.engine import CongestionControl, Engine, Event, LogRecord, StreamEnded
 from asport_sync.errors import EngineClosed, EngineError
 from asport_sync.runtime.counters import Counters
@@ -162,6 +163,12 @@ class Run(abc.ABC):
 def remaining(deadline: float) -> float:
     """Seconds until a moment of the monotonic clock, not below 0."""
     return max(0.0, deadline - time.monotonic())
+
+
+def say_what_has_no_effect(config: ClientConfig | ServerConfig, log: logging.Logger) -> None:
+    """Logs a line for each key that was set and changes nothing."""
+    for name, why in without_effect(config):
+        log.info("%s has no effect: %s", name, why)
 
 
 def keylog_file(path: os.PathLike[str] | None) -> str | None:

@@ -33,7 +33,7 @@ from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
 from asport_sync.tunnel.admission import Authenticator, User, granted, users_of
 from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
-from asport_sync.tunnel.run import CONGESTION, Run, keylog_file, remaining
+from asport_sync.tunnel.run import CONGESTION, Run, keylog_file, remaining, say_what_has_no_effect
 from asport_sync.tunnel.tcp import PublicListener
 from asport_sync.tunnel.udp import PublicUdp
 from asport_sync.wire import (
@@ -177,16 +177,19 @@ class ServerRun(Run):
             )
         except EngineError as problem:
             raise ConfigError(f"certificate and private_key aren't usable: {problem}") from problem
+        transport = self._transport()
         try:
             with sockets.bind_udp(*config.server, only_v6=config.only_v6) as sock:
                 self._address = sockets.local_address(sock)
                 self._endpoint = self.engine.listen(
-                    sock, credentials, self._transport(), reset_key=stateless_reset_key(private_key)
+                    sock, credentials, transport, reset_key=stateless_reset_key(private_key)
                 )
         except OSError as problem:
             raise ConfigError(f"can't listen on {config.server}: {problem.strerror}", key="server") from problem
-        if config.tls.zero_rtt_handshake:
-            _log.info("zero_rtt_handshake has no effect: nothing of ASPORT may be sent early")
+        except EngineError as problem:
+            # The configuration was checked, but a program may have put it together itself.
+            raise ConfigError(f"can't listen on {config.server}: {problem}; asked for {transport}") from problem
+        say_what_has_no_effect(config, _log)
         _log.info("accepting clients on %s, %d users", sockets.text(self._address), len(self._users))
 
     def handle(self, event: Event) -> None:
@@ -405,6 +408,9 @@ class ServerRun(Run):
         if peer.gone or peer.closing:
             binding.abandon()
         elif not binding.advance(_BINDS_PER_SLICE):
+            if binding.problem is not None:
+                self.counters.add("binds_put_off")
+                self.limit.warning(_log, "%s: no port yet: %s", peer.label, binding.problem.strerror)
             self.timers.after(binding.delay, lambda: self._search(claim, binding))
         elif binding.port is not None:
             self._admit(claim, binding.port)

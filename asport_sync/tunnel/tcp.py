@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -40,6 +41,7 @@ class Relays:
         self._slots = Slots(most)
         self._counters = counters
         self._log = log
+        self._limit = RateLimit()
         self._lock = threading.Lock()  # guards _attached
         self._attached: dict[int, tuple[str, float]] = {}  # stream id -> what to call it, when it began
 
@@ -72,11 +74,20 @@ class Relays:
         # A worker, which has taken a place.
         began = time.monotonic()
         try:
-            with sock:
-                result = stream.relay(sock)
+            result = stream.relay(sock)
         except EngineClosed:
+            sock.close()
             self._gone(label)
+        except EngineError as problem:
+            # Most likely no descriptor is left to wake this thread with. The engine's own loop needs none.
+            self._counters.add("relays_without_worker")
+            self._limit.warning(self._log, "%s: no worker can relay it: %s", label, problem)
+            self._attach(stream, sock, label)
+        except BaseException:
+            sock.close()
+            raise
         else:
+            sock.close()
             self._report(label, began, result)
         finally:
             self._slots.give_back()
@@ -86,10 +97,21 @@ class Relays:
             self._attached[stream.id] = (label, time.monotonic())
         try:
             stream.attach(sock)
-        except EngineClosed:
+        except EngineError as problem:
+            sock.close()  # the engine has done that already, but for what it did not come to
             with self._lock:
                 self._attached.pop(stream.id, None)
-            self._gone(label)
+            if isinstance(problem, EngineClosed):
+                self._gone(label)
+            else:
+                self._drop(stream, label, problem)
+
+    def _drop(self, stream: Stream, label: str, problem: EngineError) -> None:
+        """Nobody can relay the stream: whoever waits at its other end must not wait for ever."""
+        self._counters.add("streams_dropped_no_relay")
+        self._limit.warning(self._log, "%s dropped: %s", label, problem)
+        with contextlib.suppress(EngineClosed):
+            stream.reset()
 
     def _gone(self, label: str) -> None:
         self._counters.add("streams_gone_before_relay")

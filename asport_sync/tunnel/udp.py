@@ -24,7 +24,12 @@ from asport_sync.wire import Address, Dissociate, encode, proxy_header
 
 _BATCHES_PER_TURN = 4  # of up to 64 datagrams; then the other sockets have their turn
 _PAUSE_AFTER_ERROR = 0.1  # seconds that a socket is left alone when reading it failed
-_IDLE_PER_CALL = 1024  # associations asked for at once
+_ENDED_AT_ONCE = 256  # associations; each costs a Dissociate, which the other end must keep up with
+_PAUSE_BETWEEN_ENDS = 0.05  # seconds until the next so many are ended
+_EVICTABLE_AFTER = 10.0  # seconds without traffic: longer than the pauses of most protocols on UDP
+_EVICTED_AT_ONCE = 64  # associations, so that a crowd of sources does not cost a search each
+_OPEN_TRIES = 60  # times that a public socket is tried to be taken into service
+_PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, by which descriptors or memory are there again or never
 _REFRESH_AFTER = 30.0  # seconds until the name of the local service is looked up again
 _FAILURE_LASTS = 1.0  # seconds until a name that could not be resolved is tried again
 
@@ -50,24 +55,28 @@ class _Expiry:
         self._timer: Timer | None = None
 
     def begin(self) -> None:
-        self._timer = self._pump.after(expiry_period(self._timeout), self._look)
+        self._look_in(expiry_period(self._timeout))
 
     def end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
 
+    def _look_in(self, delay: float) -> None:
+        self.end()
+        self._timer = self._pump.after(delay, self._look)
+
     def _look(self) -> None:
         self.begin()
         try:
-            while True:
-                idle = self._connection.idle_flows(self._timeout, _IDLE_PER_CALL)
-                for association in idle:
-                    self._expired(association)
-                if len(idle) < _IDLE_PER_CALL:
-                    return
+            idle = self._connection.idle_flows(self._timeout, _ENDED_AT_ONCE)
+            for association in idle:
+                self._expired(association)
         except EngineClosed:
             self.end()
+        else:
+            if len(idle) == _ENDED_AT_ONCE:
+                self._look_in(_PAUSE_BETWEEN_ENDS)
 
 
 def _read(udp: UdpSocket, missed: Callable[[SocketAddress], None] | None) -> None:
@@ -94,7 +103,7 @@ class PublicUdp:
         sock: Bound; stays the caller's.
         timeout: Seconds without traffic after which an association ends.
         counters: Where drops are counted.
-        log: Gets one line for each association, at level debug.
+        log: Gets one line for each association, at level debug; and what keeps UDP from being forwarded at all.
     """
 
     def __init__(
@@ -114,28 +123,48 @@ class PublicUdp:
         self._udp: UdpSocket | None = None
         self._associations = AssociationTable()
         self._expiry = _Expiry(pump, connection, timeout, self._expired)
+        self._opening: Timer | None = None  # the next try to open
+        self._evicted: Timer | None = None  # pending: associations were evicted a moment ago
+        self._failures = 0  # to open
 
     def open(self) -> None:
-        """Begins to forward."""
+        """Begins to forward, now or as soon as the engine has the means."""
         try:
             self._udp = self._connection.open_udp(self._sock, public=True)
         except EngineClosed:
             return
         except EngineError as problem:
-            self._counters.add("udp_open_errors")
-            self._log.error("UDP is not forwarded: %s", problem)
+            self._not_opened(problem)
             return
+        if self._failures:
+            self._log.info("UDP port %d is forwarded now", self._port)
         self._pump.watch(self._sock, self._readable)
         self._expiry.begin()
 
     def close(self) -> None:
         """Forwards no more; the associations are forgotten. Idempotent."""
+        if self._opening is not None:
+            self._opening.cancel()
         self._expiry.end()
         self._pump.unwatch(self._sock)
         udp, self._udp = self._udp, None
         if udp is not None:
             with contextlib.suppress(EngineClosed):
                 udp.close()
+
+    @property
+    def _port(self) -> int:
+        return sockets.local_address(self._sock)[1]
+
+    def _not_opened(self, problem: EngineError) -> None:
+        self._counters.add("udp_open_errors")
+        self._failures += 1
+        if self._failures == _OPEN_TRIES:
+            self._log.error("UDP port %d is not forwarded: %s", self._port, problem)
+            return
+        if self._failures == 1:
+            self._log.warning("UDP port %d is not forwarded yet: %s; trying again", self._port, problem)
+        self._opening = self._pump.after(_PAUSE_BETWEEN_OPENS, self.open)
 
     def _readable(self) -> None:
         assert self._udp is not None
@@ -151,6 +180,8 @@ class PublicUdp:
     def _missed(self, source: SocketAddress) -> None:
         assert self._udp is not None
         association = self._associations.allocate()
+        if association is None and self._evict():
+            association = self._associations.allocate()
         if association is None:
             # Its datagrams are dropped with the next read.
             self._counters.add("udp_sources_refused_table_full")
@@ -167,7 +198,26 @@ class PublicUdp:
         self._counters.add("udp_associations")
         self._log.debug("association %d: packets from %s", association, sockets.text(source))
 
+    def _evict(self) -> bool:
+        """Ends associations that have been idle for a while, to make room; returns whether there were any.
+
+        Sources can be made up faster than associations become idle: to look once in a while is enough.
+        """
+        if self._evicted is not None and self._evicted.pending:
+            return False
+        self._evicted = self._pump.after(_PAUSE_BETWEEN_ENDS, lambda: None)
+        # Those that were made first come first.
+        idle = self._connection.idle_flows(_EVICTABLE_AFTER, _EVICTED_AT_ONCE)
+        for association in idle:
+            self._dissociate(association)
+        self._counters.add("udp_associations_evicted", len(idle))
+        return bool(idle)
+
     def _expired(self, association: int) -> None:
+        self._dissociate(association)
+        self._counters.add("udp_associations_expired")
+
+    def _dissociate(self, association: int) -> None:
         # In this order: what the client still sends for it is dropped from now on, and its id stays taken until the
         # client has been told.
         self._connection.remove_flow(association)
@@ -180,7 +230,6 @@ class PublicUdp:
             # counted.
             self._counters.add("dissociates_not_sent")
         self._associations.release(association)
-        self._counters.add("udp_associations_expired")
 
 
 Addresses = list[SocketAddress]
@@ -217,8 +266,8 @@ class LocalTarget:
             return
         try:
             self._workers.submit(self._resolve)
-        except LifecycleError:
-            return
+        except (LifecycleError, RuntimeError):
+            return  # stopped, or the system has no thread to spare: the next one who asks tries again
         self._looking = True
 
     def ask(self, call: Callable[[Addresses], None]) -> None:

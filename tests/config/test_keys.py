@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from asport_sync.config import (
+    WITHOUT_EFFECT,
     CertificatesConfig,
     ClientConfig,
     Credential,
@@ -22,6 +23,7 @@ from asport_sync.config import (
     UserConfig,
     load_client,
     load_server,
+    without_effect,
 )
 from asport_sync.config.model import TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
@@ -56,7 +58,7 @@ NO_BOOLEAN = ["maybe", 2, [], {}]
 NETWORK = Row(
     "both", [("TCP", "tcp"), ("udp", "udp"), ("tcp-udp", "both"), ("all", "both"), (["tcp", "udp"], "both")], ["x", 1]
 )
-WINDOWS = [1023, 0, -1, "8MiB", 1.5, []]
+WINDOWS = [16383, 0, -1, "8MiB", 1.5, []]
 
 COMMON = {
     "congestion_control": Row(
@@ -66,8 +68,8 @@ COMMON = {
     "task_negotiation_timeout": durations(3.0),
     "max_packet_size": Row(1350, [(1, 1), ("1500", 1500), (100000, 65507)], [0, -1, "1k", 1.5, True]),
     "buffer_pool_size": Row(32, [(0, 0), ("64", 64)], [-1, 2**21, "x"]),
-    "send_window": Row(16777216, [(1024, 1024), ("2048", 2048), (2**63 - 1, 2**63 - 1)], WINDOWS),
-    "receive_window": Row(8388608, [(1024, 1024), (2**32 - 1, 2**32 - 1)], [*WINDOWS, 2**32]),
+    "send_window": Row(16777216, [(16384, 16384), ("20480", 20480), (2**63 - 1, 2**63 - 1)], WINDOWS),
+    "receive_window": Row(8388608, [(16384, 16384), (2**30, 2**30)], [*WINDOWS, 2**30 + 1]),
     "log_level": Row("warn", [("off", "off"), ("DEBUG", "debug"), ("trace", "trace")], ["verbose", 3, True]),
     "max_workers": Row(256, [(0, 0), (1000, 1000)], [-1, 65536, "many"]),
     "keylog": Row(None, [("/tmp/keys", Path("/tmp/keys"))], ["", 1.5, []]),
@@ -143,7 +145,7 @@ TLS_CLIENT = {
     ),
     "disable_sni": Row(False, BOOLEAN, NO_BOOLEAN),
     "skip_certificate_verification": Row(False, BOOLEAN, NO_BOOLEAN),
-    "alpn": Row(("asport",), [(["h3", "asport"], ("h3", "asport")), ([], ())], ["h3", [""], [1.5]]),
+    "alpn": Row(("asport",), [(["h3", "asport"], ("h3", "asport"))], [[], "h3", [""], [1.5]]),
     "zero_rtt_handshake": Row(False, BOOLEAN, NO_BOOLEAN),
 }
 TLS_SERVER = {
@@ -516,3 +518,20 @@ def test_configurations_are_immutable_values() -> None:
     assert config == ClientConfig.from_options(**client())
     assert dataclasses.replace(config, timeout=1.0).timeout == 1.0
     assert hash(config) == hash(ClientConfig.from_options(**client()))
+
+
+# --- keys without effect ---------------------------------------------------------------------------------------------
+
+
+def test_keys_without_effect_are_named_where_they_are_set() -> None:
+    assert list(without_effect(ClientConfig.from_options(**client()))) == []
+    set_keys = {"healthy_check": 5, "gc_interval": 1, "buffer_pool_size": 1, "max_packet_size": 9}
+    config = ClientConfig.from_options(**client(**set_keys, gc_lifetime=1, zero_rtt_handshake=True))
+    assert dict(without_effect(config)) == WITHOUT_EFFECT
+    config_of_server = ServerConfig.from_options(**server(max_packet_size=1500))
+    assert [name for name, _ in without_effect(config_of_server)] == ["max_packet_size"]
+
+
+def test_keys_without_effect_are_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert [name for name in WITHOUT_EFFECT if f"| `{name}` |" not in page] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -247,3 +248,36 @@ sys.exit(thread.is_alive())
 """,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+STOP_IN_HANDLER = """
+import json, os, signal
+from asport_sync import Server
+server = Server(**json.loads(os.environ["SERVER_OPTIONS"]))
+server.start()
+run_stop = server._run.engine.stop
+def interrupted():
+    # The second signal finds the main thread inside stop().
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(100):
+        pass
+    run_stop()
+server._run.engine.stop = interrupted
+signal.signal(signal.SIGTERM, lambda *_: server.stop())
+print("started", flush=True)
+signal.pause()
+print("stopped", flush=True)
+"""
+
+
+def test_a_handler_that_stops_may_be_called_twice(certificate: Certificate) -> None:
+    environment = {"SERVER_OPTIONS": json.dumps(server_options(certificate))}
+    program = Process([sys.executable, "-c", STOP_IN_HANDLER], name="program", environment=environment)
+    with program:
+        program.wait_for("started", END)
+        program.send_signal(signal.SIGTERM)
+        try:
+            assert program.wait(END) == 0, program.description()
+        finally:
+            program.kill()
+    assert "stopped" in program.output()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import uuid
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 
 from asport_sync import (
+    AsportError,
     AuthenticationFailed,
     BindFailed,
     CertificateError,
     Client,
     ConfigError,
     ConnectError,
+    HandshakeTimeout,
     LifecycleError,
     NetworkDenied,
     PortDenied,
@@ -302,3 +305,71 @@ def test_options_of_the_file(certificate: Certificate) -> None:
     with pytest.raises(ConfigError, match=r"(?s)expected_port_rnage.*uuid|uuid.*expected_port_rnage"):
         Client(**client_options(certificate, NOWHERE, NOWHERE, uuid="no uuid", expected_port_rnage=1))
     assert PASSWORD not in repr(Client(**client_options(certificate, NOWHERE, NOWHERE)).config)
+
+
+class Garbler(UdpEcho):
+    """Answers each datagram with bytes that are almost QUIC."""
+
+    def _readable(self) -> None:
+        data, peer = self._socket.recvfrom(65535)
+        head = data[:1] + b"\0\0\0\0" + data[5:6]  # a Version Negotiation packet that names no version
+        for answer in (b"", b"\0", os.urandom(1200), data[:200], head + data[6:60]):
+            self._socket.sendto(answer, peer)
+
+
+@pytest.mark.parametrize("kind", [UdpEcho, Garbler])
+def test_what_answers_is_no_server(certificate: Certificate, kind: type[UdpEcho]) -> None:
+    with kind() as stranger:
+        options = client_options(certificate, stranger.address, ("127.0.0.1", free_port()), timeout=2.0)
+        with Client(**options) as client:
+            with pytest.raises(HandshakeTimeout):
+                client.wait_ready(2.0)
+            assert client.port is None
+
+
+def test_a_dead_first_address_costs_its_own_time_only(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def two_addresses(host: Any, port: Any, *arguments: Any, **options: Any) -> list[Any]:
+        if host != "two.test":
+            return list(resolve(host, port, *arguments, **options))
+        return [
+            (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", port)),
+            (socket.AF_INET6, socket.SOCK_DGRAM, 17, "", ("::1", port, 0, 0)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    with TcpEcho() as service, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))  # takes everything, answers nothing
+        port = silent.getsockname()[1]
+        with Server(**server_options(certificate, server=f"[::1]:{port}", only_v6=True)) as server:
+            options = client_options(certificate, server.address, service.address, timeout=4.0)
+            options.update(server=f"two.test:{port}", server_name="localhost")
+            with Client(**options) as client:
+                assert client.wait_ready(READY_TIMEOUT)[0] == "::1"
+                stats: dict[str, Any] = client.stats()
+                assert stats["counters"]["attempts"] == 2
+                assert "attempts_failed" not in stats["counters"]
+
+
+def test_the_longest_durations_are_usable(certificate: Certificate) -> None:
+    longest = "100years"
+    both = {"handshake_timeout": longest, "task_negotiation_timeout": longest}
+    server = {**both, "max_idle_time": longest, "udp_session_timeout": longest}
+    client = {**both, "heartbeat": longest, "udp_timeout": longest, "gc_lifetime": longest, "dial_timeout": longest}
+    with TcpEcho() as service, tunnel(certificate, service.address, server=server, client=client) as opened:
+        assert echo(opened.public, b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("key", ["send_window", "receive_window"])
+@pytest.mark.parametrize("size", [1024, 16383, 2**31, 2**32 - 1])
+def test_a_window_is_either_usable_or_a_configuration_error(certificate: Certificate, key: str, size: int) -> None:
+    problem: AsportError | None = None
+    try:
+        with Server(**server_options(certificate, **{key: size})) as server:
+            assert server.address[1] != 0
+    except AsportError as raised:
+        problem = raised
+    assert problem is None or (isinstance(problem, ConfigError) and key in str(problem))

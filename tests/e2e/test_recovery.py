@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asport_sync import AsportError, Client, Server
+from asport_sync import AsportError, BindFailed, Client, LifecycleError, Server
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
     both_echoes,
     client_options,
     client_process,
+    counter,
     public_port,
     server_address,
     server_options,
@@ -25,7 +27,7 @@ from tests.e2e.tunnels import (
 )
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
-from tests.support.services import Address, TcpEcho
+from tests.support.services import Address, TcpEcho, TcpService
 from tests.support.traffic import UdpPeer, connect, echo, receive_exactly
 from tests.support.waiting import wait_until
 
@@ -221,3 +223,100 @@ def test_stop_wakes_those_who_wait(certificate: Certificate) -> None:
     waiter.join(READY_TIMEOUT)
     assert not waiter.is_alive()
     assert len(outcome) == 1
+
+
+class Torrent(TcpService):
+    """Sends without end."""
+
+    def handle(self, connection: socket.socket) -> None:
+        block = bytes(1 << 20)
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(block)
+
+
+@contextlib.contextmanager
+def downloads(public: Address, count: int) -> Iterator[list[int]]:
+    """Takes what comes over so many connections; yields the sizes of the pieces."""
+    over = threading.Event()
+    pieces: list[int] = []
+
+    def take() -> None:
+        with socket.create_connection(public, timeout=READY_TIMEOUT) as connection:
+            while not over.is_set():
+                pieces.append(len(connection.recv(1 << 20)))
+
+    threads = [threading.Thread(target=take) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield pieces
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(READY_TIMEOUT)
+
+
+def test_a_busy_predecessor_keeps_its_port(certificate: Certificate, tmp_path: Path) -> None:
+    port = free_port()
+    with Torrent() as service, Server(**server_options(certificate)) as server:
+        arguments = (certificate, server.address, service.address)
+        with client_process(tmp_path, *arguments, expected_port_range=port) as predecessor:
+            public = ("127.0.0.1", public_port(predecessor))
+            with downloads(public, 3) as pieces:
+                wait_until(lambda: sum(pieces) > 1 << 22, READY_TIMEOUT, "4 MiB have come")
+                for _ in range(3):
+                    with Client(**client_options(*arguments, expected_port_range=port)) as newcomer:
+                        with pytest.raises(BindFailed):
+                            newcomer.wait_ready(READY_TIMEOUT)
+                before = len(pieces)
+                wait_until(lambda: len(pieces) > before + 10, READY_TIMEOUT, "the downloads go on")
+            assert 0 not in pieces  # no end of stream in between
+            assert "connection lost" not in predecessor.output()
+
+
+def test_a_heartbeat_slower_than_the_idle_timeout_keeps_the_tunnel(certificate: Certificate) -> None:
+    with (
+        TcpEcho() as service,
+        tunnel(certificate, service.address, server={"max_idle_time": 1.0}, client={"heartbeat": 30.0}) as joined,
+    ):
+        began: Any = joined.client.stats()["uptime"]
+
+        def stood_for_three_idle_timeouts() -> bool:
+            uptime: Any = joined.client.stats()["uptime"]
+            return counter(joined.client, "attempts") > 1 or uptime > began + 3
+
+        wait_until(stood_for_three_idle_timeouts, READY_TIMEOUT, "three idle timeouts have passed")
+        assert counter(joined.client, "attempts") == 1
+
+
+def test_figures_can_be_asked_for_while_it_stops(certificate: Certificate) -> None:
+    server = Server(**server_options(certificate))
+    over = threading.Event()
+    raised: list[BaseException] = []
+    figures: list[dict[str, object]] = []
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                figures.append(server.stats())
+                figures[:-1] = []
+            except LifecycleError:
+                pass  # says what it is
+            except BaseException as problem:
+                raised.append(problem)
+                return
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            server.start()
+            server.stop()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(READY_TIMEOUT)
+    assert raised == []
+    assert figures[-1]["running"] in (True, False)

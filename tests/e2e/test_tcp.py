@@ -417,3 +417,35 @@ def send_and_close(address: Address, data: bytes) -> int:
         user.shutdown(socket.SHUT_WR)
         assert receive_to_end(user) == b"seen"
         return int(user.getsockname()[1])
+
+
+class Deaf(TcpService):
+    """Accepts, and reads nothing until its peer or the test ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = threading.Event()
+
+    def handle(self, connection: socket.socket) -> None:
+        self.over.wait(READY_TIMEOUT)
+
+
+def test_a_service_that_never_reads_holds_nobody_up(certificate: Certificate) -> None:
+    with Deaf() as service:
+        try:
+            with tunnel(certificate, service.address) as joined, contextlib.ExitStack() as senders:
+                for _ in range(5):
+                    sender = senders.enter_context(socket.create_connection(joined.public, timeout=READY_TIMEOUT))
+                    sender.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            sender.send(bytes(65536))
+                wait_until(lambda: service.accepted == 5, READY_TIMEOUT, "all of them are held")
+                fresh = senders.enter_context(socket.create_connection(joined.public, timeout=READY_TIMEOUT))
+                fresh.sendall(b"x")
+                wait_until(lambda: service.accepted == 6, READY_TIMEOUT, "another gets through")
+                # Leaving stops client and server while all of this is stuck.
+        finally:
+            service.over.set()
+        assert not joined.server.running
+        assert not joined.client.running

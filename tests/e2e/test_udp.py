@@ -6,10 +6,23 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.tunnels import READY_TIMEOUT, Tunnel, tunnel
+from asport_sync import Server
+from tests.e2e.tunnels import (
+    READY_TIMEOUT,
+    Tunnel,
+    both_echoes,
+    client_process,
+    counter,
+    public_port,
+    send_from_many,
+    server_options,
+    tunnel,
+    wait_for_counter,
+)
 from tests.support.certificates import Certificate
 from tests.support.data import seeded_bytes
 from tests.support.services import (
@@ -233,3 +246,30 @@ def test_a_flood_is_survived(certificate: Certificate, mode: str) -> None:
             assert len(received) == len(set(received)), "a datagram came twice"
         with UdpPeer(opened.public) as user:
             user.ask(b"last", b"last")
+
+
+def test_associations_that_expire_together_do_not_end_the_tunnel(certificate: Certificate, tmp_path: Path) -> None:
+    crowd = 20000
+    with (
+        both_echoes() as (service, _),
+        Server(**server_options(certificate, udp_session_timeout=2.0)) as server,
+        client_process(tmp_path, certificate, server.address, service.address) as client,
+    ):
+        public = ("127.0.0.1", public_port(client))
+        with socket.create_connection(public, timeout=READY_TIMEOUT) as held:
+            sent = 0
+            for first in range(1024, 65536, 500):
+                sent += send_from_many(public, min(500, crowd - sent), range(first, min(first + 500, 65536)))
+                # No faster than they are taken: the socket's buffer holds fewer.
+                wait_for_counter(server, "udp_associations", sent)
+                if sent == crowd:
+                    break
+            assert sent == crowd
+
+            def over() -> bool:
+                return counter(server, "udp_associations_expired") >= crowd or "connection lost" in client.output()
+
+            wait_until(over, READY_TIMEOUT, "all of them are over")
+            held.sendall(b"x")
+            assert held.recv(1) == b"x", client.description()
+        assert "connection lost" not in client.output()

@@ -18,6 +18,7 @@ from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.services import Address, TcpEcho, UdpEcho, host_and_port
 from tests.support.traffic import connect
+from tests.support.waiting import wait_until
 
 USER = "00112233-4455-6677-8899-aabbccddeeff"
 PASSWORD = "correct horse battery staple"
@@ -170,3 +171,30 @@ def traffic(address: Address) -> Iterator[None]:
             thread.join()
         for user in users:
             user.close()
+
+
+def counter(end: Client | Server, name: str) -> int:
+    """A counter of the decisions of one end."""
+    stats: dict[str, Any] = end.stats()
+    return int(stats["counters"].get(name, 0))
+
+
+def wait_for_counter(end: Client | Server, name: str, value: int) -> None:
+    """Waits until a counter has reached a value."""
+    wait_until(lambda: counter(end, name) >= value, READY_TIMEOUT, f"{name} is {value}")
+
+
+def send_from_many(public: Address, count: int, ports: range = range(1024, 65536)) -> int:
+    """One datagram from each of at most so many sources on 127.0.0.2; returns how many there were."""
+    sent = 0
+    for port in ports:
+        if sent == count:
+            break
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+            try:
+                source.bind(("127.0.0.2", port))
+            except OSError:
+                continue
+            source.sendto(b"x", public)
+            sent += 1
+    return sent

@@ -59,6 +59,9 @@ class NativeTest:
     prepare: Callable[[Path], None] | None = None
 
 
+FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c")
+STREAM = ("stream.c", "pipe.c", "slab.c", "ready.c", "wake.c")
+
 TESTS = (
     NativeTest("pipe", ("pipe.c",), threaded=True),
     NativeTest("slab", ("slab.c",), threaded=True),
@@ -71,6 +74,11 @@ TESTS = (
     NativeTest("events", ("events.c", "clock.c"), threaded=True, flags=("-Wl,--wrap=malloc",)),
     NativeTest("ready", ("ready.c", "wake.c"), threaded=True),
     NativeTest("udp", ("udp.c",)),
+    NativeTest("flow", FLOW),
+    NativeTest("flow_packets", FLOW, threaded=True),
+    NativeTest("stream", STREAM),
+    NativeTest("stream_ends", STREAM),
+    NativeTest("stream_threads", STREAM, threaded=True),
     NativeTest("tls", ("tls.c",), ngtcp2=True, prepare=tls_material.write),
     NativeTest(
         "memory",

@@ -40,13 +40,33 @@ def test_health_makes_earlier_failures_forgotten(clock: VirtualClock) -> None:
     assert backoff.failed() == 0
 
 
-def test_a_short_success_changes_nothing(clock: VirtualClock) -> None:
+def test_after_a_short_success_the_next_series_begins_one_step_higher(clock: VirtualClock) -> None:
     backoff = Backoff(clock, lambda: 1.0)
     for _ in range(5):
         backoff.failed()
+    for first, second in ((0.5, 1), (1, 2), (2, 4)):
+        backoff.succeeded()
+        clock.advance(HEALTHY_AFTER - 1)
+        assert [backoff.failed(), backoff.failed()] == [first, second]
     backoff.succeeded()
-    clock.advance(HEALTHY_AFTER - 1)
-    assert backoff.failed() == 8
+    clock.advance(HEALTHY_AFTER)
+    assert [backoff.failed(), backoff.failed()] == [0, 0.5]
+
+
+def test_a_connection_that_is_lost_again_and_again_is_reopened_ever_later(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    delays = []
+    for _ in range(9):
+        backoff.succeeded()
+        delays.append(backoff.failed())
+    assert delays == [0, 0.5, 1, 2, 4, 8, 16, CAP, CAP]
+
+
+def test_a_short_success_does_not_make_refusals_forgotten(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    assert [backoff.failed(slow=True), backoff.failed(slow=True)] == [SLOW_BASE, 2 * SLOW_BASE]
+    backoff.succeeded()
+    assert backoff.failed(slow=True) == 4 * SLOW_BASE
 
 
 def test_the_time_without_a_connection_is_no_health(clock: VirtualClock) -> None:

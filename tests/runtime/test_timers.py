@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from asport_sync.runtime.timers import Timers
+from asport_sync.runtime.timers import LONGEST_WAIT, Timers
 from tests.runtime.clock import VirtualClock
 
 
@@ -82,3 +82,14 @@ def test_a_timer_that_raises_costs_no_other_its_turn(timers: Timers) -> None:
         timers.run()
     timers.run()
     assert fired == ["other"]
+
+
+def test_nobody_is_told_to_wait_longer_than_the_system_can_count(clock: VirtualClock, timers: Timers) -> None:
+    fired: list[int] = []
+    timers.after(100 * LONGEST_WAIT, lambda: fired.append(1))
+    for _ in range(100):
+        assert fired == []
+        assert timers.remaining() == LONGEST_WAIT
+        clock.advance(LONGEST_WAIT)
+        timers.run()
+    assert fired == [1]

@@ -36,6 +36,8 @@ class FakeStream:
         self.said: list[str] = []  # what was done with it, in order
         self.result = real.StreamResult(3, 4, real.StreamEnd.FINISHED)
         self.attached: socket.socket | None = None
+        self.relay_problem: EngineError | None = None
+        self.attach_problem: EngineError | None = None
         self._over = threading.Event()
 
     def finish(self) -> None:
@@ -43,12 +45,18 @@ class FakeStream:
 
     def relay(self, sock: socket.socket) -> real.StreamResult:
         self.said.append("relay")
+        if self.relay_problem is not None:
+            raise self.relay_problem
         assert self._over.wait(30)
         return self.result
 
     def attach(self, sock: socket.socket) -> None:
         self.said.append("attach")
-        self.attached = socket.socket(fileno=sock.detach())
+        taken = socket.socket(fileno=sock.detach())
+        if self.attach_problem is not None:
+            taken.close()
+            raise self.attach_problem
+        self.attached = taken
 
     def refuse(self) -> None:
         self.said.append("refuse")
@@ -201,6 +209,7 @@ class FakeEngine:
         self.connecting: list[dict[str, Any]] = []
         self.credentials: list[dict[str, Any]] = []
         self.credentials_problem: EngineError | None = None
+        self.listen_problem: EngineError | None = None
         self.connect_problem: EngineError | OSError | None = None
         self._events: queue.SimpleQueue[real.Event | None] = queue.SimpleQueue()
         self._stopped = False
@@ -252,6 +261,8 @@ class FakeEngine:
         return "credentials"
 
     def listen(self, sock: socket.socket, credentials: str, transport: real.Transport, **options: Any) -> str:
+        if self.listen_problem is not None:
+            raise self.listen_problem
         self.listening.append({"address": sock.getsockname(), "transport": transport, **options})
         return "endpoint"
 

@@ -32,7 +32,7 @@ from asport_sync.errors import (
 from asport_sync.runtime import sockets
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.tunnel import joining
-from asport_sync.tunnel.joining import ClientRun, trusted_certificates, why_closed
+from asport_sync.tunnel.joining import ClientRun, flow_budget, trusted_certificates, why_closed
 from asport_sync.wire import (
     Address,
     ClientHello,
@@ -460,6 +460,20 @@ def test_streams_that_come_too_early_wait_for_the_answer() -> None:
         scene.expect_counter("streams_finished")
 
 
+def test_early_streams_of_a_refused_client_are_refused() -> None:
+    """A stream outlives its connection until somebody has done with it."""
+    stream = FakeStream(encode(Connect(Address.from_text(*PUBLIC_PEER))))
+
+    def refuse(scene: Scene, connection: FakeConnection) -> None:
+        scene.engine.post(fake.connected(connection, server=False))
+        scene.engine.post(fake.stream_opened(connection, stream))
+        scene.post_command(connection, encode(ServerHello(ServerHelloCode.BIND_FAILED)))
+        scene.engine.post(fake.closed(connection))
+
+    with scene_of(refuse, attempts=1):
+        wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
+
+
 def test_too_many_early_streams_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "_MOST_HELD_STREAMS", 1)
     streams = [FakeStream(encode(Connect(None))) for _ in range(2)]
@@ -569,6 +583,23 @@ def test_the_associations_of_a_lost_connection_are_closed() -> None:
 
 
 # --- start, stop, figures ---------------------------------------------------------------------------------------------
+
+
+def test_an_answer_to_an_attempt_that_was_just_given_up_makes_nothing_public() -> None:
+    with scene_of(nothing) as scene:
+        wait_until(lambda: scene.run._links, TIMEOUT, "an attempt is made")
+        link = next(iter(scene.run._links.values()))
+        link.abandoned = True
+        scene.run._answered(link, ServerHello(ServerHelloCode.SUCCESS, PORT))
+        assert scene.run.public is None
+        assert scene.counter("joined") == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "budget"), [(None, 4096), (1 << 20, 4096), (16384, 4096), (1024, 256), (256, 64), (3, 0)]
+)
+def test_associations_leave_half_of_the_descriptors(limit: int | None, budget: int) -> None:
+    assert flow_budget(limit) == budget
 
 
 def test_who_waits_learns_that_the_client_was_stopped() -> None:

@@ -132,6 +132,110 @@ def test_a_start_that_fails_leaves_nothing_and_may_be_tried_again() -> None:
     server.stop()
 
 
+class Interrupted(FakeEngine):
+    """An engine during whose start or stop a signal comes; its handler calls ``handler``, once."""
+
+    def __init__(self, method: str, handler: Callable[[], object]) -> None:
+        super().__init__()
+        self._method = method
+        self._handler: Callable[[], object] | None = handler
+
+    def _signal(self, method: str) -> None:
+        if method == self._method and self._handler is not None:
+            handler, self._handler = self._handler, None
+            handler()
+
+    def start(self) -> None:
+        super().start()
+        self._signal("start")
+
+    def stop(self) -> None:
+        self._signal("stop")
+        super().stop()
+
+
+class InterruptedServer(PlayedServer):
+    """A server whose first engine is an interrupted one."""
+
+    def __init__(self, method: str, handler: Callable[[Server], object]) -> None:
+        super().__init__()
+        self._interruption: tuple[str, Callable[[Server], object]] | None = (method, handler)
+
+    def _new_engine(self) -> Engine:
+        if self._interruption is None:
+            return super()._new_engine()
+        (method, handler), self._interruption = self._interruption, None
+        self.engines.append(Interrupted(method, lambda: handler(self)))
+        return self.engines[-1].as_real()
+
+
+def test_a_handler_may_stop_what_its_thread_is_stopping() -> None:
+    running: list[bool] = []
+
+    def handler(server: Server) -> None:
+        server.stop()
+        running.append(server.running)
+
+    server = InterruptedServer("stop", handler)
+    for times in (1, 2):
+        server.start()
+        server.stop()
+        assert not server.running
+        assert [each.closed for each in server.engines] == [1] * times
+    assert running == [True]
+
+
+def test_a_handler_may_stop_what_its_thread_is_starting() -> None:
+    server = InterruptedServer("start", Server.stop)
+    server.start()
+    assert not server.running
+    assert [(each.started, each.closed) for each in server.engines] == [(1, 1)]
+    server.start()
+    assert server.running
+    server.stop()
+
+
+def test_a_handler_may_not_start_what_its_thread_is_starting() -> None:
+    def handler(server: Server) -> None:
+        with pytest.raises(LifecycleError, match="started already"):
+            server.start()
+
+    with InterruptedServer("start", handler) as server:
+        assert server.running
+        assert len(server.engines) == 1
+
+
+def test_a_handler_may_stop_a_start_that_another_thread_waits_to_stop() -> None:
+    other: list[threading.Thread] = []
+
+    def handler(server: Server) -> None:
+        other.append(threading.Thread(target=server.stop))
+        other[0].start()
+        wait_until(lambda: server._stopper is not None, TIMEOUT, "the other thread waits for the start")
+        server.stop()
+
+    server = InterruptedServer("start", handler)
+    server.start()
+    other[0].join(TIMEOUT)
+    assert not other[0].is_alive()
+    assert not server.running
+    assert server.engines[0].closed == 1
+
+
+def test_a_start_that_fails_forgets_that_a_handler_wanted_it_stopped() -> None:
+    def handler(server: Server) -> None:
+        server.stop()
+        raise ZeroDivisionError
+
+    server = InterruptedServer("start", handler)
+    with pytest.raises(ZeroDivisionError):
+        server.start()
+    assert server.engines[0].closed == 1
+    server.start()
+    assert server.running
+    server.stop()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_signal_ends_run_forever(make: Callable[[], Played], number: signal.Signals) -> None:

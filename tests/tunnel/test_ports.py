@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from asport_sync.runtime import sockets
 from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
 from asport_sync.wire import ForwardMode, UdpMode
 from tests.support.ports import free_port
@@ -145,6 +146,46 @@ def test_a_search_gives_up_where_no_port_can_help(ports: Ports) -> None:
     assert binding.problem.errno == errno.EADDRNOTAVAIL
 
 
+def test_a_want_of_resources_skips_no_port(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = sorted((free_port(), free_port()))
+    errors = [errno.ENOBUFS, errno.ENFILE, errno.EMFILE]
+    listen = sockets.listen_tcp
+
+    def listen_tcp(host: str, port: int, *, only_v6: bool | None = None) -> socket.socket:
+        if errors:
+            raise OSError(errors.pop(), "as the test says")
+        return listen(host, port, only_v6=only_v6)
+
+    monkeypatch.setattr(sockets, "listen_tcp", listen_tcp)
+    binding = ports.binding(first, second, preferred=[second])
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS):
+        assert not binding.advance(64)
+        assert binding.problem is not None
+        assert (binding.problem.errno, binding.delay) == (number, 0.2)
+    found = ports.search(binding)
+    assert found is not None
+    assert found.number == second
+    errors.append(errno.EMFILE)
+    found = ports.search(ports.binding(first))
+    assert found is not None
+    assert found.number == first
+
+
+def test_a_want_of_resources_that_lasts_ends_the_search(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen_tcp(host: str, port: int, *, only_v6: bool | None = None) -> socket.socket:
+        raise OSError(errno.EMFILE, "as the test says")
+
+    monkeypatch.setattr(sockets, "listen_tcp", listen_tcp)
+    binding = ports.binding(free_port())
+    delays = []
+    while not binding.advance(64):
+        delays.append(binding.delay)
+    assert delays == [0.2] * 5
+    assert binding.problem is not None
+    assert binding.problem.errno == errno.EMFILE
+    assert len(ports.table) == 0
+
+
 def test_preferred_ports_come_first(ports: Ports) -> None:
     first, second = sorted((free_port(), free_port()))
     found = ports.search(ports.binding(first, second, preferred=[second]))
@@ -167,10 +208,10 @@ def test_a_preferred_port_is_given_a_moment_and_then_up(ports: Ports) -> None:
 
 def test_an_inherited_port_keeps_its_sockets(ports: Ports) -> None:
     inherited = ports.bind(free_port())
-    sockets = (inherited.tcp, inherited.udp)
+    before = (inherited.tcp, inherited.udp)
     found = ports.search(ports.binding(free_port(), inherited=[inherited]))
     assert found is inherited
-    assert (found.tcp, found.udp) == sockets
+    assert (found.tcp, found.udp) == before
 
 
 def test_an_inherited_port_gets_and_loses_what_the_mode_says(ports: Ports) -> None:

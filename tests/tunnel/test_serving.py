@@ -6,6 +6,7 @@ No threads but those that own sockets.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import socket
@@ -25,9 +26,11 @@ from asport_sync.wire import (
     ClientHello,
     Connect,
     Dissociate,
+    ForwardMode,
     Heartbeat,
     ServerHello,
     ServerHelloCode,
+    UdpMode,
     decode,
     encode,
 )
@@ -293,6 +296,51 @@ def test_a_port_in_use_by_another_program_is_a_bind_failure(scene: Scene) -> Non
         assert answers(connection) == [ServerHello(ServerHelloCode.BIND_FAILED)]
 
 
+@pytest.fixture
+def scarce(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Errors that the next sockets meet in place of being made; emptied from the end."""
+    errors: list[int] = []
+    bind = sockets.bind_udp
+
+    def bind_udp(host: str, port: int, *, only_v6: bool | None = None) -> socket.socket:
+        if errors:
+            raise OSError(errors.pop(), "as the test says")
+        return bind(host, port, only_v6=only_v6)
+
+    monkeypatch.setattr(sockets, "bind_udp", bind_udp)
+    return errors
+
+
+@pytest.mark.parametrize("number", sorted(sockets.OUT_OF_RESOURCES))
+def test_a_want_of_descriptors_puts_the_answer_off(
+    scene: Scene, scarce: list[int], number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    scarce += [number] * 2
+    connection = scene.join()
+    assert connection.sent == []
+    assert "no port yet: as the test says" in caplog.text
+    for _ in range(2):
+        scene.pass_time(0.2)
+    assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
+    assert scene.counter("binds_put_off") == 2
+
+
+def test_a_want_of_descriptors_that_lasts_is_a_bind_failure_with_its_reason(
+    scene: Scene, scarce: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    scarce += [errno.EMFILE] * 1000
+    connection = scene.join()
+    for _ in range(6):
+        assert connection.sent == []
+        scene.pass_time(0.2)
+        if connection.sent:
+            break
+    assert answers(connection) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+    assert "bind failed: " in caplog.text
+    assert caplog.messages[-1].endswith(": as the test says")
+    assert not scene.run._ports.holds(HOST, scene.number, ForwardMode(True, UdpMode.NATIVE))
+
+
 def test_a_failed_authentication_may_stay_without_an_answer() -> None:
     with scene_of(authentication_failed_reply=False) as scene:
         connection = scene.join(password="wrong")
@@ -543,14 +591,14 @@ def test_who_comes_back_finds_the_same_port() -> None:
 
 def test_the_engine_is_told_what_the_configuration_says() -> None:
     with scene_of(
-        congestion_control="cubic", max_idle_time=20.0, send_window=2000, receive_window=3000, max_udp_payload=1300
+        congestion_control="cubic", max_idle_time=20.0, send_window=20000, receive_window=30000, max_udp_payload=1300
     ) as scene:
         listening = scene.engine.listening[0]
         assert listening["address"] == scene.run.address
         assert listening["reset_key"] == stateless_reset_key(PEM)
         transport = listening["transport"]
         assert (transport.congestion, transport.idle_timeout, transport.max_udp_payload) == (0, 20.0, 1300)
-        assert (transport.send_window, transport.receive_window, transport.max_streams_bidi) == (2000, 3000, 0)
+        assert (transport.send_window, transport.receive_window, transport.max_streams_bidi) == (20000, 30000, 0)
         assert scene.engine.credentials[0]["alpn"] == [b"asport"]
 
 
@@ -569,6 +617,24 @@ def test_an_address_that_is_taken_is_a_configuration_error() -> None:
         with pytest.raises(ConfigError, match="in use"):
             run.start()
         run.stop(TIMEOUT)
+
+
+def test_settings_that_the_engine_refuses_are_a_configuration_error() -> None:
+    engine = FakeEngine()
+    engine.listen_problem = EngineError(-3, "an argument is out of range")
+    config = ServerConfig.from_options(server=f"{HOST}:0", certificate=PEM, private_key=PEM, proxies=[])
+    run = ServerRun(dataclasses.replace(config, send_window=5), engine.as_real())
+    with pytest.raises(ConfigError, match=rf"can't listen on {HOST}:0: an argument is out of range; .*send_window=5,"):
+        run.start()
+    run.stop(TIMEOUT)
+
+
+def test_keys_without_effect_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "asport_sync"), scene_of(buffer_pool_size=5) as scene:
+        scene.join()
+    lines = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("buffer_pool_size has no effect: ")
 
 
 def test_credentials_that_do_not_fit_are_a_configuration_error() -> None:

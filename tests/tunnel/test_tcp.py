@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from asport_sync.engine import Connection, Stream, StreamEnd, StreamResult
+from asport_sync.errors import EngineError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
@@ -158,6 +159,76 @@ def test_a_stopped_pool_leaves_the_relay_to_the_engine(scene: Scene) -> None:
     theirs.close()
 
 
+@pytest.fixture
+def one_worker() -> Iterator[Scene]:
+    scene = Scene(most=1)
+    yield scene
+    scene.close()
+
+
+DESCRIPTORS = EngineError(-1024, "Too many open files")
+
+
+def tracebacks(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.exc_info]
+
+
+def test_what_no_worker_can_relay_is_relayed_by_the_engine(one_worker: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(1, 4):  # each gets the one place again
+        stream, (ours, theirs) = FakeStream(b""), socket.socketpair()
+        stream.relay_problem = DESCRIPTORS
+        one_worker.relays.hand_over(as_stream(stream), ours, "label")
+        wait_until(lambda: one_worker.workers.running == 0, TIMEOUT, "the worker is back")
+        assert stream.said == ["relay", "attach"]
+        assert one_worker.counter("relays_without_worker") == number
+        assert stream.attached is not None
+        for sock in (stream.attached, theirs):
+            sock.close()
+        one_worker.relays.ended(as_stream(stream), StreamResult(1, 2, StreamEnd.FINISHED))
+    assert one_worker.counter("streams_finished") == 3
+    assert not tracebacks(caplog)
+
+
+def test_a_relay_that_cannot_begin_ends_its_stream(one_worker: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """The other end would wait for ever."""
+    stream, (ours, theirs) = FakeStream(b""), socket.socketpair()
+    stream.relay_problem = stream.attach_problem = DESCRIPTORS
+    with theirs:
+        one_worker.relays.hand_over(as_stream(stream), ours, "label")
+        wait_until(lambda: one_worker.workers.running == 0, TIMEOUT, "the worker is back")
+        assert ours.fileno() == -1
+        assert theirs.recv(1) == b""
+        assert stream.said == ["relay", "attach", "reset"]
+    assert one_worker.counter("streams_dropped_no_relay") == 1
+    assert one_worker.relays._attached == {}
+    assert "label dropped: Too many open files" in caplog.text
+    assert not tracebacks(caplog)  # foreseen: no traceback for each
+
+
+def test_a_connection_that_cannot_be_relayed_does_not_pause_the_listener(
+    opened: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paused: list[object] = []
+    monkeypatch.setattr(opened.acceptor, "pause", lambda *arguments: paused.append(arguments))
+
+    def attach(stream: FakeStream, sock: socket.socket) -> None:
+        sock.close()
+        raise DESCRIPTORS
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opened.relays._slots, "take", lambda: False)
+        patch.setattr(FakeStream, "attach", attach)
+        with socket.create_connection(opened.address) as public:
+            public.settimeout(TIMEOUT)
+            assert public.recv(1) == b""
+        opened.expect_counter("streams_dropped_no_relay")
+    with socket.create_connection(opened.address):
+        wait_until(lambda: len(opened.connection.streams) == 2, TIMEOUT, "the next one is accepted")
+    assert opened.connection.streams[0].said == ["reset"]
+    assert paused == []
+    assert not tracebacks(caplog)
+
+
 # --- the public side --------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +290,23 @@ def test_no_error_ends_a_listener(opened: Scene, number: int, monkeypatch: pytes
     with socket.create_connection(opened.address):
         wait_until(lambda: opened.connection.streams, TIMEOUT, "the connection is accepted")
     assert opened.counter("accept_errors") == (0 if number == errno.ECONNABORTED else 3)
+
+
+def test_an_error_that_lasts_pauses_the_listener(opened: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readable all the time, it would otherwise keep its thread busy with nothing."""
+    monkeypatch.setattr(tcp, "_PAUSE_AFTER_ERROR", 0.01)
+    errors = [errno.EPERM] * 40
+    real_accept = socket.socket.accept
+
+    def accept(listener: socket.socket) -> Any:
+        if errors:
+            raise OSError(errors.pop(), "as the test says")
+        return real_accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    with socket.create_connection(opened.address):
+        wait_until(lambda: opened.connection.streams, TIMEOUT, "the connection is accepted")
+    assert opened.counter("accept_errors") == 2  # one for each 16 in a row
 
 
 def test_a_closed_listener_accepts_no_more(opened: Scene) -> None:

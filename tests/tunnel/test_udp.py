@@ -16,7 +16,6 @@ from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import Slots, WorkerPool
-from asport_sync.tunnel import udp
 from asport_sync.tunnel.sessions import AssociationTable
 from asport_sync.tunnel.udp import LocalFlows, LocalTarget, PublicUdp, expiry_period
 from asport_sync.wire import Address, Dissociate, decode, proxy_header
@@ -134,6 +133,35 @@ def test_a_full_table_refuses_and_does_not_spin(public: Public) -> None:
     assert public.pump.connection.reads == reads
 
 
+def test_in_a_full_table_idle_associations_make_room(public: Public) -> None:
+    public.public._associations = AssociationTable(most=2)
+    for number in (1, 2):
+        public.source().send(b"x")
+        public.flows(number)
+    connection = public.pump.connection
+    connection.idle = [1]
+    public.source().send(b"x")
+    assert sorted(public.flows(3)) == [1, 2, 3]
+    assert connection.idle_asked == [10.0]
+    assert [decode(data)[0] for data in connection.sent] == [Dissociate(1)]
+    assert connection.removed == [1]
+    assert public.pump.counter("udp_associations_evicted") == 1
+    # A crowd of sources does not cost a search each.
+    connection.idle = [2]
+    for refused in (1, 2):
+        public.source().send(b"x")
+        wait_until(
+            lambda refused=refused: public.pump.counter("udp_sources_refused_table_full") == refused,  # type: ignore[misc]
+            TIMEOUT,
+            "the source is refused",
+        )
+    assert connection.idle_asked == [10.0]
+    public.pump.pass_time(0.06)
+    public.source().send(b"x")
+    assert sorted(public.flows(4)) == [1, 2, 3, 4]
+    assert connection.removed == [1, 2]
+
+
 def test_an_id_that_the_engine_refuses_is_free_again(public: Public) -> None:
     public.pump.udp.refuses_flows = True
     public.source().send(b"1")
@@ -159,12 +187,23 @@ def test_an_idle_association_is_dissociated(pump: Pump) -> None:
     public.close()
 
 
-def test_more_idle_associations_than_one_call_tells(pump: Pump, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(udp, "_IDLE_PER_CALL", 2)
+def test_a_crowd_of_idle_associations_is_ended_a_few_at_a_time(pump: Pump) -> None:
     public = Public(pump, timeout=10.0)
-    pump.connection.idle = [1, 2, 3, 4, 5]
+    crowd = list(range(1, 601))
+    pump.connection.idle = list(crowd)
     pump.pass_time(1)
-    assert pump.connection.removed == [1, 2, 3, 4, 5]
+    for so_far in (256, 512, 600):
+        assert pump.connection.removed == crowd[:so_far]
+        assert len(pump.connection.sent) == so_far
+        pump.pass_time(0.04)
+        assert len(pump.connection.sent) == so_far
+        pump.pass_time(0.02)
+    assert pump.counter("udp_associations_expired") == 600
+    asked = len(pump.connection.idle_asked)
+    pump.pass_time(0.5)
+    assert len(pump.connection.idle_asked) == asked
+    pump.pass_time(0.5)
+    assert len(pump.connection.idle_asked) == asked + 1
     public.close()
 
 
@@ -221,6 +260,58 @@ def test_a_busy_socket_leaves_others_their_turn(public: Public) -> None:
     public.source().send(b"1")
     wait_until(lambda: len(reads) >= 10, TIMEOUT, "all is read")
     assert len(reads) == 10
+
+
+class Unopened:
+    """A public socket that the engine can't take into service yet."""
+
+    def __init__(self, pump: Pump, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failing = True
+        self.tries = 0
+        open_udp = pump.connection.open_udp
+
+        def fail_first(sock: socket.socket, *, public: bool) -> FakeUdpSocket:
+            self.tries += 1
+            if self.failing:
+                raise EngineError(-1024, "Too many open files")
+            return open_udp(sock, public=public)
+
+        monkeypatch.setattr(pump.connection, "open_udp", fail_first)
+        self.public = Public(pump)
+
+
+def test_a_socket_that_cannot_be_opened_is_tried_again(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unopened = Unopened(pump, monkeypatch)
+    pump.pass_time(1)
+    assert pump.counter("udp_open_errors") == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "is not forwarded yet: Too many open files" in caplog.text
+    unopened.failing = False
+    pump.pass_time(1)
+    unopened.public.source().send(b"1")
+    unopened.public.flows(1)
+    assert unopened.tries == 3
+    unopened.public.close()
+
+
+def test_a_socket_that_can_never_be_opened_is_given_up(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unopened = Unopened(pump, monkeypatch)
+    for _ in range(100):
+        pump.pass_time(1)
+    assert unopened.tries == 60
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+    unopened.public.close()
+
+
+def test_a_socket_that_was_closed_is_not_opened_any_more(pump: Pump, monkeypatch: pytest.MonkeyPatch) -> None:
+    unopened = Unopened(pump, monkeypatch)
+    unopened.public.close()
+    pump.pass_time(5)
+    assert unopened.tries == 1
 
 
 def test_a_closed_public_socket_is_left_alone(public: Public) -> None:
@@ -473,3 +564,22 @@ def test_the_next_address_is_taken_where_one_cannot_be_used(pump: Pump, named: L
     named.want(1)
     settled(pump)
     assert pump.udp.sock.getpeername() == named.address
+
+
+def test_without_a_thread_for_the_look_up_the_association_is_refused(
+    pump: Pump, named: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pump.workers, "submit", submit)
+        named.open()
+        named.want(1)
+    assert pump.connection.removed == [1, 1]
+    assert pump.counter("udp_flows_refused_local_service") == 1
+    named.want(1)
+    settled(pump)
+    assert pump.udp.flows == {1: (PEER, b"")}
+    pump.do(named.flows.end, 1)
+    assert [named.budget.take() for _ in range(11)] == [True] * 10 + [False]

@@ -1,0 +1,86 @@
+"""Programs that may have few descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from asport_sync import Client, Server
+from tests.e2e.tunnels import (
+    READY_TIMEOUT,
+    both_echoes,
+    client_options,
+    command,
+    counter,
+    public_port,
+    send_from_many,
+    server_address,
+    server_options,
+    write_config,
+)
+from tests.support.certificates import Certificate
+from tests.support.process import Process
+from tests.support.services import Address, TcpEcho
+from tests.support.waiting import wait_until
+
+TIMEOUT = 20.0
+
+
+def limited(argv: list[str], descriptors: int, name: str, limits: str = "") -> Process:
+    """A program that may have so many descriptors. ``limits``: "-S" for the soft limit alone."""
+    return Process(["/bin/sh", "-c", f'ulimit {limits} -n {descriptors} && exec "$@"', "sh", *argv], name=name)
+
+
+def answers(public: Address) -> bool:
+    """Whether an echo comes back over a new connection."""
+    try:
+        with socket.create_connection(public, timeout=2) as connection:
+            connection.sendall(b"x")
+            return connection.recv(1) == b"x"
+    except OSError:
+        return False
+
+
+def test_a_server_without_descriptors_recovers_and_leaves_no_stream(certificate: Certificate, tmp_path: Path) -> None:
+    path = write_config(tmp_path, "server", server_options(certificate))
+    with TcpEcho() as service, limited(command("server", "run", "-c", str(path), "-v"), 60, "server") as server:
+        options = client_options(certificate, server_address(server), service.address)
+        with Client(**options) as client, contextlib.ExitStack() as crowd:
+            public = client.wait_ready(READY_TIMEOUT)
+            for _ in range(100):
+                connection = crowd.enter_context(socket.create_connection(public, timeout=TIMEOUT))
+                connection.sendall(b"x")
+            server.wait_for("Too many open files", TIMEOUT)
+            crowd.close()
+            wait_until(lambda: answers(public), TIMEOUT, "the listener serves again")
+
+            def streams() -> int:
+                connections: Any = client.stats()["connections"]
+                return sum(connection["streams"] for connection in connections)
+
+            wait_until(lambda: streams() == 0, TIMEOUT, "no stream is left", detail=lambda: f"{streams()} are")
+
+
+def test_udp_sources_leave_descriptors_for_tcp(certificate: Certificate, tmp_path: Path) -> None:
+    with both_echoes() as (service, _), Server(**server_options(certificate)) as server:
+        path = write_config(tmp_path, "client", client_options(certificate, server.address, service.address))
+        with limited(command("client", "run", "-c", str(path), "-v"), 256, "client") as client:
+            public = ("127.0.0.1", public_port(client))
+            sent = send_from_many(public, 400)
+            wait_until(lambda: counter(server, "udp_associations") == sent, TIMEOUT, "every source has come")
+            client.wait_for("association .* refused", TIMEOUT)
+            assert answers(public), client.description()
+
+
+def test_a_command_takes_the_descriptors_it_may_have(certificate: Certificate, tmp_path: Path) -> None:
+    path = write_config(tmp_path, "server", server_options(certificate))
+    with limited(command("server", "run", "-c", str(path), "-v"), 60, "server", "-S") as server:
+        server_address(server)
+        limits = Path(f"/proc/{server.pid}/limits").read_text()
+    found = re.search(r"^Max open files +(\d+) +(\w+)", limits, re.MULTILINE)
+    assert found is not None
+    hard = 1 << 20 if found[2] == "unlimited" else min(int(found[2]), 1 << 20)
+    assert int(found[1]) == hard > 60

@@ -1,0 +1,201 @@
+/* The table of UDP associations, and what happens to datagrams of sources that have none yet. */
+#include "flow_side.h"
+
+#define WATCHDOG_SECONDS 60
+
+/* ---- the table ------------------------------------------------------------------------------------------------- */
+
+static aq_address source(uint16_t number)
+{
+    return (aq_address){.family = 4, .ip = {192, 0, 2, (uint8_t)(number >> 8)}, .port = (uint16_t)(1000 + number)};
+}
+
+static void test_table(void)
+{
+    static const uint16_t IDS[] = {0, 1, 255, 256, 65535};
+    const aq_address bad = {.family = 5, .port = 1}, again = source(3), other = source(99);
+    uint8_t prefix[AQ_FLOW_PREFIX_MAX + 1] = "prefix";
+    aq_address here;
+    aq_flows *flows = new_flows();
+    aq_udp *udp = open_udp(flows, open_socket(AF_INET, &here), 1);
+    size_t i;
+
+    for (i = 0; i < AQ_ARRAY_LENGTH(IDS); i++) {
+        const aq_address peer = source((uint16_t)i);
+        const aq_flow *flow;
+
+        CHECK(aq_flows_find(flows, IDS[i]) == NULL);
+        CHECK_INT(aq_flow_new(udp, IDS[i], &peer, prefix, i), AQ_OK);
+        flow = aq_flows_find(flows, IDS[i]);
+        CHECK(flow != NULL && flow->socket == udp && aq_address_equal(&flow->peer, &peer));
+        CHECK_INT(flow->association, IDS[i]);
+        CHECK_INT(flow->to.in.sin_port, htons(peer.port));
+        CHECK_INT(flow->prefix_length, i);
+        CHECK_BYTES(flow->prefix, prefix, i);
+        CHECK_INT(flows->count, i + 1);
+    }
+    CHECK_INT(aq_flow_new(udp, 256, &other, NULL, 0), AQ_ERR_LIMIT); /* the id is taken */
+    CHECK_INT(aq_flow_new(udp, 257, &again, NULL, 0), AQ_ERR_LIMIT); /* the source is taken */
+    CHECK(aq_flows_find(flows, 257) == NULL);
+    CHECK_INT(aq_flow_new(udp, 7, &bad, NULL, 0), AQ_ERR_INVALID);
+    CHECK_INT(aq_flow_new(udp, 7, &other, prefix, AQ_FLOW_PREFIX_MAX + 1), AQ_ERR_INVALID);
+    CHECK_INT(flows->count, 5);
+    CHECK_INT(aq_flow_new(udp, 7, &other, prefix, AQ_FLOW_PREFIX_MAX), AQ_OK); /* none of them took id or source */
+    CHECK_BYTES(aq_flows_find(flows, 7)->prefix, prefix, AQ_FLOW_PREFIX_MAX);
+
+    CHECK_INT(aq_flow_forget(flows, 8), AQ_ERR_GONE);
+    CHECK_INT(aq_flow_forget(flows, 256), AQ_OK);
+    CHECK_INT(aq_flow_forget(flows, 256), AQ_ERR_GONE);
+    CHECK_INT(aq_flow_new(udp, 256, &again, NULL, 0), AQ_OK); /* id and source are free again */
+    CHECK_INT(flows->count, 6);
+    close_udp(udp);
+    end_flows(flows);
+}
+
+static void test_idle_and_detach(void)
+{
+    aq_address here;
+    aq_flows *flows = new_flows();
+    aq_udp *udps[2] = {open_udp(flows, open_socket(AF_INET, &here), 1),
+                       open_udp(flows, open_socket(AF_INET6, &here), 1)};
+    uint16_t out[40], i;
+    uint32_t count = 0;
+    aq_flow *flow, *before = NULL;
+
+    /* Sources are told apart per socket; the ids are the connection's. */
+    for (i = 0; i < 40; i++) {
+        const aq_address peer = source(i / 2);
+
+        CHECK_INT(aq_flow_new(udps[i % 2], (uint16_t)(1000 - i), &peer, NULL, 0), AQ_OK);
+        CHECK(atomic_load(&aq_flows_find(flows, (uint16_t)(1000 - i))->active) <= aq_now());
+        atomic_store(&aq_flows_find(flows, (uint16_t)(1000 - i))->active, 100U + i);
+    }
+    CHECK_INT(aq_flows_list_idle(flows, 100, out, 40), 0);
+    CHECK_INT(aq_flows_list_idle(flows, 105, out, 40), 5); /* older than that, not as old */
+    for (i = 0; i < 5; i++)
+        CHECK_INT(out[i], 1000 - i);
+    CHECK_INT(aq_flows_list_idle(flows, UINT64_MAX, out, 3), 3);
+    CHECK_INT(aq_flows_list_idle(flows, UINT64_MAX, out, 0), 0);
+    CHECK_INT(aq_flows_list_idle(flows, UINT64_MAX, out, 40), 40);
+    CHECK_INT(aq_flow_forget(flows, 1000), AQ_OK); /* the oldest, one in the middle, the newest */
+    CHECK_INT(aq_flow_forget(flows, 981), AQ_OK);
+    CHECK_INT(aq_flow_forget(flows, 961), AQ_OK);
+
+    aq_udp_detach(udps[0]);
+    CHECK_INT(flows->count, 18);
+    for (flow = flows->oldest; flow != NULL; before = flow, flow = flow->newer, count++) {
+        CHECK(flow->socket == udps[1] && flow->older == before);
+        CHECK(aq_flows_find(flows, flow->association) == flow);
+    }
+    CHECK(flows->newest == before);
+    CHECK_INT(count, 18);
+    for (i = 0; i < 40; i += 2)
+        CHECK(aq_flows_find(flows, (uint16_t)(1000 - i)) == NULL);
+    aq_udp_detach(udps[0]); /* harmless */
+    CHECK_INT(aq_flows_list_idle(flows, UINT64_MAX, out, 40), 18);
+    close_udp(udps[1]);
+    close_udp(udps[0]);
+    end_flows(flows);
+}
+
+static void test_dead(void)
+{
+    const aq_address peer = source(1), late = source(2);
+    int64_t error = 0;
+    aq_address here;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), other = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &here);
+    aq_udp *udp = open_udp(flows, fd, 1);
+
+    CHECK_INT(aq_flow_new(udp, 1, &peer, NULL, 0), AQ_OK);
+    aq_flows_kill(flows);
+    CHECK_INT(aq_flow_new(udp, 2, &late, NULL, 0), AQ_ERR_GONE);
+    CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_ERR_GONE);
+    CHECK(aq_udp_new(flows, other, 1, &error) == NULL);
+    CHECK_INT(error, AQ_ERR_GONE);
+    CHECK_INT(aq_flow_forget(flows, 1), AQ_OK); /* tidying up is still possible */
+    close_udp(udp);
+    CHECK_INT(close(other), 0);
+    CHECK_INT(close(sender), 0);
+    end_flows(flows);
+
+    flows = new_flows();
+    CHECK(aq_udp_new(flows, other, 1, &error) == NULL); /* closed above */
+    CHECK_INT(error, AQ_ERR_SYSTEM - EBADF);
+    end_flows(flows);
+}
+
+/* ---- datagrams ------------------------------------------------------------------------------------------------- */
+
+static void test_misses(int family)
+{
+    const char *text[] = {"a0", "b0", "a1", "", "b1", "a2"}; /* the empty one is a's */
+    aq_address here, a, b, c;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(family, &here), from_a = open_socket(family, &a), from_b = open_socket(family, &b);
+    int from_c = open_socket(family, &c);
+    aq_udp *udp = open_udp(flows, fd, 1);
+    size_t i;
+
+    read_batch(udp, 0, 0); /* nothing there yet */
+    for (i = 0; i < AQ_ARRAY_LENGTH(text); i++)
+        send_to(text[i][0] == 'b' ? from_b : from_a, fd, &here, text[i], strlen(text[i]));
+    read_batch(udp, 6, 2);
+    CHECK(aq_address_equal(&batch.missed[0], &a) && aq_address_equal(&batch.missed[1], &b));
+    CHECK(!told(flows));    /* nothing for the engine before somebody decides */
+    aq_udp_replay(udp, 11); /* no such association: nothing moves */
+    CHECK_INT(aq_flow_new(udp, 11, &a, NULL, 0), AQ_OK);
+    aq_udp_replay(udp, 11);
+    CHECK(told(flows));
+    next_packet(flows, 11, 0, &a, "a0", 2);
+    next_packet(flows, 11, 1, &a, "a1", 2);
+    next_packet(flows, 11, 2, &a, "", 0);
+    next_packet(flows, 11, 3, &a, "a2", 2);
+    nothing_left(flows);
+    aq_udp_replay(udp, 11); /* once only */
+    nothing_left(flows);
+
+    /* b was not answered: its two are dropped by the next read, and b is reported anew. a goes straight on. */
+    send_to(from_b, fd, &here, "b2", 2);
+    send_to(from_a, fd, &here, "a3", 2);
+    send_to(from_c, fd, &here, "c0", 2);
+    send_to(from_b, fd, &here, "b3", 2);
+    read_batch(udp, 4, 2);
+    CHECK(aq_address_equal(&batch.missed[0], &b) && aq_address_equal(&batch.missed[1], &c));
+    CHECK_INT(counted(AQ_C_udp_drop_no_association), 2);
+    CHECK(told(flows));
+    next_packet(flows, 11, 4, &a, "a3", 2);
+    nothing_left(flows);
+    CHECK_INT(aq_flow_new(udp, 12, &c, NULL, 0), AQ_OK); /* the one in the middle */
+    aq_udp_replay(udp, 12);
+    CHECK_INT(aq_flow_new(udp, 13, &b, NULL, 0), AQ_OK);
+    aq_udp_replay(udp, 13);
+    CHECK(told(flows)); /* twice is once */
+    next_packet(flows, 12, 0, &c, "c0", 2);
+    next_packet(flows, 13, 0, &b, "b2", 2);
+    next_packet(flows, 13, 1, &b, "b3", 2);
+    nothing_left(flows);
+
+    /* a forgotten source is unknown again, and what waits when the socket goes is counted */
+    CHECK_INT(aq_flow_forget(flows, 11), AQ_OK);
+    send_to(from_a, fd, &here, "a4", 2);
+    read_batch(udp, 1, 1);
+    CHECK(aq_address_equal(&batch.missed[0], &a));
+    close_udp(udp);
+    CHECK_INT(counted(AQ_C_udp_drop_no_association), 1);
+    CHECK_INT(close(from_a) | close(from_b) | close(from_c), 0);
+    end_flows(flows);
+}
+
+int main(void)
+{
+    check_watchdog(WATCHDOG_SECONDS);
+    sides_init();
+    test_table();
+    test_idle_and_detach();
+    test_dead();
+    test_misses(AF_INET);
+    test_misses(AF_INET6);
+    sides_destroy();
+    return check_done();
+}

@@ -1,0 +1,289 @@
+/* Datagrams of known associations on their way into the connection: order, sizes, bounds, errors, and two threads. */
+#include "flow_side.h"
+
+#define WATCHDOG_SECONDS 60
+#define LARGEST 65507U /* payload of the largest UDP packet over IPv4 */
+#define PACKETS 20000U /* through the two threads */
+
+static uint8_t payload[LARGEST + 256];
+
+static void test_sizes(void)
+{
+    static const size_t SIZES[] = {0, 1, 0, 2, 1200, 1472, 1473, 9000, LARGEST, 0, 5};
+    aq_address here, peer;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer);
+    aq_udp *udp = open_udp(flows, fd, 1);
+    aq_flow *flow;
+    size_t i;
+
+    CHECK_INT(aq_flow_new(udp, 258, &peer, NULL, 0), AQ_OK);
+    flow = aq_flows_find(flows, 258);
+    atomic_store(&flow->active, 1);
+    flow->next_packet = UINT16_MAX - 3; /* the packet id wraps on the way */
+    for (i = 0; i < AQ_ARRAY_LENGTH(SIZES); i++)
+        send_to(sender, fd, &here, payload + i, SIZES[i]);
+    read_batch(udp, AQ_ARRAY_LENGTH(SIZES), 0);
+    CHECK(!batch.more);
+    CHECK(told(flows));
+    for (i = 0; i < AQ_ARRAY_LENGTH(SIZES); i++)
+        next_packet(flows, 258, (uint16_t)(UINT16_MAX - 3 + i), &peer, payload + i, SIZES[i]);
+    nothing_left(flows);
+    CHECK(atomic_load(&flow->active) > 1);
+
+    /* more than a batch: the reader is told to come again */
+    for (i = 0; i < AQ_UDP_MESSAGES + 3; i++)
+        send_to(sender, fd, &here, payload + i, 3);
+    read_batch(udp, AQ_UDP_MESSAGES, 0);
+    CHECK(batch.more);
+    read_batch(udp, 3, 0);
+    CHECK(!batch.more);
+    CHECK(told(flows));
+    for (i = 0; i < AQ_UDP_MESSAGES + 3; i++)
+        next_packet(flows, 258, (uint16_t)(UINT16_MAX - 3 + AQ_ARRAY_LENGTH(SIZES) + i), &peer, payload + i, 3);
+    nothing_left(flows);
+    close_udp(udp);
+    CHECK_INT(close(sender), 0);
+    end_flows(flows);
+}
+
+/* A train that the kernel hands over as one message is the datagrams that it was made of, for a source that waits and
+ * for a known one. */
+static void test_train(void)
+{
+    enum { SEGMENT = 1000, COUNT = 5, LAST = 17, LENGTH = (COUNT - 1) * SEGMENT + LAST };
+    aq_address here, peer;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer), gso = 1, round;
+    aq_udp *udp = open_udp(flows, fd, 1);
+    aq_sockaddr to;
+    uint16_t i;
+
+    aq_sockaddr_from(&to, &here, 0);
+    for (round = 0; round < 2; round++) {
+        struct pollfd item = {.fd = fd, .events = POLLIN};
+        size_t sent = 0;
+
+        CHECK_INT(aq_udp_send(sender, &to, NULL, 0, payload, LENGTH, SEGMENT, &gso, &sent), 0);
+        CHECK_INT(sent, LENGTH);
+        CHECK_INT(poll(&item, 1, -1), 1);
+        read_batch(udp, COUNT, round == 0);
+        if (round == 0) {
+            CHECK_INT(aq_flow_new(udp, 9, &peer, NULL, 0), AQ_OK);
+            aq_udp_replay(udp, 9);
+        }
+        CHECK(told(flows));
+        for (i = 0; i < COUNT; i++)
+            next_packet(flows, 9, (uint16_t)(round * COUNT + i), &peer, payload + i * SEGMENT,
+                        i == COUNT - 1 ? LAST : SEGMENT);
+        nothing_left(flows);
+    }
+    close_udp(udp);
+    CHECK_INT(close(sender), 0);
+    end_flows(flows);
+}
+
+/* A client's socket is connected to the service and belongs to one association, whose address is another. */
+static void test_local_socket(void)
+{
+    const aq_address outside = {.family = 6, .ip = {0x20, 1, 0xd, 0xb8, [15] = 1}, .port = 443};
+    aq_address here, service, closed;
+    aq_sockaddr name;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), at = open_socket(AF_INET, &service), gone = open_socket(AF_INET, &closed);
+    aq_udp *udp;
+
+    aq_sockaddr_from(&name, &service, 0);
+    CHECK_INT(connect(fd, &name.sa, aq_sockaddr_length(&name)), 0);
+    udp = open_udp(flows, fd, 0);
+    send_to(at, fd, &here, "early", 5);
+    read_batch(udp, 1, 1);
+    CHECK(aq_address_equal(&batch.missed[0], &service));
+    CHECK_INT(aq_flow_new(udp, 5, &outside, NULL, 0), AQ_OK);
+    CHECK_INT(aq_flows_find(flows, 5)->to.sa.sa_family, AF_UNSPEC);
+    CHECK_INT(aq_flow_new(udp, 6, &here, NULL, 0), AQ_ERR_LIMIT); /* one only */
+    aq_udp_replay(udp, 5);
+    send_to(at, fd, &here, "next", 4);
+    read_batch(udp, 1, 0);
+    CHECK(told(flows));
+    next_packet(flows, 5, 0, &outside, "early", 5);
+    next_packet(flows, 5, 1, &outside, "next", 4);
+    nothing_left(flows);
+    CHECK_INT(aq_flow_forget(flows, 5), AQ_OK);
+    CHECK_INT(aq_flow_new(udp, 6, &outside, NULL, 0), AQ_OK);
+    close_udp(udp);
+
+    /* A service that is not there: counted, and the socket goes on. */
+    CHECK_INT(close(gone), 0);
+    fd = open_socket(AF_INET, &here);
+    aq_sockaddr_from(&name, &closed, 0);
+    CHECK_INT(connect(fd, &name.sa, aq_sockaddr_length(&name)), 0);
+    udp = open_udp(flows, fd, 0);
+    CHECK_INT(send(fd, "x", 1, 0), 1);
+    {
+        struct pollfd item = {.fd = fd, .events = POLLIN};
+
+        CHECK_INT(poll(&item, 1, -1), 1);
+        CHECK((item.revents & POLLERR) != 0);
+    }
+    CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_OK);
+    CHECK_INT(batch.received, 0);
+    CHECK_INT(batch.more, 1);
+    CHECK_INT(counted(AQ_C_udp_receive_errors), 1);
+    read_batch(udp, 0, 0);
+    close_udp(udp);
+    CHECK_INT(close(at), 0);
+    end_flows(flows);
+}
+
+/* The engine does not come: the newest are dropped, counted, and still have their packet ids. */
+static void test_ring_full(void)
+{
+    enum { SIZE = 60000, BATCH = 5, BATCHES = 3 };
+    aq_address here, peer;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer), i;
+    aq_udp *udp = open_udp(flows, fd, 1);
+    uint64_t fits;
+
+    CHECK_INT(aq_flow_new(udp, 1, &peer, NULL, 0), AQ_OK);
+    for (i = 0; i < BATCH * BATCHES; i++) {
+        send_to(sender, fd, &here, payload + i, SIZE);
+        if (i % BATCH == BATCH - 1)
+            read_batch(udp, BATCH, 0);
+    }
+    fits = flows->queue.capacity / SIZE; /* the headers don't add up to one more */
+    CHECK(fits < BATCH * BATCHES);
+    CHECK_INT(counted(AQ_C_packet_drop_ring_full), BATCH * BATCHES - fits);
+    CHECK(told(flows));
+    for (i = 0; i < (int)fits; i++)
+        next_packet(flows, 1, (uint16_t)i, &peer, payload + i, SIZE);
+    nothing_left(flows);
+    send_to(sender, fd, &here, payload, 10);
+    read_batch(udp, 1, 0);
+    CHECK(told(flows));
+    next_packet(flows, 1, BATCH * BATCHES, &peer, payload, 10);
+    close_udp(udp);
+    CHECK_INT(close(sender), 0);
+    end_flows(flows);
+}
+
+/* More than half a MiB of one batch does not wait for an answer. */
+static void test_waiting_full(void)
+{
+    enum { SIZE = 60000, SENT = 11, WAITING = 512 * 1024 / SIZE };
+    aq_address here, peer;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer), size = 0, i;
+    socklen_t length = sizeof(size);
+    aq_udp *udp = open_udp(flows, fd, 1);
+
+    CHECK_INT(getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, &length), 0);
+    if (size < 2 * SIZE * SENT) {
+        printf("waiting_full: skipped, a receive buffer of %d bytes (net.core.rmem_max) takes too little\n", size);
+    } else {
+        for (i = 0; i < SENT; i++)
+            send_to(sender, fd, &here, payload + i, SIZE);
+        read_batch(udp, SENT, 1);
+        CHECK_INT(counted(AQ_C_packet_drop_waiting_full), SENT - WAITING);
+        CHECK_INT(aq_flow_new(udp, 1, &peer, NULL, 0), AQ_OK);
+        aq_udp_replay(udp, 1);
+        CHECK(told(flows));
+        for (i = 0; i < WAITING; i++)
+            next_packet(flows, 1, (uint16_t)i, &peer, payload + i, SIZE);
+        nothing_left(flows);
+    }
+    close_udp(udp);
+    CHECK_INT(close(sender), 0);
+    end_flows(flows);
+}
+
+/* ---- two threads ------------------------------------------------------------------------------------------------- */
+
+static struct {
+    aq_flows *flows;
+    aq_address here, peer;
+    int fd;
+} shared;
+
+/* The engine: sleeps until it is told, takes what is there, and looks up associations meanwhile. */
+static void *run_engine(void *unused)
+{
+    uint32_t taken = 0;
+
+    while (taken < PACKETS) {
+        aq_dgram_record *record;
+
+        if (told(shared.flows)) {
+            pthread_mutex_lock(&shared.flows->mutex);
+            CHECK(aq_flows_find(shared.flows, 77) != NULL);
+            pthread_mutex_unlock(&shared.flows->mutex);
+            while ((record = aq_dgram_front(&shared.flows->queue)) != NULL) {
+                next_packet(shared.flows, 77, (uint16_t)taken, &shared.peer, payload + taken % 200, taken % 1400);
+                taken++;
+            }
+        }
+        aq_wake_prepare(&wake);
+        if (!atomic_load(&ready.filled) && taken < PACKETS) {
+            struct pollfd item = {.fd = wake.fd, .events = POLLIN};
+
+            while (poll(&item, 1, -1) < 0)
+                CHECK_INT(errno, EINTR);
+        }
+        aq_wake_cancel(&wake);
+    }
+    return unused;
+}
+
+static void test_two_threads(void)
+{
+    pthread_t engine;
+    int sender = open_socket(AF_INET, &shared.peer);
+    uint32_t sent = 0, received = 0;
+    uint16_t extra = 0, idle[2];
+    aq_udp *udp;
+
+    shared.flows = aq_flows_new(CONNECTION, &ready, &counters, 64ULL * 1024 * 1024); /* room for all of them */
+    CHECK(shared.flows != NULL);
+    shared.fd = open_socket(AF_INET, &shared.here);
+    udp = open_udp(shared.flows, shared.fd, 1);
+    CHECK_INT(aq_flow_new(udp, 77, &shared.peer, NULL, 0), AQ_OK);
+    CHECK_INT(pthread_create(&engine, NULL, run_engine, NULL), 0);
+    while (received < PACKETS) {
+        const aq_address other = {.family = 4, .port = ++extra};
+
+        for (; sent < PACKETS && sent < received + 10; sent++)
+            send_to(sender, shared.fd, &shared.here, payload + sent % 200, sent % 1400);
+        CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_OK);
+        received += batch.received;
+        /* the table changes around the one that carries */
+        CHECK_INT(aq_flow_new(udp, 78, &other, NULL, 0), AQ_OK);
+        CHECK(aq_flows_list_idle(shared.flows, UINT64_MAX, idle, 2) == 2);
+        CHECK_INT(aq_flow_forget(shared.flows, 78), AQ_OK);
+    }
+    CHECK_INT(pthread_join(engine, NULL), 0);
+    CHECK_INT(counted(AQ_C_udp_received), PACKETS);
+    told(shared.flows); /* a signal whose packets were found by the look before */
+    close_udp(udp);
+    CHECK_INT(close(sender), 0);
+    end_flows(shared.flows);
+}
+
+int main(void)
+{
+    uint64_t state = 4;
+    size_t i;
+
+    check_watchdog(WATCHDOG_SECONDS);
+    for (i = 0; i < sizeof(payload); i++)
+        payload[i] = (uint8_t)check_random(&state);
+    sides_init();
+    test_sizes();
+    test_train();
+    test_local_socket();
+    test_ring_full();
+    test_waiting_full();
+    test_two_threads();
+    sides_destroy();
+    return check_done();
+}

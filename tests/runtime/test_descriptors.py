@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from asport_sync.runtime import descriptors
+
+INFINITY = resource.RLIM_INFINITY
+
+
+@pytest.fixture
+def limits() -> Iterator[tuple[int, int]]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield before
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_soft_limit_counts_and_is_raised_to_the_hard_one(limits: tuple[int, int]) -> None:
+    hard = limits[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
+    assert descriptors.limit() == 500
+    raised = descriptors.raise_limit()
+    assert raised == (descriptors.MOST if hard == INFINITY else min(hard, descriptors.MOST))
+    assert descriptors.limit() == raised
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1024, 1 << 30), (descriptors.MOST, 1 << 30)),
+        ((1024, INFINITY), (descriptors.MOST, INFINITY)),
+        ((1 << 25, 1 << 30), None),
+        ((1024, 1024), None),
+        ((INFINITY, INFINITY), None),
+    ],
+)
+def test_the_limit_is_never_lowered_nor_raised_without_bounds(
+    before: tuple[int, int], after: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limits: asked.append(limits))
+    descriptors.raise_limit()
+    assert asked == ([after] if after is not None else [])
+
+
+def test_a_limit_that_cannot_be_raised_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(what: int, limits: tuple[int, int]) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (100, 200))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert descriptors.raise_limit() == 100
+
+
+def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (INFINITY, INFINITY))
+    assert descriptors.limit() is None
