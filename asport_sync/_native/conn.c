@@ -11,7 +11,7 @@
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
 /* After the last command is acknowledged, before the close: acknowledged is what the peer's QUIC layer has, not what
  * its program has read, and some layers drop unread bytes when they see a close. */
-#define LINGER_GRACE (150 * AQ_NSEC_PER_MSEC)
+#define LINGER_GRACE (300 * AQ_NSEC_PER_MSEC)
 
 /* ---- events -------------------------------------------------------------------------------------------------- */
 

@@ -52,7 +52,9 @@ from asport_sync.wire import (
 
 _log = logger("server")
 
-_REFUSAL_LINGER = 0.5  # seconds a refused client gets to acknowledge the reason before the connection is closed
+# Seconds a refused client gets, at most, to acknowledge the reason before the connection is closed. A client that runs
+# closes much earlier; one that is stopped for a moment on a busy machine still gets the reason before the close.
+_REFUSAL_LINGER = 3.0
 _BINDS_PER_SLICE = 64  # about 2 ms of system calls; then other events have their turn
 _PROBE_SHORTEST = 0.2  # seconds
 _PROBE_LONGEST = 1.0  # seconds; well below the 3 s that a client waits for its ServerHello

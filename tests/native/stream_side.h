@@ -94,6 +94,7 @@ static inline void end_stream(aq_stream *stream)
     told();
     CHECK_INT(atomic_exchange(&destroyed, 0), 1);
     atomic_store(&credit->owed, 0);
+    credit_told = 0;
 }
 
 static inline void surroundings_destroy(void)

@@ -12,8 +12,8 @@ static uint8_t bytes[WINDOW];
 /* What is left of a pair whose owner was told that it is over; the TCP peer must see a reset. */
 static void check_cut(aq_stream *stream, int ends[2], enum aq_stream_end end, int64_t reset)
 {
-    uint8_t buffer[WINDOW];
-    ssize_t got;
+    struct pollfd item = {.fd = ends[1]};
+    uint8_t byte;
 
     CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), 0); /* for good */
     CHECK_INT(stream->result.end, end);
@@ -21,10 +21,13 @@ static void check_cut(aq_stream *stream, int ends[2], enum aq_stream_end end, in
     CHECK_INT(atomic_load(&stream->reset), reset);
     CHECK_INT(told(), 1);
     CHECK_INT(close(ends[0]), 0);
-    do {
-        got = read(ends[1], buffer, sizeof(buffer));
-    } while (got > 0);
-    CHECK(got < 0 && errno == ECONNRESET);
+    CHECK_INT(poll(&item, 1, -1), 1); /* an error is told unasked */
+    if (stream->rx_done) {            /* the peer has read the end already; what it writes is refused */
+        CHECK_INT(read(ends[1], &byte, 1), 0);
+        CHECK(send(ends[1], "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
+    } else {
+        CHECK(read(ends[1], &byte, 1) < 0 && errno == ECONNRESET);
+    }
     CHECK_INT(close(ends[1]), 0);
     end_stream(stream);
 }
@@ -78,6 +81,7 @@ static void test_dead(void)
 {
     aq_stream *stream;
     int ends[2], i, small = 4096;
+    unsigned need;
 
     for (i = 0; i < 3; i++) {
         stream = begin(ends, i == 1, i == 2);
@@ -123,7 +127,8 @@ static void test_dead(void)
         peer_gets(ends[1], bytes + i, (size_t)stream->result.received - (size_t)i);
         i = (int)stream->result.received;
         wait_for(stream, ends[0], POLLOUT);
-        CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), stream->aborted ? 0 : AQ_NEED_WRITE);
+        need = aq_stream_pump(stream, ends[0], BUDGET);
+        CHECK_INT(need, stream->aborted ? 0 : AQ_NEED_WRITE);
     }
     CHECK_INT(stream->result.end, AQ_END_CONNECTION);
     CHECK_INT(stream->result.received, WINDOW);
@@ -148,7 +153,7 @@ static void test_socket_errors(void)
         CHECK_INT(stream->aborted, tx_over); /* else reading tells */
         CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), 0);
         CHECK_INT(stream->result.end, AQ_END_SOCKET_ERROR);
-        CHECK_INT(stream->result.error, ECONNRESET);
+        CHECK_INT(stream->result.error, tx_over ? EPIPE : ECONNRESET); /* as the kernel names it behind a FIN */
         CHECK_INT(atomic_load(&stream->reset), AQ_STREAM_ABORTED + 1);
         CHECK_INT(told(), 1);
         CHECK_INT(close(ends[0]), 0);

@@ -275,13 +275,13 @@ def test_a_refused_client_is_told_why(
         connection = scene.join(**hello)
         assert answers(connection) == [ServerHello(code)]
         # Not at once: the reason must arrive first.
-        assert connection.closed == (0, 0.5)
+        assert connection.closed == (0, 3.0)
         assert connection.admitted == []
         assert scene.counter(f"refused_{code.name.lower()}") == 1
         # What it says now counts no more, and doesn't cut the reason short.
         scene.hello(connection)
         scene.run.handle(fake.violation(connection, "nonsense"))
-        assert connection.closed == (0, 0.5)
+        assert connection.closed == (0, 3.0)
         assert len(connection.sent) == 1
         scene.run.handle(fake.closed(connection))
     assert words in caplog.text
