@@ -79,10 +79,12 @@ static void unlink_stream(aq_conn *conn, aq_stream *stream)
         conn->headers_pending--;
     stream->conn = NULL;
     stream->quic_id = -1;
+    aq_slab_get(stream->table, stream->id); /* from aq_stream_close() on its owner may end it at any moment */
     conn->host->touch_stream(conn->host->engine, stream);
     if (stream->peer_opened && !stream->reported)
         aq_stream_disown(stream); /* Python never heard of it */
     aq_stream_close(stream);
+    aq_slab_put(stream->table, stream->id);
 }
 
 void aq_conn_cut_streams(aq_conn *conn, int dead)

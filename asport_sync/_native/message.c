@@ -61,15 +61,14 @@ int aq_incoming_feed(aq_incoming *incoming, const uint8_t *data, size_t length, 
         if (step > length - *used)
             step = length - *used;
         memcpy(incoming->data + have, data + *used, step);
-        if (incoming->need == 0) {
-            known = whole_length(incoming->data, have + step, &whole, problem);
-            if (known < 0)
-                return -1;
-            if (known > 0) {
-                incoming->need = whole;
-                if (have + step > whole)
-                    step = whole - have; /* the rest lies behind the command */
-            }
+        /* Also once the length is known: fields behind what tells it may still be wrong. */
+        known = whole_length(incoming->data, have + step, &whole, problem);
+        if (known < 0)
+            return -1;
+        if (known > 0 && incoming->need == 0) {
+            incoming->need = whole;
+            if (have + step > whole)
+                step = whole - have; /* the rest lies behind the command */
         }
         incoming->have = have + step;
         *used += step;

@@ -127,8 +127,8 @@ void aq_stream_notify(aq_stream *stream);
 /* [engine] Something that the owner may wait for has happened: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_END. */
 void aq_stream_signal(aq_stream *stream, unsigned what);
 
-/* [owner] Moves bytes both ways between the socket and the pipes, at most `budget` bytes in each. Returns what it needs
- * next as AQ_NEED bits; 0: over, see result. */
+/* [owner] Moves bytes both ways between the socket and the pipes; in each direction until the system call that uses up
+ * `budget` bytes. Returns what it needs next as AQ_NEED bits; 0: over, see result. */
 unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t budget);
 
 /* [owner] The socket reported an error or a hang-up. Where reading can't tell what it was, the stream is aborted. */
