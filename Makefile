@@ -3,10 +3,12 @@
 #
 # PYTHON=...   the Python to use, 3.10 or later (python3)
 # ARGS=...     more arguments, for pytest in "test", for the script in "demo"
+# SUITE=...    which tests "test-system" runs
 # The build also listens to ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
 
 PYTHON ?= python3
 ARGS ?=
+SUITE ?= tests/engine tests/e2e/test_smoke.py
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -65,15 +67,15 @@ system-ngtcp2: machine ## Fetch the distribution's ngtcp2 without installing it,
 
 # The package is installed, not linked to the source tree, and the tests run from a copy: so this also shows that what is
 # installed is complete.
-test-system: build ## Build with the distribution's ngtcp2 and run the smoke tests on that.
+test-system: build ## Build with the distribution's ngtcp2 and run the smoke tests on that (SUITE="tests/e2e ...").
 	rm -rf $(SYSTEM) build/lib.*
 	mkdir -p $(SYSTEM)
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		ASPORT_NGTCP2=system $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SYSTEM)/site .
-	cp -r tests pyproject.toml $(SYSTEM)
+	cp -r tests docs README.md CHANGELOG.md pyproject.toml $(SYSTEM)
 	cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" && ../../$(BIN)/python -c \
 		'from asport_sync._aq import ffi, lib; assert ffi.string(lib.aq_ngtcp2_origin()) == b"system"' && \
-		../../$(BIN)/python -m pytest -q $(wildcard tests/engine tests/e2e/test_smoke.py) $(ARGS)
+		../../$(BIN)/python -m pytest -q $(SUITE) $(ARGS)
 
 clean: ## Remove everything that was made here (not the cache folder).
 	rm -rf $(VENV) build dist *.egg-info asport_sync/_aq*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
