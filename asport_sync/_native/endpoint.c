@@ -404,12 +404,14 @@ int aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int batch
                 continue;
             }
             aq_count(endpoint->host->counters, AQ_C_quic_bytes_received, message->length);
-            for (size_t offset = 0; offset < message->length; offset += step) {
+            size_t offset = 0;
+            do { /* once also for an empty datagram: it is dropped, and counted */
                 packet.data = message->data + offset;
                 packet.length = message->length - offset < step ? message->length - offset : step;
                 aq_count(endpoint->host->counters, AQ_C_quic_datagrams_received, 1);
                 receive_one(endpoint, &packet);
-            }
+                offset += step;
+            } while (offset < message->length);
         }
     }
     return 1;

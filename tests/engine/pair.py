@@ -134,13 +134,29 @@ def client_credentials(engine: Engine, certificate: Certificate) -> Credentials:
     return engine.client_credentials(alpn=ALPN, trust=certificate.trusted.read_bytes(), system_trust=False)
 
 
-def listen(side: Side, certificate: Certificate, transport: Transport = SERVER_TRANSPORT) -> tuple[Endpoint, Address]:
+def listen(
+    side: Side,
+    certificate: Certificate,
+    transport: Transport = SERVER_TRANSPORT,
+    *,
+    address: Address = ("127.0.0.1", 0),
+    retry_threshold: int = 100,
+    max_connections: int = 100,
+) -> tuple[Endpoint, Address]:
     """Accepts on a loopback port."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        address = sock.getsockname()
+        sock.bind(address)
+        bound = sock.getsockname()
         credentials = server_credentials(side.engine, certificate)
-        return side.engine.listen(sock, credentials, transport, reset_key=bytes(range(32))), address
+        endpoint = side.engine.listen(
+            sock,
+            credentials,
+            transport,
+            reset_key=bytes(range(32)),
+            retry_threshold=retry_threshold,
+            max_connections=max_connections,
+        )
+        return endpoint, bound
 
 
 def connect(

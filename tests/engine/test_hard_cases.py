@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from asport_sync.engine import (
 )
 from asport_sync.engine.binding import lib
 from asport_sync.errors import EngineError
+from tests.engine.middle import Middle
 from tests.engine.pair import (
     CLIENT_TRANSPORT,
     HEADER,
@@ -175,50 +175,6 @@ def test_a_socket_that_can_not_be_attached_is_reported(certificate: Certificate,
         assert lib.aq_stream_attach(pair.server.engine._pointer, stream.id, descriptor) == 0
         ended = pair.server.expect(StreamEnded)
         assert (ended.stream, ended.result.end) == (stream, StreamEnd.SOCKET_ERROR)
-
-
-class Middle:
-    """Carries the datagrams of one connection, until it is cut."""
-
-    def __init__(self, server: tuple[str, int]) -> None:
-        self._server = server
-        self.front, self._back = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
-        for sock in (self.front, self._back):
-            sock.bind(("127.0.0.1", 0))
-            sock.settimeout(0.05)
-        self._client: tuple[str, int] | None = None
-        self.from_client: bytes = b""  # the last short-header packet
-        self.cut = False
-        self._over = False
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._up, self._down)]
-
-    def __enter__(self) -> Middle:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over = True
-        for thread in self._threads:
-            thread.join()
-        self.front.close()
-        self._back.close()
-
-    def _up(self) -> None:
-        while not self._over:
-            with contextlib.suppress(TimeoutError):
-                data, self._client = self.front.recvfrom(65536)
-                if not data[0] & 0x80:
-                    self.from_client = data
-                if not self.cut:
-                    self._back.sendto(data, self._server)
-
-    def _down(self) -> None:
-        while not self._over:
-            with contextlib.suppress(TimeoutError):
-                data = self._back.recv(65536)
-                if not self.cut and self._client is not None:
-                    self.front.sendto(data, self._client)
 
 
 @contextlib.contextmanager
