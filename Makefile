@@ -2,7 +2,7 @@
 # stamp files below, and made again only when what it was made from has changed.
 #
 # PYTHON=...   the Python to use, 3.10 or later (python3)
-# ARGS=...     more arguments, for pytest in "test", for the script in "demo"
+# ARGS=...     more arguments, for pytest in "test", for the program in "demo" and "bench"
 # SUITE=...    which tests "test-system" runs
 # The build also listens to ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
 
@@ -24,13 +24,13 @@ DECLARED := pyproject.toml setup.py asport_sync/_version.py
 # The folder as well, for files that were taken away.
 NATIVE := asport_sync/_native $(wildcard asport_sync/_native/*.[ch]) asport_sync/_cffi_build.py setup.py \
 	asport_sync/_version.py $(wildcard vendor/*.py) vendor/packages.json
-C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch])
+C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch] bench/*/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Setting up runs one thing at a time; the native build uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help demo test lint format wheel interop system-ngtcp2 test-system build machine clean
+.PHONY: help demo test lint format wheel interop bench system-ngtcp2 test-system build machine clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,10 @@ wheel: $(VENV)/.tools ## Make the source distribution and, from it, the wheel, i
 interop: build ## Build the reference implementation (needs cargo, takes minutes) and test against it.
 	$(BIN)/python -m tests.interop.install --require
 	$(BIN)/python -m pytest -q tests/interop $(ARGS)
+
+bench: build $(VENV)/.bench ## Measure beside other tunnels, building them first (minutes once; ARGS="--quick").
+	$(BIN)/python -m bench.tunnels.install
+	$(BIN)/python -m bench $(ARGS)
 
 system-ngtcp2: machine ## Fetch the distribution's ngtcp2 without installing it, and show how to build with it.
 	@$(PYTHON) -m vendor.system_kind
@@ -96,6 +100,11 @@ $(VENV)/.python: | machine
 
 $(VENV)/.tools: pyproject.toml $(VENV)/.python
 	$(BIN)/pip install -q --group dev
+	@touch $@
+
+# Already installed, so pip only adds what the extra asks for.
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install -q 'asport-sync[bench]'
 	@touch $@
 
 # This builds the engine as well. The warning silenced is about folders named like the package in the working directory.

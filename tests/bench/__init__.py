@@ -1,0 +1,1 @@
+"""The scorecard: the load generator and the tunnels it measures."""
