@@ -335,11 +335,11 @@ int64_t aq_flow_add(aq_engine *engine, aq_id id, uint16_t association, const aq_
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
         result = aq_flow_new(udp, association, peer, prefix, prefix_length);
-        if (result == AQ_OK) {
-            int forwarded = aq_udp_replay(udp, association);
+        if (result >= 0) {
             command.id = udp->flows->connection;
-            if (forwarded)
+            if (result > 0)
                 aq_flows_signal(udp->flows);
+            result = AQ_OK;
             if (!udp->is_public)
                 aq_engine_tell(engine, &command);
         }

@@ -327,11 +327,16 @@ static int64_t do_watch(aq_engine *engine, aq_engine_command *command)
     listener = aq_slab_get(&engine->listeners, command->id);
     if (listener == NULL)
         return result;
-    result = AQ_OK;
-    if (command->kind == AQ_DO_LISTEN_TCP)
-        result = aq_engine_listen_tcp(engine, listener);
-    else
+    if (command->kind == AQ_DO_LISTEN_TCP) {
+        const aq_conn *conn = aq_slab_get(&engine->connections, listener->connection);
+        if (conn != NULL && conn->quic != NULL)
+            result = aq_engine_listen_tcp(engine, listener);
+        if (conn != NULL)
+            aq_slab_put(&engine->connections, listener->connection);
+    } else {
+        result = AQ_OK;
         aq_engine_unlisten_tcp(engine, listener);
+    }
     aq_slab_put(&engine->listeners, command->id);
     return result;
 }

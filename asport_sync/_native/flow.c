@@ -7,7 +7,7 @@
 /* Datagrams of one socket that may wait for Python's word on their sources, and how many sources it is asked about at a
  * time: a crowd that outruns Python loses its first packets, as UDP would. */
 #define WAITING_BYTES (512U * 1024U)
-#define WAITING_SOURCES 256
+#define WAITING_SOURCES 1024
 
 typedef struct waiting_datagram {
     struct waiting_datagram *next;
@@ -16,7 +16,7 @@ typedef struct waiting_datagram {
 } waiting_datagram;
 
 struct aq_waiting_source {
-    aq_waiting_source *next;
+    aq_waiting_source *next, *previous;
     aq_address address;
     waiting_datagram *first, *last;
 };
@@ -156,9 +156,11 @@ aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
     if (udp == NULL)
         return NULL;
     aq_random(secret, sizeof(secret));
-    if (is_public && aq_map_init(&udp->by_source, secret) != AQ_OK) {
-        free(udp);
-        return NULL;
+    if (is_public) {
+        if (aq_map_init(&udp->by_source, secret) != AQ_OK)
+            goto no_map;
+        if (aq_map_init(&udp->waiting_by_source, secret) != AQ_OK)
+            goto no_waiting;
     }
     udp->fd = fd;
     udp->is_public = is_public;
@@ -167,34 +169,72 @@ aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
     aq_flows_ref(flows);
     *error = AQ_OK;
     return udp;
+
+no_waiting:
+    aq_map_destroy(&udp->by_source);
+no_map:
+    free(udp);
+    return NULL;
 }
 
 /* ---- sources that wait for an association; the mutex is held ---------------------------------------------------- */
 
-static aq_waiting_source **waiting_source(aq_udp *udp, const aq_address *address)
+static aq_waiting_source *waiting_source(aq_udp *udp, const aq_address *address)
 {
-    aq_waiting_source **link = &udp->waiting;
-    while (*link != NULL && !aq_address_equal(&(*link)->address, address))
-        link = &(*link)->next;
-    return link;
+    uint8_t key[AQ_MAP_KEY_MAX];
+    if (!udp->is_public)
+        return udp->waiting; /* connected: there is only one */
+    return aq_map_get(&udp->waiting_by_source, key, aq_address_key(address, key));
+}
+
+/* What a datagram costs while it waits. */
+static size_t waiting_size(size_t length)
+{
+    return sizeof(waiting_datagram) + length;
+}
+
+static aq_waiting_source *new_source(aq_udp *udp, const aq_address *address)
+{
+    aq_waiting_source *source = calloc(1, sizeof(*source));
+    uint8_t key[AQ_MAP_KEY_MAX];
+    if (source == NULL)
+        return NULL;
+    source->address = *address;
+    if (udp->is_public && aq_map_put(&udp->waiting_by_source, key, aq_address_key(address, key), source) != AQ_OK) {
+        free(source);
+        return NULL;
+    }
+    source->next = udp->waiting;
+    if (source->next != NULL)
+        source->next->previous = source;
+    udp->waiting = source;
+    udp->waiting_count++;
+    return source;
 }
 
 /* Takes the source off the list; its datagrams are the caller's. */
-static waiting_datagram *take_source(aq_udp *udp, aq_waiting_source **link)
+static waiting_datagram *take_source(aq_udp *udp, aq_waiting_source *source)
 {
-    aq_waiting_source *source = *link;
     waiting_datagram *first = source->first;
+    uint8_t key[AQ_MAP_KEY_MAX];
     for (const waiting_datagram *datagram = first; datagram != NULL; datagram = datagram->next)
-        udp->waiting_bytes -= datagram->length;
-    *link = source->next;
+        udp->waiting_bytes -= waiting_size(datagram->length);
+    if (udp->is_public)
+        aq_map_remove(&udp->waiting_by_source, key, aq_address_key(&source->address, key));
+    if (source->previous != NULL)
+        source->previous->next = source->next;
+    else
+        udp->waiting = source->next;
+    if (source->next != NULL)
+        source->next->previous = source->previous;
     udp->waiting_count--;
     free(source);
     return first;
 }
 
-static void drop_source(aq_udp *udp, aq_waiting_source **link)
+static void drop_source(aq_udp *udp, aq_waiting_source *source)
 {
-    waiting_datagram *datagram = take_source(udp, link), *next;
+    waiting_datagram *datagram = take_source(udp, source), *next;
     for (; datagram != NULL; datagram = next) {
         next = datagram->next;
         aq_count(udp->flows->counters, AQ_C_udp_drop_no_association, 1);
@@ -205,20 +245,20 @@ static void drop_source(aq_udp *udp, aq_waiting_source **link)
 static void drop_waiting(aq_udp *udp)
 {
     while (udp->waiting != NULL)
-        drop_source(udp, &udp->waiting);
+        drop_source(udp, udp->waiting);
 }
 
-void aq_udp_drop_source(aq_udp *udp, const aq_address *source)
+void aq_udp_drop_source(aq_udp *udp, const aq_address *address)
 {
-    aq_waiting_source **link;
+    aq_waiting_source *source;
     pthread_mutex_lock(&udp->flows->mutex);
-    link = waiting_source(udp, source);
-    if (*link != NULL)
-        drop_source(udp, link);
+    source = waiting_source(udp, address);
+    if (source != NULL)
+        drop_source(udp, source);
     pthread_mutex_unlock(&udp->flows->mutex);
 }
 
-/* ---- the end of a socket, and new associations ------------------------------------------------------------------- */
+/* ---- the end of a socket ---------------------------------------------------------------------------------------- */
 
 void aq_udp_detach(aq_udp *udp)
 {
@@ -240,73 +280,12 @@ void aq_udp_detach(aq_udp *udp)
 void aq_udp_free(aq_udp *udp)
 {
     drop_waiting(udp);
-    if (udp->is_public)
+    if (udp->is_public) {
         aq_map_destroy(&udp->by_source);
+        aq_map_destroy(&udp->waiting_by_source);
+    }
     aq_flows_unref(udp->flows);
     free(udp);
-}
-
-/* The mutex is held. */
-static int64_t link_flow(aq_udp *udp, aq_flow *flow)
-{
-    aq_flows *flows = udp->flows;
-    aq_flow ***page = &flows->pages[flow->association >> 8];
-    uint8_t key[AQ_MAP_KEY_MAX];
-    size_t key_length = aq_address_key(&flow->peer, key);
-    int64_t result;
-
-    if (flows->dead || udp->closed)
-        return AQ_ERR_GONE;
-    if (udp->is_public ? aq_map_get(&udp->by_source, key, key_length) != NULL : udp->only != NULL)
-        return AQ_ERR_LIMIT;
-    if (*page == NULL && (*page = calloc(256, sizeof(**page))) == NULL)
-        return AQ_ERR_MEMORY;
-    if ((*page)[flow->association & 0xff] != NULL)
-        return AQ_ERR_LIMIT;
-    if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, flow)) != AQ_OK)
-        return result;
-    (*page)[flow->association & 0xff] = flow;
-    flow->older = flows->newest;
-    if (flows->newest != NULL)
-        flows->newest->newer = flow;
-    else
-        flows->oldest = flow;
-    flows->newest = flow;
-    flows->count++;
-    if (!udp->is_public)
-        udp->only = flow;
-    return AQ_OK;
-}
-
-int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
-                    size_t prefix_length)
-{
-    aq_flow *flow;
-    int64_t result;
-
-    if ((peer->family != 4 && peer->family != 6) || prefix_length > AQ_FLOW_PREFIX_MAX)
-        return AQ_ERR_INVALID;
-    flow = calloc(1, sizeof(*flow));
-    if (flow == NULL)
-        return AQ_ERR_MEMORY;
-    flow->association = association;
-    flow->peer = *peer;
-    flow->socket = udp;
-    flow->to.sa.sa_family = AF_UNSPEC;
-    if (udp->is_public)
-        aq_sockaddr_from(&flow->to, peer, udp->family);
-    flow->header_length = (uint8_t)aq_packet_encode(flow->header, association, 0, 1, 0, 0, peer);
-    flow->prefix_length = (uint8_t)prefix_length;
-    if (prefix_length > 0)
-        memcpy(flow->prefix, prefix, prefix_length);
-    atomic_init(&flow->active, aq_now());
-
-    pthread_mutex_lock(&udp->flows->mutex);
-    result = link_flow(udp, flow);
-    pthread_mutex_unlock(&udp->flows->mutex);
-    if (result != AQ_OK)
-        free(flow);
-    return result;
 }
 
 /* ---- the path of a datagram into the connection -------------------------------------------------------------- */
@@ -343,18 +322,14 @@ static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64
 static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_address *address, const uint8_t *payload,
                                  size_t length)
 {
-    aq_waiting_source **link = waiting_source(udp, address), *source = *link;
+    aq_waiting_source *source = waiting_source(udp, address);
     waiting_datagram *datagram = NULL;
-    if (udp->waiting_bytes + length <= WAITING_BYTES &&
+    if (udp->waiting_bytes + waiting_size(length) <= WAITING_BYTES &&
         (source != NULL || (udp->waiting_count < WAITING_SOURCES && batch->asked < AQ_UDP_ASKED)))
-        datagram = malloc(sizeof(*datagram) + length);
-    if (datagram != NULL && source == NULL && (source = calloc(1, sizeof(*source))) != NULL) {
-        source->address = *address;
-        *link = source;
-        udp->waiting_count++;
-        if (udp->is_public) /* the owner of a local socket is about to add its association anyway */
-            batch->sources[batch->asked++] = *address;
-    }
+        datagram = malloc(waiting_size(length));
+    if (datagram != NULL && source == NULL && (source = new_source(udp, address)) != NULL &&
+        udp->is_public) /* the owner of a local socket is about to add its association anyway */
+        batch->sources[batch->asked++] = *address;
     if (datagram == NULL || source == NULL) {
         aq_count(udp->flows->counters, AQ_C_packet_drop_waiting_full, 1);
         free(datagram);
@@ -368,7 +343,7 @@ static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_addr
     else
         source->first = datagram;
     source->last = datagram;
-    udp->waiting_bytes += length;
+    udp->waiting_bytes += waiting_size(length);
 }
 
 /* The mutex is held. */
@@ -450,27 +425,87 @@ void aq_flows_signal(aq_flows *flows)
         aq_flows_unref(flows);
 }
 
-int aq_udp_replay(aq_udp *udp, uint16_t association)
+/* ---- new associations ---------------------------------------------------------------------------------------- */
+
+/* The mutex is held. */
+static int64_t link_flow(aq_udp *udp, aq_flow *flow)
 {
     aq_flows *flows = udp->flows;
-    uint64_t now = aq_now();
-    aq_waiting_source **link = NULL;
-    aq_flow *flow;
-    int forwarded = 0;
+    aq_flow ***page = &flows->pages[flow->association >> 8];
+    uint8_t key[AQ_MAP_KEY_MAX];
+    size_t key_length = aq_address_key(&flow->peer, key);
+    int64_t result;
 
-    pthread_mutex_lock(&flows->mutex);
-    flow = aq_flows_find(flows, association);
-    if (flow != NULL)
-        link = udp->is_public ? waiting_source(udp, &flow->peer) : &udp->waiting;
-    if (link != NULL && *link != NULL) {
-        waiting_datagram *datagram = take_source(udp, link), *next;
-        for (; datagram != NULL; datagram = next) {
-            next = datagram->next;
-            forward(flow, datagram->data, datagram->length, now);
-            free(datagram);
-            forwarded = 1;
-        }
+    if (flows->dead || udp->closed)
+        return AQ_ERR_GONE;
+    if (udp->is_public ? aq_map_get(&udp->by_source, key, key_length) != NULL : udp->only != NULL)
+        return AQ_ERR_LIMIT;
+    if (*page == NULL && (*page = calloc(256, sizeof(**page))) == NULL)
+        return AQ_ERR_MEMORY;
+    if ((*page)[flow->association & 0xff] != NULL)
+        return AQ_ERR_LIMIT;
+    if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, flow)) != AQ_OK)
+        return result;
+    (*page)[flow->association & 0xff] = flow;
+    flow->older = flows->newest;
+    if (flows->newest != NULL)
+        flows->newest->newer = flow;
+    else
+        flows->oldest = flow;
+    flows->newest = flow;
+    flows->count++;
+    if (!udp->is_public)
+        udp->only = flow;
+    return AQ_OK;
+}
+
+/* What waited for the association follows, in order. Returns whether there was anything. The mutex is held. */
+static int64_t replay(aq_udp *udp, aq_flow *flow)
+{
+    aq_waiting_source *source = waiting_source(udp, &flow->peer);
+    uint64_t now = aq_now();
+    waiting_datagram *datagram, *next;
+
+    if (source == NULL)
+        return 0;
+    for (datagram = take_source(udp, source); datagram != NULL; datagram = next) {
+        next = datagram->next;
+        forward(flow, datagram->data, datagram->length, now);
+        free(datagram);
     }
-    pthread_mutex_unlock(&flows->mutex);
-    return forwarded;
+    return 1;
+}
+
+int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
+                    size_t prefix_length)
+{
+    aq_flow *flow;
+    int64_t result;
+
+    if ((peer->family != 4 && peer->family != 6) || prefix_length > AQ_FLOW_PREFIX_MAX)
+        return AQ_ERR_INVALID;
+    flow = calloc(1, sizeof(*flow));
+    if (flow == NULL)
+        return AQ_ERR_MEMORY;
+    flow->association = association;
+    flow->peer = *peer;
+    flow->socket = udp;
+    flow->to.sa.sa_family = AF_UNSPEC;
+    if (udp->is_public)
+        aq_sockaddr_from(&flow->to, peer, udp->family);
+    flow->header_length = (uint8_t)aq_packet_encode(flow->header, association, 0, 1, 0, 0, peer);
+    flow->prefix_length = (uint8_t)prefix_length;
+    if (prefix_length > 0)
+        memcpy(flow->prefix, prefix, prefix_length);
+    atomic_init(&flow->active, aq_now());
+
+    /* Both at once: a reader that came in between would overtake what waited. */
+    pthread_mutex_lock(&udp->flows->mutex);
+    result = link_flow(udp, flow);
+    if (result == AQ_OK)
+        result = replay(udp, flow);
+    pthread_mutex_unlock(&udp->flows->mutex);
+    if (result < 0)
+        free(flow);
+    return result;
 }

@@ -64,7 +64,8 @@ typedef struct aq_udp {
     aq_map by_source;           /* public: address key -> flow */
     aq_flow *only;              /* local: the one association */
     aq_flow *last;              /* the flow of the datagram before: most come in runs */
-    aq_waiting_source *waiting; /* sources that were asked about, with their datagrams */
+    aq_map waiting_by_source;   /* public: address key -> source that was asked about */
+    aq_waiting_source *waiting; /* all of them, with their datagrams */
     uint32_t waiting_count;
     size_t waiting_bytes;
     int closed;                          /* no more is read */
@@ -100,11 +101,10 @@ void aq_udp_drop_source(aq_udp *udp, const aq_address *source);
 aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error);
 void aq_udp_detach(aq_udp *udp); /* its flows go; fd stays open */
 void aq_udp_free(aq_udp *udp);   /* after aq_udp_detach; does not close fd */
+/* What waited for it follows, in order: 1 where something did, else 0, or an error. */
 int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
                     size_t prefix_length);
-void aq_flows_signal(aq_flows *flows); /* [any] the engine should look at the queue */
-int aq_udp_replay(aq_udp *udp,
-                  uint16_t association); /* after aq_flow_new: what waited follows, in order; 1: some did */
+void aq_flows_signal(aq_flows *flows);                         /* [any] the engine should look at the queue */
 int64_t aq_flow_forget(aq_flows *flows, uint16_t association); /* AQ_ERR_GONE when there is none */
 uint32_t aq_flows_list_idle(aq_flows *flows, uint64_t before, uint16_t *out, uint32_t most);
 

@@ -1,5 +1,5 @@
 /* The blocking driver of aq_stream_pump(): a worker thread that stays in here until its stream is over. The other
- * driver is the engine's epoll (engine.c, serve_attached); both move bytes with the same function.
+ * driver is the engine's epoll (tcp.c, aq_engine_serve); both move bytes with the same function.
  */
 #include "engine.h"
 

@@ -117,6 +117,7 @@ static void hand_to_worker(aq_engine *engine, aq_stream *stream)
                       .connection = stream->connection,
                       .stream = stream->id,
                       .peer = stream->peer,
+                      .code = engine->now - stream->began,
                       .value = (uint64_t)stream->attached_fd};
     atomic_fetch_sub(&engine->workers_free, 1);
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, stream->attached_fd, NULL);

@@ -85,11 +85,18 @@ class StreamEnded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamBulk:
-    """A worker should relay this stream, which moves much. ``sock`` belongs to whoever gets the event."""
+    """A worker should relay this stream, which moves much.
+
+    Attributes:
+        peer: As in StreamEnded.
+        lasted: Seconds so far.
+        sock: Belongs to whoever gets the event.
+    """
 
     connection: Connection
     stream: Stream
     peer: SocketAddress | None
+    lasted: float
     sock: socket.socket
 
 
@@ -195,6 +202,7 @@ def event_of(engine: Engine, raw: Any) -> Event:
             connection,
             Stream(engine, raw.stream),
             from_address(raw.peer) if raw.peer.family else None,
+            raw.code / 1e9,
             socket.socket(fileno=raw.value),
         )
     if kind == lib.AQ_EVENT_ACCEPT_FAILED:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from asport_sync.config import ClientConfig, ServerConfig, without_effect
-from asport_sync.engine import CongestionControl, Engine, Event, LogRecord, StreamBulk, StreamEnded
+from asport_sync.engine import CongestionControl, Connection, Engine, Event, LogRecord, StreamBulk, StreamEnded
 from asport_sync.errors import EngineClosed, EngineError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit, logger
@@ -57,7 +57,7 @@ class Run(abc.ABC):
         self.limit = RateLimit()
         self.stopping = StopSignal()
         self.workers = WorkerPool(max_workers + _DIALLERS)
-        self.relays = Relays(engine, self.workers, max_workers, self.counters, log)
+        self.relays = Relays(engine, self.workers, max_workers, self.counters, log, self.place)
         self._shares_udp = max_workers > 0
         self.pump = SelectorThread("asport-pump")
         self.report: Callable[[str], object] = lambda text: None
@@ -71,6 +71,10 @@ class Run(abc.ABC):
     @abc.abstractmethod
     def handle(self, event: Event) -> None:
         """Acts on an event. The events thread; must not block."""
+
+    def place(self, connection: Connection) -> str:
+        """What log lines on streams of a connection begin with. The events thread."""
+        return ""
 
     @abc.abstractmethod
     def end(self, deadline: float) -> bool:

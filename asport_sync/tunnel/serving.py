@@ -201,6 +201,11 @@ class ServerRun(Run):
         """Acts on an event. The events thread."""
         self._handlers[type(event)](event)
 
+    def place(self, connection: Connection) -> str:
+        """The public port of the connection, while it stands."""
+        peer = self._peers.get(connection.id)
+        return "" if peer is None or peer.port is None else f"port {peer.port.number}: "
+
     def end(self, deadline: float) -> bool:
         """Closes public ports. The events thread and the pump have ended."""
         for peer in list(self._peers.values()):

@@ -39,14 +39,24 @@ class Relays:
         most: Streams relayed by workers at the same time.
         counters: Where drops are counted.
         log: Gets one line for each stream, at level info.
+        place: What such a line begins with, for streams of a connection.
     """
 
-    def __init__(self, engine: Engine, workers: WorkerPool, most: int, counters: Counters, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        workers: WorkerPool,
+        most: int,
+        counters: Counters,
+        log: logging.Logger,
+        place: Callable[[Connection], str],
+    ) -> None:
         self._engine = engine
         self._workers = workers
         self._most = most
         self._counters = counters
         self._log = log
+        self._place = place
         self._limit = RateLimit()
 
     def begin(self) -> None:
@@ -73,20 +83,27 @@ class Relays:
 
     def bulk(self, event: StreamBulk) -> None:
         """A stream that moves much: a worker relays it from here on."""
-        label = _label(event.peer)
+        label = self._label(event)
+        began = time.monotonic() - event.lasted
         try:
-            self._workers.submit(self._relay, event.stream, event.sock, label)
+            self._workers.submit(self._work, event.stream, event.sock, label, began)
         except (LifecycleError, RuntimeError):
             # Stopped, or the system has no thread to spare: the engine can do without one.
-            self._give_back(event.stream, event.sock, label)
+            self.attach(event.stream, event.sock, label)
+            self._share_one()
 
     def ended(self, event: StreamEnded) -> None:
         """The engine is done with a stream."""
-        self._report(_label(event.peer), event.lasted, event.result)
+        self._report(self._label(event), event.lasted, event.result)
 
-    def _relay(self, stream: Stream, sock: socket.socket, label: str) -> None:
+    def _work(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
         # A worker.
-        began = time.monotonic()
+        try:
+            self._relay(stream, sock, label, began)
+        finally:
+            self._share_one()
+
+    def _relay(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
         try:
             result = stream.relay(sock)
         except EngineClosed:
@@ -95,22 +112,21 @@ class Relays:
             # Most likely no descriptor is left to wake this thread with. The engine's own loop needs none.
             self._counters.add("relays_without_worker")
             self._limit.warning(self._log, "%s: no worker can relay it: %s", label, problem)
-            self._give_back(stream, sock, label)
+            self.attach(stream, sock, label)
         except BaseException:
             sock.close()
             raise
         else:
             sock.close()
-            self._share_one()
             self._report(label, time.monotonic() - began, result)
-
-    def _give_back(self, stream: Stream, sock: socket.socket, label: str) -> None:
-        self.attach(stream, sock, label)
-        self._share_one()
 
     def _share_one(self) -> None:
         with contextlib.suppress(EngineClosed):
             self._engine.share_streams(1)
+
+    def _label(self, event: StreamBulk | StreamEnded) -> str:
+        peer = sockets.text(event.peer) if event.peer else "an unnamed peer"
+        return f"{self._place(event.connection)}connection from {peer}"
 
     def _report(self, label: str, lasted: float, result: StreamResult) -> None:
         self._log.info(
@@ -121,10 +137,6 @@ class Relays:
             result.sent,
             result.received,
         )
-
-
-def _label(peer: sockets.SocketAddress | None) -> str:
-    return f"connection from {sockets.text(peer) if peer else 'an unnamed peer'}"
 
 
 class PublicListener:
@@ -267,8 +279,10 @@ class LocalService:
             if now < self._told.get(connection.id, now):
                 return
             self._told[connection.id] = now + lasts
-        with contextlib.suppress(EngineClosed):
+        try:
             connection.dial(address, min(self.dial_timeout, _ENGINE_DIAL_TIMEOUT), lasts)
+        except EngineClosed:
+            self.forget(connection)  # once more, for a worker that came after its end
 
     def _connect(self, source: Address | None) -> socket.socket:
         addresses = sockets.resolve(self.host, self.port, socket.SOCK_STREAM)
