@@ -18,6 +18,7 @@
 #define MOST_CONNECTIONS 65536
 #define MOST_STREAMS 1048576
 #define MOST_UDP 262144
+#define MOST_LISTENERS 262144
 /* Workers that may relay at once. Each costs a thread, so Python's own cap is far below. */
 #define MOST_WAKES 16384
 /* Segments kept for reuse; beyond, memory goes back to the allocator. */
@@ -113,10 +114,18 @@ static void destroy_credentials(void *object)
 static void destroy_udp(void *object)
 {
     aq_udp *udp = object;
+    int still_open = !udp->closed; /* never closed by Python, and the engine is over */
     aq_udp_detach(udp);
-    if (udp->fd >= 0)
-        close(udp->fd); /* never closed by Python, and the engine is over */
+    if (still_open)
+        close(udp->fd);
     aq_udp_free(udp);
+}
+
+static void destroy_listener(void *object)
+{
+    aq_listener *listener = object;
+    close(listener->fd);
+    free(listener);
 }
 
 static void destroy_nothing(void *object)
@@ -138,6 +147,7 @@ static void release_engine(aq_engine *engine)
     free(engine->heap);
     free(engine->all_endpoints);
     free(engine->closing_fds);
+    free(engine->resting);
     free(engine->host.train);
     if (engine->host.udp_out != NULL)
         aq_udp_out_free(engine->host.udp_out);
@@ -164,6 +174,8 @@ static int init_tables(aq_engine *engine)
         goto no_streams;
     if (aq_slab_init(&engine->udps, AQ_KIND_UDP, MOST_UDP, destroy_udp) != AQ_OK)
         goto no_udps;
+    if (aq_slab_init(&engine->listeners, AQ_KIND_LISTENER, MOST_LISTENERS, destroy_listener) != AQ_OK)
+        goto no_listeners;
     if (aq_pool_init(&engine->pool, POOL_IDLE) != AQ_OK)
         goto no_pool;
     if (aq_events_init(&engine->events, &engine->counters) != AQ_OK)
@@ -174,6 +186,8 @@ static int init_tables(aq_engine *engine)
 no_events:
     aq_pool_destroy(&engine->pool);
 no_pool:
+    aq_slab_destroy(&engine->listeners);
+no_listeners:
     aq_slab_destroy(&engine->udps);
 no_udps:
     aq_slab_destroy(&engine->streams);
@@ -204,6 +218,7 @@ static void release_ready(aq_engine *engine)
 static void destroy_tables(aq_engine *engine)
 {
     release_ready(engine);
+    aq_slab_destroy(&engine->listeners);
     aq_slab_destroy(&engine->udps);
     aq_slab_destroy(&engine->streams);
     aq_slab_destroy(&engine->connections);
@@ -232,16 +247,14 @@ aq_engine *aq_engine_new(void)
     pthread_mutex_init(&engine->wakes_mutex, NULL);
     engine->epoll = epoll_create1(EPOLL_CLOEXEC);
     engine->receiver = aq_udp_receiver_new();
-    engine->pump_receiver = aq_udp_receiver_new();
     engine->host.udp_out = aq_udp_out_new();
     engine->host.train_capacity = AQ_TRAIN_MOST + 65536; /* a whole train and one packet of any size behind it */
     engine->host.train = malloc(engine->host.train_capacity);
     engine->wakes = calloc(MOST_WAKES, sizeof(*engine->wakes));
     engine->wakes_all = calloc(MOST_WAKES, sizeof(*engine->wakes_all));
     engine->wakes_all_capacity = MOST_WAKES;
-    if (engine->epoll < 0 || engine->receiver == NULL || engine->pump_receiver == NULL ||
-        engine->host.udp_out == NULL || engine->host.train == NULL || engine->wakes == NULL ||
-        engine->wakes_all == NULL || init_tables(engine) != AQ_OK) {
+    if (engine->epoll < 0 || engine->receiver == NULL || engine->host.udp_out == NULL || engine->host.train == NULL ||
+        engine->wakes == NULL || engine->wakes_all == NULL || init_tables(engine) != AQ_OK) {
         release_engine(engine);
         free(engine);
         return NULL;

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -11,31 +13,11 @@
 static aq_id open_stream(aq_engine *engine, aq_conn *conn, const uint8_t *header, size_t header_length)
 {
     aq_engine_command command = {.kind = AQ_DO_OPEN_STREAM, .id = conn->id};
-    aq_stream_setup setup = engine->host.streams;
-    aq_stream *stream;
     int64_t result;
-
-    /* options and credit never change while the connection's memory lives, and the caller holds a reference to it. */
-    if (atomic_fetch_add(&conn->opening_count, 1) >= conn->options.max_pending_streams) {
-        atomic_fetch_sub(&conn->opening_count, 1);
-        return AQ_ERR_LIMIT;
-    }
-    setup.send_window = conn->options.send_window;
-    setup.receive_window = conn->options.receive_window;
-    stream = aq_stream_new(&setup, conn->id, conn->credit);
-    result = stream != NULL && aq_pipe_write(&stream->tx, header, header_length) == 0 ? AQ_OK : AQ_ERR_MEMORY;
-    if (result == AQ_OK) {
-        result = aq_slab_add(&engine->streams, stream);
-    }
-    if (result < 0) {
-        if (stream != NULL)
-            aq_stream_destroy(stream);
-        atomic_fetch_sub(&conn->opening_count, 1);
+    aq_stream *stream = aq_conn_new_stream(conn, header, header_length, &result);
+    if (stream == NULL)
         return result;
-    }
-    stream->id = result;
-    aq_slab_get(&engine->streams, stream->id); /* travels with the command */
-    command.object = stream;
+    command.object = stream; /* with the reference */
     if (aq_engine_tell(engine, &command) != AQ_OK) {
         atomic_fetch_sub(&conn->opening_count, 1);
         return AQ_ERR_STOPPED;
@@ -131,12 +113,127 @@ int64_t aq_stream_refuse(aq_engine *engine, aq_id id)
     return result;
 }
 
+/* ---- listeners and dialling ---------------------------------------------------------------------------------------
+ */
+
+/* A listener with its name; or an error, and the descriptor is closed. */
+static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, int64_t *error)
+{
+    aq_listener *listener = calloc(1, sizeof(*listener));
+    int one = 1;
+    /* What is accepted has both from its listener, on Linux. Holding small pieces back would add to their delay. */
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    *error = AQ_ERR_MEMORY;
+    if (listener != NULL) {
+        listener->connection = connection;
+        listener->fd = fd;
+        *error = aq_slab_add(&engine->listeners, listener);
+    }
+    if (*error < 0) {
+        free(listener);
+        close(fd);
+        return NULL;
+    }
+    listener->id = *error;
+    return listener;
+}
+
+aq_id aq_listener_open(aq_engine *engine, aq_id connection, int32_t fd)
+{
+    aq_engine_command command = {.kind = AQ_DO_LISTEN_TCP};
+    int own = aq_api_duplicate(fd);
+    int64_t result, watched;
+    if (own < 0)
+        return AQ_ERR_SYSTEM - errno;
+    if (!aq_api_enter(engine)) {
+        close(own);
+        return AQ_ERR_STOPPED;
+    }
+    if (new_listener(engine, connection, own, &result) != NULL) {
+        command.id = result;
+        watched = aq_engine_ask(engine, &command);
+        if (watched != AQ_OK) {
+            aq_slab_remove(&engine->listeners, result);
+            result = watched;
+        }
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_listener_close(aq_engine *engine, aq_id id)
+{
+    aq_engine_command command = {.kind = AQ_DO_UNLISTEN_TCP, .id = id};
+    int64_t result;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    result = aq_engine_ask(engine, &command);
+    aq_slab_remove(&engine->listeners, id);
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address *to, uint64_t timeout, uint64_t valid)
+{
+    aq_dial_request request = {.timeout = timeout, .valid = valid};
+    aq_engine_command command = {.kind = AQ_DO_DIAL, .id = connection, .input = &request};
+    int64_t result;
+    if (timeout >= UINT64_MAX / 4)
+        return AQ_ERR_INVALID;
+    if (to != NULL)
+        request.to = *to;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    result = aq_engine_ask(engine, &command);
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_streams_report(aq_engine *engine, int32_t on)
+{
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    atomic_store(&engine->report_streams, on != 0);
+    aq_api_leave(engine);
+    return AQ_OK;
+}
+
+int64_t aq_streams_share(aq_engine *engine, uint32_t workers)
+{
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    atomic_fetch_add(&engine->workers_free, (int32_t)(workers < INT32_MAX ? workers : INT32_MAX));
+    aq_api_leave(engine);
+    return AQ_OK;
+}
+
 /* ---- UDP --------------------------------------------------------------------------------------------------------- */
+
+/* A socket with its name, watched by the engine; or an error, and the descriptor is closed. */
+static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
+{
+    aq_engine_command command = {.kind = AQ_DO_WATCH_UDP};
+    int64_t result;
+    aq_udp *udp = aq_udp_new(conn->flows, fd, is_public, &result);
+    if (udp != NULL) {
+        result = aq_slab_add(&engine->udps, udp);
+        udp->id = result;
+        if (result < 0)
+            aq_udp_free(udp);
+    }
+    if (result < 0) {
+        close(fd);
+        return result;
+    }
+    command.id = result;
+    command.object = aq_slab_get(&engine->udps, result);
+    aq_engine_tell(engine, &command);
+    return result;
+}
 
 aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public)
 {
     aq_conn *conn;
-    aq_udp *udp;
     int64_t result = AQ_ERR_GONE;
     int own;
     if (!aq_api_enter(engine))
@@ -144,19 +241,7 @@ aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_pu
     conn = aq_slab_get(&engine->connections, connection);
     if (conn != NULL) {
         own = aq_api_duplicate(fd);
-        if (own < 0) {
-            result = AQ_ERR_SYSTEM - errno;
-        } else {
-            udp = aq_udp_new(conn->flows, own, is_public != 0, &result);
-            if (udp != NULL) {
-                result = aq_slab_add(&engine->udps, udp);
-                udp->id = result;
-                if (result < 0)
-                    aq_udp_free(udp);
-            }
-            if (result < 0)
-                close(own);
-        }
+        result = own < 0 ? AQ_ERR_SYSTEM - errno : new_udp(engine, conn, own, is_public != 0);
         aq_slab_put(&engine->connections, connection);
     }
     aq_api_leave(engine);
@@ -165,7 +250,7 @@ aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_pu
 
 int64_t aq_udp_close(aq_engine *engine, aq_id id)
 {
-    aq_engine_command command = {.kind = AQ_DO_CLOSE_FD};
+    aq_engine_command command = {.kind = AQ_DO_CLOSE_UDP};
     aq_udp *udp;
     if (!aq_api_enter_until_closed(engine)) /* while stopping, the descriptor is still ours to close */
         return AQ_ERR_STOPPED;
@@ -173,7 +258,6 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
     if (udp != NULL) {
         aq_udp_detach(udp);
         command.fd = udp->fd;
-        udp->fd = -1;
         if (aq_slab_remove(&engine->udps, id) == AQ_OK)
             aq_engine_tell(engine, &command);
         aq_slab_put(&engine->udps, id);
@@ -182,19 +266,62 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
     return udp != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-int64_t aq_udp_receive(aq_engine *engine, aq_id id, aq_udp_batch *batch)
+int64_t aq_udp_receive(aq_engine *engine, aq_id id)
 {
+    aq_udp_batch batch = {0};
     aq_udp *udp;
     int64_t result = AQ_ERR_GONE;
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
+    if (engine->pump_receiver == NULL)
+        engine->pump_receiver = aq_udp_receiver_new();
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
-        result = aq_udp_read(udp, engine->pump_receiver, batch);
+        result = engine->pump_receiver == NULL ? AQ_ERR_MEMORY : aq_udp_read(udp, engine->pump_receiver, &batch);
+        if (batch.asked > 0)
+            aq_engine_ask_about(engine, udp, &batch);
+        if (batch.forwarded > 0)
+            aq_flows_signal(udp->flows);
         aq_slab_put(&engine->udps, id);
     }
     aq_api_leave(engine);
+    return result == AQ_OK ? batch.received : result;
+}
+
+int64_t aq_udp_return(aq_engine *engine, aq_id id)
+{
+    aq_engine_command command = {.kind = AQ_DO_WATCH_UDP, .id = id};
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    command.object = aq_slab_get(&engine->udps, id);
+    if (command.object != NULL)
+        result = aq_engine_tell(engine, &command);
+    aq_api_leave(engine);
     return result;
+}
+
+int64_t aq_udp_share(aq_engine *engine, int32_t on)
+{
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    atomic_store(&engine->pump_shares, on != 0);
+    aq_api_leave(engine);
+    return AQ_OK;
+}
+
+int64_t aq_udp_refuse(aq_engine *engine, aq_id id, const aq_address *source)
+{
+    aq_udp *udp;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    udp = aq_slab_get(&engine->udps, id);
+    if (udp != NULL) {
+        aq_udp_drop_source(udp, source);
+        aq_slab_put(&engine->udps, id);
+    }
+    aq_api_leave(engine);
+    return udp != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
 int64_t aq_flow_add(aq_engine *engine, aq_id id, uint16_t association, const aq_address *peer, const uint8_t *prefix,
@@ -208,9 +335,11 @@ int64_t aq_flow_add(aq_engine *engine, aq_id id, uint16_t association, const aq_
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
         result = aq_flow_new(udp, association, peer, prefix, prefix_length);
-        if (result == AQ_OK) {
-            aq_udp_replay(udp, association);
+        if (result >= 0) {
             command.id = udp->flows->connection;
+            if (result > 0)
+                aq_flows_signal(udp->flows);
+            result = AQ_OK;
             if (!udp->is_public)
                 aq_engine_tell(engine, &command);
         }

@@ -2,7 +2,7 @@
  *
  * Layers, includes only go down:
  *   0 counters pipe packet map slab     1 wake ready udp events     2 tls compat     3 stream dgram flow message
- *   4 conn     5 endpoint     6 engine     7 relay api
+ *   4 conn     5 endpoint     6 engine tcp     7 relay api
  */
 #ifndef AQ_H
 #define AQ_H

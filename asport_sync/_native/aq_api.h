@@ -10,8 +10,7 @@
  * - Functions take copies of what they are given unless the comment says "lent" (for the time of the call) or "handed
  *   over" (the callee closes it).
  * - Thread labels: [any] any thread; [engine] the one thread that calls aq_engine_run(); [events] the one thread that
- *   calls aq_events_wait(); [worker] one thread per stream; [pump] the one thread that reads public or local UDP
- * sockets.
+ *   calls aq_events_wait(); [worker] one thread per stream; [pump] the one thread that decides on UDP associations.
  * - Time is in nanoseconds unless the name says otherwise.
  */
 
@@ -54,11 +53,18 @@ enum aq_event_type {
     AQ_EVENT_VIOLATION =
         4,               /* the peer broke the framing rules; data = what was wrong, as text; its bytes were dropped */
     AQ_EVENT_STREAM = 5, /* the peer opened a bidirectional stream; data = its complete Connect command */
-    AQ_EVENT_STREAM_ENDED = 6, /* an attached stream is done; result */
+    AQ_EVENT_STREAM_ENDED = 6, /* an attached stream is done; peer, result, code = nanoseconds it lasted */
     AQ_EVENT_FLOW_WANTED =
         7,               /* a Packet for an unknown association; value = id, peer = its address; the payload waits */
     AQ_EVENT_PROBED = 8, /* answer to aq_connection_probe(); value = 1 alive, 0 silent */
-    AQ_EVENT_LOG = 9     /* code = severity as in logging (10 debug .. 40 error), data = text */
+    AQ_EVENT_LOG = 9,    /* code = severity as in logging (10 debug .. 40 error), data = text */
+    AQ_EVENT_SOURCE_UNKNOWN =
+        10, /* a public UDP socket has datagrams of a source without association; socket, peer; they wait */
+    AQ_EVENT_ACCEPT_FAILED = 11, /* a listener rests for a moment; socket, code = errno, 0: connections were dropped
+                                    because too many streams wait for the peer's credit */
+    AQ_EVENT_STREAM_BULK = 12,   /* a worker should relay this stream; peer, code as above, value = its socket, handed
+                                    over */
+    AQ_EVENT_UDP_BULK = 13       /* the pump should read this UDP socket from now on; socket */
 };
 
 /* Why a connection ended. */
@@ -99,6 +105,7 @@ typedef struct {
     aq_id endpoint;
     aq_id connection;
     aq_id stream;
+    aq_id socket; /* UDP socket or listener */
     uint64_t code;
     uint64_t value;
     aq_address peer;
@@ -171,14 +178,6 @@ typedef struct {
     uint64_t flows;                    /* UDP associations */
     uint64_t datagrams_queued;         /* bytes of UDP packets waiting */
 } aq_connection_info;
-
-/* What one aq_udp_receive() did. missed[] names each new source once; its datagrams wait until the next call. */
-typedef struct {
-    uint32_t received;
-    uint32_t more; /* 1: the socket may hold more */
-    uint32_t misses;
-    aq_address missed[64];
-} aq_udp_batch;
 
 /* ---- library ------------------------------------------------------------------------------------------------ */
 
@@ -267,6 +266,24 @@ int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connectio
 /* Every stream that was opened here or reported by AQ_EVENT_STREAM must be relayed, attached, refused or reset once,
  * also when its connection has ended meanwhile: what came before the end is kept for it until then. */
 
+/* [any] Accepts on a listening TCP socket, duplicated here: each connection becomes a stream that begins with Connect
+ * and its peer's address, attached at once. */
+aq_id aq_listener_open(aq_engine *engine, aq_id connection, int32_t fd);
+int64_t aq_listener_close(aq_engine *engine, aq_id listener); /* [any] accepts no more once this has returned */
+
+/* [any] From now on the engine itself dials this address for the streams that the peer opens, and attaches them. What
+ * does not connect within `timeout`, and everything once `valid` is over, is reported by AQ_EVENT_STREAM as without
+ * this call. to NULL: no more. */
+int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address *to, uint64_t timeout, uint64_t valid);
+
+/* [any] AQ_EVENT_STREAM_ENDED for every attached stream from now on, or none (the default). Their ends are counted
+ * either way. */
+int64_t aq_streams_report(aq_engine *engine, int32_t on);
+
+/* [any] So many more workers are free to relay attached streams that turn out to move much: for each,
+ * AQ_EVENT_STREAM_BULK hands over a stream with its socket. */
+int64_t aq_streams_share(aq_engine *engine, uint32_t workers);
+
 /* [any] A new bidirectional stream that begins with `header` (at most 64 bytes). It may have to wait for the peer's
  * stream credit; relaying may begin at once. AQ_ERR_LIMIT: too many wait already. */
 aq_id aq_stream_open(aq_engine *engine, aq_id connection, const uint8_t *header, size_t header_length);
@@ -276,8 +293,7 @@ aq_id aq_stream_open(aq_engine *engine, aq_id connection, const uint8_t *header,
  * this returns. Returns AQ_OK with `result` filled, or an error when the stream is gone. */
 int64_t aq_stream_relay(aq_engine *engine, aq_id stream, int32_t fd, aq_stream_result *result);
 
-/* [any] The same, done by the engine thread; the descriptor is handed over (also on error it is closed here).
- * AQ_EVENT_STREAM_ENDED follows. */
+/* [any] The same, done by the engine thread; the descriptor is handed over (also on error it is closed here). */
 int64_t aq_stream_attach(aq_engine *engine, aq_id stream, int32_t fd);
 
 /* [any] RESET_STREAM and STOP_SENDING with this code. */
@@ -288,14 +304,22 @@ int64_t aq_stream_refuse(aq_engine *engine, aq_id stream);
 
 /* ---- UDP ---------------------------------------------------------------------------------------------------- */
 
-/* [pump] Takes a UDP socket into the connection's service; the descriptor is duplicated. A public socket (server)
- * distinguishes many sources; a local one (client) belongs to one association. */
+/* [pump] Takes a UDP socket into the connection's service; the descriptor is duplicated. The engine reads it and
+ * forwards what has an association. A public socket (server) distinguishes many sources: AQ_EVENT_SOURCE_UNKNOWN asks
+ * once about each new one. A local socket (client) belongs to one association. */
 aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public);
 int64_t aq_udp_close(aq_engine *engine, aq_id udp); /* [pump] its associations go with it */
 
-/* [pump] Reads one batch (16 messages of the kernel, each up to 64 datagrams) and forwards what has an association.
- * Datagrams of sources that are still unknown since the previous call are dropped and counted. */
-int64_t aq_udp_receive(aq_engine *engine, aq_id udp, aq_udp_batch *batch);
+/* [pump] Reads one batch from a socket that AQ_EVENT_UDP_BULK handed over. Returns the number of datagrams, 0 where it
+ * is empty. */
+int64_t aq_udp_receive(aq_engine *engine, aq_id udp);
+int64_t aq_udp_return(aq_engine *engine, aq_id udp); /* [pump] the engine reads it again */
+
+/* [any] Whether the engine may leave sockets with much traffic to the pump (the default: it may not). */
+int64_t aq_udp_share(aq_engine *engine, int32_t on);
+
+/* [pump] The source gets no association: what waits for it is dropped and counted, and its next datagram asks again. */
+int64_t aq_udp_refuse(aq_engine *engine, aq_id udp, const aq_address *source);
 
 /* [pump] Adds an association. public socket: `peer` is the source as the socket reports it. local socket: `peer` is the
  * address that the Packet carried (echoed back in every answer), the socket is connected to the service. `prefix` (at

@@ -150,8 +150,10 @@ typedef struct aq_conn {
     size_t close_packet_length;
     uint32_t close_replies, close_received; /* every 2^n-th late packet is answered */
     int reset_received, certificate_failed;
-    uint64_t handshake_at;    /* creation */
-    uint64_t now;             /* of this turn, for callbacks */
+    uint64_t handshake_at; /* creation */
+    uint64_t now;          /* of this turn, for callbacks */
+    aq_address dial_to;    /* client: where the engine dials for the peer's streams; family 0: it does not */
+    uint64_t dial_timeout, dial_until;
     int handshake_done;       /* noted by the callback, acted on after it */
     uint32_t headers_pending; /* peer's streams whose header is incomplete */
     uint8_t reset_key[32];    /* for the tokens of further connection ids */
@@ -194,6 +196,10 @@ void aq_conn_unblock(aq_conn *conn, uint64_t now);  /* the socket takes bytes ag
 void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now);
 void aq_conn_close_application(aq_conn *conn, uint64_t code, uint64_t linger, uint64_t now);
 void aq_conn_stop(aq_conn *conn, uint64_t now); /* the engine stops: close, and no event */
+
+/* [any, holding a reference] A stream that begins with this header, named and with a second reference for the caller,
+ * who has the engine adopt it. NULL: *error is AQ_ERR_LIMIT or AQ_ERR_MEMORY. */
+aq_stream *aq_conn_new_stream(aq_conn *conn, const uint8_t *header, size_t length, int64_t *error);
 
 /* Commands from other threads, carried out by the engine. */
 int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length);

@@ -6,6 +6,13 @@
 #include <string.h>
 
 #define ACTIVE_CID_LIMIT 8
+/* IPv6 and UDP headers, bytes; IPv4's is smaller, but on the way may be a translator. */
+#define PACKET_HEADERS 48
+#define ETHERNET_PAYLOAD (1500 - PACKET_HEADERS)
+/* EXPERIMENT */
+#ifndef LARGEST_PAYLOAD
+#define LARGEST_PAYLOAD 16384
+#endif
 
 /* ---- callbacks of the connection as a whole -------------------------------------------------------------------- */
 
@@ -126,23 +133,40 @@ static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
 
 /* ---- creation and end ------------------------------------------------------------------------------------------ */
 
+/* Bytes of UDP payload that leave the interface towards the peer in one piece. What the way behind it takes is for path
+ * MTU discovery to find out. */
+static size_t largest_payload(const aq_sockaddr *remote)
+{
+    size_t mtu = aq_udp_route_mtu(remote);
+    if (mtu == 0)
+        return ETHERNET_PAYLOAD;
+    if (mtu > LARGEST_PAYLOAD + PACKET_HEADERS)
+        return LARGEST_PAYLOAD;
+    return mtu > NGTCP2_MAX_UDP_PAYLOAD_SIZE + PACKET_HEADERS ? mtu - PACKET_HEADERS : NGTCP2_MAX_UDP_PAYLOAD_SIZE;
+}
+
 static void fill_settings(aq_conn *conn, const aq_conn_setup *setup, ngtcp2_settings *settings)
 {
     static const ngtcp2_cc_algo algorithms[] = {NGTCP2_CC_ALGO_CUBIC, NGTCP2_CC_ALGO_RENO, NGTCP2_CC_ALGO_BBR};
     /* Below the option's bound: sizes that fit Ethernet in common tunnels, down to IPv6's minimum. */
     static const uint16_t common[] = {1420, 1372, 1280};
-    size_t probes = 0;
-    uint32_t most = conn->options.max_udp_payload;
+    size_t probes = 0, route = largest_payload(setup->remote);
+    size_t most = conn->options.max_udp_payload < route ? conn->options.max_udp_payload : route;
+    size_t usual = most < ETHERNET_PAYLOAD ? most : ETHERNET_PAYLOAD;
 
     ngtcp2_settings_default(settings);
     settings->initial_ts = setup->now;
     settings->handshake_timeout = conn->options.handshake_timeout;
     settings->cc_algo = algorithms[conn->options.congestion];
     settings->max_tx_udp_payload_size = most;
-    if (most > NGTCP2_MAX_UDP_PAYLOAD_SIZE)
+    /* The usual size first, for it is found within a round trip then. What is larger is tried only once that got
+     * through, and what is smaller only if it did not. */
+    if (usual > NGTCP2_MAX_UDP_PAYLOAD_SIZE)
+        conn->probes[probes++] = (uint16_t)usual;
+    if (most > usual)
         conn->probes[probes++] = (uint16_t)most;
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(common); i++) {
-        if (common[i] < most)
+        if (common[i] < usual)
             conn->probes[probes++] = common[i];
     }
     aq_compat_settings(settings, probes > 0 ? conn->probes : NULL, probes);

@@ -118,6 +118,34 @@ void aq_conn_open_waiting(aq_conn *conn)
     }
 }
 
+aq_stream *aq_conn_new_stream(aq_conn *conn, const uint8_t *header, size_t length, int64_t *error)
+{
+    aq_stream_setup setup = conn->host->streams;
+    aq_stream *stream;
+
+    /* options and credit never change while the connection's memory lives. */
+    if (atomic_fetch_add(&conn->opening_count, 1) >= conn->options.max_pending_streams) {
+        atomic_fetch_sub(&conn->opening_count, 1);
+        *error = AQ_ERR_LIMIT;
+        return NULL;
+    }
+    setup.send_window = conn->options.send_window;
+    setup.receive_window = conn->options.receive_window;
+    stream = aq_stream_new(&setup, conn->id, conn->credit);
+    *error = stream != NULL && aq_pipe_write(&stream->tx, header, length) == 0 ? AQ_OK : AQ_ERR_MEMORY;
+    if (*error == AQ_OK)
+        *error = aq_slab_add(setup.table, stream);
+    if (*error < 0) {
+        if (stream != NULL)
+            aq_stream_destroy(stream);
+        atomic_fetch_sub(&conn->opening_count, 1);
+        return NULL;
+    }
+    stream->id = *error;
+    aq_slab_get(setup.table, stream->id);
+    return stream;
+}
+
 void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream)
 {
     link_stream(conn, stream);
@@ -241,9 +269,15 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
         stream->header_done = 1;
         stream->deadline = UINT64_MAX;
         conn->headers_pending--;
-        stream->reported = 1;
-        memcpy(event.data, stream->header, (size_t)whole);
-        aq_conn_post(conn, &event);
+        aq_connect_decode(stream->header, &stream->peer);
+        if (conn->dial_to.family != 0 && conn->now < conn->dial_until) {
+            stream->dial_wanted = 1;
+            conn->host->touch_stream(conn->host->engine, stream);
+        } else {
+            stream->reported = 1;
+            memcpy(event.data, stream->header, (size_t)whole);
+            aq_conn_post(conn, &event);
+        }
         *data += used;
         *length -= used;
         return (int)used;

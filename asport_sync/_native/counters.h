@@ -37,6 +37,18 @@
     X(streams_reset)                                                                                                   \
     X(streams_relayed)  /* ended in a worker */                                                                        \
     X(streams_attached) /* ended in the engine */                                                                      \
+    X(streams_shared)   /* handed to a worker because they move much */                                                \
+    X(relays_finished)  /* both directions in order; this and the next five: in order of enum aq_stream_end */         \
+    X(relays_peer_reset)                                                                                               \
+    X(relays_socket_error)                                                                                             \
+    X(relays_connection_lost)                                                                                          \
+    X(relays_local_reset)                                                                                              \
+    X(relays_stopped)                                                                                                  \
+    X(tcp_accepted)                                                                                                    \
+    X(tcp_accept_errors)                                                                                               \
+    X(tcp_drop_stream_limit) /* too many streams wait for the peer's credit, or no memory for one */                   \
+    X(tcp_dialled)           /* local service connected by the engine */                                               \
+    X(tcp_dial_failures)     /* left to Python, which tries again and says why */                                      \
     X(stream_bytes_sent)                                                                                               \
     X(stream_bytes_received)                                                                                           \
     X(commands_sent)                                                                                                   \
@@ -64,6 +76,7 @@
     X(packet_drop_incomplete)  /* not all fragments came in time */                                                    \
     X(udp_received)            /* datagrams read from public and local sockets */                                      \
     X(udp_drop_no_association) /* their source was refused an association */                                           \
+    X(udp_shared)              /* sockets left to the pump because much comes through them */                          \
     X(udp_receive_errors)                                                                                              \
     X(memory_failures) /* an allocation failed and something was given up for it */                                    \
     X(events_dropped)  /* Python was too far behind with the commands of this peer */                                  \

@@ -10,14 +10,18 @@
 #include <unistd.h>
 
 /* Per turn of the loop, so that no connection and no direction starves another. */
-#define READ_BATCHES 2                 /* recvmmsg calls per socket */
-#define TRAINS_PER_TURN 2              /* segmented sends per connection */
-#define ATTACHED_BUDGET (256U * 1024U) /* bytes per attached stream and direction */
+#define READ_BATCHES 2    /* recvmmsg calls per socket */
+#define TRAINS_PER_TURN 2 /* segmented sends per connection */
+#define UDP_BATCHES 4     /* recvmmsg calls per service socket */
 #define EPOLL_EVENTS 128
 /* Room in a send pipe that is worth waking its writer for; less, and a bulk sender would be woken for every
  * acknowledgement. */
 #define SPACE_WORTH (256ULL * 1024)
 #define WAKE_TAG 0ULL
+/* A socket with so many datagrams in so little time is worth the pump's wake-ups: 80,000 a second. */
+#define UDP_BUSY_DATAGRAMS 20000
+#define UDP_BUSY_TIME (250 * AQ_NSEC_PER_MSEC)
+#define UDP_REST (100 * AQ_NSEC_PER_MSEC) /* of a service socket that can't be read now */
 
 /* ---- growing arrays -------------------------------------------------------------------------------------------- */
 
@@ -152,62 +156,8 @@ static void forget(void *context, aq_conn *conn)
     }
 }
 
-/* ---- attached streams -------------------------------------------------------------------------------------------- */
-
-static void serve_attached(aq_engine *engine, aq_stream *stream)
-{
-    aq_event event = {.type = AQ_EVENT_STREAM_ENDED, .connection = stream->connection, .stream = stream->id};
-    unsigned need = aq_stream_pump(stream, stream->attached_fd, ATTACHED_BUDGET);
-    if (need & AQ_NEED_TURN) {
-        aq_engine_touch_stream(engine, stream);
-        return;
-    }
-    if (need != 0)
-        return;
-    close(stream->attached_fd); /* leaves epoll by itself */
-    stream->attached_fd = -1;
-    event.result = stream->result;
-    aq_count(&engine->counters, AQ_C_streams_attached, 1);
-    aq_stream_leave(stream);
-    aq_events_post(&engine->events, &event);
-}
-
-int64_t aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
-{
-    struct epoll_event interest = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
-                                   .data.u64 = (uint64_t)stream->id};
-    if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, fd, &interest) != 0) {
-        aq_event event = {.type = AQ_EVENT_STREAM_ENDED, .connection = stream->connection, .stream = stream->id};
-        event.result = stream->result;
-        event.result.end = AQ_END_SOCKET_ERROR;
-        event.result.error = errno;
-        close(fd);
-        atomic_store(&stream->reset, AQ_STREAM_ABORTED + 1);
-        aq_stream_leave(stream);
-        aq_events_post(&engine->events, &event); /* whoever attached it has its answer already */
-        return AQ_OK;
-    }
-    stream->attached_fd = fd;
-    aq_engine_touch_stream(engine, stream);
-    return AQ_OK;
-}
-
-static void socket_event(aq_engine *engine, aq_id id, uint32_t events)
-{
-    aq_stream *stream = aq_slab_get(&engine->streams, id);
-    if (stream == NULL)
-        return;
-    if (stream->attached_fd >= 0) {
-        if (events & (EPOLLIN | EPOLLRDHUP))
-            stream->can_read = 1;
-        if (events & EPOLLOUT)
-            stream->can_write = 1;
-        if (events & (EPOLLERR | EPOLLHUP))
-            aq_stream_socket_failed(stream, stream->attached_fd);
-        aq_engine_touch_stream(engine, stream);
-    }
-    aq_slab_put(&engine->streams, id);
-}
+/* ---- streams ------------------------------------------------------------------------------------------------------
+ */
 
 /* Tells owners of what the last reads brought. */
 static void run_touched_streams(aq_engine *engine)
@@ -216,8 +166,10 @@ static void run_touched_streams(aq_engine *engine)
     for (size_t i = 0; i < count; i++) {
         aq_stream *stream = engine->touched_streams[i];
         stream->in_touched = 0;
-        if (stream->attached_fd >= 0) {
-            serve_attached(engine, stream);
+        if (stream->dial_wanted) {
+            aq_engine_dial(engine, stream);
+        } else if (stream->attached_fd >= 0) {
+            aq_engine_serve(engine, stream);
         } else {
             uint64_t worth = stream->tx.limit / 4 < SPACE_WORTH ? stream->tx.limit / 4 : SPACE_WORTH;
             unsigned what = AQ_NEED_END;
@@ -266,6 +218,134 @@ static void run_ready(aq_engine *engine)
             aq_flows_unref(flows);
         }
     }
+}
+
+/* ---- sockets that rest --------------------------------------------------------------------------------------------
+
+ * A descriptor that can't be served now, and would be reported as ready all the time, leaves epoll for a while. */
+
+/* Watches what the id names, unless it has gone meanwhile. */
+static void watch_again(aq_engine *engine, aq_id id)
+{
+    if (aq_id_kind((uint64_t)id) == AQ_KIND_LISTENER) {
+        aq_listener *listener = aq_slab_get(&engine->listeners, id);
+        if (listener != NULL) {
+            aq_engine_listen_tcp(engine, listener);
+            aq_slab_put(&engine->listeners, id);
+        }
+    } else {
+        aq_udp *udp = aq_slab_get(&engine->udps, id);
+        if (udp != NULL) {
+            aq_engine_watch_udp(engine, udp);
+            aq_slab_put(&engine->udps, id);
+        }
+    }
+}
+
+void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration)
+{
+    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, fd, NULL);
+    if (aq_engine_make_room(&engine->resting, engine->resting_length, &engine->resting_capacity,
+                            sizeof(*engine->resting)) != AQ_OK) {
+        aq_count(&engine->counters, AQ_C_memory_failures, 1);
+        watch_again(engine, id);
+        return;
+    }
+    engine->resting[engine->resting_length].id = id;
+    engine->resting[engine->resting_length++].until = engine->now + duration;
+}
+
+static void run_resting(aq_engine *engine)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < engine->resting_length; i++) {
+        if (engine->resting[i].until <= engine->now)
+            watch_again(engine, engine->resting[i].id);
+        else
+            engine->resting[kept++] = engine->resting[i];
+    }
+    engine->resting_length = kept;
+}
+
+/* ---- UDP service sockets ----------------------------------------------------------------------------------------- */
+
+int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp)
+{
+    struct epoll_event interest = {.events = EPOLLIN, .data.u64 = (uint64_t)udp->id};
+    udp->busy_datagrams = 0;
+    udp->busy_since = engine->now;
+    return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, udp->fd, &interest) == 0 ? AQ_OK : AQ_ERR_SYSTEM - errno;
+}
+
+void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch)
+{
+    aq_event event = {.type = AQ_EVENT_SOURCE_UNKNOWN, .socket = udp->id};
+    aq_conn *conn = aq_slab_get(&engine->connections, udp->flows->connection);
+    for (uint32_t i = 0; i < batch->asked; i++) {
+        event.peer = batch->sources[i];
+        if (conn == NULL || !aq_conn_post(conn, &event))
+            aq_udp_drop_source(udp, &batch->sources[i]);
+    }
+    if (conn != NULL)
+        aq_slab_put(&engine->connections, udp->flows->connection);
+}
+
+/* Whether the pump is to read the socket from now on. */
+static int wants_pump(aq_engine *engine, aq_udp *udp, uint32_t received)
+{
+    int is_busy;
+    udp->busy_datagrams += received;
+    if (udp->busy_datagrams < UDP_BUSY_DATAGRAMS)
+        return 0;
+    is_busy = engine->now - udp->busy_since < UDP_BUSY_TIME;
+    udp->busy_datagrams = 0;
+    udp->busy_since = engine->now;
+    return is_busy && atomic_load_explicit(&engine->pump_shares, memory_order_relaxed);
+}
+
+static void hand_to_pump(aq_engine *engine, const aq_udp *udp)
+{
+    aq_event event = {.type = AQ_EVENT_UDP_BULK, .connection = udp->flows->connection, .socket = udp->id};
+    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL);
+    aq_count(&engine->counters, AQ_C_udp_shared, 1);
+    aq_events_post(&engine->events, &event);
+}
+
+static void service_event(aq_engine *engine, aq_id id)
+{
+    aq_udp *udp = aq_slab_get(&engine->udps, id);
+    aq_conn *conn;
+    aq_udp_batch batch;
+    uint32_t received = 0;
+    int64_t result = AQ_OK;
+    if (udp == NULL)
+        return;
+    conn = aq_slab_get(&engine->connections, udp->flows->connection);
+    if (conn == NULL)
+        result = AQ_ERR_GONE;
+    for (int i = 0; i < UDP_BATCHES && result == AQ_OK; i++) {
+        result = aq_udp_read(udp, engine->receiver, &batch);
+        if (result != AQ_OK)
+            break;
+        if (batch.asked > 0)
+            aq_engine_ask_about(engine, udp, &batch);
+        received += batch.received;
+        if (batch.forwarded > 0)
+            aq_engine_touch(engine, conn);
+        if (!batch.more)
+            break;
+    }
+    if (result == AQ_ERR_GONE) {
+        epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL); /* Python is about to close it */
+    } else if (result != AQ_OK) {
+        aq_count(&engine->counters, AQ_C_udp_receive_errors, 1);
+        aq_engine_rest(engine, id, udp->fd, UDP_REST);
+    } else if (wants_pump(engine, udp, received)) {
+        hand_to_pump(engine, udp);
+    }
+    if (conn != NULL)
+        aq_slab_put(&engine->connections, udp->flows->connection);
+    aq_slab_put(&engine->udps, id);
 }
 
 /* ---- endpoints --------------------------------------------------------------------------------------------------- */
@@ -319,6 +399,9 @@ static void sweep_endpoints(aq_engine *engine)
 
 static void run_timers(aq_engine *engine)
 {
+    aq_engine_dial_timers(engine);
+    if (engine->resting_length > 0)
+        run_resting(engine);
     while (engine->heap_length > 0 && engine->heap[0]->expiry <= engine->now) {
         aq_conn *conn = engine->heap[0];
         if (conn->quic == NULL && conn->keep_until > engine->now) {
@@ -374,6 +457,18 @@ static int has_work(aq_engine *engine)
            atomic_load(&engine->commands_filled) || atomic_load(&engine->stopping);
 }
 
+static uint64_t next_timer(const aq_engine *engine)
+{
+    uint64_t expiry = engine->heap_length > 0 ? engine->heap[0]->expiry : UINT64_MAX;
+    if (engine->dial_first != NULL && engine->dial_first->deadline < expiry)
+        expiry = engine->dial_first->deadline;
+    for (size_t i = 0; i < engine->resting_length; i++) {
+        if (engine->resting[i].until < expiry)
+            expiry = engine->resting[i].until;
+    }
+    return expiry;
+}
+
 static int sleep_until_work(aq_engine *engine, struct epoll_event *events)
 {
     struct timespec timeout = {0, 0}, *wait = &timeout;
@@ -381,7 +476,7 @@ static int sleep_until_work(aq_engine *engine, struct epoll_event *events)
     aq_wake_prepare(&engine->wake);
     if (!has_work(engine)) {
         uint64_t now = aq_now();
-        uint64_t expiry = engine->heap_length > 0 ? engine->heap[0]->expiry : UINT64_MAX;
+        uint64_t expiry = next_timer(engine);
         if (expiry == UINT64_MAX) {
             wait = NULL;
         } else if (expiry > now) {
@@ -437,6 +532,21 @@ static void stop_everything(aq_engine *engine)
     flush(engine);
 }
 
+static void socket_event(aq_engine *engine, aq_id id, uint32_t events)
+{
+    switch (aq_id_kind((uint64_t)id)) {
+    case AQ_KIND_STREAM:
+        aq_engine_stream_event(engine, id, events);
+        break;
+    case AQ_KIND_LISTENER:
+        aq_engine_accept(engine, id);
+        break;
+    default:
+        service_event(engine, id);
+        break;
+    }
+}
+
 int64_t aq_engine_loop(aq_engine *engine)
 {
     struct epoll_event events[EPOLL_EVENTS];
@@ -453,7 +563,7 @@ int64_t aq_engine_loop(aq_engine *engine)
         for (int i = 0; i < count; i++) {
             if (events[i].data.u64 == WAKE_TAG)
                 continue;
-            if (events[i].data.u64 >> 56 != 0) {
+            if (aq_id_kind(events[i].data.u64) != 0) {
                 socket_event(engine, (aq_id)events[i].data.u64, events[i].events);
             } else {
                 aq_endpoint *endpoint = events[i].data.ptr;

@@ -35,7 +35,11 @@ enum aq_command_kind {
     AQ_DO_ATTACH,
     AQ_DO_REFUSE,
     AQ_DO_FLOW_READY,
-    AQ_DO_CLOSE_FD
+    AQ_DO_WATCH_UDP,
+    AQ_DO_CLOSE_UDP,
+    AQ_DO_LISTEN_TCP,
+    AQ_DO_UNLISTEN_TCP,
+    AQ_DO_DIAL
 };
 
 #define AQ_COMMAND_BYTES 256 /* aq_connection_send() takes no more */
@@ -64,6 +68,20 @@ typedef struct {
     size_t label_length, context_length, out_length;
 } aq_export_request;
 
+/* What AQ_DO_DIAL is told. */
+typedef struct {
+    aq_address to; /* family 0: none */
+    uint64_t timeout, valid;
+} aq_dial_request;
+
+/* A listening TCP socket; its connections become streams of one QUIC connection. */
+typedef struct {
+    aq_id id; /* immutable, as are the next two */
+    aq_id connection;
+    int fd;            /* ours */
+    uint64_t reported; /* [engine] when Python last heard of trouble; 0: never */
+} aq_listener;
+
 enum aq_engine_state { AQ_ENGINE_NEW, AQ_ENGINE_RUNNING, AQ_ENGINE_STOPPED };
 
 struct aq_engine {
@@ -73,11 +91,14 @@ struct aq_engine {
     aq_pool pool;
     aq_wake wake;
     aq_ready ready;
-    aq_slab credentials, endpoints, connections, streams, udps;
+    aq_slab credentials, endpoints, connections, streams, udps, listeners;
     _Atomic int state; /* aq_engine_state */
     _Atomic int stopping;
-    _Atomic int closed;      /* only this struct is left */
-    _Atomic uint32_t inside; /* calls from outside that have not returned */
+    _Atomic int closed;           /* only this struct is left */
+    _Atomic uint32_t inside;      /* calls from outside that have not returned */
+    _Atomic int report_streams;   /* Python wants to hear of the end of attached streams */
+    _Atomic int pump_shares;      /* the pump may read UDP sockets with much traffic */
+    _Atomic int32_t workers_free; /* that may take over attached streams; raised by Python, lowered by the engine */
 
     pthread_mutex_t command_mutex;
     pthread_cond_t command_done;
@@ -90,8 +111,7 @@ struct aq_engine {
     aq_wake **wakes_all; /* every wake ever made: freed with the engine, so that a late signal always has a target */
     size_t wakes_length, wakes_all_capacity;
 
-    /* pump thread */
-    aq_udp_receiver *pump_receiver;
+    aq_udp_receiver *pump_receiver; /* pump thread; NULL until it is needed */
 
     /* engine thread */
     aq_conn_host host;
@@ -105,8 +125,14 @@ struct aq_engine {
     uint32_t heap_length, heap_capacity;
     aq_endpoint **all_endpoints;
     size_t endpoints_length, endpoints_capacity;
-    int endpoints_dirty; /* some may be over, or wait for room in their socket */
-    int *closing_fds;    /* once what is collected for them has left */
+    int endpoints_dirty;               /* some may be over, or wait for room in their socket */
+    aq_stream *dial_first, *dial_last; /* being dialled, by deadline */
+    struct {
+        aq_id id;
+        uint64_t until;
+    } * resting; /* listeners and UDP sockets that left epoll for a while */
+    size_t resting_length, resting_capacity;
+    int *closing_fds; /* once what is collected for them has left */
     size_t closing_fds_length, closing_fds_capacity;
     uint64_t now;
 };
@@ -136,7 +162,20 @@ int aq_engine_make_room(void *array, size_t length, size_t *capacity,
 void aq_engine_touch(void *engine, aq_conn *conn);
 void aq_engine_touch_stream(void *engine, aq_stream *stream);
 int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint);
-int64_t aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes over fd, also on failure */
+void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration);
+int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp);
+/* [engine or pump] Asks Python about each new source; where it can't be asked, what waits is dropped. */
+void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch);
+/* tcp.c */
+void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes over fd, also on failure */
+void aq_engine_serve(aq_engine *engine, aq_stream *stream);          /* moves what can be moved */
+void aq_engine_dial(aq_engine *engine, aq_stream *stream);
+void aq_engine_dial_timers(aq_engine *engine);
+void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events);
+int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener);
+void aq_engine_unlisten_tcp(aq_engine *engine, const aq_listener *listener);
+void aq_engine_accept(aq_engine *engine, aq_id id);
+void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result); /* [any] */
 void aq_engine_run_commands(aq_engine *engine);
 
 #endif

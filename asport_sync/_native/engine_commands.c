@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 /* Socket buffers below this lose packets when a whole window arrives between two turns of the loop. */
@@ -42,9 +43,11 @@ static void release_command(aq_engine *engine, aq_engine_command *command)
         aq_stream_close(stream);
         aq_slab_put(&engine->streams, stream->id);
     }
-    if (command->kind == AQ_DO_ATTACH || command->kind == AQ_DO_CLOSE_FD || command->kind == AQ_DO_LISTEN ||
+    if (command->kind == AQ_DO_ATTACH || command->kind == AQ_DO_CLOSE_UDP || command->kind == AQ_DO_LISTEN ||
         command->kind == AQ_DO_CONNECT)
         close(command->fd);
+    if (command->kind == AQ_DO_WATCH_UDP)
+        aq_slab_put(&engine->udps, command->id);
 }
 
 int64_t aq_engine_ask(aq_engine *engine, aq_engine_command *command)
@@ -243,6 +246,7 @@ static int64_t do_set_credentials(aq_engine *engine, aq_engine_command *command)
 static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_command *command)
 {
     const aq_export_request *request = command->input;
+    const aq_dial_request *dial = command->input;
     if (conn->quic == NULL)
         return AQ_ERR_GONE;
     conn->now = engine->now;
@@ -267,6 +271,11 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
         return aq_conn_get_info(conn, command->output, engine->now);
     case AQ_DO_FLOW_READY:
         aq_conn_flow_ready(conn, (uint16_t)command->a, command->b != 0, engine->now);
+        return AQ_OK;
+    case AQ_DO_DIAL:
+        conn->dial_to = dial->to;
+        conn->dial_timeout = dial->timeout;
+        conn->dial_until = dial->valid > UINT64_MAX - engine->now ? UINT64_MAX : engine->now + dial->valid;
         return AQ_OK;
     default:
         return AQ_ERR_INVALID;
@@ -295,13 +304,40 @@ static int64_t do_stream(aq_engine *engine, aq_engine_command *command)
             aq_slab_put(&engine->connections, command->id);
         break;
     case AQ_DO_ATTACH:
-        result = aq_engine_attach(engine, stream, command->fd);
+        aq_engine_attach(engine, stream, command->fd);
         break;
     default:
         result = aq_conn_refuse_stream(stream);
         break;
     }
     aq_slab_put(&engine->streams, stream->id);
+    return result;
+}
+
+static int64_t do_watch(aq_engine *engine, aq_engine_command *command)
+{
+    aq_listener *listener;
+    int64_t result = AQ_ERR_GONE;
+    if (command->kind == AQ_DO_WATCH_UDP) {
+        aq_udp *udp = command->object;
+        result = aq_engine_watch_udp(engine, udp);
+        aq_slab_put(&engine->udps, command->id);
+        return result;
+    }
+    listener = aq_slab_get(&engine->listeners, command->id);
+    if (listener == NULL)
+        return result;
+    if (command->kind == AQ_DO_LISTEN_TCP) {
+        const aq_conn *conn = aq_slab_get(&engine->connections, listener->connection);
+        if (conn != NULL && conn->quic != NULL)
+            result = aq_engine_listen_tcp(engine, listener);
+        if (conn != NULL)
+            aq_slab_put(&engine->connections, listener->connection);
+    } else {
+        result = AQ_OK;
+        aq_engine_unlisten_tcp(engine, listener);
+    }
+    aq_slab_put(&engine->listeners, command->id);
     return result;
 }
 
@@ -322,7 +358,12 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
     case AQ_DO_ATTACH:
     case AQ_DO_REFUSE:
         return do_stream(engine, command);
-    case AQ_DO_CLOSE_FD:
+    case AQ_DO_WATCH_UDP:
+    case AQ_DO_LISTEN_TCP:
+    case AQ_DO_UNLISTEN_TCP:
+        return do_watch(engine, command);
+    case AQ_DO_CLOSE_UDP:
+        epoll_ctl(engine->epoll, EPOLL_CTL_DEL, command->fd, NULL); /* the application holds a duplicate */
         if (aq_engine_make_room(&engine->closing_fds, engine->closing_fds_length, &engine->closing_fds_capacity,
                                 sizeof(int)) == AQ_OK) {
             engine->closing_fds[engine->closing_fds_length++] = command->fd;

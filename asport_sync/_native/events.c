@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define FIRST_CAPACITY 64U
 
@@ -24,8 +25,17 @@ int aq_events_init(aq_events *events, aq_counters *counters)
     return AQ_OK;
 }
 
+/* Nobody will get this event, so what it hands over stays ours. */
+static void drop(const aq_event *event)
+{
+    if (event->type == AQ_EVENT_STREAM_BULK)
+        close((int)event->value);
+}
+
 void aq_events_destroy(aq_events *events)
 {
+    for (uint32_t i = 0; i < events->length; i++)
+        drop(&events->ring[(events->first + i) & (events->capacity - 1)]);
     pthread_cond_destroy(&events->filled);
     pthread_mutex_destroy(&events->mutex);
     free(events->ring);
@@ -51,16 +61,17 @@ static int grow(aq_events *events)
 void aq_events_post(aq_events *events, const aq_event *event)
 {
     pthread_mutex_lock(&events->mutex);
-    if (!events->closed) {
-        if (events->length == events->capacity && grow(events) != AQ_OK) {
-            aq_count(events->counters, AQ_C_events_lost, 1);
-        } else {
-            events->ring[(events->first + events->length) & (events->capacity - 1)] = *event;
-            events->length++;
-            if (events->waiting) {
-                events->waiting = 0;
-                pthread_cond_signal(&events->filled);
-            }
+    if (events->closed) {
+        drop(event);
+    } else if (events->length == events->capacity && grow(events) != AQ_OK) {
+        aq_count(events->counters, AQ_C_events_lost, 1);
+        drop(event);
+    } else {
+        events->ring[(events->first + events->length) & (events->capacity - 1)] = *event;
+        events->length++;
+        if (events->waiting) {
+            events->waiting = 0;
+            pthread_cond_signal(&events->filled);
         }
     }
     pthread_mutex_unlock(&events->mutex);

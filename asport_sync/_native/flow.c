@@ -4,15 +4,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Datagrams of one socket that may wait for Python's word on their source. Python answers before it reads the socket
- * again, so this is one batch. */
+/* Datagrams of one socket that may wait for Python's word on their sources, and how many sources it is asked about at a
+ * time: a crowd that outruns Python loses its first packets, as UDP would. */
 #define WAITING_BYTES (512U * 1024U)
+#define WAITING_SOURCES 1024
 
-struct aq_waiting_datagram {
-    aq_waiting_datagram *next;
-    aq_address source;
+typedef struct waiting_datagram {
+    struct waiting_datagram *next;
     size_t length;
     uint8_t data[];
+} waiting_datagram;
+
+struct aq_waiting_source {
+    aq_waiting_source *next, *previous;
+    aq_address address;
+    waiting_datagram *first, *last;
 };
 
 /* ---- the table --------------------------------------------------------------------------------------------- */
@@ -77,6 +83,7 @@ static void unlink_flow(aq_flows *flows, aq_flow *flow)
     flows->count--;
 }
 
+/* The mutex is held. */
 static void drop_flow(aq_flow *flow)
 {
     aq_udp *udp = flow->socket;
@@ -95,13 +102,12 @@ int64_t aq_flow_forget(aq_flows *flows, uint16_t association)
     aq_flow *flow;
     pthread_mutex_lock(&flows->mutex);
     flow = aq_flows_find(flows, association);
-    if (flow != NULL)
+    if (flow != NULL) {
         unlink_flow(flows, flow);
+        drop_flow(flow);
+    }
     pthread_mutex_unlock(&flows->mutex);
-    if (flow == NULL)
-        return AQ_ERR_GONE;
-    drop_flow(flow);
-    return AQ_OK;
+    return flow != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
 uint32_t aq_flows_list_idle(aq_flows *flows, uint64_t before, uint16_t *out, uint32_t most)
@@ -150,9 +156,11 @@ aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
     if (udp == NULL)
         return NULL;
     aq_random(secret, sizeof(secret));
-    if (is_public && aq_map_init(&udp->by_source, secret) != AQ_OK) {
-        free(udp);
-        return NULL;
+    if (is_public) {
+        if (aq_map_init(&udp->by_source, secret) != AQ_OK)
+            goto no_map;
+        if (aq_map_init(&udp->waiting_by_source, secret) != AQ_OK)
+            goto no_waiting;
     }
     udp->fd = fd;
     udp->is_public = is_public;
@@ -161,116 +169,128 @@ aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
     aq_flows_ref(flows);
     *error = AQ_OK;
     return udp;
+
+no_waiting:
+    aq_map_destroy(&udp->by_source);
+no_map:
+    free(udp);
+    return NULL;
+}
+
+/* ---- sources that wait for an association; the mutex is held ---------------------------------------------------- */
+
+static aq_waiting_source *waiting_source(aq_udp *udp, const aq_address *address)
+{
+    uint8_t key[AQ_MAP_KEY_MAX];
+    if (!udp->is_public)
+        return udp->waiting; /* connected: there is only one */
+    return aq_map_get(&udp->waiting_by_source, key, aq_address_key(address, key));
+}
+
+/* What a datagram costs while it waits. */
+static size_t waiting_size(size_t length)
+{
+    return sizeof(waiting_datagram) + length;
+}
+
+static aq_waiting_source *new_source(aq_udp *udp, const aq_address *address)
+{
+    aq_waiting_source *source = calloc(1, sizeof(*source));
+    uint8_t key[AQ_MAP_KEY_MAX];
+    if (source == NULL)
+        return NULL;
+    source->address = *address;
+    if (udp->is_public && aq_map_put(&udp->waiting_by_source, key, aq_address_key(address, key), source) != AQ_OK) {
+        free(source);
+        return NULL;
+    }
+    source->next = udp->waiting;
+    if (source->next != NULL)
+        source->next->previous = source;
+    udp->waiting = source;
+    udp->waiting_count++;
+    return source;
+}
+
+/* Takes the source off the list; its datagrams are the caller's. */
+static waiting_datagram *take_source(aq_udp *udp, aq_waiting_source *source)
+{
+    waiting_datagram *first = source->first;
+    uint8_t key[AQ_MAP_KEY_MAX];
+    for (const waiting_datagram *datagram = first; datagram != NULL; datagram = datagram->next)
+        udp->waiting_bytes -= waiting_size(datagram->length);
+    if (udp->is_public)
+        aq_map_remove(&udp->waiting_by_source, key, aq_address_key(&source->address, key));
+    if (source->previous != NULL)
+        source->previous->next = source->next;
+    else
+        udp->waiting = source->next;
+    if (source->next != NULL)
+        source->next->previous = source->previous;
+    udp->waiting_count--;
+    free(source);
+    return first;
+}
+
+static void drop_source(aq_udp *udp, aq_waiting_source *source)
+{
+    waiting_datagram *datagram = take_source(udp, source), *next;
+    for (; datagram != NULL; datagram = next) {
+        next = datagram->next;
+        aq_count(udp->flows->counters, AQ_C_udp_drop_no_association, 1);
+        free(datagram);
+    }
 }
 
 static void drop_waiting(aq_udp *udp)
 {
-    while (udp->waiting != NULL) {
-        aq_waiting_datagram *datagram = udp->waiting;
-        udp->waiting = datagram->next;
-        aq_count(udp->flows->counters, AQ_C_udp_drop_no_association, 1);
-        free(datagram);
-    }
-    udp->waiting_last = NULL;
+    while (udp->waiting != NULL)
+        drop_source(udp, udp->waiting);
 }
+
+void aq_udp_drop_source(aq_udp *udp, const aq_address *address)
+{
+    aq_waiting_source *source;
+    pthread_mutex_lock(&udp->flows->mutex);
+    source = waiting_source(udp, address);
+    if (source != NULL)
+        drop_source(udp, source);
+    pthread_mutex_unlock(&udp->flows->mutex);
+}
+
+/* ---- the end of a socket ---------------------------------------------------------------------------------------- */
 
 void aq_udp_detach(aq_udp *udp)
 {
     aq_flows *flows = udp->flows;
-    aq_flow *flow, *next, *mine = NULL;
+    aq_flow *flow, *next;
     pthread_mutex_lock(&flows->mutex);
-    if (!udp->is_public && udp->only != NULL) {
-        mine = udp->only;
-        unlink_flow(flows, mine);
-        mine->newer = NULL;
-    }
-    for (flow = udp->is_public ? flows->oldest : NULL; flow != NULL; flow = next) {
-        next = flow->newer;
+    udp->closed = 1;
+    for (flow = udp->is_public ? flows->oldest : udp->only; flow != NULL; flow = next) {
+        next = udp->is_public ? flow->newer : NULL;
         if (flow->socket == udp) {
             unlink_flow(flows, flow);
-            flow->newer = mine;
-            mine = flow;
+            drop_flow(flow);
         }
     }
-    pthread_mutex_unlock(&flows->mutex);
-    while (mine != NULL) {
-        next = mine->newer;
-        drop_flow(mine);
-        mine = next;
-    }
     drop_waiting(udp);
+    pthread_mutex_unlock(&flows->mutex);
 }
 
 void aq_udp_free(aq_udp *udp)
 {
     drop_waiting(udp);
-    if (udp->is_public)
+    if (udp->is_public) {
         aq_map_destroy(&udp->by_source);
+        aq_map_destroy(&udp->waiting_by_source);
+    }
     aq_flows_unref(udp->flows);
     free(udp);
 }
 
-int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
-                    size_t prefix_length)
-{
-    aq_flows *flows = udp->flows;
-    aq_flow *flow;
-    aq_flow ***page = &flows->pages[association >> 8];
-    uint8_t key[AQ_MAP_KEY_MAX];
-    size_t key_length = aq_address_key(peer, key);
-    int64_t result = AQ_OK;
-
-    if ((peer->family != 4 && peer->family != 6) || prefix_length > AQ_FLOW_PREFIX_MAX)
-        return AQ_ERR_INVALID;
-    if (udp->is_public ? aq_map_get(&udp->by_source, key, key_length) != NULL : udp->only != NULL)
-        return AQ_ERR_LIMIT;
-    flow = calloc(1, sizeof(*flow));
-    if (flow == NULL)
-        return AQ_ERR_MEMORY;
-    flow->association = association;
-    flow->peer = *peer;
-    flow->socket = udp;
-    flow->to.sa.sa_family = AF_UNSPEC;
-    if (udp->is_public)
-        aq_sockaddr_from(&flow->to, peer, udp->family);
-    flow->header_length = (uint8_t)aq_packet_encode(flow->header, association, 0, 1, 0, 0, peer);
-    flow->prefix_length = (uint8_t)prefix_length;
-    if (prefix_length > 0)
-        memcpy(flow->prefix, prefix, prefix_length);
-    atomic_init(&flow->active, aq_now());
-
-    pthread_mutex_lock(&flows->mutex);
-    if (flows->dead) {
-        result = AQ_ERR_GONE;
-    } else if (*page == NULL && (*page = calloc(256, sizeof(**page))) == NULL) {
-        result = AQ_ERR_MEMORY;
-    } else if ((*page)[association & 0xff] != NULL) {
-        result = AQ_ERR_LIMIT;
-    } else if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, flow)) != AQ_OK) {
-        /* result says why */
-    } else {
-        (*page)[association & 0xff] = flow;
-        flow->older = flows->newest;
-        if (flows->newest != NULL)
-            flows->newest->newer = flow;
-        else
-            flows->oldest = flow;
-        flows->newest = flow;
-        flows->count++;
-    }
-    pthread_mutex_unlock(&flows->mutex);
-    if (result != AQ_OK) {
-        free(flow);
-        return result;
-    }
-    if (!udp->is_public)
-        udp->only = flow;
-    return AQ_OK;
-}
-
 /* ---- the path of a datagram into the connection -------------------------------------------------------------- */
 
-/* [pump] One UDP packet of a known association goes into the queue. */
+/* One UDP packet of a known association goes into the queue. The mutex is held. */
 static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64_t now)
 {
     aq_flows *flows = flow->socket->flows;
@@ -298,32 +318,35 @@ static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64
     atomic_store_explicit(&flow->active, now, memory_order_relaxed);
 }
 
-static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_address *source, const uint8_t *payload,
-                                 size_t length, size_t *bytes)
+/* The mutex is held. */
+static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_address *address, const uint8_t *payload,
+                                 size_t length)
 {
-    aq_waiting_datagram *datagram;
-    uint32_t i = 0;
-    while (i < batch->misses && !aq_address_equal(&batch->missed[i], source))
-        i++;
-    if (i == AQ_ARRAY_LENGTH(batch->missed) || *bytes + length > WAITING_BYTES ||
-        (datagram = malloc(sizeof(*datagram) + length)) == NULL) {
+    aq_waiting_source *source = waiting_source(udp, address);
+    waiting_datagram *datagram = NULL;
+    if (udp->waiting_bytes + waiting_size(length) <= WAITING_BYTES &&
+        (source != NULL || (udp->waiting_count < WAITING_SOURCES && batch->asked < AQ_UDP_ASKED)))
+        datagram = malloc(waiting_size(length));
+    if (datagram != NULL && source == NULL && (source = new_source(udp, address)) != NULL &&
+        udp->is_public) /* the owner of a local socket is about to add its association anyway */
+        batch->sources[batch->asked++] = *address;
+    if (datagram == NULL || source == NULL) {
         aq_count(udp->flows->counters, AQ_C_packet_drop_waiting_full, 1);
+        free(datagram);
         return;
     }
-    if (i == batch->misses)
-        batch->missed[batch->misses++] = *source;
-    *bytes += length;
     datagram->next = NULL;
-    datagram->source = *source;
     datagram->length = length;
     memcpy(datagram->data, payload, length);
-    if (udp->waiting_last != NULL)
-        udp->waiting_last->next = datagram;
+    if (source->last != NULL)
+        source->last->next = datagram;
     else
-        udp->waiting = datagram;
-    udp->waiting_last = datagram;
+        source->first = datagram;
+    source->last = datagram;
+    udp->waiting_bytes += waiting_size(length);
 }
 
+/* The mutex is held. */
 static aq_flow *flow_of(aq_udp *udp, const aq_address *source)
 {
     uint8_t key[AQ_MAP_KEY_MAX];
@@ -334,13 +357,6 @@ static aq_flow *flow_of(aq_udp *udp, const aq_address *source)
     return aq_map_get(&udp->by_source, key, aq_address_key(source, key));
 }
 
-static void signal_engine(aq_flows *flows)
-{
-    aq_flows_ref(flows);
-    if (!aq_ready_add(flows->ready, &flows->node))
-        aq_flows_unref(flows);
-}
-
 /* Errors that a UDP socket reports about something sent earlier; the socket itself is fine. */
 static int is_weather(int64_t error)
 {
@@ -348,18 +364,41 @@ static int is_weather(int64_t error)
            error == -ENETDOWN || error == -EPERM || error == -EMSGSIZE || error == -EPROTO || error == -ENOPROTOOPT;
 }
 
+/* Each datagram of a message, which may be many that the kernel has put together. The mutex is held. */
+static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batch *batch, uint64_t now)
+{
+    size_t step = message->segment != 0 ? message->segment : message->length;
+    size_t offset = 0;
+    aq_address source;
+    aq_flow *flow;
+
+    aq_sockaddr_to(&message->peer, &source);
+    flow = flow_of(udp, &source);
+    udp->last = flow;
+    do {
+        size_t length = message->length - offset;
+        if (length > step)
+            length = step;
+        batch->received++;
+        if (flow != NULL) {
+            forward(flow, message->data + offset, length, now);
+            batch->forwarded++;
+        } else {
+            wait_for_association(udp, batch, &source, message->data + offset, length);
+        }
+        offset += length;
+    } while (offset < message->length);
+}
+
 int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
 {
     aq_flows *flows = udp->flows;
     aq_udp_message messages[AQ_UDP_MESSAGES];
     uint64_t now = aq_now();
-    size_t waiting_bytes = 0;
-    int count, forwarded = 0;
+    int count;
 
-    drop_waiting(udp);
-    if (atomic_load(&flows->dead))
-        return AQ_ERR_GONE;
-    batch->received = batch->more = batch->misses = 0;
+    batch->received = batch->forwarded = batch->asked = 0;
+    batch->more = 0;
     count = aq_udp_receive_batch(receiver, udp->fd, messages, AQ_UDP_MESSAGES);
     if (count < 0 && is_weather(count)) {
         aq_count(flows->counters, AQ_C_udp_receive_errors, 1);
@@ -369,60 +408,104 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
     if (count < 0)
         return AQ_ERR_SYSTEM + count;
     batch->more = count == AQ_UDP_MESSAGES;
-    for (int i = 0; i < count; i++) {
-        aq_udp_message *message = &messages[i];
-        size_t step = message->segment != 0 ? message->segment : message->length;
-        size_t offset = 0;
-        aq_address source;
-        aq_flow *flow;
-        aq_sockaddr_to(&message->peer, &source);
-        flow = flow_of(udp, &source);
-        udp->last = flow;
-        do {
-            size_t length = message->length - offset;
-            if (length > step)
-                length = step;
-            batch->received++;
-            if (flow != NULL) {
-                forward(flow, message->data + offset, length, now);
-                forwarded = 1;
-            } else {
-                wait_for_association(udp, batch, &source, message->data + offset, length, &waiting_bytes);
-            }
-            offset += length;
-        } while (offset < message->length);
-    }
+    pthread_mutex_lock(&flows->mutex);
+    if (flows->dead || udp->closed)
+        count = -1;
+    for (int i = 0; i < count; i++)
+        read_message(udp, &messages[i], batch, now);
+    pthread_mutex_unlock(&flows->mutex);
     aq_count(flows->counters, AQ_C_udp_received, batch->received);
-    if (forwarded)
-        signal_engine(flows);
+    return count < 0 ? AQ_ERR_GONE : AQ_OK;
+}
+
+void aq_flows_signal(aq_flows *flows)
+{
+    aq_flows_ref(flows);
+    if (!aq_ready_add(flows->ready, &flows->node))
+        aq_flows_unref(flows);
+}
+
+/* ---- new associations ---------------------------------------------------------------------------------------- */
+
+/* The mutex is held. */
+static int64_t link_flow(aq_udp *udp, aq_flow *flow)
+{
+    aq_flows *flows = udp->flows;
+    aq_flow ***page = &flows->pages[flow->association >> 8];
+    uint8_t key[AQ_MAP_KEY_MAX];
+    size_t key_length = aq_address_key(&flow->peer, key);
+    int64_t result;
+
+    if (flows->dead || udp->closed)
+        return AQ_ERR_GONE;
+    if (udp->is_public ? aq_map_get(&udp->by_source, key, key_length) != NULL : udp->only != NULL)
+        return AQ_ERR_LIMIT;
+    if (*page == NULL && (*page = calloc(256, sizeof(**page))) == NULL)
+        return AQ_ERR_MEMORY;
+    if ((*page)[flow->association & 0xff] != NULL)
+        return AQ_ERR_LIMIT;
+    if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, flow)) != AQ_OK)
+        return result;
+    (*page)[flow->association & 0xff] = flow;
+    flow->older = flows->newest;
+    if (flows->newest != NULL)
+        flows->newest->newer = flow;
+    else
+        flows->oldest = flow;
+    flows->newest = flow;
+    flows->count++;
+    if (!udp->is_public)
+        udp->only = flow;
     return AQ_OK;
 }
 
-/* [pump] After aq_flow_new: what waited for this source follows, in order. */
-void aq_udp_replay(aq_udp *udp, uint16_t association)
+/* What waited for the association follows, in order. Returns whether there was anything. The mutex is held. */
+static int64_t replay(aq_udp *udp, aq_flow *flow)
 {
-    aq_waiting_datagram **link = &udp->waiting, *last = NULL;
+    aq_waiting_source *source = waiting_source(udp, &flow->peer);
     uint64_t now = aq_now();
-    aq_flow *flow;
-    int forwarded = 0;
-    pthread_mutex_lock(&udp->flows->mutex);
-    flow = aq_flows_find(udp->flows, association);
-    pthread_mutex_unlock(&udp->flows->mutex);
-    if (flow == NULL)
-        return;
-    while (*link != NULL) {
-        aq_waiting_datagram *datagram = *link;
-        if (!udp->is_public || aq_address_equal(&datagram->source, &flow->peer)) {
-            forward(flow, datagram->data, datagram->length, now);
-            forwarded = 1;
-            *link = datagram->next;
-            free(datagram);
-        } else {
-            last = datagram;
-            link = &datagram->next;
-        }
+    waiting_datagram *datagram, *next;
+
+    if (source == NULL)
+        return 0;
+    for (datagram = take_source(udp, source); datagram != NULL; datagram = next) {
+        next = datagram->next;
+        forward(flow, datagram->data, datagram->length, now);
+        free(datagram);
     }
-    udp->waiting_last = last;
-    if (forwarded)
-        signal_engine(udp->flows);
+    return 1;
+}
+
+int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
+                    size_t prefix_length)
+{
+    aq_flow *flow;
+    int64_t result;
+
+    if ((peer->family != 4 && peer->family != 6) || prefix_length > AQ_FLOW_PREFIX_MAX)
+        return AQ_ERR_INVALID;
+    flow = calloc(1, sizeof(*flow));
+    if (flow == NULL)
+        return AQ_ERR_MEMORY;
+    flow->association = association;
+    flow->peer = *peer;
+    flow->socket = udp;
+    flow->to.sa.sa_family = AF_UNSPEC;
+    if (udp->is_public)
+        aq_sockaddr_from(&flow->to, peer, udp->family);
+    flow->header_length = (uint8_t)aq_packet_encode(flow->header, association, 0, 1, 0, 0, peer);
+    flow->prefix_length = (uint8_t)prefix_length;
+    if (prefix_length > 0)
+        memcpy(flow->prefix, prefix, prefix_length);
+    atomic_init(&flow->active, aq_now());
+
+    /* Both at once: a reader that came in between would overtake what waited. */
+    pthread_mutex_lock(&udp->flows->mutex);
+    result = link_flow(udp, flow);
+    if (result == AQ_OK)
+        result = replay(udp, flow);
+    pthread_mutex_unlock(&udp->flows->mutex);
+    if (result < 0)
+        free(flow);
+    return result;
 }

@@ -1,8 +1,8 @@
 /* UDP associations of a connection, and the sockets that serve them.
  *
- * The table of associations is shared by the pump thread (adds, removes, lists idle ones, reads `next_packet`) and the
- * engine (looks up where a Packet from the peer goes). Its mutex is held for one look-up and one copy of a datagram, or
- * for one batch of the pump.
+ * The table of associations and the sockets are shared by the pump thread (adds, removes, lists idle ones) and the
+ * engine (reads sockets, looks up where a Packet from the peer goes). One mutex guards both; it is held for one look-up
+ * and one copy of a datagram, or for one batch of a socket.
  */
 #ifndef AQ_FLOW_H
 #define AQ_FLOW_H
@@ -23,11 +23,11 @@ struct aq_udp;
 
 typedef struct aq_flow {
     uint16_t association;
-    uint16_t next_packet;  /* pump: pkt_id of the next UDP packet */
+    uint16_t next_packet;  /* pkt_id of the next UDP packet; guarded by the table's mutex */
     aq_address peer;       /* immutable: the address in Packet headers */
     aq_sockaddr to;        /* immutable: where packets of the QUIC peer go; AF_UNSPEC: the socket is connected */
     struct aq_udp *socket; /* immutable: outlives the flow */
-    uint8_t header[AQ_PACKET_HEADER_MAX]; /* pump: Packet header with everything but pkt_id and size */
+    uint8_t header[AQ_PACKET_HEADER_MAX]; /* immutable: Packet header with everything but pkt_id and size */
     uint8_t header_length;                /* immutable */
     uint8_t prefix_length;                /* immutable */
     uint8_t prefix[AQ_FLOW_PREFIX_MAX];   /* immutable */
@@ -47,25 +47,40 @@ typedef struct aq_flows {
     aq_flow *oldest, *newest;
     uint32_t count;
     _Atomic int dead; /* the connection is over; set with the mutex held */
-    aq_dgram queue;   /* pump -> engine; created with the first socket and published by has_queue */
+    aq_dgram queue;   /* to the peer; its producer holds the mutex, the engine consumes; created with the first socket
+                         and published by has_queue */
     _Atomic int has_queue;
 } aq_flows;
 
-typedef struct aq_waiting_datagram aq_waiting_datagram;
+typedef struct aq_waiting_source aq_waiting_source;
 
-/* A public or local UDP socket. Everything here belongs to the pump thread, except fd, which the engine sends on. */
+/* A public or local UDP socket. Guarded by the mutex of its table, but for what is immutable. */
 typedef struct aq_udp {
     aq_id id;
-    int fd; /* ours; closed by the engine once nothing collected for it is left */
-    int is_public;
-    int family;                   /* AF_INET or AF_INET6 */
-    aq_flows *flows;              /* one reference */
-    aq_map by_source;             /* public: address key -> flow */
-    aq_flow *only;                /* local: the one association */
-    aq_flow *last;                /* the flow of the datagram before: most come in runs */
-    aq_waiting_datagram *waiting; /* datagrams of sources that were reported as missed, oldest first */
-    aq_waiting_datagram *waiting_last;
+    int fd;                     /* ours, immutable until the engine closes it, once nothing collected for it is left */
+    int is_public;              /* immutable */
+    int family;                 /* immutable: AF_INET or AF_INET6 */
+    aq_flows *flows;            /* immutable; one reference */
+    aq_map by_source;           /* public: address key -> flow */
+    aq_flow *only;              /* local: the one association */
+    aq_flow *last;              /* the flow of the datagram before: most come in runs */
+    aq_map waiting_by_source;   /* public: address key -> source that was asked about */
+    aq_waiting_source *waiting; /* all of them, with their datagrams */
+    uint32_t waiting_count;
+    size_t waiting_bytes;
+    int closed;                          /* no more is read */
+    uint64_t busy_datagrams, busy_since; /* [engine] read since, at the last look at how much it is */
 } aq_udp;
+
+/* Sources that one aq_udp_read() has to ask about. */
+#define AQ_UDP_ASKED 64
+typedef struct {
+    uint32_t received;  /* datagrams */
+    uint32_t forwarded; /* of those, now in the queue */
+    int more;           /* the socket may hold more */
+    uint32_t asked;
+    aq_address sources[AQ_UDP_ASKED];
+} aq_udp_batch;
 
 aq_flows *aq_flows_new(aq_id connection, aq_ready *ready, aq_counters *counters, uint64_t queue_limit);
 void aq_flows_ref(aq_flows *flows);
@@ -75,14 +90,21 @@ void aq_flows_kill(aq_flows *flows);  /* [engine] the connection is over: nothin
 /* [any] With the mutex held. */
 aq_flow *aq_flows_find(aq_flows *flows, uint16_t association);
 
+/* [engine or pump, whoever reads the socket now] One batch from the socket. 0, AQ_ERR_GONE, or AQ_ERR_SYSTEM - errno
+ * where it can't be read now. */
+int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch);
+
+/* [any] What waits for this source is dropped. */
+void aq_udp_drop_source(aq_udp *udp, const aq_address *source);
+
 /* [pump] The functions behind the ones of the same name in aq_api.h. */
 aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error);
 void aq_udp_detach(aq_udp *udp); /* its flows go; fd stays open */
 void aq_udp_free(aq_udp *udp);   /* after aq_udp_detach; does not close fd */
-int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch);
+/* What waited for it follows, in order: 1 where something did, else 0, or an error. */
 int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
                     size_t prefix_length);
-void aq_udp_replay(aq_udp *udp, uint16_t association);         /* after aq_flow_new: what waited follows, in order */
+void aq_flows_signal(aq_flows *flows);                         /* [any] the engine should look at the queue */
 int64_t aq_flow_forget(aq_flows *flows, uint16_t association); /* AQ_ERR_GONE when there is none */
 uint32_t aq_flows_list_idle(aq_flows *flows, uint64_t before, uint16_t *out, uint32_t most);
 

@@ -33,6 +33,25 @@ static uint8_t *store16(uint8_t *out, uint16_t value)
     return out + 2;
 }
 
+static uint8_t *store_address(uint8_t *out, const aq_address *address)
+{
+    size_t ip_length = address->family == 4 ? 4 : 16;
+
+    *out++ = address->family == 4 ? FAMILY_IPV4 : FAMILY_IPV6;
+    memcpy(out, address->ip, ip_length);
+    return store16(out + ip_length, address->port);
+}
+
+/* The family is IPv4 or IPv6, and all of it is there. */
+static void load_address(const uint8_t *data, aq_address *address)
+{
+    size_t ip_length = data[0] == FAMILY_IPV4 ? 4 : 16;
+
+    address->family = data[0] == FAMILY_IPV4 ? 4 : 6;
+    memcpy(address->ip, data + 1, ip_length);
+    address->port = load16(data + 1 + ip_length);
+}
+
 /* ---- lengths ------------------------------------------------------------------------------------------------- */
 
 static int malformed(const char **problem, const char *text)
@@ -93,7 +112,6 @@ int aq_command_length(const uint8_t *data, size_t length, const char **problem)
 int aq_packet_decode(const uint8_t *data, size_t length, aq_packet_header *out, const char **problem)
 {
     int header = aq_command_length(data, length, problem);
-    size_t ip_length;
 
     if (header < 0)
         return -1;
@@ -112,10 +130,7 @@ int aq_packet_decode(const uint8_t *data, size_t length, aq_packet_header *out, 
     if (data[PACKET_FIXED] == FAMILY_NONE)
         return 1;
     out->has_address = 1;
-    out->address.family = data[PACKET_FIXED] == FAMILY_IPV4 ? 4 : 6;
-    ip_length = out->address.family == 4 ? 4 : 16;
-    memcpy(out->address.ip, data + PACKET_FIXED + 1, ip_length);
-    out->address.port = load16(data + PACKET_FIXED + 1 + ip_length);
+    load_address(data + PACKET_FIXED, &out->address);
     return 1;
 }
 
@@ -131,17 +146,30 @@ size_t aq_packet_encode(uint8_t *out, uint16_t association, uint16_t packet, uin
     *at++ = total;
     *at++ = index;
     at = store16(at, size);
-    if (address == NULL) {
+    if (address == NULL)
         *at++ = FAMILY_NONE;
-    } else {
-        size_t ip_length = address->family == 4 ? 4 : 16;
-
-        *at++ = address->family == 4 ? FAMILY_IPV4 : FAMILY_IPV6;
-        memcpy(at, address->ip, ip_length);
-        at = store16(at + ip_length, address->port);
-    }
+    else
+        at = store_address(at, address);
     return (size_t)(at - out);
 }
+
+/* ---- Connect ------------------------------------------------------------------------------------------------- */
+
+size_t aq_connect_encode(uint8_t *out, const aq_address *source)
+{
+    out[0] = VERSION;
+    out[1] = AQ_COMMAND_CONNECT;
+    return (size_t)(store_address(out + CONNECT_FIXED, source) - out);
+}
+
+void aq_connect_decode(const uint8_t *data, aq_address *source)
+{
+    memset(source, 0, sizeof(*source));
+    if (data[CONNECT_FIXED] != FAMILY_NONE)
+        load_address(data + CONNECT_FIXED, source);
+}
+
+/* ---- fragments ----------------------------------------------------------------------------------------------- */
 
 int aq_fragment_plan(size_t limit, size_t payload, int ipv6, size_t *first, size_t *rest)
 {

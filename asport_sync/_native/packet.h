@@ -37,6 +37,14 @@ typedef struct {
 /* Header of a whole Packet command: 1 decoded, 0 more bytes needed, -1 malformed. The payload need not be there. */
 int aq_packet_decode(const uint8_t *data, size_t length, aq_packet_header *out, const char **problem);
 
+#define AQ_CONNECT_MAX 21 /* version, type, IPv6 address with port */
+
+/* Writes a Connect command. Returns its length; out has room for AQ_CONNECT_MAX. */
+size_t aq_connect_encode(uint8_t *out, const aq_address *source);
+
+/* The address of a complete Connect command; family 0 where it has none. */
+void aq_connect_decode(const uint8_t *data, aq_address *source);
+
 /* Writes the header; address NULL: family None. Returns its length; out has room for AQ_PACKET_HEADER_MAX. */
 size_t aq_packet_encode(uint8_t *out, uint16_t association, uint16_t packet, uint8_t total, uint8_t index,
                         uint16_t size, const aq_address *address);

@@ -1,5 +1,5 @@
 /* The blocking driver of aq_stream_pump(): a worker thread that stays in here until its stream is over. The other
- * driver is the engine's epoll (engine.c, serve_attached); both move bytes with the same function.
+ * driver is the engine's epoll (tcp.c, aq_engine_serve); both move bytes with the same function.
  */
 #include "engine.h"
 
@@ -110,6 +110,7 @@ int64_t aq_stream_relay(aq_engine *engine, aq_id id, int32_t fd, aq_stream_resul
         *result = stream->result;
         atomic_store(&stream->wake, NULL);
         aq_count(&engine->counters, AQ_C_streams_relayed, 1);
+        aq_engine_count_end(engine, &stream->result);
         aq_stream_leave(stream);
     }
     if (wake != NULL)

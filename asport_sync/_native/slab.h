@@ -11,7 +11,20 @@
 #include <pthread.h>
 
 /* Kind of object, part of every id, so that a stream's id is never taken for a connection's. */
-enum aq_kind { AQ_KIND_CREDENTIALS = 1, AQ_KIND_ENDPOINT, AQ_KIND_CONNECTION, AQ_KIND_STREAM, AQ_KIND_UDP };
+enum aq_kind {
+    AQ_KIND_CREDENTIALS = 1,
+    AQ_KIND_ENDPOINT,
+    AQ_KIND_CONNECTION,
+    AQ_KIND_STREAM,
+    AQ_KIND_UDP,
+    AQ_KIND_LISTENER
+};
+
+/* Anything else that fits 64 bits and is no id, such as a pointer of user space, has kind 0. */
+static inline int aq_id_kind(uint64_t id)
+{
+    return (int)(id >> 56);
+}
 
 typedef void (*aq_destroy)(void *object);
 

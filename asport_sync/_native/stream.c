@@ -58,6 +58,7 @@ aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_cred
     stream->deadline = UINT64_MAX;
     stream->attached_fd = -1;
     stream->read_want = READ_LEAST;
+    stream->began = aq_now();
     stream->can_read = stream->can_write = 1;
     aq_pipe_init(&stream->tx, setup->pool, setup->send_window);
     aq_pipe_init(&stream->rx, setup->pool, setup->receive_window);

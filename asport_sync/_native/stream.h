@@ -68,6 +68,8 @@ typedef struct aq_stream {
     aq_ready *ready;
     aq_counters *counters;
     aq_credit *credit; /* one reference */
+    aq_address peer;   /* whose TCP connection it is, as Connect says; set before anybody but the engine knows of it */
+    uint64_t began;    /* aq_now() of its creation */
 
     /* engine only */
     _Alignas(64) struct aq_conn *conn; /* NULL once the connection is gone */
@@ -79,9 +81,12 @@ typedef struct aq_stream {
     uint64_t returned;                 /* bytes of rx already returned as stream credit */
     uint64_t returned_at;              /* when */
     uint64_t quantum;                  /* bytes left in this turn of the round robin */
-    uint64_t deadline;                 /* until the header must be complete; UINT64_MAX: no longer waiting */
+    uint64_t deadline;                 /* until the header, then the dialling, must be complete; UINT64_MAX: neither */
+    struct aq_stream *dial_previous, *dial_next; /* streams whose local service is being dialled */
+    uint64_t bulk_bytes, bulk_since;             /* bytes moved, and when, at the last look at how fast it goes */
     uint8_t header[AQ_STREAM_HEADER_MAX];
     uint8_t header_length;
+    uint8_t dial_wanted, dialling;
     uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
     int attached_fd; /* -1: not attached */
 

@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103 /* linux/udp.h; C libraries older than the kernel interface lack it */
@@ -197,6 +198,30 @@ int aq_udp_setup_service(int fd)
     enlarge_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, SERVICE_BUFFER);
     enlarge_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, SERVICE_BUFFER);
     return 0;
+}
+
+size_t aq_udp_route_mtu(const aq_sockaddr *remote)
+{
+    aq_sockaddr to = *remote;
+    struct in_addr ipv4;
+    int fd, mtu;
+
+    /* Only a connected socket has a route to ask for. */
+    if (is_ipv4(remote, &ipv4)) {
+        uint16_t port = remote->sa.sa_family == AF_INET ? remote->in.sin_port : remote->in6.sin6_port;
+        memset(&to, 0, sizeof(to));
+        to.in.sin_family = AF_INET;
+        to.in.sin_port = port;
+        to.in.sin_addr = ipv4;
+    }
+    fd = socket(to.sa.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return 0;
+    mtu = -1;
+    if (connect(fd, &to.sa, aq_sockaddr_length(&to)) == 0)
+        mtu = to.sa.sa_family == AF_INET ? get_option(fd, IPPROTO_IP, IP_MTU) : get_option(fd, IPPROTO_IPV6, IPV6_MTU);
+    close(fd);
+    return mtu > 0 ? (size_t)mtu : 0;
 }
 
 /* ---- receive ------------------------------------------------------------------------------------------------ */

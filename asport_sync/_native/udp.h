@@ -27,8 +27,11 @@ socklen_t aq_sockaddr_length(const aq_sockaddr *in);
 int aq_udp_setup_quic(int fd, int *got_receive, int *got_send);
 /* Sets up a public or local UDP socket: non-blocking, large buffers, GRO where it is there. */
 int aq_udp_setup_service(int fd);
+/* Largest packet that the interface towards `remote` takes without fragments, IP header included, as far as the kernel
+ * knows; 0: it doesn't say. */
+size_t aq_udp_route_mtu(const aq_sockaddr *remote);
 
-#define AQ_UDP_MESSAGES 16        /* messages per recvmmsg; with GRO each may hold 64 datagrams */
+#define AQ_UDP_MESSAGES 64        /* messages per recvmmsg; with GRO each may hold 64 datagrams */
 #define AQ_UDP_MESSAGE_SIZE 65536 /* the largest UDP payload or GRO train */
 
 typedef struct {

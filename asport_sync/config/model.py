@@ -166,9 +166,11 @@ class CommonConfig:
         send_window: Bytes on their way that are not acknowledged, 16 MiB; at least 16 KiB.
         receive_window: Bytes per stream that the peer may send before they are consumed, 8 MiB; 16 KiB to 1 GiB.
         log_level: Default "warn".
-        max_workers: Streams that a blocking worker thread serves, 256; those above go to the engine's own loop.
+        max_workers: Streams that a blocking worker thread relays because they move much; all others are the engine's.
+            Default: none on up to two processors, else one for each.
         keylog: File for TLS secrets in the NSS key log format, for debugging; None: the environment decides.
-        max_udp_payload: Bytes of the largest UDP payload that carries QUIC, 1200 to 1452, default 1452.
+        max_udp_payload: Bytes of the largest UDP payload that carries QUIC, 1200 to 65527; default: what interface and
+            path take, up to 16 KiB.
     """
 
     congestion_control: CongestionControl = field(default="bbr", metadata=_choice(values.CONGESTION_CONTROLS))
@@ -179,10 +181,10 @@ class CommonConfig:
     send_window: int = field(default=16 << 20, metadata=_integer(_SMALLEST_WINDOW, 2**64 - 1, "bytes"))
     receive_window: int = field(default=8 << 20, metadata=_integer(_SMALLEST_WINDOW, _LARGEST_RECEIVE_WINDOW, "bytes"))
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
-    max_workers: int = field(default=256, metadata=_integer(0, _MOST_WORKERS))
+    max_workers: int = field(default_factory=values.spare_workers, metadata=_integer(0, _MOST_WORKERS))
     keylog: Path | None = field(default=None, metadata=_PATH)
     # 1200: RFC 9000, section 14. 1452: an Ethernet frame less the IPv6 and UDP headers.
-    max_udp_payload: int = field(default=1452, metadata=_integer(1200, 1452, "bytes"))
+    max_udp_payload: int = field(default=65527, metadata=_integer(1200, 65527, "bytes"))
 
 
 def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, str]]:

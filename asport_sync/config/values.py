@@ -593,6 +593,12 @@ def _range(value: object, forms: str, *, pairs: bool) -> PortRange:
     return PortRange(ports[0], ports[1])
 
 
+def spare_workers() -> int:
+    """The default of max_workers: threads that relay beside the engine's own pay only where processors are left."""
+    processors = len(os.sched_getaffinity(0))
+    return processors if processors > 2 else 0
+
+
 def ephemeral_ports() -> PortSet:
     """Returns the ports that the system gives to outgoing connections: what a server allows unless told otherwise.
 

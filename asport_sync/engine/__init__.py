@@ -12,6 +12,7 @@ from __future__ import annotations
 from .binding import SocketAddress, error_number, versions
 from .engine import Engine
 from .events import (
+    AcceptFailed,
     Closed,
     CommandReceived,
     Connected,
@@ -19,11 +20,14 @@ from .events import (
     FlowWanted,
     LogRecord,
     Probed,
+    SourceUnknown,
+    StreamBulk,
     StreamEnded,
     StreamOpened,
+    UdpBulk,
     Violation,
 )
-from .handles import Connection, Credentials, Endpoint, Stream, UdpSocket
+from .handles import Connection, Credentials, Endpoint, Listener, Stream, UdpSocket
 from .values import (
     Carrier,
     CloseCause,
@@ -32,10 +36,10 @@ from .values import (
     StreamEnd,
     StreamResult,
     Transport,
-    UdpBatch,
 )
 
 __all__ = [
+    "AcceptFailed",
     "Carrier",
     "CloseCause",
     "Closed",
@@ -49,16 +53,19 @@ __all__ = [
     "Engine",
     "Event",
     "FlowWanted",
+    "Listener",
     "LogRecord",
     "Probed",
     "SocketAddress",
+    "SourceUnknown",
     "Stream",
+    "StreamBulk",
     "StreamEnd",
     "StreamEnded",
     "StreamOpened",
     "StreamResult",
     "Transport",
-    "UdpBatch",
+    "UdpBulk",
     "UdpSocket",
     "Violation",
     "error_number",

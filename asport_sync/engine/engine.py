@@ -37,7 +37,6 @@ class Engine:
         self._closed = False
         self._forked = False  # set in a forked child, never cleared
         self._events: Any = ffi.new("aq_event[]", _EVENTS_PER_WAIT)  # the events thread only
-        self.udp_batch: Any = ffi.new("aq_udp_batch *")  # the pump thread only
         _engines.add(self)
 
     def start(self) -> None:
@@ -97,6 +96,18 @@ class Engine:
         milliseconds = -1 if timeout is None else max(0, int(timeout * 1000))
         count = self.call(lib.aq_events_wait, self._events, _EVENTS_PER_WAIT, milliseconds)
         return [event_of(self, self._events[index]) for index in range(count)]
+
+    def report_streams(self, on: bool) -> None:
+        """Whether StreamEnded follows for every attached stream; at first it does not. Ends are counted either way."""
+        self.call(lib.aq_streams_report, int(on))
+
+    def share_streams(self, workers: int) -> None:
+        """So many more workers are free to relay attached streams that move much; StreamBulk hands one over to each."""
+        self.call(lib.aq_streams_share, workers)
+
+    def share_udp(self, on: bool) -> None:
+        """Whether UDP sockets with much traffic may be left to the pump; UdpBulk hands them over."""
+        self.call(lib.aq_udp_share, int(on))
 
     def server_credentials(
         self, *, certificate: bytes, private_key: bytes, alpn: Sequence[bytes], keylog: str | None = None

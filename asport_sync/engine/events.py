@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .binding import SocketAddress, ffi, from_address, lib
-from .handles import Connection, Endpoint, Stream
+from .handles import Connection, Endpoint, Listener, Stream, UdpSocket
 from .values import Carrier, CloseCause, StreamResult, stream_result
 
 if TYPE_CHECKING:
@@ -68,11 +69,65 @@ class StreamOpened:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """An attached stream is done."""
+    """An attached stream is done. Only where ``Engine.report_streams`` asked for it.
+
+    Attributes:
+        peer: Whose TCP connection it was, as its Connect says; None: that named nobody.
+        lasted: Seconds.
+    """
 
     connection: Connection
     stream: Stream
+    peer: SocketAddress | None
+    lasted: float
     result: StreamResult
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamBulk:
+    """A worker should relay this stream, which moves much.
+
+    Attributes:
+        peer: As in StreamEnded.
+        lasted: Seconds so far.
+        sock: Belongs to whoever gets the event.
+    """
+
+    connection: Connection
+    stream: Stream
+    peer: SocketAddress | None
+    lasted: float
+    sock: socket.socket
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AcceptFailed:
+    """A listener has trouble, and rests for a moment.
+
+    Attributes:
+        error: The errno; 0: connections were dropped, because too many streams wait for the peer's credit.
+    """
+
+    connection: Connection
+    listener: Listener
+    error: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourceUnknown:
+    """A public UDP socket has datagrams of a new source. They wait for ``add_flow`` or ``refuse``."""
+
+    connection: Connection
+    udp: UdpSocket
+    source: SocketAddress
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UdpBulk:
+    """The pump should read this UDP socket, through which much comes, until it gives it back."""
+
+    connection: Connection
+    udp: UdpSocket
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,7 +156,19 @@ class LogRecord:
 
 
 Event: TypeAlias = (
-    Connected | Closed | CommandReceived | Violation | StreamOpened | StreamEnded | FlowWanted | Probed | LogRecord
+    Connected
+    | Closed
+    | CommandReceived
+    | Violation
+    | StreamOpened
+    | StreamEnded
+    | StreamBulk
+    | AcceptFailed
+    | FlowWanted
+    | SourceUnknown
+    | UdpBulk
+    | Probed
+    | LogRecord
 )
 
 
@@ -110,7 +177,11 @@ def event_of(engine: Engine, raw: Any) -> Event:
     kind = raw.type
     if kind == lib.AQ_EVENT_STREAM_ENDED:
         return StreamEnded(
-            Connection(engine, raw.connection), Stream(engine, raw.stream), stream_result(ffi.addressof(raw, "result"))
+            Connection(engine, raw.connection),
+            Stream(engine, raw.stream),
+            from_address(raw.peer) if raw.peer.family else None,
+            raw.code / 1e9,
+            stream_result(ffi.addressof(raw, "result")),
         )
     data = bytes(ffi.buffer(raw.data, raw.length))
     if kind == lib.AQ_EVENT_LOG:
@@ -122,6 +193,20 @@ def event_of(engine: Engine, raw: Any) -> Event:
         return CommandReceived(connection, data, Carrier(raw.value))
     if kind == lib.AQ_EVENT_FLOW_WANTED:
         return FlowWanted(connection, raw.value, from_address(raw.peer))
+    if kind == lib.AQ_EVENT_SOURCE_UNKNOWN:
+        return SourceUnknown(connection, UdpSocket(engine, raw.socket), from_address(raw.peer))
+    if kind == lib.AQ_EVENT_UDP_BULK:
+        return UdpBulk(connection, UdpSocket(engine, raw.socket))
+    if kind == lib.AQ_EVENT_STREAM_BULK:
+        return StreamBulk(
+            connection,
+            Stream(engine, raw.stream),
+            from_address(raw.peer) if raw.peer.family else None,
+            raw.code / 1e9,
+            socket.socket(fileno=raw.value),
+        )
+    if kind == lib.AQ_EVENT_ACCEPT_FAILED:
+        return AcceptFailed(connection, Listener(engine, raw.socket), raw.code)
     if kind == lib.AQ_EVENT_VIOLATION:
         return Violation(connection, data.decode("utf-8", "replace"))
     if kind == lib.AQ_EVENT_PROBED:

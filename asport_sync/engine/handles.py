@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from asport_sync.errors import AsportError
 
 from .binding import SocketAddress, ffi, from_address, lib, nanoseconds, to_address
-from .values import Carrier, ConnectionInfo, StreamResult, UdpBatch, stream_result
+from .values import Carrier, ConnectionInfo, StreamResult, stream_result
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -65,7 +65,7 @@ class Stream(Handle):
         return stream_result(result)
 
     def attach(self, sock: socket.socket) -> None:
-        """Lets the engine thread relay. The socket is taken over, also when this raises. StreamEnded follows."""
+        """Lets the engine thread relay. The socket is taken over, also when this raises."""
         descriptor = sock.detach()
         try:
             self.engine.check()
@@ -84,18 +84,29 @@ class Stream(Handle):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Listener(Handle):
+    """A listening TCP socket whose connections become streams."""
+
+    def close(self) -> None:
+        """Accepts no more once this has returned. Connections that were accepted live on."""
+        self.engine.call(lib.aq_listener_close, self.id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class UdpSocket(Handle):
-    """A UDP socket in the service of a connection. All methods: the one thread that reads UDP sockets."""
+    """A UDP socket in the service of a connection. All methods: the pump thread."""
 
-    def receive(self) -> UdpBatch:
-        """Reads up to 64 datagrams and forwards those with an association.
+    def receive(self) -> int:
+        """Reads and forwards a batch of datagrams from a socket that UdpBulk handed over; returns how many."""
+        return self.engine.call(lib.aq_udp_receive, self.id)
 
-        The others wait for ``add_flow`` until the next call, which drops and counts them.
-        """
-        batch = self.engine.udp_batch
-        self.engine.call(lib.aq_udp_receive, self.id, batch)
-        missed = tuple(from_address(batch.missed[index]) for index in range(batch.misses)) if batch.misses else ()
-        return UdpBatch(batch.received, bool(batch.more), missed)
+    def give_back(self) -> None:
+        """The engine reads the socket again."""
+        self.engine.call(lib.aq_udp_return, self.id)
+
+    def refuse(self, source: SocketAddress) -> None:
+        """The source gets no association: what waits is dropped. Its next datagram asks again."""
+        self.engine.call(lib.aq_udp_refuse, self.id, to_address(source))
 
     def add_flow(self, association: int, peer: SocketAddress, prefix: bytes = b"") -> None:
         """Adds an association; datagrams that waited for it follow at once.
@@ -191,6 +202,29 @@ class Connection(Handle):
             EngineError: Too many streams wait for the peer's credit.
         """
         return Stream(self.engine, self.engine.call(lib.aq_stream_open, self.id, header, len(header)))
+
+    def accept(self, listener: socket.socket) -> Listener:
+        """Accepts on a listening TCP socket, which stays the caller's.
+
+        Each connection becomes a stream that begins with Connect and its peer's address, and is attached at once.
+
+        Raises:
+            EngineError: No descriptors or memory for it now.
+        """
+        return Listener(self.engine, self.engine.call(lib.aq_listener_open, self.id, listener.fileno()))
+
+    def dial(self, address: SocketAddress | None, timeout: float = 0.0, valid: float = float("inf")) -> None:
+        """Lets the engine dial this address for the streams that the peer opens, and attach them.
+
+        What does not connect, and everything once the time is over, is reported by StreamOpened as without this call.
+
+        Args:
+            address: None: it dials no more.
+            timeout: Seconds for each connection.
+            valid: Seconds until it is over.
+        """
+        to = ffi.NULL if address is None else to_address(address)
+        self.engine.call(lib.aq_connection_dial, self.id, to, nanoseconds(timeout), nanoseconds(valid))
 
     def open_udp(self, sock: socket.socket, *, public: bool) -> UdpSocket:
         """Takes a UDP socket into the connection's service; the socket stays the caller's."""

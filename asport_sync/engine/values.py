@@ -57,7 +57,7 @@ class Transport:
     """QUIC transport settings of a connection. Times in seconds, sizes in bytes."""
 
     congestion: CongestionControl = CongestionControl.BBR
-    max_udp_payload: int = 1452
+    max_udp_payload: int = 65527
     idle_timeout: float = 10.0
     keep_alive: float = 0.0
     handshake_timeout: float = 8.0
@@ -117,15 +117,6 @@ class ConnectionInfo:
     streams: int
     flows: int
     datagrams_queued: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class UdpBatch:
-    """What one read of a UDP socket did: datagrams read, whether more may wait, sources without an association."""
-
-    received: int
-    more: bool
-    missed: tuple[SocketAddress, ...]
 
 
 def fill_transport(raw: Any, transport: Transport) -> None:

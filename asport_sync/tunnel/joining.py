@@ -30,6 +30,7 @@ from asport_sync.engine import (
     Stream,
     StreamOpened,
     Transport,
+    UdpBulk,
     Violation,
 )
 from asport_sync.errors import (
@@ -180,6 +181,7 @@ class ClientRun(Run):
             Violation: self._violation,
             StreamOpened: self._stream,
             FlowWanted: self._flow_wanted,
+            UdpBulk: self._udp_bulk,
             Probed: lambda link, event: None,
         }
 
@@ -485,8 +487,10 @@ class ClientRun(Run):
         self.counters.add("joined")
         _log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, hello.port, self._mode)
         self.report(self.status)
+        if self._mode.tcp:
+            self._service.announce(link.connection)
         while link.held:
-            self._serve(*link.held.popleft())
+            self._serve(link, *link.held.popleft())
         self._tell(link, _Word.JOINED)
 
     def _stream(self, link: Link, event: Event) -> None:
@@ -505,17 +509,16 @@ class ClientRun(Run):
             self.limit.warning(_log, "%s: a TCP connection came that was not asked for", self._config.server)
             event.stream.refuse()
         elif link.joined:
-            self._serve(event.stream, command.address)
+            self._serve(link, event.stream, command.address)
         elif len(link.held) < _MOST_HELD_STREAMS:
             link.held.append((event.stream, command.address))
         else:
             self.counters.add("streams_refused_before_server_hello")
             event.stream.refuse()
 
-    def _serve(self, stream: Stream, source: Address | None) -> None:
-        self.counters.add("streams_accepted")
+    def _serve(self, link: Link, stream: Stream, source: Address | None) -> None:
         try:
-            self.workers.submit(self._service.serve, stream, source)
+            self.workers.submit(self._service.serve, link.connection, stream, source)
         except (LifecycleError, RuntimeError) as problem:
             self.counters.add("streams_refused_no_thread")
             self.limit.warning(_log, "a connection was dropped: %s", problem)
@@ -535,6 +538,10 @@ class ClientRun(Run):
         with contextlib.suppress(EngineClosed):
             connection.remove_flow(association)
 
+    def _udp_bulk(self, link: Link, event: Event) -> None:
+        assert isinstance(event, UdpBulk)
+        self.pump.call(link.flows.busy, event.udp)
+
     def _violation(self, link: Link, event: Event) -> None:
         assert isinstance(event, Violation)
         self._broke_rules(event.problem)
@@ -550,6 +557,7 @@ class ClientRun(Run):
             self._links.pop(link.connection.id, None)
         state = link.handshake.state
         link.handshake.close()
+        self._service.forget(link.connection)
         self.pump.call(link.flows.close)
         while link.held:
             # They outlive their connection until somebody has done with them.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from asport_sync.config import ClientConfig, ServerConfig, without_effect
-from asport_sync.engine import CongestionControl, Engine, Event, LogRecord, StreamEnded
+from asport_sync.engine import CongestionControl, Connection, Engine, Event, LogRecord, StreamBulk, StreamEnded
 from asport_sync.errors import EngineClosed, EngineError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit, logger
@@ -39,7 +39,7 @@ class Run(abc.ABC):
 
     Args:
         engine: Not started; belongs to this object from now on.
-        max_workers: Streams relayed by worker threads at the same time.
+        max_workers: Streams relayed by worker threads at the same time; with 0 the pump reads no sockets either.
         log: The subclass's.
         clock: Monotonic time in seconds, of the timers.
 
@@ -57,7 +57,8 @@ class Run(abc.ABC):
         self.limit = RateLimit()
         self.stopping = StopSignal()
         self.workers = WorkerPool(max_workers + _DIALLERS)
-        self.relays = Relays(self.workers, max_workers, self.counters, log)
+        self.relays = Relays(engine, self.workers, max_workers, self.counters, log, self.place)
+        self._shares_udp = max_workers > 0
         self.pump = SelectorThread("asport-pump")
         self.report: Callable[[str], object] = lambda text: None
         self.timers = Timers(clock)
@@ -70,6 +71,10 @@ class Run(abc.ABC):
     @abc.abstractmethod
     def handle(self, event: Event) -> None:
         """Acts on an event. The events thread; must not block."""
+
+    def place(self, connection: Connection) -> str:
+        """What log lines on streams of a connection begin with. The events thread."""
+        return ""
 
     @abc.abstractmethod
     def end(self, deadline: float) -> bool:
@@ -85,6 +90,8 @@ class Run(abc.ABC):
     def start(self) -> None:
         """Starts the threads, then ``begin``."""
         self.engine.start()
+        self.relays.begin()
+        self.engine.share_udp(self._shares_udp)
         self.pump.start()
         self._events.start()
         self.begin()
@@ -149,7 +156,9 @@ class Run(abc.ABC):
             if isinstance(event, LogRecord):
                 _engine_log.log(event.level, "%s", event.message)
             elif isinstance(event, StreamEnded):
-                self.relays.ended(event.stream, event.result)
+                self.relays.ended(event)
+            elif isinstance(event, StreamBulk):
+                self.relays.bulk(event)
             else:
                 self.handle(event)
         except EngineClosed as gone:

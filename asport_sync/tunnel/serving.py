@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from asport_sync.config import PortSet, ServerConfig
 from asport_sync.engine import (
+    AcceptFailed,
     Carrier,
     Closed,
     CommandReceived,
@@ -22,18 +23,19 @@ from asport_sync.engine import (
     FlowWanted,
     Probed,
     SocketAddress,
+    SourceUnknown,
     StreamOpened,
     Transport,
+    UdpBulk,
     Violation,
 )
 from asport_sync.errors import ConfigError, EngineClosed, EngineError, RemoteProtocolError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import RateLimit, logger
-from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
 from asport_sync.tunnel.admission import Authenticator, User, granted, users_of
 from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
-from asport_sync.tunnel.run import CONGESTION, Run, keylog_file, remaining, say_what_has_no_effect
+from asport_sync.tunnel.run import CONGESTION, Run, keylog_file, say_what_has_no_effect
 from asport_sync.tunnel.tcp import PublicListener
 from asport_sync.tunnel.udp import PublicUdp
 from asport_sync.wire import (
@@ -133,7 +135,6 @@ class ServerRun(Run):
         self._users = users_of(config)
         self._authenticator = Authenticator(self._users)
         self._began = time.monotonic()
-        self._acceptor = SelectorThread("asport-acceptor")
         self._endpoint: Endpoint | None = None
         self._address: SocketAddress | None = None
         self._lock = threading.Lock()  # guards changes of _peers against stats(); the events thread reads without it
@@ -149,7 +150,10 @@ class ServerRun(Run):
             CommandReceived: self._command,
             Violation: self._violation,
             StreamOpened: self._stream,
+            AcceptFailed: self._accept_failed,
             FlowWanted: self._flow_wanted,
+            SourceUnknown: self._source_unknown,
+            UdpBulk: self._udp_bulk,
             Probed: self._probed,
         }
 
@@ -168,7 +172,6 @@ class ServerRun(Run):
             ConfigError: It can't be opened, or certificate or key aren't usable.
         """
         config = self._config
-        self._acceptor.start()
         private_key = config.tls.private_key.read()
         try:
             credentials = self.engine.server_credentials(
@@ -198,12 +201,16 @@ class ServerRun(Run):
         """Acts on an event. The events thread."""
         self._handlers[type(event)](event)
 
+    def place(self, connection: Connection) -> str:
+        """The public port of the connection, while it stands."""
+        peer = self._peers.get(connection.id)
+        return "" if peer is None or peer.port is None else f"port {peer.port.number}: "
+
     def end(self, deadline: float) -> bool:
-        """Ends the acceptor and closes public ports. The events thread and the pump have ended."""
-        ended = self._acceptor.stop(remaining(deadline))
+        """Closes public ports. The events thread and the pump have ended."""
         for peer in list(self._peers.values()):
             self._release(peer)
-        return ended
+        return True
 
     def stats(self) -> dict[str, object]:
         """Figures of the server and of each connection."""
@@ -433,10 +440,8 @@ class ServerRun(Run):
             raise
         # Not before ServerHello: a client need not expect anything else first.
         if port.tcp is not None:
-            peer.listener = PublicListener(
-                self._acceptor, self.relays, connection, port.tcp, self.counters, _log, self.limit
-            )
-            self._acceptor.call(peer.listener.open)
+            peer.listener = PublicListener(connection, port.tcp, self.timers, self.counters, _log, self.limit)
+            peer.listener.open()
         if port.udp is not None:
             peer.udp = PublicUdp(self.pump, connection, port.udp, self._config.udp_session_timeout, self.counters, _log)
             self.pump.call(peer.udp.open)
@@ -445,10 +450,10 @@ class ServerRun(Run):
 
     def _detach(self, peer: Peer) -> PublicPort | None:
         """Takes a client's port out of service, with its sockets open; None where it has none."""
-        # Waits for the threads that serve the sockets, a turn of theirs at most: a descriptor that is closed under a
-        # thread that is about to use it may by then name another socket.
         if peer.listener is not None:
-            self._acceptor.call_and_wait(peer.listener.close)
+            peer.listener.close()
+        # Waits for the pump, a turn of it at most: a descriptor that is closed under a thread that is about to use it
+        # may by then name another socket.
         if peer.udp is not None:
             self.pump.call_and_wait(peer.udp.close)
         peer.listener = peer.udp = None
@@ -508,6 +513,21 @@ class ServerRun(Run):
         peer = self._peers.get(connection.id)
         if peer is not None and not peer.closing:
             self._break_off(peer, problem)
+
+    def _accept_failed(self, event: AcceptFailed) -> None:
+        peer = self._peers.get(event.connection.id)
+        if peer is not None and peer.listener is not None:
+            peer.listener.failed(event.error)
+
+    def _source_unknown(self, event: SourceUnknown) -> None:
+        peer = self._peers.get(event.connection.id)
+        if peer is not None and peer.udp is not None:
+            self.pump.call(peer.udp.missed, event.udp, event.source)
+
+    def _udp_bulk(self, event: UdpBulk) -> None:
+        peer = self._peers.get(event.connection.id)
+        if peer is not None and peer.udp is not None:
+            self.pump.call(peer.udp.busy, event.udp)
 
     def _flow_wanted(self, event: FlowWanted) -> None:
         # Associations are the server's to make. The packet is dropped and counted; one for an association that has just

@@ -1,217 +1,225 @@
-"""TCP: public listeners on the server, the local service on the client, and who relays a stream."""
+"""TCP: public listeners on the server, the local service on the client, and the workers that relay what moves much.
+
+Connections and bytes are the engine's: it accepts, dials and relays. Python decides where a listener and the local
+service are, dials where that takes more than one known address, and lends threads.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from asport_sync.engine import Connection, Stream, StreamResult
+from asport_sync.engine import Connection, Engine, Listener, Stream, StreamBulk, StreamEnded, StreamResult
 from asport_sync.errors import EngineClosed, EngineError, LifecycleError, LocalProtocolError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
-from asport_sync.runtime.selecting import SelectorThread
-from asport_sync.runtime.threads import Slots, StopSignal, WorkerPool
-from asport_sync.wire import Address, Connect, encode, proxy_header
+from asport_sync.runtime.threads import StopSignal, WorkerPool
+from asport_sync.runtime.timers import Timer, Timers
+from asport_sync.wire import Address, proxy_header
 
-_ACCEPTS_PER_TURN = 64  # then the other listeners have their turn
-_PAUSE_WITHOUT_RESOURCES = 0.1  # seconds until accept() is tried again when descriptors or memory have run out
-_PAUSE_AFTER_ERROR = 1.0  # seconds after an error that says nothing about when it will be over
+_OPEN_TRIES = 60  # times that a listener is tried to be taken into service
+_PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, by which descriptors or memory are there again or never
+_ENGINE_DIAL_TIMEOUT = 1.0  # seconds for the engine to connect; then a worker tries, with all the time there is
+_NAME_LASTS = 10.0  # seconds that the address which a name led to is dialled without looking the name up again
 
 
 class Relays:
-    """Gives each stream and its TCP socket to a worker, or to the engine's own loop where no worker is free.
-
-    Any thread.
+    """Knows what becomes of streams: reports their ends, and finds workers for those that move much. Any thread.
 
     Args:
+        engine: Relays.
         workers: Where relaying threads come from.
-        most: Streams relayed by workers at the same time. Each costs a thread; when thousands of them end at once, they
-            queue for the interpreter lock.
-        counters: Where endings are counted.
-        log: Gets one line for each stream.
+        most: Streams relayed by workers at the same time.
+        counters: Where drops are counted.
+        log: Gets one line for each stream, at level info.
+        place: What such a line begins with, for streams of a connection.
     """
 
-    def __init__(self, workers: WorkerPool, most: int, counters: Counters, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        workers: WorkerPool,
+        most: int,
+        counters: Counters,
+        log: logging.Logger,
+        place: Callable[[Connection], str],
+    ) -> None:
+        self._engine = engine
         self._workers = workers
-        self._slots = Slots(most)
+        self._most = most
         self._counters = counters
         self._log = log
+        self._place = place
         self._limit = RateLimit()
-        self._lock = threading.Lock()  # guards _attached
-        self._attached: dict[int, tuple[str, float]] = {}  # stream id -> what to call it, when it began
 
-    def hand_over(self, stream: Stream, sock: socket.socket, label: str) -> None:
-        """Relays in the background. The socket is taken over."""
-        if not self._slots.take():
-            self._attach(stream, sock, label)
-            return
+    def begin(self) -> None:
+        """Tells the engine how many workers there are, and whether anybody reads of ends."""
+        self._engine.report_streams(self._log.isEnabledFor(logging.INFO))
+        if self._most > 0:
+            self._engine.share_streams(self._most)
+
+    def attach(self, stream: Stream, sock: socket.socket, label: str) -> None:
+        """Has the engine relay. The socket is taken over."""
         try:
-            self._workers.submit(self._relay, stream, sock, label)
+            stream.attach(sock)
+        except EngineClosed:
+            sock.close()
+            self._counters.add("streams_gone_before_relay")
+            self._log.info("%s: the QUIC connection ended before the relay began", label)
+        except EngineError as problem:
+            # Nobody can relay the stream: whoever waits at its other end must not wait for ever.
+            sock.close()  # the engine has done that already, but for what it did not come to
+            self._counters.add("streams_dropped_no_relay")
+            self._limit.warning(self._log, "%s dropped: %s", label, problem)
+            with contextlib.suppress(EngineClosed):
+                stream.reset()
+
+    def bulk(self, event: StreamBulk) -> None:
+        """A stream that moves much: a worker relays it from here on."""
+        label = self._label(event)
+        began = time.monotonic() - event.lasted
+        try:
+            self._workers.submit(self._work, event.stream, event.sock, label, began)
         except (LifecycleError, RuntimeError):
             # Stopped, or the system has no thread to spare: the engine can do without one.
-            self._slots.give_back()
-            self._attach(stream, sock, label)
+            self.attach(event.stream, event.sock, label)
+            self._share_one()
 
-    def run(self, stream: Stream, sock: socket.socket, label: str) -> None:
-        """Relays in this worker, until the end or until the engine has taken over. The socket is taken over."""
-        if self._slots.take():
-            self._relay(stream, sock, label)
-        else:
-            self._attach(stream, sock, label)
+    def ended(self, event: StreamEnded) -> None:
+        """The engine is done with a stream."""
+        self._report(self._label(event), event.lasted, event.result)
 
-    def ended(self, stream: Stream, result: StreamResult) -> None:
-        """The engine is done with a stream that it relayed."""
-        with self._lock:
-            label, began = self._attached.pop(stream.id, ("stream", time.monotonic()))
-        self._report(label, began, result)
+    def _work(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
+        # A worker.
+        try:
+            self._relay(stream, sock, label, began)
+        finally:
+            self._share_one()
 
-    def _relay(self, stream: Stream, sock: socket.socket, label: str) -> None:
-        # A worker, which has taken a place.
-        began = time.monotonic()
+    def _relay(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
         try:
             result = stream.relay(sock)
         except EngineClosed:
             sock.close()
-            self._gone(label)
         except EngineError as problem:
             # Most likely no descriptor is left to wake this thread with. The engine's own loop needs none.
             self._counters.add("relays_without_worker")
             self._limit.warning(self._log, "%s: no worker can relay it: %s", label, problem)
-            self._attach(stream, sock, label)
+            self.attach(stream, sock, label)
         except BaseException:
             sock.close()
             raise
         else:
             sock.close()
-            self._report(label, began, result)
-        finally:
-            self._slots.give_back()
+            self._report(label, time.monotonic() - began, result)
 
-    def _attach(self, stream: Stream, sock: socket.socket, label: str) -> None:
-        with self._lock:
-            self._attached[stream.id] = (label, time.monotonic())
-        try:
-            stream.attach(sock)
-        except EngineError as problem:
-            sock.close()  # the engine has done that already, but for what it did not come to
-            with self._lock:
-                self._attached.pop(stream.id, None)
-            if isinstance(problem, EngineClosed):
-                self._gone(label)
-            else:
-                self._drop(stream, label, problem)
-
-    def _drop(self, stream: Stream, label: str, problem: EngineError) -> None:
-        """Nobody can relay the stream: whoever waits at its other end must not wait for ever."""
-        self._counters.add("streams_dropped_no_relay")
-        self._limit.warning(self._log, "%s dropped: %s", label, problem)
+    def _share_one(self) -> None:
         with contextlib.suppress(EngineClosed):
-            stream.reset()
+            self._engine.share_streams(1)
 
-    def _gone(self, label: str) -> None:
-        self._counters.add("streams_gone_before_relay")
-        self._log.info("%s: the QUIC connection ended before the relay began", label)
+    def _label(self, event: StreamBulk | StreamEnded) -> str:
+        peer = sockets.text(event.peer) if event.peer else "an unnamed peer"
+        return f"{self._place(event.connection)}connection from {peer}"
 
-    def _report(self, label: str, began: float, result: StreamResult) -> None:
-        self._counters.add(f"streams_{result.end.name.lower()}")
+    def _report(self, label: str, lasted: float, result: StreamResult) -> None:
         self._log.info(
             "%s: %s after %.1f s, %d bytes to the tunnel, %d bytes from it",
             label,
             result.describe(),
-            time.monotonic() - began,
+            lasted,
             result.sent,
             result.received,
         )
 
 
 class PublicListener:
-    """The TCP side of a client's public port: each connection becomes a stream. All methods: the acceptor thread.
+    """The TCP side of a client's public port. The events thread.
 
     Args:
-        acceptor: The thread.
-        relays: Who gets the connections.
         connection: The client's.
         sock: Listens already; stays the caller's.
-        counters: Where drops are counted.
+        timers: Of the events thread.
+        counters: Where failures are counted.
         log: Gets the errors.
         limit: Keeps repeated errors from filling the log; shared by all listeners.
     """
 
     def __init__(
         self,
-        acceptor: SelectorThread,
-        relays: Relays,
         connection: Connection,
         sock: socket.socket,
+        timers: Timers,
         counters: Counters,
         log: logging.Logger,
         limit: RateLimit,
     ) -> None:
-        self._acceptor = acceptor
-        self._relays = relays
         self._connection = connection
         self._sock = sock
+        self._timers = timers
         self._port = sockets.local_address(sock)[1]
         self._counters = counters
         self._log = log
         self._limit = limit
+        self._listener: Listener | None = None
+        self._opening: Timer | None = None  # the next try to open
+        self._failures = 0  # to open
 
     def open(self) -> None:
-        """Begins to accept."""
-        self._acceptor.watch(self._sock, self._readable)
+        """Begins to accept, now or as soon as the engine has the means."""
+        try:
+            self._listener = self._connection.accept(self._sock)
+        except EngineClosed:
+            return
+        except EngineError as problem:
+            self._not_opened(problem)
+        else:
+            if self._failures:
+                self._log.info("port %d accepts now", self._port)
 
     def close(self) -> None:
-        """Accepts no more. Connections that were accepted live on."""
-        self._acceptor.unwatch(self._sock)
+        """Accepts no more. Connections that were accepted live on. Idempotent."""
+        if self._opening is not None:
+            self._opening.cancel()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(EngineClosed):
+                listener.close()
 
-    def _readable(self) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
-            try:
-                accepted = sockets.accept(self._sock)
-            except OSError as problem:
-                self._failed(problem)
-                return
-            if accepted is None or not self._take(*accepted):
-                return
+    def failed(self, error: int) -> None:
+        """The engine has trouble with it."""
+        if error == 0:
+            what = "connections dropped: too many wait for the client"
+        else:
+            what = f"accept failed: {os.strerror(error)}"
+        self._limit.warning(self._log, "port %d: %s", self._port, what)
 
-    def _failed(self, problem: OSError) -> None:
-        # Never the end of a listener: the tunnel would stay up and look well, and nobody could reach it.
-        self._counters.add("accept_errors")
-        self._limit.warning(self._log, "port %d: accept failed: %s", self._port, problem.strerror)
-        short = problem.errno in sockets.OUT_OF_RESOURCES
-        self._acceptor.pause(self._sock, _PAUSE_WITHOUT_RESOURCES if short else _PAUSE_AFTER_ERROR)
-
-    def _take(self, sock: socket.socket, peer: sockets.SocketAddress) -> bool:
-        """Opens a stream for a connection; returns whether the next may be accepted."""
-        try:
-            stream = self._connection.open_stream(encode(Connect(Address.from_text(*peer))))
-        except EngineClosed:
-            sock.close()
-            self._acceptor.unwatch(self._sock)
-            return False
-        except EngineError as problem:
-            sock.close()
-            self._counters.add("connections_dropped_stream_limit")
-            self._limit.warning(
-                self._log, "port %d: connection from %s dropped: %s", self._port, sockets.text(peer), problem
-            )
-            return True
-        self._counters.add("connections_accepted")
-        self._relays.hand_over(stream, sock, f"port {self._port}: connection from {sockets.text(peer)}")
-        return True
+    def _not_opened(self, problem: EngineError) -> None:
+        self._counters.add("listener_open_errors")
+        self._failures += 1
+        if self._failures == _OPEN_TRIES:
+            self._log.error("port %d does not accept: %s", self._port, problem)
+            return
+        if self._failures == 1:
+            self._log.warning("port %d does not accept yet: %s; trying again", self._port, problem)
+        self._opening = self._timers.after(_PAUSE_BETWEEN_OPENS, self.open)
 
 
-@dataclass(frozen=True)
+@dataclass
 class LocalService:
     """The TCP service that a client makes public. Any number of workers.
 
+    The engine dials it alone where that takes one known address: at once where the configuration names one, and for a
+    while after a worker has found which one a name leads to. Everything else is done here.
+
     Attributes:
-        host: Name or IP literal; a name is resolved for every connection.
+        host: Name or IP literal; a name is looked up again after 10 s.
         port: Its port.
         dial_timeout: Seconds for each address.
         proxy_version: Version of the PROXY header in front of the data; None: none.
@@ -229,8 +237,21 @@ class LocalService:
     stop: StopSignal
     counters: Counters
     log: logging.Logger
+    clock: Callable[[], float] = time.monotonic
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards the next line
+    _told: dict[int, float] = field(default_factory=dict, repr=False)  # connection -> until when the engine knows
 
-    def serve(self, stream: Stream, source: Address | None) -> None:
+    def announce(self, connection: Connection) -> None:
+        """Lets the engine dial, where it can: the connection may bring streams from now on."""
+        if sockets.is_literal(self.host):
+            self._tell(connection, (self.host, self.port), float("inf"))
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is over."""
+        with self._lock:
+            self._told.pop(connection.id, None)
+
+    def serve(self, connection: Connection, stream: Stream, source: Address | None) -> None:
         """Connects to the service and relays. Where that fails the public peer sees an orderly end without data."""
         label = f"connection from {source or 'an unnamed peer'}"
         try:
@@ -245,7 +266,23 @@ class LocalService:
             target = sockets.text((self.host, self.port))
             self._refuse(stream, label, f"{target} can't be reached: {problem.strerror or problem}")
         else:
-            self.relays.run(stream, sock, label)
+            address = sockets.remote_address(sock)
+            self.relays.attach(stream, sock, label)
+            self._tell(connection, address, _NAME_LASTS)
+
+    def _tell(self, connection: Connection, address: sockets.SocketAddress, lasts: float) -> None:
+        if self.proxy_version is not None:
+            return
+        now = self.clock()
+        with self._lock:
+            # Once is enough for a crowd of streams; and once it is over the next worker tells again.
+            if now < self._told.get(connection.id, now):
+                return
+            self._told[connection.id] = now + lasts
+        try:
+            connection.dial(address, min(self.dial_timeout, _ENGINE_DIAL_TIMEOUT), lasts)
+        except EngineClosed:
+            self.forget(connection)  # once more, for a worker that came after its end
 
     def _connect(self, source: Address | None) -> socket.socket:
         addresses = sockets.resolve(self.host, self.port, socket.SOCK_STREAM)

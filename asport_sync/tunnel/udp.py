@@ -1,6 +1,7 @@
 """UDP: public sockets on the server, one socket per association on the client. Everything here runs on the pump thread.
 
-Datagrams are moved by the engine, a batch per call; Python sees only the first of each source.
+Datagrams are moved by the engine, or by calls into it where a socket has so much traffic that the pump reads it; Python
+sees only the first of each source.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from asport_sync.runtime.timers import Timer
 from asport_sync.tunnel.sessions import AssociationTable
 from asport_sync.wire import Address, Dissociate, encode, proxy_header
 
-_BATCHES_PER_TURN = 4  # of up to 64 datagrams; then the other sockets have their turn
+_BATCHES_PER_TURN = 4  # of 64 messages of the kernel; then the other sockets have their turn
+_LOOK_PERIOD = 1.0  # seconds until the pump looks whether a busy socket still is
+_QUIET_BELOW = 20000  # datagrams a second with which the engine does better alone; it gives sockets away above 80,000
 _PAUSE_AFTER_ERROR = 0.1  # seconds that a socket is left alone when reading it failed
 _ENDED_AT_ONCE = 256  # associations; each costs a Dissociate, which the other end must keep up with
 _PAUSE_BETWEEN_ENDS = 0.05  # seconds until the next so many are ended
@@ -79,19 +82,67 @@ class _Expiry:
                 self._look_in(_PAUSE_BETWEEN_ENDS)
 
 
-def _read(udp: UdpSocket, missed: Callable[[SocketAddress], None] | None) -> None:
-    """Forwards what a socket holds; ``missed`` is told each source without an association.
+class _Reader:
+    """Reads a socket through which so much comes that the engine has left it to the pump, for as long as that lasts.
 
-    Raises:
-        EngineError: The socket can't be read now, or (EngineClosed) its connection is gone.
+    Args:
+        pump: The thread, which makes all calls.
+        sock: The socket.
+        udp: The engine's name for it.
+        counters: Where errors are counted.
+        log: Gets the errors, at level debug.
     """
-    for _ in range(_BATCHES_PER_TURN):
-        batch = udp.receive()
-        if missed is not None:
-            for source in batch.missed:
-                missed(source)
-        if not batch.more:
+
+    def __init__(
+        self, pump: SelectorThread, sock: socket.socket, udp: UdpSocket, counters: Counters, log: logging.Logger
+    ) -> None:
+        self._pump = pump
+        self._sock = sock
+        self._udp = udp
+        self._counters = counters
+        self._log = log
+        self._look: Timer | None = None  # None: the engine reads
+        self._datagrams = 0  # since the last look
+
+    def begin(self) -> None:
+        """The engine has left the socket."""
+        if self._look is None:
+            self._pump.watch(self._sock, self._readable)
+            self._look_later()
+
+    def end(self) -> None:
+        """Leaves the socket alone; it may be closed then. Idempotent."""
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+            self._pump.unwatch(self._sock)
+
+    def _look_later(self) -> None:
+        self._datagrams = 0
+        self._look = self._pump.after(_LOOK_PERIOD, self._still_busy)
+
+    def _still_busy(self) -> None:
+        if self._datagrams >= _LOOK_PERIOD * _QUIET_BELOW:
+            self._look_later()
             return
+        self.end()
+        with contextlib.suppress(EngineError):
+            self._udp.give_back()
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(_BATCHES_PER_TURN):
+                received = self._udp.receive()
+                self._datagrams += received
+                if received == 0:
+                    return
+        except EngineClosed:
+            self.end()
+        except EngineError as problem:
+            # Also what ICMP says about the service, such as "port unreachable".
+            self._counters.add("udp_read_errors")
+            self._log.debug("reading a UDP socket: %s", problem)
+            self._pump.pause(self._sock, _PAUSE_AFTER_ERROR)
 
 
 class PublicUdp:
@@ -121,6 +172,7 @@ class PublicUdp:
         self._counters = counters
         self._log = log
         self._udp: UdpSocket | None = None
+        self._reader: _Reader | None = None
         self._associations = AssociationTable()
         self._expiry = _Expiry(pump, connection, timeout, self._expired)
         self._opening: Timer | None = None  # the next try to open
@@ -138,7 +190,7 @@ class PublicUdp:
             return
         if self._failures:
             self._log.info("UDP port %d is forwarded now", self._port)
-        self._pump.watch(self._sock, self._readable)
+        self._reader = _Reader(self._pump, self._sock, self._udp, self._counters, self._log)
         self._expiry.begin()
 
     def close(self) -> None:
@@ -146,7 +198,8 @@ class PublicUdp:
         if self._opening is not None:
             self._opening.cancel()
         self._expiry.end()
-        self._pump.unwatch(self._sock)
+        if self._reader is not None:
+            self._reader.end()
         udp, self._udp = self._udp, None
         if udp is not None:
             with contextlib.suppress(EngineClosed):
@@ -166,37 +219,40 @@ class PublicUdp:
             self._log.warning("UDP port %d is not forwarded yet: %s; trying again", self._port, problem)
         self._opening = self._pump.after(_PAUSE_BETWEEN_OPENS, self.open)
 
-    def _readable(self) -> None:
-        assert self._udp is not None
+    def busy(self, udp: UdpSocket) -> None:
+        """Much comes through the socket: the engine has left it to the pump."""
+        if udp == self._udp and self._reader is not None:
+            self._reader.begin()
+
+    def missed(self, udp: UdpSocket, source: SocketAddress) -> None:
+        """A new source: it becomes an association, or what waits for one is dropped."""
+        if udp != self._udp:
+            return  # closed meanwhile
         try:
-            _read(self._udp, self._missed)
+            if not self._associate(udp, source):
+                udp.refuse(source)
         except EngineClosed:
             self.close()
-        except EngineError as problem:
-            self._counters.add("udp_read_errors")
-            self._log.debug("reading a public UDP socket: %s", problem)
-            self._pump.pause(self._sock, _PAUSE_AFTER_ERROR)
 
-    def _missed(self, source: SocketAddress) -> None:
-        assert self._udp is not None
+    def _associate(self, udp: UdpSocket, source: SocketAddress) -> bool:
         association = self._associations.allocate()
         if association is None and self._evict():
             association = self._associations.allocate()
         if association is None:
-            # Its datagrams are dropped with the next read.
             self._counters.add("udp_sources_refused_table_full")
-            return
+            return False
         try:
-            self._udp.add_flow(association, source)
+            udp.add_flow(association, source)
         except EngineClosed:
             raise
         except EngineError as problem:
             self._associations.release(association)
             self._counters.add("udp_sources_refused_by_engine")
             self._log.debug("no association for %s: %s", sockets.text(source), problem)
-            return
+            return False
         self._counters.add("udp_associations")
         self._log.debug("association %d: packets from %s", association, sockets.text(source))
+        return True
 
     def _evict(self) -> bool:
         """Ends associations that have been idle for a while, to make room; returns whether there were any.
@@ -299,11 +355,12 @@ class LocalTarget:
 class _Flow:
     """One association of a client: its socket, once the service's address is known."""
 
-    __slots__ = ("sock", "udp")
+    __slots__ = ("reader", "sock", "udp")
 
     def __init__(self) -> None:
         self.sock: socket.socket | None = None
         self.udp: UdpSocket | None = None
+        self.reader: _Reader | None = None
 
 
 class LocalFlows:
@@ -367,8 +424,8 @@ class LocalFlows:
         if flow is None:
             return
         self._budget.give_back()
-        if flow.sock is not None:
-            self._pump.unwatch(flow.sock)
+        if flow.reader is not None:
+            flow.reader.end()
         with contextlib.suppress(EngineClosed):
             if flow.udp is None:
                 self._connection.remove_flow(association)
@@ -377,6 +434,12 @@ class LocalFlows:
         if flow.sock is not None:
             flow.sock.close()
         self._log.debug("association %d: over", association)
+
+    def busy(self, udp: UdpSocket) -> None:
+        """Much comes through the socket of an association: the engine has left it to the pump."""
+        for flow in self._flows.values():
+            if flow.udp == udp and flow.reader is not None:
+                flow.reader.begin()
 
     def close(self) -> None:
         """The connection is over. Idempotent."""
@@ -403,8 +466,7 @@ class LocalFlows:
             self.end(association)
             self._refuse(association, "udp_flows_refused_local_service", str(problem))
             return
-        sock, udp = flow.sock, flow.udp
-        self._pump.watch(sock, lambda: self._readable(association, sock, udp))
+        flow.reader = _Reader(self._pump, flow.sock, flow.udp, self._counters, self._log)
         self._counters.add("udp_associations")
         self._log.debug("association %d: packets from %s", association, sockets.text(peer))
 
@@ -416,17 +478,6 @@ class LocalFlows:
             except OSError as error:
                 problem = error
         raise problem
-
-    def _readable(self, association: int, sock: socket.socket, udp: UdpSocket) -> None:
-        try:
-            _read(udp, None)
-        except EngineClosed:
-            self.end(association)
-        except EngineError as problem:
-            # Also what ICMP says about the service, such as "port unreachable".
-            self._counters.add("udp_read_errors")
-            self._log.debug("association %d: reading its socket: %s", association, problem)
-            self._pump.pause(sock, _PAUSE_AFTER_ERROR)
 
     def _refuse(self, association: int, counter: str, why: str) -> None:
         self._counters.add(counter)

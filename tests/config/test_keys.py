@@ -27,7 +27,7 @@ from asport_sync.config import (
 )
 from asport_sync.config.model import TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
-from asport_sync.config.values import ephemeral_ports
+from asport_sync.config.values import ephemeral_ports, spare_workers
 from asport_sync.errors import ConfigError
 
 from .samples import KEY, OTHER_UUID, PASSWORD, PEM, UUID, WRITERS, client, entry, server, write
@@ -71,9 +71,9 @@ COMMON = {
     "send_window": Row(16777216, [(16384, 16384), ("20480", 20480), (2**63 - 1, 2**63 - 1)], WINDOWS),
     "receive_window": Row(8388608, [(16384, 16384), (2**30, 2**30)], [*WINDOWS, 2**30 + 1]),
     "log_level": Row("warn", [("off", "off"), ("DEBUG", "debug"), ("trace", "trace")], ["verbose", 3, True]),
-    "max_workers": Row(256, [(0, 0), (1000, 1000)], [-1, 65536, "many"]),
+    "max_workers": Row(spare_workers(), [(0, 0), (1000, 1000)], [-1, 65536, "many"]),
     "keylog": Row(None, [("/tmp/keys", Path("/tmp/keys"))], ["", 1.5, []]),
-    "max_udp_payload": Row(1452, [(1200, 1200), (1452, 1452)], [1199, 1453, "x"]),
+    "max_udp_payload": Row(65527, [(1200, 1200), (65527, 65527)], [1199, 65528, "x"]),
 }
 CLIENT = COMMON | {
     "server": Row(REQUIRED, [("h:1", HostPort("h", 1)), ("[::1]:2", HostPort("::1", 2))], ["h", "h:0", 443, []]),

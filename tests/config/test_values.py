@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import math
+import os
 import pickle
 import sys
 import uuid
@@ -15,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asport_sync.config import HostPort, PortRange, PortSet, values
+from asport_sync.config import ClientConfig, HostPort, PortRange, PortSet, ServerConfig, values
 from asport_sync.config.values import BadValue
 
-from .samples import UUID
+from .samples import UUID, client, server
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 # Python refuses to write out a number of so many digits, also in an error text.
@@ -475,6 +476,24 @@ def test_ephemeral_ports_where_the_system_does_not_say(monkeypatch: pytest.Monke
     assert values.ephemeral_ports() == PortSet([(32768, 60999)])
     monkeypatch.setattr(sys, "platform", "freebsd14")
     assert values.ephemeral_ports() == PortSet([(49152, 65535)])
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 0), (2, 0), (3, 3), (64, 64)])
+def test_spare_workers(monkeypatch: pytest.MonkeyPatch, processors: int, workers: int) -> None:
+    """Those that this process may use count, not those of the machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    assert values.spare_workers() == workers
+    for config in (client_config(), server_config()):
+        assert config.max_workers == workers
+
+
+def client_config() -> ClientConfig:
+    return ClientConfig.from_options(**client())
+
+
+def server_config() -> ServerConfig:
+    return ServerConfig.from_options(**server())
 
 
 # --- error texts -----------------------------------------------------------------------------------------------------

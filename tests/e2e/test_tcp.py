@@ -1,4 +1,4 @@
-"""TCP through the tunnel: sizes, half-close, resets, many at once, PROXY headers, the relays without threads."""
+"""TCP through the tunnel: sizes, half-close, resets, many at once, PROXY headers, who relays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -34,6 +34,8 @@ from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 BIG = 256  # MiB
+# Seconds until a machine with other work has been fast enough, for a quarter of a second, to have a worker take over.
+LONG_TRANSFER = 60.0
 
 
 class BigSource(TcpService):
@@ -242,17 +244,143 @@ def test_200_in_parallel(certificate: Certificate) -> None:
 
 
 @pytest.mark.parametrize("max_workers", [0, 1])
-def test_without_worker_threads(certificate: Certificate, max_workers: int) -> None:
-    """Streams above ``max_workers`` are relayed by the engine; it makes no difference to the bytes."""
+def test_many_with_few_workers(certificate: Certificate, max_workers: int) -> None:
+    """Who relays makes no difference to the bytes."""
     few = {"max_workers": max_workers}
     with TcpEcho() as service, tunnel(certificate, service.address, server=few, client=few) as opened:
         in_parallel(opened, 30)
-    with TcpSink() as sink, tunnel(certificate, sink.address, server=few, client=few) as opened:
-        with connect(opened.public) as holder:  # takes the one worker
-            data = seeded_bytes(9, 10 * MIB)
-            assert upload(opened.public, data) == sink_answer(data)
-            holder.shutdown(socket.SHUT_WR)
-            assert receive_to_end(holder) == sink_answer(b"")
+        for side in ("server", "client"):
+            # What moves little is the engine's, workers or not.
+            assert opened.engine_counter(side, "streams_relayed") == 0
+            wait_until(
+                lambda side=side: opened.engine_counter(side, "relays_finished") == 30,  # type: ignore[misc]
+                READY_TIMEOUT,
+                "all have ended",
+            )
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def counted(opened: Tunnel, name: str) -> dict[str, int]:
+    return {side: opened.engine_counter(side, name) for side in ("server", "client")}
+
+
+def long_transfer(opened: Tunnel, enough: Callable[[], bool]) -> None:
+    """Sends through the sink until a condition holds, and some more; the sink's digest says what arrived."""
+    block = seeded_bytes(9, MIB + 1)  # a length that divides nothing
+    hasher, size = hashlib.sha256(), 0
+    deadline = time.monotonic() + LONG_TRANSFER
+    with connect(opened.public) as user:
+        while not enough() and time.monotonic() < deadline:
+            for _ in range(16):
+                user.sendall(block)
+                hasher.update(block)
+                size += len(block)
+        assert enough(), counted(opened, "streams_shared")
+        user.sendall(block)
+        hasher.update(block)
+        size += len(block)
+        user.shutdown(socket.SHUT_WR)
+        assert receive_to_end(user) == b"%d %s\n" % (size, hasher.hexdigest().encode())
+
+
+@pytest.mark.parametrize("sides", [("server",), ("client",), ("server", "client")], ids="-".join)
+def test_a_worker_relays_a_large_transfer(certificate: Certificate, sides: tuple[str, ...]) -> None:
+    workers = {side: {"max_workers": 2 if side in sides else 0} for side in ("server", "client")}
+    with TcpSink() as sink, tunnel(certificate, sink.address, **workers) as opened:
+        with connect(opened.public) as idle:
+            long_transfer(opened, lambda: all(opened.engine_counter(side, "streams_shared") for side in sides))
+            idle.shutdown(socket.SHUT_WR)
+            assert receive_to_end(idle) == sink_answer(b"")
+        expected = {side: int(side in sides) for side in ("server", "client")}
+        for name, value in (
+            ("streams_shared", expected),
+            ("streams_relayed", expected),
+            ("relays_finished", {"server": 2, "client": 2}),
+            ("streams_attached", {side: 2 - expected[side] for side in expected}),
+        ):
+            wait_until(
+                lambda name=name, value=value: counted(opened, name) == value,  # type: ignore[misc]
+                READY_TIMEOUT,
+                f"{name} is {value}",
+                detail=lambda name=name: str(counted(opened, name)),  # type: ignore[misc]
+            )
+
+
+def test_workers_relay_both_ways(certificate: Certificate) -> None:
+    """As much comes back as goes; the receiving side is checked byte by byte."""
+    workers = {"max_workers": 4}
+    with TcpEcho() as service, tunnel(certificate, service.address, server=workers, client=workers) as opened:
+        data = seeded_bytes(3, 48 * MIB)
+        deadline = time.monotonic() + LONG_TRANSFER
+        while not all(counted(opened, "streams_shared").values()) and time.monotonic() < deadline:
+            assert echo(opened.public, data) == data
+        assert all(counted(opened, "streams_shared").values())
+        in_parallel(opened, 30)
+
+
+def test_a_worker_is_free_for_the_next(certificate: Certificate) -> None:
+    one = {"max_workers": 1}
+    with TcpSink() as sink, tunnel(certificate, sink.address, server=one, client={"max_workers": 0}) as opened:
+        for number in (1, 2, 3):
+            long_transfer(
+                opened,
+                lambda number=number: opened.engine_counter("server", "streams_shared") >= number,  # type: ignore[misc]
+            )
+            wait_until(
+                lambda number=number: opened.engine_counter("server", "streams_relayed") == number,  # type: ignore[misc]
+                READY_TIMEOUT,
+                "the worker is done",
+            )
+
+
+@pytest.mark.parametrize("ending", ["user", "service"])
+def test_a_reset_passes_through_workers(certificate: Certificate, ending: str) -> None:
+    workers = {"max_workers": 2}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(READY_TIMEOUT)
+        with tunnel(certificate, listener.getsockname(), server=workers, client=workers) as opened:
+            user = connect(opened.public)
+            service, _ = listener.accept()
+            service.settimeout(READY_TIMEOUT)
+            with user, service:
+                stop = {"user": threading.Event(), "service": threading.Event()}
+                broken: dict[str, OSError] = {}
+
+                def send() -> None:
+                    try:
+                        while not stop["user"].is_set():
+                            user.sendall(bytes(MIB))
+                    except OSError as problem:
+                        broken["user"] = problem
+
+                def receive() -> None:
+                    try:
+                        while not stop["service"].is_set() and service.recv(MIB):
+                            pass
+                    except OSError as problem:
+                        broken["service"] = problem
+
+                threads = {"user": threading.Thread(target=send), "service": threading.Thread(target=receive)}
+                for thread in threads.values():
+                    thread.start()
+                wait_until(
+                    lambda: all(counted(opened, "streams_shared").values()), LONG_TRANSFER, "workers have taken over"
+                )
+                stop[ending].set()
+                threads[ending].join()
+                gone = user if ending == "user" else service
+                gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                gone.close()
+                for thread in threads.values():
+                    thread.join()
+                (problem,) = broken.values()
+                assert isinstance(problem, (ConnectionResetError, BrokenPipeError))
+                assert ending not in broken
+            name = {"user": "relays_socket_error", "service": "relays_peer_reset"}[ending]
+            wait_until(lambda: opened.engine_counter("server", name) == 1, READY_TIMEOUT, f"{name} is 1")
+            assert counted(opened, "streams_relayed") == {"server": 1, "client": 1}
 
 
 def in_parallel(opened: Tunnel, count: int) -> None:

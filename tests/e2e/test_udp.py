@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.support.certificates import Certificate
 from tests.support.data import seeded_bytes
 from tests.support.services import (
     LARGEST_DATAGRAM,
+    Address,
     UdpEcho,
     UdpService,
     UdpSink,
@@ -42,6 +44,11 @@ MODES = pytest.mark.parametrize("mode", ["native", "quic"])
 # default max_packet_size, an Ethernet frame, many fragments, the largest that UDP over IPv4 can carry.
 SIZES = [0, 1, 2, 100, *range(1130, 1160), 1200, 1350, 1351, *range(1380, 1420), 1472, 1500, *range(2260, 2320, 9)]
 SIZES += [4000, 9000, 16384, 30_000, 65_000, LARGEST_DATAGRAM]
+
+UDP_SEGMENT = 103  # linux/udp.h
+FLOODED = bytes(10)
+# Seconds until 20,000 datagrams have been read within a quarter of one.
+FLOOD_TIMEOUT = 30.0
 
 
 def udp_mode(mode: str) -> dict[str, str]:
@@ -246,6 +253,81 @@ def test_a_flood_is_survived(certificate: Certificate, mode: str) -> None:
             assert len(received) == len(set(received)), "a datagram came twice"
         with UdpPeer(opened.public) as user:
             user.ask(b"last", b"last")
+
+
+class Flood:
+    """Sends small datagrams as fast as it goes, many per call."""
+
+    def __init__(self, sock: socket.socket, target: Address) -> None:
+        self._sock = sock
+        self._target = target
+
+    def until_shared(self, opened: Tunnel, side: str) -> None:
+        """Sends until the engine of ``server`` or ``client`` has left a socket to the pump."""
+
+        def shared() -> bool:
+            self.send(1)
+            return opened.engine_counter(side, "udp_shared") > 0
+
+        wait_until(shared, FLOOD_TIMEOUT, "the pump reads the socket")
+
+    def send(self, rounds: int) -> None:
+        """Sends so many times 3,000 of them."""
+        self._sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(FLOODED))
+        for _ in range(50 * rounds):
+            self._sock.sendto(60 * FLOODED, self._target)
+        self._sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 0)
+
+
+def expect_datagram(sock: socket.socket, expected: bytes) -> None:
+    """Waits for a datagram behind what is left of a flood."""
+    while (received := sock.recv(100)) != expected:
+        assert received == FLOODED
+
+
+@pytest.mark.parametrize("max_workers", [0, 1])
+def test_a_busy_public_port(certificate: Certificate, max_workers: int) -> None:
+    """Before, while and after the pump reads its socket, datagrams of all sources arrive as they were sent."""
+    workers = {"max_workers": max_workers}
+    with UdpEcho() as service, tunnel(certificate, service.address, server=workers) as opened:
+        with UdpPeer(opened.public) as user, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooder:
+            user.ask(b"before", b"before")
+            flood = Flood(flooder, opened.public)
+            if max_workers:
+                flood.until_shared(opened, "server")
+            else:
+                flood.send(100)
+            user.ask(b"meanwhile", b"meanwhile")
+            with UdpPeer(opened.public) as another:
+                another.ask(b"another", b"another")
+            time.sleep(2.5)  # the pump has given it back
+            user.ask(b"after", b"after")
+            with UdpPeer(opened.public) as another:
+                another.ask(b"yet another", b"yet another")
+        assert opened.engine_counter("server", "udp_shared") == max_workers
+
+
+def test_a_busy_local_service(certificate: Certificate) -> None:
+    """Answers of one association, far more than its user can take."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind(("127.0.0.1", 0))
+        service.settimeout(READY_TIMEOUT)
+        with (
+            tunnel(certificate, service.getsockname(), client={"max_workers": 1}) as opened,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as user,
+        ):
+            user.settimeout(READY_TIMEOUT)
+            user.sendto(b"question", opened.public)
+            question, local = service.recvfrom(100)
+            assert question == b"question"
+            Flood(service, local).until_shared(opened, "client")
+            for pause in (0.5, 2.5):  # the pump reads it; the pump has given it back
+                time.sleep(pause)
+                service.sendto(b"answer", local)
+                expect_datagram(user, b"answer")
+                user.sendto(b"another question", opened.public)
+                assert service.recv(100) == b"another question"
+            assert opened.engine_counter("client", "udp_shared") == 1
 
 
 def test_associations_that_expire_together_do_not_end_the_tunnel(certificate: Certificate, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from asport_sync.engine import (
     CloseCause,
     Connection,
     Engine,
+    Listener,
     Stream,
     StreamEnd,
     StreamResult,
@@ -118,6 +119,14 @@ def test_everything_after_close_raises(certificate: Certificate) -> None:
             Connection(engine, 1).info,
             Stream(engine, 1).reset,
             UdpSocket(engine, 1).receive,
+            UdpSocket(engine, 1).give_back,
+            lambda: UdpSocket(engine, 1).refuse(("127.0.0.1", 9)),
+            Listener(engine, 1).close,
+            lambda: Connection(engine, 1).accept(sock),
+            lambda: Connection(engine, 1).dial(("127.0.0.1", 9)),
+            lambda: engine.report_streams(True),
+            lambda: engine.share_streams(1),
+            lambda: engine.share_udp(True),
             lambda: client_credentials(engine, certificate),
             lambda: engine.connect(sock, credentials, Transport(), remote=("127.0.0.1", 9), server_name="localhost"),
         ):
@@ -181,6 +190,9 @@ def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> in
         "aq_connection_admit": (0, 1),
         "aq_connection_probe": (1_000_000,),
         "aq_connection_info_get": (ffi.new("aq_connection_info *"),),
+        "aq_connection_dial": (address, 1_000_000_000, 1_000_000_000),
+        "aq_listener_open": (sock.fileno(),),
+        "aq_listener_close": (),
         "aq_stream_open": (HEADER, len(HEADER)),
         "aq_stream_relay": (sock.fileno(), ffi.new("aq_stream_result *")),
         "aq_stream_attach": (attached,),
@@ -188,7 +200,9 @@ def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> in
         "aq_stream_refuse": (),
         "aq_udp_open": (sock.fileno(), 1),
         "aq_udp_close": (),
-        "aq_udp_receive": (ffi.new("aq_udp_batch *"),),
+        "aq_udp_receive": (),
+        "aq_udp_return": (),
+        "aq_udp_refuse": (address,),
         "aq_flow_add": (1, address, b"", 0),
         "aq_flow_remove": (1,),
         "aq_flows_idle": (1_000_000_000, ffi.new("uint16_t[8]"), 8),
@@ -201,7 +215,7 @@ def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> in
 
 
 def test_the_boundary_has_the_functions_this_file_knows() -> None:
-    assert len(id_functions()) >= 21
+    assert len(id_functions()) >= 26
 
 
 @pytest.mark.parametrize("name", id_functions())
@@ -320,6 +334,7 @@ def test_commands_and_headers_have_a_greatest_length(certificate: Certificate) -
             lambda: pair.server_connection.send(b""),
             lambda: pair.server_connection.open_stream(bytes(65)),
             lambda: pair.client_connection.heartbeat(bytes(17), 1.0),
+            lambda: pair.client_connection.dial(("127.0.0.1", 9), timeout=2.0**62 / 1e9),
         ):
             with pytest.raises(EngineError) as caught:
                 call()

@@ -90,12 +90,24 @@ static inline void close_udp(aq_udp *udp)
     CHECK_INT(close(fd), 0); /* it was left open */
 }
 
-static inline void read_batch(aq_udp *udp, uint32_t received, uint32_t misses)
+/* Reads as the engine and the pump do: what went into the queue is told to the engine. */
+static inline void read_batch(aq_udp *udp, uint32_t received, uint32_t forwarded, uint32_t asked)
 {
     CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_OK);
     CHECK_INT(batch.received, received);
-    CHECK_INT(batch.misses, misses);
+    CHECK_INT(batch.forwarded, forwarded);
+    CHECK_INT(batch.asked, asked);
     CHECK_INT(counted(AQ_C_udp_received), received);
+    if (batch.forwarded > 0)
+        aq_flows_signal(udp->flows);
+}
+
+/* Adds an association; `waited`: something of its source follows at once. */
+static inline void add_flow(aq_udp *udp, uint16_t association, const aq_address *peer, int waited)
+{
+    CHECK_INT(aq_flow_new(udp, association, peer, NULL, 0), waited);
+    if (waited)
+        aq_flows_signal(udp->flows);
 }
 
 /* ---- the engine's side ----------------------------------------------------------------------------------------- */

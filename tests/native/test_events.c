@@ -3,12 +3,14 @@
 
 #include "check.h"
 
+#include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
 
 #define WATCHDOG_SECONDS 90
 #define LONG_MS 80000 /* a time-out that no run reaches */
 #define PRODUCERS 4
+#define FEW 3
 #ifdef __SANITIZE_THREAD__
 #define EACH 5000 /* events of one producer */
 #else
@@ -290,6 +292,70 @@ static void test_many_producers(void)
     aq_events_destroy(&shared);
 }
 
+/* ---- what an event hands over -------------------------------------------------------------------------------- */
+
+static int hand_over(aq_events *events)
+{
+    int ends[2];
+    aq_event event = {.type = AQ_EVENT_STREAM_BULK};
+
+    CHECK_INT(pipe(ends), 0);
+    event.value = (uint64_t)ends[1];
+    aq_events_post(events, &event);
+    return ends[0];
+}
+
+/* The other end of the pipe tells. */
+static void check_closed(int end, int expected)
+{
+    struct pollfd item = {.fd = end, .events = POLLIN};
+
+    CHECK_INT(poll(&item, 1, 0), expected);
+    CHECK((item.revents & POLLHUP) == (expected ? POLLHUP : 0));
+}
+
+/* A socket belongs to whoever gets the event, and is closed where nobody will. */
+static void test_hand_over(void)
+{
+    aq_events events;
+    aq_event out, other = {.type = AQ_EVENT_COMMAND};
+    uint64_t lost = atomic_load(&counters.value[AQ_C_events_lost]);
+    int taken, left[FEW], late, i;
+
+    CHECK_INT(aq_events_init(&events, &counters), AQ_OK);
+    taken = hand_over(&events);
+    CHECK_INT(aq_events_take(&events, &out, 1, 0), 1);
+    CHECK_INT(out.type, AQ_EVENT_STREAM_BULK);
+    other.value = out.value;
+    aq_events_post(&events, &other); /* a number, and no descriptor */
+    for (i = 0; i < FEW; i++)
+        left[i] = hand_over(&events);
+    aq_events_close(&events);
+    late = hand_over(&events);
+    check_closed(late, 1);
+    check_closed(left[0], 0); /* may be taken yet */
+    aq_events_destroy(&events);
+    for (i = 0; i < FEW; i++) {
+        check_closed(left[i], 1);
+        CHECK_INT(close(left[i]), 0);
+    }
+    check_closed(taken, 0);
+    CHECK_INT(close((int)out.value), 0);
+    CHECK_INT(close(taken) | close(late), 0);
+
+    /* no memory for one more */
+    CHECK_INT(aq_events_init(&events, &counters), AQ_OK);
+    for (i = 0; i < (int)events.capacity; i++)
+        aq_events_post(&events, &other);
+    atomic_store(&fail_malloc, 1);
+    late = hand_over(&events);
+    atomic_store(&fail_malloc, 0);
+    check_closed(late, 1);
+    CHECK_INT(atomic_load(&counters.value[AQ_C_events_lost]), lost + 1);
+    aq_events_destroy(&events);
+    CHECK_INT(close(late), 0);
+}
+
 int main(void)
 {
     check_watchdog(WATCHDOG_SECONDS);
@@ -299,5 +365,6 @@ int main(void)
     test_no_memory();
     test_blocking();
     test_many_producers();
+    test_hand_over();
     return check_done();
 }

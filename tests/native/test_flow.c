@@ -2,6 +2,7 @@
 #include "flow_side.h"
 
 #define WATCHDOG_SECONDS 60
+#define SOURCE_PORT 20000
 
 /* ---- the table ------------------------------------------------------------------------------------------------- */
 
@@ -127,7 +128,7 @@ static void test_dead(void)
 
 /* ---- datagrams ------------------------------------------------------------------------------------------------- */
 
-static void test_misses(int family)
+static void test_unknown_sources(int family)
 {
     const char *text[] = {"a0", "b0", "a1", "", "b1", "a2"}; /* the empty one is a's */
     aq_address here, a, b, c;
@@ -137,57 +138,136 @@ static void test_misses(int family)
     aq_udp *udp = open_udp(flows, fd, 1);
     size_t i;
 
-    read_batch(udp, 0, 0); /* nothing there yet */
+    read_batch(udp, 0, 0, 0); /* nothing there yet */
     for (i = 0; i < AQ_ARRAY_LENGTH(text); i++)
         send_to(text[i][0] == 'b' ? from_b : from_a, fd, &here, text[i], strlen(text[i]));
-    read_batch(udp, 6, 2);
-    CHECK(aq_address_equal(&batch.missed[0], &a) && aq_address_equal(&batch.missed[1], &b));
-    CHECK(!told(flows));    /* nothing for the engine before somebody decides */
-    aq_udp_replay(udp, 11); /* no such association: nothing moves */
-    CHECK_INT(aq_flow_new(udp, 11, &a, NULL, 0), AQ_OK);
-    aq_udp_replay(udp, 11);
+    read_batch(udp, 6, 0, 2);
+    CHECK(aq_address_equal(&batch.sources[0], &a) && aq_address_equal(&batch.sources[1], &b));
+    nothing_left(flows); /* nothing for the engine before somebody decides */
+    add_flow(udp, 11, &a, 1);
     CHECK(told(flows));
     next_packet(flows, 11, 0, &a, "a0", 2);
     next_packet(flows, 11, 1, &a, "a1", 2);
     next_packet(flows, 11, 2, &a, "", 0);
     next_packet(flows, 11, 3, &a, "a2", 2);
     nothing_left(flows);
-    aq_udp_replay(udp, 11); /* once only */
-    nothing_left(flows);
 
-    /* b was not answered: its two are dropped by the next read, and b is reported anew. a goes straight on. */
+    /* b was not answered: it is not asked about again, and what comes waits behind the rest. a goes straight on. */
     send_to(from_b, fd, &here, "b2", 2);
     send_to(from_a, fd, &here, "a3", 2);
     send_to(from_c, fd, &here, "c0", 2);
     send_to(from_b, fd, &here, "b3", 2);
-    read_batch(udp, 4, 2);
-    CHECK(aq_address_equal(&batch.missed[0], &b) && aq_address_equal(&batch.missed[1], &c));
-    CHECK_INT(counted(AQ_C_udp_drop_no_association), 2);
+    read_batch(udp, 4, 1, 1);
+    CHECK(aq_address_equal(&batch.sources[0], &c));
     CHECK(told(flows));
     next_packet(flows, 11, 4, &a, "a3", 2);
     nothing_left(flows);
-    CHECK_INT(aq_flow_new(udp, 12, &c, NULL, 0), AQ_OK); /* the one in the middle */
-    aq_udp_replay(udp, 12);
-    CHECK_INT(aq_flow_new(udp, 13, &b, NULL, 0), AQ_OK);
-    aq_udp_replay(udp, 13);
+    add_flow(udp, 12, &c, 1); /* the one behind */
+    add_flow(udp, 13, &b, 1);
     CHECK(told(flows)); /* twice is once */
     next_packet(flows, 12, 0, &c, "c0", 2);
-    next_packet(flows, 13, 0, &b, "b2", 2);
-    next_packet(flows, 13, 1, &b, "b3", 2);
+    next_packet(flows, 13, 0, &b, "b0", 2);
+    next_packet(flows, 13, 1, &b, "b1", 2);
+    next_packet(flows, 13, 2, &b, "b2", 2);
+    next_packet(flows, 13, 3, &b, "b3", 2);
     nothing_left(flows);
 
-    /* a forgotten source is unknown again, and what waits when the socket goes is counted */
+    /* a forgotten source is unknown again; a refused one is asked about again; what waits when the socket goes is
+     * counted */
     send_to(from_a, fd, &here, "a4", 2);
-    read_batch(udp, 1, 0);
+    read_batch(udp, 1, 1, 0);
     CHECK(told(flows));
     next_packet(flows, 11, 5, &a, "a4", 2);
     CHECK_INT(aq_flow_forget(flows, 11), AQ_OK);
-    send_to(from_a, fd, &here, "a5", 2);
-    read_batch(udp, 1, 1);
-    CHECK(aq_address_equal(&batch.missed[0], &a));
+    aq_udp_drop_source(udp, &a); /* nothing of it waits: nothing happens */
+    for (i = 0; i < 2; i++) {
+        send_to(from_a, fd, &here, "a5", 2);
+        send_to(from_a, fd, &here, "a6", 2);
+        read_batch(udp, 2, 0, 1);
+        CHECK(aq_address_equal(&batch.sources[0], &a));
+        aq_udp_drop_source(udp, i == 0 ? &a : &b); /* of another source nothing waits */
+        CHECK_INT(counted(AQ_C_udp_drop_no_association), i == 0 ? 2 : 0);
+    }
+    add_flow(udp, 14, &(aq_address){.family = 4, .ip = {192, 0, 2, 1}, .port = 9}, 0); /* nor of this one */
+    CHECK_INT(aq_flow_new(udp, 13, &a, NULL, 0), AQ_ERR_LIMIT);                        /* no answer: it waits on */
+    nothing_left(flows);
     close_udp(udp);
-    CHECK_INT(counted(AQ_C_udp_drop_no_association), 1);
+    CHECK_INT(counted(AQ_C_udp_drop_no_association), 2);
     CHECK_INT(close(from_a) | close(from_b) | close(from_c), 0);
+    end_flows(flows);
+}
+
+/* From an address of 127.0.0.0/8, which no other socket may have. */
+static void send_as(const aq_address *source, int fd, const aq_address *to, const void *data, size_t length)
+{
+    int sender = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    aq_sockaddr name;
+    socklen_t name_length = aq_sockaddr_from(&name, source, 0);
+
+    CHECK(sender >= 0);
+    CHECK_INT(bind(sender, &name.sa, name_length), 0);
+    send_to(sender, fd, to, data, length);
+    CHECK_INT(close(sender), 0);
+}
+
+/* A crowd that outruns Python is not asked about without end. */
+static void test_many_sources(void)
+{
+    enum { WAITING = 1024, SENDERS = WAITING + 2 };
+    static aq_address sources[SENDERS];
+    aq_address here;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), i, j;
+    aq_udp *udp = open_udp(flows, fd, 1);
+
+    for (i = 0; i < SENDERS; i++)
+        sources[i] = (aq_address){.family = 4, .ip = {127, 1, (uint8_t)(i >> 8), (uint8_t)i}, .port = SOURCE_PORT};
+    for (i = 0; i < WAITING; i += AQ_UDP_ASKED) {
+        for (j = i; j < i + AQ_UDP_ASKED; j++)
+            send_as(&sources[j], fd, &here, "first", 5);
+        read_batch(udp, AQ_UDP_ASKED, 0, AQ_UDP_ASKED);
+        for (j = 0; j < AQ_UDP_ASKED; j++)
+            CHECK(aq_address_equal(&batch.sources[j], &sources[i + j]));
+    }
+    send_as(&sources[WAITING], fd, &here, "too many", 8);
+    send_as(&sources[WAITING - 1], fd, &here, "second", 6); /* was asked about */
+    read_batch(udp, 2, 0, 0);
+    CHECK_INT(counted(AQ_C_packet_drop_waiting_full), 1);
+    aq_udp_drop_source(udp, &sources[7]);
+    CHECK_INT(counted(AQ_C_udp_drop_no_association), 1);
+    send_as(&sources[WAITING], fd, &here, "room", 4);
+    send_as(&sources[WAITING + 1], fd, &here, "too many again", 14);
+    read_batch(udp, 2, 0, 1);
+    CHECK(aq_address_equal(&batch.sources[0], &sources[WAITING]));
+    CHECK_INT(counted(AQ_C_packet_drop_waiting_full), 1);
+    add_flow(udp, 1, &sources[WAITING], 1);
+    add_flow(udp, 2, &sources[WAITING - 1], 1);
+    CHECK(told(flows));
+    next_packet(flows, 1, 0, &sources[WAITING], "room", 4);
+    next_packet(flows, 2, 0, &sources[WAITING - 1], "first", 5);
+    next_packet(flows, 2, 1, &sources[WAITING - 1], "second", 6);
+    nothing_left(flows);
+    close_udp(udp);
+    CHECK_INT(counted(AQ_C_udp_drop_no_association), WAITING - 2);
+    end_flows(flows);
+}
+
+/* Whoever reads a socket that was closed meanwhile learns it, and nothing of it gets into the connection. */
+static void test_detached(void)
+{
+    aq_address here, peer;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer);
+    aq_udp *udp = open_udp(flows, fd, 1);
+
+    add_flow(udp, 1, &peer, 0);
+    send_to(sender, fd, &here, "late", 4);
+    aq_udp_detach(udp);
+    CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_ERR_GONE);
+    CHECK_INT(aq_flow_new(udp, 1, &peer, NULL, 0), AQ_ERR_GONE);
+    nothing_left(flows);
+    close_udp(udp);
+    CHECK_INT(close(sender), 0);
     end_flows(flows);
 }
 
@@ -198,8 +278,10 @@ int main(void)
     test_table();
     test_idle_and_detach();
     test_dead();
-    test_misses(AF_INET);
-    test_misses(AF_INET6);
+    test_unknown_sources(AF_INET);
+    test_unknown_sources(AF_INET6);
+    test_many_sources();
+    test_detached();
     sides_destroy();
     return check_done();
 }

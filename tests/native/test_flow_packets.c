@@ -23,7 +23,7 @@ static void test_sizes(void)
     flow->next_packet = UINT16_MAX - 3; /* the packet id wraps on the way */
     for (i = 0; i < AQ_ARRAY_LENGTH(SIZES); i++)
         send_to(sender, fd, &here, payload + i, SIZES[i]);
-    read_batch(udp, AQ_ARRAY_LENGTH(SIZES), 0);
+    read_batch(udp, AQ_ARRAY_LENGTH(SIZES), AQ_ARRAY_LENGTH(SIZES), 0);
     CHECK(!batch.more);
     CHECK(told(flows));
     for (i = 0; i < AQ_ARRAY_LENGTH(SIZES); i++)
@@ -34,9 +34,9 @@ static void test_sizes(void)
     /* more than a batch: the reader is told to come again */
     for (i = 0; i < AQ_UDP_MESSAGES + 3; i++)
         send_to(sender, fd, &here, payload + i, 3);
-    read_batch(udp, AQ_UDP_MESSAGES, 0);
+    read_batch(udp, AQ_UDP_MESSAGES, AQ_UDP_MESSAGES, 0);
     CHECK(batch.more);
-    read_batch(udp, 3, 0);
+    read_batch(udp, 3, 3, 0);
     CHECK(!batch.more);
     CHECK(told(flows));
     for (i = 0; i < AQ_UDP_MESSAGES + 3; i++)
@@ -67,11 +67,9 @@ static void test_train(void)
         CHECK_INT(aq_udp_send(sender, &to, NULL, 0, payload, LENGTH, SEGMENT, &gso, &sent), 0);
         CHECK_INT(sent, LENGTH);
         CHECK_INT(poll(&item, 1, -1), 1);
-        read_batch(udp, COUNT, round == 0);
-        if (round == 0) {
-            CHECK_INT(aq_flow_new(udp, 9, &peer, NULL, 0), AQ_OK);
-            aq_udp_replay(udp, 9);
-        }
+        read_batch(udp, COUNT, round == 0 ? 0 : COUNT, round == 0);
+        if (round == 0)
+            add_flow(udp, 9, &peer, 1);
         CHECK(told(flows));
         for (i = 0; i < COUNT; i++)
             next_packet(flows, 9, (uint16_t)(round * COUNT + i), &peer, payload + i * SEGMENT,
@@ -97,20 +95,18 @@ static void test_local_socket(void)
     CHECK_INT(connect(fd, &name.sa, aq_sockaddr_length(&name)), 0);
     udp = open_udp(flows, fd, 0);
     send_to(at, fd, &here, "early", 5);
-    read_batch(udp, 1, 1);
-    CHECK(aq_address_equal(&batch.missed[0], &service));
-    CHECK_INT(aq_flow_new(udp, 5, &outside, NULL, 0), AQ_OK);
+    read_batch(udp, 1, 0, 0); /* waits, and nobody is asked: the association is about to come */
+    add_flow(udp, 5, &outside, 1);
     CHECK_INT(aq_flows_find(flows, 5)->to.sa.sa_family, AF_UNSPEC);
     CHECK_INT(aq_flow_new(udp, 6, &here, NULL, 0), AQ_ERR_LIMIT); /* one only */
-    aq_udp_replay(udp, 5);
     send_to(at, fd, &here, "next", 4);
-    read_batch(udp, 1, 0);
+    read_batch(udp, 1, 1, 0);
     CHECK(told(flows));
     next_packet(flows, 5, 0, &outside, "early", 5);
     next_packet(flows, 5, 1, &outside, "next", 4);
     nothing_left(flows);
     CHECK_INT(aq_flow_forget(flows, 5), AQ_OK);
-    CHECK_INT(aq_flow_new(udp, 6, &outside, NULL, 0), AQ_OK);
+    add_flow(udp, 6, &outside, 0);
     close_udp(udp);
 
     /* A service that is not there: counted, and the socket goes on. */
@@ -130,7 +126,7 @@ static void test_local_socket(void)
     CHECK_INT(batch.received, 0);
     CHECK_INT(batch.more, 1);
     CHECK_INT(counted(AQ_C_udp_receive_errors), 1);
-    read_batch(udp, 0, 0);
+    read_batch(udp, 0, 0, 0);
     close_udp(udp);
     CHECK_INT(close(at), 0);
     end_flows(flows);
@@ -150,7 +146,7 @@ static void test_ring_full(void)
     for (i = 0; i < BATCH * BATCHES; i++) {
         send_to(sender, fd, &here, payload + i, SIZE);
         if (i % BATCH == BATCH - 1)
-            read_batch(udp, BATCH, 0);
+            read_batch(udp, BATCH, BATCH, 0);
     }
     fits = flows->queue.capacity / SIZE; /* the headers don't add up to one more */
     CHECK(fits < BATCH * BATCHES);
@@ -160,7 +156,7 @@ static void test_ring_full(void)
         next_packet(flows, 1, (uint16_t)i, &peer, payload + i, SIZE);
     nothing_left(flows);
     send_to(sender, fd, &here, payload, 10);
-    read_batch(udp, 1, 0);
+    read_batch(udp, 1, 1, 0);
     CHECK(told(flows));
     next_packet(flows, 1, BATCH * BATCHES, &peer, payload, 10);
     close_udp(udp);
@@ -168,32 +164,56 @@ static void test_ring_full(void)
     end_flows(flows);
 }
 
-/* More than half a MiB of one batch does not wait for an answer. */
+/* More than half a MiB of one socket does not wait for an answer; with the answer there is room again. */
 static void test_waiting_full(void)
 {
     enum { SIZE = 60000, SENT = 11, WAITING = 512 * 1024 / SIZE };
     aq_address here, peer;
     aq_flows *flows = new_flows();
-    int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer), size = 0, i;
-    socklen_t length = sizeof(size);
+    int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer), round, i;
     aq_udp *udp = open_udp(flows, fd, 1);
 
-    CHECK_INT(getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, &length), 0);
-    if (size < 2 * SIZE * SENT) {
-        printf("waiting_full: skipped, a receive buffer of %d bytes (net.core.rmem_max) takes too little\n", size);
-    } else {
-        for (i = 0; i < SENT; i++)
+    for (round = 0; round < 2; round++) {
+        for (i = 0; i < SENT; i++) {
             send_to(sender, fd, &here, payload + i, SIZE);
-        read_batch(udp, SENT, 1);
+            read_batch(udp, 1, 0, i == 0);
+        }
         CHECK_INT(counted(AQ_C_packet_drop_waiting_full), SENT - WAITING);
-        CHECK_INT(aq_flow_new(udp, 1, &peer, NULL, 0), AQ_OK);
-        aq_udp_replay(udp, 1);
-        CHECK(told(flows));
-        for (i = 0; i < WAITING; i++)
-            next_packet(flows, 1, (uint16_t)i, &peer, payload + i, SIZE);
-        nothing_left(flows);
+        if (round == 0) {
+            aq_udp_drop_source(udp, &peer);
+            CHECK_INT(counted(AQ_C_udp_drop_no_association), WAITING);
+        }
     }
+    add_flow(udp, 1, &peer, 1);
+    CHECK(told(flows));
+    for (i = 0; i < WAITING; i++)
+        next_packet(flows, 1, (uint16_t)i, &peer, payload + i, SIZE);
+    nothing_left(flows);
     close_udp(udp);
+    CHECK_INT(close(sender), 0);
+    end_flows(flows);
+}
+
+/* Small ones cost more than their bytes, and empty ones are not free. */
+static void test_waiting_small(void)
+{
+    enum { MOST = 512 * 1024 / 16 }; /* with no more than a pointer and a length each */
+    aq_address here, peer;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer), i;
+    aq_udp *udp = open_udp(flows, fd, 1);
+    uint64_t waiting = 0, dropped = 0;
+
+    for (i = 0; dropped == 0 && i <= MOST; i++) {
+        send_to(sender, fd, &here, "", 0);
+        read_batch(udp, 1, 0, i == 0);
+        dropped = counted(AQ_C_packet_drop_waiting_full);
+        waiting += dropped == 0;
+    }
+    CHECK_INT(dropped, 1);
+    CHECK(waiting > 1000);
+    close_udp(udp);
+    CHECK_INT(counted(AQ_C_udp_drop_no_association), waiting);
     CHECK_INT(close(sender), 0);
     end_flows(flows);
 }
@@ -204,10 +224,13 @@ static struct {
     aq_flows *flows;
     aq_address here, peer;
     int fd;
+    _Atomic int asked; /* the engine waits for a word on the source */
+    _Atomic int over;
+    uint32_t taken; /* the engine's, until it has ended */
 } shared;
 
 /* The engine: sleeps until it is told, takes what is there, and looks up associations meanwhile. */
-static void *run_engine(void *unused)
+static void *take_packets(void *unused)
 {
     uint32_t taken = 0;
 
@@ -235,7 +258,8 @@ static void *run_engine(void *unused)
     return unused;
 }
 
-static void test_two_threads(void)
+/* A busy socket: the pump reads it. */
+static void test_pump_reads(void)
 {
     pthread_t engine;
     int sender = open_socket(AF_INET, &shared.peer);
@@ -248,13 +272,16 @@ static void test_two_threads(void)
     shared.fd = open_socket(AF_INET, &shared.here);
     udp = open_udp(shared.flows, shared.fd, 1);
     CHECK_INT(aq_flow_new(udp, 77, &shared.peer, NULL, 0), AQ_OK);
-    CHECK_INT(pthread_create(&engine, NULL, run_engine, NULL), 0);
+    CHECK_INT(pthread_create(&engine, NULL, take_packets, NULL), 0);
     while (received < PACKETS) {
         const aq_address other = {.family = 4, .port = ++extra};
 
         for (; sent < PACKETS && sent < received + 10; sent++)
             send_to(sender, shared.fd, &shared.here, payload + sent % 200, sent % 1400);
         CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_OK);
+        CHECK_INT(batch.forwarded, batch.received);
+        if (batch.forwarded > 0)
+            aq_flows_signal(shared.flows);
         received += batch.received;
         /* the table changes around the one that carries */
         CHECK_INT(aq_flow_new(udp, 78, &other, NULL, 0), AQ_OK);
@@ -265,6 +292,93 @@ static void test_two_threads(void)
     CHECK_INT(counted(AQ_C_udp_received), PACKETS);
     told(shared.flows); /* a signal whose packets were found by the look before */
     close_udp(udp);
+    CHECK_INT(close(sender), 0);
+    end_flows(shared.flows);
+}
+
+/* The engine: reads the socket itself, passes questions to the pump, and takes what is there. */
+static void *read_and_take(void *socket)
+{
+    aq_udp *udp = socket;
+    aq_dgram_record *record;
+    uint32_t next = 0;
+
+    while (!atomic_load(&shared.over) || told(shared.flows)) {
+        CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_OK);
+        CHECK(batch.asked <= 1);
+        if (batch.asked > 0) {
+            CHECK(aq_address_equal(&batch.sources[0], &shared.peer));
+            CHECK_INT(atomic_exchange(&shared.asked, 1), 0); /* once, until it is answered */
+        }
+        while ((record = aq_dgram_front(&shared.flows->queue)) != NULL) {
+            uint32_t number;
+
+            CHECK_INT(record->payload, sizeof(number));
+            memcpy(&number, record->data + record->header, sizeof(number));
+            CHECK(number >= next); /* nothing overtakes what waited */
+            next = number + 1;
+            shared.taken++;
+            aq_dgram_pop(&shared.flows->queue);
+        }
+        told(shared.flows); /* looked already */
+    }
+    return NULL;
+}
+
+/* A socket as usual: the engine reads, while the pump decides on its source again and again. */
+static void test_engine_reads(void)
+{
+    pthread_t engine;
+    int sender = open_socket(AF_INET, &shared.peer);
+    aq_udp *udp;
+    uint32_t sent, answers = 0;
+    uint64_t dropped, received = 0;
+    int known = 0;
+
+    shared.flows = aq_flows_new(CONNECTION, &ready, &counters, 64ULL * 1024 * 1024);
+    CHECK(shared.flows != NULL);
+    shared.fd = open_socket(AF_INET, &shared.here);
+    shared.taken = 0;
+    udp = open_udp(shared.flows, shared.fd, 1);
+    CHECK_INT(pthread_create(&engine, NULL, read_and_take, udp), 0);
+    for (sent = 0; sent < PACKETS; sent++) {
+        aq_sockaddr to;
+        socklen_t length = aq_sockaddr_from(&to, &shared.here, 0);
+
+        CHECK_INT(sendto(sender, &sent, sizeof(sent), 0, &to.sa, length), sizeof(sent));
+        while (sent + 1 - received > 50) { /* no more than the socket holds */
+            received += counted(AQ_C_udp_received);
+            sched_yield();
+        }
+        if (known && sent % 7 == 0) {
+            CHECK_INT(aq_flow_forget(shared.flows, 5), AQ_OK);
+            known = 0;
+        } else if (atomic_exchange(&shared.asked, 0) != 0) {
+            if (answers++ % 3 == 0) {
+                aq_udp_drop_source(udp, &shared.peer);
+            } else {
+                int64_t waited = aq_flow_new(udp, 5, &shared.peer, NULL, 0);
+
+                CHECK_INT(waited, 1);
+                aq_flows_signal(shared.flows);
+                known = 1;
+            }
+        }
+    }
+    while ((received += counted(AQ_C_udp_received)) < PACKETS)
+        sched_yield();
+    CHECK_INT(received, PACKETS);
+    atomic_store(&shared.over, 1);
+    CHECK_INT(pthread_join(engine, NULL), 0);
+    while (aq_dgram_front(&shared.flows->queue) != NULL) {
+        aq_dgram_pop(&shared.flows->queue);
+        shared.taken++;
+    }
+    CHECK(answers > 10);
+    close_udp(udp);
+    dropped = counted(AQ_C_udp_drop_no_association);
+    CHECK(shared.taken > 0 && dropped > 0);
+    CHECK_INT(shared.taken + dropped, PACKETS); /* every one has gone one way or the other */
     CHECK_INT(close(sender), 0);
     end_flows(shared.flows);
 }
@@ -283,7 +397,9 @@ int main(void)
     test_local_socket();
     test_ring_full();
     test_waiting_full();
-    test_two_threads();
+    test_waiting_small();
+    test_pump_reads();
+    test_engine_reads();
     sides_destroy();
     return check_done();
 }

@@ -60,7 +60,7 @@ class NativeTest:
 
 
 FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c")
-STREAM = ("stream.c", "pipe.c", "slab.c", "ready.c", "wake.c")
+STREAM = ("stream.c", "pipe.c", "slab.c", "ready.c", "wake.c", "clock.c")
 
 TESTS = (
     NativeTest("pipe", ("pipe.c",), threaded=True),

@@ -1,4 +1,4 @@
-/* The commands and the Packet header of packet.c, and its plan of fragments. */
+/* The commands, Connect and the Packet header of packet.c, and its plan of fragments. */
 #include "packet.h"
 
 #include "check.h"
@@ -251,6 +251,64 @@ static void test_random_bytes(void)
     CHECK(decoded_count > RANDOM_INPUTS / 20);
 }
 
+/* ---- Connect ------------------------------------------------------------------------------------------------- */
+
+static void test_connect(void)
+{
+    static const struct {
+        const char *hex;
+        aq_address source; /* family 0: none */
+    } CONNECTS[] = {
+        {"000201cb007107d431", {.family = 4, .ip = {203, 0, 113, 7}, .port = 54321}},
+        {"00020420010db800000000000000000000000101bb",
+         {.family = 6, .ip = {0x20, 1, 0xd, 0xb8, [15] = 1}, .port = 443}},
+        {"00020400000000000000000000ffffcb007107d431",
+         {.family = 6, .ip = {[10] = 0xff, 0xff, 203, 0, 113, 7}, .port = 54321}},
+        {"000201000000000000", {.family = 4}},
+        {"0002ff", {.family = 0}},
+    };
+    size_t i;
+
+    for (i = 0; i < AQ_ARRAY_LENGTH(CONNECTS); i++) {
+        const aq_address *source = &CONNECTS[i].source;
+        const char *problem = NULL;
+        uint8_t bytes[64], out[AQ_CONNECT_MAX];
+        size_t length = from_hex(CONNECTS[i].hex, bytes);
+        uint8_t *copy = malloc(length); /* exactly as long as the command: the sanitizer sees every byte too far */
+        aq_address decoded;
+
+        CHECK(copy != NULL && length <= AQ_CONNECT_MAX);
+        memcpy(copy, bytes, length);
+        CHECK_INT(aq_command_length(copy, length, &problem), length);
+        memset(&decoded, 0xa5, sizeof(decoded));
+        aq_connect_decode(copy, &decoded);
+        free(copy);
+        CHECK_INT(decoded.family, source->family);
+        CHECK_BYTES(decoded.ip, source->ip, sizeof(decoded.ip));
+        CHECK_INT(decoded.port, source->port);
+        CHECK_INT(decoded.scope, 0);
+        if (source->family != 0) {
+            CHECK_INT(aq_connect_encode(out, source), length);
+            CHECK_BYTES(out, bytes, length);
+        }
+    }
+    {
+        /* The zone is this machine's own business, and an IPv4 address has no more than its four bytes. */
+        const aq_address zoned = {.family = 6, .ip = {0xfe, 0x80, [15] = 1}, .port = 443, .scope = 7};
+        const aq_address long_ = {.family = 4, .ip = {1, 2, 3, 4, 5, 6}, .port = 1};
+        uint8_t out[AQ_CONNECT_MAX];
+        aq_address decoded;
+
+        CHECK_INT(aq_connect_encode(out, &zoned), AQ_CONNECT_MAX);
+        aq_connect_decode(out, &decoded);
+        CHECK_BYTES(decoded.ip, zoned.ip, sizeof(decoded.ip));
+        CHECK_INT(decoded.scope, 0);
+        CHECK_INT(aq_connect_encode(out, &long_), 9);
+        aq_connect_decode(out, &decoded);
+        CHECK_BYTES(decoded.ip, "\1\2\3\4\0\0", 6);
+    }
+}
+
 /* ---- cutting ------------------------------------------------------------------------------------------------- */
 
 static void check_plan(size_t limit, size_t payload, int ipv6, int count, size_t first, size_t rest)
@@ -342,6 +400,7 @@ int main(void)
     test_packet_vectors();
     test_packet_malformed();
     test_random_bytes();
+    test_connect();
     test_fragment_plan();
     return check_done();
 }

@@ -1,4 +1,4 @@
-"""Holds the C codec of Packets and fragments (packet.c) against the Python one (``asport_sync.wire``).
+"""Holds the C codec of Connect, Packets and fragments (packet.c) against the Python one (``asport_sync.wire``).
 
 The C file is compiled into a shared object of its own, so that this needs no built extension.
 """
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from asport_sync.errors import LocalProtocolError, RemoteProtocolError
 from asport_sync.wire import codec, fragments
-from asport_sync.wire.commands import Address, Packet
+from asport_sync.wire.commands import Address, Connect, Packet
 
 NATIVE = Path(__file__).resolve().parents[2] / "asport_sync" / "_native"
 RANDOM_INPUTS = 20_000
@@ -61,6 +61,21 @@ class Native:
             out, packet.assoc_id, packet.pkt_id, packet.frag_total, packet.frag_id, packet.size, address
         )
         return bytes(self.ffi.buffer(out, length))
+
+    def encode_connect(self, source: Address) -> bytes:
+        out = self.ffi.new("uint8_t[]", 64)
+        length = self.lib.aq_connect_encode(out, self.to_native(source))
+        return bytes(self.ffi.buffer(out, length))
+
+    def decode_connect(self, data: bytes) -> Address | None:
+        source = self.ffi.new("aq_address *")
+        source.port = source.scope = 4711  # whatever was there is gone
+        self.lib.aq_connect_decode(data, source)
+        assert source.scope == 0
+        if source.family == 0:
+            assert source.port == 0
+            return None
+        return self.from_native(source)
 
     def to_native(self, address: Address) -> Any:
         result = self.ffi.new("aq_address *")
@@ -205,6 +220,18 @@ def test_packets(native: Native, packet: Packet, cut: int, trailing: bytes) -> N
     assert _same_packet(native, data + trailing)
     _same_decision(native, data[:cut])
     _same_packet(native, data[:cut])
+
+
+@given(source=addresses, trailing=st.binary(max_size=5))
+def test_connects(native: Native, source: Address, trailing: bytes) -> None:
+    data = codec.encode(Connect(source))
+    assert native.encode_connect(source) == data
+    assert codec.decode(native.encode_connect(source)) == (Connect(source), len(data))
+    assert native.decode_connect(data + trailing) == source
+
+
+def test_connect_without_an_address(native: Native) -> None:
+    assert native.decode_connect(codec.encode(Connect(None))) is None
 
 
 # --- fragments -------------------------------------------------------------------------------------------------------

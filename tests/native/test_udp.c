@@ -455,12 +455,12 @@ static void test_batch(void)
     size_t sent;
 
     /* Sizes that differ keep the kernel from joining them. */
-    for (size_t i = 0; i < 20; i++)
+    for (size_t i = 0; i < AQ_UDP_MESSAGES + 4; i++)
         CHECK_INT(aq_udp_send(source, &to, NULL, 0, pattern + i, 100 + i, 200, &gso, &sent), 0);
     CHECK_INT(aq_udp_receive_batch(receiver, sink, messages, 1000), AQ_UDP_MESSAGES);
     for (size_t i = 0; i < AQ_UDP_MESSAGES; i++)
         CHECK(messages[i].length == 100 + i && memcmp(messages[i].data, pattern + i, 100 + i) == 0);
-    CHECK(aq_udp_receive_batch(receiver, sink, messages, 3) == 3 && messages[2].length == 100 + 18);
+    CHECK(aq_udp_receive_batch(receiver, sink, messages, 3) == 3 && messages[2].length == 100 + AQ_UDP_MESSAGES + 2);
     CHECK_INT(aq_udp_receive_batch(receiver, sink, messages, AQ_UDP_MESSAGES), 1);
     CHECK_INT(aq_udp_receive_batch(receiver, sink, messages, AQ_UDP_MESSAGES), 0);
     CHECK_INT(aq_udp_receive_batch(receiver, -1, messages, 1), -EBADF);
@@ -765,6 +765,10 @@ static void in_small_mtu(void)
     request.ifr_flags = IFF_UP;
     CHECK_INT(ioctl(sink, SIOCSIFFLAGS, &request), 0);
     close(sink);
+    to = address_of("127.0.0.1", 443);
+    CHECK_INT(aq_udp_route_mtu(&to), 1400);
+    to = address_of("192.0.2.1", 443);
+    CHECK_INT(aq_udp_route_mtu(&to), 0); /* no way there */
     sink = quic_socket("127.0.0.1", &to);
     source = quic_socket("127.0.0.1", &from);
     fake_reset(NULL, 0);
@@ -784,6 +788,24 @@ static void in_small_mtu(void)
     aq_udp_receiver_free(receiver);
     close(sink);
     close(source);
+}
+
+/* What the interface takes, whichever way the address is written. */
+static void test_route_mtu(void)
+{
+    static const char *const ADDRESSES[] = {"127.0.0.1", "::ffff:127.0.0.1", "::1"};
+    struct ifreq request = {.ifr_name = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    CHECK_INT(ioctl(fd, SIOCGIFMTU, &request), 0);
+    close(fd);
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(ADDRESSES); i++) {
+        aq_sockaddr to = address_of(ADDRESSES[i], 443);
+        size_t mtu = aq_udp_route_mtu(&to);
+
+        /* The kernel counts no more than an IPv4 packet may have. */
+        CHECK_INT(mtu, i < 2 && request.ifr_mtu > 65535 ? 65535 : request.ifr_mtu);
+    }
 }
 
 static void test_small_mtu(void)
@@ -837,6 +859,7 @@ int main(void)
         {"collected send over IPv4", test_out_ipv4, 0},
         {"collected send over IPv6", test_out_ipv6, 1},
         {"collected send, errors", test_out_errors, 0},
+        {"MTU of a route", test_route_mtu, 1},
         {"small MTU", test_small_mtu, 0},
     };
 

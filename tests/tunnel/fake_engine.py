@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import hmac
@@ -36,7 +37,7 @@ class FakeStream:
         self.said: list[str] = []  # what was done with it, in order
         self.result = real.StreamResult(3, 4, real.StreamEnd.FINISHED)
         self.attached: socket.socket | None = None
-        self.relay_problem: EngineError | None = None
+        self.relay_problem: Exception | None = None
         self.attach_problem: EngineError | None = None
         self._over = threading.Event()
 
@@ -65,45 +66,67 @@ class FakeStream:
         self.said.append("reset")
 
 
+class FakeListener:
+    """A listening socket in a connection's service."""
+
+    _ids = itertools.count(1)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.id = next(self._ids)
+        self.sock = sock
+        self.closed = False
+
+    def close(self) -> None:
+        if self.closed:
+            raise gone()
+        self.closed = True
+
+
 class FakeUdpSocket:
-    """A UDP socket in a connection's service. ``batches`` is what ``receive`` returns next."""
+    """A UDP socket in a connection's service. The engine's part of reading it is the test's."""
 
     def __init__(self, connection: FakeConnection, sock: socket.socket, public: bool) -> None:
         self.connection = connection
         self.sock = sock
         self.public = public
-        self.batches: queue.SimpleQueue[real.UdpBatch] = queue.SimpleQueue()
         self.flows: dict[int, tuple[real.SocketAddress, bytes]] = {}
+        self.refused: list[real.SocketAddress] = []
+        self.reads = 0
+        self.given_back = 0
         self.refuses_flows = False
         self.closed = False
 
-    def receive(self) -> real.UdpBatch:
-        """Take what the socket holds; every source without an association is missed."""
+    def _check(self) -> None:
         if self.closed or self.connection.is_gone:
             raise gone()
-        missed: list[real.SocketAddress] = []
+
+    def receive(self) -> int:
+        """Take what the socket holds."""
+        self._check()
+        self.reads += 1
         received = 0
-        while True:
-            try:
-                _, source = self.sock.recvfrom(65535, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            received += 1
-            if source[:2] not in [peer for peer, _ in self.flows.values()] and source[:2] not in missed:
-                missed.append(source[:2])
-        self.connection.reads += 1
-        return real.UdpBatch(received, False, tuple(missed) if self.public else ())
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.sock.recv(65535, socket.MSG_DONTWAIT)
+                received += 1
+        return received
+
+    def give_back(self) -> None:
+        self._check()
+        self.given_back += 1
+
+    def refuse(self, source: real.SocketAddress) -> None:
+        self._check()
+        self.refused.append(source)
 
     def add_flow(self, association: int, peer: real.SocketAddress, prefix: bytes = b"") -> None:
-        if self.connection.is_gone:
-            raise gone()
+        self._check()
         if self.refuses_flows:
             raise EngineError(LIMIT, "the id or the source has an association already")
         self.flows[association] = (peer, prefix)
 
     def close(self) -> None:
-        if self.connection.is_gone:
-            raise gone()
+        self._check()
         self.closed = True
 
 
@@ -126,8 +149,8 @@ class FakeConnection:
         self.idle_asked: list[float] = []
         self.streams: list[FakeStream] = []
         self.udp: list[FakeUdpSocket] = []
-        self.reads = 0
-        self.stream_limit_reached = False
+        self.listeners: list[FakeListener] = []
+        self.dials: list[tuple[real.SocketAddress | None, float, float]] = []
         self.is_gone = False
 
     def _check(self) -> None:
@@ -164,12 +187,14 @@ class FakeConnection:
         figures: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(real.ConnectionInfo)}
         return real.ConnectionInfo(**{**figures, "peer": self.peer, "smoothed_rtt": 0.1})
 
-    def open_stream(self, header: bytes) -> FakeStream:
+    def accept(self, listener: socket.socket) -> FakeListener:
         self._check()
-        if self.stream_limit_reached:
-            raise EngineError(LIMIT, "a table or queue is full")
-        self.streams.append(FakeStream(header))
-        return self.streams[-1]
+        self.listeners.append(FakeListener(listener))
+        return self.listeners[-1]
+
+    def dial(self, address: real.SocketAddress | None, timeout: float = 0.0, valid: float = float("inf")) -> None:
+        self._check()
+        self.dials.append((address, timeout, valid))
 
     def open_udp(self, sock: socket.socket, *, public: bool) -> FakeUdpSocket:
         self._check()
@@ -205,6 +230,9 @@ class FakeEngine:
         self.on_connect: Callable[[FakeConnection], None] = lambda connection: None
         self.started = 0
         self.closed = 0
+        self.reports_streams: bool | None = None
+        self.shared: list[int] = []  # workers, as they were offered
+        self.shares_udp: bool | None = None
         self.listening: list[dict[str, Any]] = []
         self.connecting: list[dict[str, Any]] = []
         self.credentials: list[dict[str, Any]] = []
@@ -221,6 +249,17 @@ class FakeEngine:
 
     def start(self) -> None:
         self.started += 1
+
+    def report_streams(self, on: bool) -> None:
+        self.reports_streams = on
+
+    def share_streams(self, workers: int) -> None:
+        if self._stopped:
+            raise EngineClosed(-1, "stopped")
+        self.shared.append(workers)
+
+    def share_udp(self, on: bool) -> None:
+        self.shares_udp = on
 
     def stop(self) -> None:
         if not self._stopped:
@@ -317,8 +356,37 @@ def stream_opened(connection: FakeConnection, stream: FakeStream) -> real.Stream
     return real.StreamOpened(cast(Any, connection), cast(Any, stream), stream.header)
 
 
-def stream_ended(connection: FakeConnection, stream: FakeStream) -> real.StreamEnded:
-    return real.StreamEnded(cast(Any, connection), cast(Any, stream), stream.result)
+def stream_ended(
+    connection: FakeConnection,
+    stream: FakeStream,
+    peer: real.SocketAddress | None = PEER,
+    lasted: float = 1.5,
+) -> real.StreamEnded:
+    return real.StreamEnded(cast(Any, connection), cast(Any, stream), peer, lasted, stream.result)
+
+
+def stream_bulk(
+    connection: FakeConnection,
+    stream: FakeStream,
+    sock: socket.socket,
+    peer: real.SocketAddress | None = PEER,
+    lasted: float = 1.5,
+) -> real.StreamBulk:
+    return real.StreamBulk(cast(Any, connection), cast(Any, stream), peer, lasted, sock)
+
+
+def accept_failed(connection: FakeConnection, listener: FakeListener, error: int) -> real.AcceptFailed:
+    return real.AcceptFailed(cast(Any, connection), cast(Any, listener), error)
+
+
+def source_unknown(
+    connection: FakeConnection, udp: FakeUdpSocket, source: real.SocketAddress = PEER
+) -> real.SourceUnknown:
+    return real.SourceUnknown(cast(Any, connection), cast(Any, udp), source)
+
+
+def udp_bulk(connection: FakeConnection, udp: FakeUdpSocket) -> real.UdpBulk:
+    return real.UdpBulk(cast(Any, connection), cast(Any, udp))
 
 
 def flow_wanted(connection: FakeConnection, association: int, peer: real.SocketAddress = PEER) -> real.FlowWanted:

@@ -438,9 +438,83 @@ def test_a_stream_is_connected_to_the_local_service() -> None:
         connection = scene.ready()
         stream = FakeStream(encode(Connect(Address.from_text(*PUBLIC_PEER))))
         scene.engine.post(fake.stream_opened(connection, stream))
-        wait_until(lambda: stream.said == ["relay"], TIMEOUT, "the stream is relayed")
-        stream.finish()
-        scene.expect_counter("streams_finished")
+        wait_until(lambda: stream.said == ["attach"], TIMEOUT, "the engine relays the stream")
+        assert stream.attached is not None
+        with stream.attached:
+            assert stream.attached.getpeername() == service.address
+
+
+def test_the_engine_dials_where_the_address_is_known() -> None:
+    with scene_of(local="127.0.0.1:8080", dial_timeout=0.5) as scene:
+        assert scene.ready().dials == [(("127.0.0.1", 8080), 0.5, float("inf"))]
+
+
+@pytest.mark.parametrize("options", [{"local": "localhost:8080"}, {"proxy_protocol": "v1"}, {"network": "udp"}])
+def test_the_engine_does_not_dial_what_only_python_can(options: dict[str, Any]) -> None:
+    with scene_of(**options) as scene:
+        assert scene.ready().dials == []
+
+
+def test_each_connection_is_told_what_to_dial() -> None:
+    with scene_of() as scene:
+        first = scene.ready()
+        scene.engine.post(fake.closed(first, CloseCause.IDLE))
+        scene.attempts(2)
+        wait_until(lambda: scene.engine.connections[1].dials, TIMEOUT, "the second connection is told")
+        assert scene.engine.connections[1].dials == first.dials == [(("127.0.0.1", 9), 1.0, float("inf"))]
+        wait_until(lambda: list(scene.run._service._told) == [2], TIMEOUT, "the first is forgotten")
+
+
+def test_nothing_is_dialled_before_the_server_has_agreed() -> None:
+    with scene_of(silent_after_handshake) as scene:
+        scene.attempts(1)
+        wait_until(lambda: scene.engine.connections[0].sent, TIMEOUT, "the hello is sent")
+        assert scene.engine.connections[0].dials == []
+
+
+def test_a_worker_relays_what_moves_much() -> None:
+    with scene_of(max_workers=2) as scene:
+        connection = scene.ready()
+        assert scene.engine.shared == [2]
+        assert scene.engine.shares_udp is True
+        stream = FakeStream(encode(Connect(None)))
+        ours, theirs = socket.socketpair()
+        with theirs:
+            scene.engine.post(fake.stream_bulk(connection, stream, ours))
+            wait_until(lambda: stream.said == ["relay"], TIMEOUT, "a worker relays it")
+            stream.finish()
+            theirs.settimeout(TIMEOUT)
+            assert theirs.recv(1) == b""
+            wait_until(lambda: scene.engine.shared == [2, 1], TIMEOUT, "the next may come")
+
+
+def test_without_workers_nothing_is_shared() -> None:
+    with scene_of(max_workers=0) as scene:
+        scene.ready()
+        assert scene.engine.shared == []
+        assert scene.engine.shares_udp is False
+
+
+def test_the_end_of_a_stream_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "asport_sync"), scene_of() as scene:
+        connection = scene.ready()
+        assert scene.engine.reports_streams is True
+        scene.engine.post(fake.stream_ended(connection, FakeStream(b""), PUBLIC_PEER, 2.5))
+        text = "connection from 198.51.100.9:5353: finished after 2.5 s, 3 bytes to the tunnel, 4 bytes from it"
+        wait_until(lambda: text in caplog.text, TIMEOUT, "a line tells of it")
+
+
+def test_the_pump_reads_a_busy_socket() -> None:
+    with sockets.bind_udp("127.0.0.1", 0) as service, scene_of(local=service.getsockname()) as scene:
+        connection = scene.ready()
+        scene.engine.post(fake.flow_wanted(connection, 3, PUBLIC_PEER))
+        wait_until(lambda: connection.udp and connection.udp[0].flows, TIMEOUT, "the association is there")
+        udp = connection.udp[0]
+        service.sendto(b"x", udp.sock.getsockname())
+        scene.run.pump.call_and_wait(lambda: None)
+        assert udp.reads == 0
+        scene.engine.post(fake.udp_bulk(connection, udp))
+        wait_until(lambda: udp.reads >= 2, TIMEOUT, "the socket is read")
 
 
 def test_streams_that_come_too_early_wait_for_the_answer() -> None:
@@ -455,9 +529,9 @@ def test_streams_that_come_too_early_wait_for_the_answer() -> None:
         wait_until(lambda: scene.engine.connections[0].sent, TIMEOUT, "the hello is sent")
         assert stream.said == []
         scene.post_command(scene.engine.connections[0], encode(ServerHello(ServerHelloCode.SUCCESS, PORT)))
-        wait_until(lambda: stream.said == ["relay"], TIMEOUT, "the stream is relayed")
-        stream.finish()
-        scene.expect_counter("streams_finished")
+        wait_until(lambda: stream.said == ["attach"], TIMEOUT, "the engine relays the stream")
+        assert stream.attached is not None
+        stream.attached.close()
 
 
 def test_early_streams_of_a_refused_client_are_refused() -> None:

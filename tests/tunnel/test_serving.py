@@ -13,12 +13,12 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from asport_sync.config import ServerConfig
-from asport_sync.engine import Carrier, CloseCause
+from asport_sync.engine import Carrier, CloseCause, Connection
 from asport_sync.errors import ConfigError, EngineError
 from asport_sync.runtime import sockets
 from asport_sync.tunnel.serving import ServerRun, stateless_reset_key
@@ -109,7 +109,6 @@ class Scene:
             self.clock.advance(due)
             self.run.timers.run()
         self.run.pump.call_and_wait(lambda: None)
-        self.run._acceptor.call_and_wait(lambda: None)
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -157,14 +156,12 @@ def test_a_client_with_the_right_token_gets_its_port(scene: Scene) -> None:
     assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
     assert connection.admitted == [Carrier.DATAGRAM]
     assert connection.closed is None
-    with socket.create_connection((HOST, scene.number)) as public:
-        wait_until(lambda: connection.streams, TIMEOUT, "a stream is opened")
-        stream = connection.streams[0]
-        connect = decode(stream.header)[0]
-        assert isinstance(connect, Connect)
-        assert str(connect.address) == f"{HOST}:{public.getsockname()[1]}"
-        stream.finish()
-    wait_until(lambda: scene.counter("streams_finished") == 1, TIMEOUT, "the relay has ended")
+    (listener,) = connection.listeners
+    assert listener.sock.getsockname() == (HOST, scene.number)
+    assert not listener.closed
+    (udp,) = connection.udp
+    assert udp.sock.getsockname() == (HOST, scene.number)
+    assert udp.public
 
 
 @pytest.mark.parametrize(
@@ -187,6 +184,7 @@ def test_the_mode_byte_decides_sockets_and_carrier(
         assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
         assert connection.admitted == [carrier]
         assert reachable(scene.number) == tcp
+        assert len(connection.listeners) == int(tcp)
         assert len(connection.udp) == int(udp)
 
 
@@ -433,15 +431,77 @@ def test_events_of_unknown_connections_are_ignored(scene: Scene) -> None:
     assert scene.counter("handshakes_failed") == 1
 
 
+# --- what the engine reports of public sockets ------------------------------------------------------------------------
+
+
+def test_troubles_of_a_listener_are_told(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    connection = scene.join()
+    listener = connection.listeners[0]
+    for error in (errno.EMFILE, 0):
+        scene.run.handle(fake.accept_failed(connection, listener, error))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"port {scene.number}: accept failed: Too many open files",
+        f"port {scene.number}: connections dropped: too many wait for the client",
+    ]
+    assert connection.closed is None
+    assert not listener.closed
+
+
+def test_lines_on_streams_name_the_port(scene: Scene) -> None:
+    connection, waiting = scene.join(), scene.connect()
+    place = scene.run.place
+    assert place(cast(Connection, connection)) == f"port {scene.number}: "
+    assert place(cast(Connection, waiting)) == ""
+    scene.run.handle(fake.closed(connection))
+    assert place(cast(Connection, connection)) == ""
+
+
+def test_a_new_source_becomes_an_association(scene: Scene) -> None:
+    connection = scene.join()
+    udp = connection.udp[0]
+    scene.run.handle(fake.source_unknown(connection, udp, ("198.51.100.9", 5353)))
+    scene.settle()
+    assert udp.flows == {1: (("198.51.100.9", 5353), b"")}
+
+
+def test_the_pump_reads_a_busy_socket(scene: Scene) -> None:
+    connection = scene.join()
+    udp = connection.udp[0]
+    with sockets.connected_udp((HOST, scene.number)) as user:
+        user.send(b"x")
+        scene.settle()
+        assert udp.reads == 0
+        scene.run.handle(fake.udp_bulk(connection, udp))
+        wait_until(lambda: udp.reads >= 2, TIMEOUT, "the socket is read")
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["without UDP", "over"])
+def test_reports_that_come_too_late_are_ignored(ended: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with scene_of(dialect="draft") as scene:
+        connection = scene.join(mode=3 if ended else 0)
+        listener = fake.FakeListener(connection.listeners[0].sock)
+        udp = fake.FakeUdpSocket(connection, listener.sock, True)
+        if ended:
+            scene.run.handle(fake.closed(connection))
+            scene.run.handle(fake.accept_failed(connection, listener, errno.EMFILE))
+        scene.run.handle(fake.source_unknown(connection, udp))
+        scene.run.handle(fake.udp_bulk(connection, udp))
+        scene.settle()
+        assert udp.flows == {}
+        assert (udp.refused, udp.reads) == ([], 0)
+    assert caplog.records == []
+
+
 # --- the end of a connection, and ports that change hands -------------------------------------------------------------
 
 
 def test_a_port_is_free_again_when_its_client_has_gone(scene: Scene) -> None:
     connection = scene.join()
-    udp = connection.udp[0]
+    listener, udp = connection.listeners[0], connection.udp[0]
     scene.run.handle(fake.closed(connection, CloseCause.IDLE))
     assert not reachable(scene.number)
-    assert udp.sock.fileno() == -1
+    assert listener.closed
+    assert listener.sock.fileno() == udp.sock.fileno() == -1
     assert answers(scene.join(user=BOB)) == [ServerHello(SUCCESS, scene.number)]
 
 
@@ -482,15 +542,13 @@ def test_a_dead_predecessor_loses_its_port_to_the_same_user(scene: Scene) -> Non
     assert dead.closed == (0, 0.0)
     assert dead.udp[0].closed
     assert heir.udp[0].sock is not dead.udp[0].sock or heir.udp[0].sock.fileno() >= 0
-    socket.create_connection((HOST, scene.number)).close()
-    wait_until(lambda: heir.streams, TIMEOUT, "the heir has the stream")
-    heir.streams[0].finish()
-    assert dead.streams == []
+    assert dead.listeners[0].closed
+    assert not heir.listeners[0].closed
+    assert heir.listeners[0].sock.getsockname() == (HOST, scene.number)
     # The end of the predecessor takes nothing from its heir.
     scene.run.handle(fake.closed(dead))
     assert reachable(scene.number)
-    for stream in heir.streams:
-        stream.finish()
+    assert not heir.listeners[0].closed
 
 
 def test_a_live_predecessor_keeps_its_port(scene: Scene) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from asport_sync.engine import Connection, UdpBatch
+from asport_sync.engine import Connection, SocketAddress, UdpSocket
 from asport_sync.errors import EngineError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
@@ -78,29 +78,30 @@ def test_how_often_idle_associations_are_looked_for(timeout: float, period: floa
 
 
 class Public:
-    """A public socket in a connection's service, and sources that send to it."""
+    """A public socket in a connection's service; of its sources the engine tells as in SourceUnknown."""
 
     def __init__(self, pump: Pump, timeout: float = 300.0) -> None:
         self.pump = pump
         self.sock = sockets.bind_udp(HOST, 0)
         self.address = sockets.local_address(self.sock)
-        self.sources: list[socket.socket] = []
+        self.sources = 0
         connection = cast(Connection, pump.connection)
         self.public = PublicUdp(pump.thread, connection, self.sock, timeout, pump.counters, LOG)
         pump.do(self.public.open)
 
     def close(self) -> None:
         self.pump.do(self.public.close)
-        for sock in (self.sock, *self.sources):
-            sock.close()
+        self.sock.close()
 
-    def source(self) -> socket.socket:
-        self.sources.append(sockets.connected_udp(self.address))
-        return self.sources[-1]
+    def source(self) -> SocketAddress:
+        """Somebody new sends; returns who."""
+        self.sources += 1
+        source = ("198.51.100.1", self.sources)
+        self.miss(source)
+        return source
 
-    def flows(self, number: int) -> dict[int, tuple[tuple[str, int], bytes]]:
-        wait_until(lambda: len(self.pump.udp.flows) == number, TIMEOUT, f"{number} associations are there")
-        return self.pump.udp.flows
+    def miss(self, source: SocketAddress) -> None:
+        self.pump.do(self.public.missed, self.pump.udp, source)
 
 
 @pytest.fixture
@@ -112,36 +113,33 @@ def public(pump: Pump) -> Iterator[Public]:
 
 def test_each_source_becomes_an_association(public: Public) -> None:
     first, second = public.source(), public.source()
-    first.send(b"1")
-    public.flows(1)
-    second.send(b"2")
-    first.send(b"3")
-    flows = public.flows(2)
-    assert flows == {1: (first.getsockname(), b""), 2: (second.getsockname(), b"")}
+    assert public.pump.udp.flows == {1: (first, b""), 2: (second, b"")}
     assert public.pump.udp.public
+    assert public.pump.udp.refused == []
+    assert public.pump.counter("udp_associations") == 2
 
 
-def test_a_full_table_refuses_and_does_not_spin(public: Public) -> None:
+def test_a_full_table_refuses(public: Public) -> None:
     public.public._associations = AssociationTable(most=1)
-    public.source().send(b"1")
-    public.flows(1)
-    public.source().send(b"2")
-    wait_until(lambda: public.pump.counter("udp_sources_refused_table_full") == 1, TIMEOUT, "the source is refused")
-    reads = public.pump.connection.reads
-    for _ in range(20):
-        public.pump.do(lambda: None)
-    assert public.pump.connection.reads == reads
+    public.source()
+    refused = public.source()
+    assert public.pump.counter("udp_sources_refused_table_full") == 1
+    # What waits of it is dropped, and it may ask again.
+    assert public.pump.udp.refused == [refused]
+    public.miss(refused)
+    assert public.pump.udp.refused == [refused, refused]
+    assert list(public.pump.udp.flows) == [1]
 
 
 def test_in_a_full_table_idle_associations_make_room(public: Public) -> None:
     public.public._associations = AssociationTable(most=2)
     for number in (1, 2):
-        public.source().send(b"x")
-        public.flows(number)
+        public.source()
+        assert len(public.pump.udp.flows) == number
     connection = public.pump.connection
     connection.idle = [1]
-    public.source().send(b"x")
-    assert sorted(public.flows(3)) == [1, 2, 3]
+    public.source()
+    assert sorted(public.pump.udp.flows) == [1, 2, 3]
     assert connection.idle_asked == [10.0]
     assert [decode(data)[0] for data in connection.sent] == [Dissociate(1)]
     assert connection.removed == [1]
@@ -149,30 +147,46 @@ def test_in_a_full_table_idle_associations_make_room(public: Public) -> None:
     # A crowd of sources does not cost a search each.
     connection.idle = [2]
     for refused in (1, 2):
-        public.source().send(b"x")
-        wait_until(
-            lambda refused=refused: public.pump.counter("udp_sources_refused_table_full") == refused,  # type: ignore[misc]
-            TIMEOUT,
-            "the source is refused",
-        )
+        public.source()
+        assert public.pump.counter("udp_sources_refused_table_full") == refused
+    assert len(public.pump.udp.refused) == 2
     assert connection.idle_asked == [10.0]
     public.pump.pass_time(0.06)
-    public.source().send(b"x")
-    assert sorted(public.flows(4)) == [1, 2, 3, 4]
+    public.source()
+    assert sorted(public.pump.udp.flows) == [1, 2, 3, 4]
     assert connection.removed == [1, 2]
 
 
 def test_an_id_that_the_engine_refuses_is_free_again(public: Public) -> None:
     public.pump.udp.refuses_flows = True
-    public.source().send(b"1")
-    wait_until(lambda: public.pump.counter("udp_sources_refused_by_engine") == 1, TIMEOUT, "the source is refused")
+    refused = public.source()
+    assert public.pump.counter("udp_sources_refused_by_engine") == 1
+    assert public.pump.udp.refused == [refused]
     assert len(public.public._associations) == 0
+
+
+def test_a_source_of_a_connection_that_is_gone_ends_the_service(public: Public) -> None:
+    public.pump.connection.is_gone = True
+    public.source()
+    assert public.public._udp is None
+    assert public.pump.counter("udp_associations") == 0
+    public.source()
+
+
+def test_a_source_of_another_socket_is_left_alone(public: Public, pump: Pump) -> None:
+    """The word of it was on its way when its socket was closed."""
+    mine = pump.udp
+    other = Public(pump)
+    pump.do(public.public.missed, pump.udp, PEER)
+    pump.do(other.public.missed, mine, PEER)
+    assert mine.flows == pump.udp.flows == {}
+    assert mine.refused == pump.udp.refused == []
+    other.close()
 
 
 def test_an_idle_association_is_dissociated(pump: Pump) -> None:
     public = Public(pump, timeout=50.0)
-    public.source().send(b"1")
-    public.flows(1)
+    public.source()
     pump.pass_time(4.9)
     assert pump.connection.idle_asked == []
     pump.pass_time(0.1)
@@ -227,39 +241,220 @@ def test_the_end_of_the_connection_ends_the_look_for_idle_ones(public: Public) -
     public.pump.connection.is_gone = True
     public.pump.pass_time(100)
     assert public.pump.thread._timers.remaining() is None
-    public.source().send(b"1")
-    wait_until(lambda: public.public._udp is None, TIMEOUT, "the socket is given up")
 
 
-def test_a_read_that_fails_is_tried_again_later(public: Public) -> None:
-    failures = [EngineError(-1012, "Cannot allocate memory")]
-    real_receive = public.pump.udp.receive
-
-    def receive() -> UdpBatch:
-        if failures:
-            raise failures.pop()
-        return real_receive()
-
-    public.pump.udp.receive = receive  # type: ignore[method-assign]
-    public.source().send(b"1")
-    wait_until(lambda: public.pump.counter("udp_read_errors") == 1, TIMEOUT, "the read has failed")
-    public.pump.pass_time(1)
-    public.flows(1)
+# --- busy sockets -----------------------------------------------------------------------------------------------------
 
 
-def test_a_busy_socket_leaves_others_their_turn(public: Public) -> None:
+class Busy:
+    """A socket that the engine has left to the pump, and somebody who sends to it."""
+
+    def __init__(self, pump: Pump, udp: FakeUdpSocket, begin: Any) -> None:
+        self.pump = pump
+        self.udp = udp
+        self.sender = sockets.bind_udp(HOST, 0)
+        self._begin = begin
+
+    def begin(self) -> None:
+        self.pump.do(self._begin, cast(UdpSocket, self.udp))
+
+    def send(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.sender.sendto(b"x", self.udp.sock.getsockname())
+
+    def expect_reads(self, reads: int) -> None:
+        wait_until(lambda: self.udp.reads >= reads, TIMEOUT, f"the socket is read {reads} times")
+
+    def settle(self) -> int:
+        """Two turns of the pump; returns how often the socket has been read."""
+        for _ in range(2):
+            self.pump.do(lambda: None)
+        return self.udp.reads
+
+
+@pytest.fixture(params=["public", "local"])
+def busy(request: pytest.FixtureRequest, pump: Pump) -> Iterator[Busy]:
+    sides: list[Public | Local] = []
+    if request.param == "public":
+        public = Public(pump)
+        sides.append(public)
+        begin: Any = public.public.busy
+    else:
+        local = Local(pump)
+        sides.append(local)
+        local.want(1)
+        # Connected to the service, so only that can send: the socket is the service's for these tests.
+        begin = local.flows.busy
+    busy = Busy(pump, pump.udp, begin)
+    if request.param == "local":
+        busy.sender.close()
+        busy.sender = cast(Local, sides[0]).service
+    yield busy
+    for side in sides:
+        side.close()
+    busy.sender.close()
+
+
+def test_the_engine_reads_unless_it_says_otherwise(busy: Busy) -> None:
+    busy.send()
+    assert busy.settle() == 0
+    busy.pump.pass_time(10)
+    assert busy.udp.given_back == 0
+
+
+def test_the_pump_reads_a_busy_socket(busy: Busy) -> None:
+    busy.send()
+    busy.begin()
+    busy.expect_reads(2)
+    assert busy.settle() == 2  # the second found it empty
+    busy.begin()  # said once more
+    busy.send()
+    busy.expect_reads(4)
+    assert busy.settle() == 4
+
+
+def test_a_socket_that_stays_busy_stays_the_pump_s(busy: Busy) -> None:
+    busy.begin()
+    busy.udp.receive = count_of(busy.udp, 20_000)  # type: ignore[method-assign]
+    for second in range(1, 4):
+        busy.send()
+        busy.expect_reads(2 * second)
+        busy.settle()
+        busy.pump.pass_time(1)
+        assert busy.udp.given_back == 0
+    # One that is read by nobody would be lost: it goes back only after a look that found little.
+    busy.pump.pass_time(1)
+    assert busy.udp.given_back == 1
+    busy.send()
+    assert busy.settle() == 6
+    busy.pump.pass_time(10)
+    assert busy.udp.given_back == 1
+
+
+def test_a_quiet_socket_is_given_back(busy: Busy) -> None:
+    busy.begin()
+    busy.udp.receive = count_of(busy.udp, 19_999)  # type: ignore[method-assign]
+    busy.send()
+    busy.expect_reads(2)
+    busy.settle()
+    busy.pump.pass_time(0.9)
+    assert busy.udp.given_back == 0
+    busy.pump.pass_time(0.1)
+    assert busy.udp.given_back == 1
+    # It may become busy again.
+    busy.send()
+    busy.begin()
+    busy.expect_reads(4)
+    busy.pump.pass_time(1)
+    assert busy.udp.given_back == 2
+
+
+def count_of(udp: FakeUdpSocket, datagrams: int) -> Any:
+    """A ``receive`` that finds so many datagrams for each that was sent."""
+
+    def receive() -> int:
+        return FakeUdpSocket.receive(udp) * datagrams
+
+    return receive
+
+
+def test_a_busy_socket_leaves_others_their_turn(busy: Busy) -> None:
+    turns: list[int] = []
     reads: list[int] = []
 
-    def receive() -> UdpBatch:
+    def receive() -> int:
         reads.append(len(reads))
-        if len(reads) == 10:
-            public.sock.recv(10)
-        return UdpBatch(64, len(reads) < 10, ())
+        if len(reads) == 1:
+            busy.pump.thread.call(lambda: turns.append(len(reads)))
+        if len(reads) < 10:
+            return 64
+        busy.udp.sock.recv(10)
+        return 0
 
-    public.pump.udp.receive = receive  # type: ignore[method-assign]
-    public.source().send(b"1")
-    wait_until(lambda: len(reads) >= 10, TIMEOUT, "all is read")
+    busy.udp.receive = receive  # type: ignore[method-assign]
+    busy.send()
+    busy.begin()
+    wait_until(lambda: len(reads) == 10, TIMEOUT, "all is read")
+    busy.settle()
     assert len(reads) == 10
+    assert turns == [4]
+
+
+def test_a_read_that_fails_is_tried_again_later(busy: Busy) -> None:
+    failures = [EngineError(-1012, "Cannot allocate memory")]
+
+    def receive() -> int:
+        if failures:
+            raise failures.pop()
+        return FakeUdpSocket.receive(busy.udp)
+
+    busy.udp.receive = receive  # type: ignore[method-assign]
+    busy.send()
+    busy.begin()
+    wait_until(lambda: busy.pump.counter("udp_read_errors") == 1, TIMEOUT, "the read has failed")
+    assert busy.settle() == 0
+    busy.pump.pass_time(0.1)
+    busy.expect_reads(2)
+    assert busy.pump.counter("udp_read_errors") == 1
+
+
+def test_a_busy_socket_of_a_connection_that_is_gone_is_left_alone(busy: Busy) -> None:
+    busy.begin()
+    busy.pump.connection.is_gone = True
+    busy.send()
+    busy.settle()
+    assert busy.udp.reads == 0
+    busy.pump.pass_time(10)
+    assert busy.udp.given_back == 0
+    assert busy.pump.counter("udp_read_errors") == 0
+
+
+def test_what_the_engine_cannot_take_back_is_no_error(busy: Busy, caplog: pytest.LogCaptureFixture) -> None:
+    busy.begin()
+    busy.pump.connection.is_gone = True
+    busy.pump.pass_time(1)
+    assert busy.udp.given_back == 0
+    assert caplog.records == []
+
+
+def test_another_s_socket_is_not_read(pump: Pump) -> None:
+    public, local = Public(pump), Local(pump)
+    local.want(1)
+    stranger = FakeUdpSocket(pump.connection, public.sock, True)
+    for begin in (public.public.busy, local.flows.busy):
+        pump.do(begin, cast(UdpSocket, stranger))
+    busy = Busy(pump, stranger, None)
+    busy.send()
+    assert busy.settle() == 0
+    busy.sender.close()
+    local.close()
+    public.close()
+
+
+def test_a_closed_busy_socket_is_left_alone(pump: Pump) -> None:
+    public, local = Public(pump), Local(pump)
+    mine = pump.udp
+    local.want(1)
+    theirs = pump.udp
+    pump.do(public.public.busy, cast(UdpSocket, mine))
+    pump.do(local.flows.busy, cast(UdpSocket, theirs))
+    pump.do(public.public.close)
+    pump.do(local.flows.end, 1)
+    assert mine.closed
+    assert theirs.closed
+    for begin, udp in ((public.public.busy, mine), (local.flows.busy, theirs)):
+        pump.do(begin, cast(UdpSocket, udp))  # it was on its way
+    pump.pass_time(10)
+    busy = Busy(pump, mine, None)
+    busy.send()
+    assert busy.settle() == 0
+    assert (mine.given_back, theirs.given_back) == (0, 0)
+    busy.sender.close()
+    local.close()
+    public.close()
+
+
+# --- sockets that the engine can't take into service -----------------------------------------------------------------
 
 
 class Unopened:
@@ -290,8 +485,8 @@ def test_a_socket_that_cannot_be_opened_is_tried_again(
     assert "is not forwarded yet: Too many open files" in caplog.text
     unopened.failing = False
     pump.pass_time(1)
-    unopened.public.source().send(b"1")
-    unopened.public.flows(1)
+    source = unopened.public.source()
+    assert pump.udp.flows == {1: (source, b"")}
     assert unopened.tries == 3
     unopened.public.close()
 
@@ -317,9 +512,9 @@ def test_a_socket_that_was_closed_is_not_opened_any_more(pump: Pump, monkeypatch
 def test_a_closed_public_socket_is_left_alone(public: Public) -> None:
     public.pump.do(public.public.close)
     assert public.pump.udp.closed
-    public.source().send(b"1")
-    public.pump.do(lambda: None)
-    assert public.pump.connection.reads == 0
+    public.source()
+    assert public.pump.udp.flows == {}
+    assert public.pump.udp.refused == []
     public.pump.do(public.public.close)
 
 
@@ -378,7 +573,8 @@ def test_an_association_gets_a_socket_of_its_own(local: Local) -> None:
     first.sock.send(b"x")
     assert local.service.recvfrom(10) == (b"x", first.sock.getsockname())
     local.service.sendto(b"answer", first.sock.getsockname())
-    wait_until(lambda: local.pump.connection.reads > 0, TIMEOUT, "the answer is read")
+    first.sock.settimeout(TIMEOUT)
+    assert first.sock.recv(10) == b"answer"
 
 
 def test_one_that_is_there_already_is_not_made_again(local: Local) -> None:

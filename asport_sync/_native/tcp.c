@@ -1,0 +1,358 @@
+/* TCP sockets in the engine's epoll: connections of public listeners, connections to the local service, and whatever
+ * was attached. All of it runs on the engine thread.
+ *
+ *   accepted:  listener readable -> aq_engine_accept -> stream with Connect -> adopt
+ *   dialled:   Connect complete (conn_streams.c) -> aq_engine_dial -> socket connected -> pump
+ *   attached:  aq_stream_attach() -> command -> adopt
+ *
+ * and then aq_engine_serve for every turn that brings something, until the end or until a worker takes over.
+ */
+#include "engine.h"
+
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define SERVED_BUDGET (256U * 1024U) /* bytes per stream, direction and turn */
+#define ACCEPTS_PER_TURN 64          /* then the other sockets have their turn */
+/* A stream that moves so much in so little time is worth a worker's wake-ups: 64 MiB/s. */
+#define BULK_BYTES (16ULL * 1024 * 1024)
+#define BULK_TIME (250 * AQ_NSEC_PER_MSEC)
+/* Rest of a listener. Without descriptors or memory the connections stay in the backlog; other errors say nothing about
+ * when they will be over. */
+#define REST_WITHOUT_RESOURCES (100 * AQ_NSEC_PER_MSEC)
+#define REST_AFTER_ERROR AQ_NSEC_PER_SEC
+/* Python hears of a listener's troubles so often. */
+#define REPORT_PERIOD AQ_NSEC_PER_SEC
+
+/* ---- the end ------------------------------------------------------------------------------------------------- */
+
+void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result)
+{
+    aq_count(&engine->counters, (enum aq_counter)(AQ_C_relays_finished + result->end), 1);
+}
+
+static void report_end(aq_engine *engine, aq_stream *stream)
+{
+    aq_event event = {.type = AQ_EVENT_STREAM_ENDED,
+                      .connection = stream->connection,
+                      .stream = stream->id,
+                      .peer = stream->peer,
+                      .code = engine->now - stream->began,
+                      .result = stream->result};
+    aq_engine_count_end(engine, &stream->result);
+    aq_count(&engine->counters, AQ_C_streams_attached, 1);
+    if (atomic_load_explicit(&engine->report_streams, memory_order_relaxed))
+        aq_events_post(&engine->events, &event);
+}
+
+static void end_dialling(aq_engine *engine, aq_stream *stream)
+{
+    if (!stream->dialling)
+        return;
+    stream->dialling = 0;
+    stream->deadline = UINT64_MAX;
+    if (stream->dial_previous != NULL)
+        stream->dial_previous->dial_next = stream->dial_next;
+    else
+        engine->dial_first = stream->dial_next;
+    if (stream->dial_next != NULL)
+        stream->dial_next->dial_previous = stream->dial_previous;
+    else
+        engine->dial_last = stream->dial_previous;
+    stream->dial_previous = stream->dial_next = NULL;
+}
+
+/* ---- relaying ------------------------------------------------------------------------------------------------ */
+
+/* A stream that nobody can serve: both its ends see a reset. The socket is closed. */
+static void give_up(aq_engine *engine, aq_stream *stream, int fd, int error)
+{
+    close(fd);
+    stream->result.end = AQ_END_SOCKET_ERROR;
+    stream->result.error = error;
+    atomic_store(&stream->reset, AQ_STREAM_ABORTED + 1);
+    report_end(engine, stream);
+    aq_stream_leave(stream);
+}
+
+static int watch(aq_engine *engine, const aq_stream *stream, int fd)
+{
+    struct epoll_event interest = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+                                   .data.u64 = (uint64_t)stream->id};
+    return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, fd, &interest);
+}
+
+void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
+{
+    if (watch(engine, stream, fd) != 0) {
+        give_up(engine, stream, fd, errno);
+        return;
+    }
+    stream->attached_fd = fd;
+    stream->bulk_since = engine->now;
+    aq_engine_touch_stream(engine, stream);
+}
+
+/* Whether a worker is to take over. */
+static int wants_worker(aq_engine *engine, aq_stream *stream)
+{
+    uint64_t moved = stream->result.sent + stream->result.received;
+    int is_bulk;
+    if (moved - stream->bulk_bytes < BULK_BYTES)
+        return 0;
+    is_bulk = engine->now - stream->bulk_since < BULK_TIME;
+    stream->bulk_bytes = moved;
+    stream->bulk_since = engine->now;
+    return is_bulk && atomic_load_explicit(&engine->workers_free, memory_order_relaxed) > 0;
+}
+
+static void hand_to_worker(aq_engine *engine, aq_stream *stream)
+{
+    aq_event event = {.type = AQ_EVENT_STREAM_BULK,
+                      .connection = stream->connection,
+                      .stream = stream->id,
+                      .peer = stream->peer,
+                      .code = engine->now - stream->began,
+                      .value = (uint64_t)stream->attached_fd};
+    atomic_fetch_sub(&engine->workers_free, 1);
+    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, stream->attached_fd, NULL);
+    stream->attached_fd = -1;
+    aq_count(&engine->counters, AQ_C_streams_shared, 1);
+    atomic_store(&stream->owned, 0);
+    aq_events_post(&engine->events, &event);
+}
+
+void aq_engine_serve(aq_engine *engine, aq_stream *stream)
+{
+    unsigned need = aq_stream_pump(stream, stream->attached_fd, SERVED_BUDGET);
+    if (need & AQ_NEED_TURN)
+        aq_engine_touch_stream(engine, stream);
+    if (need != 0) {
+        if (wants_worker(engine, stream))
+            hand_to_worker(engine, stream);
+        return;
+    }
+    end_dialling(engine, stream);
+    close(stream->attached_fd); /* leaves epoll by itself */
+    stream->attached_fd = -1;
+    report_end(engine, stream);
+    aq_stream_leave(stream);
+}
+
+/* ---- dialling the local service ------------------------------------------------------------------------------ */
+
+/* Python takes over: it knows every address of the service, and says why none of them answers. */
+static void leave_to_python(aq_engine *engine, aq_stream *stream)
+{
+    aq_event event = {.type = AQ_EVENT_STREAM,
+                      .connection = stream->connection,
+                      .stream = stream->id,
+                      .length = stream->header_length};
+    end_dialling(engine, stream);
+    if (stream->attached_fd >= 0)
+        close(stream->attached_fd);
+    stream->attached_fd = -1;
+    stream->can_read = stream->can_write = 1;
+    aq_count(&engine->counters, AQ_C_tcp_dial_failures, 1);
+    memcpy(event.data, stream->header, stream->header_length);
+    atomic_store(&stream->owned, 0);
+    aq_events_post(&engine->events, &event);
+}
+
+static int begin_dialling(aq_engine *engine, aq_stream *stream, const aq_address *to)
+{
+    aq_sockaddr address;
+    socklen_t length = aq_sockaddr_from(&address, to, 0);
+    int one = 1, fd = socket(address.sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return 0;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    if ((connect(fd, &address.sa, length) != 0 && errno != EINPROGRESS) || watch(engine, stream, fd) != 0) {
+        close(fd);
+        return 0;
+    }
+    stream->attached_fd = fd;
+    return 1;
+}
+
+void aq_engine_dial(aq_engine *engine, aq_stream *stream)
+{
+    const aq_conn *conn = stream->conn;
+    stream->dial_wanted = 0;
+    if (atomic_exchange(&stream->owned, 1))
+        return; /* its connection has ended, and it with it */
+    stream->reported = 1;
+    if (conn == NULL || !begin_dialling(engine, stream, &conn->dial_to)) {
+        leave_to_python(engine, stream);
+        return;
+    }
+    /* Until the socket is connected the pump finds that it can do nothing with it. */
+    stream->can_read = stream->can_write = 0;
+    stream->dialling = 1;
+    stream->deadline = engine->now + conn->dial_timeout;
+    stream->bulk_since = engine->now;
+    stream->dial_next = NULL;
+    stream->dial_previous = engine->dial_last;
+    if (engine->dial_last != NULL)
+        engine->dial_last->dial_next = stream;
+    else
+        engine->dial_first = stream;
+    engine->dial_last = stream;
+}
+
+/* The socket of a stream that is being dialled has reported something. Returns whether it is connected. */
+static int dialled(aq_engine *engine, aq_stream *stream)
+{
+    int error = 0;
+    socklen_t length = sizeof(error);
+    getsockopt(stream->attached_fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (error != 0) {
+        leave_to_python(engine, stream);
+        return 0;
+    }
+    end_dialling(engine, stream);
+    aq_count(&engine->counters, AQ_C_tcp_dialled, 1);
+    stream->can_read = stream->can_write = 1;
+    return 1;
+}
+
+void aq_engine_dial_timers(aq_engine *engine)
+{
+    /* All connections of a client have the same time-out, so the first is the next; where they have not, one that is
+     * due waits behind another. */
+    while (engine->dial_first != NULL && engine->dial_first->deadline <= engine->now)
+        leave_to_python(engine, engine->dial_first);
+}
+
+void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events)
+{
+    aq_stream *stream = aq_slab_get(&engine->streams, id);
+    if (stream == NULL)
+        return;
+    if (stream->attached_fd >= 0 && (!stream->dialling || dialled(engine, stream))) {
+        if (events & (EPOLLIN | EPOLLRDHUP))
+            stream->can_read = 1;
+        if (events & EPOLLOUT)
+            stream->can_write = 1;
+        if (events & (EPOLLERR | EPOLLHUP))
+            aq_stream_socket_failed(stream, stream->attached_fd);
+        aq_engine_touch_stream(engine, stream);
+    }
+    aq_slab_put(&engine->streams, id);
+}
+
+/* ---- accepting ----------------------------------------------------------------------------------------------- */
+
+static int watch_listener(aq_engine *engine, const aq_listener *listener)
+{
+    struct epoll_event interest = {.events = EPOLLIN, .data.u64 = (uint64_t)listener->id};
+    return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, listener->fd, &interest);
+}
+
+int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener)
+{
+    return watch_listener(engine, listener) == 0 ? AQ_OK : AQ_ERR_SYSTEM - errno;
+}
+
+void aq_engine_unlisten_tcp(aq_engine *engine, const aq_listener *listener)
+{
+    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, listener->fd, NULL);
+}
+
+/* Every error is counted; Python hears of them now and then. */
+static void report_trouble(aq_engine *engine, aq_listener *listener, int error)
+{
+    aq_event event = {.type = AQ_EVENT_ACCEPT_FAILED,
+                      .connection = listener->connection,
+                      .socket = listener->id,
+                      .code = (uint64_t)error};
+    if (listener->reported != 0 && engine->now - listener->reported < REPORT_PERIOD)
+        return;
+    listener->reported = engine->now;
+    aq_events_post(&engine->events, &event);
+}
+
+static void accept_failed(aq_engine *engine, aq_listener *listener, int error)
+{
+    int short_of = error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+    /* Never the end of a listener: the tunnel would stay up and look well, and nobody could reach it. */
+    aq_count(&engine->counters, AQ_C_tcp_accept_errors, 1);
+    report_trouble(engine, listener, error);
+    aq_engine_rest(engine, listener->id, listener->fd, short_of ? REST_WITHOUT_RESOURCES : REST_AFTER_ERROR);
+}
+
+static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *conn, int fd, const aq_sockaddr *from)
+{
+    uint8_t header[AQ_CONNECT_MAX];
+    aq_address peer;
+    aq_stream *stream;
+    int64_t error;
+    aq_sockaddr_to(from, &peer);
+    stream = aq_conn_new_stream(conn, header, aq_connect_encode(header, &peer), &error);
+    if (stream == NULL) {
+        close(fd);
+        aq_count(&engine->counters, AQ_C_tcp_drop_stream_limit, 1);
+        report_trouble(engine, listener, 0);
+        return;
+    }
+    stream->peer = peer;
+    atomic_store(&stream->owned, 1);
+    aq_count(&engine->counters, AQ_C_tcp_accepted, 1);
+    aq_conn_adopt_stream(conn, stream);
+    aq_engine_touch(engine, conn);
+    aq_engine_attach(engine, stream, fd);
+    aq_slab_put(&engine->streams, stream->id);
+}
+
+/* 0: nothing more now. */
+static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
+{
+    aq_sockaddr from;
+    socklen_t length = sizeof(from);
+    int fd = accept4(listener->fd, &from.sa, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
+        take_connection(engine, listener, conn, fd, &from);
+        return 1;
+    }
+    switch (errno) {
+    case EAGAIN:
+        return 0;
+    case EMFILE:
+    case ENFILE:
+    case ENOBUFS:
+    case ENOMEM:
+    case EBADF:
+    case EINVAL:
+    case ENOTSOCK:
+        accept_failed(engine, listener, errno);
+        return 0;
+    default: /* one that failed before it was accepted: accept(2) passes on what the network said of it */
+        aq_count(&engine->counters, AQ_C_tcp_accept_errors, 1);
+        return 1;
+    }
+}
+
+void aq_engine_accept(aq_engine *engine, aq_id id)
+{
+    aq_listener *listener = aq_slab_get(&engine->listeners, id);
+    aq_conn *conn;
+    if (listener == NULL)
+        return;
+    conn = aq_slab_get(&engine->connections, listener->connection);
+    if (conn != NULL && conn->quic != NULL) {
+        conn->now = engine->now;
+        for (int i = 0; i < ACCEPTS_PER_TURN && accept_one(engine, listener, conn); i++)
+            ;
+    } else {
+        /* Who comes now waits in the backlog for the connection that takes the port over, or for its end. */
+        aq_engine_unlisten_tcp(engine, listener);
+    }
+    if (conn != NULL)
+        aq_slab_put(&engine->connections, listener->connection);
+    aq_slab_put(&engine->listeners, id);
+}
