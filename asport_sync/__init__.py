@@ -32,7 +32,8 @@ from asport_sync.errors import (
 )
 
 if TYPE_CHECKING:
-    from asport_sync.tunnel import Client, Server
+    from asport_sync.tunnel.client import Client
+    from asport_sync.tunnel.server import Server
 
 __all__ = [
     "AsportError",
@@ -62,10 +63,14 @@ if not TYPE_CHECKING:  # a type checker would take this for the home of every su
     def __getattr__(name: str) -> object:
         # Loaded at first use: wire format, configuration and errors need no compiled extension, and this package is
         # imported before any of them.
-        if name in ("Client", "Server"):
-            import asport_sync.tunnel
+        if name == "Client":
+            from asport_sync.tunnel.client import Client
 
-            return getattr(asport_sync.tunnel, name)
+            return Client
+        if name == "Server":
+            from asport_sync.tunnel.server import Server
+
+            return Server
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -39,7 +39,8 @@ ffibuilder.set_source(
     define_macros=[("AQ_BUILD_ID", f'"{runpy.run_path(str(_PACKAGE / "_version.py"))["build_id"]()}"')],
     extra_compile_args=[
         "-std=gnu11",
-        "-O2",
+        "-O3",
+        "-flto=auto",
         # Only PyInit is exported; the macro around it in Python.h says so.
         "-fvisibility=hidden",
         "-fstack-protector-strong",
@@ -50,6 +51,8 @@ ffibuilder.set_source(
     ],
     extra_link_args=[
         # The symbols of a static ngtcp2 stay ours alone, whatever else this process loads.
+        "-O3",
+        "-flto=auto",
         "-Wl,--exclude-libs,ALL",
         "-Wl,--as-needed",
         "-Wl,-z,relro,-z,now",

@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
+#include <gnutls/crypto.h>
 #include <gnutls/gnutls.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,6 +70,26 @@ const char *aq_strerror(int64_t error, char *buffer, size_t length)
     if (length > 0)
         snprintf(buffer, length, "%s", text);
     return buffer;
+}
+
+int32_t aq_equal(const uint8_t *first, const uint8_t *second, size_t length)
+{
+    return gnutls_memcmp(first, second, length) == 0;
+}
+
+int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t *salt, size_t salt_length,
+                      const uint8_t *info, size_t info_length, uint8_t *out)
+{
+    /* GnuTLS only reads what these point to. */
+    gnutls_datum_t key = {(void *)(uintptr_t)secret, (unsigned)secret_length};
+    gnutls_datum_t with = {(void *)(uintptr_t)salt, (unsigned)salt_length};
+    gnutls_datum_t what = {(void *)(uintptr_t)info, (unsigned)info_length};
+    uint8_t extracted[32];
+    gnutls_datum_t middle = {extracted, sizeof(extracted)};
+    int failed = gnutls_hkdf_extract(GNUTLS_MAC_SHA256, &key, &with, extracted) != 0 ||
+                 gnutls_hkdf_expand(GNUTLS_MAC_SHA256, &middle, &what, out, 32) != 0;
+    gnutls_memset(extracted, 0, sizeof(extracted));
+    return failed ? AQ_ERR_TLS : AQ_OK;
 }
 
 uint32_t aq_counter_count(void)
@@ -289,6 +311,9 @@ int64_t aq_engine_run(aq_engine *engine)
         aq_api_leave(engine);
         return AQ_ERR_STATE;
     }
+#ifdef __GLIBC__
+    malloc_trim(0); /* what importing and reading the configuration left behind: about a megabyte */
+#endif
     result = aq_engine_loop(engine);
     aq_events_close(&engine->events);
     atomic_store(&engine->state, AQ_ENGINE_STOPPED);

@@ -186,6 +186,11 @@ const char *aq_ngtcp2_version(void);                                 /* [any] ru
 const char *aq_ngtcp2_origin(void);                                  /* [any] "bundled" or "system" */
 const char *aq_gnutls_version(void);                                 /* [any] */
 const char *aq_strerror(int64_t error, char *buffer, size_t length); /* [any] fills and returns buffer */
+/* [any] Whether two secrets are equal: 1 or 0, in a time that depends on their length only. */
+int32_t aq_equal(const uint8_t *first, const uint8_t *second, size_t length);
+/* [any] HKDF (RFC 5869) with SHA-256, 32 bytes. */
+int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t *salt, size_t salt_length,
+                      const uint8_t *info, size_t info_length, uint8_t *out);
 uint32_t aq_counter_count(void);                                     /* [any] */
 const char *aq_counter_name(uint32_t index);                         /* [any] NULL past the end */
 

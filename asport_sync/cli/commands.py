@@ -16,7 +16,6 @@ from asport_sync._version import __version__
 from asport_sync.config.formats import FORMATS
 from asport_sync.engine import versions
 from asport_sync.runtime import descriptors, log
-from asport_sync.tunnel import Client, Server
 
 _log = log.logger("cli")
 
@@ -30,9 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
     for problem in _loose(secrets):
         _log.warning("%s", problem)
     _log.debug("at most %s file descriptors", descriptors.raise_limit() or "any number of")
+    # Only the side that runs is loaded: each is about a megabyte.
     if isinstance(settings, config.ClientConfig):
+        from asport_sync.tunnel.client import Client
+
         Client.from_config(settings).run_forever()
     else:
+        from asport_sync.tunnel.server import Server
+
         Server.from_config(settings).run_forever()
     return 0
 

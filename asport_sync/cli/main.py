@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status. A wrong command line, ``--help`` and ``--version`` raise SystemExit, as argparse does.
     """
     arguments = _parser().parse_args(argv)
+    gc.collect()  # the parser refers to itself, and what runs from here on may run for months
     try:
         status: int = arguments.call(arguments)
         return status

@@ -1,7 +1,8 @@
 """Text of configuration files to trees of tables, with the line of every key.
 
-One function per format; all give a :class:`Document` or raise ConfigError with the file and, where it is known, the
-line. Error texts never quote the file, for any part of it may be a password.
+One function per format; the parsers of YAML and TOML are loaded by those who need them. All give a :class:`Document` or
+raise ConfigError with the file and, where it is known, the line. Error texts never quote the file, for any part of it
+may be a password.
 """
 
 from __future__ import annotations
@@ -13,18 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-import yaml
-
 from asport_sync.config.values import KeyPath, dotted, kind
 from asport_sync.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
-
-_MOST_YAML_NODES: Final = 100_000
-"""Aliases let a short YAML file stand for a tree of any size. The longest sensible file stays far below."""
 
 
 @dataclass(slots=True)
@@ -42,7 +33,7 @@ class Document:
     errors: list[ConfigError] = field(default_factory=list)
 
 
-class _Syntax(Exception):
+class Syntax(Exception):
     """The text breaks the rules of its format."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
@@ -69,7 +60,7 @@ def parse(text: str, suffix: str, path: str) -> Document:
     repeated: list[KeyPath] = []
     try:
         tree = read(text, lines, repeated)
-    except _Syntax as error:
+    except Syntax as error:
         raise ConfigError(f"not valid {name}: {error.problem}", path=path, line=error.line) from None
     except RecursionError:
         raise ConfigError(f"not usable {name}: nested too deeply", path=path) from None
@@ -84,122 +75,10 @@ def parse(text: str, suffix: str, path: str) -> Document:
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
 
-class _CoreSchemaLoader(yaml.SafeLoader):
-    """Reads plain scalars by the core schema of YAML 1.2, as the reference does.
-
-    YAML 1.1, PyYAML's default, would make false of ``proxy_protocol: off`` and 1342 of ``22:22``. Only composing is
-    used, nothing is constructed: nodes carry the lines that constructed values have lost, and no tag can create an
-    object.
-    """
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - what the base class declares it as
-
-
-_YAML: Final = "tag:yaml.org,2002:"
-_CoreSchemaLoader.add_implicit_resolver(_YAML + "null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
-_CoreSchemaLoader.add_implicit_resolver(
-    _YAML + "bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
-)
-_CoreSchemaLoader.add_implicit_resolver(
-    _YAML + "int", re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", re.ASCII), list("-+0123456789")
-)
-_CoreSchemaLoader.add_implicit_resolver(
-    _YAML + "float",
-    re.compile(
-        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z",
-        re.ASCII,
-    ),
-    list("-+.0123456789"),
-)
-
-
 def _read_yaml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
-    try:
-        loader = _CoreSchemaLoader(text)
-        try:
-            root = loader.get_single_node()
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise _Syntax(_without_quotes(error), mark.line + 1 if mark else None) from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise _Syntax(f"the character U+{ord(text[error.position]):04X} is not allowed", line) from None
-    except (ValueError, OverflowError):  # such as an escape beyond the last code point
-        raise _Syntax("an escape or number in it is out of range") from None
-    return _YamlTree(lines, repeated).value(root, ()) if root else None
+    from asport_sync.config import yaml_format
 
-
-def _without_quotes(error: yaml.MarkedYAMLError) -> str:
-    """Returns PyYAML's description of an error without pieces of the file, such as the name of an alias."""
-
-    def without(quoted: re.Match[str]) -> str:
-        # Single characters, escapes and the parser's own words in angle brackets say what is wrong.
-        return quoted[0] if len(quoted[1]) == 1 or quoted[1].startswith(("<", "\\")) else "'...'"
-
-    described = " ".join(part for part in (error.problem, error.context) if part)
-    return re.sub(r"'([^']*)'", without, described)
-
-
-class _YamlTree:
-    """Makes plain values of composed nodes and notes their lines."""
-
-    def __init__(self, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> None:
-        self._lines = lines
-        self._repeated = repeated
-        self._nodes = 0
-
-    def value(self, node: yaml.Node, at: KeyPath) -> object:
-        self._nodes += 1
-        if self._nodes > _MOST_YAML_NODES:
-            raise _Syntax(f"more than {_MOST_YAML_NODES} values, after aliases are followed")
-        line = node.start_mark.line + 1
-        self._lines.setdefault(at, line)
-        if isinstance(node, yaml.MappingNode) and node.tag == _YAML + "map":
-            return self._mapping(node, at)
-        if isinstance(node, yaml.SequenceNode) and node.tag == _YAML + "seq":
-            return [self.value(each, (*at, index)) for index, each in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode):
-            return _yaml_scalar(node, line)
-        raise _Syntax("tags other than those of plain YAML are not supported", line)
-
-    def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, object]:
-        mapping: dict[str, object] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            # Keys are taken as written: a UUID of digits alone would otherwise become a number.
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _Syntax("a list or a table cannot be a key", line)
-            inside = (*at, key_node.value)
-            self._lines[inside] = line
-            if key_node.value in mapping:
-                self._repeated.append(inside)
-            mapping[key_node.value] = self.value(value_node, inside)
-        return mapping
-
-
-def _yaml_scalar(node: yaml.ScalarNode, line: int) -> object:
-    tag, written = node.tag.removeprefix(_YAML), str(node.value)
-    try:
-        if tag == "str":
-            return written
-        if tag == "null":
-            return None
-        if tag == "bool" and written.lower() in ("true", "false"):
-            return written.lower() == "true"
-        if tag == "float":
-            return float(written.replace(".inf", "inf").replace(".nan", "nan"))
-        if tag == "int":
-            number = int(written)
-            if str(number) == written:
-                return number
-    except ValueError:
-        pass
-    if tag in ("int", "float", "bool"):
-        # 0123 could be meant as 123, or as four characters, which makes a difference in a password.
-        raise _Syntax("a number in an unusual form: write plain decimal digits, or put text in quotes", line)
-    raise _Syntax("tags other than those of plain YAML are not supported", line)
+    return yaml_format.read(text, lines, repeated)
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -209,14 +88,14 @@ _JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+',
 
 def _read_json(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
     def constant(name: str) -> NoReturn:
-        raise _Syntax(f"{name} is not a number of JSON")
+        raise Syntax(f"{name} is not a number of JSON")
 
     try:
         tree: object = json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
-        raise _Syntax(f"{error.msg[:1].lower()}{error.msg[1:]} (column {error.colno})", error.lineno) from None
+        raise Syntax(f"{error.msg[:1].lower()}{error.msg[1:]} (column {error.colno})", error.lineno) from None
     except ValueError:  # Python's limit on the digits of a number
-        raise _Syntax("a number in it has too many digits") from None
+        raise Syntax("a number in it has too many digits") from None
     _LineFinder(text, _JSON_TOKEN, ":", lines, repeated).value(())
     return tree
 
@@ -238,17 +117,26 @@ _TOML_TOKEN: Final = re.compile(
 )
 
 
+def _toml(text: str) -> dict[str, object]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+    parsed: dict[str, object] = tomllib.loads(text)
+    return parsed
+
+
 def _read_toml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
     try:
-        tree: object = tomllib.loads(text)
+        tree: object = _toml(text)
     except ValueError as error:
         # The parsers say where in their text only; other ValueErrors are Python's own, about numbers and dates.
         place = re.search(r" \(at (?:line ([0-9]+), column [0-9]+|end of document)\)\Z", str(error))
         if place is None:
-            raise _Syntax("a number or date in it is out of range") from None
+            raise Syntax("a number or date in it is out of range") from None
         problem = str(error)[: place.start()]
         line = int(place[1]) if place[1] else text.count("\n") + 1
-        raise _Syntax(f"{problem[:1].lower()}{problem[1:]}", line) from None
+        raise Syntax(f"{problem[:1].lower()}{problem[1:]}", line) from None
     _TomlLineFinder(text, _TOML_TOKEN, "=", lines, repeated).document()
     return tree
 
@@ -374,7 +262,7 @@ class _TomlLineFinder(_LineFinder):
             if written.startswith("'"):
                 parts.append(written[1:-1])
             elif written.startswith('"'):
-                parts.append(str(tomllib.loads(f"key = {written}")["key"]))
+                parts.append(str(_toml(f"key = {written}")["key"]))
             else:
                 parts.extend(part for part in written.split(".") if part)
         self._advance()

@@ -8,7 +8,6 @@ Used by one thread at a time: a :class:`Source` belongs to the call that loads i
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -251,4 +250,6 @@ def build(cls: type[T], items: Mapping[str, Item], owner: Item, **ready: Any) ->
 
 def similarity(name: str, known: str) -> float:
     """Returns how likely a mistyped key means a known one, from 0 to 1 for the same but for case and hyphens."""
+    import difflib  # only for what a file has wrong
+
     return difflib.SequenceMatcher(None, name[:60].lower().replace("-", "_"), known).ratio()

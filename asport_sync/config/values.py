@@ -9,7 +9,6 @@ insist on numbers.
 from __future__ import annotations
 
 import bisect
-import datetime
 import ipaddress
 import math
 import os
@@ -114,6 +113,11 @@ def dotted(at: KeyPath) -> str:
 # --- naming values in error texts -------------------------------------------------------------------------------------
 
 
+def _is_date(value: object) -> bool:
+    """Whether a parser made a date or time of it. Without importing what only such a file needs."""
+    return type(value).__module__ == "datetime"
+
+
 def kind(value: object) -> str:
     """Returns what sort of value this is, for error texts. Never shows the value."""
     if value is None:
@@ -130,7 +134,7 @@ def kind(value: object) -> str:
         return "a table"
     if isinstance(value, (list, tuple)):
         return "a list"
-    if isinstance(value, (datetime.date, datetime.time)):
+    if _is_date(value):
         return "a date or time"
     return f"a Python {type(value).__name__}"
 
@@ -180,7 +184,7 @@ def text(value: object) -> str:
     if isinstance(value, int) and abs(value) < 10**1000:
         return str(value)
     if not isinstance(value, str):
-        quotes = ": write it in quotes" if isinstance(value, (int, float, datetime.date, datetime.time)) else ""
+        quotes = ": write it in quotes" if isinstance(value, (int, float)) or _is_date(value) else ""
         raise BadValue(f"expected text, not {kind(value)}{quotes}")
     try:
         value.encode()

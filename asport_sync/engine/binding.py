@@ -83,6 +83,24 @@ def error_number(problem: EngineError) -> int | None:
     return number if 0 < number < max(errno_module.errorcode) + 1 else None
 
 
+def equal(first: bytes, second: bytes) -> bool:
+    """Whether two secrets are equal, in a time that doesn't depend on where they differ. Two empty ones never are."""
+    return bool(first) and len(first) == len(second) and bool(lib.aq_equal(first, second, len(first)))
+
+
+def derive_key(secret: bytes, *, salt: bytes, info: bytes) -> bytes:
+    """A 32-byte key made from a secret: HKDF (RFC 5869) with SHA-256.
+
+    Raises:
+        EngineError: GnuTLS refused.
+    """
+    out = ffi.new("uint8_t[32]")
+    result = int(lib.aq_derive_key(secret, len(secret), salt, len(salt), info, len(info), out))
+    if result < 0:
+        raise error_of(result)
+    return bytes(ffi.buffer(out))
+
+
 def versions() -> dict[str, str]:
     """Versions of what is linked: build, ngtcp2 (and whether ours or the system's) and GnuTLS."""
     return {

@@ -17,7 +17,7 @@ from .events import Event, event_of
 from .handles import Connection, Credentials, Endpoint
 from .values import Transport, fill_transport
 
-_EVENTS_PER_WAIT = 256  # one cffi call hands over at most so many events; 90 KiB
+_EVENTS_PER_WAIT = 64  # one cffi call hands over at most so many events; 25 KiB
 
 
 class Engine:

@@ -2,8 +2,3 @@
 
 Policy only. Bytes of relayed connections never come through here; see docs/architecture.md.
 """
-
-from asport_sync.tunnel.client import Client
-from asport_sync.tunnel.server import Server
-
-__all__ = ["Client", "Server"]

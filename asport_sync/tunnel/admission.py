@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import uuid
 from dataclasses import dataclass, field
 
 from asport_sync.config import DialectName, Network, PortSet, ServerConfig
-from asport_sync.engine import Connection
+from asport_sync.engine import Connection, equal
 from asport_sync.wire import TOKEN_LENGTH, ClientHello, Dialect, ForwardMode, token
 
 
@@ -60,7 +60,7 @@ class Authenticator:
 
     def __init__(self, users: dict[uuid.UUID, User]) -> None:
         self._users = users
-        self._nobodys_password = secrets.token_hex(16)
+        self._nobodys_password = os.urandom(16).hex()
 
     def check(self, connection: Connection, hello: ClientHello) -> User | None:
         """The user whose UUID and token these are, or None.
@@ -73,7 +73,7 @@ class Authenticator:
         user = self._users.get(hello.uuid)
         password = self._nobodys_password if user is None else user.password
         expected = connection.export(token.label(hello.uuid), token.context(password), TOKEN_LENGTH)
-        return user if token.equal(expected, hello.token) else None
+        return user if equal(expected, hello.token) else None
 
 
 def granted(allowed: Network, asked: ForwardMode, dialect: Dialect) -> ForwardMode | None:

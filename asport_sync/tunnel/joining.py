@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import binascii
 import collections
 import contextlib
 import dataclasses
 import enum
 import queue
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -615,6 +615,13 @@ def _again(failure: AsportError) -> AsportError:
     return type(failure)(str(failure))
 
 
+def _pem_of(der: bytes) -> bytes:
+    """A certificate as PEM (RFC 7468). By hand: the module ssl would bring a second TLS library into the process."""
+    text = binascii.b2a_base64(der, newline=False)
+    lines = [text[start : start + 64] for start in range(0, len(text), 64)]
+    return b"\n".join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])
+
+
 def trusted_certificates(config: ClientConfig) -> bytes:
     """The certificates that the configuration names, as one PEM bundle.
 
@@ -627,7 +634,7 @@ def trusted_certificates(config: ClientConfig) -> bytes:
             content = path.read_bytes()
         except OSError as problem:
             raise ConfigError(f"cannot be read: {problem.strerror}", path=str(path)) from None
-        bundle.append(content if b"-----BEGIN " in content else ssl.DER_cert_to_PEM_cert(content).encode())
+        bundle.append(content if b"-----BEGIN " in content else _pem_of(content))
     if config.tls.certificates.pem is not None:
         bundle.append(config.tls.certificates.pem.encode())
     return b"\n".join(bundle)

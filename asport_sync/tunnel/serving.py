@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import hmac
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +26,7 @@ from asport_sync.engine import (
     Transport,
     UdpBulk,
     Violation,
+    derive_key,
 )
 from asport_sync.errors import ConfigError, EngineClosed, EngineError, RemoteProtocolError
 from asport_sync.runtime import sockets
@@ -550,5 +549,4 @@ def stateless_reset_key(private_key: bytes) -> bytes:
     It is the same after a restart without being kept in a file, so that clients of the server before learn at once that
     their connections are gone.
     """
-    extracted = hmac.digest(b"asport-sync", private_key, hashlib.sha256)
-    return hmac.digest(extracted, b"stateless reset\x01", hashlib.sha256)
+    return derive_key(private_key, salt=b"asport-sync", info=b"stateless reset")

@@ -1,11 +1,12 @@
 """The ASPORT wire format: commands, their bytes, and the rules on them. No I/O, no threads, no clock.
 
 Bytes from outside raise RemoteProtocolError and nothing else; an impossible request of this side raises
-LocalProtocolError. Names that need their module to be understood are reached through it: ``fragments.plan``,
-``proxy_header.tcp_header``, ``token.label``.
+LocalProtocolError. Names that need their module to be understood are reached through it: ``proxy_header.tcp_header``,
+``token.label``. The module ``fragments`` is not loaded with the package: the engine has its own, which is tested against
+it.
 """
 
-from asport_sync.wire import fragments, proxy_header, token
+from asport_sync.wire import proxy_header, token
 from asport_sync.wire.codec import (
     Decoder,
     address_length,
@@ -31,7 +32,6 @@ from asport_sync.wire.commands import (
     ServerHelloCode,
 )
 from asport_sync.wire.dialect import Dialect, ForwardMode, UdpMode, decode_mode, encode_mode
-from asport_sync.wire.fragments import DropReason, Reassembler
 from asport_sync.wire.handshake import ClientHandshake, ClientState, ServerHandshake, ServerState
 
 __all__ = [
@@ -48,11 +48,9 @@ __all__ = [
     "Decoder",
     "Dialect",
     "Dissociate",
-    "DropReason",
     "ForwardMode",
     "Heartbeat",
     "Packet",
-    "Reassembler",
     "ServerHandshake",
     "ServerHello",
     "ServerHelloCode",
@@ -65,7 +63,6 @@ __all__ = [
     "encode",
     "encode_mode",
     "encode_packet_header",
-    "fragments",
     "payload_length",
     "proxy_header",
     "token",

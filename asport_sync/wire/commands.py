@@ -106,7 +106,7 @@ class Address:
 class ClientHello:
     """Client to server, unidirectional stream: who I am and which port I want.
 
-    ``repr`` leaves the token out. To authenticate, compare tokens with ``token.equal``, not with ``==``.
+    ``repr`` leaves the token out. To authenticate, compare tokens with ``asport_sync.engine.equal``, not with ``==``.
 
     Attributes:
         uuid: The user.

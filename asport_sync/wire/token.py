@@ -1,20 +1,19 @@
-"""The token of ClientHello: what goes into the TLS exporter (RFC 8446 7.5) and how two tokens are compared.
+"""The token of ClientHello: what goes into the TLS exporter (RFC 8446 7.5).
 
     token = TLS-Exporter(label = label(uuid), context_value = context(password), key_length = TOKEN_LENGTH)
 
 The exporter itself belongs to the TLS library. It must be the ordinary one, not that for early data, so the QUIC
-handshake has to be complete.
+handshake has to be complete. Tokens are compared by ``asport_sync.engine.equal``.
 """
 
 from __future__ import annotations
 
-import hmac
 from uuid import UUID
 
 from asport_sync.errors import LocalProtocolError
 from asport_sync.wire.commands import TOKEN_LENGTH
 
-__all__ = ["TOKEN_LENGTH", "context", "equal", "label"]
+__all__ = ["TOKEN_LENGTH", "context", "label"]
 
 
 def label(uuid: UUID) -> bytes:
@@ -35,11 +34,3 @@ def context(password: str) -> bytes:
     except UnicodeEncodeError:
         # The original error holds the whole password, so it must not be chained.
         raise LocalProtocolError("the password is no valid Unicode text, expected text that UTF-8 can hold") from None
-
-
-def equal(first: bytes, second: bytes) -> bool:
-    """Whether two tokens are equal, in a time that doesn't depend on where they differ.
-
-    False where either is not TOKEN_LENGTH bytes long, so two missing tokens are never equal.
-    """
-    return hmac.compare_digest(first, second) and len(first) == TOKEN_LENGTH

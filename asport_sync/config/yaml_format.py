@@ -1,0 +1,137 @@
+"""YAML text to trees of tables. A module of its own, so that who writes JSON or TOML does not pay for PyYAML."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import yaml
+
+from asport_sync.config.formats import Syntax
+from asport_sync.config.values import KeyPath
+
+_MOST_YAML_NODES: Final = 100_000
+"""Aliases let a short YAML file stand for a tree of any size. The longest sensible file stays far below."""
+
+
+class _CoreSchemaLoader(yaml.SafeLoader):
+    """Reads plain scalars by the core schema of YAML 1.2, as the reference does.
+
+    YAML 1.1, PyYAML's default, would make false of ``proxy_protocol: off`` and 1342 of ``22:22``. Only composing is
+    used, nothing is constructed: nodes carry the lines that constructed values have lost, and no tag can create an
+    object.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - what the base class declares it as
+
+
+_YAML: Final = "tag:yaml.org,2002:"
+_CoreSchemaLoader.add_implicit_resolver(_YAML + "null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
+_CoreSchemaLoader.add_implicit_resolver(
+    _YAML + "bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
+)
+_CoreSchemaLoader.add_implicit_resolver(
+    _YAML + "int", re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", re.ASCII), list("-+0123456789")
+)
+_CoreSchemaLoader.add_implicit_resolver(
+    _YAML + "float",
+    re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z",
+        re.ASCII,
+    ),
+    list("-+.0123456789"),
+)
+
+
+def read(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
+    """Returns the tree of a text; notes the line of each key and element, and the keys that are given twice.
+
+    Raises:
+        Syntax: The text is no YAML, or uses parts of it that a configuration has no use for.
+    """
+    try:
+        loader = _CoreSchemaLoader(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise Syntax(_without_quotes(error), mark.line + 1 if mark else None) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise Syntax(f"the character U+{ord(text[error.position]):04X} is not allowed", line) from None
+    except (ValueError, OverflowError):  # such as an escape beyond the last code point
+        raise Syntax("an escape or number in it is out of range") from None
+    return _YamlTree(lines, repeated).value(root, ()) if root else None
+
+
+def _without_quotes(error: yaml.MarkedYAMLError) -> str:
+    """Returns PyYAML's description of an error without pieces of the file, such as the name of an alias."""
+
+    def without(quoted: re.Match[str]) -> str:
+        # Single characters, escapes and the parser's own words in angle brackets say what is wrong.
+        return quoted[0] if len(quoted[1]) == 1 or quoted[1].startswith(("<", "\\")) else "'...'"
+
+    described = " ".join(part for part in (error.problem, error.context) if part)
+    return re.sub(r"'([^']*)'", without, described)
+
+
+class _YamlTree:
+    """Makes plain values of composed nodes and notes their lines."""
+
+    def __init__(self, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> None:
+        self._lines = lines
+        self._repeated = repeated
+        self._nodes = 0
+
+    def value(self, node: yaml.Node, at: KeyPath) -> object:
+        self._nodes += 1
+        if self._nodes > _MOST_YAML_NODES:
+            raise Syntax(f"more than {_MOST_YAML_NODES} values, after aliases are followed")
+        line = node.start_mark.line + 1
+        self._lines.setdefault(at, line)
+        if isinstance(node, yaml.MappingNode) and node.tag == _YAML + "map":
+            return self._mapping(node, at)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _YAML + "seq":
+            return [self.value(each, (*at, index)) for index, each in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return _yaml_scalar(node, line)
+        raise Syntax("tags other than those of plain YAML are not supported", line)
+
+    def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, object]:
+        mapping: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            # Keys are taken as written: a UUID of digits alone would otherwise become a number.
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise Syntax("a list or a table cannot be a key", line)
+            inside = (*at, key_node.value)
+            self._lines[inside] = line
+            if key_node.value in mapping:
+                self._repeated.append(inside)
+            mapping[key_node.value] = self.value(value_node, inside)
+        return mapping
+
+
+def _yaml_scalar(node: yaml.ScalarNode, line: int) -> object:
+    tag, written = node.tag.removeprefix(_YAML), str(node.value)
+    try:
+        if tag == "str":
+            return written
+        if tag == "null":
+            return None
+        if tag == "bool" and written.lower() in ("true", "false"):
+            return written.lower() == "true"
+        if tag == "float":
+            return float(written.replace(".inf", "inf").replace(".nan", "nan"))
+        if tag == "int":
+            number = int(written)
+            if str(number) == written:
+                return number
+    except ValueError:
+        pass
+    if tag in ("int", "float", "bool"):
+        # 0123 could be meant as 123, or as four characters, which makes a difference in a password.
+        raise Syntax("a number in an unusual form: write plain decimal digits, or put text in quotes", line)
+    raise Syntax("tags other than those of plain YAML are not supported", line)
