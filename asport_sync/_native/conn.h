@@ -25,15 +25,16 @@
 
 #include <stdatomic.h>
 
-#define AQ_SCID_LENGTH 16      /* of every connection id of ours; byte 0 is left for the number of an engine thread */
+#define AQ_SCID_LENGTH 8       /* of every connection id of ours; byte 0 is left for the number of an engine thread */
 #define AQ_CIDS_MOST 16        /* active_connection_id_limit 8, some retired, the client's first choice */
 #define AQ_TRAIN_MOST 65487    /* bytes of one segmented send: IPv4's 65,507 less room for IPv6 extension */
 #define AQ_SEGMENTS_MOST 64    /* UDP_MAX_SEGMENTS of kernels before 6.9 */
 #define AQ_EVENTS_WAITING 4096 /* events that Python may lag behind before those that a peer can repeat are dropped */
 
 /* First flow-control window of a stream; it doubles while the reader keeps up, up to receive_window. A slow reader so
- * ties up little. */
-#define AQ_FIRST_WINDOW (512ULL * 1024)
+ * ties up no more; and a fast one over a long path is not held up before the first doubling: 2 MiB are 80 Mbit/s over a
+ * round trip of 200 ms. */
+#define AQ_FIRST_WINDOW (2048ULL * 1024)
 /* Unidirectional streams that a client may hold open before it is admitted: ClientHello needs one. */
 #define AQ_STREAMS_BEFORE_ADMISSION 4
 /* Flow-control window of a unidirectional stream: the largest Packet with its header, and room to spare. */

@@ -180,7 +180,7 @@ static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
     if (stream->window < stream->most_window) {
         ngtcp2_conn_info info;
         ngtcp2_conn_get_conn_info(conn->quic, &info);
-        if (now - stream->returned_at < 2 * info.smoothed_rtt) {
+        if (now - stream->returned_at < 4 * info.smoothed_rtt) {
             grow = stream->window;
             if (grow > stream->most_window - stream->window)
                 grow = stream->most_window - stream->window;

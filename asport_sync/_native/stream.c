@@ -143,6 +143,9 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
     got = readv(fd, vectors, count);
     if (got > 0) {
         size_t length = (size_t)got;
+        size_t offered = 0;
+        for (int i = 0; i < count; i++)
+            offered += vectors[i].iov_len;
         aq_pipe_commit(&stream->tx, length);
         stream->result.sent += length;
         *budget = *budget > length ? *budget - length : 0;
@@ -150,6 +153,9 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
             stream->read_want = stream->read_want * 8 < READ_MOST ? stream->read_want * 8 : READ_MOST;
         else if (length < stream->read_want / 8)
             stream->read_want = stream->read_want / 8 > READ_LEAST ? stream->read_want / 8 : READ_LEAST;
+        /* Less than there was room for: the socket is empty, and whatever comes, an end too, is announced anew. Not so
+         * once a hang-up was announced, for that comes once. */
+        stream->can_read = length == offered || stream->read_ended;
         return 1;
     }
     if (got == 0) {
@@ -176,7 +182,10 @@ static int write_socket(aq_stream *stream, int fd, uint64_t *budget)
     if (count == 0) {
         if (fin) {
             stream->rx_done = 1;
-            shutdown(fd, SHUT_WR); /* fails only where the peer has gone already, which reading will tell */
+            /* With both directions over, closing says the same. It fails only where the peer has gone already, which
+             * reading will tell. */
+            if (!stream->tx_done)
+                shutdown(fd, SHUT_WR);
         }
         return 0;
     }

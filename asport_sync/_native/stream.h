@@ -95,6 +95,7 @@ typedef struct aq_stream {
     size_t read_want;  /* adapts: small for interactive use, large for bulk */
     uint64_t credited; /* bytes of rx counted into credit->owed */
     uint8_t can_read, can_write, tx_done, rx_done, aborted, hung_up;
+    uint8_t read_ended; /* epoll has announced the end of what the peer sends, which it does once */
 
     /* shared */
     aq_pipe tx;                 /* producer: owner, consumer: engine */

@@ -95,7 +95,8 @@ void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
     }
     stream->attached_fd = fd;
     stream->bulk_since = engine->now;
-    aq_engine_touch_stream(engine, stream);
+    /* epoll tells at once what the socket is ready for; trying it here would often be a system call for nothing. */
+    stream->can_read = stream->can_write = 0;
 }
 
 /* Whether a worker is to take over. */
@@ -206,18 +207,18 @@ void aq_engine_dial(aq_engine *engine, aq_stream *stream)
 }
 
 /* The socket of a stream that is being dialled has reported something. Returns whether it is connected. */
-static int dialled(aq_engine *engine, aq_stream *stream)
+static int dialled(aq_engine *engine, aq_stream *stream, uint32_t events)
 {
     int error = 0;
     socklen_t length = sizeof(error);
-    getsockopt(stream->attached_fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (events & (EPOLLERR | EPOLLHUP))
+        getsockopt(stream->attached_fd, SOL_SOCKET, SO_ERROR, &error, &length);
     if (error != 0) {
         leave_to_python(engine, stream);
         return 0;
     }
     end_dialling(engine, stream);
     aq_count(&engine->counters, AQ_C_tcp_dialled, 1);
-    stream->can_read = stream->can_write = 1;
     return 1;
 }
 
@@ -234,9 +235,11 @@ void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events)
     aq_stream *stream = aq_slab_get(&engine->streams, id);
     if (stream == NULL)
         return;
-    if (stream->attached_fd >= 0 && (!stream->dialling || dialled(engine, stream))) {
+    if (stream->attached_fd >= 0 && (!stream->dialling || dialled(engine, stream, events))) {
         if (events & (EPOLLIN | EPOLLRDHUP))
             stream->can_read = 1;
+        if (events & EPOLLRDHUP)
+            stream->read_ended = 1;
         if (events & EPOLLOUT)
             stream->can_write = 1;
         if (events & (EPOLLERR | EPOLLHUP))
