@@ -290,6 +290,7 @@ aq_engine *aq_engine_new(void)
     engine->host.streams.ready = &engine->ready;
     engine->host.streams.counters = &engine->counters;
     engine->host.streams.pool = &engine->pool;
+    engine->host.interactive_at = &engine->interactive_at;
     engine->host.engine = engine;
     aq_engine_host_functions(&engine->host);
     if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, engine->wake.fd, &interest) != 0) {

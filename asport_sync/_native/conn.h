@@ -55,6 +55,7 @@ typedef struct aq_conn_host {
     aq_udp_out *udp_out;
     uint8_t *train; /* buffer for packets on their way out, AQ_TRAIN_MOST and one packet more */
     size_t train_capacity;
+    uint64_t *interactive_at; /* [engine] when a stream last had something short to say */
     void *engine;
     void (*touch)(void *engine, struct aq_conn *conn);  /* has something to write, or another expiry */
     void (*forget)(void *engine, struct aq_conn *conn); /* is about to be freed */

@@ -5,8 +5,17 @@
 
 /* Round robin: one stream may fill so much before the next has its turn; one segmented send. */
 #define QUANTUM (64ULL * 1024)
+/* Bytes that make a stream without anything under way one that goes first. */
+#define SPARSE 4096
 
 /* ---- queues ------------------------------------------------------------------------------------------------ */
+
+/* Little to send and nothing on its way: a key press, a request. It goes ahead of the bulk, which it can't hold up: it
+ * has its next turn at the front only when all of this one is acknowledged. */
+static int is_sparse(const aq_stream *stream)
+{
+    return aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx) && aq_pipe_readable(&stream->tx) <= SPARSE;
+}
 
 void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream)
 {
@@ -14,12 +23,20 @@ void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream)
         return;
     stream->in_send_queue = 1;
     stream->quantum = QUANTUM;
-    stream->queue_next = NULL;
-    if (conn->send_last != NULL)
-        conn->send_last->queue_next = stream;
-    else
+    if (is_sparse(stream)) {
+        *conn->host->interactive_at = conn->now;
+        stream->queue_next = conn->send_first;
         conn->send_first = stream;
-    conn->send_last = stream;
+        if (conn->send_last == NULL)
+            conn->send_last = stream;
+    } else {
+        stream->queue_next = NULL;
+        if (conn->send_last != NULL)
+            conn->send_last->queue_next = stream;
+        else
+            conn->send_first = stream;
+        conn->send_last = stream;
+    }
     conn->host->touch(conn->host->engine, conn);
 }
 

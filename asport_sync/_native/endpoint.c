@@ -77,6 +77,7 @@ int aq_endpoint_route(aq_endpoint *endpoint, const ngtcp2_cid *cid, aq_conn *con
 
 void aq_endpoint_unroute(aq_endpoint *endpoint, const ngtcp2_cid *cid)
 {
+    endpoint->latest = NULL;
     aq_map_remove(&endpoint->routes, cid->data, cid->datalen);
 }
 
@@ -311,7 +312,12 @@ static aq_conn *find_or_accept(aq_endpoint *endpoint, const arrival *packet, ngt
 {
     ngtcp2_version_cid ids;
     aq_conn *conn;
-    int result = ngtcp2_pkt_decode_version_cid(&ids, packet->data, packet->length, AQ_SCID_LENGTH);
+    int result;
+    /* Most packets come in runs for one connection, with short headers: first byte, connection id. */
+    if (endpoint->latest != NULL && (packet->data[0] & 0x80) == 0 &&
+        memcmp(packet->data + 1, endpoint->latest_id, AQ_SCID_LENGTH) == 0)
+        return endpoint->latest;
+    result = ngtcp2_pkt_decode_version_cid(&ids, packet->data, packet->length, AQ_SCID_LENGTH);
     if (result == NGTCP2_ERR_VERSION_NEGOTIATION) {
         negotiate_version(endpoint, packet, &ids);
         return NULL;
@@ -321,6 +327,10 @@ static aq_conn *find_or_accept(aq_endpoint *endpoint, const arrival *packet, ngt
         return NULL;
     }
     conn = aq_map_get(&endpoint->routes, ids.dcid, ids.dcidlen);
+    if (conn != NULL && ids.dcidlen == AQ_SCID_LENGTH) {
+        endpoint->latest = conn;
+        memcpy(endpoint->latest_id, ids.dcid, AQ_SCID_LENGTH);
+    }
     if (conn != NULL)
         return conn;
     if (ngtcp2_accept(header, packet->data, packet->length) == 0) {
@@ -373,48 +383,45 @@ static void receive_error(aq_endpoint *endpoint, int error, uint64_t now)
         aq_conn_close(conn, AQ_CLOSE_UNREACHABLE, (uint64_t)(-error), strerror(-error), now);
 }
 
-int aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int batches, uint64_t now)
+static void receive_message(aq_endpoint *endpoint, const aq_udp_message *message, uint64_t now)
+{
+    aq_sockaddr local = endpoint->bound;
+    arrival packet = {.local = &local, .remote = &message->peer, .ecn = message->ecn, .now = now};
+    size_t step = message->segment != 0 ? message->segment : message->length;
+    size_t offset = 0;
+    uint64_t packets = 0;
+
+    /* A client's socket has one address for good; a server's answers from the one that was written to. */
+    if (endpoint->is_server && message->local.sa.sa_family == endpoint->bound.sa.sa_family) {
+        local = message->local;
+        if (local.sa.sa_family == AF_INET6)
+            local.in6.sin6_port = endpoint->bound.in6.sin6_port;
+        else
+            local.in.sin_port = endpoint->bound.in.sin_port;
+    }
+    if (message->truncated) {
+        aq_count(endpoint->host->counters, AQ_C_quic_drop_truncated, 1);
+        return;
+    }
+    do { /* once also for an empty datagram: it is dropped, and counted */
+        packet.data = message->data + offset;
+        packet.length = message->length - offset < step ? message->length - offset : step;
+        receive_one(endpoint, &packet);
+        packets++;
+        offset += step;
+    } while (offset < message->length);
+    aq_count(endpoint->host->counters, AQ_C_quic_bytes_received, message->length);
+    aq_count(endpoint->host->counters, AQ_C_quic_datagrams_received, packets);
+}
+
+void aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now)
 {
     aq_udp_message messages[AQ_UDP_MESSAGES];
-    uint16_t bound_port =
-        endpoint->bound.sa.sa_family == AF_INET6 ? endpoint->bound.in6.sin6_port : endpoint->bound.in.sin_port;
-    while (batches-- > 0) {
-        int count = aq_udp_receive_batch(receiver, endpoint->fd, messages, 8);
-        if (count == 0)
-            return 0;
-        if (count < 0) {
-            receive_error(endpoint, count, now);
-            continue;
-        }
-        for (int i = 0; i < count; i++) {
-            aq_udp_message *message = &messages[i];
-            aq_sockaddr local = endpoint->bound;
-            arrival packet = {.local = &local, .remote = &message->peer, .ecn = message->ecn, .now = now};
-            size_t step = message->segment != 0 ? message->segment : message->length;
-            /* A client's socket has one address for good; a server's answers from the one that was written to. */
-            if (endpoint->is_server && message->local.sa.sa_family == endpoint->bound.sa.sa_family) {
-                local = message->local;
-                if (local.sa.sa_family == AF_INET6)
-                    local.in6.sin6_port = bound_port;
-                else
-                    local.in.sin_port = bound_port;
-            }
-            if (message->truncated) {
-                aq_count(endpoint->host->counters, AQ_C_quic_drop_truncated, 1);
-                continue;
-            }
-            aq_count(endpoint->host->counters, AQ_C_quic_bytes_received, message->length);
-            size_t offset = 0;
-            do { /* once also for an empty datagram: it is dropped, and counted */
-                packet.data = message->data + offset;
-                packet.length = message->length - offset < step ? message->length - offset : step;
-                aq_count(endpoint->host->counters, AQ_C_quic_datagrams_received, 1);
-                receive_one(endpoint, &packet);
-                offset += step;
-            } while (offset < message->length);
-        }
-    }
-    return 1;
+    int count = aq_udp_receive_batch(receiver, endpoint->fd, messages, most);
+    if (count < 0)
+        receive_error(endpoint, count, now);
+    for (int i = 0; i < count; i++)
+        receive_message(endpoint, &messages[i], now);
 }
 
 aq_conn *aq_endpoint_connect(aq_endpoint *endpoint, const aq_sockaddr *remote, const char *server_name, int send_sni,

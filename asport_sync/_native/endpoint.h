@@ -23,7 +23,9 @@ typedef struct aq_endpoint {
     uint8_t reset_key[32], token_key[32];
     uint32_t retry_threshold, max_half_open, max_connections;
     uint32_t half_open, connections;
-    aq_map routes; /* connection id -> aq_conn */
+    aq_map routes;   /* connection id -> aq_conn */
+    aq_conn *latest; /* whose id the packet before had; NULL after any id went */
+    uint8_t latest_id[AQ_SCID_LENGTH];
     aq_conn *first;
     /* A second's worth of answers to strangers: stateless resets, version negotiation, refusals. */
     uint64_t answers_since;
@@ -35,8 +37,8 @@ aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *c
                              const aq_transport_options *options, const aq_sockaddr *remote, int64_t *error);
 void aq_endpoint_free(aq_endpoint *endpoint); /* its connections are freed already; closes fd */
 
-/* Reads at most `batches` batches. Returns 1 when the socket may hold more. */
-int aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int batches, uint64_t now);
+/* Reads at most `most` messages of the kernel, each of which may hold many packets. */
+void aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now);
 void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now);
 
 /* A client's only connection. */

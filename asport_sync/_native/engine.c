@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -10,9 +11,19 @@
 #include <unistd.h>
 
 /* Per turn of the loop, so that no connection and no direction starves another. */
-#define READ_BATCHES 2    /* recvmmsg calls per socket */
-#define TRAINS_PER_TURN 2 /* segmented sends per connection */
-#define UDP_BATCHES 4     /* recvmmsg calls per service socket */
+#define READ_SHORT 2 /* messages of the kernel per QUIC socket, up to 64 KiB each */
+#define READ_LONG 8
+#define TRAINS_SHORT 1 /* segmented sends per connection */
+#define TRAINS_LONG 2
+#define INTERACTIVE_TIME (20 * AQ_NSEC_PER_MSEC) /* turns stay short for so long after something short was said */
+/* Before it sleeps the engine looks on for this long, as long as that finds something more often than not: request and
+ * answer within one machine or room gain half their time, and an idle engine costs nothing. */
+#define SPIN_TIME (100 * AQ_NSEC_PER_SEC / 1000000)
+#define SPIN_CREDIT 4   /* failures in a row, after as many successes, until it gives up */
+#define SPIN_EVENTS 2   /* in a turn; more, and the processor has better to do */
+#define SPIN_RETRY 32   /* sleeps until it tries again */
+#define FEW_DATAGRAMS 4 /* at a time: somebody may wait for an answer to them */
+#define UDP_BATCHES 4   /* recvmmsg calls per service socket */
 #define EPOLL_EVENTS 128
 /* Room in a send pipe that is worth waking its writer for; less, and a bulk sender would be woken for every
  * acknowledgement. */
@@ -56,6 +67,11 @@ void aq_engine_touch(void *context, aq_conn *conn)
     else
         engine->touched_first = conn;
     engine->touched_last = conn;
+}
+
+int aq_engine_is_interactive(const aq_engine *engine)
+{
+    return engine->now - engine->interactive_at < INTERACTIVE_TIME;
 }
 
 void aq_engine_touch_stream(void *context, aq_stream *stream)
@@ -335,6 +351,8 @@ static void service_event(aq_engine *engine, aq_id id)
         if (!batch.more)
             break;
     }
+    if (received > 0 && received <= FEW_DATAGRAMS)
+        engine->interactive_at = engine->now;
     if (result == AQ_ERR_GONE) {
         epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL); /* Python is about to close it */
     } else if (result != AQ_OK) {
@@ -424,6 +442,7 @@ static void run_timers(aq_engine *engine)
 static void run_writes(aq_engine *engine)
 {
     aq_conn *conn = engine->touched_first, *next;
+    int most = aq_engine_is_interactive(engine) ? TRAINS_SHORT : TRAINS_LONG;
     engine->touched_first = engine->touched_last = NULL;
     for (; conn != NULL; conn = next) {
         int trains = 0, more;
@@ -431,7 +450,7 @@ static void run_writes(aq_engine *engine)
         conn->touched = 0;
         do {
             more = aq_conn_write(conn, engine->now);
-        } while (more && ++trains < TRAINS_PER_TURN);
+        } while (more && ++trains < most);
         if (conn->endpoint->blocked != conn->endpoint->waits_writable)
             engine->endpoints_dirty = 1; /* EPOLLOUT has to be asked for */
         aq_conn_schedule(conn, engine->now);
@@ -469,7 +488,7 @@ static uint64_t next_timer(const aq_engine *engine)
     return expiry;
 }
 
-static int sleep_until_work(aq_engine *engine, struct epoll_event *events)
+static int block_until_work(aq_engine *engine, struct epoll_event *events)
 {
     struct timespec timeout = {0, 0}, *wait = &timeout;
     int count;
@@ -499,6 +518,53 @@ static int sleep_until_work(aq_engine *engine, struct epoll_event *events)
     }
     aq_wake_cancel(&engine->wake);
     return count;
+}
+
+/* Looks again and again for a moment instead of going to sleep: waking up takes longer than many an answer, most of all
+ * on a virtual machine. Gives way to whoever else could use the processor. Returns -1 where nothing came. */
+static int spin(aq_engine *engine, struct epoll_event *events)
+{
+    uint64_t now = aq_now(), timer = next_timer(engine), until = now + SPIN_TIME;
+    int count = 0;
+    if (timer < until)
+        until = timer;
+    while (now < until) {
+        count = epoll_wait(engine->epoll, events, EPOLL_EVENTS, 0);
+        if (count > 0 || has_work(engine))
+            return count > 0 ? count : 0;
+        sched_yield();
+        now = aq_now();
+    }
+    return -1;
+}
+
+/* Whether the moment is worth it now: somebody waits for short answers, nobody else has much to do, and it found
+ * something more often than not; otherwise a try now and then. `handled`: events of this turn. */
+static int wants_spin(aq_engine *engine, int handled)
+{
+    if (handled > SPIN_EVENTS || !aq_engine_is_interactive(engine))
+        return 0;
+    if (engine->spin_credit > 0)
+        return 1;
+    if (++engine->sleeps_without_spin < SPIN_RETRY)
+        return 0;
+    engine->sleeps_without_spin = 0;
+    return 1;
+}
+
+static int sleep_until_work(aq_engine *engine, struct epoll_event *events, int handled)
+{
+    if (!has_work(engine) && wants_spin(engine, handled)) {
+        int found = spin(engine, events);
+        if (found >= 0) {
+            if (engine->spin_credit < SPIN_CREDIT)
+                engine->spin_credit++;
+            return found;
+        }
+        if (engine->spin_credit > 0)
+            engine->spin_credit--;
+    }
+    return block_until_work(engine, events);
 }
 
 /* Also streams whose connection ended before, while their socket still takes what came. */
@@ -532,6 +598,14 @@ static void stop_everything(aq_engine *engine)
     flush(engine);
 }
 
+/* Moves bytes between the sockets and pipes of attached streams, and what came into pipes on to their peers. */
+static void move(aq_engine *engine)
+{
+    run_touched_streams(engine);
+    run_ready(engine);
+    run_writes(engine);
+}
+
 static void socket_event(aq_engine *engine, aq_id id, uint32_t events)
 {
     switch (aq_id_kind((uint64_t)id)) {
@@ -547,6 +621,29 @@ static void socket_event(aq_engine *engine, aq_id id, uint32_t events)
     }
 }
 
+static void read_services(aq_engine *engine, const struct epoll_event *events, int count)
+{
+    for (int i = 0; i < count; i++) {
+        if (aq_id_kind(events[i].data.u64) != 0)
+            socket_event(engine, (aq_id)events[i].data.u64, events[i].events);
+    }
+}
+
+static void read_endpoints(aq_engine *engine, const struct epoll_event *events, int count)
+{
+    for (int i = 0; i < count; i++) {
+        aq_endpoint *endpoint = events[i].data.ptr;
+        if (aq_id_kind(events[i].data.u64) != 0 || events[i].data.u64 == WAKE_TAG)
+            continue;
+        if (events[i].events & EPOLLOUT)
+            aq_endpoint_writable(endpoint, engine->now);
+        if (events[i].events & (EPOLLIN | EPOLLERR))
+            aq_endpoint_read(endpoint, engine->receiver, aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG,
+                             engine->now);
+        engine->endpoints_dirty = 1;
+    }
+}
+
 int64_t aq_engine_loop(aq_engine *engine)
 {
     struct epoll_event events[EPOLL_EVENTS];
@@ -559,22 +656,13 @@ int64_t aq_engine_loop(aq_engine *engine)
         /* 1. other threads' commands, and objects they want a look at: before the packets that may follow from them */
         aq_engine_run_commands(engine);
         run_ready(engine);
-        /* 2. what the kernel reported */
-        for (int i = 0; i < count; i++) {
-            if (events[i].data.u64 == WAKE_TAG)
-                continue;
-            if (aq_id_kind(events[i].data.u64) != 0) {
-                socket_event(engine, (aq_id)events[i].data.u64, events[i].events);
-            } else {
-                aq_endpoint *endpoint = events[i].data.ptr;
-                if (events[i].events & EPOLLOUT)
-                    aq_endpoint_writable(endpoint, engine->now);
-                if (events[i].events & (EPOLLIN | EPOLLERR))
-                    aq_endpoint_read(endpoint, engine->receiver, READ_BATCHES, engine->now);
-                engine->endpoints_dirty = 1;
-            }
-        }
-        /* 3. owners of streams hear of it; attached ones move their bytes */
+        /* 2. TCP and UDP sockets of services, and what they had to say on its way, before packets are decrypted: a
+         * batch of those takes longer than all of it */
+        read_services(engine, events, count);
+        if (engine->touched_streams_length > 0 || engine->touched_first != NULL)
+            move(engine);
+        /* 3. packets of QUIC sockets; owners of streams hear of it, attached ones move their bytes */
+        read_endpoints(engine, events, count);
         run_touched_streams(engine);
         run_ready(engine); /* what attached ones read leaves in this turn */
         /* 4. timers that are due */
@@ -589,7 +677,7 @@ int64_t aq_engine_loop(aq_engine *engine)
             sweep_endpoints(engine);
         }
         /* 7. sleep until the nearest expiry, unless there is work */
-        count = sleep_until_work(engine, events);
+        count = sleep_until_work(engine, events, count);
         engine->now = aq_now();
     }
     stop_everything(engine);

@@ -135,6 +135,9 @@ struct aq_engine {
     int *closing_fds; /* once what is collected for them has left */
     size_t closing_fds_length, closing_fds_capacity;
     uint64_t now;
+    uint64_t interactive_at; /* when a stream last had something short to say */
+    int spin_credit;         /* > 0: looking on before a sleep pays at the moment */
+    int sleeps_without_spin; /* since it was last tried */
 };
 
 int64_t aq_engine_loop(aq_engine *engine); /* returns once stopping */
@@ -160,6 +163,8 @@ void aq_engine_return_wake(aq_engine *engine, aq_wake *wake);
 int aq_engine_make_room(void *array, size_t length, size_t *capacity,
                         size_t element); /* for one more: 0 or AQ_ERR_MEMORY */
 void aq_engine_touch(void *engine, aq_conn *conn);
+/* Whether to take short turns, at some cost for bulk, because somebody waits for short answers. */
+int aq_engine_is_interactive(const aq_engine *engine);
 void aq_engine_touch_stream(void *engine, aq_stream *stream);
 int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint);
 void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration);

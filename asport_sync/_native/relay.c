@@ -99,7 +99,7 @@ int64_t aq_stream_relay(aq_engine *engine, aq_id id, int32_t fd, aq_stream_resul
         atomic_store(&stream->wake, wake);
         for (;;) {
             unsigned seen = endings(stream);
-            unsigned need = aq_stream_pump(stream, fd, BUDGET);
+            unsigned need = aq_stream_pump(stream, fd, BUDGET, BUDGET);
             if (need == 0)
                 break;
             if ((need & AQ_NEED_TURN) == 0)

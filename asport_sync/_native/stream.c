@@ -216,9 +216,8 @@ static int report_consumed(aq_stream *stream)
     return owed >= stream->credit->threshold || taken >= atomic_load(&stream->report_at);
 }
 
-unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t budget)
+unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget)
 {
-    uint64_t read_budget = budget, write_budget = budget;
     uint64_t sent = stream->result.sent;
     int tell = 0;
     unsigned need = 0;

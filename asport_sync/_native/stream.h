@@ -135,7 +135,7 @@ void aq_stream_signal(aq_stream *stream, unsigned what);
 
 /* [owner] Moves bytes both ways between the socket and the pipes; in each direction until the system call that uses up
  * `budget` bytes. Returns what it needs next as AQ_NEED bits; 0: over, see result. */
-unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t budget);
+unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget);
 
 /* [owner] The socket reported an error or a hang-up. Where reading can't tell what it was, the stream is aborted. */
 void aq_stream_socket_failed(aq_stream *stream, int fd);

@@ -17,8 +17,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define SERVED_BUDGET (256U * 1024U) /* bytes per stream, direction and turn */
-#define ACCEPTS_PER_TURN 64          /* then the other sockets have their turn */
+#define READ_SHORT (64U * 1024U) /* bytes per stream and turn from its socket */
+#define READ_LONG (256U * 1024U)
+#define WRITE_BUDGET (256U * 1024U) /* and to it: what came in a batch of packets is gone before the next one comes */
+#define ACCEPTS_PER_TURN 64         /* then the other sockets have their turn */
 /* A stream that moves so much in so little time is worth a worker's wake-ups: 64 MiB/s. */
 #define BULK_BYTES (16ULL * 1024 * 1024)
 #define BULK_TIME (250 * AQ_NSEC_PER_MSEC)
@@ -130,7 +132,8 @@ static void hand_to_worker(aq_engine *engine, aq_stream *stream)
 
 void aq_engine_serve(aq_engine *engine, aq_stream *stream)
 {
-    unsigned need = aq_stream_pump(stream, stream->attached_fd, SERVED_BUDGET);
+    unsigned need = aq_stream_pump(stream, stream->attached_fd,
+                                   aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG, WRITE_BUDGET);
     if (need & AQ_NEED_TURN)
         aq_engine_touch_stream(engine, stream);
     if (need != 0) {

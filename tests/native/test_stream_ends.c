@@ -15,7 +15,7 @@ static void check_cut(aq_stream *stream, int ends[2], enum aq_stream_end end, in
     struct pollfd item = {.fd = ends[1]};
     uint8_t byte;
 
-    CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), 0); /* for good */
+    CHECK_INT(pump(stream, ends[0], BUDGET), 0); /* for good */
     CHECK_INT(stream->result.end, end);
     CHECK_INT(stream->result.error, 0);
     CHECK_INT(atomic_load(&stream->reset), reset);
@@ -44,7 +44,7 @@ static aq_stream *begin(int ends[2], int rx_over, int tx_over)
         CHECK_INT(shutdown(ends[1], SHUT_WR), 0);
     if (tx_over)
         wait_for(stream, ends[0], POLLIN);
-    CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), (tx_over ? 0 : AQ_NEED_READ) | (rx_over ? 0 : AQ_NEED_DATA));
+    CHECK_INT(pump(stream, ends[0], BUDGET), (tx_over ? 0 : AQ_NEED_READ) | (rx_over ? 0 : AQ_NEED_DATA));
     CHECK_INT(stream->rx_done, rx_over);
     CHECK_INT(stream->tx_done, tx_over);
     told();
@@ -71,7 +71,7 @@ static void test_resets(void)
     /* Every byte is here already and written: a reset that comes after the end changes nothing. */
     stream = begin(ends, 1, 0);
     atomic_store(&stream->rx_reset, 1);
-    CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), AQ_NEED_READ);
+    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_READ);
     CHECK_INT(atomic_load(&stream->reset), 0);
     close_pair(ends);
     end_stream(stream);
@@ -97,7 +97,7 @@ static void test_dead(void)
     stream = begin(ends, 0, 0);
     arrives(stream, bytes, 5000, 0);
     atomic_store(&stream->dead, 1);
-    CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), 0);
+    CHECK_INT(pump(stream, ends[0], BUDGET), 0);
     CHECK_INT(stream->result.received, 5000);
     peer_gets(ends[1], bytes, 5000);
     check_cut(stream, ends, AQ_END_CONNECTION, 0);
@@ -105,7 +105,7 @@ static void test_dead(void)
     stream = begin(ends, 0, 1);
     arrives(stream, bytes, 5000, 1);
     atomic_store(&stream->dead, 1);
-    CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), 0);
+    CHECK_INT(pump(stream, ends[0], BUDGET), 0);
     CHECK_INT(stream->result.end, AQ_END_FINISHED);
     peer_gets(ends[1], bytes, 5000);
     CHECK_INT(read(ends[1], bytes, 1), 0);
@@ -117,17 +117,17 @@ static void test_dead(void)
     open_pair(0, ends);
     CHECK_INT(setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof(small)), 0);
     arrives(stream, bytes, WINDOW, 0);
-    CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), AQ_NEED_READ | AQ_NEED_WRITE);
+    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_READ | AQ_NEED_WRITE);
     atomic_store(&stream->dead, 1);
     CHECK_INT(write(ends[1], bytes, 100), 100);
     stream->can_read = 1;
-    CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), AQ_NEED_WRITE);
+    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_WRITE);
     CHECK_INT(stream->result.sent, 0);
     for (i = 0; stream->result.end == AQ_END_FINISHED;) {
         peer_gets(ends[1], bytes + i, (size_t)stream->result.received - (size_t)i);
         i = (int)stream->result.received;
         wait_for(stream, ends[0], POLLOUT);
-        need = aq_stream_pump(stream, ends[0], BUDGET);
+        need = pump(stream, ends[0], BUDGET);
         CHECK_INT(need, stream->aborted ? 0 : AQ_NEED_WRITE);
     }
     CHECK_INT(stream->result.end, AQ_END_CONNECTION);
@@ -151,7 +151,7 @@ static void test_socket_errors(void)
         wait_for(stream, ends[0], 0); /* an error is told unasked */
         aq_stream_socket_failed(stream, ends[0]);
         CHECK_INT(stream->aborted, tx_over); /* else reading tells */
-        CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), 0);
+        CHECK_INT(pump(stream, ends[0], BUDGET), 0);
         CHECK_INT(stream->result.end, AQ_END_SOCKET_ERROR);
         CHECK_INT(stream->result.error, tx_over ? EPIPE : ECONNRESET); /* as the kernel names it behind a FIN */
         CHECK_INT(atomic_load(&stream->reset), AQ_STREAM_ABORTED + 1);
@@ -165,7 +165,7 @@ static void test_socket_errors(void)
     open_pair(0, ends);
     CHECK_INT(close(ends[1]), 0);
     arrives(stream, bytes, 10, 0);
-    CHECK_INT(aq_stream_pump(stream, ends[0], BUDGET), 0);
+    CHECK_INT(pump(stream, ends[0], BUDGET), 0);
     CHECK_INT(stream->result.end, AQ_END_SOCKET_ERROR);
     CHECK_INT(stream->result.error, EPIPE);
     CHECK_INT(stream->result.received, 0);

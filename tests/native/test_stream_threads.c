@@ -83,7 +83,7 @@ static void *own(void *unused)
     for (;;) {
         struct pollfd items[2] = {{.fd = echo.ends[0]}, {.fd = echo.wake.fd, .events = POLLIN}};
         int fin = atomic_load(&stream->rx_fin);
-        unsigned need = aq_stream_pump(stream, echo.ends[0], 100000);
+        unsigned need = pump(stream, echo.ends[0], 100000);
 
         if (need == 0)
             break;
