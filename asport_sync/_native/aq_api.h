@@ -181,9 +181,10 @@ typedef struct {
 
 /* ---- library ------------------------------------------------------------------------------------------------ */
 
-const char *aq_build_id(void);                                       /* [any] package version and hash of this header */
-const char *aq_ngtcp2_version(void);                                 /* [any] run-time version of ngtcp2 */
-const char *aq_ngtcp2_origin(void);                                  /* [any] "bundled" or "system" */
+const char *aq_build_id(void);       /* [any] package version and hash of this header */
+const char *aq_ngtcp2_version(void); /* [any] run-time version of ngtcp2 */
+/* [any] "bundled", "bundled, adjusted" (vendor/adjustments.py) or "system". */
+const char *aq_ngtcp2_origin(void);
 const char *aq_gnutls_version(void);                                 /* [any] */
 const char *aq_strerror(int64_t error, char *buffer, size_t length); /* [any] fills and returns buffer */
 /* [any] Whether two secrets are equal: 1 or 0, in a time that depends on their length only. */
