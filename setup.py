@@ -51,7 +51,7 @@ class BuildNative(build_ext):
             # What to do is all in the text; a traceback below it would hide it.
             sys.exit(f"\nasport-sync cannot be built: {problem}\n")
         self.licence = library.licence
-        ext.define_macros.append(("AQ_NGTCP2_ORIGIN", f'"{library.origin}"'))
+        ext.define_macros.append(("AQ_NGTCP2_ORIGIN", f'"{library.description}"'))
         ext.extra_compile_args += library.compile_args
         ext.extra_objects += [*compile_objects(ext), *library.archives]
         ext.extra_link_args += library.link_args

@@ -38,7 +38,6 @@ WIRE_STANDARD_LIBRARY = {
     "dataclasses",
     "enum",
     "functools",
-    "hmac",
     "ipaddress",
     "itertools",
     "struct",

@@ -5,6 +5,7 @@ dependency outside the standard library.
 
 - ``ngtcp2``: which ngtcp2 to link, and in which order the possibilities are tried.
 - ``static_build``: builds a static ngtcp2 from its source into the cache folder.
+- ``adjustments``: what that build changes in the source, and why.
 - ``apt``: fetches packages with apt without touching the system's own apt state.
 - ``distribution``: package names, minimum versions and commands (``packages.json``).
 - ``machine``: installs what the Makefile needs, or says how to.

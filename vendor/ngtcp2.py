@@ -57,6 +57,13 @@ class Library:
     link_args: tuple[str, ...]
     licence: Path | None
     """The text that has to accompany a binary with the library in it; None where nothing is bundled."""
+    adjusted: bool = False
+    """Built from a source that we changed, see ``adjustments``."""
+
+    @property
+    def description(self) -> str:
+        """The origin as the extension module tells it."""
+        return f"{self.origin}, adjusted" if self.adjusted else self.origin
 
 
 def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | None = None) -> Library:
@@ -111,7 +118,7 @@ def first_that_works(ways: list[Way], distribution: Distribution) -> Library:
             failures.append(f"{name}: {failure}")
             say(failures[-1])
         else:
-            say(f"using {library.origin} ngtcp2 {library.version}")
+            say(f"using {library.description} ngtcp2 {library.version}")
             return library
     raise LibraryMissing("\n".join(["no usable ngtcp2 was found", *failures, help_library(distribution)]))
 
@@ -126,6 +133,7 @@ def bundled(origin: static_build.Origin, gnutls: str, root: Path, env: Mapping[s
         archives=tuple(str(folder / "lib" / name) for name in static_build.ARCHIVES),
         link_args=pkg_config("--libs", "gnutls"),
         licence=folder / "COPYING",
+        adjusted=(folder / static_build.ADJUSTED).is_file(),
     )
 
 

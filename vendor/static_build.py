@@ -1,7 +1,8 @@
 """A static ngtcp2 with its GnuTLS helper, built from source into the cache folder.
 
 What the build depends on is part of the folder's name, so builds never overwrite each other and a finished one is
-final: ``<cache>/ngtcp2/<version>-gnutls<version>-<machine>-<hash>/{include,lib,COPYING}``.
+final: ``<cache>/ngtcp2/<version>-gnutls<version>-<machine>-<hash>/{include,lib,COPYING}``. Where the source was changed
+(see ``adjustments``), ``ADJUSTED`` beside them lists how.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vendor import apt, cache
+from vendor import adjustments, apt, cache
 from vendor.distribution import Distribution, minimum, version_tuple
 from vendor.steps import StepFailed, run, say
 
@@ -30,6 +31,8 @@ CONFIGURE = (
 )
 # The library's asserts stay in (no NDEBUG): an abort is better than a corrupted process.
 CFLAGS = "-O3 -flto=auto -ffat-lto-objects -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
+ADJUSTED = "ADJUSTED"
+"""Name of the file that lists the adjustments in a build, one a line."""
 ARCHIVES = ("libngtcp2_crypto_gnutls.a", "libngtcp2.a")
 """In link order: the helper calls the library."""
 BUILD_TIMEOUT = 900.0
@@ -155,7 +158,7 @@ def dsc_sha256(text: str) -> dict[str, str]:
 
 def cache_key(origin: Origin, gnutls: str, machine: str, compiler: str) -> str:
     """Folder name for a build: everything that its outcome depends on."""
-    recipe = "\n".join([origin.digest, compiler, CFLAGS, *CONFIGURE])
+    recipe = "\n".join([origin.digest, compiler, CFLAGS, *CONFIGURE, adjustments.fingerprint(origin.version)])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     return f"{origin.version}-gnutls{gnutls}-{machine}-{digest}"
 
@@ -187,6 +190,7 @@ def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = o
 def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Path:
     log.unlink(missing_ok=True)
     source = origin.path if origin.path.is_dir() else _unpack(origin.path, folder / "source")
+    source, adjusted = _adjust(source, origin.version, folder)
     work, finished = folder / "work", folder / "finished"
     work.mkdir()
     environment = {name: value for name, value in env.items() if name not in _FROM_OUTSIDE}
@@ -204,7 +208,27 @@ def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Pa
     for file in (finished / "lib").glob("*.la"):
         file.unlink()
     shutil.copyfile(source / "COPYING", finished / "COPYING")
+    if adjusted:
+        (finished / ADJUSTED).write_text("\n".join(adjusted) + "\n")
     return finished
+
+
+def _adjust(source: Path, version: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """The source with our adjustments, as far as they fit, and their names. Writes below ``folder`` only."""
+    if not adjustments.known(version):
+        say(f"ngtcp2 {version} is built without our adjustments, which were not made for it")
+        return source, ()
+    plan = adjustments.plan(source)
+    if plan.missing:
+        say(f"ngtcp2 {version} is built without {', '.join(plan.missing)}: the place is not in its source")
+    if not plan.applied:
+        return source, ()
+    if not source.is_relative_to(folder):
+        # With the times of the files: generated ones that look older than what they come from are generated again.
+        source = shutil.copytree(source, folder / "copy", symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    adjustments.write(plan, source)
+    say(f"adjusted: {', '.join(plan.applied)} (vendor/adjustments.py)")
+    return source, plan.applied
 
 
 def _unpack(tarball: Path, folder: Path) -> Path:

@@ -388,6 +388,22 @@ static int64_t ask(aq_engine *engine, aq_engine_command *command)
     return result;
 }
 
+/* With a duplicate of a descriptor, which is the engine's from here on. */
+static int64_t ask_with_descriptor(aq_engine *engine, aq_engine_command *command, int fd)
+{
+    int64_t result;
+    command->fd = aq_api_duplicate(fd);
+    if (command->fd < 0)
+        return AQ_ERR_SYSTEM - errno;
+    if (!aq_api_enter(engine)) {
+        close(command->fd);
+        return AQ_ERR_STOPPED;
+    }
+    result = aq_engine_ask(engine, command);
+    aq_api_leave(engine);
+    return result;
+}
+
 /* For connections that exist; what happens to them until the command arrives is no error. */
 static int64_t tell_connection(aq_engine *engine, aq_engine_command *command)
 {
@@ -454,8 +470,7 @@ aq_id aq_listen(aq_engine *engine, const aq_listen_options *options)
     aq_engine_command command = {.kind = AQ_DO_LISTEN, .input = options};
     if (!transport_is_valid(&options->transport))
         return AQ_ERR_INVALID;
-    command.fd = aq_api_duplicate(options->fd);
-    return command.fd < 0 ? AQ_ERR_SYSTEM - errno : ask(engine, &command);
+    return ask_with_descriptor(engine, &command, options->fd);
 }
 
 int64_t aq_endpoint_close(aq_engine *engine, aq_id endpoint, int32_t close_connections)
@@ -476,8 +491,7 @@ aq_id aq_connect(aq_engine *engine, const aq_connect_options *options)
     if (!transport_is_valid(&options->transport) || options->server_name == NULL ||
         (options->remote.family != 4 && options->remote.family != 6) || options->remote.port == 0)
         return AQ_ERR_INVALID;
-    command.fd = aq_api_duplicate(options->fd);
-    return command.fd < 0 ? AQ_ERR_SYSTEM - errno : ask(engine, &command);
+    return ask_with_descriptor(engine, &command, options->fd);
 }
 
 int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, uint64_t linger)

@@ -213,7 +213,7 @@ int64_t aq_streams_share(aq_engine *engine, uint32_t workers)
 static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
 {
     aq_engine_command command = {.kind = AQ_DO_WATCH_UDP};
-    int64_t result;
+    int64_t result, watched;
     aq_udp *udp = aq_udp_new(conn->flows, fd, is_public, &result);
     if (udp != NULL) {
         result = aq_slab_add(&engine->udps, udp);
@@ -227,7 +227,11 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
     }
     command.id = result;
     command.object = aq_slab_get(&engine->udps, result);
-    aq_engine_tell(engine, &command);
+    watched = aq_engine_ask(engine, &command);
+    if (watched != AQ_OK) {
+        aq_slab_remove(&engine->udps, result); /* closes it */
+        result = watched;
+    }
     return result;
 }
 
@@ -296,7 +300,7 @@ int64_t aq_udp_return(aq_engine *engine, aq_id id)
         return AQ_ERR_STOPPED;
     command.object = aq_slab_get(&engine->udps, id);
     if (command.object != NULL)
-        result = aq_engine_tell(engine, &command);
+        result = aq_engine_ask(engine, &command);
     aq_api_leave(engine);
     return result;
 }

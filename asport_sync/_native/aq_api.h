@@ -181,9 +181,10 @@ typedef struct {
 
 /* ---- library ------------------------------------------------------------------------------------------------ */
 
-const char *aq_build_id(void);                                       /* [any] package version and hash of this header */
-const char *aq_ngtcp2_version(void);                                 /* [any] run-time version of ngtcp2 */
-const char *aq_ngtcp2_origin(void);                                  /* [any] "bundled" or "system" */
+const char *aq_build_id(void);       /* [any] package version and hash of this header */
+const char *aq_ngtcp2_version(void); /* [any] run-time version of ngtcp2 */
+/* [any] "bundled", "bundled, adjusted" (vendor/adjustments.py) or "system". */
+const char *aq_ngtcp2_origin(void);
 const char *aq_gnutls_version(void);                                 /* [any] */
 const char *aq_strerror(int64_t error, char *buffer, size_t length); /* [any] fills and returns buffer */
 /* [any] Whether two secrets are equal: 1 or 0, in a time that depends on their length only. */
@@ -311,14 +312,15 @@ int64_t aq_stream_refuse(aq_engine *engine, aq_id stream);
 
 /* [pump] Takes a UDP socket into the connection's service; the descriptor is duplicated. The engine reads it and
  * forwards what has an association. A public socket (server) distinguishes many sources: AQ_EVENT_SOURCE_UNKNOWN asks
- * once about each new one. A local socket (client) belongs to one association. */
+ * once about each new one. A local socket (client) belongs to one association. Waits for the engine thread. */
 aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public);
 int64_t aq_udp_close(aq_engine *engine, aq_id udp); /* [pump] its associations go with it */
 
 /* [pump] Reads one batch from a socket that AQ_EVENT_UDP_BULK handed over. Returns the number of datagrams, 0 where it
  * is empty. */
 int64_t aq_udp_receive(aq_engine *engine, aq_id udp);
-int64_t aq_udp_return(aq_engine *engine, aq_id udp); /* [pump] the engine reads it again */
+/* [pump] The engine reads it again; where it can't, the pump has to go on. */
+int64_t aq_udp_return(aq_engine *engine, aq_id udp);
 
 /* [any] Whether the engine may leave sockets with much traffic to the pump (the default: it may not). */
 int64_t aq_udp_share(aq_engine *engine, int32_t on);

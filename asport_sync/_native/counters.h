@@ -78,6 +78,7 @@
     X(udp_drop_no_association) /* their source was refused an association */                                           \
     X(udp_shared)              /* sockets left to the pump because much comes through them */                          \
     X(udp_receive_errors)                                                                                              \
+    X(watch_failures)  /* epoll would not take a socket back; tried again */                                           \
     X(memory_failures) /* an allocation failed and something was given up for it */                                    \
     X(events_dropped)  /* Python was too far behind with the commands of this peer */                                  \
     X(events_lost)     /* no memory for an event */

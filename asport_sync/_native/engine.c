@@ -32,7 +32,8 @@
 /* A socket with so many datagrams in so little time is worth the pump's wake-ups: 80,000 a second. */
 #define UDP_BUSY_DATAGRAMS 20000
 #define UDP_BUSY_TIME (250 * AQ_NSEC_PER_MSEC)
-#define UDP_REST (100 * AQ_NSEC_PER_MSEC) /* of a service socket that can't be read now */
+#define UDP_REST (100 * AQ_NSEC_PER_MSEC)       /* of a service socket that can't be read now */
+#define REST_UNWATCHED (100 * AQ_NSEC_PER_MSEC) /* of any socket that epoll does not take back now */
 
 /* ---- growing arrays -------------------------------------------------------------------------------------------- */
 
@@ -241,32 +242,35 @@ static void run_ready(aq_engine *engine)
  * A descriptor that can't be served now, and would be reported as ready all the time, leaves epoll for a while. */
 
 /* Watches what the id names, unless it has gone meanwhile. */
-static void watch_again(aq_engine *engine, aq_id id)
+static int64_t watch_again(aq_engine *engine, aq_id id)
 {
+    int64_t result = AQ_OK;
     if (aq_id_kind((uint64_t)id) == AQ_KIND_LISTENER) {
         aq_listener *listener = aq_slab_get(&engine->listeners, id);
         if (listener != NULL) {
-            aq_engine_listen_tcp(engine, listener);
+            if (!listener->over)
+                result = aq_engine_listen_tcp(engine, listener);
             aq_slab_put(&engine->listeners, id);
         }
     } else {
         aq_udp *udp = aq_slab_get(&engine->udps, id);
         if (udp != NULL) {
-            aq_engine_watch_udp(engine, udp);
+            result = aq_engine_watch_udp(engine, udp);
             aq_slab_put(&engine->udps, id);
         }
     }
+    return result;
 }
 
+/* The descriptor is watched, and stays so where there is no memory: reported all the time is better than never. */
 void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration)
 {
-    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, fd, NULL);
     if (aq_engine_make_room(&engine->resting, engine->resting_length, &engine->resting_capacity,
                             sizeof(*engine->resting)) != AQ_OK) {
         aq_count(&engine->counters, AQ_C_memory_failures, 1);
-        watch_again(engine, id);
         return;
     }
+    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, fd, NULL);
     engine->resting[engine->resting_length].id = id;
     engine->resting[engine->resting_length++].until = engine->now + duration;
 }
@@ -275,10 +279,13 @@ static void run_resting(aq_engine *engine)
 {
     size_t kept = 0;
     for (size_t i = 0; i < engine->resting_length; i++) {
-        if (engine->resting[i].until <= engine->now)
-            watch_again(engine, engine->resting[i].id);
-        else
-            engine->resting[kept++] = engine->resting[i];
+        if (engine->resting[i].until <= engine->now) {
+            if (watch_again(engine, engine->resting[i].id) == AQ_OK)
+                continue;
+            aq_count(&engine->counters, AQ_C_watch_failures, 1);
+            engine->resting[i].until = engine->now + REST_UNWATCHED;
+        }
+        engine->resting[kept++] = engine->resting[i];
     }
     engine->resting_length = kept;
 }
@@ -290,7 +297,9 @@ int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp)
     struct epoll_event interest = {.events = EPOLLIN, .data.u64 = (uint64_t)udp->id};
     udp->busy_datagrams = 0;
     udp->busy_since = engine->now;
-    return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, udp->fd, &interest) == 0 ? AQ_OK : AQ_ERR_SYSTEM - errno;
+    if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, udp->fd, &interest) != 0 && errno != EEXIST)
+        return AQ_ERR_SYSTEM - errno;
+    return AQ_OK;
 }
 
 void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch)

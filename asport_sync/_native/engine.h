@@ -80,6 +80,7 @@ typedef struct {
     aq_id connection;
     int fd;            /* ours */
     uint64_t reported; /* [engine] when Python last heard of trouble; 0: never */
+    int over;          /* [engine] not to be watched any more */
 } aq_listener;
 
 enum aq_engine_state { AQ_ENGINE_NEW, AQ_ENGINE_RUNNING, AQ_ENGINE_STOPPED };
@@ -178,7 +179,7 @@ void aq_engine_dial(aq_engine *engine, aq_stream *stream);
 void aq_engine_dial_timers(aq_engine *engine);
 void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events);
 int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener);
-void aq_engine_unlisten_tcp(aq_engine *engine, const aq_listener *listener);
+void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener);
 void aq_engine_accept(aq_engine *engine, aq_id id);
 void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result); /* [any] */
 void aq_engine_run_commands(aq_engine *engine);

@@ -265,8 +265,9 @@ int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener)
     return watch_listener(engine, listener) == 0 ? AQ_OK : AQ_ERR_SYSTEM - errno;
 }
 
-void aq_engine_unlisten_tcp(aq_engine *engine, const aq_listener *listener)
+void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener)
 {
+    listener->over = 1;
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, listener->fd, NULL);
 }
 

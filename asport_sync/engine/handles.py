@@ -101,7 +101,11 @@ class UdpSocket(Handle):
         return self.engine.call(lib.aq_udp_receive, self.id)
 
     def give_back(self) -> None:
-        """The engine reads the socket again."""
+        """The engine reads the socket again.
+
+        Raises:
+            EngineError: It can't, and the caller has to go on.
+        """
         self.engine.call(lib.aq_udp_return, self.id)
 
     def refuse(self, source: SocketAddress) -> None:

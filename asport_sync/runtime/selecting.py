@@ -1,4 +1,4 @@
-"""A thread that waits for sockets: the shape of both the acceptor and the UDP pump."""
+"""A thread that waits for sockets, timers and calls of other threads: the shape of the UDP pump."""
 
 from __future__ import annotations
 

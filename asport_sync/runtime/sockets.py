@@ -1,8 +1,7 @@
-"""Sockets: resolving, binding, accepting, dialling. Blocking calls say for how long."""
+"""Sockets: resolving, binding, dialling. Blocking calls say for how long."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 import os
@@ -21,10 +20,7 @@ BACKLOG = 1024
 """Connections that the kernel may keep for us until they are accepted; it lowers this to net.core.somaxconn."""
 
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What accept() says when the process or the system has no room now. The connection stays in the backlog."""
-
-_NEVER_OF_ONE_CONNECTION = OUT_OF_RESOURCES | {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-_FAILED_IN_A_ROW = 16  # failed connections until accept takes their error for one that lasts
+"""What a call says when the process or the system has no room for a socket now."""
 
 
 class Stopped(Exception):
@@ -147,45 +143,6 @@ def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) 
     return sock
 
 
-# --- accepting --------------------------------------------------------------------------------------------------------
-
-
-def accept(listener: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
-    """Accepts a connection from a non-blocking listener, with TCP_NODELAY.
-
-    Connections that failed before they were accepted (ECONNABORTED and whatever else the network says about them, see
-    accept(2)) are passed over.
-
-    Returns:
-        The connection and its peer, or None where there is none now.
-
-    Raises:
-        OSError: One of ``OUT_OF_RESOURCES``, or what says that this is no listener any more, or an error that all
-            connections meet. There may be more of them: whoever waits for the listener should leave it alone for a
-            while.
-    """
-    failures = 0
-    while True:
-        try:
-            sock, address = listener.accept()
-        except BlockingIOError:
-            return None
-        except OSError as problem:
-            failures += 1
-            if problem.errno in _NEVER_OF_ONE_CONNECTION or failures == _FAILED_IN_A_ROW:
-                raise
-            continue
-        without_delay(sock)
-        return sock, _literal(address)
-
-
-def without_delay(sock: socket.socket) -> None:
-    """Sets TCP_NODELAY: a relay passes on what it gets; holding small pieces back would add to their delay."""
-    # Fails on a connection that the peer has reset already; the relay will see that by itself.
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
 # --- dialling ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,8 +167,9 @@ def dial_tcp(addresses: Iterable[SocketAddress], timeout: float, stop: StopSigna
         sock: socket.socket | None = None
         try:
             sock = socket.socket(family_of(address[0]), socket.SOCK_STREAM)
+            # A relay passes on what it gets; holding small pieces back would add to their delay.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _connect(sock, address, timeout, stop)
-            without_delay(sock)
             sock.settimeout(timeout)
             return sock
         except OSError as error:

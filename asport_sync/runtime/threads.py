@@ -142,20 +142,22 @@ class WorkerPool:
 
         Raises:
             LifecycleError: The pool is stopped.
+            RuntimeError: The pool has no thread, and the system has none to spare.
         """
         task = (function, arguments)
         with self._lock:
             if self._stopped:
                 raise LifecycleError("the worker pool is stopped")
-            if self._idle:
-                worker = self._idle.pop()
-                worker.task = task
-                self._running += 1
-                worker.wake.release()
-            elif len(self._workers) < self._most and self._start_worker(task):
-                self._running += 1
-            else:
+            if not self._give(task):
                 self._waiting.append(task)
+
+    def offer(self, function: Callable[..., object], *arguments: object) -> bool:
+        """As ``submit``, but does nothing and returns False where the task would have to wait, or can't run at all."""
+        with self._lock:
+            try:
+                return not self._stopped and self._give((function, arguments))
+            except RuntimeError:
+                return False
 
     def stop(self, timeout: float) -> bool:
         """Drops waiting tasks, ends idle workers, and waits for the others.
@@ -175,6 +177,17 @@ class WorkerPool:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
+
+    def _give(self, task: Task) -> bool:
+        """Has a worker do a task at once; False where none is free."""
+        if self._idle:
+            worker = self._idle.pop()
+            worker.task = task
+            worker.wake.release()
+        elif len(self._workers) >= self._most or not self._start_worker(task):
+            return False
+        self._running += 1
+        return True
 
     def _start_worker(self, task: Task) -> bool:
         """Starts a worker with its first task; False where the system has no thread to spare and others will do it."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from asport_sync.engine import Connection, Engine, Listener, Stream, StreamBulk, StreamEnded, StreamResult
-from asport_sync.errors import EngineClosed, EngineError, LifecycleError, LocalProtocolError
+from asport_sync.errors import EngineClosed, EngineError, LocalProtocolError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
@@ -85,10 +85,8 @@ class Relays:
         """A stream that moves much: a worker relays it from here on."""
         label = self._label(event)
         began = time.monotonic() - event.lasted
-        try:
-            self._workers.submit(self._work, event.stream, event.sock, label, began)
-        except (LifecycleError, RuntimeError):
-            # Stopped, or the system has no thread to spare: the engine can do without one.
+        if not self._workers.offer(self._work, event.stream, event.sock, label, began):
+            # Nobody relays the stream now, so it must not wait until one of those that dial is back.
             self.attach(event.stream, event.sock, label)
             self._share_one()
 

@@ -126,8 +126,15 @@ class _Reader:
             self._look_later()
             return
         self.end()
-        with contextlib.suppress(EngineError):
+        try:
             self._udp.give_back()
+        except EngineClosed:
+            pass
+        except EngineError as problem:
+            # Nobody would read it.
+            self._counters.add("udp_give_back_errors")
+            self._log.debug("giving a UDP socket back: %s", problem)
+            self.begin()
 
     def _readable(self) -> None:
         try:

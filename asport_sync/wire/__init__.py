@@ -2,8 +2,8 @@
 
 Bytes from outside raise RemoteProtocolError and nothing else; an impossible request of this side raises
 LocalProtocolError. Names that need their module to be understood are reached through it: ``proxy_header.tcp_header``,
-``token.label``. The module ``fragments`` is not loaded with the package: the engine has its own, which is tested against
-it.
+``token.label``. The module ``fragments`` is not loaded with the package: the engine has code of its own, which is
+tested against it.
 """
 
 from asport_sync.wire import proxy_header, token

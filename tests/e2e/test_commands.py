@@ -62,6 +62,31 @@ def test_a_signal_ends_a_command_with_traffic_running(
         other.wait_for("closed by the server" if which == "server" else "connection over", READY_TIMEOUT)
 
 
+LOADED = """
+import sys
+from asport_sync.cli import main
+status = main(sys.argv[1:])
+print("loaded:", *sorted(sys.modules))
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_what_runs_loads_no_library_that_it_does_not_use(certificate: Certificate, tmp_path: Path, side: str) -> None:
+    """OpenSSL costs megabytes in each process, PyYAML some as well; GnuTLS does what there is to do."""
+    options = server_options(certificate)
+    if side == "client":
+        options = client_options(certificate, ("127.0.0.1", 9), ("127.0.0.1", 9))
+    path = write_config(tmp_path, side, options)
+    with Process([sys.executable, "-c", LOADED, side, "run", "-c", str(path), "-v"], name=side) as process:
+        process.wait_for(r"INFO|WARNING", READY_TIMEOUT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(END) == 0, process.description()
+        loaded = process.wait_for(r"loaded: (.*)", READY_TIMEOUT)[1].split()
+    assert f"asport_sync.tunnel.{side}" in loaded
+    assert not {"ssl", "_ssl", "_hashlib", "yaml", "asport_sync.wire.fragments"} & set(loaded)
+
+
 def test_a_second_signal_ends_it_at_once(certificate: Certificate, tmp_path: Path) -> None:
     with running_commands(certificate, tmp_path) as (_, client, _):
         client.send_signal(signal.SIGTERM)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import socket
 import threading
 
@@ -11,24 +10,6 @@ from asport_sync.runtime.threads import StopSignal
 from tests.support.ports import free_port
 
 HOST = "127.0.0.1"
-
-
-class ListenerOf:
-    """A listener whose accept yields these outcomes in turn."""
-
-    def __init__(self, *outcomes: int | socket.socket) -> None:
-        self._outcomes = list(outcomes)
-        self.left = self._outcomes
-
-    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
-        outcome = self._outcomes.pop(0)
-        if isinstance(outcome, int):
-            raise OSError(outcome, "as the test says")
-        return outcome, ("192.0.2.1", 5)
-
-
-def accept(listener: ListenerOf) -> tuple[socket.socket, sockets.SocketAddress] | None:
-    return sockets.accept(listener)  # type: ignore[arg-type]
 
 
 def test_an_ip_literal_needs_no_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,12 +42,9 @@ def test_a_dual_stack_listener_takes_both_families() -> None:
         port = sockets.local_address(listener)[1]
         listener.setblocking(True)
         with socket.create_connection((HOST, port)):
-            accepted = sockets.accept(listener)
-    assert accepted is not None
-    sock, peer = accepted
+            sock, peer = listener.accept()
     with sock:
         assert peer[0] == f"::ffff:{HOST}"
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 def test_only_v6_leaves_ipv4_alone() -> None:
@@ -91,30 +69,6 @@ def test_two_listeners_on_one_port_are_refused() -> None:
 def test_two_udp_sockets_on_one_port_are_refused() -> None:
     with sockets.bind_udp(HOST, 0) as sock, pytest.raises(OSError, match="in use"):
         sockets.bind_udp(*sockets.local_address(sock))
-
-
-@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EHOSTUNREACH])
-def test_a_connection_that_failed_before_it_was_accepted_is_passed_over(number: int) -> None:
-    with socket.socket() as connection:
-        assert accept(ListenerOf(number, number, connection)) == (connection, ("192.0.2.1", 5))
-
-
-def test_nothing_to_accept() -> None:
-    assert accept(ListenerOf(errno.EAGAIN)) is None
-
-
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_want_of_resources_is_told(number: int) -> None:
-    with pytest.raises(OSError, match="as the test says") as caught:
-        accept(ListenerOf(number))
-    assert caught.value.errno in sockets.OUT_OF_RESOURCES
-
-
-def test_an_error_that_lasts_does_not_hold_the_thread() -> None:
-    listener = ListenerOf(*[errno.EPROTO] * 1000)
-    with pytest.raises(OSError, match="as the test says"):
-        accept(listener)
-    assert len(listener.left) > 900
 
 
 def test_dialling_takes_the_first_address_that_answers() -> None:

@@ -87,6 +87,35 @@ def test_a_task_that_raises_is_logged_and_costs_no_worker(pool: WorkerPool, capl
     assert pool.threads == 1
 
 
+def test_an_offer_is_taken_only_where_a_thread_is_free(pool: WorkerPool) -> None:
+    gate = Gate()
+    for _ in range(3):
+        assert pool.offer(gate.task)
+        assert gate.entered.acquire(timeout=TIMEOUT)
+    assert not pool.offer(gate.task)
+    assert (pool.running, pool.waiting) == (3, 0)
+    gate.opened.set()
+    wait_until(lambda: pool.running == 0, TIMEOUT, "all tasks are done")
+    done = threading.Event()
+    assert pool.offer(done.set)
+    assert done.wait(TIMEOUT)
+
+
+def test_an_offer_to_a_pool_that_is_stopped_or_has_no_thread_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    taken: list[str] = []
+    pool = WorkerPool(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        assert not pool.offer(taken.append, "never")
+    assert (pool.running, pool.threads, pool.waiting) == (0, 0, 0)
+    assert pool.stop(TIMEOUT)
+    assert not pool.offer(taken.append, "never")
+    assert taken == []
+
+
 def test_a_stopped_pool_takes_no_tasks_and_drops_those_that_wait() -> None:
     pool = WorkerPool(1)
     gate = Gate()

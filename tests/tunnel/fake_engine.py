@@ -93,6 +93,7 @@ class FakeUdpSocket:
         self.refused: list[real.SocketAddress] = []
         self.reads = 0
         self.given_back = 0
+        self.give_back_problem: EngineError | None = None
         self.refuses_flows = False
         self.closed = False
 
@@ -114,6 +115,8 @@ class FakeUdpSocket:
     def give_back(self) -> None:
         self._check()
         self.given_back += 1
+        if self.give_back_problem is not None:
+            raise self.give_back_problem
 
     def refuse(self, source: real.SocketAddress) -> None:
         self._check()

@@ -17,8 +17,9 @@ import asport_sync
 from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine, LogRecord
 from asport_sync.errors import ConfigError, LifecycleError
-from asport_sync.tunnel import Client, Server
+from asport_sync.tunnel.client import Client
 from asport_sync.tunnel.joining import ClientRun
+from asport_sync.tunnel.server import Server
 from asport_sync.tunnel.serving import ServerRun
 from tests.support.waiting import wait_until
 from tests.tunnel.fake_engine import FakeEngine

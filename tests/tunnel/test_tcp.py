@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ from tests.tunnel.fake_engine import (
 
 HOST = "127.0.0.1"
 TIMEOUT = 10.0
+WORKERS = 8
 PEER = Address.from_text("203.0.113.7", 54321)
 LOG = logging.getLogger("asport_sync.test")
 DESCRIPTORS = EngineError(-1024, "Too many open files")
@@ -47,7 +49,7 @@ class Scene:
     def __init__(self, most: int = 4) -> None:
         self.clock = VirtualClock()
         self.counters = Counters()
-        self.workers = WorkerPool(8)
+        self.workers = WorkerPool(WORKERS)
         self.engine = FakeEngine()
         self.relays = Relays(self.engine.as_real(), self.workers, most, self.counters, LOG, self.place)
         self.stop = StopSignal()
@@ -186,14 +188,30 @@ def test_a_stopped_pool_leaves_the_relay_to_the_engine(scene: Scene) -> None:
 
 
 def test_without_a_thread_the_engine_relays(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    def submit(*_: object) -> None:
+    def start(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(scene.workers, "submit", submit)
+    monkeypatch.setattr(threading.Thread, "start", start)
     stream = scene.stream()
     with scene.bulk(stream):
         assert stream.said == ["attach"]
         assert scene.engine.shared == [1]
+
+
+def test_while_all_workers_dial_the_engine_relays(scene: Scene) -> None:
+    """A stream that waited for one of them would stand still: a service that is not there takes seconds."""
+    answered = threading.Event()
+    for _ in range(WORKERS):
+        scene.workers.submit(answered.wait, TIMEOUT)
+    stream = scene.stream()
+    with scene.bulk(stream):
+        assert stream.said == ["attach"]
+        assert scene.engine.shared == [1]
+        answered.set()
+    scene.idle()
+    next_one = scene.stream()
+    with scene.bulk(next_one):
+        wait_until(lambda: next_one.said == ["relay"], TIMEOUT, "a worker relays it")
 
 
 def test_what_no_worker_can_relay_is_relayed_by_the_engine(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

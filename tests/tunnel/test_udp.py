@@ -21,7 +21,7 @@ from asport_sync.tunnel.udp import LocalFlows, LocalTarget, PublicUdp, expiry_pe
 from asport_sync.wire import Address, Dissociate, decode, proxy_header
 from tests.runtime.clock import VirtualClock
 from tests.support.waiting import wait_until
-from tests.tunnel.fake_engine import FakeEngine, FakeUdpSocket
+from tests.tunnel.fake_engine import FakeEngine, FakeUdpSocket, gone
 
 HOST = "127.0.0.1"
 TIMEOUT = 10.0
@@ -347,6 +347,32 @@ def test_a_quiet_socket_is_given_back(busy: Busy) -> None:
     busy.expect_reads(4)
     busy.pump.pass_time(1)
     assert busy.udp.given_back == 2
+
+
+def test_a_socket_that_the_engine_cannot_take_back_stays_the_pump_s(busy: Busy) -> None:
+    busy.begin()
+    busy.udp.give_back_problem = EngineError(-1024, "No space left on device")
+    for second in range(1, 3):
+        busy.pump.pass_time(1)
+        assert busy.udp.given_back == second
+        busy.send()
+        busy.expect_reads(2 * second)
+    assert busy.pump.counters.snapshot()["udp_give_back_errors"] == 2
+    busy.udp.give_back_problem = None
+    busy.pump.pass_time(1)
+    busy.send()
+    assert busy.settle() == 4
+    busy.pump.pass_time(10)
+    assert busy.udp.given_back == 3
+
+
+def test_a_socket_that_is_gone_is_not_given_back(busy: Busy) -> None:
+    busy.begin()
+    busy.udp.give_back_problem = gone()
+    busy.pump.pass_time(10)
+    assert busy.udp.given_back == 1
+    busy.send()
+    assert busy.settle() == 0
 
 
 def count_of(udp: FakeUdpSocket, datagrams: int) -> Any:

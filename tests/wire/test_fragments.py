@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asport_sync.errors import LocalProtocolError, RemoteProtocolError
-from asport_sync.wire import Address, DropReason, Packet, Reassembler, decode, encode
-from asport_sync.wire.fragments import MAX_FRAGMENTS, MAX_PAYLOAD_LENGTH, fragment, plan
+from asport_sync.wire import Address, Packet, decode, encode
+from asport_sync.wire.fragments import (
+    MAX_FRAGMENTS,
+    MAX_PAYLOAD_LENGTH,
+    DropReason,
+    Reassembler,
+    fragment,
+    plan,
+)
 
 from .strategies import addresses, packets, uint8, wire_bytes
 from .vectors import RESOLVER

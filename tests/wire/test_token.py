@@ -1,4 +1,4 @@
-"""What goes into the exporter, and comparing what comes out."""
+"""What goes into the exporter that makes the token."""
 
 from __future__ import annotations
 
@@ -47,19 +47,3 @@ def test_password_that_utf_8_cannot_hold_is_refused_without_being_told() -> None
     assert "hunter2" not in str(failure.value)
     assert failure.value.__cause__ is None
     assert failure.value.__suppress_context__
-
-
-def test_equal() -> None:
-    first = bytes(range(32))
-    assert token.equal(first, bytes(range(32)))
-    for position in range(32):
-        other = bytearray(first)
-        other[position] ^= 0x80
-        assert not token.equal(first, bytes(other))
-
-
-@pytest.mark.parametrize("wrong", [b"", bytes(31), bytes(33)])
-def test_tokens_of_wrong_length_never_match(wrong: bytes) -> None:
-    assert not token.equal(wrong, wrong)
-    assert not token.equal(wrong, bytes(32))
-    assert not token.equal(bytes(32), wrong)
