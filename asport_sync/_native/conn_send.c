@@ -13,8 +13,8 @@
 
 #include <string.h>
 
-/* Stream bytes offered per call: a packet takes no more than its own size. */
-#define OFFERED 4096
+/* Vectors of stream bytes offered per call; a packet of the largest size spans two segments of a pipe, or three. */
+#define VECTORS 4
 
 typedef struct {
     ngtcp2_path *path;
@@ -33,13 +33,13 @@ static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *erro
 {
     while (conn->send_first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
         aq_stream *stream = conn->send_first;
-        struct iovec vectors[3];
+        struct iovec vectors[VECTORS];
         uint32_t flags = NGTCP2_WRITE_STREAM_FLAG_MORE;
         ngtcp2_ssize taken = -1, result;
         size_t offered = 0;
         /* fin before readable, as the owner publishes them the other way round. */
         int fin = atomic_load_explicit(&stream->tx_fin, memory_order_acquire);
-        int count = aq_pipe_peek(&stream->tx, vectors, 3, OFFERED);
+        int count = aq_pipe_peek(&stream->tx, vectors, VECTORS, target->room);
         for (int i = 0; i < count; i++)
             offered += vectors[i].iov_len;
         if (fin && offered == aq_pipe_readable(&stream->tx))
@@ -53,6 +53,8 @@ static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *erro
                                            (size_t)count, target->now);
         if (taken >= 0 && (result == NGTCP2_ERR_WRITE_MORE || result > 0)) {
             aq_pipe_take(&stream->tx, (size_t)taken);
+            if (aq_pipe_readable(&stream->tx) <= AQ_READ_AHEAD / 2)
+                conn->host->touch_stream(conn->host->engine, stream); /* its socket may be read on */
             aq_count(conn->host->counters, AQ_C_stream_bytes_sent, (uint64_t)taken);
             if ((flags & NGTCP2_WRITE_STREAM_FLAG_FIN) && (size_t)taken == offered)
                 stream->fin_sent = 1;

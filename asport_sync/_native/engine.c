@@ -192,7 +192,8 @@ static void run_touched_streams(aq_engine *engine)
             unsigned what = AQ_NEED_END;
             if (aq_pipe_written(&stream->rx) != aq_pipe_taken(&stream->rx) || atomic_load(&stream->rx_fin))
                 what |= AQ_NEED_DATA;
-            if (aq_pipe_written(&stream->tx) - aq_pipe_released(&stream->tx) + worth <= stream->tx.limit)
+            if (aq_pipe_written(&stream->tx) - aq_pipe_released(&stream->tx) + worth <= stream->tx.limit &&
+                aq_pipe_readable(&stream->tx) <= AQ_READ_AHEAD / 2)
                 what |= AQ_NEED_SPACE;
             aq_stream_signal(stream, what);
         }

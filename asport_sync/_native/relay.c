@@ -49,7 +49,7 @@ static int worth_a_look(aq_stream *stream, unsigned need)
 {
     if ((need & AQ_NEED_DATA) && aq_pipe_readable(&stream->rx) > 0)
         return 1;
-    return (need & AQ_NEED_SPACE) && aq_pipe_room(&stream->tx) > 0;
+    return (need & AQ_NEED_SPACE) && aq_stream_may_read(stream);
 }
 
 static void wait_for(aq_stream *stream, int fd, unsigned need, unsigned seen, aq_wake *wake)

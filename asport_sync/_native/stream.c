@@ -126,12 +126,26 @@ static void abort_with(aq_stream *stream, int fd, enum aq_stream_end end, int er
     }
 }
 
+static uint64_t unsent(const aq_stream *stream)
+{
+    /* taken first: it never passes written. */
+    uint64_t taken = aq_pipe_taken(&stream->tx);
+    return aq_pipe_written(&stream->tx) - taken;
+}
+
+int aq_stream_may_read(const aq_stream *stream)
+{
+    return aq_pipe_room(&stream->tx) > 0 && unsent(stream) + AQ_SEGMENT_LARGE <= AQ_READ_AHEAD;
+}
+
 /* TCP -> tx. Returns 1 while there may be more at once. */
 static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
 {
     struct iovec vectors[VECTORS];
     ssize_t got;
     int count;
+    if (!aq_stream_may_read(stream))
+        return 0;
     count = aq_pipe_space(&stream->tx, vectors, VECTORS, stream->read_want);
     if (count < 0) {
         aq_count(stream->counters, AQ_C_memory_failures, 1);
