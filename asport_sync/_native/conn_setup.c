@@ -11,7 +11,7 @@
 #define ETHERNET_PAYLOAD (1500 - PACKET_HEADERS)
 /* EXPERIMENT */
 #ifndef LARGEST_PAYLOAD
-#define LARGEST_PAYLOAD 16384
+#define LARGEST_PAYLOAD 32736
 #endif
 
 /* ---- callbacks of the connection as a whole -------------------------------------------------------------------- */
