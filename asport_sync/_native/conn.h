@@ -35,6 +35,9 @@
  * ties up no more; and a fast one over a long path is not held up before the first doubling: 2 MiB are 80 Mbit/s over a
  * round trip of 200 ms. */
 #define AQ_FIRST_WINDOW (2048ULL * 1024)
+/* A stream's turn lasts about so many milliseconds at the rate of the path, up to 256 KiB: few wake-ups for the owners
+ * of many fast streams, and a short wait on a slow path. */
+#define AQ_STREAM_TURN 4
 /* Unidirectional streams that a client may hold open before it is admitted: ClientHello needs one. */
 #define AQ_STREAMS_BEFORE_ADMISSION 4
 /* Flow-control window of a unidirectional stream: the largest Packet with its header, and room to spare. */
@@ -109,6 +112,7 @@ typedef struct aq_conn {
     aq_stream *streams; /* all, newest first */
     uint64_t streams_count;
     aq_stream *send_first, *send_last;       /* with something to send: round robin */
+    uint64_t stream_quantum;                 /* bytes that one of them may send before the next has its turn */
     aq_stream *opening_first, *opening_last; /* wait for stream credit */
     _Atomic uint32_t opening_count;          /* also those on their way here; raised by any thread */
     aq_credit *credit;

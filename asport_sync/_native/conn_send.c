@@ -361,6 +361,7 @@ int aq_conn_write(aq_conn *conn, uint64_t now)
     path_size = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn->quic);
     hard_size = ngtcp2_conn_get_max_tx_udp_payload_size(conn->quic);
     limit = aq_compat_send_quantum(conn->quic, path_size);
+    conn->stream_quantum = AQ_STREAM_TURN * limit;
     if (limit > AQ_TRAIN_MOST)
         limit = AQ_TRAIN_MOST;
     limit = limit / path_size * path_size;

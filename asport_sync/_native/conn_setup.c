@@ -9,10 +9,9 @@
 /* IPv6 and UDP headers, bytes; IPv4's is smaller, but on the way may be a translator. */
 #define PACKET_HEADERS 48
 #define ETHERNET_PAYLOAD (1500 - PACKET_HEADERS)
-/* EXPERIMENT */
-#ifndef LARGEST_PAYLOAD
+/* Two of these fill a segmented send, the most that one system call can carry. Interfaces that take larger packets
+ * exist inside of machines only, and there is nothing left to win. */
 #define LARGEST_PAYLOAD 32736
-#endif
 
 /* ---- callbacks of the connection as a whole -------------------------------------------------------------------- */
 
@@ -274,6 +273,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->heartbeat_at = conn->linger_until = conn->keep_until = UINT64_MAX;
     conn->probe_deadline = conn->assembler_expiry = UINT64_MAX;
     conn->gso = conn->options.gso;
+    conn->stream_quantum = AQ_STREAM_TURN * NGTCP2_MAX_UDP_PAYLOAD_SIZE;
     conn->keep_alive = conn->options.keep_alive > 0 ? conn->options.keep_alive : UINT64_MAX;
     conn->reference.get_conn = get_quic;
     conn->reference.user_data = conn;

@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-/* Round robin: one stream may fill so much before the next has its turn; one segmented send. */
-#define QUANTUM (64ULL * 1024)
 /* Bytes that make a stream without anything under way one that goes first. */
 #define SPARSE 4096
 
@@ -22,7 +20,7 @@ void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream)
     if (stream->in_send_queue || stream->blocked || stream->shut_sent || stream->fin_sent || stream->quic_id < 0)
         return;
     stream->in_send_queue = 1;
-    stream->quantum = QUANTUM;
+    stream->quantum = conn->stream_quantum;
     if (is_sparse(stream)) {
         *conn->host->interactive_at = conn->now;
         stream->queue_next = conn->send_first;

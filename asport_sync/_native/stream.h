@@ -26,8 +26,9 @@
 
 #define AQ_STREAM_HEADER_MAX 64
 
-/* Bytes read from a socket that may wait in tx to be sent for the first time. Enough for the longest turn of the engine;
- * what waits longer leaves the processor's cache, and the peer of the socket learns too late how fast it goes. */
+/* Bytes read from a socket that may wait in tx to be sent for the first time. Enough for the longest turn of the
+ * engine; what waits longer leaves the processor's cache, and the peer of the socket learns too late how fast it goes.
+ */
 #define AQ_READ_AHEAD (256ULL * 1024)
 
 /* What the owner of the socket waits for. */
@@ -134,8 +135,8 @@ void aq_stream_destroy(void *stream); /* the slab's destructor */
 /* [any, holding a reference] The engine should look at the stream. */
 void aq_stream_notify(aq_stream *stream);
 
-/* [owner, engine] Whether the socket may be read now: tx has room, and not so much waits in it that more would only grow
- * cold there. */
+/* [owner, engine] Whether the socket may be read now: tx has room, and not so much waits in it that more would only
+ * grow cold there. */
 int aq_stream_may_read(const aq_stream *stream);
 
 /* [engine] Something that the owner may wait for has happened: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_END. */

@@ -170,7 +170,7 @@ class CommonConfig:
             Default: none on up to two processors, else one for each.
         keylog: File for TLS secrets in the NSS key log format, for debugging; None: the environment decides.
         max_udp_payload: Bytes of the largest UDP payload that carries QUIC, 1200 to 65527; default: what interface and
-            path take, up to 16 KiB.
+            path take, up to 32 KiB.
     """
 
     congestion_control: CongestionControl = field(default="bbr", metadata=_choice(values.CONGESTION_CONTROLS))
