@@ -71,7 +71,7 @@ static struct {
 static int worth_a_look(aq_stream *stream, unsigned need, int fin)
 {
     return ((need & AQ_NEED_DATA) && (aq_pipe_readable(&stream->rx) > 0 || fin != atomic_load(&stream->rx_fin))) ||
-           ((need & AQ_NEED_SPACE) && aq_pipe_room(&stream->tx) > 0);
+           ((need & AQ_NEED_SPACE) && aq_stream_may_read(stream));
 }
 
 /* As a worker does it: sleeps without a time-out, so a signal that gets lost hangs here. */
@@ -103,6 +103,7 @@ static void *own(void *unused)
     CHECK_INT(stream->result.end, AQ_END_FINISHED);
     CHECK_INT(stream->result.sent, ECHO_BYTES);
     CHECK_INT(stream->result.received, ECHO_BYTES);
+    CHECK_INT(shutdown(echo.ends[0], SHUT_WR), 0); /* as closing does */
     aq_stream_leave(stream);
     aq_slab_put(&table, stream->id);
     return unused;
