@@ -29,6 +29,13 @@ typedef struct {
 #define STAGE_STOP (-1)  /* congestion control, pacing or the path let nothing out now */
 #define STAGE_FATAL (-2) /* the library's error is in *error */
 
+/* Whether its owner may have more to read from the socket, as soon as less waits here. A worker is always told, for only
+ * aq_stream_signal() can ask without a race what it waits for. */
+static int waits_for_room(const aq_stream *stream)
+{
+    return stream->attached_fd < 0 || stream->can_read;
+}
+
 static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *error)
 {
     while (conn->send_first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
@@ -53,8 +60,8 @@ static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *erro
                                            (size_t)count, target->now);
         if (taken >= 0 && (result == NGTCP2_ERR_WRITE_MORE || result > 0)) {
             aq_pipe_take(&stream->tx, (size_t)taken);
-            if (aq_pipe_readable(&stream->tx) <= AQ_READ_AHEAD / 2)
-                conn->host->touch_stream(conn->host->engine, stream); /* its socket may be read on */
+            if (aq_pipe_readable(&stream->tx) <= AQ_READ_AHEAD / 2 && waits_for_room(stream))
+                conn->host->touch_stream(conn->host->engine, stream);
             aq_count(conn->host->counters, AQ_C_stream_bytes_sent, (uint64_t)taken);
             if ((flags & NGTCP2_WRITE_STREAM_FLAG_FIN) && (size_t)taken == offered)
                 stream->fin_sent = 1;
