@@ -29,8 +29,8 @@ typedef struct {
 #define STAGE_STOP (-1)  /* congestion control, pacing or the path let nothing out now */
 #define STAGE_FATAL (-2) /* the library's error is in *error */
 
-/* Whether its owner may have more to read from the socket, as soon as less waits here. A worker is always told, for only
- * aq_stream_signal() can ask without a race what it waits for. */
+/* Whether its owner may have more to read from the socket, as soon as less waits here. A worker is always told, for
+ * only aq_stream_signal() can ask without a race what it waits for. */
 static int waits_for_room(const aq_stream *stream)
 {
     return stream->attached_fd < 0 || stream->can_read;

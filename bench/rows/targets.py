@@ -30,7 +30,7 @@ class Target:
     """One bound, for several cells at once.
 
     Attributes:
-        row: What the issue's table calls it.
+        row: What the table of targets calls it.
         keys: The cells it holds for, each by itself.
         relation: Whether more or less is good.
         factor: Times what the others reach; where there are none, the value itself.
