@@ -18,6 +18,7 @@ from bench.tunnels import TUNNELS, Gtls, Tunnel
 ROOT = Path(__file__).resolve().parents[1]
 FULL_RUNS = 5
 QUICK_RUNS = 1
+INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells count it
 
 
 def chosen(text: str | None, names: Sequence[str], what: str) -> set[str]:
@@ -44,7 +45,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help=f"how often (default {FULL_RUNS}, with --quick {QUICK_RUNS})")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", help="folder for JSON and plots")
     parser.add_argument("--write-docs", action="store_true", help="put tables and plots into docs/performance.md")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.runs is not None and options.runs < 1:
+        parser.error(f"--runs: expected a whole number from 1 on, not {options.runs}")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,4 +101,9 @@ def draw(scorecard: Scorecard, folder: Path) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        # Everything that was started has ended by now.
+        print("interrupted: nothing was written", file=sys.stderr)
+        sys.exit(INTERRUPTED)

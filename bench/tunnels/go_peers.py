@@ -91,16 +91,14 @@ def _write(path: Path, keys: Mapping[str, Any]) -> Path:
     return path
 
 
-class Frp(Tunnel):
-    """frp, its sides joined by TLS over TCP or by QUIC."""
+class GoTunnel(Tunnel):
+    """A tunnel out of the Go module. ``module`` is its own module's path."""
 
-    def __init__(self, carrier: Literal["tls", "quic"]) -> None:
-        self.name = f"frp {carrier.upper()}"
-        self.transport: Transport = "udp" if carrier == "quic" else "tcp"
+    module: str
 
     def version(self) -> str:
         """Return the release."""
-        return release("github.com/fatedier/frp")
+        return release(self.module)
 
     def unavailable(self) -> str | None:
         """The programs are missing."""
@@ -109,6 +107,16 @@ class Frp(Tunnel):
     def install(self) -> None:
         """Build all Go programs."""
         _install()
+
+
+class Frp(GoTunnel):
+    """frp, its sides joined by TLS over TCP or by QUIC."""
+
+    module = "github.com/fatedier/frp"
+
+    def __init__(self, carrier: Literal["tls", "quic"]) -> None:
+        self.name = f"frp {carrier.upper()}"
+        self.transport: Transport = "udp" if carrier == "quic" else "tcp"
 
     def configure(self, site: Site) -> Commands:
         """Write one file a side, as JSON: a proxy for TCP and one for UDP."""
@@ -155,23 +163,12 @@ class Frp(Tunnel):
         )
 
 
-class Chisel(Tunnel):
+class Chisel(GoTunnel):
     """chisel: SSH over WebSocket over TLS."""
 
     name = "chisel"
+    module = "github.com/jpillora/chisel"
     transport: Transport = "tcp"
-
-    def version(self) -> str:
-        """Return the release."""
-        return release("github.com/jpillora/chisel")
-
-    def unavailable(self) -> str | None:
-        """The program is missing."""
-        return _missing()
-
-    def install(self) -> None:
-        """Build all Go programs."""
-        _install()
 
     def configure(self, site: Site) -> Commands:
         """Everything is on the command lines."""
