@@ -40,7 +40,6 @@ ffibuilder.set_source(
     extra_compile_args=[
         "-std=gnu11",
         "-O3",
-        "-flto=auto",
         # Only PyInit is exported; the macro around it in Python.h says so.
         "-fvisibility=hidden",
         "-fstack-protector-strong",
@@ -52,7 +51,6 @@ ffibuilder.set_source(
     extra_link_args=[
         # The symbols of a static ngtcp2 stay ours alone, whatever else this process loads.
         "-O3",
-        "-flto=auto",
         "-Wl,--exclude-libs,ALL",
         "-Wl,--as-needed",
         "-Wl,-z,relro,-z,now",

@@ -30,7 +30,7 @@ CONFIGURE = (
     "--disable-dependency-tracking",
 )
 # The library's asserts stay in (no NDEBUG): an abort is better than a corrupted process.
-CFLAGS = "-O3 -flto=auto -ffat-lto-objects -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
+CFLAGS = "-O3 -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
 ADJUSTED = "ADJUSTED"
 """Name of the file that lists the adjustments in a build, one a line."""
 ARCHIVES = ("libngtcp2_crypto_gnutls.a", "libngtcp2.a")

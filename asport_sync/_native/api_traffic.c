@@ -121,7 +121,7 @@ static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, in
 {
     aq_listener *listener = calloc(1, sizeof(*listener));
     int one = 1;
-    /* What is accepted has both from its listener, on Linux. Holding small pieces back would add to their delay. */
+    /* What is accepted has it from its listener, on Linux. Holding small pieces back would add to their delay. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     *error = AQ_ERR_MEMORY;
     if (listener != NULL) {

@@ -13,7 +13,7 @@
 
 #include <string.h>
 
-/* Vectors of stream bytes offered per call; a packet of the largest size spans two segments of a pipe, or three. */
+/* Vectors of stream bytes offered per call; a packet of the largest size spans three segments of a pipe, or four. */
 #define VECTORS 4
 
 typedef struct {
