@@ -6,6 +6,7 @@ The names and addresses in them are those that the C test asks for.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
@@ -75,6 +77,11 @@ def _pem(*certificates: x509.Certificate) -> bytes:
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
 
 
+def _pin(key: PrivateKey) -> bytes:
+    """What RFC 7469 makes of a key: not by the library under test."""
+    return hashlib.sha256(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
 def _key(
     key: PrivateKey,
     encoding: Encoding = Encoding.PEM,
@@ -113,6 +120,11 @@ def write(directory: Path) -> None:
         "self.pem": _pem(_certify(server, server)),
         "rsa.pem": _pem(_certify(_Issuer("rsa", rsa_key), root)),
         "ed.pem": _pem(_certify(_Issuer("ed", ed_key), root)),
+        "middle.pem": _pem(middle_certificate),
+        "server.pin": _pin(ec_key),
+        "rsa.pin": _pin(rsa_key),
+        "ed.pin": _pin(ed_key),
+        "middle.pin": _pin(middle.key),
         "dsa.pem": _pem(_certify(_Issuer("dsa", dsa_key), root)),
         "key.pem": _key(ec_key),
         "key.der": _key(ec_key, Encoding.DER),

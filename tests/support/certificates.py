@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import ipaddress
 import os
 from dataclasses import dataclass
@@ -126,6 +128,13 @@ def _write(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
     return Certificate(certificate_file, key_file, trusted_file)
+
+
+def pin_of(certificate: Path) -> str:
+    """The pin of a PEM file's first certificate as RFC 7469 has it, written as curl writes it."""
+    key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    raw = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return "sha256//" + base64.b64encode(hashlib.sha256(raw).digest()).decode()
 
 
 def write_private(path: Path, content: bytes) -> None:
