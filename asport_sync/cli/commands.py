@@ -88,15 +88,15 @@ def version() -> str:
 
 
 def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.ServerConfig, list[str]]:
-    """A configuration, and what is wrong with the permissions of it and of the files with passwords and private key."""
+    """A configuration, and what is wrong with the permissions of it and of the files that it names."""
     file = _file(side, path)
     if side == "client":
         client = config.load_client(file)
-        return client, _loose(file, {client.password_file or file})
+        return client, _loose({client.password_file or file}, {file, *client.tls.certificates.paths})
     server = config.load_server(file)
     users = [user for proxy in server.proxies for user in proxy.users]
-    key = server.tls.private_key.path
-    return server, _loose(file, {user.password_file or file for user in users} | {key or file})
+    secrets = {user.password_file or file for user in users} | {server.tls.private_key.path or file}
+    return server, _loose(secrets, {file, server.tls.certificate.path or file})
 
 
 def _file(side: Side, path: str | None) -> Path:
@@ -107,7 +107,7 @@ def _file(side: Side, path: str | None) -> Path:
     return Path(next((name for name in names if os.path.exists(name)), path))
 
 
-def _loose(file: Path, secrets: set[Path]) -> list[str]:
-    """What is wrong with the permissions of a configuration file and of those that hold its secrets."""
-    problems = (config.loose_permissions(path, secret=path in secrets) for path in sorted({file, *secrets}))
+def _loose(secrets: set[Path], others: set[Path]) -> list[str]:
+    """What is wrong with the permissions of files that hold a secret, and of others, which nobody may change."""
+    problems = (config.loose_permissions(path, secret=path in secrets) for path in sorted(secrets | others))
     return [problem for problem in problems if problem is not None]

@@ -257,6 +257,18 @@ def test_a_file_without_secrets_that_others_can_change(
     assert output.err == f"asport-sync: warning: {path} can be changed by its group (mode 0664): chmod 644 it\n"
 
 
+def test_certificates_that_others_can_change(
+    tmp_path: Path, certificate: Certificate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever may change what a client trusts may be its server."""
+    trusted = tmp_path / "ca.pem"
+    trusted.write_bytes(certificate.trusted.read_bytes())
+    trusted.chmod(0o646)
+    path = write(tmp_path / "client.json", {**CLIENT, "certificates": {"paths": ["ca.pem"]}})
+    assert main(["client", "check", "-c", str(path)]) == 0
+    assert f"{trusted} can be changed by everybody (mode 0646): chmod 644 it" in capsys.readouterr().err
+
+
 def test_credentials_of_systemd(
     tmp_path: Path,
     certificate: Certificate,

@@ -118,6 +118,7 @@ def _write(
     directory.mkdir(parents=True, exist_ok=True)
     certificate_file = directory / "certificate.pem"
     certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    certificate_file.chmod(0o644)  # whatever the umask: a check of permissions must find nothing
     trusted_file = certificate_file
     if trusted is not None:
         trusted_file = directory / "authority.pem"
