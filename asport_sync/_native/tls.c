@@ -16,11 +16,12 @@
 #include <ngtcp2/ngtcp2_crypto_gnutls.h>
 
 /* TLS 1.3 only, as RFC 9001 section 4.2 demands. AES-128-GCM first because it costs least with AES instructions, X25519
- * first because it is the cheapest group; a server follows the client's order. %DISABLE_TLS13_COMPAT_MODE keeps the
- * legacy session id empty (RFC 9001 section 8.4). */
+ * first because it is the cheapest group; a server follows the client's order. %PROFILE_MEDIUM: no certificate is
+ * accepted with less than 112 bits of security, such as RSA keys below 2048 bits; NORMAL alone takes 1024.
+ * %DISABLE_TLS13_COMPAT_MODE keeps the legacy session id empty (RFC 9001 section 8.4). */
 #define PRIORITY                                                                                                       \
     "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:"                          \
-    "-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:%DISABLE_TLS13_COMPAT_MODE"
+    "-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:%PROFILE_MEDIUM:%DISABLE_TLS13_COMPAT_MODE"
 
 #define ALPN_MOST 8       /* GnuTLS silently forgets the protocols after the eighth */
 #define ALERT_NO_ALPN 120 /* no_application_protocol, RFC 7301 section 3.2 */

@@ -592,6 +592,7 @@ static void test_verification(void)
         {"self.pem", "key.pem", "root.pem", "example.test", "issuer is unknown"},
         {"expired.pem", "key.pem", "root.pem", "example.test", "expired"},
         {"client.pem", "key.pem", "root.pem", "example.test", "purpose"},
+        {"weak.pem", "weak-key.pem", "root.pem", "example.test", "insecure"},
     };
 
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(cases); i++) {

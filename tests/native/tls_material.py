@@ -95,6 +95,7 @@ def write(directory: Path) -> None:
     """Write all files. Nothing in them is secret: they are valid for a week and trusted by nobody."""
     ec_key = ec.generate_private_key(ec.SECP256R1())
     rsa_key = rsa.generate_private_key(65537, 2048)
+    weak_key = rsa.generate_private_key(65537, 1024)
     ed_key = ed25519.Ed25519PrivateKey.generate()
     dsa_key = dsa.generate_private_key(2048)
     root = _Issuer("root", ec.generate_private_key(ec.SECP256R1()))
@@ -119,6 +120,8 @@ def write(directory: Path) -> None:
         "client.pem": _pem(_certify(server, root, purpose=ExtendedKeyUsageOID.CLIENT_AUTH)),
         "self.pem": _pem(_certify(server, server)),
         "rsa.pem": _pem(_certify(_Issuer("rsa", rsa_key), root)),
+        "weak.pem": _pem(_certify(_Issuer("weak", weak_key), root)),
+        "weak-key.pem": _key(weak_key),
         "ed.pem": _pem(_certify(_Issuer("ed", ed_key), root)),
         "middle.pem": _pem(middle_certificate),
         "server.pin": _pin(ec_key),
