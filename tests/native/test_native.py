@@ -66,6 +66,7 @@ TESTS = (
     NativeTest("pipe", ("pipe.c",), threaded=True),
     NativeTest("slab", ("slab.c",), threaded=True),
     NativeTest("map", ("map.c",)),
+    NativeTest("source", ("source.c", "map.c")),
     NativeTest("packet", ("packet.c",)),
     NativeTest("assembler", ("packet.c",)),
     NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
