@@ -19,8 +19,8 @@
 
 /* Whether Python is spared an event of a kind that a peer can cause without end. A server may well end thousands of
  * associations at once; what Python can't keep up with is dropped, and made up for by idle timers. A client that is not
- * admitted must not fill the queue for those that are: its first word counts, and whatever it says besides is the end of
- * it. */
+ * admitted must not fill the queue for those that are: its first word counts, and whatever it says besides is the end
+ * of it. */
 static int is_too_much(aq_conn *conn, const aq_event *event)
 {
     if (event->type != AQ_EVENT_COMMAND && event->type != AQ_EVENT_VIOLATION && event->type != AQ_EVENT_FLOW_WANTED)

@@ -97,7 +97,7 @@ typedef struct aq_conn {
     int is_server, admitted, udp_allowed, named;
     /* Of a server: counts among the endpoint's half-open connections, which it does until it is admitted or freed. */
     int half_open;
-    struct aq_source *source; /* where it is counted too, once its address is validated */
+    struct aq_source *source;         /* where it is counted too, once its address is validated */
     uint64_t bytes_before_admission;  /* on streams; given back as credit of the connection when it is admitted */
     uint32_t events_before_admission; /* up to AQ_EVENTS_BEFORE_ADMISSION */
     enum aq_carrier carrier;

@@ -31,7 +31,7 @@
     X(connections_flooding)       /* closed for too many packets before admission */                                   \
     X(initials_put_off)           /* dropped, as handshakes have used their share of the time */                       \
     X(initials_dropped)           /* the first packet of a connection was none */                                      \
-    X(answers_suppressed)         /* stateless answers over the limit of a second, or with the socket full */           \
+    X(answers_suppressed)         /* stateless answers over the limit of a second, or with the socket full */          \
     X(connections_closed)                                                                                              \
     X(handshakes_completed)                                                                                            \
     X(handshakes_failed)                                                                                               \

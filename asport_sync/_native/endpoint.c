@@ -315,11 +315,10 @@ static int check_token(aq_endpoint *endpoint, const arrival *packet, const ngtcp
     if (header->tokenlen == 0 || header->token[0] != NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2)
         return 0;
     for (int before = 0; before < 2; before++) {
-        if (ngtcp2_crypto_verify_retry_token2(original, header->token, header->tokenlen,
-                                              token_key(endpoint, before, packet->now),
-                                              sizeof(endpoint->token_keys[0]), header->version, &packet->remote->sa,
-                                              (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &header->dcid,
-                                              RETRY_LIFETIME, time_of_day()) == 0)
+        if (ngtcp2_crypto_verify_retry_token2(
+                original, header->token, header->tokenlen, token_key(endpoint, before, packet->now),
+                sizeof(endpoint->token_keys[0]), header->version, &packet->remote->sa,
+                (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &header->dcid, RETRY_LIFETIME, time_of_day()) == 0)
             return 1;
     }
     aq_count(endpoint->host->counters, AQ_C_retry_tokens_invalid, 1);

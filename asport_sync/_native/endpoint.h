@@ -32,12 +32,12 @@ typedef struct aq_endpoint {
     uint32_t connections;
     aq_sources sources; /* of half-open connections with a validated address */
     aq_map routes;      /* connection id -> aq_conn */
-    aq_conn *latest; /* whose id the packet before had; NULL after any id went */
+    aq_conn *latest;    /* whose id the packet before had; NULL after any id went */
     uint8_t latest_id[AQ_SCID_LENGTH];
     aq_conn *first;
-    int64_t handshake_credit;       /* nanoseconds that handshakes may take; below 0: they have taken too many */
-    uint64_t credit_at, idle_seen;  /* when it was last added to, and host->idle then */
-    uint64_t answers_since; /* when the second began in which these were counted */
+    int64_t handshake_credit;      /* nanoseconds that handshakes may take; below 0: they have taken too many */
+    uint64_t credit_at, idle_seen; /* when it was last added to, and host->idle then */
+    uint64_t answers_since;        /* when the second began in which these were counted */
     uint32_t answers[AQ_ANSWERS];
 } aq_endpoint;
 

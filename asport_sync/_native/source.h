@@ -1,5 +1,5 @@
-/* How many clients that are not admitted yet each source has. A source is an IPv4 address, or a /64 of IPv6, for that is
- * what one subscriber has at the least (RFC 6177). Only those who have proved that they are there are counted: what
+/* How many clients that are not admitted yet each source has. A source is an IPv4 address, or a /64 of IPv6, for that
+ * is what one subscriber has at the least (RFC 6177). Only those who have proved that they are there are counted: what
  * others claim must not shut anybody out. Engine thread only.
  */
 #ifndef AQ_SOURCE_H

@@ -46,8 +46,9 @@ typedef struct aq_credit {
     _Atomic uint32_t references;
     _Atomic uint64_t owed;    /* bytes */
     _Atomic uint64_t streams; /* streams of the peer that are over on this side too: it may open as many new ones */
-    _Atomic uint32_t accepted; /* sockets that came from public listeners, as long as anything is left of their streams */
-    uint64_t threshold;       /* immutable, as are the next two: owed bytes of which the engine should hear */
+    _Atomic uint32_t
+        accepted;       /* sockets that came from public listeners, as long as anything is left of their streams */
+    uint64_t threshold; /* immutable, as are the next two: owed bytes of which the engine should hear */
     aq_id connection;
     aq_ready *ready;
 } aq_credit;

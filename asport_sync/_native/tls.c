@@ -22,14 +22,14 @@
     "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:"                          \
     "-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:%DISABLE_TLS13_COMPAT_MODE"
 
-#define ALPN_MOST 8           /* GnuTLS silently forgets the protocols after the eighth */
-#define ALERT_NO_ALPN 120     /* no_application_protocol, RFC 7301 section 3.2 */
-#define EXPORTER_LABEL_MAX 63 /* bytes; GnuTLS refuses longer labels */
-#define SERVER_NAME_MAX 253   /* characters of a DNS name, RFC 1035 section 2.3.4 */
-#define RANDOM_SIZE 32        /* bytes of a client random, RFC 8446 section 4.1.2 */
-#define SECRET_MAX 64         /* bytes of a traffic secret: the longest hash of TLS is SHA-512 */
-#define KEYLOG_LABEL_MAX 64   /* characters; the longest label in use has 31 */
-#define PROBLEM_LENGTH 512    /* bytes kept of the reason why a certificate was refused */
+#define ALPN_MOST 8                        /* GnuTLS silently forgets the protocols after the eighth */
+#define ALERT_NO_ALPN 120                  /* no_application_protocol, RFC 7301 section 3.2 */
+#define EXPORTER_LABEL_MAX 63              /* bytes; GnuTLS refuses longer labels */
+#define SERVER_NAME_MAX 253                /* characters of a DNS name, RFC 1035 section 2.3.4 */
+#define RANDOM_SIZE 32                     /* bytes of a client random, RFC 8446 section 4.1.2 */
+#define SECRET_MAX 64                      /* bytes of a traffic secret: the longest hash of TLS is SHA-512 */
+#define KEYLOG_LABEL_MAX 64                /* characters; the longest label in use has 31 */
+#define PROBLEM_LENGTH 512                 /* bytes kept of the reason why a certificate was refused */
 #define LONGEST_CLIENT_MESSAGE (16 * 1024) /* bytes of a handshake message; a ClientHello may hold large key shares */
 #define INPUT_MOST                                                                                                     \
     (16 << 20) /* bytes of certificates or a key: far beyond any real one, and safe in GnuTLS's unsigned int */

@@ -83,9 +83,9 @@ class Authenticator:
 class FailureDelay:
     """How long those wait for their answer who fail to authenticate again and again. One thread.
 
-    A source may fail a number of times at once; of what it fails beyond, it hears late. Together with the engine's limit
-    of clients of one source that are not admitted yet, this bounds how many passwords it can try. Who authenticates is
-    never held up, so clients behind the same address as the one that guesses come in as ever.
+    A source may fail a number of times at once; of what it fails beyond, it hears late. Together with the engine's
+    limit of clients of one source that are not admitted yet, this bounds how many passwords it can try. Who
+    authenticates is never held up, so clients behind the same address as the one that guesses come in as ever.
 
     Args:
         clock: Monotonic time in seconds.
@@ -118,8 +118,7 @@ class FailureDelay:
 
 
 def source_of(ip: str) -> str:
-    """What limits count as one source: an IPv4 address, or a /64 of IPv6, which is what one subscriber has at the least
-    (RFC 6177)."""
+    """What limits count as one source: an IPv4 address, or a /64 of IPv6, the least that a subscriber has (RFC 6177)."""
     address = ipaddress.ip_address(ip.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)

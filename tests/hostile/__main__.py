@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.hostile.floods import FLOODS
-from tests.hostile.measure import Result, measure, scene
+from tests.hostile.measure import FULL, QUICK, Result, measure, scene
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN = "<!-- hostile: written by make faults -->"
@@ -50,8 +50,8 @@ _SHOWN = (
 def table(results: Sequence[Result]) -> str:
     """The results in Markdown."""
     lines = [
-        "| flood | rate | CPU of the server for each, µs | memory, MiB: before, most, after | throughput | round trip, µs "
-        "| join, ms | sent/received |",
+        "| flood | rate | µs of CPU each | MiB: before, most, after | throughput | round trip, µs | join, ms "
+        "| sent / received |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for result in results:
@@ -60,7 +60,7 @@ def table(results: Sequence[Result]) -> str:
         amplification = "" if cost.amplification is None else f"{cost.amplification:.2f}"
         lines.append(
             f"| {result.flood.title} | {result.flood.rate} | {cost.microseconds:.1f} | {memory} "
-            f"| {during.gigabits:.2f} of {without.gigabits:.2f} Gbit/s: {result.share:.2f} "
+            f"| {result.share:.2f} of {without.gigabits:.2f} Gbit/s "
             f"| {without.round_trip:.0f} -> {during.round_trip:.0f} "
             f"| {without.join * 1e3:.0f} -> {during.join * 1e3:.0f} | {amplification} |"
         )
@@ -111,17 +111,13 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help=f"put the table into {PAGE.name}")
     arguments = parser.parse_args()
     results = []
-    effort = (
-        {"rounds": 1, "seconds": 1.0, "cost_seconds": 1.0, "settle": 1.0}
-        if arguments.quick
-        else {"rounds": 3, "seconds": 2.0, "cost_seconds": 5.0, "settle": 11.0}
-    )
+    effort = QUICK if arguments.quick else FULL
     for flood in FLOODS:
         if arguments.only and flood.name not in arguments.only:
             continue
         # Each meets a fresh server, so that one's memory is not another's.
         with scene() as place:
-            results.append(measure(place, flood, **effort))
+            results.append(measure(place, flood, effort))
         print(f"{flood.name}: {counters(results[-1])}", file=sys.stderr, flush=True)
     text = f"{os.cpu_count()} processors for flood, server, client and load together.\n\n{report(results)}"
     print(text)

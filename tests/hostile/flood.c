@@ -83,7 +83,8 @@ static void load_payloads(const char *path, size_t size)
     payload_size = size;
     payload_count = size == 0 ? 1 : (size_t)status.st_size / size;
     payloads = malloc(payload_count * size + 1);
-    if (payload_count == 0 || payloads == NULL || fread(payloads, 1, payload_count * size, file) != payload_count * size)
+    if (payload_count == 0 || payloads == NULL ||
+        fread(payloads, 1, payload_count * size, file) != payload_count * size)
         fail(path);
     fclose(file);
 }
@@ -105,7 +106,8 @@ static void drain(int fd)
     }
 }
 
-/* ---- datagrams from made-up addresses ----------------------------------------------------------------------------- */
+/* ---- datagrams from made-up addresses -----------------------------------------------------------------------------
+ */
 
 static void send_burst(int fd, unsigned count, int one_source)
 {
@@ -119,7 +121,8 @@ static void send_burst(int fd, unsigned count, int one_source)
     memset(messages, 0, sizeof(messages));
     memset(controls, 0, sizeof(controls));
     for (unsigned i = 0; i < count; i++) {
-        struct in_pktinfo source = {.ipi_spec_dst = one_source ? (struct in_addr){htonl(0x7f000002)} : random_address()};
+        struct in_pktinfo source = {.ipi_spec_dst =
+                                        one_source ? (struct in_addr){htonl(0x7f000002)} : random_address()};
         struct cmsghdr *header = &controls[i].header;
         vectors[i] = (struct iovec){next_payload(), payload_size};
         messages[i].msg_hdr = (struct msghdr){.msg_name = &target,
@@ -273,7 +276,6 @@ int main(int argc, char **argv)
     printf("{\"sent\": %llu, \"bytes\": %llu, \"failed\": %llu, \"answers\": %llu, \"answer_bytes\": %llu, "
            "\"seconds\": %.3f}\n",
            (unsigned long long)result.sent, (unsigned long long)result.bytes, (unsigned long long)result.failed,
-           (unsigned long long)result.answers, (unsigned long long)result.answer_bytes,
-           (double)(now() - began) * 1e-9);
+           (unsigned long long)result.answers, (unsigned long long)result.answer_bytes, (double)(now() - began) * 1e-9);
     return 0;
 }

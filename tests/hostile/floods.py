@@ -47,13 +47,15 @@ class Flood:
         title: What it is, for the table.
         rate: How much a second, in words.
         argv: The command that runs it for so many seconds.
-        quic: It goes to the QUIC port, so that what comes back can be held against it.
+        unit: What is counted of it: a counter of the server, or "tried" of what it says itself.
+    quic: It goes to the QUIC port, so that what comes back can be held against it.
     """
 
     name: str
     title: str
     rate: str
     argv: Callable[[Target, float], list[str]]
+    unit: str = "quic_datagrams_received"
     quic: bool = True
 
 
@@ -95,10 +97,10 @@ def _bytes_of(size: int) -> list[bytes]:
 
 
 @functools.cache
-def _file(directory: Path, make: Callable[[], Sequence[bytes]], name: str) -> tuple[str, str]:
+def _file(directory: Path, make: Callable[[], Sequence[bytes]]) -> tuple[str, str]:
     """Write payloads and return the file and their size, as the program wants them."""
     payloads = make()
-    path = directory / name
+    path = directory / f"{make.__name__}.bin"
     path.write_bytes(b"".join(payloads))
     return str(path), str(len(payloads[0]))
 
@@ -108,7 +110,7 @@ def _file(directory: Path, make: Callable[[], Sequence[bytes]], name: str) -> tu
 
 def _udp(make: Callable[[], Sequence[bytes]], rate: int, sources: str = "many") -> Callable[[Target, float], list[str]]:
     def argv(target: Target, seconds: float) -> list[str]:
-        file, size = _file(target.directory, make, f"{make.__name__}.bin")
+        file, size = _file(target.directory, make)
         count = str(int(seconds * rate))
         return [str(flood_program()), "udp", str(target.quic), str(seconds), count, str(rate), file, size, sources]
 
@@ -129,7 +131,7 @@ def _payload() -> list[bytes]:
 
 def _ports(rate: int) -> Callable[[Target, float], list[str]]:
     def argv(target: Target, seconds: float) -> list[str]:
-        file, size = _file(target.directory, _payload, "payload.bin")
+        file, size = _file(target.directory, _payload)
         count = str(int(seconds * rate))
         return [str(flood_program()), "ports", str(target.public), str(seconds), count, str(rate), file, size, "1024"]
 
@@ -144,30 +146,80 @@ def _tcp(how: str, rate: int, most: int) -> Callable[[Target, float], list[str]]
     return argv
 
 
-def _strangers(kind: str, most: int, sources: int) -> Callable[[Target, float], list[str]]:
+def _strangers(kind: str, most: int, rate: int, sources: int) -> Callable[[Target, float], list[str]]:
     def argv(target: Target, seconds: float) -> list[str]:
         command = [sys.executable, "-m", "tests.hostile.strangers", kind, str(target.quic)]
-        return [*command, str(seconds), str(most), str(sources)]
+        return [*command, str(seconds), str(most), str(rate), str(sources)]
 
     return argv
 
 
+_HANDSHAKES = 300  # a second; the attacker's half of each costs about as much as the server's
+
 FLOODS = (
     Flood("initials", "Initials from made-up addresses", "20,000/s", _udp(_initials, 20_000)),
     Flood("initials-few", "the same, too few for Retry", "10/s", _udp(_initials, 10)),
-    Flood("silent", "handshakes from one address, then silence", "as fast as it can", _strangers("silent", 10**6, 1)),
     Flood(
-        "silent-many", "handshakes from 64 addresses, then silence", "as fast as it can", _strangers("silent", 10**6, 64)
+        "silent",
+        "handshakes from one address, then silence",
+        "300/s",
+        _strangers("silent", 10**6, _HANDSHAKES, 1),
+        unit="tried",
     ),
-    Flood("leave", "handshakes, closed at once", "as fast as it can", _strangers("leave", 10**6, 4)),
-    Flood("datagrams", "DATAGRAMs before ClientHello, 8 connections", "5,000/s each", _strangers("datagrams", 8, 1)),
-    Flood("streams", "endless streams before ClientHello, 200 connections", "at once", _strangers("streams", 200, 4)),
-    Flood("commands", "wrong commands before ClientHello", "as fast as it can", _strangers("commands", 10**6, 4)),
+    Flood(
+        "silent-many",
+        "handshakes from 64 addresses, then silence",
+        "300/s",
+        _strangers("silent", 10**6, _HANDSHAKES, 64),
+        unit="tried",
+    ),
+    Flood("leave", "handshakes, closed at once", "300/s", _strangers("leave", 10**6, _HANDSHAKES, 4), unit="tried"),
+    Flood(
+        "commands",
+        "wrong commands before ClientHello",
+        "300/s",
+        _strangers("commands", 10**6, _HANDSHAKES, 4),
+        unit="tried",
+    ),
+    Flood(
+        "datagrams",
+        "DATAGRAMs before ClientHello",
+        "8/s, each with 5,000/s",
+        _strangers("datagrams", 10**6, 8, 1),
+    ),
+    Flood(
+        "streams",
+        "endless streams before ClientHello",
+        "40/s, each with 16 of 60 kB",
+        _strangers("streams", 10**6, 40, 1),
+        unit="tried",
+    ),
     Flood("short", "packets of no connection, 60 bytes", "20,000/s", _udp(_short_header, 20_000)),
     Flood("version", "Initials of an unknown version", "20,000/s", _udp(_unknown_version, 20_000)),
     Flood("tiny", "datagrams of 1 byte", "20,000/s", _udp(_tiny, 20_000)),
     Flood("empty", "datagrams of 0 bytes", "20,000/s", _udp(_nothing, 20_000)),
-    Flood("tcp-silent", "public port: silent connections, 8,000", "2,000/s", _tcp("hold", 2_000, 8_000), quic=False),
-    Flood("tcp-close", "public port: connections closed at once", "2,000/s", _tcp("close", 2_000, 10**6), quic=False),
-    Flood("udp-ports", "public port: UDP from 64,512 ports of one address", "20,000/s", _ports(20_000), quic=False),
+    Flood(
+        "tcp-silent",
+        "public port: silent connections, 8,000",
+        "2,000/s",
+        _tcp("hold", 2_000, 8_000),
+        unit="tcp_accepted",
+        quic=False,
+    ),
+    Flood(
+        "tcp-close",
+        "public port: connections closed at once",
+        "2,000/s",
+        _tcp("close", 2_000, 10**6),
+        unit="tcp_accepted",
+        quic=False,
+    ),
+    Flood(
+        "udp-ports",
+        "public port: UDP from 64,512 ports of one address",
+        "20,000/s",
+        _ports(20_000),
+        unit="udp_received",
+        quic=False,
+    ),
 )

@@ -70,7 +70,7 @@ def _keys(dcid: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def _mask(key: bytes, sample: bytes) -> bytes:
-    return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(sample)  # noqa: S305
+    return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(sample)
 
 
 def _nonce(iv: bytes, number: int) -> bytes:
@@ -85,9 +85,9 @@ def _open(packet: bytes) -> tuple[bytes, bytes]:
     at += 1 + len(scid)
     assert packet[at] == 0, "a first flight has no token"
     at += 1
-    assert packet[at] >> 6 == 1, "a length of two bytes"
-    length = int.from_bytes(packet[at : at + 2], "big") & 0x3FFF
-    at += 2
+    width = 1 << (packet[at] >> 6)  # a variable-length integer, RFC 9000 section 16
+    length = int.from_bytes(packet[at : at + width], "big") & ((1 << (8 * width - 2)) - 1)
+    at += width
     key, iv, protection = _keys(dcid)
     mask = _mask(protection, packet[at + 4 : at + 20])
     first = packet[0] ^ (mask[0] & 0x0F)

@@ -24,7 +24,6 @@ from tests.support.services import Address
 
 _CPUCLOCK_SCHED = 2  # linux/posix-timers.h
 _LOOK_PERIOD = 0.02  # seconds between looks at the memory
-_SETTLE = 11.0  # seconds until half-open connections, and those that close, are gone
 _WARM_UP = 0.7  # seconds that a flood runs before the honest client is looked at
 _JOIN_LIMIT = 20.0  # seconds that an honest client gets to join
 
@@ -69,8 +68,7 @@ class Cost:
     """What a flood alone does to the server; the honest client is idle.
 
     Attributes:
-        sent: What the flood says of itself.
-        packets: Datagrams or connections that the server took.
+        units: Datagrams or connections that the server took.
         microseconds: Processor time of the server for each.
         before: Resident bytes.
         peak: The most, likewise.
@@ -79,8 +77,7 @@ class Cost:
         counters: Those that grew.
     """
 
-    sent: dict[str, float]
-    packets: int
+    units: int
     microseconds: float
     before: int
     peak: int
@@ -100,15 +97,42 @@ class Honest:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
+    """All of one flood.
+
+    Attributes:
+        flood: Which.
+        cost: What it does to the server.
+        without: The honest client without it.
+        during: The honest client meanwhile.
+        share: Throughput during the flood by throughput just before it; the median of the rounds.
+    """
+
     flood: Flood
     cost: Cost
     without: Honest
     during: Honest
+    share: float
 
-    @property
-    def share(self) -> float:
-        """Throughput during the flood by throughput without."""
-        return self.during.gigabits / self.without.gigabits
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How long it takes.
+
+    Attributes:
+        rounds: Looks at the honest client, with and without the flood.
+        seconds: Of each look.
+        cost_seconds: For which the flood runs alone.
+        settle: Seconds until half-open connections, and those that close, are gone.
+    """
+
+    rounds: int
+    seconds: float
+    cost_seconds: float
+    settle: float
+
+
+QUICK = Effort(rounds=1, seconds=0.6, cost_seconds=1.0, settle=1.0)
+FULL = Effort(rounds=9, seconds=0.8, cost_seconds=5.0, settle=11.0)
 
 
 @contextlib.contextmanager
@@ -152,7 +176,7 @@ def server_process(path: Path, options: dict[str, object], prefix: Sequence[str]
         process.stdin.close()
 
 
-def cost_of(place: Scene, flood: Flood, seconds: float, settle: float = _SETTLE) -> Cost:
+def cost_of(place: Scene, flood: Flood, seconds: float, settle: float) -> Cost:
     """Run a flood alone."""
     server = place.server
     before, cpu, memory = server.stats(), server.cpu_seconds(), server.memory()
@@ -166,42 +190,35 @@ def cost_of(place: Scene, flood: Flood, seconds: float, settle: float = _SETTLE)
     time.sleep(settle)
     after = server.stats()
     grown = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
+    units = int(sent["tried"] if flood.unit == "tried" else grown.get(flood.unit, 0))
+    amplification = None
     if flood.quic:
-        packets = grown.get("quic_datagrams_received", 0)
         amplification = grown.get("quic_bytes_sent", 0) / max(1, grown.get("quic_bytes_received", 0))
-    else:
-        packets = max(grown.get("tcp_accepted", 0), grown.get("udp_received", 0))
-        amplification = None
-    return Cost(
-        sent, packets, cpu * 1e6 / max(1, packets), memory, peak, server.memory(), amplification, grown
-    )
+    return Cost(units, cpu * 1e6 / max(1, units), memory, peak, server.memory(), amplification, grown)
 
 
-def honest(place: Scene, flood: Flood, rounds: int, seconds: float) -> tuple[Honest, Honest]:
-    """What the honest client has without the flood and with it, in turns."""
-    found: tuple[list[Honest], list[Honest]] = ([], [])
-    for _ in range(rounds):
-        found[0].append(_look(place, seconds))
-        process = run(flood, place.target, _WARM_UP + 2 * seconds + 4.0)
-        time.sleep(_WARM_UP)
-        found[1].append(_look(place, seconds))
-        process.terminate()
-        process.communicate(timeout=30)
-    return _medians(found[0]), _medians(found[1])
+def measure(place: Scene, flood: Flood, effort: Effort) -> Result:
+    """All of one flood; the looks at the honest client with it and without it take turns, for the machine has others."""
+    cost = cost_of(place, flood, effort.cost_seconds, effort.settle)
+    without, during = [], []
+    for _ in range(effort.rounds):
+        without.append(_look(place, effort.seconds))
+        process = run(flood, place.target, _WARM_UP + 3 * effort.seconds + _JOIN_LIMIT)
+        try:
+            time.sleep(_WARM_UP)
+            during.append(_look(place, effort.seconds))
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+    share = statistics.median(after.gigabits / before.gigabits for before, after in zip(without, during, strict=True))
+    return Result(flood, cost, _medians(without), _medians(during), share)
 
 
 def _look(place: Scene, seconds: float) -> Honest:
-    transfer = bulk(place.public, direction="down", streams=1, seconds=seconds, warmup=0.3)
+    transfer = bulk(place.public, direction="down", streams=1, seconds=seconds, warmup=0.2)
     round_trips = ping(place.public, seconds=seconds / 2, interval_us=1000)
     return Honest(transfer.gigabits_per_second, round_trips.p50_us, place.join())
 
 
 def _medians(found: list[Honest]) -> Honest:
     return Honest(*(statistics.median(values) for values in zip(*map(dataclasses.astuple, found), strict=True)))
-
-
-def measure(place: Scene, flood: Flood, *, rounds: int, seconds: float, cost_seconds: float, settle: float) -> Result:
-    """All of one flood."""
-    cost = cost_of(place, flood, cost_seconds, settle)
-    without, during = honest(place, flood, rounds, seconds)
-    return Result(flood, cost, without, during)

@@ -1,7 +1,7 @@
 """Clients that get through the QUIC handshake and then do everything but join.
 
-``python -m tests.hostile.strangers KIND PORT SECONDS COUNT SOURCES`` runs one kind of them from as many addresses
-127.9.0.1, 127.9.0.2 ... and prints what became of them.
+``python -m tests.hostile.strangers KIND PORT SECONDS COUNT RATE SOURCES`` runs one kind of them, at most RATE a second,
+from as many addresses 127.9.0.1, 127.9.0.2 ... and prints what became of them.
 """
 
 from __future__ import annotations
@@ -129,9 +129,7 @@ class Strangers:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind((source, 0))
             try:
-                self._engine.connect(
-                    sock, self._credentials, _TRANSPORT, remote=self._server, server_name="localhost"
-                )
+                self._engine.connect(sock, self._credentials, _TRANSPORT, remote=self._server, server_name="localhost")
             except EngineError:
                 self._places.release()
         return True
@@ -172,11 +170,15 @@ def strangers(server: tuple[str, int], kind: str, sources: int = 1) -> Iterator[
 
 
 def main() -> None:
-    kind, port, seconds, count, sources = sys.argv[1], *map(float, sys.argv[2:])
-    until = time.monotonic() + seconds
+    kind, port, seconds, count, rate, sources = sys.argv[1], *map(float, sys.argv[2:])
     with strangers(("127.0.0.1", int(port)), kind, int(sources)) as crowd:
+        began = time.monotonic()
+        until = began + seconds
         while time.monotonic() < until and crowd.outcome.tried < count:
-            crowd.begin()
+            if crowd.outcome.tried < (time.monotonic() - began) * rate:
+                crowd.begin()
+            else:
+                time.sleep(0.001)
         time.sleep(max(0.0, until - time.monotonic()))
         print(json.dumps(dataclasses.asdict(crowd.outcome)))
 

@@ -1,5 +1,6 @@
 """Small floods: what the server lets strangers have, that it counts what it does not, and that a client of it notices
-nothing. The large ones are measured by ``python -m tests.hostile``."""
+nothing. The large ones are measured by ``python -m tests.hostile``.
+"""
 
 from __future__ import annotations
 
@@ -171,9 +172,7 @@ def test_what_is_too_short_is_dropped_and_counted(crowd: Tunnel, tmp_path: Path,
     assert said["answers"] == 0
 
 
-def test_silent_connections_to_one_port_leave_half_of_the_descriptors(
-    certificate: Certificate, tmp_path: Path
-) -> None:
+def test_silent_connections_to_one_port_leave_half_of_the_descriptors(certificate: Certificate, tmp_path: Path) -> None:
     options = server_options(certificate)
     limit = ["/bin/sh", "-c", 'ulimit -n 100 && exec "$@"', "sh"]
     flood = BY_NAME["tcp-silent"]
@@ -191,10 +190,8 @@ def test_silent_connections_to_one_port_leave_half_of_the_descriptors(
 
 def test_ports_of_one_address_leave_associations_to_others(certificate: Certificate, tmp_path: Path) -> None:
     with both_echoes() as (service, datagrams), tunnel(certificate, service.address) as crowd:
-        with flooded(BY_NAME["udp-ports"], target_of(crowd, tmp_path), 0.4) as process:
-            said = finish(process)
-        assert said["sent"] > 4096, "more than a client has associations for"
-        wait_for_counter(crowd.client, "udp_flows_refused_share", 1)
+        with flooded(BY_NAME["udp-ports"], target_of(crowd, tmp_path), 60.0):
+            wait_for_counter(crowd.client, "udp_flows_refused_share", 1)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
             other.settimeout(0.5)
 
