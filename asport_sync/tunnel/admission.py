@@ -118,7 +118,7 @@ class FailureDelay:
 
 
 def source_of(ip: str) -> str:
-    """What limits count as one source: an IPv4 address, or a /64 of IPv6, the least that a subscriber has (RFC 6177)."""
+    """What limits count as one source: an IPv4 address, or a /64 of IPv6, a subscriber's least (RFC 6177)."""
     address = ipaddress.ip_address(ip.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)

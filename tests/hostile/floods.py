@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.hostile.build import flood_program
@@ -68,7 +68,7 @@ def finish(process: subprocess.Popen[str]) -> dict[str, float]:
     """Wait for the end of a flood and return what it says."""
     output, _ = process.communicate(timeout=120)
     if process.returncode != 0:
-        raise RuntimeError(f"status {process.returncode} from {process.args}")
+        raise RuntimeError(f"status {process.returncode} from {process.args!r}")
     answer: dict[str, float] = json.loads(output)
     return answer
 
@@ -97,7 +97,7 @@ def _bytes_of(size: int) -> list[bytes]:
 
 
 @functools.cache
-def _file(directory: Path, make: Callable[[], Sequence[bytes]]) -> tuple[str, str]:
+def _file(directory: Path, make: Callable[[], list[bytes]]) -> tuple[str, str]:
     """Write payloads and return the file and their size, as the program wants them."""
     payloads = make()
     path = directory / f"{make.__name__}.bin"
@@ -108,11 +108,11 @@ def _file(directory: Path, make: Callable[[], Sequence[bytes]]) -> tuple[str, st
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def _udp(make: Callable[[], Sequence[bytes]], rate: int, sources: str = "many") -> Callable[[Target, float], list[str]]:
+def _udp(make: Callable[[], list[bytes]], rate: int) -> Callable[[Target, float], list[str]]:
     def argv(target: Target, seconds: float) -> list[str]:
         file, size = _file(target.directory, make)
         count = str(int(seconds * rate))
-        return [str(flood_program()), "udp", str(target.quic), str(seconds), count, str(rate), file, size, sources]
+        return [str(flood_program()), "udp", str(target.quic), str(seconds), count, str(rate), file, size, "many"]
 
     return argv
 

@@ -198,7 +198,7 @@ def cost_of(place: Scene, flood: Flood, seconds: float, settle: float) -> Cost:
 
 
 def measure(place: Scene, flood: Flood, effort: Effort) -> Result:
-    """All of one flood; the looks at the honest client with it and without it take turns, for the machine has others."""
+    """All of one flood. The looks at the honest client with it and without it take turns."""
     cost = cost_of(place, flood, effort.cost_seconds, effort.settle)
     without, during = [], []
     for _ in range(effort.rounds):
