@@ -58,8 +58,7 @@ aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *c
         aq_map_destroy(&endpoint->routes);
         goto fail;
     }
-    aq_random(endpoint->token_keys, sizeof(endpoint->token_keys));
-    endpoint->token_key_since = aq_now();
+    aq_rotating_key_init(&endpoint->token_key, TOKEN_KEY_LIFETIME, aq_now());
     endpoint->host = host;
     endpoint->is_server = endpoint->accepting = remote == NULL;
     endpoint->fd = fd;
@@ -277,26 +276,16 @@ static uint64_t time_of_day(void)
     return (uint64_t)now.tv_sec * AQ_NSEC_PER_SEC + (uint64_t)now.tv_nsec;
 }
 
-/* Keys of Retry tokens, the current one and the one before; made anew when they are due. */
-static const uint8_t *token_key(aq_endpoint *endpoint, int before, uint64_t now)
-{
-    if (now - endpoint->token_key_since >= TOKEN_KEY_LIFETIME) {
-        memcpy(endpoint->token_keys[1], endpoint->token_keys[0], sizeof(endpoint->token_keys[0]));
-        aq_random(endpoint->token_keys[0], sizeof(endpoint->token_keys[0]));
-        endpoint->token_key_since = now;
-    }
-    return endpoint->token_keys[before];
-}
-
 static void send_retry(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header)
 {
     uint8_t token[NGTCP2_CRYPTO_MAX_RETRY_TOKENLEN2], out[NGTCP2_MAX_UDP_PAYLOAD_SIZE];
     ngtcp2_cid scid;
     ngtcp2_ssize token_length, length;
     scid.datalen = AQ_SCID_LENGTH;
-    aq_random(scid.data, scid.datalen);
+    if (gnutls_rnd(GNUTLS_RND_NONCE, scid.data, scid.datalen) != 0) /* without a system call */
+        return;
     token_length = ngtcp2_crypto_generate_retry_token2(
-        token, token_key(endpoint, 0, packet->now), sizeof(endpoint->token_keys[0]), header->version,
+        token, aq_rotating_key_get(&endpoint->token_key, 0, packet->now), AQ_ROTATING_KEY_LENGTH, header->version,
         &packet->remote->sa, (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &scid, &header->dcid, time_of_day());
     if (token_length < 0)
         return;
@@ -315,10 +304,11 @@ static int check_token(aq_endpoint *endpoint, const arrival *packet, const ngtcp
     if (header->tokenlen == 0 || header->token[0] != NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2)
         return 0;
     for (int before = 0; before < 2; before++) {
-        if (ngtcp2_crypto_verify_retry_token2(
-                original, header->token, header->tokenlen, token_key(endpoint, before, packet->now),
-                sizeof(endpoint->token_keys[0]), header->version, &packet->remote->sa,
-                (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &header->dcid, RETRY_LIFETIME, time_of_day()) == 0)
+        if (ngtcp2_crypto_verify_retry_token2(original, header->token, header->tokenlen,
+                                              aq_rotating_key_get(&endpoint->token_key, before, packet->now),
+                                              AQ_ROTATING_KEY_LENGTH, header->version, &packet->remote->sa,
+                                              (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &header->dcid,
+                                              RETRY_LIFETIME, time_of_day()) == 0)
             return 1;
     }
     aq_count(endpoint->host->counters, AQ_C_retry_tokens_invalid, 1);

@@ -8,6 +8,7 @@
 #include "aq.h"
 #include "conn.h"
 #include "map.h"
+#include "rotation.h"
 #include "source.h"
 
 /* What strangers are answered without a connection. Each has its own limit, so that none can use up another's. */
@@ -25,8 +26,7 @@ typedef struct aq_endpoint {
     aq_credentials *credentials;
     aq_transport_options options;
     uint8_t reset_key[32];
-    uint8_t token_keys[2][32]; /* of Retry tokens: the current one, and the one before */
-    uint64_t token_key_since;  /* when the current one was made */
+    aq_rotating_key token_key; /* of Retry tokens */
     uint32_t retry_threshold, max_half_open, max_half_open_per_source, max_connections;
     uint32_t half_open; /* connections whose client is not admitted; also those that are closing without having been */
     uint32_t connections;
