@@ -295,6 +295,7 @@ aq_engine *aq_engine_new(void)
     engine->host.streams.ready = &engine->ready;
     engine->host.streams.counters = &engine->counters;
     engine->host.streams.pool = &engine->pool;
+    engine->host.idle = &engine->idle;
     engine->host.interactive_at = &engine->interactive_at;
     engine->host.engine = engine;
     aq_engine_host_functions(&engine->host);

@@ -153,10 +153,12 @@ typedef struct {
     int32_t fd; /* bound UDP socket; duplicated, the caller closes its own */
     aq_id credentials;
     aq_transport_options transport;
-    uint8_t reset_key[32];    /* key of stateless reset tokens; the same after a restart lets old peers learn at once */
+    uint8_t reset_key[32]; /* key of stateless reset tokens; the same after a restart lets old peers learn at once */
+    /* Half-open is a connection whose client is not admitted yet. */
     uint32_t retry_threshold; /* half-open connections from which on every client must prove its address by Retry */
     uint32_t max_half_open;   /* half-open connections; further ones are refused */
-    uint32_t max_connections; /* connections in all; further ones are refused */
+    uint32_t max_half_open_per_source; /* the same of one IPv4 address or IPv6 /64, as far as validated */
+    uint32_t max_connections;          /* connections in all; further ones are refused */
 } aq_listen_options;
 
 typedef struct {

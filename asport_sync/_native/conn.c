@@ -9,20 +9,34 @@
 /* Closing and draining last three PTO (RFC 9000 section 10.2), and no less than this. */
 #define KEEP_LEAST (100 * AQ_NSEC_PER_MSEC)
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
+/* A client that was never admitted decides itself how slow its path looks; its place is needed for others. */
+#define KEEP_MOST_HALF_OPEN AQ_NSEC_PER_SEC
 /* After the last command is acknowledged, before the close: acknowledged is what the peer's QUIC layer has, not what
  * its program has read, and some layers drop unread bytes when they see a close. */
 #define LINGER_GRACE (300 * AQ_NSEC_PER_MSEC)
 
 /* ---- events -------------------------------------------------------------------------------------------------- */
 
+/* Whether Python is spared an event of a kind that a peer can cause without end. A server may well end thousands of
+ * associations at once; what Python can't keep up with is dropped, and made up for by idle timers. A client that is not
+ * admitted must not fill the queue for those that are: its first word counts, and whatever it says besides is the end
+ * of it. */
+static int is_too_much(aq_conn *conn, const aq_event *event)
+{
+    if (event->type != AQ_EVENT_COMMAND && event->type != AQ_EVENT_VIOLATION && event->type != AQ_EVENT_FLOW_WANTED)
+        return 0;
+    if (!conn->admitted && conn->events_before_admission >= AQ_EVENTS_BEFORE_ADMISSION)
+        return 1;
+    if (!conn->admitted)
+        conn->events_before_admission++;
+    return aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
+}
+
 int aq_conn_post(aq_conn *conn, aq_event *event)
 {
     event->connection = conn->id;
     event->endpoint = conn->endpoint_id;
-    /* The only events that a peer can cause without end. A server may well end thousands of associations at once; what
-     * Python can't keep up with is dropped, and made up for by idle timers. */
-    if ((event->type == AQ_EVENT_COMMAND || event->type == AQ_EVENT_VIOLATION || event->type == AQ_EVENT_FLOW_WANTED) &&
-        aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING) {
+    if (is_too_much(conn, event)) {
         aq_count(conn->host->counters, AQ_C_events_dropped, 1);
         return 0;
     }
@@ -32,9 +46,8 @@ int aq_conn_post(aq_conn *conn, aq_event *event)
 
 static void leave_half_open(aq_conn *conn)
 {
-    if (conn->half_open != NULL)
-        --*conn->half_open;
-    conn->half_open = NULL;
+    if (conn->half_open)
+        conn->host->leave_half_open(conn);
 }
 
 static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, size_t length)
@@ -154,11 +167,11 @@ static void enter_end(aq_conn *conn, enum aq_conn_state state, enum aq_close_cau
                       const char *reason, size_t length, uint64_t now)
 {
     uint64_t keep = 3 * ngtcp2_conn_get_pto(conn->quic);
+    uint64_t most = conn->half_open ? KEEP_MOST_HALF_OPEN : KEEP_MOST;
     if (keep < KEEP_LEAST)
         keep = KEEP_LEAST;
-    if (keep > KEEP_MOST)
-        keep = KEEP_MOST;
-    leave_half_open(conn);
+    if (keep > most)
+        keep = most;
     if (!conn->handshake_done)
         aq_count(conn->host->counters, AQ_C_handshakes_failed, 1);
     aq_count(conn->host->counters, AQ_C_connections_closed, 1);
@@ -243,7 +256,8 @@ static void handshake_finished(aq_conn *conn, uint64_t now)
     int alert = aq_tls_session_check(conn->tls);
     const char *problem = aq_tls_session_certificate_problem(conn->tls);
     conn->state = AQ_CONN_OPEN;
-    leave_half_open(conn);
+    if (conn->half_open)
+        conn->host->validated(conn);
     if (alert != 0) {
         if (problem[0] != '\0')
             aq_conn_close(conn, AQ_CLOSE_CERTIFICATE, (uint64_t)alert, problem, now);
@@ -285,6 +299,11 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
     if (conn->quic == NULL) {
         answer_late(conn, local, remote, length);
         return AQ_READ_OK;
+    }
+    if (conn->half_open && conn->packets_received >= AQ_PACKETS_BEFORE_ADMISSION) {
+        aq_count(conn->host->counters, AQ_C_connections_flooding, 1);
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "too many packets before admission", now);
+        return AQ_READ_OVER;
     }
     conn->now = now;
     ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
@@ -452,9 +471,14 @@ int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp)
 {
     conn->carrier = carrier;
     conn->udp_allowed = udp;
-    if (conn->is_server && !conn->admitted && conn->options.max_streams_uni > AQ_STREAMS_BEFORE_ADMISSION)
-        ngtcp2_conn_extend_max_streams_uni(conn->quic, conn->options.max_streams_uni - AQ_STREAMS_BEFORE_ADMISSION);
+    if (conn->is_server && !conn->admitted) {
+        if (conn->options.max_streams_uni > AQ_STREAMS_BEFORE_ADMISSION)
+            ngtcp2_conn_extend_max_streams_uni(conn->quic, conn->options.max_streams_uni - AQ_STREAMS_BEFORE_ADMISSION);
+        ngtcp2_conn_extend_max_offset(conn->quic, conn->options.connection_window - AQ_WINDOW_BEFORE_ADMISSION +
+                                                      conn->bytes_before_admission);
+    }
     conn->admitted = 1;
+    leave_half_open(conn);
     conn->host->touch(conn->host->engine, conn);
     return AQ_OK;
 }

@@ -40,6 +40,14 @@
 #define AQ_STREAM_TURN 4
 /* Unidirectional streams that a client may hold open before it is admitted: ClientHello needs one. */
 #define AQ_STREAMS_BEFORE_ADMISSION 4
+/* Flow-control window of a client's connection before it is admitted, bytes; a ClientHello has less than 64. */
+#define AQ_WINDOW_BEFORE_ADMISSION (16U * 1024U)
+/* Commands and violations of a client of which Python hears before it is admitted: a ClientHello and, for clients that
+ * say more with it than they should, the first few that show it. */
+#define AQ_EVENTS_BEFORE_ADMISSION 4
+/* Packets of a client before it is admitted; beyond, it is cut off. A handshake takes about ten on either side, with
+ * losses and probes of the path three times as many; after a refusal it may go on with heartbeats for a while. */
+#define AQ_PACKETS_BEFORE_ADMISSION 512
 /* Flow-control window of a unidirectional stream: the largest Packet with its header, and room to spare. */
 #define AQ_UNI_WINDOW (128U * 1024)
 
@@ -58,6 +66,7 @@ typedef struct aq_conn_host {
     aq_udp_out *udp_out;
     uint8_t *train; /* buffer for packets on their way out, AQ_TRAIN_MOST and one packet more */
     size_t train_capacity;
+    const uint64_t *idle;     /* [engine] nanoseconds that the engine has slept, in all */
     uint64_t *interactive_at; /* [engine] when a stream last had something short to say */
     void *engine;
     void (*touch)(void *engine, struct aq_conn *conn);  /* has something to write, or another expiry */
@@ -66,6 +75,8 @@ typedef struct aq_conn_host {
                          aq_stream *stream); /* rx grew or ended, tx shrank: tell the owner after this batch */
     int (*route)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid, struct aq_conn *conn); /* 0 or AQ_ERR_MEMORY */
     void (*unroute)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid);
+    void (*validated)(struct aq_conn *conn); /* server: a peer that is not admitted is where it says it is */
+    void (*leave_half_open)(struct aq_conn *conn);
     /* As aq_udp_send; when it returns 1 the endpoint calls aq_conn_unblock() later. */
     int (*transmit)(struct aq_conn *conn, const aq_sockaddr *remote, const aq_sockaddr *local, uint8_t ecn,
                     const uint8_t *data, size_t length, size_t segment, size_t *sent);
@@ -84,7 +95,11 @@ typedef struct aq_conn {
     aq_id id;
     enum aq_conn_state state;
     int is_server, admitted, udp_allowed, named;
-    uint32_t *half_open; /* the endpoint's count of half-open connections, while this is one of them */
+    /* Of a server: counts among the endpoint's half-open connections, which it does until it is admitted or freed. */
+    int half_open;
+    struct aq_source *source;         /* where it is counted too, once its address is validated */
+    uint64_t bytes_before_admission;  /* on streams; given back as credit of the connection when it is admitted */
+    uint32_t events_before_admission; /* up to AQ_EVENTS_BEFORE_ADMISSION */
     enum aq_carrier carrier;
     aq_transport_options options;
     uint16_t probes[8]; /* path MTU discovery tries these payload sizes; pointed to by ngtcp2 */

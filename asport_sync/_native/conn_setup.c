@@ -184,7 +184,7 @@ static int fill_params(aq_conn *conn, const aq_conn_setup *setup, const ngtcp2_c
     const aq_transport_options *options = &conn->options;
     uint64_t window = options->receive_window < AQ_FIRST_WINDOW ? options->receive_window : AQ_FIRST_WINDOW;
     ngtcp2_transport_params_default(params);
-    params->initial_max_data = options->connection_window;
+    params->initial_max_data = conn->is_server ? AQ_WINDOW_BEFORE_ADMISSION : options->connection_window;
     params->initial_max_stream_data_bidi_local = window;
     params->initial_max_stream_data_bidi_remote = window;
     params->initial_max_stream_data_uni = AQ_UNI_WINDOW;

@@ -371,8 +371,13 @@ static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uin
     size_t command_length, used;
     const char *problem = "";
     int outcome;
-    ngtcp2_conn_extend_max_stream_offset(conn->quic, incoming->quic_id, length);
-    ngtcp2_conn_extend_max_offset(conn->quic, length);
+    /* Before admission there is one small window for everything: what fills it, stays or not, is all that may come. */
+    if (conn->admitted) {
+        ngtcp2_conn_extend_max_stream_offset(conn->quic, incoming->quic_id, length);
+        ngtcp2_conn_extend_max_offset(conn->quic, length);
+    } else {
+        conn->bytes_before_admission += length;
+    }
     if (incoming->done) {
         aq_count(conn->host->counters, AQ_C_command_bytes_ignored, length);
         return;

@@ -26,7 +26,12 @@
     X(stateless_resets_sent)                                                                                           \
     X(connections_accepted)                                                                                            \
     X(connections_opened)                                                                                              \
-    X(connections_refused) /* over a limit of the endpoint */                                                          \
+    X(connections_refused)        /* over a limit of the endpoint */                                                   \
+    X(connections_refused_source) /* too many clients of this source are not admitted yet */                           \
+    X(connections_flooding)       /* closed for too many packets before admission */                                   \
+    X(initials_put_off)           /* dropped, as handshakes have used their share of the time */                       \
+    X(initials_dropped)           /* the first packet of a connection was none */                                      \
+    X(answers_suppressed)         /* stateless answers over the limit of a second, or with the socket full */          \
     X(connections_closed)                                                                                              \
     X(handshakes_completed)                                                                                            \
     X(handshakes_failed)                                                                                               \
@@ -46,6 +51,7 @@
     X(relays_stopped)                                                                                                  \
     X(tcp_accepted)                                                                                                    \
     X(tcp_accept_errors)                                                                                               \
+    X(tcp_accept_put_off) /* one client's connections have half of the descriptors; the others wait in the backlog */  \
     X(tcp_drop_stream_limit) /* too many streams wait for the peer's credit, or no memory for one */                   \
     X(tcp_dialled)           /* local service connected by the engine */                                               \
     X(tcp_dial_failures)     /* left to Python, which tries again and says why */                                      \

@@ -501,10 +501,10 @@ static uint64_t next_timer(const aq_engine *engine)
 static int block_until_work(aq_engine *engine, struct epoll_event *events)
 {
     struct timespec timeout = {0, 0}, *wait = &timeout;
+    uint64_t now = aq_now();
     int count;
     aq_wake_prepare(&engine->wake);
     if (!has_work(engine)) {
-        uint64_t now = aq_now();
         uint64_t expiry = next_timer(engine);
         if (expiry == UINT64_MAX) {
             wait = NULL;
@@ -527,6 +527,7 @@ static int block_until_work(aq_engine *engine, struct epoll_event *events)
         count = epoll_wait(engine->epoll, events, EPOLL_EVENTS, milliseconds);
     }
     aq_wake_cancel(&engine->wake);
+    engine->idle += aq_now() - now;
     return count;
 }
 
@@ -701,5 +702,7 @@ void aq_engine_host_functions(aq_conn_host *host)
     host->forget = forget;
     host->route = aq_endpoint_route;
     host->unroute = aq_endpoint_unroute;
+    host->validated = aq_endpoint_validated;
+    host->leave_half_open = aq_endpoint_leave_half_open;
     host->transmit = aq_endpoint_transmit;
 }

@@ -81,6 +81,7 @@ typedef struct {
     int fd;            /* ours */
     uint64_t reported; /* [engine] when Python last heard of trouble; 0: never */
     int over;          /* [engine] not to be watched any more */
+    uint32_t most;     /* [engine] sockets that its connection may have accepted at a time */
 } aq_listener;
 
 enum aq_engine_state { AQ_ENGINE_NEW, AQ_ENGINE_RUNNING, AQ_ENGINE_STOPPED };
@@ -136,6 +137,7 @@ struct aq_engine {
     int *closing_fds; /* once what is collected for them has left */
     size_t closing_fds_length, closing_fds_capacity;
     uint64_t now;
+    uint64_t idle;           /* nanoseconds slept, in all */
     uint64_t interactive_at; /* when a stream last had something short to say */
     int spin_credit;         /* > 0: looking on before a sleep pays at the moment */
     int sleeps_without_spin; /* since it was last tried */

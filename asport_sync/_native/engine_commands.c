@@ -155,6 +155,7 @@ static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
     memcpy(endpoint->reset_key, options->reset_key, sizeof(endpoint->reset_key));
     endpoint->retry_threshold = options->retry_threshold;
     endpoint->max_half_open = options->max_half_open;
+    endpoint->max_half_open_per_source = options->max_half_open_per_source;
     endpoint->max_connections = options->max_connections;
     result = aq_slab_add(&engine->endpoints, endpoint);
     if (result > 0) {

@@ -80,6 +80,8 @@ void aq_stream_destroy(void *object)
         if (!aq_ready_add(credit->ready, &credit->node))
             aq_credit_unref(credit);
     }
+    if (stream->accepted)
+        atomic_fetch_sub(&credit->accepted, 1);
     aq_credit_unref(credit);
     aq_pipe_destroy(&stream->tx);
     aq_pipe_destroy(&stream->rx);

@@ -46,7 +46,9 @@ typedef struct aq_credit {
     _Atomic uint32_t references;
     _Atomic uint64_t owed;    /* bytes */
     _Atomic uint64_t streams; /* streams of the peer that are over on this side too: it may open as many new ones */
-    uint64_t threshold;       /* immutable, as are the next two: owed bytes of which the engine should hear */
+    _Atomic uint32_t
+        accepted;       /* sockets that came from public listeners, as long as anything is left of their streams */
+    uint64_t threshold; /* immutable, as are the next two: owed bytes of which the engine should hear */
     aq_id connection;
     aq_ready *ready;
 } aq_credit;
@@ -92,6 +94,7 @@ typedef struct aq_stream {
     uint8_t header[AQ_STREAM_HEADER_MAX];
     uint8_t header_length;
     uint8_t dial_wanted, dialling;
+    uint8_t accepted; /* counts in credit->accepted; set before anybody but the engine knows of it */
     uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
     int attached_fd; /* -1: not attached */
 

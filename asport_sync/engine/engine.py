@@ -161,6 +161,7 @@ class Engine:
         reset_key: bytes,
         retry_threshold: int = 100,
         max_half_open: int = 1000,
+        max_half_open_per_source: int = 200,
         max_connections: int = 10000,
     ) -> Endpoint:
         """Accepts QUIC connections on a bound UDP socket, which stays the caller's and may be closed at once.
@@ -170,8 +171,10 @@ class Engine:
             credentials: From ``server_credentials``.
             transport: Settings of every connection.
             reset_key: 32 secret bytes for stateless reset tokens.
-            retry_threshold: Half-open connections from which on clients must prove their address by Retry.
+            retry_threshold: Half-open connections from which on clients must prove their address by Retry. Half-open
+                is a connection whose client is not admitted yet.
             max_half_open: Half-open connections; further ones are refused.
+            max_half_open_per_source: The same for one IPv4 address or IPv6 /64, as far as validated.
             max_connections: Connections in all; further ones are refused.
         """
         options = ffi.new("aq_listen_options *")
@@ -183,6 +186,7 @@ class Engine:
         ffi.memmove(options.reset_key, reset_key, 32)
         options.retry_threshold = retry_threshold
         options.max_half_open = max_half_open
+        options.max_half_open_per_source = max_half_open_per_source
         options.max_connections = max_connections
         return Endpoint(self, self.call(lib.aq_listen, options))
 

@@ -65,9 +65,14 @@ class StopSignal:
 
 
 class Slots:
-    """A number of places that are taken and given back. Any thread; never waits."""
+    """A number of places that are taken and given back. Any thread; never waits.
+
+    Attributes:
+        most: How many there are.
+    """
 
     def __init__(self, most: int) -> None:
+        self.most = most
         self._lock = threading.Lock()  # guards _free
         self._free = most
 

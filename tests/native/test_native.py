@@ -66,6 +66,8 @@ TESTS = (
     NativeTest("pipe", ("pipe.c",), threaded=True),
     NativeTest("slab", ("slab.c",), threaded=True),
     NativeTest("map", ("map.c",)),
+    NativeTest("rotation", ("rotation.c", "random.c")),
+    NativeTest("source", ("source.c", "map.c")),
     NativeTest("packet", ("packet.c",)),
     NativeTest("assembler", ("packet.c",)),
     NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
