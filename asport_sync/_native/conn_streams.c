@@ -151,6 +151,8 @@ aq_stream *aq_conn_new_stream(aq_conn *conn, const uint8_t *header, size_t lengt
     if (*error == AQ_OK)
         *error = aq_slab_add(setup.table, stream);
     if (*error < 0) {
+        if (*error == AQ_ERR_MEMORY)
+            aq_count(conn->host->counters, AQ_C_memory_failures, 1);
         if (stream != NULL)
             aq_stream_destroy(stream);
         atomic_fetch_sub(&conn->opening_count, 1);
@@ -187,6 +189,19 @@ void aq_conn_return_credit(aq_conn *conn)
         ngtcp2_conn_extend_max_streams_bidi(conn->quic, (size_t)atomic_exchange(&credit->streams, 0));
 }
 
+/* By how much the window of a stream whose reader keeps up grows. */
+static uint64_t window_growth(const aq_conn *conn, const aq_stream *stream)
+{
+    uint64_t grow = stream->window < AQ_SECOND_WINDOW ? AQ_SECOND_WINDOW - stream->window : stream->window;
+    uint64_t most =
+        conn->options.connection_window / 2 < AQ_WINDOW_GROWTH ? conn->options.connection_window / 2 : AQ_WINDOW_GROWTH;
+    uint64_t grown = atomic_load_explicit(&conn->credit->grown, memory_order_relaxed);
+    uint64_t share = grown < most ? (most - grown) / AQ_WINDOW_SHARE : 0;
+    if (grow > stream->most_window - stream->window)
+        grow = stream->most_window - stream->window;
+    return grow < share ? grow : share;
+}
+
 static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
 {
     uint64_t taken = aq_pipe_taken(&stream->rx), delta = taken - stream->returned, grow = 0;
@@ -195,13 +210,12 @@ static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
     if (stream->window < stream->most_window) {
         ngtcp2_conn_info info;
         ngtcp2_conn_get_conn_info(conn->quic, &info);
-        if (now - stream->returned_at < 4 * info.smoothed_rtt) {
-            grow = stream->window;
-            if (grow > stream->most_window - stream->window)
-                grow = stream->most_window - stream->window;
-        }
+        if (now - stream->returned_at < 4 * info.smoothed_rtt)
+            grow = window_growth(conn, stream);
     }
     stream->window += grow;
+    stream->grown += grow;
+    atomic_fetch_add_explicit(&conn->credit->grown, grow, memory_order_relaxed);
     stream->returned = taken;
     stream->returned_at = now;
     atomic_store(&stream->report_at, taken + stream->window / 4);
@@ -362,7 +376,7 @@ void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming)
         conn->incoming = incoming->all_next;
     if (incoming->all_next != NULL)
         incoming->all_next->all_previous = incoming->all_previous;
-    free(incoming);
+    aq_conn_give_back(conn, incoming);
 }
 
 static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uint8_t *data, size_t length)
@@ -418,14 +432,22 @@ static int on_stream_data(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64_
     return 0;
 }
 
+/* No memory for a stream of the peer's, or no place in the table. The others are not to pay for it: it alone is given
+ * back. What comes on it is ignored, as is everything without stream user data. */
+static int turn_away(aq_conn *conn, int64_t id)
+{
+    aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+    return ngtcp2_conn_shutdown_stream(conn->quic, 0, id, AQ_STREAM_ABORTED) == 0 ? 0 : NGTCP2_ERR_CALLBACK_FAILURE;
+}
+
 static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
 {
     aq_conn *conn = user;
     const aq_conn_host *host = conn->host;
     if (!ngtcp2_is_bidi_stream(id)) {
-        aq_incoming *incoming = calloc(1, sizeof(*incoming));
+        aq_incoming *incoming = aq_conn_allocate(conn, sizeof(*incoming));
         if (incoming == NULL)
-            return NGTCP2_ERR_CALLBACK_FAILURE;
+            return turn_away(conn, id);
         aq_incoming_init(incoming);
         incoming->quic_id = id;
         incoming->deadline = conn->now + conn->options.command_timeout;
@@ -448,11 +470,11 @@ static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
         setup.receive_window = conn->options.receive_window;
         stream = aq_stream_new(&setup, conn->id, conn->credit);
         if (stream == NULL)
-            return NGTCP2_ERR_CALLBACK_FAILURE;
+            return turn_away(conn, id);
         name = aq_slab_add(setup.table, stream);
         if (name < 0) {
             aq_stream_destroy(stream);
-            return NGTCP2_ERR_CALLBACK_FAILURE;
+            return turn_away(conn, id);
         }
         stream->id = name;
         stream->quic_id = id;
@@ -486,8 +508,13 @@ static int on_stream_close(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64
     enum aq_stream_tag *tag = stream_user;
     AQ_UNUSED(flags);
     AQ_UNUSED(code);
-    if (tag == NULL)
+    if (tag == NULL) { /* turned away */
+        if (!ngtcp2_is_bidi_stream(id))
+            ngtcp2_conn_extend_max_streams_uni(quic, 1);
+        else
+            ngtcp2_conn_extend_max_streams_bidi(quic, 1);
         return 0;
+    }
     if (*tag == AQ_TAG_OUTGOING) {
         aq_conn_free_outgoing(conn, AQ_TAGGED(tag, aq_outgoing));
         conn->host->touch(conn->host->engine, conn);

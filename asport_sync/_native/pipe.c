@@ -19,6 +19,7 @@ int aq_pool_init(aq_pool *pool, uint64_t most_idle)
     pool->large = NULL;
     pool->idle = 0;
     pool->most_idle = most_idle;
+    pool->reserve = NULL;
     atomic_init(&pool->live, 0);
     return 0;
 }
@@ -38,6 +39,23 @@ void aq_pool_destroy(aq_pool *pool)
     free_chain(pool->small);
     free_chain(pool->large);
     pthread_mutex_destroy(&pool->mutex);
+}
+
+static aq_segment *new_segment(aq_pool *pool, uint32_t capacity)
+{
+    size_t size = sizeof(aq_segment) + capacity;
+    aq_segment *segment = malloc(size);
+    uint32_t from_reserve = 0;
+
+    if (segment == NULL && pool->reserve != NULL) {
+        segment = aq_reserve_take(pool->reserve, size, AQ_RESERVE_KEPT);
+        from_reserve = 1;
+    }
+    if (segment != NULL) {
+        segment->capacity = capacity;
+        segment->from_reserve = from_reserve;
+    }
+    return segment;
 }
 
 /* Up to `count` segments as a chain; fewer, or NULL, when there is no memory. The lock is taken once for all of them.
@@ -61,13 +79,11 @@ static aq_segment *pool_take(aq_pool *pool, uint32_t capacity, size_t count)
     pthread_mutex_unlock(&pool->mutex);
 
     for (; count > 0; count--) {
-        aq_segment *segment = malloc(sizeof(*segment) + capacity);
+        aq_segment *segment = new_segment(pool, capacity);
 
         if (segment == NULL)
             break;
         segment->next = chain;
-        segment->capacity = capacity;
-        segment->reserved = 0;
         chain = segment;
         bytes += capacity;
     }
@@ -89,6 +105,10 @@ static void pool_give(aq_pool *pool, aq_segment *chain)
 
         chain = segment->next;
         bytes += segment->capacity;
+        if (segment->from_reserve) {
+            aq_reserve_give(pool->reserve, segment);
+            continue;
+        }
         if (segment->capacity > pool->most_idle - pool->idle)
             list = &surplus;
         else

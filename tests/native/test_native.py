@@ -60,10 +60,11 @@ class NativeTest:
 
 
 FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c")
-STREAM = ("stream.c", "pipe.c", "slab.c", "ready.c", "wake.c", "clock.c")
+STREAM = ("stream.c", "pipe.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
 
 TESTS = (
-    NativeTest("pipe", ("pipe.c",), threaded=True),
+    NativeTest("pipe", ("pipe.c", "reserve.c"), threaded=True),
+    NativeTest("reserve", ("reserve.c", "pipe.c"), flags=("-Wl,--wrap=malloc",)),
     NativeTest("slab", ("slab.c",), threaded=True),
     NativeTest("map", ("map.c",)),
     NativeTest("packet", ("packet.c",)),
@@ -82,7 +83,7 @@ TESTS = (
     NativeTest("tls", ("tls.c",), ngtcp2=True, prepare=tls_material.write),
     NativeTest(
         "memory",
-        ("pipe.c", "slab.c", "map.c", "packet.c"),
+        ("pipe.c", "reserve.c", "slab.c", "map.c", "packet.c"),
         flags=("-Wl,--wrap=malloc", "-Wl,--wrap=calloc", "-Wl,--wrap=realloc"),
     ),
 )

@@ -1,0 +1,101 @@
+/* The reserve: every block once, what is kept for others, what is too large, and segments of pipes that come from it.
+ * malloc() can be told to fail.
+ */
+#include "pipe.h"
+#include "reserve.h"
+
+#include "check.h"
+
+#include <stdlib.h>
+
+#define WATCHDOG_SECONDS 60
+
+static int fail_malloc;
+void *__real_malloc(size_t size); /* NOLINT: the linker's names */
+void *__wrap_malloc(size_t size); /* NOLINT */
+
+void *__wrap_malloc(size_t size)
+{
+    return fail_malloc ? NULL : __real_malloc(size);
+}
+
+static aq_counters counters;
+
+static uint64_t used(void)
+{
+    return atomic_load(&counters.value[AQ_C_memory_reserve_used]);
+}
+
+static void test_blocks(void)
+{
+    void *blocks[AQ_RESERVE_BLOCKS];
+    aq_reserve reserve;
+    uint64_t before = used();
+    int outside;
+
+    CHECK_INT(aq_reserve_init(&reserve, &counters), 0);
+    CHECK(!aq_reserve_owns(&reserve, NULL) && !aq_reserve_owns(&reserve, &outside));
+    CHECK(aq_reserve_take(&reserve, AQ_RESERVE_BLOCK + 1, 0) == NULL);
+    for (int i = 0; i < AQ_RESERVE_BLOCKS; i++) {
+        /* Stream data stops half way. */
+        if (i >= AQ_RESERVE_BLOCKS - AQ_RESERVE_KEPT)
+            CHECK(aq_reserve_take(&reserve, 1, AQ_RESERVE_KEPT) == NULL);
+        blocks[i] = aq_reserve_take(&reserve, AQ_RESERVE_BLOCK, 0);
+        CHECK(blocks[i] != NULL && aq_reserve_owns(&reserve, blocks[i]));
+        CHECK_INT((uintptr_t)blocks[i] % _Alignof(max_align_t), 0);
+        memset(blocks[i], i, AQ_RESERVE_BLOCK);
+    }
+    CHECK(aq_reserve_take(&reserve, 1, 0) == NULL);
+    CHECK_INT(used() - before, AQ_RESERVE_BLOCKS);
+    for (int i = 0; i < AQ_RESERVE_BLOCKS; i++) {
+        const uint8_t *bytes = blocks[i];
+        CHECK_INT(bytes[0], i % 256); /* no two are the same memory */
+        CHECK_INT(bytes[AQ_RESERVE_BLOCK - 1], i % 256);
+    }
+    aq_reserve_give(&reserve, blocks[7]);
+    CHECK(aq_reserve_take(&reserve, 1, 0) == blocks[7]);
+    for (int i = 0; i < AQ_RESERVE_BLOCKS; i++)
+        aq_reserve_give(&reserve, blocks[i]);
+    aq_reserve_destroy(&reserve);
+}
+
+/* A pipe goes on without memory for as long as the reserve has some for it, and all of it comes back. */
+static void test_pipe(void)
+{
+    static uint8_t in[3 * AQ_SEGMENT_LARGE];
+    struct iovec vector;
+    aq_reserve reserve;
+    aq_pool pool;
+    aq_pipe pipe;
+    uint64_t written = 0;
+
+    CHECK_INT(aq_reserve_init(&reserve, &counters), 0);
+    CHECK_INT(aq_pool_init(&pool, 0), 0);
+    aq_pipe_init(&pipe, &pool, UINT64_MAX / 2);
+    fail_malloc = 1;
+    CHECK_INT(aq_pipe_write(&pipe, in, sizeof(in)), -1); /* the pool knows of no reserve yet */
+    pool.reserve = &reserve;
+    while (aq_pipe_write(&pipe, in, sizeof(in)) == 0)
+        written += sizeof(in);
+    fail_malloc = 0;
+    CHECK(written >= (AQ_RESERVE_BLOCKS - AQ_RESERVE_KEPT - 3) * (uint64_t)AQ_SEGMENT_LARGE);
+    CHECK(reserve.free_length >= AQ_RESERVE_KEPT);
+    CHECK_INT(aq_pipe_readable(&pipe), written);
+    while (aq_pipe_peek(&pipe, &vector, 1, SIZE_MAX) > 0) {
+        aq_pipe_take(&pipe, vector.iov_len);
+        aq_pipe_release(&pipe, aq_pipe_taken(&pipe));
+    }
+    aq_pipe_destroy(&pipe);
+    CHECK_INT(atomic_load(&pool.live), 0);
+    CHECK_INT(reserve.free_length, AQ_RESERVE_BLOCKS);
+    aq_pool_destroy(&pool);
+    aq_reserve_destroy(&reserve);
+}
+
+int main(void)
+{
+    check_watchdog(WATCHDOG_SECONDS);
+    test_blocks();
+    test_pipe();
+    return check_done();
+}
