@@ -26,6 +26,7 @@ from tests.support.process import ProcessError
 from tests.support.waiting import NeverHappened, wait_until
 
 PERIOD = 10.0  # seconds between samples; a tenth of a short run
+QUIET = 2.0  # seconds until what starting took is gone
 SETTLE = 60.0  # seconds after the traffic until threads and sockets without work are gone
 BETWEEN_DISTURBANCES = (15.0, 40.0)  # seconds
 
@@ -38,7 +39,7 @@ class Series:
     """The samples of one process, from its start to its end.
 
     Attributes:
-        first: Before any traffic.
+        first: When it was seen first.
         after: Once the traffic was over and had left nothing behind; None: it did leave something, or the process did
             not live so long.
     """
@@ -59,12 +60,15 @@ class Soak:
         self.seconds = minutes * 60
         self.seed = seed
         self.series: dict[int, Series] = {}  # by pid; the main thread
+        self.before: dict[str, Sample] = {}  # of each end, joined and without any traffic; by its name
         self.problems: list[str] = []
         self._over = threading.Event()
 
     def run(self) -> None:
         """Everything, from the first sample to the last."""
+        time.sleep(QUIET)
         self._sample()
+        self.before = {series.name: series.first for series in self.series.values()}
         users = [Users(pair, self.seed) for pair in self.pairs]
         disturbers = [
             threading.Thread(target=self._disturb, args=(pair,), name=f"disturbs {pair.name}") for pair in self.pairs
@@ -127,26 +131,26 @@ class Soak:
         print(f"{max(0.0, end - time.monotonic()):5.0f} s left: {'; '.join(parts)}; {faults} faults", flush=True)
 
     def _settle(self) -> None:
-        """Waits until the processes that lived through all of it hold what they held before."""
+        """Waits until all ends hold what they held before, also those that were started in between."""
         for pair in self.pairs:
             for side, process in pair.processes.items():
                 series = self.series.get(process.pid)
                 if series is None:
                     continue
+                before = self.before[series.name]
 
-                def as_before(series: Series = series) -> bool:
+                def as_before(series: Series = series, before: Sample = before) -> bool:
                     now = sample(series.pid)
                     series.during.append(now)
-                    return now.descriptors <= series.first.descriptors and now.threads <= series.first.threads
+                    return now.descriptors <= before.descriptors and now.threads <= before.threads
 
                 try:
                     wait_until(as_before, SETTLE, f"{pair.name} {side} holds what it held before")
                 except NeverHappened:
-                    now, first = series.during[-1], series.first
-                    # One that was started again under traffic held some of that in its first sample already.
+                    now = series.during[-1]
                     self.problems.append(
                         f"{series.name}: {now.descriptors} descriptors and {now.threads} threads are left, "
-                        f"at first {first.descriptors} and {first.threads}"
+                        f"before the traffic {before.descriptors} and {before.threads}"
                     )
                 else:
                     series.after = series.during[-1]
@@ -173,8 +177,7 @@ class Soak:
         print("flat, and every byte was right" if not self.problems else f"{len(self.problems)} faults")
         return not self.problems
 
-    @staticmethod
-    def _row(series: Series, lived: float, compared: Growth) -> str:
+    def _row(self, series: Series, lived: float, compared: Growth) -> str:
         after = series.after
         cells = [
             f"{series.first.memory / 2**20:.1f}",
@@ -184,11 +187,11 @@ class Soak:
             f"{(compared.last - compared.middle) / 2**20:+.1f}",
             f"{compared.allowed / 2**20:.1f}",
         ]
-        held = after or series.during[-1]
+        held, before = after or series.during[-1], self.before[series.name]
         return (
             f"{series.name:16}{lived:>6.0f} s"
             + "".join(f"{cell:>9}" for cell in cells)
-            + f"{series.first.descriptors:>5} {held.descriptors:>4}{series.first.threads:>5} {held.threads:>3}"
+            + f"{before.descriptors:>5} {held.descriptors:>4}{before.threads:>5} {held.threads:>3}"
         )
 
 

@@ -32,8 +32,8 @@ BACK_WITHIN = 60.0
 GRACE = 15.0
 HOST = "127.0.0.1"
 
-SERVER = {"max_idle_time": IDLE_TIME, "udp_session_timeout": 8.0}
-CLIENT = {"udp_timeout": 4.0}
+SERVER = {"max_idle_time": f"{IDLE_TIME:g}s", "udp_session_timeout": "8s"}
+CLIENT = {"udp_timeout": "4s"}
 
 
 class Pair:

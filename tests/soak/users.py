@@ -212,7 +212,7 @@ class Users:
                     answer = source.recv(65536)
                 except (TimeoutError, ConnectionRefusedError):
                     self._count("datagrams lost")
-                    return  # a late answer would be taken for that of the next one
+                    break  # a late answer would be taken for that of the next one
                 if answer != data:
                     raise WrongBytes(f"a datagram of {len(data)} bytes")
-        self._over.wait(0.05)
+        self._over.wait(0.1)
