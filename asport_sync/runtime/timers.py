@@ -50,6 +50,10 @@ class Timers:
         self._sweep_at = _LEAST_SWEPT  # length of the heap at which those that were cancelled are looked for
         self._order = itertools.count()  # timers due at the same time fire in the order they were set
 
+    def __len__(self) -> int:
+        """Timers that are kept, cancelled ones among them."""
+        return len(self._heap)
+
     def after(self, delay: float, call: Callable[[], None]) -> Timer:
         """Calls ``call()`` once ``delay`` seconds have passed."""
         if len(self._heap) >= self._sweep_at:

@@ -104,7 +104,8 @@ def slow_reader(public: Address) -> Iterator[None]:
 
 def compare(made: Ends) -> list[str]:
     """The others with and without a slow one, in turns."""
-    alone, beside = [], []
+    alone: list[float] = []
+    beside: list[float] = []
     for run in range(RUNS):
         # In turns, and each goes first as often as the other.
         for slow in (False, True) if run % 2 == 0 else (True, False):

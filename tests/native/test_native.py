@@ -62,6 +62,10 @@ class NativeTest:
 FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c")
 STREAM = ("stream.c", "pipe.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
 
+ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
+# What setup.py tells the compiler.
+ORIGIN = ('-DAQ_BUILD_ID="test"', '-DAQ_NGTCP2_ORIGIN="test"')
+
 TESTS = (
     NativeTest("pipe", ("pipe.c", "reserve.c"), threaded=True),
     NativeTest("reserve", ("reserve.c", "pipe.c"), flags=("-Wl,--wrap=malloc",)),
@@ -77,10 +81,11 @@ TESTS = (
     NativeTest("udp", ("udp.c",)),
     NativeTest("flow", FLOW),
     NativeTest("flow_packets", FLOW, threaded=True),
-    NativeTest("stream", STREAM),
+    NativeTest("stream", STREAM, flags=("-Wl,--wrap=malloc",)),
     NativeTest("stream_ends", STREAM),
     NativeTest("stream_threads", STREAM, threaded=True),
     NativeTest("tls", ("tls.c",), ngtcp2=True, prepare=tls_material.write),
+    NativeTest("commands", ALL, threaded=True, flags=ORIGIN, ngtcp2=True),
     NativeTest(
         "memory",
         ("pipe.c", "reserve.c", "slab.c", "map.c", "packet.c"),
