@@ -130,7 +130,7 @@ typedef struct aq_conn {
 
     aq_outgoing *outgoing;             /* all, newest first */
     aq_outgoing *out_first, *out_last; /* with something to send, in order */
-    uint64_t outgoing_bytes;
+    uint64_t outgoing_bytes; /* what they cost */
     uint32_t commands_unacknowledged;
     aq_incoming *incoming;                       /* all, newest first */
     aq_incoming *incoming_first, *incoming_last; /* incomplete, oldest first */

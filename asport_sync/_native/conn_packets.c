@@ -11,6 +11,8 @@
 /* Commands that may wait for the peer's stream credit and acknowledgement; a peer that grants none must not cost memory
  * without end. */
 #define COMMANDS_WAITING 16384
+/* What a command or packet on a stream of its own costs besides its bytes, ours and ngtcp2's. */
+#define OUTGOING_COST 512
 /* Packets that wait for Python to decide on their association. */
 #define WAITING_PACKETS 1024
 #define WAITING_BYTES (1024U * 1024U)
@@ -37,7 +39,7 @@ aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command)
     if (conn->outgoing != NULL)
         conn->outgoing->previous = outgoing;
     conn->outgoing = outgoing;
-    conn->outgoing_bytes += length;
+    conn->outgoing_bytes += OUTGOING_COST + length;
     conn->commands_unacknowledged += is_command ? 1U : 0U;
     outgoing->queued = 1;
     if (conn->out_last != NULL)
@@ -66,7 +68,7 @@ void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing)
         conn->outgoing = outgoing->next;
     if (outgoing->next != NULL)
         outgoing->next->previous = outgoing->previous;
-    conn->outgoing_bytes -= outgoing->length;
+    conn->outgoing_bytes -= OUTGOING_COST + outgoing->length;
     conn->commands_unacknowledged -= outgoing->is_command ? 1U : 0U;
     aq_conn_give_back(conn, outgoing);
 }
