@@ -18,21 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from asport_sync import Client
 from tests.bounds.old_work import answers, old_work
-from tests.e2e.tunnels import (
-    READY_TIMEOUT,
-    both_echoes,
-    client_options,
-    server_address,
-    server_process,
-)
+from tests.e2e.tunnels import both_echoes, client_process, public_port, server_address, server_process
 from tests.support.certificates import Certificate
 from tests.support.process import REPOSITORY
 from tests.support.waiting import wait_until
 
 SOURCE = Path(__file__).with_name("fail_memory.c")
 TIMEOUT = 20.0
+CROWD = 500
 
 SCRIPT = """
 import contextlib, ctypes, os, re, socket, sys, time
@@ -142,26 +136,30 @@ def test_the_engine_without_memory(certificate: Certificate, library: Path, body
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_server_that_may_have_no_more_memory(certificate: Certificate, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_process_that_may_have_no_more_memory(certificate: Certificate, tmp_path: Path, side: str) -> None:
     """The kernel's own limit, which also meets Python, GnuTLS and the stacks of threads."""
-    with both_echoes() as (service, _), server_process(tmp_path, certificate) as server:
-        options = client_options(certificate, server_address(server), service.address, network="both")
-        with Client(**options) as client, contextlib.ExitStack() as crowd:
-            public = client.wait_ready(READY_TIMEOUT)
-            old = crowd.enter_context(old_work(public))
-            size = int(Path(f"/proc/{server.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-            before = resource.prlimit(server.pid, resource.RLIMIT_AS)
-            resource.prlimit(server.pid, resource.RLIMIT_AS, (size, before[1]))
-            with contextlib.ExitStack() as others:
-                for _ in range(500):
-                    user = others.enter_context(socket.create_connection(public, timeout=TIMEOUT))
-                    user.setblocking(False)
-                    with contextlib.suppress(OSError):
-                        while user.send(bytes(65536)):
-                            pass
-                old.goes_on()
-                server.check_running()
-            resource.prlimit(server.pid, resource.RLIMIT_AS, before)
-            wait_until(lambda: answers(public), TIMEOUT, "new connections are served again", detail=server.description)
+    with (
+        both_echoes() as (service, _),
+        server_process(tmp_path, certificate) as server,
+        client_process(tmp_path, certificate, server_address(server), service.address, network="both") as client,
+        contextlib.ExitStack() as stack,
+    ):
+        public = ("127.0.0.1", public_port(client))
+        short = server if side == "server" else client
+        old = stack.enter_context(old_work(public))
+        size = int(Path(f"/proc/{short.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.prlimit(short.pid, resource.RLIMIT_AS)
+        resource.prlimit(short.pid, resource.RLIMIT_AS, (size, before[1]))
+        with contextlib.ExitStack() as crowd:
+            for _ in range(CROWD):
+                user = crowd.enter_context(socket.create_connection(public, timeout=TIMEOUT))
+                user.setblocking(False)
+                with contextlib.suppress(OSError):
+                    while user.send(bytes(65536)):
+                        pass
             old.goes_on()
-            assert client.port == public[1]
+            short.check_running()
+        resource.prlimit(short.pid, resource.RLIMIT_AS, before)
+        wait_until(lambda: answers(public), TIMEOUT, "new connections are served again", detail=short.description)
+        old.goes_on()
