@@ -148,7 +148,7 @@ static void take_free(void *memory, void *reserve)
 static void *take_calloc(size_t count, size_t size, void *reserve)
 {
     void *memory = calloc(count, size);
-    if (memory == NULL && size > 0 && count <= AQ_RESERVE_BLOCK / size) {
+    if (memory == NULL && size > 0 && count <= AQ_RESERVE_LARGE / size) {
         memory = aq_reserve_take(reserve, count * size, 0);
         if (memory != NULL)
             memset(memory, 0, count * size);
@@ -158,15 +158,19 @@ static void *take_calloc(size_t count, size_t size, void *reserve)
 
 static void *take_realloc(void *memory, size_t size, void *reserve)
 {
+    int is_reserve = aq_reserve_owns(reserve, memory);
+    size_t had = is_reserve ? aq_reserve_size(reserve, memory) : malloc_usable_size(memory);
     void *moved;
-    if (!aq_reserve_owns(reserve, memory))
-        return realloc(memory, size);
-    if (size <= AQ_RESERVE_BLOCK)
+    if (is_reserve && size <= had)
         return memory;
-    moved = malloc(size);
-    if (moved != NULL) {
-        memcpy(moved, memory, AQ_RESERVE_BLOCK);
-        aq_reserve_give(reserve, memory);
+    moved = is_reserve ? malloc(size) : realloc(memory, size);
+    if (moved != NULL && !is_reserve)
+        return moved;
+    if (moved == NULL)
+        moved = aq_reserve_take(reserve, size, 0);
+    if (moved != NULL && had > 0) {
+        memcpy(moved, memory, had < size ? had : size);
+        take_free(memory, reserve);
     }
     return moved;
 }

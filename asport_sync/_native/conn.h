@@ -130,7 +130,7 @@ typedef struct aq_conn {
 
     aq_outgoing *outgoing;             /* all, newest first */
     aq_outgoing *out_first, *out_last; /* with something to send, in order */
-    uint64_t outgoing_bytes; /* what they cost */
+    uint64_t outgoing_bytes;           /* what they cost */
     uint32_t commands_unacknowledged;
     aq_incoming *incoming;                       /* all, newest first */
     aq_incoming *incoming_first, *incoming_last; /* incomplete, oldest first */
@@ -245,6 +245,9 @@ int aq_conn_take_decrypted(void);                 /* whether a packet was authen
 int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, Python is too far behind */
 void aq_conn_post_command(aq_conn *conn, enum aq_carrier carrier, const uint8_t *data, size_t length);
 void aq_conn_violation(aq_conn *conn, const char *problem);
+/* There is no memory for bytes of this stream. The newest one whose reader is behind is cut off for it, if it began
+ * later: what is old goes on. 0: there is none. */
+int aq_conn_make_room(aq_conn *conn, const aq_stream *stream);
 void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream);
 void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream);
 void aq_conn_open_waiting(aq_conn *conn); /* streams that waited for credit */

@@ -265,7 +265,68 @@ int64_t aq_conn_refuse_stream(aq_stream *stream)
     return AQ_OK;
 }
 
+/* ---- without memory ----------------------------------------------------------------------------------------- */
+
+/* Bytes of a stream that wait for a slow reader, here or at the other end, and that nobody else refers to. */
+static int holds_memory(const aq_stream *stream)
+{
+    return aq_pipe_readable(&stream->rx) > 0 || (stream->blocked && aq_pipe_readable(&stream->tx) > 0 &&
+                                                 aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx));
+}
+
+static void drop_all(aq_pipe *pipe)
+{
+    aq_pipe_take(pipe, (size_t)aq_pipe_readable(pipe));
+    aq_pipe_release(pipe, aq_pipe_taken(pipe));
+}
+
+/* Cuts off a stream that holds memory, and takes it back. Its socket is the engine's. */
+static void give_up(aq_conn *conn, aq_stream *stream)
+{
+    aq_conn_unqueue_stream(conn, stream);
+    /* In this order, and an end that was announced is taken back: the reader must not take what he has for all. */
+    atomic_store(&stream->rx_fin, 0);
+    atomic_store(&stream->rx_reset, 1);
+    stream->shut_sent = 1;
+    ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
+    drop_all(&stream->rx);
+    /* What ngtcp2 has sent it may still point to, until it is acknowledged. */
+    if (aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx)) {
+        drop_all(&stream->tx);
+        aq_pipe_trim(&stream->tx);
+    }
+    conn->host->touch_stream(conn->host->engine, stream);
+}
+
+int aq_conn_make_room(aq_conn *conn, const aq_stream *stream)
+{
+    for (aq_stream *newer = conn->streams; newer != NULL && newer != stream; newer = newer->next) {
+        if (newer->attached_fd < 0 || newer->quic_id < 0 || newer->shut_sent || !holds_memory(newer))
+            continue;
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+        give_up(conn, newer);
+        return 1;
+    }
+    return 0;
+}
+
 /* ---- callbacks ---------------------------------------------------------------------------------------------- */
+
+/* 0, or -1 where there is no memory. */
+static int keep(aq_conn *conn, aq_stream *stream, const uint8_t *data, size_t length)
+{
+    int result;
+    do
+        result = aq_pipe_write(&stream->rx, data, length);
+    while (result != 0 && aq_conn_make_room(conn, stream));
+    if (result != 0 && aq_pipe_readable(&stream->rx) == 0) {
+        /* A reader that keeps up gives it back at once. */
+        stream->rx.left = AQ_RESERVE_LEFT_BY_QUICK_READERS;
+        result = aq_pipe_write(&stream->rx, data, length);
+        stream->rx.left = AQ_RESERVE_LEFT;
+    }
+    return result;
+}
 
 static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data, size_t *length)
 {
@@ -336,7 +397,7 @@ static int receive_bidi(aq_conn *conn, aq_stream *stream, int fin, const uint8_t
         ngtcp2_conn_extend_max_offset(conn->quic, length);
         return 0;
     }
-    if (length > 0 && aq_pipe_write(&stream->rx, data, length) != 0) {
+    if (length > 0 && keep(conn, stream, data, length) != 0) {
         /* The pipe holds a whole window, so this is memory. */
         aq_count(conn->host->counters, AQ_C_memory_failures, 1);
         ngtcp2_conn_extend_max_offset(conn->quic, length);

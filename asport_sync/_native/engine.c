@@ -372,6 +372,8 @@ static void run_timers(aq_engine *engine)
     aq_engine_dial_timers(engine);
     if (engine->resting_length > 0)
         aq_engine_run_resting(engine);
+    if (engine->starved_streams != NULL && engine->starved_until <= engine->now)
+        aq_engine_run_starved(engine);
     while (engine->heap_length > 0 && engine->heap[0]->expiry <= engine->now) {
         aq_conn *conn = engine->heap[0];
         if (conn->quic == NULL && conn->keep_until > engine->now) {
@@ -433,6 +435,8 @@ static uint64_t next_timer(const aq_engine *engine)
     uint64_t expiry = engine->heap_length > 0 ? engine->heap[0]->expiry : UINT64_MAX;
     if (engine->dial_first != NULL && engine->dial_first->deadline < expiry)
         expiry = engine->dial_first->deadline;
+    if (engine->starved_streams != NULL && engine->starved_until < expiry)
+        expiry = engine->starved_until;
     for (size_t i = 0; i < engine->resting_length; i++) {
         if (engine->resting[i].until < expiry)
             expiry = engine->resting[i].until;
@@ -534,6 +538,7 @@ static void stop_everything(aq_engine *engine)
         for (aq_conn *conn = engine->all_endpoints[i]->first; conn != NULL; conn = conn->next)
             aq_conn_stop(conn, engine->now);
     }
+    aq_engine_run_starved(engine);
     aq_slab_each(&engine->streams, stop_stream, engine);
     run_ready(engine);
     while (engine->touched_streams != NULL)

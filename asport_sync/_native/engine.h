@@ -126,6 +126,8 @@ struct aq_engine {
     int has_epoll_pwait2;
     aq_conn *touched_first, *touched_last;
     aq_stream *touched_streams, *touched_streams_last; /* each with a reference */
+    aq_stream *starved_streams;                        /* wait for memory; each with a reference */
+    uint64_t starved_until;                            /* when they are looked at again */
     aq_conn **heap;                                    /* by expiry */
     uint32_t heap_length, heap_capacity;
     aq_endpoint **all_endpoints;
@@ -135,7 +137,7 @@ struct aq_engine {
     struct {
         aq_id id;
         uint64_t until;
-    } * resting; /* listeners and UDP sockets that left epoll for a while, and streams that wait for memory */
+    } * resting; /* listeners and UDP sockets that left epoll for a while */
     size_t resting_length, resting_capacity;
     int *closing_fds; /* once what is collected for them has left */
     size_t closing_fds_length, closing_fds_capacity;
@@ -178,6 +180,7 @@ void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *bat
 /* engine_rest.c */
 void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration);
 void aq_engine_rest_stream(aq_engine *engine, aq_stream *stream); /* there is no memory to read its socket into */
+void aq_engine_run_starved(aq_engine *engine);                    /* tries them again */
 void aq_engine_run_resting(aq_engine *engine);
 /* tcp.c */
 void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes over fd, also on failure */

@@ -18,13 +18,6 @@ static int64_t watch_again(aq_engine *engine, aq_id id)
                 result = aq_engine_listen_tcp(engine, listener);
             aq_slab_put(&engine->listeners, id);
         }
-    } else if (aq_id_kind((uint64_t)id) == AQ_KIND_STREAM) {
-        aq_stream *stream = aq_slab_get(&engine->streams, id);
-        if (stream != NULL) {
-            stream->resting = 0;
-            aq_engine_touch_stream(engine, stream);
-            aq_slab_put(&engine->streams, id);
-        }
     } else {
         aq_udp *udp = aq_slab_get(&engine->udps, id);
         if (udp != NULL) {
@@ -48,18 +41,28 @@ void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration)
     engine->resting[engine->resting_length++].until = engine->now + duration;
 }
 
+/* A list of streams and no array: there is no memory. */
 void aq_engine_rest_stream(aq_engine *engine, aq_stream *stream)
 {
-    if (stream->resting)
+    if (stream->resting || aq_slab_get(&engine->streams, stream->id) == NULL)
         return;
-    if (aq_engine_make_room(&engine->resting, engine->resting_length, &engine->resting_capacity,
-                            sizeof(*engine->resting)) != AQ_OK) {
-        aq_engine_touch_stream(engine, stream); /* tried again in every turn */
-        return;
-    }
     stream->resting = 1;
-    engine->resting[engine->resting_length].id = stream->id;
-    engine->resting[engine->resting_length++].until = engine->now + AQ_MEMORY_PAUSE;
+    stream->rest_next = engine->starved_streams;
+    if (engine->starved_streams == NULL)
+        engine->starved_until = engine->now + AQ_MEMORY_PAUSE;
+    engine->starved_streams = stream;
+}
+
+void aq_engine_run_starved(aq_engine *engine)
+{
+    aq_stream *stream = engine->starved_streams, *next;
+    engine->starved_streams = NULL;
+    for (; stream != NULL; stream = next) {
+        next = stream->rest_next;
+        stream->resting = 0;
+        aq_engine_touch_stream(engine, stream);
+        aq_slab_put(&engine->streams, stream->id);
+    }
 }
 
 void aq_engine_run_resting(aq_engine *engine)

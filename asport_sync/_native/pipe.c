@@ -41,14 +41,14 @@ void aq_pool_destroy(aq_pool *pool)
     pthread_mutex_destroy(&pool->mutex);
 }
 
-static aq_segment *new_segment(aq_pool *pool, uint32_t capacity)
+static aq_segment *new_segment(aq_pool *pool, uint32_t capacity, uint32_t left)
 {
     size_t size = sizeof(aq_segment) + capacity;
     aq_segment *segment = malloc(size);
     uint32_t from_reserve = 0;
 
     if (segment == NULL && pool->reserve != NULL) {
-        segment = aq_reserve_take(pool->reserve, size, AQ_RESERVE_KEPT);
+        segment = aq_reserve_take(pool->reserve, size, left);
         from_reserve = 1;
     }
     if (segment != NULL) {
@@ -60,7 +60,7 @@ static aq_segment *new_segment(aq_pool *pool, uint32_t capacity)
 
 /* Up to `count` segments as a chain; fewer, or NULL, when there is no memory. The lock is taken once for all of them.
  */
-static aq_segment *pool_take(aq_pool *pool, uint32_t capacity, size_t count)
+static aq_segment *pool_take(aq_pool *pool, uint32_t capacity, size_t count, uint32_t left)
 {
     aq_segment **list = capacity == AQ_SEGMENT_SMALL ? &pool->small : &pool->large;
     aq_segment *chain = NULL;
@@ -79,7 +79,7 @@ static aq_segment *pool_take(aq_pool *pool, uint32_t capacity, size_t count)
     pthread_mutex_unlock(&pool->mutex);
 
     for (; count > 0; count--) {
-        aq_segment *segment = new_segment(pool, capacity);
+        aq_segment *segment = new_segment(pool, capacity, left);
 
         if (segment == NULL)
             break;
@@ -128,6 +128,7 @@ void aq_pipe_init(aq_pipe *pipe, aq_pool *pool, uint64_t limit)
 {
     pipe->pool = pool;
     pipe->limit = limit;
+    pipe->left = AQ_RESERVE_LEFT;
     pipe->tail = NULL;
     pipe->tail_used = 0;
     pipe->spare = NULL;
@@ -208,7 +209,7 @@ static size_t reserve(aq_pipe *pipe, size_t want, uint32_t capacity, size_t most
     if (missing == 0)
         return have;
 
-    segment = pool_take(pipe->pool, capacity, missing);
+    segment = pool_take(pipe->pool, capacity, missing, pipe->left);
     if (last != NULL)
         last->next = segment;
     if (pipe->spare == NULL)

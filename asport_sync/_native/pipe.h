@@ -57,6 +57,7 @@ void aq_pool_destroy(aq_pool *pool); /* all pipes are destroyed already */
 typedef struct aq_pipe {
     aq_pool *pool;  /* immutable */
     uint64_t limit; /* immutable: written - released never exceeds it */
+    uint32_t left;  /* producer: eighths of the reserve that it leaves for others */
 
     _Alignas(64) aq_segment *tail; /* producer */
     uint32_t tail_used;            /* producer: bytes committed in tail */

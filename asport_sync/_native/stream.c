@@ -61,6 +61,7 @@ aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_cred
     stream->began = aq_now();
     stream->can_read = stream->can_write = 1;
     aq_pipe_init(&stream->tx, setup->pool, setup->send_window);
+    stream->tx.left = AQ_RESERVE_LEFT_BY_READS;
     aq_pipe_init(&stream->rx, setup->pool, setup->receive_window);
     return stream;
 }

@@ -101,7 +101,8 @@ typedef struct aq_stream {
     uint8_t header_length;
     uint8_t dial_wanted, dialling;
     uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
-    uint8_t resting;                /* waits for memory, in the engine's list of those that rest */
+    uint8_t resting;                /* waits for memory, in the engine's list of those that do */
+    struct aq_stream *rest_next;    /* in that list */
     struct aq_stream *touched_next; /* in the engine's list of streams whose owners have to hear of something */
     int attached_fd;                /* -1: not attached */
 

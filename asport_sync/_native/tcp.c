@@ -140,8 +140,12 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
                                    aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG, WRITE_BUDGET);
     if (need & AQ_NEED_TURN)
         aq_engine_touch_stream(engine, stream);
-    if (need & AQ_NEED_MEMORY)
-        aq_engine_rest_stream(engine, stream);
+    if (need & AQ_NEED_MEMORY) {
+        if (stream->conn != NULL && stream->conn->quic != NULL && aq_conn_make_room(stream->conn, stream))
+            aq_engine_touch_stream(engine, stream);
+        else
+            aq_engine_rest_stream(engine, stream);
+    }
     if (need != 0) {
         if (wants_worker(engine, stream))
             hand_to_worker(engine, stream);

@@ -36,6 +36,7 @@ from asport_sync.errors import AsportError
 from tests.bounds.old_work import answers, old_work
 from tests.e2e.tunnels import both_echoes, client_options, tunnel
 from tests.support.certificates import Certificate
+from tests.support.traffic import connect
 from tests.support.waiting import wait_until
 allocator = ctypes.CDLL(None)
 certificate = Certificate(*map(Path, sys.argv[1:4]))
@@ -82,6 +83,31 @@ EVERYTHING = """
     old.goes_on()
 """
 
+# The bytes of stalled readers take all that is left. They began later, and have to go.
+STALLED = """
+    with contextlib.ExitStack() as crowd:
+        users = [crowd.enter_context(connect(public)) for _ in range(40)]
+        for user in users:
+            user.sendall(b"x")
+            assert user.recv(1) == b"x"
+            user.setblocking(False)
+        # Far more than the reserve: what the tunnel does not take stays with the users.
+        allocator.fail_all(1)
+        before = grown("memory_failures")
+        for _ in range(20):
+            for user in users:
+                with contextlib.suppress(OSError):
+                    while user.send(bytes(65536)):
+                        pass
+            old.goes_on()
+        assert grown("memory_reserve_used") > 100
+        assert grown("memory_failures") > before
+        allocator.fail_all(0)
+    assert made.client.port == public[1]
+    wait_until(lambda: answers(public), 20, "new connections are served again")
+    old.goes_on()
+"""
+
 EACH = """
     reached = True
     count = 0
@@ -121,7 +147,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("carrier", ["native", "quic"])
-@pytest.mark.parametrize("body", [pytest.param(EVERYTHING, id="all fail"), pytest.param(EACH, id="each fails once")])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(EVERYTHING, id="all fail"),
+        pytest.param(STALLED, id="all fail, with stalled readers"),
+        pytest.param(EACH, id="each fails once"),
+    ],
+)
 def test_the_engine_without_memory(certificate: Certificate, library: Path, body: str, carrier: str) -> None:
     files = [certificate.certificate, certificate.private_key, certificate.trusted]
     done = subprocess.run(

@@ -28,33 +28,41 @@ static uint64_t used(void)
 
 static void test_blocks(void)
 {
-    void *blocks[AQ_RESERVE_BLOCKS];
-    aq_reserve reserve;
+    enum { ALL = AQ_RESERVE_SMALL_BLOCKS + AQ_RESERVE_LARGE_BLOCKS };
+    static void *blocks[ALL];
+    static aq_reserve reserve;
     uint64_t before = used();
+    uint32_t count = 0;
     int outside;
 
     CHECK_INT(aq_reserve_init(&reserve, &counters), 0);
     CHECK(!aq_reserve_owns(&reserve, NULL) && !aq_reserve_owns(&reserve, &outside));
-    CHECK(aq_reserve_take(&reserve, AQ_RESERVE_BLOCK + 1, 0) == NULL);
-    for (int i = 0; i < AQ_RESERVE_BLOCKS; i++) {
-        /* Stream data stops half way. */
-        if (i >= AQ_RESERVE_BLOCKS - AQ_RESERVE_KEPT)
-            CHECK(aq_reserve_take(&reserve, 1, AQ_RESERVE_KEPT) == NULL);
-        blocks[i] = aq_reserve_take(&reserve, AQ_RESERVE_BLOCK, 0);
-        CHECK(blocks[i] != NULL && aq_reserve_owns(&reserve, blocks[i]));
-        CHECK_INT((uintptr_t)blocks[i] % _Alignof(max_align_t), 0);
-        memset(blocks[i], i, AQ_RESERVE_BLOCK);
-    }
+    CHECK(aq_reserve_take(&reserve, AQ_RESERVE_LARGE + 1, 0) == NULL);
+    /* Who leaves much stops first; small ones take large blocks once the small ones are used up. */
+    while ((blocks[count] = aq_reserve_take(&reserve, AQ_RESERVE_SMALL, AQ_RESERVE_LEFT_BY_READS)) != NULL)
+        count++;
+    CHECK_INT(count, ALL / 8 * (8 - AQ_RESERVE_LEFT_BY_READS));
+    while ((blocks[count] = aq_reserve_take(&reserve, AQ_RESERVE_SMALL, AQ_RESERVE_LEFT)) != NULL)
+        count++;
+    CHECK_INT(count, ALL / 8 * (8 - AQ_RESERVE_LEFT));
+    while (count < ALL && (blocks[count] = aq_reserve_take(&reserve, 1, 0)) != NULL)
+        count++;
+    CHECK_INT(count, ALL);
     CHECK(aq_reserve_take(&reserve, 1, 0) == NULL);
-    CHECK_INT(used() - before, AQ_RESERVE_BLOCKS);
-    for (int i = 0; i < AQ_RESERVE_BLOCKS; i++) {
+    CHECK_INT(used() - before, ALL);
+    for (uint32_t i = 0; i < ALL; i++) {
+        CHECK(aq_reserve_owns(&reserve, blocks[i]));
+        CHECK_INT((uintptr_t)blocks[i] % _Alignof(max_align_t), 0);
+        memset(blocks[i], (int)i, aq_reserve_size(&reserve, blocks[i]));
+    }
+    for (uint32_t i = 0; i < ALL; i++) {
         const uint8_t *bytes = blocks[i];
         CHECK_INT(bytes[0], i % 256); /* no two are the same memory */
-        CHECK_INT(bytes[AQ_RESERVE_BLOCK - 1], i % 256);
+        CHECK_INT(bytes[aq_reserve_size(&reserve, bytes) - 1], i % 256);
     }
     aq_reserve_give(&reserve, blocks[7]);
     CHECK(aq_reserve_take(&reserve, 1, 0) == blocks[7]);
-    for (int i = 0; i < AQ_RESERVE_BLOCKS; i++)
+    for (uint32_t i = 0; i < ALL; i++)
         aq_reserve_give(&reserve, blocks[i]);
     aq_reserve_destroy(&reserve);
 }
@@ -64,7 +72,7 @@ static void test_pipe(void)
 {
     static uint8_t in[3 * AQ_SEGMENT_LARGE];
     struct iovec vector;
-    aq_reserve reserve;
+    static aq_reserve reserve;
     aq_pool pool;
     aq_pipe pipe;
     uint64_t written = 0;
@@ -78,8 +86,8 @@ static void test_pipe(void)
     while (aq_pipe_write(&pipe, in, sizeof(in)) == 0)
         written += sizeof(in);
     fail_malloc = 0;
-    CHECK(written >= (AQ_RESERVE_BLOCKS - AQ_RESERVE_KEPT - 3) * (uint64_t)AQ_SEGMENT_LARGE);
-    CHECK(reserve.free_length >= AQ_RESERVE_KEPT);
+    CHECK(written >= (AQ_RESERVE_LARGE_BLOCKS / 8 * (8 - AQ_RESERVE_LEFT) - 3) * (uint64_t)AQ_SEGMENT_LARGE);
+    CHECK(reserve.blocks[1].free_length >= AQ_RESERVE_LARGE_BLOCKS / 8 * AQ_RESERVE_LEFT);
     CHECK_INT(aq_pipe_readable(&pipe), written);
     while (aq_pipe_peek(&pipe, &vector, 1, SIZE_MAX) > 0) {
         aq_pipe_take(&pipe, vector.iov_len);
@@ -87,7 +95,7 @@ static void test_pipe(void)
     }
     aq_pipe_destroy(&pipe);
     CHECK_INT(atomic_load(&pool.live), 0);
-    CHECK_INT(reserve.free_length, AQ_RESERVE_BLOCKS);
+    CHECK_INT(reserve.blocks[1].free_length, AQ_RESERVE_LARGE_BLOCKS);
     aq_pool_destroy(&pool);
     aq_reserve_destroy(&reserve);
 }
