@@ -23,6 +23,8 @@
  * of it. */
 static int is_too_much(aq_conn *conn, const aq_event *event)
 {
+    if (event->type == AQ_EVENT_CLOSED)
+        return !conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
     if (event->type != AQ_EVENT_COMMAND && event->type != AQ_EVENT_VIOLATION && event->type != AQ_EVENT_FLOW_WANTED)
         return 0;
     if (!conn->admitted && conn->events_before_admission >= AQ_EVENTS_BEFORE_ADMISSION)
@@ -160,6 +162,8 @@ static void send_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, 
     if (conn->close_packet != NULL) {
         memcpy(conn->close_packet, conn->host->train, (size_t)length);
         conn->close_packet_length = (size_t)length;
+    } else {
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
     }
 }
 
@@ -182,10 +186,19 @@ static void enter_end(aq_conn *conn, enum aq_conn_state state, enum aq_close_cau
     conn->host->touch(conn->host->engine, conn);
 }
 
+/* The library had no memory for the connection, even in the reserve. */
+static void count_memory(aq_conn *conn, int result)
+{
+    if (result == NGTCP2_ERR_NOMEM || result == NGTCP2_ERR_CALLBACK_FAILURE)
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+}
+
 void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now)
 {
     if (conn->state == AQ_CONN_CLOSING || conn->state == AQ_CONN_DRAINING)
         return;
+    if (cause == AQ_CLOSE_INTERNAL)
+        count_memory(conn, -(int)code);
     if (sends_close(cause))
         send_close(conn, cause, code, reason, now);
     enter_end(conn, conn->close_packet != NULL ? AQ_CONN_CLOSING : AQ_CONN_DRAINING, cause, code, reason,
@@ -265,7 +278,13 @@ static void handshake_finished(aq_conn *conn, uint64_t now)
             aq_conn_close(conn, AQ_CLOSE_TLS, (uint64_t)alert, "the peer offered no ALPN protocol", now);
         return;
     }
+    if (!conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING) {
+        aq_count(conn->host->counters, AQ_C_connections_refused, 1);
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "", now);
+        return;
+    }
     aq_count(conn->host->counters, AQ_C_handshakes_completed, 1);
+    conn->announced = 1;
     adapt_keep_alive(conn);
     event.length = (uint32_t)aq_tls_session_alpn(conn->tls, event.data, sizeof(event.data));
     aq_sockaddr_to(&conn->remote, &event.peer);

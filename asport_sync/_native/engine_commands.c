@@ -18,6 +18,13 @@ static int hand_over(aq_engine *engine, aq_engine_command *command)
     int accepted;
     command->next = NULL;
     pthread_mutex_lock(&engine->command_mutex);
+    if (engine->commands_length >= AQ_COMMANDS_MOST && !atomic_load(&engine->stopping)) {
+        aq_count(&engine->counters, AQ_C_commands_waited, 1);
+        engine->commands_waiters++;
+        while (engine->commands_length >= AQ_COMMANDS_MOST && !atomic_load(&engine->stopping))
+            pthread_cond_wait(&engine->command_done, &engine->command_mutex);
+        engine->commands_waiters--;
+    }
     accepted = !atomic_load(&engine->stopping);
     if (accepted) {
         if (engine->commands_last != NULL)
@@ -25,6 +32,7 @@ static int hand_over(aq_engine *engine, aq_engine_command *command)
         else
             engine->commands_first = command;
         engine->commands_last = command;
+        engine->commands_length++;
         atomic_store(&engine->commands_filled, 1);
     }
     pthread_mutex_unlock(&engine->command_mutex);
@@ -107,6 +115,9 @@ static aq_engine_command *take_commands(aq_engine *engine)
     pthread_mutex_lock(&engine->command_mutex);
     list = engine->commands_first;
     engine->commands_first = engine->commands_last = NULL;
+    engine->commands_length = 0;
+    if (engine->commands_waiters > 0)
+        pthread_cond_broadcast(&engine->command_done);
     atomic_store(&engine->commands_filled, 0);
     pthread_mutex_unlock(&engine->command_mutex);
     return list;
