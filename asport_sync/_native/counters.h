@@ -28,6 +28,7 @@
     X(connections_opened)                                                                                              \
     X(connections_refused) /* over a limit of the endpoint */                                                          \
     X(connections_closed)                                                                                              \
+    X(connections_migrated) /* of a client, to another local address */                                                \
     X(handshakes_completed)                                                                                            \
     X(handshakes_failed)                                                                                               \
     X(streams_opened)                                                                                                  \

@@ -39,7 +39,8 @@ enum aq_command_kind {
     AQ_DO_CLOSE_UDP,
     AQ_DO_LISTEN_TCP,
     AQ_DO_UNLISTEN_TCP,
-    AQ_DO_DIAL
+    AQ_DO_DIAL,
+    AQ_DO_MIGRATE
 };
 
 #define AQ_COMMAND_BYTES 256 /* aq_connection_send() takes no more */
