@@ -65,8 +65,8 @@ enum aq_event_type {
     AQ_EVENT_STREAM_BULK = 12,   /* a worker should relay this stream; peer, code as above, value = its socket, handed
                                     over */
     AQ_EVENT_UDP_BULK = 13,      /* the pump should read this UDP socket from now on; socket */
-    AQ_EVENT_SILENCE = 14 /* value = 1: nothing heard of the peer for aq_transport_options.silence, or the network
-                             says that it is not there; 0: it is heard again */
+    AQ_EVENT_SILENCE = 14        /* value = 1: nothing heard of the peer for aq_transport_options.silence, or a hint
+                                           that it is gone; 0: it is heard again */
 };
 
 /* Why a connection ended. */

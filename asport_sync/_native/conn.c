@@ -6,9 +6,10 @@
 
 /* After which time without a packet a PING goes out while somebody asks whether the peer lives. */
 #define PROBE_PING (20 * AQ_NSEC_PER_MSEC)
-/* A refusal by the network counts only where nothing was heard of the peer for a moment: it may be late, or forged, and
- * must not keep Python busy. */
+/* A hint that the peer is gone counts only where nothing was heard of it for a moment, and the next one not so soon: it
+ * may be late, or forged, and must cost no more than an attempt now and then. */
 #define SUSPECT_LEAST (100 * AQ_NSEC_PER_MSEC)
+#define SUSPECT_PAUSE (10 * AQ_NSEC_PER_SEC)
 /* Closing and draining last three PTO (RFC 9000 section 10.2), and no less than this. */
 #define KEEP_LEAST (100 * AQ_NSEC_PER_MSEC)
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
@@ -296,6 +297,9 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
         if (aq_conn_take_decrypted()) {
             conn->last_received = now;
             note_path(conn);
+        } else {
+            /* Noise, or the stateless reset of a server that was restarted with another key. */
+            aq_conn_suspect(conn, now);
         }
         after_callbacks(conn, now);
         aq_conn_return_credit(conn);
@@ -386,8 +390,10 @@ static void post_silence(aq_conn *conn, int silent)
 void aq_conn_suspect(aq_conn *conn, uint64_t now)
 {
     if (conn->state == AQ_CONN_OPEN && conn->options.silence > 0 && !conn->silent &&
-        now - conn->last_received >= SUSPECT_LEAST)
+        now - conn->last_received >= SUSPECT_LEAST && now >= conn->suspect_next) {
+        conn->suspect_next = now + SUSPECT_PAUSE;
         post_silence(conn, 1);
+    }
 }
 
 void aq_conn_timers(aq_conn *conn, uint64_t now)

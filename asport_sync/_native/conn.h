@@ -147,6 +147,7 @@ typedef struct aq_conn {
     uint64_t keep_alive;   /* PING after this much silence; UINT64_MAX: never */
     int silent;            /* AQ_EVENT_SILENCE has said so */
     uint64_t silence_from; /* last_received at the latest AQ_EVENT_SILENCE */
+    uint64_t suspect_next; /* no hint counts before */
 
     uint64_t linger_until; /* UINT64_MAX: not closing gracefully */
     uint64_t linger_code;
@@ -199,7 +200,7 @@ int aq_conn_write(aq_conn *conn, uint64_t now);
 void aq_conn_timers(aq_conn *conn, uint64_t now);   /* whatever is due */
 void aq_conn_schedule(aq_conn *conn, uint64_t now); /* works out expiry */
 void aq_conn_unblock(aq_conn *conn, uint64_t now);  /* the socket takes bytes again */
-void aq_conn_suspect(aq_conn *conn, uint64_t now);  /* the network says that the peer is not there */
+void aq_conn_suspect(aq_conn *conn, uint64_t now);  /* a hint, by whomever, that the peer is gone */
 
 /* Leaves OPEN: CONNECTION_CLOSE where that is due, AQ_EVENT_CLOSED, everything on it is cut off. */
 void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now);

@@ -105,12 +105,10 @@ class SleepWatch:
         asleep: Seconds that this machine has been asleep since it was started.
     """
 
-    def __init__(
-        self, thread: SelectorThread, resumed: Callable[[], None], asleep: Callable[[], float] | None = None
-    ) -> None:
+    def __init__(self, thread: SelectorThread, resumed: Callable[[], None], asleep: Callable[[], float]) -> None:
         self._thread = thread
         self._resumed = resumed
-        self._asleep = asleep or asleep_since_boot
+        self._asleep = asleep
         self._before = 0.0
 
     def open(self) -> None:

@@ -62,7 +62,7 @@ class Door(Protocol):
         """Asks the server for a sign of life; HEARD or SILENT follows, or FAILED."""
 
     def migrate(self, link: Link) -> bool:
-        """Moves a connection to this machine's present address; whether that was another one.
+        """Moves a connection to this machine's present address; whether that is another one.
 
         Raises:
             EngineError: Not possible.
@@ -183,13 +183,10 @@ class Connector:
 
     def _move(self, link: Link) -> None:
         try:
-            moved = self._door.migrate(link)
+            self._door.migrate(link)
         except (EngineError, OSError) as problem:
             # No way to the server now, or it allows no migration. Whether the old address is still good will be seen.
             _log.info("%s: the connection can't follow this machine's address: %s", self._config.server, problem)
-        else:
-            if moved:
-                _log.info("%s: the connection has followed this machine's address", self._config.server)
         self._door.probe(link, _PROBE)
 
     def _lost(self, message: Message) -> None:
@@ -213,6 +210,8 @@ class Connector:
             if message.word is Word.ADDRESSES:
                 self._looked_up(message.addresses)
             elif message.word in (Word.NETWORK, Word.RESUMED):
+                if self._current is not None:
+                    self._move(self._current)
                 self._begin_round(0.0)
             elif link is None:
                 continue
@@ -262,6 +261,8 @@ class Connector:
                     return
                 if message.word is Word.FAILED:
                     self._current = None
+            elif message.word is Word.NETWORK and self._current is not None:
+                self._move(self._current)
 
     def _heard(self) -> None:
         _log.info("%s: heard again", self._config.server)

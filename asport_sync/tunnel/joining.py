@@ -49,7 +49,7 @@ from asport_sync.errors import (
 from asport_sync.runtime import descriptors, sockets
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.log import logger
-from asport_sync.runtime.machine import NetworkWatch, SleepWatch
+from asport_sync.runtime.machine import NetworkWatch, SleepWatch, asleep_since_boot
 from asport_sync.runtime.threads import Slots
 from asport_sync.tunnel.attempts import Connector, Stopping
 from asport_sync.tunnel.link import Link, Message, Word, is_steady, why_closed
@@ -109,9 +109,16 @@ class ClientRun(Run):
         config: What it was told.
         engine: Not started.
         backoff: Decides when to try again.
+        asleep: Seconds that this machine has been asleep since some moment.
     """
 
-    def __init__(self, config: ClientConfig, engine: Engine, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        config: ClientConfig,
+        engine: Engine,
+        backoff: Backoff | None = None,
+        asleep: Callable[[], float] = asleep_since_boot,
+    ) -> None:
         super().__init__(engine, config.max_workers, _log)
         self._config = config
         self._began = time.monotonic()
@@ -135,7 +142,7 @@ class ClientRun(Run):
         self._credentials: Credentials | None = None
         self._connector = Connector(config, self, backoff or Backoff(), self.workers, self.stopping)
         self._network = NetworkWatch(self.pump, self._towards, lambda: self._happened(Word.NETWORK))
-        self._sleep = SleepWatch(self.pump, lambda: self._happened(Word.RESUMED))
+        self._sleep = SleepWatch(self.pump, lambda: self._happened(Word.RESUMED), asleep)
         self._port: int | None = None  # that the client had last, and may ask for again; the events thread
         self._changed = threading.Condition()  # guards everything below
         self._links: dict[int, Link] = {}
@@ -298,7 +305,7 @@ class ClientRun(Run):
             link.connection.probe(timeout)
 
     def migrate(self, link: Link) -> bool:
-        """Moves a connection to this machine's present address."""
+        """Moves a connection to this machine's present address. Also the events thread."""
         try:
             with socket.socket(sockets.family_of(link.remote[0]), socket.SOCK_DGRAM) as sock:
                 moved = link.connection.migrate(sock)
@@ -306,6 +313,7 @@ class ClientRun(Run):
             return False
         if moved:
             self.counters.add("migrations")
+            _log.info("%s: the connection has followed this machine's address", self._config.server)
         return moved
 
     def failed(self, failure: AsportError, delay: float | None) -> None:
@@ -379,11 +387,15 @@ class ClientRun(Run):
         if current is None:
             self._greet(link)
             return
-        # What stands has been silent; now that the server answers, it is asked once more. Two connections that live
-        # would be two clients to the server, with a port each. EngineClosed: its last event is on the way.
+        # What stands has been silent; now that the server answers, it is asked once more, from where this machine is
+        # now. Two connections that live would be two clients to the server, with a port each. EngineClosed: its last
+        # event is on the way.
         with contextlib.suppress(EngineClosed):
-            rtt = current.connection.info().smoothed_rtt
-            current.connection.probe(min(_ASKED_LONGEST, max(_ASKED_SHORTEST, 3 * rtt)))
+            limit = min(_ASKED_LONGEST, max(_ASKED_SHORTEST, 3 * current.connection.info().smoothed_rtt))
+            with contextlib.suppress(EngineError, OSError):
+                if self.migrate(current):
+                    limit = _ASKED_LONGEST  # another path, another round trip
+            current.connection.probe(limit)
 
     def _silence(self, link: Link, event: Event) -> None:
         assert isinstance(event, Silence)

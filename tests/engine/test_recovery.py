@@ -67,6 +67,35 @@ def test_the_networks_word_that_nobody_is_there_makes_silence(certificate: Certi
             expect_closed(client, connection)
 
 
+def test_noise_is_a_hint_but_not_again_and_again(certificate: Certificate) -> None:
+    """It may be the stateless reset of a server with another key, and may be forged."""
+    with Side("server") as server, Side("client") as client:
+        _, address = listen(server, certificate)
+        with Middle(address) as middle:
+            connection = connect(
+                client, certificate, middle.front.getsockname(), Transport(max_streams_bidi=1, silence=1000.0)
+            )
+            client.expect(Connected)
+            accepted = server.expect(Connected).connection
+
+            def noise_after_a_moment() -> None:
+                wait_until(lambda: connection.info().silence > 0.15, 15, "the handshake is long over")
+                before = connection.info().packets_received
+                assert middle.client is not None
+                middle.front.sendto(b"\x40" + bytes(42), middle.client)
+                wait_until(lambda: connection.info().packets_received > before, 15, "the noise is there")
+
+            noise_after_a_moment()
+            assert client.expect(Silence).silent
+            connection.probe(15.0)
+            assert client.expect(Probed).alive
+            assert not client.expect(Silence).silent
+            noise_after_a_moment()
+            assert not [event for event in client.seen() if isinstance(event, Silence)]
+            connection.close()
+            expect_closed(server, accepted)
+
+
 def test_without_being_asked_nobody_tells_of_silence(certificate: Certificate) -> None:
     with Side("server") as server, Side("client") as client:
         _, address = listen(server, certificate, Transport(idle_timeout=1.0))
