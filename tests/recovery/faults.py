@@ -14,7 +14,6 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
@@ -25,6 +24,7 @@ from asport_sync.runtime import sockets
 from asport_sync.tunnel.joining import ClientRun
 from tests.e2e.tunnels import (
     SERVER_READY,
+    both_echoes,
     client_options,
     client_process,
     command,
@@ -40,8 +40,8 @@ from tests.support.data import seeded_bytes
 from tests.support.namespaces import unavailable
 from tests.support.ports import free_port
 from tests.support.process import Process
-from tests.support.services import Address, TcpEcho
-from tests.support.traffic import connect, receive_exactly
+from tests.support.services import Address, TcpEcho, UdpEcho
+from tests.support.traffic import UdpPeer, connect, receive_exactly
 from tests.support.waiting import wait_until
 
 # Seconds until everything is back at the latest; only a failure waits so long.
@@ -154,7 +154,7 @@ class Loopback(Fault):
         self.certificate = self.authority.issue(self.directory / "certificate")
         self.quic: Address = ("127.0.0.1", free_port())
         self.public: Address = ("127.0.0.1", free_port())
-        self.service = stack.enter_context(TcpEcho())
+        self.service, self.datagrams = stack.enter_context(both_echoes())
         stack.callback(self._end)
         self.server: Process | None = None
         self.client: Process | None = None
@@ -307,7 +307,7 @@ class CertificateRenewed(Loopback):
     name = "certificate-renewed"
     title = "server killed and restarted with another certificate and key"
     how = "as above, both issued by the authority that the client trusts; no stateless reset is valid then"
-    promise = 2.0
+    promise = 1.0
 
     def happen(self) -> float:
         """Kill, and start with the next certificate."""
@@ -357,8 +357,8 @@ class NatRebound(Loopback):
     """Something between both gives the client another address, and forgets the one before."""
 
     name = "nat-rebound"
-    title = "NAT gives the client another port"
-    how = "a UDP relay in between changes its port; ends at once"
+    title = "a NAT gives the client another port"
+    how = "a UDP relay in between sends from another port from now on; open connections and associations go on"
     promise = 1.0
 
     def set_up(self, stack: contextlib.ExitStack) -> None:
@@ -375,30 +375,48 @@ class NatRebound(Loopback):
         stack.callback(self.client.__exit__, None, None, None)
 
     def happen(self) -> float:
-        """Rebind; an open connection goes on."""
+        """Rebind; what is open goes on."""
         assert self._middle is not None
-        with open_connection(self.public) as goes_on:
+        with GoesOn(self.public, self.datagrams) as open_ones:
             time.sleep(random.random() * PHASE)
             self._middle.rebind()
             ended = time.monotonic()
             came = self.back()
-            goes_on()
+            open_ones.check()
         return came - ended
 
 
-@contextlib.contextmanager
-def open_connection(public: Address) -> Iterator[Callable[[], None]]:
-    """A TCP connection through the public port, on which bytes are under way; yields the check that all arrive."""
-    with connect(public) as user:
-        data = seeded_bytes(random.randrange(1 << 30), 100_000)
-        user.sendall(data[:50_000])
-        assert receive_exactly(user, 1000) == data[:1000]
+class GoesOn:
+    """A TCP connection and a UDP association through the public port, which are to outlive the fault.
 
-        def goes_on() -> None:
-            user.sendall(data[50_000:])
-            assert receive_exactly(user, len(data) - 1000) == data[1000:]
+    Args:
+        public: The port.
+        datagrams: The UDP service behind it.
+    """
 
-        yield goes_on
+    def __init__(self, public: Address, datagrams: UdpEcho) -> None:
+        self._datagrams = datagrams
+        self._data = seeded_bytes(random.randrange(1 << 30), 100_000)
+        self._user = connect(public)
+        self._peer = UdpPeer(public)
+        self._user.sendall(self._data[:50_000])
+        assert receive_exactly(self._user, 1000) == self._data[:1000]
+        self._peer.ask(b"before", b"before")
+        self._sources = set(datagrams.sources)
+
+    def __enter__(self) -> GoesOn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._user.close()
+        self._peer.__exit__()
+
+    def check(self) -> None:
+        """Everything comes that is still to come, and by the same association."""
+        self._user.sendall(self._data[50_000:])
+        assert receive_exactly(self._user, len(self._data) - 1000) == self._data[1000:]
+        self._peer.ask(b"after", b"after")
+        assert set(self._datagrams.sources) == self._sources
 
 
 # --- a client in this process, whose surroundings the test plays ------------------------------------------------------
@@ -461,7 +479,7 @@ class NameMoved(Inside):
     how = (
         "the server is killed and one started on another address, the resolver's answer changes; ends when both is done"
     )
-    promise = 2.0
+    promise = 1.0
 
     def set_up(self, stack: contextlib.ExitStack) -> None:
         """Put a resolver of our own in place."""
@@ -509,6 +527,7 @@ class Across(Fault):
         self.path = path = stack.enter_context(NetworkPath(delay_ms=10))
         server = (path.address_a, self.QUIC_PORT)
         service = stack.enter_context(TcpEcho(port=self.LOCAL_PORT, create_socket=path.b.socket))
+        self.datagrams = stack.enter_context(UdpEcho(port=self.LOCAL_PORT, create_socket=path.b.socket))
         options = server_options(
             certificate,
             server=f"{server[0]}:{server[1]}",
@@ -576,11 +595,14 @@ class InterfaceDown(Across):
 
 
 class AddressChanged(Across):
-    """The client's machine gets another address, and loses the one before. An open connection goes on."""
+    """The client's machine gets another address, and loses the one before. What is open goes on."""
 
     name = "address-changed"
     title = "client's address changed"
-    how = "the old address is taken from the client's interface, which gets another one; ends with that"
+    how = (
+        "the old address is taken from the client's interface, which gets another one; ends with that; open "
+        "connections and associations go on"
+    )
     promise = 1.0
 
     def set_up(self, stack: contextlib.ExitStack) -> None:
@@ -592,8 +614,7 @@ class AddressChanged(Across):
 
     def happen(self) -> float:
         """Change it."""
-        with contextlib.ExitStack() as stack:
-            goes_on = self.path.a.call(lambda: stack.enter_context(open_connection(self.PUBLIC)))
+        with self.path.a.call(lambda: GoesOn(self.PUBLIC, self.datagrams)) as open_ones:
             time.sleep(random.random() * PHASE)
             before, self._number = self._address, self._number + 1
             self._address = f"10.204.0.{self._number}/32"
@@ -602,7 +623,7 @@ class AddressChanged(Across):
             self.path.b.configure(["route", "replace", self.path.address_a, "dev", INTERFACE])
             ended = time.monotonic()
             came = self.back()
-            goes_on()
+            open_ones.check()
         return came - ended
 
 
