@@ -515,6 +515,7 @@ class Across(Fault):
     QUIC_PORT = 4433
     LOCAL_PORT = 8080
     PUBLIC: Address = ("127.0.0.1", 20000)
+    dialect: ClassVar[dict[str, str]] = {}  # of the client's options
 
     @staticmethod
     def unavailable() -> str | None:
@@ -528,22 +529,23 @@ class Across(Fault):
         server = (path.address_a, self.QUIC_PORT)
         service = stack.enter_context(TcpEcho(port=self.LOCAL_PORT, create_socket=path.b.socket))
         self.datagrams = stack.enter_context(UdpEcho(port=self.LOCAL_PORT, create_socket=path.b.socket))
-        options = server_options(
-            certificate,
-            server=f"{server[0]}:{server[1]}",
-            max_idle_time=f"{self.scale.idle:g}s",
-            proxy={"allow_ports": self.PUBLIC[1]},
-        )
-        file = write_config(self.directory, "server", options)
-        argv = path.a.argv(command("server", "run", "-c", str(file), "-v"))
-        self.server = stack.enter_context(Process(argv, name="server"))
-        self.server.wait_for(SERVER_READY, BACK)
-        options = client_options(certificate, server, service.address, server_name="localhost")
+        self.server = stack.enter_context(Process(path.a.argv(self.server_argv(certificate)), name="server"))
+        options = client_options(certificate, server, service.address, server_name="localhost", **self.dialect)
         file = write_config(self.directory, "client", options)
         self.client = stack.enter_context(
             Process(path.b.argv(command("client", "run", "-c", str(file), "-v")), name="client")
         )
         self.back()
+
+    def server_argv(self, certificate: Certificate) -> list[str]:
+        """Write the server's configuration; the command that runs it."""
+        options = server_options(
+            certificate,
+            server=f"{self.path.address_a}:{self.QUIC_PORT}",
+            max_idle_time=f"{self.scale.idle:g}s",
+            proxy={"allow_ports": self.PUBLIC[1]},
+        )
+        return command("server", "run", "-c", str(write_config(self.directory, "server", options)), "-v")
 
     def back(self) -> float:
         """Wait for the first byte; when it came."""
