@@ -195,6 +195,9 @@ int32_t aq_equal(const uint8_t *first, const uint8_t *second, size_t length);
 /* [any] HKDF (RFC 5869) with SHA-256, 32 bytes. */
 int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t *salt, size_t salt_length,
                       const uint8_t *info, size_t info_length, uint8_t *out);
+/* [any] A descriptor, the caller's from now on, that becomes readable when the time of day jumps, as it does when the
+ * machine wakes up. Reading it fails with ECANCELED then, and makes it ready for the next time. */
+int64_t aq_clock_watch(void);
 uint32_t aq_counter_count(void);             /* [any] */
 const char *aq_counter_name(uint32_t index); /* [any] NULL past the end */
 

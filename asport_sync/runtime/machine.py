@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -22,7 +23,6 @@ _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 _SETTLE = 0.1
 _READ = 65536  # bytes at a time; what the messages say does not matter
 
-_LOOK = 1.0  # seconds between two looks at the clocks
 _JUMP = 2.0  # seconds that count as sleep: well above what a busy machine puts between two readings
 
 
@@ -97,29 +97,44 @@ class NetworkWatch:
 
 
 class SleepWatch:
-    """Says when this machine was asleep: CLOCK_BOOTTIME goes on then, and CLOCK_MONOTONIC does not. The thread.
+    """Says when this machine was asleep: CLOCK_BOOTTIME goes on then, and CLOCK_MONOTONIC does not.
+
+    All methods but ``close``: the thread.
 
     Args:
         thread: Where it lives.
+        descriptor: Readable when it is time to look at the clocks; reading may fail. Belongs to this object.
         resumed: Called in the thread.
-        asleep: Seconds that this machine has been asleep since it was started.
+        asleep: Seconds that this machine has been asleep since some moment.
     """
 
-    def __init__(self, thread: SelectorThread, resumed: Callable[[], None], asleep: Callable[[], float]) -> None:
+    def __init__(
+        self, thread: SelectorThread, descriptor: int, resumed: Callable[[], None], asleep: Callable[[], float]
+    ) -> None:
         self._thread = thread
+        self._descriptor = descriptor
         self._resumed = resumed
         self._asleep = asleep
         self._before = 0.0
 
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
     def open(self) -> None:
         """Begins to watch."""
         self._before = self._asleep()
-        self._thread.after(_LOOK, self._look)
+        self._thread.watch(self, self._look)
+
+    def close(self) -> None:
+        """Frees the descriptor. The thread has ended, or never watched it."""
+        os.close(self._descriptor)
 
     def _look(self) -> None:
+        with contextlib.suppress(OSError):
+            os.read(self._descriptor, 8)
         now = self._asleep()
         before, self._before = self._before, now
-        self._thread.after(_LOOK, self._look)
         if now - before > _JUMP:
             _log.debug("this machine was asleep for %.1f s", now - before)
             self._resumed()

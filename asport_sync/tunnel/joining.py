@@ -29,6 +29,7 @@ from asport_sync.engine import (
     Transport,
     UdpBulk,
     Violation,
+    clock_watch,
 )
 from asport_sync.errors import (
     AsportError,
@@ -142,7 +143,8 @@ class ClientRun(Run):
         self._credentials: Credentials | None = None
         self._connector = Connector(config, self, backoff or Backoff(), self.workers, self.stopping)
         self._network = NetworkWatch(self.pump, self._towards, lambda: self._happened(Word.NETWORK))
-        self._sleep = SleepWatch(self.pump, lambda: self._happened(Word.RESUMED), asleep)
+        self._asleep = asleep
+        self._sleep: SleepWatch | None = None
         self._port: int | None = None  # that the client had last, and may ask for again; the events thread
         self._changed = threading.Condition()  # guards everything below
         self._links: dict[int, Link] = {}
@@ -216,13 +218,19 @@ class ClientRun(Run):
             _log.warning("the server's certificate is not verified: anybody on the path can be the server")
         say_what_has_no_effect(self._config, _log)
         self.pump.call(self._network.open)
-        self.pump.call(self._sleep.open)
+        try:
+            self._sleep = SleepWatch(self.pump, clock_watch(), lambda: self._happened(Word.RESUMED), self._asleep)
+            self.pump.call(self._sleep.open)
+        except EngineError as problem:
+            _log.debug("that this machine was asleep is not noticed: %s", problem)
         self._connector.start()
 
     def end(self, deadline: float) -> bool:
         """Ends the connector and closes local UDP sockets. The events thread and the pump have ended."""
         ended = self._connector.stop(remaining(deadline))
         self._network.close()
+        if self._sleep is not None:
+            self._sleep.close()
         with self._changed:
             links = list(self._links.values())
             self._links.clear()

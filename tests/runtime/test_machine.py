@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from asport_sync.engine import clock_watch
 from asport_sync.runtime import machine
 from asport_sync.runtime.machine import NetworkWatch, SleepWatch, asleep_since_boot
 from asport_sync.runtime.selecting import SelectorThread
@@ -72,30 +75,39 @@ def test_a_system_without_rtnetlink_is_borne(monkeypatch: pytest.MonkeyPatch, ca
     assert "changes of the network are not noticed" in caplog.text
 
 
-def test_sleep_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_LOOK", 0.01)
+def test_sleep_is_told_once() -> None:
     asleep = [1000.0]
-    looks: list[float] = []
-    resumed: list[int] = []
+    resumed: list[float] = []
+    reader, writer = os.pipe()
 
-    def look() -> float:
-        looks.append(asleep[0])
-        return asleep[0]
-
-    def some_looks() -> None:
-        before = len(looks)
-        wait_until(lambda: len(looks) > before + 3, TIMEOUT, "the clocks are looked at")
+    def look() -> None:
+        os.write(writer, b"!")
+        wait_until(lambda: not select.select([reader], [], [], 0)[0], TIMEOUT, "the clocks are looked at")
 
     with selector_thread() as thread:
-        watch = SleepWatch(thread, lambda: resumed.append(len(looks)), look)
+        watch = SleepWatch(thread, reader, lambda: resumed.append(asleep[0]), lambda: asleep[0])
         thread.call_and_wait(watch.open)
-        some_looks()
-        asleep[0] += 1.0  # a busy machine
-        some_looks()
-        assert resumed == []
+        look()
+        asleep[0] += 1.0  # somebody has set the time of day, and the machine is busy
+        look()
         asleep[0] += 30.0
-        some_looks()
-        assert len(resumed) == 1
+        look()
+        look()
+        thread.call_and_wait(lambda: None)
+        assert resumed == [1031.0]
+    watch.close()
+    os.close(writer)
+
+
+def test_while_the_time_of_day_goes_on_there_is_nothing_to_look_at() -> None:
+    """That it jumps can't be tested without doing it to the whole machine."""
+    descriptor = clock_watch()
+    try:
+        assert not select.select([descriptor], [], [], 0.1)[0]
+        with pytest.raises(BlockingIOError):
+            os.read(descriptor, 8)
+    finally:
+        os.close(descriptor)
 
 
 def test_a_machine_that_never_slept() -> None:
