@@ -61,6 +61,9 @@ class Door(Protocol):
     def probe(self, link: Link, timeout: float) -> None:
         """Asks the server for a sign of life; HEARD or SILENT follows, or FAILED."""
 
+    def received(self, link: Link) -> int:
+        """How many packets have come for a connection so far."""
+
     def migrate(self, link: Link) -> bool:
         """Moves a connection to this machine's present address; whether that is another one.
 
@@ -118,6 +121,7 @@ class Connector:
         self._lookups = 0  # under way
         self._asked = 0.0  # when the latest began
         self._answer: AsportError | None = None  # what a server of this round has said that was no refusal
+        self._received = 0  # packets that had come for all attempts when that was last looked at
 
     # --- any thread ---
 
@@ -256,8 +260,8 @@ class Connector:
                     self._door.give_up(link)
                     raise _Failed(message.problem or ConnectError("connection lost"), steady=message.steady)
             elif message.link is not None and message.link is self._current:
-                if message.word is Word.HEARD:
-                    self._heard()  # the other has been given up
+                if message.word is Word.HEARD and link.abandoned:
+                    self._heard()
                     return
                 if message.word is Word.FAILED:
                     self._current = None
@@ -287,8 +291,14 @@ class Connector:
             self._door.give_up(link)
             limit = self._config.timeout + _ATTEMPT_GRACE
             self._attempt_failed(HandshakeTimeout(f"no QUIC handshake within {limit:g} s"), link, steady=True)
-        if now < self._next or not (self._turn or self._find_addresses(now)):
+        if now < self._next:
             return
+        if not self._turn:
+            if self._something_comes():
+                self._next = now + self._backoff.beside()
+                return
+            if not self._find_addresses(now):
+                return
         address = self._turn.popleft()
         try:
             link = self._door.open(address)
@@ -306,6 +316,13 @@ class Connector:
             self._next = now + self._backoff.beside()
         else:
             self._next = float("inf")  # somebody has answered; no more before all others have
+
+    def _something_comes(self) -> bool:
+        """Whether there is an attempt that is being answered, if slowly. A server that many call must not be called by
+        each of them several times.
+        """
+        before, self._received = self._received, sum(self._door.received(link) for link in self._alive)
+        return self._received > before
 
     def _attempt_failed(self, problem: AsportError | None, link: Link | None, *, steady: bool) -> None:
         """An attempt is over.

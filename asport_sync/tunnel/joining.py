@@ -312,6 +312,13 @@ class ClientRun(Run):
         with contextlib.suppress(EngineClosed):
             link.connection.probe(timeout)
 
+    def received(self, link: Link) -> int:
+        """How many packets have come for a connection so far."""
+        try:
+            return link.connection.info().packets_received
+        except EngineClosed:
+            return 0
+
     def migrate(self, link: Link) -> bool:
         """Moves a connection to this machine's present address. Also the events thread."""
         try:

@@ -61,17 +61,19 @@ class Scale:
         idle: The server's idle timeout, seconds.
         stopped: Seconds that a process is stopped.
         away: Seconds that a network, or a server, is away.
+        blip: The same for one that is missed for less than the idle timeout.
     """
 
     stands: float
     idle: float
     stopped: float
     away: float
+    blip: float
 
 
-FULL = Scale(stands=2.2, idle=10.0, stopped=15.0, away=30.0)
+FULL = Scale(stands=2.2, idle=10.0, stopped=15.0, away=30.0, blip=5.0)
 # Everything passes the idle timeout here, too, only sooner.
-BRIEF = Scale(stands=0.1, idle=1.5, stopped=2.0, away=2.0)
+BRIEF = Scale(stands=0.1, idle=1.5, stopped=2.0, away=2.0, blip=0.7)
 
 
 class Fault(abc.ABC):
@@ -584,6 +586,27 @@ class NetworkGone(Across):
         return self.back() - ended
 
 
+class NetworkBlip(Across):
+    """Every packet is lost for less than the idle timeout. What is open goes on."""
+
+    name = "network-blip"
+    title = "network gone for 5 s"
+    how = "the same, within the idle timeout; open connections and associations go on"
+    promise = 2.0
+
+    def happen(self) -> float:
+        """Lose everything for a moment."""
+        with self.path.a.call(lambda: GoesOn(self.PUBLIC, self.datagrams)) as open_ones:
+            time.sleep(random.random() * PHASE)
+            self.path.change(black_hole=True)
+            time.sleep(self.scale.blip)
+            self.path.change(black_hole=False)
+            ended = time.monotonic()
+            came = self.back()
+            open_ones.check()
+        return came - ended
+
+
 class InterfaceDown(Across):
     """The client's network interface is down for a while."""
 
@@ -644,6 +667,7 @@ FAULTS: tuple[type[Fault], ...] = (
     ServerStopped,
     ClientStopped,
     NetworkGone,
+    NetworkBlip,
     InterfaceDown,
     AddressChanged,
     NatRebound,

@@ -46,7 +46,7 @@ def test_every_fault_has_a_name_of_its_own() -> None:
 
 def test_brief_faults_outlast_the_idle_timeout() -> None:
     def outlasts(scale: Scale) -> bool:
-        return scale.idle < min(scale.stopped, scale.away)
+        return scale.blip < scale.idle < min(scale.stopped, scale.away)
 
     assert outlasts(BRIEF)
     assert outlasts(FULL)

@@ -146,6 +146,7 @@ class FakeConnection:
         self.admitted: list[real.Carrier | None] = []
         self.heartbeats: list[tuple[bytes, float]] = []
         self.probes: list[float] = []
+        self.packets_received = 0
         self.migrations = 0
         self.migration_problem: EngineError | None = None
         self.exports = 0
@@ -198,7 +199,9 @@ class FakeConnection:
     def info(self) -> real.ConnectionInfo:
         self._check()
         figures: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(real.ConnectionInfo)}
-        return real.ConnectionInfo(**{**figures, "peer": self.peer, "smoothed_rtt": 0.1})
+        return real.ConnectionInfo(
+            **{**figures, "peer": self.peer, "smoothed_rtt": 0.1, "packets_received": self.packets_received}
+        )
 
     def accept(self, listener: socket.socket) -> FakeListener:
         self._check()

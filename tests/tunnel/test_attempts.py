@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from asport_sync.engine import CloseCause
+from asport_sync.engine import CloseCause, ConnectionInfo
 from asport_sync.errors import AuthenticationFailed, EngineError
 from asport_sync.runtime import sockets
 from asport_sync.tunnel import attempts
@@ -89,6 +90,26 @@ def test_while_nothing_comes_back_attempts_join_each_other_and_the_first_answer_
         wait_until(lambda: len(scene.run._links) == len(scene.engine.connections) - 1, TIMEOUT, "it is forgotten")
         assert first.sent == []  # a loser says nothing, however late
         assert scene.backoff.slow == []
+
+
+@pytest.mark.usefixtures("brisk")
+def test_a_server_that_answers_slowly_is_not_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = True
+    asked = threading.Semaphore(0)
+
+    def info(connection: FakeConnection) -> ConnectionInfo:
+        connection.packets_received += answering
+        asked.release()
+        return real_info(connection)
+
+    real_info = FakeConnection.info
+    monkeypatch.setattr(FakeConnection, "info", info)
+    with scene_of(nothing) as scene:
+        for _ in range(10):
+            assert asked.acquire(timeout=TIMEOUT)
+        assert len(scene.engine.connections) == 1
+        answering = False
+        scene.attempts(3)
 
 
 @pytest.mark.usefixtures("brisk")
@@ -179,6 +200,16 @@ def test_a_silent_connection_keeps_its_place_until_the_server_answers_another(
     assert first.closed == (0, 0.0)
     assert scene.run.wait_ready(TIMEOUT) == (SERVER[0], PORT)
     assert scene.backoff.slow == []
+
+
+def test_a_late_sign_of_life_does_not_confuse(standing: tuple[Scene, FakeConnection]) -> None:
+    """Heard again while the answer to the last question is still to come, which then is that it is silent."""
+    scene, first = standing
+    scene.engine.post(fake.silence(first, silent=False))
+    scene.engine.post(fake.probed(first, alive=False))
+    let_in(scene, scene.engine.connections[1])
+    wait_until(lambda: scene.backoff.successes == 2, TIMEOUT, "the second has joined")
+    assert len(scene.engine.connections) == 2
 
 
 def test_a_connection_that_was_reset_makes_way(standing: tuple[Scene, FakeConnection]) -> None:
