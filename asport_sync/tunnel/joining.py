@@ -91,7 +91,7 @@ _IDLE_TIMEOUT = 30.0  # seconds; the server's, 10 s by default, is the shorter o
 _LONGEST_HEARTBEAT = 86400.0  # seconds, as far as timeouts follow it: a multiple of it must fit the engine's clock
 # Seconds without a packet in either direction until a PING asks whether the server is still there. A server that was
 # restarted answers it with a stateless reset, so this is how long its clients take to notice: within a second, with
-# time for the handshake. It costs an idle client 170 bytes a second, both ways and all headers counted.
+# time for the handshake. It costs an idle client 200 bytes a second, both ways and all headers counted.
 _SIGN_OF_LIFE = 0.75
 # Seconds without a sign of the server until another connection is attempted beside this one: three PINGs. The engine
 # adds three round trips.
