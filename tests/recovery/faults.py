@@ -225,7 +225,7 @@ class ServerAway(Loopback):
 
     name = "server-away"
     title = "server killed and restarted after 30 s"
-    how = "as above, 30 s later"
+    how = "as in the first row, 30 s later"
     promise = 1.0
     repetitions = 5
     why_fewer = "each takes 35 s"
@@ -308,7 +308,7 @@ class CertificateRenewed(Loopback):
 
     name = "certificate-renewed"
     title = "server killed and restarted with another certificate and key"
-    how = "as above, both issued by the authority that the client trusts; no stateless reset is valid then"
+    how = "as in the first row, both issued by the authority that the client trusts; no stateless reset is valid then"
     promise = 1.0
 
     def happen(self) -> float:
@@ -326,7 +326,7 @@ class CertificateWrong(Loopback):
 
     name = "certificate-wrong"
     title = "server restarted with a certificate that the client does not trust, then with the right one"
-    how = "as above, the right one as soon as the client has said what is wrong; ends when that server accepts clients"
+    how = "as in the first row, the right one as soon as the client has said what is wrong; ends when that server accepts clients"
     promise = 60.0
     repetitions = 5
     why_fewer = "somebody has to mend it, so the client tries again every 5 to 60 s"
