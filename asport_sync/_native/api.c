@@ -521,8 +521,8 @@ static int transport_is_valid(const aq_transport_options *options)
            options->datagram_queue <= 1ULL << 32 && options->max_streams_bidi <= 1U << 20 &&
            options->max_streams_uni >= AQ_STREAMS_BEFORE_ADMISSION && options->max_streams_uni <= 1U << 20 &&
            options->idle_timeout < UINT64_MAX / 4 && options->keep_alive < UINT64_MAX / 4 &&
-           options->handshake_timeout < UINT64_MAX / 4 && options->command_timeout < UINT64_MAX / 4 &&
-           options->fragment_lifetime < UINT64_MAX / 4;
+           options->silence < UINT64_MAX / 4 && options->handshake_timeout < UINT64_MAX / 4 &&
+           options->command_timeout < UINT64_MAX / 4 && options->fragment_lifetime < UINT64_MAX / 4;
 }
 
 aq_id aq_listen(aq_engine *engine, const aq_listen_options *options)
@@ -552,6 +552,12 @@ aq_id aq_connect(aq_engine *engine, const aq_connect_options *options)
         (options->remote.family != 4 && options->remote.family != 6) || options->remote.port == 0)
         return AQ_ERR_INVALID;
     return ask_with_descriptor(engine, &command, options->fd);
+}
+
+int64_t aq_connection_migrate(aq_engine *engine, aq_id connection, int32_t fd)
+{
+    aq_engine_command command = {.kind = AQ_DO_MIGRATE, .id = connection};
+    return ask_with_descriptor(engine, &command, fd);
 }
 
 int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, uint64_t linger)

@@ -6,6 +6,10 @@
 
 /* After which time without a packet a PING goes out while somebody asks whether the peer lives. */
 #define PROBE_PING (20 * AQ_NSEC_PER_MSEC)
+/* A hint that the peer is gone counts only where nothing was heard of it for a moment, and the next one not so soon: it
+ * may be late, or forged, and must cost no more than an attempt now and then. */
+#define SUSPECT_LEAST (100 * AQ_NSEC_PER_MSEC)
+#define SUSPECT_PAUSE (10 * AQ_NSEC_PER_SEC)
 /* Closing and draining last three PTO (RFC 9000 section 10.2), and no less than this. */
 #define KEEP_LEAST (100 * AQ_NSEC_PER_MSEC)
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
@@ -336,6 +340,9 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
         if (aq_conn_take_decrypted()) {
             conn->last_received = now;
             note_path(conn);
+        } else {
+            /* Noise, or the stateless reset of a server that was restarted with another key. */
+            aq_conn_suspect(conn, now);
         }
         after_callbacks(conn, now);
         aq_conn_return_credit(conn);
@@ -404,6 +411,34 @@ static void answer_probe(aq_conn *conn, uint64_t now)
     aq_conn_post(conn, &event);
 }
 
+/* When the peer counts as silent, or as heard again. */
+static uint64_t silence_expiry(const aq_conn *conn, uint64_t now)
+{
+    if (conn->options.silence == 0 || conn->state != AQ_CONN_OPEN)
+        return UINT64_MAX;
+    if (conn->silent)
+        return conn->last_received > conn->silence_from ? now : UINT64_MAX;
+    /* The answer to a PING may take a round trip; the probe timeout is three of them. */
+    return conn->last_received + conn->options.silence + ngtcp2_conn_get_pto(conn->quic);
+}
+
+static void post_silence(aq_conn *conn, int silent)
+{
+    aq_event event = {.type = AQ_EVENT_SILENCE, .value = (uint64_t)silent};
+    conn->silent = silent;
+    conn->silence_from = conn->last_received;
+    aq_conn_post(conn, &event);
+}
+
+void aq_conn_suspect(aq_conn *conn, uint64_t now)
+{
+    if (conn->state == AQ_CONN_OPEN && conn->options.silence > 0 && !conn->silent &&
+        now - conn->last_received >= SUSPECT_LEAST && now >= conn->suspect_next) {
+        conn->suspect_next = now + SUSPECT_PAUSE;
+        post_silence(conn, 1);
+    }
+}
+
 void aq_conn_timers(aq_conn *conn, uint64_t now)
 {
     int result;
@@ -436,6 +471,8 @@ void aq_conn_timers(aq_conn *conn, uint64_t now)
     }
     if (conn->probe_deadline != UINT64_MAX)
         answer_probe(conn, now);
+    if (silence_expiry(conn, now) <= now)
+        post_silence(conn, !conn->silent);
     after_callbacks(conn, now);
     if (conn->linger_until != UINT64_MAX && !conn->linger_grace && conn->commands_unacknowledged == 0) {
         conn->linger_grace = 1;
@@ -457,6 +494,7 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
     expiry = ngtcp2_conn_get_expiry(conn->quic);
     sooner(&expiry, conn->heartbeat_at);
     sooner(&expiry, conn->assembler_expiry);
+    sooner(&expiry, silence_expiry(conn, now));
     if (conn->probe_deadline != UINT64_MAX)
         sooner(&expiry, conn->last_received > conn->probe_from ? now : conn->probe_deadline);
     if (conn->linger_until != UINT64_MAX)
@@ -509,6 +547,29 @@ int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t now)
     conn->probe_from = now;
     conn->probe_deadline = now + timeout;
     ngtcp2_conn_set_keep_alive_timeout(conn->quic, PROBE_PING);
+    conn->host->touch(conn->host->engine, conn);
+    return AQ_OK;
+}
+
+int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now)
+{
+    ngtcp2_path path = {0};
+    aq_sockaddr local_copy = *local, remote = conn->remote;
+    int result;
+    if (conn->state != AQ_CONN_OPEN)
+        return AQ_ERR_STATE;
+    ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
+    ngtcp2_addr_init(&path.remote, &remote.sa, aq_sockaddr_length(&remote));
+    /* At once, not after the new path has been validated: the old address may be gone. */
+    result = ngtcp2_conn_initiate_immediate_migration(conn->quic, &path, now);
+    if (result == NGTCP2_ERR_NOMEM)
+        return AQ_ERR_MEMORY;
+    if (result != 0)
+        return AQ_ERR_STATE; /* forbidden by the peer, not confirmed yet, or no spare connection id */
+    free(conn->blocked);     /* built for the old path; lost, as far as QUIC is concerned */
+    conn->blocked = NULL;
+    conn->gso = conn->options.gso; /* another device */
+    aq_count(conn->host->counters, AQ_C_connections_migrated, 1);
     conn->host->touch(conn->host->engine, conn);
     return AQ_OK;
 }

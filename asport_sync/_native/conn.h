@@ -170,7 +170,10 @@ typedef struct aq_conn {
     uint64_t last_received;              /* aq_now() of the last packet that was the peer's */
     uint64_t probe_deadline, probe_from; /* UINT64_MAX: none */
 
-    uint64_t keep_alive; /* PING after this much silence; UINT64_MAX: never */
+    uint64_t keep_alive;   /* PING after this much silence; UINT64_MAX: never */
+    int silent;            /* AQ_EVENT_SILENCE has said so */
+    uint64_t silence_from; /* last_received at the latest AQ_EVENT_SILENCE */
+    uint64_t suspect_next; /* no hint counts before */
 
     uint64_t linger_until; /* UINT64_MAX: not closing gracefully */
     uint64_t linger_code;
@@ -223,6 +226,7 @@ int aq_conn_write(aq_conn *conn, uint64_t now);
 void aq_conn_timers(aq_conn *conn, uint64_t now);   /* whatever is due */
 void aq_conn_schedule(aq_conn *conn, uint64_t now); /* works out expiry */
 void aq_conn_unblock(aq_conn *conn, uint64_t now);  /* the socket takes bytes again */
+void aq_conn_suspect(aq_conn *conn, uint64_t now);  /* a hint, by whomever, that the peer is gone */
 
 /* Leaves OPEN: CONNECTION_CLOSE where that is due, AQ_EVENT_CLOSED, everything on it is cut off. */
 void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now);
@@ -238,6 +242,7 @@ int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length);
 int64_t aq_conn_set_heartbeat(aq_conn *conn, const uint8_t *data, size_t length, uint64_t interval, uint64_t now);
 int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp);
 int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t now);
+int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now); /* the socket is swapped after it */
 int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now);
 void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now);
 void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream); /* opened here; takes a reference */

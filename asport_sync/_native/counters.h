@@ -33,6 +33,7 @@
     X(initials_dropped)           /* the first packet of a connection was none */                                      \
     X(answers_suppressed)         /* stateless answers over the limit of a second, or with the socket full */          \
     X(connections_closed)                                                                                              \
+    X(connections_migrated) /* of a client, to another local address */                                                \
     X(handshakes_completed)                                                                                            \
     X(handshakes_failed)                                                                                               \
     X(streams_opened)                                                                                                  \

@@ -39,7 +39,8 @@ enum aq_command_kind {
     AQ_DO_CLOSE_UDP,
     AQ_DO_LISTEN_TCP,
     AQ_DO_UNLISTEN_TCP,
-    AQ_DO_DIAL
+    AQ_DO_DIAL,
+    AQ_DO_MIGRATE
 };
 
 /* Commands on their way to the engine; who has more to say waits until it has taken these. */

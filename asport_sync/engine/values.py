@@ -60,6 +60,7 @@ class Transport:
     max_udp_payload: int = 65527
     idle_timeout: float = 10.0
     keep_alive: float = 0.0
+    silence: float = 0.0
     handshake_timeout: float = 8.0
     command_timeout: float = 3.0
     send_window: int = 16 * 1024 * 1024

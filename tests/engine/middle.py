@@ -21,7 +21,7 @@ class Middle:
     def __init__(self, server: tuple[str, int]) -> None:
         self._server = server
         self.front, self._back = new_socket(), new_socket()
-        self._client: tuple[str, int] | None = None
+        self.client: tuple[str, int] | None = None  # where it was last heard from
         self.from_client: bytes = b""  # the last short-header packet
         self.cut = False
         self._over = False
@@ -48,7 +48,7 @@ class Middle:
     def _up(self) -> None:
         while not self._over:
             with contextlib.suppress(TimeoutError):
-                data, self._client = self.front.recvfrom(65536)
+                data, self.client = self.front.recvfrom(65536)
                 if not data[0] & 0x80:
                     self.from_client = data
                 if not self.cut:
@@ -58,5 +58,5 @@ class Middle:
         while not self._over:
             with contextlib.suppress(TimeoutError):
                 data = self._back.recv(65536)
-                if not self.cut and self._client is not None:
-                    self.front.sendto(data, self._client)
+                if not self.cut and self.client is not None:
+                    self.front.sendto(data, self.client)
