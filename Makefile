@@ -2,7 +2,7 @@
 # stamp files below, and made again only when what it was made from has changed.
 #
 # PYTHON=...   the Python to use, 3.10 or later (python3)
-# ARGS=...     more arguments, for pytest in "test", for the program in "demo" and "bench"
+# ARGS=...     more arguments, for pytest in "test", for the program in "demo", "bench" and "fuzz"
 # SUITE=...    which tests "test-system" runs
 # The build also listens to ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
 
@@ -30,7 +30,7 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch] bench/*/*.[ch])
 .DELETE_ON_ERROR:
 # Setting up runs one thing at a time; the native build uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help demo test lint format wheel interop bench system-ngtcp2 test-system build machine clean
+.PHONY: help demo test lint format wheel interop bench fuzz system-ngtcp2 test-system build machine clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,12 @@ interop: build ## Build the reference implementation (needs cargo, takes minutes
 bench: build $(VENV)/.bench ## Measure beside other tunnels, building them first (minutes once; ARGS="--quick").
 	$(BIN)/python -m bench.tunnels.install
 	$(BIN)/python -m bench $(ARGS)
+
+# Where clang or atheris can't be had, their targets are left out, with the reason.
+fuzz: build ## Fuzz codec, units and engine (installs clang and atheris; ARGS="--seconds 60").
+	@$(PYTHON) -m vendor.machine clang
+	@$(BIN)/pip install -q --group fuzz || echo "atheris could not be installed" >&2
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 system-ngtcp2: machine ## Fetch the distribution's ngtcp2 without installing it, and show how to build with it.
 	@$(PYTHON) -m vendor.system_kind
