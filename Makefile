@@ -82,8 +82,10 @@ test-system: build ## Build with the distribution's ngtcp2 and run the smoke tes
 	mkdir -p $(SYSTEM)
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		ASPORT_NGTCP2=system $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SYSTEM)/site .
-	cp -r tests docs README.md CHANGELOG.md pyproject.toml $(SYSTEM)
-	cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" && ../../$(BIN)/python -c \
+	cp -r tests docs vendor README.md CHANGELOG.md pyproject.toml $(SYSTEM)
+	cp -r asport_sync/_native $(SYSTEM)/native
+	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
+		cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" ASPORT_NGTCP2=system && ../../$(BIN)/python -c \
 		'from asport_sync._aq import ffi, lib; assert ffi.string(lib.aq_ngtcp2_origin()) == b"system"' && \
 		../../$(BIN)/python -m pytest -q $(SUITE) $(ARGS)
 

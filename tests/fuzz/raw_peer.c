@@ -17,6 +17,7 @@ const raw_options RAW_GENEROUS = {
 
 static struct {
     int is_server, step;
+    int has_finished; /* the client's last message is here; or the server's first flight */
     raw_options options;
     uint8_t mine[CID], theirs[20], original[20];
     size_t theirs_length, original_length;
@@ -156,6 +157,30 @@ static void note(enum raw_space space, const uint8_t *at, size_t bytes)
         numbers->largest = (int64_t)number;
 }
 
+/* Whether a packet of the handshake brings bytes of it, and not acknowledgements only. */
+static int has_crypto(const uint8_t *at, const uint8_t *end)
+{
+    while (at < end) {
+        uint64_t count;
+        uint8_t type = *at++;
+        if (type == 0x06)
+            return 1;
+        if (type == 0x00 || type == 0x01)
+            continue;
+        if (type != 0x02)
+            return 0;
+        get_varint(&at, end); /* largest, delay */
+        get_varint(&at, end);
+        count = get_varint(&at, end);
+        get_varint(&at, end);
+        while (count-- > 0 && at < end) {
+            get_varint(&at, end);
+            get_varint(&at, end);
+        }
+    }
+    return 0;
+}
+
 /* One packet of a datagram; returns where the next one begins. */
 static const uint8_t *receive_packet(const uint8_t *at, const uint8_t *end)
 {
@@ -194,6 +219,8 @@ static const uint8_t *receive_packet(const uint8_t *at, const uint8_t *end)
     if (length > (uint64_t)(end - at) || length < bytes)
         return end;
     note(space, at, bytes);
+    if (space == RAW_HANDSHAKE && has_crypto(at + bytes, at + length))
+        peer.has_finished = 1;
     return at + length;
 }
 
@@ -280,14 +307,14 @@ static void advance(void)
     if (!peer.is_server && peer.step == 0) {
         send_message(RAW_INITIAL, 1);
         peer.step++;
-    } else if (!peer.is_server && peer.step == 1 && peer.spaces[RAW_HANDSHAKE].largest >= 0) {
+    } else if (!peer.is_server && peer.step == 1 && peer.has_finished) {
         send_message(RAW_HANDSHAKE, 0);
         peer.step++;
     } else if (peer.is_server && peer.step == 0 && peer.original_length > 0) {
         send_message(RAW_INITIAL, 0);
         send_message(RAW_HANDSHAKE, 1);
         peer.step++;
-    } else if (peer.is_server && peer.step == 1 && peer.spaces[RAW_HANDSHAKE].largest >= 0) {
+    } else if (peer.is_server && peer.step == 1 && peer.has_finished) {
         raw_send(RAW_APPLICATION, &HANDSHAKE_DONE, 1);
         peer.step++;
     }
@@ -370,8 +397,10 @@ void raw_credit(uint64_t id, uint64_t most)
     at = put_varint(at, most % 1024);
     *at++ = 0x13;
     at = put_varint(at, most % 1024);
-    *at++ = 0x11;
-    at = put_varint(at, id);
-    at = put_varint(at, most);
+    if (id != RAW_NO_STREAM) {
+        *at++ = 0x11;
+        at = put_varint(at, id);
+        at = put_varint(at, most);
+    }
     raw_send(RAW_APPLICATION, frame, (size_t)(at - frame));
 }

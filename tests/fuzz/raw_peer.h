@@ -33,6 +33,7 @@ void raw_stream(uint64_t id, const uint8_t *data, size_t length, int fin);
 void raw_datagram(const uint8_t *data, size_t length);
 /* RESET_STREAM at the offset reached, or STOP_SENDING. */
 void raw_end_stream(uint64_t id, int stop, uint64_t code);
+#define RAW_NO_STREAM UINT64_MAX
 /* MAX_DATA, MAX_STREAM_DATA of this stream, MAX_STREAMS, of so much. */
 void raw_credit(uint64_t id, uint64_t most);
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-NATIVE = ROOT / "asport_sync" / "_native"
+NATIVE = next(
+    folder for folder in (ROOT / "asport_sync" / "_native", ROOT / "native") if folder.is_dir()
+)  # the second: where "make test-system" has its copy
 
 ALLOCATIONS = ("malloc", "calloc", "realloc", "aligned_alloc")
 """What fuzz_memory.c stands in front of."""
