@@ -86,6 +86,7 @@ from tests.engine.pair import (
 )
 from tests.fuzz.targets import ALLOCATIONS, CALLS, NATIVE, SIMULATED
 from tests.support.certificates import Certificate
+from tests.support.sanitized import without
 from tests.support.waiting import wait_until
 from vendor import ngtcp2
 
@@ -346,6 +347,7 @@ def raw_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         text=True,
         timeout=120,
+        env=without(),
     )
     assert done.returncode == 0, done.stderr
     return program
@@ -353,6 +355,6 @@ def raw_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_raw_peer(raw_peer: Path, trap: str) -> None:
-    done = subprocess.run([raw_peer, trap], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([raw_peer, trap], capture_output=True, text=True, timeout=100, env=without())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(trap)

@@ -42,6 +42,7 @@ static struct {
     aq_id credentials, endpoint;
     int far_ends[FAR_ENDS];
     size_t far_length;
+    aq_address source; /* that the engine asked about last */
     uint32_t fail_next; /* allocations until the one that fails, from the next turn on */
     size_t wound_down;
 } run;
@@ -106,6 +107,8 @@ static aq_address address(void)
     aq_address out = {.family = 4, .ip = {127, 0, 0, 1}};
     uint8_t what = fuzz_u8(&run.input);
 
+    if (what & 8)
+        return run.source;
     out.port = (uint16_t)(1024 + what % 8);
     if (what >= 0xf0) {
         out.family = 6;
@@ -423,8 +426,7 @@ static void open_udp(aq_engine *engine, int is_public)
         getsockname(fd, (struct sockaddr *)&here, &length) == 0 &&
         (is_public || connect(fd, (const struct sockaddr *)&udp_address, sizeof(udp_address)) == 0)) {
         remember(aq_udp_open(engine, pick(AQ_KIND_CONNECTION), fd, is_public));
-        if (is_public)
-            (void)!connect(udp_service, (const struct sockaddr *)&here, sizeof(here));
+        (void)!connect(udp_service, (const struct sockaddr *)&here, sizeof(here));
     }
     close(fd);
 }
@@ -600,6 +602,8 @@ static void take_events(aq_engine *engine)
                 remember(event->connection);
             if (event->type == AQ_EVENT_STREAM)
                 remember(event->stream);
+            if (event->type == AQ_EVENT_SOURCE_UNKNOWN || event->type == AQ_EVENT_FLOW_WANTED)
+                run.source = event->peer;
             if (event->type == AQ_EVENT_STREAM_BULK)
                 aq_stream_attach(engine, event->stream, (int)event->value);
         }
