@@ -18,10 +18,11 @@ NATIVE = ROOT / "_native"
 # Room -> rooms it may import. Rooms are the modules and packages directly below asport_sync; "" is its __init__.
 ALLOWED = {
     "errors": set(),
-    "wire": {"errors"},
-    "config": {"errors"},
+    "hidden": set(),
+    "wire": {"errors", "hidden"},
+    "config": {"errors", "hidden"},
     "runtime": {"errors"},
-    "engine": {"errors", "_aq", "_version"},
+    "engine": {"errors", "hidden", "_aq", "_version"},
     "tunnel": {"errors", "wire", "config", "runtime", "engine"},
     "cli": {"errors", "_version", "config", "runtime", "engine", "tunnel"},
     "": {"errors", "_version", "config", "engine", "tunnel"},

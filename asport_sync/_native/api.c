@@ -92,6 +92,11 @@ int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t
     return failed ? AQ_ERR_TLS : AQ_OK;
 }
 
+int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out)
+{
+    return aq_tls_certificate_pin(certificate, length, out);
+}
+
 uint32_t aq_counter_count(void)
 {
     return AQ_COUNTER_COUNT;

@@ -123,6 +123,9 @@ typedef struct {
     size_t private_key_length;
     const uint8_t *trust; /* client: further authorities, PEM bundle or one DER certificate; length 0: none */
     size_t trust_length;
+    const uint8_t *pins; /* client: pins as of aq_certificate_pin(), 32 bytes each. The key of the server's own
+                            certificate must be one of them, with verify 0 too; length 0: any key */
+    size_t pins_length;
     const uint8_t *alpn; /* protocols as in the TLS extension: each one byte of length and its bytes */
     size_t alpn_length;
     const char *keylog_path; /* file that gets NSS key log lines, or NULL */
@@ -192,6 +195,8 @@ int32_t aq_equal(const uint8_t *first, const uint8_t *second, size_t length);
 /* [any] HKDF (RFC 5869) with SHA-256, 32 bytes. */
 int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t *salt, size_t salt_length,
                       const uint8_t *info, size_t info_length, uint8_t *out);
+/* [any] SHA-256 of the SubjectPublicKeyInfo (RFC 7469 section 2.4) of the first certificate in PEM or DER, 32 bytes. */
+int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
 uint32_t aq_counter_count(void);             /* [any] */
 const char *aq_counter_name(uint32_t index); /* [any] NULL past the end */
 

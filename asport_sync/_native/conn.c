@@ -99,6 +99,7 @@ void aq_conn_destroy(void *object)
         aq_flows_unref(conn->flows);
     if (conn->credit != NULL)
         aq_credit_unref(conn->credit);
+    explicit_bzero(conn->reset_key, sizeof(conn->reset_key));
     free(conn);
 }
 
@@ -240,10 +241,14 @@ static void handshake_finished(aq_conn *conn, uint64_t now)
 {
     aq_event event = {.type = AQ_EVENT_CONNECTED};
     int alert = aq_tls_session_check(conn->tls);
+    const char *problem = aq_tls_session_certificate_problem(conn->tls);
     conn->state = AQ_CONN_OPEN;
     leave_half_open(conn);
     if (alert != 0) {
-        aq_conn_close(conn, AQ_CLOSE_TLS, (uint64_t)alert, "the peer offered no ALPN protocol", now);
+        if (problem[0] != '\0')
+            aq_conn_close(conn, AQ_CLOSE_CERTIFICATE, (uint64_t)alert, problem, now);
+        else
+            aq_conn_close(conn, AQ_CLOSE_TLS, (uint64_t)alert, "the peer offered no ALPN protocol", now);
         return;
     }
     aq_count(conn->host->counters, AQ_C_handshakes_completed, 1);

@@ -9,7 +9,7 @@ After ``fork`` the child must not use an engine of its parent: every call in the
 
 from __future__ import annotations
 
-from .binding import SocketAddress, derive_key, equal, error_number, versions
+from .binding import SocketAddress, certificate_pin, derive_key, equal, error_number, versions
 from .engine import Engine
 from .events import (
     AcceptFailed,
@@ -68,6 +68,7 @@ __all__ = [
     "UdpBulk",
     "UdpSocket",
     "Violation",
+    "certificate_pin",
     "derive_key",
     "equal",
     "error_number",

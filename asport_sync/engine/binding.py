@@ -11,6 +11,7 @@ from typing import Any
 
 from asport_sync._version import build_id
 from asport_sync.errors import EngineClosed, EngineError, NativeLibraryError
+from asport_sync.hidden import HiddenBytes
 
 _MEND = "build it with: pip install ."
 
@@ -96,6 +97,19 @@ def derive_key(secret: bytes, *, salt: bytes, info: bytes) -> bytes:
     """
     out = ffi.new("uint8_t[32]")
     result = int(lib.aq_derive_key(secret, len(secret), salt, len(salt), info, len(info), out))
+    if result < 0:
+        raise error_of(result)
+    return HiddenBytes(ffi.buffer(out))
+
+
+def certificate_pin(certificate: bytes) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo (RFC 7469, section 2.4) of the first certificate in PEM or DER.
+
+    Raises:
+        EngineError: There is no certificate in it.
+    """
+    out = ffi.new("uint8_t[32]")
+    result = int(lib.aq_certificate_pin(certificate, len(certificate), out))
     if result < 0:
         raise error_of(result)
     return bytes(ffi.buffer(out))

@@ -132,6 +132,7 @@ class Engine:
         trust: bytes = b"",
         system_trust: bool = True,
         verify: bool = True,
+        pins: Sequence[bytes] = (),
         keylog: str | None = None,
     ) -> Credentials:
         """Credentials of a client.
@@ -141,14 +142,15 @@ class Engine:
             trust: Further certificate authorities, PEM bundle or one DER certificate.
             system_trust: Also trust the system's authorities.
             verify: False: accept any certificate. Only where the user said so explicitly.
+            pins: The key of the server's certificate must be one of these (``certificate_pin``), with ``verify`` or
+                without; empty: any key.
             keylog: File for NSS key log lines (SSLKEYLOGFILE).
 
         Raises:
             EngineError: With a text that says what is wrong with them.
         """
-        return self._credentials(
-            alpn, keylog, {"trust": trust, "system_trust": int(system_trust), "verify": int(verify)}
-        )
+        fields = {"trust": trust, "system_trust": int(system_trust), "verify": int(verify), "pins": b"".join(pins)}
+        return self._credentials(alpn, keylog, fields)
 
     def listen(
         self,

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from asport_sync.errors import AsportError
+from asport_sync.hidden import HiddenBytes
 
 from .binding import SocketAddress, ffi, from_address, lib, nanoseconds, to_address
 from .values import Carrier, ConnectionInfo, StreamResult, stream_result
@@ -151,7 +152,7 @@ class Connection(Handle):
         """
         out = ffi.new("uint8_t[]", length)
         self.engine.call(lib.aq_connection_export, self.id, label, len(label), context, len(context), out, length)
-        return bytes(ffi.buffer(out, length))
+        return HiddenBytes(ffi.buffer(out, length))
 
     def send(self, command: bytes) -> None:
         """Sends one command, at most 256 bytes, on a unidirectional stream of its own."""

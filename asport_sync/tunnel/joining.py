@@ -53,7 +53,14 @@ from asport_sync.runtime import descriptors, sockets
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.threads import Slots
-from asport_sync.tunnel.run import CONGESTION, Run, keylog_file, remaining, say_what_has_no_effect
+from asport_sync.tunnel.run import (
+    CONGESTION,
+    Run,
+    keylog_file,
+    remaining,
+    say_what_has_no_effect,
+    say_what_is_not_verified,
+)
 from asport_sync.tunnel.tcp import LocalService
 from asport_sync.tunnel.udp import LocalFlows, LocalTarget
 from asport_sync.wire import (
@@ -230,12 +237,12 @@ class ClientRun(Run):
                 trust=trusted_certificates(self._config),
                 system_trust=not tls.certificates.disable_native,
                 verify=not tls.skip_certificate_verification,
-                keylog=keylog_file(self._config.keylog),
+                pins=tls.certificates.pins,
+                keylog=keylog_file(self._config.keylog, _log),
             )
         except EngineError as problem:
             raise ConfigError(f"not usable: {problem}", key="certificates") from problem
-        if tls.skip_certificate_verification:
-            _log.warning("the server's certificate is not verified: anybody on the path can be the server")
+        say_what_is_not_verified(tls, _log)
         say_what_has_no_effect(self._config, _log)
         self._connector.start()
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from asport_sync.config import ClientConfig, ServerConfig, without_effect
+from asport_sync.config import ClientConfig, ServerConfig, TlsClientConfig, loose_permissions, without_effect
 from asport_sync.engine import CongestionControl, Connection, Engine, Event, LogRecord, StreamBulk, StreamEnded
 from asport_sync.errors import EngineClosed, EngineError
 from asport_sync.runtime.counters import Counters
@@ -180,6 +180,20 @@ def say_what_has_no_effect(config: ClientConfig | ServerConfig, log: logging.Log
         log.info("%s has no effect: %s", name, why)
 
 
-def keylog_file(path: os.PathLike[str] | None) -> str | None:
-    """Where TLS secrets are logged to: the configured file, or else what SSLKEYLOGFILE names."""
-    return os.fspath(path) if path is not None else os.environ.get("SSLKEYLOGFILE") or None
+def say_what_is_not_verified(tls: TlsClientConfig, log: logging.Logger) -> None:
+    """Logs a warning where the server's certificate is not verified, or only its key is."""
+    if tls.skip_certificate_verification and tls.certificates.pins:
+        log.warning("of the server's certificate only its pinned key is verified: no name, no dates, no issuer")
+    elif tls.skip_certificate_verification:
+        log.warning("the server's certificate is not verified: anybody on the path can be the server")
+
+
+def keylog_file(path: os.PathLike[str] | None, log: logging.Logger) -> str | None:
+    """Where TLS secrets are logged to: the configured file, or else what SSLKEYLOGFILE names. Warns of it."""
+    file = os.fspath(path) if path is not None else os.environ.get("SSLKEYLOGFILE") or None
+    if file is not None:
+        log.warning("TLS secrets are written to %s: whoever can read that file can read all traffic", file)
+        problem = loose_permissions(file)  # of a file that is there already; a new one is its owner's alone
+        if problem is not None:
+            log.warning("%s", problem)
+    return file

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import ipaddress
 import os
 from dataclasses import dataclass
@@ -116,6 +118,7 @@ def _write(
     directory.mkdir(parents=True, exist_ok=True)
     certificate_file = directory / "certificate.pem"
     certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    certificate_file.chmod(0o644)  # whatever the umask: a check of permissions must find nothing
     trusted_file = certificate_file
     if trusted is not None:
         trusted_file = directory / "authority.pem"
@@ -126,6 +129,13 @@ def _write(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
     return Certificate(certificate_file, key_file, trusted_file)
+
+
+def pin_of(certificate: Path) -> str:
+    """The pin of a PEM file's first certificate as RFC 7469 has it, written as curl writes it."""
+    key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    raw = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return "sha256//" + base64.b64encode(hashlib.sha256(raw).digest()).decode()
 
 
 def write_private(path: Path, content: bytes) -> None:
