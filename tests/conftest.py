@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.support.certificates import Certificate, self_signed, signed_by_authority
 from tests.support.leaks import belongings, check_nothing_left
+from tests.support.sanitized import preloaded
 
 _failed = pytest.StashKey[bool]()
 
@@ -22,6 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Name the marks that these tests use."""
     for mark, meaning in LEFT_OUT.items():
         config.addinivalue_line("markers", f"{mark}: {meaning}; run by -m {mark} only")
+    if preloaded():
+        first = threading.Thread()  # with which ThreadSanitizer starts one of its own, that stays
+        first.start()
+        first.join()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -596,7 +596,8 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
                                 uint64_t interval)
 {
     aq_engine_command command = {.kind = AQ_DO_HEARTBEAT, .id = connection, .a = interval};
-    if (length > 16 || interval >= UINT64_MAX / 4 || (interval > 0 && interval < AQ_NSEC_PER_MSEC))
+    if (length > 16 || interval >= UINT64_MAX / 4 || (interval > 0 && interval < AQ_NSEC_PER_MSEC) ||
+        (interval > 0 && length == 0)) /* an empty DATAGRAM frame, on which older releases of ngtcp2 abort */
         return AQ_ERR_INVALID;
     return tell_bytes(engine, &command, data, length);
 }

@@ -271,7 +271,7 @@ int64_t aq_connection_export(aq_engine *engine, aq_id connection, const uint8_t 
 /* [any] One command on a unidirectional stream of its own, then FIN. At most 256 bytes. */
 int64_t aq_connection_send(aq_engine *engine, aq_id connection, const uint8_t *data, size_t length);
 
-/* [any] Sends these bytes (at most 16) as a DATAGRAM every `interval` (a millisecond at least); 0 ends it. */
+/* [any] Sends these bytes (1 to 16) as a DATAGRAM every `interval` (a millisecond at least); 0 ends it. */
 int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8_t *data, size_t length,
                                 uint64_t interval);
 

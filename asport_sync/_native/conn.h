@@ -190,6 +190,7 @@ typedef struct aq_conn {
     aq_address dial_to;    /* client: where the engine dials for the peer's streams; family 0: it does not */
     uint64_t dial_timeout, dial_until;
     int handshake_done;       /* noted by the callback, acted on after it */
+    int handshake_written;    /* a write has followed it, with which Finished left */
     uint32_t headers_pending; /* peer's streams whose header is incomplete */
     uint8_t reset_key[32];    /* for the tokens of further connection ids */
     aq_id endpoint_id;        /* 0 on a client */

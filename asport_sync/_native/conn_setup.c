@@ -89,6 +89,16 @@ static int on_handshake_completed(ngtcp2_conn *quic, void *user)
     return 0;
 }
 
+/* A server that has not got Finished yet can't confirm anything. Up to 1.25 ngtcp2 believes it, throws its handshake
+ * keys away, and looks for them in the next packet or write; so the connection ends here. Our own build ends it by
+ * itself (vendor/adjustments.py), also in the moment after this look in which pacing holds Finished back. */
+static int on_handshake_confirmed(ngtcp2_conn *quic, void *user)
+{
+    const aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    return conn->handshake_written ? 0 : NGTCP2_ERR_CALLBACK_FAILURE;
+}
+
 static int on_stateless_reset(ngtcp2_conn *quic, const ngtcp2_pkt_stateless_reset *reset, void *user)
 {
     aq_conn *conn = user;
@@ -113,6 +123,7 @@ static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
         callbacks->recv_client_initial = ngtcp2_crypto_recv_client_initial_cb;
     } else {
         callbacks->client_initial = ngtcp2_crypto_client_initial_cb;
+        callbacks->handshake_confirmed = on_handshake_confirmed;
         callbacks->recv_retry = ngtcp2_crypto_recv_retry_cb;
     }
     callbacks->recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb;

@@ -485,8 +485,11 @@ static int on_stream_data(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64_
     aq_conn *conn = user;
     enum aq_stream_tag *tag = stream_user;
     int fin = (flags & NGTCP2_STREAM_DATA_FLAG_FIN) != 0;
+    static const uint8_t nothing;
     AQ_UNUSED(id);
     AQ_UNUSED(offset);
+    if (data == NULL) /* an empty frame; no arithmetic with such a pointer is defined */
+        data = &nothing;
     if (tag == NULL) {
         ngtcp2_conn_extend_max_offset(quic, length);
         return 0;
