@@ -15,16 +15,18 @@ _failed = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     """Name the marks that these tests use."""
     config.addinivalue_line("markers", "reference: what the reference does by itself; run by -m reference only")
+    config.addinivalue_line("markers", "faults: the long half of the fault matrix; run by -m faults only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is of interest only when somebody asks for it."""
-    if "reference" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("reference")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("reference")]
+    """Leave out what is of interest, or takes minutes, only when somebody asks for it."""
+    for mark in ("reference", "faults"):
+        if mark in config.option.markexpr:
+            continue
+        left_out = [item for item in items if item.get_closest_marker(mark)]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
 
 
 @pytest.hookimpl(wrapper=True)
