@@ -97,11 +97,11 @@ def test_tcp(fault: PathFault, certificate: Certificate, tmp_path: Path) -> None
         new_path() as path,
         transfers.ExchangeService(LOCAL_PORT, create_socket=path.b.socket) as service,
         tunnel_across(path, OURS, certificate, tmp_path),
-        faults_of(path, fault),
     ):
-        moved = transfers.run(
-            service, PUBLIC, [STREAM_SIZE] * STREAMS, STREAMS, least_time=3.0, create_socket=path.a.socket
-        )
+        with faults_of(path, fault):
+            moved = transfers.run(
+                service, PUBLIC, [STREAM_SIZE] * STREAMS, STREAMS, least_time=3.0, create_socket=path.a.socket
+            )
         # The connection that only asked whether the port is open is none of them.
         problems = [problem for problem in moved.problems if "of the header" not in problem]
         assert problems == []
@@ -115,15 +115,15 @@ def test_udp_native(fault: PathFault, certificate: Certificate, tmp_path: Path) 
         new_path() as path,
         datagrams.Recorder(LOCAL_PORT, create_socket=path.b.socket) as service,
         tunnel_across(path, OURS, certificate, tmp_path),
-        faults_of(path, fault),
     ):
-        done = datagrams.run(
-            service,
-            PUBLIC,
-            DATAGRAMS,
-            settled=lambda sent, received: sent == received,
-            create_socket=path.a.socket,
-        )
+        with faults_of(path, fault):
+            done = datagrams.run(
+                service,
+                PUBLIC,
+                DATAGRAMS,
+                settled=lambda sent, received: sent == received,
+                create_socket=path.a.socket,
+            )
         for arrived in (done.there, done.back):
             assert arrived.problems == ()
             assert arrived.in_order or not fault.keeps_order
