@@ -1,8 +1,8 @@
 """What our build of ngtcp2 changes in its source: its BBR congestion controller, and paths whose MTU shrinks.
 
-As released, its BBR is slow on paths that lose packets at random, as radio links and long lines do. The effect, in Mbit/s of
-goodput (medians, with one stream and with eight) on an emulated path of 100 Mbit/s, 50 ms round trip, 1 % random loss
-each way and a queue of one round trip:
+As released, its BBR is slow on paths that lose packets at random, as radio links and long lines do. The effect, in
+Mbit/s of goodput (medians, with one stream and with eight) on an emulated path of 100 Mbit/s, 50 ms round trip, 1 %
+random loss each way and a queue of one round trip:
 
 =========================================  ==  ==
 as released                                78  59

@@ -113,7 +113,7 @@ class DirectionCounters:
         too_big: Dropped by ``mtu``.
         black_holed: Dropped by ``black_hole`` or in an outage.
         forgotten: Came to a port that the NAT has forgotten, after a rebinding.
-        refused: The kernel did not take them, most likely because nobody listens there.
+        refused: The kernel did not take them. That nobody listens at the target may show here, too.
         abandoned: On their way when the relay was closed.
         in_flight: On their way now.
         overflowed: Dropped by the kernel before the relay could read them, as it was too slow; not in ``received``.

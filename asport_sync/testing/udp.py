@@ -72,9 +72,9 @@ class _Client:
 class UdpRelay:
     """Carries UDP datagrams between any number of clients and one target, and does to them what it is told.
 
-    Each client gets a port of its own towards the target, as behind a NAT; ECN marks do not pass. A context manager; between ``start`` and
-    ``close`` it has one thread. All methods and properties may be used by any thread, and faults may be changed at any
-    time.
+    Each client gets a port of its own towards the target, as behind a NAT; ECN marks do not pass. A context manager;
+    between ``start`` and ``close`` it has one thread. All methods and properties may be used by any thread, and faults
+    may be changed at any time.
 
     Args:
         target: Host and port to which clients' datagrams go.

@@ -47,7 +47,7 @@ def build() -> Path:
 
 
 class CarriedPath(NetworkPath):
-    """A ``NetworkPath`` with the C program as its forwarder; all else is the same, but for some faults that it lacks."""
+    """A ``NetworkPath`` with the C program as its forwarder; it lacks some faults, and all else is the same."""
 
     lacking = frozenset({"corruption", "duplication", "reordering"})
 

@@ -19,7 +19,7 @@ from tests.support.services import Address, UdpEcho
 from tests.support.traffic import UdpPeer
 
 MIB = 1 << 20
-# Seconds until a client has joined, through a handshake that loses a third of its packets. Only a failure waits so long.
+# Seconds until a client has joined, through a handshake that loses a third of its packets; only a failure takes them.
 JOIN_LIMIT = 90.0
 # Connections of the short ones at the same time.
 CONNECTIONS_AT_ONCE = 16

@@ -83,7 +83,10 @@ def _losses() -> list[Fault]:
             Faults(delay=0.04, jitter=0.02),
         ),
         Fault(
-            "delay 5 ms, jitter 10 ms", "each packet takes 5 to 15 ms each way", Faults(delay=0.005, jitter=0.01), quick=True
+            "delay 5 ms, jitter 10 ms",
+            "each packet takes 5 to 15 ms each way",
+            Faults(delay=0.005, jitter=0.01),
+            quick=True,
         ),
         Fault("every 100th packet", "every 100th packet each way vanishes", Faults(drop_every=100), loses=True),
         Fault(

@@ -44,7 +44,9 @@ def table(faults: Sequence[Fault], outcomes: Outcomes, scale: Scale) -> str:
 
 def problems(outcomes: Outcomes) -> list[str]:
     """Every broken promise, one line each."""
-    return [f"{fault}, {traffic}: {what}" for (fault, traffic), outcome in outcomes.items() for what in outcome.problems]
+    return [
+        f"{fault}, {traffic}: {what}" for (fault, traffic), outcome in outcomes.items() for what in outcome.problems
+    ]
 
 
 def write_page(text: str, page: Path = PAGE) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asport_sync.testing import DirectionCounters, RelayCounters
-from tests.faults import cells, datagrams, injected, report, transfers
+from tests.faults import cells, datagrams, injected, report
 from tests.faults.cells import Outcome
 from tests.faults.transfers import Ending, data_of, exchange
 

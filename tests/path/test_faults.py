@@ -81,7 +81,9 @@ def new_path() -> NetworkPath:
 def happened(path: NetworkPath, fault: PathFault) -> bool:
     """Whether the path did what it was told to."""
     for way in path.counters():
-        named = [getattr(way, {"loss": "lost", "queue_ms": "queue_full"}.get(name, _past(name))) for name in fault.changes]
+        named = [
+            getattr(way, {"loss": "lost", "queue_ms": "queue_full"}.get(name, _past(name))) for name in fault.changes
+        ]
         if not all(named) or (fault.flapping and not way.black_holed):
             return False
     return True

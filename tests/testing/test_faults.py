@@ -58,7 +58,8 @@ def deliveries_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def within(figure: int, share: float, count: int = COUNT) -> bool:
     """Whether it is no more than five standard deviations off."""
-    return abs(figure - share * count) <= 5 * (share * (1 - share) * count) ** 0.5
+    deviation: float = (share * (1 - share) * count) ** 0.5
+    return abs(figure - share * count) <= 5 * deviation
 
 
 def test_without_faults_everything_arrives_at_once_and_in_order() -> None:
