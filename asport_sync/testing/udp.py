@@ -170,6 +170,7 @@ class UdpRelay:
             # The thread is the only one that waits in it. Others add sockets under the lock, which epoll allows.
             self._selector = selectors.DefaultSelector()
             self._waker, self._wake_end = os.pipe()
+            os.set_blocking(self._waker, False)
             self._selector.register(self._waker, selectors.EVENT_READ, None)
             self._selector.register(self._front, selectors.EVENT_READ, None)
             self._running = True
@@ -182,9 +183,8 @@ class UdpRelay:
             if not self._running:
                 self._closing = True
                 return
-            if not self._closing:
-                self._closing = True
-                os.write(self._wake_end, b"\0")
+            self._closing = True
+            self._wake()
         self._thread.join(_JOIN_TIMEOUT)
         with self._lock:
             if not self._running:
@@ -195,7 +195,7 @@ class UdpRelay:
             for client in self._clients.values():
                 self._end_client(client)
             self._clients.clear()
-            self._to_target.counters.overflowed += _drops(self._front)
+            self._to_target.counters.overflowed += kernel_drops(self._front)
             self._front.close()
             self._selector.close()
             os.close(self._waker)
@@ -241,6 +241,26 @@ class UdpRelay:
             for direction in (self._to_target, self._to_client):
                 direction.change(faults, now)
 
+    @property
+    def rebind_every(self) -> float | None:
+        """Seconds from one rebinding to the next; None: there are none of themselves. Setting it begins anew.
+
+        Raises:
+            ValueError: On setting: not seconds above 0.
+        """
+        with self._lock:
+            return self._rebind_every
+
+    @rebind_every.setter
+    def rebind_every(self, seconds: float | None) -> None:
+        if seconds is not None:
+            check_seconds("rebind_every", seconds, above_zero=True)
+        with self._lock:
+            self._rebind_every = seconds
+            self._rebind_at = None if seconds is None else time.monotonic() + seconds
+            if self._running:
+                self._wake()
+
     def rebind(self, *, new_address: bool = False) -> None:
         """Gives every client another port towards the target, as a NAT does that has forgotten or restarted.
 
@@ -268,8 +288,8 @@ class UdpRelay:
         with self._lock:
             to_target, to_client = self._to_target.snapshot(), self._to_client.snapshot()
             if self._running:
-                to_target = dataclasses.replace(to_target, overflowed=to_target.overflowed + _drops(self._front))
-                open_now = sum(_drops(sock) for sock in self._back_sockets())
+                to_target = dataclasses.replace(to_target, overflowed=to_target.overflowed + kernel_drops(self._front))
+                open_now = sum(kernel_drops(sock) for sock in self._back_sockets())
                 to_client = dataclasses.replace(to_client, overflowed=to_client.overflowed + open_now)
             return RelayCounters(to_target, to_client, self._clients_seen, self._rebindings)
 
@@ -288,6 +308,9 @@ class UdpRelay:
                         self._from_clients()
                     elif isinstance(key.data, _Client) and isinstance(key.fileobj, socket.socket):
                         self._from_target(key.fileobj, key.data)
+                    else:  # the times are others now
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(self._waker, 4096)
                 now = time.monotonic()
                 self._deliver(now)
                 if self._rebind_at is not None and self._rebind_every is not None and self._rebind_at <= now:
@@ -362,6 +385,9 @@ class UdpRelay:
 
     # --- the lock is held ---
 
+    def _wake(self) -> None:
+        os.write(self._wake_end, b"\0")
+
     def _back_socket(self) -> socket.socket:
         sock = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
@@ -403,7 +429,7 @@ class UdpRelay:
             self._end_socket(sock)
 
     def _end_socket(self, sock: socket.socket) -> None:
-        self._to_client.counters.overflowed += _drops(sock)
+        self._to_client.counters.overflowed += kernel_drops(sock)
         self._selector.unregister(sock)
         sock.close()
 
@@ -433,7 +459,7 @@ def _prepare(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
 
 
-def _drops(sock: socket.socket) -> int:
+def kernel_drops(sock: socket.socket) -> int:
     """Datagrams that the kernel has dropped because the socket's buffer was full; 0 where it doesn't say."""
     size = 4 * (_MEMINFO_DROPS + 1)
     with contextlib.suppress(OSError, struct.error):

@@ -24,7 +24,7 @@ def main() -> int:
     faults, scale = (injected.QUICK, cells.QUICK) if arguments.quick else (injected.LONG, cells.LONG)
     chosen = [
         (fault, traffic)
-        for fault, traffic in cells.cells(faults)
+        for fault, traffic in cells.cells(faults, short=arguments.quick)
         if not arguments.only or arguments.only in fault.name or arguments.only == traffic
     ]
     if not chosen:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asport_sync.testing import RelayCounters
+from asport_sync.testing.udp import kernel_drops
 from tests.support.data import seeded_bytes
 from tests.support.services import LARGEST_DATAGRAM, Address, SocketFactory, UdpService, new_socket
 
@@ -20,9 +21,10 @@ RATE = 1000
 USUAL, LARGE = 1000, 3000
 # A QUIC packet holds the last fragment of one datagram and the first of the next, or less.
 PER_PACKET = 2
-# Seconds without a change after which what is missing does not come any more. Longer than any outage.
-SETTLED = 4.0
+# Seconds that a run may take at most until what is missing has come, after the last was sent.
 SETTLE_LIMIT = 20.0
+# Bytes. A machine that is busy with something else must not be what loses datagrams at the ends.
+END_BUFFER = 4 << 20
 
 _NUMBER = struct.Struct(">I")
 _BASE = seeded_bytes(73, LARGE + 1000)
@@ -93,6 +95,15 @@ class Recorder(UdpService):
         super().__init__(self._keep, port=port, create_socket=create_socket)
         self.kept: list[bytes] = []  # the service's thread appends
 
+    def __enter__(self) -> Recorder:
+        super().__enter__()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, END_BUFFER)
+        return self
+
+    def overflowed(self) -> int:
+        """Datagrams that found the socket's buffer full."""
+        return kernel_drops(self._socket)
+
     def _keep(self, payload: bytes) -> bytes:
         self.kept.append(payload)
         return payload
@@ -108,6 +119,7 @@ class Exchanged:
         there: What came to the service.
         answered: Answers that the service has sent.
         back: What came to the user.
+        overflowed: Datagrams that found a full buffer at the user's socket or at the service's.
         seconds: From the first to the last that was sent.
     """
 
@@ -116,6 +128,7 @@ class Exchanged:
     there: Arrived
     answered: int
     back: Arrived
+    overflowed: int
     seconds: float
 
 
@@ -125,7 +138,9 @@ def run(
     count: int,
     *,
     begun: Callable[[], None] = lambda: None,
+    ended: Callable[[], None] = lambda: None,
     settled: Callable[[int, int], bool],
+    quiet: float,
     create_socket: SocketFactory = new_socket,
 ) -> Exchanged:
     """Sends so many datagrams at a steady rate while the answers come, and waits until no more do.
@@ -135,13 +150,15 @@ def run(
         public: Where to send.
         count: Datagrams.
         begun: Called after a third of them.
+        ended: Called after the last.
         settled: Whether nothing is missing, given how many the user has sent and received.
+        quiet: Seconds without a change after which what is missing does not come any more.
         create_socket: Makes the user's socket.
     """
     received: list[bytes] = []
     over = threading.Event()
     with create_socket(socket.AF_INET, socket.SOCK_DGRAM) as user:
-        user.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        user.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, END_BUFFER)
         user.settimeout(0.1)
         user.connect(public)
 
@@ -168,15 +185,18 @@ def run(
                 except ConnectionRefusedError:
                     refused += 1
             seconds = time.monotonic() - start
-            _settle(lambda: (len(service.kept), len(received)), lambda: settled(count - refused, len(received)))
+            ended()
+            _settle(lambda: (len(service.kept), len(received)), lambda: settled(count - refused, len(received)), quiet)
         finally:
             over.set()
             receiver.join()
+        overflowed = kernel_drops(user) + service.overflowed()
     kept = list(service.kept)
-    return Exchanged(count - refused, refused, judge(kept), len(kept) - len(service.errors), judge(received), seconds)
+    answered = len(kept) - len(service.errors)
+    return Exchanged(count - refused, refused, judge(kept), answered, judge(received), overflowed, seconds)
 
 
-def _settle(figures: Callable[[], tuple[int, int]], complete: Callable[[], bool]) -> None:
+def _settle(figures: Callable[[], tuple[int, int]], complete: Callable[[], bool], quiet: float) -> None:
     deadline = time.monotonic() + SETTLE_LIMIT
     before, since = figures(), time.monotonic()
     while not complete() and time.monotonic() < deadline:
@@ -184,7 +204,7 @@ def _settle(figures: Callable[[], tuple[int, int]], complete: Callable[[], bool]
         now = figures()
         if now != before:
             before, since = now, time.monotonic()
-        elif time.monotonic() - since > SETTLED:
+        elif time.monotonic() - since > quiet:
             return
 
 
@@ -210,7 +230,13 @@ def account(
     Returns:
         Datagrams by cause, and what does not add up.
     """
-    causes = {"no port": done.sent - server["udp_received"] + done.answered - client["udp_received"]}
+    causes = {
+        "not taken by the tunnel's sockets": done.sent
+        - server["udp_received"]
+        + done.answered
+        - client["udp_received"],
+        "full buffers at the ends": done.overflowed,
+    }
     for name in (*BEFORE, *BEHIND, *EITHER, AT_THE_SOCKET):
         causes[name] = server[name] + client[name]
     # Handed to QUIC, and never come out of it.

@@ -93,7 +93,7 @@ def _account(
     names = datagrams.engine_counters({"engine": {}})
     server = {**names, "udp_received": sent, "packets_sent": sent}
     client = {**names, "packets_received": sent - path, "quic_datagrams_received": 200 - path_packets}
-    done = datagrams.Exchanged(sent, 0, datagrams.Arrived(there, (), True), 0, datagrams.Arrived(0, (), True), 1.0)
+    done = datagrams.Exchanged(sent, 0, datagrams.Arrived(there, (), True), 0, datagrams.Arrived(0, (), True), 0, 1.0)
     way = DirectionCounters(received=200, delivered=200 - path_packets, lost=path_packets)
     counters = RelayCounters(DirectionCounters(), way, 1, 0)
     return datagrams.account(done, server, client, counters, lossless=lossless, alive=True)

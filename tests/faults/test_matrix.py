@@ -13,7 +13,7 @@ def _name(value: object) -> str:
     return value.name if isinstance(value, Fault) else str(value)
 
 
-@pytest.mark.parametrize(("fault", "traffic"), cells.cells(injected.QUICK), ids=_name)
+@pytest.mark.parametrize(("fault", "traffic"), cells.cells(injected.QUICK, short=True), ids=_name)
 def test_quick(fault: Fault, traffic: str, certificate: Certificate) -> None:
     outcome = cells.run_cell(fault, traffic, cells.QUICK, certificate)
     assert outcome.problems == [], outcome.figure

@@ -124,6 +124,7 @@ def test_udp_native(fault: PathFault, certificate: Certificate, tmp_path: Path) 
                 PUBLIC,
                 DATAGRAMS,
                 settled=lambda sent, received: sent == received,
+                quiet=2.0,
                 create_socket=path.a.socket,
             )
         for arrived in (done.there, done.back):

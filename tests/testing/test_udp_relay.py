@@ -192,6 +192,13 @@ def test_rebinding_again_and_again() -> None:
 
             wait_until(rebound, SECONDS, "the service has seen three addresses")
             assert relay.counters.rebindings >= 2
+            relay.rebind_every = None
+            assert relay.rebind_every is None
+            settled = relay.counters.rebindings
+            time.sleep(0.1)
+            assert relay.counters.rebindings == settled
+            relay.rebind_every = 0.01
+            wait_until(lambda: relay.counters.rebindings > settled + 2, SECONDS, "they have begun anew")
 
 
 class Slow(UdpService):
@@ -297,6 +304,11 @@ def test_start_and_close() -> None:
 def test_impossible_arguments_are_refused(arguments: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         UdpRelay(**arguments)
+
+
+def test_an_impossible_time_is_refused_later_as_well() -> None:
+    with UdpRelay(("127.0.0.1", 9)) as relay, pytest.raises(ValueError, match="rebind_every must be seconds, above 0"):
+        relay.rebind_every = -1
 
 
 def test_an_address_that_there_is_not() -> None:
