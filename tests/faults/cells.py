@@ -21,8 +21,8 @@ from tests.support.traffic import UdpPeer
 MIB = 1 << 20
 # Seconds until a client has joined, through a handshake that loses a third of its packets; only a failure takes them.
 JOIN_LIMIT = 90.0
-# Seconds after which a client that has nothing to say says so, by default. Then at the latest the server learns that the
-# client has another port.
+# Seconds after which a client that has nothing to say says so, by default. Then at the latest the server learns that
+# the client has another port.
 HEARTBEAT = 3.0
 # Connections of the short ones at the same time.
 CONNECTIONS_AT_ONCE = 16
@@ -214,7 +214,8 @@ def _joins(fault: Fault, scale: Scale, certificate: Certificate) -> Outcome:
                 with UdpPeer(("127.0.0.1", port)) as user:
                     user.ask(b"%d" % number, b"%d" % number)
     times.sort()
-    figure = f"{len(times)} in {times[len(times) // 2]:.2f} s each, at most {times[-1]:.1f} s"
+    median, longest = times[len(times) // 2], times[-1]
+    figure = f"{len(times)} joins, median {median * 1e3:,.0f} ms, longest {longest * 1e3:,.0f} ms"
     return Outcome(figure, joined_after=times[-1])
 
 
