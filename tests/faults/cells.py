@@ -124,7 +124,7 @@ def _bulk(fault: Fault, scale: Scale, certificate: Certificate) -> Outcome:
         )
         rate = moved.received * 8 / moved.seconds / 1e6
         figure = f"{rate:,.0f} Mbit/s"
-        return _transferred(moved, bad, figure)
+        return _transferred(moved, bad, fault, figure)
 
 
 def _connections(fault: Fault, scale: Scale, certificate: Certificate) -> Outcome:
@@ -141,15 +141,17 @@ def _connections(fault: Fault, scale: Scale, certificate: Certificate) -> Outcom
             least_time=fault.least_time,
             begun=lambda: bad.change(fault),
         )
-        return _transferred(moved, bad, f"{moved.connections / moved.seconds:,.0f}/s")
+        return _transferred(moved, bad, fault, f"{moved.connections / moved.seconds:,.0f}/s")
 
 
-def _transferred(moved: transfers.Moved, bad: Bad, figure: str) -> Outcome:
+def _transferred(moved: transfers.Moved, bad: Bad, fault: Fault, figure: str) -> Outcome:
     problems = list(dict.fromkeys(moved.problems))
     if moved.reset:
         figure += f", {moved.reset:,} of {moved.connections:,} reset"
         if bad.alive():
             problems.append(f"{moved.reset} connections were reset although the tunnel has lasted")
+    if fault.lasts and not bad.alive():
+        problems.append("the tunnel did not last")
     return Outcome(figure, problems, joined_after=bad.joined_after)
 
 
@@ -182,6 +184,8 @@ def _udp(mode: str) -> Callable[[Fault, Scale, Certificate], Outcome]:
                 lossless=mode == "quic",
                 alive=alive,
             )
+        if fault.lasts and not alive:
+            problems.append("the tunnel did not last")
         for name, arrived in (("there", done.there), ("back", done.back)):
             problems += [f"{name}: {problem}" for problem in arrived.problems]
             # In quic mode what is sent again comes late, as the draft has it: each datagram is a stream of its own.

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from asport_sync.engine import versions
 from asport_sync.testing import Faults, UdpRelay
 
 # Bytes of the largest QUIC packet where a fault is about packets of usual size: on loopback they would be 32 KB.
 ETHERNET = {"max_udp_payload": 1452}
+
+
+# Whether the library was changed so that it notices a path that gets narrower; see vendor/adjustments.py.
+_ADJUSTED = "adjusted" in versions()["ngtcp2_origin"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Fault:
         later: Faults that take the place of the first ones in the middle of the traffic.
         quick: Whether it belongs to the fast half.
         handshake: Whether only handshakes suffer, so that the fault is in joining.
+        lasts: Whether the tunnel must bear it without connecting again; only with a library of QUIC that we have
+            adjusted where the MTU shrinks.
     """
 
     name: str
@@ -41,6 +48,7 @@ class Fault:
     later: Faults | None = None
     quick: bool = False
     handshake: bool = False
+    lasts: bool = True
 
     def make_relay(self, target: tuple[str, int]) -> UdpRelay:
         """The relay between client and server, not started yet."""
@@ -110,6 +118,16 @@ def _sizes() -> list[Fault]:
             later=Faults(mtu=1250),
             loses=True,
             least_time=6.0,
+            lasts=_ADJUSTED,
+        ),
+        Fault(
+            "MTU shrinks to 1,250 soon",
+            "UDP payloads above 1,250 bytes vanish after a while",
+            later=Faults(mtu=1250),
+            loses=True,
+            least_time=1.5,
+            lasts=_ADJUSTED,
+            quick=True,
         ),
     ]
 
@@ -205,6 +223,7 @@ LONG = [
     if fault.name
     not in {
         "delay 5 ms, jitter 10 ms",
+        "MTU shrinks to 1,250 soon",
         "outages of 0.4 s",
         "another port every 0.5 s",
         "another address every 0.8 s",
