@@ -21,9 +21,6 @@ from tests.support.traffic import UdpPeer
 MIB = 1 << 20
 # Seconds until a client has joined, through a handshake that loses a third of its packets; only a failure takes them.
 JOIN_LIMIT = 90.0
-# Seconds after which a client that has nothing to say says so, by default. Then at the latest the server learns that
-# the client has another port.
-HEARTBEAT = 3.0
 # Connections of the short ones at the same time.
 CONNECTIONS_AT_ONCE = 16
 
@@ -39,6 +36,8 @@ class Scale:
         connections: Short ones.
         datagrams: Each way.
         joins: Of clients, where the handshake suffers.
+        heartbeat: Seconds after which a client that has nothing to say says so. Then at the latest the server learns
+            that the client has another port.
     """
 
     name: str
@@ -47,10 +46,11 @@ class Scale:
     connections: int
     datagrams: int
     joins: int
+    heartbeat: float
 
 
-LONG = Scale("long", streams=4, stream_size=16 * MIB, connections=1000, datagrams=4000, joins=20)
-QUICK = Scale("quick", streams=4, stream_size=MIB, connections=100, datagrams=300, joins=2)
+LONG = Scale("long", streams=4, stream_size=16 * MIB, connections=1000, datagrams=4000, joins=20, heartbeat=3.0)
+QUICK = Scale("quick", streams=4, stream_size=MIB, connections=100, datagrams=300, joins=2, heartbeat=0.5)
 
 
 @dataclass
@@ -96,11 +96,11 @@ class Bad:
 
 
 @contextlib.contextmanager
-def bad_tunnel(certificate: Certificate, local: Address, fault: Fault, **client: Any) -> Iterator[Bad]:
+def bad_tunnel(certificate: Certificate, local: Address, fault: Fault, scale: Scale, **client: Any) -> Iterator[Bad]:
     """A tunnel that is ready, in this process, with the fault between its client and its server."""
     with Server(**server_options(certificate, **fault.options)) as server, fault.make_relay(server.address) as relay:
         options = client_options(certificate, relay.address, local, **fault.options, **client)
-        options.setdefault("expected_port_range", free_port())
+        options |= {"expected_port_range": free_port(), "heartbeat": scale.heartbeat}
         start = time.monotonic()
         with Client(**options) as joined:
             public = joined.wait_ready(JOIN_LIMIT)
@@ -112,7 +112,7 @@ def _bulk(fault: Fault, scale: Scale, certificate: Certificate) -> Outcome:
     sizes = [scale.stream_size] * scale.streams
     with (
         transfers.ExchangeService() as service,
-        bad_tunnel(certificate, service.address, fault, network="tcp") as bad,
+        bad_tunnel(certificate, service.address, fault, scale, network="tcp") as bad,
     ):
         moved = transfers.run(
             service,
@@ -131,7 +131,7 @@ def _connections(fault: Fault, scale: Scale, certificate: Certificate) -> Outcom
     sizes = [number * 37 % 20_000 for number in range(scale.connections)]
     with (
         transfers.ExchangeService() as service,
-        bad_tunnel(certificate, service.address, fault, network="tcp") as bad,
+        bad_tunnel(certificate, service.address, fault, scale, network="tcp") as bad,
     ):
         moved = transfers.run(
             service,
@@ -160,7 +160,7 @@ def _udp(mode: str) -> Callable[[Fault, Scale, Certificate], Outcome]:
         count = max(scale.datagrams, int(fault.least_time * datagrams.RATE))
         with (
             datagrams.Recorder() as service,
-            bad_tunnel(certificate, service.address, fault, network="udp", udp_forward_mode=mode) as bad,
+            bad_tunnel(certificate, service.address, fault, scale, network="udp", udp_forward_mode=mode) as bad,
         ):
 
             def settled(sent: int, received: int) -> bool:
@@ -173,7 +173,7 @@ def _udp(mode: str) -> Callable[[Fault, Scale, Certificate], Outcome]:
                 begun=lambda: bad.change(fault),
                 ended=bad.stop_rebinding,
                 settled=settled,
-                quiet=(HEARTBEAT if mode == "quic" or fault.relay else 0.0) + 1.0 + 2 * fault.faults.down_time,
+                quiet=(scale.heartbeat if mode == "quic" or fault.relay else 0.0) + 1.0 + 2 * fault.faults.down_time,
             )
             alive, path = bad.alive(), bad.relay.counters
             causes, problems = datagrams.account(
@@ -238,14 +238,13 @@ def cells(faults: list[Fault], *, short: bool = False) -> list[tuple[Fault, str]
 
     Args:
         faults: The rows.
-        short: Where the fault is in the handshake, what follows it is TCP alone.
+        short: Where the fault is in the handshake, clients join, and that is all.
     """
     return [
         (fault, traffic)
         for fault in faults
         for traffic in TRAFFIC
-        if (traffic == "TCP" or not (short and fault.handshake) or traffic == "joins")
-        and (traffic != "joins" or fault.handshake or fault.name == "none")
+        if (fault.handshake or fault.name == "none" if traffic == "joins" else not (short and fault.handshake))
     ]
 
 

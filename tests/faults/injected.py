@@ -102,7 +102,9 @@ def _losses() -> list[Fault]:
             "the second packet each way vanishes, and every 20th",
             Faults(drop_packets=(2,), drop_every=20),
             loses=True,
-            quick=True,
+        ),
+        Fault(
+            "every 20th packet", "every 20th packet each way vanishes", Faults(drop_every=20), loses=True, quick=True
         ),
     ]
 
@@ -223,6 +225,7 @@ LONG = [
     if fault.name
     not in {
         "delay 5 ms, jitter 10 ms",
+        "every 20th packet",
         "MTU shrinks to 1,250 soon",
         "outages of 0.4 s",
         "another port every 0.5 s",
