@@ -15,6 +15,7 @@ _failed = pytest.StashKey[bool]()
 
 # Marks of tests that run only where somebody asks for them.
 LEFT_OUT = {
+    "faults": "the long half of the fault matrix",
     "reference": "what the reference does by itself",
     "recovery": "every fault as often as docs/reliability.md measures it, and a thousand reconnects",
 }
@@ -31,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is of interest only when somebody asks for it."""
+    """Leave out what is of interest, or takes minutes, only when somebody asks for it."""
     marks = [mark for mark in LEFT_OUT if mark not in config.option.markexpr]
     left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
     if left_out:

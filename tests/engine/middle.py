@@ -57,8 +57,8 @@ class Middle:
 
     def to_client(self, data: bytes) -> None:
         """A datagram of our own for the client, as if the server had sent it."""
-        assert self._client is not None
-        self.front.sendto(data, self._client)
+        assert self.client is not None
+        self.front.sendto(data, self.client)
 
     def _passes(self, data: bytes) -> bool:
         # Both threads count here; a number that is lost between them is none that anybody needs.
