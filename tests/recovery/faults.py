@@ -327,8 +327,8 @@ class CertificateWrong(Loopback):
     name = "certificate-wrong"
     title = "server restarted with a certificate that the client does not trust, then with the right one"
     how = (
-        "as in the first row, the right one as soon as the client has said what is wrong; ends when that server accepts "
-        "clients"
+        "as in the first row, the right one as soon as the client has said what is wrong; ends when that server "
+        "accepts clients"
     )
     promise = 60.0
     repetitions = 5
