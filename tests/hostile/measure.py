@@ -191,10 +191,18 @@ def cost_of(place: Scene, flood: Flood, seconds: float, settle: float) -> Cost:
     after = server.stats()
     grown = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
     units = int(sent["tried"] if flood.unit == "tried" else grown.get(flood.unit, 0))
-    amplification = None
-    if flood.quic:
-        amplification = grown.get("quic_bytes_sent", 0) / max(1, grown.get("quic_bytes_received", 0))
-    return Cost(units, cpu * 1e6 / max(1, units), memory, peak, server.memory(), amplification, grown)
+    return Cost(
+        units, cpu * 1e6 / max(1, units), memory, peak, server.memory(), _amplification(flood, sent, grown), grown
+    )
+
+
+def _amplification(flood: Flood, sent: dict[str, float], grown: dict[str, int]) -> float | None:
+    if not flood.quic:
+        return None
+    if "answer_bytes" in sent:
+        return sent["answer_bytes"] / max(1, sent["bytes"])
+    # Whoever completes handshakes does not count bytes; the honest client's few are among these.
+    return grown.get("quic_bytes_sent", 0) / max(1, grown.get("quic_bytes_received", 0))
 
 
 def measure(place: Scene, flood: Flood, effort: Effort) -> Result:
