@@ -25,6 +25,7 @@ from tests.support.services import Address
 _CPUCLOCK_SCHED = 2  # linux/posix-timers.h
 _LOOK_PERIOD = 0.02  # seconds between looks at the memory
 _WARM_UP = 0.7  # seconds that a flood runs before the honest client is looked at
+_COOL_DOWN = 1.0  # seconds after it: what it has opened is closed
 _JOIN_LIMIT = 20.0  # seconds that an honest client gets to join
 
 
@@ -218,7 +219,11 @@ def measure(place: Scene, flood: Flood, effort: Effort) -> Result:
         finally:
             process.terminate()
             process.communicate(timeout=30)
-    share = statistics.median(after.gigabits / before.gigabits for before, after in zip(without, during, strict=True))
+        time.sleep(_COOL_DOWN)
+    pairs = zip(without, during, strict=True)
+    share = statistics.median(
+        [after.gigabits / before.gigabits for before, after in pairs if before.gigabits > 0] or [0]
+    )
     return Result(flood, cost, _medians(without), _medians(during), share)
 
 
