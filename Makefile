@@ -2,18 +2,22 @@
 # stamp files below, and made again only when what it was made from has changed.
 #
 # PYTHON=...   the Python to use, 3.10 or later (python3)
-# ARGS=...     more arguments, for pytest in "test", for the program in "demo" and "bench"
-# SUITE=...    which tests "test-system" runs
+# ARGS=...     more arguments, for pytest in "test", for the program in "demo", "faults", "soak", "bench" and "fuzz"
+# SUITE=...    which tests "test-system" and "sanitize" run
+# SANITIZE=... the sanitizer of "sanitize", as the compiler names it (thread)
 # The build also listens to ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
 
 PYTHON ?= python3
 ARGS ?=
 SUITE ?= tests/engine tests/e2e/test_smoke.py
+SANITIZE ?= thread
 
+comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
 # The installed package and the tests as seen from it, for the second kind of ngtcp2. See test-system.
 SYSTEM := build/system-kind
+SANITIZED := build/sanitized/$(firstword $(subst $(comma), ,$(SANITIZE)))
 
 # Warnings in our own C are errors here; see setup.py.
 export ASPORT_WERROR ?= 1
@@ -30,7 +34,8 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch] bench/*/*.[ch])
 .DELETE_ON_ERROR:
 # Setting up runs one thing at a time; the native build uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help demo test lint format wheel interop bench system-ngtcp2 test-system build machine clean
+.PHONY: help demo test faults lint format wheel interop soak bench fuzz sanitize system-ngtcp2 test-system build \
+	machine clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +45,10 @@ demo: build ## Run a server, a client and a local service on this machine and se
 
 test: build ## Run the tests (ARGS="-k name").
 	$(BIN)/python -m pytest -q $(ARGS)
+
+faults: build ## Run the long half of the fault matrix (15 minutes; ARGS="--only loss", ARGS=--write-docs).
+	$(BIN)/python -m pytest -q -m faults tests/path
+	$(BIN)/python -m tests.faults $(ARGS)
 
 lint: $(VENV)/.tools ## Check style, types and the direction of imports.
 	$(BIN)/ruff check .
@@ -66,6 +75,15 @@ bench: build $(VENV)/.bench ## Measure beside other tunnels, building them first
 	$(BIN)/python -m bench.tunnels.install
 	$(BIN)/python -m bench $(ARGS)
 
+soak: build ## Twenty minutes of mixed traffic with lost connections; nothing may grow (ARGS="--minutes 2").
+	$(BIN)/python -m tests.soak $(ARGS)
+
+# Where clang or atheris can't be had, their targets are left out, with the reason.
+fuzz: build ## Fuzz codec, units and engine (installs clang and atheris; ARGS="--seconds 60").
+	@$(PYTHON) -m vendor.machine clang
+	@$(BIN)/pip install -q --group fuzz || echo "atheris could not be installed" >&2
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 system-ngtcp2: machine ## Fetch the distribution's ngtcp2 without installing it, and show how to build with it.
 	@$(PYTHON) -m vendor.system_kind
 
@@ -76,10 +94,24 @@ test-system: build ## Build with the distribution's ngtcp2 and run the smoke tes
 	mkdir -p $(SYSTEM)
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		ASPORT_NGTCP2=system $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SYSTEM)/site .
-	cp -r tests docs README.md CHANGELOG.md pyproject.toml $(SYSTEM)
-	cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" && ../../$(BIN)/python -c \
+	cp -r tests docs vendor README.md CHANGELOG.md pyproject.toml $(SYSTEM)
+	cp -r asport_sync/_native $(SYSTEM)/native
+	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
+		cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" ASPORT_NGTCP2=system && ../../$(BIN)/python -c \
 		'from asport_sync._aq import ffi, lib; assert ffi.string(lib.aq_ngtcp2_origin()) == b"system"' && \
 		../../$(BIN)/python -m pytest -q $(SUITE) $(ARGS)
+
+# The package is installed beside the other, as above, and the sanitizer's library preloaded, as Python is not built with
+# it. Only what ends a test counts: LeakSanitizer is off, for Python frees little at its end.
+sanitize: build ## Run engine and tunnel under a sanitizer (SANITIZE=thread or address,undefined; SUITE="tests/e2e ...").
+	rm -rf $(SANITIZED) build/lib.*
+	mkdir -p $(SANITIZED)
+	CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -Wno-tsan" LDFLAGS="-fsanitize=$(SANITIZE)" \
+		ASPORT_WERROR=0 $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SANITIZED)/site .
+	cp -r tests docs vendor README.md CHANGELOG.md pyproject.toml $(SANITIZED)
+	cp -r asport_sync/_native $(SANITIZED)/native
+	cd $(SANITIZED) && export PYTHONPATH="$$PWD/site" && ../../../$(BIN)/python -m tests.support.sanitized $(SANITIZE) \
+		-q $(if $(findstring file,$(origin SUITE)),tests/engine tests/e2e,$(SUITE)) $(ARGS)
 
 clean: ## Remove everything that was made here (not the cache folder).
 	rm -rf $(VENV) build dist *.egg-info asport_sync/_aq*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # A build front end does not put the folder of setup.py on the search path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from vendor import ngtcp2
+from vendor import hardening, ngtcp2
 
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wvla"]
 LICENCE = "ngtcp2-COPYING.txt"
@@ -52,9 +52,9 @@ class BuildNative(build_ext):
             sys.exit(f"\nasport-sync cannot be built: {problem}\n")
         self.licence = library.licence
         ext.define_macros.append(("AQ_NGTCP2_ORIGIN", f'"{library.description}"'))
-        ext.extra_compile_args += library.compile_args
+        ext.extra_compile_args += [*hardening.compiler_flags(shlex.join(c_compiler())), *library.compile_args]
         ext.extra_objects += [*compile_objects(ext), *library.archives]
-        ext.extra_link_args += library.link_args
+        ext.extra_link_args += [*hardening.LINK, *library.link_args]
         # The other kind of ngtcp2 may have been asked for since the last time, which no file's date shows.
         self.force = True
 
@@ -75,14 +75,18 @@ class BuildNative(build_ext):
         return [*super().get_outputs(), *licence]
 
 
+def c_compiler() -> list[str]:
+    """The command that setuptools compiles with."""
+    return shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+
+
 def compile_objects(ext: Extension) -> list[str]:
     """Compile our C files, as far as they or a header changed since the last time, and return the objects.
 
     Not left to setuptools, which has one set of flags for a whole extension: Python's own flags switch asserts off, and
     the generated wrapper is not written to our warnings.
     """
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-    command = [*compiler, *ext.extra_compile_args, "-fPIC", *WARNINGS]
+    command = [*c_compiler(), *ext.extra_compile_args, "-fPIC", *WARNINGS]
     if os.environ.get("ASPORT_WERROR", "") not in ("", "0"):
         command.append("-Werror")
     command += [f"-I{folder}" for folder in ext.include_dirs]

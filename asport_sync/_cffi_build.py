@@ -1,7 +1,8 @@
 """What cffi needs to make ``asport_sync._aq``: the boundary, its C side, and the flags both share.
 
 Only run while the package is built, as a file and not as a part of the package (which cannot be imported without the
-module that is being made). ``setup.py`` adds what is known late: which ngtcp2 is linked, and our own compiled sources.
+module that is being made). ``setup.py`` adds what is known late: which ngtcp2 is linked, the flags of
+``vendor/hardening.py`` that the compiler knows, and our own compiled sources.
 """
 
 from __future__ import annotations
@@ -42,10 +43,6 @@ ffibuilder.set_source(
         "-O3",
         # Only PyInit is exported; the macro around it in Python.h says so.
         "-fvisibility=hidden",
-        "-fstack-protector-strong",
-        # Defined by some Pythons' own flags already; defining it again would warn.
-        "-U_FORTIFY_SOURCE",
-        "-D_FORTIFY_SOURCE=2",
         "-pthread",
     ],
     extra_link_args=[
@@ -53,7 +50,6 @@ ffibuilder.set_source(
         "-O3",
         "-Wl,--exclude-libs,ALL",
         "-Wl,--as-needed",
-        "-Wl,-z,relro,-z,now",
         "-pthread",
     ],
 )

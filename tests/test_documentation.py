@@ -63,6 +63,20 @@ def test_the_architecture_page_names_every_c_file() -> None:
     assert {name for name in files if name.partition("_")[0] not in named} == set()
 
 
+def test_the_security_page_names_tests_that_exist() -> None:
+    files: list[tuple[str, list[str]]] = []
+    for name in re.findall(r"`((?:tests/)?[\w/]*test_\w+)(?:\.py|\.c)?`", page("security.md")):
+        if name.startswith("tests/"):
+            files.append((name, []))
+        else:
+            files[-1][1].append(name)
+    assert len(files) > 10
+    for name, functions in files:
+        (file,) = (file for suffix in (".py", ".c") if (file := ROOT / (name + suffix)).exists())
+        text = file.read_text(encoding="utf-8")
+        assert [each for each in functions if f" {each}(" not in text] == [], name
+
+
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "operations.md"], ids=lambda path: path.name)
 def test_configurations_in_the_documentation_are_accepted(path: Path, tmp_path: Path) -> None:
     made = self_signed(tmp_path / "made")
@@ -90,3 +104,12 @@ def test_the_program_in_the_readme_is_one() -> None:
     assert isinstance(client, Client)
     assert client.config.server.host == "example.org"
     compile(program, "README.md", "exec")
+
+
+def test_the_program_against_a_bad_network_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", page("operations.md"), re.DOTALL)
+    exec(compile(program, "operations.md", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "reset after 5 bytes"
+    assert re.fullmatch(r"a client would connect to \('127.0.0.1', \d+\)", said[1])
+    assert said[2] == "0 dropped so far"

@@ -2,6 +2,8 @@
 
 Run as ``python3 -m vendor.machine`` before anything else; where nothing is missing it only looks, in a fraction of a
 second. Packages are installed without a question being asked, and only as root or where sudo needs no password.
+``python3 -m vendor.machine NEED ...`` does the same for needs that one target alone has, and is no failure where they
+can't be had: the target goes on without them and says so.
 """
 
 from __future__ import annotations
@@ -44,6 +46,15 @@ def has_gnutls() -> bool:
     return subprocess.run(["pkg-config", "--exists", "gnutls"], capture_output=True).returncode == 0
 
 
+def has_fuzzer() -> bool:
+    """A clang with libFuzzer, which some distributions package apart from it."""
+    if not has_program("clang"):
+        return False
+    command = ["clang", "-fsanitize=fuzzer,address", "-xc", "-", "-o", "/dev/null"]
+    source = "int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return !d && n; }\n"
+    return subprocess.run(command, input=source, text=True, capture_output=True).returncode == 0
+
+
 def has_python_headers() -> bool:
     """The headers of the Python that runs this, which is the one the virtual environment is made of."""
     return Path(sysconfig.get_path("include"), "Python.h").is_file()
@@ -67,10 +78,14 @@ PROBES: dict[str, Callable[[], bool]] = {
 }
 """Every need of the Makefile, named as in packages.json, and how to see whether it is met."""
 
+EXTRA_PROBES: dict[str, Callable[[], bool]] = {"clang": has_fuzzer}
+"""The same for needs that only one target has."""
 
-def missing() -> list[str]:
-    """The needs that are not met."""
-    return [need for need, probe in PROBES.items() if not probe()]
+
+def missing(needs: Sequence[str] = ()) -> list[str]:
+    """Which of the needs are not met; of the Makefile's own ones where none are named."""
+    probes = {need: EXTRA_PROBES[need] for need in needs} or PROBES
+    return [need for need, probe in probes.items() if not probe()]
 
 
 def privilege() -> list[str] | None:
@@ -95,24 +110,24 @@ def install(distribution: Distribution, needs: Sequence[str], prefix: Sequence[s
     subprocess.run([*start, *distribution.install, *wait, *names], stdout=sys.stderr, stdin=subprocess.DEVNULL)
 
 
-def main() -> int:
+def main(needs: Sequence[str] = ()) -> int:
     """Look, install where allowed, look again."""
-    lacking = missing()
+    lacking = missing(needs)
     if not lacking:
         return 0
     distribution = detect()
     prefix = privilege()
     if prefix is not None and distribution.package_names(lacking):
         install(distribution, lacking, prefix)
-        lacking = missing()
+        lacking = missing(needs)
         if not lacking:
             return 0
     print(f"missing on this machine: {', '.join(lacking)}. Run:", file=sys.stderr)
     print(f"  {distribution.install_command(lacking)}", file=sys.stderr)
     if "python-headers" in lacking:
         print(f"(the headers have to be those of {sys.executable}; PYTHON=... chooses another Python)", file=sys.stderr)
-    return 1
+    return 0 if needs else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

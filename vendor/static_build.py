@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vendor import adjustments, apt, cache
+from vendor import adjustments, apt, cache, hardening
 from vendor.distribution import Distribution, minimum, version_tuple
 from vendor.steps import StepFailed, run, say
 
@@ -30,7 +30,7 @@ CONFIGURE = (
     "--disable-dependency-tracking",
 )
 # The library's asserts stay in (no NDEBUG): an abort is better than a corrupted process.
-CFLAGS = "-O3 -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
+CFLAGS = "-O3"
 ADJUSTED = "ADJUSTED"
 """Name of the file that lists the adjustments in a build, one a line."""
 ARCHIVES = ("libngtcp2_crypto_gnutls.a", "libngtcp2.a")
@@ -156,9 +156,13 @@ def dsc_sha256(text: str) -> dict[str, str]:
     return {row[2]: row[0].lower() for row in rows if len(row) == 3}
 
 
+def _flags(compiler: str) -> str:
+    return " ".join([CFLAGS, *hardening.compiler_flags(compiler)])
+
+
 def cache_key(origin: Origin, gnutls: str, machine: str, compiler: str) -> str:
     """Folder name for a build: everything that its outcome depends on."""
-    recipe = "\n".join([origin.digest, compiler, CFLAGS, *CONFIGURE, adjustments.fingerprint(origin.version)])
+    recipe = "\n".join([origin.digest, compiler, _flags(compiler), *CONFIGURE, adjustments.fingerprint(origin.version)])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     return f"{origin.version}-gnutls{gnutls}-{machine}-{digest}"
 
@@ -195,7 +199,8 @@ def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Pa
     work.mkdir()
     environment = {name: value for name, value in env.items() if name not in _FROM_OUTSIDE}
     # Out of the source folder: one that the user named is left as it was.
-    configure = [str(source.absolute() / "configure"), f"--prefix={finished}", f"CFLAGS={CFLAGS}", *CONFIGURE]
+    configure = [str(source.absolute() / "configure"), f"--prefix={finished}", *CONFIGURE]
+    configure.append(f"CFLAGS={_flags(env.get('CC', ''))}")
     jobs = f"-j{len(os.sched_getaffinity(0))}"
     for command in (configure, ["make", jobs], ["make", "install"]):
         run(command, cwd=work, env=environment, log=log, timeout=BUILD_TIMEOUT)

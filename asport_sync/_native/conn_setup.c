@@ -9,6 +9,9 @@
 /* IPv6 and UDP headers, bytes; IPv4's is smaller, but on the way may be a translator. */
 #define PACKET_HEADERS 48
 #define ETHERNET_PAYLOAD (1500 - PACKET_HEADERS)
+/* Parts of connection_window: what was consumed goes back to the peer at least in so large pieces. It must not wait for
+ * long, for the peer may have used up the rest of the window. */
+#define CREDIT_PARTS 64
 /* Two of these fill a segmented send, the most that one system call can carry. Interfaces that take larger packets
  * exist inside of machines only, and there is nothing left to win. */
 #define LARGEST_PAYLOAD 32736
@@ -86,6 +89,16 @@ static int on_handshake_completed(ngtcp2_conn *quic, void *user)
     return 0;
 }
 
+/* A server that has not got Finished yet can't confirm anything. Up to 1.25 ngtcp2 believes it, throws its handshake
+ * keys away, and looks for them in the next packet or write; so the connection ends here. Our own build ends it by
+ * itself (vendor/adjustments.py), also in the moment after this look in which pacing holds Finished back. */
+static int on_handshake_confirmed(ngtcp2_conn *quic, void *user)
+{
+    const aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    return conn->handshake_written ? 0 : NGTCP2_ERR_CALLBACK_FAILURE;
+}
+
 static int on_stateless_reset(ngtcp2_conn *quic, const ngtcp2_pkt_stateless_reset *reset, void *user)
 {
     aq_conn *conn = user;
@@ -110,6 +123,7 @@ static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
         callbacks->recv_client_initial = ngtcp2_crypto_recv_client_initial_cb;
     } else {
         callbacks->client_initial = ngtcp2_crypto_client_initial_cb;
+        callbacks->handshake_confirmed = on_handshake_confirmed;
         callbacks->recv_retry = ngtcp2_crypto_recv_retry_cb;
     }
     callbacks->recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb;
@@ -233,10 +247,10 @@ static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
         return AQ_ERR_TLS;
     if (conn->is_server)
         result = ngtcp2_conn_server_new(&conn->quic, &setup->header->scid, &scid, &path, setup->header->version,
-                                        &callbacks, &settings, &params, NULL, conn);
+                                        &callbacks, &settings, &params, &conn->host->memory, conn);
     else
         result = ngtcp2_conn_client_new(&conn->quic, &dcid, &scid, &path, NGTCP2_PROTO_VER_V1, &callbacks, &settings,
-                                        &params, NULL, conn);
+                                        &params, &conn->host->memory, conn);
     if (result != 0)
         return AQ_ERR_MEMORY;
     ngtcp2_conn_set_tls_native_handle(conn->quic, aq_tls_session_native(conn->tls));
@@ -265,7 +279,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->endpoint = setup->endpoint;
     conn->endpoint_id = setup->endpoint_id;
     conn->is_server = setup->header != NULL;
-    conn->admitted = conn->udp_allowed = !conn->is_server;
+    conn->admitted = conn->udp_allowed = conn->announced = !conn->is_server;
     conn->options = *setup->options;
     conn->remote = *setup->remote;
     conn->now = conn->handshake_at = conn->last_received = setup->now;
@@ -290,7 +304,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->id = name;
     conn->named = 1;
     aq_slab_get(host->connections, name); /* ours, until aq_conn_free */
-    conn->credit = aq_credit_new(conn->options.connection_window / 4, name, host->ready);
+    conn->credit = aq_credit_new(conn->options.connection_window / CREDIT_PARTS, name, host->ready);
     conn->flows = aq_flows_new(name, host->ready, host->counters, conn->options.datagram_queue);
     if (conn->credit != NULL && conn->flows != NULL) {
         conn->tls =

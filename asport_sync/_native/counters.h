@@ -33,6 +33,7 @@
     X(initials_dropped)           /* the first packet of a connection was none */                                      \
     X(answers_suppressed)         /* stateless answers over the limit of a second, or with the socket full */          \
     X(connections_closed)                                                                                              \
+    X(connections_migrated) /* of a client, to another local address */                                                \
     X(handshakes_completed)                                                                                            \
     X(handshakes_failed)                                                                                               \
     X(streams_opened)                                                                                                  \
@@ -84,10 +85,12 @@
     X(udp_drop_no_association) /* their source was refused an association */                                           \
     X(udp_shared)              /* sockets left to the pump because much comes through them */                          \
     X(udp_receive_errors)                                                                                              \
-    X(watch_failures)  /* epoll would not take a socket back; tried again */                                           \
-    X(memory_failures) /* an allocation failed and something was given up for it */                                    \
-    X(events_dropped)  /* Python was too far behind with the commands of this peer */                                  \
-    X(events_lost)     /* no memory for an event */
+    X(watch_failures)      /* epoll would not take a socket back; tried again */                                       \
+    X(memory_failures)     /* an allocation failed and something was given up for it */                                \
+    X(memory_reserve_used) /* an allocation failed, and the reserve (reserve.h) made up for it */                      \
+    X(commands_waited)     /* a thread of Python's waited because the engine had too many commands to carry out */     \
+    X(events_dropped)      /* Python was too far behind with the commands of this peer */                              \
+    X(events_lost)         /* no memory for an event */
 
 enum aq_counter {
 #define X(name) AQ_C_##name,

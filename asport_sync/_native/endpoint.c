@@ -144,6 +144,12 @@ void aq_endpoint_leave_half_open(aq_conn *conn)
 
 /* ---- sending --------------------------------------------------------------------------------------------------- */
 
+/* What the network says where nobody is. */
+static int is_unreachable(int error)
+{
+    return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH;
+}
+
 int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sockaddr *local, uint8_t ecn,
                          const uint8_t *data, size_t length, size_t segment, size_t *sent)
 {
@@ -153,6 +159,8 @@ int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sock
                              data, length, segment, &conn->gso, sent);
     if (result < 0)
         aq_count(counters, AQ_C_quic_send_errors, 1);
+    if (!endpoint->is_server && is_unreachable(result))
+        aq_conn_suspect(conn, conn->now);
     if (result == 1)
         endpoint->blocked = 1;
     conn->bytes_sent += *sent;
@@ -479,11 +487,14 @@ static void receive_error(aq_endpoint *endpoint, int error, uint64_t now)
 {
     aq_conn *conn = endpoint->first;
     aq_count(endpoint->host->counters, AQ_C_quic_receive_errors, 1);
+    if (endpoint->is_server || conn == NULL || !is_unreachable(error))
+        return;
     /* Before the handshake is complete a refusal by the network saves the wait; after it, anybody could forge one, so
-     * only time tells. */
-    if (!endpoint->is_server && conn != NULL && conn->state == AQ_CONN_HANDSHAKE &&
-        (error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH))
+     * it is no more than a reason to look elsewhere meanwhile. */
+    if (conn->state == AQ_CONN_HANDSHAKE)
         aq_conn_close(conn, AQ_CLOSE_UNREACHABLE, (uint64_t)(-error), strerror(-error), now);
+    else
+        aq_conn_suspect(conn, now);
 }
 
 static void receive_message(aq_endpoint *endpoint, const aq_udp_message *message, uint64_t now)
@@ -543,4 +554,38 @@ aq_conn *aq_endpoint_connect(aq_endpoint *endpoint, const aq_sockaddr *remote, c
     if (conn != NULL)
         link_conn(endpoint, conn);
     return conn;
+}
+
+/* ---- another local address ------------------------------------------------------------------------------------- */
+
+static int same_ip(const aq_sockaddr *first, const aq_sockaddr *second)
+{
+    aq_address a, b;
+    aq_sockaddr_to(first, &a);
+    aq_sockaddr_to(second, &b);
+    a.port = b.port = 0;
+    return a.scope == b.scope && aq_address_equal(&a, &b);
+}
+
+int aq_endpoint_route_socket(aq_endpoint *endpoint, int fd, aq_sockaddr *local)
+{
+    const aq_sockaddr *remote = &endpoint->first->remote;
+    socklen_t length = sizeof(*local);
+    int receive, send;
+    int failed = aq_udp_setup_quic(fd, &receive, &send);
+    if (failed != 0)
+        return AQ_ERR_SYSTEM + failed;
+    memset(local, 0, sizeof(*local));
+    if (connect(fd, &remote->sa, aq_sockaddr_length(remote)) != 0 || getsockname(fd, &local->sa, &length) != 0)
+        return AQ_ERR_SYSTEM - errno;
+    return same_ip(local, &endpoint->bound) ? 0 : 1;
+}
+
+int aq_endpoint_swap_socket(aq_endpoint *endpoint, int fd, const aq_sockaddr *local)
+{
+    int before = endpoint->fd;
+    endpoint->fd = fd;
+    endpoint->bound = *local;
+    endpoint->blocked = endpoint->waits_writable = 0;
+    return before;
 }

@@ -50,6 +50,12 @@ void aq_endpoint_free(aq_endpoint *endpoint); /* its connections are freed alrea
 void aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now);
 void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now);
 
+/* A client's way to another local address. aq_endpoint_route_socket() sets fd up and connects it to the peer: 1, *local
+ * is the address that the kernel chose; 0, it is the one in use; or an error. fd stays the caller's.
+ * aq_endpoint_swap_socket() takes such a socket over and returns the one before. */
+int aq_endpoint_route_socket(aq_endpoint *endpoint, int fd, aq_sockaddr *local);
+int aq_endpoint_swap_socket(aq_endpoint *endpoint, int fd, const aq_sockaddr *local);
+
 /* A client's only connection. */
 aq_conn *aq_endpoint_connect(aq_endpoint *endpoint, const aq_sockaddr *remote, const char *server_name, int send_sni,
                              uint64_t now, int64_t *error);

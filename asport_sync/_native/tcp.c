@@ -49,8 +49,12 @@ static void report_end(aq_engine *engine, aq_stream *stream)
                       .result = stream->result};
     aq_engine_count_end(engine, &stream->result);
     aq_count(&engine->counters, AQ_C_streams_attached, 1);
-    if (atomic_load_explicit(&engine->report_streams, memory_order_relaxed))
+    if (!atomic_load_explicit(&engine->report_streams, memory_order_relaxed))
+        return;
+    if (aq_events_backlog(&engine->events) < AQ_EVENTS_WAITING)
         aq_events_post(&engine->events, &event);
+    else
+        aq_count(&engine->counters, AQ_C_events_dropped, 1); /* it would have been a line of the log */
 }
 
 static void end_dialling(aq_engine *engine, aq_stream *stream)
@@ -137,6 +141,12 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
                                    aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG, WRITE_BUDGET);
     if (need & AQ_NEED_TURN)
         aq_engine_touch_stream(engine, stream);
+    if (need & AQ_NEED_MEMORY) {
+        if (stream->conn != NULL && stream->conn->quic != NULL && aq_conn_make_room(stream->conn, stream))
+            aq_engine_touch_stream(engine, stream);
+        else
+            aq_engine_rest_stream(engine, stream);
+    }
     if (need != 0) {
         if (wants_worker(engine, stream))
             hand_to_worker(engine, stream);

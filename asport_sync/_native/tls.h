@@ -10,7 +10,14 @@
 #include <ngtcp2/ngtcp2.h>
 #include <ngtcp2/ngtcp2_crypto.h>
 
-/* Certificates, key, trust and ALPN of one side. Immutable after creation, shared by threads and sessions, counted. */
+#define AQ_PIN_LENGTH 32         /* bytes of a SHA-256 */
+#define AQ_PIN_PREFIX "sha256//" /* what curl, too, writes in front of the base64 of a pin */
+
+/* aq_certificate_pin(). */
+int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
+
+/* Certificates, key, trust, pins and ALPN of one side. Immutable after creation, shared by threads and sessions,
+ * counted. */
 typedef struct aq_credentials aq_credentials;
 
 /* NULL on failure: *error then is AQ_ERR_INVALID, AQ_ERR_TLS, AQ_ERR_MEMORY or AQ_ERR_SYSTEM - errno, and text says
@@ -30,8 +37,8 @@ aq_tls_session *aq_tls_session_new(aq_credentials *credentials, ngtcp2_crypto_co
 void aq_tls_session_free(aq_tls_session *session);    /* after ngtcp2_conn_del() */
 void *aq_tls_session_native(aq_tls_session *session); /* for ngtcp2_conn_set_tls_native_handle() */
 
-/* After the handshake: 0, or the TLS alert to close with (120, no_application_protocol: GnuTLS lets a peer without ALPN
- * pass). */
+/* After the handshake: 0, or the TLS alert to close with: 120, no_application_protocol, for GnuTLS lets a peer without
+ * ALPN pass; 42, bad_certificate, where a certificate that had to be checked was not, with the problem set. */
 int aq_tls_session_check(aq_tls_session *session);
 /* The negotiated ALPN protocol, no more of it than `length` bytes; returns how many, 0: none. */
 size_t aq_tls_session_alpn(aq_tls_session *session, uint8_t *out, size_t length);

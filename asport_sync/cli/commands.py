@@ -7,14 +7,14 @@ import os
 import platform
 import sys
 import uuid as uuid_module
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from asport_sync import config
 from asport_sync._version import __version__
 from asport_sync.config.formats import FORMATS
-from asport_sync.engine import versions
+from asport_sync.engine import certificate_pin, versions
+from asport_sync.errors import ConfigError, EngineError
 from asport_sync.runtime import descriptors, log
 
 _log = log.logger("cli")
@@ -24,9 +24,9 @@ Side = Literal["client", "server"]
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs a client or a server until a signal."""
-    settings, secrets = _load(arguments.side, arguments.config)
+    settings, loose = _load(arguments.side, arguments.config)
     log.configure(arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)] or settings.log_level)
-    for problem in _loose(secrets):
+    for problem in loose:
         _log.warning("%s", problem)
     _log.debug("at most %s file descriptors", descriptors.raise_limit() or "any number of")
     # Only the side that runs is loaded: each is about a megabyte.
@@ -43,10 +43,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Says ok about a configuration, or raises what is wrong with it."""
-    _, secrets = _load(arguments.side, arguments.config)
-    for problem in _loose(secrets):
+    _, loose = _load(arguments.side, arguments.config)
+    for problem in loose:
         print(f"asport-sync: warning: {problem}", file=sys.stderr)
     print("ok")
+    return 0
+
+
+def pin(arguments: argparse.Namespace) -> int:
+    """Prints the pin of a certificate file, or of the certificate that a server's configuration names."""
+    if arguments.certificate is not None:
+        certificate = config.Credential(path=Path(arguments.certificate))
+    else:
+        certificate = config.load_server(_file("server", arguments.config)).tls.certificate
+    try:
+        found = certificate_pin(certificate.read())
+    except EngineError:
+        problem = "no certificate in it, neither in PEM nor in DER"
+        raise ConfigError(problem, path=None if certificate.path is None else str(certificate.path)) from None
+    print(config.written_pin(found))
     return 0
 
 
@@ -72,17 +87,16 @@ def version() -> str:
 # --- configurations and the files that hold their secrets -------------------------------------------------------------
 
 
-def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.ServerConfig, list[Path]]:
-    """A configuration, and the files with its passwords and private key."""
+def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.ServerConfig, list[str]]:
+    """A configuration, and what is wrong with the permissions of it and of the files that it names."""
     file = _file(side, path)
     if side == "client":
         client = config.load_client(file)
-        return client, [client.password_file or file]
+        return client, _loose({client.password_file or file}, {file, *client.tls.certificates.paths})
     server = config.load_server(file)
     users = [user for proxy in server.proxies for user in proxy.users]
-    key = server.tls.private_key.path
-    secrets = {user.password_file or file for user in users} | {key or file}
-    return server, sorted(secrets)
+    secrets = {user.password_file or file for user in users} | {server.tls.private_key.path or file}
+    return server, _loose(secrets, {file, server.tls.certificate.path or file})
 
 
 def _file(side: Side, path: str | None) -> Path:
@@ -93,9 +107,7 @@ def _file(side: Side, path: str | None) -> Path:
     return Path(next((name for name in names if os.path.exists(name)), path))
 
 
-def _loose(secrets: list[Path]) -> Iterator[str]:
-    """What is wrong with the permissions of files."""
-    for path in secrets:
-        problem = config.loose_permissions(path)
-        if problem is not None:
-            yield problem
+def _loose(secrets: set[Path], others: set[Path]) -> list[str]:
+    """What is wrong with the permissions of files that hold a secret, and of others, which nobody may change."""
+    problems = (config.loose_permissions(path, secret=path in secrets) for path in sorted(secrets | others))
+    return [problem for problem in problems if problem is not None]

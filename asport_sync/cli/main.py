@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         _run(actions.add_parser("run", help="run until SIGINT or SIGTERM"), side)
         _check(actions.add_parser("check", help="say what is wrong with the configuration, or ok"), side)
+    pin = sides.add_parser("pin", help="print the pin of a certificate", description=commands.pin.__doc__)
+    _pin(pin)
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
     identifier.set_defaults(call=commands.uuid)
     return parser
@@ -78,6 +80,18 @@ def _run(parser: argparse.ArgumentParser, side: str) -> None:
 def _check(parser: argparse.ArgumentParser, side: str) -> None:
     _file(parser, side)
     parser.set_defaults(call=commands.check)
+
+
+def _pin(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("certificate", metavar="CERTIFICATE", nargs="?", help="a certificate in PEM or DER")
+    source.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="the configuration of a server; default: the one that server run would take",
+    )
+    parser.set_defaults(call=commands.pin)
 
 
 def _file(parser: argparse.ArgumentParser, side: str) -> None:

@@ -1,6 +1,6 @@
 """Configuration of clients and servers: files, keyword options, checked values.
 
-Imports nothing of this package but ``errors``.
+Imports nothing of this package but ``errors`` and ``hidden``.
 """
 
 from asport_sync.config.credentials import Credential, loose_permissions
@@ -28,6 +28,7 @@ from asport_sync.config.values import (
     PortSet,
     ProxyProtocol,
     UdpForwardMode,
+    written_pin,
 )
 
 __all__ = [
@@ -56,4 +57,5 @@ __all__ = [
     "load_server",
     "loose_permissions",
     "without_effect",
+    "written_pin",
 ]

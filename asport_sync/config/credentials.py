@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from asport_sync.config.values import BadValue, file_path, printable, secret, text
+from asport_sync.config.values import BadValue, credentials_directory, file_path, printable, secret, text
 from asport_sync.errors import ConfigError
+from asport_sync.hidden import HiddenBytes
 
 _PEM_MARK: Final = "-----BEGIN "
 _LONGEST_PASSWORD_LINE: Final = 65536
@@ -38,14 +39,14 @@ class Credential:
             ConfigError: The file can't be read or is empty.
         """
         if self.path is None:
-            return self.data or b""
+            return HiddenBytes(self.data or b"")
         try:
             content = self.path.read_bytes()
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", path=str(self.path)) from None
         if not content:
             raise ConfigError("the file is empty", path=str(self.path))
-        return content
+        return HiddenBytes(content)
 
 
 def credential(value: object, directory: Path | None) -> Credential:
@@ -61,9 +62,9 @@ def credential(value: object, directory: Path | None) -> Credential:
     if isinstance(value, (bytes, bytearray)):
         if not value:
             raise BadValue("expected a path, PEM text or bytes, not zero bytes")
-        return Credential(data=bytes(value))
+        return Credential(data=HiddenBytes(value))
     if isinstance(value, str) and _PEM_MARK in value:
-        return Credential(data=text(value).encode())
+        return Credential(data=HiddenBytes(text(value).encode()))
     return Credential(path=existing_file(value, directory))
 
 
@@ -117,21 +118,38 @@ def password_from(path: Path) -> str:
     return secret(password)
 
 
-def loose_permissions(path: str | os.PathLike[str]) -> str | None:
-    """Says whether others than its owner may read a file that holds a password or a private key.
+def loose_permissions(path: str | os.PathLike[str], *, secret: bool = True) -> str | None:
+    """Says whether others than its owner and root may change a file, or read one that holds a secret.
 
     Args:
         path: The file. Symbolic links are followed.
+        secret: Whether it holds a password or a private key; else it may be read by everybody.
 
     Returns:
-        What is wrong and how to mend it, or None where the file is private, or cannot be looked at.
+        What is wrong and how to mend it, or None where nothing is, or the file cannot be looked at. Nothing is wrong
+        with a credential of systemd: it alone decides who gets into their folder, and by other means than the mode.
     """
     try:
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+        found = os.stat(path)
     except (OSError, ValueError):
         return None
-    readers = [who for who, bit in (("its group", stat.S_IRGRP), ("everybody", stat.S_IROTH)) if mode & bit]
-    if not readers:
+    if Path(path).parent == credentials_directory():
         return None
-    who = f"can be read by {readers[-1]} (mode {mode:04o})"
-    return f"{os.fspath(path)} holds a secret and {who}: chmod {mode & 0o700:o} it"
+    what = f"{os.fspath(path)} holds a secret and" if secret else f"{os.fspath(path)}"
+    if found.st_uid not in (0, os.geteuid()):
+        return f"{what} belongs to another user (uid {found.st_uid}), who can change it: chown it"
+    mode = stat.S_IMODE(found.st_mode)
+    group, everybody = stat.S_IWGRP, stat.S_IWOTH
+    if secret:
+        group, everybody = group | stat.S_IRGRP, everybody | stat.S_IROTH
+    loose = mode & (group | everybody)
+    if not loose:
+        return None
+    verbs = [
+        verb
+        for verb, bits in (("read", stat.S_IRGRP | stat.S_IROTH), ("changed", stat.S_IWGRP | stat.S_IWOTH))
+        if loose & bits
+    ]
+    who = "everybody" if loose & everybody else "its group"
+    mended = mode & (0o700 if secret else 0o755)
+    return f"{what} can be {' and '.join(verbs)} by {who} (mode {mode:04o}): chmod {mended:o} it"

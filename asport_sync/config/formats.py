@@ -23,12 +23,12 @@ class Document:
     """A parsed file.
 
     Attributes:
-        tree: The top-level table.
+        tree: The top-level table; not shown by ``repr``.
         lines: Line, counted from 1, of each key and list element.
         errors: What is wrong but didn't keep the rest from being read, such as a key given twice.
     """
 
-    tree: Mapping[str, object]
+    tree: Mapping[str, object] = field(repr=False)
     lines: dict[KeyPath, int] = field(default_factory=dict)
     errors: list[ConfigError] = field(default_factory=list)
 

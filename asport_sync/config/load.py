@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from asport_sync.config.formats import FORMATS, parse
 from asport_sync.config.model import ClientConfig, ServerConfig, Side, read_client, read_server
-from asport_sync.config.reader import ConfigErrors, Source
+from asport_sync.config.reader import ConfigErrors, Source, bare
 from asport_sync.errors import ConfigError
 
 __all__ = ["ConfigErrors", "find", "load_client", "load_server"]
@@ -72,6 +72,14 @@ def _one_of() -> str:
 
 
 def _load(path: str | os.PathLike[str], read: Callable[[Mapping[str, object], Source], T]) -> T:
+    try:
+        return _read(path, read)
+    except ConfigError as error:
+        problem = bare(error)
+    raise problem
+
+
+def _read(path: str | os.PathLike[str], read: Callable[[Mapping[str, object], Source], T]) -> T:
     file = _with_extension(Path(path))
     if file.suffix.lower() not in FORMATS:
         problem = f"expected a file name that ends in {_one_of()}"

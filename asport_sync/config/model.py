@@ -21,6 +21,7 @@ from asport_sync.config.reader import (
     Item,
     Key,
     Source,
+    bare,
     build,
     gather,
     key,
@@ -46,6 +47,7 @@ from asport_sync.config.values import (
     dotted,
     ephemeral_ports,
 )
+from asport_sync.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -95,11 +97,15 @@ class CertificatesConfig:
     Attributes:
         paths: Files with trusted certificates, PEM or DER. They exist when the configuration is read.
         pem: Trusted certificates as PEM text, or None.
+        pins: SHA-256 of the keys that the server's own certificate may have, as ``sha256//`` and base64 or as
+            hexadecimal digits; empty: any key. Asked for besides everything else, and also with
+            ``skip_certificate_verification``.
         disable_native: Whether the system's certificates are left out.
     """
 
     paths: tuple[Path, ...] = field(default=(), metadata=key(lambda item: _existing_files(item)))
     pem: str | None = field(default=None, repr=False, metadata=scalar(pem))
+    pins: tuple[bytes, ...] = field(default=(), metadata=scalar(values.pins))
     disable_native: bool = field(default=False, metadata=_BOOLEAN)
 
 
@@ -126,7 +132,8 @@ class TlsClientConfig(TlsConfig):
             :attr:`ClientConfig.server_name` says it. Alias ``sni``.
         certificates: Whom to trust.
         disable_sni: Whether the name is kept out of the ClientHello of TLS.
-        skip_certificate_verification: Whether any certificate is accepted. Alias ``skip_cert_verify``.
+        skip_certificate_verification: Whether any certificate is accepted, as far as ``certificates.pins`` don't
+            forbid it. Alias ``skip_cert_verify``.
     """
 
     server_name: str | None = field(default=None, metadata=scalar(values.host, "sni"))
@@ -252,7 +259,13 @@ class ClientConfig(CommonConfig):
         Raises:
             ConfigErrors: One or more options are wrong; ``path`` and ``line`` are None.
         """
-        return read_client(options, Source())
+        try:
+            return read_client(options, Source())
+        except ConfigError as error:
+            problem = bare(error)
+        finally:
+            options.clear()  # as bare() says
+        raise problem
 
     @property
     def server_name(self) -> str:
@@ -339,7 +352,13 @@ class ServerConfig(CommonConfig):
         Raises:
             ConfigErrors: One or more options are wrong; ``path`` and ``line`` are None.
         """
-        return read_server(options, Source())
+        try:
+            return read_server(options, Source())
+        except ConfigError as error:
+            problem = bare(error)
+        finally:
+            options.clear()  # as bare() says
+        raise problem
 
     def dialect_of(self, proxy: ProxyConfig, user: UserConfig) -> DialectName:
         """Returns the dialect of a user of an entry: the user's own, else the entry's, else the server's."""
@@ -355,7 +374,7 @@ def _existing_files(item: Item) -> tuple[Path, ...]:
 
 
 def _certificates(item: Item) -> CertificatesConfig:
-    entries = item.table("a table of paths, pem and disable_native")
+    entries = item.table("a table of paths, pem, pins and disable_native")
     return _table(CertificatesConfig, item, entries, "client")
 
 

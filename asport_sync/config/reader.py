@@ -40,6 +40,15 @@ class ConfigErrors(ConfigError):
         return ConfigErrors, (self.errors,)
 
 
+def bare(error: ConfigError) -> ConfigError:
+    """The same error without the way it came, so that no traceback shows what a configuration says.
+
+    Tools that report errors like to add the values of local variables, and those of a parser are the file.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 class Invalid(Exception):
     """A value is not usable, and its errors are already in the source's list. Never leaves this package."""
 
@@ -98,6 +107,9 @@ class Item(NamedTuple):
     value: object
     at: KeyPath
     source: Source
+
+    def __repr__(self) -> str:
+        return f"Item({dotted(self.at)}: {kind(self.value)})"  # the value may be a password
 
     def child(self, part: str | int, value: object) -> Item:
         """Returns a value inside this one."""

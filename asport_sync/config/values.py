@@ -1,13 +1,14 @@
 """Conversion of single configuration values, as a file or a program gives them, to the values a configuration holds.
 
-Pure functions: no files except the kernel's ephemeral port range, no clock, no threads. Each takes a parsed scalar,
-list or table and returns the value or raises :class:`BadValue`. They are as lenient as the reference implementation is:
-text is taken where a number or a boolean is expected, and a whole number where text is expected. Only port ranges
-insist on numbers.
+Pure functions: no files except the kernel's ephemeral port range, of the environment only the place of systemd's
+credentials, no clock, no threads. Each takes a parsed scalar, list or table and returns the value or raises
+:class:`BadValue`. They are as lenient as the reference implementation is: text is taken where a number or a boolean is
+expected, and a whole number where text is expected. Only port ranges insist on numbers.
 """
 
 from __future__ import annotations
 
+import binascii
 import bisect
 import ipaddress
 import math
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeVar
 
 from asport_sync.errors import ConfigError
+from asport_sync.hidden import HiddenText
 
 T = TypeVar("T")
 
@@ -198,7 +200,7 @@ def secret(value: object) -> str:
     password = text(value)
     if not password:
         raise BadValue("an empty password is not allowed")
-    return password
+    return HiddenText(password)
 
 
 def boolean(value: object) -> bool:
@@ -305,17 +307,74 @@ def _protocol(value: object) -> str:
     return name
 
 
+PIN_PREFIX: Final = "sha256//"
+
+
+def pins(value: object) -> tuple[bytes, ...]:
+    """Returns the SHA-256 of keys.
+
+    An empty list is refused: it would take the protection away that somebody wanted.
+    """
+    example = f'["{PIN_PREFIX}..."], as asport-sync pin prints it'
+    if not isinstance(value, (list, tuple)):
+        raise BadValue(f"expected a list, such as {example}, not {kind(value)}")
+    if not value:
+        raise BadValue(f"expected one pin or more, such as {example}: with none, leave the key out")
+    return tuple(_each(value, _pin))
+
+
+def _pin(value: object) -> bytes:
+    # Not shown in errors: what was pasted here by mistake may be a private key.
+    written = text(value).strip()
+    if written.startswith(PIN_PREFIX):
+        encoded = written[len(PIN_PREFIX) :]
+        if not re.fullmatch(r"[A-Za-z0-9+/]{43}=", encoded, re.ASCII):
+            raise BadValue(f'expected 44 characters of base64, the last a "=", behind {PIN_PREFIX}')
+        return binascii.a2b_base64(encoded)
+    if not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{2}(:[0-9a-f]{2}){31}", written, re.IGNORECASE | re.ASCII):
+        raise BadValue(f"expected {PIN_PREFIX} and base64, or the 64 hexadecimal digits of a SHA-256")
+    return bytes.fromhex(written.replace(":", ""))
+
+
+def written_pin(pin: bytes) -> str:
+    """Returns a pin as text, such as :func:`pins` takes."""
+    return PIN_PREFIX + binascii.b2a_base64(pin, newline=False).decode("ascii")
+
+
+CREDENTIAL_PREFIX: Final = "credential:"
+
+
+def credentials_directory() -> Path | None:
+    """Returns where systemd has put the credentials of this service (``LoadCredential=`` and its like), if it has."""
+    place = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(place) if place else None
+
+
 def file_path(value: object, directory: Path | None) -> Path:
     """Returns the path of a file.
 
     Args:
-        value: Text, or from a program a path object.
+        value: Text, or from a program a path object. ``credential:NAME`` is a credential that systemd gave.
         directory: What a relative path starts from; None leaves it relative.
     """
     name = os.fspath(value) if isinstance(value, os.PathLike) else text(value)
     if not isinstance(name, str) or not name or "\0" in name:
         raise BadValue("expected the path of a file")
+    if isinstance(value, str) and name.startswith(CREDENTIAL_PREFIX):
+        return _credential_path(name[len(CREDENTIAL_PREFIX) :])
     return directory / name if directory else Path(name)
+
+
+def _credential_path(name: str) -> Path:
+    directory = credentials_directory()
+    if directory is None:
+        raise BadValue(
+            f"{CREDENTIAL_PREFIX} names a credential of systemd, but CREDENTIALS_DIRECTORY is not set: "
+            "does the unit have LoadCredential= for it?"
+        )
+    if name in ("", ".", "..") or "/" in name:
+        raise BadValue(f'expected the name of a credential behind {CREDENTIAL_PREFIX}, without "/"')
+    return directory / name
 
 
 # --- durations --------------------------------------------------------------------------------------------------------

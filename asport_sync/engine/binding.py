@@ -11,6 +11,7 @@ from typing import Any
 
 from asport_sync._version import build_id
 from asport_sync.errors import EngineClosed, EngineError, NativeLibraryError
+from asport_sync.hidden import HiddenBytes
 
 _MEND = "build it with: pip install ."
 
@@ -98,7 +99,34 @@ def derive_key(secret: bytes, *, salt: bytes, info: bytes) -> bytes:
     result = int(lib.aq_derive_key(secret, len(secret), salt, len(salt), info, len(info), out))
     if result < 0:
         raise error_of(result)
+    return HiddenBytes(ffi.buffer(out))
+
+
+def certificate_pin(certificate: bytes) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo (RFC 7469, section 2.4) of the first certificate in PEM or DER.
+
+    Raises:
+        EngineError: There is no certificate in it.
+    """
+    out = ffi.new("uint8_t[32]")
+    result = int(lib.aq_certificate_pin(certificate, len(certificate), out))
+    if result < 0:
+        raise error_of(result)
     return bytes(ffi.buffer(out))
+
+
+def clock_watch() -> int:
+    """A descriptor, the caller's, that becomes readable when the time of day jumps, as when the machine wakes up.
+
+    Reading it raises OSError (ECANCELED) then, and makes it ready for the next time.
+
+    Raises:
+        EngineError: The system has no such thing, or no descriptor to spare.
+    """
+    result = int(lib.aq_clock_watch())
+    if result < 0:
+        raise error_of(result)
+    return result
 
 
 def versions() -> dict[str, str]:

@@ -37,6 +37,7 @@ class Engine:
         self._closed = False
         self._forked = False  # set in a forked child, never cleared
         self._events: Any = ffi.new("aq_event[]", _EVENTS_PER_WAIT)  # the events thread only
+        self._handed_over = range(0)  # of those, what has not been made into objects yet
         _engines.add(self)
 
     def start(self) -> None:
@@ -49,10 +50,11 @@ class Engine:
             self.check()
             if self._thread is not None:
                 raise LifecycleError("this engine is started already")
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=lib.aq_engine_run, args=(self._pointer,), name="asport-engine", daemon=True
             )
-            self._thread.start()
+            thread.start()
+            self._thread = thread  # only one that runs can be waited for
 
     def stop(self) -> None:
         """Closes every connection and ends every blocked call; ``wait`` raises EngineClosed once it is drained."""
@@ -93,9 +95,21 @@ class Engine:
         Raises:
             EngineClosed: The engine is stopped and every event has been handed over.
         """
-        milliseconds = -1 if timeout is None else max(0, int(timeout * 1000))
-        count = self.call(lib.aq_events_wait, self._events, _EVENTS_PER_WAIT, milliseconds)
-        return [event_of(self, self._events[index]) for index in range(count)]
+        if not self._handed_over:
+            milliseconds = -1 if timeout is None else max(0, int(timeout * 1000))
+            count = self.call(lib.aq_events_wait, self._events, _EVENTS_PER_WAIT, milliseconds)
+            self._handed_over = range(count)
+        events: list[Event] = []
+        while self._handed_over:
+            try:
+                events.append(event_of(self, self._events[self._handed_over[0]]))
+            except MemoryError:
+                # The next call goes on from here: C has forgotten them.
+                if events:
+                    break
+                raise
+            self._handed_over = self._handed_over[1:]
+        return events
 
     def report_streams(self, on: bool) -> None:
         """Whether StreamEnded follows for every attached stream; at first it does not. Ends are counted either way."""
@@ -132,6 +146,7 @@ class Engine:
         trust: bytes = b"",
         system_trust: bool = True,
         verify: bool = True,
+        pins: Sequence[bytes] = (),
         keylog: str | None = None,
     ) -> Credentials:
         """Credentials of a client.
@@ -141,14 +156,15 @@ class Engine:
             trust: Further certificate authorities, PEM bundle or one DER certificate.
             system_trust: Also trust the system's authorities.
             verify: False: accept any certificate. Only where the user said so explicitly.
+            pins: The key of the server's certificate must be one of these (``certificate_pin``), with ``verify`` or
+                without; empty: any key.
             keylog: File for NSS key log lines (SSLKEYLOGFILE).
 
         Raises:
             EngineError: With a text that says what is wrong with them.
         """
-        return self._credentials(
-            alpn, keylog, {"trust": trust, "system_trust": int(system_trust), "verify": int(verify)}
-        )
+        fields = {"trust": trust, "system_trust": int(system_trust), "verify": int(verify), "pins": b"".join(pins)}
+        return self._credentials(alpn, keylog, fields)
 
     def listen(
         self,

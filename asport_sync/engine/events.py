@@ -6,6 +6,8 @@ import dataclasses
 import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from asport_sync.hidden import HiddenBytes
+
 from .binding import SocketAddress, ffi, from_address, lib
 from .handles import Connection, Endpoint, Listener, Stream, UdpSocket
 from .values import Carrier, CloseCause, StreamResult, stream_result
@@ -43,7 +45,11 @@ class Closed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CommandReceived:
-    """A whole command without payload, from a unidirectional stream or a DATAGRAM."""
+    """A whole command without payload, from a unidirectional stream or a DATAGRAM.
+
+    Attributes:
+        data: Not shown by ``repr``, for a ClientHello has a token in it.
+    """
 
     connection: Connection
     data: bytes
@@ -148,6 +154,14 @@ class Probed:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Silence:
+    """Nothing was heard of the peer for ``Transport.silence``, or, afterwards, it is heard again."""
+
+    connection: Connection
+    silent: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LogRecord:
     """A line of the engine's own log; ``level`` as in the logging module."""
 
@@ -168,6 +182,7 @@ Event: TypeAlias = (
     | SourceUnknown
     | UdpBulk
     | Probed
+    | Silence
     | LogRecord
 )
 
@@ -190,7 +205,7 @@ def event_of(engine: Engine, raw: Any) -> Event:
     if kind == lib.AQ_EVENT_STREAM:
         return StreamOpened(connection, Stream(engine, raw.stream), data)
     if kind == lib.AQ_EVENT_COMMAND:
-        return CommandReceived(connection, data, Carrier(raw.value))
+        return CommandReceived(connection, HiddenBytes(data), Carrier(raw.value))
     if kind == lib.AQ_EVENT_FLOW_WANTED:
         return FlowWanted(connection, raw.value, from_address(raw.peer))
     if kind == lib.AQ_EVENT_SOURCE_UNKNOWN:
@@ -211,6 +226,8 @@ def event_of(engine: Engine, raw: Any) -> Event:
         return Violation(connection, data.decode("utf-8", "replace"))
     if kind == lib.AQ_EVENT_PROBED:
         return Probed(connection, bool(raw.value))
+    if kind == lib.AQ_EVENT_SILENCE:
+        return Silence(connection, bool(raw.value))
     endpoint = Endpoint(engine, raw.endpoint) if raw.endpoint else None
     if kind == lib.AQ_EVENT_CONNECTED:
         return Connected(connection, endpoint, from_address(raw.peer), data)

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from asport_sync.errors import AsportError
+from asport_sync.hidden import HiddenBytes
 
 from .binding import SocketAddress, ffi, from_address, lib, nanoseconds, to_address
 from .values import Carrier, ConnectionInfo, StreamResult, stream_result
@@ -151,7 +152,7 @@ class Connection(Handle):
         """
         out = ffi.new("uint8_t[]", length)
         self.engine.call(lib.aq_connection_export, self.id, label, len(label), context, len(context), out, length)
-        return bytes(ffi.buffer(out, length))
+        return HiddenBytes(ffi.buffer(out, length))
 
     def send(self, command: bytes) -> None:
         """Sends one command, at most 256 bytes, on a unidirectional stream of its own."""
@@ -173,6 +174,24 @@ class Connection(Handle):
     def probe(self, timeout: float) -> None:
         """Asks for a sign of life. Probed follows within ``timeout`` seconds."""
         self.engine.call(lib.aq_connection_probe, self.id, nanoseconds(timeout))
+
+    def migrate(self, sock: socket.socket) -> bool:
+        """Moves a client's connection to the local address that the kernel now chooses towards the server.
+
+        Streams and associations go on (RFC 9000 section 9).
+
+        Args:
+            sock: UDP socket of the server's address family, not connected. Stays the caller's and may be closed at
+                once.
+
+        Returns:
+            Whether it has moved; it has not where it has that address already.
+
+        Raises:
+            EngineError: There is no way to the server, or the server allows no migration. The connection stays where it
+                is.
+        """
+        return self.engine.call(lib.aq_connection_migrate, self.id, sock.fileno()) == 1
 
     def info(self) -> ConnectionInfo:
         """Figures of the connection now."""

@@ -32,7 +32,11 @@ class Client(Lifecycle[ClientConfig, ClientRun]):
     """
 
     def __init__(self, **options: object) -> None:
-        super().__init__(ClientConfig.from_options(**options))
+        try:
+            config = ClientConfig.from_options(**options)
+        finally:
+            options.clear()  # a traceback with the values of variables must not show the password
+        super().__init__(config)
 
     @property
     def port(self) -> int | None:

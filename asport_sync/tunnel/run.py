@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 
-from asport_sync.config import ClientConfig, ServerConfig, without_effect
+from asport_sync.config import ClientConfig, ServerConfig, TlsClientConfig, loose_permissions, without_effect
 from asport_sync.engine import CongestionControl, Connection, Engine, Event, LogRecord, StreamBulk, StreamEnded
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import AsportError, EngineClosed, EngineError, LifecycleError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.selecting import SelectorThread
@@ -88,13 +89,23 @@ class Run(abc.ABC):
         """
 
     def start(self) -> None:
-        """Starts the threads, then ``begin``."""
-        self.engine.start()
-        self.relays.begin()
-        self.engine.share_udp(self._shares_udp)
-        self.pump.start()
-        self._events.start()
-        self.begin()
+        """Starts the threads, then ``begin``.
+
+        Raises:
+            ConfigError: See ``begin``.
+            LifecycleError: The system has no thread to spare.
+        """
+        try:
+            self.engine.start()
+            self.relays.begin()
+            self.engine.share_udp(self._shares_udp)
+            self.pump.start()
+            self._events.start()
+            self.begin()
+        except AsportError:
+            raise
+        except RuntimeError as problem:  # what threading says
+            raise LifecycleError(str(problem)) from problem
 
     def stop(self, timeout: float) -> None:
         """Closes all connections, ends all threads, frees everything. Also after a ``start`` that failed."""
@@ -124,6 +135,7 @@ class Run(abc.ABC):
                 "threads": self.workers.threads,
                 "waiting": self.workers.waiting,
             },
+            "pump": {"calls": self.pump.waiting, "held_up": self.pump.held_up},
         }
 
     # --- the events thread ---
@@ -136,8 +148,9 @@ class Run(abc.ABC):
                 events = self.engine.wait(None if wait is None else wait + 0.0005)
             except EngineClosed:
                 break
-            except EngineError:
-                self.log.exception("waiting for events failed")
+            except (EngineError, MemoryError):
+                with contextlib.suppress(MemoryError):
+                    self.log.exception("waiting for events failed")
                 time.sleep(_PAUSE_AFTER_ERROR)
                 continue
             for event in events:
@@ -147,7 +160,8 @@ class Run(abc.ABC):
             except EngineClosed:
                 pass  # of a connection that has gone meanwhile
             except Exception:
-                self.log.exception("a timer failed")
+                with contextlib.suppress(MemoryError):
+                    self.log.exception("a timer failed")
         # Whoever waits for the end must not wait for ever where the engine ended without being told to.
         self.stopping.set()
 
@@ -165,8 +179,9 @@ class Run(abc.ABC):
             # The connection ended while its event was looked at; Closed follows.
             self.log.debug("%s: %s", type(event).__name__, gone)
         except Exception:
-            self.counters.add("events_failed")
-            self.log.exception("%s could not be handled", type(event).__name__)
+            with contextlib.suppress(MemoryError):
+                self.counters.add("events_failed")
+                self.log.exception("%s could not be handled", type(event).__name__)
 
 
 def remaining(deadline: float) -> float:
@@ -180,6 +195,20 @@ def say_what_has_no_effect(config: ClientConfig | ServerConfig, log: logging.Log
         log.info("%s has no effect: %s", name, why)
 
 
-def keylog_file(path: os.PathLike[str] | None) -> str | None:
-    """Where TLS secrets are logged to: the configured file, or else what SSLKEYLOGFILE names."""
-    return os.fspath(path) if path is not None else os.environ.get("SSLKEYLOGFILE") or None
+def say_what_is_not_verified(tls: TlsClientConfig, log: logging.Logger) -> None:
+    """Logs a warning where the server's certificate is not verified, or only its key is."""
+    if tls.skip_certificate_verification and tls.certificates.pins:
+        log.warning("of the server's certificate only its pinned key is verified: no name, no dates, no issuer")
+    elif tls.skip_certificate_verification:
+        log.warning("the server's certificate is not verified: anybody on the path can be the server")
+
+
+def keylog_file(path: os.PathLike[str] | None, log: logging.Logger) -> str | None:
+    """Where TLS secrets are logged to: the configured file, or else what SSLKEYLOGFILE names. Warns of it."""
+    file = os.fspath(path) if path is not None else os.environ.get("SSLKEYLOGFILE") or None
+    if file is not None:
+        log.warning("TLS secrets are written to %s: whoever can read that file can read all traffic", file)
+        problem = loose_permissions(file)  # of a file that is there already; a new one is its owner's alone
+        if problem is not None:
+            log.warning("%s", problem)
+    return file

@@ -39,7 +39,11 @@ class Server(Lifecycle[ServerConfig, ServerRun]):
             if "server" in options:
                 raise ConfigError("this is the same as listen: give one of them", key="server")
             options["server"] = listen
-        super().__init__(ServerConfig.from_options(**options))
+        try:
+            config = ServerConfig.from_options(**options)
+        finally:
+            options.clear()  # a traceback with the values of variables must not show passwords
+        super().__init__(config)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -178,7 +178,7 @@ class ServerRun(Run):
                 certificate=config.tls.certificate.read(),
                 private_key=private_key,
                 alpn=[name.encode() for name in config.tls.alpn],
-                keylog=keylog_file(config.keylog),
+                keylog=keylog_file(config.keylog, _log),
             )
         except EngineError as problem:
             raise ConfigError(f"certificate and private_key aren't usable: {problem}") from problem

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 from asport_sync.errors import RemoteProtocolError
+from asport_sync.hidden import HiddenBytes
 from asport_sync.wire.commands import (
     MAX_MODE,
     TOKEN_LENGTH,
@@ -69,9 +70,8 @@ def encode(command: Command) -> bytes:
     if isinstance(command, Packet):
         return encode_packet_header(command) + command.payload
     if isinstance(command, ClientHello):
-        return prefix + _CLIENT_HELLO.pack(
-            command.uuid.bytes, command.token, command.mode, command.port_start, command.port_end
-        )
+        fields = command.uuid.bytes, command.token, command.mode, command.port_start, command.port_end
+        return HiddenBytes(prefix + _CLIENT_HELLO.pack(*fields))
     if isinstance(command, ServerHello):
         port = b"" if command.port is None else _PORT.pack(command.port)
         return prefix + bytes([command.code]) + port
@@ -276,6 +276,7 @@ def _truncated(data: Buffer, expected: int | None) -> str:
 
 def _decode_client_hello(data: Buffer) -> ClientHello:
     uuid, token, mode, port_start, port_end = _CLIENT_HELLO.unpack_from(data, _COMMAND.size)
+    token = HiddenBytes(token)
     if mode > MAX_MODE:
         raise RemoteProtocolError(f"ClientHello mode is {mode}, expected 0 to {MAX_MODE}")
     return ClientHello(UUID(bytes=uuid), token, mode, port_start, port_end)

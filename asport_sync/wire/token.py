@@ -11,6 +11,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from asport_sync.errors import LocalProtocolError
+from asport_sync.hidden import HiddenBytes
 from asport_sync.wire.commands import TOKEN_LENGTH
 
 __all__ = ["TOKEN_LENGTH", "context", "label"]
@@ -30,7 +31,7 @@ def context(password: str) -> bytes:
     if not password:
         raise LocalProtocolError("the password is empty, expected at least one character")
     try:
-        return password.encode("utf-8")
+        return HiddenBytes(password.encode("utf-8"))
     except UnicodeEncodeError:
         # The original error holds the whole password, so it must not be chained.
         raise LocalProtocolError("the password is no valid Unicode text, expected text that UTF-8 can hold") from None

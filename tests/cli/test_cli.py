@@ -14,7 +14,7 @@ import pytest
 
 from asport_sync import __version__
 from asport_sync.cli import main
-from tests.support.certificates import Certificate, self_signed, write_private
+from tests.support.certificates import Certificate, pin_of, self_signed, write_private
 from tests.support.process import REPOSITORY
 
 USER = "00112233-4455-6677-8899-aabbccddeeff"
@@ -75,6 +75,8 @@ def module(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["client", "run", "--log-level", "info", "-v"],
         ["client", "check", "-v"],
         ["uuid", "5"],
+        ["pin", "one.pem", "two.pem"],
+        ["pin", "-c", "server.yaml", "one.pem"],
         ["--versions"],
     ],
     ids=" ".join,
@@ -121,6 +123,42 @@ def test_as_a_module() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert uuid.UUID(done.stdout.strip()).version == 4
     assert module().returncode == 2
+
+
+# --- pins -------------------------------------------------------------------------------------------------------------
+
+
+def test_pin_of_a_certificate(
+    certificate: Certificate, authority_certificate: Certificate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (certificate.certificate, authority_certificate.certificate, authority_certificate.trusted):
+        assert main(["pin", str(path)]) == 0
+        assert capsys.readouterr() == (pin_of(path) + "\n", "")
+
+
+def test_pin_of_a_server(
+    server_file: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = (pin_of(certificate.certificate) + "\n", "")
+    assert main(["pin", "-c", str(server_file)]) == 0
+    assert capsys.readouterr() == expected
+    monkeypatch.chdir(server_file.parent)
+    assert main(["pin"]) == 0
+    assert capsys.readouterr() == expected
+
+
+@pytest.mark.parametrize("what", ["a key", "nothing", "no file"])
+def test_pin_of_what_is_no_certificate(
+    certificate: Certificate, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    path = certificate.private_key if what == "a key" else tmp_path / "file.pem"
+    if what == "nothing":
+        path.touch()
+    assert main(["pin", str(path)]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"asport-sync: {path}: ")
+    assert output.err.count("\n") == 1
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -203,6 +241,52 @@ def test_files_with_secrets_that_others_can_read(
     assert "private-key.pem" in warnings[0]
     assert "password" in warnings[1]
     assert PASSWORD not in output.err
+
+
+def test_a_file_without_secrets_that_others_can_change(
+    tmp_path: Path, certificate: Certificate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    password = tmp_path / "password"
+    write_private(password, PASSWORD.encode())
+    keys = {name: value for name, value in CLIENT.items() if name != "password"}
+    path = write(tmp_path / "client.json", {**keys, "password_file": str(password)})
+    path.chmod(0o664)
+    assert main(["client", "check", "-c", str(path)]) == 0
+    output = capsys.readouterr()
+    assert output.out == "ok\n"
+    assert output.err == f"asport-sync: warning: {path} can be changed by its group (mode 0664): chmod 644 it\n"
+
+
+def test_certificates_that_others_can_change(
+    tmp_path: Path, certificate: Certificate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever may change what a client trusts may be its server."""
+    trusted = tmp_path / "ca.pem"
+    trusted.write_bytes(certificate.trusted.read_bytes())
+    trusted.chmod(0o646)
+    path = write(tmp_path / "client.json", {**CLIENT, "certificates": {"paths": ["ca.pem"]}})
+    assert main(["client", "check", "-c", str(path)]) == 0
+    assert f"{trusted} can be changed by everybody (mode 0646): chmod 644 it" in capsys.readouterr().err
+
+
+def test_credentials_of_systemd(
+    tmp_path: Path,
+    certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As the unit in docs/operations.md has it: all files in one folder, with the modes that systemd gives them."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    keys = {**server_keys(certificate), "certificate": "fullchain.pem", "private_key": "credential:privkey.pem"}
+    keys["proxies"][0]["users"] = {USER: {"password_file": "alice.password"}}
+    path = write(tmp_path / "server.json", keys)
+    (tmp_path / "fullchain.pem").write_bytes(certificate.certificate.read_bytes())
+    (tmp_path / "privkey.pem").write_bytes(certificate.private_key.read_bytes())
+    (tmp_path / "alice.password").write_text(PASSWORD)
+    for file in tmp_path.iterdir():
+        file.chmod(0o440)
+    assert main(["server", "check", "-c", str(path)]) == 0
+    assert capsys.readouterr() == ("ok\n", "")
 
 
 # --- starts that fail -------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 
 from asport_sync.config import ClientConfig, Credential, ServerConfig, load_client, load_server, loose_permissions
 from asport_sync.errors import ConfigError
+from asport_sync.hidden import HiddenBytes, HiddenText
+from tests.support.exposure import exposed, told
 
 from .samples import KEY, OTHER_UUID, PEM, UUID, WRITERS, client, server, write
 
@@ -78,6 +82,32 @@ def test_password_and_password_file_exclude_each_other(tmp_path: Path) -> None:
     assert caught.value.key == f"proxies[0].users.{UUID}.password_file"
 
 
+def test_credentials_of_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "credentials"
+    given.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+    for name, content in (("alice", "one\n"), ("chain.pem", PEM), ("key.pem", KEY)):
+        write(given, name, content)
+    config = load_client(
+        write(tmp_path, "client.json", WRITERS[".json"](client_with_file(password_file="credential:alice")))
+    )
+    assert (config.password, config.password_file) == ("one", given / "alice")
+    options = server(
+        certificate="credential:chain.pem",
+        private_key="credential:key.pem",
+        proxies=[{"users": {UUID: {"password_file": "credential:alice"}}}],
+    )
+    on_server = ServerConfig.from_options(**options)
+    assert on_server.proxies[0].users[0].password == "one"
+    assert on_server.tls.certificate.read() == PEM.encode()
+    assert on_server.tls.private_key.read() == KEY.encode()
+    with pytest.raises(ConfigError, match=r"^password_file: .*/credentials/bob cannot be read: No such file"):
+        ClientConfig.from_options(**client_with_file(password_file="credential:bob"))
+    # A configuration that is one itself names its neighbours without more.
+    path = write(given, "client.json", WRITERS[".json"](client_with_file(password_file="alice")))
+    assert load_client(path).password == "one"
+
+
 # --- nothing shows them ----------------------------------------------------------------------------------------------
 
 
@@ -113,6 +143,59 @@ def test_errors_of_a_client_do_not_show_secrets(options: dict[str, Any]) -> None
     with pytest.raises(ConfigError) as caught:
         ClientConfig.from_options(**client(**options))
     assert SECRET not in str(caught.value)
+
+
+def test_hidden_values_are_what_they_hide() -> None:
+    for secret, plain in ((HiddenText(SECRET), SECRET), (HiddenBytes(SECRET.encode()), SECRET.encode())):
+        assert secret == plain
+        assert hash(secret) == hash(plain)
+        assert f"{secret!r} {[secret]} {(secret,)} { {1: secret} }" == "<hidden> [<hidden>] (<hidden>,) {1: <hidden>}"
+        copied = pickle.loads(pickle.dumps(secret))
+        assert copied == plain
+        assert repr(copied) == "<hidden>"
+    assert f"{HiddenText(SECRET)}" == SECRET
+
+
+def test_what_a_configuration_gives_away_stays_hidden() -> None:
+    on_client = ClientConfig.from_options(**client(password=SECRET))
+    on_server = ServerConfig.from_options(**server(private_key=KEY.replace("c2VjcmV0", SECRET)))
+    for secret in (on_client.password, on_server.tls.private_key.data, on_server.tls.private_key.read()):
+        assert SECRET in str(secret, "ascii") if isinstance(secret, bytes) else secret == SECRET
+        assert SECRET not in repr(secret)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": "soon"},
+        {"uuid": SECRET},
+        {"passwort": SECRET},
+        {"password": [SECRET]},
+        {"password": SECRET + "\ud800"},
+        {"password_file": SECRET},
+        {"certificates": {"pem": SECRET}},
+    ],
+)
+def test_tracebacks_with_variables_show_no_secrets_of_a_client(options: dict[str, Any]) -> None:
+    """What tools for error reports make of an exception: the values of all variables on its way, and its causes."""
+    with pytest.raises(ConfigError) as caught:
+        ClientConfig.from_options(**client(**{"password": SECRET, **options}))
+    if "password_file" not in options:  # a path is shown
+        assert exposed(told(caught.value), SECRET) == []
+
+
+@pytest.mark.parametrize("suffix", list(WRITERS))
+@pytest.mark.parametrize("fault", ["a wrong value", "wrong text", "wrong encoding"])
+def test_tracebacks_with_variables_show_nothing_of_a_file(tmp_path: Path, suffix: str, fault: str) -> None:
+    options = server(proxies=[{"users": {UUID: SECRET}}], max_workers="many" if fault == "a wrong value" else 1)
+    path = write(tmp_path, "server" + suffix, WRITERS[suffix](options))
+    if fault == "wrong text":
+        path.write_text(path.read_text() + '\n{"')
+    elif fault == "wrong encoding":
+        path.write_bytes(path.read_bytes() + b"\n\xff")
+    with pytest.raises(ConfigError) as caught:
+        load_server(path)
+    assert exposed(told(caught.value), SECRET) == []
 
 
 @pytest.mark.parametrize(
@@ -207,6 +290,51 @@ def test_loose_permissions(tmp_path: Path, mode: int, text: str | None) -> None:
     path = write(tmp_path, "client.toml", SECRET)
     path.chmod(mode)
     assert loose_permissions(path) == loose_permissions(str(path)) == (text and f"{path} holds a secret and {text}")
+
+
+@pytest.mark.parametrize(
+    ("mode", "secret", "text"),
+    [
+        (0o644, False, None),
+        (0o755, False, None),
+        (0o620, True, "holds a secret and can be changed by its group (mode 0620): chmod 600 it"),
+        (0o660, True, "holds a secret and can be read and changed by its group (mode 0660): chmod 600 it"),
+        (0o666, True, "holds a secret and can be read and changed by everybody (mode 0666): chmod 600 it"),
+        (0o664, False, "can be changed by its group (mode 0664): chmod 644 it"),
+        (0o666, False, "can be changed by everybody (mode 0666): chmod 644 it"),
+    ],
+)
+def test_files_that_others_can_change(tmp_path: Path, mode: int, secret: bool, text: str | None) -> None:
+    path = write(tmp_path, "client.toml", SECRET)
+    path.chmod(mode)
+    assert loose_permissions(path, secret=secret) == (text and f"{path} {text}")
+
+
+@pytest.mark.parametrize("secret", [True, False])
+def test_files_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: bool) -> None:
+    path = write(tmp_path, "client.toml", SECRET)
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    found = loose_permissions(path, secret=secret)
+    assert found is not None
+    assert f"belongs to another user (uid {path.stat().st_uid}), who can change it: chown it" in found
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid)
+    assert loose_permissions(path, secret=secret) is None
+
+
+def test_permissions_of_a_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd lets the service in with an access control list, which the mode shows as rights of the group."""
+    path = write(tmp_path, "alice.password", SECRET)
+    path.chmod(0o440)
+    assert loose_permissions(path) is not None
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert loose_permissions(path) is None
+    assert loose_permissions(write(tmp_path, "other", SECRET)) is None
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "elsewhere"))
+    assert loose_permissions(path) is not None
 
 
 def test_permissions_of_what_is_not_there(tmp_path: Path) -> None:

@@ -251,6 +251,25 @@ def test_file_path() -> None:
     assert values.file_path(Path("a"), None) == Path("a")
 
 
+def test_path_of_a_credential(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/unit")
+    for directory in (None, Path("/etc")):
+        assert values.file_path("credential:alice.password", directory) == Path("/run/credentials/unit/alice.password")
+    assert values.file_path(Path("credential:x"), Path("/etc")) == Path("/etc/credential:x")
+    for name in ("", ".", "..", "a/b", "/etc/passwd"):
+        with pytest.raises(BadValue, match="expected the name of a credential"):
+            values.file_path(f"credential:{name}", None)
+
+
+@pytest.mark.parametrize("place", [None, ""])
+def test_a_credential_where_systemd_gave_none(monkeypatch: pytest.MonkeyPatch, place: str | None) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    if place is not None:
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", place)
+    with pytest.raises(BadValue, match="CREDENTIALS_DIRECTORY is not set"):
+        values.file_path("credential:alice.password", None)
+
+
 @pytest.mark.parametrize("value", ["", "a\0b", None, [], 1.5])
 def test_refused_file_path(value: object) -> None:
     with pytest.raises(BadValue):

@@ -21,9 +21,14 @@ class Middle:
     def __init__(self, server: tuple[str, int]) -> None:
         self._server = server
         self.front, self._back = new_socket(), new_socket()
-        self._client: tuple[str, int] | None = None
+        self.client: tuple[str, int] | None = None  # where it was last heard from
         self.from_client: bytes = b""  # the last short-header packet
         self.cut = False
+        self.widest = 65536  # bytes of the largest datagram that gets through
+        self.largest = 0  # bytes of the largest datagram that came
+        self.lose_every = 0  # of so many datagrams one is lost; 0: none
+        self.lost = 0  # for that reason
+        self._passed = 0
         self._over = False
         self._old: list[socket.socket] = []
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._up, self._down)]
@@ -45,18 +50,37 @@ class Middle:
         old, self._back = self._back, new_socket()
         self._old.append(old)
 
+    def flap(self) -> None:
+        """From here on the client's packets come from the port before the last rebind, as when a NAT remembers."""
+        self._old.append(self._back)
+        self._back = self._old.pop(0)
+
+    def to_client(self, data: bytes) -> None:
+        """A datagram of our own for the client, as if the server had sent it."""
+        assert self.client is not None
+        self.front.sendto(data, self.client)
+
+    def _passes(self, data: bytes) -> bool:
+        # Both threads count here; a number that is lost between them is none that anybody needs.
+        self._passed += 1
+        self.largest = max(self.largest, len(data))
+        if self.lose_every and self._passed % self.lose_every == 0:
+            self.lost += 1
+            return False
+        return not self.cut and len(data) <= self.widest
+
     def _up(self) -> None:
         while not self._over:
             with contextlib.suppress(TimeoutError):
-                data, self._client = self.front.recvfrom(65536)
-                if not data[0] & 0x80:
+                data, self.client = self.front.recvfrom(65536)
+                if data and not data[0] & 0x80:
                     self.from_client = data
-                if not self.cut:
+                if self._passes(data):
                     self._back.sendto(data, self._server)
 
     def _down(self) -> None:
         while not self._over:
             with contextlib.suppress(TimeoutError):
                 data = self._back.recv(65536)
-                if not self.cut and self._client is not None:
-                    self.front.sendto(data, self._client)
+                if self._passes(data) and self.client is not None:
+                    self.front.sendto(data, self.client)

@@ -1,4 +1,4 @@
-"""What the engine does with secrets beside TLS: comparing them, and making keys of them."""
+"""What the engine does with secrets beside TLS: comparing them, making keys of them, and not showing them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asport_sync.engine import derive_key, equal
+from asport_sync.engine import Carrier, CommandReceived, Connection, Engine, derive_key, equal
+from asport_sync.errors import EngineClosed
+from asport_sync.hidden import HiddenBytes
+from tests.engine.pair import connected
+from tests.support.certificates import Certificate
+from tests.support.exposure import exposed, told
 
 
 def test_equal() -> None:
@@ -59,3 +64,29 @@ def test_rfc_5869(secret: bytes, salt: bytes, info: bytes, expected: str) -> Non
 def test_a_derived_key_is_hkdf_as_python_has_it(secret: bytes, salt: bytes, info: bytes) -> None:
     extracted = hmac.digest(salt or bytes(32), secret, hashlib.sha256)
     assert derive_key(secret, salt=salt, info=info) == hmac.digest(extracted, info + b"\x01", hashlib.sha256)
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------
+
+SECRET = b"hunter2 hunter2"
+
+
+def test_a_derived_key_is_not_shown() -> None:
+    key = derive_key(SECRET, salt=b"", info=b"")
+    assert exposed(repr(key), bytes(key)) == []
+
+
+def test_an_export_that_fails_shows_no_context() -> None:
+    engine = Engine()
+    engine.close()
+    with pytest.raises(EngineClosed) as caught:
+        Connection(engine, 1).export(b"label", HiddenBytes(SECRET), 32)
+    assert exposed(told(caught.value), SECRET) == []
+
+
+def test_commands_are_not_shown(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.client_connection.send(bytes(2) + SECRET * 3 + bytes(8))  # as long as a ClientHello
+        command = pair.server.expect(CommandReceived)
+        assert (command.carrier, command.data[2:-8]) == (Carrier.STREAM, SECRET * 3)
+        assert exposed(repr(command), SECRET) == []

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.certificates import Certificate
 from tests.support.process import REPOSITORY
+from tests.support.sanitized import preloaded
 
 SOURCE = Path(__file__).with_name("refuse_watching.c")
 
@@ -101,6 +102,8 @@ LISTENER = """
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if preloaded():
+        pytest.skip(f"{Path(preloaded()).name} is preloaded, and wants to be the only one")
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C compiler: {compiler[0]} is not there")

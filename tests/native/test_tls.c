@@ -60,6 +60,7 @@ static struct {
     size_t alpn_length;
     const char *keylog;
     int32_t system_trust;
+    const char *pins[2]; /* files */
 } extra;
 
 static void extra_reset(void)
@@ -93,8 +94,9 @@ static aq_credentials *server_credentials(const char *certificate, const char *k
 /* trust "": no verification. */
 static aq_credentials *client_credentials(const char *trust)
 {
-    static content file;
-    aq_credentials_options options = {.verify = trust == NULL || trust[0] != 0};
+    static content file, pin;
+    uint8_t pins[2 * AQ_PIN_LENGTH];
+    aq_credentials_options options = {.verify = trust == NULL || trust[0] != 0, .pins = pins};
 
     load(&file, options.verify ? trust : NULL);
     options.trust = file.data;
@@ -103,6 +105,12 @@ static aq_credentials *client_credentials(const char *trust)
     options.alpn_length = extra.alpn_length;
     options.keylog_path = extra.keylog;
     options.system_trust = extra.system_trust;
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(extra.pins) && extra.pins[i] != NULL; i++) {
+        load(&pin, extra.pins[i]);
+        CHECK_INT(pin.length, AQ_PIN_LENGTH);
+        memcpy(pins + options.pins_length, pin.data, AQ_PIN_LENGTH);
+        options.pins_length += AQ_PIN_LENGTH;
+    }
     memset(last_text, 'x', sizeof(last_text));
     return aq_tls_credentials_new(&options, &last_error, last_text, sizeof(last_text));
 }
@@ -584,6 +592,7 @@ static void test_verification(void)
         {"self.pem", "key.pem", "root.pem", "example.test", "issuer is unknown"},
         {"expired.pem", "key.pem", "root.pem", "example.test", "expired"},
         {"client.pem", "key.pem", "root.pem", "example.test", "purpose"},
+        {"weak.pem", "weak-key.pem", "root.pem", "example.test", "insecure"},
     };
 
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(cases); i++) {
@@ -597,6 +606,111 @@ static void test_without_verification(void)
     shake(server_credentials("self.pem", "key.pem"), client_credentials(""), "other.test", NULL);
     shake(server_credentials("expired.pem", "key.pem"), client_credentials(""), NULL, NULL);
     shake(server_credentials("client.pem", "key.pem"), client_credentials(""), "192.0.2.99", NULL);
+}
+
+/* The pins in the files come from another library. */
+static void test_pin_of_a_certificate(void)
+{
+    static const char *const pairs[][2] = {
+        {"leaf.pem", "server.pin"},   {"chain.pem", "server.pin"}, {"direct.der", "server.pin"},
+        {"self.pem", "server.pin"},   {"both.pem", "server.pin"},  {"rsa.pem", "rsa.pin"},
+        {"middle.pem", "middle.pin"}, {"ed.pem", "ed.pin"},
+    };
+    static const char *const bad[] = {"junk", "key.pem", "key.der", "cut.pem", "cut.der"};
+    static content certificate, pin;
+    uint8_t found[AQ_PIN_LENGTH];
+
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(pairs); i++) {
+        load(&certificate, pairs[i][0]);
+        load(&pin, pairs[i][1]);
+        memset(found, 0, sizeof(found));
+        CHECK_INT(aq_tls_certificate_pin(certificate.data, certificate.length, found), AQ_OK);
+        CHECK_BYTES(found, pin.data, AQ_PIN_LENGTH);
+    }
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(bad); i++) {
+        load(&certificate, bad[i]);
+        CHECK_INT(aq_tls_certificate_pin(certificate.data, certificate.length, found), AQ_ERR_TLS);
+    }
+    CHECK_INT(aq_tls_certificate_pin(certificate.data, 0, found), AQ_ERR_INVALID);
+}
+
+/* A pin is asked for besides everything else; only where nothing else is verified does it decide alone. */
+static void test_pins(void)
+{
+    static const struct {
+        const char *certificate, *key, *trust, *name, *pins[2], *problem;
+    } cases[] = {
+        {"chain.pem", "key.pem", "root.pem", "example.test", {"server.pin"}, NULL},
+        {"chain.pem", "key.pem", "root.pem", "example.test", {"rsa.pin", "server.pin"}, NULL},
+        {"chain.pem", "key.pem", "root.pem", "example.test", {"server.pin", "rsa.pin"}, NULL},
+        {"rsa.pem", "rsa-key.pem", "root.pem", "example.test", {"rsa.pin"}, NULL},
+        {"ed.pem", "ed-key.pem", "root.pem", "192.0.2.7", {"ed.pin"}, NULL},
+        {"chain.pem", "key.pem", "root.pem", "example.test", {"rsa.pin"}, "none of those pinned: sha256//"},
+        {"chain.pem", "key.pem", "root.pem", "example.test", {"rsa.pin", "ed.pin"}, "none of those pinned: sha256//"},
+        /* The key of an authority is not the server's. */
+        {"chain.pem", "key.pem", "root.pem", "example.test", {"middle.pin"}, "none of those pinned: sha256//"},
+        {"chain.pem", "key.pem", "root.pem", "other.test", {"server.pin"}, "does not match the expected"},
+        {"chain.pem", "key.pem", "stranger.pem", "example.test", {"server.pin"}, "issuer is unknown"},
+        {"expired.pem", "key.pem", "root.pem", "example.test", {"server.pin"}, "expired"},
+        {"client.pem", "key.pem", "root.pem", "example.test", {"server.pin"}, "purpose"},
+        /* Without any other verification. */
+        {"self.pem", "key.pem", "", NULL, {"server.pin"}, NULL},
+        {"expired.pem", "key.pem", "", "other.test", {"rsa.pin", "server.pin"}, NULL},
+        {"self.pem", "key.pem", "", NULL, {"rsa.pin"}, "none of those pinned: sha256//"},
+    };
+    static content pin;
+    aq_credentials_options options = {.alpn = asport, .alpn_length = sizeof(asport) - 1, .pins = asport};
+    gnutls_datum_t raw, text;
+
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(cases); i++) {
+        aq_credentials *server = server_credentials(cases[i].certificate, cases[i].key);
+        memcpy(extra.pins, cases[i].pins, sizeof(extra.pins));
+        shake(server, client_credentials(cases[i].trust), cases[i].name, cases[i].problem);
+    }
+    /* The text of the last one is still there, with the pin to copy. */
+    load(&pin, "server.pin");
+    raw.data = pin.data;
+    raw.size = AQ_PIN_LENGTH;
+    CHECK_INT(gnutls_base64_encode2(&raw, &text), 0);
+    CHECK_INT(text.size, 44);
+    CHECK(strncmp(strstr(last_text, "sha256//") + 8, (char *)text.data, 45) == 0); /* with the NUL */
+    gnutls_free(text.data);
+    options.pins_length = AQ_PIN_LENGTH - 1;
+    expect_refused(aq_tls_credentials_new(&options, &last_error, last_text, sizeof(last_text)), AQ_ERR_INVALID, "pins");
+    options.server = 1;
+    options.pins_length = AQ_PIN_LENGTH;
+    expect_refused(aq_tls_credentials_new(&options, &last_error, last_text, sizeof(last_text)), AQ_ERR_INVALID, "pins");
+}
+
+static int accept_anything(gnutls_session_t native)
+{
+    (void)native;
+    return 0;
+}
+
+/* However a handshake came about: without the check it ends here. With GnuTLS that would be a session that it resumes.
+ */
+static void test_a_handshake_without_the_check(void)
+{
+    static const char *const trusts[] = {"root.pem", ""};
+
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(trusts); i++) {
+        aq_credentials *server = server_credentials("chain.pem", "key.pem"), *client;
+        pair both;
+
+        extra.pins[0] = i == 0 ? NULL : "server.pin";
+        client = client_credentials(trusts[i]);
+        start(&both, server, client, "example.test", 1);
+        gnutls_session_set_verify_function(both.client.native, accept_anything);
+        run(&both);
+        CHECK(!both.client.completed);
+        CHECK_INT(both.client.alert, ALERT_BAD_CERTIFICATE);
+        CHECK(strstr(aq_tls_session_certificate_problem(both.client.tls), "was not checked") != NULL);
+        CHECK_INT(both.server.peer_close, CRYPTO_ERROR + ALERT_BAD_CERTIFICATE);
+        finish(&both);
+        aq_tls_credentials_unref(server);
+        aq_tls_credentials_unref(client);
+    }
 }
 
 static void test_names_of_a_session(void)
@@ -802,6 +916,51 @@ static void test_tickets(void)
     aq_tls_credentials_unref(client);
 }
 
+static gnutls_datum_t ticket; /* what take_ticket() has found */
+
+static int take_ticket(gnutls_session_t native, unsigned int type, unsigned int when, unsigned int incoming,
+                       const gnutls_datum_t *message)
+{
+    (void)when;
+    (void)message;
+    if (type == GNUTLS_HANDSHAKE_NEW_SESSION_TICKET && incoming != 0)
+        CHECK_INT(gnutls_session_get_data2(native, &ticket), 0);
+    return 0;
+}
+
+/* A client that was accepted once, and had its session put into the next one by force, verifies all the same: the name
+ * is another one now. */
+static void test_no_resumption(void)
+{
+    aq_credentials *client = client_credentials("root.pem");
+    foreign other;
+    roles who = {.client = client, .name = "example.test", .other = &other, .other_alpn = "asport"};
+    pair both;
+
+    foreign_init(&other);
+    start_roles(&both, &who);
+    gnutls_handshake_set_hook_function(both.client.native, GNUTLS_HANDSHAKE_ANY, GNUTLS_HOOK_POST, take_ticket);
+    run(&both);
+    CHECK(both.client.completed && both.server.completed);
+    CHECK_INT(gnutls_session_ticket_send(both.server.native, 1, 0), 0);
+    run(&both);
+    CHECK(ticket.size > 0);
+    finish(&both);
+    for (int wrong = 0; wrong < 2; wrong++) {
+        who.name = wrong ? "other.test" : "example.test";
+        start_roles(&both, &who);
+        CHECK_INT(gnutls_session_set_data(both.client.native, ticket.data, ticket.size), 0);
+        run(&both);
+        CHECK(!gnutls_session_is_resumed(both.client.native));
+        CHECK_INT(both.client.completed, !wrong);
+        CHECK_INT(both.client.alert, wrong ? ALERT_BAD_CERTIFICATE : 0);
+        finish(&both);
+    }
+    gnutls_free(ticket.data);
+    foreign_free(&other);
+    aq_tls_credentials_unref(client);
+}
+
 /* Both sides log into one file, which SSLKEYLOGFILE names as well: every secret comes once from each side. Without a
  * path of their own they log nothing, whatever the environment says. */
 static void test_keylog(void)
@@ -854,6 +1013,9 @@ int main(int count, char **arguments)
         test_keylog_path,
         test_verification,
         test_without_verification,
+        test_pin_of_a_certificate,
+        test_pins,
+        test_a_handshake_without_the_check,
         test_names_of_a_session,
         test_sni,
         test_parameters,
@@ -861,6 +1023,7 @@ int main(int count, char **arguments)
         test_alpn,
         test_no_alpn,
         test_tickets,
+        test_no_resumption,
     };
 
     if (count != 2) {

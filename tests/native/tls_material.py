@@ -6,6 +6,7 @@ The names and addresses in them are those that the C test asks for.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
@@ -75,6 +77,11 @@ def _pem(*certificates: x509.Certificate) -> bytes:
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
 
 
+def _pin(key: PrivateKey) -> bytes:
+    """What RFC 7469 makes of a key: not by the library under test."""
+    return hashlib.sha256(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
 def _key(
     key: PrivateKey,
     encoding: Encoding = Encoding.PEM,
@@ -88,6 +95,7 @@ def write(directory: Path) -> None:
     """Write all files. Nothing in them is secret: they are valid for a week and trusted by nobody."""
     ec_key = ec.generate_private_key(ec.SECP256R1())
     rsa_key = rsa.generate_private_key(65537, 2048)
+    weak_key = rsa.generate_private_key(65537, 1024)
     ed_key = ed25519.Ed25519PrivateKey.generate()
     dsa_key = dsa.generate_private_key(2048)
     root = _Issuer("root", ec.generate_private_key(ec.SECP256R1()))
@@ -112,7 +120,14 @@ def write(directory: Path) -> None:
         "client.pem": _pem(_certify(server, root, purpose=ExtendedKeyUsageOID.CLIENT_AUTH)),
         "self.pem": _pem(_certify(server, server)),
         "rsa.pem": _pem(_certify(_Issuer("rsa", rsa_key), root)),
+        "weak.pem": _pem(_certify(_Issuer("weak", weak_key), root)),
+        "weak-key.pem": _key(weak_key),
         "ed.pem": _pem(_certify(_Issuer("ed", ed_key), root)),
+        "middle.pem": _pem(middle_certificate),
+        "server.pin": _pin(ec_key),
+        "rsa.pin": _pin(rsa_key),
+        "ed.pin": _pin(ed_key),
+        "middle.pin": _pin(middle.key),
         "dsa.pem": _pem(_certify(_Issuer("dsa", dsa_key), root)),
         "key.pem": _key(ec_key),
         "key.der": _key(ec_key, Encoding.DER),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vendor.distribution import detect, load_table, minimum, parse_os_release, version_tuple
-from vendor.machine import PROBES
+from vendor.machine import EXTRA_PROBES, PROBES
 
 BACKPORTS = (
     "echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://mirror.test/debian "
@@ -16,7 +16,7 @@ BACKPORTS = (
 @pytest.mark.parametrize("key", load_table()["distributions"])
 def test_every_distribution_names_every_need(key: str) -> None:
     distribution = detect(f"ID={key}\n")
-    assert set(distribution.packages) == {*PROBES, "ngtcp2"}
+    assert set(distribution.packages) == {*PROBES, *EXTRA_PROBES, "ngtcp2"}
     assert all(distribution.packages.values())
     assert distribution.install
 

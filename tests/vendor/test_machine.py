@@ -68,6 +68,21 @@ def test_with_privilege_it_is_installed(
     assert ("PYTHON=..." in capfd.readouterr().err) is not works
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_what_one_target_needs_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], works: bool
+) -> None:
+    met: set[str] = set()
+    monkeypatch.setattr(machine, "PROBES", {"compiler": lambda: False})  # not asked for now
+    monkeypatch.setattr(machine, "EXTRA_PROBES", {"clang": lambda: "clang" in met})
+    monkeypatch.setattr(machine, "detect", lambda: DEBIAN_12)
+    monkeypatch.setattr(machine, "privilege", list)
+    monkeypatch.setattr(machine, "install", lambda distribution, needs, prefix: met.update(needs if works else ()))
+    assert machine.main(["clang"]) == 0
+    told = "missing on this machine: clang" in capfd.readouterr().err
+    assert told is not works
+
+
 def test_lists_are_refreshed_and_packages_installed_without_questions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

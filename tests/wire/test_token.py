@@ -47,3 +47,7 @@ def test_password_that_utf_8_cannot_hold_is_refused_without_being_told() -> None
     assert "hunter2" not in str(failure.value)
     assert failure.value.__cause__ is None
     assert failure.value.__suppress_context__
+
+
+def test_the_context_is_not_shown() -> None:
+    assert "hunter2" not in repr(token.context("hunter2"))

@@ -1,0 +1,40 @@
+/* A QUIC peer played by hand, against the null encryption of null_tls.c: it keeps no rules but those it is told to. One
+ * connection, one thread.
+ */
+#ifndef RAW_PEER_H
+#define RAW_PEER_H
+
+#include "sim.h"
+
+enum raw_space { RAW_INITIAL, RAW_HANDSHAKE, RAW_APPLICATION, RAW_SPACES };
+
+/* What it says of itself in the handshake. */
+typedef struct {
+    uint64_t connection_window, stream_window; /* bytes */
+    uint64_t streams;                          /* of each kind */
+    uint64_t datagram;                         /* bytes of the largest DATAGRAM frame; 0: none */
+    uint8_t flags;                             /* of its message, see null_tls.c */
+    uint16_t port;                             /* of a client; 0: SIM_CLIENT_PORT */
+    const uint8_t *token;                      /* a client's, in its Initial packets; lent */
+    size_t token_length;
+} raw_options;
+
+extern const raw_options RAW_GENEROUS;
+
+/* Begins anew. A server answers the engine's client; a client opens a connection to the engine's server. */
+void raw_begin(int is_server, const raw_options *options);
+/* What a peer does by itself: the next step of the handshake, and acknowledgements where `acknowledges`. */
+void raw_turn(int acknowledges);
+/* One packet with these frames. */
+void raw_send(enum raw_space space, const uint8_t *frames, size_t length);
+void raw_acknowledge(enum raw_space space);
+/* STREAM frame of this stream at the offset where the one before ended. */
+void raw_stream(uint64_t id, const uint8_t *data, size_t length, int fin);
+void raw_datagram(const uint8_t *data, size_t length);
+/* RESET_STREAM at the offset reached, or STOP_SENDING. */
+void raw_end_stream(uint64_t id, int stop, uint64_t code);
+#define RAW_NO_STREAM UINT64_MAX
+/* MAX_DATA, MAX_STREAM_DATA of this stream, MAX_STREAMS, of so much. */
+void raw_credit(uint64_t id, uint64_t most);
+
+#endif
