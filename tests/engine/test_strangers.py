@@ -129,3 +129,19 @@ def test_a_half_open_connection_ends_with_the_time_for_its_handshake(certificate
             return any(isinstance(event, Connected) for event in client.seen())
 
         wait_until(gets_in, 15, "their places are free")
+
+
+@pytest.mark.parametrize("length", [21, 22, 23, 24, 43, 44, 60, 1200])
+def test_a_reset_is_shorter_than_what_it_answers(certificate: Certificate, length: int) -> None:
+    """So two servers that are made to talk to each other come to an end (RFC 9000 section 10.3.3)."""
+    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        _, address = listen(server, certificate)
+        stranger.settimeout(15)
+        stranger.sendto(b"\x40" + os.urandom(length - 1), address)
+        wait_until(lambda: server.counter("quic_drop_unknown_connection") == 1, 15, "it is nobody's")
+        if length <= 22:
+            assert server.counter("stateless_resets_sent") == 0
+        else:
+            answer = stranger.recv(2000)
+            assert 22 <= len(answer) < length
+            assert answer[0] & 0xC0 == 0x40

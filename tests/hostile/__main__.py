@@ -118,7 +118,7 @@ def main() -> None:
         # Each meets a fresh server, so that one's memory is not another's.
         with scene() as place:
             results.append(measure(place, flood, effort))
-        print(f"{flood.name}: {counters(results[-1])}", file=sys.stderr, flush=True)
+        print(f"{table(results[-1:]).splitlines()[-1]}\n{counters(results[-1])}", file=sys.stderr, flush=True)
     text = f"{os.cpu_count()} processors for flood, server, client and load together.\n\n{report(results)}"
     print(text)
     if arguments.write_docs:

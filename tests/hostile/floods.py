@@ -184,8 +184,8 @@ FLOODS = (
     Flood(
         "datagrams",
         "DATAGRAMs before ClientHello",
-        "8/s, each with 5,000/s",
-        _strangers("datagrams", 10**6, 8, 1),
+        "20/s, each with 1,000/s",
+        _strangers("datagrams", 10**6, 20, 1),
     ),
     Flood(
         "streams",

@@ -22,8 +22,8 @@ _TRANSPORT = Transport(max_streams_bidi=16, keep_alive=1.0)
 _DISSOCIATE = b"\0\4\0\1"
 _HEARTBEAT = b"\0\5"
 _UNKNOWN = b"\0\x7f" + bytes(14)
-_DATAGRAM_PERIOD = 0.0002  # seconds between the DATAGRAMs of one connection
-_COMMANDS_AT_ONCE = 256  # of one connection
+_DATAGRAM_PERIOD = 0.001  # seconds between the DATAGRAMs of one connection; the engine takes no less
+_COMMANDS_AT_ONCE = 16  # of one connection
 _STREAMS_AT_ONCE = 16  # of one connection
 _STREAM_BYTES = 60_000
 _IN_FLIGHT = 64  # handshakes at a time
@@ -147,7 +147,7 @@ class Strangers:
         self.outcome.connected += 1
         self._connected.add(connection.id)
         self._places.release()
-        with contextlib.suppress(EngineError):
+        with contextlib.suppress(EngineClosed):
             self._act(connection)
 
     def _on_closed(self, event: Closed) -> None:

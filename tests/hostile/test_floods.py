@@ -135,20 +135,35 @@ def test_who_says_the_wrong_thing_first_is_cut_off(crowd: Tunnel, kind: str) -> 
             assert rude.begin(READY_TIMEOUT)
         wait_until(lambda: rude.outcome.ended == 20, READY_TIMEOUT, "all are closed")
     assert counter(crowd.server, "connections_broken_off") == 20
+    assert counter(crowd.server, "handshake_timeouts") == 0
     assert echo(crowd.public, DATA) == DATA
 
 
-def test_datagrams_before_a_hello_end_with_the_time_for_it(certificate: Certificate) -> None:
+def test_streams_before_a_hello_that_do_not_end_are_given_up(certificate: Certificate) -> None:
     with (
         both_echoes() as (service, _),
-        tunnel(certificate, service.address, server={"handshake_timeout": 1.0}) as crowd,
-        strangers(crowd.server.address, "datagrams") as chatty,
+        tunnel(
+            certificate,
+            service.address,
+            server={"handshake_timeout": 60.0, "task_negotiation_timeout": 1.0},
+        ) as crowd,
+        strangers(crowd.server.address, "streams") as slow,
     ):
+        for _ in range(4):
+            assert slow.begin(READY_TIMEOUT)
+        while slow.outcome.ended < 4:
+            assert echo(crowd.public, DATA) == DATA
+        assert counter(crowd.server, "connections_broken_off") == 4
+        assert engine_counters(crowd)["violations"] >= 4
+
+
+def test_datagrams_before_a_hello_are_not_many(crowd: Tunnel) -> None:
+    with strangers(crowd.server.address, "datagrams") as chatty:
         for _ in range(4):
             assert chatty.begin(READY_TIMEOUT)
         while chatty.outcome.ended < 4:
             assert echo(crowd.public, DATA) == DATA
-        assert counter(crowd.server, "handshake_timeouts") == 4
+        assert engine_counters(crowd)["connections_flooding"] == 4
         # Nobody in Python had to look at them.
         assert engine_counters(crowd)["events_dropped"] == 0
 
