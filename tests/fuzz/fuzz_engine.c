@@ -42,7 +42,7 @@ static struct {
     aq_id credentials, endpoint;
     int far_ends[FAR_ENDS];
     size_t far_length;
-    aq_address source; /* that the engine asked about last */
+    aq_address source;  /* that the engine asked about last */
     uint32_t fail_next; /* allocations until the one that fails, from the next turn on */
     size_t wound_down;
 } run;
