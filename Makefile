@@ -2,7 +2,7 @@
 # stamp files below, and made again only when what it was made from has changed.
 #
 # PYTHON=...   the Python to use, 3.10 or later (python3)
-# ARGS=...     more arguments, for pytest in "test", for the program in "demo", "bench" and "fuzz"
+# ARGS=...     more arguments, for pytest in "test", for the program in "demo", "faults", "soak", "bench" and "fuzz"
 # SUITE=...    which tests "test-system" and "sanitize" run
 # SANITIZE=... the sanitizer of "sanitize", as the compiler names it (thread)
 # The build also listens to ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
@@ -34,7 +34,8 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch] bench/*/*.[ch])
 .DELETE_ON_ERROR:
 # Setting up runs one thing at a time; the native build uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help demo test lint format wheel interop bench fuzz sanitize system-ngtcp2 test-system build machine clean
+.PHONY: help demo test faults lint format wheel interop soak bench fuzz sanitize system-ngtcp2 test-system build \
+	machine clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +45,10 @@ demo: build ## Run a server, a client and a local service on this machine and se
 
 test: build ## Run the tests (ARGS="-k name").
 	$(BIN)/python -m pytest -q $(ARGS)
+
+faults: build ## Run the long half of the fault matrix (15 minutes; ARGS="--only loss", ARGS=--write-docs).
+	$(BIN)/python -m pytest -q -m faults tests/path
+	$(BIN)/python -m tests.faults $(ARGS)
 
 lint: $(VENV)/.tools ## Check style, types and the direction of imports.
 	$(BIN)/ruff check .
@@ -69,6 +74,9 @@ interop: build ## Build the reference implementation (needs cargo, takes minutes
 bench: build $(VENV)/.bench ## Measure beside other tunnels, building them first (minutes once; ARGS="--quick").
 	$(BIN)/python -m bench.tunnels.install
 	$(BIN)/python -m bench $(ARGS)
+
+soak: build ## Twenty minutes of mixed traffic with lost connections; nothing may grow (ARGS="--minutes 2").
+	$(BIN)/python -m tests.soak $(ARGS)
 
 # Where clang or atheris can't be had, their targets are left out, with the reason.
 fuzz: build ## Fuzz codec, units and engine (installs clang and atheris; ARGS="--seconds 60").

@@ -13,10 +13,18 @@ from tests.support.sanitized import preloaded
 
 _failed = pytest.StashKey[bool]()
 
+# Marks of tests that run only where somebody asks for them.
+LEFT_OUT = {
+    "faults": "the long half of the fault matrix",
+    "reference": "what the reference does by itself",
+    "recovery": "every fault as often as docs/reliability.md measures it, and a thousand reconnects",
+}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the marks that these tests use."""
-    config.addinivalue_line("markers", "reference: what the reference does by itself; run by -m reference only")
+    for mark, meaning in LEFT_OUT.items():
+        config.addinivalue_line("markers", f"{mark}: {meaning}; run by -m {mark} only")
     if preloaded():
         first = threading.Thread()  # with which ThreadSanitizer starts one of its own, that stays
         first.start()
@@ -24,13 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is of interest only when somebody asks for it."""
-    if "reference" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("reference")]
+    """Leave out what is of interest, or takes minutes, only when somebody asks for it."""
+    marks = [mark for mark in LEFT_OUT if mark not in config.option.markexpr]
+    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("reference")]
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True)

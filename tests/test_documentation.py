@@ -104,3 +104,12 @@ def test_the_program_in_the_readme_is_one() -> None:
     assert isinstance(client, Client)
     assert client.config.server.host == "example.org"
     compile(program, "README.md", "exec")
+
+
+def test_the_program_against_a_bad_network_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", page("operations.md"), re.DOTALL)
+    exec(compile(program, "operations.md", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "reset after 5 bytes"
+    assert re.fullmatch(r"a client would connect to \('127.0.0.1', \d+\)", said[1])
+    assert said[2] == "0 dropped so far"

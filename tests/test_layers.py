@@ -25,10 +25,33 @@ ALLOWED = {
     "engine": {"errors", "hidden", "_aq", "_version"},
     "tunnel": {"errors", "wire", "config", "runtime", "engine"},
     "cli": {"errors", "_version", "config", "runtime", "engine", "tunnel"},
+    # For programs that test themselves; of no use to any other room.
+    "testing": set(),
     "": {"errors", "_version", "config", "engine", "tunnel"},
     "__main__": {"cli"},
     "_version": set(),
     "_cffi_build": {"_version"},
+}
+
+# What the relays for tests may use: any machine has it.
+TESTING_STANDARD_LIBRARY = {
+    "__future__",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "heapq",
+    "ipaddress",
+    "itertools",
+    "math",
+    "os",
+    "random",
+    "selectors",
+    "socket",
+    "struct",
+    "threading",
+    "time",
+    "types",
+    "typing",
 }
 
 # The wire format has no I/O, no threads and no clock; whoever wants to add one has to change this list.
@@ -118,6 +141,13 @@ def test_wire_needs_no_clock_thread_or_socket() -> None:
     for path in (ROOT / "wire").rglob("*.py"):
         used |= {name.split(".")[0] for name in imported(path)}
     assert used - {PACKAGE} <= WIRE_STANDARD_LIBRARY
+
+
+def test_the_relays_for_tests_need_the_standard_library_alone() -> None:
+    used = set()
+    for path in (ROOT / "testing").rglob("*.py"):
+        used |= {name.split(".")[0] for name in imported(path)}
+    assert used - {PACKAGE} <= TESTING_STANDARD_LIBRARY
 
 
 def test_the_table_knows_every_room() -> None:

@@ -1,4 +1,4 @@
-"""What our build of ngtcp2 changes in its source: a fault in the client's handshake, and three places of BBR.
+"""What our build of ngtcp2 changes in its source: a fault of the client, its BBR, and how it bears bad paths.
 
 The fault lets a server end the client's process, see ``early-confirmation``.
 
@@ -33,7 +33,7 @@ RELEASES = ((1, 24),)
 
 @dataclass(frozen=True)
 class Adjustment:
-    """One change of behaviour, in one file."""
+    """One change of behaviour."""
 
     name: str
     reason: str
@@ -41,6 +41,13 @@ class Adjustment:
     """Path below the source's folder."""
     edits: tuple[tuple[str, str], ...]
     """Regular expressions and what takes their place (as in ``re.sub``), one after the other. All of them or none."""
+    more: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    """Further files with their edits, which belong to the same all or none."""
+
+    @property
+    def files(self) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+        """Every file with its edits."""
+        return ((self.file, self.edits), *self.more)
 
 
 ADJUSTMENTS = (
@@ -100,6 +107,123 @@ ADJUSTMENTS = (
             ),
         ),
     ),
+    Adjustment(
+        "path-mtu-black-hole",
+        "The release never doubts a path MTU that it has found. When a path gets narrower, as when a route changes to "
+        "one through a tunnel, every full packet vanishes from then on, while the small ones keep the connection "
+        "alive: transfers hang until a timeout ends the connection, or for ever. Here the size falls to what QUIC "
+        "takes for granted, 1,200 bytes, and the search begins anew (RFC 9000 section 14.3, RFC 8899 section 4.3): "
+        "when three probe timeouts have passed without an acknowledgement, or larger packets were lost four times "
+        "while none of them was acknowledged and smaller ones were. Whoever loses packets for other reasons than "
+        "their size has one of them acknowledged long before. After an outage the search waits for the first "
+        "acknowledgement, or its probes would be lost in it. Only on a confirmed connection, whose own first search "
+        "has begun by then, and between path validations, which begin one of their own.",
+        "lib/ngtcp2_conn.c",
+        (
+            (
+                r"(?<=\n)(  \+\+cstat->pto_count;\n)",
+                r"\1"
+                "\n  if (cstat->pto_count >= 3 && conn->handshake_confirmed_ts != UINT64_MAX) {"
+                "\n    ngtcp2_conn_stop_pmtud(conn);"
+                "\n    conn->dcid.current.max_udp_payload_size = NGTCP2_MAX_UDP_PAYLOAD_SIZE;"
+                "\n  }\n",
+            ),
+            (
+                r"(?<=\n)(  num_acked =\n    ngtcp2_rtb_recv_ack\()",
+                r"  size_t pto_count = cstat->pto_count;\n\1",
+            ),
+            (
+                r"(?<=\n)(  pktns->rtb\.probe_pkt_left = 0;\n\n  if \(cstat->pto_count &&)",
+                r"  if (pto_count >= 3 && !conn->pmtud && !conn->pv &&"
+                "\n      conn->handshake_confirmed_ts != UINT64_MAX &&"
+                "\n      (conn->dcid.current.flags & NGTCP2_DCID_FLAG_PATH_VALIDATED) &&"
+                "\n      !conn->local.settings.no_pmtud) {"
+                "\n    int rv = conn_start_pmtud(conn);"
+                "\n    if (rv != 0) {"
+                "\n      return rv;"
+                "\n    }"
+                "\n  }\n\n"
+                r"\1",
+            ),
+        ),
+        (
+            (
+                "lib/ngtcp2_rtb.h",
+                (
+                    (
+                        r"(?<=  size_t num_lost_ignore_pkts;\n)(?=\} ngtcp2_rtb;)",
+                        "  int64_t large_acked; /* of the packets of more than 1,200 bytes the last acknowledged */\n"
+                        "  size_t large_lost;   /* how often later ones were lost */\n"
+                        "  ngtcp2_tstamp large_lost_ts;\n",
+                    ),
+                ),
+            ),
+            (
+                "lib/ngtcp2_rtb.c",
+                (
+                    (
+                        r"(?<=  rtb->num_lost_ignore_pkts = 0;\n)(?=\})",
+                        "  rtb->large_acked = -1;\n  rtb->large_lost = 0;\n  rtb->large_lost_ts = UINT64_MAX;\n",
+                    ),
+                    (
+                        r"(?<=\n)(  if \(!\(ent->flags & NGTCP2_RTB_ENTRY_FLAG_PROBE\) &&)",
+                        "  if (ent->pktlen > NGTCP2_MAX_UDP_PAYLOAD_SIZE &&"
+                        "\n      ent->hd.pkt_num > rtb->large_acked) {"
+                        "\n    rtb->large_acked = ent->hd.pkt_num;"
+                        "\n    rtb->large_lost = 0;"
+                        "\n  }\n\n"
+                        r"\1",
+                    ),
+                    (
+                        r"(?<=\n)(    \+\+cstat->pkt_lost;\n)",
+                        "    /* All that one acknowledgement shows to be lost counts once. */"
+                        "\n    if (conn && ent->pktlen > NGTCP2_MAX_UDP_PAYLOAD_SIZE &&"
+                        "\n        ent->hd.pkt_num > rtb->large_acked && rtb->large_lost_ts != ts) {"
+                        "\n      rtb->large_lost_ts = ts;"
+                        "\n      if (++rtb->large_lost >= 4 && conn->handshake_confirmed_ts != UINT64_MAX &&"
+                        "\n          conn->dcid.current.max_udp_payload_size > NGTCP2_MAX_UDP_PAYLOAD_SIZE) {"
+                        "\n        rtb->large_lost = 0;"
+                        "\n        ngtcp2_conn_stop_pmtud(conn);"
+                        "\n        conn->dcid.current.max_udp_payload_size = NGTCP2_MAX_UDP_PAYLOAD_SIZE;"
+                        "\n        if (!conn->local.settings.no_pmtud && !conn->pv &&"
+                        "\n            (conn->dcid.current.flags & NGTCP2_DCID_FLAG_PATH_VALIDATED)) {"
+                        "\n          rv = ngtcp2_conn_start_pmtud(conn);"
+                        "\n          if (rv != 0) {"
+                        "\n            return rv;"
+                        "\n          }"
+                        "\n        }"
+                        "\n      }"
+                        "\n    }\n\n"
+                        r"\1",
+                    ),
+                ),
+            ),
+        ),
+    ),
+    Adjustment(
+        "probe-interval",
+        "The release doubles the time between probes without end. Once a path has been dead for some seconds the next "
+        "probe is as many seconds away, and on one that comes and goes the few that are left may all fall into its "
+        "gaps until the idle timeout, 10 s, ends the connection; heartbeats do not help, as a full congestion window "
+        "holds them up. Here probes of a confirmed connection are at most 2 s apart, or one probe timeout where that "
+        "is longer. It costs two packets per interval until the idle timeout. With 0.3 s of outage after every 0.3 s "
+        "one connection in a few did not last before.",
+        "lib/ngtcp2_conn.c",
+        (
+            (
+                r"(?<=\n)(           \(1ULL << cstat->pto_count\);\n)",
+                r"\1"
+                "      if (t > times[i] + 2 * NGTCP2_SECONDS) {"
+                "\n        t = times[i] +"
+                "\n            ngtcp2_max(2 * NGTCP2_SECONDS,"
+                "\n                       (duration >> cstat->pto_count) +"
+                "\n                         conn->remote.transport_params->max_ack_delay);"
+                "\n      }\n",
+            ),
+            # It is an exponent, and could reach any height now.
+            (r"(?<=\n)  (\+\+cstat->pto_count;\n)", r"  if (cstat->pto_count < 20) {\n    \1  }\n"),
+        ),
+    ),
 )
 
 
@@ -122,7 +246,7 @@ def known(version: str) -> bool:
 
 def fingerprint(version: str) -> str:
     """Of all that is changed in a release, so that another change is another build; empty where nothing is."""
-    parts = [(each.file, each.edits) for each in ADJUSTMENTS] if known(version) else []
+    parts = [each.files for each in ADJUSTMENTS] if known(version) else []
     return hashlib.sha256(repr(parts).encode()).hexdigest() if parts else ""
 
 
@@ -131,15 +255,19 @@ def plan(source: Path, adjustments: Sequence[Adjustment] | None = None) -> Plan:
     texts: dict[str, str] = {}
     applied, missing = [], []
     for each in ADJUSTMENTS if adjustments is None else adjustments:
-        text = texts.get(each.file) or _read(source / each.file)
-        for pattern, replacement in each.edits:
-            text, count = re.subn(pattern, replacement, text)
-            if count != 1:
-                missing.append(each.name)
-                break
-        else:
-            texts[each.file] = text
+        changed = {}
+        counts = []
+        for file, edits in each.files:
+            text = texts.get(file) or _read(source / file)
+            for pattern, replacement in edits:
+                text, count = re.subn(pattern, replacement, text)
+                counts.append(count)
+            changed[file] = text
+        if all(count == 1 for count in counts):
+            texts |= changed
             applied.append(each.name)
+        else:
+            missing.append(each.name)
     return Plan(texts, tuple(applied), tuple(missing))
 
 

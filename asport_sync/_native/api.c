@@ -133,6 +133,53 @@ void aq_api_leave(aq_engine *engine)
     atomic_fetch_sub(&engine->inside, 1);
 }
 
+/* ---- memory for ngtcp2: malloc(), and where that fails the reserve --------------------------------------------------
+ */
+
+static void *take_malloc(size_t size, void *reserve)
+{
+    void *memory = malloc(size);
+    return memory != NULL ? memory : aq_reserve_take(reserve, size, 0);
+}
+
+static void take_free(void *memory, void *reserve)
+{
+    if (aq_reserve_owns(reserve, memory))
+        aq_reserve_give(reserve, memory);
+    else
+        free(memory);
+}
+
+static void *take_calloc(size_t count, size_t size, void *reserve)
+{
+    void *memory = calloc(count, size);
+    if (memory == NULL && size > 0 && count <= AQ_RESERVE_LARGE / size) {
+        memory = aq_reserve_take(reserve, count * size, 0);
+        if (memory != NULL)
+            memset(memory, 0, count * size);
+    }
+    return memory;
+}
+
+static void *take_realloc(void *memory, size_t size, void *reserve)
+{
+    int is_reserve = aq_reserve_owns(reserve, memory);
+    size_t had = is_reserve ? aq_reserve_size(reserve, memory) : malloc_usable_size(memory);
+    void *moved;
+    if (is_reserve && size <= had)
+        return memory;
+    moved = is_reserve ? malloc(size) : realloc(memory, size);
+    if (moved != NULL && !is_reserve)
+        return moved;
+    if (moved == NULL)
+        moved = aq_reserve_take(reserve, size, 0);
+    if (moved != NULL && had > 0) {
+        memcpy(moved, memory, had < size ? had : size);
+        take_free(memory, reserve);
+    }
+    return moved;
+}
+
 static void destroy_credentials(void *object)
 {
     aq_tls_credentials_unref(object);
@@ -170,7 +217,6 @@ static void release_engine(aq_engine *engine)
     }
     free(engine->wakes);
     free(engine->wakes_all);
-    free(engine->touched_streams);
     free(engine->heap);
     free(engine->all_endpoints);
     free(engine->closing_fds);
@@ -203,8 +249,11 @@ static int init_tables(aq_engine *engine)
         goto no_udps;
     if (aq_slab_init(&engine->listeners, AQ_KIND_LISTENER, MOST_LISTENERS, destroy_listener) != AQ_OK)
         goto no_listeners;
+    if (aq_reserve_init(&engine->reserve, &engine->counters) != AQ_OK)
+        goto no_reserve;
     if (aq_pool_init(&engine->pool, POOL_IDLE) != AQ_OK)
         goto no_pool;
+    engine->pool.reserve = &engine->reserve;
     if (aq_events_init(&engine->events, &engine->counters) != AQ_OK)
         goto no_events;
     if (aq_wake_init(&engine->wake) == 0)
@@ -213,6 +262,8 @@ static int init_tables(aq_engine *engine)
 no_events:
     aq_pool_destroy(&engine->pool);
 no_pool:
+    aq_reserve_destroy(&engine->reserve);
+no_reserve:
     aq_slab_destroy(&engine->listeners);
 no_listeners:
     aq_slab_destroy(&engine->udps);
@@ -254,6 +305,7 @@ static void destroy_tables(aq_engine *engine)
     release_ready(engine); /* what the tables' destructors left there */
     aq_ready_destroy(&engine->ready);
     aq_pool_destroy(&engine->pool);
+    aq_reserve_destroy(&engine->reserve);
     aq_events_destroy(&engine->events);
     aq_wake_destroy(&engine->wake);
 }
@@ -288,6 +340,7 @@ aq_engine *aq_engine_new(void)
     }
     aq_ready_init(&engine->ready, &engine->wake);
     engine->host.counters = &engine->counters;
+    engine->host.memory = (ngtcp2_mem){&engine->reserve, take_malloc, take_free, take_calloc, take_realloc};
     engine->host.events = &engine->events;
     engine->host.connections = &engine->connections;
     engine->host.ready = &engine->ready;
@@ -295,6 +348,7 @@ aq_engine *aq_engine_new(void)
     engine->host.streams.ready = &engine->ready;
     engine->host.streams.counters = &engine->counters;
     engine->host.streams.pool = &engine->pool;
+    engine->host.idle = &engine->idle;
     engine->host.interactive_at = &engine->interactive_at;
     engine->host.engine = engine;
     aq_engine_host_functions(&engine->host);
@@ -333,7 +387,8 @@ void aq_engine_stop(aq_engine *engine)
     if (!aq_api_enter_until_closed(engine))
         return;
     pthread_mutex_lock(&engine->command_mutex);
-    atomic_store(&engine->stopping, 1); /* with the mutex held: no command gets in behind the last look */
+    atomic_store(&engine->stopping, 1);            /* with the mutex held: no command gets in behind the last look */
+    pthread_cond_broadcast(&engine->command_done); /* who waits for room turns round */
     pthread_mutex_unlock(&engine->command_mutex);
     aq_wake_signal(&engine->wake);
     /* Never run: nobody else will end what waits. */
@@ -466,8 +521,8 @@ static int transport_is_valid(const aq_transport_options *options)
            options->datagram_queue <= 1ULL << 32 && options->max_streams_bidi <= 1U << 20 &&
            options->max_streams_uni >= AQ_STREAMS_BEFORE_ADMISSION && options->max_streams_uni <= 1U << 20 &&
            options->idle_timeout < UINT64_MAX / 4 && options->keep_alive < UINT64_MAX / 4 &&
-           options->handshake_timeout < UINT64_MAX / 4 && options->command_timeout < UINT64_MAX / 4 &&
-           options->fragment_lifetime < UINT64_MAX / 4;
+           options->silence < UINT64_MAX / 4 && options->handshake_timeout < UINT64_MAX / 4 &&
+           options->command_timeout < UINT64_MAX / 4 && options->fragment_lifetime < UINT64_MAX / 4;
 }
 
 aq_id aq_listen(aq_engine *engine, const aq_listen_options *options)
@@ -497,6 +552,12 @@ aq_id aq_connect(aq_engine *engine, const aq_connect_options *options)
         (options->remote.family != 4 && options->remote.family != 6) || options->remote.port == 0)
         return AQ_ERR_INVALID;
     return ask_with_descriptor(engine, &command, options->fd);
+}
+
+int64_t aq_connection_migrate(aq_engine *engine, aq_id connection, int32_t fd)
+{
+    aq_engine_command command = {.kind = AQ_DO_MIGRATE, .id = connection};
+    return ask_with_descriptor(engine, &command, fd);
 }
 
 int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, uint64_t linger)

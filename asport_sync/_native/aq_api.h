@@ -64,7 +64,9 @@ enum aq_event_type {
                                     because too many streams wait for the peer's credit */
     AQ_EVENT_STREAM_BULK = 12,   /* a worker should relay this stream; peer, code as above, value = its socket, handed
                                     over */
-    AQ_EVENT_UDP_BULK = 13       /* the pump should read this UDP socket from now on; socket */
+    AQ_EVENT_UDP_BULK = 13,      /* the pump should read this UDP socket from now on; socket */
+    AQ_EVENT_SILENCE = 14        /* value = 1: nothing heard of the peer for aq_transport_options.silence, or a hint
+                                           that it is gone; 0: it is heard again */
 };
 
 /* Why a connection ended. */
@@ -136,6 +138,7 @@ typedef struct {
     uint32_t max_udp_payload;     /* 1200..65527: upper bound for path MTU discovery, bytes of UDP payload */
     uint64_t idle_timeout;        /* advertised max_idle_timeout; 0: none */
     uint64_t keep_alive;          /* PING after this much silence; 0: never */
+    uint64_t silence;             /* AQ_EVENT_SILENCE after this much and a probe timeout; 0: never */
     uint64_t handshake_timeout;   /* until the QUIC handshake is complete */
     uint64_t command_timeout;     /* until a stream's command is complete */
     uint64_t send_window;         /* bytes queued and unacknowledged per stream */
@@ -153,10 +156,12 @@ typedef struct {
     int32_t fd; /* bound UDP socket; duplicated, the caller closes its own */
     aq_id credentials;
     aq_transport_options transport;
-    uint8_t reset_key[32];    /* key of stateless reset tokens; the same after a restart lets old peers learn at once */
+    uint8_t reset_key[32]; /* key of stateless reset tokens; the same after a restart lets old peers learn at once */
+    /* Half-open is a connection whose client is not admitted yet. */
     uint32_t retry_threshold; /* half-open connections from which on every client must prove its address by Retry */
     uint32_t max_half_open;   /* half-open connections; further ones are refused */
-    uint32_t max_connections; /* connections in all; further ones are refused */
+    uint32_t max_half_open_per_source; /* the same of one IPv4 address or IPv6 /64, as far as validated */
+    uint32_t max_connections;          /* connections in all; further ones are refused */
 } aq_listen_options;
 
 typedef struct {
@@ -195,6 +200,9 @@ int32_t aq_equal(const uint8_t *first, const uint8_t *second, size_t length);
 /* [any] HKDF (RFC 5869) with SHA-256, 32 bytes. */
 int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t *salt, size_t salt_length,
                       const uint8_t *info, size_t info_length, uint8_t *out);
+/* [any] A descriptor, the caller's from now on, that becomes readable when the time of day jumps, as it does when the
+ * machine wakes up. Reading it fails with ECANCELED then, and makes it ready for the next time. */
+int64_t aq_clock_watch(void);
 /* [any] SHA-256 of the SubjectPublicKeyInfo (RFC 7469 section 2.4) of the first certificate in PEM or DER, 32 bytes. */
 int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
 uint32_t aq_counter_count(void);             /* [any] */
@@ -244,6 +252,11 @@ int64_t aq_endpoint_close(aq_engine *engine, aq_id endpoint, int32_t close_conne
 int64_t aq_endpoint_set_credentials(aq_engine *engine, aq_id endpoint, aq_id credentials);
 
 aq_id aq_connect(aq_engine *engine, const aq_connect_options *options); /* [any] */
+
+/* [any] A client's connection moves to the local address that the kernel now chooses towards its peer (RFC 9000 section
+ * 9). fd: as in aq_connect_options. Returns 1 when it has moved, 0 when that address is the one it has; AQ_ERR_STATE:
+ * the peer allows no migration, or not yet. Then, and without a route, it stays where it is. */
+int64_t aq_connection_migrate(aq_engine *engine, aq_id connection, int32_t fd);
 
 /* [any] Closes with an application error code. linger > 0: first waits, at most that long, until every command sent
  * with aq_connection_send() is acknowledged and the peer's program has had a moment to read it. AQ_EVENT_CLOSED

@@ -1,6 +1,9 @@
 #include "aq.h"
 
+#include <errno.h>
+#include <sys/timerfd.h>
 #include <time.h>
+#include <unistd.h>
 
 uint64_t aq_now(void)
 {
@@ -8,4 +11,17 @@ uint64_t aq_now(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail: the clock exists and the pointer is good */
     return (uint64_t)now.tv_sec * AQ_NSEC_PER_SEC + (uint64_t)now.tv_nsec;
+}
+
+int64_t aq_clock_watch(void)
+{
+    /* Far enough away never to come, near enough for every kernel: it is the cancelling that counts. */
+    struct itimerspec never = {.it_value = {.tv_sec = 1LL << 40}};
+    int fd = timerfd_create(CLOCK_REALTIME, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (fd >= 0 && timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &never, NULL) == 0)
+        return fd;
+    int64_t result = AQ_ERR_SYSTEM - errno;
+    if (fd >= 0)
+        close(fd);
+    return result;
 }

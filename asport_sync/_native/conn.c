@@ -6,23 +6,43 @@
 
 /* After which time without a packet a PING goes out while somebody asks whether the peer lives. */
 #define PROBE_PING (20 * AQ_NSEC_PER_MSEC)
+/* A hint that the peer is gone counts only where nothing was heard of it for a moment, and the next one not so soon: it
+ * may be late, or forged, and must cost no more than an attempt now and then. */
+#define SUSPECT_LEAST (100 * AQ_NSEC_PER_MSEC)
+#define SUSPECT_PAUSE (10 * AQ_NSEC_PER_SEC)
 /* Closing and draining last three PTO (RFC 9000 section 10.2), and no less than this. */
 #define KEEP_LEAST (100 * AQ_NSEC_PER_MSEC)
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
+/* A client that was never admitted decides itself how slow its path looks; its place is needed for others. */
+#define KEEP_MOST_HALF_OPEN AQ_NSEC_PER_SEC
 /* After the last command is acknowledged, before the close: acknowledged is what the peer's QUIC layer has, not what
  * its program has read, and some layers drop unread bytes when they see a close. */
 #define LINGER_GRACE (300 * AQ_NSEC_PER_MSEC)
 
 /* ---- events -------------------------------------------------------------------------------------------------- */
 
+/* Whether Python is spared an event of a kind that a peer can cause without end. A server may well end thousands of
+ * associations at once; what Python can't keep up with is dropped, and made up for by idle timers. A client that is not
+ * admitted must not fill the queue for those that are: its first word counts, and whatever it says besides is the end
+ * of it. */
+static int is_too_much(aq_conn *conn, const aq_event *event)
+{
+    if (event->type == AQ_EVENT_CLOSED)
+        return !conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
+    if (event->type != AQ_EVENT_COMMAND && event->type != AQ_EVENT_VIOLATION && event->type != AQ_EVENT_FLOW_WANTED)
+        return 0;
+    if (!conn->admitted && conn->events_before_admission >= AQ_EVENTS_BEFORE_ADMISSION)
+        return 1;
+    if (!conn->admitted)
+        conn->events_before_admission++;
+    return aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
+}
+
 int aq_conn_post(aq_conn *conn, aq_event *event)
 {
     event->connection = conn->id;
     event->endpoint = conn->endpoint_id;
-    /* The only events that a peer can cause without end. A server may well end thousands of associations at once; what
-     * Python can't keep up with is dropped, and made up for by idle timers. */
-    if ((event->type == AQ_EVENT_COMMAND || event->type == AQ_EVENT_VIOLATION || event->type == AQ_EVENT_FLOW_WANTED) &&
-        aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING) {
+    if (is_too_much(conn, event)) {
         aq_count(conn->host->counters, AQ_C_events_dropped, 1);
         return 0;
     }
@@ -32,9 +52,8 @@ int aq_conn_post(aq_conn *conn, aq_event *event)
 
 static void leave_half_open(aq_conn *conn)
 {
-    if (conn->half_open != NULL)
-        --*conn->half_open;
-    conn->half_open = NULL;
+    if (conn->half_open)
+        conn->host->leave_half_open(conn);
 }
 
 static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, size_t length)
@@ -147,6 +166,8 @@ static void send_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, 
     if (conn->close_packet != NULL) {
         memcpy(conn->close_packet, conn->host->train, (size_t)length);
         conn->close_packet_length = (size_t)length;
+    } else {
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
     }
 }
 
@@ -154,11 +175,11 @@ static void enter_end(aq_conn *conn, enum aq_conn_state state, enum aq_close_cau
                       const char *reason, size_t length, uint64_t now)
 {
     uint64_t keep = 3 * ngtcp2_conn_get_pto(conn->quic);
+    uint64_t most = conn->half_open ? KEEP_MOST_HALF_OPEN : KEEP_MOST;
     if (keep < KEEP_LEAST)
         keep = KEEP_LEAST;
-    if (keep > KEEP_MOST)
-        keep = KEEP_MOST;
-    leave_half_open(conn);
+    if (keep > most)
+        keep = most;
     if (!conn->handshake_done)
         aq_count(conn->host->counters, AQ_C_handshakes_failed, 1);
     aq_count(conn->host->counters, AQ_C_connections_closed, 1);
@@ -169,10 +190,19 @@ static void enter_end(aq_conn *conn, enum aq_conn_state state, enum aq_close_cau
     conn->host->touch(conn->host->engine, conn);
 }
 
+/* The library had no memory for the connection, even in the reserve. */
+static void count_memory(aq_conn *conn, int result)
+{
+    if (result == NGTCP2_ERR_NOMEM || result == NGTCP2_ERR_CALLBACK_FAILURE)
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+}
+
 void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now)
 {
     if (conn->state == AQ_CONN_CLOSING || conn->state == AQ_CONN_DRAINING)
         return;
+    if (cause == AQ_CLOSE_INTERNAL)
+        count_memory(conn, -(int)code);
     if (sends_close(cause))
         send_close(conn, cause, code, reason, now);
     enter_end(conn, conn->close_packet != NULL ? AQ_CONN_CLOSING : AQ_CONN_DRAINING, cause, code, reason,
@@ -243,7 +273,8 @@ static void handshake_finished(aq_conn *conn, uint64_t now)
     int alert = aq_tls_session_check(conn->tls);
     const char *problem = aq_tls_session_certificate_problem(conn->tls);
     conn->state = AQ_CONN_OPEN;
-    leave_half_open(conn);
+    if (conn->half_open)
+        conn->host->validated(conn);
     if (alert != 0) {
         if (problem[0] != '\0')
             aq_conn_close(conn, AQ_CLOSE_CERTIFICATE, (uint64_t)alert, problem, now);
@@ -251,7 +282,13 @@ static void handshake_finished(aq_conn *conn, uint64_t now)
             aq_conn_close(conn, AQ_CLOSE_TLS, (uint64_t)alert, "the peer offered no ALPN protocol", now);
         return;
     }
+    if (!conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING) {
+        aq_count(conn->host->counters, AQ_C_connections_refused, 1);
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "", now);
+        return;
+    }
     aq_count(conn->host->counters, AQ_C_handshakes_completed, 1);
+    conn->announced = 1;
     adapt_keep_alive(conn);
     event.length = (uint32_t)aq_tls_session_alpn(conn->tls, event.data, sizeof(event.data));
     aq_sockaddr_to(&conn->remote, &event.peer);
@@ -286,6 +323,11 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
         answer_late(conn, local, remote, length);
         return AQ_READ_OK;
     }
+    if (conn->half_open && conn->packets_received >= AQ_PACKETS_BEFORE_ADMISSION) {
+        aq_count(conn->host->counters, AQ_C_connections_flooding, 1);
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "too many packets before admission", now);
+        return AQ_READ_OVER;
+    }
     conn->now = now;
     ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
     ngtcp2_addr_init(&path.remote, &remote_copy.sa, aq_sockaddr_length(&remote_copy));
@@ -298,6 +340,9 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
         if (aq_conn_take_decrypted()) {
             conn->last_received = now;
             note_path(conn);
+        } else {
+            /* Noise, or the stateless reset of a server that was restarted with another key. */
+            aq_conn_suspect(conn, now);
         }
         after_callbacks(conn, now);
         aq_conn_return_credit(conn);
@@ -366,6 +411,34 @@ static void answer_probe(aq_conn *conn, uint64_t now)
     aq_conn_post(conn, &event);
 }
 
+/* When the peer counts as silent, or as heard again. */
+static uint64_t silence_expiry(const aq_conn *conn, uint64_t now)
+{
+    if (conn->options.silence == 0 || conn->state != AQ_CONN_OPEN)
+        return UINT64_MAX;
+    if (conn->silent)
+        return conn->last_received > conn->silence_from ? now : UINT64_MAX;
+    /* The answer to a PING may take a round trip; the probe timeout is three of them. */
+    return conn->last_received + conn->options.silence + ngtcp2_conn_get_pto(conn->quic);
+}
+
+static void post_silence(aq_conn *conn, int silent)
+{
+    aq_event event = {.type = AQ_EVENT_SILENCE, .value = (uint64_t)silent};
+    conn->silent = silent;
+    conn->silence_from = conn->last_received;
+    aq_conn_post(conn, &event);
+}
+
+void aq_conn_suspect(aq_conn *conn, uint64_t now)
+{
+    if (conn->state == AQ_CONN_OPEN && conn->options.silence > 0 && !conn->silent &&
+        now - conn->last_received >= SUSPECT_LEAST && now >= conn->suspect_next) {
+        conn->suspect_next = now + SUSPECT_PAUSE;
+        post_silence(conn, 1);
+    }
+}
+
 void aq_conn_timers(aq_conn *conn, uint64_t now)
 {
     int result;
@@ -398,6 +471,8 @@ void aq_conn_timers(aq_conn *conn, uint64_t now)
     }
     if (conn->probe_deadline != UINT64_MAX)
         answer_probe(conn, now);
+    if (silence_expiry(conn, now) <= now)
+        post_silence(conn, !conn->silent);
     after_callbacks(conn, now);
     if (conn->linger_until != UINT64_MAX && !conn->linger_grace && conn->commands_unacknowledged == 0) {
         conn->linger_grace = 1;
@@ -419,6 +494,7 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
     expiry = ngtcp2_conn_get_expiry(conn->quic);
     sooner(&expiry, conn->heartbeat_at);
     sooner(&expiry, conn->assembler_expiry);
+    sooner(&expiry, silence_expiry(conn, now));
     if (conn->probe_deadline != UINT64_MAX)
         sooner(&expiry, conn->last_received > conn->probe_from ? now : conn->probe_deadline);
     if (conn->linger_until != UINT64_MAX)
@@ -452,9 +528,14 @@ int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp)
 {
     conn->carrier = carrier;
     conn->udp_allowed = udp;
-    if (conn->is_server && !conn->admitted && conn->options.max_streams_uni > AQ_STREAMS_BEFORE_ADMISSION)
-        ngtcp2_conn_extend_max_streams_uni(conn->quic, conn->options.max_streams_uni - AQ_STREAMS_BEFORE_ADMISSION);
+    if (conn->is_server && !conn->admitted) {
+        if (conn->options.max_streams_uni > AQ_STREAMS_BEFORE_ADMISSION)
+            ngtcp2_conn_extend_max_streams_uni(conn->quic, conn->options.max_streams_uni - AQ_STREAMS_BEFORE_ADMISSION);
+        ngtcp2_conn_extend_max_offset(conn->quic, conn->options.connection_window - AQ_WINDOW_BEFORE_ADMISSION +
+                                                      conn->bytes_before_admission);
+    }
     conn->admitted = 1;
+    leave_half_open(conn);
     conn->host->touch(conn->host->engine, conn);
     return AQ_OK;
 }
@@ -466,6 +547,29 @@ int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t now)
     conn->probe_from = now;
     conn->probe_deadline = now + timeout;
     ngtcp2_conn_set_keep_alive_timeout(conn->quic, PROBE_PING);
+    conn->host->touch(conn->host->engine, conn);
+    return AQ_OK;
+}
+
+int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now)
+{
+    ngtcp2_path path = {0};
+    aq_sockaddr local_copy = *local, remote = conn->remote;
+    int result;
+    if (conn->state != AQ_CONN_OPEN)
+        return AQ_ERR_STATE;
+    ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
+    ngtcp2_addr_init(&path.remote, &remote.sa, aq_sockaddr_length(&remote));
+    /* At once, not after the new path has been validated: the old address may be gone. */
+    result = ngtcp2_conn_initiate_immediate_migration(conn->quic, &path, now);
+    if (result == NGTCP2_ERR_NOMEM)
+        return AQ_ERR_MEMORY;
+    if (result != 0)
+        return AQ_ERR_STATE; /* forbidden by the peer, not confirmed yet, or no spare connection id */
+    free(conn->blocked);     /* built for the old path; lost, as far as QUIC is concerned */
+    conn->blocked = NULL;
+    conn->gso = conn->options.gso; /* another device */
+    aq_count(conn->host->counters, AQ_C_connections_migrated, 1);
     conn->host->touch(conn->host->engine, conn);
     return AQ_OK;
 }

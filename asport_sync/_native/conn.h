@@ -25,21 +25,38 @@
 
 #include <stdatomic.h>
 
-#define AQ_SCID_LENGTH 8       /* of every connection id of ours; byte 0 is left for the number of an engine thread */
-#define AQ_CIDS_MOST 16        /* active_connection_id_limit 8, some retired, the client's first choice */
-#define AQ_TRAIN_MOST 65487    /* bytes of one segmented send: IPv4's 65,507 less room for IPv6 extension */
-#define AQ_SEGMENTS_MOST 64    /* UDP_MAX_SEGMENTS of kernels before 6.9 */
-#define AQ_EVENTS_WAITING 4096 /* events that Python may lag behind before those that a peer can repeat are dropped */
+#define AQ_SCID_LENGTH 8    /* of every connection id of ours; byte 0 is left for the number of an engine thread */
+#define AQ_CIDS_MOST 16     /* active_connection_id_limit 8, some retired, the client's first choice */
+#define AQ_TRAIN_MOST 65487 /* bytes of one segmented send: IPv4's 65,507 less room for IPv6 extension */
+#define AQ_SEGMENTS_MOST 64 /* UDP_MAX_SEGMENTS of kernels before 6.9 */
+/* Events that Python may lag behind before those that can be repeated at will are dropped, and clients turned away. */
+#define AQ_EVENTS_WAITING 4096
 
-/* First flow-control window of a stream; it doubles while the reader keeps up, up to receive_window. A slow reader so
- * ties up no more; and a fast one over a long path is not held up before the first doubling: 2 MiB are 80 Mbit/s over a
- * round trip of 200 ms. */
-#define AQ_FIRST_WINDOW (2048ULL * 1024)
+/* Flow-control windows of streams, in bytes. All together they never exceed what connection_window lets through: a
+ * stream whose reader has stalled then stalls no other.
+ *
+ * Every stream has the first one, whatever the others hold. A reader that keeps up gets the second at once, so that a
+ * fast one over a long path is not held up: 2 MiB are 80 Mbit/s over a round trip of 200 ms. From there on it doubles,
+ * up to receive_window. */
+#define AQ_FIRST_WINDOW (256ULL * 1024)
+#define AQ_SECOND_WINDOW (2048ULL * 1024)
+/* What all streams of a connection may have beyond their first windows, and one of them of what is left of that: the
+ * less there is, the more slowly it is used up. Half of connection_window, where that is less. */
+#define AQ_WINDOW_GROWTH (512ULL * 1024 * 1024)
+#define AQ_WINDOW_SHARE 16
 /* A stream's turn lasts about so many milliseconds at the rate of the path, up to 256 KiB: few wake-ups for the owners
  * of many fast streams, and a short wait on a slow path. */
 #define AQ_STREAM_TURN 4
 /* Unidirectional streams that a client may hold open before it is admitted: ClientHello needs one. */
 #define AQ_STREAMS_BEFORE_ADMISSION 4
+/* Flow-control window of a client's connection before it is admitted, bytes; a ClientHello has less than 64. */
+#define AQ_WINDOW_BEFORE_ADMISSION (16U * 1024U)
+/* Commands and violations of a client of which Python hears before it is admitted: a ClientHello and, for clients that
+ * say more with it than they should, the first few that show it. */
+#define AQ_EVENTS_BEFORE_ADMISSION 4
+/* Packets of a client before it is admitted; beyond, it is cut off. A handshake takes about ten on either side, with
+ * losses and probes of the path three times as many; after a refusal it may go on with heartbeats for a while. */
+#define AQ_PACKETS_BEFORE_ADMISSION 512
 /* Flow-control window of a unidirectional stream: the largest Packet with its header, and room to spare. */
 #define AQ_UNI_WINDOW (128U * 1024)
 
@@ -56,8 +73,10 @@ typedef struct aq_conn_host {
     aq_stream_setup streams; /* windows are filled in per connection */
     aq_ready *ready;
     aq_udp_out *udp_out;
-    uint8_t *train; /* buffer for packets on their way out, AQ_TRAIN_MOST and one packet more */
+    ngtcp2_mem memory; /* what goes on allocates with this: malloc(), and where that fails the reserve */
+    uint8_t *train;    /* buffer for packets on their way out, AQ_TRAIN_MOST and one packet more */
     size_t train_capacity;
+    const uint64_t *idle;     /* [engine] nanoseconds that the engine has slept, in all */
     uint64_t *interactive_at; /* [engine] when a stream last had something short to say */
     void *engine;
     void (*touch)(void *engine, struct aq_conn *conn);  /* has something to write, or another expiry */
@@ -66,6 +85,8 @@ typedef struct aq_conn_host {
                          aq_stream *stream); /* rx grew or ended, tx shrank: tell the owner after this batch */
     int (*route)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid, struct aq_conn *conn); /* 0 or AQ_ERR_MEMORY */
     void (*unroute)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid);
+    void (*validated)(struct aq_conn *conn); /* server: a peer that is not admitted is where it says it is */
+    void (*leave_half_open)(struct aq_conn *conn);
     /* As aq_udp_send; when it returns 1 the endpoint calls aq_conn_unblock() later. */
     int (*transmit)(struct aq_conn *conn, const aq_sockaddr *remote, const aq_sockaddr *local, uint8_t ecn,
                     const uint8_t *data, size_t length, size_t segment, size_t *sent);
@@ -84,7 +105,12 @@ typedef struct aq_conn {
     aq_id id;
     enum aq_conn_state state;
     int is_server, admitted, udp_allowed, named;
-    uint32_t *half_open; /* the endpoint's count of half-open connections, while this is one of them */
+    int announced; /* Python knows of it: by its own aq_connect(), or by AQ_EVENT_CONNECTED */
+    /* Of a server: counts among the endpoint's half-open connections, which it does until it is admitted or freed. */
+    int half_open;
+    struct aq_source *source;         /* where it is counted too, once its address is validated */
+    uint64_t bytes_before_admission;  /* on streams; given back as credit of the connection when it is admitted */
+    uint32_t events_before_admission; /* up to AQ_EVENTS_BEFORE_ADMISSION */
     enum aq_carrier carrier;
     aq_transport_options options;
     uint16_t probes[8]; /* path MTU discovery tries these payload sizes; pointed to by ngtcp2 */
@@ -119,7 +145,7 @@ typedef struct aq_conn {
 
     aq_outgoing *outgoing;             /* all, newest first */
     aq_outgoing *out_first, *out_last; /* with something to send, in order */
-    uint64_t outgoing_bytes;
+    uint64_t outgoing_bytes;           /* what they cost */
     uint32_t commands_unacknowledged;
     aq_incoming *incoming;                       /* all, newest first */
     aq_incoming *incoming_first, *incoming_last; /* incomplete, oldest first */
@@ -144,7 +170,10 @@ typedef struct aq_conn {
     uint64_t last_received;              /* aq_now() of the last packet that was the peer's */
     uint64_t probe_deadline, probe_from; /* UINT64_MAX: none */
 
-    uint64_t keep_alive; /* PING after this much silence; UINT64_MAX: never */
+    uint64_t keep_alive;   /* PING after this much silence; UINT64_MAX: never */
+    int silent;            /* AQ_EVENT_SILENCE has said so */
+    uint64_t silence_from; /* last_received at the latest AQ_EVENT_SILENCE */
+    uint64_t suspect_next; /* no hint counts before */
 
     uint64_t linger_until; /* UINT64_MAX: not closing gracefully */
     uint64_t linger_code;
@@ -198,6 +227,7 @@ int aq_conn_write(aq_conn *conn, uint64_t now);
 void aq_conn_timers(aq_conn *conn, uint64_t now);   /* whatever is due */
 void aq_conn_schedule(aq_conn *conn, uint64_t now); /* works out expiry */
 void aq_conn_unblock(aq_conn *conn, uint64_t now);  /* the socket takes bytes again */
+void aq_conn_suspect(aq_conn *conn, uint64_t now);  /* a hint, by whomever, that the peer is gone */
 
 /* Leaves OPEN: CONNECTION_CLOSE where that is due, AQ_EVENT_CLOSED, everything on it is cut off. */
 void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now);
@@ -213,6 +243,7 @@ int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length);
 int64_t aq_conn_set_heartbeat(aq_conn *conn, const uint8_t *data, size_t length, uint64_t interval, uint64_t now);
 int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp);
 int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t now);
+int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now); /* the socket is swapped after it */
 int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now);
 void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now);
 void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream); /* opened here; takes a reference */
@@ -221,10 +252,23 @@ void aq_conn_datagrams_ready(aq_conn *conn);
 int64_t aq_conn_refuse_stream(aq_stream *stream);
 
 /* Between the files of this module. */
+/* Memory for what a connection that stands needs to go on; where there is none, from the reserve. NULL: not even there.
+ */
+static inline void *aq_conn_allocate(const aq_conn *conn, size_t size)
+{
+    return conn->host->memory.calloc(1, size, conn->host->memory.user_data);
+}
+static inline void aq_conn_give_back(const aq_conn *conn, void *memory)
+{
+    conn->host->memory.free(memory, conn->host->memory.user_data);
+}
 int aq_conn_take_decrypted(void);                 /* whether a packet was authentic since the last call */
 int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, Python is too far behind */
 void aq_conn_post_command(aq_conn *conn, enum aq_carrier carrier, const uint8_t *data, size_t length);
 void aq_conn_violation(aq_conn *conn, const char *problem);
+/* There is no memory for bytes of this stream. The newest one whose reader is behind is cut off for it, if it began
+ * later: what is old goes on. 0: there is none. */
+int aq_conn_make_room(aq_conn *conn, const aq_stream *stream);
 void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream);
 void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream);
 void aq_conn_open_waiting(aq_conn *conn); /* streams that waited for credit */
@@ -235,6 +279,7 @@ void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length)
 void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier);
 void aq_conn_packets_to_streams(aq_conn *conn); /* quic mode: waiting UDP packets become unidirectional streams */
 void aq_conn_trim_datagrams(aq_conn *conn);
+void aq_conn_rewind_datagrams(aq_conn *conn); /* where none is waiting */
 void aq_conn_advance_datagram(aq_conn *conn);
 aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command);
 void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing);

@@ -11,6 +11,8 @@
 /* Commands that may wait for the peer's stream credit and acknowledgement; a peer that grants none must not cost memory
  * without end. */
 #define COMMANDS_WAITING 16384
+/* What a command or packet on a stream of its own costs besides its bytes, ours and ngtcp2's. */
+#define OUTGOING_COST 512
 /* Packets that wait for Python to decide on their association. */
 #define WAITING_PACKETS 1024
 #define WAITING_BYTES (1024U * 1024U)
@@ -24,12 +26,11 @@
 
 aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command)
 {
-    aq_outgoing *outgoing = malloc(sizeof(*outgoing) + length);
+    aq_outgoing *outgoing = aq_conn_allocate(conn, sizeof(*outgoing) + length);
     if (outgoing == NULL) {
         aq_count(conn->host->counters, AQ_C_memory_failures, 1);
         return NULL;
     }
-    memset(outgoing, 0, sizeof(*outgoing));
     outgoing->tag = AQ_TAG_OUTGOING;
     outgoing->quic_id = -1;
     outgoing->length = length;
@@ -38,7 +39,7 @@ aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command)
     if (conn->outgoing != NULL)
         conn->outgoing->previous = outgoing;
     conn->outgoing = outgoing;
-    conn->outgoing_bytes += length;
+    conn->outgoing_bytes += OUTGOING_COST + length;
     conn->commands_unacknowledged += is_command ? 1U : 0U;
     outgoing->queued = 1;
     if (conn->out_last != NULL)
@@ -67,9 +68,9 @@ void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing)
         conn->outgoing = outgoing->next;
     if (outgoing->next != NULL)
         outgoing->next->previous = outgoing->previous;
-    conn->outgoing_bytes -= outgoing->length;
+    conn->outgoing_bytes -= OUTGOING_COST + outgoing->length;
     conn->commands_unacknowledged -= outgoing->is_command ? 1U : 0U;
-    free(outgoing);
+    aq_conn_give_back(conn, outgoing);
 }
 
 int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length)
@@ -254,6 +255,8 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
     }
     if (!conn->udp_allowed) {
         aq_count(conn->host->counters, AQ_C_packet_drop_not_admitted, 1);
+        if (!conn->admitted)
+            aq_conn_violation(conn, "a Packet before the connection is admitted");
         return;
     }
     if (conn->is_server) {
@@ -313,12 +316,21 @@ void aq_conn_advance_datagram(aq_conn *conn)
     conn->fragment_offset = 0;
 }
 
+void aq_conn_rewind_datagrams(aq_conn *conn)
+{
+    if (!aq_dgram_may_rewind(&conn->flows->queue))
+        return;
+    pthread_mutex_lock(&conn->flows->mutex);
+    aq_dgram_rewind(&conn->flows->queue);
+    pthread_mutex_unlock(&conn->flows->mutex);
+}
+
 void aq_conn_trim_datagrams(aq_conn *conn)
 {
     aq_dgram *queue = &conn->flows->queue;
     /* The one at the head may be half sent; it is finished first, or the fragments that left already would be for
      * nothing. */
-    while (conn->fragment_next == 0 && aq_dgram_waiting(queue) > queue->limit && aq_dgram_front(queue) != NULL) {
+    while (conn->fragment_next == 0 && aq_dgram_front(queue) != NULL && aq_dgram_waiting(queue) > queue->limit) {
         aq_conn_advance_datagram(conn);
         aq_count(conn->host->counters, AQ_C_packet_drop_queue_full, 1);
     }
@@ -342,6 +354,7 @@ void aq_conn_packets_to_streams(aq_conn *conn)
         aq_count(conn->host->counters, AQ_C_packets_sent, 1);
         credit--;
     }
+    aq_conn_rewind_datagrams(conn);
 }
 
 void aq_conn_cut_packets(aq_conn *conn)

@@ -220,8 +220,10 @@ static ngtcp2_ssize datagram_stage(aq_conn *conn, packet_target *target, int *er
         if (!is_heartbeat) {
             aq_conn_trim_datagrams(conn);
             record = aq_dgram_front(&conn->flows->queue);
-            if (record == NULL)
+            if (record == NULL) {
+                aq_conn_rewind_datagrams(conn);
                 break;
+            }
             if (limit == 0) {
                 aq_count(conn->host->counters, AQ_C_packet_drop_carrier, 1);
                 aq_conn_advance_datagram(conn);
@@ -314,8 +316,13 @@ static void send_train(aq_conn *conn, const ngtcp2_path *path, uint8_t ecn, cons
         return;
     /* The socket is full. These packets count as sent; keep them until it takes them. */
     aq_count(conn->host->counters, AQ_C_quic_send_blocked, 1);
-    if (conn->blocked != NULL || (conn->blocked = malloc(length - sent)) == NULL)
+    if (conn->blocked != NULL)
         return; /* lost on the way, as far as QUIC is concerned */
+    conn->blocked = malloc(length - sent);
+    if (conn->blocked == NULL) {
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+        return; /* the same */
+    }
     memcpy(conn->blocked, data + sent, length - sent);
     conn->blocked_length = length - sent;
     conn->blocked_segment = segment;

@@ -9,6 +9,9 @@
 /* IPv6 and UDP headers, bytes; IPv4's is smaller, but on the way may be a translator. */
 #define PACKET_HEADERS 48
 #define ETHERNET_PAYLOAD (1500 - PACKET_HEADERS)
+/* Parts of connection_window: what was consumed goes back to the peer at least in so large pieces. It must not wait for
+ * long, for the peer may have used up the rest of the window. */
+#define CREDIT_PARTS 64
 /* Two of these fill a segmented send, the most that one system call can carry. Interfaces that take larger packets
  * exist inside of machines only, and there is nothing left to win. */
 #define LARGEST_PAYLOAD 32736
@@ -195,7 +198,7 @@ static int fill_params(aq_conn *conn, const aq_conn_setup *setup, const ngtcp2_c
     const aq_transport_options *options = &conn->options;
     uint64_t window = options->receive_window < AQ_FIRST_WINDOW ? options->receive_window : AQ_FIRST_WINDOW;
     ngtcp2_transport_params_default(params);
-    params->initial_max_data = options->connection_window;
+    params->initial_max_data = conn->is_server ? AQ_WINDOW_BEFORE_ADMISSION : options->connection_window;
     params->initial_max_stream_data_bidi_local = window;
     params->initial_max_stream_data_bidi_remote = window;
     params->initial_max_stream_data_uni = AQ_UNI_WINDOW;
@@ -244,10 +247,10 @@ static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
         return AQ_ERR_TLS;
     if (conn->is_server)
         result = ngtcp2_conn_server_new(&conn->quic, &setup->header->scid, &scid, &path, setup->header->version,
-                                        &callbacks, &settings, &params, NULL, conn);
+                                        &callbacks, &settings, &params, &conn->host->memory, conn);
     else
         result = ngtcp2_conn_client_new(&conn->quic, &dcid, &scid, &path, NGTCP2_PROTO_VER_V1, &callbacks, &settings,
-                                        &params, NULL, conn);
+                                        &params, &conn->host->memory, conn);
     if (result != 0)
         return AQ_ERR_MEMORY;
     ngtcp2_conn_set_tls_native_handle(conn->quic, aq_tls_session_native(conn->tls));
@@ -276,7 +279,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->endpoint = setup->endpoint;
     conn->endpoint_id = setup->endpoint_id;
     conn->is_server = setup->header != NULL;
-    conn->admitted = conn->udp_allowed = !conn->is_server;
+    conn->admitted = conn->udp_allowed = conn->announced = !conn->is_server;
     conn->options = *setup->options;
     conn->remote = *setup->remote;
     conn->now = conn->handshake_at = conn->last_received = setup->now;
@@ -301,7 +304,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->id = name;
     conn->named = 1;
     aq_slab_get(host->connections, name); /* ours, until aq_conn_free */
-    conn->credit = aq_credit_new(conn->options.connection_window / 4, name, host->ready);
+    conn->credit = aq_credit_new(conn->options.connection_window / CREDIT_PARTS, name, host->ready);
     conn->flows = aq_flows_new(name, host->ready, host->counters, conn->options.datagram_queue);
     if (conn->credit != NULL && conn->flows != NULL) {
         conn->tls =

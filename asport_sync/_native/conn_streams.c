@@ -151,6 +151,8 @@ aq_stream *aq_conn_new_stream(aq_conn *conn, const uint8_t *header, size_t lengt
     if (*error == AQ_OK)
         *error = aq_slab_add(setup.table, stream);
     if (*error < 0) {
+        if (*error == AQ_ERR_MEMORY)
+            aq_count(conn->host->counters, AQ_C_memory_failures, 1);
         if (stream != NULL)
             aq_stream_destroy(stream);
         atomic_fetch_sub(&conn->opening_count, 1);
@@ -187,6 +189,19 @@ void aq_conn_return_credit(aq_conn *conn)
         ngtcp2_conn_extend_max_streams_bidi(conn->quic, (size_t)atomic_exchange(&credit->streams, 0));
 }
 
+/* By how much the window of a stream whose reader keeps up grows. */
+static uint64_t window_growth(const aq_conn *conn, const aq_stream *stream)
+{
+    uint64_t grow = stream->window < AQ_SECOND_WINDOW ? AQ_SECOND_WINDOW - stream->window : stream->window;
+    uint64_t most =
+        conn->options.connection_window / 2 < AQ_WINDOW_GROWTH ? conn->options.connection_window / 2 : AQ_WINDOW_GROWTH;
+    uint64_t grown = atomic_load_explicit(&conn->credit->grown, memory_order_relaxed);
+    uint64_t share = grown < most ? (most - grown) / AQ_WINDOW_SHARE : 0;
+    if (grow > stream->most_window - stream->window)
+        grow = stream->most_window - stream->window;
+    return grow < share ? grow : share;
+}
+
 static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
 {
     uint64_t taken = aq_pipe_taken(&stream->rx), delta = taken - stream->returned, grow = 0;
@@ -195,13 +210,12 @@ static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
     if (stream->window < stream->most_window) {
         ngtcp2_conn_info info;
         ngtcp2_conn_get_conn_info(conn->quic, &info);
-        if (now - stream->returned_at < 4 * info.smoothed_rtt) {
-            grow = stream->window;
-            if (grow > stream->most_window - stream->window)
-                grow = stream->most_window - stream->window;
-        }
+        if (now - stream->returned_at < 4 * info.smoothed_rtt)
+            grow = window_growth(conn, stream);
     }
     stream->window += grow;
+    stream->grown += grow;
+    atomic_fetch_add_explicit(&conn->credit->grown, grow, memory_order_relaxed);
     stream->returned = taken;
     stream->returned_at = now;
     atomic_store(&stream->report_at, taken + stream->window / 4);
@@ -251,7 +265,68 @@ int64_t aq_conn_refuse_stream(aq_stream *stream)
     return AQ_OK;
 }
 
+/* ---- without memory ----------------------------------------------------------------------------------------- */
+
+/* Bytes of a stream that wait for a slow reader, here or at the other end, and that nobody else refers to. */
+static int holds_memory(const aq_stream *stream)
+{
+    return aq_pipe_readable(&stream->rx) > 0 || (stream->blocked && aq_pipe_readable(&stream->tx) > 0 &&
+                                                 aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx));
+}
+
+static void drop_all(aq_pipe *pipe)
+{
+    aq_pipe_take(pipe, (size_t)aq_pipe_readable(pipe));
+    aq_pipe_release(pipe, aq_pipe_taken(pipe));
+}
+
+/* Cuts off a stream that holds memory, and takes it back. Its socket is the engine's. */
+static void give_up(aq_conn *conn, aq_stream *stream)
+{
+    aq_conn_unqueue_stream(conn, stream);
+    /* In this order, and an end that was announced is taken back: the reader must not take what he has for all. */
+    atomic_store(&stream->rx_fin, 0);
+    atomic_store(&stream->rx_reset, 1);
+    stream->shut_sent = 1;
+    ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
+    drop_all(&stream->rx);
+    /* What ngtcp2 has sent it may still point to, until it is acknowledged. */
+    if (aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx)) {
+        drop_all(&stream->tx);
+        aq_pipe_trim(&stream->tx);
+    }
+    conn->host->touch_stream(conn->host->engine, stream);
+}
+
+int aq_conn_make_room(aq_conn *conn, const aq_stream *stream)
+{
+    for (aq_stream *newer = conn->streams; newer != NULL && newer != stream; newer = newer->next) {
+        if (newer->attached_fd < 0 || newer->quic_id < 0 || newer->shut_sent || !holds_memory(newer))
+            continue;
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+        give_up(conn, newer);
+        return 1;
+    }
+    return 0;
+}
+
 /* ---- callbacks ---------------------------------------------------------------------------------------------- */
+
+/* 0, or -1 where there is no memory. */
+static int keep(aq_conn *conn, aq_stream *stream, const uint8_t *data, size_t length)
+{
+    int result;
+    do
+        result = aq_pipe_write(&stream->rx, data, length);
+    while (result != 0 && aq_conn_make_room(conn, stream));
+    if (result != 0 && aq_pipe_readable(&stream->rx) == 0) {
+        /* A reader that keeps up gives it back at once. */
+        stream->rx.left = AQ_RESERVE_LEFT_BY_QUICK_READERS;
+        result = aq_pipe_write(&stream->rx, data, length);
+        stream->rx.left = AQ_RESERVE_LEFT;
+    }
+    return result;
+}
 
 static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data, size_t *length)
 {
@@ -322,7 +397,7 @@ static int receive_bidi(aq_conn *conn, aq_stream *stream, int fin, const uint8_t
         ngtcp2_conn_extend_max_offset(conn->quic, length);
         return 0;
     }
-    if (length > 0 && aq_pipe_write(&stream->rx, data, length) != 0) {
+    if (length > 0 && keep(conn, stream, data, length) != 0) {
         /* The pipe holds a whole window, so this is memory. */
         aq_count(conn->host->counters, AQ_C_memory_failures, 1);
         ngtcp2_conn_extend_max_offset(conn->quic, length);
@@ -362,7 +437,7 @@ void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming)
         conn->incoming = incoming->all_next;
     if (incoming->all_next != NULL)
         incoming->all_next->all_previous = incoming->all_previous;
-    free(incoming);
+    aq_conn_give_back(conn, incoming);
 }
 
 static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uint8_t *data, size_t length)
@@ -371,8 +446,13 @@ static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uin
     size_t command_length, used;
     const char *problem = "";
     int outcome;
-    ngtcp2_conn_extend_max_stream_offset(conn->quic, incoming->quic_id, length);
-    ngtcp2_conn_extend_max_offset(conn->quic, length);
+    /* Before admission there is one small window for everything: what fills it, stays or not, is all that may come. */
+    if (conn->admitted) {
+        ngtcp2_conn_extend_max_stream_offset(conn->quic, incoming->quic_id, length);
+        ngtcp2_conn_extend_max_offset(conn->quic, length);
+    } else {
+        conn->bytes_before_admission += length;
+    }
     if (incoming->done) {
         aq_count(conn->host->counters, AQ_C_command_bytes_ignored, length);
         return;
@@ -421,14 +501,22 @@ static int on_stream_data(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64_
     return 0;
 }
 
+/* No memory for a stream of the peer's, or no place in the table. The others are not to pay for it: it alone is given
+ * back. What comes on it is ignored, as is everything without stream user data. */
+static int turn_away(aq_conn *conn, int64_t id)
+{
+    aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+    return ngtcp2_conn_shutdown_stream(conn->quic, 0, id, AQ_STREAM_ABORTED) == 0 ? 0 : NGTCP2_ERR_CALLBACK_FAILURE;
+}
+
 static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
 {
     aq_conn *conn = user;
     const aq_conn_host *host = conn->host;
     if (!ngtcp2_is_bidi_stream(id)) {
-        aq_incoming *incoming = calloc(1, sizeof(*incoming));
+        aq_incoming *incoming = aq_conn_allocate(conn, sizeof(*incoming));
         if (incoming == NULL)
-            return NGTCP2_ERR_CALLBACK_FAILURE;
+            return turn_away(conn, id);
         aq_incoming_init(incoming);
         incoming->quic_id = id;
         incoming->deadline = conn->now + conn->options.command_timeout;
@@ -451,11 +539,11 @@ static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
         setup.receive_window = conn->options.receive_window;
         stream = aq_stream_new(&setup, conn->id, conn->credit);
         if (stream == NULL)
-            return NGTCP2_ERR_CALLBACK_FAILURE;
+            return turn_away(conn, id);
         name = aq_slab_add(setup.table, stream);
         if (name < 0) {
             aq_stream_destroy(stream);
-            return NGTCP2_ERR_CALLBACK_FAILURE;
+            return turn_away(conn, id);
         }
         stream->id = name;
         stream->quic_id = id;
@@ -489,8 +577,13 @@ static int on_stream_close(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64
     enum aq_stream_tag *tag = stream_user;
     AQ_UNUSED(flags);
     AQ_UNUSED(code);
-    if (tag == NULL)
+    if (tag == NULL) { /* turned away */
+        if (!ngtcp2_is_bidi_stream(id))
+            ngtcp2_conn_extend_max_streams_uni(quic, 1);
+        else
+            ngtcp2_conn_extend_max_streams_bidi(quic, 1);
         return 0;
+    }
     if (*tag == AQ_TAG_OUTGOING) {
         aq_conn_free_outgoing(conn, AQ_TAGGED(tag, aq_outgoing));
         conn->host->touch(conn->host->engine, conn);

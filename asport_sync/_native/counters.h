@@ -26,8 +26,14 @@
     X(stateless_resets_sent)                                                                                           \
     X(connections_accepted)                                                                                            \
     X(connections_opened)                                                                                              \
-    X(connections_refused) /* over a limit of the endpoint */                                                          \
+    X(connections_refused)        /* over a limit of the endpoint */                                                   \
+    X(connections_refused_source) /* too many clients of this source are not admitted yet */                           \
+    X(connections_flooding)       /* closed for too many packets before admission */                                   \
+    X(initials_put_off)           /* dropped, as handshakes have used their share of the time */                       \
+    X(initials_dropped)           /* the first packet of a connection was none */                                      \
+    X(answers_suppressed)         /* stateless answers over the limit of a second, or with the socket full */          \
     X(connections_closed)                                                                                              \
+    X(connections_migrated) /* of a client, to another local address */                                                \
     X(handshakes_completed)                                                                                            \
     X(handshakes_failed)                                                                                               \
     X(streams_opened)                                                                                                  \
@@ -46,6 +52,7 @@
     X(relays_stopped)                                                                                                  \
     X(tcp_accepted)                                                                                                    \
     X(tcp_accept_errors)                                                                                               \
+    X(tcp_accept_put_off) /* one client's connections have half of the descriptors; the others wait in the backlog */  \
     X(tcp_drop_stream_limit) /* too many streams wait for the peer's credit, or no memory for one */                   \
     X(tcp_dialled)           /* local service connected by the engine */                                               \
     X(tcp_dial_failures)     /* left to Python, which tries again and says why */                                      \
@@ -78,10 +85,12 @@
     X(udp_drop_no_association) /* their source was refused an association */                                           \
     X(udp_shared)              /* sockets left to the pump because much comes through them */                          \
     X(udp_receive_errors)                                                                                              \
-    X(watch_failures)  /* epoll would not take a socket back; tried again */                                           \
-    X(memory_failures) /* an allocation failed and something was given up for it */                                    \
-    X(events_dropped)  /* Python was too far behind with the commands of this peer */                                  \
-    X(events_lost)     /* no memory for an event */
+    X(watch_failures)      /* epoll would not take a socket back; tried again */                                       \
+    X(memory_failures)     /* an allocation failed and something was given up for it */                                \
+    X(memory_reserve_used) /* an allocation failed, and the reserve (reserve.h) made up for it */                      \
+    X(commands_waited)     /* a thread of Python's waited because the engine had too many commands to carry out */     \
+    X(events_dropped)      /* Python was too far behind with the commands of this peer */                              \
+    X(events_lost)         /* no memory for an event */
 
 enum aq_counter {
 #define X(name) AQ_C_##name,

@@ -8,6 +8,8 @@
 #define ALIGNMENT 16U
 /* A ring must hold several of the largest records, whatever limit was asked for. */
 #define LEAST_CAPACITY (512U * 1024U)
+/* Behind so many bytes of the ring an empty queue goes back to its beginning. Bytes; larger than any record. */
+#define REWIND_AFTER (128U * 1024U)
 
 static uint64_t record_size(size_t payload)
 {
@@ -89,6 +91,26 @@ void aq_dgram_pop(aq_dgram *queue)
         uint64_t taken = atomic_load_explicit(&queue->taken, memory_order_relaxed);
         atomic_store_explicit(&queue->taken, taken + record->size, memory_order_release);
     }
+}
+
+int aq_dgram_may_rewind(const aq_dgram *queue)
+{
+    uint64_t taken = atomic_load_explicit(&queue->taken, memory_order_relaxed); /* this side's own */
+
+    return (taken & (queue->capacity - 1)) >= REWIND_AFTER &&
+           taken == atomic_load_explicit(&queue->written, memory_order_acquire);
+}
+
+void aq_dgram_rewind(aq_dgram *queue)
+{
+    uint64_t next = atomic_load_explicit(&queue->taken, memory_order_relaxed) + queue->capacity;
+
+    if (!aq_dgram_may_rewind(queue))
+        return;
+    next &= ~(queue->capacity - 1);
+    /* written first: for whoever asks in between how much waits, taken never passes it. */
+    atomic_store_explicit(&queue->written, next, memory_order_release);
+    atomic_store_explicit(&queue->taken, next, memory_order_release);
 }
 
 uint64_t aq_dgram_waiting(const aq_dgram *queue)

@@ -40,6 +40,12 @@ void aq_dgram_commit(aq_dgram *queue, aq_dgram_record *record);
 
 aq_dgram_record *aq_dgram_front(aq_dgram *queue); /* [consumer] the oldest, or NULL */
 void aq_dgram_pop(aq_dgram *queue);               /* [consumer] the oldest is done with */
-uint64_t aq_dgram_waiting(const aq_dgram *queue); /* [any] bytes */
+/* [any] Bytes; on the consumer's side, after aq_dgram_front(), without the unused end of the ring. */
+uint64_t aq_dgram_waiting(const aq_dgram *queue);
+
+/* [consumer] Whether the queue is empty and has come some way. It should go back to the ring's beginning then: little
+ * traffic uses the same few pages again and again, which stay in the processor's cache, and the others cost nothing. */
+int aq_dgram_may_rewind(const aq_dgram *queue);
+void aq_dgram_rewind(aq_dgram *queue); /* [consumer, who keeps the producer out meanwhile] where it may */
 
 #endif

@@ -11,12 +11,21 @@
 /* Shortest packet with a connection id of ours that can be anything but noise: first byte, id, packet number, 4 bytes
  * of sample, tag. ngtcp2 aborts on an empty one. */
 #define SHORTEST_DATAGRAM 21
-/* Answers to strangers per second; beyond, silence. Each costs a few microseconds and is smaller than what asked for
- * it. */
+/* Answers of each kind to strangers per second; beyond, silence. Each costs a few microseconds and is smaller than what
+ * asked for it. */
 #define ANSWERS_PER_SECOND 1000
 /* A Retry token is good for one round trip of a slow path. */
 #define RETRY_LIFETIME (10 * AQ_NSEC_PER_SEC)
-/* Reflection-prone services (echo, DNS, NTP, SSDP, mDNS ...) never are QUIC clients. RFC 9308 section 8.1. */
+/* So long tokens are made with the same key, and after so long again nothing that one has learnt of it is of use. Much
+ * longer than a token lives. */
+#define TOKEN_KEY_LIFETIME (3600 * AQ_NSEC_PER_SEC)
+/* Handshakes get one part in so many of the engine's time, and what it has left over. So those that are connected keep
+ * the most of what they have, however many would like to be; and where they want nothing, the others have it. */
+#define HANDSHAKE_SHARE 4
+/* Time saved up for handshakes, at most: a crowd that comes at once, after a restart or a failure of a network, is not
+ * held up at first. */
+#define HANDSHAKE_CREDIT ((int64_t)(100 * AQ_NSEC_PER_MSEC))
+/* Reflection-prone services (echo, DNS, NTP ...) never are QUIC clients. RFC 9308 section 8.1. */
 #define LOWEST_CLIENT_PORT 1024
 
 aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *credentials,
@@ -45,7 +54,11 @@ aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *c
     aq_random(secret, sizeof(secret));
     if (aq_map_init(&endpoint->routes, secret) != AQ_OK)
         goto fail;
-    aq_random(endpoint->token_key, sizeof(endpoint->token_key));
+    if (aq_sources_init(&endpoint->sources, secret) != AQ_OK) {
+        aq_map_destroy(&endpoint->routes);
+        goto fail;
+    }
+    aq_rotating_key_init(&endpoint->token_key, TOKEN_KEY_LIFETIME, aq_now());
     endpoint->host = host;
     endpoint->is_server = endpoint->accepting = remote == NULL;
     endpoint->fd = fd;
@@ -63,6 +76,7 @@ fail:
 void aq_endpoint_free(aq_endpoint *endpoint)
 {
     aq_map_destroy(&endpoint->routes);
+    aq_sources_destroy(&endpoint->sources);
     aq_tls_credentials_unref(endpoint->credentials);
     close(endpoint->fd);
     free(endpoint);
@@ -102,7 +116,39 @@ void aq_endpoint_remove(aq_endpoint *endpoint, aq_conn *conn)
     aq_conn_free(conn);
 }
 
+/* ---- half-open connections ------------------------------------------------------------------------------------- */
+
+static void enter_half_open(aq_endpoint *endpoint, aq_conn *conn)
+{
+    conn->half_open = 1;
+    endpoint->half_open++;
+}
+
+void aq_endpoint_validated(aq_conn *conn)
+{
+    if (conn->source != NULL)
+        return;
+    conn->source = aq_sources_enter(&conn->endpoint->sources, &conn->remote);
+    if (conn->source == NULL)
+        aq_count(conn->host->counters, AQ_C_memory_failures, 1);
+}
+
+void aq_endpoint_leave_half_open(aq_conn *conn)
+{
+    conn->half_open = 0;
+    conn->endpoint->half_open--;
+    if (conn->source != NULL)
+        aq_sources_leave(&conn->endpoint->sources, conn->source);
+    conn->source = NULL;
+}
+
 /* ---- sending --------------------------------------------------------------------------------------------------- */
+
+/* What the network says where nobody is. */
+static int is_unreachable(int error)
+{
+    return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH;
+}
 
 int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sockaddr *local, uint8_t ecn,
                          const uint8_t *data, size_t length, size_t segment, size_t *sent)
@@ -113,6 +159,8 @@ int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sock
                              data, length, segment, &conn->gso, sent);
     if (result < 0)
         aq_count(counters, AQ_C_quic_send_errors, 1);
+    if (!endpoint->is_server && is_unreachable(result))
+        aq_conn_suspect(conn, conn->now);
     if (result == 1)
         endpoint->blocked = 1;
     conn->bytes_sent += *sent;
@@ -136,19 +184,29 @@ void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now)
 static void send_alone(aq_endpoint *endpoint, const aq_sockaddr *remote, const aq_sockaddr *local, const uint8_t *data,
                        size_t length)
 {
+    aq_counters *counters = endpoint->host->counters;
     size_t sent;
-    int gso = 0;
-    if (aq_udp_send(endpoint->fd, remote, local, 0, data, length, length, &gso, &sent) < 0)
-        aq_count(endpoint->host->counters, AQ_C_quic_send_errors, 1);
+    int gso = 0, result = aq_udp_send(endpoint->fd, remote, local, 0, data, length, length, &gso, &sent);
+    if (result == 0) {
+        aq_count(counters, AQ_C_quic_bytes_sent, length);
+        aq_count(counters, AQ_C_quic_datagrams_sent, 1);
+    } else {
+        aq_count(counters, result == 1 ? AQ_C_answers_suppressed : AQ_C_quic_send_errors, 1);
+    }
 }
 
-static int may_answer(aq_endpoint *endpoint, uint64_t now)
+static int may_answer(aq_endpoint *endpoint, enum aq_answer kind, uint64_t now)
 {
     if (now - endpoint->answers_since >= AQ_NSEC_PER_SEC) {
         endpoint->answers_since = now;
-        endpoint->answers = 0;
+        memset(endpoint->answers, 0, sizeof(endpoint->answers));
     }
-    return endpoint->answers++ < ANSWERS_PER_SECOND;
+    if (endpoint->answers[kind] < ANSWERS_PER_SECOND) {
+        endpoint->answers[kind]++;
+        return 1;
+    }
+    aq_count(endpoint->host->counters, AQ_C_answers_suppressed, 1);
+    return 0;
 }
 
 /* ---- strangers ------------------------------------------------------------------------------------------------- */
@@ -166,7 +224,7 @@ static void negotiate_version(aq_endpoint *endpoint, const arrival *packet, cons
     static const uint32_t versions[] = {NGTCP2_PROTO_VER_V1, NGTCP2_PROTO_VER_V2};
     uint8_t out[NGTCP2_MAX_UDP_PAYLOAD_SIZE], unused;
     ngtcp2_ssize length;
-    if (!may_answer(endpoint, packet->now))
+    if (!may_answer(endpoint, AQ_ANSWER_VERSION, packet->now))
         return;
     aq_random(&unused, 1);
     length = ngtcp2_pkt_write_version_negotiation(out, sizeof(out), unused, ids->scid, ids->scidlen, ids->dcid,
@@ -188,7 +246,7 @@ static void reset_stateless(aq_endpoint *endpoint, const arrival *packet, const 
     size_t noise_length = NGTCP2_MIN_STATELESS_RESET_RANDLEN;
     ngtcp2_cid cid;
     ngtcp2_ssize length;
-    if (packet->length <= LEAST + 1 || !may_answer(endpoint, packet->now))
+    if (packet->length <= LEAST + 1 || !may_answer(endpoint, AQ_ANSWER_RESET, packet->now))
         return;
     if (packet->length <= 43)
         noise_length = packet->length - 1 - NGTCP2_STATELESS_RESET_TOKENLEN;
@@ -210,8 +268,7 @@ static void refuse(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pk
 {
     uint8_t out[NGTCP2_MAX_UDP_PAYLOAD_SIZE];
     ngtcp2_ssize length;
-    aq_count(endpoint->host->counters, AQ_C_connections_refused, 1);
-    if (!may_answer(endpoint, packet->now))
+    if (!may_answer(endpoint, AQ_ANSWER_REFUSAL, packet->now))
         return;
     length = ngtcp2_crypto_write_connection_close(out, sizeof(out), header->version, &header->scid, &header->dcid, code,
                                                   NULL, 0);
@@ -233,10 +290,11 @@ static void send_retry(aq_endpoint *endpoint, const arrival *packet, const ngtcp
     ngtcp2_cid scid;
     ngtcp2_ssize token_length, length;
     scid.datalen = AQ_SCID_LENGTH;
-    aq_random(scid.data, scid.datalen);
+    if (gnutls_rnd(GNUTLS_RND_NONCE, scid.data, scid.datalen) != 0) /* without a system call */
+        return;
     token_length = ngtcp2_crypto_generate_retry_token2(
-        token, endpoint->token_key, sizeof(endpoint->token_key), header->version, &packet->remote->sa,
-        (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &scid, &header->dcid, time_of_day());
+        token, aq_rotating_key_get(&endpoint->token_key, 0, packet->now), AQ_ROTATING_KEY_LENGTH, header->version,
+        &packet->remote->sa, (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &scid, &header->dcid, time_of_day());
     if (token_length < 0)
         return;
     length = ngtcp2_crypto_write_retry(out, sizeof(out), header->version, &header->scid, &scid, &header->dcid, token,
@@ -251,15 +309,16 @@ static void send_retry(aq_endpoint *endpoint, const arrival *packet, const ngtcp
  * before our start. The client can't go on with it, so it should know at once. */
 static int check_token(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header, ngtcp2_cid *original)
 {
-    int result;
     if (header->tokenlen == 0 || header->token[0] != NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2)
         return 0;
-    result = ngtcp2_crypto_verify_retry_token2(original, header->token, header->tokenlen, endpoint->token_key,
-                                               sizeof(endpoint->token_key), header->version, &packet->remote->sa,
-                                               (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &header->dcid,
-                                               RETRY_LIFETIME, time_of_day());
-    if (result == 0)
-        return 1;
+    for (int before = 0; before < 2; before++) {
+        if (ngtcp2_crypto_verify_retry_token2(original, header->token, header->tokenlen,
+                                              aq_rotating_key_get(&endpoint->token_key, before, packet->now),
+                                              AQ_ROTATING_KEY_LENGTH, header->version, &packet->remote->sa,
+                                              (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &header->dcid,
+                                              RETRY_LIFETIME, time_of_day()) == 0)
+            return 1;
+    }
     aq_count(endpoint->host->counters, AQ_C_retry_tokens_invalid, 1);
     return -1;
 }
@@ -283,6 +342,12 @@ static aq_conn *accept_client(aq_endpoint *endpoint, const arrival *packet, cons
 
     if (!endpoint->accepting || endpoint->half_open >= endpoint->max_half_open ||
         endpoint->connections >= endpoint->max_connections) {
+        aq_count(endpoint->host->counters, AQ_C_connections_refused, 1);
+        refuse(endpoint, packet, header, NGTCP2_CONNECTION_REFUSED);
+        return NULL;
+    }
+    if (aq_sources_clients(&endpoint->sources, packet->remote) >= endpoint->max_half_open_per_source) {
+        aq_count(endpoint->host->counters, AQ_C_connections_refused_source, 1);
         refuse(endpoint, packet, header, NGTCP2_CONNECTION_REFUSED);
         return NULL;
     }
@@ -302,44 +367,72 @@ static aq_conn *accept_client(aq_endpoint *endpoint, const arrival *packet, cons
         aq_count(endpoint->host->counters, AQ_C_memory_failures, 1);
         return NULL;
     }
-    conn->half_open = &endpoint->half_open;
-    endpoint->half_open++;
+    enter_half_open(endpoint, conn);
+    if (token == 1)
+        aq_endpoint_validated(conn);
     link_conn(endpoint, conn);
     return conn;
 }
 
-static aq_conn *find_or_accept(aq_endpoint *endpoint, const arrival *packet, ngtcp2_pkt_hd *header)
+static int can_be_client(const aq_sockaddr *remote)
 {
-    ngtcp2_version_cid ids;
+    return ntohs(remote->sa.sa_family == AF_INET6 ? remote->in6.sin6_port : remote->in.sin_port) >= LOWEST_CLIENT_PORT;
+}
+
+/* Whether there is time for a new connection. */
+static int may_begin(aq_endpoint *endpoint, uint64_t now)
+{
+    uint64_t idle = *endpoint->host->idle;
+    endpoint->handshake_credit +=
+        (int64_t)((now - endpoint->credit_at) / HANDSHAKE_SHARE + (idle - endpoint->idle_seen));
+    endpoint->credit_at = now;
+    endpoint->idle_seen = idle;
+    if (endpoint->handshake_credit > HANDSHAKE_CREDIT)
+        endpoint->handshake_credit = HANDSHAKE_CREDIT;
+    if (endpoint->handshake_credit < -HANDSHAKE_CREDIT)
+        endpoint->handshake_credit = -HANDSHAKE_CREDIT;
+    return endpoint->handshake_credit > 0;
+}
+
+/* The connection that a packet names; NULL: none, and *ids is filled in unless *result, which is ngtcp2's, says
+ * otherwise. */
+static aq_conn *find(aq_endpoint *endpoint, const arrival *packet, ngtcp2_version_cid *ids, int *result)
+{
     aq_conn *conn;
-    int result;
     /* Most packets come in runs for one connection, with short headers: first byte, connection id. */
     if (endpoint->latest != NULL && (packet->data[0] & 0x80) == 0 &&
         memcmp(packet->data + 1, endpoint->latest_id, AQ_SCID_LENGTH) == 0)
         return endpoint->latest;
-    result = ngtcp2_pkt_decode_version_cid(&ids, packet->data, packet->length, AQ_SCID_LENGTH);
-    if (result == NGTCP2_ERR_VERSION_NEGOTIATION) {
-        negotiate_version(endpoint, packet, &ids);
+    *result = ngtcp2_pkt_decode_version_cid(ids, packet->data, packet->length, AQ_SCID_LENGTH);
+    if (*result != 0)
         return NULL;
-    }
-    if (result != 0 || ids.dcidlen > NGTCP2_MAX_CIDLEN) {
-        aq_count(endpoint->host->counters, AQ_C_quic_drop_unknown_connection, 1);
-        return NULL;
-    }
-    conn = aq_map_get(&endpoint->routes, ids.dcid, ids.dcidlen);
-    if (conn != NULL && ids.dcidlen == AQ_SCID_LENGTH) {
+    conn = aq_map_get(&endpoint->routes, ids->dcid, ids->dcidlen);
+    if (conn != NULL && ids->dcidlen == AQ_SCID_LENGTH) {
         endpoint->latest = conn;
-        memcpy(endpoint->latest_id, ids.dcid, AQ_SCID_LENGTH);
+        memcpy(endpoint->latest_id, ids->dcid, AQ_SCID_LENGTH);
     }
-    if (conn != NULL)
-        return conn;
-    if (ngtcp2_accept(header, packet->data, packet->length) == 0) {
-        const aq_sockaddr *remote = packet->remote;
-        uint16_t port = ntohs(remote->sa.sa_family == AF_INET6 ? remote->in6.sin6_port : remote->in.sin_port);
-        if (port >= LOWEST_CLIENT_PORT)
-            return accept_client(endpoint, packet, header);
-    } else if ((packet->data[0] & 0x80) == 0) {
-        reset_stateless(endpoint, packet, &ids);
+    return conn;
+}
+
+/* A packet of nobody's. Returns the connection that it begins, or NULL. */
+static aq_conn *meet(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_version_cid *ids, int decoded)
+{
+    ngtcp2_pkt_hd header;
+    if (can_be_client(packet->remote)) {
+        if (decoded == NGTCP2_ERR_VERSION_NEGOTIATION) {
+            negotiate_version(endpoint, packet, ids);
+            return NULL;
+        }
+        if (decoded == 0 && ids->dcidlen <= NGTCP2_MAX_CIDLEN) {
+            if (ngtcp2_accept(&header, packet->data, packet->length) == 0) {
+                if (may_begin(endpoint, packet->now))
+                    return accept_client(endpoint, packet, &header);
+                aq_count(endpoint->host->counters, AQ_C_initials_put_off, 1);
+                return NULL;
+            }
+            if ((packet->data[0] & 0x80) == 0)
+                reset_stateless(endpoint, packet, ids);
+        }
     }
     aq_count(endpoint->host->counters, AQ_C_quic_drop_unknown_connection, 1);
     return NULL;
@@ -347,17 +440,9 @@ static aq_conn *find_or_accept(aq_endpoint *endpoint, const arrival *packet, ngt
 
 /* ---- receiving ------------------------------------------------------------------------------------------------- */
 
-static void receive_one(aq_endpoint *endpoint, const arrival *packet)
+static void read_packet(aq_endpoint *endpoint, aq_conn *conn, const arrival *packet)
 {
     ngtcp2_pkt_hd header;
-    aq_conn *conn;
-    if (packet->length < SHORTEST_DATAGRAM) {
-        aq_count(endpoint->host->counters, AQ_C_quic_drop_short, 1);
-        return;
-    }
-    conn = endpoint->is_server ? find_or_accept(endpoint, packet, &header) : endpoint->first;
-    if (conn == NULL)
-        return;
     switch (aq_conn_read(conn, packet->local, packet->remote, packet->ecn, packet->data, packet->length, packet->now)) {
     case AQ_READ_RETRY:
         if (ngtcp2_accept(&header, packet->data, packet->length) == 0)
@@ -365,6 +450,7 @@ static void receive_one(aq_endpoint *endpoint, const arrival *packet)
         aq_endpoint_remove(endpoint, conn);
         return;
     case AQ_READ_DROP:
+        aq_count(endpoint->host->counters, AQ_C_initials_dropped, 1);
         aq_endpoint_remove(endpoint, conn);
         return;
     default:
@@ -372,15 +458,43 @@ static void receive_one(aq_endpoint *endpoint, const arrival *packet)
     }
 }
 
+static void receive_one(aq_endpoint *endpoint, const arrival *packet)
+{
+    ngtcp2_version_cid ids;
+    aq_conn *conn = endpoint->first;
+    uint64_t began;
+    int decoded = 0;
+    if (packet->length < SHORTEST_DATAGRAM) {
+        aq_count(endpoint->host->counters, AQ_C_quic_drop_short, 1);
+        return;
+    }
+    if (endpoint->is_server)
+        conn = find(endpoint, packet, &ids, &decoded);
+    if (!endpoint->is_server || (conn != NULL && conn->state != AQ_CONN_HANDSHAKE)) {
+        if (conn != NULL)
+            read_packet(endpoint, conn, packet);
+        return;
+    }
+    began = aq_now();
+    if (conn == NULL)
+        conn = meet(endpoint, packet, &ids, decoded);
+    if (conn != NULL)
+        read_packet(endpoint, conn, packet);
+    endpoint->handshake_credit -= (int64_t)(aq_now() - began);
+}
+
 static void receive_error(aq_endpoint *endpoint, int error, uint64_t now)
 {
     aq_conn *conn = endpoint->first;
     aq_count(endpoint->host->counters, AQ_C_quic_receive_errors, 1);
+    if (endpoint->is_server || conn == NULL || !is_unreachable(error))
+        return;
     /* Before the handshake is complete a refusal by the network saves the wait; after it, anybody could forge one, so
-     * only time tells. */
-    if (!endpoint->is_server && conn != NULL && conn->state == AQ_CONN_HANDSHAKE &&
-        (error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH))
+     * it is no more than a reason to look elsewhere meanwhile. */
+    if (conn->state == AQ_CONN_HANDSHAKE)
         aq_conn_close(conn, AQ_CLOSE_UNREACHABLE, (uint64_t)(-error), strerror(-error), now);
+    else
+        aq_conn_suspect(conn, now);
 }
 
 static void receive_message(aq_endpoint *endpoint, const aq_udp_message *message, uint64_t now)
@@ -440,4 +554,38 @@ aq_conn *aq_endpoint_connect(aq_endpoint *endpoint, const aq_sockaddr *remote, c
     if (conn != NULL)
         link_conn(endpoint, conn);
     return conn;
+}
+
+/* ---- another local address ------------------------------------------------------------------------------------- */
+
+static int same_ip(const aq_sockaddr *first, const aq_sockaddr *second)
+{
+    aq_address a, b;
+    aq_sockaddr_to(first, &a);
+    aq_sockaddr_to(second, &b);
+    a.port = b.port = 0;
+    return a.scope == b.scope && aq_address_equal(&a, &b);
+}
+
+int aq_endpoint_route_socket(aq_endpoint *endpoint, int fd, aq_sockaddr *local)
+{
+    const aq_sockaddr *remote = &endpoint->first->remote;
+    socklen_t length = sizeof(*local);
+    int receive, send;
+    int failed = aq_udp_setup_quic(fd, &receive, &send);
+    if (failed != 0)
+        return AQ_ERR_SYSTEM + failed;
+    memset(local, 0, sizeof(*local));
+    if (connect(fd, &remote->sa, aq_sockaddr_length(remote)) != 0 || getsockname(fd, &local->sa, &length) != 0)
+        return AQ_ERR_SYSTEM - errno;
+    return same_ip(local, &endpoint->bound) ? 0 : 1;
+}
+
+int aq_endpoint_swap_socket(aq_endpoint *endpoint, int fd, const aq_sockaddr *local)
+{
+    int before = endpoint->fd;
+    endpoint->fd = fd;
+    endpoint->bound = *local;
+    endpoint->blocked = endpoint->waits_writable = 0;
+    return before;
 }

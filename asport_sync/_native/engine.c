@@ -32,8 +32,7 @@
 /* A socket with so many datagrams in so little time is worth the pump's wake-ups: 80,000 a second. */
 #define UDP_BUSY_DATAGRAMS 20000
 #define UDP_BUSY_TIME (250 * AQ_NSEC_PER_MSEC)
-#define UDP_REST (100 * AQ_NSEC_PER_MSEC)       /* of a service socket that can't be read now */
-#define REST_UNWATCHED (100 * AQ_NSEC_PER_MSEC) /* of any socket that epoll does not take back now */
+#define UDP_REST (100 * AQ_NSEC_PER_MSEC) /* of a service socket that can't be read now */
 
 /* ---- growing arrays -------------------------------------------------------------------------------------------- */
 
@@ -80,16 +79,15 @@ void aq_engine_touch_stream(void *context, aq_stream *stream)
     aq_engine *engine = context;
     if (stream->in_touched)
         return;
-    if (aq_engine_make_room(&engine->touched_streams, engine->touched_streams_length, &engine->touched_streams_capacity,
-                            sizeof(aq_stream *)) != AQ_OK) {
-        aq_count(&engine->counters, AQ_C_memory_failures, 1);
-        aq_stream_signal(stream, ~0U);
-        return;
-    }
     if (aq_slab_get(&engine->streams, stream->id) == NULL)
         return;
     stream->in_touched = 1;
-    engine->touched_streams[engine->touched_streams_length++] = stream;
+    stream->touched_next = NULL;
+    if (engine->touched_streams != NULL)
+        engine->touched_streams_last->touched_next = stream;
+    else
+        engine->touched_streams = stream;
+    engine->touched_streams_last = stream;
 }
 
 /* ---- timers: a binary heap by expiry ----------------------------------------------------------------------------- */
@@ -179,9 +177,11 @@ static void forget(void *context, aq_conn *conn)
 /* Tells owners of what the last reads brought. */
 static void run_touched_streams(aq_engine *engine)
 {
-    size_t count = engine->touched_streams_length;
-    for (size_t i = 0; i < count; i++) {
-        aq_stream *stream = engine->touched_streams[i];
+    /* What is touched meanwhile is for the next turn. */
+    aq_stream *stream = engine->touched_streams, *next;
+    engine->touched_streams = NULL;
+    for (; stream != NULL; stream = next) {
+        next = stream->touched_next;
         stream->in_touched = 0;
         if (stream->dial_wanted) {
             aq_engine_dial(engine, stream);
@@ -199,11 +199,6 @@ static void run_touched_streams(aq_engine *engine)
         }
         aq_slab_put(&engine->streams, stream->id);
     }
-    /* What was touched meanwhile moves to the front, for the next turn. */
-    engine->touched_streams_length -= count;
-    if (count > 0)
-        memmove(engine->touched_streams, engine->touched_streams + count,
-                engine->touched_streams_length * sizeof(aq_stream *));
 }
 
 static void run_ready(aq_engine *engine)
@@ -236,59 +231,6 @@ static void run_ready(aq_engine *engine)
             aq_flows_unref(flows);
         }
     }
-}
-
-/* ---- sockets that rest --------------------------------------------------------------------------------------------
-
- * A descriptor that can't be served now, and would be reported as ready all the time, leaves epoll for a while. */
-
-/* Watches what the id names, unless it has gone meanwhile. */
-static int64_t watch_again(aq_engine *engine, aq_id id)
-{
-    int64_t result = AQ_OK;
-    if (aq_id_kind((uint64_t)id) == AQ_KIND_LISTENER) {
-        aq_listener *listener = aq_slab_get(&engine->listeners, id);
-        if (listener != NULL) {
-            if (!listener->over)
-                result = aq_engine_listen_tcp(engine, listener);
-            aq_slab_put(&engine->listeners, id);
-        }
-    } else {
-        aq_udp *udp = aq_slab_get(&engine->udps, id);
-        if (udp != NULL) {
-            result = aq_engine_watch_udp(engine, udp);
-            aq_slab_put(&engine->udps, id);
-        }
-    }
-    return result;
-}
-
-/* The descriptor is watched, and stays so where there is no memory: reported all the time is better than never. */
-void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration)
-{
-    if (aq_engine_make_room(&engine->resting, engine->resting_length, &engine->resting_capacity,
-                            sizeof(*engine->resting)) != AQ_OK) {
-        aq_count(&engine->counters, AQ_C_memory_failures, 1);
-        return;
-    }
-    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, fd, NULL);
-    engine->resting[engine->resting_length].id = id;
-    engine->resting[engine->resting_length++].until = engine->now + duration;
-}
-
-static void run_resting(aq_engine *engine)
-{
-    size_t kept = 0;
-    for (size_t i = 0; i < engine->resting_length; i++) {
-        if (engine->resting[i].until <= engine->now) {
-            if (watch_again(engine, engine->resting[i].id) == AQ_OK)
-                continue;
-            aq_count(&engine->counters, AQ_C_watch_failures, 1);
-            engine->resting[i].until = engine->now + REST_UNWATCHED;
-        }
-        engine->resting[kept++] = engine->resting[i];
-    }
-    engine->resting_length = kept;
 }
 
 /* ---- UDP service sockets ----------------------------------------------------------------------------------------- */
@@ -429,7 +371,9 @@ static void run_timers(aq_engine *engine)
 {
     aq_engine_dial_timers(engine);
     if (engine->resting_length > 0)
-        run_resting(engine);
+        aq_engine_run_resting(engine);
+    if (engine->starved_streams != NULL && engine->starved_until <= engine->now)
+        aq_engine_run_starved(engine);
     while (engine->heap_length > 0 && engine->heap[0]->expiry <= engine->now) {
         aq_conn *conn = engine->heap[0];
         if (conn->quic == NULL && conn->keep_until > engine->now) {
@@ -482,7 +426,7 @@ static void flush(aq_engine *engine)
 
 static int has_work(aq_engine *engine)
 {
-    return engine->touched_first != NULL || engine->touched_streams_length > 0 || atomic_load(&engine->ready.filled) ||
+    return engine->touched_first != NULL || engine->touched_streams != NULL || atomic_load(&engine->ready.filled) ||
            atomic_load(&engine->commands_filled) || atomic_load(&engine->stopping);
 }
 
@@ -491,6 +435,8 @@ static uint64_t next_timer(const aq_engine *engine)
     uint64_t expiry = engine->heap_length > 0 ? engine->heap[0]->expiry : UINT64_MAX;
     if (engine->dial_first != NULL && engine->dial_first->deadline < expiry)
         expiry = engine->dial_first->deadline;
+    if (engine->starved_streams != NULL && engine->starved_until < expiry)
+        expiry = engine->starved_until;
     for (size_t i = 0; i < engine->resting_length; i++) {
         if (engine->resting[i].until < expiry)
             expiry = engine->resting[i].until;
@@ -501,10 +447,10 @@ static uint64_t next_timer(const aq_engine *engine)
 static int block_until_work(aq_engine *engine, struct epoll_event *events)
 {
     struct timespec timeout = {0, 0}, *wait = &timeout;
+    uint64_t now = aq_now();
     int count;
     aq_wake_prepare(&engine->wake);
     if (!has_work(engine)) {
-        uint64_t now = aq_now();
         uint64_t expiry = next_timer(engine);
         if (expiry == UINT64_MAX) {
             wait = NULL;
@@ -527,6 +473,7 @@ static int block_until_work(aq_engine *engine, struct epoll_event *events)
         count = epoll_wait(engine->epoll, events, EPOLL_EVENTS, milliseconds);
     }
     aq_wake_cancel(&engine->wake);
+    engine->idle += aq_now() - now;
     return count;
 }
 
@@ -592,9 +539,10 @@ static void stop_everything(aq_engine *engine)
         for (aq_conn *conn = engine->all_endpoints[i]->first; conn != NULL; conn = conn->next)
             aq_conn_stop(conn, engine->now);
     }
+    aq_engine_run_starved(engine);
     aq_slab_each(&engine->streams, stop_stream, engine);
     run_ready(engine);
-    while (engine->touched_streams_length > 0)
+    while (engine->touched_streams != NULL)
         run_touched_streams(engine);
     run_ready(engine);
     for (size_t i = 0; i < engine->endpoints_length; i++) {
@@ -669,7 +617,7 @@ int64_t aq_engine_loop(aq_engine *engine)
         /* 2. TCP and UDP sockets of services, and what they had to say on its way, before packets are decrypted: a
          * batch of those takes longer than all of it */
         read_services(engine, events, count);
-        if (engine->touched_streams_length > 0 || engine->touched_first != NULL)
+        if (engine->touched_streams != NULL || engine->touched_first != NULL)
             move(engine);
         /* 3. packets of QUIC sockets; owners of streams hear of it, attached ones move their bytes */
         read_endpoints(engine, events, count);
@@ -701,5 +649,7 @@ void aq_engine_host_functions(aq_conn_host *host)
     host->forget = forget;
     host->route = aq_endpoint_route;
     host->unroute = aq_endpoint_unroute;
+    host->validated = aq_endpoint_validated;
+    host->leave_half_open = aq_endpoint_leave_half_open;
     host->transmit = aq_endpoint_transmit;
 }

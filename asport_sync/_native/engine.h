@@ -39,9 +39,12 @@ enum aq_command_kind {
     AQ_DO_CLOSE_UDP,
     AQ_DO_LISTEN_TCP,
     AQ_DO_UNLISTEN_TCP,
-    AQ_DO_DIAL
+    AQ_DO_DIAL,
+    AQ_DO_MIGRATE
 };
 
+/* Commands on their way to the engine; who has more to say waits until it has taken these. */
+#define AQ_COMMANDS_MOST 16384
 #define AQ_COMMAND_BYTES 256 /* aq_connection_send() takes no more */
 
 /* One thing for the engine to do. A waited-for command lives on its caller's stack; the others on the heap and the
@@ -81,6 +84,7 @@ typedef struct {
     int fd;            /* ours */
     uint64_t reported; /* [engine] when Python last heard of trouble; 0: never */
     int over;          /* [engine] not to be watched any more */
+    uint32_t most;     /* [engine] sockets that its connection may have accepted at a time */
 } aq_listener;
 
 enum aq_engine_state { AQ_ENGINE_NEW, AQ_ENGINE_RUNNING, AQ_ENGINE_STOPPED };
@@ -89,6 +93,7 @@ struct aq_engine {
     /* thread-safe by themselves */
     aq_counters counters;
     aq_events events;
+    aq_reserve reserve;
     aq_pool pool;
     aq_wake wake;
     aq_ready ready;
@@ -103,7 +108,9 @@ struct aq_engine {
 
     pthread_mutex_t command_mutex;
     pthread_cond_t command_done;
-    aq_engine_command *commands_first, *commands_last; /* guarded by command_mutex */
+    aq_engine_command *commands_first, *commands_last; /* guarded by command_mutex, as are the next two */
+    uint32_t commands_length;
+    uint32_t commands_waiters; /* threads that wait until there are fewer */
     _Atomic int commands_filled;
 
     pthread_mutex_t wakes_mutex;
@@ -120,9 +127,10 @@ struct aq_engine {
     int epoll;
     int has_epoll_pwait2;
     aq_conn *touched_first, *touched_last;
-    aq_stream **touched_streams; /* each with a reference */
-    size_t touched_streams_length, touched_streams_capacity;
-    aq_conn **heap; /* by expiry */
+    aq_stream *touched_streams, *touched_streams_last; /* each with a reference */
+    aq_stream *starved_streams;                        /* wait for memory; each with a reference */
+    uint64_t starved_until;                            /* when they are looked at again */
+    aq_conn **heap;                                    /* by expiry */
     uint32_t heap_length, heap_capacity;
     aq_endpoint **all_endpoints;
     size_t endpoints_length, endpoints_capacity;
@@ -136,6 +144,7 @@ struct aq_engine {
     int *closing_fds; /* once what is collected for them has left */
     size_t closing_fds_length, closing_fds_capacity;
     uint64_t now;
+    uint64_t idle;           /* nanoseconds slept, in all */
     uint64_t interactive_at; /* when a stream last had something short to say */
     int spin_credit;         /* > 0: looking on before a sleep pays at the moment */
     int sleeps_without_spin; /* since it was last tried */
@@ -168,10 +177,14 @@ void aq_engine_touch(void *engine, aq_conn *conn);
 int aq_engine_is_interactive(const aq_engine *engine);
 void aq_engine_touch_stream(void *engine, aq_stream *stream);
 int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint);
-void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration);
 int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp);
 /* [engine or pump] Asks Python about each new source; where it can't be asked, what waits is dropped. */
 void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch);
+/* engine_rest.c */
+void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration);
+void aq_engine_rest_stream(aq_engine *engine, aq_stream *stream); /* there is no memory to read its socket into */
+void aq_engine_run_starved(aq_engine *engine);                    /* tries them again */
+void aq_engine_run_resting(aq_engine *engine);
 /* tcp.c */
 void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes over fd, also on failure */
 void aq_engine_serve(aq_engine *engine, aq_stream *stream);          /* moves what can be moved */

@@ -10,6 +10,8 @@
 
 /* Socket buffers below this lose packets when a whole window arrives between two turns of the loop. */
 #define BUFFER_WORTH (2 * 1024 * 1024)
+/* Messages of the kernel that are read from a socket before it is closed. */
+#define LAST_READ 8
 
 /* ---- handing over -------------------------------------------------------------------------------- */
 
@@ -18,6 +20,13 @@ static int hand_over(aq_engine *engine, aq_engine_command *command)
     int accepted;
     command->next = NULL;
     pthread_mutex_lock(&engine->command_mutex);
+    if (engine->commands_length >= AQ_COMMANDS_MOST && !atomic_load(&engine->stopping)) {
+        aq_count(&engine->counters, AQ_C_commands_waited, 1);
+        engine->commands_waiters++;
+        while (engine->commands_length >= AQ_COMMANDS_MOST && !atomic_load(&engine->stopping))
+            pthread_cond_wait(&engine->command_done, &engine->command_mutex);
+        engine->commands_waiters--;
+    }
     accepted = !atomic_load(&engine->stopping);
     if (accepted) {
         if (engine->commands_last != NULL)
@@ -25,6 +34,7 @@ static int hand_over(aq_engine *engine, aq_engine_command *command)
         else
             engine->commands_first = command;
         engine->commands_last = command;
+        engine->commands_length++;
         atomic_store(&engine->commands_filled, 1);
     }
     pthread_mutex_unlock(&engine->command_mutex);
@@ -44,7 +54,7 @@ static void release_command(aq_engine *engine, aq_engine_command *command)
         aq_slab_put(&engine->streams, stream->id);
     }
     if (command->kind == AQ_DO_ATTACH || command->kind == AQ_DO_CLOSE_UDP || command->kind == AQ_DO_LISTEN ||
-        command->kind == AQ_DO_CONNECT)
+        command->kind == AQ_DO_CONNECT || command->kind == AQ_DO_MIGRATE)
         close(command->fd);
     if (command->kind == AQ_DO_WATCH_UDP)
         aq_slab_put(&engine->udps, command->id);
@@ -107,6 +117,9 @@ static aq_engine_command *take_commands(aq_engine *engine)
     pthread_mutex_lock(&engine->command_mutex);
     list = engine->commands_first;
     engine->commands_first = engine->commands_last = NULL;
+    engine->commands_length = 0;
+    if (engine->commands_waiters > 0)
+        pthread_cond_broadcast(&engine->command_done);
     atomic_store(&engine->commands_filled, 0);
     pthread_mutex_unlock(&engine->command_mutex);
     return list;
@@ -155,6 +168,7 @@ static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
     memcpy(endpoint->reset_key, options->reset_key, sizeof(endpoint->reset_key));
     endpoint->retry_threshold = options->retry_threshold;
     endpoint->max_half_open = options->max_half_open;
+    endpoint->max_half_open_per_source = options->max_half_open_per_source;
     endpoint->max_connections = options->max_connections;
     result = aq_slab_add(&engine->endpoints, endpoint);
     if (result > 0) {
@@ -203,6 +217,29 @@ static int64_t do_connect(aq_engine *engine, aq_engine_command *command)
     return conn->id;
 }
 
+/* A client's connection goes on from the address that the socket gets when it is connected. Takes it over. */
+static int64_t do_migrate(aq_engine *engine, aq_conn *conn, int fd)
+{
+    aq_endpoint *endpoint = conn->endpoint;
+    struct epoll_event interest = {.events = EPOLLIN, .data.ptr = endpoint};
+    aq_sockaddr local;
+    int64_t result = endpoint->is_server ? AQ_ERR_INVALID : aq_endpoint_route_socket(endpoint, fd, &local);
+    if (result == 1 && epoll_ctl(engine->epoll, EPOLL_CTL_ADD, fd, &interest) != 0)
+        result = AQ_ERR_SYSTEM - errno;
+    if (result == 1) {
+        /* What has come to the old address counts still. */
+        aq_endpoint_read(endpoint, engine->receiver, LAST_READ, engine->now);
+        result = conn->quic == NULL ? AQ_ERR_GONE : aq_conn_migrate(conn, &local, engine->now);
+        if (result == AQ_OK) {
+            fd = aq_endpoint_swap_socket(endpoint, fd, &local);
+            result = 1;
+        }
+        epoll_ctl(engine->epoll, EPOLL_CTL_DEL, fd, NULL); /* the application may hold a duplicate of either */
+    }
+    close(fd);
+    return result;
+}
+
 static int64_t do_close_endpoint(aq_engine *engine, aq_engine_command *command)
 {
     aq_endpoint *endpoint = aq_slab_get(&engine->endpoints, command->id);
@@ -247,8 +284,10 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
 {
     const aq_export_request *request = command->input;
     const aq_dial_request *dial = command->input;
-    if (conn->quic == NULL)
+    if (conn->quic == NULL) {
+        release_command(engine, command);
         return AQ_ERR_GONE;
+    }
     conn->now = engine->now;
     switch (command->kind) {
     case AQ_DO_CLOSE:
@@ -267,6 +306,8 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
         return aq_conn_admit(conn, (enum aq_carrier)command->a, command->b != 0);
     case AQ_DO_PROBE:
         return aq_conn_probe(conn, command->a, engine->now);
+    case AQ_DO_MIGRATE:
+        return do_migrate(engine, conn, command->fd);
     case AQ_DO_INFO:
         return aq_conn_get_info(conn, command->output, engine->now);
     case AQ_DO_FLOW_READY:
@@ -376,8 +417,10 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
         return AQ_OK;
     default:
         conn = aq_slab_get(&engine->connections, command->id);
-        if (conn == NULL)
+        if (conn == NULL) {
+            release_command(engine, command);
             return AQ_ERR_GONE;
+        }
         result = do_for_connection(engine, conn, command);
         aq_slab_put(&engine->connections, command->id);
         return result;

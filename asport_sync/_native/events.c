@@ -6,7 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define FIRST_CAPACITY 64U
+#define FIRST_CAPACITY 256U /* 90 KiB: so many can be kept when there is no memory */
 
 int aq_events_init(aq_events *events, aq_counters *counters)
 {

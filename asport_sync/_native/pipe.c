@@ -19,6 +19,7 @@ int aq_pool_init(aq_pool *pool, uint64_t most_idle)
     pool->large = NULL;
     pool->idle = 0;
     pool->most_idle = most_idle;
+    pool->reserve = NULL;
     atomic_init(&pool->live, 0);
     return 0;
 }
@@ -40,9 +41,26 @@ void aq_pool_destroy(aq_pool *pool)
     pthread_mutex_destroy(&pool->mutex);
 }
 
+static aq_segment *new_segment(aq_pool *pool, uint32_t capacity, uint32_t left)
+{
+    size_t size = sizeof(aq_segment) + capacity;
+    aq_segment *segment = malloc(size);
+    uint32_t from_reserve = 0;
+
+    if (segment == NULL && pool->reserve != NULL) {
+        segment = aq_reserve_take(pool->reserve, size, left);
+        from_reserve = 1;
+    }
+    if (segment != NULL) {
+        segment->capacity = capacity;
+        segment->from_reserve = from_reserve;
+    }
+    return segment;
+}
+
 /* Up to `count` segments as a chain; fewer, or NULL, when there is no memory. The lock is taken once for all of them.
  */
-static aq_segment *pool_take(aq_pool *pool, uint32_t capacity, size_t count)
+static aq_segment *pool_take(aq_pool *pool, uint32_t capacity, size_t count, uint32_t left)
 {
     aq_segment **list = capacity == AQ_SEGMENT_SMALL ? &pool->small : &pool->large;
     aq_segment *chain = NULL;
@@ -61,13 +79,11 @@ static aq_segment *pool_take(aq_pool *pool, uint32_t capacity, size_t count)
     pthread_mutex_unlock(&pool->mutex);
 
     for (; count > 0; count--) {
-        aq_segment *segment = malloc(sizeof(*segment) + capacity);
+        aq_segment *segment = new_segment(pool, capacity, left);
 
         if (segment == NULL)
             break;
         segment->next = chain;
-        segment->capacity = capacity;
-        segment->reserved = 0;
         chain = segment;
         bytes += capacity;
     }
@@ -89,6 +105,10 @@ static void pool_give(aq_pool *pool, aq_segment *chain)
 
         chain = segment->next;
         bytes += segment->capacity;
+        if (segment->from_reserve) {
+            aq_reserve_give(pool->reserve, segment);
+            continue;
+        }
         if (segment->capacity > pool->most_idle - pool->idle)
             list = &surplus;
         else
@@ -108,6 +128,7 @@ void aq_pipe_init(aq_pipe *pipe, aq_pool *pool, uint64_t limit)
 {
     pipe->pool = pool;
     pipe->limit = limit;
+    pipe->left = AQ_RESERVE_LEFT;
     pipe->tail = NULL;
     pipe->tail_used = 0;
     pipe->spare = NULL;
@@ -188,7 +209,7 @@ static size_t reserve(aq_pipe *pipe, size_t want, uint32_t capacity, size_t most
     if (missing == 0)
         return have;
 
-    segment = pool_take(pipe->pool, capacity, missing);
+    segment = pool_take(pipe->pool, capacity, missing, pipe->left);
     if (last != NULL)
         last->next = segment;
     if (pipe->spare == NULL)

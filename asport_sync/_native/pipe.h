@@ -20,6 +20,7 @@
 #define AQ_PIPE_H
 
 #include "aq.h"
+#include "reserve.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -33,8 +34,8 @@
 typedef struct aq_segment {
     /* Written by the producer before it publishes bytes behind it; read by the consumer after. */
     struct aq_segment *next;
-    uint32_t capacity; /* immutable: AQ_SEGMENT_SMALL or AQ_SEGMENT_LARGE */
-    uint32_t reserved;
+    uint32_t capacity;     /* immutable: AQ_SEGMENT_SMALL or AQ_SEGMENT_LARGE */
+    uint32_t from_reserve; /* immutable: goes back there */
     uint8_t data[];
 } aq_segment;
 
@@ -45,6 +46,7 @@ typedef struct aq_pool {
     aq_segment *small, *large; /* guarded by mutex */
     uint64_t idle;             /* bytes kept for reuse; guarded by mutex */
     uint64_t most_idle;        /* immutable */
+    aq_reserve *reserve;       /* immutable once set; NULL: none */
     _Atomic uint64_t live;     /* bytes in use by pipes: a counter for statistics and tests */
 } aq_pool;
 
@@ -55,6 +57,7 @@ void aq_pool_destroy(aq_pool *pool); /* all pipes are destroyed already */
 typedef struct aq_pipe {
     aq_pool *pool;  /* immutable */
     uint64_t limit; /* immutable: written - released never exceeds it */
+    uint32_t left;  /* producer: eighths of the reserve that it leaves for others */
 
     _Alignas(64) aq_segment *tail; /* producer */
     uint32_t tail_used;            /* producer: bytes committed in tail */

@@ -61,6 +61,7 @@ aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_cred
     stream->began = aq_now();
     stream->can_read = stream->can_write = 1;
     aq_pipe_init(&stream->tx, setup->pool, setup->send_window);
+    stream->tx.left = AQ_RESERVE_LEFT_BY_READS;
     aq_pipe_init(&stream->rx, setup->pool, setup->receive_window);
     return stream;
 }
@@ -71,6 +72,7 @@ void aq_stream_destroy(void *object)
     /* Bytes that came and were never taken still count against the connection's window. */
     aq_credit *credit = stream->credit;
     atomic_fetch_add(&credit->owed, aq_pipe_written(&stream->rx) - stream->credited);
+    atomic_fetch_sub(&credit->grown, stream->grown);
     /* A stream of the peer's counts against its limit until now, not only until QUIC has closed it: that bounds what it
      * makes us hold. */
     if (stream->peer_opened)
@@ -80,6 +82,8 @@ void aq_stream_destroy(void *object)
         if (!aq_ready_add(credit->ready, &credit->node))
             aq_credit_unref(credit);
     }
+    if (stream->accepted)
+        atomic_fetch_sub(&credit->accepted, 1);
     aq_credit_unref(credit);
     aq_pipe_destroy(&stream->tx);
     aq_pipe_destroy(&stream->rx);
@@ -133,23 +137,33 @@ static uint64_t unsent(const aq_stream *stream)
     return aq_pipe_written(&stream->tx) - taken;
 }
 
+static int is_scarce(const aq_stream *stream)
+{
+    return atomic_load_explicit(&stream->tx.pool->live, memory_order_relaxed) >= AQ_PIPES_MUCH;
+}
+
 int aq_stream_may_read(const aq_stream *stream)
 {
-    return aq_pipe_room(&stream->tx) > 0 && unsent(stream) + AQ_SEGMENT_LARGE <= AQ_READ_AHEAD;
+    uint64_t most = is_scarce(stream) ? AQ_READ_AHEAD_SCARCE : AQ_READ_AHEAD;
+    return aq_pipe_room(&stream->tx) > 0 && unsent(stream) + AQ_SEGMENT_LARGE <= most;
 }
 
 /* TCP -> tx. Returns 1 while there may be more at once. */
 static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
 {
     struct iovec vectors[VECTORS];
+    size_t want = stream->read_want;
     ssize_t got;
     int count;
     if (!aq_stream_may_read(stream))
         return 0;
-    count = aq_pipe_space(&stream->tx, vectors, VECTORS, stream->read_want);
+    if (want > AQ_READ_AHEAD_SCARCE && is_scarce(stream))
+        want = AQ_READ_AHEAD_SCARCE;
+    count = aq_pipe_space(&stream->tx, vectors, VECTORS, want);
     if (count < 0) {
+        /* The bytes wait in the socket, whose other end is held up. */
         aq_count(stream->counters, AQ_C_memory_failures, 1);
-        abort_with(stream, fd, AQ_END_SOCKET_ERROR, ENOMEM);
+        stream->starved = 1;
         return 0;
     }
     if (count == 0)
@@ -236,6 +250,7 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_
     int tell = 0;
     unsigned need = 0;
 
+    stream->starved = 0;
     if (stream->aborted)
         return 0;
     if (!stream->rx_done) {
@@ -278,7 +293,7 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_
             need |= AQ_NEED_READ;
             aq_pipe_trim(&stream->tx); /* it may be long: an idle stream keeps no room that it does not use */
         } else {
-            need |= AQ_NEED_SPACE;
+            need |= stream->starved ? AQ_NEED_MEMORY : AQ_NEED_SPACE;
         }
     }
     if (!stream->rx_done)

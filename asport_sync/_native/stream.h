@@ -30,14 +30,20 @@
  * engine; what waits longer leaves the processor's cache, and the peer of the socket learns too late how fast it goes.
  */
 #define AQ_READ_AHEAD (256ULL * 1024)
+/* And so many where all pipes together hold much: thousands of streams that can't send must not hold 256 KiB each. */
+#define AQ_READ_AHEAD_SCARCE (32ULL * 1024)
+#define AQ_PIPES_MUCH (256ULL * 1024 * 1024)
 
 /* What the owner of the socket waits for. */
-#define AQ_NEED_READ 1U  /* the socket to become readable */
-#define AQ_NEED_WRITE 2U /* the socket to become writable */
-#define AQ_NEED_SPACE 4U /* room in tx */
-#define AQ_NEED_DATA 8U  /* bytes or an end in rx */
-#define AQ_NEED_TURN 16U /* nothing: the budget is used up, call again */
-#define AQ_NEED_END 32U  /* always: a reset, STOP_SENDING, the end of the connection */
+#define AQ_NEED_READ 1U    /* the socket to become readable */
+#define AQ_NEED_WRITE 2U   /* the socket to become writable */
+#define AQ_NEED_SPACE 4U   /* room in tx */
+#define AQ_NEED_DATA 8U    /* bytes or an end in rx */
+#define AQ_NEED_TURN 16U   /* nothing: the budget is used up, call again */
+#define AQ_NEED_END 32U    /* always: a reset, STOP_SENDING, the end of the connection */
+#define AQ_NEED_MEMORY 64U /* there is none to read into: call again after AQ_MEMORY_PAUSE */
+
+#define AQ_MEMORY_PAUSE (10 * AQ_NSEC_PER_MSEC)
 
 /* What one connection owes its peer: bytes that were consumed and streams that are over, not yet returned as credit.
  * Outlives the connection. */
@@ -46,7 +52,10 @@ typedef struct aq_credit {
     _Atomic uint32_t references;
     _Atomic uint64_t owed;    /* bytes */
     _Atomic uint64_t streams; /* streams of the peer that are over on this side too: it may open as many new ones */
-    uint64_t threshold;       /* immutable, as are the next two: owed bytes of which the engine should hear */
+    _Atomic uint32_t
+        accepted;           /* sockets that came from public listeners, as long as anything is left of their streams */
+    _Atomic uint64_t grown; /* bytes of windows beyond the first of each stream, of streams whose memory is in use */
+    uint64_t threshold;     /* immutable, as are the next two: owed bytes of which the engine should hear */
     aq_id connection;
     aq_ready *ready;
 } aq_credit;
@@ -83,6 +92,7 @@ typedef struct aq_stream {
     struct aq_stream *queue_next;      /* in the queue of streams with something to send, or waiting to be opened */
     uint64_t window;                   /* flow-control window that the peer has now */
     uint64_t most_window;              /* it may grow to this */
+    uint64_t grown;                    /* by how much it has; also counted in credit->grown */
     uint64_t returned;                 /* bytes of rx already returned as stream credit */
     uint64_t returned_at;              /* when */
     uint64_t quantum;                  /* bytes left in this turn of the round robin */
@@ -92,14 +102,19 @@ typedef struct aq_stream {
     uint8_t header[AQ_STREAM_HEADER_MAX];
     uint8_t header_length;
     uint8_t dial_wanted, dialling;
+    uint8_t accepted; /* counts in credit->accepted; set before anybody but the engine knows of it */
     uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
-    int attached_fd; /* -1: not attached */
+    uint8_t resting;                /* waits for memory, in the engine's list of those that do */
+    struct aq_stream *rest_next;    /* in that list */
+    struct aq_stream *touched_next; /* in the engine's list of streams whose owners have to hear of something */
+    int attached_fd;                /* -1: not attached */
 
     /* owner of the socket only (a worker, or the engine when attached) */
     _Alignas(64) aq_stream_result result;
     size_t read_want;  /* adapts: small for interactive use, large for bulk */
     uint64_t credited; /* bytes of rx counted into credit->owed */
     uint8_t can_read, can_write, tx_done, rx_done, aborted, hung_up;
+    uint8_t starved;    /* the last turn found no memory to read into */
     uint8_t read_ended; /* epoll has announced the end of what the peer sends, which it does once */
 
     /* shared */

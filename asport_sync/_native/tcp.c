@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -48,8 +49,12 @@ static void report_end(aq_engine *engine, aq_stream *stream)
                       .result = stream->result};
     aq_engine_count_end(engine, &stream->result);
     aq_count(&engine->counters, AQ_C_streams_attached, 1);
-    if (atomic_load_explicit(&engine->report_streams, memory_order_relaxed))
+    if (!atomic_load_explicit(&engine->report_streams, memory_order_relaxed))
+        return;
+    if (aq_events_backlog(&engine->events) < AQ_EVENTS_WAITING)
         aq_events_post(&engine->events, &event);
+    else
+        aq_count(&engine->counters, AQ_C_events_dropped, 1); /* it would have been a line of the log */
 }
 
 static void end_dialling(aq_engine *engine, aq_stream *stream)
@@ -136,6 +141,12 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
                                    aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG, WRITE_BUDGET);
     if (need & AQ_NEED_TURN)
         aq_engine_touch_stream(engine, stream);
+    if (need & AQ_NEED_MEMORY) {
+        if (stream->conn != NULL && stream->conn->quic != NULL && aq_conn_make_room(stream->conn, stream))
+            aq_engine_touch_stream(engine, stream);
+        else
+            aq_engine_rest_stream(engine, stream);
+    }
     if (need != 0) {
         if (wants_worker(engine, stream))
             hand_to_worker(engine, stream);
@@ -260,8 +271,18 @@ static int watch_listener(aq_engine *engine, const aq_listener *listener)
     return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, listener->fd, &interest);
 }
 
+/* Half of what this process may have: whoever floods one client's port leaves the other half to everybody else. */
+static uint32_t share_of_descriptors(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur / 2 > UINT32_MAX)
+        return UINT32_MAX;
+    return (uint32_t)(limit.rlim_cur / 2);
+}
+
 int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener)
 {
+    listener->most = share_of_descriptors(); /* at each look, for it may have been raised */
     return watch_listener(engine, listener) == 0 ? AQ_OK : AQ_ERR_SYSTEM - errno;
 }
 
@@ -308,6 +329,8 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
         return;
     }
     stream->peer = peer;
+    stream->accepted = 1;
+    atomic_fetch_add(&stream->credit->accepted, 1);
     atomic_store(&stream->owned, 1);
     aq_count(&engine->counters, AQ_C_tcp_accepted, 1);
     aq_conn_adopt_stream(conn, stream);
@@ -321,7 +344,14 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
 {
     aq_sockaddr from;
     socklen_t length = sizeof(from);
-    int fd = accept4(listener->fd, &from.sa, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int fd;
+    if (atomic_load_explicit(&conn->credit->accepted, memory_order_relaxed) >= listener->most) {
+        aq_count(&engine->counters, AQ_C_tcp_accept_put_off, 1);
+        report_trouble(engine, listener, EMFILE);
+        aq_engine_rest(engine, listener->id, listener->fd, REST_WITHOUT_RESOURCES);
+        return 0;
+    }
+    fd = accept4(listener->fd, &from.sa, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) {
         take_connection(engine, listener, conn, fd, &from);
         return 1;

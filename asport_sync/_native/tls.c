@@ -26,12 +26,13 @@
 #define ALPN_MOST 8       /* GnuTLS silently forgets the protocols after the eighth */
 #define ALERT_NO_ALPN 120 /* no_application_protocol, RFC 7301 section 3.2 */
 #define ALERT_BAD_CERTIFICATE 42
-#define EXPORTER_LABEL_MAX 63 /* bytes; GnuTLS refuses longer labels */
-#define SERVER_NAME_MAX 253   /* characters of a DNS name, RFC 1035 section 2.3.4 */
-#define RANDOM_SIZE 32        /* bytes of a client random, RFC 8446 section 4.1.2 */
-#define SECRET_MAX 64         /* bytes of a traffic secret: the longest hash of TLS is SHA-512 */
-#define KEYLOG_LABEL_MAX 64   /* characters; the longest label in use has 31 */
-#define PROBLEM_LENGTH 512    /* bytes kept of the reason why a certificate was refused */
+#define EXPORTER_LABEL_MAX 63              /* bytes; GnuTLS refuses longer labels */
+#define SERVER_NAME_MAX 253                /* characters of a DNS name, RFC 1035 section 2.3.4 */
+#define RANDOM_SIZE 32                     /* bytes of a client random, RFC 8446 section 4.1.2 */
+#define SECRET_MAX 64                      /* bytes of a traffic secret: the longest hash of TLS is SHA-512 */
+#define KEYLOG_LABEL_MAX 64                /* characters; the longest label in use has 31 */
+#define PROBLEM_LENGTH 512                 /* bytes kept of the reason why a certificate was refused */
+#define LONGEST_CLIENT_MESSAGE (16 * 1024) /* bytes of a handshake message; a ClientHello may hold large key shares */
 #define INPUT_MOST                                                                                                     \
     (16 << 20) /* bytes of certificates or a key: far beyond any real one, and safe in GnuTLS's unsigned int */
 
@@ -561,6 +562,9 @@ static int configure(aq_tls_session *session, ngtcp2_crypto_conn_ref *reference)
         code = credentials->server ? ngtcp2_crypto_gnutls_configure_server_session(session->native)
                                    : ngtcp2_crypto_gnutls_configure_client_session(session->native);
     }
+    /* Of a client nothing long is expected, and what is not complete is kept. */
+    if (credentials->server)
+        gnutls_handshake_set_max_packet_length(session->native, LONGEST_CLIENT_MESSAGE);
     /* GnuTLS's own writer would follow the environment's SSLKEYLOGFILE, into a file that everybody may read. */
     gnutls_session_set_keylog_function(session->native, credentials->keylog >= 0 ? write_keylog : NULL);
     return code;

@@ -9,7 +9,7 @@ After ``fork`` the child must not use an engine of its parent: every call in the
 
 from __future__ import annotations
 
-from .binding import SocketAddress, certificate_pin, derive_key, equal, error_number, versions
+from .binding import SocketAddress, certificate_pin, clock_watch, derive_key, equal, error_number, versions
 from .engine import Engine
 from .events import (
     AcceptFailed,
@@ -20,6 +20,7 @@ from .events import (
     FlowWanted,
     LogRecord,
     Probed,
+    Silence,
     SourceUnknown,
     StreamBulk,
     StreamEnded,
@@ -56,6 +57,7 @@ __all__ = [
     "Listener",
     "LogRecord",
     "Probed",
+    "Silence",
     "SocketAddress",
     "SourceUnknown",
     "Stream",
@@ -69,6 +71,7 @@ __all__ = [
     "UdpSocket",
     "Violation",
     "certificate_pin",
+    "clock_watch",
     "derive_key",
     "equal",
     "error_number",

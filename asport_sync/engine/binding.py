@@ -115,6 +115,20 @@ def certificate_pin(certificate: bytes) -> bytes:
     return bytes(ffi.buffer(out))
 
 
+def clock_watch() -> int:
+    """A descriptor, the caller's, that becomes readable when the time of day jumps, as when the machine wakes up.
+
+    Reading it raises OSError (ECANCELED) then, and makes it ready for the next time.
+
+    Raises:
+        EngineError: The system has no such thing, or no descriptor to spare.
+    """
+    result = int(lib.aq_clock_watch())
+    if result < 0:
+        raise error_of(result)
+    return result
+
+
 def versions() -> dict[str, str]:
     """Versions of what is linked: build, ngtcp2 (and whether ours or the system's) and GnuTLS."""
     return {

@@ -37,6 +37,7 @@ class Engine:
         self._closed = False
         self._forked = False  # set in a forked child, never cleared
         self._events: Any = ffi.new("aq_event[]", _EVENTS_PER_WAIT)  # the events thread only
+        self._handed_over = range(0)  # of those, what has not been made into objects yet
         _engines.add(self)
 
     def start(self) -> None:
@@ -49,10 +50,11 @@ class Engine:
             self.check()
             if self._thread is not None:
                 raise LifecycleError("this engine is started already")
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=lib.aq_engine_run, args=(self._pointer,), name="asport-engine", daemon=True
             )
-            self._thread.start()
+            thread.start()
+            self._thread = thread  # only one that runs can be waited for
 
     def stop(self) -> None:
         """Closes every connection and ends every blocked call; ``wait`` raises EngineClosed once it is drained."""
@@ -93,9 +95,21 @@ class Engine:
         Raises:
             EngineClosed: The engine is stopped and every event has been handed over.
         """
-        milliseconds = -1 if timeout is None else max(0, int(timeout * 1000))
-        count = self.call(lib.aq_events_wait, self._events, _EVENTS_PER_WAIT, milliseconds)
-        return [event_of(self, self._events[index]) for index in range(count)]
+        if not self._handed_over:
+            milliseconds = -1 if timeout is None else max(0, int(timeout * 1000))
+            count = self.call(lib.aq_events_wait, self._events, _EVENTS_PER_WAIT, milliseconds)
+            self._handed_over = range(count)
+        events: list[Event] = []
+        while self._handed_over:
+            try:
+                events.append(event_of(self, self._events[self._handed_over[0]]))
+            except MemoryError:
+                # The next call goes on from here: C has forgotten them.
+                if events:
+                    break
+                raise
+            self._handed_over = self._handed_over[1:]
+        return events
 
     def report_streams(self, on: bool) -> None:
         """Whether StreamEnded follows for every attached stream; at first it does not. Ends are counted either way."""
@@ -161,6 +175,7 @@ class Engine:
         reset_key: bytes,
         retry_threshold: int = 100,
         max_half_open: int = 1000,
+        max_half_open_per_source: int = 200,
         max_connections: int = 10000,
     ) -> Endpoint:
         """Accepts QUIC connections on a bound UDP socket, which stays the caller's and may be closed at once.
@@ -170,8 +185,10 @@ class Engine:
             credentials: From ``server_credentials``.
             transport: Settings of every connection.
             reset_key: 32 secret bytes for stateless reset tokens.
-            retry_threshold: Half-open connections from which on clients must prove their address by Retry.
+            retry_threshold: Half-open connections from which on clients must prove their address by Retry. Half-open
+                is a connection whose client is not admitted yet.
             max_half_open: Half-open connections; further ones are refused.
+            max_half_open_per_source: The same for one IPv4 address or IPv6 /64, as far as validated.
             max_connections: Connections in all; further ones are refused.
         """
         options = ffi.new("aq_listen_options *")
@@ -183,6 +200,7 @@ class Engine:
         ffi.memmove(options.reset_key, reset_key, 32)
         options.retry_threshold = retry_threshold
         options.max_half_open = max_half_open
+        options.max_half_open_per_source = max_half_open_per_source
         options.max_connections = max_connections
         return Endpoint(self, self.call(lib.aq_listen, options))
 

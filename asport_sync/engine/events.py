@@ -154,6 +154,14 @@ class Probed:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Silence:
+    """Nothing was heard of the peer for ``Transport.silence``, or, afterwards, it is heard again."""
+
+    connection: Connection
+    silent: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LogRecord:
     """A line of the engine's own log; ``level`` as in the logging module."""
 
@@ -174,6 +182,7 @@ Event: TypeAlias = (
     | SourceUnknown
     | UdpBulk
     | Probed
+    | Silence
     | LogRecord
 )
 
@@ -217,6 +226,8 @@ def event_of(engine: Engine, raw: Any) -> Event:
         return Violation(connection, data.decode("utf-8", "replace"))
     if kind == lib.AQ_EVENT_PROBED:
         return Probed(connection, bool(raw.value))
+    if kind == lib.AQ_EVENT_SILENCE:
+        return Silence(connection, bool(raw.value))
     endpoint = Endpoint(engine, raw.endpoint) if raw.endpoint else None
     if kind == lib.AQ_EVENT_CONNECTED:
         return Connected(connection, endpoint, from_address(raw.peer), data)

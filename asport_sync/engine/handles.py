@@ -175,6 +175,24 @@ class Connection(Handle):
         """Asks for a sign of life. Probed follows within ``timeout`` seconds."""
         self.engine.call(lib.aq_connection_probe, self.id, nanoseconds(timeout))
 
+    def migrate(self, sock: socket.socket) -> bool:
+        """Moves a client's connection to the local address that the kernel now chooses towards the server.
+
+        Streams and associations go on (RFC 9000 section 9).
+
+        Args:
+            sock: UDP socket of the server's address family, not connected. Stays the caller's and may be closed at
+                once.
+
+        Returns:
+            Whether it has moved; it has not where it has that address already.
+
+        Raises:
+            EngineError: There is no way to the server, or the server allows no migration. The connection stays where it
+                is.
+        """
+        return self.engine.call(lib.aq_connection_migrate, self.id, sock.fileno()) == 1
+
     def info(self) -> ConnectionInfo:
         """Figures of the connection now."""
         raw = ffi.new("aq_connection_info *")

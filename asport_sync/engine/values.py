@@ -60,11 +60,14 @@ class Transport:
     max_udp_payload: int = 65527
     idle_timeout: float = 10.0
     keep_alive: float = 0.0
+    silence: float = 0.0
     handshake_timeout: float = 8.0
     command_timeout: float = 3.0
     send_window: int = 16 * 1024 * 1024
     receive_window: int = 8 * 1024 * 1024
-    connection_window: int = 1024 * 1024 * 1024
+    # Three quarters of it are what the streams may hold together: 16,384 of them with their first windows, and what
+    # those may grow by. The peer may be told of the last quarter late.
+    connection_window: int = 6 * 1024 * 1024 * 1024
     datagram_queue: int = 2 * 1024 * 1024
     fragment_lifetime: float = 15.0
     max_streams_bidi: int = 0

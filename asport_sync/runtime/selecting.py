@@ -17,6 +17,7 @@ from asport_sync.runtime.timers import Timer, Timers
 _log = logging.getLogger("asport_sync.runtime")
 
 _PAUSE_AFTER_FAULT = 1.0  # seconds that a socket is left alone whose handler failed in a way nobody foresaw
+_MOST_CALLS = 16384  # calls that may wait; who has more to hand over waits until the thread has made some
 
 
 class HasFileno(Protocol):
@@ -30,19 +31,27 @@ class SelectorThread:
     """Owns a selector, timers and whatever is reached only from its calls.
 
     Other threads hand it work with ``call``; the sockets, timers and handlers belong to the thread, so those methods
-    are for functions that it runs. The queue of calls has any number of producers and one consumer.
+    are for functions that it runs. The queue of calls has any number of producers and one consumer. It is bounded: a
+    producer that is much faster is held up.
 
     Args:
         name: The thread's name.
         clock: Monotonic time in seconds.
+        most_calls: Calls that may wait.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, clock: Callable[[], float] = time.monotonic, *, most_calls: int = _MOST_CALLS
+    ) -> None:
         self._selector = selectors.DefaultSelector()
         self._paused: dict[HasFileno, Timer] = {}
         self._timers = Timers(clock)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._lock = threading.Lock()  # guards _calls, _woken, _ended, _stopping and the writing end of the pipe
+        # Guards _calls, _held_up, _woken, _ended, _stopping and the writing end of the pipe.
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._most_calls = most_calls
+        self._held_up = 0
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._woken = False  # a byte is in the pipe: further callers need not write another
         self._stopping = False
@@ -51,6 +60,18 @@ class SelectorThread:
         self._selector.register(self._reader, selectors.EVENT_READ, self._awake)
 
     # --- any thread ---
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait."""
+        with self._lock:
+            return len(self._calls)
+
+    @property
+    def held_up(self) -> int:
+        """How often a thread had to wait with a call because too many waited already."""
+        with self._lock:
+            return self._held_up
 
     def start(self) -> None:
         """Starts the thread."""
@@ -68,6 +89,9 @@ class SelectorThread:
     def offer(self, function: Callable[..., object], *arguments: object) -> bool:
         """As ``call``, but once the thread has ended does nothing and returns False."""
         with self._lock:
+            if len(self._calls) >= self._most_calls and not self._ended and not self._is_inside():
+                self._held_up += 1
+                self._room.wait_for(lambda: len(self._calls) < self._most_calls or self._ended)
             if self._ended:
                 return False
             self._calls.append(lambda: function(*arguments))
@@ -139,12 +163,16 @@ class SelectorThread:
 
     # --- inside ---
 
+    def _is_inside(self) -> bool:
+        """Whether the caller is the thread itself, or there is none: nobody would make room while it waits."""
+        return self._thread.ident in (None, threading.get_ident())
+
     def _run(self) -> None:
         while True:
             try:
                 ready = self._selector.select(self._timers.remaining())
-            except OSError:
-                _log.exception("%s: waiting for sockets failed", self._thread.name)
+            except (OSError, MemoryError):
+                self._say("waiting for sockets failed")
                 time.sleep(_PAUSE_AFTER_FAULT)
                 continue
             for key, _ in ready:
@@ -162,7 +190,7 @@ class SelectorThread:
         try:
             key.data()
         except Exception:
-            _log.exception("%s: a socket could not be served", self._thread.name)
+            self._say("a socket could not be served")
             if not isinstance(key.fileobj, int):
                 self.pause(key.fileobj, _PAUSE_AFTER_FAULT)
 
@@ -170,17 +198,24 @@ class SelectorThread:
         try:
             self._timers.run()
         except Exception:
-            _log.exception("%s: a timer failed", self._thread.name)
+            self._say("a timer failed")
 
     def _queued(self) -> None:
         # As many as there are now: calls that queue calls must not keep the sockets waiting.
         for _ in range(len(self._calls)):
             with self._lock:
                 call = self._calls.popleft()
+                if len(self._calls) == self._most_calls // 2:
+                    self._room.notify_all()
             try:
                 call()
             except Exception:
-                _log.exception("%s: a call failed", self._thread.name)
+                self._say("a call failed")
+
+    def _say(self, what: str) -> None:
+        # Where there is not even memory for the line, going on matters more.
+        with contextlib.suppress(MemoryError):
+            _log.exception("%s: %s", self._thread.name, what)
 
     def _awake(self) -> None:
         with self._lock:
@@ -194,6 +229,7 @@ class SelectorThread:
 
     def _end(self) -> None:
         self._ended = True
+        self._room.notify_all()
         self._selector.close()
         os.close(self._reader)
         os.close(self._writer)

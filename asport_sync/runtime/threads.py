@@ -19,6 +19,8 @@ _log = logging.getLogger("asport_sync.runtime")
 
 _IDLE_TIME = 30.0  # seconds until a worker without work ends: longer than the pauses of a browsing user
 
+_MOST_WAITING = 16384  # tasks: as many as a client's server may open streams
+
 Task = tuple[Callable[..., object], tuple[object, ...]]
 
 
@@ -65,9 +67,14 @@ class StopSignal:
 
 
 class Slots:
-    """A number of places that are taken and given back. Any thread; never waits."""
+    """A number of places that are taken and given back. Any thread; never waits.
+
+    Attributes:
+        most: How many there are.
+    """
 
     def __init__(self, most: int) -> None:
+        self.most = most
         self._lock = threading.Lock()  # guards _free
         self._free = most
 
@@ -100,15 +107,17 @@ class WorkerPool:
     """Runs functions in threads that are kept for a while. Any thread.
 
     The worker that became idle last is used first, so that its stack is warm and the others can end. Beyond ``most``
-    threads tasks wait in the order they came.
+    threads tasks wait in the order they came, and beyond ``most_waiting`` they are refused.
 
     Args:
         most: Threads at the same time.
         idle_time: Seconds after which a worker without work ends.
+        most_waiting: Tasks that may wait.
     """
 
-    def __init__(self, most: int, *, idle_time: float = _IDLE_TIME) -> None:
+    def __init__(self, most: int, *, idle_time: float = _IDLE_TIME, most_waiting: int = _MOST_WAITING) -> None:
         self._most = max(1, most)
+        self._most_waiting = most_waiting
         self._idle_time = idle_time
         # Guards everything below. Reentrant: a signal handler that stops the pool may interrupt whoever reads a figure.
         self._lock = threading.RLock()
@@ -142,13 +151,15 @@ class WorkerPool:
 
         Raises:
             LifecycleError: The pool is stopped.
-            RuntimeError: The pool has no thread, and the system has none to spare.
+            RuntimeError: The pool has no thread, and the system has none to spare; or too many tasks wait.
         """
         task = (function, arguments)
         with self._lock:
             if self._stopped:
                 raise LifecycleError("the worker pool is stopped")
             if not self._give(task):
+                if len(self._waiting) >= self._most_waiting:
+                    raise RuntimeError(f"{self._most_waiting} tasks wait for a thread")
                 self._waiting.append(task)
 
     def offer(self, function: Callable[..., object], *arguments: object) -> bool:
@@ -212,7 +223,8 @@ class WorkerPool:
             try:
                 function(*arguments)
             except Exception:
-                _log.exception("a worker's task failed")
+                with contextlib.suppress(MemoryError):
+                    _log.exception("a worker's task failed")
             # What the task referred to must not live as long as this thread is idle.
             worker.task = None
             del function, arguments

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import ipaddress
 import os
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from asport_sync.config import DialectName, Network, PortSet, ServerConfig
@@ -74,6 +78,53 @@ class Authenticator:
         password = self._nobodys_password if user is None else user.password
         expected = connection.export(token.label(hello.uuid), token.context(password), TOKEN_LENGTH)
         return user if equal(expected, hello.token) else None
+
+
+class FailureDelay:
+    """How long those wait for their answer who fail to authenticate again and again. One thread.
+
+    A source may fail a number of times at once; of what it fails beyond, it hears late. Together with the engine's
+    limit of clients of one source that are not admitted yet, this bounds how many passwords it can try. Who
+    authenticates is never held up, so clients behind the same address as the one that guesses come in as ever.
+
+    Args:
+        clock: Monotonic time in seconds.
+    """
+
+    _AT_ONCE = 10  # failures: a client with a wrong password, restarted by hand a few times, notices nothing
+    _PERIOD = 6.0  # seconds until one more is forgiven
+    _DELAY = 1.0  # seconds; a client waits 3 for its ServerHello
+    _SOURCES = 4096  # that are remembered; of more, those that failed longest ago are forgotten
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # When all of a source's failures are forgiven; the one that failed last is last.
+        self._until: collections.OrderedDict[str, float] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def failed(self, ip: str) -> float:
+        """Somebody at this address has failed; returns the seconds until he may hear of it."""
+        now = self._clock()
+        source = source_of(ip)
+        until = max(self._until.pop(source, now), now) + self._PERIOD
+        late = until > now + self._AT_ONCE * self._PERIOD
+        # Not ever longer: whoever stops failing is forgiven after a minute.
+        self._until[source] = min(until, now + self._AT_ONCE * self._PERIOD)
+        while len(self._until) > self._SOURCES:
+            self._until.popitem(last=False)
+        return self._DELAY if late else 0.0
+
+
+def source_of(ip: str) -> str:
+    """What limits count as one source: an IPv4 address, or a /64 of IPv6, a subscriber's least (RFC 6177)."""
+    address = ipaddress.ip_address(ip.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def granted(allowed: Network, asked: ForwardMode, dialect: Dialect) -> ForwardMode | None:

@@ -1,13 +1,10 @@
-"""A running client: attempts to join, the handshake, and what is done with streams and associations of the server."""
+"""A running client: the handshake, and what is done with streams and associations of the server."""
 
 from __future__ import annotations
 
 import binascii
-import collections
 import contextlib
 import dataclasses
-import enum
-import queue
 import socket
 import threading
 import time
@@ -16,7 +13,6 @@ from collections.abc import Callable
 from asport_sync.config import ClientConfig
 from asport_sync.engine import (
     Carrier,
-    CloseCause,
     Closed,
     CommandReceived,
     Connected,
@@ -26,12 +22,14 @@ from asport_sync.engine import (
     Event,
     FlowWanted,
     Probed,
+    Silence,
     SocketAddress,
     Stream,
     StreamOpened,
     Transport,
     UdpBulk,
     Violation,
+    clock_watch,
 )
 from asport_sync.errors import (
     AsportError,
@@ -52,7 +50,10 @@ from asport_sync.errors import (
 from asport_sync.runtime import descriptors, sockets
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.log import logger
+from asport_sync.runtime.machine import NetworkWatch, SleepWatch, asleep_since_boot
 from asport_sync.runtime.threads import Slots
+from asport_sync.tunnel.attempts import Connector, Stopping
+from asport_sync.tunnel.link import Link, Message, Word, is_steady, why_closed
 from asport_sync.tunnel.run import (
     CONGESTION,
     Run,
@@ -65,9 +66,7 @@ from asport_sync.tunnel.tcp import LocalService
 from asport_sync.tunnel.udp import LocalFlows, LocalTarget
 from asport_sync.wire import (
     Address,
-    ClientHandshake,
     ClientHello,
-    ClientState,
     Connect,
     Dialect,
     Dissociate,
@@ -90,9 +89,16 @@ _MOST_HELD_STREAMS = 256  # streams that may wait for the ServerHello; a server 
 _MAX_STREAMS = 16384  # public TCP connections at the same time
 _IDLE_TIMEOUT = 30.0  # seconds; the server's, 10 s by default, is the shorter one and counts (RFC 9000 section 10.1)
 _LONGEST_HEARTBEAT = 86400.0  # seconds, as far as timeouts follow it: a multiple of it must fit the engine's clock
-_KEEP_ALIVE_FACTOR = 1.5  # of the heartbeat: a PING only where the peer takes no DATAGRAM frames
-_SHORTEST_ATTEMPT = 2.0  # seconds that each address of the server gets at least
-_ATTEMPT_GRACE = 1.0  # seconds beyond the engine's own time limit until an attempt without an event is given up
+# Seconds without a packet in either direction until a PING asks whether the server is still there. A server that was
+# restarted answers it with a stateless reset, so this is how long its clients take to notice: within a second, with
+# time for the handshake. It costs an idle client 200 bytes a second, both ways and all headers counted.
+_SIGN_OF_LIFE = 0.75
+# Seconds without a sign of the server until another connection is attempted beside this one: three PINGs. The engine
+# adds three round trips.
+_SILENCE = 3 * _SIGN_OF_LIFE
+# Seconds that the server gets to answer while a newer connection waits to take over: three round trips within these.
+_ASKED_SHORTEST = 0.2
+_ASKED_LONGEST = 1.0
 
 _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
     ServerHelloCode.AUTH_FAILED: (AuthenticationFailed, "authentication failed: unknown UUID or wrong password"),
@@ -104,44 +110,6 @@ _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
 _CARRIERS = {UdpMode.NATIVE: Carrier.DATAGRAM, UdpMode.QUIC: Carrier.STREAM}
 
 
-class _Word(enum.Enum):
-    """What the events thread tells the connector about a connection."""
-
-    CONNECTED = "QUIC handshake complete"
-    JOINED = "ServerHello success"
-    FAILED = "refused, failed or lost"
-
-
-class _Stopping(Exception):
-    """The client is being stopped."""
-
-
-@dataclasses.dataclass(eq=False)
-class Link:
-    """One connection to the server. After it is listed: the events thread, unless a field says otherwise.
-
-    Attributes:
-        held: Streams that came before ServerHello.
-        abandoned: The connector has given it up: written there under the lock, and read here to ignore what still
-            comes.
-    """
-
-    connection: Connection
-    remote: SocketAddress
-    flows: LocalFlows  # the pump thread
-    handshake: ClientHandshake = dataclasses.field(default_factory=ClientHandshake)
-    held: collections.deque[tuple[Stream, Address | None]] = dataclasses.field(default_factory=collections.deque)
-    abandoned: bool = False
-
-    @property
-    def joined(self) -> bool:
-        """Whether the server has accepted the client."""
-        return self.handshake.state is ClientState.AUTHENTICATED
-
-
-_Message = tuple[Link, _Word, AsportError | None]
-
-
 class ClientRun(Run):
     """A client between start and stop.
 
@@ -149,12 +117,18 @@ class ClientRun(Run):
         config: What it was told.
         engine: Not started.
         backoff: Decides when to try again.
+        asleep: Seconds that this machine has been asleep since some moment.
     """
 
-    def __init__(self, config: ClientConfig, engine: Engine, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        config: ClientConfig,
+        engine: Engine,
+        backoff: Backoff | None = None,
+        asleep: Callable[[], float] = asleep_since_boot,
+    ) -> None:
         super().__init__(engine, config.max_workers, _log)
         self._config = config
-        self._backoff = backoff or Backoff()
         self._began = time.monotonic()
         self._mode = ForwardMode(
             tcp=config.network in ("tcp", "both"),
@@ -174,11 +148,16 @@ class ClientRun(Run):
         self._target = LocalTarget(config.local.host, config.local.port, self.pump, self.workers)
         self._flow_budget = Slots(flow_budget(descriptors.limit()))
         self._credentials: Credentials | None = None
-        # Events thread and stop() put, the connector gets. None: stop.
-        self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
-        self._connector = threading.Thread(target=self._connect_for_ever, name="asport-connector", daemon=True)
+        self._connector = Connector(config, self, backoff or Backoff(), self.workers, self.stopping)
+        self._network = NetworkWatch(self.pump, self._towards, lambda: self._happened(Word.NETWORK))
+        self._asleep = asleep
+        self._sleep: SleepWatch | None = None
+        self._port: int | None = None  # that the client had last, and may ask for again; the events thread
         self._changed = threading.Condition()  # guards everything below
         self._links: dict[int, Link] = {}
+        self._server: SocketAddress | None = None  # the address that was tried last
+        self._current: Link | None = None  # the one that has joined
+        self._chosen: Link | None = None  # the one that is about to: its QUIC handshake is complete
         self._public: SocketAddress | None = None
         self._failure: AsportError | None = None  # why the latest attempt failed; None where it did not
         self._handlers: dict[type, Callable[[Link, Event], None]] = {
@@ -189,7 +168,8 @@ class ClientRun(Run):
             StreamOpened: self._stream,
             FlowWanted: self._flow_wanted,
             UdpBulk: self._udp_bulk,
-            Probed: lambda link, event: None,
+            Probed: self._probed,
+            Silence: self._silence,
         }
 
     # --- any thread ---
@@ -244,21 +224,28 @@ class ClientRun(Run):
             raise ConfigError(f"not usable: {problem}", key="certificates") from problem
         say_what_is_not_verified(tls, _log)
         say_what_has_no_effect(self._config, _log)
+        self.pump.call(self._network.open)
+        try:
+            self._sleep = SleepWatch(self.pump, clock_watch(), lambda: self._happened(Word.RESUMED), self._asleep)
+            self.pump.call(self._sleep.open)
+        except EngineError as problem:
+            _log.debug("that this machine was asleep is not noticed: %s", problem)
         self._connector.start()
 
     def end(self, deadline: float) -> bool:
         """Ends the connector and closes local UDP sockets. The events thread and the pump have ended."""
-        self._inbox.put(None)
-        if self._connector.ident is not None:
-            self._connector.join(remaining(deadline))
+        ended = self._connector.stop(remaining(deadline))
+        self._network.close()
+        if self._sleep is not None:
+            self._sleep.close()
         with self._changed:
             links = list(self._links.values())
             self._links.clear()
-            self._public = None
+            self._current = self._chosen = self._public = None
             self._changed.notify_all()
         for link in links:
             self.pump.call(link.flows.close)
-        return not self._connector.is_alive()
+        return ended
 
     def stats(self) -> dict[str, object]:
         """Figures of the client and of its connection."""
@@ -276,95 +263,10 @@ class ClientRun(Run):
             **super().stats(),
         }
 
-    # --- the connector thread ---
+    # --- the connector thread: see Door ---
 
-    def _connect_for_ever(self) -> None:
-        with contextlib.suppress(_Stopping):
-            while True:
-                try:
-                    self._attempt()
-                    continue
-                except AsportError as problem:
-                    failure = problem
-                except _Stopping:
-                    raise
-                except Exception as problem:
-                    _log.exception("the attempt to connect failed in a way nobody foresaw")
-                    failure = ConnectError(f"{type(problem).__name__}: {problem}")
-                if self.stopping.is_set():
-                    return
-                slow = not isinstance(failure, ConnectError) or isinstance(failure, CertificateError)
-                delay = self._backoff.failed(slow=slow)
-                with self._changed:
-                    self._failure = failure
-                    self._public = None
-                    self._changed.notify_all()
-                self.counters.add("attempts_failed")
-                when = f"in {delay:.1f} s" if delay else "at once"
-                _log.warning("%s: %s; next attempt %s", self._config.server, failure, when)
-                self.report(self.status)
-                self._wait(None, delay)
-
-    def _attempt(self) -> None:
-        """One attempt on every address of the server; when it succeeds, lasts as long as the connection.
-
-        Raises:
-            AsportError: Why there is no connection (any more).
-            _Stopping: The client is being stopped.
-        """
-        host, port = self._config.server
-        try:
-            addresses = sockets.resolve(host, port, socket.SOCK_DGRAM)
-        except OSError as problem:
-            raise ConnectError(f"{host} can't be resolved: {problem.strerror or problem}") from problem
-        limit = min(self._config.timeout, max(_SHORTEST_ATTEMPT, self._config.timeout / len(addresses)))
-        failure: AsportError = ConnectError(f"{host} has no address")
-        for address in addresses:
-            if self.stopping.is_set():
-                raise _Stopping
-            try:
-                link = self._join(address, limit)
-                break
-            except ConnectError as problem:
-                failure = problem
-                if len(addresses) > 1:
-                    _log.info("%s: %s", sockets.text(address), problem)
-        else:
-            raise failure
-        self._backoff.succeeded()
-        answer = self._wait(link, None)
-        assert answer is not None
-        raise answer[1] or ConnectError("connection lost")
-
-    def _join(self, address: SocketAddress, limit: float) -> Link:
-        """Connects to one address and waits for ServerHello success.
-
-        Raises:
-            AsportError: Why that did not come about. The connection is being closed then.
-        """
-        link = self._open(address, limit)
-        try:
-            for expected, time_limit, missing in (
-                (_Word.CONNECTED, limit + _ATTEMPT_GRACE, "no QUIC handshake"),
-                (_Word.JOINED, self._config.handshake_timeout, "no ServerHello"),
-            ):
-                answer = self._wait(link, time_limit)
-                if answer is None:
-                    raise HandshakeTimeout(f"{missing} within {time_limit:g} s")
-                word, problem = answer
-                if word is not expected:
-                    raise problem or ConnectError("connection lost")
-        except BaseException:
-            with self._changed:
-                link.abandoned = True
-                self._public = None  # its answer may have come in the same moment
-                self._changed.notify_all()
-            with contextlib.suppress(EngineClosed):
-                link.connection.close(0)
-            raise
-        return link
-
-    def _open(self, address: SocketAddress, limit: float) -> Link:
+    def open(self, address: SocketAddress) -> Link:
+        """Begins a handshake."""
         config = self._config
         assert self._credentials is not None
         try:
@@ -375,7 +277,7 @@ class ClientRun(Run):
                 connection = self.engine.connect(
                     sock,
                     self._credentials,
-                    self._transport(limit),
+                    self._transport(),
                     remote=address,
                     server_name=config.server_name,
                     send_sni=not config.tls.disable_sni,
@@ -392,45 +294,93 @@ class ClientRun(Run):
                     limit=self.limit,
                 )
                 link = self._links[connection.id] = Link(connection, address, flows)
+                self._server = address
         except EngineClosed:
-            raise _Stopping from None
+            raise Stopping from None
         except (OSError, EngineError) as problem:
             raise ConnectError(f"{sockets.text(address)} can't be used: {problem}") from problem
         self.counters.add("attempts")
         return link
 
-    def _wait(self, link: Link | None, timeout: float | None) -> tuple[_Word, AsportError | None] | None:
-        """Waits for the next word about a link; None: there was none in time.
+    def give_up(self, link: Link) -> None:
+        """Closes a connection. Nothing it says counts any more. Also the events thread."""
+        with self._changed:
+            link.abandoned = True
+            if self._chosen is link:
+                self._chosen = None
+            if self._current is link:
+                self._current = self._public = None
+                self._changed.notify_all()
+        with contextlib.suppress(EngineClosed):
+            link.connection.close(0)
 
-        Raises:
-            _Stopping: The client is being stopped.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                message = self._inbox.get(timeout=None if deadline is None else remaining(deadline))
-            except queue.Empty:
-                return None
-            if message is None or self.stopping.is_set():
-                raise _Stopping
-            if message[0] is link:
-                return message[1:]
+    def probe(self, link: Link, timeout: float) -> None:
+        """Asks the server for a sign of life."""
+        with contextlib.suppress(EngineClosed):
+            link.connection.probe(timeout)
 
-    def _transport(self, limit: float) -> Transport:
+    def received(self, link: Link) -> int:
+        """How many packets have come for a connection so far."""
+        try:
+            return link.connection.info().packets_received
+        except EngineClosed:
+            return 0
+
+    def migrate(self, link: Link) -> bool:
+        """Moves a connection to this machine's present address. Also the events thread."""
+        try:
+            with socket.socket(sockets.family_of(link.remote[0]), socket.SOCK_DGRAM) as sock:
+                moved = link.connection.migrate(sock)
+        except EngineClosed:
+            return False
+        if moved:
+            self.counters.add("migrations")
+            _log.info("%s: the connection has followed this machine's address", self._config.server)
+        return moved
+
+    def failed(self, failure: AsportError, delay: float | None) -> None:
+        """There is no connection."""
+        with self._changed:
+            news = str(failure) != str(self._failure)
+            self._failure = failure
+            self._changed.notify_all()
+        self.counters.add("attempts_failed")
+        when = (
+            "others are under way" if delay is None else f"next attempt {f'in {delay:.1f} s' if delay else 'at once'}"
+        )
+        if news:
+            _log.warning("%s: %s; %s", self._config.server, failure, when)
+        else:
+            self.limit.warning(_log, "%s: %s; %s", self._config.server, failure, when)
+        self.report(self.status)
+
+    def _transport(self) -> Transport:
         config = self._config
         heartbeat = min(config.heartbeat, _LONGEST_HEARTBEAT)
         return Transport(
             congestion=CONGESTION[config.congestion_control],
             max_udp_payload=config.max_udp_payload,
             idle_timeout=max(_IDLE_TIMEOUT, 3 * heartbeat),
-            keep_alive=_KEEP_ALIVE_FACTOR * heartbeat,
-            handshake_timeout=limit,
+            keep_alive=_SIGN_OF_LIFE,
+            silence=_SILENCE,
+            handshake_timeout=config.timeout,
             command_timeout=config.task_negotiation_timeout,
             send_window=config.send_window,
             receive_window=config.receive_window,
             fragment_lifetime=config.gc_lifetime,
             max_streams_bidi=_MAX_STREAMS if self._mode.tcp else 0,
         )
+
+    # --- the pump thread ---
+
+    def _towards(self) -> SocketAddress | None:
+        with self._changed:
+            return self._server if self._current is None else self._current.remote
+
+    def _happened(self, word: Word) -> None:
+        self.counters.add("network_changes" if word is Word.NETWORK else "resumes")
+        _log.info("%s", word.value)
+        self._connector.tell(Message(None, word))
 
     # --- the events thread ---
 
@@ -443,23 +393,69 @@ class ClientRun(Run):
         elif isinstance(event, StreamOpened):
             event.stream.refuse()
 
-    def _tell(self, link: Link, word: _Word, problem: AsportError | None = None) -> None:
-        self._inbox.put((link, word, problem))
+    def _tell(self, link: Link, word: Word, problem: AsportError | None = None, *, steady: bool = False) -> None:
+        self._connector.tell(Message(link, word, problem, steady))
 
     def _connected(self, link: Link, event: Event) -> None:
-        config, connection = self._config, link.connection
+        with self._changed:
+            is_first = self._chosen is None and not link.abandoned
+            if is_first:
+                self._chosen = link
+            current = self._current
+        if not is_first:
+            self.give_up(link)
+            return
+        self._tell(link, Word.CONNECTED)
+        if current is None:
+            self._greet(link)
+            return
+        # What stands has been silent; now that the server answers, it is asked once more, from where this machine is
+        # now. Two connections that live would be two clients to the server, with a port each. EngineClosed: its last
+        # event is on the way.
+        with contextlib.suppress(EngineClosed):
+            limit = min(_ASKED_LONGEST, max(_ASKED_SHORTEST, 3 * current.connection.info().smoothed_rtt))
+            with contextlib.suppress(EngineError, OSError):
+                if self.migrate(current):
+                    limit = _ASKED_LONGEST  # another path, another round trip
+            current.connection.probe(limit)
+
+    def _silence(self, link: Link, event: Event) -> None:
+        assert isinstance(event, Silence)
+        if not link.abandoned:
+            self._tell(link, Word.SILENT if event.silent else Word.HEARD)
+
+    def _probed(self, link: Link, event: Event) -> None:
+        assert isinstance(event, Probed)
+        with self._changed:
+            successor = self._chosen if link is self._current else None
         if link.abandoned:
             return
+        if successor is None:
+            self._tell(link, Word.HEARD if event.alive else Word.SILENT)
+        elif event.alive:
+            self.give_up(successor)
+            self._tell(link, Word.HEARD)
+        else:
+            self.give_up(link)
+            self._tell(link, Word.FAILED, ConnectError("connection lost: replaced, for it was silent"), steady=True)
+            self._greet(successor)
+
+    def _greet(self, link: Link) -> None:
+        """Sends the ClientHello, and what belongs to it."""
+        config, connection = self._config, link.connection
         link.handshake.send_hello()
         proof = connection.export(token.label(config.uuid), token.context(config.password), token.TOKEN_LENGTH)
-        ports = config.expected_port_range
-        connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, ports.start, ports.end)))
+        first, last = config.expected_port_range.start, config.expected_port_range.end
+        if self._port is not None and first < last:
+            # The port that it had, if that can be had: another client may come back to a restarted server sooner.
+            link.same_port = True
+            first = last = self._port
+        connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, first, last)))
         connection.heartbeat(encode(Heartbeat()), config.heartbeat)
         # The server has proved who it is. What it sends behind its ServerHello may overtake that.
         connection.admit(None if self._mode.udp is None else _CARRIERS[self._mode.udp])
         if self._mode.udp is not None:
             self.pump.call(link.flows.open)
-        self._tell(link, _Word.CONNECTED)
 
     def _command(self, link: Link, event: Event) -> None:
         assert isinstance(event, CommandReceived)
@@ -482,15 +478,21 @@ class ClientRun(Run):
     def _answered(self, link: Link, hello: ServerHello) -> None:
         if hello.port is None:
             kind, text = _REFUSALS[hello.code]
-            self._tell(link, _Word.FAILED, kind(text))
+            if link.same_port and hello.code in (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED):
+                self._port = None
+                self._tell(link, Word.FAILED, ConnectError("the port of before is not to be had; asking for any"))
+            else:
+                self._tell(link, Word.FAILED, kind(text))
             return
         public = (link.remote[0], hello.port)
         with self._changed:
             if link.abandoned:
                 return  # given up a moment ago: nobody would take the port back
             self._public = public
+            self._current, self._chosen = link, None
             self._failure = None
             self._changed.notify_all()
+        self._port = hello.port
         self.counters.add("joined")
         _log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, hello.port, self._mode)
         self.report(self.status)
@@ -498,7 +500,7 @@ class ClientRun(Run):
             self._service.announce(link.connection)
         while link.held:
             self._serve(link, *link.held.popleft())
-        self._tell(link, _Word.JOINED)
+        self._tell(link, Word.JOINED)
 
     def _stream(self, link: Link, event: Event) -> None:
         assert isinstance(event, StreamOpened)
@@ -562,6 +564,13 @@ class ClientRun(Run):
         assert isinstance(event, Closed)
         with self._changed:
             self._links.pop(link.connection.id, None)
+            was_current = link is self._current
+            if was_current:
+                self._current = self._public = None
+                self._changed.notify_all()
+            if link is self._chosen:
+                self._chosen = None
+            successor = self._chosen if was_current else None
         state = link.handshake.state
         link.handshake.close()
         self._service.forget(link.connection)
@@ -571,42 +580,12 @@ class ClientRun(Run):
             with contextlib.suppress(EngineClosed):
                 link.held.popleft()[0].refuse()
         if not link.abandoned:
-            self._tell(link, _Word.FAILED, why_closed(event, state))
+            self._tell(link, Word.FAILED, why_closed(event, state), steady=is_steady(event, state))
+        if successor is not None:
+            self._greet(successor)
 
 
 # --- pure functions --------------------------------------------------------------------------------------------------
-
-
-def why_closed(event: Closed, state: ClientState) -> AsportError:
-    """The end of a connection as an exception, given how far the handshake was."""
-    cause, detail = event.cause, f", {event.reason!r}" if event.reason else ""
-    if cause is CloseCause.CERTIFICATE:
-        return CertificateError(f"the server's certificate isn't accepted{': ' + event.reason if event.reason else ''}")
-    if cause is CloseCause.PEER_APPLICATION and state in (ClientState.AWAITING_HELLO, ClientState.REFUSED):
-        # What a refusal by the reference looks like: it closes before the reason has left.
-        return RefusedError(f"refused: the server closed the connection without a reason (code {event.code}{detail})")
-    if cause is CloseCause.HANDSHAKE_TIMEOUT or (cause is CloseCause.IDLE and state is ClientState.IDLE):
-        return HandshakeTimeout("the server doesn't answer")
-    if state is ClientState.AUTHENTICATED:
-        causes = {
-            CloseCause.PEER_APPLICATION: f"closed by the server, code {event.code}",
-            CloseCause.IDLE: "nothing heard of the server any more",
-            CloseCause.STATELESS_RESET: "the server has restarted",
-        }
-        return ConnectError(f"connection lost: {causes.get(cause, _in_words(event))}{detail}")
-    if cause is CloseCause.UNREACHABLE:
-        return ConnectError("nobody answers at that address and port")
-    if cause is CloseCause.VERSION:
-        return ConnectError("the server speaks no QUIC version that we do")
-    if cause is CloseCause.PEER_TRANSPORT and event.code == 0x100 + 120:
-        return ConnectError(
-            "the server has no application protocol (ALPN) in common with us: compare alpn on both sides"
-        )
-    return ConnectError(f"no connection: {_in_words(event)}{detail}")
-
-
-def _in_words(event: Closed) -> str:
-    return f"{event.cause.name.lower().replace('_', ' ')}, code {event.code:#x}"
 
 
 def flow_budget(limit: int | None) -> int:

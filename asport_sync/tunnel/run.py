@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import logging
 import os
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 from asport_sync.config import ClientConfig, ServerConfig, TlsClientConfig, loose_permissions, without_effect
 from asport_sync.engine import CongestionControl, Connection, Engine, Event, LogRecord, StreamBulk, StreamEnded
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import AsportError, EngineClosed, EngineError, LifecycleError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.selecting import SelectorThread
@@ -88,13 +89,23 @@ class Run(abc.ABC):
         """
 
     def start(self) -> None:
-        """Starts the threads, then ``begin``."""
-        self.engine.start()
-        self.relays.begin()
-        self.engine.share_udp(self._shares_udp)
-        self.pump.start()
-        self._events.start()
-        self.begin()
+        """Starts the threads, then ``begin``.
+
+        Raises:
+            ConfigError: See ``begin``.
+            LifecycleError: The system has no thread to spare.
+        """
+        try:
+            self.engine.start()
+            self.relays.begin()
+            self.engine.share_udp(self._shares_udp)
+            self.pump.start()
+            self._events.start()
+            self.begin()
+        except AsportError:
+            raise
+        except RuntimeError as problem:  # what threading says
+            raise LifecycleError(str(problem)) from problem
 
     def stop(self, timeout: float) -> None:
         """Closes all connections, ends all threads, frees everything. Also after a ``start`` that failed."""
@@ -124,6 +135,7 @@ class Run(abc.ABC):
                 "threads": self.workers.threads,
                 "waiting": self.workers.waiting,
             },
+            "pump": {"calls": self.pump.waiting, "held_up": self.pump.held_up},
         }
 
     # --- the events thread ---
@@ -136,8 +148,9 @@ class Run(abc.ABC):
                 events = self.engine.wait(None if wait is None else wait + 0.0005)
             except EngineClosed:
                 break
-            except EngineError:
-                self.log.exception("waiting for events failed")
+            except (EngineError, MemoryError):
+                with contextlib.suppress(MemoryError):
+                    self.log.exception("waiting for events failed")
                 time.sleep(_PAUSE_AFTER_ERROR)
                 continue
             for event in events:
@@ -147,7 +160,8 @@ class Run(abc.ABC):
             except EngineClosed:
                 pass  # of a connection that has gone meanwhile
             except Exception:
-                self.log.exception("a timer failed")
+                with contextlib.suppress(MemoryError):
+                    self.log.exception("a timer failed")
         # Whoever waits for the end must not wait for ever where the engine ended without being told to.
         self.stopping.set()
 
@@ -165,8 +179,9 @@ class Run(abc.ABC):
             # The connection ended while its event was looked at; Closed follows.
             self.log.debug("%s: %s", type(event).__name__, gone)
         except Exception:
-            self.counters.add("events_failed")
-            self.log.exception("%s could not be handled", type(event).__name__)
+            with contextlib.suppress(MemoryError):
+                self.counters.add("events_failed")
+                self.log.exception("%s could not be handled", type(event).__name__)
 
 
 def remaining(deadline: float) -> float:

@@ -32,7 +32,7 @@ from asport_sync.errors import ConfigError, EngineClosed, EngineError, RemotePro
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.timers import Timer
-from asport_sync.tunnel.admission import Authenticator, User, granted, users_of
+from asport_sync.tunnel.admission import Authenticator, FailureDelay, User, granted, users_of
 from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
 from asport_sync.tunnel.run import CONGESTION, Run, keylog_file, say_what_has_no_effect
 from asport_sync.tunnel.tcp import PublicListener
@@ -133,6 +133,7 @@ class ServerRun(Run):
         self._config = config
         self._users = users_of(config)
         self._authenticator = Authenticator(self._users)
+        self._failure_delay = FailureDelay(clock)
         self._began = time.monotonic()
         self._endpoint: Endpoint | None = None
         self._address: SocketAddress | None = None
@@ -282,7 +283,7 @@ class ServerRun(Run):
             peer.deadline.cancel()
         user = self._authenticator.check(peer.connection, hello)
         if user is None:
-            self._refuse(peer, ServerHelloCode.AUTH_FAILED, f"user {hello.uuid}")
+            self._fail(peer, f"user {hello.uuid}")
             return
         peer.user = user
         asked, dialect = decode_mode(
@@ -308,6 +309,15 @@ class ServerRun(Run):
             )
             return
         self._probe_rivals(Claim(peer, user, mode, ports))
+
+    def _fail(self, peer: Peer, detail: str) -> None:
+        delay = self._failure_delay.failed(peer.address[0])
+        if delay == 0:
+            self._refuse(peer, ServerHelloCode.AUTH_FAILED, detail)
+            return
+        self.counters.add("refusals_delayed")
+        peer.closing = True
+        peer.deadline = self.timers.after(delay, lambda: self._refuse(peer, ServerHelloCode.AUTH_FAILED, detail))
 
     def _refuse(self, peer: Peer, code: ServerHelloCode, detail: str) -> None:
         peer.closing = True

@@ -20,7 +20,7 @@ from asport_sync.runtime.log import RateLimit
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import Slots, WorkerPool
 from asport_sync.runtime.timers import Timer
-from asport_sync.tunnel.sessions import AssociationTable
+from asport_sync.tunnel.sessions import LAST_ASSOCIATION, AssociationTable, SourceShares
 from asport_sync.wire import Address, Dissociate, encode, proxy_header
 
 _BATCHES_PER_TURN = 4  # of 64 messages of the kernel; then the other sockets have their turn
@@ -31,6 +31,9 @@ _ENDED_AT_ONCE = 256  # associations; each costs a Dissociate, which the other e
 _PAUSE_BETWEEN_ENDS = 0.05  # seconds until the next so many are ended
 _EVICTABLE_AFTER = 10.0  # seconds without traffic: longer than the pauses of most protocols on UDP
 _EVICTED_AT_ONCE = 64  # associations, so that a crowd of sources does not cost a search each
+# One source address has half of the associations at most, so that it can't keep everybody else out. No less, for behind
+# a proxy or a carrier's NAT many users share one.
+_MOST_OF_ONE_SOURCE = LAST_ASSOCIATION // 2
 _OPEN_TRIES = 60  # times that a public socket is tried to be taken into service
 _PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, by which descriptors or memory are there again or never
 _REFRESH_AFTER = 30.0  # seconds until the name of the local service is looked up again
@@ -181,6 +184,7 @@ class PublicUdp:
         self._udp: UdpSocket | None = None
         self._reader: _Reader | None = None
         self._associations = AssociationTable()
+        self._shares = SourceShares(_MOST_OF_ONE_SOURCE)
         self._expiry = _Expiry(pump, connection, timeout, self._expired)
         self._opening: Timer | None = None  # the next try to open
         self._evicted: Timer | None = None  # pending: associations were evicted a moment ago
@@ -242,6 +246,9 @@ class PublicUdp:
             self.close()
 
     def _associate(self, udp: UdpSocket, source: SocketAddress) -> bool:
+        if self._shares.full(source[0]):
+            self._counters.add("udp_sources_refused_share")
+            return False
         association = self._associations.allocate()
         if association is None and self._evict():
             association = self._associations.allocate()
@@ -257,6 +264,7 @@ class PublicUdp:
             self._counters.add("udp_sources_refused_by_engine")
             self._log.debug("no association for %s: %s", sockets.text(source), problem)
             return False
+        self._shares.take(association, source[0])
         self._counters.add("udp_associations")
         self._log.debug("association %d: packets from %s", association, sockets.text(source))
         return True
@@ -293,6 +301,7 @@ class PublicUdp:
             # counted.
             self._counters.add("dissociates_not_sent")
         self._associations.release(association)
+        self._shares.give_back(association)
 
 
 Addresses = list[SocketAddress]
@@ -407,6 +416,7 @@ class LocalFlows:
         self._log = log
         self._limit = limit
         self._flows: dict[int, _Flow] = {}
+        self._shares = SourceShares(max(1, budget.most // 2))
         self._expiry = _Expiry(pump, connection, timeout, self.end)
         self._closed = False
 
@@ -422,6 +432,11 @@ class LocalFlows:
         if not self._budget.take():
             self._refuse(association, "udp_flows_refused_limit", "too many associations have sockets")
             return
+        if self._shares.full(peer[0]):
+            self._budget.give_back()
+            self._refuse(association, "udp_flows_refused_share", f"{peer[0]} has half of all associations")
+            return
+        self._shares.take(association, peer[0])
         flow = self._flows[association] = _Flow()
         self._target.ask(lambda addresses: self._connect(association, peer, flow, addresses))
 
@@ -431,6 +446,7 @@ class LocalFlows:
         if flow is None:
             return
         self._budget.give_back()
+        self._shares.give_back(association)
         if flow.reader is not None:
             flow.reader.end()
         with contextlib.suppress(EngineClosed):

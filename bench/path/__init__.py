@@ -47,10 +47,13 @@ def build() -> Path:
 
 
 class CarriedPath(NetworkPath):
-    """A ``NetworkPath`` with the C program as its forwarder; all else is the same."""
+    """A ``NetworkPath`` with the C program as its forwarder; it lacks some faults, and all else is the same."""
+
+    lacking = frozenset({"corruption", "duplication", "reordering"})
 
     def _start_forwarder(self, devices: list[int], control: int) -> subprocess.Popen[bytes]:
-        settings = [f"--{name}={json.dumps(value)}" for name, value in asdict(self._settings).items()]
+        wanted = {name: value for name, value in asdict(self._settings).items() if name not in self.lacking}
+        settings = [f"--{name}={json.dumps(value)}" for name, value in wanted.items()]
         ends = [f"--devices={devices[0]},{devices[1]}", f"--control={control}", f"--seed={self._seed}"]
         return subprocess.Popen(
             [str(build()), *ends, *settings], stdin=subprocess.DEVNULL, pass_fds=[*devices, control]

@@ -21,7 +21,7 @@ class Middle:
     def __init__(self, server: tuple[str, int]) -> None:
         self._server = server
         self.front, self._back = new_socket(), new_socket()
-        self._client: tuple[str, int] | None = None
+        self.client: tuple[str, int] | None = None  # where it was last heard from
         self.from_client: bytes = b""  # the last short-header packet
         self.cut = False
         self.widest = 65536  # bytes of the largest datagram that gets through
@@ -57,8 +57,8 @@ class Middle:
 
     def to_client(self, data: bytes) -> None:
         """A datagram of our own for the client, as if the server had sent it."""
-        assert self._client is not None
-        self.front.sendto(data, self._client)
+        assert self.client is not None
+        self.front.sendto(data, self.client)
 
     def _passes(self, data: bytes) -> bool:
         # Both threads count here; a number that is lost between them is none that anybody needs.
@@ -72,7 +72,7 @@ class Middle:
     def _up(self) -> None:
         while not self._over:
             with contextlib.suppress(TimeoutError):
-                data, self._client = self.front.recvfrom(65536)
+                data, self.client = self.front.recvfrom(65536)
                 if data and not data[0] & 0x80:
                     self.from_client = data
                 if self._passes(data):
@@ -82,5 +82,5 @@ class Middle:
         while not self._over:
             with contextlib.suppress(TimeoutError):
                 data = self._back.recv(65536)
-                if self._passes(data) and self._client is not None:
-                    self.front.sendto(data, self._client)
+                if self._passes(data) and self.client is not None:
+                    self.front.sendto(data, self.client)

@@ -186,8 +186,17 @@ def connected(
     one_engine: bool = False,
     server_transport: Transport = SERVER_TRANSPORT,
     client_transport: Transport = CLIENT_TRANSPORT,
+    admitted: bool = True,
 ) -> Iterator[Pair]:
-    """Two connected sides, with an engine each or with one engine for both."""
+    """Two connected sides, with an engine each or with one engine for both.
+
+    Args:
+        certificate: The server's.
+        one_engine: One for both sides.
+        server_transport: Settings of the server's side.
+        client_transport: Settings of the client's side.
+        admitted: The server takes more from the client than a ClientHello, though no UDP yet.
+    """
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Side("server"))
         client = server if one_engine else stack.enter_context(Side("client"))
@@ -195,6 +204,8 @@ def connected(
         client_connection = connect(client, certificate, address, client_transport)
         client.expect(Connected, lambda event: event.connection == client_connection)
         server_connection = server.expect(Connected, lambda event: event.endpoint is not None).connection
+        if admitted:
+            server_connection.admit(None)
         yield Pair(server, client, endpoint, server_connection, client_connection)
 
 

@@ -247,6 +247,35 @@ static void test_wrap_marks(void)
     aq_dgram_destroy(&queue);
 }
 
+/* An empty queue that has come some way goes back; one that holds something, or is near its beginning, does not. */
+static void test_rewind(void)
+{
+    uint64_t number, furthest = 0;
+    aq_dgram queue;
+
+    init(&queue, 0);
+    for (number = 0; number < 5000; number++) {
+        uint64_t at;
+
+        CHECK(put(&queue, number, 1200));
+        aq_dgram_rewind(&queue); /* holds something: nothing happens */
+        CHECK_INT(aq_dgram_waiting(&queue), taken_by(1200));
+        get(&queue, number, 1200);
+        at = atomic_load(&queue.written) % queue.capacity;
+        furthest = at > furthest ? at : furthest;
+        if (aq_dgram_may_rewind(&queue)) {
+            aq_dgram_rewind(&queue);
+            CHECK_INT(atomic_load(&queue.written) % queue.capacity, 0);
+        }
+        CHECK_INT(aq_dgram_waiting(&queue), 0);
+        CHECK(!aq_dgram_may_rewind(&queue));
+    }
+    CHECK(furthest < 128 * 1024 + 2 * taken_by(1200));
+    CHECK(put(&queue, 1, LARGEST));
+    get(&queue, 1, LARGEST);
+    aq_dgram_destroy(&queue);
+}
+
 /* What the consumer does with the limit: it drops the oldest until what waits is within it. The newest stay. */
 static void test_limit(void)
 {
@@ -379,6 +408,7 @@ int main(void)
     test_one_record();
     test_full();
     test_wrap_marks();
+    test_rewind();
     test_limit();
     test_random_steps();
     test_two_threads();

@@ -60,12 +60,19 @@ class NativeTest:
 
 
 FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c")
-STREAM = ("stream.c", "pipe.c", "slab.c", "ready.c", "wake.c", "clock.c")
+STREAM = ("stream.c", "pipe.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
+
+ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
+# What setup.py tells the compiler.
+ORIGIN = ('-DAQ_BUILD_ID="test"', '-DAQ_NGTCP2_ORIGIN="test"')
 
 TESTS = (
-    NativeTest("pipe", ("pipe.c",), threaded=True),
+    NativeTest("pipe", ("pipe.c", "reserve.c"), threaded=True),
+    NativeTest("reserve", ("reserve.c", "pipe.c"), flags=("-Wl,--wrap=malloc",)),
     NativeTest("slab", ("slab.c",), threaded=True),
     NativeTest("map", ("map.c",)),
+    NativeTest("rotation", ("rotation.c", "random.c")),
+    NativeTest("source", ("source.c", "map.c")),
     NativeTest("packet", ("packet.c",)),
     NativeTest("assembler", ("packet.c",)),
     NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
@@ -76,13 +83,14 @@ TESTS = (
     NativeTest("udp", ("udp.c",)),
     NativeTest("flow", FLOW),
     NativeTest("flow_packets", FLOW, threaded=True),
-    NativeTest("stream", STREAM),
+    NativeTest("stream", STREAM, flags=("-Wl,--wrap=malloc",)),
     NativeTest("stream_ends", STREAM),
     NativeTest("stream_threads", STREAM, threaded=True),
     NativeTest("tls", ("tls.c",), ngtcp2=True, prepare=tls_material.write),
+    NativeTest("commands", ALL, threaded=True, flags=ORIGIN, ngtcp2=True),
     NativeTest(
         "memory",
-        ("pipe.c", "slab.c", "map.c", "packet.c"),
+        ("pipe.c", "reserve.c", "slab.c", "map.c", "packet.c"),
         flags=("-Wl,--wrap=malloc", "-Wl,--wrap=calloc", "-Wl,--wrap=realloc"),
     ),
 )

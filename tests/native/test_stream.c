@@ -3,6 +3,15 @@
 
 #include <stdlib.h>
 
+static int fail_malloc;
+void *__real_malloc(size_t size); /* NOLINT: the linker's names */
+void *__wrap_malloc(size_t size); /* NOLINT */
+
+void *__wrap_malloc(size_t size)
+{
+    return fail_malloc ? NULL : __real_malloc(size);
+}
+
 #define WATCHDOG_SECONDS 60
 #define WINDOW (256U * 1024)
 
@@ -183,6 +192,67 @@ static void test_idle_keeps_nothing(void)
     end_stream(stream);
 }
 
+/* Without memory the bytes stay in the socket, and are read as soon as there is some. */
+static void test_no_memory(void)
+{
+    aq_stream *stream = new_stream(WINDOW, WINDOW);
+    uint64_t failures = atomic_load(&counters.value[AQ_C_memory_failures]);
+    int ends[2];
+
+    open_pair(0, ends);
+    CHECK_INT(write(ends[1], bytes, 5000), 5000);
+    fail_malloc = 1;
+    for (uint64_t tries = 1; tries <= 3; tries++) {
+        CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_MEMORY | AQ_NEED_DATA);
+        CHECK_INT(atomic_load(&counters.value[AQ_C_memory_failures]) - failures, tries);
+    }
+    CHECK(!stream->aborted);
+    CHECK_INT(stream->result.sent, 0);
+    fail_malloc = 0;
+    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_READ | AQ_NEED_DATA);
+    leaves(stream, bytes, 5000);
+    close_pair(ends);
+    end_stream(stream);
+}
+
+static void drop(aq_stream *stream)
+{
+    aq_pipe_take(&stream->tx, (size_t)aq_pipe_readable(&stream->tx));
+    aq_pipe_release(&stream->tx, aq_pipe_taken(&stream->tx));
+}
+
+/* How much is read from a socket whose bytes can't be sent: less where all pipes hold much already. */
+static void test_read_ahead(int scarce)
+{
+    aq_stream *stream = new_stream(4 * sizeof(bytes), WINDOW);
+    uint64_t most = scarce ? 2 * AQ_READ_AHEAD_SCARCE : 2 * AQ_READ_AHEAD;
+    int ends[2], large = 2 * sizeof(bytes);
+
+    open_pair(0, ends);
+    CHECK_INT(setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, &large, sizeof(large)), 0);
+    CHECK_INT(setsockopt(ends[0], SOL_SOCKET, SO_RCVBUF, &large, sizeof(large)), 0);
+    if (scarce)
+        atomic_fetch_add(&pool.live, AQ_PIPES_MUCH);
+    for (int i = 0; i < 20; i++) {
+        CHECK(send(ends[1], bytes, sizeof(bytes), MSG_DONTWAIT) > 0 || errno == EAGAIN);
+        pump(stream, ends[0], UINT64_MAX);
+    }
+    CHECK(stream->result.sent > most / 4 && stream->result.sent <= most);
+    CHECK_INT(pump(stream, ends[0], UINT64_MAX), AQ_NEED_SPACE | AQ_NEED_DATA);
+    /* and goes on once they have left */
+    {
+        uint64_t had = stream->result.sent;
+        drop(stream);
+        pump(stream, ends[0], UINT64_MAX);
+        CHECK(stream->result.sent > had);
+        drop(stream);
+    }
+    if (scarce)
+        atomic_fetch_sub(&pool.live, AQ_PIPES_MUCH);
+    close_pair(ends);
+    end_stream(stream);
+}
+
 /* The peer wants no more: the socket is not read any further, and there is no FIN to send. */
 static void test_tx_stopped(void)
 {
@@ -337,12 +407,15 @@ int main(void)
     for (i = 0; i < sizeof(bytes); i++)
         bytes[i] = (uint8_t)check_random(&state);
     surroundings_init();
+    test_no_memory(); /* first: nothing has come back to the pool yet */
     for (way = 0; way < 4; way++)
         test_half_close(way & 1, way >> 1);
     test_empty();
     test_needs();
     test_budget();
     test_idle_keeps_nothing();
+    test_read_ahead(0);
+    test_read_ahead(1);
     test_tx_stopped();
     test_credit();
     test_credit_of_a_cut_stream();

@@ -5,8 +5,8 @@ end of the control socket is closed, so it can't outlive the test. A process of 
 a busy test does not add delay. Only the standard library, no import of this package.
 
 A packet's way in one direction: read from the sender's device, dropped if the direction is a black hole, dropped at the
-tail if the queue is full, sent at the bottleneck's rate, lost at random after that, delayed, written to the receiver's
-device.
+tail if the queue is full, sent at the bottleneck's rate, lost at random after that, or falsified, doubled or held back,
+delayed, written to the receiver's device.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from dataclasses import asdict, dataclass, fields, replace
 BATCH = 64
 # Longer than any MTU a TUN device can have.
 LARGEST_PACKET = 65535
+# Milliseconds that a packet is held back for others to overtake it: more than a packet's time on a path of 10 Mbit/s.
+REORDERING_MS = 3.0
+# Bytes of the shortest IPv4 header; what is behind belongs to TCP or UDP.
+IP_HEADER = 20
 # Bytes of one control message; the requests and the answers are a few hundred.
 CONTROL_SIZE = 65536
 
@@ -41,6 +45,10 @@ class LinkSettings:
         rate_mbit: Rate of the bottleneck in 10^6 bit/s, counting whole IP packets.
         queue_ms: Length of the drop-tail queue before the bottleneck, as time at that rate.
         black_hole: Take every packet and deliver none.
+        corruption: Share of packets with a flipped bit, 0 to 1. The bit is behind the IP header, and TCP's and UDP's
+            checksums don't fit any more, as on a link whose own checks have failed; the receiving kernel drops them.
+        duplication: Share of packets delivered twice, 0 to 1.
+        reordering: Share of packets held back by ``REORDERING_MS``, 0 to 1, so that others overtake them.
     """
 
     delay_ms: float = 0.0
@@ -48,6 +56,9 @@ class LinkSettings:
     rate_mbit: float = 100.0
     queue_ms: float = 100.0
     black_hole: bool = False
+    corruption: float = 0.0
+    duplication: float = 0.0
+    reordering: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, good, expected in (
@@ -55,6 +66,9 @@ class LinkSettings:
             ("loss", self.loss, 0 <= self.loss <= 1, "between 0 and 1"),
             ("rate_mbit", self.rate_mbit, self.rate_mbit > 0, "more than 0"),
             ("queue_ms", self.queue_ms, self.queue_ms >= 0, "0 or more"),
+            ("corruption", self.corruption, 0 <= self.corruption <= 1, "between 0 and 1"),
+            ("duplication", self.duplication, 0 <= self.duplication <= 1, "between 0 and 1"),
+            ("reordering", self.reordering, 0 <= self.reordering <= 1, "between 0 and 1"),
         ):
             if not good:
                 raise ValueError(f"{name} must be {expected}, not {value}")
@@ -62,11 +76,18 @@ class LinkSettings:
 
 @dataclass
 class LinkCounters:
-    """What became of the packets of one direction. ``received`` is the sum of all others and ``in_flight``."""
+    """What became of the packets of one direction.
+
+    ``received`` and ``duplicated`` are the sum of ``delivered``, the four kinds of drops and ``in_flight``; those that
+    were ``corrupted`` or ``reordered`` are among them.
+    """
 
     received: int = 0
     delivered: int = 0
     delivered_bytes: int = 0
+    corrupted: int = 0
+    duplicated: int = 0
+    reordered: int = 0
     lost: int = 0
     queue_full: int = 0
     black_holed: int = 0
@@ -81,10 +102,13 @@ class Link:
         self.settings = settings
         self.counters = LinkCounters()
         self._random = random.Random(seed)
+        # For the rarer faults, apart from the losses: which packets are lost is the same with and without them.
+        self._others = random.Random(~seed)
         # When the bottleneck has sent all it was given.
         self._idle_at = 0.0
         # (time of delivery, order of arrival, packet); the order keeps packets with the same time in line.
         self._in_flight: list[tuple[float, int, bytes]] = []
+        self._order = 0
 
     def offer(self, packet: bytes, now: float) -> None:
         """Take a packet that reaches the path at ``now``."""
@@ -103,7 +127,25 @@ class Link:
             self.counters.lost += 1
             return
         arrival = self._idle_at + settings.delay_ms / 1e3
-        heapq.heappush(self._in_flight, (arrival, self.counters.received, packet))
+        if self._others.random() < settings.corruption and len(packet) > IP_HEADER:
+            self.counters.corrupted += 1
+            packet = self._corrupt(packet)
+        if self._others.random() < settings.duplication:
+            self.counters.duplicated += 1
+            self._send(packet, arrival)
+        if self._others.random() < settings.reordering:
+            self.counters.reordered += 1
+            arrival += REORDERING_MS / 1e3
+        self._send(packet, arrival)
+
+    def _corrupt(self, packet: bytes) -> bytes:
+        falsified = bytearray(packet)
+        falsified[self._others.randrange(IP_HEADER, len(packet))] ^= 1 << self._others.randrange(8)
+        return bytes(falsified)
+
+    def _send(self, packet: bytes, arrival: float) -> None:
+        self._order += 1
+        heapq.heappush(self._in_flight, (arrival, self._order, packet))
 
     def next_delivery(self) -> float | None:
         """Return when the next packet is due, or None where none is on its way."""

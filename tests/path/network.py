@@ -64,6 +64,8 @@ class NetworkPath:
 
     address_a = ADDRESS_A
     address_b = ADDRESS_B
+    # Settings that the forwarder does not know, by name.
+    lacking: frozenset[str] = frozenset()
 
     def __enter__(self) -> NetworkPath:
         with contextlib.ExitStack() as stack:
@@ -103,6 +105,9 @@ class NetworkPath:
         rate_mbit: float | None = None,
         queue_ms: float | None = None,
         black_hole: bool | None = None,
+        corruption: float | None = None,
+        duplication: float | None = None,
+        reordering: float | None = None,
     ) -> None:
         """Change what is given, for packets that arrive from now on. Those on their way keep their times."""
         given = {
@@ -111,8 +116,13 @@ class NetworkPath:
             "rate_mbit": rate_mbit,
             "queue_ms": queue_ms,
             "black_hole": black_hole,
+            "corruption": corruption,
+            "duplication": duplication,
+            "reordering": reordering,
         }
         changes = {name: value for name, value in given.items() if value is not None}
+        if unknown := self.lacking & changes.keys():
+            raise ValueError(f"this path can't do {', '.join(sorted(unknown))}")
         LinkSettings(**{**asdict(self._settings), **changes})  # refuses here what the forwarder would refuse
         numbers = {"both": ("0", "1"), "a to b": ("0",), "b to a": ("1",)}[direction]
         self._request(dict.fromkeys(numbers, changes))

@@ -56,6 +56,44 @@ def test_black_hole_takes_everything() -> None:
     assert link.counters.black_holed == 10
 
 
+def test_corruption_spares_the_ip_header() -> None:
+    link = Link(LinkSettings(corruption=0.2), seed=5)
+    for number in range(1000):
+        link.offer(PACKET, float(number))
+    arrived = list(link.due(2000.0))
+    assert len(arrived) == 1000
+    changed = [
+        (index, (byte ^ 0).bit_count()) for packet in arrived for index, byte in enumerate(packet) if byte
+    ]  # PACKET is all zeros
+    assert len(changed) == link.counters.corrupted
+    assert 120 < len(changed) < 280
+    assert {bits for _, bits in changed} == {1}
+    assert min(index for index, _ in changed) >= 20
+    assert max(index for index, _ in changed) > 1000
+
+
+def test_duplication() -> None:
+    link = Link(LinkSettings(duplication=0.2), seed=5)
+    arrived = carry(link, 1000)
+    assert sorted(set(arrived)) == list(range(1000))
+    assert link.counters.duplicated == len(arrived) - 1000
+    assert 120 < link.counters.duplicated < 280
+
+
+def test_reordering() -> None:
+    link = Link(LinkSettings(reordering=0.2), seed=5)
+    arrived = carry(link, 1000, interval=0.001)
+    assert sorted(arrived) == list(range(1000))
+    assert arrived != list(range(1000))
+    assert 120 < link.counters.reordered < 280
+
+
+def test_other_faults_leave_the_losses_alone() -> None:
+    alone = set(carry(Link(LinkSettings(loss=0.1), seed=5), 1000))
+    beside = set(carry(Link(LinkSettings(loss=0.1, duplication=0.2, reordering=0.2), seed=5), 1000))
+    assert beside == alone
+
+
 def test_every_packet_is_accounted_for() -> None:
     link = Link(LinkSettings(loss=0.3, rate_mbit=1, queue_ms=5), seed=3)
     for number in range(100):
@@ -69,7 +107,17 @@ def test_every_packet_is_accounted_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("loss", 1.5), ("loss", -0.1), ("delay_ms", -1), ("rate_mbit", 0), ("queue_ms", -1)]
+    ("name", "value"),
+    [
+        ("loss", 1.5),
+        ("loss", -0.1),
+        ("delay_ms", -1),
+        ("rate_mbit", 0),
+        ("queue_ms", -1),
+        ("corruption", 2),
+        ("duplication", -1),
+        ("reordering", 1.01),
+    ],
 )
 def test_impossible_settings_are_refused(name: str, value: float) -> None:
     settings: dict[str, Any] = {name: value}

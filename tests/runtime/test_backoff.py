@@ -2,7 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from asport_sync.runtime.backoff import CAP, HEALTHY_AFTER, SLOW_BASE, SLOW_CAP, Backoff
+from asport_sync.runtime.backoff import (
+    BESIDE,
+    BESIDE_LATER,
+    CAP,
+    HEALTHY_AFTER,
+    SETTLED_AFTER,
+    SLOW_BASE,
+    SLOW_CAP,
+    STEADY,
+    STEADY_FOR,
+    Backoff,
+)
 from tests.runtime.clock import VirtualClock
 
 
@@ -81,3 +92,50 @@ def test_many_failures_do_not_overflow(clock: VirtualClock) -> None:
     backoff = Backoff(clock, lambda: 1.0)
     assert [backoff.failed() for _ in range(5000)][-1] == CAP
     assert [backoff.failed(slow=True) for _ in range(5000)][-1] == SLOW_CAP
+
+
+def test_silence_is_met_steadily_for_some_minutes(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    assert backoff.failed(steady=True) == 0
+    for _ in range(100):
+        clock.advance(STEADY_FOR / 101)
+        assert backoff.failed(steady=True) == STEADY
+    clock.advance(STEADY_FOR / 101)
+    assert [backoff.failed(steady=True) for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, CAP, CAP]
+
+
+def test_steady_pauses_have_jitter(clock: VirtualClock) -> None:
+    chances = iter([0.0, 0.5, 0.0, 1.0])
+    backoff = Backoff(clock, lambda: next(chances))
+    backoff.failed(steady=True)
+    assert [backoff.failed(steady=True) for _ in range(2)] == pytest.approx([STEADY / 2, STEADY * 3 / 4])
+    assert [backoff.beside() for _ in range(2)] == pytest.approx([BESIDE * 2 / 3, BESIDE * 4 / 3])
+
+
+def test_attempts_join_each_other_less_often_later(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 0.5)
+    assert backoff.beside() == pytest.approx(BESIDE)
+    clock.advance(STEADY_FOR)
+    assert backoff.beside() == pytest.approx(BESIDE_LATER)
+    backoff.succeeded()
+    assert backoff.beside() == pytest.approx(BESIDE)
+
+
+def test_the_loss_of_a_connection_that_has_stood_is_met_at_once(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    for _ in range(3):
+        backoff.succeeded()
+        clock.advance(SETTLED_AFTER)
+        assert backoff.failed(steady=True) == 0
+        assert backoff.failed(steady=True) == STEADY
+    backoff.succeeded()
+    clock.advance(SETTLED_AFTER / 2)
+    assert backoff.failed(steady=True) == STEADY
+
+
+def test_an_outage_of_long_ago_is_forgotten(clock: VirtualClock) -> None:
+    backoff = Backoff(clock, lambda: 1.0)
+    backoff.failed(steady=True)
+    backoff.succeeded()
+    clock.advance(10 * STEADY_FOR)
+    assert [backoff.failed(steady=True), backoff.failed(steady=True)] == [0, STEADY]

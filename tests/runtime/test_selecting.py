@@ -136,3 +136,48 @@ def test_one_that_was_never_started_leaves_nothing() -> None:
     thread = SelectorThread("selector-test")
     assert thread.stop(TIMEOUT)
     assert thread.stop(TIMEOUT)
+
+
+def test_who_has_too_many_calls_for_it_waits(caplog: pytest.LogCaptureFixture) -> None:
+    thread = SelectorThread("selector-test", most_calls=10)
+    thread.start()
+    go_on = threading.Event()
+    made: list[int] = []
+    thread.call(go_on.wait, TIMEOUT)
+    wait_until(lambda: thread.waiting == 0, TIMEOUT, "the thread is busy")
+
+    def call(numbers: range) -> None:
+        for number in numbers:
+            thread.call(made.append, number)
+
+    caller = threading.Thread(target=call, args=(range(100),))
+    caller.start()
+    wait_until(lambda: thread.held_up == 1, TIMEOUT, "the caller waits")
+    assert thread.waiting == 10
+    # The thread itself never does: nobody else would make room.
+    go_on.set()
+    caller.join(TIMEOUT)
+    thread.call_and_wait(call, range(100, 200))
+    assert thread.stop(TIMEOUT)
+    assert made == list(range(200))
+    assert caplog.records == []
+
+
+def test_a_caller_that_waits_is_let_go_when_the_thread_ends() -> None:
+    thread = SelectorThread("selector-test", most_calls=1)
+    thread.start()
+    go_on = threading.Event()
+    thread.call(go_on.wait, TIMEOUT)
+    wait_until(lambda: thread.waiting == 0, TIMEOUT, "the thread is busy")
+    made: list[str] = []
+    callers = [threading.Thread(target=thread.call, args=(made.append, name)) for name in ("a", "b", "c")]
+    for caller in callers:
+        caller.start()
+    wait_until(lambda: thread.held_up == 2, TIMEOUT, "two wait")
+    stopper = threading.Thread(target=thread.stop, args=(TIMEOUT,))
+    stopper.start()
+    go_on.set()
+    for each in (*callers, stopper):
+        each.join(TIMEOUT)
+        assert not each.is_alive()
+    assert sorted(made) == ["a", "b", "c"]

@@ -174,3 +174,18 @@ def test_a_stop_signal_is_seen_by_waiting_threads_and_by_poll() -> None:
     signal.close()
     assert signal.fileno() == -1
     assert signal.is_set()
+
+
+def test_tasks_that_wait_are_limited() -> None:
+    pool = WorkerPool(1, most_waiting=2)
+    gate = Gate()
+    for _ in range(3):
+        pool.submit(gate.task)
+    with pytest.raises(RuntimeError, match="2 tasks wait"):
+        pool.submit(gate.task)
+    gate.opened.set()
+    for _ in range(3):
+        assert gate.entered.acquire(timeout=TIMEOUT)
+    pool.submit(gate.task)
+    assert gate.entered.acquire(timeout=TIMEOUT)
+    assert pool.stop(TIMEOUT)

@@ -93,3 +93,16 @@ def test_nobody_is_told_to_wait_longer_than_the_system_can_count(clock: VirtualC
         clock.advance(LONGEST_WAIT)
         timers.run()
     assert fired == [1]
+
+
+def test_cancelled_timers_do_not_pile_up(timers: Timers, clock: VirtualClock) -> None:
+    fired: list[int] = []
+    for number in range(1000):
+        timers.after(3600 + number, lambda number=number: fired.append(number)).cancel()  # type: ignore[misc]
+        if number % 100 == 0:
+            timers.after(7200, lambda number=number: fired.append(number))  # type: ignore[misc]
+        assert len(timers) <= 64
+    clock.advance(7200)
+    timers.run()
+    assert fired == list(range(0, 1000, 100))
+    assert len(timers) == 0

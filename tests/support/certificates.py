@@ -50,17 +50,27 @@ def self_signed(directory: Path) -> Certificate:
 
 def signed_by_authority(directory: Path) -> Certificate:
     """Write an authority and a server certificate issued by it, for localhost, 127.0.0.1 and ::1."""
-    authority_key = _new_key()
-    authority_name = _name("test authority")
-    authority = (
-        _certificate(authority_name, authority_name, authority_key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(certificate_signing=True), critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
-    key = _new_key()
-    builder = _server_certificate(_name("localhost"), authority_name, key)
-    return _write(directory, builder.sign(authority_key, hashes.SHA256()), key, trusted=authority)
+    return Authority().issue(directory)
+
+
+class Authority:
+    """A certificate authority that issues any number of certificates."""
+
+    def __init__(self) -> None:
+        self._key = _new_key()
+        self._name = _name("test authority")
+        self._certificate = (
+            _certificate(self._name, self._name, self._key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(certificate_signing=True), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+
+    def issue(self, directory: Path) -> Certificate:
+        """Write a server certificate with a key of its own, for localhost, 127.0.0.1 and ::1."""
+        key = _new_key()
+        builder = _server_certificate(_name("localhost"), self._name, key)
+        return _write(directory, builder.sign(self._key, hashes.SHA256()), key, trusted=self._certificate)
 
 
 def _new_key() -> ec.EllipticCurvePrivateKey:

@@ -146,6 +146,9 @@ class FakeConnection:
         self.admitted: list[real.Carrier | None] = []
         self.heartbeats: list[tuple[bytes, float]] = []
         self.probes: list[float] = []
+        self.packets_received = 0
+        self.migrations = 0
+        self.migration_problem: EngineError | None = None
         self.exports = 0
         self.removed: list[int] = []
         self.idle: list[int] = []
@@ -185,10 +188,20 @@ class FakeConnection:
         self._check()
         self.probes.append(timeout)
 
+    def migrate(self, sock: socket.socket) -> bool:
+        self._check()
+        assert sock.family is socket.AF_INET
+        if self.migration_problem is not None:
+            raise self.migration_problem
+        self.migrations += 1
+        return True
+
     def info(self) -> real.ConnectionInfo:
         self._check()
         figures: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(real.ConnectionInfo)}
-        return real.ConnectionInfo(**{**figures, "peer": self.peer, "smoothed_rtt": 0.1})
+        return real.ConnectionInfo(
+            **{**figures, "peer": self.peer, "smoothed_rtt": 0.1, "packets_received": self.packets_received}
+        )
 
     def accept(self, listener: socket.socket) -> FakeListener:
         self._check()
@@ -398,3 +411,7 @@ def flow_wanted(connection: FakeConnection, association: int, peer: real.SocketA
 
 def probed(connection: FakeConnection, *, alive: bool) -> real.Probed:
     return real.Probed(cast(Any, connection), alive)
+
+
+def silence(connection: FakeConnection, *, silent: bool) -> real.Silence:
+    return real.Silence(cast(Any, connection), silent)

@@ -7,8 +7,9 @@ import pytest
 
 from asport_sync.config import Network
 from asport_sync.engine import Connection
-from asport_sync.tunnel.admission import Authenticator, User, granted
+from asport_sync.tunnel.admission import Authenticator, FailureDelay, User, granted, source_of
 from asport_sync.wire import ClientHello, Dialect, ForwardMode, UdpMode
+from tests.runtime.clock import VirtualClock
 from tests.tunnel.fake_engine import FakeConnection, FakeEngine, token_of
 
 ALICE = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
@@ -75,3 +76,36 @@ def test_the_password_is_not_shown() -> None:
 )
 def test_networks_granted(allowed: Network, asked: ForwardMode, dialect: Dialect, expected: ForwardMode | None) -> None:
     assert granted(allowed, asked, dialect) == expected
+
+
+def test_who_fails_again_and_again_hears_of_it_late() -> None:
+    clock = VirtualClock()
+    delay = FailureDelay(clock)
+    assert [delay.failed("192.0.2.1") for _ in range(12)] == [0.0] * 10 + [1.0] * 2
+    assert delay.failed("192.0.2.2") == 0.0
+    clock.advance(6)
+    assert [delay.failed("192.0.2.1") for _ in range(2)] == [0.0, 1.0]
+    # However long somebody went on: after a minute without failures all is forgiven.
+    clock.advance(60)
+    assert [delay.failed("192.0.2.1") for _ in range(11)] == [0.0] * 10 + [1.0]
+
+
+def test_a_crowd_that_fails_costs_no_more_than_so_much_memory() -> None:
+    delay = FailureDelay(VirtualClock())
+    for number in range(10_000):
+        delay.failed(f"10.0.{number >> 8}.{number & 255}")
+    assert len(delay) == 4096
+
+
+@pytest.mark.parametrize(
+    ("ip", "source"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_what_is_one_source(ip: str, source: str) -> None:
+    assert source_of(ip) == source

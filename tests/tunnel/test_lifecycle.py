@@ -351,6 +351,22 @@ def test_an_event_that_cannot_be_handled_is_logged_and_the_next_is_handled(caplo
     assert caplog.records[1].getMessage() == "after it"
 
 
+def test_want_of_memory_ends_no_thread(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [MemoryError(), MemoryError()]
+    wait = FakeEngine.wait
+
+    def fails(engine: FakeEngine, timeout: float | None = None) -> list[Any]:
+        if failures:
+            raise failures.pop()
+        return wait(engine, timeout)
+
+    monkeypatch.setattr(FakeEngine, "wait", fails)
+    with PlayedServer() as server:
+        server.engines[0].post(LogRecord(40, "after it"))
+        wait_until(lambda: len(caplog.records) == 3, TIMEOUT, "it goes on")
+    assert caplog.records[2].getMessage() == "after it"
+
+
 def test_options_and_configurations_are_taken_alike() -> None:
     server_config = ServerConfig.from_options(server="127.0.0.1:1", **SERVER_OPTIONS)
     assert Server.from_config(server_config).config is server_config

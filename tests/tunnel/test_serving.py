@@ -348,6 +348,25 @@ def test_a_failed_authentication_may_stay_without_an_answer() -> None:
         assert answers(other) == [ServerHello(ServerHelloCode.PORT_DENIED)]
 
 
+def test_who_guesses_passwords_hears_of_it_late_and_others_do_not(scene: Scene) -> None:
+    for _ in range(10):
+        assert answers(scene.join(password="wrong")) == [ServerHello(ServerHelloCode.AUTH_FAILED)]
+    guess, gone = scene.join(password="wrong"), scene.join(password="wrong")
+    assert scene.counter("refusals_delayed") == 2
+    assert guess.sent == []
+    assert guess.closed is None
+    # What it says meanwhile counts no more, and its end costs nothing.
+    scene.hello(guess)
+    scene.run.handle(fake.closed(gone))
+    # From the same address, with the right password.
+    assert answers(scene.join(user=BOB)) == [ServerHello(SUCCESS, scene.number)]
+    scene.pass_time(1.0)
+    assert answers(guess) == [ServerHello(ServerHelloCode.AUTH_FAILED)]
+    assert guess.closed == (0, 3.0)
+    assert gone.sent == []
+    assert scene.counter("refused_auth_failed") == 11
+
+
 def test_a_client_without_a_hello_is_closed_after_the_handshake_timeout() -> None:
     with scene_of(handshake_timeout=3.0) as scene:
         silent, joined = scene.connect(), scene.join()

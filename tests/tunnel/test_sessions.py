@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from asport_sync.tunnel.sessions import AssociationTable
+from asport_sync.tunnel.sessions import AssociationTable, SourceShares
 
 
 def test_ids_begin_at_1_and_ascend() -> None:
@@ -48,3 +48,17 @@ def test_releasing_what_is_free_does_nothing() -> None:
     table.release(9)
     assert len(table) == 0
     assert table.allocate() == 1
+
+
+def test_shares_are_kept_apart_and_leave_nothing() -> None:
+    shares = SourceShares(most=2)
+    shares.take(1, "192.0.2.1")
+    shares.take(2, "192.0.2.1")
+    shares.take(3, "192.0.2.2")
+    assert shares.full("192.0.2.1")
+    assert not shares.full("192.0.2.2")
+    assert not shares.full("192.0.2.3")
+    for association in (1, 1, 2, 3, 9):
+        shares.give_back(association)
+    assert len(shares) == 0
+    assert not shares.full("192.0.2.1")

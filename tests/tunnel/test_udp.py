@@ -16,7 +16,7 @@ from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import Slots, WorkerPool
-from asport_sync.tunnel.sessions import AssociationTable
+from asport_sync.tunnel.sessions import AssociationTable, SourceShares
 from asport_sync.tunnel.udp import LocalFlows, LocalTarget, PublicUdp, expiry_period
 from asport_sync.wire import Address, Dissociate, decode, proxy_header
 from tests.runtime.clock import VirtualClock
@@ -155,6 +155,20 @@ def test_in_a_full_table_idle_associations_make_room(public: Public) -> None:
     public.source()
     assert sorted(public.pump.udp.flows) == [1, 2, 3, 4]
     assert connection.removed == [1, 2]
+
+
+def test_one_address_does_not_get_all_associations(public: Public) -> None:
+    public.public._shares = SourceShares(most=2)
+    public.source(), public.source()
+    refused = public.source()
+    assert public.pump.counter("udp_sources_refused_share") == 1
+    assert public.pump.udp.refused == [refused]
+    public.miss(("198.51.100.2", 1))
+    assert list(public.pump.udp.flows) == [1, 2, 3]
+    # Its place is free again as soon as one of them is over.
+    public.pump.do(public.public._expired, 1)
+    public.miss(refused)
+    assert public.pump.udp.flows[4] == (refused, b"")
 
 
 def test_an_id_that_the_engine_refuses_is_free_again(public: Public) -> None:
@@ -632,6 +646,18 @@ def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
     assert pump.udp.flows == {2: (PEER, b"")}
     local.close()
     assert local.budget.take()
+
+
+def test_one_address_leaves_places_to_others(local: Local) -> None:
+    for association in range(7):
+        local.want(association)
+    assert local.pump.counter("udp_flows_refused_share") == 2
+    assert local.pump.connection.removed == [5, 6]
+    local.pump.do(local.flows.wanted, 7, ("198.51.100.10", 1))
+    assert len(local.pump.connection.udp) == 6
+    local.pump.do(local.flows.end, 0)
+    local.want(5)
+    assert len(local.pump.connection.udp) == 7
 
 
 def test_idle_associations_are_closed(pump: Pump) -> None:

@@ -51,8 +51,19 @@ def test_each_edit_needs_exactly_one_place(tmp_path: Path) -> None:
 def test_an_adjustment_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     half = replace(LIMIT, edits=(LIMIT.edits[0], ("found nowhere", "")))
     elsewhere = replace(SLOW, file="lib/absent.c")
-    plan = adjustments.plan(source_with_text(tmp_path), (half, elsewhere))
-    assert plan == adjustments.Plan({}, (), ("limit", "slow"))
+    partly = replace(WAIT, edits=SLOW.edits, more=((FILE, (("found nowhere", ""),)),))
+    plan = adjustments.plan(source_with_text(tmp_path), (half, elsewhere, partly))
+    assert plan == adjustments.Plan({}, (), ("limit", "slow", "wait"))
+
+
+def test_an_adjustment_of_two_files(tmp_path: Path) -> None:
+    source = source_with_text(tmp_path)
+    (source / "lib/other.c").write_text("other\n")
+    both = replace(LIMIT, more=(("lib/other.c", (("other", "another"),)),))
+    plan = adjustments.plan(source, (both, SLOW))
+    assert plan.applied == ("limit", "slow")
+    assert plan.texts["lib/other.c"] == "another\n"
+    assert "slower" in plan.texts[FILE]
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "tarball"])
@@ -116,7 +127,7 @@ def test_every_adjustment_fits_the_release_that_is_used(tmp_path: Path) -> None:
     if tarball is None:
         pytest.skip(f"no source of a known release in {kept}")
     with tarfile.open(tarball) as tar:
-        for file in {each.file for each in adjustments.ADJUSTMENTS}:
+        for file in {file for each in adjustments.ADJUSTMENTS for file, _ in each.files}:
             member = next(entry for entry in tar if entry.name.partition("/")[2] == file)
             content = tar.extractfile(member)
             assert content is not None

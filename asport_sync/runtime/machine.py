@@ -1,0 +1,147 @@
+"""What happens to this machine: its addresses and routes change, or it was asleep.
+
+Both watches belong to a ``SelectorThread``, whose calls they are made of, and cost no thread of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from asport_sync.runtime import sockets
+from asport_sync.runtime.selecting import SelectorThread
+
+_log = logging.getLogger("asport_sync.runtime")
+
+# linux/rtnetlink.h: links, and addresses and routes of both families.
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+# Seconds: an interface that comes up says so in a dozen messages; and however many come, they cost ten looks a second.
+_SETTLE = 0.1
+_READ = 65536  # bytes at a time; what the messages say does not matter
+
+_JUMP = 2.0  # seconds that count as sleep: well above what a busy machine puts between two readings
+
+
+class NetworkWatch:
+    """Says when the address that this machine has towards a server has become another one.
+
+    That is asked of the kernel whenever rtnetlink(7) tells of a change, so that what has to do with other networks is
+    nobody's concern. All methods but ``close``: the thread.
+
+    Args:
+        thread: Where it lives.
+        towards: The server; None: not known yet.
+        changed: Called in the thread. There is a way to the server then, which need not be true for long.
+    """
+
+    def __init__(
+        self, thread: SelectorThread, towards: Callable[[], sockets.SocketAddress | None], changed: Callable[[], None]
+    ) -> None:
+        self._thread = thread
+        self._towards = towards
+        self._changed = changed
+        self._socket: socket.socket | None = None
+        self._before: str | None = None
+
+    def open(self) -> None:
+        """Begins to watch. Where the system has no such thing a line at level debug says so, and nothing follows."""
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            )
+            self._socket.bind((0, _GROUPS))
+        except (OSError, AttributeError) as problem:
+            _log.debug("changes of the network are not noticed: %s", problem)
+            self.close()
+            return
+        self._before = self._own_address()
+        self._thread.watch(self._socket, self._told)
+
+    def close(self) -> None:
+        """Frees the socket. The thread has ended, or never watched it."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def _told(self) -> None:
+        assert self._socket is not None
+        # ENOBUFS: there was more than the kernel keeps, which says as much.
+        with contextlib.suppress(OSError):
+            while self._socket.recv(_READ):
+                pass
+        self._thread.pause(self._socket, _SETTLE)
+        self._thread.after(_SETTLE, self._look)
+
+    def _look(self) -> None:
+        now = self._own_address()
+        if now == self._before:
+            return
+        self._before = now
+        _log.debug("this machine's address towards the server is %s", now)
+        if now is not None:
+            self._changed()
+
+    def _own_address(self) -> str | None:
+        """The address that the kernel would send from; None: there is no way."""
+        server = self._towards()
+        if server is None:
+            return None
+        try:
+            with sockets.connected_udp(server) as sock:
+                return sockets.local_address(sock)[0]
+        except OSError:
+            return None
+
+
+class SleepWatch:
+    """Says when this machine was asleep: CLOCK_BOOTTIME goes on then, and CLOCK_MONOTONIC does not.
+
+    All methods but ``close``: the thread.
+
+    Args:
+        thread: Where it lives.
+        descriptor: Readable when it is time to look at the clocks; reading may fail. Belongs to this object.
+        resumed: Called in the thread.
+        asleep: Seconds that this machine has been asleep since some moment.
+    """
+
+    def __init__(
+        self, thread: SelectorThread, descriptor: int, resumed: Callable[[], None], asleep: Callable[[], float]
+    ) -> None:
+        self._thread = thread
+        self._descriptor = descriptor
+        self._resumed = resumed
+        self._asleep = asleep
+        self._before = 0.0
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def open(self) -> None:
+        """Begins to watch."""
+        self._before = self._asleep()
+        self._thread.watch(self, self._look)
+
+    def close(self) -> None:
+        """Frees the descriptor. The thread has ended, or never watched it."""
+        os.close(self._descriptor)
+
+    def _look(self) -> None:
+        with contextlib.suppress(OSError):
+            os.read(self._descriptor, 8)
+        now = self._asleep()
+        before, self._before = self._before, now
+        if now - before > _JUMP:
+            _log.debug("this machine was asleep for %.1f s", now - before)
+            self._resumed()
+
+
+def asleep_since_boot() -> float:
+    """Seconds that this machine has been asleep; 0 where the system does not tell."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    monotonic = time.monotonic()  # first, so that the difference is never negative
+    return 0.0 if clock is None else time.clock_gettime(clock) - monotonic

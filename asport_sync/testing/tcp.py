@@ -1,0 +1,504 @@
+"""A relay for TCP: a bad neighbour between users and a service."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import selectors
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from asport_sync.testing.checks import check_flag, check_seconds, check_whole
+
+Address = tuple[str, int]
+"""Host and port."""
+
+# Bytes that the relay holds for each direction of a connection, and that it asks the kernel to hold: little, so that a
+# sender soon feels a receiver that is slow.
+_HELD_MOST = 65536
+# Seconds of a limited rate that may be caught up with at once: what a timer of milliseconds needs for an even flow.
+_BURST = 0.02
+# Seconds the thread gets to end.
+_JOIN_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class TcpFaults:
+    """What happens to one direction of every connection. The default is nothing.
+
+    Attributes:
+        rate: Bytes per second that are taken of the sender, at least 1, as by a slow reader; default None: no limit.
+        delay: Seconds that each byte, and the end of the stream, spends in the relay; default 0. The relay holds 64 KiB
+            per direction, so a delay limits the rate as well.
+        half_open: Nothing is taken or passed on any more while the connection stays, as after a cable was pulled;
+            default False.
+        half_open_after: The same once so many bytes have gone through this direction, at least 0; default None: never.
+        reset_after: Both sides get a RST once so many bytes have gone through this direction, at least 0; default None:
+            never.
+        end_after: The receiver gets the end of the stream (FIN) after so many bytes, at least 0, while the other
+            direction goes on; what the sender still sends is read and discarded. Default None: never.
+
+    Raises:
+        ValueError: A value is impossible; the text names the field and what was expected.
+    """
+
+    rate: int | None = None
+    delay: float = 0.0
+    half_open: bool = False
+    half_open_after: int | None = None
+    reset_after: int | None = None
+    end_after: int | None = None
+
+    def __post_init__(self) -> None:
+        check_seconds("delay", self.delay)
+        check_flag("half_open", self.half_open)
+        for name, least in (("rate", 1), ("half_open_after", 0), ("reset_after", 0), ("end_after", 0)):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), least)
+
+
+@dataclass
+class TcpCounters:
+    """What became of the bytes of one direction: ``received == delivered + discarded + held``.
+
+    Attributes:
+        received: Bytes taken of senders.
+        delivered: Bytes handed to the kernel for receivers.
+        discarded: Bytes that went nowhere: sent behind ``end_after``, or held when their connection ended.
+        held: Bytes in the relay now.
+        ends: Ends of the stream (FIN) passed on or made.
+    """
+
+    received: int = 0
+    delivered: int = 0
+    discarded: int = 0
+    held: int = 0
+    ends: int = 0
+
+
+@dataclass(frozen=True)
+class TcpRelayCounters:
+    """What a relay has done.
+
+    Attributes:
+        to_target: What became of the users' bytes.
+        to_user: What became of the service's.
+        accepted: Connections of users.
+        connect_failures: Connections of users that were reset because the target did not answer.
+        resets_made: Connections reset by ``reset_after``.
+        resets_passed: Connections reset because one of the sides had done so.
+        open: Connections there are now.
+    """
+
+    to_target: TcpCounters
+    to_user: TcpCounters
+    accepted: int
+    connect_failures: int
+    resets_made: int
+    resets_passed: int
+    open: int
+
+
+class _Way:
+    """One direction of one connection. Guarded by the relay's lock."""
+
+    __slots__ = ("counters", "ended", "held", "pieces", "receiver", "sender", "sender_ended", "taken", "through")
+
+    def __init__(self, sender: socket.socket, receiver: socket.socket, counters: TcpCounters) -> None:
+        self.sender, self.receiver = sender, receiver
+        self.counters = counters
+        self.pieces: collections.deque[tuple[float, bytes]] = collections.deque()  # (when it may go on, bytes)
+        self.held = 0
+        self.through = 0  # bytes delivered
+        self.taken = 0.0  # the time up to which the rate is used up
+        self.sender_ended: float | None = None  # when its end of stream may go on
+        self.ended = False  # the receiver has its end of stream
+
+    def discard(self) -> None:
+        """Gives up what is held."""
+        self.counters.discarded += self.held
+        self.counters.held -= self.held
+        self.held = 0
+        self.pieces.clear()
+
+
+class _Connection:
+    """A user's connection and the one to the target. Guarded by the relay's lock."""
+
+    __slots__ = ("connected", "target", "to_target", "to_user", "user")
+
+    def __init__(
+        self, user: socket.socket, target: socket.socket, to_target: TcpCounters, to_user: TcpCounters
+    ) -> None:
+        self.user, self.target = user, target
+        self.to_target = _Way(user, target, to_target)
+        self.to_user = _Way(target, user, to_user)
+        self.connected = False
+
+
+class TcpRelay:
+    """Carries TCP connections between users and one target, and does to them what it is told.
+
+    A context manager; between ``start`` and ``close`` it has one thread. All methods and properties may be used by any
+    thread; faults may be changed at any time, and hold for connections that exist as well. Unless told otherwise it
+    passes everything on: ends of the stream, each direction for itself, and resets.
+
+    Args:
+        target: Host and port of the service.
+        to_target: Faults on the way from users to the service; default none.
+        to_user: Faults on the way back; default none.
+        listen: Host and port for users; default: loopback of the target's family, with a port of the kernel's choice.
+
+    Raises:
+        ValueError: An argument is impossible; the text names it and what was expected.
+    """
+
+    def __init__(
+        self,
+        target: Address,
+        *,
+        to_target: TcpFaults | None = None,
+        to_user: TcpFaults | None = None,
+        listen: Address | None = None,
+    ) -> None:
+        self._family, self._target = _resolve("target", target)
+        default = ("::1" if self._family == socket.AF_INET6 else "127.0.0.1", 0)
+        self._listen_family, self._listen = _resolve("listen", listen or default)
+        self._lock = threading.Lock()  # guards everything below
+        self._faults = (to_target or TcpFaults(), to_user or TcpFaults())
+        self._counters = (TcpCounters(), TcpCounters())
+        self._running = False
+        self._closing = False
+        self._address: Address | None = None
+        self._connections: set[_Connection] = set()
+        self._due: dict[_Connection, float] = {}  # those that have to be looked at at a time
+        self._accepted = self._connect_failures = self._resets_made = self._resets_passed = 0
+
+    def __enter__(self) -> TcpRelay:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- any thread ---
+
+    def start(self) -> None:
+        """Listens for users and starts the thread. A relay can be started once.
+
+        Raises:
+            OSError: The address of ``listen`` can't be used.
+            RuntimeError: It was started before.
+        """
+        with self._lock:
+            if self._running or self._closing:
+                raise RuntimeError("a relay can be started once")
+            self._listener = socket.socket(self._listen_family, socket.SOCK_STREAM)
+            try:
+                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # Connections inherit it.
+                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MOST)
+                self._listener.bind(self._listen)
+                self._listener.listen(1024)
+                self._listener.setblocking(False)
+            except BaseException:
+                self._listener.close()
+                raise
+            host, port = self._listener.getsockname()[:2]
+            self._address = (str(host), int(port))
+            self._selector = selectors.DefaultSelector()
+            self._waker, self._wake_end = os.pipe()
+            os.set_blocking(self._waker, False)
+            self._selector.register(self._waker, selectors.EVENT_READ, None)
+            self._selector.register(self._listener, selectors.EVENT_READ, None)
+            self._running = True
+            self._thread = threading.Thread(target=self._run, name="tcp-relay", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Ends the relay; connections that are left are reset. The counters can still be read. Idempotent."""
+        with self._lock:
+            if not self._running:
+                self._closing = True
+                return
+            self._closing = True
+            self._wake()
+        self._thread.join(_JOIN_TIMEOUT)
+        with self._lock:
+            if not self._running:
+                return
+            self._running = False
+            for connection in list(self._connections):
+                self._reset(connection)
+            self._selector.close()
+            self._listener.close()
+            os.close(self._waker)
+            os.close(self._wake_end)
+
+    @property
+    def address(self) -> Address:
+        """Host and port for users.
+
+        Raises:
+            RuntimeError: The relay was not started.
+        """
+        if self._address is None:
+            raise RuntimeError("the relay was not started")
+        return self._address
+
+    @property
+    def to_target(self) -> TcpFaults:
+        """Faults on the way from users to the service."""
+        with self._lock:
+            return self._faults[0]
+
+    @to_target.setter
+    def to_target(self, faults: TcpFaults) -> None:
+        with self._lock:
+            self._faults = (faults, self._faults[1])
+            self._wake()
+
+    @property
+    def to_user(self) -> TcpFaults:
+        """Faults on the way from the service to users."""
+        with self._lock:
+            return self._faults[1]
+
+    @to_user.setter
+    def to_user(self, faults: TcpFaults) -> None:
+        with self._lock:
+            self._faults = (self._faults[0], faults)
+            self._wake()
+
+    @property
+    def counters(self) -> TcpRelayCounters:
+        """What became of connections and bytes so far."""
+        with self._lock:
+            return TcpRelayCounters(
+                to_target=dataclasses.replace(self._counters[0]),
+                to_user=dataclasses.replace(self._counters[1]),
+                accepted=self._accepted,
+                connect_failures=self._connect_failures,
+                resets_made=self._resets_made,
+                resets_passed=self._resets_passed,
+                open=len(self._connections),
+            )
+
+    # --- the relay's thread; the lock is held but for the waiting ---
+
+    def _run(self) -> None:
+        timeout: float | None = None
+        while True:
+            ready = self._selector.select(timeout)
+            with self._lock:
+                if self._closing:
+                    return
+                now = time.monotonic()
+                to_serve = {connection for connection, due in self._due.items() if due <= now}
+                for key, _ in ready:
+                    if key.fileobj is self._listener:
+                        self._accept()
+                    elif isinstance(key.data, _Connection):
+                        to_serve.add(key.data)
+                    else:  # the faults are others now
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(self._waker, 4096)
+                        to_serve |= {connection for connection in self._connections if connection.connected}
+                for connection in to_serve:
+                    self._due.pop(connection, None)
+                    due_at = self._serve(connection, now)
+                    if due_at is not None:
+                        self._due[connection] = due_at
+                timeout = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while True:
+                user, _ = self._listener.accept()
+                self._accepted += 1
+                user.setblocking(False)
+                target = socket.socket(self._family, socket.SOCK_STREAM)
+                target.setblocking(False)
+                target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MOST)
+                for sock in (user, target):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with contextlib.suppress(BlockingIOError, OSError):  # the outcome shows when it is writable
+                    target.connect(self._target)
+                connection = _Connection(user, target, *self._counters)
+                self._connections.add(connection)
+                self._selector.register(target, selectors.EVENT_WRITE, connection)
+
+    def _serve(self, connection: _Connection, now: float) -> float | None:
+        """Moves what can be moved; returns when to look again without having been asked, or None."""
+        if not connection.connected:
+            if connection.target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0:
+                self._connect_failures += 1
+                self._reset(connection)
+                return None
+            connection.connected = True
+        times = []
+        for way, faults in zip((connection.to_target, connection.to_user), self._faults, strict=True):
+            try:
+                due = self._move(way, faults, now)
+            except OSError:  # one of the sides has reset it
+                self._resets_passed += 1
+                self._reset(connection)
+                return None
+            if faults.reset_after is not None and way.through >= faults.reset_after:
+                self._resets_made += 1
+                self._reset(connection)
+                return None
+            if due is not None:
+                times.append(due)
+        if connection.to_target.ended and connection.to_user.ended and self._all_read(connection):
+            self._end(connection)
+            return None
+        self._watch(connection, now)
+        return min(times) if times else None
+
+    def _move(self, way: _Way, faults: TcpFaults, now: float) -> float | None:
+        """Takes of the sender and gives to the receiver; returns when there may be more without an event, or None.
+
+        Raises:
+            OSError: The connection is over.
+        """
+        if _is_half_open(way, faults):
+            return None
+        due = self._take(way, faults, now)
+        self._give(way, faults, now)
+        if way.pieces and way.pieces[0][0] > now:
+            due = way.pieces[0][0] if due is None else min(due, way.pieces[0][0])
+        elif not way.pieces and way.sender_ended is not None and not way.ended:
+            due = way.sender_ended
+        return due
+
+    def _take(self, way: _Way, faults: TcpFaults, now: float) -> float | None:
+        while way.sender_ended is None and way.held < _HELD_MOST:
+            room = _HELD_MOST - way.held
+            if faults.rate is not None:
+                # What was not used a while ago is not caught up with.
+                way.taken = max(way.taken, now - max(_BURST, 1 / faults.rate))
+                allowed = int((now - way.taken) * faults.rate)
+                if allowed < 1:
+                    return way.taken + max(1 / faults.rate, _BURST / 4)
+                room = min(room, allowed)
+            try:
+                data = way.sender.recv(room)
+            except BlockingIOError:
+                return None
+            if not data:
+                way.sender_ended = now + faults.delay
+                return None
+            way.counters.received += len(data)
+            if faults.rate is not None:
+                way.taken += len(data) / faults.rate
+            if way.ended:  # by ``end_after``
+                way.counters.discarded += len(data)
+                continue
+            way.counters.held += len(data)
+            way.held += len(data)
+            way.pieces.append((now + faults.delay, data))
+        return None
+
+    def _give(self, way: _Way, faults: TcpFaults, now: float) -> None:
+        limits = (faults.end_after, faults.reset_after, faults.half_open_after)
+        borders = [limit for limit in limits if limit is not None]
+        while way.pieces and way.pieces[0][0] <= now and not way.ended:
+            most = min(borders) - way.through if borders else _HELD_MOST
+            if most <= 0:
+                break
+            ready_at, data = way.pieces.popleft()
+            try:
+                sent = way.receiver.send(data[:most])
+            except BlockingIOError:
+                way.pieces.appendleft((ready_at, data))
+                return
+            if sent < len(data):
+                way.pieces.appendleft((ready_at, data[sent:]))
+            way.held -= sent
+            way.through += sent
+            way.counters.held -= sent
+            way.counters.delivered += sent
+        if not way.ended and faults.end_after is not None and way.through >= faults.end_after:
+            way.discard()
+            self._end_way(way)
+        if not way.ended and not way.pieces and way.sender_ended is not None and way.sender_ended <= now:
+            self._end_way(way)
+
+    @staticmethod
+    def _end_way(way: _Way) -> None:
+        way.ended = True
+        way.counters.ends += 1
+        way.receiver.shutdown(socket.SHUT_WR)
+
+    @staticmethod
+    def _all_read(connection: _Connection) -> bool:
+        return all(way.sender_ended is not None for way in (connection.to_target, connection.to_user))
+
+    def _watch(self, connection: _Connection, now: float) -> None:
+        """Asks to be told when a socket can give or take what a direction waits for."""
+        ways = zip((connection.to_target, connection.to_user), self._faults, strict=True)
+        wanted = {connection.user: 0, connection.target: 0}
+        for way, faults in ways:
+            if _is_half_open(way, faults):
+                continue
+            limited = faults.rate is not None and (now - way.taken) * faults.rate < 1
+            if way.sender_ended is None and way.held < _HELD_MOST and not limited:
+                wanted[way.sender] |= selectors.EVENT_READ
+            if way.pieces and way.pieces[0][0] <= now:
+                wanted[way.receiver] |= selectors.EVENT_WRITE
+        watched = self._selector.get_map()
+        for sock, events in wanted.items():
+            if sock in watched:
+                if not events:
+                    self._selector.unregister(sock)
+                else:
+                    self._selector.modify(sock, events, connection)
+            elif events:
+                self._selector.register(sock, events, connection)
+
+    def _reset(self, connection: _Connection) -> None:
+        """Ends both sides with a RST, as a close without lingering does."""
+        for sock in (connection.user, connection.target):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._end(connection)
+
+    def _end(self, connection: _Connection) -> None:
+        for way in (connection.to_target, connection.to_user):
+            way.discard()
+        for sock in (connection.user, connection.target):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(sock)
+            sock.close()
+        self._connections.discard(connection)
+        self._due.pop(connection, None)
+
+    # --- the lock is held ---
+
+    def _wake(self) -> None:
+        if self._running:
+            os.write(self._wake_end, b"\0")
+
+
+def _is_half_open(way: _Way, faults: TcpFaults) -> bool:
+    return faults.half_open or (faults.half_open_after is not None and way.through >= faults.half_open_after)
+
+
+def _resolve(name: str, address: Address) -> tuple[int, Address]:
+    """Family and address of a host and a port."""
+    try:
+        host, port = address
+        check_whole("port", port, 0)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (TypeError, ValueError, OSError) as problem:
+        raise ValueError(f"{name} must be a host and a port, not {address!r}: {problem}") from None
+    return int(found[0]), (str(found[4][0]), int(found[4][1]))

@@ -1,0 +1,106 @@
+"""One connection of a client to its server, and what is said about it between the threads."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+
+from asport_sync.engine import CloseCause, Closed, Connection, SocketAddress, Stream
+from asport_sync.errors import AsportError, CertificateError, ConnectError, HandshakeTimeout, RefusedError
+from asport_sync.tunnel.udp import LocalFlows
+from asport_sync.wire import Address, ClientHandshake, ClientState
+
+
+class Word(enum.Enum):
+    """What the connector is told."""
+
+    CONNECTED = "its QUIC handshake was complete before that of any other attempt"
+    JOINED = "ServerHello success"
+    FAILED = "refused, failed or lost"
+    SILENT = "nothing is heard of the server any more"
+    HEARD = "the server is heard again"
+    ADDRESSES = "the name was looked up"
+    NETWORK = "this machine's address towards the server has changed"
+    RESUMED = "this machine was asleep"
+
+
+@dataclasses.dataclass(eq=False)
+class Link:
+    """One connection to the server. After it is listed: the events thread, unless a field says otherwise.
+
+    Attributes:
+        held: Streams that came before ServerHello.
+        same_port: It asked for the port that the client had before and for no other.
+        abandoned: It was given up: written under the client's lock, and read without it by the events thread to ignore
+            what still comes.
+    """
+
+    connection: Connection
+    remote: SocketAddress
+    flows: LocalFlows  # the pump thread
+    handshake: ClientHandshake = dataclasses.field(default_factory=ClientHandshake)
+    held: collections.deque[tuple[Stream, Address | None]] = dataclasses.field(default_factory=collections.deque)
+    same_port: bool = False
+    abandoned: bool = False
+
+    @property
+    def joined(self) -> bool:
+        """Whether the server has accepted the client."""
+        return self.handshake.state is ClientState.AUTHENTICATED
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """Something for the connector.
+
+    Attributes:
+        link: The connection it is about; None: about none.
+        problem: With FAILED: why.
+        steady: With FAILED: nobody has answered, or what stood was lost, so that the next attempt may come soon.
+        addresses: With ADDRESSES: what the resolver has said.
+    """
+
+    link: Link | None
+    word: Word
+    problem: AsportError | None = None
+    steady: bool = False
+    addresses: list[SocketAddress] | OSError = dataclasses.field(default_factory=list)
+
+
+def is_steady(event: Closed, state: ClientState) -> bool:
+    """Whether a connection ended because nobody answered, or was lost after it had stood."""
+    silent = (CloseCause.HANDSHAKE_TIMEOUT, CloseCause.IDLE, CloseCause.UNREACHABLE, CloseCause.STATELESS_RESET)
+    return state is ClientState.AUTHENTICATED or event.cause in silent
+
+
+def why_closed(event: Closed, state: ClientState) -> AsportError:
+    """The end of a connection as an exception, given how far the handshake was."""
+    cause, detail = event.cause, f", {event.reason!r}" if event.reason else ""
+    if cause is CloseCause.CERTIFICATE:
+        return CertificateError(f"the server's certificate isn't accepted{': ' + event.reason if event.reason else ''}")
+    if cause is CloseCause.PEER_APPLICATION and state in (ClientState.AWAITING_HELLO, ClientState.REFUSED):
+        # What a refusal by the reference looks like: it closes before the reason has left.
+        return RefusedError(f"refused: the server closed the connection without a reason (code {event.code}{detail})")
+    if cause is CloseCause.HANDSHAKE_TIMEOUT or (cause is CloseCause.IDLE and state is ClientState.IDLE):
+        return HandshakeTimeout("the server doesn't answer")
+    if state is ClientState.AUTHENTICATED:
+        causes = {
+            CloseCause.PEER_APPLICATION: f"closed by the server, code {event.code}",
+            CloseCause.IDLE: "nothing heard of the server any more",
+            CloseCause.STATELESS_RESET: "the server has restarted",
+        }
+        return ConnectError(f"connection lost: {causes.get(cause, _in_words(event))}{detail}")
+    if cause is CloseCause.UNREACHABLE:
+        return ConnectError("nobody answers at that address and port")
+    if cause is CloseCause.VERSION:
+        return ConnectError("the server speaks no QUIC version that we do")
+    if cause is CloseCause.PEER_TRANSPORT and event.code == 0x100 + 120:
+        return ConnectError(
+            "the server has no application protocol (ALPN) in common with us: compare alpn on both sides"
+        )
+    return ConnectError(f"no connection: {_in_words(event)}{detail}")
+
+
+def _in_words(event: Closed) -> str:
+    return f"{event.cause.name.lower().replace('_', ' ')}, code {event.code:#x}"

@@ -1,0 +1,209 @@
+"""Who does not read stalls his own stream and no other, and nobody keeps more for him than his windows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bounds.stalling import DEAF, ECHO, FLOOD, GIVE, Ends, Moods, ask, ends, is_given
+from tests.support.certificates import Certificate
+from tests.support.ports import free_port
+from tests.support.services import UdpEcho
+from tests.support.traffic import receive_exactly, receive_to_end
+from tests.support.waiting import wait_until
+
+TIMEOUT = 60.0
+MIB = 1 << 20
+CHUNK = 65536
+# Without any progress for so long nothing is on its way any more. Seconds.
+STILL = 1.0
+# What both processes may grow by for one stream: its windows, 16 and 8 MiB, and what the allocator needs beside them.
+ONE_STREAM = 40 * MIB
+
+
+@pytest.fixture
+def local() -> Iterator[Moods]:
+    """The service; a UDP echo has the same port."""
+    port = free_port()
+    with Moods(port) as service, UdpEcho(port=port):
+        try:
+            yield service
+        finally:
+            service.over.set()
+
+
+def wait_until_still(figure: Callable[[], int]) -> None:
+    """Waits until a figure that grows grows no more."""
+    last, since = figure(), time.monotonic()
+
+    def still() -> bool:
+        nonlocal last, since
+        now = figure()
+        if now != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() - since >= STILL
+
+    wait_until(still, TIMEOUT, "it stands still")
+
+
+def echoes(ends: Ends, size: int) -> None:
+    """A new connection carries so many bytes there and back."""
+    data = os.urandom(size)
+    with ask(ends.public, ECHO) as user:
+        sender = threading.Thread(target=user.sendall, args=(data,))
+        sender.start()
+        assert receive_exactly(user, size) == data
+        sender.join()
+
+
+@pytest.mark.parametrize("carrier", ["native", "quic"])
+def test_a_user_who_does_not_read(certificate: Certificate, tmp_path: Path, local: Moods, carrier: str) -> None:
+    with (
+        ends(tmp_path, certificate, local.address, network="both", udp_forward_mode=carrier) as made,
+        ask(made.public, ECHO) as first,
+        ask(made.public, FLOOD) as user,
+    ):
+        before = made.memory()
+        wait_until_still(lambda: local.sent)
+        stopped_at = local.sent
+        with contextlib.ExitStack() as stack:
+            old = stack.enter_context(old_udp(made))
+            echoes(made, 10 * MIB)
+            old()
+        first.sendall(b"!")
+        assert first.recv(1) == b"!"
+        assert local.sent == stopped_at  # the sender would still go on
+        for now, then in zip(made.memory(), before, strict=True):
+            assert now - then < ONE_STREAM
+        # Once he reads, all of it comes, and more.
+        received = receive_exactly(user, stopped_at + MIB)
+        block = bytes(range(256))
+        assert received == (block * (len(received) // 256 + 1))[: len(received)]
+
+
+@contextlib.contextmanager
+def old_udp(made: Ends) -> Iterator[Callable[[], None]]:
+    """A UDP source; what is yielded exchanges some datagrams."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+        source.connect(made.public)
+        source.settimeout(1.0)
+
+        def exchange() -> None:
+            for size in (1, 1000, 30000):
+                data = os.urandom(size)
+
+                def answered(data: bytes = data) -> bool:
+                    source.send(data)
+                    with contextlib.suppress(TimeoutError):
+                        while source.recv(65536) != data:
+                            pass
+                        return True
+                    return False
+
+                wait_until(answered, TIMEOUT, "a datagram comes back")
+
+        exchange()
+        yield exchange
+
+
+@pytest.mark.parametrize("carrier", ["native", "quic"])
+def test_a_service_that_does_not_read(certificate: Certificate, tmp_path: Path, local: Moods, carrier: str) -> None:
+    with (
+        ends(tmp_path, certificate, local.address, network="both", udp_forward_mode=carrier) as made,
+        ask(made.public, DEAF) as user,
+    ):
+        before = made.memory()
+        user.setblocking(False)
+        sent = 0
+
+        def send() -> int:
+            nonlocal sent
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += user.send(bytes(CHUNK))
+            return sent
+
+        wait_until_still(send)
+        with old_udp(made) as exchange:
+            echoes(made, 10 * MIB)
+            exchange()
+        assert send() == sent
+        for now, then in zip(made.memory(), before, strict=True):
+            assert now - then < ONE_STREAM
+
+
+def test_one_slow_reader_among_64(certificate: Certificate, tmp_path: Path, local: Moods) -> None:
+    with ends(tmp_path, certificate, local.address) as made, contextlib.ExitStack() as stack:
+        slow = stack.enter_context(ask(made.public, FLOOD, receive_buffer=4096))
+        over = threading.Event()
+
+        def read_slowly() -> None:
+            while not over.wait(0.1):  # 10 KiB a second
+                receive_exactly(slow, 1024)
+
+        reader = threading.Thread(target=read_slowly)
+        reader.start()
+        stack.callback(reader.join)
+        stack.callback(over.set)
+        others = [stack.enter_context(ask(made.public, GIVE)) for _ in range(63)]
+        arrived = []
+        threads = [
+            threading.Thread(target=lambda user=user: arrived.append(is_given(receive_to_end(user)))) for user in others
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT)
+        assert arrived == [True] * 63
+        assert reader.is_alive()  # the slow one is still served
+        echoes(made, MIB)
+
+
+# So many that first windows of 2 MiB would be more than a connection's own of 1 GiB.
+STALLED = 600
+
+
+# What their windows may hold at the end that receives: the first ones, and what they grew by; and the allocator's part.
+MANY_STREAMS = (STALLED * 256 * 1024 + 512 * MIB) * 5 // 4
+
+
+@pytest.mark.parametrize("way", ["to the user", "to the service"])
+def test_many_stalled_readers_leave_the_connection_to_others(
+    certificate: Certificate, tmp_path: Path, local: Moods, way: str
+) -> None:
+    with (
+        ends(tmp_path, certificate, local.address, network="both", udp_forward_mode="quic") as made,
+        contextlib.ExitStack() as stack,
+    ):
+        before = made.memory()
+        mood = FLOOD if way == "to the user" else DEAF
+        users = [stack.enter_context(ask(made.public, mood, receive_buffer=4096)) for _ in range(STALLED)]
+        if mood == FLOOD:
+            wait_until_still(lambda: local.sent)
+        else:
+            sent = 0
+            for user in users:
+                user.setblocking(False)
+
+            def send() -> int:
+                nonlocal sent
+                for user in users:
+                    with contextlib.suppress(BlockingIOError):
+                        sent += user.send(bytes(CHUNK))
+                return sent
+
+            wait_until_still(send)
+        for now, then in zip(made.memory(), before, strict=True):
+            assert now - then < MANY_STREAMS
+        with old_udp(made) as exchange:
+            echoes(made, 10 * MIB)
+            exchange()
+        with ask(made.public, GIVE) as fresh:
+            assert is_given(receive_to_end(fresh))

@@ -1,0 +1,195 @@
+"""Silence, and a client's connection that moves to another address, on real sockets."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from asport_sync.engine import Connected, Connection, Probed, Silence, Transport
+from asport_sync.errors import EngineError
+from tests.engine.middle import Middle
+from tests.engine.pair import (
+    CLIENT_TRANSPORT,
+    Pair,
+    Side,
+    connect,
+    connected,
+    echo,
+    expect_closed,
+    listen,
+    running_relays,
+)
+from tests.support.certificates import Certificate
+from tests.support.namespaces import Namespace, unavailable
+from tests.support.waiting import wait_until
+
+WATCHFUL = Transport(max_streams_bidi=64, keep_alive=0.05, silence=0.2)
+
+
+def test_silence_is_told_and_so_is_its_end(certificate: Certificate) -> None:
+    with Side("server") as server, Side("client") as client:
+        _, address = listen(server, certificate)
+        with Middle(address) as middle:
+            connection = connect(client, certificate, middle.front.getsockname(), WATCHFUL)
+            client.expect(Connected)
+            accepted = server.expect(Connected).connection
+            for _ in range(2):
+                middle.cut = True
+                assert client.expect(Silence).silent
+                middle.cut = False
+                assert not client.expect(Silence).silent
+            # PINGs keep it from being silent although nothing is said.
+            received = connection.info().packets_received
+            wait_until(lambda: connection.info().packets_received > received + 10, 15, "PINGs are answered")
+            assert not [event for event in client.seen() if isinstance(event, Silence)]
+            connection.close()
+            expect_closed(server, accepted)
+
+
+def test_the_networks_word_that_nobody_is_there_makes_silence(certificate: Certificate) -> None:
+    """It does not end the connection: anybody could forge it."""
+    with Side("client") as client:
+        with Side("server") as server:
+            _, address = listen(server, certificate)
+            middle = Middle(address)
+            with middle:
+                connection = connect(
+                    client,
+                    certificate,
+                    middle.front.getsockname(),
+                    Transport(max_streams_bidi=1, idle_timeout=3.0, keep_alive=0.2, silence=1000.0),
+                )
+                client.expect(Connected)
+            # Its socket is closed: port unreachable.
+            assert client.expect(Silence).silent
+            assert connection.info().packets_sent > 0
+            expect_closed(client, connection)
+
+
+def test_noise_is_a_hint_but_not_again_and_again(certificate: Certificate) -> None:
+    """It may be the stateless reset of a server with another key, and may be forged."""
+    with Side("server") as server, Side("client") as client:
+        _, address = listen(server, certificate)
+        with Middle(address) as middle:
+            connection = connect(
+                client, certificate, middle.front.getsockname(), Transport(max_streams_bidi=1, silence=1000.0)
+            )
+            client.expect(Connected)
+            accepted = server.expect(Connected).connection
+
+            def noise_after_a_moment() -> None:
+                wait_until(lambda: connection.info().silence > 0.15, 15, "the handshake is long over")
+                before = connection.info().packets_received
+                assert middle.client is not None
+                middle.front.sendto(b"\x40" + bytes(42), middle.client)
+                wait_until(lambda: connection.info().packets_received > before, 15, "the noise is there")
+
+            noise_after_a_moment()
+            assert client.expect(Silence).silent
+            connection.probe(15.0)
+            assert client.expect(Probed).alive
+            assert not client.expect(Silence).silent
+            noise_after_a_moment()
+            assert not [event for event in client.seen() if isinstance(event, Silence)]
+            connection.close()
+            expect_closed(server, accepted)
+
+
+def test_without_being_asked_nobody_tells_of_silence(certificate: Certificate) -> None:
+    with Side("server") as server, Side("client") as client:
+        _, address = listen(server, certificate, Transport(idle_timeout=1.0))
+        with Middle(address) as middle:
+            connection = connect(client, certificate, middle.front.getsockname())
+            client.expect(Connected)
+            middle.cut = True
+            expect_closed(client, connection)
+            assert not [event for event in client.seen() if isinstance(event, Silence)]
+
+
+# --- another address --------------------------------------------------------------------------------------------------
+
+
+def udp_socket() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def test_a_connection_that_has_the_right_address_stays(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        for _ in range(3):
+            with udp_socket() as sock:
+                assert not pair.client_connection.migrate(sock)
+        assert pair.client.counter("connections_migrated") == 0
+        echo(pair, 10_000)
+
+
+def test_a_server_does_not_migrate(certificate: Certificate) -> None:
+    with connected(certificate) as pair, udp_socket() as sock, pytest.raises(EngineError):
+        pair.server_connection.migrate(sock)
+
+
+def test_an_attempt_does_not_migrate(certificate: Certificate) -> None:
+    with Side("client") as client, udp_socket() as silent, udp_socket() as sock:
+        silent.bind(("127.0.0.1", 0))
+        connection = connect(client, certificate, silent.getsockname())
+        assert not connection.migrate(sock)  # it has the right address
+        connection.close()
+
+
+def test_a_connection_follows_its_address(certificate: Certificate) -> None:
+    """Loopback in a namespace: which address packets to the server come from is a matter of the route."""
+    reason = unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    server_address = "10.9.0.1"
+    with Namespace() as namespace, Side("server") as server, Side("client") as client:
+        namespace.configure(["address", "add", f"{server_address}/32", "dev", "lo"])
+        mine = [f"10.9.1.{number}" for number in range(1, 4)]
+        for address in mine:
+            namespace.configure(["address", "add", f"{address}/32", "dev", "lo"])
+
+        def come_from(address: str) -> None:
+            route = ["local", server_address, "dev", "lo", "table", "local"]
+            namespace.configure(["route", "replace", *route, "src", address])
+
+        come_from(mine[0])
+        endpoint, remote = namespace.call(lambda: listen(server, certificate, address=(server_address, 0)))
+        connection = namespace.call(lambda: connect(client, certificate, remote, CLIENT_TRANSPORT))
+        client.expect(Connected)
+        accepted = server.expect(Connected).connection
+        assert accepted.info().peer[0] == mine[0]
+        pair = Pair(server, client, endpoint, accepted, connection)
+        with running_relays(pair) as (relays, user, service):
+            for turn in range(1, 25):
+                come_from(mine[turn % 3])
+                wait_until(lambda: moved(namespace, connection), 15, "it has a connection id to spare, and moves")
+                data = bytes((turn,)) * 5000
+                user.sendall(data)
+                received = b""
+                while len(received) < len(data):
+                    received += service.recv(len(data))
+                assert received == data
+                service.sendall(data)
+                received = b""
+                while len(received) < len(data):
+                    received += user.recv(len(data))
+                assert received == data
+                connection.probe(15.0)
+                assert client.expect(Probed).alive
+                assert accepted.info().peer[0] == mine[turn % 3]
+            assert client.counter("connections_migrated") == 24
+            assert len(relays) == 2
+            # Without a way it stays where it is.
+            namespace.configure(["route", "delete", "local", server_address, "table", "local"])
+            with pytest.raises(EngineError):
+                moved(namespace, connection)
+            come_from(mine[0])
+            user.sendall(b"!")
+            assert service.recv(1) == b"!"
+            connection.close()
+            expect_closed(server, accepted)
+
+
+def moved(namespace: Namespace, connection: Connection) -> bool:
+    with namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return connection.migrate(sock)

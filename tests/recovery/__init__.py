@@ -1,0 +1,1 @@
+"""After a fault: how long until the first byte comes through the same public port again."""

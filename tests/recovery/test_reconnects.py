@@ -1,0 +1,120 @@
+"""Reconnecting again and again costs nothing that stays."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+from asport_sync import Client, Server
+from asport_sync.engine import Engine
+from asport_sync.errors import EngineClosed
+from asport_sync.runtime.backoff import Backoff
+from asport_sync.tunnel.joining import ClientRun
+from asport_sync.tunnel.link import Message, Word
+from tests.e2e.tunnels import READY_TIMEOUT, client_options, counter, server_options
+from tests.support.certificates import Certificate
+from tests.support.ports import free_port
+from tests.support.services import Address, TcpEcho
+from tests.support.traffic import echo
+from tests.support.waiting import wait_until
+
+# Reconnects after which everything that is made once has been made.
+WARM = 10
+# MiB that the memory of both sides together may be above what it was then: the allocator's arenas, and Python's. What a
+# connection costs is about 100 KiB, so that one in twenty-five that stayed would show.
+SLACK = 4.0
+
+
+class AtOnce(Backoff):
+    """No pauses."""
+
+    def failed(self, *, slow: bool = False, steady: bool = False) -> float:
+        return 0.0
+
+
+class Restless(Client):
+    """A client without pauses between its attempts."""
+
+    def _new_run(self, engine: Engine) -> ClientRun:
+        return ClientRun(self.config, engine, AtOnce())
+
+
+class Tunnel:
+    """A server and such a client, in this process."""
+
+    def __init__(self, server: Server, client: Client, public: Address) -> None:
+        self.server = server
+        self.client = client
+        self.public = public
+        self.joined = 1
+
+    def reconnect(self, turn: int) -> None:
+        """End the connection, in one of the ways in which connections end, and wait until another one stands."""
+        run = self.client._run
+        server = self.server._run
+        assert run is not None
+        assert server is not None
+        current = run._current
+        assert current is not None
+        wait_until(lambda: run._connector._current is current, READY_TIMEOUT, "the connector knows")
+        if turn % 3 == 0:
+            # Given up although it lives: the attempt beside it finds that out, and goes.
+            attempts = counter(self.client, "attempts")
+            run._connector.tell(Message(current, Word.SILENT))
+            wait_until(lambda: counter(self.client, "attempts") > attempts, READY_TIMEOUT, "an attempt is made")
+        ends = [current.connection] if turn % 3 == 1 else [peer.connection for peer in list(server._peers.values())]
+        for connection in ends:
+            with contextlib.suppress(EngineClosed):  # the newcomer of above, or what it has replaced after all
+                connection.close(0)
+        self.joined += 1
+        wait_until(lambda: counter(self.client, "joined") >= self.joined, READY_TIMEOUT, "the client has joined again")
+        self.joined = counter(self.client, "joined")
+        assert self.client.wait_ready(READY_TIMEOUT) == self.public
+        if turn % WARM == 0:
+            assert echo(self.public, b"hello") == b"hello"
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def memory() -> float:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.parametrize("turns", [30, pytest.param(1000, marks=[pytest.mark.recovery, pytest.mark.timeout(600)])])
+def test_nothing_stays_of_a_reconnect(turns: int, certificate: Certificate) -> None:
+    port = free_port()
+    with TcpEcho() as service, Server(**server_options(certificate, proxy={"allow_ports": port})) as server:
+        with Restless(**client_options(certificate, server.address, service.address)) as client:
+            tunnel = Tunnel(server, client, client.wait_ready(READY_TIMEOUT))
+            for turn in range(WARM):
+                tunnel.reconnect(turn)
+            # Connections that were closed stay for three PTO, and workers that have nothing to do for a while.
+            wait_until(lambda: drained(server, client), READY_TIMEOUT, "what was closed is gone")
+            before = descriptors(), threads(), memory()
+            for turn in range(WARM, turns):
+                tunnel.reconnect(turn)
+            wait_until(lambda: drained(server, client), READY_TIMEOUT, "what was closed is gone")
+            wait_until(lambda: descriptors() <= before[0], READY_TIMEOUT, f"{before[0]} descriptors as after {WARM}")
+            wait_until(lambda: threads() <= before[1], READY_TIMEOUT, f"{before[1]} threads as after {WARM}")
+            after = descriptors(), threads(), memory()
+            print(f"{turns} reconnects: descriptors, threads, MiB: {before} then {after}")
+            assert after[2] < before[2] + SLACK
+            assert counter(client, "joined") > turns
+
+
+def drained(server: Server, client: Client) -> bool:
+    """Whether the one connection is all that either side knows of."""
+    assert server._run is not None
+    assert client._run is not None
+    return len(server._run._peers) == 1 and len(client._run._links) == 1

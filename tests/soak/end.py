@@ -1,0 +1,39 @@
+"""One end of a tunnel as a process of its own, which writes its figures to a file: ``python -m tests.soak.end``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from asport_sync import Client, Server
+from asport_sync.runtime import descriptors, log
+
+PERIOD = 1.0  # seconds between two writings of the figures
+
+
+def main(side: str, config: str, figures: str) -> None:
+    """Run a client or a server until SIGTERM.
+
+    Args:
+        side: ``client`` or ``server``.
+        config: Its configuration file.
+        figures: The file that gets what ``stats()`` says, as JSON.
+    """
+    log.configure("warn")
+    descriptors.raise_limit()
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: over.set())
+    end: Client | Server = Client.from_config(config) if side == "client" else Server.from_config(config)
+    written = Path(f"{figures}.new")
+    with end:
+        while not over.wait(PERIOD):
+            written.write_text(json.dumps(end.stats()))
+            os.replace(written, figures)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
