@@ -88,8 +88,12 @@ static void begin_peer(int is_server, const raw_options *options)
 /* The engine's server, and a client played by hand. */
 static void serve(aq_engine *engine, const raw_options *client)
 {
-    aq_listen_options options = {
-        .fd = server_fd, .transport = transport(), .retry_threshold = 100, .max_half_open = 4, .max_connections = 4};
+    aq_listen_options options = {.fd = server_fd,
+                                 .transport = transport(),
+                                 .retry_threshold = 100,
+                                 .max_half_open = 4,
+                                 .max_half_open_per_source = 4,
+                                 .max_connections = 4};
     make_credentials(engine);
     options.credentials = it.credentials;
     CHECK(aq_listen(engine, &options) > 0);
