@@ -1,5 +1,4 @@
-"""What our build of ngtcp2 changes in its source: a fault in the client's handshake, BBR in three places, and
-paths whose MTU shrinks.
+"""What our build of ngtcp2 changes in its source: a fault of the client, its BBR, and how it bears bad paths.
 
 The fault lets a server end the client's process, see ``early-confirmation``.
 
@@ -199,6 +198,30 @@ ADJUSTMENTS = (
                     ),
                 ),
             ),
+        ),
+    ),
+    Adjustment(
+        "probe-interval",
+        "The release doubles the time between probes without end. Once a path has been dead for some seconds the next "
+        "probe is as many seconds away, and on one that comes and goes the few that are left may all fall into its "
+        "gaps until the idle timeout, 10 s, ends the connection; heartbeats do not help, as a full congestion window "
+        "holds them up. Here probes of a confirmed connection are at most 2 s apart, or one probe timeout where that "
+        "is longer. It costs two packets per interval until the idle timeout. With 0.3 s of outage after every 0.3 s "
+        "one connection in a few did not last before.",
+        "lib/ngtcp2_conn.c",
+        (
+            (
+                r"(?<=\n)(           \(1ULL << cstat->pto_count\);\n)",
+                r"\1"
+                "      if (t > times[i] + 2 * NGTCP2_SECONDS) {"
+                "\n        t = times[i] +"
+                "\n            ngtcp2_max(2 * NGTCP2_SECONDS,"
+                "\n                       (duration >> cstat->pto_count) +"
+                "\n                         conn->remote.transport_params->max_ack_delay);"
+                "\n      }\n",
+            ),
+            # It is an exponent, and could reach any height now.
+            (r"(?<=\n)  (\+\+cstat->pto_count;\n)", r"  if (cstat->pto_count < 20) {\n    \1  }\n"),
         ),
     ),
 )

@@ -341,6 +341,12 @@ def test_carrier_delays_loses_and_obeys_like_the_forwarder_of_the_tests() -> Non
 
 
 @needs_namespaces
+def test_the_carrier_refuses_faults_that_it_lacks() -> None:
+    with CarriedPath() as path, pytest.raises(ValueError, match="this path can't do corruption"):
+        path.change(corruption=0.1)
+
+
+@needs_namespaces
 def test_carrier_holds_the_rate_and_accounts_for_every_packet() -> None:
     with CarriedPath(rate_mbit=10, queue_ms=20, seed=1) as path:
         with path.a.socket(kind=socket.SOCK_DGRAM) as sender:

@@ -23,6 +23,7 @@ from tests.e2e.tunnels import (
 )
 from tests.support.certificates import Certificate
 from tests.support.process import Process
+from tests.support.sanitized import needs_speed
 from tests.support.services import Address, TcpEcho
 from tests.support.waiting import wait_until
 
@@ -44,6 +45,7 @@ def answers(public: Address) -> bool:
         return False
 
 
+@needs_speed
 def test_a_server_without_descriptors_recovers_and_leaves_no_stream(certificate: Certificate, tmp_path: Path) -> None:
     path = write_config(tmp_path, "server", server_options(certificate))
     with TcpEcho() as service, limited(command("server", "run", "-c", str(path), "-v"), 60, "server") as server:
@@ -64,6 +66,7 @@ def test_a_server_without_descriptors_recovers_and_leaves_no_stream(certificate:
             wait_until(lambda: streams() == 0, TIMEOUT, "no stream is left", detail=lambda: f"{streams()} are")
 
 
+@needs_speed
 def test_udp_sources_leave_descriptors_for_tcp(certificate: Certificate, tmp_path: Path) -> None:
     with both_echoes() as (service, _), Server(**server_options(certificate)) as server:
         path = write_config(tmp_path, "client", client_options(certificate, server.address, service.address))
@@ -75,6 +78,7 @@ def test_udp_sources_leave_descriptors_for_tcp(certificate: Certificate, tmp_pat
             assert answers(public), client.description()
 
 
+@needs_speed
 def test_a_command_takes_the_descriptors_it_may_have(certificate: Certificate, tmp_path: Path) -> None:
     path = write_config(tmp_path, "server", server_options(certificate))
     with limited(command("server", "run", "-c", str(path), "-v"), 60, "server", "-S") as server:

@@ -27,6 +27,7 @@ from tests.e2e.tunnels import (
 )
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
+from tests.support.sanitized import needs_speed
 from tests.support.services import Address, TcpEcho, TcpService
 from tests.support.traffic import UdpPeer, connect, echo, receive_exactly
 from tests.support.waiting import wait_until
@@ -136,7 +137,9 @@ def test_the_end_of_the_tunnel_ends_its_connections(certificate: Certificate) ->
 
 
 @pytest.mark.parametrize("first", ["server", "client"])
-@pytest.mark.parametrize("max_workers", [0, 4], ids=["attached", "workers"])
+@pytest.mark.parametrize(
+    "max_workers", [pytest.param(0, id="attached"), pytest.param(4, id="workers", marks=needs_speed)]
+)
 def test_stop_with_traffic_running(certificate: Certificate, first: str, max_workers: int) -> None:
     """Nothing is left, whoever stops first: that is what the fixture of all tests looks at."""
     workers = {"max_workers": max_workers}

@@ -18,6 +18,7 @@ import pytest
 from tests.e2e.tunnels import READY_TIMEOUT, Tunnel, tunnel
 from tests.support.certificates import Certificate
 from tests.support.data import digest, seeded_bytes
+from tests.support.sanitized import needs_speed
 from tests.support.services import (
     GREETING,
     Address,
@@ -335,6 +336,7 @@ def test_a_worker_is_free_for_the_next(certificate: Certificate) -> None:
             )
 
 
+@needs_speed
 @pytest.mark.parametrize("ending", ["user", "service"])
 def test_a_reset_passes_through_workers(certificate: Certificate, ending: str) -> None:
     workers = {"max_workers": 2}

@@ -27,6 +27,7 @@ from tests.e2e.tunnels import (
 )
 from tests.support.certificates import Certificate
 from tests.support.data import seeded_bytes
+from tests.support.sanitized import needs_speed
 from tests.support.services import (
     LARGEST_DATAGRAM,
     Address,
@@ -311,6 +312,7 @@ def test_a_busy_public_port(certificate: Certificate, max_workers: int) -> None:
         assert opened.engine_counter("server", "udp_shared") == max_workers
 
 
+@needs_speed
 def test_a_busy_local_service(certificate: Certificate) -> None:
     """Answers of one association, far more than its user can take."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:

@@ -200,7 +200,7 @@ def test_packets_stay_within_the_bound(certificate: Certificate) -> None:
 
 
 def test_a_path_that_narrows(certificate: Certificate) -> None:
-    """The library does not notice: what it had found to pass is lost from then on, and silence ends the connection."""
+    """What was found to pass is lost from then on; an idle timeout of few probe timeouts ends the connection first."""
     with Side("server") as server, Side("client") as client:
         _, address = listen(server, certificate, Transport(idle_timeout=2.0))
         with Middle(address) as middle:

@@ -148,8 +148,8 @@ def _transferred(moved: transfers.Moved, bad: Bad, fault: Fault, figure: str) ->
     problems = list(dict.fromkeys(moved.problems))
     if moved.reset:
         figure += f", {moved.reset:,} of {moved.connections:,} reset"
-        if bad.alive():
-            problems.append(f"{moved.reset} connections were reset although the tunnel has lasted")
+        if fault.lasts:
+            problems.append(f"{moved.reset} connections were reset")
     if fault.lasts and not bad.alive():
         problems.append("the tunnel did not last")
     return Outcome(figure, problems, joined_after=bad.joined_after)

@@ -13,7 +13,8 @@ from asport_sync.testing import Faults, UdpRelay
 ETHERNET = {"max_udp_payload": 1452}
 
 
-# Whether the library was changed so that it notices a path that gets narrower; see vendor/adjustments.py.
+# Whether the library was changed so that it bears paths that get narrower, or are away half of the time; see
+# vendor/adjustments.py.
 _ADJUSTED = "adjusted" in versions()["ngtcp2_origin"]
 
 
@@ -33,8 +34,7 @@ class Fault:
         later: Faults that take the place of the first ones in the middle of the traffic.
         quick: Whether it belongs to the fast half.
         handshake: Whether only handshakes suffer, so that the fault is in joining.
-        lasts: Whether the tunnel must bear it without connecting again; only with a library of QUIC that we have
-            adjusted where the MTU shrinks.
+        lasts: Whether the tunnel must bear it without connecting again, and so no connection may be reset.
     """
 
     name: str
@@ -127,7 +127,7 @@ def _sizes() -> list[Fault]:
             "UDP payloads above 1,250 bytes vanish after a while",
             later=Faults(mtu=1250),
             loses=True,
-            least_time=1.5,
+            least_time=1.0,
             lasts=_ADJUSTED,
             quick=True,
         ),
@@ -156,11 +156,12 @@ def _handshakes() -> list[Fault]:
 def _timed() -> list[Fault]:
     return [
         Fault(
-            "outages of 0.4 s",
-            "nothing gets through for 0.4 s after every 0.6 s",
-            Faults(up_time=0.6, down_time=0.4),
+            "outages of 0.3 s",
+            "nothing gets through for 0.3 s after every 0.3 s",
+            Faults(up_time=0.3, down_time=0.3),
             loses=True,
-            least_time=2.0,
+            least_time=1.2,
+            lasts=_ADJUSTED,
             quick=True,
         ),
         Fault(
@@ -185,11 +186,11 @@ def _timed() -> list[Fault]:
             least_time=5.0,
         ),
         Fault(
-            "another port every 0.5 s",
-            "the NAT gives the client another port every 0.5 s",
-            relay={"rebind_every": 0.5},
+            "another port every 0.4 s",
+            "the NAT gives the client another port every 0.4 s",
+            relay={"rebind_every": 0.4},
             loses=True,
-            least_time=1.6,
+            least_time=1.0,
             quick=True,
         ),
         Fault(
@@ -200,11 +201,11 @@ def _timed() -> list[Fault]:
             least_time=12.0,
         ),
         Fault(
-            "another address every 0.8 s",
-            "the NAT gives the client another address and port every 0.8 s",
-            relay={"rebind_every": 0.8, "rebind_address": True},
+            "another address every 0.4 s",
+            "the NAT gives the client another address and port every 0.4 s",
+            relay={"rebind_every": 0.4, "rebind_address": True},
             loses=True,
-            least_time=2.0,
+            least_time=1.0,
             quick=True,
         ),
     ]
@@ -227,8 +228,8 @@ LONG = [
         "delay 5 ms, jitter 10 ms",
         "every 20th packet",
         "MTU shrinks to 1,250 soon",
-        "outages of 0.4 s",
-        "another port every 0.5 s",
-        "another address every 0.8 s",
+        "outages of 0.3 s",
+        "another port every 0.4 s",
+        "another address every 0.4 s",
     }
 ]

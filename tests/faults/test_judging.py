@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from pathlib import Path
@@ -24,7 +25,7 @@ def against(peer_sends: bytes, *, reset: bool = False) -> Ending:
             peer, _ = listener.accept()
 
             def play() -> None:
-                with peer:
+                with peer, contextlib.suppress(OSError):  # the user may have seen enough
                     peer.sendall(peer_sends)
                     if reset:
                         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

@@ -31,6 +31,9 @@ def ends(
         service, _ = listener.accept()
         service.settimeout(READY_TIMEOUT)
         with service:
+            # A service that resets before the client has seen that it answered would be dialled again.
+            user.sendall(b"x")
+            assert service.recv(1) == b"x"
             yield user, service
 
 

@@ -10,14 +10,18 @@ import argparse
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from tests.fuzz import building, corpus
-from tests.fuzz.targets import ROOT, TARGETS, NativeTarget, Target, by_name
+from tests.fuzz.python_targets import FUNCTIONS
+from tests.fuzz.targets import ROOT, TARGETS, NativeTarget, PythonTarget, Target, by_name
 
 FINDINGS = building.BUILD / "findings"
 SECONDS = 300.0
@@ -26,8 +30,9 @@ INPUT_SECONDS = 30
 """After which one input counts as hanging."""
 MEMORY = 2048
 """MiB after which an input counts as a leak."""
-CORPUS_BYTES = 15_000
-"""Of text, for one target's committed inputs."""
+CORPUS_BYTES = {"engine": 60_000, "engine_tls": 30_000}
+"""Of text, for one target's committed inputs; for the others:"""
+OTHER_CORPUS_BYTES = 8_000
 
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=1:quarantine_size_mb=16:allocator_may_return_null=1:abort_on_error=0",
@@ -126,21 +131,54 @@ def minimise(target: Target) -> str:
     source = building.BUILD / "corpus" / target.name
     merged = building.BUILD / "merged" / target.name
     corpus.unpack(target.name, source)
-    for path in merged.glob("*"):
-        path.unlink()
-    merged.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        [*command_for(target), "-merge=1", f"-max_len={target.max_length}", str(merged), str(source)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **ENVIRONMENT},
-        cwd=ROOT,
-        check=False,
-    )
-    if done.returncode != 0:
-        return f"merging ended with {done.returncode}"
+    shutil.rmtree(merged, ignore_errors=True)
+    merged.mkdir(parents=True)
+    if isinstance(target, PythonTarget):
+        _merge_python(target, source, merged)
+    else:
+        options = ["-merge=1", "-use_counters=0", f"-max_len={target.max_length}"]
+        done = subprocess.run(
+            [*command_for(target), *options, str(merged), str(source)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **ENVIRONMENT},
+            cwd=ROOT,
+            check=False,
+        )
+        if done.returncode != 0:
+            return f"merging ended with {done.returncode}"
     there = len(list(merged.iterdir()))
-    return f"{corpus.pack(target.name, merged, CORPUS_BYTES)} of {there} inputs committed"
+    most = CORPUS_BYTES.get(target.name, OTHER_CORPUS_BYTES)
+    return f"{corpus.pack(target.name, merged, most)} of {there} inputs committed"
+
+
+def _merge_python(target: Target, source: Path, merged: Path) -> None:
+    """By pairs of lines that follow one another in the codec; libFuzzer merges with programs only."""
+    seen: set[tuple[str, int, int]] = set()
+    for path in sorted(source.iterdir(), key=lambda path: path.stat().st_size):
+        new: set[tuple[str, int, int]] = set()
+
+        def trace(frame: FrameType, event: str, argument: object, new: set[tuple[str, int, int]] = new) -> Any:
+            if "/asport_sync/wire/" not in frame.f_code.co_filename:
+                return None
+            before = frame.f_lineno
+
+            def lines(inner: FrameType, event: str, argument: object) -> Any:
+                nonlocal before
+                new.add((inner.f_code.co_filename, before, inner.f_lineno))
+                before = inner.f_lineno
+                return lines
+
+            return lines
+
+        sys.settrace(trace)
+        try:
+            FUNCTIONS[target.name](path.read_bytes())
+        finally:
+            sys.settrace(None)
+        if not new <= seen:
+            seen |= new
+            shutil.copy(path, merged)
 
 
 def table(outcomes: list[Outcome]) -> str:

@@ -243,6 +243,14 @@ def test_the_seed_decides() -> None:
     first, again, other = (carry(direction(seed, **ALL_AT_ONCE)) for seed in ("7", "7", "8"))
     assert first == again
     assert first != other
+    lost, lost_otherwise = (carry(direction(seed, loss=0.1)) for seed in ("7", "8"))
+    assert lost != lost_otherwise
+
+
+def test_the_number_of_bits_changes_nothing_else() -> None:
+    few, many = (direction(loss=0.1, corruption=0.1, corrupted_bits=bits) for bits in (1, 50))
+    assert len(carry(few)) == len(carry(many))
+    assert few.counters == many.counters
 
 
 def test_a_change_of_one_fault_leaves_the_others_alone() -> None:

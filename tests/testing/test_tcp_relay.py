@@ -89,8 +89,9 @@ def test_a_slow_reader() -> None:
         assert receive_exactly(service, 200_000) == data[:200_000]
         # No faster, but for the burst that may be caught up with.
         assert time.monotonic() - start >= 0.4
+        # The rest would take 20 s.
         assert sender.is_alive()
-        assert relay.counters.to_target.received < MIB
+        assert relay.counters.to_target.held <= 65536
         user.shutdown(socket.SHUT_RDWR)
         sender.join()
 

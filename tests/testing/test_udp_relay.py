@@ -120,10 +120,12 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 def test_directions_have_generators_of_their_own() -> None:
     half = Faults(loss=0.5)
-    with UdpEcho() as service, UdpRelay(service.address, to_target=half, to_client=half) as relay:
-        received = exchange(relay, 400)
-        # With the same choices both ways nothing that has reached the service would be lost on its way back.
-        assert 50 < len(received) < 150
+    outcomes = []
+    for there, back in ((half, Faults()), (Faults(), half)):
+        with UdpEcho() as service, UdpRelay(service.address, to_target=there, to_client=back) as relay:
+            outcomes.append(exchange(relay, 100))
+    assert outcomes[0] != outcomes[1]
+    assert all(20 < len(received) < 80 for received in outcomes)
 
 
 def test_delay() -> None:

@@ -1,0 +1,59 @@
+"""Every committed input again, without a fuzzer: what was found and mended stays mended."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import corpus
+from tests.fuzz.python_targets import FUNCTIONS
+from tests.fuzz.targets import HERE, NATIVE, TARGETS, NativeTarget, PythonTarget
+from tests.native.test_native import VARIANTS, compiler, ngtcp2_flags, why_unusable
+from tests.support.sanitized import without
+
+FLAGS = VARIANTS["address-undefined"]
+# Without engine_tls, which takes as long to compile as engine and runs through the same files; "make fuzz" has it.
+NATIVE_TARGETS = [each for each in TARGETS if isinstance(each, NativeTarget) and each.name != "engine_tls"]
+
+
+@pytest.mark.parametrize("target", [each for each in TARGETS if isinstance(each, PythonTarget)], ids=lambda t: t.name)
+def test_python(target: PythonTarget) -> None:
+    if target.name == "oracle" and shutil.which(compiler()[0]) is None:
+        pytest.skip("no C compiler")
+    inputs = corpus.seeds(target.name)
+    assert inputs
+    for data in inputs:
+        FUNCTIONS[target.name](data)
+
+
+@pytest.mark.parametrize("target", NATIVE_TARGETS, ids=lambda t: t.name)
+def test_native(target: NativeTarget, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    command = compiler()
+    reason = why_unusable(tuple(command), FLAGS, tmp_path_factory.getbasetemp())
+    flags = () if reason else FLAGS
+    program = tmp_path / "program"
+    compiled = subprocess.run(
+        [
+            *command,
+            *("-std=gnu11", *flags, "-pthread", f"-I{NATIVE}", f"-I{HERE}", *target.flags),
+            str(HERE / "replay.c"),
+            *(str(HERE / name) for name in target.sources),
+            *(str(NATIVE / name) for name in target.native),
+            *(f"-Wl,--wrap={name}" for name in target.wraps),
+            *(ngtcp2_flags() if target.ngtcp2 else ()),
+            *("-o", str(program)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=without(),
+    )
+    assert compiled.returncode == 0, compiled.stderr
+    corpus.unpack(target.name, tmp_path / "inputs")
+    inputs = sorted((tmp_path / "inputs").iterdir())
+    assert inputs
+    ran = subprocess.run([program, *inputs], capture_output=True, text=True, timeout=100, env=without())
+    assert ran.returncode == 0, ran.stdout[-200:] + ran.stderr
