@@ -255,8 +255,6 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
     }
     if (!conn->udp_allowed) {
         aq_count(conn->host->counters, AQ_C_packet_drop_not_admitted, 1);
-        if (!conn->admitted)
-            aq_conn_violation(conn, "a Packet before the connection is admitted");
         return;
     }
     if (conn->is_server) {

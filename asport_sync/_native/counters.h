@@ -26,7 +26,7 @@
     X(stateless_resets_sent)                                                                                           \
     X(connections_accepted)                                                                                            \
     X(connections_opened)                                                                                              \
-    X(connections_refused)        /* over a limit of the endpoint */                                                   \
+    X(connections_refused)        /* over a limit of the endpoint, or with a Retry token that is not good */           \
     X(connections_refused_source) /* too many clients of this source are not admitted yet */                           \
     X(connections_flooding)       /* closed for too many packets before admission */                                   \
     X(initials_put_off)           /* dropped, as handshakes have used their share of the time */                       \

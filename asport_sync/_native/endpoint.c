@@ -353,6 +353,7 @@ static aq_conn *accept_client(aq_endpoint *endpoint, const arrival *packet, cons
     }
     token = check_token(endpoint, packet, header, &original);
     if (token < 0) {
+        aq_count(endpoint->host->counters, AQ_C_connections_refused, 1);
         refuse(endpoint, packet, header, NGTCP2_INVALID_TOKEN);
         return NULL;
     }

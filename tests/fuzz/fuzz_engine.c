@@ -149,6 +149,7 @@ static void listen_quic(aq_engine *engine)
                                  .transport = transport(1),
                                  .retry_threshold = run.role == PAIR_WITH_RETRY ? 0 : 3,
                                  .max_half_open = 4,
+                                 .max_half_open_per_source = 4,
                                  .max_connections = 6};
     run.endpoint = remember(aq_listen(engine, &options));
 }
