@@ -252,11 +252,8 @@ def account(
     surplus = sum(causes.values()) - missing
     if not 0 <= surplus <= client["packet_drop_connection_closed"]:
         problems.append(f"{missing} are missing and the counters name {causes}")
-    # Each that the path took was in a packet which vanished, was falsified, or found a full buffer at its end.
-    taken = sum(
-        way.dropped + way.corrupted + way.overflowed + max(0, way.delivered - engine["quic_datagrams_received"])
-        for way, engine in ((path.to_target, server), (path.to_client, client))
-    )
+    # Each that the path took was in a packet which vanished, was falsified, or found a full buffer.
+    taken = spilled(server, client, path) + sum(way.dropped + way.corrupted for way in (path.to_target, path.to_client))
     if causes["the path"] < 0:
         problems.append(f"more came out of QUIC than was handed to it: {causes}")
     if alive:
@@ -264,6 +261,14 @@ def account(
         if causes["the path"] > most:
             problems.append(f"the path has taken {taken} packets, and {causes['the path']} datagrams are missing on it")
     return {name: count for name, count in causes.items() if count}, problems
+
+
+def spilled(server: Mapping[str, int], client: Mapping[str, int], path: RelayCounters) -> int:
+    """QUIC packets that found a full buffer, of the relay or behind it: the machine was too busy, not the path bad."""
+    return sum(
+        way.overflowed + max(0, way.delivered - engine["quic_datagrams_received"])
+        for way, engine in ((path.to_target, server), (path.to_client, client))
+    )
 
 
 def engine_counters(stats: Mapping[str, Any]) -> dict[str, int]:
