@@ -46,9 +46,14 @@ demo: build ## Run a server, a client and a local service on this machine and se
 test: build ## Run the tests (ARGS="-k name").
 	$(BIN)/python -m pytest -q $(ARGS)
 
-faults: build ## Run the long half of the fault matrix (15 minutes; ARGS="--only loss", ARGS=--write-docs).
+# For a part, call the programs by themselves: each has --only.
+faults: build ## Bad paths, recovery and floods at length: 50 minutes (ARGS=--write-docs).
 	$(BIN)/python -m pytest -q -m faults tests/path
 	$(BIN)/python -m tests.faults $(ARGS)
+	$(BIN)/python -m tests.recovery $(ARGS)
+	$(BIN)/python -m pytest -q -m recovery tests/recovery/test_reconnects.py
+	$(BIN)/python -m tests.hostile $(ARGS)
+	$(BIN)/python -m tests.bounds $(ARGS)
 
 lint: $(VENV)/.tools ## Check style, types and the direction of imports.
 	$(BIN)/ruff check .

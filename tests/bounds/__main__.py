@@ -21,12 +21,10 @@ from pathlib import Path
 
 from tests.bounds.stalling import ECHO, FLOOD, Ends, Moods, ask, ends
 from tests.support.certificates import self_signed
+from tests.support.page import Place
 from tests.support.ports import free_port
 from tests.support.services import Address
 from tests.support.traffic import receive_exactly, wait_for_port
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-BEGIN, END = "<!-- back-pressure -->", "<!-- end of back-pressure -->"
 
 OTHERS = 63
 RUNS = 5
@@ -165,14 +163,12 @@ def main() -> None:
     if arguments.serve is not None:
         serve(arguments.serve)
         return
+    place = Place("tests.bounds")
+    if arguments.write_docs:
+        place.check()
     lines = measure()
     if arguments.write_docs:
-        page = PAGE.read_text(encoding="utf-8")
-        head, _, rest = page.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        if not tail:
-            sys.exit(f"{PAGE} has no place for it: {BEGIN} ... {END}")
-        PAGE.write_text("\n".join([head + BEGIN, *lines, END + tail]), encoding="utf-8")
+        place.put("\n".join(lines))
 
 
 if __name__ == "__main__":

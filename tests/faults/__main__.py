@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.faults import cells, injected, report
 from tests.support.certificates import self_signed
+from tests.support.page import Place
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the fast half")
     parser.add_argument("--only", metavar="NAME", help="only faults or kinds of traffic whose name contains this")
-    parser.add_argument("--write-docs", action="store_true", help=f"put the table into {report.PAGE.name}")
+    parser.add_argument("--write-docs", action="store_true", help="put the table into docs/reliability.md")
     arguments = parser.parse_args()
     faults, scale = (injected.QUICK, cells.QUICK) if arguments.quick else (injected.LONG, cells.LONG)
     chosen = [
@@ -29,6 +30,9 @@ def main() -> int:
     ]
     if not chosen:
         parser.error(f"no fault and no traffic has {arguments.only!r} in its name")
+    place = Place("tests.faults")
+    if arguments.write_docs:
+        place.check()
     outcomes: dict[tuple[str, str], cells.Outcome] = {}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
@@ -49,7 +53,7 @@ def main() -> int:
     )
     print(text)
     if arguments.write_docs:
-        report.write_page(text)
+        place.put(text)
     broken = report.problems(outcomes)
     for line in broken:
         print(f"broken: {line}", file=sys.stderr)

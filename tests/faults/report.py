@@ -1,16 +1,11 @@
-"""The outcome of the matrix as a table, and its place in the documentation."""
+"""The outcome of the matrix as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from tests.faults.cells import TRAFFIC, Outcome, Scale
 from tests.faults.injected import Fault
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-BEGIN = "<!-- faults: written by make faults -->"
-END = "<!-- end of faults -->"
 
 Outcomes = Mapping[tuple[str, str], Outcome]
 """By names of fault and traffic."""
@@ -47,22 +42,3 @@ def problems(outcomes: Outcomes) -> list[str]:
     return [
         f"{fault}, {traffic}: {what}" for (fault, traffic), outcome in outcomes.items() for what in outcome.problems
     ]
-
-
-def write_page(text: str, page: Path = PAGE) -> None:
-    """Puts the table between its two marks in the documentation.
-
-    Raises:
-        RuntimeError: The page, or one of its marks, is missing; nothing was written.
-    """
-    if not page.is_file():
-        raise RuntimeError(f"{page} does not exist")
-    content = page.read_text(encoding="utf-8")
-    for mark in (BEGIN, END):
-        if content.count(mark) != 1:
-            raise RuntimeError(f"{page} must have the mark {mark} once, and has it {content.count(mark)} times")
-    before, _, rest = content.partition(BEGIN)
-    if END not in rest:
-        raise RuntimeError(f"{page} has the mark {END} before {BEGIN}")
-    after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")

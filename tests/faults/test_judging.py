@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from pathlib import Path
-
-import pytest
 
 from asport_sync.testing import DirectionCounters, RelayCounters
 from tests.faults import cells, datagrams, injected, report
@@ -137,26 +134,6 @@ def test_the_table_says_what_was_broken() -> None:
     assert report.problems(outcomes) == [f"{fault.name}, UDP quic: lost"]
     columns = {line.count("|") for line in text.splitlines()}
     assert len(columns) == 1
-
-
-def test_the_page_is_written_between_its_marks(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    for text in ("new", "newer"):
-        report.write_page(text, page)
-        assert page.read_text() == f"before\n{report.BEGIN}\n\n{text}\n\n{report.END}\nafter\n"
-
-
-@pytest.mark.parametrize("content", ["", "{BEGIN}", "{END}", "{END} {BEGIN}", "{BEGIN} {BEGIN} {END}"])
-def test_a_page_without_marks_is_left_alone(tmp_path: Path, content: str) -> None:
-    page = tmp_path / "page.md"
-    with pytest.raises(RuntimeError, match="does not exist"):
-        report.write_page("new", page)
-    written = content.format(BEGIN=report.BEGIN, END=report.END)
-    page.write_text(written)
-    with pytest.raises(RuntimeError, match="mark"):
-        report.write_page("new", page)
-    assert page.read_text() == written
 
 
 def test_a_faults_own_text_fits_the_table() -> None:

@@ -6,14 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tests.hostile.floods import FLOODS
 from tests.hostile.measure import FULL, QUICK, Result, measure, scene
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-BEGIN = "<!-- hostile: written by make faults -->"
-END = "<!-- end of hostile -->"
+from tests.support.page import Place
 
 _LEAST_SHARE = 0.5  # of an honest client's throughput, during a flood
 _MOST_AMPLIFICATION = 3.0  # RFC 9000 section 8.1
@@ -90,39 +86,28 @@ def failures(results: Sequence[Result]) -> list[str]:
     return found
 
 
-def write_docs(text: str) -> None:
-    """Put the report where the page has its markers.
-
-    Raises:
-        SystemExit: It has none.
-    """
-    page = PAGE.read_text() if PAGE.exists() else ""
-    before, found, rest = page.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise SystemExit(f"{PAGE} has no lines {BEGIN!r} and {END!r}")
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description="Measure what floods do to a server.")
     parser.add_argument("--only", action="append", choices=[flood.name for flood in FLOODS], help="may be repeated")
     parser.add_argument("--quick", action="store_true", help="one short round of each: shows that it works")
-    parser.add_argument("--write-docs", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--write-docs", action="store_true", help="put the table into docs/reliability.md")
     arguments = parser.parse_args()
+    place = Place("tests.hostile")
+    if arguments.write_docs:
+        place.check()
     results = []
     effort = QUICK if arguments.quick else FULL
     for flood in FLOODS:
         if arguments.only and flood.name not in arguments.only:
             continue
         # Each meets a fresh server, so that one's memory is not another's.
-        with scene() as place:
-            results.append(measure(place, flood, effort))
+        with scene() as made:
+            results.append(measure(made, flood, effort))
         print(f"{table(results[-1:]).splitlines()[-1]}\n{counters(results[-1])}", file=sys.stderr, flush=True)
     text = f"{os.cpu_count()} processors for flood, server, client and load together.\n\n{report(results)}"
     print(text)
     if arguments.write_docs:
-        write_docs(text)
+        place.put(text)
     problems = failures(results)
     if problems:
         raise SystemExit("\n".join(problems))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-
-import pytest
 
 from tests.hostile import __main__ as program
 from tests.hostile.floods import FLOODS
@@ -36,23 +33,3 @@ def test_what_is_not_as_it_must_be_is_said() -> None:
     slow = dataclasses.replace(RESULT, share=0.49)
     loud = dataclasses.replace(RESULT, cost=dataclasses.replace(COST, amplification=3.01))
     assert len(program.failures([slow, RESULT, loud])) == 2
-
-
-def test_the_report_goes_between_the_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "reliability.md"
-    monkeypatch.setattr(program, "PAGE", page)
-    page.write_text(f"# Before\n{program.BEGIN}\nold\n{program.END}\nafter\n")
-    program.write_docs("new")
-    program.write_docs("newer")
-    assert page.read_text() == f"# Before\n{program.BEGIN}\n\nnewer\n\n{program.END}\nafter\n"
-
-
-@pytest.mark.parametrize("text", [None, "", program.BEGIN, program.END])
-def test_a_page_without_markers_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
-    page = tmp_path / "reliability.md"
-    monkeypatch.setattr(program, "PAGE", page)
-    if text is not None:
-        page.write_text(text)
-    with pytest.raises(SystemExit, match="no lines"):
-        program.write_docs("new")
-    assert text is None or page.read_text() == text

@@ -5,27 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tests.recovery.faults import FAULTS
 from tests.recovery.measure import HEAD, measure
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-BEGIN = "<!-- recovery: written by make faults -->"
-END = "<!-- end of recovery -->"
-
-
-def between_markers(text: str, content: str) -> str:
-    """Return the page with ``content`` between the markers.
-
-    Raises:
-        ValueError: They are missing, or in the wrong order.
-    """
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"there must be {BEGIN} and, behind it, {END}")
-    return f"{head}{begin}\n\n{content}\n\n{end}{tail}"
+from tests.support.page import Place
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,27 +17,19 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.recovery", description=__doc__)
     parser.add_argument("--only", metavar="NAME", action="append", choices=names, help=", ".join(names))
     parser.add_argument("--repetitions", type=int, metavar="N", help="how often (default: 20, long ones 5)")
-    parser.add_argument("--write-docs", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--write-docs", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args(argv)
     if options.repetitions is not None and options.repetitions < 1:
         parser.error(f"--repetitions: expected a whole number from 1 on, not {options.repetitions}")
     return options
 
 
-def say(seconds: float) -> None:
-    """Show one result, so that who watches sees that it goes on."""
-    print(f" {seconds:.2f}", end="", file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = arguments(argv)
+    place = Place("tests.recovery")
     if options.write_docs:
-        try:
-            between_markers(PAGE.read_text(encoding="utf-8"), "")  # before the work, not after it
-        except (OSError, ValueError) as problem:
-            print(f"{PAGE}: {problem}", file=sys.stderr)
-            return 1
+        place.check()
     rows, missed = [], []
     for fault in FAULTS:
         if options.only and fault.name not in options.only:
@@ -77,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = "\n".join([HEAD, *rows])
     print(table)
     if options.write_docs:
-        PAGE.write_text(between_markers(PAGE.read_text(encoding="utf-8"), table), encoding="utf-8")
+        place.put(table)
     if missed:
         print(f"missed: {', '.join(missed)}", file=sys.stderr)
     return 1 if missed else 0

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.recovery.__main__ import BEGIN, END, between_markers
 from tests.recovery.faults import BRIEF, FAULTS, FULL, Fault, Scale
 from tests.recovery.measure import PATIENCE, measure
 
@@ -51,11 +50,3 @@ def test_brief_faults_outlast_the_idle_timeout() -> None:
 
     assert outlasts(BRIEF)
     assert outlasts(FULL)
-
-
-def test_the_table_goes_between_its_markers() -> None:
-    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert between_markers(page, "new") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
-    for wrong in ("", BEGIN, f"{END}\n{BEGIN}"):
-        with pytest.raises(ValueError, match="there must be"):
-            between_markers(wrong, "new")
