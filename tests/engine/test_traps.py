@@ -122,6 +122,7 @@ def joined(
     client.expect(Connected)
     accepted = server.expect(Connected)
     assert accepted.endpoint is not None
+    accepted.connection.admit(None)
     return Pair(server, client, accepted.endpoint, accepted.connection, client_connection)
 
 
