@@ -127,6 +127,7 @@ static aq_transport_options transport(int is_server)
         .max_udp_payload = run.options & 4 ? 1200 : 1452,
         .idle_timeout = 30 * AQ_NSEC_PER_SEC,
         .keep_alive = is_server ? 0 : 10 * AQ_NSEC_PER_SEC,
+        .silence = is_server ? 0 : 2 * AQ_NSEC_PER_SEC,
         .handshake_timeout = 5 * AQ_NSEC_PER_SEC,
         .command_timeout = 3 * AQ_NSEC_PER_SEC,
         .send_window = run.options & 8 ? 16384 : 262144,
@@ -149,7 +150,7 @@ static void listen_quic(aq_engine *engine)
                                  .transport = transport(1),
                                  .retry_threshold = run.role == PAIR_WITH_RETRY ? 0 : 3,
                                  .max_half_open = 4,
-                                 .max_half_open_per_source = 4,
+                                 .max_half_open_per_source = 3,
                                  .max_connections = 6};
     run.endpoint = remember(aq_listen(engine, &options));
 }
@@ -262,6 +263,9 @@ static void do_endpoint(aq_engine *engine)
         break;
     case 3:
         listen_quic(engine);
+        break;
+    case 4:
+        aq_connection_migrate(engine, pick(AQ_KIND_CONNECTION), client_fd);
         break;
     default:
 #ifdef WITH_TLS
@@ -598,7 +602,7 @@ static void take_events(aq_engine *engine)
         for (int64_t i = 0; i < count; i++) {
             const aq_event *event = &events[i];
             MUST(event->length <= sizeof(event->data));
-            MUST(event->type >= AQ_EVENT_CONNECTED && event->type <= AQ_EVENT_UDP_BULK);
+            MUST(event->type >= AQ_EVENT_CONNECTED && event->type <= AQ_EVENT_SILENCE);
             if (event->type == AQ_EVENT_CONNECTED)
                 remember(event->connection);
             if (event->type == AQ_EVENT_STREAM)
