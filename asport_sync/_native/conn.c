@@ -15,6 +15,8 @@
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
 /* A client that was never admitted decides itself how slow its path looks; its place is needed for others. */
 #define KEEP_MOST_HALF_OPEN AQ_NSEC_PER_SEC
+/* Between looks at the timers of a connection whose socket is full. */
+#define BLOCKED_PAUSE AQ_NSEC_PER_MSEC
 /* After the last command is acknowledged, before the close: acknowledged is what the peer's QUIC layer has, not what
  * its program has read, and some layers drop unread bytes when they see a close. */
 #define LINGER_GRACE (300 * AQ_NSEC_PER_MSEC)
@@ -492,6 +494,10 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
         return;
     }
     expiry = ngtcp2_conn_get_expiry(conn->quic);
+    /* What is due can't be sent before the socket has room, which epoll tells; until then the engine would not sleep.
+     */
+    if (conn->blocked != NULL && expiry < now + BLOCKED_PAUSE)
+        expiry = now + BLOCKED_PAUSE;
     sooner(&expiry, conn->heartbeat_at);
     sooner(&expiry, conn->assembler_expiry);
     sooner(&expiry, silence_expiry(conn, now));

@@ -311,6 +311,28 @@ static int connection_window(aq_engine *engine, unsigned moment)
     }
 }
 
+/* While the QUIC socket is full, and timers are due, the engine sleeps: a turn is no longer than a moment of quiet. */
+static int full_socket(aq_engine *engine, unsigned moment)
+{
+    switch (moment) {
+    case 0:
+        sim_full = UINT32_MAX;
+        join(engine, &RAW_GENEROUS);
+        return 1;
+    case 40:
+        CHECK(counted(engine, AQ_C_quic_send_blocked) > 0);
+        sim_full = 0;
+        return 1;
+    case 100:
+        is_connected(engine);
+        CHECK(it.turns < 2000);
+        return 0;
+    default:
+        later(50);
+        return 1;
+    }
+}
+
 /* A UDP packet that needs more fragments than there can be does not hold up the ones behind it. */
 static int oversize_datagram(aq_engine *engine, unsigned moment)
 {
@@ -588,6 +610,7 @@ static const struct {
     TRAP(foreign_retry_token),
     TRAP(truncated),
     TRAP(slow_command),
+    TRAP(full_socket),
     TRAP(slow_connect),
 };
 

@@ -40,6 +40,7 @@ a stateless reset must be shorter than what it answers        test_resets_do_not
 ports that reflect                                            test_traps.c, reflecting_port
 Retry tokens that are not ours                                test_traps.c, foreign_retry_token
 datagrams that the kernel cut                                 test_traps.c, truncated
+timers that are due while the socket is full                  test_traps.c, full_socket
 ============================================================  ==========================================================
 
 What the tunnel does about peers that keep no rules:
@@ -111,6 +112,7 @@ TRAPS = (
     "truncated",
     "slow_command",
     "slow_connect",
+    "full_socket",
 )
 
 
