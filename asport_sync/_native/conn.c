@@ -465,11 +465,8 @@ void aq_conn_timers(aq_conn *conn, uint64_t now)
     }
     give_up_commands(conn, now);
     if (conn->assembler != NULL && conn->assembler_expiry <= now) {
-        uint64_t dropped;
         conn->assembler_expiry = aq_assembler_expire(conn->assembler, now);
-        dropped = aq_assembler_dropped(conn->assembler);
-        aq_count(conn->host->counters, AQ_C_packet_drop_incomplete, dropped - conn->assembler_dropped);
-        conn->assembler_dropped = dropped;
+        aq_conn_count_incomplete(conn);
     }
     if (conn->probe_deadline != UINT64_MAX)
         answer_probe(conn, now);

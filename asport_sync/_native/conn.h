@@ -285,7 +285,8 @@ aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command);
 void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing);
 void aq_conn_cut_streams(aq_conn *conn, int dead);
 void aq_conn_cut_packets(aq_conn *conn);
-void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream);    /* the peer wants no more of it */
+void aq_conn_count_incomplete(aq_conn *conn);                  /* what the assembler has given up since the last call */
+void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream); /* the peer wants no more of it */
 void aq_conn_drop_incoming(aq_conn *conn, aq_incoming *incoming); /* takes it off the list of incomplete ones */
 void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming);
 void aq_conn_stream_callbacks(ngtcp2_callbacks *callbacks);

@@ -204,6 +204,13 @@ void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint6
     conn->waiting_last = last;
 }
 
+void aq_conn_count_incomplete(aq_conn *conn)
+{
+    uint64_t dropped = aq_assembler_dropped(conn->assembler);
+    aq_count(conn->host->counters, AQ_C_packet_drop_incomplete, dropped - conn->assembler_dropped);
+    conn->assembler_dropped = dropped;
+}
+
 static int assemble(aq_conn *conn, const aq_packet_header *header, const uint8_t *payload, aq_assembled *out)
 {
     static const struct {
@@ -216,7 +223,6 @@ static int assemble(aq_conn *conn, const aq_packet_header *header, const uint8_t
         {AQ_ASSEMBLY_MEMORY, AQ_C_fragment_drop_memory},
     };
     int outcome;
-    uint64_t dropped;
     if (conn->assembler == NULL) {
         conn->assembler = aq_assembler_new(INCOMPLETE_PACKETS, INCOMPLETE_BYTES, conn->options.fragment_lifetime);
         if (conn->assembler == NULL) {
@@ -229,9 +235,7 @@ static int assemble(aq_conn *conn, const aq_packet_header *header, const uint8_t
         if (outcome == drops[i].outcome)
             aq_count(conn->host->counters, drops[i].counter, 1);
     }
-    dropped = aq_assembler_dropped(conn->assembler);
-    aq_count(conn->host->counters, AQ_C_packet_drop_incomplete, dropped - conn->assembler_dropped);
-    conn->assembler_dropped = dropped;
+    aq_conn_count_incomplete(conn);
     if (outcome == AQ_ASSEMBLY_PENDING && conn->assembler_expiry == UINT64_MAX)
         conn->assembler_expiry = conn->now + conn->options.fragment_lifetime;
     return outcome == AQ_ASSEMBLY_COMPLETE;
@@ -375,6 +379,10 @@ void aq_conn_cut_packets(aq_conn *conn)
         aq_conn_free_outgoing(conn, conn->outgoing);
     while (conn->incoming != NULL)
         aq_conn_free_incoming(conn, conn->incoming);
+    if (conn->assembler != NULL) {
+        aq_assembler_expire(conn->assembler, UINT64_MAX);
+        aq_conn_count_incomplete(conn);
+    }
     aq_assembler_free(conn->assembler);
     conn->assembler = NULL;
 }

@@ -390,12 +390,20 @@ static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batc
     } while (offset < message->length);
 }
 
+/* How many datagrams the kernel has joined in a message. */
+static uint32_t segments_of(const aq_udp_message *message)
+{
+    if (message->segment == 0 || message->length == 0)
+        return 1;
+    return (uint32_t)((message->length + message->segment - 1) / message->segment);
+}
+
 int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
 {
     aq_flows *flows = udp->flows;
     aq_udp_message messages[AQ_UDP_MESSAGES];
     uint64_t now = aq_now();
-    int count;
+    int count, gone;
 
     batch->received = batch->forwarded = batch->asked = 0;
     batch->more = 0;
@@ -409,13 +417,18 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
         return AQ_ERR_SYSTEM + count;
     batch->more = count == AQ_UDP_MESSAGES;
     pthread_mutex_lock(&flows->mutex);
-    if (flows->dead || udp->closed)
-        count = -1;
-    for (int i = 0; i < count; i++)
-        read_message(udp, &messages[i], batch, now);
+    gone = flows->dead || udp->closed;
+    for (int i = 0; i < count; i++) {
+        if (gone)
+            batch->received += segments_of(&messages[i]);
+        else
+            read_message(udp, &messages[i], batch, now);
+    }
     pthread_mutex_unlock(&flows->mutex);
     aq_count(flows->counters, AQ_C_udp_received, batch->received);
-    return count < 0 ? AQ_ERR_GONE : AQ_OK;
+    if (gone)
+        aq_count(flows->counters, AQ_C_packet_drop_connection_closed, batch->received);
+    return gone ? AQ_ERR_GONE : AQ_OK;
 }
 
 void aq_flows_signal(aq_flows *flows)

@@ -72,7 +72,7 @@ static void wait_for(aq_stream *stream, int fd, unsigned need, unsigned seen, aq
     if (fds[0].revents & POLLOUT)
         stream->can_write = 1;
     if (fds[0].revents & (POLLERR | POLLHUP | POLLNVAL))
-        aq_stream_socket_failed(stream, fd);
+        aq_stream_socket_failed(stream, fd, 0);
 }
 
 int64_t aq_stream_relay(aq_engine *engine, aq_id id, int32_t fd, aq_stream_result *result)

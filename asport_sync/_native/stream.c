@@ -301,15 +301,15 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_
     return need;
 }
 
-void aq_stream_socket_failed(aq_stream *stream, int fd)
+void aq_stream_socket_failed(aq_stream *stream, int fd, int error)
 {
-    int error = 0;
     socklen_t length = sizeof(error);
     stream->can_read = stream->can_write = 1;
     stream->hung_up = 1;
-    if (!stream->tx_done || stream->aborted)
+    if (stream->aborted || (error == 0 && !stream->tx_done))
         return; /* reading will tell */
-    getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (error == 0)
+        getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
     abort_with(stream, fd, AQ_END_SOCKET_ERROR, error != 0 ? error : ECONNRESET);
     aq_stream_notify(stream);
 }

@@ -162,7 +162,7 @@ void aq_stream_signal(aq_stream *stream, unsigned what);
 unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget);
 
 /* [owner] The socket reported an error or a hang-up. Where reading can't tell what it was, the stream is aborted. */
-void aq_stream_socket_failed(aq_stream *stream, int fd);
+void aq_stream_socket_failed(aq_stream *stream, int fd, int error); /* error: 0, or what the socket has told once */
 
 /* [owner] It will not look again. */
 void aq_stream_leave(aq_stream *stream);

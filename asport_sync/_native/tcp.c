@@ -220,14 +220,15 @@ void aq_engine_dial(aq_engine *engine, aq_stream *stream)
     engine->dial_last = stream;
 }
 
-/* The socket of a stream that is being dialled has reported something. Returns whether it is connected. */
-static int dialled(aq_engine *engine, aq_stream *stream, uint32_t events)
+/* The socket of a stream that is being dialled has reported something. Returns whether it is, or was, connected;
+ * *error: how that has ended already, which the socket tells only once. */
+static int dialled(aq_engine *engine, aq_stream *stream, uint32_t events, int *error)
 {
-    int error = 0;
-    socklen_t length = sizeof(error);
+    socklen_t length = sizeof(*error);
     if (events & (EPOLLERR | EPOLLHUP))
-        getsockopt(stream->attached_fd, SOL_SOCKET, SO_ERROR, &error, &length);
-    if (error != 0) {
+        getsockopt(stream->attached_fd, SOL_SOCKET, SO_ERROR, error, &length);
+    /* These two need a connection; a service that is not there refuses it. */
+    if (*error != 0 && *error != ECONNRESET && *error != EPIPE) {
         leave_to_python(engine, stream);
         return 0;
     }
@@ -247,9 +248,10 @@ void aq_engine_dial_timers(aq_engine *engine)
 void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events)
 {
     aq_stream *stream = aq_slab_get(&engine->streams, id);
+    int error = 0;
     if (stream == NULL)
         return;
-    if (stream->attached_fd >= 0 && (!stream->dialling || dialled(engine, stream, events))) {
+    if (stream->attached_fd >= 0 && (!stream->dialling || dialled(engine, stream, events, &error))) {
         if (events & (EPOLLIN | EPOLLRDHUP))
             stream->can_read = 1;
         if (events & EPOLLRDHUP)
@@ -257,7 +259,7 @@ void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events)
         if (events & EPOLLOUT)
             stream->can_write = 1;
         if (events & (EPOLLERR | EPOLLHUP))
-            aq_stream_socket_failed(stream, stream->attached_fd);
+            aq_stream_socket_failed(stream, stream->attached_fd, error);
         aq_engine_touch_stream(engine, stream);
     }
     aq_slab_put(&engine->streams, id);

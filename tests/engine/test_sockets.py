@@ -429,6 +429,25 @@ def test_a_service_that_resets(certificate: Certificate) -> None:
         assert pair.server.expect(StreamEnded).result.end is StreamEnd.PEER_RESET
 
 
+def test_a_service_that_resets_at_once_is_dialled_once(certificate: Certificate) -> None:
+    """Also where the reset is there before the engine has seen that it was connected."""
+    with connected(certificate) as pair, Service() as service:
+        pair.client_connection.dial(service.address, 5.0)
+
+        def reset_all() -> None:
+            for _ in range(200):
+                reset(service.accept())
+
+        resetting = threading.Thread(target=reset_all)
+        resetting.start()
+        for _ in range(200):
+            with public_stream(pair) as user, pytest.raises(ConnectionResetError):
+                user.recv(1)
+        resetting.join()
+        counters = pair.client.engine.counters()
+        assert (counters["tcp_dialled"], counters["tcp_dial_failures"]) == (200, 0)
+
+
 def serve(opened: StreamOpened, expected: bytes) -> None:
     """Relays a stream that the engine has not dialled for, and finds what was sent into it meanwhile."""
     assert opened.header == HEADER

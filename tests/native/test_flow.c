@@ -264,6 +264,8 @@ static void test_detached(void)
     send_to(sender, fd, &here, "late", 4);
     aq_udp_detach(udp);
     CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_ERR_GONE);
+    CHECK_INT(counted(AQ_C_udp_received), 1);
+    CHECK_INT(counted(AQ_C_packet_drop_connection_closed), 1);
     CHECK_INT(aq_flow_new(udp, 1, &peer, NULL, 0), AQ_ERR_GONE);
     nothing_left(flows);
     close_udp(udp);

@@ -148,7 +148,7 @@ static void test_socket_errors(void)
         CHECK_INT(setsockopt(ends[1], SOL_SOCKET, SO_LINGER, &hard, sizeof(hard)), 0);
         CHECK_INT(close(ends[1]), 0);
         wait_for(stream, ends[0], 0); /* an error is told unasked */
-        aq_stream_socket_failed(stream, ends[0]);
+        aq_stream_socket_failed(stream, ends[0], 0);
         CHECK_INT(stream->aborted, tx_over); /* else reading tells */
         CHECK_INT(pump(stream, ends[0], BUDGET), 0);
         CHECK_INT(stream->result.end, AQ_END_SOCKET_ERROR);
