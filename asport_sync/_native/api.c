@@ -610,10 +610,10 @@ int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrie
     return tell_connection(engine, &command);
 }
 
-int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout)
+int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout, uint64_t patience)
 {
-    aq_engine_command command = {.kind = AQ_DO_PROBE, .id = connection, .a = timeout};
-    if (timeout >= UINT64_MAX / 4)
+    aq_engine_command command = {.kind = AQ_DO_PROBE, .id = connection, .a = timeout, .b = patience};
+    if (timeout >= UINT64_MAX / 4 || patience >= UINT64_MAX / 4)
         return AQ_ERR_INVALID;
     return ask(engine, &command);
 }

@@ -280,8 +280,10 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
  * start, for it was verified. udp = 0: Packets stay out. */
 int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp);
 
-/* [any] Asks the peer for a sign of life; AQ_EVENT_PROBED follows within `timeout`. */
-int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout);
+/* [any] Asks the peer for a sign of life; AQ_EVENT_PROBED follows within `timeout`. Where a full congestion window
+ * holds the question back, as after an outage, `timeout` counts from when a packet has left, and `patience` is how long
+ * that may take. */
+int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout, uint64_t patience);
 
 int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connection_info *info); /* [any] */
 

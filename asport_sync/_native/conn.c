@@ -403,10 +403,25 @@ static void give_up_commands(aq_conn *conn, uint64_t now)
     }
 }
 
+/* Whether the peer has had no chance to answer yet: nothing has left, or only now. */
+static int is_held(aq_conn *conn, uint64_t now)
+{
+    if (conn->packets_sent == conn->probe_packets && now < conn->probe_until) {
+        conn->probe_held = 1;
+        conn->probe_deadline = now + PROBE_PING;
+        return 1;
+    }
+    if (conn->packets_sent == conn->probe_packets || !conn->probe_held)
+        return 0;
+    conn->probe_held = 0;
+    conn->probe_deadline = now + conn->probe_timeout;
+    return 1;
+}
+
 static void answer_probe(aq_conn *conn, uint64_t now)
 {
     aq_event event = {.type = AQ_EVENT_PROBED, .value = conn->last_received > conn->probe_from};
-    if (!event.value && now < conn->probe_deadline)
+    if (!event.value && (now < conn->probe_deadline || is_held(conn, now)))
         return;
     conn->probe_deadline = UINT64_MAX;
     ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->keep_alive);
@@ -543,12 +558,16 @@ int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp)
     return AQ_OK;
 }
 
-int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t now)
+int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t patience, uint64_t now)
 {
     if (conn->state != AQ_CONN_OPEN)
         return AQ_ERR_STATE;
     conn->probe_from = now;
     conn->probe_deadline = now + timeout;
+    conn->probe_timeout = timeout;
+    conn->probe_until = now + patience;
+    conn->probe_packets = conn->packets_sent;
+    conn->probe_held = 0;
     ngtcp2_conn_set_keep_alive_timeout(conn->quic, PROBE_PING);
     conn->host->touch(conn->host->engine, conn);
     return AQ_OK;

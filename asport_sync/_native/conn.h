@@ -169,6 +169,9 @@ typedef struct aq_conn {
     uint64_t packets_sent, packets_received, bytes_sent, bytes_received; /* UDP datagrams of this connection */
     uint64_t last_received;              /* aq_now() of the last packet that was the peer's */
     uint64_t probe_deadline, probe_from; /* UINT64_MAX: none */
+    uint64_t probe_timeout, probe_until; /* as asked for, and when patience with what can't leave ends */
+    uint64_t probe_packets;              /* packets_sent when it was asked for */
+    int probe_held;                      /* nothing has left since */
 
     uint64_t keep_alive;   /* PING after this much silence; UINT64_MAX: never */
     int silent;            /* AQ_EVENT_SILENCE has said so */
@@ -242,7 +245,7 @@ aq_stream *aq_conn_new_stream(aq_conn *conn, const uint8_t *header, size_t lengt
 int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length);
 int64_t aq_conn_set_heartbeat(aq_conn *conn, const uint8_t *data, size_t length, uint64_t interval, uint64_t now);
 int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp);
-int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t now);
+int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t patience, uint64_t now);
 int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now); /* the socket is swapped after it */
 int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now);
 void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now);

@@ -305,7 +305,7 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
     case AQ_DO_ADMIT:
         return aq_conn_admit(conn, (enum aq_carrier)command->a, command->b != 0);
     case AQ_DO_PROBE:
-        return aq_conn_probe(conn, command->a, engine->now);
+        return aq_conn_probe(conn, command->a, command->b, engine->now);
     case AQ_DO_MIGRATE:
         return do_migrate(engine, conn, command->fd);
     case AQ_DO_INFO:

@@ -171,9 +171,14 @@ class Connection(Handle):
         chosen = Carrier.DATAGRAM if carrier is None else carrier
         self.engine.call(lib.aq_connection_admit, self.id, int(chosen), int(carrier is not None))
 
-    def probe(self, timeout: float) -> None:
-        """Asks for a sign of life. Probed follows within ``timeout`` seconds."""
-        self.engine.call(lib.aq_connection_probe, self.id, nanoseconds(timeout))
+    def probe(self, timeout: float, patience: float = 0.0) -> None:
+        """Asks for a sign of life. Probed follows.
+
+        Args:
+            timeout: Seconds that the answer may take.
+            patience: Seconds more until the question leaves, where a full congestion window holds it back.
+        """
+        self.engine.call(lib.aq_connection_probe, self.id, nanoseconds(timeout), nanoseconds(patience))
 
     def migrate(self, sock: socket.socket) -> bool:
         """Moves a client's connection to the local address that the kernel now chooses towards the server.

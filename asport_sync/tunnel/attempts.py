@@ -42,6 +42,7 @@ _LOOKUP_AGAIN = 2.0  # seconds after which a look-up that hangs, as when the net
 _MOST_LOOKUPS = 4  # at the same time
 _ATTEMPT_GRACE = 1.0  # seconds beyond the engine's own time limit until an attempt without an event is given up
 _PROBE = 1.0  # seconds that the server gets to answer after something has happened to this machine
+_LAST_WORD = 3.0  # seconds that a connection has to show that it lives, at the most, before another takes its place
 
 
 class Door(Protocol):
@@ -245,7 +246,7 @@ class Connector:
         limit = self._config.handshake_timeout
         deadline = time.monotonic() + limit
         if self._current is not None:
-            deadline += _PROBE  # the hello waits until the connection that stands has been asked
+            deadline += _LAST_WORD  # the hello waits until the connection that stands has been asked
         while True:
             message = self._receive(deadline)
             if message is None:

@@ -99,6 +99,9 @@ _SILENCE = 3 * _SIGN_OF_LIFE
 # Seconds that the server gets to answer while a newer connection waits to take over: three round trips within these.
 _ASKED_SHORTEST = 0.2
 _ASKED_LONGEST = 1.0
+# Seconds until that question has left at the latest. After an outage a connection with much under way sends nothing
+# before its next probe timeout, which our build keeps below this.
+_ASKED_PATIENCE = 2.0
 
 _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
     ServerHelloCode.AUTH_FAILED: (AuthenticationFailed, "authentication failed: unknown UUID or wrong password"),
@@ -417,7 +420,7 @@ class ClientRun(Run):
             with contextlib.suppress(EngineError, OSError):
                 if self.migrate(current):
                     limit = _ASKED_LONGEST  # another path, another round trip
-            current.connection.probe(limit)
+            current.connection.probe(limit, _ASKED_PATIENCE)
 
     def _silence(self, link: Link, event: Event) -> None:
         assert isinstance(event, Silence)

@@ -209,7 +209,7 @@ def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> in
         "aq_connection_send": (b"\0\5", 2),
         "aq_connection_heartbeat": (b"\0\5", 2, 1_000_000_000),
         "aq_connection_admit": (0, 1),
-        "aq_connection_probe": (1_000_000,),
+        "aq_connection_probe": (1_000_000, 0),
         "aq_connection_migrate": (sock.fileno(),),
         "aq_connection_info_get": (ffi.new("aq_connection_info *"),),
         "aq_connection_dial": (address, 1_000_000_000, 1_000_000_000),

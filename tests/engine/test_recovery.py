@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import pytest
@@ -94,6 +95,31 @@ def test_noise_is_a_hint_but_not_again_and_again(certificate: Certificate) -> No
             assert not [event for event in client.seen() if isinstance(event, Silence)]
             connection.close()
             expect_closed(server, accepted)
+
+
+def test_a_question_that_can_not_leave_is_waited_for(certificate: Certificate) -> None:
+    """With a full congestion window the next packet is that of the probe timeout, which an outage has made long."""
+    with Side("server") as server, Side("client") as client:
+        _, address = listen(server, certificate)
+        with Middle(address) as middle:
+            connection = connect(client, certificate, middle.front.getsockname(), CLIENT_TRANSPORT)
+            client.expect(Connected)
+            accepted = server.expect(Connected)
+            accepted.connection.admit(None)
+            assert accepted.endpoint is not None
+            pair = Pair(server, client, accepted.endpoint, accepted.connection, connection)
+            with running_relays(pair) as (_, _, service):
+                middle.cut = True
+                service.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        service.send(bytes(65536))
+                wait_until(lambda: connection.info().silence > 1.3, 15, "probe timeouts have become long")
+                middle.cut = False
+                connection.probe(0.05, 10.0)
+                assert client.expect(Probed).alive
+            connection.close()
+            expect_closed(server, accepted.connection)
 
 
 def test_without_being_asked_nobody_tells_of_silence(certificate: Certificate) -> None:

@@ -304,7 +304,8 @@ static void do_connection(aq_engine *engine)
         aq_connection_admit(engine, connection, what / 8 % 3, what & 128);
         break;
     case 5:
-        aq_connection_probe(engine, connection, (uint64_t)fuzz_u8(&run.input) * AQ_NSEC_PER_MSEC);
+        aq_connection_probe(engine, connection, (uint64_t)fuzz_u8(&run.input) * AQ_NSEC_PER_MSEC,
+                            (uint64_t)(run.options & 1) * AQ_NSEC_PER_SEC);
         break;
     case 6:
         result = aq_connection_info_get(engine, connection, &info);

@@ -184,7 +184,7 @@ class FakeConnection:
         self._check()
         self.admitted.append(carrier)
 
-    def probe(self, timeout: float) -> None:
+    def probe(self, timeout: float, patience: float = 0.0) -> None:
         self._check()
         self.probes.append(timeout)
 
