@@ -269,32 +269,38 @@ static void adapt_keep_alive(aq_conn *conn)
     ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->keep_alive);
 }
 
-static void handshake_finished(aq_conn *conn, uint64_t now)
+void aq_conn_handshake_done(aq_conn *conn)
 {
     aq_event event = {.type = AQ_EVENT_CONNECTED};
-    int alert = aq_tls_session_check(conn->tls);
+    conn->handshake_done = 1;
+    conn->handshake_alert = aq_tls_session_check(conn->tls);
+    if (conn->handshake_alert != 0 || (!conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING))
+        return;
+    conn->state = AQ_CONN_OPEN;
+    if (conn->half_open)
+        conn->host->validated(conn);
+    aq_count(conn->host->counters, AQ_C_handshakes_completed, 1);
+    conn->announced = 1;
+    event.length = (uint32_t)aq_tls_session_alpn(conn->tls, event.data, sizeof(event.data));
+    aq_sockaddr_to(&conn->remote, &event.peer);
+    aq_conn_post(conn, &event);
+}
+
+/* The handshake is complete, and yet there will be no connection. */
+static void give_up_handshake(aq_conn *conn, uint64_t now)
+{
     const char *problem = aq_tls_session_certificate_problem(conn->tls);
     conn->state = AQ_CONN_OPEN;
     if (conn->half_open)
         conn->host->validated(conn);
-    if (alert != 0) {
-        if (problem[0] != '\0')
-            aq_conn_close(conn, AQ_CLOSE_CERTIFICATE, (uint64_t)alert, problem, now);
-        else
-            aq_conn_close(conn, AQ_CLOSE_TLS, (uint64_t)alert, "the peer offered no ALPN protocol", now);
-        return;
-    }
-    if (!conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING) {
+    if (conn->handshake_alert == 0) {
         aq_count(conn->host->counters, AQ_C_connections_refused, 1);
         aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "", now);
-        return;
+    } else if (problem[0] != '\0') {
+        aq_conn_close(conn, AQ_CLOSE_CERTIFICATE, (uint64_t)conn->handshake_alert, problem, now);
+    } else {
+        aq_conn_close(conn, AQ_CLOSE_TLS, (uint64_t)conn->handshake_alert, "the peer offered no ALPN protocol", now);
     }
-    aq_count(conn->host->counters, AQ_C_handshakes_completed, 1);
-    conn->announced = 1;
-    adapt_keep_alive(conn);
-    event.length = (uint32_t)aq_tls_session_alpn(conn->tls, event.data, sizeof(event.data));
-    aq_sockaddr_to(&conn->remote, &event.peer);
-    aq_conn_post(conn, &event);
 }
 
 /* The peer's address as QUIC has it, validated; what a single packet claims is no proof. */
@@ -308,8 +314,12 @@ static void note_path(aq_conn *conn)
 /* Acts on what callbacks noted. */
 static void after_callbacks(aq_conn *conn, uint64_t now)
 {
-    if (conn->quic != NULL && conn->handshake_done && conn->state == AQ_CONN_HANDSHAKE)
-        handshake_finished(conn, now);
+    if (conn->quic == NULL || !conn->handshake_done || conn->handshake_seen)
+        return;
+    conn->handshake_seen = 1;
+    adapt_keep_alive(conn);
+    if (conn->state == AQ_CONN_HANDSHAKE)
+        give_up_handshake(conn, now);
 }
 
 enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sockaddr *remote, uint8_t ecn,

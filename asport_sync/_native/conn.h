@@ -192,7 +192,9 @@ typedef struct aq_conn {
     uint64_t now;          /* of this turn, for callbacks */
     aq_address dial_to;    /* client: where the engine dials for the peer's streams; family 0: it does not */
     uint64_t dial_timeout, dial_until;
-    int handshake_done;       /* noted by the callback, acted on after it */
+    int handshake_done;       /* noted by the callback */
+    int handshake_seen;       /* and acted on after it */
+    int handshake_alert;      /* why there is no connection although it is done; 0: none */
     int handshake_written;    /* a write has followed it, with which Finished left */
     uint32_t headers_pending; /* peer's streams whose header is incomplete */
     uint8_t reset_key[32];    /* for the tokens of further connection ids */
@@ -230,7 +232,10 @@ int aq_conn_write(aq_conn *conn, uint64_t now);
 void aq_conn_timers(aq_conn *conn, uint64_t now);   /* whatever is due */
 void aq_conn_schedule(aq_conn *conn, uint64_t now); /* works out expiry */
 void aq_conn_unblock(aq_conn *conn, uint64_t now);  /* the socket takes bytes again */
-void aq_conn_suspect(aq_conn *conn, uint64_t now);  /* a hint, by whomever, that the peer is gone */
+/* In the callback, for what the peer said before its last handshake packet came is read within the same call and has to
+ * follow CONNECTED. */
+void aq_conn_handshake_done(aq_conn *conn);
+void aq_conn_suspect(aq_conn *conn, uint64_t now); /* a hint, by whomever, that the peer is gone */
 
 /* Leaves OPEN: CONNECTION_CLOSE where that is due, AQ_EVENT_CLOSED, everything on it is cut off. */
 void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now);

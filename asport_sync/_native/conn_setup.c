@@ -85,7 +85,7 @@ static int on_handshake_completed(ngtcp2_conn *quic, void *user)
 {
     aq_conn *conn = user;
     AQ_UNUSED(quic);
-    conn->handshake_done = 1;
+    aq_conn_handshake_done(conn);
     return 0;
 }
 

@@ -26,6 +26,8 @@ class Middle:
         self.cut = False
         self.widest = 65536  # bytes of the largest datagram that gets through
         self.largest = 0  # bytes of the largest datagram that came
+        self.lose_handshake = False  # the client's long-header packets are lost
+        self.one_flight = False  # which they are after the first of them
         self.lose_every = 0  # of so many datagrams one is lost; 0: none
         self.lost = 0  # for that reason
         self._passed = 0
@@ -75,6 +77,10 @@ class Middle:
                 data, self.client = self.front.recvfrom(65536)
                 if data and not data[0] & 0x80:
                     self.from_client = data
+                if data and data[0] & 0x80:
+                    if self.lose_handshake:
+                        continue
+                    self.lose_handshake = self.one_flight
                 if self._passes(data):
                     self._back.sendto(data, self._server)
 

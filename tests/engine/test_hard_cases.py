@@ -13,6 +13,7 @@ import pytest
 
 from asport_sync.engine import (
     Carrier,
+    CommandReceived,
     Connected,
     Connection,
     Probed,
@@ -239,3 +240,18 @@ def test_values_that_would_wrap_are_refused(certificate: Certificate) -> None:
         with pytest.raises(EngineError):
             pair.client_connection.heartbeat(b"\0\5", 1e-6)
         assert pair.client_connection.info().streams == 0
+
+
+def test_what_overtakes_the_handshake_is_heard_after_it(certificate: Certificate) -> None:
+    """The client is done first, and what it says then may come before its last handshake packet, which was lost."""
+    with Side("server") as server, Side("client") as client:
+        _, address = listen(server, certificate)
+        with Middle(address) as middle:
+            middle.one_flight = True
+            connection = connect(client, certificate, middle.front.getsockname())
+            client.expect(Connected)
+            connection.send(b"\0\5")
+            wait_until(lambda: middle.from_client, 15, "the command is on its way")
+            middle.one_flight = middle.lose_handshake = False
+            wait_until(lambda: len(server.seen()) == 2, 15, "the server has heard both")
+            assert [type(event) for event in server.seen()] == [Connected, CommandReceived]
