@@ -309,6 +309,7 @@ def test_a_worker_relays_a_large_transfer(certificate: Certificate, sides: tuple
             )
 
 
+@needs_speed
 def test_workers_relay_both_ways(certificate: Certificate) -> None:
     """As much comes back as goes; the receiving side is checked byte by byte."""
     workers = {"max_workers": 4}
@@ -321,6 +322,7 @@ def test_workers_relay_both_ways(certificate: Certificate) -> None:
         in_parallel(opened, 30)
 
 
+@needs_speed
 def test_a_worker_is_free_for_the_next(certificate: Certificate) -> None:
     one = {"max_workers": 1}
     with TcpSink() as sink, tunnel(certificate, sink.address, server=one, client={"max_workers": 0}) as opened:
