@@ -15,7 +15,7 @@
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
 /* A client that was never admitted decides itself how slow its path looks; its place is needed for others. */
 #define KEEP_MOST_HALF_OPEN AQ_NSEC_PER_SEC
-/* Between looks at the timers of a connection whose socket is full. */
+/* Between looks at timers that are due and that nothing can be done about. */
 #define BLOCKED_PAUSE AQ_NSEC_PER_MSEC
 /* After the last command is acknowledged, before the close: acknowledged is what the peer's QUIC layer has, not what
  * its program has read, and some layers drop unread bytes when they see a close. */
@@ -473,6 +473,7 @@ void aq_conn_timers(aq_conn *conn, uint64_t now)
         return;
     conn->now = now;
     if (ngtcp2_conn_get_expiry(conn->quic) <= now) {
+        conn->handled_expiry = ngtcp2_conn_get_expiry(conn->quic);
         result = ngtcp2_conn_handle_expiry(conn->quic, now);
         if (result == NGTCP2_ERR_IDLE_CLOSE) {
             aq_conn_close(conn, AQ_CLOSE_IDLE, 0, "", now);
@@ -516,9 +517,9 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
         return;
     }
     expiry = ngtcp2_conn_get_expiry(conn->quic);
-    /* What is due can't be sent before the socket has room, which epoll tells; until then the engine would not sleep.
-     */
-    if (conn->blocked != NULL && expiry < now + BLOCKED_PAUSE)
+    /* What is due can't be sent before the socket has room, which epoll tells; or ngtcp2 leaves a timer as it is
+     * although it has been told that it is due. Either way the engine would not sleep. */
+    if (expiry < now + BLOCKED_PAUSE && (conn->blocked != NULL || expiry == conn->handled_expiry))
         expiry = now + BLOCKED_PAUSE;
     sooner(&expiry, conn->heartbeat_at);
     sooner(&expiry, conn->assembler_expiry);

@@ -122,9 +122,10 @@ typedef struct aq_conn {
     size_t cids_length;
     aq_sockaddr remote; /* of the last packet read */
 
-    uint64_t expiry;     /* when the engine must look again; key of its heap */
-    uint32_t heap_index; /* UINT32_MAX: not in it */
-    int touched;         /* in the engine's list of connections to write */
+    uint64_t handled_expiry; /* of ngtcp2, when it was last told that it was due */
+    uint64_t expiry;         /* when the engine must look again; key of its heap */
+    uint32_t heap_index;     /* UINT32_MAX: not in it */
+    int touched;             /* in the engine's list of connections to write */
     struct aq_conn *touched_next;
     struct aq_conn *previous, *next; /* all of the endpoint */
 
