@@ -6,44 +6,24 @@ almost half a core, most of it the interpreter's; several at a time would be in 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shlex
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
 from tests.path.network import NetworkPath
+from tests.support import compiling
 
 _SOURCE = Path(__file__).resolve().parent / "carrier.c"
-_OUTPUT = _SOURCE.parents[2] / "build" / "bench"
-_FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wvla", "-Werror")
 
 
 def build() -> Path:
     """Compile the carrier unless it is newer than its source, and return its path.
 
-    Several processes may call this at once: one compiles, the others wait for it.
-
     Raises:
-        RuntimeError: The compiler rejected the source; the text is the compiler's.
+        RuntimeError: There is no C compiler, or it rejected the source; the text is the compiler's.
     """
-    program = _OUTPUT / "carrier"
-    _OUTPUT.mkdir(parents=True, exist_ok=True)
-    with (_OUTPUT / "carrier.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if program.exists() and program.stat().st_mtime > _SOURCE.stat().st_mtime:
-            return program
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-        unfinished = _OUTPUT / "carrier.new"
-        argv = [*compiler, *_FLAGS, "-o", str(unfinished), str(_SOURCE)]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"the path's carrier does not compile:\n{done.stderr}")
-        # A program that runs cannot be written to, but it can be replaced.
-        unfinished.replace(program)
-    return program
+    return compiling.program(compiling.BUILD / "bench" / "carrier", [_SOURCE])
 
 
 class CarriedPath(NetworkPath):

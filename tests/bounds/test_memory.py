@@ -9,8 +9,6 @@ import contextlib
 import os
 import platform
 import resource
-import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +19,7 @@ import pytest
 from tests.bounds.old_work import answers, old_work
 from tests.e2e.tunnels import both_echoes, client_process, public_port, server_address, server_process
 from tests.support.certificates import Certificate
+from tests.support.compiling import compiler_or_skip
 from tests.support.process import REPOSITORY
 from tests.support.waiting import wait_until
 
@@ -134,9 +133,7 @@ EACH = """
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(compiler[0]) is None:
-        pytest.skip(f"no C compiler: {compiler[0]} is not there")
+    compiler = compiler_or_skip()
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("the failing allocator is written for glibc")
     made = tmp_path_factory.mktemp("preloaded") / "fail_memory.so"

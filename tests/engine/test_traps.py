@@ -60,7 +60,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -87,6 +86,7 @@ from tests.engine.pair import (
 )
 from tests.fuzz.targets import ALLOCATIONS, CALLS, NATIVE, SIMULATED
 from tests.support.certificates import Certificate
+from tests.support.compiling import compiler_or_skip
 from tests.support.sanitized import without
 from tests.support.waiting import wait_until
 from vendor import ngtcp2
@@ -319,9 +319,7 @@ def test_there_is_no_qlog() -> None:
 @pytest.fixture(scope="module")
 def raw_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``test_traps.c`` with the whole engine, linked with the kind of ngtcp2 that the package is built with."""
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"no C compiler: {command[0]} is not there")
+    command = compiler_or_skip()
     kind = {"ASPORT_NGTCP2": "system"} if ffi.string(lib.aq_ngtcp2_origin()) == b"system" else {}
     try:
         library = ngtcp2.choose({**os.environ, **kind})

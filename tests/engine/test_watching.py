@@ -6,8 +6,6 @@ A kernel that refuses would disturb others, so these run in a process with a lib
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Certificate
+from tests.support.compiling import compiler_or_skip
 from tests.support.process import REPOSITORY
 from tests.support.sanitized import preloaded
 
@@ -104,9 +103,7 @@ LISTENER = """
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if preloaded():
         pytest.skip(f"{Path(preloaded()).name} is preloaded, and wants to be the only one")
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(compiler[0]) is None:
-        pytest.skip(f"no C compiler: {compiler[0]} is not there")
+    compiler = compiler_or_skip()
     made = tmp_path_factory.mktemp("preloaded") / "refuse_watching.so"
     subprocess.run([*compiler, "-shared", "-fPIC", "-O1", str(SOURCE), "-o", str(made)], check=True, timeout=60)
     return made

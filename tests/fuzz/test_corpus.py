@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 from tests.fuzz import corpus
 from tests.fuzz.python_targets import FUNCTIONS
 from tests.fuzz.targets import HERE, NATIVE, TARGETS, NativeTarget, PythonTarget
-from tests.native.test_native import VARIANTS, compiler, ngtcp2_flags, why_unusable
+from tests.native.test_native import VARIANTS, ngtcp2_flags, why_unusable
+from tests.support.compiling import compiler_or_skip
 from tests.support.sanitized import without
 
 FLAGS = VARIANTS["address-undefined"]
@@ -21,8 +21,8 @@ NATIVE_TARGETS = [each for each in TARGETS if isinstance(each, NativeTarget) and
 
 @pytest.mark.parametrize("target", [each for each in TARGETS if isinstance(each, PythonTarget)], ids=lambda t: t.name)
 def test_python(target: PythonTarget) -> None:
-    if target.name == "oracle" and shutil.which(compiler()[0]) is None:
-        pytest.skip("no C compiler")
+    if target.name == "oracle":
+        compiler_or_skip()
     inputs = corpus.seeds(target.name)
     assert inputs
     for data in inputs:
@@ -31,7 +31,7 @@ def test_python(target: PythonTarget) -> None:
 
 @pytest.mark.parametrize("target", NATIVE_TARGETS, ids=lambda t: t.name)
 def test_native(target: NativeTarget, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    command = compiler()
+    command = compiler_or_skip()
     reason = why_unusable(tuple(command), FLAGS, tmp_path_factory.getbasetemp())
     flags = () if reason else FLAGS
     program = tmp_path / "program"

@@ -6,9 +6,6 @@ The C file is compiled into a shared object of its own, so that this needs no bu
 from __future__ import annotations
 
 import ipaddress
-import os
-import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,15 +15,12 @@ import cffi
 from asport_sync.errors import LocalProtocolError, RemoteProtocolError
 from asport_sync.wire import codec, fragments
 from asport_sync.wire.commands import Address, Packet
+from tests.support.compiling import compiler
 
 NATIVE = Path(__file__).resolve().parents[2] / "asport_sync" / "_native"
 LIFETIME = 1000
 
 Assembled = tuple[bytes, Address]
-
-
-class NoCompiler(Exception):
-    """There is no C compiler; the text says which one was looked for."""
 
 
 class Native:
@@ -105,13 +99,10 @@ def load(folder: Path) -> Native:
     Raises:
         NoCompiler: There is none.
     """
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(command[0]) is None:
-        raise NoCompiler(f"no C compiler: {command[0]} is not there")
     library = folder / "packet.so"
     source = NATIVE / "packet.c"
     subprocess.run(
-        [*command, "-std=gnu11", "-O1", "-shared", "-fPIC", f"-I{NATIVE}", str(source), "-o", str(library)],
+        [*compiler(), "-std=gnu11", "-O1", "-shared", "-fPIC", f"-I{NATIVE}", str(source), "-o", str(library)],
         check=True,
         timeout=120,
     )

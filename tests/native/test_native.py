@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.native import tls_material
+from tests.support.compiling import compiler_or_skip
 from vendor import ngtcp2
 
 HERE = Path(__file__).resolve().parent
@@ -103,14 +103,6 @@ CASES = [
 ]
 
 
-def compiler() -> list[str]:
-    """The C compiler as a command: ``$CC``, which may hold flags, or ``cc``."""
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"no C compiler: {command[0]} is not there")
-    return command
-
-
 @cache
 def why_unusable(command: tuple[str, ...], flags: tuple[str, ...], scratch: Path) -> str:
     """Empty where a trivial program compiles and runs with these flags, else what went wrong."""
@@ -153,7 +145,7 @@ def test_every_program_has_a_row() -> None:
 
 @pytest.mark.parametrize(("test", "variant"), CASES)
 def test_native(test: NativeTest, variant: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    command = compiler()
+    command = compiler_or_skip()
     flags = VARIANTS[variant]
     reason = why_unusable(tuple(command), flags, tmp_path_factory.getbasetemp())
     if reason:

@@ -16,13 +16,13 @@ from tests.native.oracle import (
     LIFETIME,
     Native,
     NativeAssembler,
-    NoCompiler,
     expected_answer,
     load,
     same_decision,
     same_packet,
     same_plan,
 )
+from tests.support.compiling import NoCompiler
 
 RANDOM_INPUTS = 20_000
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.compiling import compiler
 
 SUPPRESSIONS = Path(__file__).with_name("thread_sanitizer.txt")
 LIBRARIES = {"thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so"), "undefined": ("libubsan.so",)}
@@ -43,8 +44,7 @@ def without() -> dict[str, str]:
 
 def library(name: str) -> str:
     """Where the compiler has a run-time library."""
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    done = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
     path = done.stdout.strip()
     if not Path(path).is_absolute():
         sys.exit(f"the compiler has no {name}")
