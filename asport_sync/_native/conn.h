@@ -273,7 +273,6 @@ static inline void aq_conn_give_back(const aq_conn *conn, void *memory)
 }
 int aq_conn_take_decrypted(void);                 /* whether a packet was authentic since the last call */
 int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, Python is too far behind */
-void aq_conn_post_command(aq_conn *conn, enum aq_carrier carrier, const uint8_t *data, size_t length);
 void aq_conn_violation(aq_conn *conn, const char *problem);
 /* There is no memory for bytes of this stream. The newest one whose reader is behind is cut off for it, if it began
  * later: what is old goes on. 0: there is none. */
