@@ -35,6 +35,7 @@ ALLOWED = {
 
 # What the relays for tests may use: any machine has it.
 TESTING_STANDARD_LIBRARY = {
+    "abc",
     "__future__",
     "collections",
     "contextlib",

@@ -5,27 +5,20 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import os
 import selectors
 import socket
 import struct
-import threading
 import time
 from dataclasses import dataclass
-from types import TracebackType
 
 from asport_sync.testing.checks import check_flag, check_seconds, check_whole
-
-Address = tuple[str, int]
-"""Host and port."""
+from asport_sync.testing.relay import Address, Relay
 
 # Bytes that the relay holds for each direction of a connection, and that it asks the kernel to hold: little, so that a
 # sender soon feels a receiver that is slow.
 _HELD_MOST = 65536
 # Seconds of a limited rate that may be caught up with at once: what a timer of milliseconds needs for an even flow.
 _BURST = 0.02
-# Seconds the thread gets to end.
-_JOIN_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +135,7 @@ class _Connection:
         self.connected = False
 
 
-class TcpRelay:
+class TcpRelay(Relay):
     """Carries TCP connections between users and one target, and does to them what it is told.
 
     A context manager; between ``start`` and ``close`` it has one thread. All methods and properties may be used by any
@@ -167,92 +160,14 @@ class TcpRelay:
         to_user: TcpFaults | None = None,
         listen: Address | None = None,
     ) -> None:
-        self._family, self._target = _resolve("target", target)
-        default = ("::1" if self._family == socket.AF_INET6 else "127.0.0.1", 0)
-        self._listen_family, self._listen = _resolve("listen", listen or default)
-        self._lock = threading.Lock()  # guards everything below
+        super().__init__(socket.SOCK_STREAM, target, listen)
         self._faults = (to_target or TcpFaults(), to_user or TcpFaults())
         self._counters = (TcpCounters(), TcpCounters())
-        self._running = False
-        self._closing = False
-        self._address: Address | None = None
         self._connections: set[_Connection] = set()
         self._due: dict[_Connection, float] = {}  # those that have to be looked at at a time
         self._accepted = self._connect_failures = self._resets_made = self._resets_passed = 0
 
-    def __enter__(self) -> TcpRelay:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     # --- any thread ---
-
-    def start(self) -> None:
-        """Listens for users and starts the thread. A relay can be started once.
-
-        Raises:
-            OSError: The address of ``listen`` can't be used.
-            RuntimeError: It was started before.
-        """
-        with self._lock:
-            if self._running or self._closing:
-                raise RuntimeError("a relay can be started once")
-            self._listener = socket.socket(self._listen_family, socket.SOCK_STREAM)
-            try:
-                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                # Connections inherit it.
-                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MOST)
-                self._listener.bind(self._listen)
-                self._listener.listen(1024)
-                self._listener.setblocking(False)
-            except BaseException:
-                self._listener.close()
-                raise
-            host, port = self._listener.getsockname()[:2]
-            self._address = (str(host), int(port))
-            self._selector = selectors.DefaultSelector()
-            self._waker, self._wake_end = os.pipe()
-            os.set_blocking(self._waker, False)
-            self._selector.register(self._waker, selectors.EVENT_READ, None)
-            self._selector.register(self._listener, selectors.EVENT_READ, None)
-            self._running = True
-            self._thread = threading.Thread(target=self._run, name="tcp-relay", daemon=True)
-            self._thread.start()
-
-    def close(self) -> None:
-        """Ends the relay; connections that are left are reset. The counters can still be read. Idempotent."""
-        with self._lock:
-            if not self._running:
-                self._closing = True
-                return
-            self._closing = True
-            self._wake()
-        self._thread.join(_JOIN_TIMEOUT)
-        with self._lock:
-            if not self._running:
-                return
-            self._running = False
-            for connection in list(self._connections):
-                self._reset(connection)
-            self._selector.close()
-            self._listener.close()
-            os.close(self._waker)
-            os.close(self._wake_end)
-
-    @property
-    def address(self) -> Address:
-        """Host and port for users.
-
-        Raises:
-            RuntimeError: The relay was not started.
-        """
-        if self._address is None:
-            raise RuntimeError("the relay was not started")
-        return self._address
 
     @property
     def to_target(self) -> TcpFaults:
@@ -292,6 +207,23 @@ class TcpRelay:
                 open=len(self._connections),
             )
 
+    # --- the beginning and the end ---
+
+    def _bind(self) -> None:
+        self._front.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it.
+        self._front.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MOST)
+        self._front.bind(self._listen)
+        self._front.listen(1024)
+        self._front.setblocking(False)
+
+    def _begin(self) -> None:
+        pass
+
+    def _finish(self) -> None:
+        for connection in list(self._connections):
+            self._reset(connection)
+
     # --- the relay's thread; the lock is held but for the waiting ---
 
     def _run(self) -> None:
@@ -304,13 +236,12 @@ class TcpRelay:
                 now = time.monotonic()
                 to_serve = {connection for connection, due in self._due.items() if due <= now}
                 for key, _ in ready:
-                    if key.fileobj is self._listener:
+                    if key.fileobj is self._front:
                         self._accept()
                     elif isinstance(key.data, _Connection):
                         to_serve.add(key.data)
                     else:  # the faults are others now
-                        with contextlib.suppress(BlockingIOError):
-                            os.read(self._waker, 4096)
+                        self._awake()
                         to_serve |= {connection for connection in self._connections if connection.connected}
                 for connection in to_serve:
                     self._due.pop(connection, None)
@@ -322,7 +253,7 @@ class TcpRelay:
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while True:
-                user, _ = self._listener.accept()
+                user, _ = self._front.accept()
                 self._accepted += 1
                 user.setblocking(False)
                 target = socket.socket(self._family, socket.SOCK_STREAM)
@@ -484,21 +415,6 @@ class TcpRelay:
 
     # --- the lock is held ---
 
-    def _wake(self) -> None:
-        if self._running:
-            os.write(self._wake_end, b"\0")
-
 
 def _is_half_open(way: _Way, faults: TcpFaults) -> bool:
     return faults.half_open or (faults.half_open_after is not None and way.through >= faults.half_open_after)
-
-
-def _resolve(name: str, address: Address) -> tuple[int, Address]:
-    """Family and address of a host and a port."""
-    try:
-        host, port = address
-        check_whole("port", port, 0)
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (TypeError, ValueError, OSError) as problem:
-        raise ValueError(f"{name} must be a host and a port, not {address!r}: {problem}") from None
-    return int(found[0]), (str(found[4][0]), int(found[4][1]))

@@ -6,21 +6,16 @@ import contextlib
 import dataclasses
 import ipaddress
 import itertools
-import os
 import selectors
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from asport_sync.testing.checks import check_flag, check_seconds, check_whole
 from asport_sync.testing.faults import Direction, DirectionCounters, Faults
-
-Address = tuple[str, int]
-"""Host and port."""
+from asport_sync.testing.relay import Address, Relay
 
 # Datagrams taken from one socket before the others get their turn.
 _BATCH = 64
@@ -33,8 +28,6 @@ _CLIENT_IDLE = 120.0
 # Ports per client that the NAT has forgotten and that stay open, so that what comes there vanishes without a word
 # instead of being answered with an error.
 _FORGOTTEN_PORTS = 8
-# Seconds the thread gets to end.
-_JOIN_TIMEOUT = 10.0
 
 _SO_MEMINFO = 55  # <asm-generic/socket.h>, since Linux 4.12
 _MEMINFO_DROPS = 8  # <linux/sock_diag.h>: SK_MEMINFO_DROPS, the last of nine
@@ -69,7 +62,7 @@ class _Client:
         self.last_used = now
 
 
-class UdpRelay:
+class UdpRelay(Relay):
     """Carries UDP datagrams between any number of clients and one target, and does to them what it is told.
 
     Each client gets a port of its own towards the target, as behind a NAT; ECN marks do not pass. A context manager;
@@ -108,9 +101,7 @@ class UdpRelay:
             check_seconds("rebind_every", rebind_every, above_zero=True)
         check_flag("rebind_address", rebind_address)
         check_whole("seed", seed, 0)
-        self._family, self._target = _resolve("target", target)
-        default = ("::1" if self._family == socket.AF_INET6 else "127.0.0.1", 0)
-        self._listen_family, self._listen = _resolve("listen", listen or default)
+        super().__init__(socket.SOCK_DGRAM, target, listen)
         sources = list(source_addresses) or _loopback_addresses(self._target)
         if rebind_address and len(sources) < 2:
             raise ValueError(f"rebind_address needs source_addresses, at least 2, as {target[0]} is not in 127.0.0.0/8")
@@ -120,10 +111,6 @@ class UdpRelay:
         self._rebind_every, self._rebind_address = rebind_every, rebind_address
         self._first_faults = (to_target or Faults(), to_client or Faults())
         self._seed = seed
-        self._lock = threading.Lock()  # guards everything below, but for what says otherwise
-        self._running = False
-        self._closing = False
-        self._address: Address | None = None
         self._to_target: Direction[_Client] = Direction(self._first_faults[0], "", 0.0)
         self._to_client: Direction[_Client] = Direction(self._first_faults[1], "", 0.0)
         self._clients: dict[tuple[object, ...], _Client] = {}
@@ -132,85 +119,7 @@ class UdpRelay:
         self._rebind_at: float | None = None
         self._expire_at = 0.0
 
-    def __enter__(self) -> UdpRelay:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     # --- any thread ---
-
-    def start(self) -> None:
-        """Opens the socket for clients and starts the thread. A relay can be started once.
-
-        Raises:
-            OSError: The address of ``listen`` can't be used.
-            RuntimeError: It was started before.
-        """
-        with self._lock:
-            if self._running or self._closing:
-                raise RuntimeError("a relay can be started once")
-            self._front = socket.socket(self._listen_family, socket.SOCK_DGRAM)
-            try:
-                _prepare(self._front)
-                self._front.bind(self._listen)
-            except BaseException:
-                self._front.close()
-                raise
-            host, port = self._front.getsockname()[:2]
-            self._address = (str(host), int(port))
-            now = time.monotonic()
-            self._to_target = Direction(self._first_faults[0], f"{self._seed} to target", now)
-            self._to_client = Direction(self._first_faults[1], f"{self._seed} to client", now)
-            self._rebind_at = None if self._rebind_every is None else now + self._rebind_every
-            self._expire_at = now + _CLIENT_IDLE
-            # The thread is the only one that waits in it. Others add sockets under the lock, which epoll allows.
-            self._selector = selectors.DefaultSelector()
-            self._waker, self._wake_end = os.pipe()
-            os.set_blocking(self._waker, False)
-            self._selector.register(self._waker, selectors.EVENT_READ, None)
-            self._selector.register(self._front, selectors.EVENT_READ, None)
-            self._running = True
-            self._thread = threading.Thread(target=self._run, name="udp-relay", daemon=True)
-            self._thread.start()
-
-    def close(self) -> None:
-        """Ends the relay; what is on its way is abandoned. The counters can still be read. Idempotent."""
-        with self._lock:
-            if not self._running:
-                self._closing = True
-                return
-            self._closing = True
-            self._wake()
-        self._thread.join(_JOIN_TIMEOUT)
-        with self._lock:
-            if not self._running:
-                return
-            self._running = False
-            for direction in (self._to_target, self._to_client):
-                direction.abandon()
-            for client in self._clients.values():
-                self._end_client(client)
-            self._clients.clear()
-            self._to_target.counters.overflowed += kernel_drops(self._front)
-            self._front.close()
-            self._selector.close()
-            os.close(self._waker)
-            os.close(self._wake_end)
-
-    @property
-    def address(self) -> Address:
-        """Host and port for clients.
-
-        Raises:
-            RuntimeError: The relay was not started.
-        """
-        if self._address is None:
-            raise RuntimeError("the relay was not started")
-        return self._address
 
     @property
     def to_target(self) -> Faults:
@@ -293,6 +202,27 @@ class UdpRelay:
                 to_client = dataclasses.replace(to_client, overflowed=to_client.overflowed + open_now)
             return RelayCounters(to_target, to_client, self._clients_seen, self._rebindings)
 
+    # --- the beginning and the end ---
+
+    def _bind(self) -> None:
+        _prepare(self._front)
+        self._front.bind(self._listen)
+
+    def _begin(self) -> None:
+        now = time.monotonic()
+        self._to_target = Direction(self._first_faults[0], f"{self._seed} to target", now)
+        self._to_client = Direction(self._first_faults[1], f"{self._seed} to client", now)
+        self._rebind_at = None if self._rebind_every is None else now + self._rebind_every
+        self._expire_at = now + _CLIENT_IDLE
+
+    def _finish(self) -> None:
+        for direction in (self._to_target, self._to_client):
+            direction.abandon()
+        for client in self._clients.values():
+            self._end_client(client)
+        self._clients.clear()
+        self._to_target.counters.overflowed += kernel_drops(self._front)
+
     # --- the relay's thread; the lock is held but for the waiting ---
 
     def _run(self) -> None:
@@ -309,8 +239,7 @@ class UdpRelay:
                     elif isinstance(key.data, _Client) and isinstance(key.fileobj, socket.socket):
                         self._from_target(key.fileobj, key.data)
                     else:  # the times are others now
-                        with contextlib.suppress(BlockingIOError):
-                            os.read(self._waker, 4096)
+                        self._awake()
                 now = time.monotonic()
                 self._deliver(now)
                 if self._rebind_at is not None and self._rebind_every is not None and self._rebind_at <= now:
@@ -385,9 +314,6 @@ class UdpRelay:
 
     # --- the lock is held ---
 
-    def _wake(self) -> None:
-        os.write(self._wake_end, b"\0")
-
     def _back_socket(self) -> socket.socket:
         sock = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
@@ -432,17 +358,6 @@ class UdpRelay:
         self._to_client.counters.overflowed += kernel_drops(sock)
         self._selector.unregister(sock)
         sock.close()
-
-
-def _resolve(name: str, address: Address) -> tuple[int, Address]:
-    """Family and address of a host and a port."""
-    try:
-        host, port = address
-        check_whole("port", port, 0)
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    except (TypeError, ValueError, OSError) as problem:
-        raise ValueError(f"{name} must be a host and a port, not {address!r}: {problem}") from None
-    return int(found[0]), (str(found[4][0]), int(found[4][1]))
 
 
 def _loopback_addresses(target: Address) -> list[str]:
