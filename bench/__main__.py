@@ -14,11 +14,11 @@ from bench.rows import ROWS
 from bench.rows.machine import Noise, describe
 from bench.rows.row import Row, Setting
 from bench.tunnels import TUNNELS, Gtls, Tunnel
+from tests.support.program import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL_RUNS = 5
 QUICK_RUNS = 1
-INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells count it
 
 
 def chosen(text: str | None, names: Sequence[str], what: str) -> set[str]:
@@ -101,9 +101,4 @@ def draw(scorecard: Scorecard, folder: Path) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        # Everything that was started has ended by now.
-        print("interrupted: nothing was written", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    run_program(main)

@@ -23,6 +23,7 @@ from tests.bounds.stalling import ECHO, FLOOD, Ends, Moods, ask, ends
 from tests.support.certificates import self_signed
 from tests.support.page import Place
 from tests.support.ports import free_port
+from tests.support.program import run_program
 from tests.support.services import Address
 from tests.support.traffic import receive_exactly, wait_for_port
 
@@ -172,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.faults import cells, injected, report
 from tests.support.certificates import self_signed
 from tests.support.page import Place
+from tests.support.program import run_program
 
 
 def main() -> int:
@@ -61,4 +62,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -22,6 +22,7 @@ from typing import Any
 from tests.fuzz import building, corpus
 from tests.fuzz.python_targets import FUNCTIONS
 from tests.fuzz.targets import ROOT, TARGETS, NativeTarget, PythonTarget, Target, by_name
+from tests.support.program import run_program
 
 FINDINGS = building.BUILD / "findings"
 SECONDS = 300.0
@@ -208,6 +209,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minimise", action="store_true", help="write the committed inputs anew")
     parser.add_argument("--list", action="store_true", help="say what there is")
     options = parser.parse_args(arguments)
+    if options.seconds < 1:
+        parser.error(f"--seconds: expected 1 or more, not {options.seconds:g}")
+    if options.inputs < 0:
+        parser.error(f"--inputs: expected a whole number from 0 on, not {options.inputs}")
     chosen = [by_name(name) for name in options.target or names]
     if options.list:
         print("\n".join(f"{target.name:14} {target.about}" for target in chosen))
@@ -230,4 +235,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

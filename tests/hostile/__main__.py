@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from tests.hostile.floods import FLOODS
 from tests.hostile.measure import FULL, QUICK, Result, measure, scene
 from tests.support.page import Place
+from tests.support.program import run_program
 
 _LEAST_SHARE = 0.5  # of an honest client's throughput, during a flood
 _MOST_AMPLIFICATION = 3.0  # RFC 9000 section 8.1
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

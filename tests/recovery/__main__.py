@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from tests.recovery.faults import FAULTS
 from tests.recovery.measure import HEAD, measure
 from tests.support.page import Place
+from tests.support.program import run_program
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,4 +60,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

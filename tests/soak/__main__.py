@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ from tests.soak.sampling import Growth, Sample, growth, sample
 from tests.soak.users import Users
 from tests.support.certificates import self_signed
 from tests.support.process import ProcessError
+from tests.support.program import run_program
 from tests.support.waiting import NeverHappened, wait_until
 
 PERIOD = 10.0  # seconds between samples; a tenth of a short run
@@ -217,4 +217,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)
