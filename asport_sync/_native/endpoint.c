@@ -79,6 +79,8 @@ void aq_endpoint_free(aq_endpoint *endpoint)
     aq_sources_destroy(&endpoint->sources);
     aq_tls_credentials_unref(endpoint->credentials);
     close(endpoint->fd);
+    explicit_bzero(endpoint->reset_key, sizeof(endpoint->reset_key));
+    explicit_bzero(&endpoint->token_key, sizeof(endpoint->token_key));
     free(endpoint);
 }
 

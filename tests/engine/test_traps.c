@@ -514,6 +514,7 @@ static int foreign_retry_token(aq_engine *engine, unsigned moment)
         return 1;
     default:
         CHECK_INT(counted(engine, AQ_C_retry_tokens_invalid), 1);
+        CHECK_INT(counted(engine, AQ_C_connections_refused), 1);
         CHECK_INT(counted(engine, AQ_C_connections_accepted), 0);
         CHECK_INT(it.answers, 1); /* INVALID_TOKEN, so that it need not wait */
         return 0;
