@@ -1,4 +1,4 @@
-"""What our build of ngtcp2 changes in its source: a fault of the client, its BBR, and how it bears bad paths.
+"""What our build of ngtcp2 changes in its source: a fault of the client, BBR, pacing, and how it bears bad paths.
 
 The fault lets a server end the client's process, see ``early-confirmation``.
 
@@ -222,6 +222,29 @@ ADJUSTMENTS = (
             ),
             # It is an exponent, and could reach any height now.
             (r"(?<=\n)  (\+\+cstat->pto_count;\n)", r"  if (cstat->pto_count < 20) {\n    \1  }\n"),
+        ),
+    ),
+    Adjustment(
+        "pacing-granularity",
+        "The release lets nothing leave before its time, to the nanosecond. At several Gbit/s a train of 64 KiB is due "
+        "every 65 us, which is as long as it takes to fall asleep and wake up: the sender spends its time with timers, "
+        "and its peer waits for it. Here a packet may leave up to 250 us early, and what it takes is added to the time "
+        "of the next one, so that the rate on average is the same. At 100 Mbit/s that is two packets; below 2 Gbit/s "
+        "less than the 64 KiB that leave at once in any case. Eight streams on loopback: 7.0 to 8.0 Gbit/s (5.7 to "
+        "6.8), 1.6 s of CPU per GiB (1.8).",
+        "lib/ngtcp2_conn.c",
+        (
+            (
+                r"(?<=  if \(conn->tx\.pacing\.next_ts > ts\) \{\n    return )0;",
+                "conn->tx.pacing.next_ts - ts <= 250 * NGTCP2_MICROSECONDS;",
+            ),
+            (
+                r"(?<=\n)  conn->tx\.pacing\.next_ts = (?=ts \+ wait;)",
+                "  conn->tx.pacing.next_ts ="
+                "\n    conn->tx.pacing.next_ts != UINT64_MAX && conn->tx.pacing.next_ts > ts"
+                "\n      ? conn->tx.pacing.next_ts + wait"
+                "\n      : ",
+            ),
         ),
     ),
 )
