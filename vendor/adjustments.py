@@ -231,19 +231,52 @@ ADJUSTMENTS = (
         "and its peer waits for it. Here a packet may leave up to 250 us early, and what it takes is added to the time "
         "of the next one, so that the rate on average is the same. At 100 Mbit/s that is two packets; below 2 Gbit/s "
         "less than the 64 KiB that leave at once in any case. Eight streams on loopback: 7.0 to 8.0 Gbit/s (5.7 to "
-        "6.8), 1.6 s of CPU per GiB (1.8).",
+        "6.8), 1.6 s of CPU per GiB (1.8).\n"
+        "And after every packet the release asks to be called when the next one may leave, whether there is one or "
+        "not. That ends a sleep, or the look around before it, which may be what the answer to the packet comes in. "
+        "Here it asks only once it has held something back, and only then is what its caller comes late made up for. "
+        "Idle ping on loopback: 56 us (148), of a datagram 45 us (116).",
         "lib/ngtcp2_conn.c",
         (
             (
-                r"(?<=  if \(conn->tx\.pacing\.next_ts > ts\) \{\n    return )0;",
-                "conn->tx.pacing.next_ts - ts <= 250 * NGTCP2_MICROSECONDS;",
+                r"(?<=  if \()(?=ts > conn->tx\.pacing\.next_ts\) \{\n    conn->tx\.pacing\.compensation \+=)",
+                "conn->tx.pacing.limited && ",
             ),
             (
-                r"(?<=\n)  conn->tx\.pacing\.next_ts = (?=ts \+ wait;)",
-                "  conn->tx.pacing.next_ts ="
-                "\n    conn->tx.pacing.next_ts != UINT64_MAX && conn->tx.pacing.next_ts > ts"
-                "\n      ? conn->tx.pacing.next_ts + wait"
-                "\n      : ",
+                r"(?<=  if \(conn->tx\.pacing\.next_ts > ts\) \{\n)    return 0;",
+                "    if (conn->tx.pacing.next_ts - ts <= 250 * NGTCP2_MICROSECONDS) {"
+                "\n      return 1;"
+                "\n    }"
+                "\n\n    conn->tx.pacing.limited = 1;"
+                "\n    return 0;",
+            ),
+            (
+                r"(?<=\n)  (conn->tx\.pacing\.compensation \+= ts - conn->tx\.pacing\.next_ts;\n)",
+                r"  if (conn->tx.pacing.limited) {\n    \1    conn->tx.pacing.limited = 0;\n  }\n",
+            ),
+            (
+                r"(?<=\n  return )ngtcp2_min\(res, conn->tx\.pacing\.next_ts\)(?=;)",
+                r"conn->tx.pacing.limited ? \g<0> : res",
+            ),
+            (
+                r"(?<=\n)  (conn->tx\.pacing\.next_ts = ts \+ wait;\n)",
+                "  if (conn->tx.pacing.next_ts != UINT64_MAX && conn->tx.pacing.next_ts > ts) {"
+                "\n    conn->tx.pacing.next_ts += wait;"
+                "\n  } else {"
+                r"\n    \1    conn->tx.pacing.limited = 0;\n  }\n",
+            ),
+        ),
+        (
+            (
+                "lib/ngtcp2_conn.h",
+                (
+                    (
+                        r"(?<=\n)(      ngtcp2_duration compensation;\n)",
+                        r"\1"
+                        "      /* limited is nonzero while something is held back until next_ts. */"
+                        "\n      int limited;\n",
+                    ),
+                ),
             ),
         ),
     ),

@@ -18,9 +18,9 @@
 #define INTERACTIVE_TIME (20 * AQ_NSEC_PER_MSEC) /* turns stay short for so long after something short was said */
 /* Before it sleeps the engine looks on for this long, as long as that finds something more often than not: request and
  * answer within one machine or room gain half their time, and an idle engine costs nothing. */
-#define SPIN_TIME (250 * AQ_NSEC_PER_SEC / 1000000)
+#define SPIN_TIME (100 * AQ_NSEC_PER_SEC / 1000000)
 #define SPIN_CREDIT 4   /* failures in a row, after as many successes, until it gives up */
-#define SPIN_EVENTS 2   /* in a turn; more, and the processor has better to do */
+#define SPIN_EVENTS 1   /* in a turn; more, and the processor has better to do */
 #define SPIN_RETRY 32   /* sleeps until it tries again */
 #define FEW_DATAGRAMS 4 /* at a time: somebody may wait for an answer to them */
 #define UDP_BATCHES 4   /* recvmmsg calls per service socket */
