@@ -19,7 +19,8 @@
 
 static struct {
     unsigned quiet, turns;
-    unsigned events[32]; /* by type */
+    uint64_t shortest_sleep; /* ns; 0: not asked yet */
+    unsigned events[32];     /* by type */
     aq_id connection, stream, credentials;
     uint64_t close_cause, close_code;
     uint32_t command_length;
@@ -584,6 +585,33 @@ static int slow_connect(aq_engine *engine, unsigned moment)
     return 1;
 }
 
+/* Small packets now and then: none of them asks for a timer of its pace, which would end the engine's sleep for
+ * nothing. */
+static int no_pace_for_the_few(aq_engine *engine, unsigned moment)
+{
+    switch (moment) {
+    case 0:
+        join(engine, &RAW_GENEROUS);
+        return 1;
+    case 1:
+        is_connected(engine);
+        return 1;
+    case 10: /* what follows the handshake is over */
+        it.shortest_sleep = 0;
+        break;
+    case 50:
+        CHECK_INT(counted(engine, AQ_C_commands_sent), 40);
+        CHECK(it.shortest_sleep >= 5 * AQ_NSEC_PER_MSEC);
+        return 0;
+    default:
+        break;
+    }
+    if (moment >= 10)
+        CHECK_INT(aq_connection_send(engine, it.connection, (const uint8_t *)"\0\5", 2), AQ_OK);
+    later(20);
+    return 1;
+}
+
 /* ---- running them -------------------------------------------------------------------------------------------------
  */
 
@@ -613,6 +641,7 @@ static const struct {
     TRAP(slow_command),
     TRAP(full_socket),
     TRAP(slow_connect),
+    TRAP(no_pace_for_the_few),
 };
 
 static int (*trap)(aq_engine *engine, unsigned moment);
@@ -638,7 +667,10 @@ static void take_events(aq_engine *engine)
 static void sleep_turn(aq_engine *engine, const struct timespec *wait)
 {
     int busy = wait != NULL && wait->tv_sec == 0 && wait->tv_nsec == 0;
+    uint64_t sleep = wait == NULL ? UINT64_MAX : (uint64_t)wait->tv_sec * AQ_NSEC_PER_SEC + (uint64_t)wait->tv_nsec;
 
+    if (sleep > 0 && (it.shortest_sleep == 0 || sleep < it.shortest_sleep))
+        it.shortest_sleep = sleep;
     CHECK(++it.turns < TURNS_MOST);
     sim_now += 1000;
     take_events(engine);

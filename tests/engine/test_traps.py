@@ -41,6 +41,7 @@ ports that reflect                                            test_traps.c, refl
 Retry tokens that are not ours                                test_traps.c, foreign_retry_token
 datagrams that the kernel cut                                 test_traps.c, truncated
 timers that are due while the socket is full                  test_traps.c, full_socket
+a timer for the pace of every packet, needed or not           test_traps.c, no_pace_for_the_few; vendor/adjustments.py
 ============================================================  ==========================================================
 
 What the tunnel does about peers that keep no rules:
@@ -113,6 +114,7 @@ TRAPS = (
     "slow_command",
     "slow_connect",
     "full_socket",
+    "no_pace_for_the_few",
 )
 
 
