@@ -105,7 +105,9 @@ def test_one_source_gets_so_many_connections_without_joining(
             while silent.outcome.tried < MOST_PER_SOURCE + 150 and silent.outcome.refused == 0:
                 assert silent.begin(READY_TIMEOUT)
             wait_until(lambda: silent.outcome.refused > 0, READY_TIMEOUT, "some are refused")
-            assert MOST_PER_SOURCE <= silent.outcome.connected <= MOST_PER_SOURCE + RETRY_THRESHOLD
+            # Some that have their place may be in the handshake still.
+            wait_until(lambda: silent.outcome.connected >= MOST_PER_SOURCE, READY_TIMEOUT, "so many get in")
+            assert silent.outcome.connected <= MOST_PER_SOURCE + RETRY_THRESHOLD
             assert engine_counters(crowd)["connections_refused_source"] > 0
             assert engine_counters(crowd)["connections_refused"] == 0
             # From another address one gets in, and what stands goes on.
