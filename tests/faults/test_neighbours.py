@@ -11,7 +11,7 @@ import pytest
 
 from asport_sync.testing import TcpFaults, TcpRelay
 from tests.e2e.tunnels import READY_TIMEOUT, tunnel
-from tests.faults.transfers import ExchangeService, use
+from tests.faults.transfers import ExchangeService, data_of, first_words, use
 from tests.support.certificates import Certificate
 from tests.support.data import seeded_bytes
 from tests.support.traffic import connect, receive_exactly, receive_to_end
@@ -120,7 +120,8 @@ def test_a_slow_reader_gets_everything(certificate: Certificate, direction: str)
 def test_a_half_open_neighbour_holds_up_nobody_else(certificate: Certificate) -> None:
     with ExchangeService() as service, TcpRelay(service.address, to_target=TcpFaults(half_open_after=0)) as relay:
         with tunnel(certificate, relay.address, client={"network": "tcp"}) as opened, connect(opened.public) as stuck:
-            sender = send_all(stuck, bytes(32 * MIB))
+            # A request the service understands: it would reset the connection for anything else, stuck or not.
+            sender = send_all(stuck, first_words(5, 32 * MIB) + bytes(data_of(5, 32 * MIB, of_service=False)))
             wait_until(lambda: relay.counters.open == 1, READY_TIMEOUT, "the connection has come about")
             relay.to_target = TcpFaults(half_open_after=100_000)
             wait_until(lambda: relay.counters.to_target.delivered == 100_000, READY_TIMEOUT, "it is stuck")

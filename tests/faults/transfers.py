@@ -114,11 +114,16 @@ class ExchangeService(TcpService):
             self.endings.append(ending)
 
 
+def first_words(number: int, size: int) -> bytes:
+    """What a user says first; the service then expects so many bytes of that connection, and sends as many."""
+    return _HEADER.pack(number, size)
+
+
 def use(public: Address, number: int, size: int, create_socket: SocketFactory = new_socket) -> Ending:
     """One connection of a user."""
     try:
         with connect(public, create_socket=create_socket) as user:
-            user.sendall(_HEADER.pack(number, size))
+            user.sendall(first_words(number, size))
             return exchange(user, data_of(number, size, of_service=False), data_of(number, size, of_service=True))
     except OSError:
         return Ending(0, reset=True)
