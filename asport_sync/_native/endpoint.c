@@ -531,14 +531,18 @@ static void receive_message(aq_endpoint *endpoint, const aq_udp_message *message
     aq_count(endpoint->host->counters, AQ_C_quic_datagrams_received, packets);
 }
 
-void aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now)
+uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now)
 {
     aq_udp_message messages[AQ_UDP_MESSAGES];
+    uint64_t bytes = 0;
     int count = aq_udp_receive_batch(receiver, endpoint->fd, messages, most);
     if (count < 0)
         receive_error(endpoint, count, now);
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
+        bytes += messages[i].length;
         receive_message(endpoint, &messages[i], now);
+    }
+    return bytes;
 }
 
 aq_conn *aq_endpoint_connect(aq_endpoint *endpoint, const aq_sockaddr *remote, const char *server_name, int send_sni,

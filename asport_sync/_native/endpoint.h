@@ -46,8 +46,8 @@ aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *c
                              const aq_transport_options *options, const aq_sockaddr *remote, int64_t *error);
 void aq_endpoint_free(aq_endpoint *endpoint); /* its connections are freed already; closes fd */
 
-/* Reads at most `most` messages of the kernel, each of which may hold many packets. */
-void aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now);
+/* Reads at most `most` messages of the kernel, each of which may hold many packets. Returns their bytes. */
+uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now);
 void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now);
 
 /* A client's way to another local address. aq_endpoint_route_socket() sets fd up and connects it to the peer: 1, *local

@@ -15,6 +15,9 @@
 #define READ_LONG 8
 #define TRAINS_SHORT 1 /* segmented sends per connection */
 #define TRAINS_LONG 2
+/* Bytes of packets in a turn that held up whoever came before them: the next turn sends what services had to say before
+ * it reads more. With fewer, everything leaves at once, acknowledgements too: fewer packets. */
+#define READ_MUCH (16ULL * 1024)
 #define INTERACTIVE_TIME (20 * AQ_NSEC_PER_MSEC) /* turns stay short for so long after something short was said */
 /* Before it sleeps the engine looks on for this long, as long as that finds something more often than not: request and
  * answer within one machine or room gain half their time, and an idle engine costs nothing. */
@@ -561,7 +564,6 @@ static void move(aq_engine *engine)
 {
     run_touched_streams(engine);
     run_ready(engine);
-    run_writes(engine);
 }
 
 static void socket_event(aq_engine *engine, aq_id id, uint32_t events)
@@ -589,6 +591,7 @@ static void read_services(aq_engine *engine, const struct epoll_event *events, i
 
 static void read_endpoints(aq_engine *engine, const struct epoll_event *events, int count)
 {
+    engine->read = 0;
     for (int i = 0; i < count; i++) {
         aq_endpoint *endpoint = events[i].data.ptr;
         if (aq_id_kind(events[i].data.u64) != 0 || events[i].data.u64 == WAKE_TAG)
@@ -596,8 +599,8 @@ static void read_endpoints(aq_engine *engine, const struct epoll_event *events, 
         if (events[i].events & EPOLLOUT)
             aq_endpoint_writable(endpoint, engine->now);
         if (events[i].events & (EPOLLIN | EPOLLERR))
-            aq_endpoint_read(endpoint, engine->receiver, aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG,
-                             engine->now);
+            engine->read += aq_endpoint_read(endpoint, engine->receiver,
+                                             aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG, engine->now);
         engine->endpoints_dirty = 1;
     }
 }
@@ -614,15 +617,15 @@ int64_t aq_engine_loop(aq_engine *engine)
         /* 1. other threads' commands, and objects they want a look at: before the packets that may follow from them */
         aq_engine_run_commands(engine);
         run_ready(engine);
-        /* 2. TCP and UDP sockets of services, and what they had to say on its way, before packets are decrypted: a
+        /* 2. TCP and UDP sockets of services; what they had to say is on its way before packets are decrypted where a
          * batch of those takes longer than all of it */
         read_services(engine, events, count);
-        if (engine->touched_streams != NULL || engine->touched_first != NULL)
-            move(engine);
+        move(engine);
+        if (engine->read >= READ_MUCH)
+            run_writes(engine);
         /* 3. packets of QUIC sockets; owners of streams hear of it, attached ones move their bytes */
         read_endpoints(engine, events, count);
-        run_touched_streams(engine);
-        run_ready(engine); /* what attached ones read leaves in this turn */
+        move(engine); /* what attached ones read leaves in this turn */
         /* 4. timers that are due */
         run_timers(engine);
         /* 5. every connection with something to send */

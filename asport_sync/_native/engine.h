@@ -144,6 +144,7 @@ struct aq_engine {
     int *closing_fds; /* once what is collected for them has left */
     size_t closing_fds_length, closing_fds_capacity;
     uint64_t now;
+    uint64_t read;           /* bytes of QUIC packets in the last turn */
     uint64_t idle;           /* nanoseconds slept, in all */
     uint64_t interactive_at; /* when a stream last had something short to say */
     int spin_credit;         /* > 0: looking on before a sleep pays at the moment */
