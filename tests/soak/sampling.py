@@ -29,13 +29,15 @@ def sample(pid: int) -> Sample:
     """Look at a process.
 
     Raises:
-        OSError: It is gone.
+        OSError: It is gone, or about to be: it has given up its memory already.
     """
     status = dict(
         line.split(":", 1)
         for line in Path(f"/proc/{pid}/status").read_text().splitlines()
         if line.startswith(("VmRSS", "Threads"))
     )
+    if "VmRSS" not in status:
+        raise ProcessLookupError(f"process {pid} has ended")
     memory = int(status["VmRSS"].split()[0]) * 1024
     return Sample(time.monotonic(), memory, int(status["Threads"]), len(os.listdir(f"/proc/{pid}/fd")))
 
