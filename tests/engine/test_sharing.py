@@ -17,6 +17,7 @@ from tests.engine.pair import EVENT_TIMEOUT, Pair, Relay, Side, connected, expec
 from tests.engine.test_flows import Flow, expect_count, open_flow, udp_socket
 from tests.engine.test_hard_cases import SPINNING, processor_share
 from tests.support.certificates import Certificate
+from tests.support.sanitized import needs_speed
 from tests.support.waiting import wait_until
 
 # Its length divides nothing, so that a byte too many or too few shifts all that follows.
@@ -171,6 +172,7 @@ def test_what_moves_little_is_not_handed_over(certificate: Certificate) -> None:
         assert pair.server.seen() == []
 
 
+@needs_speed  # both streams need 64 MiB/s at the same time
 def test_there_are_as_many_workers_as_there_are(certificate: Certificate) -> None:
     with connected(certificate) as pair, attached(pair) as one, attached(pair) as two:
         pair.server.engine.share_streams(1)
