@@ -19,6 +19,8 @@ HOST = "127.0.0.1"
 ECHO, FLOOD, DEAF, GIVE = b"e", b"f", b"d", b"g"
 # Bytes that GIVE gives, and its end of stream.
 GIVEN = 1 << 20
+# Of a stalled user's socket: a small one, so that the bytes are in the tunnel's memory and not in the kernel's.
+SMALL_BUFFER = 4096
 _BLOCK = bytes(range(256)) * 256
 
 

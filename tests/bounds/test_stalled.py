@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bounds.stalling import DEAF, ECHO, FLOOD, GIVE, Ends, Moods, ask, ends, is_given
+from tests.bounds.stalling import DEAF, ECHO, FLOOD, GIVE, SMALL_BUFFER, Ends, Moods, ask, ends, is_given
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
 from tests.support.services import UdpEcho
@@ -24,6 +24,8 @@ MIB = 1 << 20
 CHUNK = 65536
 # Without any progress for so long nothing is on its way any more. Seconds.
 STILL = 1.0
+# Seconds of processor time in a second of waiting from which on a process counts as spinning.
+SPINNING = 0.5
 # What both processes may grow by for one stream: its windows, 16 and 8 MiB, and what the allocator needs beside them.
 ONE_STREAM = 40 * MIB
 
@@ -141,7 +143,7 @@ def test_a_service_that_does_not_read(certificate: Certificate, tmp_path: Path, 
 
 def test_one_slow_reader_among_64(certificate: Certificate, tmp_path: Path, local: Moods) -> None:
     with ends(tmp_path, certificate, local.address) as made, contextlib.ExitStack() as stack:
-        slow = stack.enter_context(ask(made.public, FLOOD, receive_buffer=4096))
+        slow = stack.enter_context(ask(made.public, FLOOD, receive_buffer=SMALL_BUFFER))
         over = threading.Event()
 
         def read_slowly() -> None:
@@ -166,6 +168,37 @@ def test_one_slow_reader_among_64(certificate: Certificate, tmp_path: Path, loca
         echoes(made, MIB)
 
 
+# Sleeps in a second from which on a process is kept busy; heartbeats, probes and window updates are some ten.
+BUSY = 200
+
+
+def sleeps_of(pid: int) -> int:
+    """How often the threads of a process have gone to sleep so far."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("voluntary_ctxt_switches")]
+        total += int(line.split()[1])
+    return total
+
+
+def processor_of(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_who_is_held_back_keeps_nobody_busy(certificate: Certificate, tmp_path: Path, local: Moods) -> None:
+    """What one costs is his memory: neither end looks after him again and again."""
+    with ends(tmp_path, certificate, local.address) as made, ask(made.public, FLOOD, receive_buffer=SMALL_BUFFER):
+        wait_until_still(lambda: local.sent)
+        processes = made.server.pid, made.client.pid
+        before = [(sleeps_of(pid), processor_of(pid)) for pid in processes]
+        time.sleep(1.0)
+        for pid, (sleeps, processor) in zip(processes, before, strict=True):
+            assert sleeps_of(pid) - sleeps < BUSY
+            assert processor_of(pid) - processor < SPINNING
+
+
 # So many that first windows of 2 MiB would be more than a connection's own of 1 GiB.
 STALLED = 600
 
@@ -184,7 +217,7 @@ def test_many_stalled_readers_leave_the_connection_to_others(
     ):
         before = made.memory()
         mood = FLOOD if way == "to the user" else DEAF
-        users = [stack.enter_context(ask(made.public, mood, receive_buffer=4096)) for _ in range(STALLED)]
+        users = [stack.enter_context(ask(made.public, mood, receive_buffer=SMALL_BUFFER)) for _ in range(STALLED)]
         if mood == FLOOD:
             wait_until_still(lambda: local.sent)
         else:
