@@ -189,11 +189,11 @@ int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address
     return result;
 }
 
-int64_t aq_streams_report(aq_engine *engine, int32_t on)
+int64_t aq_streams_report(aq_engine *engine, uint32_t most)
 {
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
-    atomic_store(&engine->report_streams, on != 0);
+    atomic_store(&engine->report_streams, most);
     aq_api_leave(engine);
     return AQ_OK;
 }

@@ -53,7 +53,8 @@ enum aq_event_type {
     AQ_EVENT_VIOLATION =
         4,               /* the peer broke the framing rules; data = what was wrong, as text; its bytes were dropped */
     AQ_EVENT_STREAM = 5, /* the peer opened a bidirectional stream; data = its complete Connect command */
-    AQ_EVENT_STREAM_ENDED = 6, /* an attached stream is done; peer, result, code = nanoseconds it lasted */
+    AQ_EVENT_STREAM_ENDED = 6, /* an attached stream is done; peer, result, code = nanoseconds it lasted, value = how
+                                  many were not reported since the one before */
     AQ_EVENT_FLOW_WANTED =
         7,               /* a Packet for an unknown association; value = id, peer = its address; the payload waits */
     AQ_EVENT_PROBED = 8, /* answer to aq_connection_probe(); value = 1 alive, 0 silent */
@@ -302,9 +303,9 @@ int64_t aq_listener_close(aq_engine *engine, aq_id listener); /* [any] accepts n
  * this call. to NULL: no more. */
 int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address *to, uint64_t timeout, uint64_t valid);
 
-/* [any] AQ_EVENT_STREAM_ENDED for every attached stream from now on, or none (the default). Their ends are counted
- * either way. */
-int64_t aq_streams_report(aq_engine *engine, int32_t on);
+/* [any] AQ_EVENT_STREAM_ENDED for attached streams from now on, at most so many a second; 0, the default: none. Their
+ * ends are counted either way. */
+int64_t aq_streams_report(aq_engine *engine, uint32_t most);
 
 /* [any] So many more workers are free to relay attached streams that turn out to move much: for each,
  * AQ_EVENT_STREAM_BULK hands over a stream with its socket. */

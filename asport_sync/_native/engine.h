@@ -100,11 +100,11 @@ struct aq_engine {
     aq_slab credentials, endpoints, connections, streams, udps, listeners;
     _Atomic int state; /* aq_engine_state */
     _Atomic int stopping;
-    _Atomic int closed;           /* only this struct is left */
-    _Atomic uint32_t inside;      /* calls from outside that have not returned */
-    _Atomic int report_streams;   /* Python wants to hear of the end of attached streams */
-    _Atomic int pump_shares;      /* the pump may read UDP sockets with much traffic */
-    _Atomic int32_t workers_free; /* that may take over attached streams; raised by Python, lowered by the engine */
+    _Atomic int closed;              /* only this struct is left */
+    _Atomic uint32_t inside;         /* calls from outside that have not returned */
+    _Atomic uint32_t report_streams; /* of so many ends of attached streams a second Python wants to hear */
+    _Atomic int pump_shares;         /* the pump may read UDP sockets with much traffic */
+    _Atomic int32_t workers_free;    /* that may take over attached streams; raised by Python, lowered by the engine */
 
     pthread_mutex_t command_mutex;
     pthread_cond_t command_done;
@@ -144,11 +144,14 @@ struct aq_engine {
     int *closing_fds; /* once what is collected for them has left */
     size_t closing_fds_length, closing_fds_capacity;
     uint64_t now;
-    uint64_t read;           /* bytes of QUIC packets in the last turn */
-    uint64_t idle;           /* nanoseconds slept, in all */
-    uint64_t interactive_at; /* when a stream last had something short to say */
-    int spin_credit;         /* > 0: looking on before a sleep pays at the moment */
-    int sleeps_without_spin; /* since it was last tried */
+    uint64_t read;             /* bytes of QUIC packets in the last turn */
+    uint64_t idle;             /* nanoseconds slept, in all */
+    uint64_t interactive_at;   /* when a stream last had something short to say */
+    uint64_t reports_since;    /* when the second began in which these were reported */
+    uint32_t reports;          /* ends of streams that Python has heard of in it */
+    uint64_t reports_left_out; /* since it heard of the last one */
+    int spin_credit;           /* > 0: looking on before a sleep pays at the moment */
+    int sleeps_without_spin;   /* since it was last tried */
 };
 
 int64_t aq_engine_loop(aq_engine *engine); /* returns once stopping */

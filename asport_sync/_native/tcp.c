@@ -29,7 +29,7 @@
  * when they will be over. */
 #define REST_WITHOUT_RESOURCES (100 * AQ_NSEC_PER_MSEC)
 #define REST_AFTER_ERROR AQ_NSEC_PER_SEC
-/* Python hears of a listener's troubles so often. */
+/* Python hears of a listener's troubles so often, and of so many ends of streams at the most as it has asked for. */
 #define REPORT_PERIOD AQ_NSEC_PER_SEC
 
 /* ---- the end ------------------------------------------------------------------------------------------------- */
@@ -46,15 +46,25 @@ static void report_end(aq_engine *engine, aq_stream *stream)
                       .stream = stream->id,
                       .peer = stream->peer,
                       .code = engine->now - stream->began,
+                      .value = engine->reports_left_out,
                       .result = stream->result};
+    uint32_t most = atomic_load_explicit(&engine->report_streams, memory_order_relaxed);
     aq_engine_count_end(engine, &stream->result);
     aq_count(&engine->counters, AQ_C_streams_attached, 1);
-    if (!atomic_load_explicit(&engine->report_streams, memory_order_relaxed))
+    if (most == 0)
         return;
-    if (aq_events_backlog(&engine->events) < AQ_EVENTS_WAITING)
+    if (engine->now - engine->reports_since >= REPORT_PERIOD) {
+        engine->reports_since = engine->now;
+        engine->reports = 0;
+    }
+    if (engine->reports < most && aq_events_backlog(&engine->events) < AQ_EVENTS_WAITING) {
+        engine->reports++;
+        engine->reports_left_out = 0;
         aq_events_post(&engine->events, &event);
-    else
+    } else {
+        engine->reports_left_out++;
         aq_count(&engine->counters, AQ_C_events_dropped, 1); /* it would have been a line of the log */
+    }
 }
 
 static void end_dialling(aq_engine *engine, aq_stream *stream)

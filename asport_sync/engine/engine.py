@@ -111,9 +111,9 @@ class Engine:
             self._handed_over = self._handed_over[1:]
         return events
 
-    def report_streams(self, on: bool) -> None:
-        """Whether StreamEnded follows for every attached stream; at first it does not. Ends are counted either way."""
-        self.call(lib.aq_streams_report, int(on))
+    def report_streams(self, most: int) -> None:
+        """StreamEnded follows for attached streams, for so many a second; at first for none. All ends are counted."""
+        self.call(lib.aq_streams_report, most)
 
     def share_streams(self, workers: int) -> None:
         """So many more workers are free to relay attached streams that move much; StreamBulk hands one over to each."""

@@ -80,6 +80,7 @@ class StreamEnded:
     Attributes:
         peer: Whose TCP connection it was, as its Connect says; None: that named nobody.
         lasted: Seconds.
+        left_out: Streams that have ended since the last of these events without one, being too many.
     """
 
     connection: Connection
@@ -87,6 +88,7 @@ class StreamEnded:
     peer: SocketAddress | None
     lasted: float
     result: StreamResult
+    left_out: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -197,6 +199,7 @@ def event_of(engine: Engine, raw: Any) -> Event:
             from_address(raw.peer) if raw.peer.family else None,
             raw.code / 1e9,
             stream_result(ffi.addressof(raw, "result")),
+            raw.value,
         )
     data = bytes(ffi.buffer(raw.data, raw.length))
     if kind == lib.AQ_EVENT_LOG:

@@ -27,6 +27,10 @@ from asport_sync.wire import Address, proxy_header
 _OPEN_TRIES = 60  # times that a listener is tried to be taken into service
 _PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, by which descriptors or memory are there again or never
 _ENGINE_DIAL_TIMEOUT = 1.0  # seconds for the engine to connect; then a worker tries, with all the time there is
+# Lines a second about streams that have ended, at level info. A crowd of short connections must not cost more to be
+# written down than to be served: a line takes Python about as long as the engine takes for two connections.
+_LINES_PER_SECOND = 200
+_EVERY_LINE = 0xFFFFFFFF  # at level debug
 _NAME_LASTS = 10.0  # seconds that the address which a name led to is dialled without looking the name up again
 
 
@@ -38,7 +42,7 @@ class Relays:
         workers: Where relaying threads come from.
         most: Streams relayed by workers at the same time.
         counters: Where drops are counted.
-        log: Gets one line for each stream, at level info.
+        log: Gets one line for each stream: at level info of 200 a second at most, at level debug of all.
         place: What such a line begins with, for streams of a connection.
     """
 
@@ -61,7 +65,8 @@ class Relays:
 
     def begin(self) -> None:
         """Tells the engine how many workers there are, and whether anybody reads of ends."""
-        self._engine.report_streams(self._log.isEnabledFor(logging.INFO))
+        most = _LINES_PER_SECOND if self._log.isEnabledFor(logging.INFO) else 0
+        self._engine.report_streams(_EVERY_LINE if self._log.isEnabledFor(logging.DEBUG) else most)
         if self._most > 0:
             self._engine.share_streams(self._most)
 
@@ -92,6 +97,8 @@ class Relays:
 
     def ended(self, event: StreamEnded) -> None:
         """The engine is done with a stream."""
+        if event.left_out:
+            self._log.info("%d connections more have ended, too many for a line each", event.left_out)
         self._report(self._label(event), event.lasted, event.result)
 
     def _work(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -229,7 +230,7 @@ def test_attached_streams_end_with_an_event(certificate: Certificate) -> None:
         local, service = tcp_pair()
         with user, service:
             for side in (pair.server, pair.client):
-                side.engine.report_streams(True)
+                side.engine.report_streams(100)
             stream.attach(public)
             opened.attach(local)
             assert public.fileno() == local.fileno() == -1
@@ -277,6 +278,34 @@ def test_ends_of_attached_streams_are_counted_and_not_reported_unless_asked_for(
             expect_count(side, "streams_attached", 2)
             assert (side.counter("relays_finished"), side.counter(broken)) == (1, 1)
             assert side.seen() == []
+
+
+def test_ends_beyond_so_many_a_second_are_left_out_and_told_later(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.server.engine.report_streams(1)
+
+        def begin_and_end() -> None:
+            stream, opened = open_stream(pair)
+            opened.refuse()
+            public, user = tcp_pair()
+            with user:
+                user.shutdown(socket.SHUT_WR)
+                stream.attach(public)
+                assert receive_to_end(user) == b""
+
+        for _ in range(8):
+            begin_and_end()
+        expect_count(pair.server, "streams_attached", 8)
+        time.sleep(1.1)  # a second that has had no end
+        begin_and_end()
+        told = []
+        while sum(1 + event.left_out for event in told) < 9:
+            told.append(pair.server.expect(StreamEnded))
+        left_out = sum(event.left_out for event in told)
+        assert left_out > 0
+        assert len(told) + left_out == 9
+        assert pair.server.counter("events_dropped") == left_out
+        assert pair.server.seen() == []
 
 
 def test_more_streams_than_the_peer_grants_wait_for_credit(certificate: Certificate) -> None:

@@ -172,7 +172,7 @@ def test_a_stream_is_reset_after_its_answer_has_ended(certificate: Certificate) 
 
 def test_a_socket_that_can_not_be_attached_is_reported(certificate: Certificate, tmp_path: Path) -> None:
     with connected(certificate) as pair:
-        pair.server.engine.report_streams(True)
+        pair.server.engine.report_streams(100)
         stream = pair.server_connection.open_stream(HEADER)
         descriptor = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)  # epoll takes no files
         assert lib.aq_stream_attach(pair.server.engine._pointer, stream.id, descriptor) == 0

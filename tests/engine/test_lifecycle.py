@@ -125,7 +125,7 @@ def test_everything_after_close_raises(certificate: Certificate) -> None:
             Listener(engine, 1).close,
             lambda: Connection(engine, 1).accept(sock),
             lambda: Connection(engine, 1).dial(("127.0.0.1", 9)),
-            lambda: engine.report_streams(True),
+            lambda: engine.report_streams(100),
             lambda: engine.share_streams(1),
             lambda: engine.share_udp(True),
             lambda: client_credentials(engine, certificate),

@@ -76,7 +76,7 @@ def reset(sock: socket.socket) -> None:
 
 def report_streams(pair: Pair) -> None:
     for side in (pair.server, pair.client):
-        side.engine.report_streams(True)
+        side.engine.report_streams(100)
 
 
 # --- accepting --------------------------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ class FakeEngine:
         self.on_connect: Callable[[FakeConnection], None] = lambda connection: None
         self.started = 0
         self.closed = 0
-        self.reports_streams: bool | None = None
+        self.reports_streams: int | None = None
         self.shared: list[int] = []  # workers, as they were offered
         self.shares_udp: bool | None = None
         self.listening: list[dict[str, Any]] = []
@@ -266,8 +266,8 @@ class FakeEngine:
     def start(self) -> None:
         self.started += 1
 
-    def report_streams(self, on: bool) -> None:
-        self.reports_streams = on
+    def report_streams(self, most: int) -> None:
+        self.reports_streams = most
 
     def share_streams(self, workers: int) -> None:
         if self._stopped:
@@ -377,8 +377,9 @@ def stream_ended(
     stream: FakeStream,
     peer: real.SocketAddress | None = PEER,
     lasted: float = 1.5,
+    left_out: int = 0,
 ) -> real.StreamEnded:
-    return real.StreamEnded(cast(Any, connection), cast(Any, stream), peer, lasted, stream.result)
+    return real.StreamEnded(cast(Any, connection), cast(Any, stream), peer, lasted, stream.result, left_out)
 
 
 def stream_bulk(

@@ -385,7 +385,7 @@ def test_without_workers_nothing_is_shared() -> None:
 def test_the_end_of_a_stream_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "asport_sync"), scene_of() as scene:
         connection = scene.ready()
-        assert scene.engine.reports_streams is True
+        assert scene.engine.reports_streams == 200
         scene.engine.post(fake.stream_ended(connection, FakeStream(b""), PUBLIC_PEER, 2.5))
         text = "connection from 198.51.100.9:5353: finished after 2.5 s, 3 bytes to the tunnel, 4 bytes from it"
         wait_until(lambda: text in caplog.text, TIMEOUT, "a line tells of it")

@@ -122,12 +122,14 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 # --- relays -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
-def test_ends_are_reported_where_somebody_reads_of_them(level: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("level", "most"), [(logging.DEBUG, 0xFFFFFFFF), (logging.INFO, 200), (logging.WARNING, 0)])
+def test_ends_are_reported_where_somebody_reads_of_them(
+    level: int, most: int, caplog: pytest.LogCaptureFixture
+) -> None:
     scene = Scene(most=3)
     with caplog.at_level(level, "asport_sync"):
         scene.relays.begin()
-    assert scene.engine.reports_streams is (level == logging.INFO)
+    assert scene.engine.reports_streams == most
     assert scene.engine.shared == [3]
     scene.close()
 
@@ -161,6 +163,14 @@ def test_a_line_tells_the_end_of_an_attached_stream(scene: Scene, caplog: pytest
         f"place 1: connection from [2001:db8::1]:443: {text.replace('2.5', '1.5')}",
         f"place 1: connection from an unnamed peer: {text.replace('2.5', '1.5')}",
     ]
+
+
+def test_a_line_tells_how_many_had_none(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "asport_sync"):
+        scene.relays.ended(stream_ended(scene.connection, scene.stream(), left_out=1800))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "1800 connections more have ended, too many for a line each"
+    assert second.startswith("place 1: connection from ")
 
 
 def test_a_worker_relays_what_moves_much(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
