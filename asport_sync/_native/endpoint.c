@@ -140,7 +140,7 @@ void aq_endpoint_leave_half_open(aq_conn *conn)
     conn->half_open = 0;
     conn->endpoint->half_open--;
     if (conn->source != NULL)
-        aq_sources_leave(&conn->endpoint->sources, conn->source);
+        aq_sources_leave(&conn->endpoint->sources, conn->source, conn->admitted, aq_now());
     conn->source = NULL;
 }
 
@@ -348,7 +348,7 @@ static aq_conn *accept_client(aq_endpoint *endpoint, const arrival *packet, cons
         refuse(endpoint, packet, header, NGTCP2_CONNECTION_REFUSED);
         return NULL;
     }
-    if (aq_sources_clients(&endpoint->sources, packet->remote) >= endpoint->max_half_open_per_source) {
+    if (aq_sources_clients(&endpoint->sources, packet->remote, packet->now) >= endpoint->max_half_open_per_source) {
         aq_count(endpoint->host->counters, AQ_C_connections_refused_source, 1);
         refuse(endpoint, packet, header, NGTCP2_CONNECTION_REFUSED);
         return NULL;

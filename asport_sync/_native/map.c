@@ -72,7 +72,7 @@ static uint64_t siphash13(const uint64_t secret[2], const uint8_t *key, size_t l
 
 /* ---- table --------------------------------------------------------------------------------------------------- */
 
-static uint64_t hash_of(const aq_map *map, const void *key, size_t key_length)
+uint64_t aq_map_hash(const aq_map *map, const void *key, size_t key_length)
 {
     uint64_t hash = siphash13(map->secret, key, key_length);
 
@@ -147,7 +147,7 @@ int aq_map_put(aq_map *map, const void *key, size_t key_length, void *value)
 
     if (key_length > AQ_MAP_KEY_MAX || value == NULL)
         return AQ_ERR_INVALID;
-    hash = hash_of(map, key, key_length);
+    hash = aq_map_hash(map, key, key_length);
     entry = &map->entries[locate(map, hash, key, key_length)];
     if (entry->hash == 0) {
         if (map->length >= map->capacity / 4 * 3) {
@@ -170,7 +170,7 @@ void *aq_map_get(const aq_map *map, const void *key, size_t key_length)
 
     if (key_length > AQ_MAP_KEY_MAX)
         return NULL;
-    entry = &map->entries[locate(map, hash_of(map, key, key_length), key, key_length)];
+    entry = &map->entries[locate(map, aq_map_hash(map, key, key_length), key, key_length)];
     return entry->hash == 0 ? NULL : entry->value;
 }
 
@@ -182,7 +182,7 @@ void *aq_map_remove(aq_map *map, const void *key, size_t key_length)
 
     if (key_length > AQ_MAP_KEY_MAX)
         return NULL;
-    hole = locate(map, hash_of(map, key, key_length), key, key_length);
+    hole = locate(map, aq_map_hash(map, key, key_length), key, key_length);
     if (map->entries[hole].hash == 0)
         return NULL;
     value = map->entries[hole].value;

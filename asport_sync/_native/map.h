@@ -26,6 +26,8 @@ void aq_map_destroy(aq_map *map);
 int aq_map_put(aq_map *map, const void *key, size_t key_length,
                void *value); /* replaces; 0, AQ_ERR_MEMORY, AQ_ERR_INVALID (key too long, value NULL) */
 void *aq_map_get(const aq_map *map, const void *key, size_t key_length);
+/* The hash by which the map finds a key; never 0. For tables beside it that need no more. */
+uint64_t aq_map_hash(const aq_map *map, const void *key, size_t key_length);
 void *aq_map_remove(aq_map *map, const void *key, size_t key_length); /* the value it had, or NULL */
 
 /* The key of an address: family, ip, port and, for IPv6, zone; in host byte order. Returns its length: 7 or 23. */

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #define PREFIX_BYTES 8 /* of an IPv6 address: a /64 */
+/* For so long a client that was not admitted keeps the place of one: ten handshakes a second for nothing. */
+#define SPENT_LASTS (100 * AQ_NSEC_PER_MSEC)
 
 /* Returns the length of the key. */
 static size_t source_key(const aq_sockaddr *address, uint8_t key[AQ_MAP_KEY_MAX])
@@ -24,19 +26,38 @@ static size_t source_key(const aq_sockaddr *address, uint8_t key[AQ_MAP_KEY_MAX]
 
 int aq_sources_init(aq_sources *sources, const uint8_t secret[16])
 {
+    sources->spent = NULL;
     return aq_map_init(&sources->by_key, secret);
 }
 
 void aq_sources_destroy(aq_sources *sources)
 {
     aq_map_destroy(&sources->by_key);
+    free(sources->spent);
 }
 
-uint32_t aq_sources_clients(const aq_sources *sources, const aq_sockaddr *address)
+/* What the source has spent, as of now. */
+static aq_spent *spent_by(aq_sources *sources, const uint8_t *key, size_t length, uint64_t now)
+{
+    aq_spent *spent = &sources->spent[aq_map_hash(&sources->by_key, key, length) % AQ_SPENT_PLACES];
+    uint64_t over = now > spent->at ? (now - spent->at) / SPENT_LASTS : 0;
+    if (over >= spent->clients) { /* also where there were none */
+        spent->clients = 0;
+        spent->at = now;
+    } else {
+        spent->clients -= (uint32_t)over;
+        spent->at += over * SPENT_LASTS;
+    }
+    return spent;
+}
+
+uint32_t aq_sources_clients(aq_sources *sources, const aq_sockaddr *address, uint64_t now)
 {
     uint8_t key[AQ_MAP_KEY_MAX];
-    const aq_source *source = aq_map_get(&sources->by_key, key, source_key(address, key));
-    return source != NULL ? source->clients : 0;
+    size_t length = source_key(address, key);
+    const aq_source *source = aq_map_get(&sources->by_key, key, length);
+    return (source != NULL ? source->clients : 0) +
+           (sources->spent != NULL ? spent_by(sources, key, length, now)->clients : 0);
 }
 
 aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address)
@@ -57,8 +78,12 @@ aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address)
     return source;
 }
 
-void aq_sources_leave(aq_sources *sources, aq_source *source)
+void aq_sources_leave(aq_sources *sources, aq_source *source, int admitted, uint64_t now)
 {
+    if (!admitted && sources->spent == NULL)
+        sources->spent = calloc(AQ_SPENT_PLACES, sizeof(*sources->spent));
+    if (!admitted && sources->spent != NULL)
+        spent_by(sources, source->key, source->key_length, now)->clients++;
     if (--source->clients > 0)
         return;
     aq_map_remove(&sources->by_key, source->key, source->key_length);

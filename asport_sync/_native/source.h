@@ -1,6 +1,7 @@
-/* How many clients that are not admitted yet each source has. A source is an IPv4 address, or a /64 of IPv6, for that
- * is what one subscriber has at the least (RFC 6177). Only those who have proved that they are there are counted: what
- * others claim must not shut anybody out. Engine thread only.
+/* How many clients that are not admitted each source has, or had lately: a handshake that led nowhere keeps its place
+ * for a while, so that one source can't have the server compute handshakes for nothing all the time. A source is an
+ * IPv4 address, or a /64 of IPv6, for that is what one subscriber has at the least (RFC 6177). Only those who have
+ * proved that they are there are counted: what others claim must not shut anybody out. Engine thread only.
  */
 #ifndef AQ_SOURCE_H
 #define AQ_SOURCE_H
@@ -15,16 +16,26 @@ typedef struct aq_source {
     uint8_t key[AQ_MAP_KEY_MAX];
 } aq_source;
 
-/* No larger than the number of clients counted. */
+/* Sources with the same place share what is spent; with so many places that is rare, and they need no clearing up. */
+#define AQ_SPENT_PLACES 4096
+
+/* Clients that have left without having been admitted; fewer with time. */
 typedef struct {
-    aq_map by_key;
+    uint64_t at; /* up to when time has been taken into account */
+    uint32_t clients;
+} aq_spent;
+
+typedef struct {
+    aq_map by_key;   /* no larger than the number of clients counted */
+    aq_spent *spent; /* AQ_SPENT_PLACES of them; NULL before there was any, or without memory */
 } aq_sources;
 
 int aq_sources_init(aq_sources *sources, const uint8_t secret[16]); /* 0 or AQ_ERR_MEMORY */
 void aq_sources_destroy(aq_sources *sources);                       /* every client has left */
-uint32_t aq_sources_clients(const aq_sources *sources, const aq_sockaddr *address);
+/* Those that are there, and those that were. */
+uint32_t aq_sources_clients(aq_sources *sources, const aq_sockaddr *address, uint64_t now);
 /* One more; aq_sources_leave() takes it back. NULL: no memory. */
 aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address);
-void aq_sources_leave(aq_sources *sources, aq_source *source);
+void aq_sources_leave(aq_sources *sources, aq_source *source, int admitted, uint64_t now);
 
 #endif

@@ -141,6 +141,7 @@ def listen(
     *,
     address: Address = ("127.0.0.1", 0),
     retry_threshold: int = 100,
+    max_half_open_per_source: int = 200,
     max_connections: int = 100,
 ) -> tuple[Endpoint, Address]:
     """Accepts on a loopback port."""
@@ -154,6 +155,7 @@ def listen(
             transport,
             reset_key=bytes(range(32)),
             retry_threshold=retry_threshold,
+            max_half_open_per_source=max_half_open_per_source,
             max_connections=max_connections,
         )
         return endpoint, bound

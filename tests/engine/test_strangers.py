@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 
 import pytest
 
@@ -90,6 +91,38 @@ def test_a_client_that_has_joined_counts_no_more(certificate: Certificate) -> No
             client.expect(Connected)
             server.expect(Connected)
         assert server.counter("retries_sent") == 1
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_handshakes_for_nothing_use_up_what_a_source_has(certificate: Certificate, joins: bool) -> None:
+    """Who joins and leaves may come as often as he likes; others keep their place for a tenth of a second each."""
+    crowd = 30
+    with Side("server") as server, Side("client") as client:
+        _, address = listen(server, certificate, max_half_open_per_source=crowd)
+
+        def come_and_go() -> None:
+            before = server.counter("handshakes_completed"), server.counter("connections_refused_source")
+            for _ in range(crowd):
+                connect(client, certificate, address)
+            wait_until(
+                lambda: (
+                    server.counter("handshakes_completed") + server.counter("connections_refused_source")
+                    >= sum(before) + crowd
+                ),
+                15,
+                "all are served or refused",
+            )
+            for _ in range(server.counter("handshakes_completed") - before[0]):
+                connection = server.expect(Connected).connection
+                if joins:
+                    connection.admit(None)
+                connection.close()
+
+        come_and_go()
+        assert server.counter("connections_refused_source") == 0
+        time.sleep(1.5)  # those that are closed have had their last second
+        come_and_go()
+        assert (server.counter("connections_refused_source") == 0) is joins
 
 
 def test_nothing_goes_to_ports_of_services(certificate: Certificate) -> None:

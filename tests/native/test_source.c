@@ -1,4 +1,4 @@
-/* Who counts as one source, and that nothing stays of those that have left. */
+/* Who counts as one source, and what stays of those that have left. */
 #include "source.h"
 
 #include "check.h"
@@ -22,10 +22,17 @@ static aq_sockaddr address(const char *text, uint16_t port)
     return out;
 }
 
-static uint32_t clients(const aq_sources *sources, const char *text)
+#define SECOND 1000000000ULL
+
+static uint32_t clients_at(aq_sources *sources, const char *text, uint64_t now)
 {
     aq_sockaddr from = address(text, 4711);
-    return aq_sources_clients(sources, &from);
+    return aq_sources_clients(sources, &from, now);
+}
+
+static uint32_t clients(aq_sources *sources, const char *text)
+{
+    return clients_at(sources, text, 100 * SECOND);
 }
 
 static aq_source *enter(aq_sources *sources, const char *text, uint16_t port)
@@ -54,7 +61,7 @@ static void test_what_is_one_source(void)
         CHECK_INT(aq_sources_init(&sources, SECRET), 0);
         source = enter(&sources, pairs[i].first, 1000);
         CHECK_INT(clients(&sources, pairs[i].second), pairs[i].same);
-        aq_sources_leave(&sources, source);
+        aq_sources_leave(&sources, source, 1, 100 * SECOND);
         CHECK_INT(clients(&sources, pairs[i].first), 0);
         aq_sources_destroy(&sources);
     }
@@ -74,8 +81,36 @@ static void test_a_crowd_leaves_nothing(void)
     CHECK_INT(sources.by_key.length, 10);
     CHECK_INT(clients(&sources, "198.51.0.4"), 100);
     for (uint32_t i = 0; i < 1000; i++)
-        aq_sources_leave(&sources, entered[i]);
+        aq_sources_leave(&sources, entered[i], 1, 100 * SECOND);
     CHECK_INT(sources.by_key.length, 0);
+    aq_sources_destroy(&sources);
+}
+
+/* Who leaves without having been admitted keeps a tenth of a second each. */
+static void test_those_for_nothing_count_for_a_while(void)
+{
+    static const char one[] = "192.0.2.7", other[] = "192.0.2.8";
+    aq_source *entered[30];
+    aq_sources sources;
+    CHECK_INT(aq_sources_init(&sources, SECRET), 0);
+    for (uint16_t i = 0; i < 30; i++)
+        entered[i] = enter(&sources, one, (uint16_t)(1024 + i));
+    for (int i = 0; i < 20; i++)
+        aq_sources_leave(&sources, entered[i], 0, 100 * SECOND);
+    CHECK_INT(clients_at(&sources, one, 100 * SECOND), 30);
+    CHECK_INT(clients_at(&sources, other, 100 * SECOND), 0);
+    CHECK_INT(clients_at(&sources, one, 100 * SECOND + SECOND / 20), 30);
+    CHECK_INT(clients_at(&sources, one, 101 * SECOND), 20);
+    CHECK_INT(clients_at(&sources, one, 101 * SECOND + SECOND / 20), 20);
+    CHECK_INT(clients_at(&sources, one, 101 * SECOND + SECOND / 10), 19);
+    /* A moment that is past already, as connections may have it, changes nothing. */
+    CHECK_INT(clients_at(&sources, one, 90 * SECOND), 19);
+    aq_sources_leave(&sources, entered[20], 0, 90 * SECOND);
+    CHECK_INT(clients_at(&sources, one, 101 * SECOND + SECOND / 10), 19);
+    for (int i = 21; i < 30; i++)
+        aq_sources_leave(&sources, entered[i], 1, 102 * SECOND);
+    CHECK_INT(sources.by_key.length, 0);
+    CHECK_INT(clients_at(&sources, one, 103 * SECOND), 0);
     aq_sources_destroy(&sources);
 }
 
@@ -84,5 +119,6 @@ int main(void)
     check_watchdog(60);
     test_what_is_one_source();
     test_a_crowd_leaves_nothing();
+    test_those_for_nothing_count_for_a_while();
     return check_done();
 }
