@@ -371,6 +371,21 @@ int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association
     return result;
 }
 
+int64_t aq_flows_refuse(aq_engine *engine, aq_id connection, const aq_address *from, uint64_t duration)
+{
+    aq_conn *conn;
+    uint64_t now = aq_now();
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    conn = aq_slab_get(&engine->connections, connection);
+    if (conn != NULL) {
+        aq_flows_turn_away(conn->flows, from, duration < UINT64_MAX - now ? now + duration : UINT64_MAX);
+        aq_slab_put(&engine->connections, connection);
+    }
+    aq_api_leave(engine);
+    return conn != NULL ? AQ_OK : AQ_ERR_GONE;
+}
+
 int64_t aq_flows_idle(aq_engine *engine, aq_id connection, uint64_t idle, uint16_t *associations, uint32_t most)
 {
     aq_conn *conn;

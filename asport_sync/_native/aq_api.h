@@ -359,5 +359,9 @@ int64_t aq_flow_add(aq_engine *engine, aq_id udp, uint16_t association, const aq
 /* [pump] Forgets an association, or refuses one that was wanted (its waiting packets are dropped and counted). */
 int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association);
 
+/* [pump] No new associations for an address, whatever its port, or for any where it is NULL, for so many nanoseconds:
+ * what would ask for one is dropped and counted, and neither AQ_EVENT_SOURCE_UNKNOWN nor AQ_EVENT_FLOW_WANTED comes. */
+int64_t aq_flows_refuse(aq_engine *engine, aq_id connection, const aq_address *from, uint64_t duration);
+
 /* [pump] Associations without traffic for `idle`, at most `most`. Returns how many. */
 int64_t aq_flows_idle(aq_engine *engine, aq_id connection, uint64_t idle, uint16_t *associations, uint32_t most);

@@ -122,6 +122,49 @@ uint32_t aq_flows_list_idle(aq_flows *flows, uint64_t before, uint16_t *out, uin
     return found;
 }
 
+/* ---- addresses that get no association ------------------------------------------------------------------------ */
+
+/* Address without port; of family 0 where there is none. */
+static aq_address host_of(const aq_address *address)
+{
+    aq_address host = {0};
+    if (address != NULL) {
+        host = *address;
+        host.port = 0;
+    }
+    return host;
+}
+
+void aq_flows_turn_away(aq_flows *flows, const aq_address *from, uint64_t until)
+{
+    aq_address host = host_of(from);
+    aq_refusal *place = &flows->refusals[0];
+    pthread_mutex_lock(&flows->mutex);
+    for (size_t i = 0; i < AQ_REFUSALS; i++) {
+        aq_refusal *refusal = &flows->refusals[i];
+        if (refusal->until != 0 && aq_address_equal(&refusal->from, &host)) {
+            place = refusal;
+            break;
+        }
+        if (refusal->until < place->until)
+            place = refusal;
+    }
+    place->from = host;
+    place->until = until;
+    pthread_mutex_unlock(&flows->mutex);
+}
+
+int aq_flows_turns_away(const aq_flows *flows, const aq_address *from, uint64_t now)
+{
+    aq_address host = host_of(from);
+    for (size_t i = 0; i < AQ_REFUSALS; i++) {
+        const aq_refusal *refusal = &flows->refusals[i];
+        if (now < refusal->until && (refusal->from.family == 0 || aq_address_equal(&refusal->from, &host)))
+            return 1;
+    }
+    return 0;
+}
+
 /* ---- sockets ----------------------------------------------------------------------------------------------- */
 
 aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
@@ -320,10 +363,14 @@ static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64
 
 /* The mutex is held. */
 static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_address *address, const uint8_t *payload,
-                                 size_t length)
+                                 size_t length, uint64_t now)
 {
     aq_waiting_source *source = waiting_source(udp, address);
     waiting_datagram *datagram = NULL;
+    if (udp->is_public && source == NULL && aq_flows_turns_away(udp->flows, address, now)) {
+        aq_count(udp->flows->counters, AQ_C_udp_drop_no_association, 1);
+        return;
+    }
     if (udp->waiting_bytes + waiting_size(length) <= WAITING_BYTES &&
         (source != NULL || (udp->waiting_count < WAITING_SOURCES && batch->asked < AQ_UDP_ASKED)))
         datagram = malloc(waiting_size(length));
@@ -384,7 +431,7 @@ static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batc
             forward(flow, message->data + offset, length, now);
             batch->forwarded++;
         } else {
-            wait_for_association(udp, batch, &source, message->data + offset, length);
+            wait_for_association(udp, batch, &source, message->data + offset, length, now);
         }
         offset += length;
     } while (offset < message->length);

@@ -18,6 +18,7 @@
 #include <pthread.h>
 
 #define AQ_FLOW_PREFIX_MAX 64
+#define AQ_REFUSALS 8 /* addresses at a time that get no new associations */
 
 struct aq_udp;
 
@@ -35,6 +36,12 @@ typedef struct aq_flow {
     struct aq_flow *older, *newer;        /* all flows of the table; guarded by its mutex */
 } aq_flow;
 
+/* No new association for this address, whatever its port, until then. */
+typedef struct {
+    aq_address from; /* family 0: for nobody */
+    uint64_t until;
+} aq_refusal;
+
 typedef struct aq_flows {
     aq_ready_node node; /* first: "UDP packets wait" for the engine */
     _Atomic uint32_t references;
@@ -46,6 +53,7 @@ typedef struct aq_flows {
     aq_flow **pages[256]; /* by association, high byte first; guarded by mutex, as is all below */
     aq_flow *oldest, *newest;
     uint32_t count;
+    aq_refusal refusals[AQ_REFUSALS];
     _Atomic int dead; /* the connection is over; set with the mutex held */
     aq_dgram queue;   /* to the peer; its producer holds the mutex, the engine consumes; created with the first socket
                          and published by has_queue */
@@ -89,6 +97,11 @@ void aq_flows_kill(aq_flows *flows);  /* [engine] the connection is over: nothin
 
 /* [any] With the mutex held. */
 aq_flow *aq_flows_find(aq_flows *flows, uint16_t association);
+
+/* [any] Python need not be asked about new associations of an address, or of any where it is NULL, until then: there
+ * are none. With more addresses than AQ_REFUSALS the one whose time is over first is asked about again. */
+void aq_flows_turn_away(aq_flows *flows, const aq_address *from, uint64_t until);
+int aq_flows_turns_away(const aq_flows *flows, const aq_address *from, uint64_t now); /* [any] With the mutex held. */
 
 /* [engine or pump, whoever reads the socket now] One batch from the socket. 0, AQ_ERR_GONE, or AQ_ERR_SYSTEM - errno
  * where it can't be read now. */

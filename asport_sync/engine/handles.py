@@ -262,6 +262,16 @@ class Connection(Handle):
         """Forgets an association, or refuses one that a FlowWanted asked for."""
         self.engine.call(lib.aq_flow_remove, self.id, association)
 
+    def refuse_flows(self, source: SocketAddress | None, lasts: float) -> None:
+        """No new associations for some time: neither SourceUnknown nor FlowWanted comes; what asks is dropped, counted.
+
+        Args:
+            source: For this address, whatever its port; None: for none at all.
+            lasts: Seconds.
+        """
+        address = ffi.NULL if source is None else to_address(source)
+        self.engine.call(lib.aq_flows_refuse, self.id, address, nanoseconds(lasts))
+
     def idle_flows(self, idle: float, most: int = 1024) -> list[int]:
         """Associations without traffic for ``idle`` seconds, at most ``most``."""
         out = ffi.new("uint16_t[]", most)

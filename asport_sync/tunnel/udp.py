@@ -30,6 +30,8 @@ _PAUSE_AFTER_ERROR = 0.1  # seconds that a socket is left alone when reading it 
 _ENDED_AT_ONCE = 256  # associations; each costs a Dissociate, which the other end must keep up with
 _PAUSE_BETWEEN_ENDS = 0.05  # seconds until the next so many are ended
 _EVICTABLE_AFTER = 10.0  # seconds without traffic: longer than the pauses of most protocols on UDP
+# Seconds that those who get no association are not asked about again: a crowd must not keep Python busy with refusals.
+_REFUSAL_LASTS = 0.1
 _EVICTED_AT_ONCE = 64  # associations, so that a crowd of sources does not cost a search each
 # One source address has half of the associations at most, so that it can't keep everybody else out. No less, for behind
 # a proxy or a carrier's NAT many users share one.
@@ -248,12 +250,14 @@ class PublicUdp:
     def _associate(self, udp: UdpSocket, source: SocketAddress) -> bool:
         if self._shares.full(source[0]):
             self._counters.add("udp_sources_refused_share")
+            self._connection.refuse_flows(source, _REFUSAL_LASTS)
             return False
         association = self._associations.allocate()
         if association is None and self._evict():
             association = self._associations.allocate()
         if association is None:
             self._counters.add("udp_sources_refused_table_full")
+            self._connection.refuse_flows(None, _REFUSAL_LASTS)
             return False
         try:
             udp.add_flow(association, source)
@@ -431,10 +435,12 @@ class LocalFlows:
             return
         if not self._budget.take():
             self._refuse(association, "udp_flows_refused_limit", "too many associations have sockets")
+            self._refuse_more(None)
             return
         if self._shares.full(peer[0]):
             self._budget.give_back()
             self._refuse(association, "udp_flows_refused_share", f"{peer[0]} has half of all associations")
+            self._refuse_more(peer)
             return
         self._shares.take(association, peer[0])
         flow = self._flows[association] = _Flow()
@@ -507,3 +513,7 @@ class LocalFlows:
         self._limit.warning(self._log, "association %d refused: %s", association, why)
         with contextlib.suppress(EngineClosed):
             self._connection.remove_flow(association)
+
+    def _refuse_more(self, peer: SocketAddress | None) -> None:
+        with contextlib.suppress(EngineClosed):
+            self._connection.refuse_flows(peer, _REFUSAL_LASTS)

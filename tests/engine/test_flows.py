@@ -444,6 +444,30 @@ def test_a_prefix_goes_in_front_of_each_datagram(certificate: Certificate) -> No
                 assert flow.user.recv(LARGEST_DATAGRAM) == payload
 
 
+def test_who_is_refused_for_now_is_not_asked_about(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with open_flow(pair) as flow, udp_socket() as late:
+            pair.server_connection.refuse_flows(late.getsockname(), 3600.0)
+            late.sendto(b"from the same address", flow.public_socket.getsockname())
+            expect_count(pair.server, "udp_drop_no_association", 1)
+            flow.to_service(b"still there")
+            assert flow.service.recv(100) == b"still there"
+            assert pair.server.seen() == []
+            # The last word counts.
+            pair.server_connection.refuse_flows(late.getsockname(), 0.0)
+            late.sendto(b"once more", flow.public_socket.getsockname())
+            expect_source(pair, flow.public, late)
+            # The same at the other end, for everybody.
+            pair.client_connection.refuse_flows(None, 3600.0)
+            flow.public.add_flow(ASSOCIATION + 1, late.getsockname())
+            expect_count(pair.client, "packet_drop_association_refused", 1)
+            assert pair.client.seen() == []
+            pair.client_connection.refuse_flows(None, 0.0)
+            late.sendto(b"and once more", flow.public_socket.getsockname())
+            assert pair.client.expect(FlowWanted).peer == late.getsockname()
+
+
 @CARRIERS
 def test_an_answer_to_another_address_is_dropped(certificate: Certificate, carrier: Carrier) -> None:
     """A client may answer the source of an association, and nobody else."""

@@ -227,6 +227,7 @@ def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> in
         "aq_udp_refuse": (address,),
         "aq_flow_add": (1, address, b"", 0),
         "aq_flow_remove": (1,),
+        "aq_flows_refuse": (address, 1_000_000_000),
         "aq_flows_idle": (1_000_000_000, ffi.new("uint16_t[8]"), 8),
     }
     result = int(getattr(lib, name)(pointer, handle, *arguments[name]))

@@ -481,6 +481,8 @@ static void do_udp(aq_engine *engine)
     case 11:
         aq_udp_share(engine, what & 128);
         aq_streams_share(engine, what / 16 % 4);
+        peer = address();
+        aq_flows_refuse(engine, pick(AQ_KIND_CONNECTION), what & 64 ? &peer : NULL, (uint64_t)what * AQ_NSEC_PER_MSEC);
         aq_streams_report(engine, what & 64);
         break;
     default:

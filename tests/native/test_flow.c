@@ -273,6 +273,34 @@ static void test_detached(void)
     end_flows(flows);
 }
 
+static void test_addresses_that_get_no_association(void)
+{
+    const aq_address other_port = {.family = 4, .ip = {192, 0, 2, 0}, .port = 9}, other = source(256);
+    const aq_address first = source(0);
+    aq_flows *flows = new_flows();
+    CHECK(!aq_flows_turns_away(flows, &first, 5));
+    aq_flows_turn_away(flows, &first, 10);
+    CHECK(aq_flows_turns_away(flows, &first, 9));
+    CHECK(aq_flows_turns_away(flows, &other_port, 9));
+    CHECK(!aq_flows_turns_away(flows, &other, 9));
+    CHECK(!aq_flows_turns_away(flows, &first, 10));
+    aq_flows_turn_away(flows, &first, 20); /* the same once more takes no place */
+    for (uint16_t i = 1; i < AQ_REFUSALS; i++) {
+        const aq_address next = source((uint16_t)(256 * i));
+        aq_flows_turn_away(flows, &next, 20U + i);
+    }
+    for (uint16_t i = 0; i < AQ_REFUSALS; i++) {
+        const aq_address each = source((uint16_t)(256 * i));
+        CHECK(aq_flows_turns_away(flows, &each, 19));
+    }
+    /* One too many: the one that would end first is asked about again. */
+    aq_flows_turn_away(flows, NULL, 15);
+    CHECK(!aq_flows_turns_away(flows, &first, 15));
+    CHECK(aq_flows_turns_away(flows, &first, 14)); /* as is everybody */
+    CHECK(aq_flows_turns_away(flows, &other, 15));
+    end_flows(flows);
+}
+
 int main(void)
 {
     check_watchdog(WATCHDOG_SECONDS);
@@ -284,6 +312,7 @@ int main(void)
     test_unknown_sources(AF_INET6);
     test_many_sources();
     test_detached();
+    test_addresses_that_get_no_association();
     sides_destroy();
     return check_done();
 }

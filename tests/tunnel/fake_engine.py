@@ -151,6 +151,7 @@ class FakeConnection:
         self.migration_problem: EngineError | None = None
         self.exports = 0
         self.removed: list[int] = []
+        self.refused_for_now: list[real.SocketAddress | None] = []
         self.idle: list[int] = []
         self.idle_asked: list[float] = []
         self.streams: list[FakeStream] = []
@@ -220,6 +221,11 @@ class FakeConnection:
     def remove_flow(self, association: int) -> None:
         self._check()
         self.removed.append(association)
+
+    def refuse_flows(self, source: real.SocketAddress | None, lasts: float) -> None:
+        self._check()
+        assert lasts > 0
+        self.refused_for_now.append(source)
 
     def idle_flows(self, idle: float, most: int = 1024) -> list[int]:
         self._check()

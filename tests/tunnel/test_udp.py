@@ -126,6 +126,7 @@ def test_a_full_table_refuses(public: Public) -> None:
     assert public.pump.counter("udp_sources_refused_table_full") == 1
     # What waits of it is dropped, and it may ask again.
     assert public.pump.udp.refused == [refused]
+    assert public.pump.connection.refused_for_now == [None]
     public.miss(refused)
     assert public.pump.udp.refused == [refused, refused]
     assert list(public.pump.udp.flows) == [1]
@@ -163,6 +164,7 @@ def test_one_address_does_not_get_all_associations(public: Public) -> None:
     refused = public.source()
     assert public.pump.counter("udp_sources_refused_share") == 1
     assert public.pump.udp.refused == [refused]
+    assert public.pump.connection.refused_for_now == [refused]
     public.miss(("198.51.100.2", 1))
     assert list(public.pump.udp.flows) == [1, 2, 3]
     # Its place is free again as soon as one of them is over.
@@ -638,6 +640,7 @@ def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
     local.want(2)
     assert pump.connection.removed == [2]
     assert pump.counter("udp_flows_refused_limit") == 1
+    assert pump.connection.refused_for_now == [None]
     pump.do(local.flows.end, 1)
     assert pump.udp.closed
     assert pump.udp.sock.fileno() == -1
@@ -653,6 +656,7 @@ def test_one_address_leaves_places_to_others(local: Local) -> None:
         local.want(association)
     assert local.pump.counter("udp_flows_refused_share") == 2
     assert local.pump.connection.removed == [5, 6]
+    assert local.pump.connection.refused_for_now == [PEER, PEER]
     local.pump.do(local.flows.wanted, 7, ("198.51.100.10", 1))
     assert len(local.pump.connection.udp) == 6
     local.pump.do(local.flows.end, 0)
