@@ -133,7 +133,7 @@ class Effort:
 
 
 QUICK = Effort(rounds=1, seconds=0.6, cost_seconds=1.0, settle=1.0)
-FULL = Effort(rounds=5, seconds=0.8, cost_seconds=5.0, settle=11.0)
+FULL = Effort(rounds=7, seconds=0.8, cost_seconds=5.0, settle=11.0)
 
 
 @contextlib.contextmanager
