@@ -298,7 +298,7 @@ def test_ends_beyond_so_many_a_second_are_left_out_and_told_later(certificate: C
         expect_count(pair.server, "streams_attached", 8)
         time.sleep(1.1)  # a second that has had no end
         begin_and_end()
-        told = []
+        told: list[StreamEnded] = []
         while sum(1 + event.left_out for event in told) < 9:
             told.append(pair.server.expect(StreamEnded))
         left_out = sum(event.left_out for event in told)
