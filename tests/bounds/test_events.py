@@ -24,7 +24,13 @@ def expect_of(side: Side, kind: type[Connected] | type[Closed], connection: Conn
 def test_clients_are_turned_away_while_too_many_events_wait(certificate: Certificate) -> None:
     with Side("client") as client, contextlib.closing(Side("server")) as server:
         server.engine.start()  # and nobody takes its events yet
-        _, address = listen(server, certificate, retry_threshold=10 * WAITING, max_connections=10 * WAITING)
+        _, address = listen(
+            server,
+            certificate,
+            retry_threshold=10 * WAITING,
+            max_half_open_per_source=10 * WAITING,
+            max_connections=10 * WAITING,
+        )
         credentials = client_credentials(client.engine, certificate)
 
         def begin() -> Connection:
