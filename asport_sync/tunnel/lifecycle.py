@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import os
-import select
 import threading
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -159,31 +158,20 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
             LifecycleError: In a forked child of the process that started it.
             ConfigError: As ``start``.
         """
-        reader, writer = os.pipe()
-        try:
-            # A handler may run at any point of the main thread: writing to a pipe is one of the few things it can't
-            # hang on.
-            with Termination(lambda name: _say(writer, name)):
-                self._check_process()
-                if not self.running:
-                    self.start()
-                run = self._run
-                if run is None:
-                    return  # stopped by another thread meanwhile
-                run.report = notify.status
-                notify.ready(self._status(run))
-                poll = select.poll()
-                poll.register(reader, select.POLLIN)
-                descriptor = run.stopping.fileno()
-                if descriptor >= 0:
-                    poll.register(descriptor, select.POLLIN)
-                    poll.poll()
-                _log.info("stopping")
-                notify.stopping()
-                self.stop()
-        finally:
-            os.close(reader)
-            os.close(writer)
+        with Termination() as termination:
+            self._check_process()
+            if not self.running:
+                self.start()
+            run = self._run
+            if run is None:
+                return  # stopped by another thread meanwhile
+            run.report = notify.status
+            notify.ready(self._status(run))
+            descriptor = run.stopping.fileno()
+            name = termination.wait(descriptor) if descriptor >= 0 else None
+            _log.info("stopping: %s", name or "stop() was called")
+            notify.stopping()
+            self.stop()
 
     def stats(self) -> dict[str, object]:
         """Figures at this moment, times in seconds and sizes in bytes.
@@ -227,7 +215,3 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
             raise LifecycleError(
                 f"this {type(self).__name__} was started in the parent process; create a new one after fork"
             )
-
-
-def _say(descriptor: int, signal_name: str) -> None:
-    os.write(descriptor, signal_name.encode())

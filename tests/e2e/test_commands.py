@@ -275,6 +275,39 @@ sys.exit(thread.is_alive())
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_whichever_thread_takes_a_signal_it_ends_run_forever(certificate: Certificate) -> None:
+    """The kernel chooses the thread; Python runs handlers in the main thread only, which sleeps."""
+    done = run_script(
+        certificate,
+        """
+import signal
+def threads():
+    return sorted((t for t in threading.enumerate() if t is not threading.main_thread()), key=lambda t: t.name)
+def send(number, which):
+    client.wait_ready(20)
+    signal.pthread_kill(threads()[which].ident, signal.SIGUSR1)
+    signal.pthread_kill(threads()[which].ident, number)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+client = Client(**client_options(certificate, server.address, ("127.0.0.1", 9)))
+with client:
+    client.wait_ready(20)
+    names = [t.name for t in threads()]
+for number in (signal.SIGINT, signal.SIGTERM):
+    for which in range(len(names)):
+        client.start()
+        sender = threading.Thread(target=send, args=(number, which), name="zzz", daemon=True)
+        sender.start()
+        client.run_forever()
+        sender.join(20)
+server.stop()
+print(*names)
+""",
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    # Of the server and of the client.
+    assert [name.rstrip("0123456789-") for name in done.stdout.split()].count("asport-engine") == 2
+
+
 STOP_IN_HANDLER = """
 import json, os, signal
 from asport_sync import Server

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,37 +59,155 @@ def handlers() -> Iterator[list[str]]:
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def never() -> Iterator[int]:
+    """A descriptor that is not readable while a test has a chance: the wait for a signal ends, but late."""
+    reader, writer = os.pipe()
+    give_up = threading.Timer(10, os.write, (writer, b"\0"))
+    give_up.start()
+    yield reader
+    in_time = give_up.is_alive()
+    give_up.cancel()
+    give_up.join()
+    os.close(reader)
+    os.close(writer)
+    assert in_time, "the signal did not end the wait"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_ours_and_the_second_the_program_s(handlers: list[str], number: signal.Signals) -> None:
-    ours: list[str] = []
-    with Termination(ours.append):
+def test_the_first_signal_is_ours_and_the_second_the_program_s(
+    handlers: list[str], never: int, number: signal.Signals
+) -> None:
+    with Termination() as termination:
         signal.raise_signal(number)
-        assert (ours, handlers) == ([number.name], [])
+        assert (termination.wait(never), handlers) == (number.name, [])
         signal.raise_signal(number)
-        assert (ours, handlers) == ([number.name], [number.name])
+        assert (termination.wait(never), handlers) == (number.name, [number.name])
     signal.raise_signal(number)
     assert handlers == [number.name] * 2
 
 
 def test_handlers_are_put_back_without_a_signal(handlers: list[str]) -> None:
-    with Termination(lambda name: None):
+    with Termination():
         pass
     signal.raise_signal(signal.SIGTERM)
     assert handlers == ["SIGTERM"]
 
 
+def wait_while_others_take(termination: Termination, descriptor: int, *numbers: signal.Signals) -> str | None:
+    """Waits, most likely asleep, while another thread sends signals to itself, one by one."""
+
+    def send() -> None:
+        for number in numbers:
+            time.sleep(0.05)
+            signal.pthread_kill(threading.get_ident(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        return termination.wait(descriptor)
+    finally:
+        sender.join(10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_another_thread_takes_wakes_the_main_thread(
+    handlers: list[str], never: int, number: signal.Signals
+) -> None:
+    with Termination() as termination:
+        assert wait_while_others_take(termination, never, number) == number.name
+    assert handlers == []
+
+
+@pytest.fixture
+def others() -> Iterator[list[str]]:
+    """A handler of the program for a signal that ends nothing."""
+    seen: list[str] = []
+    earlier = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append("SIGUSR1"))
+    yield seen
+    signal.signal(signal.SIGUSR1, earlier)
+
+
+def test_other_signals_end_nothing_and_are_handled_at_once(handlers: list[str], others: list[str], never: int) -> None:
+    with Termination() as termination:
+        numbers = (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM)
+        assert wait_while_others_take(termination, never, *numbers) == "SIGTERM"
+    assert (others, handlers) == (["SIGUSR1"] * 2, [])
+
+
+def test_what_another_handler_raises_ends_the_wait(handlers: list[str], never: int) -> None:
+    def raises(number: int, frame: object) -> None:
+        raise TimeoutError("enough")
+
+    earlier = signal.signal(signal.SIGUSR1, raises)
+    try:
+        with Termination() as termination, pytest.raises(TimeoutError, match="enough"):
+            wait_while_others_take(termination, never, signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
+    signal.raise_signal(signal.SIGTERM)
+    assert handlers == ["SIGTERM"]
+
+
+def test_more_signals_than_a_pipe_holds(handlers: list[str], others: list[str], never: int) -> None:
+    with Termination() as termination:
+        for _ in range(70_000):  # a pipe holds 65,536 bytes
+            signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        assert termination.wait(never) == "SIGTERM"
+    assert len(others) == 70_000
+
+
+def test_the_wait_ends_with_its_descriptor() -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"\0")
+        with Termination() as termination:
+            assert termination.wait(reader) is None
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_earlier_descriptor_for_signals_is_put_back(others: list[str], closed: bool) -> None:
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    before = signal.set_wakeup_fd(writer)
+    try:
+        with Termination():
+            signal.raise_signal(signal.SIGUSR1)
+            if closed:
+                os.close(writer)
+        if not closed:
+            signal.raise_signal(signal.SIGUSR1)
+            assert os.read(reader, 10) == bytes([signal.SIGUSR1])  # and not the one before
+        assert signal.set_wakeup_fd(before) == (-1 if closed else writer)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        if not closed:
+            os.close(writer)
+
+
 def test_outside_the_main_thread_signals_are_left_alone(handlers: list[str]) -> None:
     during: list[object] = []
+    reader, writer = os.pipe()
 
     def enter() -> None:
         before = signal.getsignal(signal.SIGTERM)
-        with Termination(lambda name: None):
+        with Termination() as termination:
             during.append(signal.getsignal(signal.SIGTERM) is before)
+            during.append(termination.wait(reader))
 
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join(10)
-    assert during == [True]
+    try:
+        os.write(writer, b"\0")
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join(10)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert during == [True, None]
 
 
 def test_the_commands_lines_have_time_level_and_part() -> None:
