@@ -23,11 +23,17 @@
 #define AQ_NSEC_PER_MSEC 1000000ULL
 #define AQ_NSEC_PER_SEC 1000000000ULL
 
-/* Equal in family, address and port. The zone of a link-local address is known on one side only, so it does not count.
- */
+/* Equal in family and address, whatever the port. The zone of a link-local address is known on one side only, so it
+ * does not count. */
+static inline int aq_address_same_host(const aq_address *a, const aq_address *b)
+{
+    return a->family == b->family && memcmp(a->ip, b->ip, a->family == 6 ? 16 : 4) == 0;
+}
+
+/* The same host and port. */
 static inline int aq_address_equal(const aq_address *a, const aq_address *b)
 {
-    return a->family == b->family && a->port == b->port && memcmp(a->ip, b->ip, a->family == 6 ? 16 : 4) == 0;
+    return a->port == b->port && aq_address_same_host(a, b);
 }
 
 /* CLOCK_MONOTONIC in nanoseconds. ngtcp2 aborts on a clock that goes backwards, so every time stamp comes from here. */

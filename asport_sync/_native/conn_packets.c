@@ -149,16 +149,18 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
 {
     aq_event event = {.type = AQ_EVENT_FLOW_WANTED, .value = association, .peer = packet->address};
     aq_waiting_packet *waiting;
-    int asked = 0, refused;
-    pthread_mutex_lock(&conn->flows->mutex);
-    refused = aq_flows_turns_away(conn->flows, &packet->address, conn->now);
-    pthread_mutex_unlock(&conn->flows->mutex);
+    int asked = 0, refused = 0;
+    for (waiting = conn->waiting_first; waiting != NULL && !asked; waiting = waiting->next)
+        asked = waiting->association == association;
+    if (!asked) {
+        pthread_mutex_lock(&conn->flows->mutex);
+        refused = aq_flows_turns_away(conn->flows, &packet->address, conn->now);
+        pthread_mutex_unlock(&conn->flows->mutex);
+    }
     if (refused) {
         aq_count(conn->host->counters, AQ_C_packet_drop_association_refused, 1);
         return;
     }
-    for (waiting = conn->waiting_first; waiting != NULL && !asked; waiting = waiting->next)
-        asked = waiting->association == association;
     if (conn->waiting_count >= WAITING_PACKETS || conn->waiting_bytes + packet->length > WAITING_BYTES ||
         (waiting = malloc(sizeof(*waiting) + packet->length)) == NULL) {
         aq_count(conn->host->counters, AQ_C_packet_drop_waiting_full, 1);

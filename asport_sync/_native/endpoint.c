@@ -565,13 +565,13 @@ aq_conn *aq_endpoint_connect(aq_endpoint *endpoint, const aq_sockaddr *remote, c
 
 /* ---- another local address ------------------------------------------------------------------------------------- */
 
-static int same_ip(const aq_sockaddr *first, const aq_sockaddr *second)
+/* Here both zones are this machine's, so they count. */
+static int same_host_and_zone(const aq_sockaddr *first, const aq_sockaddr *second)
 {
     aq_address a, b;
     aq_sockaddr_to(first, &a);
     aq_sockaddr_to(second, &b);
-    a.port = b.port = 0;
-    return a.scope == b.scope && aq_address_equal(&a, &b);
+    return a.scope == b.scope && aq_address_same_host(&a, &b);
 }
 
 int aq_endpoint_route_socket(aq_endpoint *endpoint, int fd, aq_sockaddr *local)
@@ -585,7 +585,7 @@ int aq_endpoint_route_socket(aq_endpoint *endpoint, int fd, aq_sockaddr *local)
     memset(local, 0, sizeof(*local));
     if (connect(fd, &remote->sa, aq_sockaddr_length(remote)) != 0 || getsockname(fd, &local->sa, &length) != 0)
         return AQ_ERR_SYSTEM - errno;
-    return same_ip(local, &endpoint->bound) ? 0 : 1;
+    return same_host_and_zone(local, &endpoint->bound) ? 0 : 1;
 }
 
 int aq_endpoint_swap_socket(aq_endpoint *endpoint, int fd, const aq_sockaddr *local)

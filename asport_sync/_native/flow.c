@@ -124,25 +124,14 @@ uint32_t aq_flows_list_idle(aq_flows *flows, uint64_t before, uint16_t *out, uin
 
 /* ---- addresses that get no association ------------------------------------------------------------------------ */
 
-/* Address without port; of family 0 where there is none. */
-static aq_address host_of(const aq_address *address)
-{
-    aq_address host = {0};
-    if (address != NULL) {
-        host = *address;
-        host.port = 0;
-    }
-    return host;
-}
-
 void aq_flows_turn_away(aq_flows *flows, const aq_address *from, uint64_t until)
 {
-    aq_address host = host_of(from);
+    aq_address host = from != NULL ? *from : (aq_address){0};
     aq_refusal *place = &flows->refusals[0];
     pthread_mutex_lock(&flows->mutex);
     for (size_t i = 0; i < AQ_REFUSALS; i++) {
         aq_refusal *refusal = &flows->refusals[i];
-        if (refusal->until != 0 && aq_address_equal(&refusal->from, &host)) {
+        if (refusal->until != 0 && aq_address_same_host(&refusal->from, &host)) {
             place = refusal;
             break;
         }
@@ -156,10 +145,9 @@ void aq_flows_turn_away(aq_flows *flows, const aq_address *from, uint64_t until)
 
 int aq_flows_turns_away(const aq_flows *flows, const aq_address *from, uint64_t now)
 {
-    aq_address host = host_of(from);
     for (size_t i = 0; i < AQ_REFUSALS; i++) {
         const aq_refusal *refusal = &flows->refusals[i];
-        if (now < refusal->until && (refusal->from.family == 0 || aq_address_equal(&refusal->from, &host)))
+        if (now < refusal->until && (refusal->from.family == 0 || aq_address_same_host(&refusal->from, from)))
             return 1;
     }
     return 0;

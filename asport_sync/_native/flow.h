@@ -38,7 +38,7 @@ typedef struct aq_flow {
 
 /* No new association for this address, whatever its port, until then. */
 typedef struct {
-    aq_address from; /* family 0: for nobody */
+    aq_address from; /* the port does not count; family 0: every address */
     uint64_t until;
 } aq_refusal;
 

@@ -468,6 +468,40 @@ def test_who_is_refused_for_now_is_not_asked_about(certificate: Certificate) -> 
             assert pair.client.expect(FlowWanted).peer == late.getsockname()
 
 
+def test_who_is_asked_about_already_is_not_turned_away(certificate: Certificate) -> None:
+    """Refusals are for new associations: what waits for a word gets it, and its packets in order."""
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with (
+            udp_socket() as public_socket,
+            udp_socket() as user,
+            udp_socket() as local_socket,
+            udp_socket() as service,
+        ):
+            user.connect(public_socket.getsockname())
+            local_socket.connect(service.getsockname())
+            public = pair.server_connection.open_udp(public_socket, public=True)
+            local = pair.client_connection.open_udp(local_socket, public=False)
+            user.send(b"1")
+            expect_source(pair, public, user)
+            pair.server_connection.refuse_flows(None, 3600.0)
+            user.send(b"2")
+            expect_count(pair.server, "udp_received", 2)
+            public.add_flow(ASSOCIATION, user.getsockname())
+            wanted = pair.client.expect(FlowWanted)
+            pair.client_connection.refuse_flows(None, 3600.0)
+            user.send(b"3")
+            expect_count(pair.server, "packets_sent", 3)
+            pair.server_connection.send(encode(Dissociate(ASSOCIATION + 1)))
+            pair.client.expect(CommandReceived)  # and so the Packet before it has come too
+            local.add_flow(ASSOCIATION, wanted.peer)
+            assert [service.recv(100) for _ in range(3)] == [b"1", b"2", b"3"]
+            assert pair.server.counter("udp_drop_no_association") == 0
+            assert pair.client.counter("packet_drop_association_refused") == 0
+            public.close()
+            local.close()
+
+
 @CARRIERS
 def test_an_answer_to_another_address_is_dropped(certificate: Certificate, carrier: Carrier) -> None:
     """A client may answer the source of an association, and nobody else."""
