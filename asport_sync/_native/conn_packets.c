@@ -186,13 +186,13 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
     conn->waiting_bytes += packet->length;
 }
 
-void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now)
+/* A client's Packets that wait for an association go to its flow, or are dropped where that is NULL. The mutex is held.
+ */
+static void end_waiting(aq_conn *conn, uint16_t association, aq_flow *flow)
 {
     aq_waiting_packet **link = &conn->waiting_first, *last = NULL;
-    conn->now = now;
     while (*link != NULL) {
         aq_waiting_packet *waiting = *link;
-        aq_flow *flow;
         if (waiting->association != association) {
             last = waiting;
             link = &waiting->next;
@@ -201,16 +201,23 @@ void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint6
         *link = waiting->next;
         conn->waiting_count--;
         conn->waiting_bytes -= waiting->length;
-        pthread_mutex_lock(&conn->flows->mutex);
-        flow = accepted ? aq_flows_find(conn->flows, association) : NULL;
         if (flow != NULL)
             deliver(conn, flow, waiting->data, waiting->length);
         else
             aq_count(conn->host->counters, AQ_C_packet_drop_association_refused, 1);
-        pthread_mutex_unlock(&conn->flows->mutex);
         free(waiting);
     }
     conn->waiting_last = last;
+    if (flow != NULL)
+        flow->is_open = 1;
+}
+
+void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now)
+{
+    conn->now = now;
+    pthread_mutex_lock(&conn->flows->mutex);
+    end_waiting(conn, association, accepted ? aq_flows_find(conn->flows, association) : NULL);
+    pthread_mutex_unlock(&conn->flows->mutex);
 }
 
 void aq_conn_count_incomplete(aq_conn *conn)
@@ -287,8 +294,12 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
     flow = aq_flows_find(conn->flows, header.association);
     if (flow != NULL && conn->is_server && !aq_address_equal(&flow->peer, &packet.address))
         aq_count(conn->host->counters, AQ_C_packet_drop_wrong_address, 1);
-    else if (flow != NULL)
+    else if (flow != NULL) {
+        /* Another thread adds the flow and then says so: this packet may be seen between the two. */
+        if (!flow->is_open)
+            end_waiting(conn, header.association, flow);
         deliver(conn, flow, packet.payload, packet.length);
+    }
     pthread_mutex_unlock(&conn->flows->mutex);
     if (flow == NULL && conn->is_server)
         aq_count(conn->host->counters, AQ_C_packet_drop_unknown_association, 1);

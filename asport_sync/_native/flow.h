@@ -34,6 +34,7 @@ typedef struct aq_flow {
     uint8_t prefix[AQ_FLOW_PREFIX_MAX];   /* immutable */
     _Atomic uint64_t active;              /* aq_now() of the last packet in either direction */
     struct aq_flow *older, *newer;        /* all flows of the table; guarded by its mutex */
+    uint8_t is_open; /* client: what waited for it has been sent, and nothing may go before that; likewise guarded */
 } aq_flow;
 
 /* No new association for this address, whatever its port, until then. */

@@ -558,6 +558,32 @@ def test_idle_associations_are_found_and_forgotten(certificate: Certificate) -> 
             expect_source(pair, flow.public, flow.user)
 
 
+@CARRIERS
+def test_what_waited_for_an_association_comes_before_what_did_not(certificate: Certificate, carrier: Carrier) -> None:
+    """Packets go on arriving while the association is added, in the same turn of the engine too."""
+    most = 150
+    with connected(certificate) as pair:
+        pair.admit(carrier)
+        with udp_socket() as public_socket, udp_socket() as service:
+            public = pair.server_connection.open_udp(public_socket, public=True)
+            for association in range(40):
+                with udp_socket() as user, udp_socket() as local_socket:
+                    user.connect(public_socket.getsockname())
+                    local_socket.connect(service.getsockname())
+                    local = pair.client_connection.open_udp(local_socket, public=False)
+                    user.send(b"0")
+                    expect_source(pair, public, user)
+                    public.add_flow(association, user.getsockname())
+                    for number in range(1, most):
+                        user.send(b"%d" % number)
+                    wanted = pair.client.expect(FlowWanted)
+                    local.add_flow(association, wanted.peer)
+                    assert [int(service.recv(100)) for _ in range(most)] == list(range(most))
+                    pair.server_connection.remove_flow(association)
+                    local.close()
+            public.close()
+
+
 def test_a_refused_association_drops_its_packets(certificate: Certificate) -> None:
     with connected(certificate) as pair:
         pair.admit(Carrier.DATAGRAM)
