@@ -269,6 +269,14 @@ static int control_number(struct cmsghdr *control)
     return control->cmsg_len >= CMSG_LEN(1) ? *CMSG_DATA(control) : -1;
 }
 
+/* Where a datagram was sent to. What had arrived before the socket was asked for it has no answer in ipi_spec_dst; the
+ * destination in its header is the same but for broadcasts. Left out, the first packet of a connection would be of
+ * another path than all others, and a handshake has one only (RFC 9000 section 9). */
+static struct in_addr destination_of(const struct in_pktinfo *information)
+{
+    return information->ipi_spec_dst.s_addr != INADDR_ANY ? information->ipi_spec_dst : information->ipi_addr;
+}
+
 static void read_control(struct cmsghdr *control, aq_udp_message *out)
 {
     int level = control->cmsg_level, type = control->cmsg_type;
@@ -281,14 +289,16 @@ static void read_control(struct cmsghdr *control, aq_udp_message *out)
         out->segment = number < 0 ? 0 : (uint32_t)number;
     } else if (level == IPPROTO_IP && type == IP_PKTINFO) {
         struct in_pktinfo information;
+        struct in_addr destination;
         memcpy(&information, CMSG_DATA(control), sizeof(information));
+        destination = destination_of(&information);
         /* One socket, one family: an address that came as IPv4 here and mapped there would look like two paths. */
         if (out->peer.sa.sa_family == AF_INET6) {
             out->local.in6.sin6_family = AF_INET6;
-            map_ipv4(&out->local.in6.sin6_addr, &information.ipi_spec_dst);
+            map_ipv4(&out->local.in6.sin6_addr, &destination);
         } else {
             out->local.in.sin_family = AF_INET;
-            out->local.in.sin_addr = information.ipi_spec_dst;
+            out->local.in.sin_addr = destination;
         }
     } else if (level == IPPROTO_IPV6 && type == IPV6_PKTINFO) {
         struct in6_pktinfo information;

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 
 import pytest
 
 from asport_sync.engine import CloseCause, Connected, StreamOpened, Transport
 from tests.engine.middle import Middle
-from tests.engine.pair import HEADER, Relay, Side, connect, connected, echo, expect_closed, listen, tcp_pair
+from tests.engine.pair import (
+    CLIENT_TRANSPORT,
+    EVENT_TIMEOUT,
+    HEADER,
+    SERVER_TRANSPORT,
+    Relay,
+    Side,
+    client_credentials,
+    connect,
+    connected,
+    echo,
+    expect_closed,
+    listen,
+    server_credentials,
+    tcp_pair,
+)
 from tests.support.certificates import Certificate
 from tests.support.waiting import wait_until
 
@@ -40,6 +56,35 @@ def test_beyond_the_limit_connections_are_refused(certificate: Certificate) -> N
         closed = expect_closed(client, refused)
         assert (closed.cause, closed.code) == (CloseCause.PEER_TRANSPORT, 2)  # CONNECTION_REFUSED
         assert server.counter("connections_refused") == 1
+
+
+@pytest.mark.parametrize(
+    ("bound", "server"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "::1")],
+    ids=["IPv4", "any IPv4", "IPv4 to any IPv6", "IPv6"],
+)
+def test_who_calls_before_the_server_listens_gets_in(certificate: Certificate, bound: str, server: str) -> None:
+    """A client that waits for a server to come back has its first packet there before the socket is set up."""
+    family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+    with Side("server") as side, Side("client") as client, socket.socket(family, socket.SOCK_DGRAM) as sock:
+        if family is socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bound == "::1"))
+        sock.bind((bound, 0))
+        with socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM) as own:
+            client.engine.connect(
+                own,
+                client_credentials(client.engine, certificate),
+                CLIENT_TRANSPORT,
+                remote=(server, sock.getsockname()[1]),
+                server_name="localhost",
+            )
+        assert select.select([sock], [], [], EVENT_TIMEOUT)[0], "the client's first packet"
+        side.engine.listen(
+            sock, server_credentials(side.engine, certificate), SERVER_TRANSPORT, reset_key=bytes(range(32))
+        )
+        client.expect(Connected)
+        side.expect(Connected)
+        assert side.counter("connections_accepted") == 1
 
 
 def test_version_negotiation(certificate: Certificate) -> None:

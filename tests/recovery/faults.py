@@ -6,9 +6,11 @@ A fault is set up once and may then happen any number of times, so that a client
 from __future__ import annotations
 
 import abc
+import collections
 import contextlib
 import dataclasses
 import datetime
+import logging
 import random
 import re
 import signal
@@ -192,7 +194,17 @@ class Loopback(Fault):
 
     def description(self) -> str:
         """What the processes have to say."""
-        return "\n".join(process.description() for process in (self.server, self.client) if process is not None)
+        return "\n".join(said_by(process) for process in (self.server, self.client) if process is not None)
+
+
+def said_by(process: Process) -> str:
+    """What a process has logged, but for the lines about the connections of ``first_byte``, which are many."""
+    return "\n".join([f"--- {process.name}:", *(line for line in process.output().splitlines() if is_telling(line))])
+
+
+def is_telling(line: str) -> bool:
+    """Whether a line of a log is not about a single TCP connection."""
+    return "connection from " not in line
 
 
 def ready_at(server: Process) -> float:
@@ -432,6 +444,12 @@ class Inside(Loopback):
 
     def start_client(self, stack: contextlib.ExitStack) -> None:
         """Start the client."""
+        self.log = Log()
+        logger = logging.getLogger("asport_sync")
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(self.log)
+        stack.callback(logger.removeHandler, self.log)
         options = client_options(self.certificate, self.quic, self.service.address, **self.changes())
         self.inside = stack.enter_context(Observed(**options))
 
@@ -441,7 +459,22 @@ class Inside(Loopback):
 
     def description(self) -> str:
         """What can be said."""
-        return f"{super().description()}\n{self.inside.stats()}"
+        return "\n".join([super().description(), "--- client:", *self.log.lines, str(self.inside.stats())])
+
+
+class Log(logging.Handler):
+    """Keeps the latest lines. Filled by any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(threadName)s %(message)s"))
+        self.lines: collections.deque[str] = collections.deque(maxlen=200)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        line = self.format(record)
+        if is_telling(line):
+            self.lines.append(line)
 
 
 class Observed(Client):
@@ -566,7 +599,7 @@ class Across(Fault):
 
     def description(self) -> str:
         """What the processes have to say."""
-        return f"{self.server.description()}\n{self.client.description()}"
+        return f"{said_by(self.server)}\n{said_by(self.client)}"
 
 
 class NetworkGone(Across):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def measure(
     scale: Scale = FULL,
     tell: Callable[[float], object] = lambda seconds: None,
 ) -> Measured:
-    """Make a fault so often, or as often as it says itself.
+    """Make a fault so often, or as often as it says itself. What the programs say where a promise is missed is printed.
 
     Args:
         fault: Which.
@@ -67,4 +69,6 @@ def measure(
         for _ in range(repetitions or fault.repetitions):
             seconds.append(made.once())
             tell(seconds[-1])
+            if fault.promise is not None and seconds[-1] > fault.promise:
+                print(f"\nmissed: {seconds[-1]:.2f} s, until {time.ctime()}\n{made.description()}", file=sys.stderr)
     return Measured(fault, seconds)
