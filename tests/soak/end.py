@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from asport_sync import Client, Server
@@ -25,12 +24,12 @@ def main(side: str, config: str, figures: str) -> None:
     """
     log.configure("warn")
     descriptors.raise_limit()
-    over = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: over.set())
+    # Taken from the queue below. A handler that sets an Event which this thread is waiting for can hang on its lock.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of all threads, as they are started by this one
     end: Client | Server = Client.from_config(config) if side == "client" else Server.from_config(config)
     written = Path(f"{figures}.new")
     with end:
-        while not over.wait(PERIOD):
+        while signal.sigtimedwait({signal.SIGTERM}, PERIOD) is None:
             written.write_text(json.dumps(end.stats()))
             os.replace(written, figures)
 
