@@ -21,7 +21,11 @@
 #define TOKEN_KEY_LIFETIME (3600 * AQ_NSEC_PER_SEC)
 /* Handshakes get one part in so many of the engine's time, and what it has left over. So those that are connected keep
  * the most of what they have, however many would like to be; and where they want nothing, the others have it. */
-#define HANDSHAKE_SHARE 4
+#define HANDSHAKE_SHARE 8
+/* From so many on who are not admitted, or lately left without having been, nothing is left over: while the engine
+ * sleeps others use the processors, its own clients' services among them. Clients that join are admitted as fast as
+ * they come, so even a crowd of those stays below it, or gets below it again. */
+#define MANY_FOR_NOTHING 250
 /* Time saved up for handshakes, at most: a crowd that comes at once, after a restart or a failure of a network, is not
  * held up at first. */
 #define HANDSHAKE_CREDIT ((int64_t)(100 * AQ_NSEC_PER_MSEC))
@@ -386,8 +390,9 @@ static int can_be_client(const aq_sockaddr *remote)
 static int may_begin(aq_endpoint *endpoint, uint64_t now)
 {
     uint64_t idle = *endpoint->host->idle;
-    endpoint->handshake_credit +=
-        (int64_t)((now - endpoint->credit_at) / HANDSHAKE_SHARE + (idle - endpoint->idle_seen));
+    endpoint->handshake_credit += (int64_t)((now - endpoint->credit_at) / HANDSHAKE_SHARE);
+    if (endpoint->half_open + aq_sources_spent(&endpoint->sources, now) < MANY_FOR_NOTHING)
+        endpoint->handshake_credit += (int64_t)(idle - endpoint->idle_seen);
     endpoint->credit_at = now;
     endpoint->idle_seen = idle;
     if (endpoint->handshake_credit > HANDSHAKE_CREDIT)
@@ -395,6 +400,17 @@ static int may_begin(aq_endpoint *endpoint, uint64_t now)
     if (endpoint->handshake_credit < -HANDSHAKE_CREDIT)
         endpoint->handshake_credit = -HANDSHAKE_CREDIT;
     return endpoint->handshake_credit > 0;
+}
+
+uint64_t aq_endpoint_start_charge(const aq_conn *conn)
+{
+    return conn->half_open ? aq_now() : 0;
+}
+
+void aq_endpoint_charge(aq_endpoint *endpoint, uint64_t began)
+{
+    if (began != 0)
+        endpoint->handshake_credit -= (int64_t)(aq_now() - began);
 }
 
 /* The connection that a packet names; NULL: none, and *ids is filled in unless *result, which is ngtcp2's, says
@@ -473,7 +489,7 @@ static void receive_one(aq_endpoint *endpoint, const arrival *packet)
     }
     if (endpoint->is_server)
         conn = find(endpoint, packet, &ids, &decoded);
-    if (!endpoint->is_server || (conn != NULL && conn->state != AQ_CONN_HANDSHAKE)) {
+    if (!endpoint->is_server || (conn != NULL && !conn->half_open)) {
         if (conn != NULL)
             read_packet(endpoint, conn, packet);
         return;
@@ -483,7 +499,7 @@ static void receive_one(aq_endpoint *endpoint, const arrival *packet)
         conn = meet(endpoint, packet, &ids, decoded);
     if (conn != NULL)
         read_packet(endpoint, conn, packet);
-    endpoint->handshake_credit -= (int64_t)(aq_now() - began);
+    aq_endpoint_charge(endpoint, began);
 }
 
 static void receive_error(aq_endpoint *endpoint, int error, uint64_t now)

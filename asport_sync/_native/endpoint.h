@@ -50,6 +50,10 @@ void aq_endpoint_free(aq_endpoint *endpoint); /* its connections are freed alrea
 uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now);
 void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now);
 
+/* Engine time for a client that is not admitted is that of handshakes: begin, do it, and charge for it. */
+uint64_t aq_endpoint_start_charge(const aq_conn *conn); /* 0: it is free */
+void aq_endpoint_charge(aq_endpoint *endpoint, uint64_t began);
+
 /* A client's way to another local address. aq_endpoint_route_socket() sets fd up and connects it to the peer: 1, *local
  * is the address that the kernel chose; 0, it is the one in use; or an error. fd stays the caller's.
  * aq_endpoint_swap_socket() takes such a socket over and returns the one before. */

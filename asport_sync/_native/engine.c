@@ -379,6 +379,7 @@ static void run_timers(aq_engine *engine)
         aq_engine_run_starved(engine);
     while (engine->heap_length > 0 && engine->heap[0]->expiry <= engine->now) {
         aq_conn *conn = engine->heap[0];
+        uint64_t began;
         if (conn->quic == NULL && conn->keep_until > engine->now) {
             /* Ended in this turn: what is due is a timer of its life before. */
             aq_conn_schedule(conn, engine->now);
@@ -391,7 +392,9 @@ static void run_timers(aq_engine *engine)
             continue;
         }
         heap_remove(engine, conn); /* comes back when it is written */
+        began = aq_endpoint_start_charge(conn);
         aq_conn_timers(conn, engine->now);
+        aq_endpoint_charge(conn->endpoint, began);
         aq_engine_touch(engine, conn);
     }
 }
@@ -403,11 +406,13 @@ static void run_writes(aq_engine *engine)
     engine->touched_first = engine->touched_last = NULL;
     for (; conn != NULL; conn = next) {
         int trains = 0, more;
+        uint64_t began = aq_endpoint_start_charge(conn);
         next = conn->touched_next;
         conn->touched = 0;
         do {
             more = aq_conn_write(conn, engine->now);
         } while (more && ++trains < most);
+        aq_endpoint_charge(conn->endpoint, began);
         if (conn->endpoint->blocked != conn->endpoint->waits_writable)
             engine->endpoints_dirty = 1; /* EPOLLOUT has to be asked for */
         aq_conn_schedule(conn, engine->now);

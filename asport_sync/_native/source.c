@@ -6,6 +6,8 @@
 #define PREFIX_BYTES 8 /* of an IPv6 address: a /64 */
 /* For so long a client that was not admitted keeps the place of one: ten handshakes a second for nothing. */
 #define SPENT_LASTS (100 * AQ_NSEC_PER_MSEC)
+/* The same in the count of all sources: fifty a second are nothing to look at. */
+#define TOTAL_LASTS (20 * AQ_NSEC_PER_MSEC)
 
 /* Returns the length of the key. */
 static size_t source_key(const aq_sockaddr *address, uint8_t key[AQ_MAP_KEY_MAX])
@@ -27,6 +29,7 @@ static size_t source_key(const aq_sockaddr *address, uint8_t key[AQ_MAP_KEY_MAX]
 int aq_sources_init(aq_sources *sources, const uint8_t secret[16])
 {
     sources->spent = NULL;
+    sources->total = (aq_spent){.at = 0, .clients = 0};
     return aq_map_init(&sources->by_key, secret);
 }
 
@@ -36,18 +39,24 @@ void aq_sources_destroy(aq_sources *sources)
     free(sources->spent);
 }
 
-/* What the source has spent, as of now. */
-static aq_spent *spent_by(aq_sources *sources, const uint8_t *key, size_t length, uint64_t now)
+/* Takes into account the time up to now, at one client for each `lasts`. */
+static void forget(aq_spent *spent, uint64_t lasts, uint64_t now)
 {
-    aq_spent *spent = &sources->spent[aq_map_hash(&sources->by_key, key, length) % AQ_SPENT_PLACES];
-    uint64_t over = now > spent->at ? (now - spent->at) / SPENT_LASTS : 0;
+    uint64_t over = now > spent->at ? (now - spent->at) / lasts : 0;
     if (over >= spent->clients) { /* also where there were none */
         spent->clients = 0;
         spent->at = now;
     } else {
         spent->clients -= (uint32_t)over;
-        spent->at += over * SPENT_LASTS;
+        spent->at += over * lasts;
     }
+}
+
+/* What the source has spent, as of now. */
+static aq_spent *spent_by(aq_sources *sources, const uint8_t *key, size_t length, uint64_t now)
+{
+    aq_spent *spent = &sources->spent[aq_map_hash(&sources->by_key, key, length) % AQ_SPENT_PLACES];
+    forget(spent, SPENT_LASTS, now);
     return spent;
 }
 
@@ -58,6 +67,12 @@ uint32_t aq_sources_clients(aq_sources *sources, const aq_sockaddr *address, uin
     const aq_source *source = aq_map_get(&sources->by_key, key, length);
     return (source != NULL ? source->clients : 0) +
            (sources->spent != NULL ? spent_by(sources, key, length, now)->clients : 0);
+}
+
+uint32_t aq_sources_spent(aq_sources *sources, uint64_t now)
+{
+    forget(&sources->total, TOTAL_LASTS, now);
+    return sources->total.clients;
 }
 
 aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address)
@@ -80,6 +95,8 @@ aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address)
 
 void aq_sources_leave(aq_sources *sources, aq_source *source, int admitted, uint64_t now)
 {
+    if (!admitted && aq_sources_spent(sources, now) < AQ_SPENT_MOST)
+        sources->total.clients++;
     if (!admitted && sources->spent == NULL)
         sources->spent = calloc(AQ_SPENT_PLACES, sizeof(*sources->spent));
     if (!admitted && sources->spent != NULL)

@@ -19,6 +19,9 @@ typedef struct aq_source {
 /* Sources with the same place share what is spent; with so many places that is rare, and they need no clearing up. */
 #define AQ_SPENT_PLACES 4096
 
+/* As many of all sources are counted: ten seconds after the last of a long flood nothing is held against anybody. */
+#define AQ_SPENT_MOST 500
+
 /* Clients that have left without having been admitted; fewer with time. */
 typedef struct {
     uint64_t at; /* up to when time has been taken into account */
@@ -28,12 +31,15 @@ typedef struct {
 typedef struct {
     aq_map by_key;   /* no larger than the number of clients counted */
     aq_spent *spent; /* AQ_SPENT_PLACES of them; NULL before there was any, or without memory */
+    aq_spent total;  /* of all sources, up to AQ_SPENT_MOST; forgotten faster */
 } aq_sources;
 
 int aq_sources_init(aq_sources *sources, const uint8_t secret[16]); /* 0 or AQ_ERR_MEMORY */
 void aq_sources_destroy(aq_sources *sources);                       /* every client has left */
 /* Those that are there, and those that were. */
 uint32_t aq_sources_clients(aq_sources *sources, const aq_sockaddr *address, uint64_t now);
+/* Those of all sources that were, as far as they are counted. */
+uint32_t aq_sources_spent(aq_sources *sources, uint64_t now);
 /* One more; aq_sources_leave() takes it back. NULL: no memory. */
 aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address);
 void aq_sources_leave(aq_sources *sources, aq_source *source, int admitted, uint64_t now);

@@ -112,8 +112,8 @@ def slow_reader(address: Address) -> Iterator[None]:
 
         thread = threading.Thread(target=read)
         thread.start()
-        time.sleep(BEHIND)
         try:
+            time.sleep(BEHIND)
             yield
         finally:
             over.set()

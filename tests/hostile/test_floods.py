@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ DATA = bytes(range(256)) * 64
 # Connections of one source that are not admitted yet, and all without a proof of address: defaults of Engine.listen().
 MOST_PER_SOURCE = 200
 RETRY_THRESHOLD = 100
+# Connections that are not admitted: well beyond those from which on handshakes have a share of the engine's time only,
+# MANY_FOR_NOTHING of _native/endpoint.c, and fewer than the server takes.
+MANY = 800
 
 BY_NAME = {flood.name: flood for flood in FLOODS}
 
@@ -128,6 +132,27 @@ def test_one_source_gets_so_many_connections_without_joining(
 
             wait_until(gets_in, READY_TIMEOUT, "the source may try again")
             assert silent.outcome.refused >= refused
+
+
+def test_many_that_never_join_have_their_share_of_time_and_no_more(certificate: Certificate) -> None:
+    """One after another they leave the engine time to sleep, which others who want to join would have."""
+    with (
+        both_echoes() as (service, _),
+        tunnel(certificate, service.address, server={"handshake_timeout": 30.0}) as crowd,
+        strangers(crowd.server.address, "silent", sources=8) as silent,
+    ):
+        deadline = time.monotonic() + READY_TIMEOUT
+        while silent.outcome.tried < MANY and time.monotonic() < deadline:
+            assert silent.begin()
+            if silent.outcome.tried % 10 == 0 and engine_counters(crowd)["initials_put_off"] > 0:
+                break
+            put_off = time.monotonic() + 0.1
+            while silent.outcome.connected < silent.outcome.tried and time.monotonic() < put_off:
+                time.sleep(0.0002)
+        assert engine_counters(crowd)["initials_put_off"] > 0
+        # Whoever wants to join has part of that share, and what stands goes on.
+        join_and_leave(crowd, certificate)
+        assert echo(crowd.public, DATA) == DATA
 
 
 @pytest.mark.parametrize("kind", ["unknown", "commands"])
