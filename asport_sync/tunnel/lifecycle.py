@@ -36,12 +36,13 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
     def __init__(self, config: AnyConfig) -> None:
         self._config = config
         # Reentrant, and with the thread that is inside, because a signal handler may call stop() in the middle of a
-        # start() or stop() of the same thread.
+        # start(), stop() or stats() of the same thread.
         self._lock = threading.RLock()  # guards _run and _process
         self._ending = threading.RLock()  # held while a run is stopped, so that a second caller waits for the first
         self._starter: int | None = None  # written under _lock
         self._stopper: int | None = None  # written under _ending
-        self._unwanted = False  # what is being started is to be stopped at once; the starter only
+        self._readers: set[int] = set()  # threads inside stats(); each adds and removes itself
+        self._unwanted = False  # a handler's stop() waits for its thread's start() or stats() to end
         self._run: AnyRun | None = None
         self._process: int | None = None  # the process that started it
 
@@ -119,8 +120,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
 
         In a forked child of the process that started it this does nothing: all of it is the parent's.
 
-        A signal handler may call it. Where it interrupts a ``start`` or ``stop`` of its own thread it returns at once:
-        the stop goes on, or follows the start, when the handler has returned.
+        A signal handler may call it. Where it interrupts a ``start``, ``stop`` or ``stats`` of its own thread it
+        returns at once: the stop goes on, or follows the start or the figures, when the handler has returned.
 
         Args:
             timeout: Seconds to wait for threads at most.
@@ -128,7 +129,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
         if self._process not in (None, os.getpid()):
             return
         thread = threading.get_ident()
-        if self._starter == thread:
+        # The thread may hold locks there that others need to end.
+        if self._starter == thread or thread in self._readers:
             self._unwanted = True
             return
         if self._stopper == thread:
@@ -182,11 +184,19 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
             each connection the user, peer, public port, networks and age. A client adds ``public``: the server's
             address and the public port, or None.
         """
+        thread = threading.get_ident()
+        if thread in self._readers:  # by a handler that interrupted it
+            return {"running": self.running}
+        self._readers.add(thread)
         try:
             run = self._running()
             return {"running": True, **run.stats()}
         except (LifecycleError, EngineClosed):  # not started, or stopped meanwhile by another thread
             return {"running": False}
+        finally:
+            self._readers.discard(thread)
+            if self._unwanted:
+                self.stop()
 
     def __enter__(self: Self) -> Self:
         self.start()

@@ -134,7 +134,7 @@ def test_a_start_that_fails_leaves_nothing_and_may_be_tried_again() -> None:
 
 
 class Interrupted(FakeEngine):
-    """An engine during whose start or stop a signal comes; its handler calls ``handler``, once."""
+    """An engine during whose start, stop or counters a signal comes; its handler calls ``handler``, once."""
 
     def __init__(self, method: str, handler: Callable[[], object]) -> None:
         super().__init__()
@@ -153,6 +153,10 @@ class Interrupted(FakeEngine):
     def stop(self) -> None:
         self._signal("stop")
         super().stop()
+
+    def counters(self) -> dict[str, int]:
+        self._signal("counters")
+        return super().counters()
 
 
 class InterruptedServer(PlayedServer):
@@ -234,6 +238,27 @@ def test_a_start_that_fails_forgets_that_a_handler_wanted_it_stopped() -> None:
     assert server.engines[0].closed == 1
     server.start()
     assert server.running
+    server.stop()
+
+
+def test_a_handler_may_stop_what_its_thread_reads_the_figures_of() -> None:
+    running: list[object] = []
+
+    def handler(server: Server) -> None:
+        server.stop()
+        running.append(server.running)
+        running.append(server.stats()["running"])
+
+    server = InterruptedServer("counters", handler)
+    server.start()
+    assert server.stats()["engine"] == server.engines[0].counters()
+    # The stop waits until the figures, and the locks that they need, are done with.
+    assert running == [True, True]
+    assert not server.running
+    assert server.engines[0].closed == 1
+    assert server.stats() == {"running": False}
+    server.start()
+    assert server.stats()["running"] is True
     server.stop()
 
 
