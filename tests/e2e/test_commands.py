@@ -280,11 +280,16 @@ def test_whichever_thread_takes_a_signal_it_ends_run_forever(certificate: Certif
     done = run_script(
         certificate,
         """
-import signal
+import signal, time
 def threads():
     return sorted((t for t in threading.enumerate() if t is not threading.main_thread()), key=lambda t: t.name)
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+earlier = handlers()
 def send(number, which):
     client.wait_ready(20)
+    while any(handler == before for handler, before in zip(handlers(), earlier)):
+        time.sleep(0.001)  # until run_forever is there
     signal.pthread_kill(threads()[which].ident, signal.SIGUSR1)
     signal.pthread_kill(threads()[which].ident, number)
 signal.signal(signal.SIGUSR1, lambda *_: None)

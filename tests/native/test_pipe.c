@@ -6,8 +6,10 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <time.h>
 
 #define WATCHDOG_SECONDS 90
+#define TURN 1000000         /* nanoseconds: longer than a yield takes, shorter than another process's turn */
 #define PATTERN_LENGTH 65521 /* prime: no chunk or segment size falls into step with it */
 #define MOST_VECTORS 16
 #define TRANSFER (UINT64_C(64) << 20) /* bytes through every pipe of the threaded test */
@@ -486,6 +488,31 @@ static struct {
     aq_pipe pipe;
 } run;
 
+static int64_t nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* The other thread has to go on first. A thread that yields is back at once, which makes the closest races; but where
+ * other processes want the processor, each of them has a whole turn every time, and who sleeps is back sooner. */
+static void wait_a_moment(void)
+{
+    static const struct timespec shortest = {.tv_nsec = 1};
+    static _Thread_local int sleeps;
+    int64_t began;
+    if (sleeps > 0) {
+        sleeps--;
+        nanosleep(&shortest, NULL);
+        return;
+    }
+    began = nanoseconds();
+    sched_yield();
+    if (nanoseconds() - began > TURN)
+        sleeps = 200;
+}
+
 static void *produce_all(void *unused)
 {
     uint8_t *bytes = malloc(run.transfer->largest_write);
@@ -506,7 +533,7 @@ static void *produce_all(void *unused)
         written += size;
         CHECK(aq_pipe_room(&run.pipe) <= run.transfer->limit);
         if (size == 0)
-            sched_yield(); /* full; the consumer makes room */
+            wait_a_moment(); /* full; the consumer makes room */
         else if (check_below(&state, 64) == 0)
             aq_pipe_trim(&run.pipe);
     }
@@ -534,7 +561,7 @@ static void *consume_all(void *unused)
                 aq_pipe_release(&run.pipe, taken - lag);
         }
         if (size == 0)
-            sched_yield(); /* empty; the producer fills it */
+            wait_a_moment(); /* empty; the producer fills it */
     }
     aq_pipe_release(&run.pipe, taken);
     return unused;
@@ -573,9 +600,9 @@ static void *read_newborns(void *unused)
         aq_pipe *pipe;
 
         while ((pipe = atomic_exchange(&newborn, NULL)) == NULL)
-            sched_yield();
+            wait_a_moment();
         while (inspect(pipe, SIZE_MAX, MOST_VECTORS) == 0)
-            sched_yield();
+            wait_a_moment();
         atomic_store(&newborn_read, 1);
     }
     return unused;
@@ -597,7 +624,7 @@ static void test_first_byte(void)
         atomic_store(&newborn, &pipe);
         CHECK_INT(produce(&pipe, i % 2 ? 10 : 5000, 1), 1);
         while (!atomic_load(&newborn_read))
-            sched_yield();
+            wait_a_moment();
         aq_pipe_destroy(&pipe);
     }
     CHECK_INT(pthread_join(consumer, NULL), 0);

@@ -2,7 +2,9 @@
 
 The extension is built with the sanitizer and Python is not, so the library has to be there before everything else. What
 it reports of the extension, in this process and in all that the tests start, is printed in the end, and is a failure
-whatever the tests say. Python and the tests' own services are not what is looked at: their reports are only counted.
+whatever the tests say. Python and the tests' own services are not what is looked at: their reports are only counted,
+and where the sanitizer lets a process go on after one, its exit status is what it would be without. So a run that the
+sanitizer ends by a failure of its own, which happens, is known by the results that pytest did not write.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ OURS = "asport_sync/_native"
 """In the path of every source of ours that a report names."""
 REPORTS = Path("reports")
 """Folder, below the working directory, of the sanitizer's reports: one file for each process that has any."""
+RESULTS = Path("results.xml")
+"""What pytest writes at its end."""
 
 
 def preloaded() -> str:
@@ -57,15 +61,16 @@ def main(arguments: list[str]) -> int:
     kind = arguments[0].split(",")[0]
     shutil.rmtree(REPORTS, ignore_errors=True)
     REPORTS.mkdir()
-    common = f"log_path={REPORTS.resolve() / 'report'}:exitcode=66"
+    RESULTS.unlink(missing_ok=True)
+    common = f"log_path={REPORTS.resolve() / 'report'}"
     environment = {
         **os.environ,
         "LD_PRELOAD": " ".join(library(name) for name in LIBRARIES[kind]),
-        "TSAN_OPTIONS": f"{common}:halt_on_error=0:die_after_fork=0:suppressions={SUPPRESSIONS}",
-        "ASAN_OPTIONS": f"{common}:detect_leaks=0:allocator_may_return_null=1",
-        "UBSAN_OPTIONS": f"{common}:print_stacktrace=1",
+        "TSAN_OPTIONS": f"{common}:exitcode=0:halt_on_error=0:die_after_fork=0:suppressions={SUPPRESSIONS}",
+        "ASAN_OPTIONS": f"{common}:exitcode=66:detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": f"{common}:exitcode=66:print_stacktrace=1",
     }
-    command = [sys.executable, "-m", "pytest", *arguments[1:]]
+    command = [sys.executable, "-m", "pytest", f"--junit-xml={RESULTS}", *arguments[1:]]
     # Newer kernels place libraries where ThreadSanitizer wants its own memory.
     status = subprocess.run(["setarch", "-R", *command], env=environment, check=False).returncode
     text = "".join(report.read_text(errors="replace") for report in sorted(REPORTS.iterdir()))
@@ -73,6 +78,10 @@ def main(arguments: list[str]) -> int:
     ours = [report for report in reports if OURS in report]
     print("\n".join(ours))
     print(f"{len(ours)} reports of the sanitizer on the extension, {len(reports) - len(ours)} on other code")
+    if not RESULTS.exists():
+        print(text[-1000:])
+        print("pytest did not come to its end")
+        return 1
     return status or int(bool(ours))
 
 
