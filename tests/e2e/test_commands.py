@@ -29,6 +29,7 @@ from tests.e2e.tunnels import (
 )
 from tests.support.certificates import Certificate
 from tests.support.process import REPOSITORY, Process
+from tests.support.sanitized import takes_signals
 from tests.support.services import Address, TcpEcho
 from tests.support.traffic import connect, echo
 
@@ -275,6 +276,7 @@ sys.exit(thread.is_alive())
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@takes_signals
 def test_whichever_thread_takes_a_signal_it_ends_run_forever(certificate: Certificate) -> None:
     """The kernel chooses the thread; Python runs handlers in the main thread only, which sleeps."""
     done = run_script(

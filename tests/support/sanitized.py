@@ -40,6 +40,11 @@ needs_speed = pytest.mark.skipif(
     bool(preloaded()), reason="under a sanitizer nothing is fast enough, or nothing runs with so few descriptors"
 )
 
+takes_signals = pytest.mark.skipif(
+    "libtsan" in preloaded(),
+    reason="ThreadSanitizer holds signals back from a thread in a system call that it does not know (epoll_pwait2)",
+)
+
 
 def without() -> dict[str, str]:
     """The environment for programs that have nothing to do with it."""
