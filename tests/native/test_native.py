@@ -67,7 +67,7 @@ ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
 ORIGIN = ('-DAQ_BUILD_ID="test"', '-DAQ_NGTCP2_ORIGIN="test"')
 
 TESTS = (
-    NativeTest("pipe", ("pipe.c", "reserve.c"), threaded=True),
+    NativeTest("pipe", ("pipe.c", "reserve.c", "clock.c"), threaded=True),
     NativeTest("reserve", ("reserve.c", "pipe.c"), flags=("-Wl,--wrap=malloc",)),
     NativeTest("slab", ("slab.c",), threaded=True),
     NativeTest("map", ("map.c",)),

@@ -9,8 +9,8 @@
 #include <time.h>
 
 #define WATCHDOG_SECONDS 90
-#define TURN 1000000         /* nanoseconds: longer than a yield takes, shorter than another process's turn */
-#define PATTERN_LENGTH 65521 /* prime: no chunk or segment size falls into step with it */
+#define TURN AQ_NSEC_PER_MSEC /* longer than a yield takes, shorter than another process's turn */
+#define PATTERN_LENGTH 65521  /* prime: no chunk or segment size falls into step with it */
 #define MOST_VECTORS 16
 #define TRANSFER (UINT64_C(64) << 20) /* bytes through every pipe of the threaded test */
 
@@ -488,28 +488,21 @@ static struct {
     aq_pipe pipe;
 } run;
 
-static int64_t nanoseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
-
 /* The other thread has to go on first. A thread that yields is back at once, which makes the closest races; but where
  * other processes want the processor, each of them has a whole turn every time, and who sleeps is back sooner. */
 static void wait_a_moment(void)
 {
     static const struct timespec shortest = {.tv_nsec = 1};
     static _Thread_local int sleeps;
-    int64_t began;
+    uint64_t began;
     if (sleeps > 0) {
         sleeps--;
         nanosleep(&shortest, NULL);
         return;
     }
-    began = nanoseconds();
+    began = aq_now();
     sched_yield();
-    if (nanoseconds() - began > TURN)
+    if (aq_now() - began > TURN)
         sleeps = 200;
 }
 

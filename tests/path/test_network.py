@@ -66,9 +66,11 @@ def test_loss_of_a_seeded_run() -> None:
             if sent % 50 == 0:  # no faster than path and service, so that only the path's loss drops anything
                 wait_until(sent_is_answered, SECONDS, f"what was delivered of {sent} packets is answered")
         there, back = path.counters()
+        assert there.received == count
         assert there.lost + there.delivered == count
         # Six standard deviations around the mean.
         assert 43 < there.lost < 157
+        assert service.received == back.received == there.delivered
         assert back.lost + back.delivered == back.received
         assert back.queue_full == there.queue_full == 0
 
