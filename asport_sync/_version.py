@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.1.1"
 
 # Read where it lies rather than imported as a resource: the build runs this file while there is no package yet.
 _BOUNDARY = Path(__file__).resolve().parent / "_native" / "aq_api.h"

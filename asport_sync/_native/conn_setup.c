@@ -81,6 +81,13 @@ static int on_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2
     return result;
 }
 
+static int on_crypto_data(ngtcp2_conn *quic, ngtcp2_encryption_level level, uint64_t offset, const uint8_t *data,
+                          size_t length, void *user)
+{
+    const aq_conn *conn = user;
+    return aq_tls_session_receive(conn->tls, quic, level, offset, data, length);
+}
+
 static int on_handshake_completed(ngtcp2_conn *quic, void *user)
 {
     aq_conn *conn = user;
@@ -126,7 +133,7 @@ static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
         callbacks->handshake_confirmed = on_handshake_confirmed;
         callbacks->recv_retry = ngtcp2_crypto_recv_retry_cb;
     }
-    callbacks->recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb;
+    callbacks->recv_crypto_data = on_crypto_data;
     callbacks->encrypt = ngtcp2_crypto_encrypt_cb;
     callbacks->decrypt = on_decrypt;
     callbacks->hp_mask = ngtcp2_crypto_hp_mask_cb;

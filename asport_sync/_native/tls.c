@@ -1,5 +1,7 @@
 #include "tls.h"
 
+#include "tls_messages.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +28,7 @@
 #define ALPN_MOST 8       /* GnuTLS silently forgets the protocols after the eighth */
 #define ALERT_NO_ALPN 120 /* no_application_protocol, RFC 7301 section 3.2 */
 #define ALERT_BAD_CERTIFICATE 42
+#define ALERT_UNEXPECTED_MESSAGE 10
 #define EXPORTER_LABEL_MAX 63              /* bytes; GnuTLS refuses longer labels */
 #define SERVER_NAME_MAX 253                /* characters of a DNS name, RFC 1035 section 2.3.4 */
 #define RANDOM_SIZE 32                     /* bytes of a client random, RFC 8446 section 4.1.2 */
@@ -60,6 +63,9 @@ struct aq_tls_session {
     char name[SERVER_NAME_MAX + 1]; /* a DNS name, or an IP address as text */
     uint8_t ip[16];                 /* the address, when it is one */
     unsigned int ip_length;         /* 4 or 16; 0: name is a DNS name */
+
+    aq_tls_messages messages;
+    unsigned int keys_installed; /* one bit for each encryption level and direction, see install_keys() */
 
     int accepted;                 /* check_certificate() has been through, without a problem */
     char problem[PROBLEM_LENGTH]; /* written by check_certificate() during the handshake */
@@ -514,6 +520,43 @@ static int write_keylog(gnutls_session_t native, const char *label, const gnutls
     return 0;
 }
 
+/* GnuTLS hands out the secrets of an encryption level; takes the place of ngtcp2's own function. ngtcp2 asserts two
+ * things that it leaves to TLS: that no level gets its keys twice, and that the peer's transport parameters are there.
+ * GnuTLS requires neither, and a peer decides about both. Returns GnuTLS's code, which becomes the alert. */
+static int install_keys(gnutls_session_t native, gnutls_record_encryption_level_t gnutls_level, const void *rx_secret,
+                        const void *tx_secret, size_t length)
+{
+    aq_tls_session *session = session_of(native);
+    ngtcp2_crypto_conn_ref *reference = gnutls_session_get_ptr(native);
+    ngtcp2_conn *quic = reference->get_conn(reference);
+    ngtcp2_encryption_level level;
+    unsigned int keys;
+
+    /* Neither side offers or accepts 0-RTT. */
+    if (gnutls_level == GNUTLS_ENCRYPTION_LEVEL_HANDSHAKE)
+        level = NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE;
+    else if (gnutls_level == GNUTLS_ENCRYPTION_LEVEL_APPLICATION)
+        level = NGTCP2_ENCRYPTION_LEVEL_1RTT;
+    else
+        return GNUTLS_E_UNEXPECTED_PACKET;
+    keys = ((rx_secret != NULL ? 1U : 0U) | (tx_secret != NULL ? 2U : 0U)) << 2 * (unsigned int)level;
+    if ((session->keys_installed & keys) != 0)
+        return GNUTLS_E_UNEXPECTED_PACKET;
+    /* They are in ClientHello or in EncryptedExtensions, so a client has its Handshake keys before it can know. RFC
+     * 9001 section 8.2. */
+    if ((session->credentials->server || level == NGTCP2_ENCRYPTION_LEVEL_1RTT) &&
+        ngtcp2_conn_get_remote_transport_params(quic) == NULL)
+        return GNUTLS_E_MISSING_EXTENSION;
+    session->keys_installed |= keys;
+    if (rx_secret != NULL &&
+        ngtcp2_crypto_derive_and_install_rx_key(quic, NULL, NULL, NULL, level, rx_secret, length) != 0)
+        return GNUTLS_E_INTERNAL_ERROR;
+    if (tx_secret != NULL &&
+        ngtcp2_crypto_derive_and_install_tx_key(quic, NULL, NULL, NULL, level, tx_secret, length) != 0)
+        return GNUTLS_E_INTERNAL_ERROR;
+    return 0;
+}
+
 /* ---- sessions ----------------------------------------------------------------------------------------------- */
 
 static gnutls_priority_t priority; /* written once, by parse_priority() */
@@ -562,6 +605,7 @@ static int configure(aq_tls_session *session, ngtcp2_crypto_conn_ref *reference)
         code = credentials->server ? ngtcp2_crypto_gnutls_configure_server_session(session->native)
                                    : ngtcp2_crypto_gnutls_configure_client_session(session->native);
     }
+    gnutls_handshake_set_secret_function(session->native, install_keys);
     /* Of a client nothing long is expected, and what is not complete is kept. */
     if (credentials->server)
         gnutls_handshake_set_max_packet_length(session->native, LONGEST_CLIENT_MESSAGE);
@@ -627,6 +671,26 @@ void aq_tls_session_free(aq_tls_session *session)
 void *aq_tls_session_native(aq_tls_session *session)
 {
     return session->native;
+}
+
+int aq_tls_session_receive(aq_tls_session *session, ngtcp2_conn *quic, ngtcp2_encryption_level level, uint64_t offset,
+                           const uint8_t *data, size_t length)
+{
+    enum aq_tls_level which = level == NGTCP2_ENCRYPTION_LEVEL_INITIAL     ? AQ_TLS_INITIAL
+                              : level == NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE ? AQ_TLS_HANDSHAKE
+                                                                           : AQ_TLS_ONE_RTT;
+
+    switch (aq_tls_messages_judge(&session->messages, session->credentials->server, which, data, length)) {
+    case AQ_TLS_PASS:
+        return ngtcp2_crypto_recv_crypto_data_cb(quic, level, offset, data, length, NULL);
+    case AQ_TLS_DISCARD:
+        return 0;
+    case AQ_TLS_VIOLATION:
+        return NGTCP2_ERR_PROTO;
+    default:
+        ngtcp2_conn_set_tls_alert(quic, ALERT_UNEXPECTED_MESSAGE);
+        return NGTCP2_ERR_CRYPTO;
+    }
 }
 
 int aq_tls_session_check(aq_tls_session *session)

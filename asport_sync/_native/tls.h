@@ -37,6 +37,11 @@ aq_tls_session *aq_tls_session_new(aq_credentials *credentials, ngtcp2_crypto_co
 void aq_tls_session_free(aq_tls_session *session);    /* after ngtcp2_conn_del() */
 void *aq_tls_session_native(aq_tls_session *session); /* for ngtcp2_conn_set_tls_native_handle() */
 
+/* The callback recv_crypto_data: the next bytes of the peer's CRYPTO stream at a level, each once and in order. Only
+ * the messages that belong to that level reach GnuTLS, see tls_messages.h. Returns what ngtcp2 wants of the callback.
+ */
+int aq_tls_session_receive(aq_tls_session *session, ngtcp2_conn *quic, ngtcp2_encryption_level level, uint64_t offset,
+                           const uint8_t *data, size_t length);
 /* After the handshake: 0, or the TLS alert to close with: 120, no_application_protocol, for GnuTLS lets a peer without
  * ALPN pass; 42, bad_certificate, where a certificate that had to be checked was not, with the problem set. */
 int aq_tls_session_check(aq_tls_session *session);

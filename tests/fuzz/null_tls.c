@@ -272,32 +272,30 @@ int ngtcp2_crypto_recv_retry_cb(ngtcp2_conn *quic, const ngtcp2_pkt_hd *header, 
 }
 
 /* The peer's transport parameters, once its message is complete. */
-static int act(ngtcp2_conn *quic, aq_conn *conn, ngtcp2_encryption_level level, const uint8_t *parameters,
+static int act(ngtcp2_conn *quic, aq_tls_session *session, ngtcp2_encryption_level level, const uint8_t *parameters,
                size_t length)
 {
-    int is_first = level == NGTCP2_ENCRYPTION_LEVEL_INITIAL;
+    int is_first = level == NGTCP2_ENCRYPTION_LEVEL_INITIAL, is_server = ngtcp2_conn_is_server(quic);
 
-    if (conn->is_server && is_first)
+    if (is_server && is_first)
         return ngtcp2_conn_decode_and_set_remote_transport_params(quic, parameters, length) != 0 ||
                submit(quic, NGTCP2_ENCRYPTION_LEVEL_INITIAL, 0) != 0 || install_handshake(quic) != 0 ||
                submit(quic, NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE, 1) != 0 || install_tx(quic) != 0;
     if (is_first)
         return install_handshake(quic);
-    if (!conn->is_server && (ngtcp2_conn_decode_and_set_remote_transport_params(quic, parameters, length) != 0 ||
-                             submit(quic, NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE, 0) != 0 || install_tx(quic) != 0))
+    if (!is_server && (ngtcp2_conn_decode_and_set_remote_transport_params(quic, parameters, length) != 0 ||
+                       submit(quic, NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE, 0) != 0 || install_tx(quic) != 0))
         return -1;
     if (install_rx(quic) != 0)
         return -1;
-    conn->tls->done = 1;
+    session->done = 1;
     ngtcp2_conn_tls_handshake_completed(quic);
     return 0;
 }
 
-int ngtcp2_crypto_recv_crypto_data_cb(ngtcp2_conn *quic, ngtcp2_encryption_level level, uint64_t offset,
-                                      const uint8_t *data, size_t length, void *user)
+int aq_tls_session_receive(aq_tls_session *session, ngtcp2_conn *quic, ngtcp2_encryption_level level, uint64_t offset,
+                           const uint8_t *data, size_t length)
 {
-    aq_conn *conn = user;
-    aq_tls_session *session = conn->tls;
     int stage = level == NGTCP2_ENCRYPTION_LEVEL_INITIAL ? 0 : 1;
     uint8_t *message = session->message[stage];
     size_t whole;
@@ -317,12 +315,12 @@ int ngtcp2_crypto_recv_crypto_data_cb(ngtcp2_conn *quic, ngtcp2_encryption_level
     if (session->have[stage] > whole)
         return NGTCP2_ERR_CRYPTO; /* no second message */
     session->flags |= message[0];
-    if (!conn->is_server && (session->flags & FLAG_BAD_CERTIFICATE)) {
+    if (!ngtcp2_conn_is_server(quic) && (session->flags & FLAG_BAD_CERTIFICATE)) {
         ngtcp2_conn_set_tls_alert(quic, 42);
         return NGTCP2_ERR_CRYPTO;
     }
     session->have[stage] = MESSAGE_MOST; /* what comes behind it is too much */
-    return act(quic, conn, level, message + 3, whole - 3) != 0 ? NGTCP2_ERR_CRYPTO : 0;
+    return act(quic, session, level, message + 3, whole - 3) != 0 ? NGTCP2_ERR_CRYPTO : 0;
 }
 
 /* ---- packets without a connection ------------------------------------------------------------------------------- */

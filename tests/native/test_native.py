@@ -86,7 +86,8 @@ TESTS = (
     NativeTest("stream", STREAM, flags=("-Wl,--wrap=malloc",)),
     NativeTest("stream_ends", STREAM),
     NativeTest("stream_threads", STREAM, threaded=True),
-    NativeTest("tls", ("tls.c",), ngtcp2=True, prepare=tls_material.write),
+    NativeTest("tls_messages", ("tls_messages.c",)),
+    NativeTest("tls", ("tls.c", "tls_messages.c"), ngtcp2=True, prepare=tls_material.write),
     NativeTest("endpoint", tuple(name for name in ALL if name != "endpoint.c"), flags=ORIGIN, ngtcp2=True),
     NativeTest("commands", ALL, threaded=True, flags=ORIGIN, ngtcp2=True),
     NativeTest(

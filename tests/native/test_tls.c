@@ -18,6 +18,7 @@
 #define PACKET_MOST 1500
 #define ROUNDS 20 /* exchanges of packets; a handshake takes three */
 #define ALERT_BAD_CERTIFICATE 42
+#define ALERT_UNEXPECTED_MESSAGE 10
 #define CRYPTO_ERROR 0x100 /* what QUIC adds to a TLS alert, RFC 9001 section 4.8 */
 
 static const char *material; /* directory of the files */
@@ -266,6 +267,7 @@ typedef struct {
     ngtcp2_conn *quic;
     ngtcp2_crypto_conn_ref reference;
     aq_tls_session *tls; /* NULL: a peer of another make */
+    int unfiltered;      /* every message reaches GnuTLS, as with a peer of another make */
     gnutls_session_t native;
     int completed;       /* both handshake and aq_tls_session_check() */
     int error;           /* what ngtcp2 answered to a packet, 0 so far */
@@ -301,6 +303,16 @@ static int new_connection_id(ngtcp2_conn *quic, ngtcp2_cid *id, uint8_t *token, 
     return 0;
 }
 
+/* A side of another make has GnuTLS and ngtcp2 alone. */
+static int on_crypto_data(ngtcp2_conn *quic, ngtcp2_encryption_level level, uint64_t offset, const uint8_t *data,
+                          size_t length, void *user_data)
+{
+    const side *one = user_data;
+    if (one->tls != NULL && !one->unfiltered)
+        return aq_tls_session_receive(one->tls, quic, level, offset, data, length);
+    return ngtcp2_crypto_recv_crypto_data_cb(quic, level, offset, data, length, user_data);
+}
+
 static void set_callbacks(ngtcp2_callbacks *callbacks, int server)
 {
     memset(callbacks, 0, sizeof(*callbacks));
@@ -310,7 +322,7 @@ static void set_callbacks(ngtcp2_callbacks *callbacks, int server)
         callbacks->client_initial = ngtcp2_crypto_client_initial_cb;
         callbacks->recv_retry = ngtcp2_crypto_recv_retry_cb;
     }
-    callbacks->recv_crypto_data = ngtcp2_crypto_recv_crypto_data_cb;
+    callbacks->recv_crypto_data = on_crypto_data;
     callbacks->encrypt = ngtcp2_crypto_encrypt_cb;
     callbacks->decrypt = ngtcp2_crypto_decrypt_cb;
     callbacks->hp_mask = ngtcp2_crypto_hp_mask_cb;
@@ -495,6 +507,11 @@ static size_t produce(pair *both, side *one, uint8_t *packet)
         ngtcp2_ccerr_set_tls_alert(&error, (uint8_t)one->alert, NULL, 0);
         length =
             ngtcp2_conn_write_connection_close(one->quic, NULL, &information, packet, PACKET_MOST, &error, both->now);
+    } else if (one->error == NGTCP2_ERR_PROTO) {
+        ngtcp2_ccerr error;
+        ngtcp2_ccerr_set_liberr(&error, one->error, NULL, 0);
+        length =
+            ngtcp2_conn_write_connection_close(one->quic, NULL, &information, packet, PACKET_MOST, &error, both->now);
     } else if (one->error != 0) {
         length = 0;
     } else {
@@ -511,7 +528,7 @@ static void transfer(pair *both, side *from, side *to)
 
     for (int i = 0; i < ROUNDS && (length = produce(both, from, packet)) > 0; i++) {
         receive(both, to, packet, length);
-        if (from->alert != 0)
+        if (from->alert != 0 || from->error == NGTCP2_ERR_PROTO)
             break;
     }
     /* What the engine does after every batch of packets. */
@@ -894,6 +911,7 @@ static void test_tickets(void)
 {
     aq_credentials *server = server_credentials("chain.pem", "key.pem"), *client = client_credentials("root.pem");
     foreign other;
+    ngtcp2_conn_info info;
     pair both;
 
     foreign_init(&other);
@@ -904,7 +922,9 @@ static void test_tickets(void)
     run(&both);
     CHECK_INT(both.client.error, 0);
     CHECK_INT(both.server.error, 0);
-    CHECK((gnutls_session_get_flags(both.client.native) & GNUTLS_SFLAGS_SESSION_TICKET) != 0); /* it has arrived */
+    ngtcp2_conn_get_conn_info(both.server.quic, &info);
+    CHECK_INT(info.bytes_in_flight, 0);                                                        /* it has arrived, */
+    CHECK((gnutls_session_get_flags(both.client.native) & GNUTLS_SFLAGS_SESSION_TICKET) == 0); /* and was ignored */
     finish(&both);
     start_roles(&both, &(roles){.server = server, .other = &other, .other_alpn = "asport"});
     run(&both);
@@ -930,6 +950,69 @@ static int take_ticket(gnutls_session_t native, unsigned int type, unsigned int 
 
 /* A client that was accepted once, and had its session put into the next one by force, verifies all the same: the name
  * is another one now. */
+/* One peer of another make sends a message in CRYPTO frames of 1-RTT packets, byte by byte or at once. */
+static void send_after_handshake(const roles *who, const uint8_t *message, size_t length, size_t piece, int error,
+                                 uint64_t close)
+{
+    pair both;
+    side *ours, *theirs;
+
+    start_roles(&both, who);
+    ours = who->server != NULL ? &both.server : &both.client;
+    theirs = who->server != NULL ? &both.client : &both.server;
+    run(&both);
+    CHECK(both.client.completed && both.server.completed);
+    for (size_t at = 0; at < length; at += piece) {
+        CHECK_INT(ngtcp2_conn_submit_crypto_data(theirs->quic, NGTCP2_ENCRYPTION_LEVEL_1RTT, message + at,
+                                                 length - at < piece ? length - at : piece),
+                  0);
+        if (piece < length)
+            run(&both);
+    }
+    run(&both);
+    CHECK_INT(ours->error, error);
+    CHECK_INT(ours->alert, error == NGTCP2_ERR_CRYPTO ? ALERT_UNEXPECTED_MESSAGE : 0);
+    CHECK_INT(theirs->peer_close, close);
+    finish(&both);
+}
+
+/* GnuTLS takes a KeyUpdate for a change of TLS's keys, and hands out secrets on which ngtcp2 aborts. RFC 9001
+ * section 6.
+ */
+static void test_messages_after_the_handshake(void)
+{
+    static const uint8_t key_update[] = {24, 0, 0, 1, 0}, wants_another[] = {24, 0, 0, 1, 1},
+                         finished[36] = {20, 0, 0, 32}, request[] = {13, 0, 0, 3, 0, 0, 0}, unknown[] = {255, 0, 0, 0},
+                         hello[] = {1, 0xff, 0xff, 0xff};
+    aq_credentials *server = server_credentials("chain.pem", "key.pem"), *client = client_credentials("root.pem");
+    foreign other;
+
+    foreign_init(&other);
+    for (int is_server = 0; is_server < 2; is_server++) {
+        roles who = {.other = &other, .other_alpn = "asport", .name = "example.test"};
+        if (is_server)
+            who.server = server;
+        else
+            who.client = client;
+        for (size_t piece = 1; piece <= 64; piece += 63) {
+            send_after_handshake(&who, key_update, sizeof(key_update), piece, NGTCP2_ERR_CRYPTO, CRYPTO_ERROR + 10);
+            send_after_handshake(&who, wants_another, sizeof(wants_another), piece, NGTCP2_ERR_CRYPTO,
+                                 CRYPTO_ERROR + 10);
+            send_after_handshake(&who, finished, sizeof(finished), piece, NGTCP2_ERR_CRYPTO, CRYPTO_ERROR + 10);
+            send_after_handshake(&who, unknown, sizeof(unknown), piece, NGTCP2_ERR_CRYPTO, CRYPTO_ERROR + 10);
+            send_after_handshake(&who, hello, sizeof(hello), piece, NGTCP2_ERR_CRYPTO, CRYPTO_ERROR + 10);
+            if (is_server)
+                send_after_handshake(&who, request, sizeof(request), piece, NGTCP2_ERR_CRYPTO, CRYPTO_ERROR + 10);
+            else
+                send_after_handshake(&who, request, sizeof(request), piece, NGTCP2_ERR_PROTO,
+                                     NGTCP2_PROTOCOL_VIOLATION);
+        }
+    }
+    foreign_free(&other);
+    aq_tls_credentials_unref(server);
+    aq_tls_credentials_unref(client);
+}
+
 static void test_no_resumption(void)
 {
     aq_credentials *client = client_credentials("root.pem");
@@ -939,6 +1022,7 @@ static void test_no_resumption(void)
 
     foreign_init(&other);
     start_roles(&both, &who);
+    both.client.unfiltered = 1;
     gnutls_handshake_set_hook_function(both.client.native, GNUTLS_HANDSHAKE_ANY, GNUTLS_HOOK_POST, take_ticket);
     run(&both);
     CHECK(both.client.completed && both.server.completed);
@@ -1023,6 +1107,7 @@ int main(int count, char **arguments)
         test_alpn,
         test_no_alpn,
         test_tickets,
+        test_messages_after_the_handshake,
         test_no_resumption,
     };
 
