@@ -328,7 +328,7 @@ def raw_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         library = ngtcp2.choose({**os.environ, **kind})
     except ngtcp2.LibraryMissing as problem:
         pytest.skip(str(problem))
-    own = ("sim.c", "raw_peer.c", "null_tls.c", "fuzz_memory.c")
+    own = ("sim.c", "raw_peer.c", "raw_null.c", "null_tls.c", "fuzz_memory.c")
     program = tmp_path_factory.mktemp("traps") / "traps"
     done = subprocess.run(
         [

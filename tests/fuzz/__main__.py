@@ -31,7 +31,7 @@ INPUT_SECONDS = 30
 """After which one input counts as hanging."""
 MEMORY = 2048
 """MiB after which an input counts as a leak."""
-CORPUS_BYTES = {"engine": 60_000, "engine_tls": 30_000}
+CORPUS_BYTES = {"engine": 60_000, "engine_tls": 30_000, "raw_tls": 40_000}
 """Of text, for one target's committed inputs; for the others:"""
 OTHER_CORPUS_BYTES = 8_000
 
@@ -47,6 +47,8 @@ class Outcome:
 
     target: Target
     inputs: int = 0
+    packets: int = 0
+    """Of a raw peer; 0 where there is none."""
     seconds: float = 0.0
     edges: str = ""
     crashes: int = 0
@@ -104,6 +106,7 @@ def run(target: Target, seconds: float, inputs: int) -> Outcome:
     outcome.seconds = time.monotonic() - began
     text = log.read_text(errors="replace")
     outcome.inputs = int(_last(r"stat::number_of_executed_units:\s*(\d+)", text) or _last(r"^#(\d+)\s", text) or 0)
+    outcome.packets = int(_last(r"stat::raw_packets: (\d+)", text) or 0)
     whole = _last(r"\((\d+) inline 8-bit counters\)", text)
     outcome.edges = (_last(r"cov: (\d+)", text) or "-") + (f" of {whole}" if whole else "")
     found = sorted(path for path in FINDINGS.iterdir() if path not in before and "slow-unit" not in path.name)
@@ -184,17 +187,22 @@ def _merge_python(target: Target, source: Path, merged: Path) -> None:
 
 def table(outcomes: list[Outcome]) -> str:
     """The result for people."""
-    lines = [f"{'target':14} {'inputs':>12} {'seconds':>8} {'per second':>10} {'edges':>14} {'findings':>8}"]
+    lines = [
+        f"{'target':14} {'inputs':>12} {'seconds':>8} {'per second':>10} {'edges':>14} {'packets':>12} {'findings':>8}"
+    ]
     for one in outcomes:
         if one.seconds == 0:
             lines.append(f"{one.target.name:14} not run: {one.problem.splitlines()[0]}")
             continue
         rate = one.inputs / one.seconds
-        line = f"{one.target.name:14} {one.inputs:12,} {one.seconds:8.0f} {rate:10,.0f} {one.edges:>14} {one.crashes:8}"
-        lines.append(line + (f"  {one.problem}" if one.problem else ""))
+        packets = f"{one.packets:,}" if one.packets else ""
+        line = f"{one.target.name:14} {one.inputs:12,} {one.seconds:8.0f} {rate:10,.0f} {one.edges:>14} {packets:>12}"
+        lines.append(line + f" {one.crashes:8}" + (f"  {one.problem}" if one.problem else ""))
     ran = [one for one in outcomes if one.seconds]
     inputs, seconds = sum(one.inputs for one in ran), sum(one.seconds for one in ran)
-    lines.append(f"{'together':14} {inputs:12,} {seconds:8.0f} {'':10} {'':14} {sum(one.crashes for one in ran):8}")
+    packets = f"{sum(one.packets for one in ran):,}"
+    crashes = sum(one.crashes for one in ran)
+    lines.append(f"{'together':14} {inputs:12,} {seconds:8.0f} {'':10} {'':14} {packets:>12} {crashes:8}")
     return "\n".join(lines)
 
 

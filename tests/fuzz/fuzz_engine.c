@@ -2,15 +2,22 @@
  * and ASPORT bytes of a peer that keeps no rules; allocations and system calls that fail.
  *
  * The first bytes say who plays: a client and a server of the engine with each other, or one of them with a peer played
- * by hand (raw_peer.h). The rest are operations, done where the engine sleeps. Compiled twice: with the null handshake
- * of null_tls.c, and with WITH_TLS against GnuTLS, which has no raw peer.
+ * by hand (raw_peer.h). The rest are operations, done where the engine sleeps. Compiled three times: NULL_TLS, with the
+ * null handshake of null_tls.c; WITH_TLS, a pair with GnuTLS; RAW_TLS, with GnuTLS on both sides and a raw peer.
  *
  * Besides what the sanitizers find, an engine that never sleeps again is a finding.
  */
 #include "sim.h"
 
-#ifndef WITH_TLS
+#if defined(NULL_TLS) || defined(RAW_TLS)
+#define WITH_RAW
 #include "raw_peer.h"
+#endif
+#if defined(WITH_TLS) || defined(RAW_TLS)
+#define WITH_GNUTLS
+#endif
+#ifdef RAW_TLS
+#include "raw_tls.h"
 #endif
 
 #include <arpa/inet.h>
@@ -166,35 +173,53 @@ static void connect_quic(aq_engine *engine, aq_id credentials)
     remember(aq_connect(engine, &options));
 }
 
-#ifdef WITH_TLS
+#ifdef WITH_GNUTLS
 aq_id fuzz_credentials(aq_engine *engine, int is_server);
 static aq_id client_credentials;
 #endif
 
+#ifdef WITH_RAW
+static void start_raw(void)
+{
+    raw_options peer = RAW_GENEROUS;
+
+    if (run.options & 64) /* one that grants little or nothing */
+        peer = (raw_options){.connection_window = fuzz_u16(&run.input),
+                             .stream_window = fuzz_u8(&run.input),
+                             .streams = fuzz_u8(&run.input) % 4,
+                             .datagram = fuzz_u16(&run.input) % 200};
+#ifdef RAW_TLS
+    uint8_t plan = run.options & 128 ? fuzz_u8(&run.input) : 0;
+    raw_tls = (raw_tls_plan){.parameters = (enum raw_parameters)(plan % 4U),
+                             .hello_retry = (plan & 4) != 0,
+                             .asks = (plan & 8) != 0,
+                             .meddles = (plan & 16) != 0,
+                             .crowded = (plan & 32) != 0,
+                             .input = &run.input};
+#else
+    peer.flags = run.options & 128 ? fuzz_u8(&run.input) : 0;
+#endif
+    raw_begin(run.role == RAW_SERVER, &peer);
+}
+#endif
+
 static void start(aq_engine *engine)
 {
-#ifdef WITH_TLS
+#ifdef WITH_GNUTLS
     run.credentials = remember(fuzz_credentials(engine, 1));
     client_credentials = remember(fuzz_credentials(engine, 0));
-    listen_quic(engine);
-    connect_quic(engine, client_credentials);
 #else
     aq_credentials_options options = {.server = 1};
     run.credentials = remember(aq_credentials_new(engine, &options, NULL, 0));
+    aq_id client_credentials = run.credentials;
+#endif
     if (run.role != RAW_SERVER)
         listen_quic(engine);
     if (run.role != RAW_CLIENT)
-        connect_quic(engine, run.credentials);
-    if (run.role == RAW_CLIENT || run.role == RAW_SERVER) {
-        raw_options peer = RAW_GENEROUS;
-        if (run.options & 64) /* one that grants little or nothing */
-            peer = (raw_options){.connection_window = fuzz_u16(&run.input),
-                                 .stream_window = fuzz_u8(&run.input),
-                                 .streams = fuzz_u8(&run.input) % 4,
-                                 .datagram = fuzz_u16(&run.input) % 200};
-        peer.flags = run.options & 128 ? fuzz_u8(&run.input) : 0;
-        raw_begin(run.role == RAW_SERVER, &peer);
-    }
+        connect_quic(engine, client_credentials);
+#ifdef WITH_RAW
+    if (run.role == RAW_CLIENT || run.role == RAW_SERVER)
+        start_raw();
 #endif
 }
 
@@ -268,7 +293,7 @@ static void do_endpoint(aq_engine *engine)
         aq_connection_migrate(engine, pick(AQ_KIND_CONNECTION), client_fd);
         break;
     default:
-#ifdef WITH_TLS
+#ifdef WITH_GNUTLS
         connect_quic(engine, client_credentials);
 #else
         connect_quic(engine, pick(AQ_KIND_CREDENTIALS));
@@ -491,7 +516,7 @@ static void do_udp(aq_engine *engine)
     }
 }
 
-#ifndef WITH_TLS
+#ifdef WITH_RAW
 static void do_raw(void)
 {
     uint8_t what = fuzz_u8(&run.input);
@@ -501,6 +526,15 @@ static void do_raw(void)
 
     if (sim_peer == NULL)
         return;
+#ifdef RAW_TLS
+    if (what % 12 >= 10 && (what & 16)) {
+        if (what & 32)
+            raw_update_keys();
+        else
+            raw_message(&run.input);
+        return;
+    }
+#endif
     switch (what % 12) {
     case 0:
     case 1:
@@ -584,10 +618,10 @@ static void operate(aq_engine *engine)
         do_udp(engine);
         break;
     default:
-#ifdef WITH_TLS
-        do_stream(engine);
-#else
+#ifdef WITH_RAW
         do_raw();
+#else
+        do_stream(engine);
 #endif
         break;
     }
@@ -662,7 +696,7 @@ static void sleep_turn(aq_engine *engine, const struct timespec *wait)
         take_events(engine);
         go_on(engine, wait);
     }
-#ifndef WITH_TLS
+#ifdef WITH_RAW
     if (sim_peer != NULL)
         raw_turn(run.acknowledges);
 #endif
@@ -686,9 +720,19 @@ static int bound(int type, struct sockaddr_in *address_out)
     return fd;
 }
 
+#ifdef WITH_RAW
+static void tell_packets(void)
+{
+    fprintf(stderr, "stat::raw_packets: %llu\n", (unsigned long long)raw_packets);
+}
+#endif
+
 static void set_up(void)
 {
     struct sockaddr_in unused;
+#ifdef WITH_RAW
+    MUST(atexit(tell_packets) == 0);
+#endif
     signal(SIGPIPE, SIG_IGN);
     server_fd = bound(SOCK_DGRAM, &unused);
     client_fd = bound(SOCK_DGRAM, &unused);
@@ -738,6 +782,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     run.role = (enum role)(fuzz_u8(&run.input) % 4);
 #ifdef WITH_TLS
     run.role %= 2;
+#elif defined(RAW_TLS)
+    run.role = run.role % 2 == 0 ? RAW_CLIENT : RAW_SERVER;
 #endif
     run.options = fuzz_u8(&run.input);
     run.fail_next = FUZZ_NO_FAILURE;

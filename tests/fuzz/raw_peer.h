@@ -1,5 +1,6 @@
-/* A QUIC peer played by hand, against the null encryption of null_tls.c: it keeps no rules but those it is told to. One
- * connection, one thread.
+/* A QUIC peer played by hand: it keeps no rules but those it is told to. One connection, one thread. Its packets are
+ * either without encryption, for the engine with null_tls.c, or as RFC 9001 has them; raw_protection.h tells them
+ * apart.
  */
 #ifndef RAW_PEER_H
 #define RAW_PEER_H
@@ -21,6 +22,8 @@ typedef struct {
 
 extern const raw_options RAW_GENEROUS;
 
+extern uint64_t raw_packets; /* sent since the program began */
+
 /* Begins anew. A server answers the engine's client; a client opens a connection to the engine's server. */
 void raw_begin(int is_server, const raw_options *options);
 /* What a peer does by itself: the next step of the handshake, and acknowledgements where `acknowledges`. */
@@ -28,6 +31,8 @@ void raw_turn(int acknowledges);
 /* One packet with these frames. */
 void raw_send(enum raw_space space, const uint8_t *frames, size_t length);
 void raw_acknowledge(enum raw_space space);
+/* Bytes of the handshake in a CRYPTO frame, behind those that went before in this space. */
+void raw_crypto(enum raw_space space, const uint8_t *data, size_t length);
 /* STREAM frame of this stream at the offset where the one before ended. */
 void raw_stream(uint64_t id, const uint8_t *data, size_t length, int fin);
 void raw_datagram(const uint8_t *data, size_t length);

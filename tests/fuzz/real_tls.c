@@ -6,6 +6,7 @@
 #include <gnutls/x509.h>
 
 aq_id fuzz_credentials(aq_engine *engine, int is_server);
+void fuzz_identity(gnutls_certificate_credentials_t credentials, int is_server);
 
 static gnutls_datum_t certificate, private_key;
 
@@ -49,4 +50,13 @@ aq_id fuzz_credentials(aq_engine *engine, int is_server)
         options.trust_length = certificate.size;
     }
     return aq_credentials_new(engine, &options, text, sizeof(text));
+}
+
+/* The same for a peer that is not the engine's: a server has the certificate, a client has none. */
+void fuzz_identity(gnutls_certificate_credentials_t credentials, int is_server)
+{
+    if (certificate.data == NULL)
+        make();
+    if (is_server)
+        MUST(gnutls_certificate_set_x509_key_mem(credentials, &certificate, &private_key, GNUTLS_X509_FMT_PEM) == 0);
 }
