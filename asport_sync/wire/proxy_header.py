@@ -1,17 +1,16 @@
 """PROXY protocol headers (HAProxy's specification, versions 1 and 2): tell the local service who the public peer is.
 
-Source and destination of a header must be of one family, while the public peer and the local service need not be. The
-source is therefore written in the destination's family where that is possible, and the header says "unknown" where it
-isn't:
+Source and destination of a header must be of one family, while the public peer and the local service need not be. So
+where one is IPv6 both are written as IPv6, the other as an IPv4-mapped address (RFC 4291 section 2.5.5.2):
 
-===================  ===========  =======================
+===================  ===========  =========================================
 source               destination  written
-===================  ===========  =======================
+===================  ===========  =========================================
 same family          same family  both as they are
 IPv4                 IPv6         source as IPv4-mapped
 IPv4-mapped IPv6     IPv4         source as IPv4
-any other IPv6       IPv4         unknown, no addresses
-===================  ===========  =======================
+any other IPv6       IPv4         destination as IPv4-mapped
+===================  ===========  =========================================
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _VERSION_2_PROXY = 0x21  # version 2, command PROXY
 _STREAM = 0x1
 _DGRAM = 0x2
-_AF_UNSPEC = 0x00
 _AF_INET = 0x10
 _AF_INET6 = 0x20
 _PORTS = struct.Struct(">HH")
@@ -70,29 +68,29 @@ def _required(source: Address | None) -> Address:
     return source
 
 
-def _in_family_of(destination: Address, source: Address) -> Address | None:
-    """The source in the family of the destination, or None where it has no form there."""
-    if isinstance(source.ip, IPv4Address) and isinstance(destination.ip, IPv6Address):
-        return Address(IPv6Address(b"\x00" * 10 + b"\xff\xff" + source.ip.packed), source.port)
-    if isinstance(source.ip, IPv6Address) and isinstance(destination.ip, IPv4Address):
-        mapped = source.ip.ipv4_mapped
-        return None if mapped is None else Address(mapped, source.port)
-    return source
+def _of_one_family(source: Address, destination: Address) -> tuple[Address, Address]:
+    """Both as the header has them."""
+    if isinstance(source.ip, IPv4Address) == isinstance(destination.ip, IPv4Address):
+        return source, destination
+    if isinstance(source.ip, IPv4Address):
+        return _mapped(source), destination
+    if isinstance(source.ip, IPv6Address) and source.ip.ipv4_mapped is not None:
+        return Address(source.ip.ipv4_mapped, source.port), destination
+    return source, _mapped(destination)
+
+
+def _mapped(address: Address) -> Address:
+    return Address(IPv6Address(b"\x00" * 10 + b"\xff\xff" + address.ip.packed), address.port)
 
 
 def _version_1(source: Address, destination: Address) -> bytes:
-    written = _in_family_of(destination, source)
-    if written is None:
-        return b"PROXY UNKNOWN\r\n"
-    family = "TCP4" if isinstance(destination.ip, IPv4Address) else "TCP6"
-    return f"PROXY {family} {written.host} {destination.host} {written.port} {destination.port}\r\n".encode("ascii")
+    source, destination = _of_one_family(source, destination)
+    family = "TCP4" if isinstance(source.ip, IPv4Address) else "TCP6"
+    return f"PROXY {family} {source.host} {destination.host} {source.port} {destination.port}\r\n".encode("ascii")
 
 
 def _version_2(transport: int, source: Address, destination: Address) -> bytes:
-    written = _in_family_of(destination, source)
-    if written is None:
-        family, addresses = _AF_UNSPEC, b""
-    else:
-        family = _AF_INET if isinstance(destination.ip, IPv4Address) else _AF_INET6
-        addresses = written.ip.packed + destination.ip.packed + _PORTS.pack(written.port, destination.port)
+    source, destination = _of_one_family(source, destination)
+    family = _AF_INET if isinstance(source.ip, IPv4Address) else _AF_INET6
+    addresses = source.ip.packed + destination.ip.packed + _PORTS.pack(source.port, destination.port)
     return _SIGNATURE + struct.pack(">BBH", _VERSION_2_PROXY, family | transport, len(addresses)) + addresses

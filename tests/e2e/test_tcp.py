@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
 import re
 import resource
 import selectors
@@ -544,6 +545,22 @@ def test_a_dual_stack_port_tells_the_ipv4_source(certificate: Certificate) -> No
         with tunnel(certificate, service.address, server=dual, client={"proxy_protocol": "v1"}) as opened:
             source = send_and_close(("127.0.0.1", opened.public[1]), b"")
             assert re.fullmatch(rb"PROXY TCP4 127\.0\.0\.1 127\.0\.0\.1 %d \d+\r\n" % source, service.data)
+
+
+def test_a_service_on_ipv4_hears_of_users_on_ipv6(certificate: Certificate) -> None:
+    """The specification wants one family for both addresses, so the service's is mapped."""
+    loopback = ipaddress.IPv6Address("::1").packed + ipaddress.IPv6Address("::ffff:127.0.0.1").packed
+    for version in ("v1", "v2"):
+        with Capture() as service:
+            with tunnel(
+                certificate, service.address, server={"proxy": {"bind_ip": "::"}}, client={"proxy_protocol": version}
+            ) as opened:
+                source = send_and_close(("::1", opened.public[1]), b"")
+                if version == "v1":
+                    assert re.fullmatch(rb"PROXY TCP6 ::1 ::ffff:127\.0\.0\.1 %d \d+\r\n" % source, service.data)
+                else:
+                    header = b"\r\n\r\n\0\r\nQUIT\n" + b"\x21\x21\x00\x24" + loopback + struct.pack(">H", source)
+                    assert service.data[:-2] == header
 
 
 def send_and_close(address: Address, data: bytes) -> int:

@@ -223,6 +223,11 @@ def fragments_(data: bytes) -> None:
 # --- PROXY headers ---------------------------------------------------------------------------------------------------
 
 
+def plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address that is mapped, where one is."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def proxy_header_(data: bytes) -> None:
     """Any two addresses; the header is read back by the words of the specification."""
     reader = Reader(data)
@@ -232,12 +237,12 @@ def proxy_header_(data: bytes) -> None:
     assert text.endswith(b"\r\n")
     assert len(text) <= 107  # the longest that there is, by the specification
     words = text[:-2].split(b" ")
-    if words[1] != b"UNKNOWN":
-        assert len(words) == 6
-        assert words[1] == (b"TCP4" if destination.ip.version == 4 else b"TCP6")
-        read = [ipaddress.ip_address(word.decode()) for word in words[2:4]]
-        assert read[0].version == read[1].version == destination.ip.version
-        assert [int(word) for word in words[4:]] == [source.port, destination.port]
+    assert len(words) == 6
+    read = [ipaddress.ip_address(word.decode()) for word in words[2:4]]
+    assert words[1] == (b"TCP4" if read[0].version == 4 else b"TCP6")
+    assert read[0].version == read[1].version
+    assert [plain(address) for address in read] == [plain(source.ip), plain(destination.ip)]
+    assert [int(word) for word in words[4:]] == [source.port, destination.port]
     for header, transport in (
         (proxy_header.tcp_header(2, source, destination), 1),
         (proxy_header.udp_header(source, destination), 2),
@@ -247,7 +252,7 @@ def proxy_header_(data: bytes) -> None:
         assert header[13] & 0xF == transport
         length = int.from_bytes(header[14:16], "big")
         assert len(header) == 16 + length
-        assert length == {0: 0, 1: 12, 2: 36}[header[13] >> 4]
+        assert length == {1: 12, 2: 36}[header[13] >> 4]
 
 
 # --- packet.c against Python -----------------------------------------------------------------------------------------

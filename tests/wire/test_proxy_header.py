@@ -28,7 +28,9 @@ def test_known_headers() -> None:
     )
     assert tcp_header(2, PEER_IPV4, LOCAL_IPV4).hex() == SIGNATURE + "2111000ccb0071077f000001d43107e8"
     assert udp_header(PEER_IPV4, LOCAL_IPV4).hex() == SIGNATURE + "2112000ccb0071077f000001d43107e8"
-    assert tcp_header(2, PEER_IPV6, LOCAL_IPV4).hex() == SIGNATURE + "21010000"
+    both_ipv6 = "20010db8" + "00" * 11 + "01" + "00" * 10 + "ffff7f000001" + "01bb07e8"
+    assert tcp_header(2, PEER_IPV6, LOCAL_IPV4).hex() == SIGNATURE + "21210024" + both_ipv6
+    assert udp_header(PEER_IPV6, LOCAL_IPV4).hex() == SIGNATURE + "21220024" + both_ipv6
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_known_headers() -> None:
         (PEER_IPV4, LOCAL_IPV6, b"PROXY TCP6 ::ffff:203.0.113.7 ::1 54321 2024\r\n"),
         (PEER_MAPPED, LOCAL_IPV4, b"PROXY TCP4 203.0.113.7 127.0.0.1 54321 2024\r\n"),
         (PEER_MAPPED, LOCAL_MAPPED, b"PROXY TCP6 ::ffff:203.0.113.7 ::ffff:127.0.0.1 54321 2024\r\n"),
-        (PEER_IPV6, LOCAL_IPV4, b"PROXY UNKNOWN\r\n"),
+        (PEER_IPV6, LOCAL_IPV4, b"PROXY TCP6 2001:db8::1 ::ffff:127.0.0.1 443 2024\r\n"),
     ],
 )
 def test_version_1(source: Address, destination: Address, text: bytes) -> None:
@@ -53,7 +55,7 @@ def test_version_1(source: Address, destination: Address, text: bytes) -> None:
         (PEER_IPV4, LOCAL_IPV6, 2, "0024" + MAPPED_HEX + "00" * 15 + "01" + "d43107e8"),
         (PEER_MAPPED, LOCAL_IPV4, 1, "000c" + "cb007107" + "7f000001" + "d43107e8"),
         (PEER_MAPPED, LOCAL_MAPPED, 2, "0024" + MAPPED_HEX + "00000000000000000000ffff7f000001" + "d43107e8"),
-        (PEER_IPV6, LOCAL_IPV4, 0, "0000"),
+        (PEER_IPV6, LOCAL_IPV4, 2, "0024" + "20010db8" + "00" * 11 + "01" + "00" * 10 + "ffff7f000001" + "01bb07e8"),
     ],
 )
 def test_version_2(source: Address, destination: Address, family: int, rest: str) -> None:
@@ -83,4 +85,5 @@ def test_shape_for_any_pair(source: Address, destination: Address) -> None:
     assert len(text) <= 107  # the limit in HAProxy's specification
     for header in (tcp_header(2, source, destination), udp_header(source, destination)):
         assert len(header) == 16 + int.from_bytes(header[14:16], "big")
-        assert (header[13] >> 4 == 0) == (text == b"PROXY UNKNOWN\r\n")
+        assert (header[13] >> 4 == 1) == text.startswith(b"PROXY TCP4 ")
+        assert (header[13] >> 4 == 2) == text.startswith(b"PROXY TCP6 ")
