@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-SUITE ?= tests/engine tests/e2e/test_smoke.py
+SUITE ?= tests/engine tests/e2e/test_smoke.py tests/hostile/independent
 SANITIZE ?= thread
 
 comma := ,
@@ -94,7 +94,7 @@ system-ngtcp2: machine ## Fetch the distribution's ngtcp2 without installing it,
 
 # The package is installed, not linked to the source tree, and the tests run from a copy: so this also shows that what is
 # installed is complete.
-test-system: build ## Build with the distribution's ngtcp2 and run the smoke tests on that (SUITE="tests/e2e ...").
+test-system: build ## Build with the distribution's ngtcp2 and run engine, smoke and trap tests on that (SUITE="tests/e2e ...").
 	rm -rf $(SYSTEM) build/lib.*
 	mkdir -p $(SYSTEM)
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \

@@ -36,6 +36,8 @@ segmented sends fail as a whole                               native/test_udp.c,
 headers newer than the library                                compat.h; Engine() fails, and nothing aborts
 one thread for each connection, nothing from in callbacks     ``make sanitize``
 packets before the handshake and after the close              test_traps.c, early_packets, late_packets
+TLS messages at the wrong time, or without transport          hostile/independent/test_independent.py, and whatever
+  parameters, abort                                             else aioquic can be made to send
 a stateless reset must be shorter than what it answers        test_resets_do_not_chase_each_other
 ports that reflect                                            test_traps.c, reflecting_port
 Retry tokens that are not ours                                test_traps.c, foreign_retry_token
