@@ -1,6 +1,7 @@
-"""What our build of ngtcp2 changes in its source: a fault of the client, BBR, pacing, and how it bears bad paths.
+"""What our build of ngtcp2 changes in its source: two faults, BBR, pacing, and how it bears bad paths.
 
-The fault lets a server end the client's process, see ``early-confirmation``.
+The faults let a server end the client's process and a client the server's, see ``early-confirmation`` and
+``connection-id-limit``. With libraries that are not ours, the engine stops both before they get there.
 
 As released, BBR is slow on paths that lose packets at random, as radio links and long lines do. The effect, in Mbit/s
 of goodput (medians, with one stream and with eight) on an emulated path of 100 Mbit/s, 50 ms round trip, 1 % random
@@ -62,6 +63,44 @@ ADJUSTMENTS = (
                 r"(?<=static int conn_recv_handshake_done\(ngtcp2_conn \*conn, ngtcp2_tstamp ts\) )"
                 r"(\{\n  int rv;\n\n  if \()conn->server(?=\) \{)",
                 r"\1conn->server || conn->state != NGTCP2_CS_POST_HANDSHAKE",
+            ),
+        ),
+    ),
+    Adjustment(
+        "connection-id-limit",
+        "A peer that never acknowledges RETIRE_CONNECTION_ID fills the list of those that are under way, of sixteen. "
+        "What the next change of path gets then is an error that the release asserts not to get: a client aborts a "
+        "server with some twenty packets, without a password. Here it ends its own connection, with "
+        "CONNECTION_ID_LIMIT_ERROR. The header says that it is so; without it the engine limits the sequence numbers "
+        "(compat.h).",
+        "lib/ngtcp2_conn.c",
+        (
+            (
+                r"(?<=new_cid_used, ts\);\n      if \(rv != 0\) \{\n        if \()ngtcp2_err_is_fatal\(rv\)"
+                r"(?=\) \{)",
+                "rv != NGTCP2_ERR_CONN_ID_BLOCKED",
+            ),
+            (
+                r"(?<=path_challenge_recved, ts\);\n      if \(rv != 0\) \{\n        if \()ngtcp2_err_is_fatal\(rv\)"
+                r"(?=\) \{)",
+                "rv != NGTCP2_ERR_CONN_ID_BLOCKED",
+            ),
+            # The new path's validation would leak with it.
+            (
+                r"(?<=\n    rv = conn_abort_pv\(conn, ts\);\n    if \(rv != 0\) \{\n)"
+                r"(?=      return rv;\n    \}\n  \}\n\n  conn->pv = pv;\n)",
+                "      ngtcp2_pv_del(pv);\n",
+            ),
+        ),
+        (
+            (
+                "lib/includes/ngtcp2/ngtcp2.h",
+                (
+                    (
+                        r"(?<=\n#define NGTCP2_ERR_CONN_ID_BLOCKED -227\n)",
+                        "#define AQ_NGTCP2_CHECKS_RETIRED_IDS 1\n",
+                    ),
+                ),
             ),
         ),
     ),

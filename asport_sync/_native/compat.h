@@ -40,6 +40,20 @@ static inline void aq_compat_settings(ngtcp2_settings *settings, const uint16_t 
 #define AQ_HAVE_RECV_STOP_SENDING 0
 #endif
 
+/* Of the connection ids that a peer has given and the library has given back (RETIRE_CONNECTION_ID), sixteen may be
+ * unacknowledged. One more, on a change of path, and the library aborts; ours ends the connection instead
+ * (vendor/adjustments.py, which defines this in its header). With others a client may give a server no more than
+ * sixteen, the one of the handshake included, in all the connection's life. A change of path by a client uses up one of
+ * them, a new binding of a NAT none. */
+#ifdef AQ_NGTCP2_CHECKS_RETIRED_IDS
+#define AQ_MOST_PEER_ID INT64_MAX
+#else
+#define AQ_MOST_PEER_ID 15 /* sequence number; the first is 0 */
+#endif
+
+/* Up to 1.21 a server that takes back its connection id before the client has Finished makes the client abort. */
+#define AQ_SURVIVES_EARLY_RETIREMENT (NGTCP2_VERSION_NUM >= 0x011600)
+
 /* Packets and bytes declared lost so far; zeros on libraries that don't count them. */
 static inline void aq_compat_losses(ngtcp2_conn *quic, ngtcp2_conn_info *info, uint64_t *packets, uint64_t *bytes)
 {

@@ -196,7 +196,8 @@ typedef struct aq_conn {
     int handshake_done;       /* noted by the callback */
     int handshake_seen;       /* and acted on after it */
     int handshake_alert;      /* why there is no connection although it is done; 0: none */
-    int handshake_written;    /* a write has followed it, with which Finished left */
+    int handshake_written;    /* a client's Finished has left */
+    int writing;              /* inside the loop of aq_conn_write(), where packets are built */
     uint32_t headers_pending; /* peer's streams whose header is incomplete */
     uint8_t reset_key[32];    /* for the tokens of further connection ids */
     aq_id endpoint_id;        /* 0 on a client */

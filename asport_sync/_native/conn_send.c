@@ -384,6 +384,7 @@ int aq_conn_write(aq_conn *conn, uint64_t now)
     if (limit < path_size)
         limit = path_size;
 
+    conn->writing = 1;
     for (;;) {
         int is_first = length == 0;
         target.out = train + length;
@@ -422,7 +423,7 @@ int aq_conn_write(aq_conn *conn, uint64_t now)
     }
     if (length > 0)
         send_train(conn, &first.path, first_info.ecn, train, length, segment);
-    conn->handshake_written = conn->handshake_done;
+    conn->writing = 0;
     if (built < 0) {
         aq_conn_close(conn, AQ_CLOSE_INTERNAL, (uint64_t)(-built), ngtcp2_strerror((int)built), now);
         return 0;

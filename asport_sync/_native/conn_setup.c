@@ -1,5 +1,6 @@
 /* How a connection begins: settings, transport parameters, callbacks, connection ids. */
 #include "conn.h"
+#include "frames.h"
 
 #include <gnutls/crypto.h>
 #include <stdlib.h>
@@ -81,6 +82,18 @@ static int on_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2
     return result;
 }
 
+/* See AQ_MOST_PEER_ID. ngtcp2 acts on no frame before this returns. */
+static int on_decrypt_at_server(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
+                                const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length,
+                                const uint8_t *aad, size_t aad_length)
+{
+    int result = on_decrypt(out, aead, context, in, length, nonce, nonce_length, aad, aad_length);
+    if (result == 0 && AQ_MOST_PEER_ID != INT64_MAX &&
+        aq_frames_newest_id(out, length - aead->max_overhead) > AQ_MOST_PEER_ID)
+        return NGTCP2_ERR_CALLBACK_FAILURE;
+    return result;
+}
+
 static int on_crypto_data(ngtcp2_conn *quic, ngtcp2_encryption_level level, uint64_t offset, const uint8_t *data,
                           size_t length, void *user)
 {
@@ -96,9 +109,27 @@ static int on_handshake_completed(ngtcp2_conn *quic, void *user)
     return 0;
 }
 
+/* A client's connection takes an id of its peer into use. The first time that this happens in a write, it is the end of
+ * the handshake: Finished has left. */
+static int on_dcid_status(ngtcp2_conn *quic, ngtcp2_connection_id_status_type type, uint64_t sequence,
+                          const ngtcp2_cid *cid, const uint8_t *token, void *user)
+{
+    aq_conn *conn = user;
+    AQ_UNUSED(quic);
+    AQ_UNUSED(sequence);
+    AQ_UNUSED(cid);
+    AQ_UNUSED(token);
+    if (type != NGTCP2_CONNECTION_ID_STATUS_TYPE_ACTIVATE || conn->handshake_written)
+        return 0;
+    if (!conn->writing)
+        return AQ_SURVIVES_EARLY_RETIREMENT ? 0 : NGTCP2_ERR_CALLBACK_FAILURE;
+    conn->handshake_written = 1;
+    return 0;
+}
+
 /* A server that has not got Finished yet can't confirm anything. Up to 1.25 ngtcp2 believes it, throws its handshake
  * keys away, and looks for them in the next packet or write; so the connection ends here. Our own build ends it by
- * itself (vendor/adjustments.py), also in the moment after this look in which pacing holds Finished back. */
+ * itself (vendor/adjustments.py). */
 static int on_handshake_confirmed(ngtcp2_conn *quic, void *user)
 {
     const aq_conn *conn = user;
@@ -131,11 +162,12 @@ static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
     } else {
         callbacks->client_initial = ngtcp2_crypto_client_initial_cb;
         callbacks->handshake_confirmed = on_handshake_confirmed;
+        callbacks->dcid_status = on_dcid_status;
         callbacks->recv_retry = ngtcp2_crypto_recv_retry_cb;
     }
     callbacks->recv_crypto_data = on_crypto_data;
     callbacks->encrypt = ngtcp2_crypto_encrypt_cb;
-    callbacks->decrypt = on_decrypt;
+    callbacks->decrypt = is_server ? on_decrypt_at_server : on_decrypt;
     callbacks->hp_mask = ngtcp2_crypto_hp_mask_cb;
     callbacks->rand = on_random;
     callbacks->get_new_connection_id = on_new_cid;

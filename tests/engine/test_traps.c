@@ -197,6 +197,54 @@ static int early_confirmation(aq_engine *engine, unsigned moment)
     }
 }
 
+/* The same, in the moment in which pacing may hold the client's Finished back. Where it has left already, the server
+ * can't be told from one that has got it. */
+static int confirmation_before_finished(aq_engine *engine, unsigned moment)
+{
+    static const uint8_t HANDSHAKE_DONE = 0x1e;
+    switch (moment) {
+    case 0:
+        it.silent = 1;
+        join(engine, &RAW_GENEROUS);
+        return 1;
+    case 1:
+        raw_turn(0);
+        return 1;
+    case 2:
+        is_connected(engine);
+        raw_send(RAW_APPLICATION, &HANDSHAKE_DONE, 1);
+        return 1;
+    case 3:
+        later(500);
+        return 1;
+    default:
+        CHECK_INT(it.events[AQ_EVENT_CLOSED], it.close_cause == AQ_CLOSE_INTERNAL ? 1 : 0);
+        return 0;
+    }
+}
+
+/* A server that takes its connection id back before the client has Finished. */
+static int early_retirement(aq_engine *engine, unsigned moment)
+{
+    uint8_t frame[64];
+    switch (moment) {
+    case 0:
+        it.silent = 1;
+        join(engine, &RAW_GENEROUS);
+        return 1;
+    case 1:
+        raw_turn(0);
+        raw_send(RAW_APPLICATION, frame, (size_t)(raw_new_cid(frame, 1, 1) - frame));
+        return 1;
+    case 2:
+        later(500);
+        return 1;
+    default: /* older libraries can't go on */
+        CHECK_INT(it.events[AQ_EVENT_CLOSED], AQ_SURVIVES_EARLY_RETIREMENT ? 0 : 1);
+        return 0;
+    }
+}
+
 static void attach(aq_engine *engine, aq_id stream, size_t length)
 {
     static uint8_t bytes[65536];
@@ -612,6 +660,48 @@ static int no_pace_for_the_few(aq_engine *engine, unsigned moment)
     return 1;
 }
 
+/* From another port each time: connection ids for the server to answer with, a probe of the path, and with `moves` a
+ * packet that makes it the connection's own. */
+static void from_elsewhere(unsigned moment, int moves)
+{
+    static const uint8_t PING = 1;
+    uint8_t frames[64], *at = raw_new_cid(frames, moment, 0);
+    raw_move((uint16_t)(SIM_CLIENT_PORT + 100 + moment));
+    *at++ = 0x1a;
+    memset(at, 'x', 8);
+    raw_send(RAW_APPLICATION, frames, (size_t)(at + 8 - frames));
+    if (moves)
+        raw_send(RAW_APPLICATION, &PING, 1);
+}
+
+/* A client that never acknowledges the end of a connection id. The library remembers sixteen of those. */
+static int unacknowledged_ids(aq_engine *engine, unsigned moment, int moves)
+{
+    if (moment == 0) {
+        serve(engine, &RAW_GENEROUS);
+    } else if (moment < 60) {
+        if (moment == 1)
+            is_connected(engine);
+        it.silent = 1;
+        from_elsewhere(moment, moves);
+    } else {
+        CHECK_INT(it.events[AQ_EVENT_CLOSED], 1);
+        CHECK_INT(it.close_cause, AQ_CLOSE_INTERNAL);
+        return 0;
+    }
+    return 1;
+}
+
+static int many_probed_paths(aq_engine *engine, unsigned moment)
+{
+    return unacknowledged_ids(engine, moment, 0);
+}
+
+static int many_paths(aq_engine *engine, unsigned moment)
+{
+    return unacknowledged_ids(engine, moment, 1);
+}
+
 /* ---- running them -------------------------------------------------------------------------------------------------
  */
 
@@ -627,6 +717,8 @@ static const struct {
     TRAP(empty_datagram_frame),
     TRAP(empty_stream_frames),
     TRAP(early_confirmation),
+    TRAP(confirmation_before_finished),
+    TRAP(early_retirement),
     TRAP(half_built_packets),
     TRAP(no_credit),
     TRAP(connection_window),
@@ -642,6 +734,8 @@ static const struct {
     TRAP(full_socket),
     TRAP(slow_connect),
     TRAP(no_pace_for_the_few),
+    TRAP(many_probed_paths),
+    TRAP(many_paths),
 };
 
 static int (*trap)(aq_engine *engine, unsigned moment);

@@ -14,8 +14,12 @@ an empty UDP datagram aborts the parser                       test_empty_datagra
                                                               test_noise_is_dropped_and_counted
 an empty DATAGRAM frame, sent, aborts                         test_an_empty_datagram_frame_is_never_sent
 an empty DATAGRAM or STREAM frame, received                   test_traps.c, empty_datagram_frame, empty_stream_frames
-a server that confirms a handshake before its end crashes     test_traps.c, early_confirmation; vendor/adjustments.py
-  the client
+a server that confirms a handshake before its end crashes     test_traps.c, early_confirmation,
+  the client                                                  confirmation_before_finished; vendor/adjustments.py
+a server that takes its connection id back before the end of  test_traps.c, early_retirement
+  the handshake aborts the client
+a client that never acknowledges RETIRE_CONNECTION_ID aborts  test_traps.c, many_probed_paths, many_paths;
+  the server when it changes its path                         native/test_frames.c; vendor/adjustments.py
 a packet half built (WRITE_MORE) when something else is done  test_traps.c, half_built_packets
 another time stamp for update_pkt_tx_time than for the write  conn_send.c uses one; shows in throughput only
 a datagram too large for the path stalls its queue            test_traps.c, oversize_datagram
@@ -102,6 +106,8 @@ TRAPS = (
     "empty_datagram_frame",
     "empty_stream_frames",
     "early_confirmation",
+    "confirmation_before_finished",
+    "early_retirement",
     "half_built_packets",
     "no_credit",
     "connection_window",
@@ -117,6 +123,8 @@ TRAPS = (
     "slow_connect",
     "full_socket",
     "no_pace_for_the_few",
+    "many_probed_paths",
+    "many_paths",
 )
 
 

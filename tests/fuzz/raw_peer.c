@@ -393,3 +393,20 @@ void raw_credit(uint64_t id, uint64_t most)
     }
     raw_send(RAW_APPLICATION, frame, (size_t)(at - frame));
 }
+
+void raw_move(uint16_t port)
+{
+    peer.options.port = port;
+}
+
+uint8_t *raw_new_cid(uint8_t *at, uint64_t sequence, uint64_t retire_prior_to)
+{
+    *at++ = 0x18;
+    at = put_varint(at, sequence);
+    at = put_varint(at, retire_prior_to);
+    *at++ = CID;
+    memset(at, 'c', CID + 16); /* the id, and its token */
+    at[0] = at[CID] = (uint8_t)(sequence >> 8);
+    at[1] = at[CID + 1] = (uint8_t)sequence;
+    return at + CID + 16;
+}

@@ -87,6 +87,7 @@ TESTS = (
     NativeTest("stream_ends", STREAM),
     NativeTest("stream_threads", STREAM, threaded=True),
     NativeTest("tls_messages", ("tls_messages.c",)),
+    NativeTest("frames", ("frames.c",)),
     NativeTest("tls", ("tls.c", "tls_messages.c"), ngtcp2=True, prepare=tls_material.write),
     NativeTest("endpoint", tuple(name for name in ALL if name != "endpoint.c"), flags=ORIGIN, ngtcp2=True),
     NativeTest("commands", ALL, threaded=True, flags=ORIGIN, ngtcp2=True),
