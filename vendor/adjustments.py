@@ -1,7 +1,7 @@
-"""What our build of ngtcp2 changes in its source: two faults, BBR, pacing, and how it bears bad paths.
+"""What our build of ngtcp2 changes in its source: three faults, BBR, pacing, and how it bears bad paths.
 
-The faults let a server end the client's process and a client the server's, see ``early-confirmation`` and
-``connection-id-limit``. With libraries that are not ours, the engine stops both before they get there.
+The faults let a peer end the process: ``early-confirmation``, ``connection-id-limit`` and ``last-packet-numbers``.
+With libraries that are not ours, the engine stops peers before they get there.
 
 As released, BBR is slow on paths that lose packets at random, as radio links and long lines do. The effect, in Mbit/s
 of goodput (medians, with one stream and with eight) on an emulated path of 100 Mbit/s, 50 ms round trip, 1 % random
@@ -99,6 +99,26 @@ ADJUSTMENTS = (
                     (
                         r"(?<=\n#define NGTCP2_ERR_CONN_ID_BLOCKED -227\n)",
                         "#define AQ_NGTCP2_CHECKS_RETIRED_IDS 1\n",
+                    ),
+                ),
+            ),
+        ),
+    ),
+    Adjustment(
+        "last-packet-numbers",
+        "The release asserts that a packet's number, as it completes it from the bytes that are sent, is not among the "
+        "last 2^32 of the 2^62 that there are. A peer that skips as many numbers as it may with each packet gets there "
+        "after 2^31 of them, in an hour or a few. Here the packet is discarded, as both callers do with numbers above "
+        "the last.",
+        "lib/ngtcp2_pkt.c",
+        ((r"\n    assert\(cand <= NGTCP2_MAX_VARINT - win\);(?=\n    return \(int64_t\)\(cand \+ win\);)", ""),),
+        (
+            (
+                "lib/includes/ngtcp2/ngtcp2.h",
+                (
+                    (
+                        r"(?<=\n#define NGTCP2_ERR_INTERNAL -228\n)",
+                        "#define AQ_NGTCP2_BEARS_LAST_NUMBERS 1\n",
                     ),
                 ),
             ),

@@ -51,6 +51,14 @@ static inline void aq_compat_settings(ngtcp2_settings *settings, const uint16_t 
 #define AQ_MOST_PEER_ID 15 /* sequence number; the first is 0 */
 #endif
 
+/* A peer that skips as many packet numbers as it may reaches the last of them with 2^31 packets, and libraries that are
+ * not ours abort there. So with those a connection ends before. */
+#ifdef AQ_NGTCP2_BEARS_LAST_NUMBERS
+#define AQ_MOST_PACKETS_RECEIVED UINT64_MAX
+#else
+#define AQ_MOST_PACKETS_RECEIVED ((UINT64_C(1) << 31) - (UINT64_C(1) << 20))
+#endif
+
 /* Up to 1.21 a server that takes back its connection id before the client has Finished makes the client abort. */
 #define AQ_SURVIVES_EARLY_RETIREMENT (NGTCP2_VERSION_NUM >= 0x011600)
 

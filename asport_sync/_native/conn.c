@@ -340,6 +340,10 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
         aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "too many packets before admission", now);
         return AQ_READ_OVER;
     }
+    if (conn->packets_received >= AQ_MOST_PACKETS_RECEIVED) {
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "packets may run out of numbers", now);
+        return AQ_READ_OVER;
+    }
     conn->now = now;
     ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
     ngtcp2_addr_init(&path.remote, &remote_copy.sa, aq_sockaddr_length(&remote_copy));

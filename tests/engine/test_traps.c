@@ -702,6 +702,27 @@ static int many_paths(aq_engine *engine, unsigned moment)
     return unacknowledged_ids(engine, moment, 1);
 }
 
+/* As many packets as could use up all numbers, had each skipped as many as it may. */
+static int last_packet_numbers(aq_engine *engine, unsigned moment)
+{
+    static const uint8_t PING = 1;
+    switch (moment) {
+    case 0:
+        serve(engine, &RAW_GENEROUS);
+        return 1;
+    case 1:
+        is_connected(engine);
+        engine->all_endpoints[0]->first->half_open = 0; /* or the limit for strangers would be first */
+        engine->all_endpoints[0]->half_open--;
+        engine->all_endpoints[0]->first->packets_received = (UINT64_C(1) << 31) - (UINT64_C(1) << 20);
+        raw_send(RAW_APPLICATION, &PING, 1);
+        return 1;
+    default:
+        CHECK_INT(it.events[AQ_EVENT_CLOSED], AQ_MOST_PACKETS_RECEIVED == UINT64_MAX ? 0 : 1);
+        return 0;
+    }
+}
+
 /* ---- running them -------------------------------------------------------------------------------------------------
  */
 
@@ -736,6 +757,7 @@ static const struct {
     TRAP(no_pace_for_the_few),
     TRAP(many_probed_paths),
     TRAP(many_paths),
+    TRAP(last_packet_numbers),
 };
 
 static int (*trap)(aq_engine *engine, unsigned moment);

@@ -20,6 +20,8 @@ a server that takes its connection id back before the end of  test_traps.c, earl
   the handshake aborts the client
 a client that never acknowledges RETIRE_CONNECTION_ID aborts  test_traps.c, many_probed_paths, many_paths;
   the server when it changes its path                         native/test_frames.c; vendor/adjustments.py
+a packet number among the last 2^32 aborts                    test_traps.c, last_packet_numbers;
+                                                              test_the_last_packet_numbers; vendor/adjustments.py
 a packet half built (WRITE_MORE) when something else is done  test_traps.c, half_built_packets
 another time stamp for update_pkt_tx_time than for the write  conn_send.c uses one; shows in throughput only
 a datagram too large for the path stalls its queue            test_traps.c, oversize_datagram
@@ -125,6 +127,7 @@ TRAPS = (
     "no_pace_for_the_few",
     "many_probed_paths",
     "many_paths",
+    "last_packet_numbers",
 )
 
 
@@ -370,3 +373,28 @@ def test_raw_peer(raw_peer: Path, trap: str) -> None:
     done = subprocess.run([raw_peer, trap], capture_output=True, text=True, timeout=100, env=without())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(trap)
+
+
+# Numbers that end in the last window of the 2^62 that there are. The function is none of the library's own, but in a
+# static library it can be called.
+NUMBERS = r"""
+#include <stddef.h>
+#include <stdint.h>
+int64_t ngtcp2_pkt_adjust_pkt_num(int64_t max_pkt_num, int64_t pkt_num, size_t pkt_numlen);
+int main(void)
+{
+    const int64_t last = (INT64_C(1) << 62) - 1;
+    return ngtcp2_pkt_adjust_pkt_num(last - 1, 0, 4) > last && ngtcp2_pkt_adjust_pkt_num(9, 11, 1) == 11 ? 0 : 1;
+}
+"""
+
+
+def test_the_last_packet_numbers(tmp_path: Path) -> None:
+    if ffi.string(lib.aq_ngtcp2_origin()) != b"bundled, adjusted":
+        pytest.skip("this ngtcp2 is none of our own; last_packet_numbers has what the engine does with it")
+    library = ngtcp2.choose(os.environ)
+    source, program = tmp_path / "numbers.c", tmp_path / "numbers"
+    source.write_text(NUMBERS)
+    command = [*compiler_or_skip(), *library.compile_args, str(source), *library.archives, *library.link_args]
+    subprocess.run([*command, "-o", str(program)], check=True, timeout=60, env=without())
+    assert subprocess.run([program], timeout=60, env=without()).returncode == 0
