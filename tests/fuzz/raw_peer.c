@@ -396,17 +396,17 @@ void raw_credit(uint64_t id, uint64_t most)
 
 void raw_move(uint16_t port)
 {
-    peer.options.port = port;
+    raw_self.options.port = port;
 }
 
 uint8_t *raw_new_cid(uint8_t *at, uint64_t sequence, uint64_t retire_prior_to)
 {
     *at++ = 0x18;
-    at = put_varint(at, sequence);
-    at = put_varint(at, retire_prior_to);
-    *at++ = CID;
-    memset(at, 'c', CID + 16); /* the id, and its token */
-    at[0] = at[CID] = (uint8_t)(sequence >> 8);
-    at[1] = at[CID + 1] = (uint8_t)sequence;
-    return at + CID + 16;
+    at = raw_put_varint(at, sequence);
+    at = raw_put_varint(at, retire_prior_to);
+    *at++ = RAW_CID;
+    memset(at, 'c', RAW_CID + 16); /* the id, and its token */
+    at[0] = at[RAW_CID] = (uint8_t)(sequence >> 8);
+    at[1] = at[RAW_CID + 1] = (uint8_t)sequence;
+    return at + RAW_CID + 16;
 }
