@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from asport_sync.engine import Connected, Connection, Probed, Silence, Transport
+from asport_sync.engine.binding import ffi, lib
 from asport_sync.errors import EngineError
 from tests.engine.middle import Middle
 from tests.engine.pair import (
@@ -167,6 +168,8 @@ def test_a_connection_follows_its_address(certificate: Certificate) -> None:
     reason = unavailable()
     if reason is not None:
         pytest.skip(reason)
+    # A server with another library than ours takes sixteen connection ids of a client (compat.h), and a move costs one.
+    moves = 24 if ffi.string(lib.aq_ngtcp2_origin()) == b"bundled, adjusted" else 9
     server_address = "10.9.0.1"
     with Namespace() as namespace, Side("server") as server, Side("client") as client:
         namespace.configure(["address", "add", f"{server_address}/32", "dev", "lo"])
@@ -186,7 +189,7 @@ def test_a_connection_follows_its_address(certificate: Certificate) -> None:
         assert accepted.info().peer[0] == mine[0]
         pair = Pair(server, client, endpoint, accepted, connection)
         with running_relays(pair) as (relays, user, service):
-            for turn in range(1, 25):
+            for turn in range(1, moves + 1):
                 come_from(mine[turn % 3])
                 wait_until(lambda: moved(namespace, connection), 15, "it has a connection id to spare, and moves")
                 data = bytes((turn,)) * 5000
@@ -203,7 +206,7 @@ def test_a_connection_follows_its_address(certificate: Certificate) -> None:
                 connection.probe(15.0)
                 assert client.expect(Probed).alive
                 assert accepted.info().peer[0] == mine[turn % 3]
-            assert client.counter("connections_migrated") == 24
+            assert client.counter("connections_migrated") == moves
             assert len(relays) == 2
             # Without a way it stays where it is.
             namespace.configure(["route", "delete", "local", server_address, "table", "local"])
