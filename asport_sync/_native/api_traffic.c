@@ -314,23 +314,33 @@ int64_t aq_udp_share(aq_engine *engine, int32_t on)
     return AQ_OK;
 }
 
-int64_t aq_udp_refuse(aq_engine *engine, aq_id id, const aq_address *source)
+static aq_udp_source source_of(const aq_address *peer, const aq_address *local)
 {
+    aq_udp_source source = {.peer = *peer};
+    if (local != NULL)
+        source.local = *local;
+    return source;
+}
+
+int64_t aq_udp_refuse(aq_engine *engine, aq_id id, const aq_address *peer, const aq_address *local)
+{
+    const aq_udp_source source = source_of(peer, local);
     aq_udp *udp;
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
-        aq_udp_drop_source(udp, source);
+        aq_udp_drop_source(udp, &source);
         aq_slab_put(&engine->udps, id);
     }
     aq_api_leave(engine);
     return udp != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-int64_t aq_flow_add(aq_engine *engine, aq_id id, uint16_t association, const aq_address *peer, const uint8_t *prefix,
-                    size_t prefix_length)
+int64_t aq_flow_add(aq_engine *engine, aq_id id, uint16_t association, const aq_address *peer, const aq_address *local,
+                    const uint8_t *prefix, size_t prefix_length)
 {
+    const aq_udp_source source = source_of(peer, local);
     aq_engine_command command = {.kind = AQ_DO_FLOW_READY, .a = association, .b = 1};
     aq_udp *udp;
     int64_t result = AQ_ERR_GONE;
@@ -338,7 +348,7 @@ int64_t aq_flow_add(aq_engine *engine, aq_id id, uint16_t association, const aq_
         return AQ_ERR_STOPPED;
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
-        result = aq_flow_new(udp, association, peer, prefix, prefix_length);
+        result = aq_flow_new(udp, association, &source, prefix, prefix_length);
         if (result >= 0) {
             command.id = udp->flows->connection;
             if (result > 0)

@@ -60,7 +60,7 @@ enum aq_event_type {
     AQ_EVENT_PROBED = 8, /* answer to aq_connection_probe(); value = 1 alive, 0 silent */
     AQ_EVENT_LOG = 9,    /* code = severity as in logging (10 debug .. 40 error), data = text */
     AQ_EVENT_SOURCE_UNKNOWN =
-        10, /* a public UDP socket has datagrams of a source without association; socket, peer; they wait */
+        10, /* a public UDP socket has datagrams of a source without association; socket, peer, local; they wait */
     AQ_EVENT_ACCEPT_FAILED = 11, /* a listener rests for a moment; socket, code = errno, 0: connections were dropped
                                     because too many streams wait for the peer's credit */
     AQ_EVENT_STREAM_BULK = 12,   /* a worker should relay this stream; peer, code as above, value = its socket, handed
@@ -112,6 +112,7 @@ typedef struct {
     uint64_t code;
     uint64_t value;
     aq_address peer;
+    aq_address local; /* with AQ_EVENT_SOURCE_UNKNOWN: where peer wrote to, port 0; family 0: it need not be told */
     aq_stream_result result;
     uint8_t data[256];
 } aq_event;
@@ -151,6 +152,7 @@ typedef struct {
     uint32_t max_streams_uni;     /* unidirectional streams that the peer may hold open, once admitted */
     uint32_t max_pending_streams; /* streams waiting here for the peer's stream credit */
     int32_t gso;                  /* 1: UDP segmentation offload where the kernel has it */
+    int32_t datagrams;            /* 1: takes DATAGRAM frames (RFC 9221) */
 } aq_transport_options;
 
 typedef struct {
@@ -346,15 +348,17 @@ int64_t aq_udp_return(aq_engine *engine, aq_id udp);
 /* [any] Whether the engine may leave sockets with much traffic to the pump (the default: it may not). */
 int64_t aq_udp_share(aq_engine *engine, int32_t on);
 
-/* [pump] The source gets no association: what waits for it is dropped and counted, and its next datagram asks again. */
-int64_t aq_udp_refuse(aq_engine *engine, aq_id udp, const aq_address *source);
+/* [pump] The source gets no association: what waits for it is dropped and counted, and its next datagram asks again.
+ * `peer` and `local` as AQ_EVENT_SOURCE_UNKNOWN gave them; local NULL: it gave none. */
+int64_t aq_udp_refuse(aq_engine *engine, aq_id udp, const aq_address *peer, const aq_address *local);
 
-/* [pump] Adds an association. public socket: `peer` is the source as the socket reports it. local socket: `peer` is the
- * address that the Packet carried (echoed back in every answer), the socket is connected to the service. `prefix` (at
- * most 64 bytes) goes in front of every datagram sent to the socket. Waiting datagrams follow at once. AQ_ERR_LIMIT:
- * the id or the source has an association already. */
-int64_t aq_flow_add(aq_engine *engine, aq_id udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
-                    size_t prefix_length);
+/* [pump] Adds an association. public socket: `peer` and `local` are the source as AQ_EVENT_SOURCE_UNKNOWN gave it, and
+ * answers leave from `local` (NULL: the kernel chooses). local socket: `peer` is the address that the Packet carried
+ * (echoed back in every answer), the socket is connected to the service. `prefix` (at most 64 bytes) goes in front of
+ * every datagram sent to the socket. Waiting datagrams follow at once. AQ_ERR_LIMIT: the id or the source has an
+ * association already. AQ_ERR_INVALID: also a `local` for a socket that has one address only. */
+int64_t aq_flow_add(aq_engine *engine, aq_id udp, uint16_t association, const aq_address *peer, const aq_address *local,
+                    const uint8_t *prefix, size_t prefix_length);
 
 /* [pump] Forgets an association, or refuses one that was wanted (its waiting packets are dropped and counted). */
 int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association);

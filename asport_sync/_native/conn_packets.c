@@ -136,7 +136,8 @@ static void deliver(aq_conn *conn, aq_flow *flow, const uint8_t *payload, size_t
 {
     uint64_t dropped = 0;
     const aq_sockaddr *to = flow->to.sa.sa_family == AF_UNSPEC ? NULL : &flow->to;
-    aq_udp_out_add(conn->host->udp_out, flow->socket->fd, to, flow->prefix, flow->prefix_length, payload, length,
+    const aq_sockaddr *from = flow->from.sa.sa_family == AF_UNSPEC ? NULL : &flow->from;
+    aq_udp_out_add(conn->host->udp_out, flow->socket->fd, to, from, flow->prefix, flow->prefix_length, payload, length,
                    &dropped);
     if (dropped > 0)
         aq_count(conn->host->counters, AQ_C_packet_drop_socket, dropped);
@@ -292,7 +293,7 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
         return;
     pthread_mutex_lock(&conn->flows->mutex);
     flow = aq_flows_find(conn->flows, header.association);
-    if (flow != NULL && conn->is_server && !aq_address_equal(&flow->peer, &packet.address))
+    if (flow != NULL && conn->is_server && !aq_address_equal(&flow->source.peer, &packet.address))
         aq_count(conn->host->counters, AQ_C_packet_drop_wrong_address, 1);
     else if (flow != NULL) {
         /* Another thread adds the flow and then says so: this packet may be seen between the two. */

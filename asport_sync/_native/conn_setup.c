@@ -244,7 +244,7 @@ static int fill_params(aq_conn *conn, const aq_conn_setup *setup, const ngtcp2_c
     params->initial_max_streams_bidi = options->max_streams_bidi;
     params->initial_max_streams_uni = conn->is_server ? AQ_STREAMS_BEFORE_ADMISSION : options->max_streams_uni;
     params->max_idle_timeout = options->idle_timeout;
-    params->max_datagram_frame_size = UINT16_MAX;
+    params->max_datagram_frame_size = options->datagrams ? UINT16_MAX : 0;
     params->active_connection_id_limit = ACTIVE_CID_LIMIT - 1;
     if (conn->is_server) {
         params->original_dcid = setup->original_dcid != NULL ? *setup->original_dcid : setup->header->dcid;

@@ -18,6 +18,7 @@
     X(quic_receive_errors)                                                                                             \
     X(quic_drop_short) /* shorter than any QUIC packet with a connection id of ours */                                 \
     X(quic_drop_truncated)                                                                                             \
+    X(quic_drop_kernel) /* dropped before they could be read: no room in the socket's buffer, or a bad checksum */     \
     X(quic_drop_unknown_connection) /* no connection, and not the beginning of one */                                  \
     X(quic_drop_closing)            /* for a connection that is closing or draining */                                 \
     X(version_negotiations_sent)                                                                                       \
@@ -82,6 +83,7 @@
     X(fragment_drop_memory)                                                                                            \
     X(packet_drop_incomplete)  /* not all fragments came in time */                                                    \
     X(udp_received)            /* datagrams read from public and local sockets */                                      \
+    X(udp_drop_kernel)         /* of public and local sockets: as quic_drop_kernel */                                  \
     X(udp_drop_no_association) /* their source was refused an association */                                           \
     X(udp_shared)              /* sockets left to the pump because much comes through them */                          \
     X(udp_receive_errors)                                                                                              \

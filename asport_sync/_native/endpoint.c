@@ -77,8 +77,15 @@ fail:
     return NULL;
 }
 
+static void count_lost(const aq_endpoint *endpoint, uint32_t lost)
+{
+    if (lost > 0)
+        aq_count(endpoint->host->counters, AQ_C_quic_drop_kernel, lost);
+}
+
 void aq_endpoint_free(aq_endpoint *endpoint)
 {
+    count_lost(endpoint, aq_udp_losses_end(&endpoint->losses, endpoint->fd));
     aq_map_destroy(&endpoint->routes);
     aq_sources_destroy(&endpoint->sources);
     aq_tls_credentials_unref(endpoint->credentials);
@@ -554,6 +561,8 @@ uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int 
     int count = aq_udp_receive_batch(receiver, endpoint->fd, messages, most);
     if (count < 0)
         receive_error(endpoint, count, now);
+    else
+        count_lost(endpoint, aq_udp_losses_read(&endpoint->losses, endpoint->fd, messages, count, most));
     for (int i = 0; i < count; i++) {
         bytes += messages[i].length;
         receive_message(endpoint, &messages[i], now);
@@ -607,7 +616,9 @@ int aq_endpoint_route_socket(aq_endpoint *endpoint, int fd, aq_sockaddr *local)
 int aq_endpoint_swap_socket(aq_endpoint *endpoint, int fd, const aq_sockaddr *local)
 {
     int before = endpoint->fd;
+    count_lost(endpoint, aq_udp_losses_end(&endpoint->losses, before));
     endpoint->fd = fd;
+    endpoint->losses = (aq_udp_losses){0};
     endpoint->bound = *local;
     endpoint->blocked = endpoint->waits_writable = 0;
     return before;

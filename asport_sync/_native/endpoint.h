@@ -21,6 +21,7 @@ typedef struct aq_endpoint {
     int fd;
     aq_sockaddr bound;               /* what the socket is bound to; the address part may be the wildcard */
     int receive_buffer, send_buffer; /* bytes that the kernel grants the socket */
+    aq_udp_losses losses;            /* of that socket */
     int blocked;                     /* some connection waits for room in the socket */
     int waits_writable;              /* epoll was told so */
     aq_credentials *credentials;

@@ -253,7 +253,8 @@ void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *bat
     aq_event event = {.type = AQ_EVENT_SOURCE_UNKNOWN, .socket = udp->id};
     aq_conn *conn = aq_slab_get(&engine->connections, udp->flows->connection);
     for (uint32_t i = 0; i < batch->asked; i++) {
-        event.peer = batch->sources[i];
+        event.peer = batch->sources[i].peer;
+        event.local = batch->sources[i].local;
         if (conn == NULL || !aq_conn_post(conn, &event))
             aq_udp_drop_source(udp, &batch->sources[i]);
     }

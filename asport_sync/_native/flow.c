@@ -17,7 +17,7 @@ typedef struct waiting_datagram {
 
 struct aq_waiting_source {
     aq_waiting_source *next, *previous;
-    aq_address address;
+    aq_udp_source source;
     waiting_datagram *first, *last;
 };
 
@@ -83,13 +83,22 @@ static void unlink_flow(aq_flows *flows, aq_flow *flow)
     flows->count--;
 }
 
+/* Both addresses, with their zones. Keys with a local address are longer than any without of the same family. */
+static size_t source_key(const aq_udp_source *source, uint8_t key[AQ_MAP_KEY_MAX])
+{
+    size_t length = aq_address_key(&source->peer, key);
+    if (source->local.family != 0)
+        length += aq_address_key(&source->local, key + length);
+    return length;
+}
+
 /* The mutex is held. */
 static void drop_flow(aq_flow *flow)
 {
     aq_udp *udp = flow->socket;
     uint8_t key[AQ_MAP_KEY_MAX];
     if (udp->is_public)
-        aq_map_remove(&udp->by_source, key, aq_address_key(&flow->peer, key));
+        aq_map_remove(&udp->by_source, key, source_key(&flow->source, key));
     if (udp->only == flow)
         udp->only = NULL;
     if (udp->last == flow)
@@ -161,13 +170,16 @@ aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
     aq_sockaddr bound;
     socklen_t length = sizeof(bound);
     uint8_t secret[16];
-    int failed;
+    int failed, has_many_addresses;
+    aq_udp_losses losses;
 
     if (getsockname(fd, &bound.sa, &length) != 0) {
         *error = AQ_ERR_SYSTEM - errno;
         return NULL;
     }
-    failed = aq_udp_setup_service(fd);
+    has_many_addresses = is_public && aq_udp_has_many_addresses(&bound);
+    aq_udp_losses_begin(&losses, fd);
+    failed = aq_udp_setup_service(fd, has_many_addresses);
     if (failed != 0) {
         *error = AQ_ERR_SYSTEM + failed;
         return NULL;
@@ -195,6 +207,8 @@ aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
     }
     udp->fd = fd;
     udp->is_public = is_public;
+    udp->has_many_addresses = has_many_addresses;
+    udp->losses = losses;
     udp->family = bound.sa.sa_family;
     udp->flows = flows;
     aq_flows_ref(flows);
@@ -210,12 +224,12 @@ no_map:
 
 /* ---- sources that wait for an association; the mutex is held ---------------------------------------------------- */
 
-static aq_waiting_source *waiting_source(aq_udp *udp, const aq_address *address)
+static aq_waiting_source *waiting_source(aq_udp *udp, const aq_udp_source *source)
 {
     uint8_t key[AQ_MAP_KEY_MAX];
     if (!udp->is_public)
         return udp->waiting; /* connected: there is only one */
-    return aq_map_get(&udp->waiting_by_source, key, aq_address_key(address, key));
+    return aq_map_get(&udp->waiting_by_source, key, source_key(source, key));
 }
 
 /* What a datagram costs while it waits. */
@@ -224,23 +238,23 @@ static size_t waiting_size(size_t length)
     return sizeof(waiting_datagram) + length;
 }
 
-static aq_waiting_source *new_source(aq_udp *udp, const aq_address *address)
+static aq_waiting_source *new_source(aq_udp *udp, const aq_udp_source *source)
 {
-    aq_waiting_source *source = calloc(1, sizeof(*source));
+    aq_waiting_source *waiting = calloc(1, sizeof(*waiting));
     uint8_t key[AQ_MAP_KEY_MAX];
-    if (source == NULL)
+    if (waiting == NULL)
         return NULL;
-    source->address = *address;
-    if (udp->is_public && aq_map_put(&udp->waiting_by_source, key, aq_address_key(address, key), source) != AQ_OK) {
-        free(source);
+    waiting->source = *source;
+    if (udp->is_public && aq_map_put(&udp->waiting_by_source, key, source_key(source, key), waiting) != AQ_OK) {
+        free(waiting);
         return NULL;
     }
-    source->next = udp->waiting;
-    if (source->next != NULL)
-        source->next->previous = source;
-    udp->waiting = source;
+    waiting->next = udp->waiting;
+    if (waiting->next != NULL)
+        waiting->next->previous = waiting;
+    udp->waiting = waiting;
     udp->waiting_count++;
-    return source;
+    return waiting;
 }
 
 /* Takes the source off the list; its datagrams are the caller's. */
@@ -251,7 +265,7 @@ static waiting_datagram *take_source(aq_udp *udp, aq_waiting_source *source)
     for (const waiting_datagram *datagram = first; datagram != NULL; datagram = datagram->next)
         udp->waiting_bytes -= waiting_size(datagram->length);
     if (udp->is_public)
-        aq_map_remove(&udp->waiting_by_source, key, aq_address_key(&source->address, key));
+        aq_map_remove(&udp->waiting_by_source, key, source_key(&source->source, key));
     if (source->previous != NULL)
         source->previous->next = source->next;
     else
@@ -279,23 +293,31 @@ static void drop_waiting(aq_udp *udp)
         drop_source(udp, udp->waiting);
 }
 
-void aq_udp_drop_source(aq_udp *udp, const aq_address *address)
+void aq_udp_drop_source(aq_udp *udp, const aq_udp_source *source)
 {
-    aq_waiting_source *source;
+    aq_waiting_source *waiting;
     pthread_mutex_lock(&udp->flows->mutex);
-    source = waiting_source(udp, address);
-    if (source != NULL)
-        drop_source(udp, source);
+    waiting = waiting_source(udp, source);
+    if (waiting != NULL)
+        drop_source(udp, waiting);
     pthread_mutex_unlock(&udp->flows->mutex);
 }
 
 /* ---- the end of a socket ---------------------------------------------------------------------------------------- */
+
+static void count_lost(aq_udp *udp, uint32_t lost)
+{
+    if (lost > 0)
+        aq_count(udp->flows->counters, AQ_C_udp_drop_kernel, lost);
+}
 
 void aq_udp_detach(aq_udp *udp)
 {
     aq_flows *flows = udp->flows;
     aq_flow *flow, *next;
     pthread_mutex_lock(&flows->mutex);
+    if (!udp->closed)
+        count_lost(udp, aq_udp_losses_end(&udp->losses, udp->fd));
     udp->closed = 1;
     for (flow = udp->is_public ? flows->oldest : udp->only; flow != NULL; flow = next) {
         next = udp->is_public ? flow->newer : NULL;
@@ -337,7 +359,7 @@ static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64
         return;
     }
     record->header = flow->header_length;
-    record->ipv6 = flow->peer.family == 6;
+    record->ipv6 = flow->source.peer.family == 6;
     record->payload = (uint32_t)length;
     memcpy(record->data, flow->header, flow->header_length);
     record->data[4] = (uint8_t)(packet >> 8);
@@ -350,21 +372,21 @@ static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64
 }
 
 /* The mutex is held. */
-static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_address *address, const uint8_t *payload,
+static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_udp_source *from, const uint8_t *payload,
                                  size_t length, uint64_t now)
 {
-    aq_waiting_source *source = waiting_source(udp, address);
+    aq_waiting_source *source = waiting_source(udp, from);
     waiting_datagram *datagram = NULL;
-    if (udp->is_public && source == NULL && aq_flows_turns_away(udp->flows, address, now)) {
+    if (udp->is_public && source == NULL && aq_flows_turns_away(udp->flows, &from->peer, now)) {
         aq_count(udp->flows->counters, AQ_C_udp_drop_no_association, 1);
         return;
     }
     if (udp->waiting_bytes + waiting_size(length) <= WAITING_BYTES &&
         (source != NULL || (udp->waiting_count < WAITING_SOURCES && batch->asked < AQ_UDP_ASKED)))
         datagram = malloc(waiting_size(length));
-    if (datagram != NULL && source == NULL && (source = new_source(udp, address)) != NULL &&
+    if (datagram != NULL && source == NULL && (source = new_source(udp, from)) != NULL &&
         udp->is_public) /* the owner of a local socket is about to add its association anyway */
-        batch->sources[batch->asked++] = *address;
+        batch->sources[batch->asked++] = *from;
     if (datagram == NULL || source == NULL) {
         aq_count(udp->flows->counters, AQ_C_packet_drop_waiting_full, 1);
         free(datagram);
@@ -381,15 +403,39 @@ static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_addr
     udp->waiting_bytes += waiting_size(length);
 }
 
+/* Zones count: two interfaces may have the same link-local address behind them. */
+static int same_source(const aq_udp_source *first, const aq_udp_source *second)
+{
+    return aq_address_equal(&first->peer, &second->peer) && first->peer.scope == second->peer.scope &&
+           aq_address_equal(&first->local, &second->local) && first->local.scope == second->local.scope;
+}
+
 /* The mutex is held. */
-static aq_flow *flow_of(aq_udp *udp, const aq_address *source)
+static aq_flow *flow_of(aq_udp *udp, const aq_udp_source *source)
 {
     uint8_t key[AQ_MAP_KEY_MAX];
     if (!udp->is_public)
         return udp->only;
-    if (udp->last != NULL && aq_address_equal(&udp->last->peer, source))
+    if (udp->last != NULL && same_source(&udp->last->source, source))
         return udp->last;
-    return aq_map_get(&udp->by_source, key, aq_address_key(source, key));
+    return aq_map_get(&udp->by_source, key, source_key(source, key));
+}
+
+/* No host has these for its own, so nothing can be sent from them. */
+static int is_group(const aq_sockaddr *address)
+{
+    if (address->sa.sa_family == AF_INET)
+        return IN_MULTICAST(ntohl(address->in.sin_addr.s_addr)) || address->in.sin_addr.s_addr == INADDR_BROADCAST;
+    return address->sa.sa_family == AF_INET6 && IN6_IS_ADDR_MULTICAST(&address->in6.sin6_addr);
+}
+
+static void source_of(const aq_udp *udp, const aq_udp_message *message, aq_udp_source *source)
+{
+    aq_sockaddr_to(&message->peer, &source->peer);
+    if (udp->has_many_addresses && !is_group(&message->local))
+        aq_sockaddr_to(&message->local, &source->local);
+    else
+        memset(&source->local, 0, sizeof(source->local)); /* answers leave from where the kernel says */
 }
 
 /* Errors that a UDP socket reports about something sent earlier; the socket itself is fine. */
@@ -404,10 +450,10 @@ static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batc
 {
     size_t step = message->segment != 0 ? message->segment : message->length;
     size_t offset = 0;
-    aq_address source;
+    aq_udp_source source;
     aq_flow *flow;
 
-    aq_sockaddr_to(&message->peer, &source);
+    source_of(udp, message, &source);
     flow = flow_of(udp, &source);
     udp->last = flow;
     do {
@@ -459,6 +505,8 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
         else
             read_message(udp, &messages[i], batch, now);
     }
+    if (!gone)
+        count_lost(udp, aq_udp_losses_read(&udp->losses, udp->fd, messages, count, AQ_UDP_MESSAGES));
     pthread_mutex_unlock(&flows->mutex);
     aq_count(flows->counters, AQ_C_udp_received, batch->received);
     if (gone)
@@ -481,7 +529,7 @@ static int64_t link_flow(aq_udp *udp, aq_flow *flow)
     aq_flows *flows = udp->flows;
     aq_flow ***page = &flows->pages[flow->association >> 8];
     uint8_t key[AQ_MAP_KEY_MAX];
-    size_t key_length = aq_address_key(&flow->peer, key);
+    size_t key_length = source_key(&flow->source, key);
     int64_t result;
 
     if (flows->dead || udp->closed)
@@ -510,7 +558,7 @@ static int64_t link_flow(aq_udp *udp, aq_flow *flow)
 /* What waited for the association follows, in order. Returns whether there was anything. The mutex is held. */
 static int64_t replay(aq_udp *udp, aq_flow *flow)
 {
-    aq_waiting_source *source = waiting_source(udp, &flow->peer);
+    aq_waiting_source *source = waiting_source(udp, &flow->source);
     uint64_t now = aq_now();
     waiting_datagram *datagram, *next;
 
@@ -524,24 +572,33 @@ static int64_t replay(aq_udp *udp, aq_flow *flow)
     return 1;
 }
 
-int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
+static int is_known_family(int family)
+{
+    return family == 4 || family == 6;
+}
+
+int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_udp_source *source, const uint8_t *prefix,
                     size_t prefix_length)
 {
     aq_flow *flow;
     int64_t result;
 
-    if ((peer->family != 4 && peer->family != 6) || prefix_length > AQ_FLOW_PREFIX_MAX)
+    if (!is_known_family(source->peer.family) || prefix_length > AQ_FLOW_PREFIX_MAX ||
+        (source->local.family != 0 && (!udp->has_many_addresses || !is_known_family(source->local.family))))
         return AQ_ERR_INVALID;
     flow = calloc(1, sizeof(*flow));
     if (flow == NULL)
         return AQ_ERR_MEMORY;
     flow->association = association;
-    flow->peer = *peer;
+    flow->source = *source;
+    flow->source.local.port = 0;
     flow->socket = udp;
-    flow->to.sa.sa_family = AF_UNSPEC;
+    flow->to.sa.sa_family = flow->from.sa.sa_family = AF_UNSPEC;
     if (udp->is_public)
-        aq_sockaddr_from(&flow->to, peer, udp->family);
-    flow->header_length = (uint8_t)aq_packet_encode(flow->header, association, 0, 1, 0, 0, peer);
+        aq_sockaddr_from(&flow->to, &source->peer, udp->family);
+    if (source->local.family != 0)
+        aq_sockaddr_from(&flow->from, &source->local, udp->family);
+    flow->header_length = (uint8_t)aq_packet_encode(flow->header, association, 0, 1, 0, 0, &source->peer);
     flow->prefix_length = (uint8_t)prefix_length;
     if (prefix_length > 0)
         memcpy(flow->prefix, prefix, prefix_length);

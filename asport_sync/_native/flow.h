@@ -22,11 +22,18 @@
 
 struct aq_udp;
 
+/* Who writes to a socket, and where to: who writes to two addresses of this machine is two sources. */
+typedef struct {
+    aq_address peer;
+    aq_address local; /* port 0; family 0: the socket has one address, or the datagram went to a group */
+} aq_udp_source;
+
 typedef struct aq_flow {
     uint16_t association;
     uint16_t next_packet;  /* pkt_id of the next UDP packet; guarded by the table's mutex */
-    aq_address peer;       /* immutable: the address in Packet headers */
+    aq_udp_source source;  /* immutable: its peer is the address in Packet headers */
     aq_sockaddr to;        /* immutable: where packets of the QUIC peer go; AF_UNSPEC: the socket is connected */
+    aq_sockaddr from;      /* immutable: the address that they leave from; AF_UNSPEC: the kernel chooses */
     struct aq_udp *socket; /* immutable: outlives the flow */
     uint8_t header[AQ_PACKET_HEADER_MAX]; /* immutable: Packet header with everything but pkt_id and size */
     uint8_t header_length;                /* immutable */
@@ -68,16 +75,18 @@ typedef struct aq_udp {
     aq_id id;
     int fd;                     /* ours, immutable until the engine closes it, once nothing collected for it is left */
     int is_public;              /* immutable */
+    int has_many_addresses;     /* immutable: public and bound to a wildcard; a source is told apart by both ends */
     int family;                 /* immutable: AF_INET or AF_INET6 */
     aq_flows *flows;            /* immutable; one reference */
-    aq_map by_source;           /* public: address key -> flow */
+    aq_map by_source;           /* public: source key -> flow */
     aq_flow *only;              /* local: the one association */
     aq_flow *last;              /* the flow of the datagram before: most come in runs */
-    aq_map waiting_by_source;   /* public: address key -> source that was asked about */
+    aq_map waiting_by_source;   /* public: source key -> source that was asked about */
     aq_waiting_source *waiting; /* all of them, with their datagrams */
     uint32_t waiting_count;
     size_t waiting_bytes;
-    int closed;                          /* no more is read */
+    int closed; /* no more is read */
+    aq_udp_losses losses;
     uint64_t busy_datagrams, busy_since; /* [engine] read since, at the last look at how much it is */
 } aq_udp;
 
@@ -88,7 +97,7 @@ typedef struct {
     uint32_t forwarded; /* of those, now in the queue */
     int more;           /* the socket may hold more */
     uint32_t asked;
-    aq_address sources[AQ_UDP_ASKED];
+    aq_udp_source sources[AQ_UDP_ASKED];
 } aq_udp_batch;
 
 aq_flows *aq_flows_new(aq_id connection, aq_ready *ready, aq_counters *counters, uint64_t queue_limit);
@@ -109,14 +118,14 @@ int aq_flows_turns_away(const aq_flows *flows, const aq_address *from, uint64_t 
 int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch);
 
 /* [any] What waits for this source is dropped. */
-void aq_udp_drop_source(aq_udp *udp, const aq_address *source);
+void aq_udp_drop_source(aq_udp *udp, const aq_udp_source *source);
 
 /* [pump] The functions behind the ones of the same name in aq_api.h. */
 aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error);
 void aq_udp_detach(aq_udp *udp); /* its flows go; fd stays open */
 void aq_udp_free(aq_udp *udp);   /* after aq_udp_detach; does not close fd */
 /* What waited for it follows, in order: 1 where something did, else 0, or an error. */
-int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_address *peer, const uint8_t *prefix,
+int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_udp_source *source, const uint8_t *prefix,
                     size_t prefix_length);
 void aq_flows_signal(aq_flows *flows);                         /* [any] the engine should look at the queue */
 int64_t aq_flow_forget(aq_flows *flows, uint16_t association); /* AQ_ERR_GONE when there is none */

@@ -202,7 +202,7 @@ void *aq_map_remove(aq_map *map, const void *key, size_t key_length)
     return value;
 }
 
-size_t aq_address_key(const aq_address *address, uint8_t key[AQ_MAP_KEY_MAX])
+size_t aq_address_key(const aq_address *address, uint8_t key[AQ_ADDRESS_KEY_MAX])
 {
     size_t ip_length = address->family == 4 ? 4 : 16;
     size_t at = 0;

@@ -6,7 +6,8 @@
 
 #include "aq.h"
 
-#define AQ_MAP_KEY_MAX 24 /* longest key: a 20-byte connection id; an address key takes 23 */
+#define AQ_ADDRESS_KEY_MAX 23                   /* bytes of an address key: an IPv6 address */
+#define AQ_MAP_KEY_MAX (2 * AQ_ADDRESS_KEY_MAX) /* longest key: two addresses; a connection id takes 20 */
 
 typedef struct aq_map_entry {
     uint64_t hash; /* 0: empty */
@@ -31,6 +32,6 @@ uint64_t aq_map_hash(const aq_map *map, const void *key, size_t key_length);
 void *aq_map_remove(aq_map *map, const void *key, size_t key_length); /* the value it had, or NULL */
 
 /* The key of an address: family, ip, port and, for IPv6, zone; in host byte order. Returns its length: 7 or 23. */
-size_t aq_address_key(const aq_address *address, uint8_t key[AQ_MAP_KEY_MAX]);
+size_t aq_address_key(const aq_address *address, uint8_t key[AQ_ADDRESS_KEY_MAX]);
 
 #endif

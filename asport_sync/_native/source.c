@@ -10,7 +10,7 @@
 #define TOTAL_LASTS (20 * AQ_NSEC_PER_MSEC)
 
 /* Returns the length of the key. */
-static size_t source_key(const aq_sockaddr *address, uint8_t key[AQ_MAP_KEY_MAX])
+static size_t source_key(const aq_sockaddr *address, uint8_t key[AQ_ADDRESS_KEY_MAX])
 {
     const uint8_t *ip;
     if (address->sa.sa_family == AF_INET) {
@@ -62,7 +62,7 @@ static aq_spent *spent_by(aq_sources *sources, const uint8_t *key, size_t length
 
 uint32_t aq_sources_clients(aq_sources *sources, const aq_sockaddr *address, uint64_t now)
 {
-    uint8_t key[AQ_MAP_KEY_MAX];
+    uint8_t key[AQ_ADDRESS_KEY_MAX];
     size_t length = source_key(address, key);
     const aq_source *source = aq_map_get(&sources->by_key, key, length);
     return (source != NULL ? source->clients : 0) +
@@ -77,7 +77,7 @@ uint32_t aq_sources_spent(aq_sources *sources, uint64_t now)
 
 aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address)
 {
-    uint8_t key[AQ_MAP_KEY_MAX];
+    uint8_t key[AQ_ADDRESS_KEY_MAX];
     size_t length = source_key(address, key);
     aq_source *source = aq_map_get(&sources->by_key, key, length);
     if (source == NULL) {

@@ -13,7 +13,7 @@
 typedef struct aq_source {
     uint32_t clients; /* > 0: it goes with the last one */
     uint8_t key_length;
-    uint8_t key[AQ_MAP_KEY_MAX];
+    uint8_t key[AQ_ADDRESS_KEY_MAX];
 } aq_source;
 
 /* Sources with the same place share what is spent; with so many places that is rare, and they need no clearing up. */

@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sock_diag.h>
 #include <netinet/udp.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -17,6 +18,9 @@
 #endif
 #ifndef UDP_GRO
 #define UDP_GRO 104
+#endif
+#ifndef IPV6_FREEBIND
+#define IPV6_FREEBIND 78 /* linux/in6.h */
 #endif
 #ifndef SOL_UDP
 #define SOL_UDP 17
@@ -36,9 +40,16 @@
 /* Largest UDP payload: 65,535 less the UDP header; IPv4 takes 20 bytes less, which the kernel enforces. */
 #define DATAGRAM_BYTES 65527
 
-/* Bytes of control data: packet information and traffic class, each in both families at most, and the segment size. */
+/* A socket that so much was read from without a pause may have been full, with something dropped behind the last
+ * datagram. Bytes; well below any buffer in use, which the kernel fills with its own overhead for the most part. */
+#define BURST_BYTES (64U * 1024U)
+/* What a message counts for besides its payload: small ones fill a buffer, too. Bytes. */
+#define MESSAGE_BYTES 1024U
+
+/* Bytes of control data: packet information and traffic class, each in both families at most, the segment size, and how
+ * much the kernel has dropped. */
 #define CONTROL_BYTES                                                                                                  \
-    (CMSG_SPACE(sizeof(struct in_pktinfo)) + CMSG_SPACE(sizeof(struct in6_pktinfo)) + 3 * CMSG_SPACE(sizeof(int)))
+    (CMSG_SPACE(sizeof(struct in_pktinfo)) + CMSG_SPACE(sizeof(struct in6_pktinfo)) + 4 * CMSG_SPACE(sizeof(int)))
 
 typedef union {
     struct cmsghdr header; /* for the alignment */
@@ -156,6 +167,13 @@ static int enlarge_buffer(int fd, int force, int plain, int bytes)
     return get_option(fd, SOL_SOCKET, plain);
 }
 
+/* A whole network may be delivered to this machine by a local route. Of IPv4 the kernel sends from such an address as
+ * it is; of IPv6 it takes only what an interface has, unless it is told not to look. */
+static void answer_from_routed(int fd)
+{
+    set_option(fd, IPPROTO_IPV6, IPV6_FREEBIND, 1);
+}
+
 int aq_udp_setup_quic(int fd, int *got_receive, int *got_send)
 {
     int family = get_option(fd, SOL_SOCKET, SO_DOMAIN);
@@ -173,6 +191,7 @@ int aq_udp_setup_quic(int fd, int *got_receive, int *got_send)
         if (error == 0)
             error = set_option(fd, IPPROTO_IPV6, IPV6_DONTFRAG, 1);
         set_option(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1);
+        answer_from_routed(fd);
     } else if (error == 0) {
         error = set_option(fd, IPPROTO_IP, IP_PKTINFO, 1);
     }
@@ -183,21 +202,88 @@ int aq_udp_setup_quic(int fd, int *got_receive, int *got_send)
     if (error != 0)
         return error;
     set_option(fd, SOL_UDP, UDP_GRO, 1);
+    set_option(fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
     *got_receive = enlarge_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, QUIC_BUFFER);
     *got_send = enlarge_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, QUIC_BUFFER);
     return 0;
 }
 
-int aq_udp_setup_service(int fd)
+int aq_udp_setup_service(int fd, int has_many_addresses)
 {
+    int family = get_option(fd, SOL_SOCKET, SO_DOMAIN);
     int error = set_nonblocking(fd);
 
+    if (error == 0 && has_many_addresses && family == AF_INET6)
+        error = set_option(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1);
+    if (has_many_addresses && family == AF_INET6)
+        answer_from_routed(fd);
+    /* Also for IPv4 on a dual-stack socket: of a broadcast only this tells which address may answer it. */
+    if (error == 0 && has_many_addresses && !(family == AF_INET6 && get_option(fd, IPPROTO_IPV6, IPV6_V6ONLY) == 1))
+        error = set_option(fd, IPPROTO_IP, IP_PKTINFO, 1);
     if (error != 0)
         return error;
     set_option(fd, SOL_UDP, UDP_GRO, 1);
+    set_option(fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
     enlarge_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, SERVICE_BUFFER);
     enlarge_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, SERVICE_BUFFER);
     return 0;
+}
+
+int aq_udp_has_many_addresses(const aq_sockaddr *bound)
+{
+    struct in_addr ipv4;
+
+    if (is_ipv4(bound, &ipv4))
+        return ipv4.s_addr == INADDR_ANY;
+    return bound->sa.sa_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&bound->in6.sin6_addr);
+}
+
+/* ---- what the kernel dropped ------------------------------------------------------------------------------------ */
+
+/* The kernel's own figure; 0 on kernels before 4.12. */
+static uint32_t dropped_so_far(int fd)
+{
+    uint32_t memory[SK_MEMINFO_VARS] = {0};
+    socklen_t length = sizeof(memory);
+
+    return getsockopt(fd, SOL_SOCKET, SO_MEMINFO, memory, &length) == 0 ? memory[SK_MEMINFO_DROPS] : 0;
+}
+
+void aq_udp_losses_begin(aq_udp_losses *losses, int fd)
+{
+    losses->read = 0;
+    losses->dropped = get_option(fd, SOL_SOCKET, SO_RXQ_OVFL) == 1 ? dropped_so_far(fd) : 0;
+}
+
+static uint32_t news(aq_udp_losses *losses, uint32_t dropped)
+{
+    uint32_t more = dropped - losses->dropped; /* the figure wraps */
+
+    /* A datagram carries the figure of the moment when it came, which may be older than the last one seen. */
+    if (more > INT32_MAX)
+        return 0;
+    losses->dropped = dropped;
+    return more;
+}
+
+uint32_t aq_udp_losses_read(aq_udp_losses *losses, int fd, const aq_udp_message *messages, int count, int most)
+{
+    uint32_t lost = count > 0 ? news(losses, messages[count - 1].dropped) : 0;
+
+    for (int i = 0; i < count && losses->read < BURST_BYTES; i++)
+        losses->read += messages[i].length + MESSAGE_BYTES;
+    if (count < most) {
+        /* Empty now: nothing is dropped before it has filled again. */
+        if (losses->read >= BURST_BYTES)
+            lost += news(losses, dropped_so_far(fd));
+        losses->read = 0;
+    }
+    return lost;
+}
+
+uint32_t aq_udp_losses_end(aq_udp_losses *losses, int fd)
+{
+    return news(losses, dropped_so_far(fd));
 }
 
 size_t aq_udp_route_mtu(const aq_sockaddr *remote)
@@ -287,6 +373,8 @@ static void read_control(struct cmsghdr *control, aq_udp_message *out)
     } else if (level == SOL_UDP && type == UDP_GRO) {
         int number = control_number(control);
         out->segment = number < 0 ? 0 : (uint32_t)number;
+    } else if (level == SOL_SOCKET && type == SO_RXQ_OVFL) {
+        memcpy(&out->dropped, CMSG_DATA(control), sizeof(out->dropped));
     } else if (level == IPPROTO_IP && type == IP_PKTINFO) {
         struct in_pktinfo information;
         struct in_addr destination;
@@ -504,11 +592,12 @@ struct aq_udp_out {
     int fd;
     int connected; /* 1: peer is not used */
     aq_sockaddr peer;
-    size_t segment; /* size of the run's first datagram; the others are no longer */
-    size_t used;    /* bytes collected */
-    size_t count;   /* datagrams collected; 0: no run, the fields above mean nothing */
-    int ended;      /* the run's last datagram is shorter or empty, so nothing may follow it */
-    int gso;        /* cleared for good once a device turns out not to segment */
+    aq_sockaddr local; /* the source; AF_UNSPEC: the kernel's choice */
+    size_t segment;    /* size of the run's first datagram; the others are no longer */
+    size_t used;       /* bytes collected */
+    size_t count;      /* datagrams collected; 0: no run, the fields above mean nothing */
+    int ended;         /* the run's last datagram is shorter or empty, so nothing may follow it */
+    int gso;           /* cleared for good once a device turns out not to segment */
     uint8_t bytes[DATAGRAM_BYTES];
 };
 
@@ -528,32 +617,40 @@ void aq_udp_out_free(aq_udp_out *out)
     free(out);
 }
 
-static int run_takes(const aq_udp_out *out, int fd, const aq_sockaddr *peer, size_t size)
+static int same_address(const aq_sockaddr *first, const aq_sockaddr *second)
+{
+    return first->sa.sa_family == second->sa.sa_family && memcmp(first, second, aq_sockaddr_length(first)) == 0;
+}
+
+static int run_takes(const aq_udp_out *out, int fd, const aq_sockaddr *peer, const aq_sockaddr *local, size_t size)
 {
     if (out->fd != fd || out->ended || size == 0 || size > out->segment || out->count >= TRAIN_SEGMENTS ||
         out->used + size > TRAIN_BYTES)
         return 0;
     if (out->connected || peer == NULL)
         return out->connected && peer == NULL;
-    return peer->sa.sa_family == out->peer.sa.sa_family &&
-           memcmp(peer, &out->peer, aq_sockaddr_length(&out->peer)) == 0;
+    return same_address(peer, &out->peer) &&
+           (local == NULL ? out->local.sa.sa_family == AF_UNSPEC : same_address(local, &out->local));
 }
 
-void aq_udp_out_add(aq_udp_out *out, int fd, const aq_sockaddr *peer, const uint8_t *prefix, size_t prefix_length,
-                    const uint8_t *payload, size_t length, uint64_t *dropped)
+void aq_udp_out_add(aq_udp_out *out, int fd, const aq_sockaddr *peer, const aq_sockaddr *local, const uint8_t *prefix,
+                    size_t prefix_length, const uint8_t *payload, size_t length, uint64_t *dropped)
 {
     if (length > DATAGRAM_BYTES || prefix_length > DATAGRAM_BYTES - length) {
         ++*dropped;
         return;
     }
     size_t size = prefix_length + length;
-    if (out->count > 0 && !run_takes(out, fd, peer, size))
+    if (out->count > 0 && !run_takes(out, fd, peer, local, size))
         aq_udp_out_flush(out, dropped);
     if (out->count == 0) {
         out->fd = fd;
         out->connected = peer == NULL;
         if (peer != NULL)
             out->peer = *peer;
+        out->local.sa.sa_family = AF_UNSPEC;
+        if (local != NULL)
+            out->local = *local;
         out->segment = size;
         out->used = 0;
     }
@@ -573,7 +670,7 @@ void aq_udp_out_flush(aq_udp_out *out, uint64_t *dropped)
 
     if (out->count == 0)
         return;
-    sender_init(&way, out->fd, out->connected ? NULL : &out->peer, NULL, 0);
+    sender_init(&way, out->fd, out->connected ? NULL : &out->peer, &out->local, 0);
     if (send_datagrams(&way, out->bytes, out->used, out->segment, &out->gso, &done, dropped) > 0) {
         /* The socket is full. Waiting would hold up every other flow, so UDP's own answer it is. */
         *dropped += out->count - (out->segment == 0 ? 0 : done / out->segment);

@@ -25,8 +25,12 @@ socklen_t aq_sockaddr_length(const aq_sockaddr *in);
  * large buffers (SO_RCVBUFFORCE, else SO_RCVBUF). Returns 0 or -errno for what can't be done without. *got_receive,
  * *got_send: the buffer sizes in force. */
 int aq_udp_setup_quic(int fd, int *got_receive, int *got_send);
-/* Sets up a public or local UDP socket: non-blocking, large buffers, GRO where it is there. */
-int aq_udp_setup_service(int fd);
+/* Sets up a public or local UDP socket: non-blocking, large buffers, GRO where it is there. has_many_addresses: with
+ * packet information, so that answers can leave from the address that was written to. */
+int aq_udp_setup_service(int fd, int has_many_addresses);
+/* Whether a socket that is bound to this address hears of every address of the machine. */
+int aq_udp_has_many_addresses(const aq_sockaddr *bound);
+
 /* Largest packet that the interface towards `remote` takes without fragments, IP header included, as far as the kernel
  * knows; 0: it doesn't say. */
 size_t aq_udp_route_mtu(const aq_sockaddr *remote);
@@ -40,6 +44,7 @@ typedef struct {
     uint8_t ecn;       /* two bits of TOS / TCLASS */
     uint32_t segment;  /* size of each datagram in the train but the last; 0: one datagram */
     uint32_t length;   /* bytes in the buffer */
+    uint32_t dropped;  /* what the kernel had dropped of the socket's datagrams when this came */
     uint8_t *data;     /* into the receiver's buffer; valid until the next receive */
     int truncated;
 } aq_udp_message;
@@ -51,6 +56,21 @@ void aq_udp_receiver_free(aq_udp_receiver *receiver);
 /* One recvmmsg. Returns the number of messages in out[0..most), 0 when the socket is empty, or -errno (transient errors
  * such as ECONNREFUSED too: the caller counts them and may call again). most <= AQ_UDP_MESSAGES. */
 int aq_udp_receive_batch(aq_udp_receiver *receiver, int fd, aq_udp_message *out, int most);
+
+/* What the kernel drops of a socket's datagrams: no room in its buffer, or a bad checksum. A datagram carries the
+ * figure of the moment when it came (SO_RXQ_OVFL, which costs nothing until there is one); the kernel is asked after a
+ * burst and at the end, behind which no datagram may come. All functions return how many are news. */
+typedef struct {
+    uint32_t dropped; /* as far as counted; the kernel's figure, which wraps */
+    uint32_t read;    /* since the socket was last found empty, up to a burst; bytes */
+} aq_udp_losses;
+
+/* Before the socket is set up. Of a new one everything counts; of one that was set up before, what comes from now on.
+ */
+void aq_udp_losses_begin(aq_udp_losses *losses, int fd);
+/* After each aq_udp_receive_batch() that did not fail. */
+uint32_t aq_udp_losses_read(aq_udp_losses *losses, int fd, const aq_udp_message *messages, int count, int most);
+uint32_t aq_udp_losses_end(aq_udp_losses *losses, int fd); /* before it is closed or somebody else's */
 
 /* Sends `length` bytes as datagrams of `segment` bytes each (the last may be shorter) to peer (NULL: connected socket),
  * from local (NULL or AF_UNSPEC: the kernel chooses), with this ECN. *gso is cleared when the device turns out not to
@@ -66,11 +86,11 @@ int aq_udp_send(int fd, const aq_sockaddr *peer, const aq_sockaddr *local, uint8
 typedef struct aq_udp_out aq_udp_out;
 aq_udp_out *aq_udp_out_new(void);
 void aq_udp_out_free(aq_udp_out *out);
-/* prefix + payload as one datagram to peer (NULL: connected). Sends what is collected when it doesn't fit the run.
- * *dropped counts datagrams that the kernel refused, and those that found the socket full. Flush before a collected
- * datagram's descriptor is closed. */
-void aq_udp_out_add(aq_udp_out *out, int fd, const aq_sockaddr *peer, const uint8_t *prefix, size_t prefix_length,
-                    const uint8_t *payload, size_t length, uint64_t *dropped);
+/* prefix + payload as one datagram to peer (NULL: connected) from local (NULL: the kernel chooses). Sends what is
+ * collected when it doesn't fit the run. *dropped counts datagrams that the kernel refused, and those that found the
+ * socket full. Flush before a collected datagram's descriptor is closed. */
+void aq_udp_out_add(aq_udp_out *out, int fd, const aq_sockaddr *peer, const aq_sockaddr *local, const uint8_t *prefix,
+                    size_t prefix_length, const uint8_t *payload, size_t length, uint64_t *dropped);
 void aq_udp_out_flush(aq_udp_out *out, uint64_t *dropped);
 
 #endif

@@ -123,11 +123,17 @@ class AcceptFailed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceUnknown:
-    """A public UDP socket has datagrams of a new source. They wait for ``add_flow`` or ``refuse``."""
+    """A public UDP socket has datagrams of a new source. They wait for ``add_flow`` or ``refuse``.
+
+    Attributes:
+        local: The address of this machine that they were sent to, with port 0, where the socket is bound to all of
+            them; else None. The same host and port at another address is another source.
+    """
 
     connection: Connection
     udp: UdpSocket
     source: SocketAddress
+    local: SocketAddress | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -212,7 +218,12 @@ def event_of(engine: Engine, raw: Any) -> Event:
     if kind == lib.AQ_EVENT_FLOW_WANTED:
         return FlowWanted(connection, raw.value, from_address(raw.peer))
     if kind == lib.AQ_EVENT_SOURCE_UNKNOWN:
-        return SourceUnknown(connection, UdpSocket(engine, raw.socket), from_address(raw.peer))
+        return SourceUnknown(
+            connection,
+            UdpSocket(engine, raw.socket),
+            from_address(raw.peer),
+            from_address(raw.local) if raw.local.family else None,
+        )
     if kind == lib.AQ_EVENT_UDP_BULK:
         return UdpBulk(connection, UdpSocket(engine, raw.socket))
     if kind == lib.AQ_EVENT_STREAM_BULK:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asport_sync.errors import AsportError
 from asport_sync.hidden import HiddenBytes
@@ -19,6 +19,10 @@ from .values import Carrier, ConnectionInfo, StreamResult, stream_result
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+
+def _address_or_null(address: SocketAddress | None) -> Any:
+    return ffi.NULL if address is None else to_address(address)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,22 +113,32 @@ class UdpSocket(Handle):
         """
         self.engine.call(lib.aq_udp_return, self.id)
 
-    def refuse(self, source: SocketAddress) -> None:
-        """The source gets no association: what waits is dropped. Its next datagram asks again."""
-        self.engine.call(lib.aq_udp_refuse, self.id, to_address(source))
+    def refuse(self, source: SocketAddress, local: SocketAddress | None = None) -> None:
+        """The source gets no association: what waits is dropped. Its next datagram asks again.
 
-    def add_flow(self, association: int, peer: SocketAddress, prefix: bytes = b"") -> None:
+        Args:
+            source: As SourceUnknown gave it.
+            local: Likewise.
+        """
+        self.engine.call(lib.aq_udp_refuse, self.id, to_address(source), _address_or_null(local))
+
+    def add_flow(
+        self, association: int, peer: SocketAddress, prefix: bytes = b"", local: SocketAddress | None = None
+    ) -> None:
         """Adds an association; datagrams that waited for it follow at once.
 
         Args:
             association: The ASPORT associate ID.
             peer: Public socket: the source as the socket reports it. Local socket: the address the Packet carried.
             prefix: Bytes in front of every datagram sent to the socket, at most 64.
+            local: Public socket: the address that answers leave from, as SourceUnknown gave it.
 
         Raises:
             EngineError: The ID or the source has an association already.
         """
-        self.engine.call(lib.aq_flow_add, self.id, association, to_address(peer), prefix, len(prefix))
+        self.engine.call(
+            lib.aq_flow_add, self.id, association, to_address(peer), _address_or_null(local), prefix, len(prefix)
+        )
 
     def close(self) -> None:
         """Forgets the socket and its associations. The Python socket stays the caller's."""
@@ -251,7 +265,7 @@ class Connection(Handle):
             timeout: Seconds for each connection.
             valid: Seconds until it is over.
         """
-        to = ffi.NULL if address is None else to_address(address)
+        to = _address_or_null(address)
         self.engine.call(lib.aq_connection_dial, self.id, to, nanoseconds(timeout), nanoseconds(valid))
 
     def open_udp(self, sock: socket.socket, *, public: bool) -> UdpSocket:
@@ -269,8 +283,7 @@ class Connection(Handle):
             source: For this address, whatever its port; None: for none at all.
             lasts: Seconds.
         """
-        address = ffi.NULL if source is None else to_address(source)
-        self.engine.call(lib.aq_flows_refuse, self.id, address, nanoseconds(lasts))
+        self.engine.call(lib.aq_flows_refuse, self.id, _address_or_null(source), nanoseconds(lasts))
 
     def idle_flows(self, idle: float, most: int = 1024) -> list[int]:
         """Associations without traffic for ``idle`` seconds, at most ``most``."""

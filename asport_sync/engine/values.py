@@ -74,6 +74,7 @@ class Transport:
     max_streams_uni: int = 1024
     max_pending_streams: int = 4096
     gso: bool = True
+    datagrams: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -531,7 +531,7 @@ class ServerRun(Run):
     def _source_unknown(self, event: SourceUnknown) -> None:
         peer = self._peers.get(event.connection.id)
         if peer is not None and peer.udp is not None:
-            self.pump.call(peer.udp.missed, event.udp, event.source)
+            self.pump.call(peer.udp.missed, event.udp, event.source, event.local)
 
     def _udp_bulk(self, event: UdpBulk) -> None:
         peer = self._peers.get(event.connection.id)

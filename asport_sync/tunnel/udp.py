@@ -237,17 +237,17 @@ class PublicUdp:
         if udp == self._udp and self._reader is not None:
             self._reader.begin()
 
-    def missed(self, udp: UdpSocket, source: SocketAddress) -> None:
+    def missed(self, udp: UdpSocket, source: SocketAddress, local: SocketAddress | None = None) -> None:
         """A new source: it becomes an association, or what waits for one is dropped."""
         if udp != self._udp:
             return  # closed meanwhile
         try:
-            if not self._associate(udp, source):
-                udp.refuse(source)
+            if not self._associate(udp, source, local):
+                udp.refuse(source, local)
         except EngineClosed:
             self.close()
 
-    def _associate(self, udp: UdpSocket, source: SocketAddress) -> bool:
+    def _associate(self, udp: UdpSocket, source: SocketAddress, local: SocketAddress | None) -> bool:
         if self._shares.full(source[0]):
             self._counters.add("udp_sources_refused_share")
             self._connection.refuse_flows(source, _REFUSAL_LASTS)
@@ -260,7 +260,7 @@ class PublicUdp:
             self._connection.refuse_flows(None, _REFUSAL_LASTS)
             return False
         try:
-            udp.add_flow(association, source)
+            udp.add_flow(association, source, local=local)
         except EngineClosed:
             raise
         except EngineError as problem:

@@ -651,6 +651,41 @@ def test_a_refused_source_is_asked_about_again(certificate: Certificate) -> None
                 public.refuse(user.getsockname())
 
 
+def test_a_source_is_told_apart_by_the_address_that_it_wrote_to(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as public_socket,
+            udp_socket() as bound,
+            udp_socket() as user,
+        ):
+            public_socket.bind(("0.0.0.0", 0))
+            port = public_socket.getsockname()[1]
+            public = pair.server_connection.open_udp(public_socket, public=True)
+            source = user.getsockname()
+            for number in (2, 3):
+                user.sendto(b"x", (f"127.0.0.{number}", port))
+                asked = pair.server.expect(SourceUnknown)
+                assert (asked.source, asked.local) == (source, (f"127.0.0.{number}", 0))
+            # Each has its own answer: one is refused, and the other goes on.
+            public.refuse(source, ("127.0.0.3", 0))
+            assert pair.server.counter("udp_drop_no_association") == 1
+            public.add_flow(1, source, local=("127.0.0.2", 0))
+            assert pair.client.expect(FlowWanted).association == 1
+            with pytest.raises(EngineError):
+                public.add_flow(2, source, local=("127.0.0.2", 0))
+            public.close()
+            # A socket with one address has no choice.
+            public = pair.server_connection.open_udp(bound, public=True)
+            user.sendto(b"x", bound.getsockname())
+            assert pair.server.expect(SourceUnknown).local is None
+            with pytest.raises(EngineError):
+                public.add_flow(3, source, local=("127.0.0.1", 0))
+            public.add_flow(3, source)
+            assert pair.client.expect(FlowWanted).association == 3
+            public.close()
+
+
 def expect_count(side: Side, name: str, value: int) -> None:
     """Waits until a counter has a value."""
     wait_until(

@@ -61,7 +61,8 @@ static aq_transport_options transport(void)
                                   .max_streams_bidi = 8,
                                   .max_streams_uni = 8,
                                   .max_pending_streams = 8,
-                                  .gso = 1};
+                                  .gso = 1,
+                                  .datagrams = 1};
 }
 
 static void make_credentials(aq_engine *engine)
@@ -408,7 +409,7 @@ static int oversize_datagram(aq_engine *engine, unsigned moment)
         source.port = ntohs(from.sin_port);
         it.udp_id = aq_udp_open(engine, it.connection, it.udp, 1);
         CHECK(it.udp_id > 0);
-        CHECK_INT(aq_flow_add(engine, it.udp_id, 7, &source, NULL, 0), AQ_OK);
+        CHECK_INT(aq_flow_add(engine, it.udp_id, 7, &source, NULL, NULL, 0), AQ_OK);
         CHECK_INT(send(it.user, bytes, sizeof(bytes), 0), sizeof(bytes));
         CHECK_INT(send(it.user, bytes, 100, 0), 100);
         return 1;

@@ -146,6 +146,7 @@ static aq_transport_options transport(int is_server)
         .max_streams_uni = 8,
         .max_pending_streams = 6,
         .gso = (run.options & 32) == 0,
+        .datagrams = 1,
     };
     return options;
 }
@@ -444,19 +445,20 @@ static void do_tcp(aq_engine *engine)
     }
 }
 
-static void open_udp(aq_engine *engine, int is_public)
+static void open_udp(aq_engine *engine, int is_public, int everywhere)
 {
     struct sockaddr_in here = {.sin_family = AF_INET};
     socklen_t length = sizeof(here);
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-    here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    here.sin_addr.s_addr = htonl(everywhere ? INADDR_ANY : INADDR_LOOPBACK);
     if (fd < 0)
         return;
     if (bind(fd, (const struct sockaddr *)&here, sizeof(here)) == 0 &&
         getsockname(fd, (struct sockaddr *)&here, &length) == 0 &&
         (is_public || connect(fd, (const struct sockaddr *)&udp_address, sizeof(udp_address)) == 0)) {
         remember(aq_udp_open(engine, pick(AQ_KIND_CONNECTION), fd, is_public));
+        here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
         (void)!connect(udp_service, (const struct sockaddr *)&here, sizeof(here));
     }
     close(fd);
@@ -467,6 +469,7 @@ static void do_udp(aq_engine *engine)
     static uint8_t bytes[65536];
     uint8_t what = fuzz_u8(&run.input);
     uint16_t association = fuzz_u8(&run.input) % 6;
+    const aq_address local = {.family = (uint8_t)(what & 128 ? 6 : 4), .ip = {127, 0, 0, 1}}; /* of 6 nobody has it */
     aq_address peer;
     uint16_t idle[8];
     size_t length;
@@ -475,7 +478,7 @@ static void do_udp(aq_engine *engine)
     switch (what % 16) {
     case 0:
     case 1:
-        open_udp(engine, what & 128);
+        open_udp(engine, what & 128, (what & 192) == 192);
         break;
     case 2:
         aq_udp_close(engine, pick(AQ_KIND_UDP));
@@ -488,14 +491,14 @@ static void do_udp(aq_engine *engine)
         break;
     case 5:
         peer = address();
-        aq_udp_refuse(engine, pick(AQ_KIND_UDP), &peer);
+        aq_udp_refuse(engine, pick(AQ_KIND_UDP), &peer, what & 16 ? &local : NULL);
         break;
     case 6:
     case 7:
     case 8:
         peer = address();
         prefix = fuzz_bytes(&run.input, what / 16 * 5U, &length);
-        aq_flow_add(engine, pick(AQ_KIND_UDP), association, &peer, prefix, length);
+        aq_flow_add(engine, pick(AQ_KIND_UDP), association, &peer, what & 16 ? &local : NULL, prefix, length);
         break;
     case 9:
         aq_flow_remove(engine, pick(AQ_KIND_CONNECTION), association);

@@ -28,6 +28,9 @@ static inline uint64_t counted(enum aq_counter which)
     return atomic_exchange(&counters.value[which], 0);
 }
 
+/* A source of a socket that has one address. */
+#define FROM(address) (&(const aq_udp_source){.peer = *(address)})
+
 /* ---- sockets --------------------------------------------------------------------------------------------------- */
 
 /* A socket on loopback; *address gets where it is, as a socket of the same family reports it. */
@@ -105,7 +108,7 @@ static inline void read_batch(aq_udp *udp, uint32_t received, uint32_t forwarded
 /* Adds an association; `waited`: something of its source follows at once. */
 static inline void add_flow(aq_udp *udp, uint16_t association, const aq_address *peer, int waited)
 {
-    CHECK_INT(aq_flow_new(udp, association, peer, NULL, 0), waited);
+    CHECK_INT(aq_flow_new(udp, association, FROM(peer), NULL, 0), waited);
     if (waited)
         aq_flows_signal(udp->flows);
 }

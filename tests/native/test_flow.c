@@ -26,28 +26,29 @@ static void test_table(void)
         const aq_flow *flow;
 
         CHECK(aq_flows_find(flows, IDS[i]) == NULL);
-        CHECK_INT(aq_flow_new(udp, IDS[i], &peer, prefix, i), AQ_OK);
+        CHECK_INT(aq_flow_new(udp, IDS[i], FROM(&peer), prefix, i), AQ_OK);
         flow = aq_flows_find(flows, IDS[i]);
-        CHECK(flow != NULL && flow->socket == udp && aq_address_equal(&flow->peer, &peer));
+        CHECK(flow != NULL && flow->socket == udp && aq_address_equal(&flow->source.peer, &peer));
         CHECK_INT(flow->association, IDS[i]);
         CHECK_INT(flow->to.in.sin_port, htons(peer.port));
         CHECK_INT(flow->prefix_length, i);
         CHECK_BYTES(flow->prefix, prefix, i);
         CHECK_INT(flows->count, i + 1);
     }
-    CHECK_INT(aq_flow_new(udp, 256, &other, NULL, 0), AQ_ERR_LIMIT); /* the id is taken */
-    CHECK_INT(aq_flow_new(udp, 257, &again, NULL, 0), AQ_ERR_LIMIT); /* the source is taken */
+    CHECK_INT(aq_flow_new(udp, 256, FROM(&other), NULL, 0), AQ_ERR_LIMIT); /* the id is taken */
+    CHECK_INT(aq_flow_new(udp, 257, FROM(&again), NULL, 0), AQ_ERR_LIMIT); /* the source is taken */
     CHECK(aq_flows_find(flows, 257) == NULL);
-    CHECK_INT(aq_flow_new(udp, 7, &bad, NULL, 0), AQ_ERR_INVALID);
-    CHECK_INT(aq_flow_new(udp, 7, &other, prefix, AQ_FLOW_PREFIX_MAX + 1), AQ_ERR_INVALID);
+    CHECK_INT(aq_flow_new(udp, 7, FROM(&bad), NULL, 0), AQ_ERR_INVALID);
+    CHECK_INT(aq_flow_new(udp, 7, FROM(&other), prefix, AQ_FLOW_PREFIX_MAX + 1), AQ_ERR_INVALID);
     CHECK_INT(flows->count, 5);
-    CHECK_INT(aq_flow_new(udp, 7, &other, prefix, AQ_FLOW_PREFIX_MAX), AQ_OK); /* none of them took id or source */
+    CHECK_INT(aq_flow_new(udp, 7, FROM(&other), prefix, AQ_FLOW_PREFIX_MAX),
+              AQ_OK); /* none of them took id or source */
     CHECK_BYTES(aq_flows_find(flows, 7)->prefix, prefix, AQ_FLOW_PREFIX_MAX);
 
     CHECK_INT(aq_flow_forget(flows, 8), AQ_ERR_GONE);
     CHECK_INT(aq_flow_forget(flows, 256), AQ_OK);
     CHECK_INT(aq_flow_forget(flows, 256), AQ_ERR_GONE);
-    CHECK_INT(aq_flow_new(udp, 256, &again, NULL, 0), AQ_OK); /* id and source are free again */
+    CHECK_INT(aq_flow_new(udp, 256, FROM(&again), NULL, 0), AQ_OK); /* id and source are free again */
     CHECK_INT(flows->count, 6);
     close_udp(udp);
     end_flows(flows);
@@ -67,7 +68,7 @@ static void test_idle_and_detach(void)
     for (i = 0; i < 40; i++) {
         const aq_address peer = source(i / 2);
 
-        CHECK_INT(aq_flow_new(udps[i % 2], (uint16_t)(1000 - i), &peer, NULL, 0), AQ_OK);
+        CHECK_INT(aq_flow_new(udps[i % 2], (uint16_t)(1000 - i), FROM(&peer), NULL, 0), AQ_OK);
         CHECK(atomic_load(&aq_flows_find(flows, (uint16_t)(1000 - i))->active) <= aq_now());
         atomic_store(&aq_flows_find(flows, (uint16_t)(1000 - i))->active, 100U + i);
     }
@@ -108,9 +109,9 @@ static void test_dead(void)
     int fd = open_socket(AF_INET, &here), other = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &here);
     aq_udp *udp = open_udp(flows, fd, 1);
 
-    CHECK_INT(aq_flow_new(udp, 1, &peer, NULL, 0), AQ_OK);
+    CHECK_INT(aq_flow_new(udp, 1, FROM(&peer), NULL, 0), AQ_OK);
     aq_flows_kill(flows);
-    CHECK_INT(aq_flow_new(udp, 2, &late, NULL, 0), AQ_ERR_GONE);
+    CHECK_INT(aq_flow_new(udp, 2, FROM(&late), NULL, 0), AQ_ERR_GONE);
     CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_ERR_GONE);
     CHECK(aq_udp_new(flows, other, 1, &error) == NULL);
     CHECK_INT(error, AQ_ERR_GONE);
@@ -142,7 +143,7 @@ static void test_unknown_sources(int family)
     for (i = 0; i < AQ_ARRAY_LENGTH(text); i++)
         send_to(text[i][0] == 'b' ? from_b : from_a, fd, &here, text[i], strlen(text[i]));
     read_batch(udp, 6, 0, 2);
-    CHECK(aq_address_equal(&batch.sources[0], &a) && aq_address_equal(&batch.sources[1], &b));
+    CHECK(aq_address_equal(&batch.sources[0].peer, &a) && aq_address_equal(&batch.sources[1].peer, &b));
     nothing_left(flows); /* nothing for the engine before somebody decides */
     add_flow(udp, 11, &a, 1);
     CHECK(told(flows));
@@ -158,7 +159,7 @@ static void test_unknown_sources(int family)
     send_to(from_c, fd, &here, "c0", 2);
     send_to(from_b, fd, &here, "b3", 2);
     read_batch(udp, 4, 1, 1);
-    CHECK(aq_address_equal(&batch.sources[0], &c));
+    CHECK(aq_address_equal(&batch.sources[0].peer, &c));
     CHECK(told(flows));
     next_packet(flows, 11, 4, &a, "a3", 2);
     nothing_left(flows);
@@ -179,17 +180,17 @@ static void test_unknown_sources(int family)
     CHECK(told(flows));
     next_packet(flows, 11, 5, &a, "a4", 2);
     CHECK_INT(aq_flow_forget(flows, 11), AQ_OK);
-    aq_udp_drop_source(udp, &a); /* nothing of it waits: nothing happens */
+    aq_udp_drop_source(udp, FROM(&a)); /* nothing of it waits: nothing happens */
     for (i = 0; i < 2; i++) {
         send_to(from_a, fd, &here, "a5", 2);
         send_to(from_a, fd, &here, "a6", 2);
         read_batch(udp, 2, 0, 1);
-        CHECK(aq_address_equal(&batch.sources[0], &a));
-        aq_udp_drop_source(udp, i == 0 ? &a : &b); /* of another source nothing waits */
+        CHECK(aq_address_equal(&batch.sources[0].peer, &a));
+        aq_udp_drop_source(udp, FROM(i == 0 ? &a : &b)); /* of another source nothing waits */
         CHECK_INT(counted(AQ_C_udp_drop_no_association), i == 0 ? 2 : 0);
     }
     add_flow(udp, 14, &(aq_address){.family = 4, .ip = {192, 0, 2, 1}, .port = 9}, 0); /* nor of this one */
-    CHECK_INT(aq_flow_new(udp, 13, &a, NULL, 0), AQ_ERR_LIMIT);                        /* no answer: it waits on */
+    CHECK_INT(aq_flow_new(udp, 13, FROM(&a), NULL, 0), AQ_ERR_LIMIT);                  /* no answer: it waits on */
     nothing_left(flows);
     close_udp(udp);
     CHECK_INT(counted(AQ_C_udp_drop_no_association), 2);
@@ -227,18 +228,18 @@ static void test_many_sources(void)
             send_as(&sources[j], fd, &here, "first", 5);
         read_batch(udp, AQ_UDP_ASKED, 0, AQ_UDP_ASKED);
         for (j = 0; j < AQ_UDP_ASKED; j++)
-            CHECK(aq_address_equal(&batch.sources[j], &sources[i + j]));
+            CHECK(aq_address_equal(&batch.sources[j].peer, &sources[i + j]));
     }
     send_as(&sources[WAITING], fd, &here, "too many", 8);
     send_as(&sources[WAITING - 1], fd, &here, "second", 6); /* was asked about */
     read_batch(udp, 2, 0, 0);
     CHECK_INT(counted(AQ_C_packet_drop_waiting_full), 1);
-    aq_udp_drop_source(udp, &sources[7]);
+    aq_udp_drop_source(udp, FROM(&sources[7]));
     CHECK_INT(counted(AQ_C_udp_drop_no_association), 1);
     send_as(&sources[WAITING], fd, &here, "room", 4);
     send_as(&sources[WAITING + 1], fd, &here, "too many again", 14);
     read_batch(udp, 2, 0, 1);
-    CHECK(aq_address_equal(&batch.sources[0], &sources[WAITING]));
+    CHECK(aq_address_equal(&batch.sources[0].peer, &sources[WAITING]));
     CHECK_INT(counted(AQ_C_packet_drop_waiting_full), 1);
     add_flow(udp, 1, &sources[WAITING], 1);
     add_flow(udp, 2, &sources[WAITING - 1], 1);
@@ -249,6 +250,113 @@ static void test_many_sources(void)
     nothing_left(flows);
     close_udp(udp);
     CHECK_INT(counted(AQ_C_udp_drop_no_association), WAITING - 2);
+    end_flows(flows);
+}
+
+/* A socket on all addresses: who writes to two of them is two sources, and each is answered from where it wrote to. */
+static void test_two_addresses(int family)
+{
+    static const struct in_addr any = {INADDR_ANY};
+    const int off = 0;
+    aq_address peer;
+    aq_sockaddr bound = {.in = {.sin_family = AF_INET, .sin_addr = any}}, to;
+    aq_udp_source sources[2];
+    aq_flows *flows = new_flows();
+    aq_udp *udp;
+    int fd = socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0), sender = open_socket(AF_INET, &peer);
+    socklen_t length = sizeof(bound);
+
+    if (family == AF_INET6) {
+        bound = (aq_sockaddr){.in6 = {.sin6_family = AF_INET6}};
+        CHECK_INT(setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off)), 0);
+    }
+    CHECK_INT(bind(fd, &bound.sa, aq_sockaddr_length(&bound)), 0);
+    CHECK_INT(getsockname(fd, &bound.sa, &length), 0);
+    udp = open_udp(flows, fd, 1);
+    CHECK(udp->has_many_addresses);
+    for (uint8_t i = 0; i < 6; i++) {
+        const aq_address here = {.family = 4,
+                                 .ip = {127, 0, 0, (uint8_t)(2 + i % 2)},
+                                 .port = ntohs(family == AF_INET ? bound.in.sin_port : bound.in6.sin6_port)};
+        send_to(sender, fd, &here, &i, 1);
+    }
+    read_batch(udp, 6, 0, 2);
+    for (int i = 0; i < 2; i++) {
+        sources[i] = batch.sources[i];
+        CHECK_INT(sources[i].peer.port, peer.port);
+        CHECK_INT(sources[i].local.family, family == AF_INET ? 4 : 6);
+        CHECK_INT(sources[i].local.ip[family == AF_INET ? 3 : 15], 2 + i);
+        CHECK_INT(sources[i].local.port, 0);
+        CHECK_INT(aq_flow_new(udp, (uint16_t)(20 + i), &sources[i], NULL, 0), 1);
+        aq_flows_signal(flows);
+    }
+    CHECK(told(flows));
+    for (uint8_t i = 0; i < 6; i++)
+        next_packet(flows, (uint16_t)(20 + i / 3), i % 3, &sources[0].peer, &(uint8_t){(uint8_t)(i / 3 + i % 3 * 2)},
+                    1);
+    /* Both are known now, one after the other. */
+    for (uint8_t i = 0; i < 2; i++) {
+        const aq_address here = {.family = 4,
+                                 .ip = {127, 0, 0, (uint8_t)(3 - i)},
+                                 .port = ntohs(family == AF_INET ? bound.in.sin_port : bound.in6.sin6_port)};
+        send_to(sender, fd, &here, "x", 1);
+    }
+    read_batch(udp, 2, 2, 0);
+    CHECK(told(flows));
+    next_packet(flows, 21, 3, &sources[0].peer, "x", 1);
+    next_packet(flows, 20, 3, &sources[0].peer, "x", 1);
+    for (uint16_t i = 0; i < 2; i++) {
+        to = aq_flows_find(flows, (uint16_t)(20 + i))->from;
+        CHECK_INT(to.sa.sa_family, family);
+        CHECK_INT(((uint8_t *)(family == AF_INET ? (void *)&to.in.sin_addr
+                                                 : (void *)&to.in6.sin6_addr))[family == AF_INET ? 3 : 15],
+                  2 + i);
+    }
+    CHECK_INT(aq_flow_new(udp, 22, &sources[1], NULL, 0), AQ_ERR_LIMIT);
+    CHECK_INT(aq_flow_forget(flows, 21), AQ_OK);
+    CHECK_INT(aq_flow_new(udp, 22, &sources[1], NULL, 0), AQ_OK); /* and only its own place was free */
+    sources[0].local.family = 5;
+    CHECK_INT(aq_flow_new(udp, 23, &sources[0], NULL, 0), AQ_ERR_INVALID);
+    close_udp(udp);
+    CHECK_INT(close(sender), 0);
+    end_flows(flows);
+}
+
+/* What the kernel had no room for is counted, also before the socket was set up, and once where it changes hands. */
+static void test_dropped_by_the_kernel(void)
+{
+    enum { SENT = 3000 };
+    aq_address here, peer;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer), small = 4096;
+    aq_sockaddr to;
+    socklen_t length = aq_sockaddr_from(&to, &here, 0);
+    uint64_t received = 0, dropped = 0;
+    aq_udp *udp;
+
+    CHECK_INT(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)), 0);
+    for (int i = 0; i < SENT; i++)
+        CHECK_INT(sendto(sender, "x", 1, 0, &to.sa, length), 1);
+    for (int owner = 0; owner < 2; owner++) {
+        udp = open_udp(flows, fd, 1);
+        CHECK_INT(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)), 0);
+        for (int i = 0; i < SENT; i++)
+            CHECK_INT(sendto(sender, "x", 1, 0, &to.sa, length), 1);
+        do {
+            CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_OK);
+            received += batch.received;
+        } while (batch.received > 0);
+        aq_udp_detach(udp);
+        aq_udp_free(udp);
+        dropped += counted(AQ_C_udp_drop_kernel);
+        counted(AQ_C_udp_received);
+        counted(AQ_C_udp_drop_no_association);
+        counted(AQ_C_packet_drop_waiting_full);
+    }
+    CHECK(received > 0 && dropped > SENT);
+    CHECK_INT(received + dropped, 3 * SENT);
+    CHECK_INT(close(fd), 0);
+    CHECK_INT(close(sender), 0);
     end_flows(flows);
 }
 
@@ -266,7 +374,7 @@ static void test_detached(void)
     CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_ERR_GONE);
     CHECK_INT(counted(AQ_C_udp_received), 1);
     CHECK_INT(counted(AQ_C_packet_drop_connection_closed), 1);
-    CHECK_INT(aq_flow_new(udp, 1, &peer, NULL, 0), AQ_ERR_GONE);
+    CHECK_INT(aq_flow_new(udp, 1, FROM(&peer), NULL, 0), AQ_ERR_GONE);
     nothing_left(flows);
     close_udp(udp);
     CHECK_INT(close(sender), 0);
@@ -311,6 +419,9 @@ int main(void)
     test_unknown_sources(AF_INET);
     test_unknown_sources(AF_INET6);
     test_many_sources();
+    test_two_addresses(AF_INET);
+    test_two_addresses(AF_INET6);
+    test_dropped_by_the_kernel();
     test_detached();
     test_addresses_that_get_no_association();
     sides_destroy();

@@ -17,7 +17,7 @@ static void test_sizes(void)
     aq_flow *flow;
     size_t i;
 
-    CHECK_INT(aq_flow_new(udp, 258, &peer, NULL, 0), AQ_OK);
+    CHECK_INT(aq_flow_new(udp, 258, FROM(&peer), NULL, 0), AQ_OK);
     flow = aq_flows_find(flows, 258);
     atomic_store(&flow->active, 1);
     flow->next_packet = UINT16_MAX - 3; /* the packet id wraps on the way */
@@ -98,7 +98,7 @@ static void test_local_socket(void)
     read_batch(udp, 1, 0, 0); /* waits, and nobody is asked: the association is about to come */
     add_flow(udp, 5, &outside, 1);
     CHECK_INT(aq_flows_find(flows, 5)->to.sa.sa_family, AF_UNSPEC);
-    CHECK_INT(aq_flow_new(udp, 6, &here, NULL, 0), AQ_ERR_LIMIT); /* one only */
+    CHECK_INT(aq_flow_new(udp, 6, FROM(&here), NULL, 0), AQ_ERR_LIMIT); /* one only */
     send_to(at, fd, &here, "next", 4);
     read_batch(udp, 1, 1, 0);
     CHECK(told(flows));
@@ -142,7 +142,7 @@ static void test_ring_full(void)
     aq_udp *udp = open_udp(flows, fd, 1);
     uint64_t fits;
 
-    CHECK_INT(aq_flow_new(udp, 1, &peer, NULL, 0), AQ_OK);
+    CHECK_INT(aq_flow_new(udp, 1, FROM(&peer), NULL, 0), AQ_OK);
     for (i = 0; i < BATCH * BATCHES; i++) {
         send_to(sender, fd, &here, payload + i, SIZE);
         if (i % BATCH == BATCH - 1)
@@ -180,7 +180,7 @@ static void test_waiting_full(void)
         }
         CHECK_INT(counted(AQ_C_packet_drop_waiting_full), SENT - WAITING);
         if (round == 0) {
-            aq_udp_drop_source(udp, &peer);
+            aq_udp_drop_source(udp, FROM(&peer));
             CHECK_INT(counted(AQ_C_udp_drop_no_association), WAITING);
         }
     }
@@ -271,7 +271,7 @@ static void test_pump_reads(void)
     CHECK(shared.flows != NULL);
     shared.fd = open_socket(AF_INET, &shared.here);
     udp = open_udp(shared.flows, shared.fd, 1);
-    CHECK_INT(aq_flow_new(udp, 77, &shared.peer, NULL, 0), AQ_OK);
+    CHECK_INT(aq_flow_new(udp, 77, FROM(&shared.peer), NULL, 0), AQ_OK);
     CHECK_INT(pthread_create(&engine, NULL, take_packets, NULL), 0);
     while (received < PACKETS) {
         const aq_address other = {.family = 4, .port = ++extra};
@@ -284,7 +284,7 @@ static void test_pump_reads(void)
             aq_flows_signal(shared.flows);
         received += batch.received;
         /* the table changes around the one that carries */
-        CHECK_INT(aq_flow_new(udp, 78, &other, NULL, 0), AQ_OK);
+        CHECK_INT(aq_flow_new(udp, 78, FROM(&other), NULL, 0), AQ_OK);
         CHECK(aq_flows_list_idle(shared.flows, UINT64_MAX, idle, 2) == 2);
         CHECK_INT(aq_flow_forget(shared.flows, 78), AQ_OK);
     }
@@ -307,7 +307,7 @@ static void *read_and_take(void *socket)
         CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_OK);
         CHECK(batch.asked <= 1);
         if (batch.asked > 0) {
-            CHECK(aq_address_equal(&batch.sources[0], &shared.peer));
+            CHECK(aq_address_equal(&batch.sources[0].peer, &shared.peer));
             CHECK_INT(atomic_exchange(&shared.asked, 1), 0); /* once, until it is answered */
         }
         while ((record = aq_dgram_front(&shared.flows->queue)) != NULL) {
@@ -355,9 +355,9 @@ static void test_engine_reads(void)
             known = 0;
         } else if (atomic_exchange(&shared.asked, 0) != 0) {
             if (answers++ % 3 == 0) {
-                aq_udp_drop_source(udp, &shared.peer);
+                aq_udp_drop_source(udp, FROM(&shared.peer));
             } else {
-                int64_t waited = aq_flow_new(udp, 5, &shared.peer, NULL, 0);
+                int64_t waited = aq_flow_new(udp, 5, FROM(&shared.peer), NULL, 0);
 
                 CHECK_INT(waited, 1);
                 aq_flows_signal(shared.flows);

@@ -107,7 +107,7 @@ static int service_socket(const char *ip, aq_sockaddr *bound)
 {
     int fd = socket_on(ip, bound);
 
-    CHECK_INT(aq_udp_setup_service(fd), 0);
+    CHECK_INT(aq_udp_setup_service(fd, 0), 0);
     return fd;
 }
 
@@ -250,7 +250,7 @@ static void test_setup(void)
     CHECK(receive == get_option(fd, SOL_SOCKET, SO_RCVBUF) && send == get_option(fd, SOL_SOCKET, SO_SNDBUF));
     close(fd);
     CHECK_INT(aq_udp_setup_quic(fd, &receive, &send), -EBADF);
-    CHECK_INT(aq_udp_setup_service(fd), -EBADF);
+    CHECK_INT(aq_udp_setup_service(fd, 0), -EBADF);
     local = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     CHECK(local >= 0 && aq_udp_setup_quic(local, &receive, &send) == -EAFNOSUPPORT);
     close(local);
@@ -562,19 +562,19 @@ static void test_refused(void)
             CHECK(aq_udp_send(source, NULL, NULL, 0, pattern, 900, 300, &gso, &sent) == -ECONNREFUSED && sent == 900);
         } else {
             for (size_t j = 0; j < 3; j++)
-                aq_udp_out_add(out, source, NULL, NULL, 0, pattern + j * 300, 300, &dropped);
+                aq_udp_out_add(out, source, NULL, NULL, NULL, 0, pattern + j * 300, 300, &dropped);
             aq_udp_out_flush(out, &dropped);
         }
         CHECK_INT(receive_pattern(receiver, sink, 900, 300, &messages), 3);
     }
     /* Not even an empty one; but a socket that is refused twice in a row is taken at its word. */
     FAKE(ECONNREFUSED);
-    aq_udp_out_add(out, source, NULL, NULL, 0, NULL, 0, &dropped);
+    aq_udp_out_add(out, source, NULL, NULL, NULL, 0, NULL, 0, &dropped);
     aq_udp_out_flush(out, &dropped);
     CHECK_INT(receive_one(receiver, sink).length, 0);
     CHECK_INT(dropped, 0);
     FAKE(ECONNREFUSED, ECONNREFUSED, ECONNREFUSED);
-    aq_udp_out_add(out, source, NULL, NULL, 0, NULL, 0, &dropped);
+    aq_udp_out_add(out, source, NULL, NULL, NULL, 0, NULL, 0, &dropped);
     aq_udp_out_flush(out, &dropped);
     CHECK_INT(fake.calls, 2);
     CHECK_INT(dropped, 1);
@@ -603,7 +603,7 @@ static void check_out(const char *ip)
     /* Equal sizes make a run, a shorter one ends it. */
     fake_reset(NULL, 0);
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(sizes); i++) {
-        aq_udp_out_add(out, source, &to, pattern + at, 7, pattern + at + 7, sizes[i] - 7, &dropped);
+        aq_udp_out_add(out, source, &to, NULL, pattern + at, 7, pattern + at + 7, sizes[i] - 7, &dropped);
         at += sizes[i];
     }
     CHECK(fake.calls == 1 && fake.sizes[0] == 350 && fake.trains == 1);
@@ -615,13 +615,13 @@ static void check_out(const char *ip)
     CHECK(message.length == 100 && memcmp(message.data, pattern + 350, 100) == 0);
     /* A larger one begins a new run, and so does another destination or socket. */
     fake_reset(NULL, 0);
-    aq_udp_out_add(out, source, &to, NULL, 0, pattern, 100, &dropped);
-    aq_udp_out_add(out, source, &to, NULL, 0, pattern, 101, &dropped);
-    aq_udp_out_add(out, source, &other, NULL, 0, pattern, 101, &dropped);
-    aq_udp_out_add(out, second, &other, NULL, 0, pattern, 101, &dropped);
+    aq_udp_out_add(out, source, &to, NULL, NULL, 0, pattern, 100, &dropped);
+    aq_udp_out_add(out, source, &to, NULL, NULL, 0, pattern, 101, &dropped);
+    aq_udp_out_add(out, source, &other, NULL, NULL, 0, pattern, 101, &dropped);
+    aq_udp_out_add(out, second, &other, NULL, NULL, 0, pattern, 101, &dropped);
     CHECK_INT(connect(source, &to.sa, aq_sockaddr_length(&to)), 0);
-    aq_udp_out_add(out, source, NULL, NULL, 0, pattern, 101, &dropped);
-    aq_udp_out_add(out, source, &to, NULL, 0, pattern, 101, &dropped);
+    aq_udp_out_add(out, source, NULL, NULL, NULL, 0, pattern, 101, &dropped);
+    aq_udp_out_add(out, source, &to, NULL, NULL, 0, pattern, 101, &dropped);
     aq_udp_out_flush(out, &dropped);
     CHECK(fake.calls == 6 && fake.trains == 0);
     CHECK_INT(receive_pattern(receiver, sink, 100, 100, &messages), 1);
@@ -632,7 +632,7 @@ static void check_out(const char *ip)
     /* Empty datagrams are real ones, at their place, and never in a train. */
     fake_reset(NULL, 0);
     for (size_t i = 0; i < 7; i++)
-        aq_udp_out_add(out, source, &to, NULL, 0, pattern, i == 2 || i == 3 ? 0 : 40, &dropped);
+        aq_udp_out_add(out, source, &to, NULL, NULL, 0, pattern, i == 2 || i == 3 ? 0 : 40, &dropped);
     aq_udp_out_flush(out, &dropped);
     CHECK(fake.calls == 4 && fake.trains == 2 && fake.sizes[1] == 0 && fake.sizes[2] == 0);
     message = receive_one(receiver, sink);
@@ -643,8 +643,8 @@ static void check_out(const char *ip)
     /* A prefix alone is a datagram too, and a payload may be gone after the call. */
     {
         uint8_t payload[4] = {1, 2, 3, 4};
-        aq_udp_out_add(out, source, &to, pattern, 5, NULL, 0, &dropped);
-        aq_udp_out_add(out, source, &to, NULL, 0, payload, sizeof(payload), &dropped);
+        aq_udp_out_add(out, source, &to, NULL, pattern, 5, NULL, 0, &dropped);
+        aq_udp_out_add(out, source, &to, NULL, NULL, 0, payload, sizeof(payload), &dropped);
         memset(payload, 0, sizeof(payload));
     }
     aq_udp_out_flush(out, &dropped);
@@ -653,26 +653,26 @@ static void check_out(const char *ip)
     /* Limits of a run: 64 datagrams, 65,487 bytes. */
     fake_reset(NULL, 0);
     for (size_t i = 0; i < 65; i++)
-        aq_udp_out_add(out, source, &to, NULL, 0, pattern + 10 * i, 10, &dropped);
+        aq_udp_out_add(out, source, &to, NULL, NULL, 0, pattern + 10 * i, 10, &dropped);
     CHECK(fake.calls == 1 && fake.sizes[0] == 640);
     aq_udp_out_flush(out, &dropped);
     CHECK(fake.calls == 2 && receive_pattern(receiver, sink, 650, 10, &messages) == 65);
     fake_reset(NULL, 0);
     for (size_t i = 0; i < 46; i++)
-        aq_udp_out_add(out, source, &to, NULL, 0, pattern + 1452 * i, 1452, &dropped);
+        aq_udp_out_add(out, source, &to, NULL, NULL, 0, pattern + 1452 * i, 1452, &dropped);
     CHECK(fake.calls == 1 && fake.sizes[0] == 45 * 1452);
     aq_udp_out_flush(out, &dropped);
     CHECK_INT(receive_pattern(receiver, sink, 46 * 1452, 1452, &messages), 46);
     CHECK_INT(dropped, 0);
     /* The largest datagram passes; larger ones are refused here or by the kernel, and counted. */
-    aq_udp_out_add(out, source, &to, pattern, 20, pattern + 20, largest - 20, &dropped);
+    aq_udp_out_add(out, source, &to, NULL, pattern, 20, pattern + 20, largest - 20, &dropped);
     aq_udp_out_flush(out, &dropped);
     CHECK(dropped == 0 && receive_pattern(receiver, sink, largest, largest, &messages) == 1);
-    aq_udp_out_add(out, source, &to, NULL, 0, pattern, largest + 1, &dropped);
+    aq_udp_out_add(out, source, &to, NULL, NULL, 0, pattern, largest + 1, &dropped);
     aq_udp_out_flush(out, &dropped);
     CHECK_INT(dropped, 1);
-    aq_udp_out_add(out, source, &to, pattern, 1, pattern, 65527, &dropped);
-    aq_udp_out_add(out, source, &to, pattern, SIZE_MAX, pattern, 1, &dropped);
+    aq_udp_out_add(out, source, &to, NULL, pattern, 1, pattern, 65527, &dropped);
+    aq_udp_out_add(out, source, &to, NULL, pattern, SIZE_MAX, pattern, 1, &dropped);
     CHECK_INT(dropped, 3);
     aq_udp_out_flush(out, &dropped);
     CHECK(dropped == 3 && is_empty(receiver, sink));
@@ -681,6 +681,105 @@ static void check_out(const char *ip)
     close(sink);
     close(second);
     close(source);
+}
+
+/* A public socket answers each request from the address that this was sent to. */
+static void check_out_source(const char *server_ip, const char *client_ip, const char *const to_ip[2])
+{
+    aq_sockaddr bound, client_bound;
+    aq_udp_receiver *receiver = aq_udp_receiver_new();
+    aq_udp_out *out = aq_udp_out_new();
+    int gso = 1, server = socket_on(server_ip, &bound), client = service_socket(client_ip, &client_bound);
+    static const uint32_t starts[] = {0, 150, 250}, lengths[] = {150, 100, 50};
+    aq_sockaddr peer, local[2];
+    uint64_t dropped = 0;
+    size_t sent;
+
+    CHECK(aq_udp_has_many_addresses(&bound) && !aq_udp_has_many_addresses(&client_bound));
+    CHECK_INT(aq_udp_setup_service(server, 1), 0);
+    for (int i = 0; i < 2; i++) {
+        aq_sockaddr to = address_of(to_ip[i], port_of(&bound));
+        aq_udp_message request;
+        CHECK_INT(aq_udp_send(client, &to, NULL, 0, pattern, 10, 10, &gso, &sent), 0);
+        request = receive_one(receiver, server);
+        CHECK_INT(request.local.sa.sa_family, bound.sa.sa_family);
+        peer = request.peer;
+        local[i] = request.local;
+    }
+    /* One run for as long as the source stays the same. */
+    fake_reset(NULL, 0);
+    for (int i = 0; i < 6; i++)
+        aq_udp_out_add(out, server, &peer, i < 5 ? &local[i / 3] : NULL, NULL, 0, pattern + 50 * i, 50, &dropped);
+    aq_udp_out_flush(out, &dropped);
+    CHECK(fake.calls == 3 && fake.trains == 2 && dropped == 0);
+    for (int i = 0; i < 3; i++) {
+        aq_udp_message answer = receive_one(receiver, client);
+        CHECK(i == 2 || same_ip(&answer.peer, to_ip[i]));
+        CHECK(port_of(&answer.peer) == port_of(&bound));
+        CHECK(answer.length == lengths[i] && memcmp(answer.data, pattern + starts[i], answer.length) == 0);
+    }
+    aq_udp_out_free(out);
+    aq_udp_receiver_free(receiver);
+    close(server);
+    close(client);
+}
+
+static void test_out_source_ipv4(void)
+{
+    check_out_source("0.0.0.0", "127.0.0.1", (const char *const[]){"127.0.0.2", "127.0.0.3"});
+}
+
+static void test_out_source_dual_stack(void)
+{
+    check_out_source("::", "127.0.0.1", (const char *const[]){"127.0.0.2", "127.0.0.3"});
+    check_out_source("::ffff:0.0.0.0", "127.0.0.1", (const char *const[]){"127.0.0.2", "127.0.0.3"});
+}
+
+/* What the kernel has no room for is known once the socket is empty, whether or not a datagram came behind it. */
+static void test_losses(void)
+{
+    enum { SENT = 2000, ROUNDS = 3 };
+    aq_sockaddr to, from;
+    aq_udp_receiver *receiver = aq_udp_receiver_new();
+    int sink = socket_on("127.0.0.1", &to), source = service_socket("127.0.0.1", &from), gso = 0, count;
+    uint32_t received = 0, lost = 0;
+    aq_udp_losses losses, later;
+    aq_udp_message messages[AQ_UDP_MESSAGES];
+    size_t sent;
+
+    for (int i = 0; i < SENT; i++) /* before anything is set up */
+        CHECK_INT(aq_udp_send(source, &to, NULL, 0, pattern, 100, 100, &gso, &sent), 0);
+    aq_udp_losses_begin(&losses, sink);
+    CHECK_INT(setsockopt(sink, SOL_SOCKET, SO_RXQ_OVFL, &(int){1}, sizeof(int)), 0);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < SENT; i++)
+            CHECK_INT(aq_udp_send(source, &to, NULL, 0, pattern, 100, 100, &gso, &sent), 0);
+        do {
+            count = aq_udp_receive_batch(receiver, sink, messages, AQ_UDP_MESSAGES);
+            received += (uint32_t)count;
+            lost += aq_udp_losses_read(&losses, sink, messages, count, AQ_UDP_MESSAGES);
+        } while (count > 0);
+        CHECK_INT(count, 0);
+        CHECK(lost > 0);
+        CHECK_INT(received + lost, (round + 2) * SENT);
+    }
+    /* Whoever has the socket next counts what comes from then on; whoever has it no more counts the rest. */
+    aq_udp_losses_begin(&later, sink);
+    CHECK_INT(aq_udp_losses_end(&later, sink), 0);
+    for (int i = 0; i < SENT; i++)
+        CHECK_INT(aq_udp_send(source, &to, NULL, 0, pattern, 100, 100, &gso, &sent), 0);
+    lost = aq_udp_losses_end(&later, sink);
+    CHECK(lost > 0 && lost == aq_udp_losses_end(&losses, sink));
+    aq_udp_receiver_free(receiver);
+    close(sink);
+    close(source);
+    /* The figure wraps; an older one is no news. */
+    losses = (aq_udp_losses){.dropped = UINT32_MAX - 1};
+    messages[0] = (aq_udp_message){.dropped = 3};
+    CHECK_INT(aq_udp_losses_read(&losses, -1, messages, 1, 1), 5);
+    CHECK_INT(aq_udp_losses_read(&losses, -1, messages, 1, 1), 0);
+    messages[0].dropped = UINT32_MAX;
+    CHECK_INT(aq_udp_losses_read(&losses, -1, messages, 1, 1), 0);
 }
 
 static void test_out_ipv4(void)
@@ -696,7 +795,7 @@ static void test_out_ipv6(void)
 static void add_run(aq_udp_out *out, int fd, const aq_sockaddr *to, size_t count, size_t size, uint64_t *dropped)
 {
     for (size_t i = 0; i < count; i++)
-        aq_udp_out_add(out, fd, to, NULL, 0, pattern + i * size, size, dropped);
+        aq_udp_out_add(out, fd, to, NULL, NULL, 0, pattern + i * size, size, dropped);
 }
 
 static void test_out_errors(void)
@@ -715,12 +814,12 @@ static void test_out_errors(void)
     dropped = 0;
     FAKE(EMSGSIZE, 0, EPERM, EAGAIN);
     add_run(out, source, &to, 5, 100, &dropped);
-    aq_udp_out_add(out, source, &to, NULL, 0, pattern, 1, &dropped);
+    aq_udp_out_add(out, source, &to, NULL, NULL, 0, pattern, 1, &dropped);
     aq_udp_out_flush(out, &dropped);
     CHECK(dropped == 5 && receive_one(receiver, sink).length == 100 && is_empty(receiver, sink));
     dropped = 0;
     FAKE(ENOBUFS);
-    aq_udp_out_add(out, source, &to, NULL, 0, NULL, 0, &dropped);
+    aq_udp_out_add(out, source, &to, NULL, NULL, 0, NULL, 0, &dropped);
     aq_udp_out_flush(out, &dropped);
     CHECK_INT(dropped, 1);
     dropped = 0;
@@ -858,7 +957,10 @@ int main(void)
         {"refused", test_refused, 0},
         {"collected send over IPv4", test_out_ipv4, 0},
         {"collected send over IPv6", test_out_ipv6, 1},
+        {"collected send from the address written to, IPv4", test_out_source_ipv4, 0},
+        {"collected send from the address written to, dual stack", test_out_source_dual_stack, 1},
         {"collected send, errors", test_out_errors, 0},
+        {"what the kernel drops", test_losses, 0},
         {"MTU of a route", test_route_mtu, 1},
         {"small MTU", test_small_mtu, 0},
     };

@@ -90,7 +90,9 @@ class FakeUdpSocket:
         self.sock = sock
         self.public = public
         self.flows: dict[int, tuple[real.SocketAddress, bytes]] = {}
+        self.locals: dict[int, real.SocketAddress | None] = {}
         self.refused: list[real.SocketAddress] = []
+        self.refused_at: list[real.SocketAddress | None] = []
         self.reads = 0
         self.given_back = 0
         self.give_back_problem: EngineError | None = None
@@ -118,15 +120,23 @@ class FakeUdpSocket:
         if self.give_back_problem is not None:
             raise self.give_back_problem
 
-    def refuse(self, source: real.SocketAddress) -> None:
+    def refuse(self, source: real.SocketAddress, local: real.SocketAddress | None = None) -> None:
         self._check()
         self.refused.append(source)
+        self.refused_at.append(local)
 
-    def add_flow(self, association: int, peer: real.SocketAddress, prefix: bytes = b"") -> None:
+    def add_flow(
+        self,
+        association: int,
+        peer: real.SocketAddress,
+        prefix: bytes = b"",
+        local: real.SocketAddress | None = None,
+    ) -> None:
         self._check()
         if self.refuses_flows:
             raise EngineError(LIMIT, "the id or the source has an association already")
         self.flows[association] = (peer, prefix)
+        self.locals[association] = local
 
     def close(self) -> None:
         self._check()
@@ -147,6 +157,7 @@ class FakeConnection:
         self.heartbeats: list[tuple[bytes, float]] = []
         self.probes: list[float] = []
         self.packets_received = 0
+        self.datagram_limit = 1200  # 0: the peer takes no DATAGRAM frames
         self.migrations = 0
         self.migration_problem: EngineError | None = None
         self.exports = 0
@@ -201,7 +212,13 @@ class FakeConnection:
         self._check()
         figures: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(real.ConnectionInfo)}
         return real.ConnectionInfo(
-            **{**figures, "peer": self.peer, "smoothed_rtt": 0.1, "packets_received": self.packets_received}
+            **{
+                **figures,
+                "peer": self.peer,
+                "smoothed_rtt": 0.1,
+                "packets_received": self.packets_received,
+                "datagram_limit": self.datagram_limit,
+            }
         )
 
     def accept(self, listener: socket.socket) -> FakeListener:
@@ -403,9 +420,12 @@ def accept_failed(connection: FakeConnection, listener: FakeListener, error: int
 
 
 def source_unknown(
-    connection: FakeConnection, udp: FakeUdpSocket, source: real.SocketAddress = PEER
+    connection: FakeConnection,
+    udp: FakeUdpSocket,
+    source: real.SocketAddress = PEER,
+    local: real.SocketAddress | None = None,
 ) -> real.SourceUnknown:
-    return real.SourceUnknown(cast(Any, connection), cast(Any, udp), source)
+    return real.SourceUnknown(cast(Any, connection), cast(Any, udp), source, local)
 
 
 def udp_bulk(connection: FakeConnection, udp: FakeUdpSocket) -> real.UdpBulk:

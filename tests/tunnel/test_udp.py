@@ -119,6 +119,17 @@ def test_each_source_becomes_an_association(public: Public) -> None:
     assert public.pump.counter("udp_associations") == 2
 
 
+def test_somebody_at_two_addresses_of_the_server_is_two_sources(public: Public) -> None:
+    source = ("198.51.100.1", 1)
+    for local in (("192.0.2.1", 0), ("192.0.2.2", 0)):
+        public.pump.do(public.public.missed, public.pump.udp, source, local)
+    assert public.pump.udp.flows == {1: (source, b""), 2: (source, b"")}
+    assert public.pump.udp.locals == {1: ("192.0.2.1", 0), 2: ("192.0.2.2", 0)}
+    public.pump.udp.refuses_flows = True
+    public.pump.do(public.public.missed, public.pump.udp, source, ("192.0.2.3", 0))
+    assert (public.pump.udp.refused, public.pump.udp.refused_at) == ([source], [("192.0.2.3", 0)])
+
+
 def test_a_full_table_refuses(public: Public) -> None:
     public.public._associations = AssociationTable(most=1)
     public.source()
