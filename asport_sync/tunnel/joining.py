@@ -57,6 +57,7 @@ from asport_sync.tunnel.link import Link, Message, Word, is_steady, why_closed
 from asport_sync.tunnel.run import (
     CONGESTION,
     Run,
+    carrier_towards,
     keylog_file,
     remaining,
     say_what_has_no_effect,
@@ -109,8 +110,6 @@ _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
     ServerHelloCode.PORT_DENIED: (PortDenied, "port denied: the user may use no port of the expected range"),
     ServerHelloCode.NETWORK_DENIED: (NetworkDenied, "network denied: the user may not use the network asked for"),
 }
-
-_CARRIERS = {UdpMode.NATIVE: Carrier.DATAGRAM, UdpMode.QUIC: Carrier.STREAM}
 
 
 class ClientRun(Run):
@@ -456,7 +455,16 @@ class ClientRun(Run):
         connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, first, last)))
         connection.heartbeat(encode(Heartbeat()), config.heartbeat)
         # The server has proved who it is. What it sends behind its ServerHello may overtake that.
-        connection.admit(None if self._mode.udp is None else _CARRIERS[self._mode.udp])
+        carrier = carrier_towards(connection, self._mode.udp)
+        if self._mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM:
+            self.counters.add("udp_on_streams_instead")
+            self.limit.warning(
+                _log,
+                "%s: the server takes no QUIC DATAGRAM frames; UDP packets travel on streams, as with "
+                "udp_forward_mode: quic",
+                config.server,
+            )
+        connection.admit(carrier)
         if self._mode.udp is not None:
             self.pump.call(link.flows.open)
 

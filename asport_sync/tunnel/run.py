@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from asport_sync.config import ClientConfig, ServerConfig, TlsClientConfig, loose_permissions, without_effect
-from asport_sync.engine import CongestionControl, Connection, Engine, Event, LogRecord, StreamBulk, StreamEnded
+from asport_sync.engine import Carrier, CongestionControl, Connection, Engine, Event, LogRecord, StreamBulk, StreamEnded
 from asport_sync.errors import AsportError, EngineClosed, EngineError, LifecycleError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit, logger
@@ -19,10 +19,15 @@ from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import StopSignal, WorkerPool
 from asport_sync.runtime.timers import Timers
 from asport_sync.tunnel.tcp import Relays
+from asport_sync.wire import UdpMode
 
 _engine_log = logger("engine")
 
 _DIALLERS = 64  # threads above max_workers, so that dialling and look-ups go on while all of those relay
+_CARRIERS = {UdpMode.NATIVE: Carrier.DATAGRAM, UdpMode.QUIC: Carrier.STREAM}
+# Bytes of a DATAGRAM's payload: the header of a Packet with an IPv6 address, and one byte of what it carries.
+_LEAST_DATAGRAM = 30
+
 _PAUSE_AFTER_ERROR = 0.1  # seconds until events are asked for again when that failed
 
 CONGESTION = {
@@ -182,6 +187,20 @@ class Run(abc.ABC):
             with contextlib.suppress(MemoryError):
                 self.counters.add("events_failed")
                 self.log.exception("%s could not be handled", type(event).__name__)
+
+
+def carrier_towards(connection: Connection, udp: UdpMode | None) -> Carrier | None:
+    """How Packets travel to a peer whose QUIC handshake is complete, where ``udp`` was agreed on.
+
+    One that takes no DATAGRAM frames (RFC 9221 section 3) gets streams instead: a receiver accepts either carrier, and
+    the TCP side of the tunnel should not be lost to it.
+
+    Raises:
+        EngineClosed: The connection is over.
+    """
+    if udp is UdpMode.NATIVE and connection.info().datagram_limit < _LEAST_DATAGRAM:
+        return Carrier.STREAM
+    return None if udp is None else _CARRIERS[udp]
 
 
 def remaining(deadline: float) -> float:

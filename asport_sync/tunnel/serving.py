@@ -34,7 +34,7 @@ from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.timers import Timer
 from asport_sync.tunnel.admission import Authenticator, FailureDelay, User, granted, users_of
 from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
-from asport_sync.tunnel.run import CONGESTION, Run, keylog_file, say_what_has_no_effect
+from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, keylog_file, say_what_has_no_effect
 from asport_sync.tunnel.tcp import PublicListener
 from asport_sync.tunnel.udp import PublicUdp
 from asport_sync.wire import (
@@ -69,8 +69,6 @@ _REFUSALS = {
     ServerHelloCode.PORT_DENIED: "port denied",
     ServerHelloCode.NETWORK_DENIED: "network denied",
 }
-
-_CARRIERS = {UdpMode.NATIVE: Carrier.DATAGRAM, UdpMode.QUIC: Carrier.STREAM}
 
 
 @dataclasses.dataclass(eq=False)
@@ -442,18 +440,31 @@ class ServerRun(Run):
         peer.port = port
         try:
             peer.handshake.accept(port.number)
+            carrier = carrier_towards(connection, mode.udp)
+            if port.udp is not None:
+                # Before the port is announced: until the engine has it, the socket holds no more than a few datagrams.
+                # Nothing leaves for the client yet, as associations are added on this thread's word.
+                peer.udp = PublicUdp(
+                    self.pump, connection, port.udp, self._config.udp_session_timeout, self.counters, _log
+                )
+                self.pump.call_and_wait(peer.udp.open)
             connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, port.number)))
-            connection.admit(None if mode.udp is None else _CARRIERS[mode.udp])
+            connection.admit(carrier)
         except EngineError:
             self._release(peer)
             raise
-        # Not before ServerHello: a client need not expect anything else first.
+        # Not before ServerHello: a client need not expect anything else first. Connections wait in the backlog.
         if port.tcp is not None:
             peer.listener = PublicListener(connection, port.tcp, self.timers, self.counters, _log, self.limit)
             peer.listener.open()
-        if port.udp is not None:
-            peer.udp = PublicUdp(self.pump, connection, port.udp, self._config.udp_session_timeout, self.counters, _log)
-            self.pump.call(peer.udp.open)
+        if mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM:
+            self.counters.add("udp_on_streams_instead")
+            self.limit.warning(
+                _log,
+                "%s: asked for UDP native and takes no QUIC DATAGRAM frames; its packets travel on streams, as with "
+                "udp_forward_mode: quic",
+                peer.label,
+            )
         self.counters.add("clients_admitted")
         _log.info("%s: user %s has port %d for %s", peer.label, claim.user.uuid, port.number, mode)
 

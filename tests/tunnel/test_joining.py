@@ -96,6 +96,30 @@ def test_the_hello_asks_for_what_is_configured(options: dict[str, Any], mode: in
         assert connection.admitted == [carrier]
 
 
+@pytest.mark.parametrize(
+    ("limit", "options", "carrier"),
+    [
+        (0, {}, Carrier.STREAM),
+        (30, {}, Carrier.DATAGRAM),
+        (0, {"network": "tcp"}, None),
+        (0, {"udp_forward_mode": "quic"}, Carrier.STREAM),
+    ],
+)
+def test_to_a_server_that_takes_no_datagram_frames_packets_go_on_streams(
+    caplog: pytest.LogCaptureFixture, limit: int, options: dict[str, Any], carrier: Carrier | None
+) -> None:
+    def join(scene: Scene, connection: FakeConnection) -> None:
+        connection.datagram_limit = limit
+        accept(scene, connection)
+
+    with scene_of(join, **options) as scene:
+        assert scene.ready().admitted == [carrier]
+        instead = int(limit == 0 and not options)
+        assert scene.counter("udp_on_streams_instead") == instead
+    told = [record for record in caplog.records if "DATAGRAM frames" in record.getMessage()]
+    assert len(told) == instead
+
+
 def test_the_engine_is_told_what_the_configuration_says() -> None:
     with scene_of(
         congestion_control="new_reno", timeout=6.0, heartbeat=4.0, server_name="name.example", disable_sni=True

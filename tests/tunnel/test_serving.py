@@ -481,6 +481,46 @@ def test_a_new_source_becomes_an_association(scene: Scene) -> None:
     scene.run.handle(fake.source_unknown(connection, udp, ("198.51.100.9", 5353)))
     scene.settle()
     assert udp.flows == {1: (("198.51.100.9", 5353), b"")}
+    scene.run.handle(fake.source_unknown(connection, udp, ("198.51.100.9", 5353), ("192.0.2.2", 0)))
+    scene.settle()
+    assert udp.locals == {1: None, 2: ("192.0.2.2", 0)}
+
+
+def test_a_port_is_announced_once_the_engine_has_its_udp_socket(scene: Scene) -> None:
+    connection = scene.connect()
+    real_send = connection.send
+    opened: list[int] = []
+
+    def look_and_send(command: bytes) -> None:
+        opened.append(len(connection.udp))
+        real_send(command)
+
+    connection.send = look_and_send  # type: ignore[method-assign]
+    scene.hello(connection)
+    assert opened == [1]
+    assert [answer.port for answer in answers(connection)] == [scene.number]
+
+
+@pytest.mark.parametrize(("limit", "carrier"), [(0, Carrier.STREAM), (29, Carrier.STREAM), (30, Carrier.DATAGRAM)])
+def test_who_takes_no_datagram_frames_gets_streams(
+    scene: Scene, caplog: pytest.LogCaptureFixture, limit: int, carrier: Carrier
+) -> None:
+    connection = scene.connect()
+    connection.datagram_limit = limit
+    scene.hello(connection)
+    assert connection.admitted == [carrier]
+    assert scene.counter("udp_on_streams_instead") == int(carrier is Carrier.STREAM)
+    told = [record for record in caplog.records if "DATAGRAM frames" in record.getMessage()]
+    assert len(told) == int(carrier is Carrier.STREAM)
+
+
+def test_without_udp_datagram_frames_do_not_matter(caplog: pytest.LogCaptureFixture) -> None:
+    with scene_of(dialect="draft") as scene:
+        connection = scene.connect()
+        connection.datagram_limit = 0
+        scene.hello(connection, mode=0)
+        assert connection.admitted == [None]
+    assert "DATAGRAM frames" not in caplog.text
 
 
 def test_the_pump_reads_a_busy_socket(scene: Scene) -> None:
