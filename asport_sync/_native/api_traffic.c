@@ -97,22 +97,6 @@ int64_t aq_stream_reset(aq_engine *engine, aq_id id, uint64_t code)
     return stream != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-int64_t aq_stream_refuse(aq_engine *engine, aq_id id)
-{
-    aq_engine_command command = {.kind = AQ_DO_REFUSE};
-    int64_t result = AQ_ERR_GONE;
-    if (!aq_api_enter(engine))
-        return AQ_ERR_STOPPED;
-    command.object = aq_slab_get(&engine->streams, id);
-    if (command.object != NULL) {
-        result = aq_engine_ask(engine, &command);
-        if (result == AQ_ERR_STOPPED)
-            aq_slab_put(&engine->streams, id);
-    }
-    aq_api_leave(engine);
-    return result;
-}
-
 /* ---- listeners and dialling ---------------------------------------------------------------------------------------
  */
 

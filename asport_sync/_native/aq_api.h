@@ -85,6 +85,9 @@ enum aq_close_cause {
     AQ_CLOSE_UNREACHABLE = 11       /* the network says that nobody listens there (before the handshake was complete) */
 };
 
+/* Stream error code, for aq_stream_reset(), of a stream that nothing will be relayed on. */
+enum aq_stream_code { AQ_STREAM_REFUSED = 2 };
+
 /* How a relayed or attached stream ended. */
 enum aq_stream_end {
     AQ_END_FINISHED = 0,     /* both directions ended in order, nothing lost */
@@ -99,7 +102,7 @@ typedef struct {
     uint64_t sent;     /* bytes taken from the TCP socket */
     uint64_t received; /* bytes written to the TCP socket */
     uint32_t end;      /* aq_stream_end */
-    int32_t error;     /* errno with AQ_END_SOCKET_ERROR, else 0 */
+    int32_t error;     /* errno with AQ_END_SOCKET_ERROR, the peer's stream error code with AQ_END_PEER_RESET, else 0 */
 } aq_stream_result;
 
 typedef struct {
@@ -292,7 +295,7 @@ int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connectio
 
 /* ---- TCP over streams --------------------------------------------------------------------------------------- */
 
-/* Every stream that was opened here or reported by AQ_EVENT_STREAM must be relayed, attached, refused or reset once,
+/* Every stream that was opened here or reported by AQ_EVENT_STREAM must be relayed, attached or reset once,
  * also when its connection has ended meanwhile: what came before the end is kept for it until then. */
 
 /* [any] Accepts on a listening TCP socket, duplicated here: each connection becomes a stream that begins with Connect
@@ -319,17 +322,15 @@ aq_id aq_stream_open(aq_engine *engine, aq_id connection, const uint8_t *header,
 
 /* [worker] Relays between the stream and a connected TCP socket until both directions have ended. The descriptor is
  * lent and left non-blocking. Half-close passes through both ways; bytes queued at the end are still delivered after
- * this returns. Returns AQ_OK with `result` filled, or an error when the stream is gone. */
+ * this returns. The caller closes it then: that resets the TCP connection unless both directions ended in order
+ * (SO_LINGER, which is set at first and taken off at an orderly end). Returns AQ_OK with `result` filled, or an error when the stream is gone. */
 int64_t aq_stream_relay(aq_engine *engine, aq_id stream, int32_t fd, aq_stream_result *result);
 
 /* [any] The same, done by the engine thread; the descriptor is handed over (also on error it is closed here). */
 int64_t aq_stream_attach(aq_engine *engine, aq_id stream, int32_t fd);
 
-/* [any] RESET_STREAM and STOP_SENDING with this code. */
+/* [any] RESET_STREAM and STOP_SENDING with this code, at once. */
 int64_t aq_stream_reset(aq_engine *engine, aq_id stream, uint64_t code);
-
-/* [any] Ends a peer's stream that nothing will be relayed on in the orderly way: FIN without data, STOP_SENDING. */
-int64_t aq_stream_refuse(aq_engine *engine, aq_id stream);
 
 /* ---- UDP ---------------------------------------------------------------------------------------------------- */
 

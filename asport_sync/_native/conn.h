@@ -259,7 +259,6 @@ void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint6
 void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream); /* opened here; takes a reference */
 void aq_conn_update_stream(aq_stream *stream, uint64_t now); /* the owner moved something */
 void aq_conn_datagrams_ready(aq_conn *conn);
-int64_t aq_conn_refuse_stream(aq_stream *stream);
 
 /* Between the files of this module. */
 /* Memory for what a connection that stands needs to go on; where there is none, from the reserve. NULL: not even there.

@@ -89,7 +89,6 @@ static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *erro
         case NGTCP2_ERR_STREAM_SHUT_WR:
         case NGTCP2_ERR_STREAM_NOT_FOUND:
             aq_conn_stream_stopped(conn, stream);
-            stream->fin_sent = 1; /* nothing will be sent any more */
             break;
         default:
             *error = (int)result;

@@ -129,6 +129,9 @@ void aq_conn_open_waiting(aq_conn *conn)
         }
         atomic_fetch_sub(&conn->opening_count, 1);
         aq_count(conn->host->counters, AQ_C_streams_opened, 1);
+        atomic_store(&stream->opened, 1);
+        if (atomic_load(&stream->reset))
+            aq_stream_notify(stream); /* its owner has left already */
         aq_conn_queue_stream(conn, stream);
     }
 }
@@ -231,7 +234,14 @@ void aq_conn_update_stream(aq_stream *stream, uint64_t now)
     if (conn == NULL || conn->quic == NULL)
         return;
     conn->now = now;
-    if (reset != 0 && !stream->shut_sent) {
+    if (reset != 0 && atomic_load(&stream->tx_fin) && !atomic_load(&stream->local_reset)) {
+        /* What was read ended in order, and arrives so: only the other direction is given up. */
+        if (stream->quic_id >= 0 && !stream->stop_sent) {
+            stream->stop_sent = 1;
+            aq_count(conn->host->counters, AQ_C_streams_reset, 1);
+            ngtcp2_conn_shutdown_stream_read(conn->quic, 0, stream->quic_id, reset - 1);
+        }
+    } else if (reset != 0 && !stream->shut_sent) {
         aq_conn_unqueue_stream(conn, stream);
         stream->shut_sent = 1;
         if (stream->quic_id < 0) {
@@ -249,20 +259,6 @@ void aq_conn_update_stream(aq_stream *stream, uint64_t now)
     if (aq_pipe_readable(&stream->tx) > 0 || (fin && !stream->fin_sent))
         aq_conn_queue_stream(conn, stream);
     conn->host->touch(conn->host->engine, conn);
-}
-
-int64_t aq_conn_refuse_stream(aq_stream *stream)
-{
-    aq_conn *conn = stream->conn;
-    if (atomic_load(&stream->owned))
-        return AQ_ERR_STATE;
-    if (conn != NULL && conn->quic != NULL && stream->quic_id >= 0) {
-        atomic_store(&stream->tx_fin, 1);
-        ngtcp2_conn_shutdown_stream_read(conn->quic, 0, stream->quic_id, 0);
-        aq_conn_queue_stream(conn, stream);
-    }
-    aq_stream_disown(stream);
-    return AQ_OK;
 }
 
 /* ---- without memory ----------------------------------------------------------------------------------------- */
@@ -548,6 +544,7 @@ static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
         stream->id = name;
         stream->quic_id = id;
         stream->peer_opened = 1;
+        atomic_store(&stream->opened, 1);
         stream->deadline = conn->now + conn->options.command_timeout;
         link_stream(conn, stream);
         conn->headers_pending++;
@@ -606,8 +603,6 @@ static int on_stream_reset(ngtcp2_conn *quic, int64_t id, uint64_t final_size, u
 {
     aq_conn *conn = user;
     enum aq_stream_tag *tag = stream_user;
-    AQ_UNUSED(quic);
-    AQ_UNUSED(id);
     if (tag != NULL && *tag == AQ_TAG_BIDI) {
         aq_stream *stream = AQ_TAGGED(tag, aq_stream);
         uint64_t have = aq_pipe_written(&stream->rx) + (stream->peer_opened ? stream->header_length : 0U);
@@ -616,7 +611,14 @@ static int on_stream_reset(ngtcp2_conn *quic, int64_t id, uint64_t final_size, u
             atomic_store_explicit(&stream->rx_fin, 1, memory_order_release);
         if (!atomic_load(&stream->rx_fin)) {
             aq_count(conn->host->counters, AQ_C_streams_reset_by_peer, 1);
+            atomic_store(&stream->rx_code, code < INT32_MAX ? (int)code : INT32_MAX);
             atomic_store(&stream->rx_reset, 1);
+        }
+        if (!stream->header_done) { /* nobody will ever serve it */
+            stream->header_done = 1;
+            conn->headers_pending--;
+            stream->shut_sent = 1;
+            ngtcp2_conn_shutdown_stream_write(quic, 0, id, AQ_STREAM_ABORTED);
         }
         conn->host->touch_stream(conn->host->engine, stream);
     }
@@ -678,9 +680,10 @@ static int on_stop_sending(ngtcp2_conn *quic, int64_t id, uint64_t code, void *u
 
 void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream)
 {
-    aq_count(conn->host->counters, AQ_C_streams_stopped_by_peer, 1);
+    if (!atomic_exchange(&stream->tx_stopped, 1))
+        aq_count(conn->host->counters, AQ_C_streams_stopped_by_peer, 1);
     aq_conn_unqueue_stream(conn, stream);
-    atomic_store(&stream->tx_stopped, 1);
+    stream->fin_sent = 1; /* nothing will be sent any more */
     conn->host->touch_stream(conn->host->engine, stream);
 }
 

@@ -376,8 +376,7 @@ static void run_timers(aq_engine *engine)
     aq_engine_dial_timers(engine);
     if (engine->resting_length > 0)
         aq_engine_run_resting(engine);
-    if (engine->starved_streams != NULL && engine->starved_until <= engine->now)
-        aq_engine_run_starved(engine);
+    aq_engine_run_pauses(engine, engine->now);
     while (engine->heap_length > 0 && engine->heap[0]->expiry <= engine->now) {
         aq_conn *conn = engine->heap[0];
         uint64_t began;
@@ -442,10 +441,11 @@ static int has_work(aq_engine *engine)
 static uint64_t next_timer(const aq_engine *engine)
 {
     uint64_t expiry = engine->heap_length > 0 ? engine->heap[0]->expiry : UINT64_MAX;
+    uint64_t pause = aq_engine_next_pause(engine);
+    if (pause < expiry)
+        expiry = pause;
     if (engine->dial_first != NULL && engine->dial_first->deadline < expiry)
         expiry = engine->dial_first->deadline;
-    if (engine->starved_streams != NULL && engine->starved_until < expiry)
-        expiry = engine->starved_until;
     for (size_t i = 0; i < engine->resting_length; i++) {
         if (engine->resting[i].until < expiry)
             expiry = engine->resting[i].until;
@@ -548,7 +548,7 @@ static void stop_everything(aq_engine *engine)
         for (aq_conn *conn = engine->all_endpoints[i]->first; conn != NULL; conn = conn->next)
             aq_conn_stop(conn, engine->now);
     }
-    aq_engine_run_starved(engine);
+    aq_engine_run_pauses(engine, UINT64_MAX);
     aq_slab_each(&engine->streams, stop_stream, engine);
     run_ready(engine);
     while (engine->touched_streams != NULL)

@@ -33,7 +33,6 @@ enum aq_command_kind {
     AQ_DO_INFO,
     AQ_DO_OPEN_STREAM,
     AQ_DO_ATTACH,
-    AQ_DO_REFUSE,
     AQ_DO_FLOW_READY,
     AQ_DO_WATCH_UDP,
     AQ_DO_CLOSE_UDP,
@@ -87,6 +86,11 @@ typedef struct {
     uint32_t most;     /* [engine] sockets that its connection may have accepted at a time */
 } aq_listener;
 
+/* Streams that pause equally long, in the order in which that is over; each with a reference. */
+typedef struct {
+    aq_stream *first, *last;
+} aq_pause_list;
+
 enum aq_engine_state { AQ_ENGINE_NEW, AQ_ENGINE_RUNNING, AQ_ENGINE_STOPPED };
 
 struct aq_engine {
@@ -128,8 +132,7 @@ struct aq_engine {
     int has_epoll_pwait2;
     aq_conn *touched_first, *touched_last;
     aq_stream *touched_streams, *touched_streams_last; /* each with a reference */
-    aq_stream *starved_streams;                        /* wait for memory; each with a reference */
-    uint64_t starved_until;                            /* when they are looked at again */
+    aq_pause_list pauses[AQ_PAUSES];                   /* by stream->pause */
     aq_conn **heap;                                    /* by expiry */
     uint32_t heap_length, heap_capacity;
     aq_endpoint **all_endpoints;
@@ -186,8 +189,9 @@ int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp);
 void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch);
 /* engine_rest.c */
 void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration);
-void aq_engine_rest_stream(aq_engine *engine, aq_stream *stream); /* there is no memory to read its socket into */
-void aq_engine_run_starved(aq_engine *engine);                    /* tries them again */
+void aq_engine_rest_stream(aq_engine *engine, aq_stream *stream); /* for as long as stream->pause says */
+void aq_engine_run_pauses(aq_engine *engine, uint64_t until);     /* those that are over by then */
+uint64_t aq_engine_next_pause(const aq_engine *engine);           /* when the next one is over; UINT64_MAX: none */
 void aq_engine_run_resting(aq_engine *engine);
 /* tcp.c */
 void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes over fd, also on failure */

@@ -327,9 +327,9 @@ static int64_t do_stream(aq_engine *engine, aq_engine_command *command)
 {
     aq_stream *stream = command->object;
     aq_conn *conn;
-    int64_t result = AQ_OK;
-    switch (command->kind) {
-    case AQ_DO_OPEN_STREAM:
+    if (command->kind == AQ_DO_ATTACH) {
+        aq_engine_attach(engine, stream, command->fd);
+    } else {
         conn = aq_slab_get(&engine->connections, command->id);
         if (conn != NULL && conn->quic != NULL) {
             conn->now = engine->now;
@@ -343,16 +343,9 @@ static int64_t do_stream(aq_engine *engine, aq_engine_command *command)
         }
         if (conn != NULL)
             aq_slab_put(&engine->connections, command->id);
-        break;
-    case AQ_DO_ATTACH:
-        aq_engine_attach(engine, stream, command->fd);
-        break;
-    default:
-        result = aq_conn_refuse_stream(stream);
-        break;
     }
     aq_slab_put(&engine->streams, stream->id);
-    return result;
+    return AQ_OK;
 }
 
 static int64_t do_watch(aq_engine *engine, aq_engine_command *command)
@@ -397,7 +390,6 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
         return do_set_credentials(engine, command);
     case AQ_DO_OPEN_STREAM:
     case AQ_DO_ATTACH:
-    case AQ_DO_REFUSE:
         return do_stream(engine, command);
     case AQ_DO_WATCH_UDP:
     case AQ_DO_LISTEN_TCP:

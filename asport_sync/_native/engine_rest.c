@@ -1,5 +1,6 @@
 /* What rests: a descriptor that can't be served now, and would be reported as ready all the time, leaves epoll for a
- * while; a stream that finds no memory to read into is looked at again a little later. Engine thread only.
+ * while; a stream that waits for something that nobody announces (memory, an empty send queue of a socket) is looked at
+ * again a little later. Engine thread only.
  */
 #include "engine.h"
 
@@ -41,28 +42,45 @@ void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration)
     engine->resting[engine->resting_length++].until = engine->now + duration;
 }
 
-/* A list of streams and no array: there is no memory. */
+/* Lists of streams and no arrays: there may be no memory. Pauses of one list are of one length, so the first is the
+ * next to be over. One that is in a list already stays there: it is looked at no more than the longest pause later. */
 void aq_engine_rest_stream(aq_engine *engine, aq_stream *stream)
 {
+    aq_pause_list *list = &engine->pauses[stream->pause];
     if (stream->resting || aq_slab_get(&engine->streams, stream->id) == NULL)
         return;
     stream->resting = 1;
-    stream->rest_next = engine->starved_streams;
-    if (engine->starved_streams == NULL)
-        engine->starved_until = engine->now + AQ_MEMORY_PAUSE;
-    engine->starved_streams = stream;
+    stream->rest_until = engine->now + (AQ_PAUSE_LEAST << stream->pause);
+    stream->rest_next = NULL;
+    if (list->first != NULL)
+        list->last->rest_next = stream;
+    else
+        list->first = stream;
+    list->last = stream;
 }
 
-void aq_engine_run_starved(aq_engine *engine)
+void aq_engine_run_pauses(aq_engine *engine, uint64_t until)
 {
-    aq_stream *stream = engine->starved_streams, *next;
-    engine->starved_streams = NULL;
-    for (; stream != NULL; stream = next) {
-        next = stream->rest_next;
-        stream->resting = 0;
-        aq_engine_touch_stream(engine, stream);
-        aq_slab_put(&engine->streams, stream->id);
+    for (size_t i = 0; i < AQ_PAUSES; i++) {
+        aq_pause_list *list = &engine->pauses[i];
+        while (list->first != NULL && list->first->rest_until <= until) {
+            aq_stream *stream = list->first;
+            list->first = stream->rest_next;
+            stream->resting = 0;
+            aq_engine_touch_stream(engine, stream);
+            aq_slab_put(&engine->streams, stream->id);
+        }
     }
+}
+
+uint64_t aq_engine_next_pause(const aq_engine *engine)
+{
+    uint64_t expiry = UINT64_MAX;
+    for (size_t i = 0; i < AQ_PAUSES; i++) {
+        if (engine->pauses[i].first != NULL && engine->pauses[i].first->rest_until < expiry)
+            expiry = engine->pauses[i].first->rest_until;
+    }
+    return expiry;
 }
 
 void aq_engine_run_resting(aq_engine *engine)

@@ -55,7 +55,9 @@ static int worth_a_look(aq_stream *stream, unsigned need)
 static void wait_for(aq_stream *stream, int fd, unsigned need, unsigned seen, aq_wake *wake)
 {
     struct pollfd fds[2] = {{.fd = fd}, {.fd = wake->fd, .events = POLLIN}};
-    int timeout = need & AQ_NEED_MEMORY ? (int)(AQ_MEMORY_PAUSE / AQ_NSEC_PER_MSEC) : -1;
+    int timeout = need & (AQ_NEED_MEMORY | AQ_NEED_PAUSE)
+                      ? (int)((AQ_PAUSE_LEAST << stream->pause) / AQ_NSEC_PER_MSEC)
+                      : -1;
     fds[0].events = (short)(((need & AQ_NEED_READ) ? POLLIN : 0) | ((need & AQ_NEED_WRITE) ? POLLOUT : 0));
     if (fds[0].events == 0 && stream->hung_up)
         fds[0].fd = -1; /* it would report the hang-up for ever; what is still to come is in the pipes */
@@ -98,6 +100,7 @@ int64_t aq_stream_relay(aq_engine *engine, aq_id id, int32_t fd, aq_stream_resul
         outcome = AQ_ERR_STATE;
     if (outcome == AQ_OK) {
         atomic_store(&stream->wake, wake);
+        aq_stream_begin(stream, fd);
         for (;;) {
             unsigned seen = endings(stream);
             unsigned need = aq_stream_pump(stream, fd, BUDGET, BUDGET);
@@ -105,8 +108,6 @@ int64_t aq_stream_relay(aq_engine *engine, aq_id id, int32_t fd, aq_stream_resul
                 break;
             if ((need & AQ_NEED_TURN) == 0)
                 wait_for(stream, fd, need, seen, wake);
-            if (stream->aborted)
-                break;
         }
         *result = stream->result;
         atomic_store(&stream->wake, NULL);

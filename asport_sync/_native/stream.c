@@ -8,8 +8,12 @@
 #include "stream.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -71,6 +75,8 @@ void aq_stream_destroy(void *object)
     aq_stream *stream = object;
     /* Bytes that came and were never taken still count against the connection's window. */
     aq_credit *credit = stream->credit;
+    aq_count(stream->counters, AQ_C_stream_bytes_dropped,
+             aq_pipe_readable(&stream->tx) + aq_pipe_readable(&stream->rx));
     atomic_fetch_add(&credit->owed, aq_pipe_written(&stream->rx) - stream->credited);
     atomic_fetch_sub(&credit->grown, stream->grown);
     /* A stream of the peer's counts against its limit until now, not only until QUIC has closed it: that bounds what it
@@ -115,19 +121,108 @@ void aq_stream_signal(aq_stream *stream, unsigned what)
     }
 }
 
-static void abort_with(aq_stream *stream, int fd, enum aq_stream_end end, int error)
+/* The ends of a relay
+ *
+ * TCP passes a reset on behind every byte that came before it, and so does a relay:
+ * - A socket that can't be written any more may still have something to read. It is read to its end; a FIN in front of
+ *   the reset is a FIN of the stream, too, and the peer is asked to send no more.
+ * - Where the socket did not end in order, RESET_STREAM goes out once everything that was read is acknowledged.
+ * - A RESET_STREAM of the peer's, or the end of the connection, counts once everything that came has been written. The
+ *   socket is closed, which resets its connection, once its peer's kernel has all of it: a reset takes unsent bytes
+ *   with it.
+ * Each of these is given up, and counted, where nothing has moved for AQ_ENDING_PATIENCE.
+ */
+void aq_stream_begin(aq_stream *stream, int fd)
 {
-    /* A stream that was cut must not look like one that ended: the TCP peer gets a reset, too, when its socket is
-     * closed. */
     struct linger hard = {.l_onoff = 1, .l_linger = 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
+    stream->waits_since = 0;
+    stream->pause = 0;
+}
+
+static void abort_with(aq_stream *stream, enum aq_stream_end end)
+{
     stream->aborted = 1;
     stream->result.end = end;
-    stream->result.error = error;
-    if (end != AQ_END_CONNECTION && end != AQ_END_STOPPED) {
-        uint64_t none = 0;
-        atomic_compare_exchange_strong(&stream->reset, &none, AQ_STREAM_ABORTED + 1);
+    if (end == AQ_END_SOCKET_ERROR)
+        stream->result.error = stream->socket_error;
+    else if (end == AQ_END_PEER_RESET)
+        stream->result.error = atomic_load_explicit(&stream->rx_code, memory_order_relaxed);
+}
+
+/* Nothing can be written to the socket any more. */
+static void lose_socket(aq_stream *stream, int error)
+{
+    if (stream->socket_error == 0)
+        stream->socket_error = error;
+    stream->rx_lost = 1;
+    stream->can_read = 1; /* what is left to read is announced no more */
+}
+
+/* Whether to go on waiting for something that no end of a direction needs. `moved` differs from the last call's where
+ * anything has happened since. */
+static int is_patient(aq_stream *stream, uint64_t moved)
+{
+    uint64_t now = aq_now();
+    if (stream->waits_since == 0 || stream->waits_moved != moved) {
+        stream->waits_since = now;
+        stream->waits_moved = moved;
+        stream->pause = 0;
+        return 1;
     }
+    if (stream->pause < AQ_PAUSES - 1)
+        stream->pause++;
+    return now - stream->waits_since < AQ_ENDING_PATIENCE;
+}
+
+/* Bytes written to a TCP socket that its peer's kernel has not acknowledged; 0 where none of them matters any more. */
+static uint64_t queued_in_socket(int fd)
+{
+    struct tcp_info info;
+    socklen_t length = sizeof(info);
+    int queued = 0;
+    if (ioctl(fd, SIOCOUTQ, &queued) != 0 || queued <= 0)
+        return 0;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0 || info.tcpi_state == TCP_CLOSE)
+        return 0;
+    return (uint64_t)queued;
+}
+
+/* Bytes in tx whose acknowledgement the reset has to wait for. */
+static uint64_t unacknowledged(const aq_stream *stream)
+{
+    uint64_t released = aq_pipe_released(&stream->tx);
+    if (atomic_load(&stream->tx_fin) || atomic_load(&stream->tx_stopped) || atomic_load(&stream->dead))
+        return 0;
+    /* Nobody misses the stream of a connection that said nothing and was never announced to the peer. */
+    if (stream->result.sent == 0 && !atomic_load(&stream->opened))
+        return 0;
+    return aq_pipe_written(&stream->tx) - released;
+}
+
+/* The rest of an aborted stream: what it waits for, or 0. */
+static unsigned settle(aq_stream *stream, int fd)
+{
+    uint64_t queued = 0, unacked = 0, none = 0;
+    if (atomic_load(&stream->dead) == 2 || atomic_load(&stream->local_reset))
+        stream->cut = 1;
+    if (!stream->cut) {
+        queued = stream->rx_lost ? 0 : queued_in_socket(fd);
+        unacked = unacknowledged(stream);
+        if ((queued > 0 || unacked > 0) && !is_patient(stream, queued + unacked)) {
+            aq_count(stream->counters, AQ_C_relays_cut_short, 1);
+            stream->cut = 1;
+            queued = unacked = 0;
+        }
+    }
+    if (unacked == 0 && stream->result.end != AQ_END_CONNECTION && stream->result.end != AQ_END_STOPPED &&
+        atomic_compare_exchange_strong(&stream->reset, &none, AQ_STREAM_ABORTED + 1))
+        aq_stream_notify(stream);
+    if (queued > 0 || unacked > 0)
+        return AQ_NEED_PAUSE;
+    stream->over = 1;
+    aq_stream_notify(stream);
+    return 0;
 }
 
 static uint64_t unsent(const aq_stream *stream)
@@ -148,24 +243,45 @@ int aq_stream_may_read(const aq_stream *stream)
     return aq_pipe_room(&stream->tx) > 0 && unsent(stream) + AQ_SEGMENT_LARGE <= most;
 }
 
-/* TCP -> tx. Returns 1 while there may be more at once. */
-static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
+/* Room for what comes from the socket. Returns the number of vectors; 0: there is none now. */
+static int find_room(aq_stream *stream, struct iovec *vectors)
 {
-    struct iovec vectors[VECTORS];
     size_t want = stream->read_want;
-    ssize_t got;
     int count;
     if (!aq_stream_may_read(stream))
         return 0;
     if (want > AQ_READ_AHEAD_SCARCE && is_scarce(stream))
         want = AQ_READ_AHEAD_SCARCE;
     count = aq_pipe_space(&stream->tx, vectors, VECTORS, want);
-    if (count < 0) {
-        /* The bytes wait in the socket, whose other end is held up. */
-        aq_count(stream->counters, AQ_C_memory_failures, 1);
-        stream->starved = 1;
-        return 0;
-    }
+    if (count >= 0)
+        return count;
+    /* The bytes wait in the socket, whose other end is held up. */
+    aq_count(stream->counters, AQ_C_memory_failures, 1);
+    stream->starved = 1;
+    return 0;
+}
+
+static void adapt_read_want(aq_stream *stream, size_t got)
+{
+    if (got >= stream->read_want && stream->read_want < READ_MOST)
+        stream->read_want = stream->read_want * 8 < READ_MOST ? stream->read_want * 8 : READ_MOST;
+    else if (got < stream->read_want / 8)
+        stream->read_want = stream->read_want / 8 > READ_LEAST ? stream->read_want / 8 : READ_LEAST;
+}
+
+/* TCP -> tx. Returns 1 while there may be more at once. */
+static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
+{
+    struct iovec vectors[VECTORS];
+    uint8_t unwanted[AQ_SEGMENT_LARGE];
+    /* The peer wants no more of it. It is taken all the same, for who sends it must not stand still. */
+    int is_unwanted = atomic_load_explicit(&stream->tx_stopped, memory_order_acquire);
+    ssize_t got;
+    int count = 1;
+    if (is_unwanted)
+        vectors[0] = (struct iovec){.iov_base = unwanted, .iov_len = sizeof(unwanted)};
+    else
+        count = find_room(stream, vectors);
     if (count == 0)
         return 0;
     got = readv(fd, vectors, count);
@@ -174,27 +290,33 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
         size_t offered = 0;
         for (int i = 0; i < count; i++)
             offered += vectors[i].iov_len;
-        aq_pipe_commit(&stream->tx, length);
-        stream->result.sent += length;
+        if (is_unwanted) {
+            aq_count(stream->counters, AQ_C_stream_bytes_dropped, length);
+        } else {
+            aq_pipe_commit(&stream->tx, length);
+            stream->result.sent += length;
+            adapt_read_want(stream, length);
+        }
         *budget = *budget > length ? *budget - length : 0;
-        if (length >= stream->read_want && stream->read_want < READ_MOST)
-            stream->read_want = stream->read_want * 8 < READ_MOST ? stream->read_want * 8 : READ_MOST;
-        else if (length < stream->read_want / 8)
-            stream->read_want = stream->read_want / 8 > READ_LEAST ? stream->read_want / 8 : READ_LEAST;
         /* Less than there was room for: the socket is empty, and whatever comes, an end too, is announced anew. Not so
          * once a hang-up was announced, for that comes once. */
-        stream->can_read = length == offered || stream->read_ended;
+        stream->can_read = length == offered || stream->read_ended || stream->rx_lost;
         return 1;
     }
     if (got == 0) {
         stream->tx_done = 1;
-        atomic_store_explicit(&stream->tx_fin, 1, memory_order_release);
+        /* A reset that was told to a write is told no more, and reading seems to end in order; EPIPE is how the kernel
+         * names one that came behind a FIN. */
+        if (stream->socket_error == 0 || stream->socket_error == EPIPE)
+            atomic_store_explicit(&stream->tx_fin, 1, memory_order_release);
         return 1;
     }
-    if (errno == EAGAIN)
+    if (errno == EAGAIN) {
         stream->can_read = 0;
-    else if (errno != EINTR)
-        abort_with(stream, fd, AQ_END_SOCKET_ERROR, errno);
+    } else if (errno != EINTR) {
+        lose_socket(stream, errno);
+        stream->tx_done = 1;
+    }
     return 0;
 }
 
@@ -229,8 +351,16 @@ static int write_socket(aq_stream *stream, int fd, uint64_t *budget)
     if (put < 0 && errno == EAGAIN)
         stream->can_write = 0;
     else if (put < 0 && errno != EINTR)
-        abort_with(stream, fd, AQ_END_SOCKET_ERROR, errno);
+        lose_socket(stream, errno);
     return 0;
+}
+
+static void drop_received(aq_stream *stream)
+{
+    uint64_t length = aq_pipe_readable(&stream->rx);
+    aq_count(stream->counters, AQ_C_stream_bytes_dropped, length);
+    aq_pipe_take(&stream->rx, (size_t)length);
+    aq_pipe_release(&stream->rx, aq_pipe_taken(&stream->rx));
 }
 
 /* Counts what was taken from rx into the connection's credit. Returns 1 when the engine should extend windows. */
@@ -244,60 +374,110 @@ static int report_consumed(aq_stream *stream)
     return owed >= stream->credit->threshold || taken >= atomic_load(&stream->report_at);
 }
 
+/* Whether anything has ended that the stream can't outlast. */
+static void look_at_ends(aq_stream *stream)
+{
+    int dead = atomic_load_explicit(&stream->dead, memory_order_acquire);
+    int reset = atomic_load_explicit(&stream->rx_reset, memory_order_acquire);
+    int stopped = atomic_load_explicit(&stream->tx_stopped, memory_order_acquire);
+    /* After the loads above: every byte in front of what they say is seen. */
+    int is_empty =
+        aq_pipe_readable(&stream->rx) == 0 && !atomic_load_explicit(&stream->rx_fin, memory_order_acquire);
+    if (stream->aborted)
+        return;
+    if (atomic_load_explicit(&stream->local_reset, memory_order_acquire))
+        abort_with(stream, AQ_END_LOCAL_RESET);
+    else if (dead == 2)
+        abort_with(stream, AQ_END_STOPPED);
+    else if (!stream->rx_done && !stream->rx_lost && is_empty && (reset || dead))
+        abort_with(stream, reset ? AQ_END_PEER_RESET : AQ_END_CONNECTION);
+    else if ((stream->rx_done || stream->rx_lost) && !stream->tx_done && (stopped || dead))
+        abort_with(stream, dead ? AQ_END_CONNECTION : stream->rx_lost ? AQ_END_SOCKET_ERROR : AQ_END_PEER_RESET);
+    else if (stream->rx_lost && stream->tx_done)
+        abort_with(stream, AQ_END_SOCKET_ERROR);
+}
+
+/* Whether it goes on only until it has passed on what it has. */
+static int is_ending(const aq_stream *stream)
+{
+    return stream->rx_lost || atomic_load(&stream->dead) || atomic_load(&stream->rx_reset) ||
+           (!stream->tx_done && atomic_load(&stream->tx_stopped));
+}
+
+static void cut_short(aq_stream *stream)
+{
+    aq_count(stream->counters, AQ_C_relays_cut_short, 1);
+    stream->cut = 1;
+    abort_with(stream, atomic_load(&stream->dead) ? AQ_END_CONNECTION
+                       : stream->rx_lost          ? AQ_END_SOCKET_ERROR
+                                                  : AQ_END_PEER_RESET);
+}
+
+/* Both directions have ended in order: what is still in the socket follows after close(), and then its FIN. */
+static unsigned finish(aq_stream *stream, int fd)
+{
+    struct linger off = {0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off));
+    stream->over = 1;
+    return 0;
+}
+
+static unsigned what_it_needs(const aq_stream *stream)
+{
+    unsigned need = 0;
+    /* Once the connection is gone nothing is read any more; what came before is still written. */
+    if (!stream->tx_done && !atomic_load_explicit(&stream->dead, memory_order_acquire)) {
+        if (!stream->can_read)
+            need |= AQ_NEED_READ;
+        else
+            need |= stream->starved ? AQ_NEED_MEMORY : AQ_NEED_SPACE;
+    }
+    if (!stream->rx_done && !stream->rx_lost)
+        need |= stream->can_write ? AQ_NEED_DATA : AQ_NEED_WRITE;
+    return need;
+}
+
 unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget)
 {
     uint64_t sent = stream->result.sent;
-    int tell = 0;
-    unsigned need = 0;
+    int tell = 0, ended = stream->tx_done;
+    unsigned need;
 
+    if (stream->over)
+        return 0;
     stream->starved = 0;
-    if (stream->aborted)
-        return 0;
-    if (!stream->rx_done) {
-        while (stream->can_write && write_budget > 0 && !stream->aborted && write_socket(stream, fd, &write_budget))
-            ;
-        tell |= report_consumed(stream);
-    }
-    /* Whatever the socket does: these two may be all that will ever happen to the stream. */
-    if (!stream->aborted && atomic_load_explicit(&stream->local_reset, memory_order_acquire))
-        abort_with(stream, fd, AQ_END_LOCAL_RESET, 0);
-    if (!stream->tx_done && atomic_load_explicit(&stream->tx_stopped, memory_order_acquire))
-        stream->tx_done = 1;
-    if (!stream->rx_done && !stream->aborted) {
-        int dead = atomic_load_explicit(&stream->dead, memory_order_acquire);
-        if (atomic_load_explicit(&stream->rx_reset, memory_order_acquire))
-            abort_with(stream, fd, AQ_END_PEER_RESET, 0);
-        else if (dead == 2)
-            abort_with(stream, fd, AQ_END_STOPPED, 0);
-        else if (dead != 0 && aq_pipe_readable(&stream->rx) == 0 &&
-                 !atomic_load_explicit(&stream->rx_fin, memory_order_acquire))
-            abort_with(stream, fd, AQ_END_CONNECTION, 0);
-    }
-    if (!stream->tx_done && !stream->aborted) {
-        int dead = atomic_load_explicit(&stream->dead, memory_order_acquire);
-        if (dead != 0 && stream->rx_done)
-            abort_with(stream, fd, dead == 2 ? AQ_END_STOPPED : AQ_END_CONNECTION, 0);
-        while (dead == 0 && stream->can_read && read_budget > 0 && !stream->aborted && !stream->tx_done &&
-               read_socket(stream, fd, &read_budget))
-            ;
-    }
-    if (tell || stream->aborted || stream->tx_done || stream->result.sent != sent)
+    if (stream->rx_lost)
+        drop_received(stream);
+    while (!stream->aborted && !stream->rx_done && !stream->rx_lost && stream->can_write && write_budget > 0 &&
+           write_socket(stream, fd, &write_budget))
+        ;
+    tell |= report_consumed(stream);
+    /* Whatever the socket does: what has ended may be all that will ever happen to the stream. */
+    look_at_ends(stream);
+    while (!stream->aborted && !stream->tx_done && stream->can_read && read_budget > 0 &&
+           !atomic_load_explicit(&stream->dead, memory_order_acquire) && read_socket(stream, fd, &read_budget))
+        ;
+    look_at_ends(stream);
+    if (tell || stream->tx_done != ended || stream->result.sent != sent)
         aq_stream_notify(stream);
-    if (stream->aborted || (stream->tx_done && stream->rx_done))
-        return 0;
+    if (stream->aborted)
+        return settle(stream, fd);
+    if (stream->tx_done && stream->rx_done)
+        return finish(stream, fd);
+    need = what_it_needs(stream);
+    if (need & AQ_NEED_READ)
+        aq_pipe_trim(&stream->tx); /* it may be long: an idle stream keeps no room that it does not use */
     if (write_budget == 0 || read_budget == 0)
         need |= AQ_NEED_TURN;
-    /* Once the connection is gone nothing is read any more; what came before is still written. */
-    if (!stream->tx_done && !atomic_load_explicit(&stream->dead, memory_order_acquire)) {
-        if (!stream->can_read) {
-            need |= AQ_NEED_READ;
-            aq_pipe_trim(&stream->tx); /* it may be long: an idle stream keeps no room that it does not use */
-        } else {
-            need |= stream->starved ? AQ_NEED_MEMORY : AQ_NEED_SPACE;
+    if (need & AQ_NEED_MEMORY)
+        stream->pause = 0;
+    if (is_ending(stream)) {
+        if (!is_patient(stream, stream->result.sent + aq_pipe_taken(&stream->rx) + aq_pipe_released(&stream->tx))) {
+            cut_short(stream);
+            return settle(stream, fd);
         }
+        need |= AQ_NEED_PAUSE;
     }
-    if (!stream->rx_done)
-        need |= stream->can_write ? AQ_NEED_DATA : AQ_NEED_WRITE;
     return need;
 }
 
@@ -306,12 +486,10 @@ void aq_stream_socket_failed(aq_stream *stream, int fd, int error)
     socklen_t length = sizeof(error);
     stream->can_read = stream->can_write = 1;
     stream->hung_up = 1;
-    if (stream->aborted || (error == 0 && !stream->tx_done))
-        return; /* reading will tell */
-    if (error == 0)
+    if (error == 0 && stream->tx_done) /* else reading tells */
         getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
-    abort_with(stream, fd, AQ_END_SOCKET_ERROR, error != 0 ? error : ECONNRESET);
-    aq_stream_notify(stream);
+    if (error != 0 || stream->tx_done)
+        lose_socket(stream, error != 0 ? error : ECONNRESET);
 }
 
 void aq_stream_leave(aq_stream *stream)

@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 
 /* Stream error code of a relay that was cut short. The reference resets with 0 also after an orderly end, so another
- * value tells the two apart. */
+ * value tells the two apart. AQ_STREAM_REFUSED is in aq_api.h. */
 #define AQ_STREAM_ABORTED 1
 
 #define AQ_STREAM_HEADER_MAX 64
@@ -41,9 +41,17 @@
 #define AQ_NEED_DATA 8U    /* bytes or an end in rx */
 #define AQ_NEED_TURN 16U   /* nothing: the budget is used up, call again */
 #define AQ_NEED_END 32U    /* always: a reset, STOP_SENDING, the end of the connection */
-#define AQ_NEED_MEMORY 64U /* there is none to read into: call again after AQ_MEMORY_PAUSE */
+#define AQ_NEED_MEMORY 64U /* there is none to read into: call again after a pause */
+#define AQ_NEED_PAUSE 128U /* nothing tells when what it waits for has happened: call again after a pause */
 
-#define AQ_MEMORY_PAUSE (10 * AQ_NSEC_PER_MSEC)
+/* A pause lasts AQ_PAUSE_LEAST << stream->pause nanoseconds: from 10 ms, which is short beside what a user notices, to
+ * 1.28 s, so that thousands of streams that wait for nothing cost next to nothing. */
+#define AQ_PAUSE_LEAST (10 * AQ_NSEC_PER_MSEC)
+#define AQ_PAUSES 8
+/* A relay that has to end (the peer or the socket has gone, or the peer has reset) first passes on what it has. It is
+ * cut short where nothing of that has moved for so long, nanoseconds: a program that is only busy reads again by then,
+ * and memory for one that does not must not be held for ever. */
+#define AQ_ENDING_PATIENCE (30 * AQ_NSEC_PER_SEC)
 
 /* What one connection owes its peer: bytes that were consumed and streams that are over, not yet returned as credit.
  * Outlives the connection. */
@@ -104,8 +112,10 @@ typedef struct aq_stream {
     uint8_t dial_wanted, dialling;
     uint8_t accepted; /* counts in credit->accepted; set before anybody but the engine knows of it */
     uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
-    uint8_t resting;                /* waits for memory, in the engine's list of those that do */
+    uint8_t stop_sent;              /* the peer was asked to send no more, after an end of our own in order */
+    uint8_t resting;                /* in one of the engine's lists of streams that pause */
     struct aq_stream *rest_next;    /* in that list */
+    uint64_t rest_until;            /* when it leaves it */
     struct aq_stream *touched_next; /* in the engine's list of streams whose owners have to hear of something */
     int attached_fd;                /* -1: not attached */
 
@@ -113,7 +123,15 @@ typedef struct aq_stream {
     _Alignas(64) aq_stream_result result;
     size_t read_want;  /* adapts: small for interactive use, large for bulk */
     uint64_t credited; /* bytes of rx counted into credit->owed */
-    uint8_t can_read, can_write, tx_done, rx_done, aborted, hung_up;
+    uint64_t waits_since;  /* aq_now() when something last moved while it has to end; 0: it has not to */
+    uint64_t waits_moved;  /* what had moved then, see is_patient() */
+    int socket_error;      /* errno: the first that the socket told; 0: none */
+    uint8_t can_read, can_write, tx_done, rx_done, hung_up;
+    uint8_t rx_lost;    /* the socket takes nothing any more: what comes is dropped */
+    uint8_t aborted;    /* nothing is moved any more; the socket is to be reset */
+    uint8_t cut;        /* at once, whatever is still under way */
+    uint8_t over;       /* the pump has answered 0 */
+    uint8_t pause;      /* how long the next one is, see AQ_PAUSE_LEAST */
     uint8_t starved;    /* the last turn found no memory to read into */
     uint8_t read_ended; /* epoll has announced the end of what the peer sends, which it does once */
 
@@ -123,7 +141,9 @@ typedef struct aq_stream {
     _Atomic int tx_fin;         /* owner -> engine: FIN after the last byte */
     _Atomic int tx_stopped;     /* engine -> owner: the peer wants no more (STOP_SENDING) */
     _Atomic int rx_fin;         /* engine -> owner: no bytes follow; set after they are published */
-    _Atomic int rx_reset;       /* engine -> owner: the peer gave up */
+    _Atomic int rx_reset;       /* engine -> owner: the peer gave up; set after the bytes before it are published */
+    _Atomic int rx_code;        /* engine -> owner: with this code, INT32_MAX for larger ones; set before rx_reset */
+    _Atomic int opened;         /* engine -> owner: QUIC has the stream; until then it waits for credit */
     _Atomic int dead;           /* engine -> owner: connection gone (1) or engine stopped (2) */
     _Atomic uint64_t reset;     /* any -> engine: reset with this code - 1; 0: no */
     _Atomic int local_reset;    /* any -> owner: aq_stream_reset() was called */
@@ -157,12 +177,17 @@ int aq_stream_may_read(const aq_stream *stream);
 /* [engine] Something that the owner may wait for has happened: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_END. */
 void aq_stream_signal(aq_stream *stream, unsigned what);
 
+/* [owner] Before anything else with this socket. Whoever closes it, the kernel when the process is killed too, resets
+ * the TCP connection, until the pump has seen both directions end in order. */
+void aq_stream_begin(aq_stream *stream, int fd);
+
 /* [owner] Moves bytes both ways between the socket and the pipes; in each direction until the system call that uses up
- * `budget` bytes. Returns what it needs next as AQ_NEED bits; 0: over, see result. */
+ * `budget` bytes. Returns what it needs next as AQ_NEED bits; 0: over, see result, and the socket is to be closed. */
 unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget);
 
-/* [owner] The socket reported an error or a hang-up. Where reading can't tell what it was, the stream is aborted. */
-void aq_stream_socket_failed(aq_stream *stream, int fd, int error); /* error: 0, or what the socket has told once */
+/* [owner] The socket reported an error or a hang-up; the pump is to be called after it. error: 0, or what the socket
+ * has told once. */
+void aq_stream_socket_failed(aq_stream *stream, int fd, int error);
 
 /* [owner] It will not look again. */
 void aq_stream_leave(aq_stream *stream);

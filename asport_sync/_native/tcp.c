@@ -110,6 +110,7 @@ void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
         give_up(engine, stream, fd, errno);
         return;
     }
+    aq_stream_begin(stream, fd);
     stream->attached_fd = fd;
     stream->bulk_since = engine->now;
     /* epoll tells at once what the socket is ready for; trying it here would often be a system call for nothing. */
@@ -157,6 +158,8 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
         else
             aq_engine_rest_stream(engine, stream);
     }
+    if (need & AQ_NEED_PAUSE)
+        aq_engine_rest_stream(engine, stream);
     if (need != 0) {
         if (wants_worker(engine, stream))
             hand_to_worker(engine, stream);
@@ -197,6 +200,7 @@ static int begin_dialling(aq_engine *engine, aq_stream *stream, const aq_address
     if (fd < 0)
         return 0;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    aq_stream_begin(stream, fd);
     if ((connect(fd, &address.sa, length) != 0 && errno != EINPROGRESS) || watch(engine, stream, fd) != 0) {
         close(fd);
         return 0;

@@ -15,7 +15,7 @@ from asport_sync.errors import AsportError
 from asport_sync.hidden import HiddenBytes
 
 from .binding import SocketAddress, ffi, from_address, lib, nanoseconds, to_address
-from .values import Carrier, ConnectionInfo, StreamResult, stream_result
+from .values import STREAM_REFUSED, Carrier, ConnectionInfo, StreamResult, stream_result
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -84,8 +84,8 @@ class Stream(Handle):
         self.engine.call(lib.aq_stream_reset, self.id, code)
 
     def refuse(self) -> None:
-        """Ends the stream in the orderly way without data: FIN and STOP_SENDING."""
-        self.engine.call(lib.aq_stream_refuse, self.id)
+        """Resets a stream that nothing will be relayed on, with the code that says so to the peer."""
+        self.reset(STREAM_REFUSED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

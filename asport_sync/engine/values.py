@@ -77,9 +77,20 @@ class Transport:
     datagrams: bool = True
 
 
+STREAM_REFUSED = 2
+"""Stream error code of a stream that nothing was relayed on (AQ_STREAM_REFUSED)."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamResult:
-    """What a relay did: bytes taken from and written to the TCP socket, and how it ended."""
+    """What a relay did.
+
+    Attributes:
+        sent: Bytes taken from the TCP socket.
+        received: Bytes written to it.
+        end: How it ended.
+        error: errno with SOCKET_ERROR, the peer's stream error code with PEER_RESET, else 0.
+    """
 
     sent: int
     received: int
@@ -90,6 +101,8 @@ class StreamResult:
         """The end in words, for a log line."""
         if self.end is StreamEnd.SOCKET_ERROR:
             return f"local socket failed: {os.strerror(self.error)}"
+        if self.end is StreamEnd.PEER_RESET and self.error == STREAM_REFUSED:
+            return "refused by the peer (its log says why)"
         return {
             StreamEnd.FINISHED: "finished",
             StreamEnd.PEER_RESET: "reset by the peer",

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Iterable
 
@@ -21,6 +22,9 @@ BACKLOG = 1024
 
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """What a call says when the process or the system has no room for a socket now."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""struct linger {1, 0}: close() sends RST."""
 
 
 class Stopped(Exception):
@@ -147,7 +151,7 @@ def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) 
 
 
 def dial_tcp(addresses: Iterable[SocketAddress], timeout: float, stop: StopSignal) -> socket.socket:
-    """Connects to the first address that answers, with TCP_NODELAY.
+    """Connects to the first address that answers, with TCP_NODELAY. Closing the socket resets the connection.
 
     Args:
         addresses: Tried in this order.
@@ -169,6 +173,8 @@ def dial_tcp(addresses: Iterable[SocketAddress], timeout: float, stop: StopSigna
             sock = socket.socket(family_of(address[0]), socket.SOCK_STREAM)
             # A relay passes on what it gets; holding small pieces back would add to their delay.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Whatever closes it before a relay has seen it end in order, the end of this process too, is a reset.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             _connect(sock, address, timeout, stop)
             sock.settimeout(timeout)
             return sock

@@ -219,7 +219,6 @@ def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> in
         "aq_stream_relay": (sock.fileno(), ffi.new("aq_stream_result *")),
         "aq_stream_attach": (attached,),
         "aq_stream_reset": (0,),
-        "aq_stream_refuse": (),
         "aq_udp_open": (sock.fileno(), 1),
         "aq_udp_close": (),
         "aq_udp_receive": (),

@@ -377,7 +377,7 @@ static void do_stream(aq_engine *engine)
         aq_stream_reset(engine, pick(AQ_KIND_STREAM), what / 8);
         break;
     default:
-        aq_stream_refuse(engine, pick(AQ_KIND_STREAM));
+        aq_stream_reset(engine, pick(AQ_KIND_STREAM), AQ_STREAM_REFUSED);
         break;
     }
 }
