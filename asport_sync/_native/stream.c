@@ -132,10 +132,15 @@ void aq_stream_signal(aq_stream *stream, unsigned what)
  *   with it.
  * Each of these is given up, and counted, where nothing has moved for AQ_ENDING_PATIENCE.
  */
-void aq_stream_begin(aq_stream *stream, int fd)
+void aq_reset_on_close(int fd)
 {
     struct linger hard = {.l_onoff = 1, .l_linger = 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
+}
+
+void aq_stream_begin(aq_stream *stream, int fd)
+{
+    aq_reset_on_close(fd);
     stream->waits_since = 0;
     stream->pause = 0;
 }
@@ -300,7 +305,7 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
         *budget = *budget > length ? *budget - length : 0;
         /* Less than there was room for: the socket is empty, and whatever comes, an end too, is announced anew. Not so
          * once a hang-up was announced, for that comes once. */
-        stream->can_read = length == offered || stream->read_ended || stream->rx_lost;
+        stream->can_read = length == offered || stream->read_ended || stream->hung_up || stream->rx_lost;
         return 1;
     }
     if (got == 0) {
@@ -400,7 +405,7 @@ static void look_at_ends(aq_stream *stream)
 /* Whether it goes on only until it has passed on what it has. */
 static int is_ending(const aq_stream *stream)
 {
-    return stream->rx_lost || atomic_load(&stream->dead) || atomic_load(&stream->rx_reset) ||
+    return stream->rx_lost || atomic_load(&stream->dead) || (!stream->rx_done && atomic_load(&stream->rx_reset)) ||
            (!stream->tx_done && atomic_load(&stream->tx_stopped));
 }
 

@@ -177,6 +177,9 @@ int aq_stream_may_read(const aq_stream *stream);
 /* [engine] Something that the owner may wait for has happened: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_END. */
 void aq_stream_signal(aq_stream *stream, unsigned what);
 
+/* [any] close() will reset the TCP connection. */
+void aq_reset_on_close(int fd);
+
 /* [owner] Before anything else with this socket. Whoever closes it, the kernel when the process is killed too, resets
  * the TCP connection, until the pump has seen both directions end in order. */
 void aq_stream_begin(aq_stream *stream, int fd);

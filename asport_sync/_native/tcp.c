@@ -86,7 +86,7 @@ static void end_dialling(aq_engine *engine, aq_stream *stream)
 
 /* ---- relaying ------------------------------------------------------------------------------------------------ */
 
-/* A stream that nobody can serve: both its ends see a reset. The socket is closed. */
+/* A stream that nobody can serve: both its ends see a reset. The socket, which is begun (aq_stream_begin), is closed. */
 static void give_up(aq_engine *engine, aq_stream *stream, int fd, int error)
 {
     close(fd);
@@ -106,11 +106,11 @@ static int watch(aq_engine *engine, const aq_stream *stream, int fd)
 
 void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
 {
+    aq_stream_begin(stream, fd);
     if (watch(engine, stream, fd) != 0) {
         give_up(engine, stream, fd, errno);
         return;
     }
-    aq_stream_begin(stream, fd);
     stream->attached_fd = fd;
     stream->bulk_since = engine->now;
     /* epoll tells at once what the socket is ready for; trying it here would often be a system call for nothing. */
@@ -339,6 +339,7 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     aq_sockaddr_to(from, &peer);
     stream = aq_conn_new_stream(conn, header, aq_connect_encode(header, &peer), &error);
     if (stream == NULL) {
+        aq_reset_on_close(fd);
         close(fd);
         aq_count(&engine->counters, AQ_C_tcp_drop_stream_limit, 1);
         report_trouble(engine, listener, 0);

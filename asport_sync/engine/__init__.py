@@ -30,6 +30,7 @@ from .events import (
 )
 from .handles import Connection, Credentials, Endpoint, Listener, Stream, UdpSocket
 from .values import (
+    STREAM_REFUSED,
     Carrier,
     CloseCause,
     CongestionControl,
@@ -40,6 +41,7 @@ from .values import (
 )
 
 __all__ = [
+    "STREAM_REFUSED",
     "AcceptFailed",
     "Carrier",
     "CloseCause",

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import pytest
+
 from asport_sync.engine import (
     Carrier,
     Closed,
@@ -224,6 +226,12 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     for end in (first, second):
         end.settimeout(EVENT_TIMEOUT)
     return first, second
+
+
+def expect_reset(sock: socket.socket) -> None:
+    """The peer has reset the connection, and said nothing before."""
+    with pytest.raises(ConnectionResetError):
+        sock.recv(1)
 
 
 class Relay(threading.Thread):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from asport_sync.engine import (
+    STREAM_REFUSED,
     Carrier,
     CloseCause,
     CommandReceived,
@@ -41,6 +42,7 @@ from tests.engine.pair import (
     connected,
     echo,
     expect_closed,
+    expect_reset,
     open_stream,
     running_relays,
     tcp_pair,
@@ -209,8 +211,8 @@ def test_reset_passes_through(certificate: Certificate, side: str) -> None:
         assert ends == (expected if side == "public" else expected[::-1])
 
 
-def test_refused_stream_ends_in_order(certificate: Certificate) -> None:
-    """As if the local service could not be reached: the public side sees an end, not a reset."""
+def test_a_refused_stream_is_reset(certificate: Certificate) -> None:
+    """As if the local service could not be reached: a clean end would look like an empty answer."""
     with connected(certificate) as pair:
         stream = pair.server_connection.open_stream(HEADER)
         public, user = tcp_pair()
@@ -218,9 +220,8 @@ def test_refused_stream_ends_in_order(certificate: Certificate) -> None:
             relay = Relay(stream, public)
             relay.start()
             pair.client.expect(StreamOpened).stream.refuse()
-            assert user.recv(1) == b""
-            user.close()
-            relay.finish()
+            expect_reset(user)
+            assert relay.finish() == StreamResult(0, 0, StreamEnd.PEER_RESET, error=STREAM_REFUSED)
 
 
 def test_attached_streams_end_with_an_event(certificate: Certificate) -> None:
@@ -291,7 +292,7 @@ def test_ends_beyond_so_many_a_second_are_left_out_and_told_later(certificate: C
             with user:
                 user.shutdown(socket.SHUT_WR)
                 stream.attach(public)
-                assert receive_to_end(user) == b""
+                expect_reset(user)
 
         for _ in range(8):
             begin_and_end()

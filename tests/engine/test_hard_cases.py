@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from asport_sync.engine import (
+    STREAM_REFUSED,
     Carrier,
     CommandReceived,
     Connected,
@@ -37,6 +38,7 @@ from tests.engine.pair import (
     connect,
     connected,
     expect_closed,
+    expect_reset,
     listen,
     tcp_pair,
 )
@@ -144,7 +146,7 @@ def test_a_service_leaves_while_its_answer_is_stuck(certificate: Certificate, en
         assert relay.is_alive()
 
 
-def test_a_refused_stream_ends_under_a_silent_user(certificate: Certificate) -> None:
+def test_a_refused_stream_is_reset_under_a_silent_user(certificate: Certificate) -> None:
     with connected(certificate) as pair:
         stream = pair.server_connection.open_stream(HEADER)
         public, user = tcp_pair()
@@ -152,10 +154,8 @@ def test_a_refused_stream_ends_under_a_silent_user(certificate: Certificate) -> 
             relay = Relay(stream, public)
             relay.start()
             pair.client.expect(StreamOpened).stream.refuse()
-            assert user.recv(1) == b""
-            result = relay.finish()
-            assert isinstance(result, StreamResult)
-            assert (result.end, result.sent, result.received) == (StreamEnd.FINISHED, 0, 0)
+            expect_reset(user)
+            assert relay.finish() == StreamResult(0, 0, StreamEnd.PEER_RESET, error=STREAM_REFUSED)
 
 
 def test_a_stream_is_reset_after_its_answer_has_ended(certificate: Certificate) -> None:

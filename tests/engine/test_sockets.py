@@ -39,6 +39,7 @@ from tests.engine.pair import (
     connect,
     connected,
     expect_closed,
+    expect_reset,
     tcp_pair,
 )
 from tests.engine.test_flows import expect_count
@@ -131,7 +132,7 @@ def test_a_crowd_is_accepted(certificate: Certificate) -> None:
             opened.stream.refuse()
         assert seen == wanted
         for user in users:
-            assert user.recv(1) == b""
+            expect_reset(user)
         expect_count(pair.server, "tcp_accepted", 150)
         accepts.close()
 
@@ -185,7 +186,7 @@ def test_a_port_outlives_the_connection_that_it_served(certificate: Certificate)
                 opened = other.client.expect(StreamOpened)
                 assert opened.header == encode(Connect(WireAddress.from_text(*user.getsockname())))
                 opened.stream.refuse()
-                assert user.recv(1) == b""
+                expect_reset(user)
                 again.close()
         assert pair.server.counter("tcp_accepted") == 0
 
@@ -215,8 +216,8 @@ def test_connections_are_dropped_where_too_many_wait_for_credit(certificate: Cer
         waiting = [crowd.enter_context(user_of(listener)) for _ in range(2)]
         expect_count(pair.server, "tcp_accepted", 3)
         for number in range(2):
-            with user_of(listener) as dropped, contextlib.suppress(ConnectionResetError):
-                assert dropped.recv(1) == b""
+            with pytest.raises(ConnectionResetError), user_of(listener) as dropped:
+                dropped.recv(1)
             expect_count(pair.server, "tcp_drop_stream_limit", number + 1)
         failed = pair.server.expect(AcceptFailed)
         assert (failed.connection, failed.listener, failed.error) == (pair.server_connection, accepts, 0)
@@ -225,7 +226,7 @@ def test_connections_are_dropped_where_too_many_wait_for_credit(certificate: Cer
         # The place of one that is over is another's.
         for user in (first, *waiting):
             opened.stream.refuse()
-            assert user.recv(1) == b""
+            expect_reset(user)
             user.close()
             if user is not waiting[-1]:
                 opened = pair.client.expect(StreamOpened)
@@ -273,7 +274,7 @@ def test_without_descriptors_connections_wait(certificate: Certificate) -> None:
                 assert pair.client.seen() == []
             opened = pair.client.expect(StreamOpened)
             opened.stream.refuse()
-            assert user.recv(1) == b""
+            expect_reset(user)
         accepts.close()
 
 
@@ -287,7 +288,7 @@ def test_a_listener_is_closed_while_it_rests(certificate: Certificate) -> None:
             accepts.close()
         again = pair.server_connection.accept(listener)
         pair.client.expect(StreamOpened).stream.refuse()
-        assert user.recv(1) == b""
+        expect_reset(user)
         again.close()
 
 
@@ -487,7 +488,7 @@ def test_dialling_that_failed_may_be_refused_or_reset(certificate: Certificate) 
         pair.client_connection.dial((HOST, free_port(HOST)), 5.0)
         with public_stream(pair) as user:
             pair.client.expect(StreamOpened).stream.refuse()
-            assert user.recv(1) == b""
+            expect_reset(user)
         with public_stream(pair) as user:
             pair.client.expect(StreamOpened).stream.reset()
             with pytest.raises(ConnectionResetError):
@@ -538,7 +539,7 @@ def test_dialling_is_each_connection_s_own(certificate: Certificate) -> None:
             opened = pair.client.expect(StreamOpened)
             assert opened.connection == second
             opened.stream.refuse()
-            assert user.recv(1) == b""
+            expect_reset(user)
         with public_stream(pair), service.accept():
             pass
 
@@ -623,7 +624,7 @@ def test_a_user_leaves_while_the_service_is_dialled(certificate: Certificate) ->
         user = public_stream(pair)
         dialling(pair)
         reset(user)
-        assert pair.client.expect(StreamEnded).result == StreamResult(0, 0, StreamEnd.PEER_RESET)
+        assert pair.client.expect(StreamEnded).result == StreamResult(0, 0, StreamEnd.PEER_RESET, error=1)
         wait_until(lambda: pair.client_connection.info().streams == 0, EVENT_TIMEOUT, "no stream is left")
 
 
@@ -663,7 +664,8 @@ def test_many_are_dialled_at_a_time(certificate: Certificate) -> None:
             assert [user.recv(1) for user in users["good"]] == [b"!"] * 10
             for _ in range(10):
                 pair.client.expect(StreamOpened).stream.refuse()
-            assert [user.recv(1) for user in users["silent"]] == [b""] * 10
+            for user in users["silent"]:
+                expect_reset(user)
             assert pair.client.counter("tcp_dialled") == 10
             assert pair.client.counter("tcp_dial_failures") == 10
             expect_count(pair.client, "relays_peer_reset", 10)

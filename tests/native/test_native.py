@@ -84,7 +84,7 @@ TESTS = (
     NativeTest("flow", FLOW),
     NativeTest("flow_packets", FLOW, threaded=True),
     NativeTest("stream", STREAM, flags=("-Wl,--wrap=malloc",)),
-    NativeTest("stream_ends", STREAM),
+    NativeTest("stream_ends", STREAM, flags=("-Wl,--wrap=aq_now",)),
     NativeTest("stream_threads", STREAM, threaded=True),
     NativeTest("tls_messages", ("tls_messages.c",)),
     NativeTest("frames", ("frames.c",)),

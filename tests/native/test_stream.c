@@ -253,41 +253,60 @@ static void test_read_ahead(int scarce)
     end_stream(stream);
 }
 
-/* The peer wants no more: the socket is not read any further, and there is no FIN to send. */
+/* The peer wants no more: what the socket still says is taken and dropped, so that whoever says it does not stand
+ * still. */
 static void test_tx_stopped(void)
 {
-    aq_stream *stream = new_stream(WINDOW, WINDOW);
+    const uint64_t dropped = AQ_C_stream_bytes_dropped;
+    aq_stream *stream = new_stream(1000, WINDOW);
     int ends[2];
+    uint8_t byte;
 
-    open_pair(0, ends);
-    CHECK_INT(write(ends[1], bytes, 100), 100);
+    open_pair(1, ends);
+    aq_stream_begin(stream, ends[0]);
+    CHECK_INT(write(ends[1], bytes, 3000), 3000);
+    wait_for(stream, ends[0], POLLIN);
+    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_SPACE | AQ_NEED_DATA);
+    CHECK_INT(stream->result.sent, 1000);
     atomic_store(&stream->tx_stopped, 1);
-    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_DATA);
-    CHECK_INT(stream->result.sent, 0);
+    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_READ | AQ_NEED_DATA | AQ_NEED_PAUSE);
+    CHECK_INT(stream->result.sent, 1000);
+    CHECK_INT(atomic_load(&counters.value[dropped]), 2000);
+    /* The other direction goes on, up to its end, and with it the connection ends: nobody would read what it says. */
+    arrives(stream, bytes + 100, 5000, 1);
+    while (pump(stream, ends[0], BUDGET) == AQ_NEED_PAUSE)
+        sched_yield(); /* until the peer's kernel has it all */
+    CHECK_INT(stream->result.end, AQ_END_PEER_RESET);
     CHECK_INT(atomic_load(&stream->tx_fin), 0);
+    CHECK_INT(close(ends[0]), 0);
+    peer_gets(ends[1], bytes + 100, 5000);
+    CHECK_INT(read(ends[1], &byte, 1), 0);
+    CHECK(send(ends[1], "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
+    CHECK_INT(close(ends[1]), 0);
+    end_stream(stream);
+
+    /* Its own end in order remains one. */
+    stream = new_stream(1000, WINDOW);
+    open_pair(0, ends);
+    atomic_store(&stream->tx_stopped, 1);
+    CHECK_INT(write(ends[1], bytes, 3000), 3000);
+    CHECK_INT(shutdown(ends[1], SHUT_WR), 0);
+    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_READ | AQ_NEED_DATA | AQ_NEED_PAUSE);
+    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_DATA);
     quic_ends(stream, ends);
     CHECK_INT(stream->result.end, AQ_END_FINISHED);
-    CHECK_INT(pump(stream, ends[0], BUDGET), 0);
+    CHECK_INT(stream->result.sent, 0);
     close_pair(ends);
     end_stream(stream);
 
-    /* also while the socket is silent or the pipe is full, with the other direction over already */
+    /* with the other direction over already: at once */
     stream = new_stream(WINDOW, WINDOW);
     open_pair(0, ends);
     atomic_store(&stream->rx_fin, 1);
     CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_READ);
     atomic_store(&stream->tx_stopped, 1);
     CHECK_INT(pump(stream, ends[0], BUDGET), 0);
-    CHECK_INT(stream->result.end, AQ_END_FINISHED);
-    close_pair(ends);
-    end_stream(stream);
-    stream = new_stream(1000, WINDOW);
-    open_pair(0, ends);
-    CHECK_INT(write(ends[1], bytes, 3000), 3000);
-    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_SPACE | AQ_NEED_DATA);
-    atomic_store(&stream->tx_stopped, 1);
-    CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_DATA);
-    CHECK_INT(stream->result.sent, 1000);
+    CHECK_INT(stream->result.end, AQ_END_PEER_RESET);
     close_pair(ends);
     end_stream(stream);
 }
@@ -362,9 +381,9 @@ static void test_credit_of_a_cut_stream(void)
     pump(stream, ends[0], UINT64_MAX);
     CHECK(stream->result.received > 0 && stream->result.received < sizeof(bytes));
     CHECK_INT(atomic_load(&credit->owed), stream->result.received);
-    atomic_store(&stream->rx_reset, 1);
+    atomic_store(&stream->local_reset, 1);
     CHECK_INT(pump(stream, ends[0], BUDGET), 0);
-    CHECK_INT(stream->result.end, AQ_END_PEER_RESET);
+    CHECK_INT(stream->result.end, AQ_END_LOCAL_RESET);
     aq_stream_leave(stream);
     aq_stream_close(stream);
     CHECK_INT(atomic_load(&destroyed), 0); /* the list still holds a reference */
