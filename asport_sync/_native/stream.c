@@ -314,6 +314,8 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
          * names one that came behind a FIN. */
         if (stream->socket_error == 0 || stream->socket_error == EPIPE)
             atomic_store_explicit(&stream->tx_fin, 1, memory_order_release);
+        if (stream->hung_up && !stream->rx_done)
+            aq_stream_socket_failed(stream, fd, 0); /* that was announced together with the end, and only once */
         return 1;
     }
     if (errno == EAGAIN) {

@@ -150,7 +150,9 @@ def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) 
 # --- dialling ---------------------------------------------------------------------------------------------------------
 
 
-def dial_tcp(addresses: Iterable[SocketAddress], timeout: float, stop: StopSignal) -> socket.socket:
+def dial_tcp(
+    addresses: Iterable[SocketAddress], timeout: float, stop: StopSignal
+) -> tuple[socket.socket, SocketAddress]:
     """Connects to the first address that answers, with TCP_NODELAY. Closing the socket resets the connection.
 
     Args:
@@ -159,7 +161,8 @@ def dial_tcp(addresses: Iterable[SocketAddress], timeout: float, stop: StopSigna
         stop: Ends the attempt.
 
     Returns:
-        A connected socket with ``timeout`` as its timeout.
+        A connected socket with ``timeout`` as its timeout, and the address. (A socket that was reset meanwhile can't
+        say it any more.)
 
     Raises:
         OSError: What the last address said.
@@ -177,7 +180,7 @@ def dial_tcp(addresses: Iterable[SocketAddress], timeout: float, stop: StopSigna
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             _connect(sock, address, timeout, stop)
             sock.settimeout(timeout)
-            return sock
+            return sock, address
         except OSError as error:
             problem = error
         except BaseException:

@@ -260,7 +260,7 @@ class LocalService:
         """Connects to the service and relays. Where that fails the public peer sees an orderly end without data."""
         label = f"connection from {source or 'an unnamed peer'}"
         try:
-            sock = self._connect(source)
+            sock, address = self._connect(source)
         except sockets.Stopped:
             return
         except LocalProtocolError as problem:
@@ -271,7 +271,6 @@ class LocalService:
             target = sockets.text((self.host, self.port))
             self._refuse(stream, label, f"{target} can't be reached: {problem.strerror or problem}")
         else:
-            address = sockets.remote_address(sock)
             self.relays.attach(stream, sock, label)
             self._tell(connection, address, _NAME_LASTS)
 
@@ -289,17 +288,17 @@ class LocalService:
         except EngineClosed:
             self.forget(connection)  # once more, for a worker that came after its end
 
-    def _connect(self, source: Address | None) -> socket.socket:
+    def _connect(self, source: Address | None) -> tuple[socket.socket, sockets.SocketAddress]:
         addresses = sockets.resolve(self.host, self.port, socket.SOCK_STREAM)
-        sock = sockets.dial_tcp(addresses, self.dial_timeout, self.stop)
+        sock, address = sockets.dial_tcp(addresses, self.dial_timeout, self.stop)
         try:
             if self.proxy_version is not None:
-                target = Address.from_text(*sockets.remote_address(sock))
+                target = Address.from_text(*address)
                 sock.sendall(proxy_header.tcp_header(self.proxy_version, source, target))
         except BaseException:
             sock.close()
             raise
-        return sock
+        return sock, address
 
     def _refuse(self, stream: Stream, label: str, why: str) -> None:
         self.log.warning("%s dropped: %s", label, why)

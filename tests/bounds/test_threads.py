@@ -14,6 +14,7 @@ from tests.support.services import TcpEcho
 # A stack so large that no thread can be had any more.
 SCRIPT = """
 import contextlib, socket, sys, threading
+import pytest
 from pathlib import Path
 from asport_sync import Client, Server
 from asport_sync.errors import LifecycleError
@@ -64,7 +65,8 @@ with tunnel(certificate, ("localhost", int(sys.argv[4]))) as made:
         with no_threads():
             with socket.create_connection(made.public, timeout=10) as user:
                 user.sendall(b"x")
-                assert user.recv(1) == b""
+                with pytest.raises(ConnectionResetError):
+                    user.recv(1)
             old.goes_on()
         assert counter(made.client, "streams_refused_no_thread") == 1
         wait_until(lambda: answers(made.public), 20, "new connections are served again")

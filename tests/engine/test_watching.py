@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 from asport_sync.engine import Carrier, SourceUnknown, StreamOpened, error_number
 from asport_sync.errors import EngineClosed, EngineError
-from tests.engine.pair import EVENT_TIMEOUT, connected
+from tests.engine.pair import EVENT_TIMEOUT, connected, expect_reset
 from tests.engine.test_flows import expect_count, expect_source, open_flow, udp_socket
 from tests.engine.test_sockets import listening, no_descriptors_left, user_of
 from tests.support.certificates import Certificate
@@ -85,7 +85,7 @@ LISTENER_RESTS = """
             user.connect(listener.getsockname())
             expect_count(pair.server, "watch_failures", 3)
         pair.client.expect(StreamOpened).stream.refuse()
-        assert user.recv(1) == b""
+        expect_reset(user)
         accepts.close()
 """
 

@@ -75,7 +75,9 @@ def test_dialling_takes_the_first_address_that_answers() -> None:
     stop = StopSignal()
     with sockets.listen_tcp(HOST, 0) as listener:
         target = sockets.local_address(listener)
-        with sockets.dial_tcp([(HOST, free_port()), target], 5, stop) as sock:
+        sock, address = sockets.dial_tcp([(HOST, free_port()), target], 5, stop)
+        assert address == target
+        with sock:
             assert sockets.remote_address(sock) == target
             assert sock.gettimeout() == 5
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
