@@ -13,8 +13,7 @@ from tests.support.services import TcpEcho
 
 # A stack so large that no thread can be had any more.
 SCRIPT = """
-import contextlib, socket, sys, threading
-import pytest
+import contextlib, sys, threading
 from pathlib import Path
 from asport_sync import Client, Server
 from asport_sync.errors import LifecycleError
@@ -22,6 +21,7 @@ from tests.bounds.old_work import answers, old_work
 from tests.e2e.tunnels import client_options, counter, server_options, tunnel
 from tests.support.certificates import Certificate
 from tests.support.leaks import belongings, check_nothing_left
+from tests.support.traffic import expect_reset
 from tests.support.waiting import wait_until
 from asport_sync.tunnel import tcp
 certificate = Certificate(*map(Path, sys.argv[1:4]))
@@ -63,10 +63,7 @@ with tunnel(certificate, ("localhost", int(sys.argv[4]))) as made:
     with old_work(made.public, udp=False) as old:
         wait_until(lambda: workers.threads == 0, 20, "no worker is left")
         with no_threads():
-            with socket.create_connection(made.public, timeout=10) as user:
-                user.sendall(b"x")
-                with pytest.raises(ConnectionResetError):
-                    user.recv(1)
+            expect_reset(made.public)
             old.goes_on()
         assert counter(made.client, "streams_refused_no_thread") == 1
         wait_until(lambda: answers(made.public), 20, "new connections are served again")

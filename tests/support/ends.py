@@ -107,6 +107,13 @@ def some_sequences(count: int, length: int, seed: int) -> list[tuple[Step, ...]]
     return found
 
 
+def _prompt(sock: socket.socket) -> socket.socket:
+    # What Nagle's algorithm holds back a reset would take with it.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.settimeout(SETTLE)
+    return sock
+
+
 @dataclass
 class Play:
     """One connection on which a sequence is played.
@@ -126,7 +133,7 @@ class Play:
 
     def run(self) -> dict[Who, Seen]:
         """Plays the sequence, lets those that are still there come to an end, and says what they saw."""
-        self._sockets["user"] = self.user
+        self._sockets["user"] = _prompt(self.user)
         before: Who | None = None
         try:
             for who, action in self.steps:
@@ -148,8 +155,7 @@ class Play:
 
     def _socket(self, who: Who) -> socket.socket:
         if who not in self._sockets:
-            self._sockets[who] = self.accept()
-            self._sockets[who].settimeout(SETTLE)
+            self._sockets[who] = _prompt(self.accept())
         return self._sockets[who]
 
     def _act(self, who: Who, action: str) -> None:

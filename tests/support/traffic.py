@@ -59,6 +59,20 @@ def wait_for_port(
     wait_until(accepts, timeout, f"{address[0]} port {address[1]} accepts connections")
 
 
+def expect_reset(address: Address) -> None:
+    """Connects, and fails unless the connection is reset before anything is said: during ``connect`` at the earliest.
+
+    Raises:
+        AssertionError: It ended in another way.
+    """
+    try:
+        with connect(address) as connection:
+            said = connection.recv(1)
+    except ConnectionResetError:
+        return
+    raise AssertionError(f"not reset: {said!r} was received")
+
+
 def receive_to_end(connection: socket.socket) -> bytes:
     """Receive until the peer's end of stream."""
     chunks = []
