@@ -494,6 +494,9 @@ void aq_conn_timers(aq_conn *conn, uint64_t now)
         conn->heartbeat_at = now + conn->heartbeat_interval;
     }
     give_up_commands(conn, now);
+#if !AQ_HAVE_RECV_STOP_SENDING
+    aq_conn_retry_blocked(conn, now);
+#endif
     if (conn->assembler != NULL && conn->assembler_expiry <= now) {
         conn->assembler_expiry = aq_assembler_expire(conn->assembler, now);
         aq_conn_count_incomplete(conn);

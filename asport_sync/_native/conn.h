@@ -191,6 +191,9 @@ typedef struct aq_conn {
     int reset_received, certificate_failed;
     uint64_t handshake_at; /* creation */
     uint64_t now;          /* of this turn, for callbacks */
+#if !AQ_HAVE_RECV_STOP_SENDING
+    uint64_t retried_at; /* when streams without window were last tried */
+#endif
     aq_address dial_to;    /* client: where the engine dials for the peer's streams; family 0: it does not */
     uint64_t dial_timeout, dial_until;
     int handshake_done;       /* noted by the callback */
@@ -295,6 +298,9 @@ void aq_conn_cut_streams(aq_conn *conn, int dead);
 void aq_conn_cut_packets(aq_conn *conn);
 void aq_conn_count_incomplete(aq_conn *conn);                  /* what the assembler has given up since the last call */
 void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream); /* the peer wants no more of it */
+#if !AQ_HAVE_RECV_STOP_SENDING
+void aq_conn_retry_blocked(aq_conn *conn, uint64_t now); /* whether the peer still wants of them what waits for it */
+#endif
 void aq_conn_drop_incoming(aq_conn *conn, aq_incoming *incoming); /* takes it off the list of incomplete ones */
 void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming);
 void aq_conn_stream_callbacks(ngtcp2_callbacks *callbacks);

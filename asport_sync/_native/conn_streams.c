@@ -687,6 +687,23 @@ void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream)
     conn->host->touch_stream(conn->host->engine, stream);
 }
 
+#if !AQ_HAVE_RECV_STOP_SENDING
+/* STOP_SENDING shows only where something is to be sent, and a stream without window is not asked: it is, now and then.
+ */
+void aq_conn_retry_blocked(aq_conn *conn, uint64_t now)
+{
+    if (now - conn->retried_at < AQ_NSEC_PER_SEC)
+        return;
+    conn->retried_at = now;
+    for (aq_stream *stream = conn->streams; stream != NULL; stream = stream->next) {
+        if (stream->blocked) {
+            stream->blocked = 0;
+            aq_conn_queue_stream(conn, stream);
+        }
+    }
+}
+#endif
+
 void aq_conn_stream_callbacks(ngtcp2_callbacks *callbacks)
 {
     callbacks->recv_stream_data = on_stream_data;

@@ -634,6 +634,88 @@ static int slow_connect(aq_engine *engine, unsigned moment)
     return 1;
 }
 
+/* A stream that is given up inside its Connect: given back at once, and nobody is to blame for it. */
+static int reset_before_connect(aq_engine *engine, unsigned moment)
+{
+    switch (moment) {
+    case 0:
+        join(engine, &RAW_GENEROUS);
+        return 1;
+    case 1:
+        is_connected(engine);
+        raw_stream(1, (const uint8_t *)"\0\2\1\177", 4, 0);
+        raw_end_stream(1, 0, 7);
+        raw_end_stream(5, 0, 7); /* before its first byte */
+        return 1;
+    case 2:
+        later(200); /* so far from command_timeout */
+        return 1;
+    default:
+        CHECK_INT(counted(engine, AQ_C_streams_accepted), 2);
+        CHECK_INT(counted(engine, AQ_C_streams_reset_by_peer), 2);
+        CHECK_INT(aq_slab_count(&engine->streams), 0);
+        CHECK_INT(it.events[AQ_EVENT_VIOLATION], 0);
+        CHECK_INT(it.events[AQ_EVENT_CLOSED], 0);
+        return 0;
+    }
+}
+
+/* A peer that wants no more of a stream, whose window it has used up, and says nothing itself: who writes to the socket
+ * is not held up, and after a while the connection is reset. */
+static int stop_sending_alone(aq_engine *engine, unsigned moment)
+{
+    static const uint8_t PING = 1;
+    static uint8_t bytes[30000];
+    raw_options narrow = RAW_GENEROUS;
+    narrow.stream_window = 40;
+    switch (moment) {
+    case 0:
+        serve(engine, &narrow);
+        return 1;
+    case 1:
+        is_connected(engine);
+        CHECK_INT(aq_connection_admit(engine, it.connection, AQ_CARRIER_DATAGRAM, 0), AQ_OK);
+        open_streams(engine, 1, 1000);
+        return 1;
+    case 10:
+        CHECK_INT(counted(engine, AQ_C_stream_bytes_sent), 40);
+        raw_end_stream(1, 1, 7);
+        return 1;
+    case 30: /* more than pipe and socket hold, but not all at once, as a program with blocking calls has it */
+    case 31:
+    case 32:
+    case 33:
+    case 34:
+    case 35:
+    case 36:
+    case 37:
+    case 38:
+    case 39:
+        CHECK_INT(send(it.far_ends[0], bytes, sizeof(bytes), MSG_DONTWAIT), sizeof(bytes));
+        return 1;
+    case 40:
+        CHECK(counted(engine, AQ_C_stream_bytes_dropped) >= 10 * sizeof(bytes));
+        CHECK_INT(counted(engine, AQ_C_relays_cut_short), 0);
+        raw_stream(1, (const uint8_t *)"and on", 6, 0); /* what it says arrives, and begins the wait anew */
+        return 1;
+    case 300:
+        CHECK_INT(recv(it.far_ends[0], bytes, sizeof(bytes), MSG_DONTWAIT), 6);
+        CHECK_INT(counted(engine, AQ_C_relays_cut_short), 0);
+        CHECK_INT(aq_slab_count(&engine->streams), 1);
+        return 1;
+    case 500: /* 46 seconds */
+        CHECK_INT(counted(engine, AQ_C_relays_cut_short), 1);
+        CHECK_INT(counted(engine, AQ_C_relays_peer_reset), 1);
+        CHECK_INT(recv(it.far_ends[0], bytes, sizeof(bytes), MSG_DONTWAIT), 0);
+        CHECK_INT(it.events[AQ_EVENT_CLOSED], 0);
+        return 0;
+    default:
+        raw_send(RAW_APPLICATION, &PING, 1);
+        later(100);
+        return 1;
+    }
+}
+
 /* Small packets now and then: none of them asks for a timer of its pace, which would end the engine's sleep for
  * nothing. */
 static int no_pace_for_the_few(aq_engine *engine, unsigned moment)
@@ -755,6 +837,8 @@ static const struct {
     TRAP(slow_command),
     TRAP(full_socket),
     TRAP(slow_connect),
+    TRAP(reset_before_connect),
+    TRAP(stop_sending_alone),
     TRAP(no_pace_for_the_few),
     TRAP(many_probed_paths),
     TRAP(many_paths),

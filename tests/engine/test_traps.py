@@ -123,6 +123,8 @@ TRAPS = (
     "truncated",
     "slow_command",
     "slow_connect",
+    "reset_before_connect",
+    "stop_sending_alone",
     "full_socket",
     "no_pace_for_the_few",
     "many_probed_paths",
