@@ -323,7 +323,8 @@ aq_id aq_stream_open(aq_engine *engine, aq_id connection, const uint8_t *header,
 /* [worker] Relays between the stream and a connected TCP socket until both directions have ended. The descriptor is
  * lent and left non-blocking. Half-close passes through both ways; bytes queued at the end are still delivered after
  * this returns. The caller closes it then: that resets the TCP connection unless both directions ended in order
- * (SO_LINGER, which is set at first and taken off at an orderly end). Returns AQ_OK with `result` filled, or an error when the stream is gone. */
+ * (SO_LINGER, which is set at first and taken off at an orderly end). Returns AQ_OK with `result` filled, or an error
+ * when the stream is gone. */
 int64_t aq_stream_relay(aq_engine *engine, aq_id stream, int32_t fd, aq_stream_result *result);
 
 /* [any] The same, done by the engine thread; the descriptor is handed over (also on error it is closed here). */

@@ -194,7 +194,7 @@ typedef struct aq_conn {
 #if !AQ_HAVE_RECV_STOP_SENDING
     uint64_t retried_at; /* when streams without window were last tried */
 #endif
-    aq_address dial_to;    /* client: where the engine dials for the peer's streams; family 0: it does not */
+    aq_address dial_to; /* client: where the engine dials for the peer's streams; family 0: it does not */
     uint64_t dial_timeout, dial_until;
     int handshake_done;       /* noted by the callback */
     int handshake_seen;       /* and acted on after it */

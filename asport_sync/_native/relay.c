@@ -55,9 +55,8 @@ static int worth_a_look(aq_stream *stream, unsigned need)
 static void wait_for(aq_stream *stream, int fd, unsigned need, unsigned seen, aq_wake *wake)
 {
     struct pollfd fds[2] = {{.fd = fd}, {.fd = wake->fd, .events = POLLIN}};
-    int timeout = need & (AQ_NEED_MEMORY | AQ_NEED_PAUSE)
-                      ? (int)((AQ_PAUSE_LEAST << stream->pause) / AQ_NSEC_PER_MSEC)
-                      : -1;
+    int timeout =
+        need & (AQ_NEED_MEMORY | AQ_NEED_PAUSE) ? (int)((AQ_PAUSE_LEAST << stream->pause) / AQ_NSEC_PER_MSEC) : -1;
     fds[0].events = (short)(((need & AQ_NEED_READ) ? POLLIN : 0) | ((need & AQ_NEED_WRITE) ? POLLOUT : 0));
     if (fds[0].events == 0 && stream->hung_up)
         fds[0].fd = -1; /* it would report the hang-up for ever; what is still to come is in the pipes */

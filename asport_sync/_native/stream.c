@@ -388,8 +388,7 @@ static void look_at_ends(aq_stream *stream)
     int reset = atomic_load_explicit(&stream->rx_reset, memory_order_acquire);
     int stopped = atomic_load_explicit(&stream->tx_stopped, memory_order_acquire);
     /* After the loads above: every byte in front of what they say is seen. */
-    int is_empty =
-        aq_pipe_readable(&stream->rx) == 0 && !atomic_load_explicit(&stream->rx_fin, memory_order_acquire);
+    int is_empty = aq_pipe_readable(&stream->rx) == 0 && !atomic_load_explicit(&stream->rx_fin, memory_order_acquire);
     if (stream->aborted)
         return;
     if (atomic_load_explicit(&stream->local_reset, memory_order_acquire))

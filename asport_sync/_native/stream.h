@@ -121,11 +121,11 @@ typedef struct aq_stream {
 
     /* owner of the socket only (a worker, or the engine when attached) */
     _Alignas(64) aq_stream_result result;
-    size_t read_want;  /* adapts: small for interactive use, large for bulk */
-    uint64_t credited; /* bytes of rx counted into credit->owed */
-    uint64_t waits_since;  /* aq_now() when something last moved while it has to end; 0: it has not to */
-    uint64_t waits_moved;  /* what had moved then, see is_patient() */
-    int socket_error;      /* errno: the first that the socket told; 0: none */
+    size_t read_want;     /* adapts: small for interactive use, large for bulk */
+    uint64_t credited;    /* bytes of rx counted into credit->owed */
+    uint64_t waits_since; /* aq_now() when something last moved while it has to end; 0: it has not to */
+    uint64_t waits_moved; /* what had moved then, see is_patient() */
+    int socket_error;     /* errno: the first that the socket told; 0: none */
     uint8_t can_read, can_write, tx_done, rx_done, hung_up;
     uint8_t rx_lost;    /* the socket takes nothing any more: what comes is dropped */
     uint8_t aborted;    /* nothing is moved any more; the socket is to be reset */

@@ -86,7 +86,8 @@ static void end_dialling(aq_engine *engine, aq_stream *stream)
 
 /* ---- relaying ------------------------------------------------------------------------------------------------ */
 
-/* A stream that nobody can serve: both its ends see a reset. The socket, which is begun (aq_stream_begin), is closed. */
+/* A stream that nobody can serve: both its ends see a reset. The socket, which is begun (aq_stream_begin), is closed.
+ */
 static void give_up(aq_engine *engine, aq_stream *stream, int fd, int error)
 {
     close(fd);

@@ -6,7 +6,7 @@
 
 static uint8_t bytes[WINDOW];
 
-static uint64_t later; /* nanoseconds that the clock of the pump is ahead */
+static uint64_t later;        /* nanoseconds that the clock of the pump is ahead */
 uint64_t __real_aq_now(void); /* NOLINT: the linker's names */
 uint64_t __wrap_aq_now(void); /* NOLINT */
 

@@ -93,7 +93,7 @@ def sequences(length: int) -> Iterator[tuple[Step, ...]]:
 def some_sequences(count: int, length: int, seed: int) -> list[tuple[Step, ...]]:
     """So many random sequences of at most so many steps."""
     choose = random.Random(seed)
-    found = []
+    found: list[tuple[Step, ...]] = []
     while len(found) < count:
         sides: dict[Who, _Side] = {"user": _Side(), "service": _Side()}
         steps: list[Step] = []
