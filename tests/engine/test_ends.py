@@ -104,23 +104,6 @@ def test_all_that_was_read_reaches_a_slow_reader_before_the_reset(certificate: C
         assert received == result.sent > 2 * MIB
 
 
-def test_a_stream_is_reset_before_its_connect_is_complete(certificate: Certificate) -> None:
-    """It is answered at once, and not only when the time for the command is over."""
-    patient = Transport(max_streams_bidi=64, command_timeout=3600.0)
-    with connected(certificate, client_transport=patient) as pair:
-        stream = pair.server_connection.open_stream(HEADER[:4])
-        wait_until(lambda: pair.client.counter("streams_accepted") == 1, EVENT_TIMEOUT, "its beginning has arrived")
-        stream.reset()
-        for connection in (pair.server_connection, pair.client_connection):
-            wait_until(
-                lambda connection=connection: connection.info().streams == 0,  # type: ignore[misc]
-                EVENT_TIMEOUT,
-                "the stream is gone",
-            )
-        assert pair.client.counter("violations") == 0
-        assert pair.client.seen() == []
-
-
 def reset(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
