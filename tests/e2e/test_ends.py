@@ -55,6 +55,8 @@ class Services:
 
     def __exit__(self, *_: object) -> None:
         self._listener.close()
+        for sock in self._accepted.values():
+            sock.close()
 
     def of(self, user_port: int) -> socket.socket:
         """The service's end of the connection of the user with this port."""
