@@ -266,9 +266,6 @@ static void reset_behind(int by_writing, int first)
     aq_stream_socket_failed(stream, ends[0], 0);
     if (first) {
         /* Data, then the end of it: the peer learns both, and that nothing it says is read. */
-        CHECK_INT(pump(stream, ends[0], BUDGET), by_writing ? 0 : AQ_NEED_DATA);
-        if (!by_writing)
-            aq_stream_socket_failed(stream, ends[0], 0);
         CHECK_INT(pump(stream, ends[0], BUDGET), 0);
         CHECK_INT(atomic_load(&stream->tx_fin), 1);
     } else {
