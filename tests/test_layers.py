@@ -19,10 +19,11 @@ NATIVE = ROOT / "_native"
 ALLOWED = {
     "errors": set(),
     "hidden": set(),
+    "forked": set(),
     "wire": {"errors", "hidden"},
     "config": {"errors", "hidden"},
-    "runtime": {"errors"},
-    "engine": {"errors", "hidden", "_aq", "_version"},
+    "runtime": {"errors", "forked"},
+    "engine": {"errors", "hidden", "forked", "_aq", "_version"},
     "tunnel": {"errors", "wire", "config", "runtime", "engine"},
     "cli": {"errors", "_version", "config", "runtime", "engine", "tunnel"},
     # For programs that test themselves; of no use to any other room.

@@ -92,6 +92,15 @@ int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t
     return failed ? AQ_ERR_TLS : AQ_OK;
 }
 
+void aq_malloc_arenas(int32_t most)
+{
+#ifdef __GLIBC__
+    mallopt(M_ARENA_MAX, most);
+#else
+    AQ_UNUSED(most);
+#endif
+}
+
 int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out)
 {
     return aq_tls_certificate_pin(certificate, length, out);
@@ -191,14 +200,14 @@ static void destroy_udp(void *object)
     int still_open = !udp->closed; /* never closed by Python, and the engine is over */
     aq_udp_detach(udp);
     if (still_open)
-        close(udp->fd);
+        aq_fd_close(udp->fd);
     aq_udp_free(udp);
 }
 
 static void destroy_listener(void *object)
 {
     aq_listener *listener = object;
-    close(listener->fd);
+    aq_fd_close(listener->fd);
     free(listener);
 }
 
@@ -235,8 +244,10 @@ static void release_engine(aq_engine *engine)
     pthread_mutex_destroy(&engine->wakes_mutex);
 }
 
-static int init_tables(aq_engine *engine)
+static int64_t init_tables(aq_engine *engine)
 {
+    int woken;
+    int64_t problem = AQ_ERR_MEMORY;
     if (aq_slab_init(&engine->credentials, AQ_KIND_CREDENTIALS, MOST_CREDENTIALS, destroy_credentials) != AQ_OK)
         return AQ_ERR_MEMORY;
     if (aq_slab_init(&engine->endpoints, AQ_KIND_ENDPOINT, MOST_ENDPOINTS, destroy_nothing) != AQ_OK)
@@ -256,8 +267,10 @@ static int init_tables(aq_engine *engine)
     engine->pool.reserve = &engine->reserve;
     if (aq_events_init(&engine->events, &engine->counters) != AQ_OK)
         goto no_events;
-    if (aq_wake_init(&engine->wake) == 0)
+    woken = aq_wake_init(&engine->wake);
+    if (woken == 0)
         return AQ_OK;
+    problem = AQ_ERR_SYSTEM + woken;
     aq_events_destroy(&engine->events);
 no_events:
     aq_pool_destroy(&engine->pool);
@@ -275,7 +288,7 @@ no_connections:
     aq_slab_destroy(&engine->endpoints);
 no_endpoints:
     aq_slab_destroy(&engine->credentials);
-    return AQ_ERR_MEMORY;
+    return problem;
 }
 
 /* References that the list of ready objects still has. */
@@ -310,13 +323,15 @@ static void destroy_tables(aq_engine *engine)
     aq_wake_destroy(&engine->wake);
 }
 
-aq_engine *aq_engine_new(void)
+aq_engine *aq_engine_new(int64_t *error)
 {
     struct epoll_event interest = {.events = EPOLLIN, .data.u64 = 0};
     aq_engine *engine;
 
+    *error = AQ_ERR_STATE;
     if (!aq_compat_library_fits())
         return NULL;
+    *error = AQ_ERR_MEMORY;
     engine = aligned_alloc(_Alignof(aq_engine), sizeof(*engine));
     if (engine == NULL)
         return NULL;
@@ -325,6 +340,8 @@ aq_engine *aq_engine_new(void)
     pthread_cond_init(&engine->command_done, NULL);
     pthread_mutex_init(&engine->wakes_mutex, NULL);
     engine->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (engine->epoll < 0)
+        *error = AQ_ERR_SYSTEM - errno;
     engine->receiver = aq_udp_receiver_new();
     engine->host.udp_out = aq_udp_out_new();
     engine->host.train_capacity = AQ_TRAIN_MOST + 65536; /* a whole train and one packet of any size behind it */
@@ -333,7 +350,7 @@ aq_engine *aq_engine_new(void)
     engine->wakes_all = calloc(MOST_WAKES, sizeof(*engine->wakes_all));
     engine->wakes_all_capacity = MOST_WAKES;
     if (engine->epoll < 0 || engine->receiver == NULL || engine->host.udp_out == NULL || engine->host.train == NULL ||
-        engine->wakes == NULL || engine->wakes_all == NULL || init_tables(engine) != AQ_OK) {
+        engine->wakes == NULL || engine->wakes_all == NULL || (*error = init_tables(engine)) != AQ_OK) {
         release_engine(engine);
         free(engine);
         return NULL;
@@ -350,9 +367,11 @@ aq_engine *aq_engine_new(void)
     engine->host.streams.pool = &engine->pool;
     engine->host.idle = &engine->idle;
     engine->host.interactive_at = &engine->interactive_at;
+    engine->host.said = &engine->said;
     engine->host.engine = engine;
     aq_engine_host_functions(&engine->host);
     if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, engine->wake.fd, &interest) != 0) {
+        *error = AQ_ERR_SYSTEM - errno;
         destroy_tables(engine);
         release_engine(engine);
         free(engine);
@@ -456,7 +475,7 @@ static int64_t ask_with_descriptor(aq_engine *engine, aq_engine_command *command
     if (command->fd < 0)
         return AQ_ERR_SYSTEM - errno;
     if (!aq_api_enter(engine)) {
-        close(command->fd);
+        aq_fd_close(command->fd);
         return AQ_ERR_STOPPED;
     }
     result = aq_engine_ask(engine, command);
@@ -480,7 +499,7 @@ static int64_t tell_connection(aq_engine *engine, aq_engine_command *command)
 
 int aq_api_duplicate(int fd)
 {
-    return fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return aq_fd_keep(fcntl(fd, F_DUPFD_CLOEXEC, 3));
 }
 
 aq_id aq_credentials_new(aq_engine *engine, const aq_credentials_options *options, char *text, size_t text_length)

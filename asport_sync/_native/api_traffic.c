@@ -48,8 +48,9 @@ int64_t aq_stream_attach(aq_engine *engine, aq_id id, int32_t fd)
     aq_stream *stream;
     int flags;
     int64_t result = AQ_ERR_GONE;
+    aq_fd_keep(fd);
     if (!aq_api_enter(engine)) {
-        close(fd);
+        aq_fd_close(fd);
         return AQ_ERR_STOPPED;
     }
     stream = aq_slab_get(&engine->streams, id);
@@ -70,7 +71,7 @@ int64_t aq_stream_attach(aq_engine *engine, aq_id id, int32_t fd)
     } else {
         if (stream != NULL)
             aq_slab_put(&engine->streams, id);
-        close(fd);
+        aq_fd_close(fd);
     }
     aq_api_leave(engine);
     return result;
@@ -115,7 +116,7 @@ static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, in
     }
     if (*error < 0) {
         free(listener);
-        close(fd);
+        aq_fd_close(fd);
         return NULL;
     }
     listener->id = *error;
@@ -130,7 +131,7 @@ aq_id aq_listener_open(aq_engine *engine, aq_id connection, int32_t fd)
     if (own < 0)
         return AQ_ERR_SYSTEM - errno;
     if (!aq_api_enter(engine)) {
-        close(own);
+        aq_fd_close(own);
         return AQ_ERR_STOPPED;
     }
     if (new_listener(engine, connection, own, &result) != NULL) {
@@ -206,7 +207,7 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
             aq_udp_free(udp);
     }
     if (result < 0) {
-        close(fd);
+        aq_fd_close(fd);
         return result;
     }
     command.id = result;

@@ -209,6 +209,10 @@ int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t
 /* [any] A descriptor, the caller's from now on, that becomes readable when the time of day jumps, as it does when the
  * machine wakes up. Reading it fails with ECANCELED then, and makes it ready for the next time. */
 int64_t aq_clock_watch(void);
+/* [any] Arenas of malloc() from now on, where the C library is glibc; before there are other threads. */
+void aq_malloc_arenas(int32_t most);
+/* [any] In a forked child, which has one thread: closes its copies of the engines' descriptors. */
+void aq_forked(void);
 /* [any] SHA-256 of the SubjectPublicKeyInfo (RFC 7469 section 2.4) of the first certificate in PEM or DER, 32 bytes. */
 int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
 uint32_t aq_counter_count(void);             /* [any] */
@@ -216,7 +220,8 @@ const char *aq_counter_name(uint32_t index); /* [any] NULL past the end */
 
 /* ---- engine ------------------------------------------------------------------------------------------------- */
 
-aq_engine *aq_engine_new(void); /* [any] NULL: no memory or no descriptors */
+/* [any] NULL: *error says why not, such as no memory, no descriptors, or a system call that is refused. */
+aq_engine *aq_engine_new(int64_t *error);
 
 /* [engine] The event loop. Returns AQ_OK once stopped, AQ_ERR_STATE when called twice. */
 int64_t aq_engine_run(aq_engine *engine);

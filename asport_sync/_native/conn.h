@@ -77,6 +77,7 @@ typedef struct aq_conn_host {
     uint8_t *train;    /* buffer for packets on their way out, AQ_TRAIN_MOST and one packet more */
     size_t train_capacity;
     const uint64_t *idle;     /* [engine] nanoseconds that the engine has slept, in all */
+    unsigned *said;           /* what the log has a line of, see events.h; NULL: nothing is said */
     uint64_t *interactive_at; /* [engine] when a stream last had something short to say */
     void *engine;
     void (*touch)(void *engine, struct aq_conn *conn);  /* has something to write, or another expiry */

@@ -1,5 +1,7 @@
 #include "endpoint.h"
 
+#include "descriptors.h"
+
 #include <errno.h>
 #include <gnutls/crypto.h>
 #include <stdlib.h>
@@ -73,7 +75,7 @@ aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *c
     return endpoint;
 fail:
     free(endpoint);
-    close(fd);
+    aq_fd_close(fd);
     return NULL;
 }
 
@@ -89,7 +91,7 @@ void aq_endpoint_free(aq_endpoint *endpoint)
     aq_map_destroy(&endpoint->routes);
     aq_sources_destroy(&endpoint->sources);
     aq_tls_credentials_unref(endpoint->credentials);
-    close(endpoint->fd);
+    aq_fd_close(endpoint->fd);
     explicit_bzero(endpoint->reset_key, sizeof(endpoint->reset_key));
     explicit_bzero(&endpoint->token_key, sizeof(endpoint->token_key));
     free(endpoint);
@@ -163,6 +165,19 @@ static int is_unreachable(int error)
     return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH;
 }
 
+/* What a firewall of this machine says, or a filter of system calls. */
+static int is_denied(int error)
+{
+    return error == -EPERM || error == -EACCES || error == -ENOSYS;
+}
+
+static void say_once(const aq_endpoint *endpoint, unsigned bit, const char *what, int error)
+{
+    const aq_conn_host *host = endpoint->host;
+    if (host->said != NULL)
+        aq_events_say_once(host->events, host->said, bit, what, -error);
+}
+
 int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sockaddr *local, uint8_t ecn,
                          const uint8_t *data, size_t length, size_t segment, size_t *sent)
 {
@@ -172,6 +187,8 @@ int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sock
                              data, length, segment, &conn->gso, sent);
     if (result < 0)
         aq_count(counters, AQ_C_quic_send_errors, 1);
+    if (is_denied(result))
+        say_once(endpoint, AQ_SAID_SEND, "the system refuses to send a QUIC packet (a firewall or a filter?)", result);
     if (!endpoint->is_server && is_unreachable(result))
         aq_conn_suspect(conn, conn->now);
     if (result == 1)
@@ -513,6 +530,8 @@ static void receive_error(aq_endpoint *endpoint, int error, uint64_t now)
 {
     aq_conn *conn = endpoint->first;
     aq_count(endpoint->host->counters, AQ_C_quic_receive_errors, 1);
+    if (is_denied(error))
+        say_once(endpoint, AQ_SAID_RECEIVE, "the system refuses to receive QUIC packets", error);
     if (endpoint->is_server || conn == NULL || !is_unreachable(error))
         return;
     /* Before the handshake is complete a refusal by the network saves the wait; after it, anybody could forge one, so
@@ -559,6 +578,7 @@ uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int 
     aq_udp_message messages[AQ_UDP_MESSAGES];
     uint64_t bytes = 0;
     int count = aq_udp_receive_batch(receiver, endpoint->fd, messages, most);
+    endpoint->read_errors = count < 0 ? endpoint->read_errors + 1 : 0;
     if (count < 0)
         receive_error(endpoint, count, now);
     else

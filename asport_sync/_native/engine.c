@@ -36,6 +36,13 @@
 #define UDP_BUSY_DATAGRAMS 20000
 #define UDP_BUSY_TIME (250 * AQ_NSEC_PER_MSEC)
 #define UDP_REST (100 * AQ_NSEC_PER_MSEC) /* of a service socket that can't be read now */
+/* What fails would be reported again at once: the loop sleeps so long after a turn that met such a thing. Long enough
+ * for a processor that has other things to do, short beside the time of any packet on the way. Nanoseconds. */
+#define AFTER_FAULT (1 * AQ_NSEC_PER_MSEC)
+#define CANNOT_WAIT (20 * AQ_NSEC_PER_MSEC) /* where nothing can be waited for: commands are still carried out */
+/* Reads of a QUIC socket in a row that gave nothing but an error. Some are answers of the network (ICMP), which reading
+ * takes away. */
+#define MANY_READ_ERRORS 16
 
 /* ---- growing arrays -------------------------------------------------------------------------------------------- */
 
@@ -148,6 +155,7 @@ static void heap_update(aq_engine *engine, aq_conn *conn)
         if (aq_engine_make_room(&engine->heap, engine->heap_length, &capacity, sizeof(aq_conn *)) != AQ_OK) {
             aq_count(&engine->counters, AQ_C_memory_failures, 1);
             aq_engine_touch(engine, conn); /* polled instead of timed until there is memory */
+            engine->faulty = 1;
             return;
         }
         engine->heap_capacity = (uint32_t)capacity;
@@ -429,7 +437,13 @@ static void flush(aq_engine *engine)
     if (dropped > 0)
         aq_count(&engine->counters, AQ_C_packet_drop_socket, dropped);
     while (engine->closing_fds_length > 0)
-        close(engine->closing_fds[--engine->closing_fds_length]);
+        aq_fd_close(engine->closing_fds[--engine->closing_fds_length]);
+}
+
+static void nap(uint64_t duration)
+{
+    struct timespec time = {.tv_nsec = (long)duration};
+    nanosleep(&time, NULL);
 }
 
 static int has_work(aq_engine *engine)
@@ -453,6 +467,32 @@ static uint64_t next_timer(const aq_engine *engine)
     return expiry;
 }
 
+/* Waits so long at most; NULL: for ever. Returns the number of events, negative where there are none. */
+static int wait_for_events(aq_engine *engine, struct epoll_event *events, const struct timespec *wait)
+{
+    int count, milliseconds = -1;
+    if (engine->has_epoll_pwait2) {
+        count = (int)syscall(SYS_epoll_pwait2, engine->epoll, events, EPOLL_EVENTS, wait, NULL, (size_t)0);
+        if (count >= 0 || errno == EINTR)
+            return count;
+        /* Unknown to kernels before 5.11, and refused by filters that were written before, with any errno they like. */
+        engine->has_epoll_pwait2 = 0;
+    }
+    /* Whole milliseconds, rounded up so that a short wait does not become a busy loop. */
+    if (wait != NULL)
+        milliseconds =
+            (int)(wait->tv_sec > 86400 ? 86400000 : wait->tv_sec * 1000 + (wait->tv_nsec + 999999) / 1000000);
+    count = epoll_wait(engine->epoll, events, EPOLL_EVENTS, milliseconds);
+    if (count < 0 && errno != EINTR)
+        count = epoll_pwait(engine->epoll, events, EPOLL_EVENTS, milliseconds, NULL);
+    if (count < 0 && errno != EINTR) {
+        aq_events_say_once(&engine->events, &engine->said, AQ_SAID_WAIT, "the engine can't wait for its sockets",
+                           errno);
+        nap(CANNOT_WAIT);
+    }
+    return count;
+}
+
 static int block_until_work(aq_engine *engine, struct epoll_event *events)
 {
     struct timespec timeout = {0, 0}, *wait = &timeout;
@@ -468,19 +508,7 @@ static int block_until_work(aq_engine *engine, struct epoll_event *events)
             timeout.tv_nsec = (long)((expiry - now) % AQ_NSEC_PER_SEC);
         }
     }
-    count = -1;
-    errno = ENOSYS;
-    if (engine->has_epoll_pwait2)
-        count = (int)syscall(SYS_epoll_pwait2, engine->epoll, events, EPOLL_EVENTS, wait, NULL, (size_t)0);
-    if (count < 0 && errno == ENOSYS) {
-        /* Kernels before 5.11: whole milliseconds, rounded up so that a short wait does not become a busy loop. */
-        int milliseconds =
-            wait == NULL ? -1
-                         : (int)(timeout.tv_sec > 86400 ? 86400000
-                                                        : timeout.tv_sec * 1000 + (timeout.tv_nsec + 999999) / 1000000);
-        engine->has_epoll_pwait2 = 0;
-        count = epoll_wait(engine->epoll, events, EPOLL_EVENTS, milliseconds);
-    }
+    count = wait_for_events(engine, events, wait);
     aq_wake_cancel(&engine->wake);
     engine->idle += aq_now() - now;
     return count;
@@ -607,6 +635,8 @@ static void read_endpoints(aq_engine *engine, const struct epoll_event *events, 
         if (events[i].events & (EPOLLIN | EPOLLERR))
             engine->read += aq_endpoint_read(endpoint, engine->receiver,
                                              aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG, engine->now);
+        if (endpoint->read_errors >= MANY_READ_ERRORS)
+            engine->faulty = 1;
         engine->endpoints_dirty = 1;
     }
 }
@@ -642,6 +672,10 @@ int64_t aq_engine_loop(aq_engine *engine)
         if (engine->endpoints_dirty) {
             engine->endpoints_dirty = 0;
             sweep_endpoints(engine);
+        }
+        if (engine->faulty) {
+            engine->faulty = 0;
+            nap(AFTER_FAULT);
         }
         /* 7. sleep until the nearest expiry, unless there is work */
         count = sleep_until_work(engine, events, count);

@@ -55,7 +55,7 @@ static void release_command(aq_engine *engine, aq_engine_command *command)
     }
     if (command->kind == AQ_DO_ATTACH || command->kind == AQ_DO_CLOSE_UDP || command->kind == AQ_DO_LISTEN ||
         command->kind == AQ_DO_CONNECT || command->kind == AQ_DO_MIGRATE)
-        close(command->fd);
+        aq_fd_close(command->fd);
     if (command->kind == AQ_DO_WATCH_UDP)
         aq_slab_put(&engine->udps, command->id);
 }
@@ -158,7 +158,7 @@ static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
     aq_endpoint *endpoint;
     int64_t result;
     if (credentials == NULL) {
-        close(command->fd);
+        aq_fd_close(command->fd);
         return AQ_ERR_GONE;
     }
     endpoint = aq_endpoint_new(&engine->host, command->fd, credentials, &options->transport, NULL, &result);
@@ -194,7 +194,7 @@ static int64_t do_connect(aq_engine *engine, aq_engine_command *command)
     aq_sockaddr remote;
     int64_t result;
     if (credentials == NULL) {
-        close(command->fd);
+        aq_fd_close(command->fd);
         return AQ_ERR_GONE;
     }
     aq_sockaddr_from(&remote, &options->remote, 0);
@@ -236,7 +236,7 @@ static int64_t do_migrate(aq_engine *engine, aq_conn *conn, int fd)
         }
         epoll_ctl(engine->epoll, EPOLL_CTL_DEL, fd, NULL); /* the application may hold a duplicate of either */
     }
-    close(fd);
+    aq_fd_close(fd);
     return result;
 }
 
@@ -404,7 +404,7 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
             uint64_t dropped = 0;
             aq_udp_out_flush(engine->host.udp_out, &dropped);
             aq_count(&engine->counters, AQ_C_packet_drop_socket, dropped);
-            close(command->fd);
+            aq_fd_close(command->fd);
         }
         return AQ_OK;
     default:

@@ -35,6 +35,7 @@ void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration)
     if (aq_engine_make_room(&engine->resting, engine->resting_length, &engine->resting_capacity,
                             sizeof(*engine->resting)) != AQ_OK) {
         aq_count(&engine->counters, AQ_C_memory_failures, 1);
+        engine->faulty = 1;
         return;
     }
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, fd, NULL);

@@ -1,6 +1,7 @@
 #include "events.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -84,6 +85,19 @@ uint32_t aq_events_backlog(aq_events *events)
     length = events->length;
     pthread_mutex_unlock(&events->mutex);
     return length;
+}
+
+void aq_events_say_once(aq_events *events, unsigned *said, unsigned bit, const char *what, int error)
+{
+    aq_event event = {.type = AQ_EVENT_LOG, .code = 30}; /* as Python's logging has it */
+    char words[128];
+    int length;
+    if (*said & bit)
+        return;
+    *said |= bit;
+    length = snprintf((char *)event.data, sizeof(event.data), "%s: %s", what, strerror_r(error, words, sizeof(words)));
+    event.length = (uint32_t)length < sizeof(event.data) ? (uint32_t)length : (uint32_t)sizeof(event.data) - 1;
+    aq_events_post(events, &event);
 }
 
 void aq_events_close(aq_events *events)

@@ -442,7 +442,7 @@ static void source_of(const aq_udp *udp, const aq_udp_message *message, aq_udp_s
 static int is_weather(int64_t error)
 {
     return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH || error == -EHOSTDOWN ||
-           error == -ENETDOWN || error == -EPERM || error == -EMSGSIZE || error == -EPROTO || error == -ENOPROTOOPT;
+           error == -ENETDOWN || error == -EMSGSIZE || error == -EPROTO || error == -ENOPROTOOPT;
 }
 
 /* Each datagram of a message, which may be many that the kernel has put together. The mutex is held. */

@@ -10,6 +10,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,7 @@
  * when they will be over. */
 #define REST_WITHOUT_RESOURCES (100 * AQ_NSEC_PER_MSEC)
 #define REST_AFTER_ERROR AQ_NSEC_PER_SEC
+#define USUAL_DESCRIPTORS 1024U /* what the limit is taken for where the system does not tell it */
 /* Python hears of a listener's troubles so often, and of so many ends of streams at the most as it has asked for. */
 #define REPORT_PERIOD AQ_NSEC_PER_SEC
 
@@ -90,7 +92,7 @@ static void end_dialling(aq_engine *engine, aq_stream *stream)
  */
 static void give_up(aq_engine *engine, aq_stream *stream, int fd, int error)
 {
-    close(fd);
+    aq_fd_close(fd);
     stream->result.end = AQ_END_SOCKET_ERROR;
     stream->result.error = error;
     atomic_store(&stream->reset, AQ_STREAM_ABORTED + 1);
@@ -138,7 +140,7 @@ static void hand_to_worker(aq_engine *engine, aq_stream *stream)
                       .stream = stream->id,
                       .peer = stream->peer,
                       .code = engine->now - stream->began,
-                      .value = (uint64_t)stream->attached_fd};
+                      .value = (uint64_t)aq_fd_release(stream->attached_fd)};
     atomic_fetch_sub(&engine->workers_free, 1);
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, stream->attached_fd, NULL);
     stream->attached_fd = -1;
@@ -167,7 +169,7 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
         return;
     }
     end_dialling(engine, stream);
-    close(stream->attached_fd); /* leaves epoll by itself */
+    aq_fd_close(stream->attached_fd); /* leaves epoll by itself */
     stream->attached_fd = -1;
     report_end(engine, stream);
     aq_stream_leave(stream);
@@ -184,7 +186,7 @@ static void leave_to_python(aq_engine *engine, aq_stream *stream)
                       .length = stream->header_length};
     end_dialling(engine, stream);
     if (stream->attached_fd >= 0)
-        close(stream->attached_fd);
+        aq_fd_close(stream->attached_fd);
     stream->attached_fd = -1;
     stream->can_read = stream->can_write = 1;
     aq_count(&engine->counters, AQ_C_tcp_dial_failures, 1);
@@ -197,13 +199,13 @@ static int begin_dialling(aq_engine *engine, aq_stream *stream, const aq_address
 {
     aq_sockaddr address;
     socklen_t length = aq_sockaddr_from(&address, to, 0);
-    int one = 1, fd = socket(address.sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int one = 1, fd = aq_fd_keep(socket(address.sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (fd < 0)
         return 0;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     aq_stream_begin(stream, fd);
     if ((connect(fd, &address.sa, length) != 0 && errno != EINPROGRESS) || watch(engine, stream, fd) != 0) {
-        close(fd);
+        aq_fd_close(fd);
         return 0;
     }
     stream->attached_fd = fd;
@@ -292,7 +294,9 @@ static int watch_listener(aq_engine *engine, const aq_listener *listener)
 static uint32_t share_of_descriptors(void)
 {
     struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur / 2 > UINT32_MAX)
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return USUAL_DESCRIPTORS / 2;
+    if (limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur / 2 > UINT32_MAX)
         return UINT32_MAX;
     return (uint32_t)(limit.rlim_cur / 2);
 }
@@ -341,7 +345,7 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     stream = aq_conn_new_stream(conn, header, aq_connect_encode(header, &peer), &error);
     if (stream == NULL) {
         aq_reset_on_close(fd);
-        close(fd);
+        aq_fd_close(fd);
         aq_count(&engine->counters, AQ_C_tcp_drop_stream_limit, 1);
         report_trouble(engine, listener, 0);
         return;
@@ -357,11 +361,56 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     aq_slab_put(&engine->streams, stream->id);
 }
 
+/* The next connection, non-blocking; -1 with errno. */
+static int accept_connection(aq_engine *engine, const aq_listener *listener, aq_sockaddr *from)
+{
+    socklen_t length = sizeof(*from);
+    int fd;
+    if (!engine->lacks_accept4) {
+        fd = accept4(listener->fd, &from->sa, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0 || (errno != ENOSYS && errno != EPERM))
+            return aq_fd_keep(fd);
+        /* A container's filter knows only the older call; or a firewall has refused this one, which costs the others
+         * two calls each. */
+        engine->lacks_accept4 = 1;
+        length = sizeof(*from);
+    }
+    fd = aq_fd_keep(accept(listener->fd, &from->sa, &length));
+    if (fd >= 0 && (fcntl(fd, F_SETFL, O_NONBLOCK) != 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) != 0)) {
+        int error = errno;
+        aq_fd_close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
+}
+
+/* Whether that is what became of one connection before it was accepted: accept(2) passes on what the network said. The
+ * next one may fare better at once. */
+static int is_of_one_connection(int error)
+{
+    switch (error) {
+    case ECONNABORTED:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case EINTR:
+    case ENETDOWN:
+    case ENETUNREACH:
+    case ENONET:
+    case ENOPROTOOPT:
+    case EOPNOTSUPP:
+    case EPROTO:
+    case ETIMEDOUT:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
 /* 0: nothing more now. */
 static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
 {
     aq_sockaddr from;
-    socklen_t length = sizeof(from);
     int fd;
     if (atomic_load_explicit(&conn->credit->accepted, memory_order_relaxed) >= listener->most) {
         aq_count(&engine->counters, AQ_C_tcp_accept_put_off, 1);
@@ -369,27 +418,19 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
         aq_engine_rest(engine, listener->id, listener->fd, REST_WITHOUT_RESOURCES);
         return 0;
     }
-    fd = accept4(listener->fd, &from.sa, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    fd = accept_connection(engine, listener, &from);
     if (fd >= 0) {
         take_connection(engine, listener, conn, fd, &from);
         return 1;
     }
-    switch (errno) {
-    case EAGAIN:
+    if (errno == EAGAIN)
         return 0;
-    case EMFILE:
-    case ENFILE:
-    case ENOBUFS:
-    case ENOMEM:
-    case EBADF:
-    case EINVAL:
-    case ENOTSOCK:
-        accept_failed(engine, listener, errno);
-        return 0;
-    default: /* one that failed before it was accepted: accept(2) passes on what the network said of it */
+    if (is_of_one_connection(errno)) {
         aq_count(&engine->counters, AQ_C_tcp_accept_errors, 1);
         return 1;
     }
+    accept_failed(engine, listener, errno);
+    return 0;
 }
 
 void aq_engine_accept(aq_engine *engine, aq_id id)

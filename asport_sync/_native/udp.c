@@ -416,6 +416,37 @@ static void describe(struct mmsghdr *received, aq_udp_message *out)
         out->segment = 0;
 }
 
+/* recvmmsg() as far as it is needed here, of recvmsg(): for systems that refuse the former. */
+static int receive_singly(aq_udp_receiver *receiver, int fd, int most)
+{
+    int count = 0;
+    while (count < most) {
+        ssize_t length = recvmsg(fd, &receiver->headers[count].msg_hdr, MSG_DONTWAIT);
+        if (length < 0 && errno == EINTR)
+            continue;
+        if (length < 0)
+            break;
+        receiver->headers[count++].msg_len = (unsigned int)length;
+    }
+    return count > 0 ? count : -1;
+}
+
+static int receive_messages(aq_udp_receiver *receiver, int fd, int most)
+{
+    static _Atomic int refused; /* by a container's filter, for as long as this process lives */
+    int count;
+
+    if (atomic_load_explicit(&refused, memory_order_relaxed))
+        return receive_singly(receiver, fd, most);
+    do {
+        count = recvmmsg(fd, receiver->headers, (unsigned int)most, MSG_DONTWAIT, NULL);
+    } while (count < 0 && errno == EINTR);
+    if (count >= 0 || (errno != ENOSYS && errno != EPERM))
+        return count;
+    atomic_store_explicit(&refused, 1, memory_order_relaxed);
+    return receive_singly(receiver, fd, most);
+}
+
 int aq_udp_receive_batch(aq_udp_receiver *receiver, int fd, aq_udp_message *out, int most)
 {
     int count;
@@ -428,9 +459,7 @@ int aq_udp_receive_batch(aq_udp_receiver *receiver, int fd, aq_udp_message *out,
         receiver->headers[i].msg_hdr.msg_controllen = sizeof(receiver->controls[i].bytes);
         receiver->headers[i].msg_hdr.msg_flags = 0;
     }
-    do {
-        count = recvmmsg(fd, receiver->headers, (unsigned int)most, MSG_DONTWAIT, NULL);
-    } while (count < 0 && errno == EINTR);
+    count = receive_messages(receiver, fd, most);
     if (count < 0)
         return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
     for (int i = 0; i < count; i++)

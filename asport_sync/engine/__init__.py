@@ -9,7 +9,16 @@ After ``fork`` the child must not use an engine of its parent: every call in the
 
 from __future__ import annotations
 
-from .binding import SocketAddress, certificate_pin, clock_watch, derive_key, equal, error_number, versions
+from .binding import (
+    SocketAddress,
+    certificate_pin,
+    clock_watch,
+    derive_key,
+    equal,
+    error_number,
+    limit_arenas,
+    versions,
+)
 from .engine import Engine
 from .events import (
     AcceptFailed,
@@ -77,5 +86,6 @@ __all__ = [
     "derive_key",
     "equal",
     "error_number",
+    "limit_arenas",
     "versions",
 ]

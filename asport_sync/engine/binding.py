@@ -129,6 +129,15 @@ def clock_watch() -> int:
     return result
 
 
+def limit_arenas(most: int) -> None:
+    """Has malloc() use so many arenas at most, where the C library is glibc.
+
+    Each arena reserves 64 MiB of addresses, as many as eight threads with large stacks, however little is in it. To be
+    called before there are other threads.
+    """
+    lib.aq_malloc_arenas(most)
+
+
 def versions() -> dict[str, str]:
     """Versions of what is linked: build, ngtcp2 (and whether ours or the system's) and GnuTLS."""
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 from asport_sync.errors import EngineClosed, EngineError, LifecycleError
 
-from .binding import SocketAddress, error_of, ffi, lib, to_address
+from .binding import SocketAddress, error_number, error_of, ffi, lib, to_address
 from .events import Event, event_of
 from .handles import Connection, Credentials, Endpoint
 from .values import Transport, fill_transport
@@ -28,9 +29,12 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        pointer = lib.aq_engine_new()
+        error = ffi.new("int64_t *")
+        pointer = lib.aq_engine_new(error)
         if pointer == ffi.NULL:
-            raise EngineError(lib.AQ_ERR_MEMORY, "no memory or no file descriptors for an engine")
+            problem = error_of(error[0])
+            needs = "; it needs epoll and eventfd" if error_number(problem) in (errno.EPERM, errno.ENOSYS) else ""
+            raise EngineError(error[0], f"no engine can be made: {problem}{needs}")
         self._pointer: Any = pointer
         self._lock = threading.Lock()  # guards _thread, _closed
         self._thread: threading.Thread | None = None
@@ -296,6 +300,8 @@ def _after_fork_in_child() -> None:
     for engine in _all_engines():
         engine._forked = True
         engine._lock = threading.Lock()
+    # What is the parent's to close must not stay open here: a port would stay taken, and no peer see the end.
+    lib.aq_forked()
 
 
 def _close_all() -> None:

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from asport_sync.forked import kept_from_children
 from asport_sync.runtime import sockets
 from asport_sync.runtime.selecting import SelectorThread
 
@@ -50,9 +51,8 @@ class NetworkWatch:
     def open(self) -> None:
         """Begins to watch. Where the system has no such thing a line at level debug says so, and nothing follows."""
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-            )
+            kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            self._socket = kept_from_children(socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE))
             self._socket.bind((0, _GROUPS))
         except (OSError, AttributeError) as problem:
             _log.debug("changes of the network are not noticed: %s", problem)

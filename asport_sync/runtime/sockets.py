@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Iterable
 
+from asport_sync.forked import kept_from_children
 from asport_sync.runtime.threads import StopSignal
 from asport_sync.runtime.timers import LONGEST_WAIT
 
@@ -130,7 +131,7 @@ def listen_tcp(host: str, port: int, *, only_v6: bool | None = None, backlog: in
 
 def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) -> socket.socket:
     family = family_of(host)
-    sock = socket.socket(family, kind)
+    sock = kept_from_children(socket.socket(family, kind))
     try:
         if kind is socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -173,7 +174,7 @@ def dial_tcp(
     for address in addresses:
         sock: socket.socket | None = None
         try:
-            sock = socket.socket(family_of(address[0]), socket.SOCK_STREAM)
+            sock = kept_from_children(socket.socket(family_of(address[0]), socket.SOCK_STREAM))
             # A relay passes on what it gets; holding small pieces back would add to their delay.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # Whatever closes it before a relay has seen it end in order, the end of this process too, is a reset.
@@ -216,13 +217,18 @@ def _connect(sock: socket.socket, address: SocketAddress, timeout: float, stop: 
         raise OSError(code, os.strerror(code))
 
 
+def unbound_udp(host: str) -> socket.socket:
+    """A UDP socket of the family of an IP literal, neither bound nor connected."""
+    return kept_from_children(socket.socket(family_of(host), socket.SOCK_DGRAM))
+
+
 def connected_udp(address: SocketAddress) -> socket.socket:
     """A non-blocking UDP socket that talks to one address only.
 
     Raises:
         OSError: There is no way to that address.
     """
-    sock = socket.socket(family_of(address[0]), socket.SOCK_DGRAM)
+    sock = unbound_udp(address[0])
     try:
         sock.setblocking(False)
         sock.connect(connectable(address))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import binascii
 import contextlib
 import dataclasses
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -273,7 +272,7 @@ class ClientRun(Run):
         assert self._credentials is not None
         try:
             with (
-                socket.socket(sockets.family_of(address[0]), socket.SOCK_DGRAM) as sock,
+                sockets.unbound_udp(address[0]) as sock,
                 self._changed,  # events of the connection wait until it is listed
             ):
                 connection = self.engine.connect(
@@ -331,7 +330,7 @@ class ClientRun(Run):
     def migrate(self, link: Link) -> bool:
         """Moves a connection to this machine's present address. Also the events thread."""
         try:
-            with socket.socket(sockets.family_of(link.remote[0]), socket.SOCK_DGRAM) as sock:
+            with sockets.unbound_udp(link.remote[0]) as sock:
                 moved = link.connection.migrate(sock)
         except EngineClosed:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import itertools
 import socket
@@ -94,6 +95,9 @@ class PortTable:
 
     def _release_tcp(self, port: PublicPort) -> None:
         if port.tcp is not None:
+            # Ends the listening itself, also where a child that was forked in C, unseen by Python, has a copy.
+            with contextlib.suppress(OSError):
+                port.tcp.shutdown(socket.SHUT_RDWR)
             port.tcp.close()
             port.tcp = None
             self._held.discard((socket.SOCK_STREAM, port.ip, port.number))
@@ -128,6 +132,7 @@ class Binding:
 
     Attributes:
         port: The port, once found.
+        denied: What the system said of a port, where that was not that it is in use.
         problem: Why the search was given up early, or is short of resources for the moment; None: neither.
         delay: Seconds to wait before the next slice.
     """
@@ -144,6 +149,7 @@ class Binding:
     ) -> None:
         self.port: PublicPort | None = None
         self.problem: OSError | None = None
+        self.denied: OSError | None = None
         self.delay = 0.0
         self._table = table
         self._ip = ip
@@ -208,6 +214,8 @@ class Binding:
                 return True
             except OSError as problem:
                 if problem.errno in _NEXT_PORT:
+                    if problem.errno != errno.EADDRINUSE:
+                        self.denied = problem
                     continue
                 self.problem = problem
                 self._resource_tries -= 1

@@ -884,6 +884,7 @@ static void sleep_turn(aq_engine *engine, const struct timespec *wait)
 static void run(const char *name, int (*one)(aq_engine *engine, unsigned moment))
 {
     aq_engine *engine;
+    int64_t problem;
 
     printf("%s\n", name);
     fflush(stdout);
@@ -891,7 +892,7 @@ static void run(const char *name, int (*one)(aq_engine *engine, unsigned moment)
     trap = one;
     sim_peer = NULL;
     sim_sleep = sleep_turn;
-    engine = aq_engine_new();
+    engine = aq_engine_new(&problem);
     CHECK(engine != NULL);
     sim_begin(engine);
     CHECK_INT(aq_engine_run(engine), AQ_OK);

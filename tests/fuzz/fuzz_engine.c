@@ -774,6 +774,7 @@ static void tell(aq_engine *engine)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    int64_t problem;
     static int is_set_up;
     aq_engine *engine;
 
@@ -793,7 +794,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     run.acknowledges = 1;
     sim_peer = NULL;
     sim_sleep = sleep_turn;
-    engine = aq_engine_new();
+    engine = aq_engine_new(&problem);
     if (engine == NULL)
         return 0;
     sim_begin(engine);

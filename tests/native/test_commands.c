@@ -42,11 +42,11 @@ static void fill(void)
 
 static void test_waiting(int stops)
 {
-    int64_t results[3];
+    int64_t results[3], problem;
     pthread_t threads[3];
     uint64_t before;
 
-    engine = aq_engine_new();
+    engine = aq_engine_new(&problem);
     CHECK(engine != NULL);
     fill();
     CHECK_INT(waited(), 0);

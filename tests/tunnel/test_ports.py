@@ -253,3 +253,27 @@ def test_leases_forget_the_user_not_seen_for_longest() -> None:
     leases.remember(uuid.UUID(int=3), 4)
     assert leases.ports(BOB) == ()
     assert leases.ports(ALICE) == (3, 1)
+
+
+def test_a_released_port_is_free_although_somebody_has_a_copy_of_its_socket(ports: Ports) -> None:
+    """As a child has that was forked by C code."""
+    number = free_port()
+    port = ports.table.bind(HOST, None, number, TCP)
+    assert port.tcp is not None
+    with port.tcp.dup():
+        ports.table.release(port)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((HOST, number))
+        ports.bind(number, TCP)
+        socket.create_connection((HOST, number)).close()
+
+
+def test_ports_that_are_refused_are_not_taken_for_ones_in_use(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> socket.socket:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(sockets, "listen_tcp", refuse)
+    binding = ports.binding(free_port())
+    assert ports.search(binding) is None
+    assert binding.denied is not None
+    assert binding.denied.errno == errno.EPERM
