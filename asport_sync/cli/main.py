@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import gc
+import select
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +15,7 @@ from asport_sync.config.values import LOG_LEVELS
 from asport_sync.errors import AsportError
 
 _FAILED = 1
+_PATIENCE = 500  # milliseconds that a full pipe gets to take the last line
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 
 
@@ -30,11 +34,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.call(arguments)
         return status
     except (AsportError, OSError) as problem:
-        print(f"asport-sync: {problem}", file=sys.stderr)
+        _complain(f"{problem}{_where_refused(problem)}")
         return _FAILED
     except KeyboardInterrupt:
         # A second Ctrl-C: whoever presses it again doesn't want to read a traceback.
         return _INTERRUPTED
+
+
+def _complain(problem: str) -> None:
+    """Says on stderr why the command ends; not where that would keep it from ending."""
+    with contextlib.suppress(OSError, ValueError):  # no descriptor: then it is no pipe either
+        poll = select.poll()
+        poll.register(sys.stderr, select.POLLOUT)
+        if not poll.poll(_PATIENCE):
+            return
+    print(f"asport-sync: {problem}", file=sys.stderr)
+
+
+def _where_refused(problem: BaseException) -> str:
+    """Which call the system refuses that nobody expects to be refused, as a container's filter may; else nothing."""
+    if not isinstance(problem, OSError) or problem.errno not in (errno.EPERM, errno.ENOSYS) or problem.filename:
+        return ""
+    import traceback  # not at the top: a megabyte
+
+    frames = traceback.extract_tb(problem.__traceback__)
+    return f" (refused by the system: {frames[-1].line})" if frames else ""
 
 
 def _parser() -> argparse.ArgumentParser:

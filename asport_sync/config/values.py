@@ -658,7 +658,10 @@ def _range(value: object, forms: str, *, pairs: bool) -> PortRange:
 
 def spare_workers() -> int:
     """The default of max_workers: threads that relay beside the engine's own pay only where processors are left."""
-    processors = len(os.sched_getaffinity(0))
+    try:
+        processors = len(os.sched_getaffinity(0))
+    except OSError:  # refused, as a container's filter of system calls may
+        processors = os.cpu_count() or 1
     return processors if processors > 2 else 0
 
 

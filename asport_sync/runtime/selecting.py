@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import logging
 import os
 import selectors
@@ -16,6 +17,7 @@ from asport_sync.runtime.timers import Timer, Timers
 
 _log = logging.getLogger("asport_sync.runtime")
 
+_REFUSED = frozenset({errno.EPERM, errno.ENOSYS})  # what a container's filter says of system calls it does not know
 _PAUSE_AFTER_FAULT = 1.0  # seconds that a socket is left alone whose handler failed in a way nobody foresaw
 _MOST_CALLS = 16384  # calls that may wait; who has more to hand over waits until the thread has made some
 
@@ -43,7 +45,7 @@ class SelectorThread:
     def __init__(
         self, name: str, clock: Callable[[], float] = time.monotonic, *, most_calls: int = _MOST_CALLS
     ) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector: selectors.BaseSelector = selectors.DefaultSelector()
         self._paused: dict[HasFileno, Timer] = {}
         self._timers = Timers(clock)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -171,7 +173,9 @@ class SelectorThread:
         while True:
             try:
                 ready = self._selector.select(self._timers.remaining())
-            except (OSError, MemoryError):
+            except (OSError, MemoryError) as problem:
+                if isinstance(problem, OSError) and problem.errno in _REFUSED and self._use_poll():
+                    continue
                 self._say("waiting for sockets failed")
                 time.sleep(_PAUSE_AFTER_FAULT)
                 continue
@@ -185,6 +189,18 @@ class SelectorThread:
                 if self._stopping and not self._calls:
                     self._end()
                     return
+
+    def _use_poll(self) -> bool:
+        """Waits by poll(2) from here on; False where that was so already."""
+        before = self._selector
+        if isinstance(before, selectors.PollSelector):
+            return False
+        self._selector = selectors.PollSelector()
+        for key in list(before.get_map().values()):
+            with contextlib.suppress(ValueError):  # closed meanwhile
+                self._selector.register(key.fileobj, key.events, key.data)
+        before.close()
+        return True
 
     def _guarded(self, key: selectors.SelectorKey) -> None:
         try:

@@ -432,6 +432,8 @@ class ServerRun(Run):
             self._admit(claim, binding.port)
         else:
             why = f": {binding.problem.strerror}" if binding.problem else ", all in use"
+            if binding.denied and not binding.problem:
+                why = f", in use or refused by the system: {binding.denied.strerror}"
             self._refuse(peer, ServerHelloCode.BIND_FAILED, f"user {claim.user.uuid}, ports {claim.ports}{why}")
 
     def _admit(self, claim: Claim, port: PublicPort) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import errno
 import resource
 from collections.abc import Iterator
 
 import pytest
 
-from asport_sync.runtime import descriptors
+from asport_sync.runtime import descriptors, process
 
 INFINITY = resource.RLIM_INFINITY
 
@@ -59,3 +60,21 @@ def test_a_limit_that_cannot_be_raised_stays(monkeypatch: pytest.MonkeyPatch) ->
 def test_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda what: (INFINITY, INFINITY))
     assert descriptors.limit() is None
+
+
+def refuse(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_a_limit_that_the_system_call_does_not_tell_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS)}
+    monkeypatch.setattr(resource, "getrlimit", refuse)
+    assert {kind: process.limits(kind) for kind in expected} == expected
+
+
+def test_a_limit_that_nothing_tells_is_taken_for_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", refuse)
+    monkeypatch.setattr(process, "_NAMES", {resource.RLIMIT_NOFILE: "no such line", resource.RLIMIT_AS: "nor this"})
+    assert process.limits(resource.RLIMIT_NOFILE) is None
+    assert descriptors.limit() == descriptors.raise_limit() == 1024
+    assert not process.address_space_is_limited()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import logging
+import selectors
 import socket
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -181,3 +184,21 @@ def test_a_caller_that_waits_is_let_go_when_the_thread_ends() -> None:
         each.join(TIMEOUT)
         assert not each.is_alive()
     assert sorted(made) == ["a", "b", "c"]
+
+
+def test_where_epoll_cannot_be_waited_for_poll_does(
+    thread: SelectorThread, pair: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = pair
+    received: list[bytes] = []
+    thread.call_and_wait(thread.watch, ours, lambda: received.append(ours.recv(10)))
+
+    def refuse(timeout: float | None = None) -> NoReturn:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    thread.call_and_wait(setattr, thread._selector, "select", refuse)
+    theirs.send(b"one")
+    wait_until(lambda: received == [b"one"], TIMEOUT, "the piece is read")
+    assert isinstance(thread._selector, selectors.PollSelector)
+    assert caplog.records == []
+    thread.call_and_wait(thread.unwatch, ours)
