@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,8 +108,27 @@ def test_the_program_in_the_readme_is_one() -> None:
     compile(program, "README.md", "exec")
 
 
+def programs_of(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page(name), re.DOTALL)
+
+
+def test_the_program_with_a_queue_before_its_handler_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    program, _ = programs_of("operations.md")
+    names: dict[str, Any] = {}
+    logger = logging.getLogger("asport_sync")
+    before = list(logger.handlers)
+    try:
+        exec(compile(program, "operations.md", "exec"), names)
+        logger.warning("a line")
+    finally:
+        names["listener"].stop()
+        for handler in set(logger.handlers) - set(before):
+            logger.removeHandler(handler)
+    assert "a line" in capsys.readouterr().err
+
+
 def test_the_program_against_a_bad_network_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", page("operations.md"), re.DOTALL)
+    _, program = programs_of("operations.md")
     exec(compile(program, "operations.md", "exec"), {})
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "reset after 5 bytes"

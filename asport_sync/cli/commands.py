@@ -13,32 +13,43 @@ from typing import Literal
 from asport_sync import config
 from asport_sync._version import __version__
 from asport_sync.config.formats import FORMATS
-from asport_sync.engine import certificate_pin, versions
+from asport_sync.engine import certificate_pin, limit_arenas, versions
 from asport_sync.errors import ConfigError, EngineError
-from asport_sync.runtime import descriptors, log
+from asport_sync.runtime import descriptors, log, process
 
 _log = log.logger("cli")
 
 Side = Literal["client", "server"]
 
+HUNG_UP = 129
+"""Exit status after SIGHUP, as shells count it. Not 0: whoever sends it to a service wants it to start anew."""
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs a client or a server until a signal."""
     settings, loose = _load(arguments.side, arguments.config)
-    log.configure(arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)] or settings.log_level)
-    for problem in loose:
-        _log.warning("%s", problem)
-    _log.debug("at most %s file descriptors", descriptors.raise_limit() or "any number of")
-    # Only the side that runs is loaded: each is about a megabyte.
-    if isinstance(settings, config.ClientConfig):
-        from asport_sync.tunnel.client import Client
+    process.prepare()
+    if process.address_space_is_limited():
+        limit_arenas(1)
+    handler = log.configure(
+        arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)] or settings.log_level
+    )
+    try:
+        for problem in loose:
+            _log.warning("%s", problem)
+        _log.debug("at most %s file descriptors", descriptors.raise_limit() or "any number of")
+        # Only the side that runs is loaded: each is about a megabyte.
+        if isinstance(settings, config.ClientConfig):
+            from asport_sync.tunnel.client import Client
 
-        Client.from_config(settings).run_forever()
-    else:
-        from asport_sync.tunnel.server import Server
+            ended_by = Client.from_config(settings).run_forever()
+        else:
+            from asport_sync.tunnel.server import Server
 
-        Server.from_config(settings).run_forever()
-    return 0
+            ended_by = Server.from_config(settings).run_forever()
+    finally:
+        handler.close()
+    return HUNG_UP if ended_by == "SIGHUP" else 0
 
 
 def check(arguments: argparse.Namespace) -> int:

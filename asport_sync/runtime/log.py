@@ -7,11 +7,12 @@ logging up.
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TextIO
 
 ROOT = "asport_sync"
 
@@ -27,6 +28,10 @@ LEVELS = {
     "trace": TRACE,
 }
 """The levels of configuration files."""
+
+_MOST_LINES = 4096  # that may wait: half a megabyte, and a minute of a busy server at level info
+_RETRY = 0.05  # seconds between two attempts to write to a full descriptor that can't be waited for
+_LAST_MOMENT = 0.25  # seconds that the end waits for one more line to leave; a reader that reads takes microseconds
 
 logging.getLogger(ROOT).addHandler(logging.NullHandler())
 
@@ -57,24 +62,131 @@ class Formatter(logging.Formatter):
         return "\n".join(head + line for line in text.splitlines() or [""])
 
 
-def configure(level: str, stream: TextIO | None = None) -> logging.Handler:
-    """Sends what the package logs to a stream, by default stderr.
+class DescriptorHandler(logging.Handler):
+    """Writes lines to a descriptor from a thread of its own, so that a reader who stops reading holds up nobody.
+
+    A full pipe, a terminal after Ctrl-S or a disk that hangs blocks whoever writes, for as long as it likes. So
+    ``emit`` only appends to a bounded queue. What finds no place there is counted, and a line tells how many were left
+    out as soon as lines leave again. Any thread may log.
+
+    logging.handlers.QueueListener would do, but for the end: its ``stop`` waits for the thread, and at exit the
+    interpreter wants the locks of ``sys.stderr`` and of every handler. Here no lock is held while something is written.
+
+    Args:
+        descriptor: Where to; stays the caller's.
+        most: Lines that may wait.
+    """
+
+    def __init__(self, descriptor: int, most: int = _MOST_LINES) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._most = most
+        # Reentrant: a signal handler may log in the middle of emit().
+        self._guard = threading.RLock()  # guards _dropped and _closed, and the order of what is queued
+        self._lines: queue.SimpleQueue[tuple[int, str] | None] = queue.SimpleQueue()  # see _run; None: the end
+        self._dropped = 0  # lines since the last one that was queued
+        self._closed = False
+        self._written = 0  # items that have been dealt with; written by the thread
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="asport-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queues a record, or counts it."""
+        try:
+            line = self.format(record) + "\n"
+        except Exception:
+            self.handleError(record)
+            return
+        with self._guard:
+            if self._closed or self._lines.qsize() >= self._most:
+                self._dropped += 1
+            else:
+                self._lines.put((self._take_dropped(), line))
+
+    def close(self) -> None:
+        """Gives what waits a moment to leave, and more time only as long as it does. Idempotent."""
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+            self._lines.put(None)
+        written = -1
+        while not self._ended.is_set() and written != self._written:
+            written = self._written
+            self._ended.wait(_LAST_MOMENT)
+        super().close()
+
+    def _run(self) -> None:
+        lost = 0  # lines that were left out, or could not be written, and that nobody was told of yet
+        while (item := self._lines.get()) is not None:
+            left_out, line = item
+            lost = self._tell(lost + left_out)
+            if not self._write(line):
+                lost += 1
+            elif self._lines.empty():
+                with self._guard:
+                    lost += self._take_dropped()
+                lost = self._tell(lost)
+            self._written += 1
+        with self._guard:
+            lost += self._take_dropped()
+        self._tell(lost)
+        self._ended.set()
+
+    def _take_dropped(self) -> int:
+        """With the guard."""
+        dropped, self._dropped = self._dropped, 0
+        return dropped
+
+    def _tell(self, lost: int) -> int:
+        """Says how many lines are missing; returns how many nobody knows of now."""
+        if not lost:
+            return 0
+        record = logging.makeLogRecord({"name": f"{ROOT}.log", "levelno": logging.WARNING, "levelname": "WARNING"})
+        record.msg = f"{lost} lines are missing here: nobody took them"
+        return 0 if self._write(self.format(record) + "\n") else lost
+
+    def _write(self, line: str) -> bool:
+        """Whether it has left."""
+        data = line.encode("utf-8", "backslashreplace")
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:  # somebody else who has it made it non-blocking
+                time.sleep(_RETRY)
+            except OSError:  # nobody is left to read it, or the disk is full: the next line may fare better
+                return False
+        return True
+
+
+def configure(level: str, descriptor: int | None = None) -> logging.Handler:
+    """Sends what the package logs to a descriptor, by default that of stderr.
 
     For commands: a program that uses the library sets logging up as it likes.
 
     Args:
         level: One of ``LEVELS``.
-        stream: Where to.
+        descriptor: Where to.
 
     Returns:
-        The handler, for whoever wants to take it away again.
+        The handler. Its ``close`` lets the last lines leave.
     """
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = _handler_for_stderr() if descriptor is None else DescriptorHandler(descriptor)
     handler.setFormatter(Formatter())
     root = logging.getLogger(ROOT)
     root.addHandler(handler)
     root.setLevel(LEVELS[level])
     return handler
+
+
+def _handler_for_stderr() -> logging.Handler:
+    try:
+        return DescriptorHandler(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError, RuntimeError):
+        # Closed at the start, when its number may have become that of anything; or replaced by what is no file. Or
+        # there are no threads, and the start is about to fail.
+        return logging.StreamHandler()
 
 
 class RateLimit:

@@ -1,4 +1,4 @@
-"""Ending a program by SIGINT or SIGTERM."""
+"""Ending a program by SIGINT, SIGTERM or SIGHUP."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ends a program that does nothing about it, without a word to anybody. A program may have its own use for it, and
+# nohup(1) has it ignored.
+_SIGNALS_BY_DEFAULT = (signal.SIGHUP,)
 
 _DRAINED = 4096  # bytes read at a time: one for each signal, so one read is enough but for a flood of them
 
@@ -18,7 +21,10 @@ _NO_DESCRIPTOR = -1  # for set_wakeup_fd: nobody is woken
 
 
 class Termination:
-    """While entered, the first SIGINT or SIGTERM ends ``wait`` instead of the program.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP ends ``wait`` instead of the program.
+
+    SIGHUP is left alone where the program ignores or handles it. Signals that whoever started the program had blocked
+    are let through, as long as they have a handler here: otherwise nothing but SIGKILL would end it.
 
     The earlier handlers are back from that signal on, so a second one does what it did before: by default it ends the
     program on the spot. Outside the main thread, where Python allows no handlers, signals are left alone.
@@ -33,6 +39,7 @@ class Termination:
         self._earlier: dict[signal.Signals, Any] = {}
         self._reader = self._writer = _NO_DESCRIPTOR
         self._earlier_wakeup = _NO_DESCRIPTOR
+        self._earlier_mask: set[signal.Signals | int] | None = None  # of the main thread
 
     def __enter__(self) -> Termination:
         if threading.current_thread() is threading.main_thread():
@@ -40,9 +47,11 @@ class Termination:
             self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._earlier_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
             for number in _SIGNALS:
-                earlier = signal.signal(number, self._handle)
-                # None: installed by C, and can't be put back from here.
-                self._earlier[number] = signal.SIG_DFL if earlier is None else earlier
+                self._install(number)
+            for number in _SIGNALS_BY_DEFAULT:
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    self._install(number)
+            self._earlier_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._earlier)
         return self
 
     def __exit__(
@@ -58,6 +67,8 @@ class Termination:
         os.close(self._reader)
         os.close(self._writer)
         self._reader = self._writer = _NO_DESCRIPTOR
+        if self._earlier_mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._earlier_mask)
 
     def wait(self, descriptor: int) -> str | None:
         """Returns the name of the signal that came, now or before; None as soon as ``descriptor`` is readable.
@@ -75,6 +86,11 @@ class Termination:
                 break
             self._drain()
         return self._name
+
+    def _install(self, number: signal.Signals) -> None:
+        earlier = signal.signal(number, self._handle)
+        # None: installed by C, and can't be put back from here.
+        self._earlier[number] = signal.SIG_DFL if earlier is None else earlier
 
     def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -5,12 +5,15 @@ All threads are daemons, so that a program that forgets to stop a tunnel still e
 
 from __future__ import annotations
 
+import _thread
 import collections
 import contextlib
 import logging
 import os
+import select
 import threading
 import time
+import types
 from collections.abc import Callable
 
 from asport_sync.errors import LifecycleError
@@ -22,6 +25,22 @@ _IDLE_TIME = 30.0  # seconds until a worker without work ends: longer than the p
 _MOST_WAITING = 16384  # tasks: as many as a client's server may open streams
 
 Task = tuple[Callable[..., object], tuple[object, ...]]
+
+
+def what_is_replaced() -> str | None:
+    """Says that this program has no real threads; None: it has.
+
+    gevent and eventlet can put coroutines in the place of threads, and the engine's thread would never give way to the
+    others: it waits in C. Their ``select`` waits only for what runs in the same thread.
+    """
+    for function, what in ((_thread.start_new_thread, "threads are"), (select.select, "select() is")):
+        if not isinstance(function, types.BuiltinFunctionType):
+            whose = str(function.__module__).partition(".")[0]
+            return (
+                f"this program's {what} replaced by {whose}: leave threads and select as they are "
+                "(gevent.monkey.patch_all(thread=False, select=False)), or run the tunnel in a process of its own"
+            )
+    return None
 
 
 class StopSignal:

@@ -14,6 +14,7 @@ from asport_sync.errors import EngineClosed, LifecycleError
 from asport_sync.runtime import notify
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.signals import Termination
+from asport_sync.runtime.threads import what_is_replaced
 from asport_sync.tunnel.run import Run
 
 _log = logger("lifecycle")
@@ -91,10 +92,14 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
         """Starts in the background and returns.
 
         Raises:
-            LifecycleError: Started already, also where that was before a fork.
+            LifecycleError: Started already, also where that was before a fork; or this program's threads are none
+                (gevent).
             ConfigError: An address can't be bound, or a certificate or key isn't usable.
         """
         self._check_process()
+        problem = what_is_replaced()
+        if problem is not None:
+            raise LifecycleError(problem)
         with self._lock:
             if self._run is not None or self._starter is not None:
                 raise LifecycleError(f"this {type(self).__name__} is started already")
@@ -149,15 +154,19 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
             finally:
                 self._stopper = None
 
-    def run_forever(self) -> None:
-        """Starts, unless that was done, and returns after SIGINT, SIGTERM or ``stop`` from another thread.
+    def run_forever(self) -> str | None:
+        """Starts, unless that was done, and returns after a signal or ``stop`` from another thread.
 
-        Signals are looked at only where this runs in the main thread; their earlier handlers are put back. A second
-        signal does what it would do without us. systemd is told about start and end where it asked for that
+        The signals are SIGINT, SIGTERM and, unless the program ignores or handles it, SIGHUP. They are looked at only
+        where this runs in the main thread, where they are unblocked meanwhile; their earlier handlers are put back. A
+        second signal does what it would do without us. systemd is told about start and end where it asked for that
         (Type=notify).
 
+        Returns:
+            The signal's name; None: ``stop`` was called.
+
         Raises:
-            LifecycleError: In a forked child of the process that started it.
+            LifecycleError: In a forked child of the process that started it, or as ``start``.
             ConfigError: As ``start``.
         """
         with Termination() as termination:
@@ -166,7 +175,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
                 self.start()
             run = self._run
             if run is None:
-                return  # stopped by another thread meanwhile
+                return None  # stopped by another thread meanwhile
             run.report = notify.status
             notify.ready(self._status(run))
             descriptor = run.stopping.fileno()
@@ -174,6 +183,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
             _log.info("stopping: %s", name or "stop() was called")
             notify.stopping()
             self.stop()
+            return name
 
     def stats(self) -> dict[str, object]:
         """Figures at this moment, times in seconds and sizes in bytes.

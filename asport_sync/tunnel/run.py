@@ -110,7 +110,8 @@ class Run(abc.ABC):
         except AsportError:
             raise
         except RuntimeError as problem:  # what threading says
-            raise LifecycleError(str(problem)) from problem
+            hint = "is there a limit of processes or memory, or a filter that refuses clone3?"
+            raise LifecycleError(f"{problem}: {hint}") from problem
 
     def stop(self, timeout: float) -> None:
         """Closes all connections, ends all threads, frees everything. Also after a ``start`` that failed."""
@@ -123,7 +124,9 @@ class Run(abc.ABC):
         ended = self.pump.stop(remaining(deadline))
         ended &= self.end(deadline)
         ended &= self.workers.stop(remaining(deadline))
-        if not ended:
+        # Where the events thread is held up, most likely inside the program's own handler of a log line, another line
+        # would hold up the caller as well.
+        if not ended and not self._events.is_alive():
             # A thread inside the system's resolver can't be called back. It ends with its answer, and meets a closed
             # engine.
             self.log.warning("a name is still being looked up; the thread ends with the answer")

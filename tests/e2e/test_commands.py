@@ -201,10 +201,10 @@ while received < 20_000_000:
 """
 
 
-def run_script(certificate: Certificate, body: str) -> subprocess.CompletedProcess[str]:
+def run_script(certificate: Certificate, body: str, head: str = SCRIPT) -> subprocess.CompletedProcess[str]:
     files = [certificate.certificate, certificate.private_key, certificate.trusted]
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT + body, *files],
+        [sys.executable, "-c", head + body, *files],
         capture_output=True,
         text=True,
         timeout=60,

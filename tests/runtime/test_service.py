@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import logging
 import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,18 +212,49 @@ def test_outside_the_main_thread_signals_are_left_alone(handlers: list[str]) -> 
     assert during == [True, None]
 
 
-def test_the_commands_lines_have_time_level_and_part() -> None:
-    stream = io.StringIO()
-    root = logging.getLogger(log.ROOT)
-    level = root.level
-    handler = log.configure("info", stream)
+@pytest.mark.parametrize("own", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "handled"])
+def test_what_a_program_does_with_a_hang_up_stays(own: Any) -> None:
+    before = signal.signal(signal.SIGHUP, own)
     try:
+        with Termination():
+            assert signal.getsignal(signal.SIGHUP) is own
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_signals_are_unblocked_meanwhile() -> None:
+    ours = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*ours, signal.SIGUSR1})
+    try:
+        with Termination():
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {*ours, signal.SIGUSR1} == {signal.SIGUSR1}
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= ours
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def logged(level: str) -> Iterator[list[str]]:
+    """The lines that a command logs meanwhile; there once the block is left."""
+    lines: list[str] = []
+    root = logging.getLogger(log.ROOT)
+    before = root.level
+    with tempfile.TemporaryFile() as file:
+        handler = log.configure(level, file.fileno())
+        try:
+            yield lines
+        finally:
+            handler.close()
+            root.removeHandler(handler)
+            root.setLevel(before)
+        file.seek(0)
+        lines += file.read().decode().splitlines()
+
+
+def test_the_commands_lines_have_time_level_and_part() -> None:
+    with logged("info") as lines:
         log.logger("server").info("first\nsecond %d", 2)
         log.logger("server").debug("not shown")
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
-    lines = stream.getvalue().splitlines()
     stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d{4}"
     assert len(lines) == 2
     assert re.fullmatch(stamp + " INFO server: first", lines[0])
@@ -229,19 +262,11 @@ def test_the_commands_lines_have_time_level_and_part() -> None:
 
 
 def test_a_traceback_is_part_of_the_record() -> None:
-    stream = io.StringIO()
-    root = logging.getLogger(log.ROOT)
-    level = root.level
-    handler = log.configure("error", stream)
-    try:
+    with logged("error") as lines:
         try:
             raise ValueError("reason")
         except ValueError:
             log.logger("client").exception("it failed")
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
-    lines = stream.getvalue().splitlines()
     assert lines[0].endswith("ERROR client: it failed")
     assert lines[-1].endswith("ERROR client: ValueError: reason")
 

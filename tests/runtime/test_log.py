@@ -1,0 +1,119 @@
+"""The commands' log: lines leave through a thread of their own, whatever becomes of who reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from asport_sync.runtime.log import DescriptorHandler
+from tests.support.waiting import wait_until
+
+TIMEOUT = 10.0
+SMALLEST_PIPE = 4096  # bytes: a page
+
+
+class Pipe:
+    """A pipe that holds little, with a log into it."""
+
+    def __init__(self, most: int) -> None:
+        self.reader, self.writer = os.pipe()
+        fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, SMALLEST_PIPE)
+        self.handler = DescriptorHandler(self.writer, most)
+        self.handler.setFormatter(logging.Formatter("%(message)s"))
+        self.log = logging.Logger("test")
+        self.log.addHandler(self.handler)
+
+    def fill(self) -> bytes:
+        """Leaves no room in it; returns what was written."""
+        written = b""
+        os.set_blocking(self.writer, False)
+        for piece in (b"x" * SMALLEST_PIPE, b"x"):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    written += piece[: os.write(self.writer, piece)]
+        os.set_blocking(self.writer, True)
+        return written
+
+    def read(self, size: int) -> bytes:
+        """So many bytes."""
+        data = b""
+        while len(data) < size:
+            data += os.read(self.reader, size - len(data))
+        return data
+
+    def read_line(self) -> str:
+        data = b""
+        while not data.endswith(b"\n"):
+            data += self.read(1)
+        return data[:-1].decode()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe(most=10)
+    yield made
+    os.close(made.reader)  # lets a thread go that is still writing
+    made.handler.close()
+    made.handler._thread.join(TIMEOUT)
+    os.close(made.writer)
+
+
+def test_lines_leave_in_order(pipe: Pipe) -> None:
+    for number in range(10):
+        pipe.log.warning("line %d", number)
+        assert pipe.read_line() == f"line {number}"
+
+
+def test_nobody_waits_for_a_reader_and_what_is_missing_is_told(pipe: Pipe) -> None:
+    filling = pipe.fill()
+    for number in range(100):
+        pipe.log.warning("line %d", number)
+    pipe.read(len(filling))
+    shown = [pipe.read_line()]
+    while not re.search("missing", shown[-1]):
+        shown.append(pipe.read_line())
+    lines, told = shown[:-1], shown[-1]
+    assert lines == [f"line {number}" for number in range(len(lines))]
+    assert 10 <= len(lines) <= 11  # those that may wait, and the one that is being written
+    assert told.startswith(f"{100 - len(lines)} lines are missing here")
+    pipe.log.warning("goes on")
+    assert pipe.read_line() == "goes on"
+
+
+def test_the_end_does_not_wait_for_a_reader(pipe: Pipe) -> None:
+    pipe.fill()
+    pipe.log.warning("nobody will read this")
+    pipe.handler.close()
+    assert pipe.handler._thread.is_alive()  # still inside its write
+    pipe.log.warning("nor this")
+
+
+def test_the_end_waits_for_lines_that_leave(pipe: Pipe) -> None:
+    for number in range(5):
+        pipe.log.warning("line %d", number)
+    pipe.handler.close()
+    assert [pipe.read_line() for _ in range(5)] == [f"line {number}" for number in range(5)]
+
+
+def test_a_reader_that_is_gone_is_no_error_and_costs_nothing(pipe: Pipe) -> None:
+    reader, writer = pipe.reader, os.dup(pipe.writer)
+    os.close(reader)
+    pipe.log.warning("nobody is there")
+    wait_until(lambda: pipe.handler._written == 1, TIMEOUT, "the line was tried")
+    pipe.handler.close()
+    wait_until(lambda: not pipe.handler._thread.is_alive(), TIMEOUT, "the thread has ended")
+    pipe.reader = writer  # for the fixture to close
+
+
+def test_a_descriptor_that_somebody_made_non_blocking_loses_nothing(pipe: Pipe) -> None:
+    filling = pipe.fill()
+    os.set_blocking(pipe.writer, False)
+    pipe.log.warning("waits")
+    pipe.read(len(filling))
+    assert pipe.read_line() == "waits"
