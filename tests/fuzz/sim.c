@@ -317,6 +317,16 @@ long __wrap_syscall(long number, ...)
     return __wrap_epoll_wait(epoll, events, most, 0);
 }
 
+int __wrap_nanosleep(const struct timespec *duration, struct timespec *rest);
+
+/* After a turn in which something failed that would fail again at once. */
+int __wrap_nanosleep(const struct timespec *duration, struct timespec *rest)
+{
+    (void)rest;
+    sim_now += (uint64_t)duration->tv_sec * AQ_NSEC_PER_SEC + (uint64_t)duration->tv_nsec;
+    return 0;
+}
+
 /* Whoever waits for the engine is the engine's own thread, at the place where it sleeps. */
 int __wrap_pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex);
 

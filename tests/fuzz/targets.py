@@ -19,6 +19,7 @@ CALLS = (
     "connect",
     "epoll_ctl",
     "epoll_wait",
+    "nanosleep",
     "pthread_cond_wait",
     "readv",
     "recvmmsg",
