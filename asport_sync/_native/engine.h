@@ -131,9 +131,8 @@ struct aq_engine {
     aq_udp_receiver *receiver;
     int epoll;
     int has_epoll_pwait2;
-    int lacks_accept4; /* the system refuses it, so accept() does with two more calls */
-    unsigned said;     /* what the log has a line of, see events.h */
-    int faulty;        /* something in this turn would make the next one come at once, for nothing */
+    unsigned said; /* what the log has a line of, see events.h */
+    int faulty;    /* something in this turn would make the next one come at once, for nothing */
     aq_conn *touched_first, *touched_last;
     aq_stream *touched_streams, *touched_streams_last; /* each with a reference */
     aq_pause_list pauses[AQ_PAUSES];                   /* by stream->pause */

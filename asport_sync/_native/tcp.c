@@ -362,27 +362,22 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
 }
 
 /* The next connection, non-blocking; -1 with errno. */
-static int accept_connection(aq_engine *engine, const aq_listener *listener, aq_sockaddr *from)
+static int accept_connection(int listener, aq_sockaddr *from)
 {
     socklen_t length = sizeof(*from);
-    int fd;
-    if (!engine->lacks_accept4) {
-        fd = accept4(listener->fd, &from->sa, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd >= 0 || (errno != ENOSYS && errno != EPERM))
-            return aq_fd_keep(fd);
-        /* A container's filter knows only the older call; or a firewall has refused this one, which costs the others
-         * two calls each. */
-        engine->lacks_accept4 = 1;
-        length = sizeof(*from);
-    }
-    fd = aq_fd_keep(accept(listener->fd, &from->sa, &length));
-    if (fd >= 0 && (fcntl(fd, F_SETFL, O_NONBLOCK) != 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) != 0)) {
-        int error = errno;
-        aq_fd_close(fd);
-        errno = error;
-        return -1;
-    }
-    return fd;
+    int fd = aq_fd_keep(accept4(listener, &from->sa, &length, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    int error;
+    if (fd >= 0 || (errno != ENOSYS && errno != EPERM))
+        return fd;
+    /* A container's filter knows only the older call. */
+    length = sizeof(*from);
+    fd = aq_fd_keep(accept(listener, &from->sa, &length));
+    if (fd < 0 || (fcntl(fd, F_SETFL, O_NONBLOCK) == 0 && fcntl(fd, F_SETFD, FD_CLOEXEC) == 0))
+        return fd;
+    error = errno;
+    aq_fd_close(fd);
+    errno = error;
+    return -1;
 }
 
 /* Whether that is what became of one connection before it was accepted: accept(2) passes on what the network said. The
@@ -418,7 +413,7 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
         aq_engine_rest(engine, listener->id, listener->fd, REST_WITHOUT_RESOURCES);
         return 0;
     }
-    fd = accept_connection(engine, listener, &from);
+    fd = accept_connection(listener->fd, &from);
     if (fd >= 0) {
         take_connection(engine, listener, conn, fd, &from);
         return 1;

@@ -433,18 +433,13 @@ static int receive_singly(aq_udp_receiver *receiver, int fd, int most)
 
 static int receive_messages(aq_udp_receiver *receiver, int fd, int most)
 {
-    static _Atomic int refused; /* by a container's filter, for as long as this process lives */
     int count;
 
-    if (atomic_load_explicit(&refused, memory_order_relaxed))
-        return receive_singly(receiver, fd, most);
     do {
         count = recvmmsg(fd, receiver->headers, (unsigned int)most, MSG_DONTWAIT, NULL);
     } while (count < 0 && errno == EINTR);
-    if (count >= 0 || (errno != ENOSYS && errno != EPERM))
-        return count;
-    atomic_store_explicit(&refused, 1, memory_order_relaxed);
-    return receive_singly(receiver, fd, most);
+    /* A container's filter knows only the older call. */
+    return count < 0 && (errno == ENOSYS || errno == EPERM) ? receive_singly(receiver, fd, most) : count;
 }
 
 int aq_udp_receive_batch(aq_udp_receiver *receiver, int fd, aq_udp_message *out, int most)

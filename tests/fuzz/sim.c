@@ -440,12 +440,41 @@ int __wrap_recvmmsg(int fd, struct mmsghdr *messages, unsigned most, int flags, 
     return count > 0 ? (int)count : -1;
 }
 
+ssize_t __real_recvmsg(int fd, struct msghdr *message, int flags);
+ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags);
+
+ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    quic_socket *at = by_fd(fd);
+    struct mmsghdr one = {.msg_hdr = *message};
+
+    if (fails())
+        return -1;
+    if (at == NULL)
+        return __real_recvmsg(fd, message, flags);
+    if (at->first == NULL) {
+        errno = EAGAIN;
+        return -1;
+    }
+    receive(at, &one);
+    *message = one.msg_hdr;
+    return (ssize_t)one.msg_len;
+}
+
 ssize_t __real_readv(int fd, const struct iovec *vectors, int count);
 ssize_t __wrap_readv(int fd, const struct iovec *vectors, int count);
 
 ssize_t __wrap_readv(int fd, const struct iovec *vectors, int count)
 {
     return fails() ? -1 : __real_readv(fd, vectors, count);
+}
+
+int __real_accept(int fd, struct sockaddr *from, socklen_t *length);
+int __wrap_accept(int fd, struct sockaddr *from, socklen_t *length);
+
+int __wrap_accept(int fd, struct sockaddr *from, socklen_t *length)
+{
+    return fails() ? -1 : __real_accept(fd, from, length);
 }
 
 int __real_accept4(int fd, struct sockaddr *from, socklen_t *length, int flags);

@@ -15,6 +15,7 @@ ALLOCATIONS = ("malloc", "calloc", "realloc", "aligned_alloc")
 """What fuzz_memory.c stands in front of."""
 
 CALLS = (
+    "accept",
     "accept4",
     "connect",
     "epoll_ctl",
@@ -23,6 +24,7 @@ CALLS = (
     "pthread_cond_wait",
     "readv",
     "recvmmsg",
+    "recvmsg",
     "sendmsg",
     "socket",
     "syscall",
