@@ -211,3 +211,20 @@ def test_the_boundary_has_no_preprocessor_lines() -> None:
     assert [line for line in text.splitlines() if line.lstrip().startswith("#")] == []
     assert "ngtcp2_" not in re.sub(r"aq_ngtcp2_", "", text)
     assert "gnutls_" not in re.sub(r"aq_gnutls_", "", text)
+
+
+def test_descriptors_of_the_engine_are_closed_with_their_marks() -> None:
+    """One that is closed without stays marked, and a forked child would close whatever has the number then."""
+    unmarked = {
+        "api",
+        "clock",
+        "descriptors",
+        "events",
+        "random",
+        "tls",
+        "udp",
+        "wake",
+    }  # never marked, or not any more
+    plain = {path.stem for path in NATIVE.glob("*.c") if re.search(r"(?<!\w)close\(", path.read_text())}
+    assert plain <= unmarked
+    assert len(re.findall(r"(?<!\w)close\(", (NATIVE / "api.c").read_text())) == 1  # epoll's own

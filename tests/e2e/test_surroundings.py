@@ -258,6 +258,47 @@ def test_a_forked_child_has_none_of_the_sockets(certificate: Certificate) -> Non
                 ask(connection, b"and the parent has them all")
 
 
+WHAT_IS_THE_PROGRAMS_OWN = """
+from tests.e2e.tunnels import both_echoes
+from tests.support.traffic import UdpPeer, connect
+def in_a_child(descriptors):
+    # How many of them a child lacks.
+    child = os.fork()
+    if child == 0:
+        lacking = 0
+        for number in descriptors:
+            try:
+                os.fstat(number)
+            except OSError:
+                lacking += 1
+        os._exit(lacking)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+with both_echoes() as (service, _):
+    for local in (service.address, ("127.0.0.1", 9)):
+        with Client(**client_options(certificate, server.address, local)) as client:
+            public = client.wait_ready(20)
+            for number in range(20):
+                with connect(public) as user, UdpPeer(public) as peer, contextlib.suppress(ConnectionResetError):
+                    user.sendall(b"x")
+                    if local == service.address:
+                        assert user.recv(1) == b"x"
+                        peer.ask(b"x", b"x")
+                    elif number % 2:
+                        user.recv(1)
+                own = [os.dup(2) for _ in range(3)]
+                assert in_a_child(own) == 0
+server.stop()
+own += [os.dup(2) for _ in range(100)]
+assert in_a_child(own) == 0
+"""
+
+
+def test_a_forked_child_keeps_what_is_the_programs_own(certificate: Certificate) -> None:
+    """Whatever became of the tunnel's descriptors, which had the same numbers before."""
+    done = run_script(certificate, WHAT_IS_THE_PROGRAMS_OWN)
+    assert done.returncode == 0, done.stderr
+
+
 def ask(connection: socket.socket, data: bytes) -> None:
     """Sends data to an echo, and takes the answer meanwhile."""
     sender = threading.Thread(target=connection.sendall, args=(data,))

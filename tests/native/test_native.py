@@ -73,6 +73,7 @@ TESTS = (
     NativeTest("map", ("map.c",)),
     NativeTest("rotation", ("rotation.c", "random.c")),
     NativeTest("source", ("source.c", "map.c")),
+    NativeTest("descriptors", ("descriptors.c",)),
     NativeTest("packet", ("packet.c",)),
     NativeTest("assembler", ("packet.c",)),
     NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
