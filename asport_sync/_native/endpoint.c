@@ -578,7 +578,10 @@ uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int 
     aq_udp_message messages[AQ_UDP_MESSAGES];
     uint64_t bytes = 0;
     int count = aq_udp_receive_batch(receiver, endpoint->fd, messages, most);
-    endpoint->read_errors = count < 0 ? endpoint->read_errors + 1 : 0;
+    if (count >= 0)
+        endpoint->read_errors = 0;
+    else if (endpoint->read_errors < UINT32_MAX)
+        endpoint->read_errors++;
     if (count < 0)
         receive_error(endpoint, count, now);
     else

@@ -24,7 +24,7 @@ typedef struct aq_endpoint {
     aq_udp_losses losses;            /* of that socket */
     int blocked;                     /* some connection waits for room in the socket */
     int waits_writable;              /* epoll was told so */
-    int read_errors;                 /* in a row, without a read that gave anything else */
+    uint32_t read_errors;            /* in a row, without a read that gave anything else; stays at its largest value */
     aq_credentials *credentials;
     aq_transport_options options;
     uint8_t reset_key[32];

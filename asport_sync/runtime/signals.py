@@ -39,7 +39,7 @@ class Termination:
         self._earlier: dict[signal.Signals, Any] = {}
         self._reader = self._writer = _NO_DESCRIPTOR
         self._earlier_wakeup = _NO_DESCRIPTOR
-        self._earlier_mask: set[signal.Signals | int] | None = None  # of the main thread
+        self._blocked: set[signal.Signals | int] = set()  # of the main thread, and unblocked for as long as this lasts
 
     def __enter__(self) -> Termination:
         if threading.current_thread() is threading.main_thread():
@@ -51,7 +51,8 @@ class Termination:
             for number in _SIGNALS_BY_DEFAULT:
                 if signal.getsignal(number) is signal.SIG_DFL:
                     self._install(number)
-            self._earlier_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._earlier)
+            ours: set[signal.Signals | int] = set(self._earlier)
+            self._blocked = ours & signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
         return self
 
     def __exit__(
@@ -67,8 +68,7 @@ class Termination:
         os.close(self._reader)
         os.close(self._writer)
         self._reader = self._writer = _NO_DESCRIPTOR
-        if self._earlier_mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._earlier_mask)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
 
     def wait(self, descriptor: int) -> str | None:
         """Returns the name of the signal that came, now or before; None as soon as ``descriptor`` is readable.
