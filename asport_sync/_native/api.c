@@ -208,6 +208,8 @@ static void destroy_listener(void *object)
 {
     aq_listener *listener = object;
     aq_fd_close(listener->fd);
+    if (listener->credit != NULL)
+        aq_credit_unref(listener->credit);
     free(listener);
 }
 
@@ -366,6 +368,7 @@ aq_engine *aq_engine_new(int64_t *error)
     engine->host.streams.counters = &engine->counters;
     engine->host.streams.pool = &engine->pool;
     engine->host.idle = &engine->idle;
+    engine->host.accepted = &engine->accepted;
     engine->host.interactive_at = &engine->interactive_at;
     engine->host.said = &engine->said;
     engine->host.engine = engine;

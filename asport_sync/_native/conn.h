@@ -76,9 +76,10 @@ typedef struct aq_conn_host {
     ngtcp2_mem memory; /* what goes on allocates with this: malloc(), and where that fails the reserve */
     uint8_t *train;    /* buffer for packets on their way out, AQ_TRAIN_MOST and one packet more */
     size_t train_capacity;
-    const uint64_t *idle;     /* [engine] nanoseconds that the engine has slept, in all */
-    unsigned *said;           /* what the log has a line of, see events.h; NULL: nothing is said */
-    uint64_t *interactive_at; /* [engine] when a stream last had something short to say */
+    const uint64_t *idle;       /* [engine] nanoseconds that the engine has slept, in all */
+    unsigned *said;             /* what the log has a line of, see events.h; NULL: nothing is said */
+    _Atomic uint32_t *accepted; /* open sockets that came from public listeners, of all connections */
+    uint64_t *interactive_at;   /* [engine] when a stream last had something short to say */
     void *engine;
     void (*touch)(void *engine, struct aq_conn *conn);  /* has something to write, or another expiry */
     void (*forget)(void *engine, struct aq_conn *conn); /* is about to be freed */

@@ -344,6 +344,8 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->named = 1;
     aq_slab_get(host->connections, name); /* ours, until aq_conn_free */
     conn->credit = aq_credit_new(conn->options.connection_window / CREDIT_PARTS, name, host->ready);
+    if (conn->credit != NULL)
+        conn->credit->accepted_in_all = host->accepted;
     conn->flows = aq_flows_new(name, host->ready, host->counters, conn->options.datagram_queue);
     if (conn->credit != NULL && conn->flows != NULL) {
         conn->tls =

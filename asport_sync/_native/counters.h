@@ -53,7 +53,8 @@
     X(relays_stopped)                                                                                                  \
     X(tcp_accepted)                                                                                                    \
     X(tcp_accept_errors)                                                                                               \
-    X(tcp_accept_put_off) /* one client's connections have half of the descriptors; the others wait in the backlog */  \
+    X(tcp_accept_put_off) /* a port has its share of the descriptors; the others wait in the backlog */                \
+    X(tcp_taken_back) /* reset: of a port with more than its share, for one with less or for a client that joins */    \
     X(tcp_drop_stream_limit) /* too many streams wait for the peer's credit, or no memory for one */                   \
     X(tcp_dialled)           /* local service connected by the engine */                                               \
     X(tcp_dial_failures)     /* left to Python, which tries again and says why */                                      \

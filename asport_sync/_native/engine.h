@@ -78,19 +78,32 @@ typedef struct {
 } aq_dial_request;
 
 /* A listening TCP socket; its connections become streams of one QUIC connection. */
-typedef struct {
+typedef struct aq_listener {
     aq_id id; /* immutable, as are the next two */
     aq_id connection;
-    int fd;            /* ours */
-    uint64_t reported; /* [engine] when Python last heard of trouble; 0: never */
-    int over;          /* [engine] not to be watched any more */
-    uint32_t most;     /* [engine] sockets that its connection may have accepted at a time */
+    int fd;                              /* ours */
+    uint64_t reported;                   /* [engine] when Python last heard of trouble; 0: never */
+    int over;                            /* [engine] not to be watched any more */
+    aq_credit *credit;                   /* [engine] of its connection, a reference; NULL: was never in service */
+    struct aq_listener *previous, *next; /* [engine] in the list of those that are in service */
 } aq_listener;
 
 /* Streams that pause equally long, in the order in which that is over; each with a reference. */
 typedef struct {
     aq_stream *first, *last;
 } aq_pause_list;
+/* What public TCP connections may have of the descriptors, see share.c. Engine thread only. */
+typedef struct {
+    aq_listener *first; /* those that are in service */
+    uint32_t ports;     /* how many they are */
+    uint32_t
+        limit; /* descriptors that the process may have; UINT32_MAX: any number. As is the rest: at the last look */
+    uint32_t others;  /* that it had open besides accepted sockets */
+    uint32_t budget;  /* accepted sockets that there may be */
+    uint64_t looked;  /* when that was; 0: look now */
+    uint64_t counted; /* when what is open was counted; 0: never */
+    uint64_t took;    /* nanoseconds that the counting took */
+} aq_shares;
 
 enum aq_engine_state { AQ_ENGINE_NEW, AQ_ENGINE_RUNNING, AQ_ENGINE_STOPPED };
 
@@ -110,6 +123,7 @@ struct aq_engine {
     _Atomic uint32_t report_streams; /* of so many ends of attached streams a second Python wants to hear */
     _Atomic int pump_shares;         /* the pump may read UDP sockets with much traffic */
     _Atomic int32_t workers_free;    /* that may take over attached streams; raised by Python, lowered by the engine */
+    _Atomic uint32_t accepted;       /* open sockets that came from public listeners */
 
     pthread_mutex_t command_mutex;
     pthread_cond_t command_done;
@@ -142,6 +156,7 @@ struct aq_engine {
     size_t endpoints_length, endpoints_capacity;
     int endpoints_dirty;               /* some may be over, or wait for room in their socket */
     aq_stream *dial_first, *dial_last; /* being dialled, by deadline */
+    aq_shares shares;
     struct {
         aq_id id;
         uint64_t until;
@@ -202,9 +217,17 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream);          /* moves wh
 void aq_engine_dial(aq_engine *engine, aq_stream *stream);
 void aq_engine_dial_timers(aq_engine *engine);
 void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events);
-int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener);
+int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener, aq_credit *credit);
+int64_t aq_engine_listen_again(aq_engine *engine, aq_listener *listener); /* after a rest */
 void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener);
 void aq_engine_accept(aq_engine *engine, aq_id id);
+void aq_engine_take_back(aq_engine *engine, aq_stream *stream); /* resets one that was accepted and is attached */
+/* share.c */
+void aq_shares_look(aq_engine *engine);                          /* before accepting */
+int aq_shares_allow(aq_engine *engine, const aq_credit *credit); /* whether this connection's port may accept one */
+void aq_shares_enter(aq_engine *engine, aq_listener *listener);  /* in service */
+void aq_shares_leave(aq_engine *engine, aq_listener *listener);
+void aq_shares_short(aq_engine *engine);                                     /* there was no descriptor after all */
 void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result); /* [any] */
 void aq_engine_run_commands(aq_engine *engine);
 

@@ -364,7 +364,7 @@ static int64_t do_watch(aq_engine *engine, aq_engine_command *command)
     if (command->kind == AQ_DO_LISTEN_TCP) {
         const aq_conn *conn = aq_slab_get(&engine->connections, listener->connection);
         if (conn != NULL && conn->quic != NULL)
-            result = aq_engine_listen_tcp(engine, listener);
+            result = aq_engine_listen_tcp(engine, listener, conn->credit);
         if (conn != NULL)
             aq_slab_put(&engine->connections, listener->connection);
     } else {

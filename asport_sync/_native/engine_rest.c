@@ -16,7 +16,7 @@ static int64_t watch_again(aq_engine *engine, aq_id id)
         aq_listener *listener = aq_slab_get(&engine->listeners, id);
         if (listener != NULL) {
             if (!listener->over)
-                result = aq_engine_listen_tcp(engine, listener);
+                result = aq_engine_listen_again(engine, listener);
             aq_slab_put(&engine->listeners, id);
         }
     } else {

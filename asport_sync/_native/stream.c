@@ -88,8 +88,6 @@ void aq_stream_destroy(void *object)
         if (!aq_ready_add(credit->ready, &credit->node))
             aq_credit_unref(credit);
     }
-    if (stream->accepted)
-        atomic_fetch_sub(&credit->accepted, 1);
     aq_credit_unref(credit);
     aq_pipe_destroy(&stream->tx);
     aq_pipe_destroy(&stream->rx);
@@ -500,6 +498,11 @@ void aq_stream_socket_failed(aq_stream *stream, int fd, int error)
 
 void aq_stream_leave(aq_stream *stream)
 {
+    if (stream->accepted) {
+        stream->accepted = 0;
+        atomic_fetch_sub(&stream->credit->accepted, 1);
+        atomic_fetch_sub(stream->credit->accepted_in_all, 1);
+    }
     atomic_store(&stream->relay_over, 1);
     if (atomic_load(&stream->quic_closed))
         aq_slab_remove(stream->table, stream->id);

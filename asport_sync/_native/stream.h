@@ -58,10 +58,12 @@
 typedef struct aq_credit {
     aq_ready_node node; /* first: "return credit" for the engine */
     _Atomic uint32_t references;
-    _Atomic uint64_t owed;    /* bytes */
-    _Atomic uint64_t streams; /* streams of the peer that are over on this side too: it may open as many new ones */
-    _Atomic uint32_t
-        accepted;           /* sockets that came from public listeners, as long as anything is left of their streams */
+    _Atomic uint64_t owed;     /* bytes */
+    _Atomic uint64_t streams;  /* streams of the peer that are over on this side too: it may open as many new ones */
+    _Atomic uint32_t accepted; /* sockets that came from public listeners and are open */
+    _Atomic uint32_t *accepted_in_all; /* the same of all connections: the engine's, which outlives this; immutable */
+    struct aq_stream
+        *newest;            /* [engine] of those sockets that it serves, the one that was attached last; no reference */
     _Atomic uint64_t grown; /* bytes of windows beyond the first of each stream, of streams whose memory is in use */
     uint64_t threshold;     /* immutable, as are the next two: owed bytes of which the engine should hear */
     aq_id connection;
@@ -105,12 +107,14 @@ typedef struct aq_stream {
     uint64_t returned_at;              /* when */
     uint64_t quantum;                  /* bytes left in this turn of the round robin */
     uint64_t deadline;                 /* until the header, then the dialling, must be complete; UINT64_MAX: neither */
-    struct aq_stream *dial_previous, *dial_next; /* streams whose local service is being dialled */
-    uint64_t bulk_bytes, bulk_since;             /* bytes moved, and when, at the last look at how fast it goes */
+    /* By their sockets: those that are being dialled, in the engine's list; those that were accepted and are attached,
+     * in their connection's, the newest first. */
+    struct aq_stream *socket_previous, *socket_next;
+    uint64_t bulk_bytes, bulk_since; /* bytes moved, and when, at the last look at how fast it goes */
     uint8_t header[AQ_STREAM_HEADER_MAX];
     uint8_t header_length;
     uint8_t dial_wanted, dialling;
-    uint8_t accepted; /* counts in credit->accepted; set before anybody but the engine knows of it */
+    uint8_t accepted; /* counts in credit->accepted; its owner's, set before anybody but the engine knows of it */
     uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
     uint8_t stop_sent;              /* the peer was asked to send no more, after an end of our own in order */
     uint8_t resting;                /* in one of the engine's lists of streams that pause */

@@ -15,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -30,7 +29,6 @@
  * when they will be over. */
 #define REST_WITHOUT_RESOURCES (100 * AQ_NSEC_PER_MSEC)
 #define REST_AFTER_ERROR AQ_NSEC_PER_SEC
-#define USUAL_DESCRIPTORS 1024U /* what the limit is taken for where the system does not tell it */
 /* Python hears of a listener's troubles so often, and of so many ends of streams at the most as it has asked for. */
 #define REPORT_PERIOD AQ_NSEC_PER_SEC
 
@@ -75,18 +73,42 @@ static void end_dialling(aq_engine *engine, aq_stream *stream)
         return;
     stream->dialling = 0;
     stream->deadline = UINT64_MAX;
-    if (stream->dial_previous != NULL)
-        stream->dial_previous->dial_next = stream->dial_next;
+    if (stream->socket_previous != NULL)
+        stream->socket_previous->socket_next = stream->socket_next;
     else
-        engine->dial_first = stream->dial_next;
-    if (stream->dial_next != NULL)
-        stream->dial_next->dial_previous = stream->dial_previous;
+        engine->dial_first = stream->socket_next;
+    if (stream->socket_next != NULL)
+        stream->socket_next->socket_previous = stream->socket_previous;
     else
-        engine->dial_last = stream->dial_previous;
-    stream->dial_previous = stream->dial_next = NULL;
+        engine->dial_last = stream->socket_previous;
+    stream->socket_previous = stream->socket_next = NULL;
 }
 
 /* ---- relaying ------------------------------------------------------------------------------------------------ */
+
+/* Accepted sockets that the engine serves, of one connection, the newest first. */
+static void enter_sockets(aq_stream *stream)
+{
+    if (!stream->accepted)
+        return;
+    stream->socket_next = stream->credit->newest;
+    if (stream->socket_next != NULL)
+        stream->socket_next->socket_previous = stream;
+    stream->credit->newest = stream;
+}
+
+static void leave_sockets(aq_stream *stream)
+{
+    if (!stream->accepted)
+        return;
+    if (stream->socket_previous != NULL)
+        stream->socket_previous->socket_next = stream->socket_next;
+    else
+        stream->credit->newest = stream->socket_next;
+    if (stream->socket_next != NULL)
+        stream->socket_next->socket_previous = stream->socket_previous;
+    stream->socket_previous = stream->socket_next = NULL;
+}
 
 /* A stream that nobody can serve: both its ends see a reset. The socket, which is begun (aq_stream_begin), is closed.
  */
@@ -115,6 +137,7 @@ void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
         return;
     }
     stream->attached_fd = fd;
+    enter_sockets(stream);
     stream->bulk_since = engine->now;
     /* epoll tells at once what the socket is ready for; trying it here would often be a system call for nothing. */
     stream->can_read = stream->can_write = 0;
@@ -144,6 +167,7 @@ static void hand_to_worker(aq_engine *engine, aq_stream *stream)
     atomic_fetch_sub(&engine->workers_free, 1);
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, stream->attached_fd, NULL);
     stream->attached_fd = -1;
+    leave_sockets(stream);
     aq_count(&engine->counters, AQ_C_streams_shared, 1);
     atomic_store(&stream->owned, 0);
     aq_events_post(&engine->events, &event);
@@ -171,8 +195,20 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
     end_dialling(engine, stream);
     aq_fd_close(stream->attached_fd); /* leaves epoll by itself */
     stream->attached_fd = -1;
+    leave_sockets(stream);
     report_end(engine, stream);
     aq_stream_leave(stream);
+}
+
+void aq_engine_take_back(aq_engine *engine, aq_stream *stream)
+{
+    const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    int fd = stream->attached_fd;
+    stream->attached_fd = -1;
+    leave_sockets(stream);
+    /* A reset for the public peer too: it must not take what it has for all. */
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    give_up(engine, stream, fd, EMFILE);
 }
 
 /* ---- dialling the local service ------------------------------------------------------------------------------ */
@@ -228,10 +264,10 @@ void aq_engine_dial(aq_engine *engine, aq_stream *stream)
     stream->dialling = 1;
     stream->deadline = engine->now + conn->dial_timeout;
     stream->bulk_since = engine->now;
-    stream->dial_next = NULL;
-    stream->dial_previous = engine->dial_last;
+    stream->socket_next = NULL;
+    stream->socket_previous = engine->dial_last;
     if (engine->dial_last != NULL)
-        engine->dial_last->dial_next = stream;
+        engine->dial_last->socket_next = stream;
     else
         engine->dial_first = stream;
     engine->dial_last = stream;
@@ -290,25 +326,26 @@ static int watch_listener(aq_engine *engine, const aq_listener *listener)
     return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, listener->fd, &interest);
 }
 
-/* Half of what this process may have: whoever floods one client's port leaves the other half to everybody else. */
-static uint32_t share_of_descriptors(void)
+int64_t aq_engine_listen_again(aq_engine *engine, aq_listener *listener)
 {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
-        return USUAL_DESCRIPTORS / 2;
-    if (limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur / 2 > UINT32_MAX)
-        return UINT32_MAX;
-    return (uint32_t)(limit.rlim_cur / 2);
+    return watch_listener(engine, listener) == 0 ? AQ_OK : AQ_ERR_SYSTEM - errno;
 }
 
-int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener)
+int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener, aq_credit *credit)
 {
-    listener->most = share_of_descriptors(); /* at each look, for it may have been raised */
-    return watch_listener(engine, listener) == 0 ? AQ_OK : AQ_ERR_SYSTEM - errno;
+    int64_t result = aq_engine_listen_again(engine, listener);
+    if (result == AQ_OK) {
+        listener->credit = credit;
+        aq_credit_ref(credit);
+        aq_shares_enter(engine, listener);
+    }
+    return result;
 }
 
 void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener)
 {
+    if (listener->credit != NULL && !listener->over)
+        aq_shares_leave(engine, listener);
     listener->over = 1;
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, listener->fd, NULL);
 }
@@ -332,6 +369,8 @@ static void accept_failed(aq_engine *engine, aq_listener *listener, int error)
     /* Never the end of a listener: the tunnel would stay up and look well, and nobody could reach it. */
     aq_count(&engine->counters, AQ_C_tcp_accept_errors, 1);
     report_trouble(engine, listener, error);
+    if (short_of)
+        aq_shares_short(engine);
     aq_engine_rest(engine, listener->id, listener->fd, short_of ? REST_WITHOUT_RESOURCES : REST_AFTER_ERROR);
 }
 
@@ -353,6 +392,7 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     stream->peer = peer;
     stream->accepted = 1;
     atomic_fetch_add(&stream->credit->accepted, 1);
+    atomic_fetch_add(&engine->accepted, 1);
     atomic_store(&stream->owned, 1);
     aq_count(&engine->counters, AQ_C_tcp_accepted, 1);
     aq_conn_adopt_stream(conn, stream);
@@ -407,7 +447,7 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
 {
     aq_sockaddr from;
     int fd;
-    if (atomic_load_explicit(&conn->credit->accepted, memory_order_relaxed) >= listener->most) {
+    if (!aq_shares_allow(engine, conn->credit)) {
         aq_count(&engine->counters, AQ_C_tcp_accept_put_off, 1);
         report_trouble(engine, listener, EMFILE);
         aq_engine_rest(engine, listener->id, listener->fd, REST_WITHOUT_RESOURCES);
@@ -437,6 +477,7 @@ void aq_engine_accept(aq_engine *engine, aq_id id)
     conn = aq_slab_get(&engine->connections, listener->connection);
     if (conn != NULL && conn->quic != NULL) {
         conn->now = engine->now;
+        aq_shares_look(engine);
         for (int i = 0; i < ACCEPTS_PER_TURN && accept_one(engine, listener, conn); i++)
             ;
     } else {

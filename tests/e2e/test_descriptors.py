@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from asport_sync import Client, Server
+from tests.bounds.old_work import descriptors_of
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
     both_echoes,
@@ -88,3 +92,50 @@ def test_a_command_takes_the_descriptors_it_may_have(certificate: Certificate, t
     assert found is not None
     hard = 1 << 20 if found[2] == "unlimited" else min(int(found[2]), 1 << 20)
     assert int(found[1]) == hard > 60
+
+
+ANSWERS = 5  # of a port that is not flooded
+MOST = 1000  # descriptors of the server
+
+
+@contextlib.contextmanager
+def deaf_service() -> Iterator[Address]:
+    """A service that takes every connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+        yield listener.getsockname()
+
+
+def flood(stack: contextlib.ExitStack, public: Address, connections: int) -> None:
+    """Opens connections that say nothing."""
+    for _ in range(connections):
+        user = stack.enter_context(socket.socket())
+        user.setblocking(False)
+        user.connect_ex(public)
+
+
+@needs_speed
+@pytest.mark.parametrize("ports", [2, 3, 50])
+def test_flooded_ports_leave_their_share_to_others(certificate: Certificate, tmp_path: Path, ports: int) -> None:
+    """A port that was there before the flood is served, and so is one that comes later."""
+    path = write_config(tmp_path, "server", server_options(certificate))
+    with (
+        TcpEcho() as echo,
+        deaf_service() as deaf,
+        limited(command("server", "run", "-c", str(path), "-v"), MOST, "server") as server,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def join(service: Address) -> Address:
+            options = client_options(certificate, server_address(server), service)
+            return stack.enter_context(Client(**options)).wait_ready(READY_TIMEOUT)
+
+        idle = join(echo.address)
+        flooded = [join(deaf) for _ in range(ports)]
+        for public in flooded:
+            flood(stack, public, 2 * MOST // ports)
+        server.wait_for("accept failed: Too many open files", TIMEOUT)
+        wait_until(lambda: descriptors_of(server.pid) > MOST * 0.6, TIMEOUT, "most descriptors are in use")
+        assert [answers(idle) for _ in range(ANSWERS)] == [True] * ANSWERS, server.description()
+        for _ in range(3):
+            late = join(echo.address)
+            assert [answers(late) for _ in range(ANSWERS)] == [True] * ANSWERS, server.description()
