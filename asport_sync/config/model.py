@@ -68,6 +68,8 @@ _LARGEST_RECEIVE_WINDOW = 1 << 30
 """Bytes. All streams of a connection together may have that much under way."""
 _LARGEST_BUFFER_POOL = 1 << 20
 _MOST_WORKERS = 65535
+_MOST_CLIENTS = 10000
+"""As many connections as the engine takes in all."""
 
 
 def _choice(choices: Mapping[str, object]) -> Mapping[str, Key]:
@@ -285,12 +287,14 @@ class UserConfig:
         password: Not shown by ``repr``.
         password_file: File whose first line is the password, or None.
         dialect: Meaning of the mode byte this user sends; None: as the entry of ``proxies`` says.
+        max_clients: Clients of this user at the same time; None: as the entry of ``proxies`` says.
     """
 
     uuid: uuid_module.UUID
     password: str = field(repr=False, metadata=_PASSWORD)
     password_file: Path | None = field(default=None, metadata=_PATH)
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
+    max_clients: int | None = field(default=None, metadata=_integer(1, _MOST_CLIENTS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,12 +302,14 @@ class ProxyConfig:
     """An entry of ``proxies``: users and what they may open.
 
     Attributes:
-        users: In a file a table ``uuid = "password"``, or ``uuid = {password, password_file, dialect}``. Never empty.
-        bind_ip: Address of the public sockets, default ``::``.
+        users: In a file a table ``uuid = "password"``, or ``uuid = {password, password_file, dialect,
+            max_clients}``. Never empty.
+        bind_ip: Address of the public sockets, default ``::``; where the host has no IPv6, ``0.0.0.0`` in its place.
         allow_ports: Default: the system's ephemeral range at the time the configuration is made.
         only_v6: Whether an IPv6 ``bind_ip`` takes IPv6 only; None: as the system says.
         allow_network: Default "both".
         dialect: Meaning of the mode byte these users send; None: as the server's ``dialect`` says.
+        max_clients: Clients that each user may have at the same time, 64; up to 10,000.
     """
 
     users: tuple[UserConfig, ...] = field(metadata=key(lambda item: _users(item)))
@@ -312,6 +318,7 @@ class ProxyConfig:
     only_v6: bool | None = field(default=None, metadata=_BOOLEAN)
     allow_network: Network = field(default="both", metadata=_NETWORK)
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
+    max_clients: int = field(default=64, metadata=_integer(1, _MOST_CLIENTS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ class User:
         allow_ports: Ports he may open.
         allow_network: Networks he may open them for.
         dialect: Meaning of the mode byte he sends.
+        max_clients: Clients he may have at the same time.
     """
 
     uuid: uuid.UUID
@@ -36,6 +37,7 @@ class User:
     allow_ports: PortSet
     allow_network: Network
     dialect: DialectName
+    max_clients: int = 64
 
 
 def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
@@ -49,6 +51,7 @@ def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
             allow_ports=proxy.allow_ports,
             allow_network=proxy.allow_network,
             dialect=config.dialect_of(proxy, user),
+            max_clients=user.max_clients or proxy.max_clients,
         )
         for proxy in config.proxies
         for user in proxy.users

@@ -41,6 +41,10 @@ class PublicPort:
         self.tcp: socket.socket | None = None
         self.udp: socket.socket | None = None
 
+    def serves(self, mode: ForwardMode) -> bool:
+        """Whether it has one of the sockets that ``mode`` needs."""
+        return (mode.tcp and self.tcp is not None) or (mode.udp is not None and self.udp is not None)
+
 
 class PortTable:
     """The public ports of a server."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable
 
 from asport_sync.config import PortSet, ServerConfig
 from asport_sync.engine import (
@@ -57,9 +59,11 @@ _log = logger("server")
 # closes much earlier; one that is stopped for a moment on a busy machine still gets the reason before the close.
 _REFUSAL_LINGER = 3.0
 _BINDS_PER_SLICE = 64  # about 2 ms of system calls; then other events have their turn
-_PROBE_SHORTEST = 0.2  # seconds
-_PROBE_LONGEST = 1.0  # seconds; well below the 3 s that a client waits for its ServerHello
-_PROBE_GRACE = 0.5  # seconds after which a probe without an answer counts as one that found life
+# Seconds that a connection gets to give a sign of life before another client of its user takes its place. A live client
+# on a busy machine may be late; a newcomer waits 3 s for its ServerHello.
+_PROBE = 1.5
+_ASKED_AT_ONCE = 16  # connections, for one newcomer: each costs this thread a call that waits for the engine
+_ASKING_LONGEST = 2.0  # seconds; what has not answered by then counts as alive
 
 _HEARTBEAT = encode(Heartbeat())
 
@@ -104,17 +108,23 @@ class Claim:
     """A client that has authenticated and waits for its port. The events thread.
 
     Attributes:
-        waiting: Connections of the same user that hold a port it could get and were asked for a sign of life.
-        silent: Those of them that gave none.
+        has_place: It is one of its user's clients, of which there may be only so many.
+        rivals: Connections of the same user that may be in its way and are still to be asked for a sign of life; None:
+            that was not needed so far.
+        waiting: Those that were asked, by their ids.
+        timer: When asking ends.
+        denied: What the system said of a port, where that was not that it is in use.
     """
 
     peer: Peer
     user: User
     mode: ForwardMode
     ports: PortSet
+    has_place: bool = False
+    rivals: collections.deque[Peer] | None = None
     waiting: set[int] = dataclasses.field(default_factory=set)
-    silent: list[Peer] = dataclasses.field(default_factory=list)
     timer: Timer | None = None
+    denied: OSError | None = None
 
 
 class ServerRun(Run):
@@ -140,7 +150,8 @@ class ServerRun(Run):
         # The events thread:
         self._ports = PortTable()
         self._leases = Leases()
-        self._claims: list[Claim] = []  # those that wait for a probe
+        self._clients: dict[uuid.UUID, dict[int, Peer]] = {}  # of each user, those that have a port or search for one
+        self._asked: dict[int, list[Claim]] = {}  # by connection: those who wait for its sign of life, the first first
         self._auth_limit = RateLimit(most=20)  # anybody can fail to authenticate as often as he likes
         self._handlers: dict[type, Callable[..., None]] = {
             Connected: self._connected,
@@ -306,7 +317,7 @@ class ServerRun(Run):
                 f"asked for {asked_ports}, user {user.uuid} may use {user.allow_ports}",
             )
             return
-        self._probe_rivals(Claim(peer, user, mode, ports))
+        self._find_place(Claim(peer, user, mode, ports))
 
     def _fail(self, peer: Peer, detail: str) -> None:
         delay = self._failure_delay.failed(peer.address[0])
@@ -319,6 +330,7 @@ class ServerRun(Run):
 
     def _refuse(self, peer: Peer, code: ServerHelloCode, detail: str) -> None:
         peer.closing = True
+        self._leave(peer)
         self.counters.add(f"refused_{code.name.lower()}")
         self._auth_limit.warning(_log, "%s: refused, %s: %s", peer.label, _REFUSALS[code], detail)
         if code is ServerHelloCode.AUTH_FAILED and not self._config.authentication_failed_reply:
@@ -333,6 +345,7 @@ class ServerRun(Run):
     def _break_off(self, peer: Peer, problem: str) -> None:
         """Closes a connection whose client broke the rules."""
         peer.closing = True
+        self._leave(peer)
         self.counters.add("connections_broken_off")
         self.limit.warning(_log, "%s: closed: %s", peer.label, problem)
         peer.handshake.close()
@@ -340,68 +353,127 @@ class ServerRun(Run):
 
     # --- which port ---
 
-    def _probe_rivals(self, claim: Claim) -> None:
-        """Asks the user's other connections that hold a port this one could get whether they are still there.
-
-        A client that was restarted, or whose address changed, finds its own port taken by the connection it has left
-        behind, which nobody misses until the idle timeout.
-        """
-        for rival in self._peers.values():
-            if (
-                rival.user is None
-                or rival.user.uuid != claim.user.uuid
-                or rival.port is None
-                or rival.port.number not in claim.ports
-            ):
-                continue
-            probed = any(rival.connection.id in other.waiting for other in self._claims)
-            try:
-                if not probed:
-                    rtt = rival.connection.info().smoothed_rtt
-                    rival.connection.probe(min(_PROBE_LONGEST, max(_PROBE_SHORTEST, 3 * rtt)))
-            except EngineClosed:
-                claim.silent.append(rival)
-            else:
-                claim.waiting.add(rival.connection.id)
-        if not claim.waiting:
-            self._bind(claim)
+    def _find_place(self, claim: Claim) -> None:
+        """Makes a newcomer one of its user's clients before anything is bound."""
+        clients = self._clients.setdefault(claim.user.uuid, {})
+        if len(clients) >= claim.user.max_clients:
+            self._ask(claim)
             return
-        self._claims.append(claim)
-        claim.timer = self.timers.after(_PROBE_LONGEST + _PROBE_GRACE, lambda: self._stop_waiting(claim))
+        clients[claim.peer.connection.id] = claim.peer
+        claim.has_place = True
+        self._bind(claim)
+
+    def _leave(self, peer: Peer) -> None:
+        """It is none of its user's clients any more. Idempotent."""
+        if peer.user is not None and (clients := self._clients.get(peer.user.uuid)) is not None:
+            clients.pop(peer.connection.id, None)
+            if not clients:
+                del self._clients[peer.user.uuid]
+
+    def _ask(self, claim: Claim) -> None:
+        """Asks connections in the newcomer's way whether they are still there, a few at a time.
+
+        A client that was restarted, or whose address changed, finds its place and its port taken by the connection it
+        has left behind, which nobody misses until the idle timeout. One that is silent is enough.
+        """
+        if claim.rivals is None:
+            claim.rivals = collections.deque(self._rivals(claim))
+        while claim.rivals and len(claim.waiting) < _ASKED_AT_ONCE:
+            rival = claim.rivals.popleft()
+            if rival.gone or rival.closing:
+                continue
+            number = rival.connection.id
+            if number not in self._asked:
+                try:
+                    rival.connection.probe(_PROBE)
+                except EngineClosed:
+                    self._take_over(claim, rival)
+                    return
+            claims = self._asked.setdefault(number, [])
+            if claim not in claims:  # it may be from before it tried again
+                claims.append(claim)
+            claim.waiting.add(number)
+        if not claim.waiting:
+            self._refuse_place(claim)
+        elif claim.timer is None or not claim.timer.pending:
+            claim.timer = self.timers.after(_ASKING_LONGEST, lambda: self._stop_asking(claim))
+
+    def _rivals(self, claim: Claim) -> Iterable[Peer]:
+        """The user's connections that hold a port this one could get, and where it lacks a place all that have one.
+
+        Its own predecessor has most likely come from the same address.
+        """
+
+        def in_the_way(peer: Peer) -> bool:
+            return peer.port is not None and peer.port.number in claim.ports and peer.port.serves(claim.mode)
+
+        clients = self._clients.get(claim.user.uuid, {}).values()
+        rivals = [peer for peer in clients if peer.port is not None and (not claim.has_place or in_the_way(peer))]
+        return sorted(rivals, key=lambda peer: (not in_the_way(peer), peer.address[0] != claim.peer.address[0]))
 
     def _probed(self, event: Probed) -> None:
-        self._heard(event.connection.id, alive=event.alive)
+        rival = self._peers.get(event.connection.id)
+        claims = self._no_longer_asked(event.connection.id)
+        # Asked again at the last moment: the answer may have come while the event waited for this thread.
+        if claims and rival is not None and not event.alive and not rival.closing and _is_silent(rival):
+            self._take_over(claims.pop(0), rival)
+        for claim in claims:
+            self._ask(claim)
 
-    def _heard(self, connection_id: int, *, alive: bool) -> None:
-        rival = self._peers.get(connection_id)
-        for claim in [claim for claim in self._claims if connection_id in claim.waiting]:
+    def _no_longer_asked(self, connection_id: int) -> list[Claim]:
+        """Those who still wait for this connection's sign of life, which they do no more."""
+        claims = [claim for claim in self._asked.pop(connection_id, []) if connection_id in claim.waiting]
+        for claim in claims:
             claim.waiting.discard(connection_id)
-            if rival is not None and not alive:
-                claim.silent.append(rival)
-            if not claim.waiting:
-                self._stop_waiting(claim)
+        return [claim for claim in claims if not (claim.peer.gone or claim.peer.closing)]
 
-    def _stop_waiting(self, claim: Claim) -> None:
-        if claim in self._claims:
-            self._claims.remove(claim)
-            if claim.timer is not None:
-                claim.timer.cancel()
+    def _stop_asking(self, claim: Claim) -> None:
+        if claim.waiting:
+            claim.waiting.clear()
+            self._refuse_place(claim)
+
+    def _try_again(self, claim: Claim) -> None:
+        """A connection in the newcomer's way has ended by itself. What was not heard of yet is asked again if need be."""
+        assert claim.rivals is not None
+        claim.rivals.extendleft(self._peers[number] for number in claim.waiting if number in self._peers)
+        claim.waiting.clear()
+        if claim.has_place:
             self._bind(claim)
+        else:
+            self._find_place(claim)
 
-    def _bind(self, claim: Claim) -> None:
-        if claim.peer.gone or claim.peer.closing:
-            return
-        inherited = []
-        for rival in claim.silent:
-            port = self._detach(rival)
-            if port is not None:
-                inherited.append(port)
-                self.counters.add("ports_taken_over")
-                _log.info("%s: silent; its port %d goes to %s", rival.label, port.number, claim.peer.label)
-                rival.closing = True
-                rival.handshake.close()
-                # Its relays end with it; that is what tells the public side.
-                self._close_quietly(rival.connection)
+    def _refuse_place(self, claim: Claim) -> None:
+        user = claim.user
+        if claim.has_place:
+            said = f"in use or refused by the system: {claim.denied.strerror}" if claim.denied else "all in use"
+            why = f"user {user.uuid}, ports {claim.ports}, {said}"
+        else:
+            self.counters.add("clients_refused_limit")
+            why = f"user {user.uuid} has {user.max_clients} clients, the most that max_clients allows"
+        if not (claim.peer.gone or claim.peer.closing):
+            self._refuse(claim.peer, ServerHelloCode.BIND_FAILED, why)
+
+    def _take_over(self, claim: Claim, rival: Peer) -> None:
+        """A connection that is silent leaves its place and its port to the newcomer."""
+        claim.waiting.clear()
+        port = self._detach(rival)
+        rival.closing = True
+        self._leave(rival)
+        rival.handshake.close()
+        # Its relays end with it; that is what tells the public side.
+        self._close_quietly(rival.connection)
+        self.counters.add("ports_taken_over")
+        number = 0 if port is None else port.number
+        _log.info("%s: silent; its port %d goes to %s", rival.label, number, claim.peer.label)
+        self._clients.setdefault(claim.user.uuid, {})[claim.peer.connection.id] = claim.peer
+        claim.has_place = True
+        if port is not None and number not in claim.ports:
+            self._ports.release(port)
+            self._leases.remember(claim.user.uuid, number)
+            port = None
+        self._bind(claim, [] if port is None else [port])
+
+    def _bind(self, claim: Claim, inherited: Iterable[PublicPort] = ()) -> None:
         user = claim.user
         preferred = (
             port
@@ -430,11 +502,12 @@ class ServerRun(Run):
             self.timers.after(binding.delay, lambda: self._search(claim, binding))
         elif binding.port is not None:
             self._admit(claim, binding.port)
+        elif binding.problem is not None:
+            detail = f"user {claim.user.uuid}, ports {claim.ports}: {binding.problem.strerror}"
+            self._refuse(peer, ServerHelloCode.BIND_FAILED, detail)
         else:
-            why = f": {binding.problem.strerror}" if binding.problem else ", all in use"
-            if binding.denied and not binding.problem:
-                why = f", in use or refused by the system: {binding.denied.strerror}"
-            self._refuse(peer, ServerHelloCode.BIND_FAILED, f"user {claim.user.uuid}, ports {claim.ports}{why}")
+            claim.denied = binding.denied
+            self._ask(claim)
 
     def _admit(self, claim: Claim, port: PublicPort) -> None:
         peer, mode, connection = claim.peer, claim.mode, claim.peer.connection
@@ -514,7 +587,9 @@ class ServerRun(Run):
         if peer.deadline is not None:
             peer.deadline.cancel()
         self._release(peer)
-        self._heard(event.connection.id, alive=False)
+        self._leave(peer)
+        for claim in self._no_longer_asked(event.connection.id):
+            self._try_again(claim)
         level = _log.info if peer.user is not None else _log.debug
         level(
             "%s: connection over after %.1f s: %s, code %d%s",
@@ -563,6 +638,14 @@ class ServerRun(Run):
             connection.remove_flow(association)
         except EngineClosed:
             _log.debug("association %d: gone already", association)
+
+
+def _is_silent(peer: Peer) -> bool:
+    """Whether nothing has been heard of a connection since it was asked."""
+    try:
+        return peer.connection.info().silence >= _PROBE
+    except EngineClosed:
+        return True
 
 
 def stateless_reset_key(private_key: bytes) -> bytes:

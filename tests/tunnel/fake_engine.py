@@ -158,6 +158,7 @@ class FakeConnection:
         self.probes: list[float] = []
         self.packets_received = 0
         self.datagram_limit = 1200  # 0: the peer takes no DATAGRAM frames
+        self.silence = 60.0  # seconds
         self.migrations = 0
         self.migration_problem: EngineError | None = None
         self.exports = 0
@@ -218,6 +219,7 @@ class FakeConnection:
                 "smoothed_rtt": 0.1,
                 "packets_received": self.packets_received,
                 "datagram_limit": self.datagram_limit,
+                "silence": self.silence,
             }
         )
 

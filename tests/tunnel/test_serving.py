@@ -594,7 +594,7 @@ def test_a_dead_predecessor_loses_its_port_to_the_same_user(scene: Scene) -> Non
     dead = scene.join()
     heir = scene.join()
     assert heir.sent == []
-    assert dead.probes == [pytest.approx(0.3)]
+    assert dead.probes == [1.5]
     scene.run.handle(fake.probed(dead, alive=False))
     scene.settle()
     assert answers(heir) == [ServerHello(SUCCESS, scene.number)]
@@ -690,6 +690,146 @@ def test_a_newcomer_that_goes_during_the_probe_costs_the_predecessor_nothing(sce
     assert reachable(scene.number)
     for stream in dead.streams:
         stream.finish()
+
+
+def test_nobody_is_asked_where_a_port_is_free() -> None:
+    ports = [free_port() for _ in range(4)]
+    with scene_of(proxy={"allow_ports": ports}) as scene:
+        clients = [scene.join() for _ in ports]
+        assert [client.probes for client in clients] == [[]] * len(ports)
+        assert {answers(client)[0].port for client in clients} == set(ports)
+
+
+def test_no_more_are_asked_than_needed() -> None:
+    """However many clients a user has: a few at a time, and none any more once one is silent."""
+    ports = [free_port() for _ in range(40)]
+    with scene_of(proxy={"allow_ports": ports}) as scene:
+        clients = [scene.join() for _ in ports]
+        newcomer = scene.join()
+
+        def asked() -> list[FakeConnection]:
+            return [client for client in clients if client.probes]
+
+        assert len(asked()) == 16
+        scene.run.handle(fake.probed(asked()[0], alive=True))
+        assert len(asked()) == 17
+        dead = asked()[5]
+        scene.run.handle(fake.probed(dead, alive=False))
+        scene.settle()
+        assert len(asked()) == 17
+        for client in asked():
+            scene.run.handle(fake.probed(client, alive=False))
+        assert [client for client in clients if client.closed] == [dead]
+        assert answers(newcomer) == [ServerHello(SUCCESS, answers(dead)[0].port)]
+
+
+def test_all_are_asked_before_a_newcomer_is_refused() -> None:
+    ports = [free_port() for _ in range(20)]
+    with scene_of(proxy={"allow_ports": ports}) as scene:
+        clients = [scene.join() for _ in ports]
+        newcomer = scene.join()
+        for client in clients:
+            assert newcomer.sent == []
+            scene.run.handle(fake.probed(client, alive=True))
+        assert answers(newcomer) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+        assert [client for client in clients if client.closed] == []
+
+
+def test_who_was_heard_before_the_decision_is_not_closed(scene: Scene) -> None:
+    """The word of a busy engine that somebody is silent may be older than what has come from him since."""
+    alive = scene.join()
+    newcomer = scene.join()
+    alive.silence = 0.1
+    scene.run.handle(fake.probed(alive, alive=False))
+    scene.settle()
+    assert alive.closed is None
+    assert answers(newcomer) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+
+
+def test_a_predecessor_that_serves_another_network_is_not_probed() -> None:
+    with scene_of(dialect="draft") as scene:
+        other, newcomer = scene.join(mode=1), scene.join(mode=0)
+        assert other.probes == []
+        assert answers(newcomer) == [ServerHello(SUCCESS, scene.number)]
+
+
+# --- how many clients a user may have ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_each() -> Iterator[Scene]:
+    with scene_of(proxy={"allow_ports": [free_port() for _ in range(5)], "max_clients": 2}) as scene:
+        yield scene
+
+
+def test_a_user_has_no_more_than_max_clients(two_each: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = two_each.join(), two_each.join()
+    held = len(two_each.run._ports)
+    third = two_each.join()
+    for client in (first, second):
+        two_each.run.handle(fake.probed(client, alive=True))
+    two_each.settle()
+    assert answers(third) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+    assert f"user {ALICE} has 2 clients, the most that max_clients allows" in caplog.text
+    assert two_each.counter("clients_refused_limit") == 1
+    assert len(two_each.run._ports) == held
+    # Others have places of their own, and one that is left is free for the next.
+    assert answers(two_each.join(user=BOB))[0].code is SUCCESS
+    two_each.run.handle(fake.closed(first))
+    assert answers(two_each.join())[0].code is SUCCESS
+
+
+def test_a_silent_client_leaves_its_place(two_each: Scene) -> None:
+    first, second = two_each.join(), two_each.join()
+    heir = two_each.join()
+    two_each.run.handle(fake.probed(second, alive=False))
+    two_each.settle()
+    assert answers(heir) == answers(second)
+    assert (first.closed, second.closed) == (None, (0, 0.0))
+
+
+def test_a_silent_client_leaves_its_place_to_one_that_wants_another_port(two_each: Scene) -> None:
+    ports = sorted(two_each.config.proxies[0].allow_ports)
+    first, second = two_each.join(ports=(1, ports[0])), two_each.join(ports=(1, ports[1]))
+    heir = two_each.join(ports=(ports[2], ports[2]))
+    two_each.run.handle(fake.probed(first, alive=False))
+    two_each.settle()
+    assert answers(heir) == [ServerHello(SUCCESS, ports[2])]
+    assert not reachable(ports[0])
+    assert second.closed is None
+
+
+def test_a_client_that_ends_while_it_is_asked_leaves_its_place(two_each: Scene) -> None:
+    first, second = two_each.join(), two_each.join()
+    heirs = two_each.join(), two_each.join()
+    two_each.run.handle(fake.closed(second))
+    two_each.settle()
+    assert [len(heir.sent) for heir in heirs] == [1, 0]
+    two_each.run.handle(fake.closed(first))
+    two_each.settle()
+    assert [answers(heir)[0].code for heir in heirs] == [SUCCESS, SUCCESS]
+
+
+def test_those_who_are_refused_or_go_take_no_place(two_each: Scene) -> None:
+    for _ in range(5):
+        two_each.join(password="wrong")
+        two_each.join(ports=(1, 1))
+        two_each.run.handle(fake.closed(two_each.join()))
+        rule_breaker = two_each.join()
+        two_each.run.handle(fake.violation(rule_breaker, "nonsense"))
+        two_each.run.handle(fake.closed(rule_breaker))
+    assert answers(two_each.join())[0].code is SUCCESS
+    assert two_each.counter("clients_refused_limit") == 0
+
+
+def test_max_clients_of_a_single_user() -> None:
+    users = {str(ALICE): {"password": PASSWORD, "max_clients": 1}, str(BOB): PASSWORD}
+    with scene_of(proxy={"users": users, "allow_ports": [free_port() for _ in range(4)]}) as scene:
+        alone = scene.join()
+        second = scene.join()
+        scene.run.handle(fake.probed(alone, alive=True))
+        assert answers(second) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+        assert [answers(scene.join(user=BOB))[0].code for _ in range(2)] == [SUCCESS, SUCCESS]
 
 
 def test_who_comes_back_finds_the_same_port() -> None:
