@@ -26,6 +26,8 @@ OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """struct linger {1, 0}: close() sends RST."""
+_IP_FREEBIND = 15  # <linux/in.h>; the socket module has no name for it
+_IPV6_FREEBIND = 78  # <linux/in6.h>
 
 
 class Stopped(Exception):
@@ -95,8 +97,31 @@ def _literal(address: tuple[object, ...]) -> SocketAddress:
 # --- binding ----------------------------------------------------------------------------------------------------------
 
 
+def any_address(host: str, *, only_v6: bool | None = None) -> str:
+    """``0.0.0.0`` for ``::`` where the system has no IPv6, unless IPv6 alone is wanted; else the host itself."""
+    bare = host.partition("%")[0]
+    if only_v6 or ":" not in bare or not ipaddress.ip_address(bare).is_unspecified:
+        return host
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError as problem:
+        if problem.errno == errno.EAFNOSUPPORT:
+            return "0.0.0.0"
+    return host
+
+
+def is_here(host: str) -> bool:
+    """Whether an IP literal is an address of this machine now. What can be bound while it is not works once it is."""
+    try:
+        with socket.socket(family_of(host), socket.SOCK_DGRAM) as sock:
+            _bind(sock, host, 0)
+    except OSError as problem:
+        return problem.errno != errno.EADDRNOTAVAIL
+    return True
+
+
 def bind_udp(host: str, port: int, *, only_v6: bool | None = None) -> socket.socket:
-    """A UDP socket bound to an address. Not shared with any other socket.
+    """A UDP socket bound to an address, also to one that comes to this machine later. Not shared with any other socket.
 
     Args:
         host: IP literal.
@@ -110,7 +135,7 @@ def bind_udp(host: str, port: int, *, only_v6: bool | None = None) -> socket.soc
 
 
 def listen_tcp(host: str, port: int, *, only_v6: bool | None = None, backlog: int = BACKLOG) -> socket.socket:
-    """A non-blocking TCP socket that listens.
+    """A non-blocking TCP socket that listens, also on an address that comes to this machine later.
 
     SO_REUSEADDR is set, so connections in TIME_WAIT and relays of a predecessor don't keep the port; on Linux another
     listener still does.
@@ -137,15 +162,30 @@ def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) 
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family is socket.AF_INET6 and only_v6 is not None:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only_v6))
-        bare, _, zone = host.partition("%")
-        if zone:
-            sock.bind((bare, port, 0, int(zone) if zone.isdigit() else socket.if_nametoindex(zone)))
-        else:
-            sock.bind((host, port))
+        try:
+            _bind(sock, host, port)
+        except OSError as problem:
+            if problem.errno != errno.EADDRNOTAVAIL:
+                raise
+            # A VPN that is not up yet, an address that moves between machines. Only now, so that nothing else changes
+            # for addresses that are there.
+            if family is socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            _bind(sock, host, port)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _bind(sock: socket.socket, host: str, port: int) -> None:
+    bare, _, zone = host.partition("%")
+    if zone:
+        sock.bind((bare, port, 0, int(zone) if zone.isdigit() else socket.if_nametoindex(zone)))
+    else:
+        sock.bind((host, port))
 
 
 # --- dialling ---------------------------------------------------------------------------------------------------------

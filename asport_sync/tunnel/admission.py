@@ -7,7 +7,7 @@ import ipaddress
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from asport_sync.config import DialectName, Network, PortSet, ServerConfig
@@ -56,6 +56,19 @@ def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
         for proxy in config.proxies
         for user in proxy.users
     }
+
+
+def shared_ports(users: Iterable[User]) -> PortSet:
+    """The ports that more than one of these users may open."""
+    edges = sorted(
+        edge for user in users for start, end in user.allow_ports.ranges for edge in ((start, 1), (end + 1, -1))
+    )
+    shared, sharing, since = [], 0, 0
+    for port, change in edges:
+        if sharing > 1:
+            shared.append((since, port - 1))
+        sharing, since = sharing + change, port
+    return PortSet(shared)
 
 
 class Authenticator:

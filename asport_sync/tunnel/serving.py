@@ -34,7 +34,7 @@ from asport_sync.errors import ConfigError, EngineClosed, EngineError, RemotePro
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.timers import Timer
-from asport_sync.tunnel.admission import Authenticator, FailureDelay, User, granted, users_of
+from asport_sync.tunnel.admission import Authenticator, FailureDelay, User, granted, shared_ports, users_of
 from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
 from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, keylog_file, say_what_has_no_effect
 from asport_sync.tunnel.tcp import PublicListener
@@ -64,6 +64,8 @@ _BINDS_PER_SLICE = 64  # about 2 ms of system calls; then other events have thei
 _PROBE = 1.5
 _ASKED_AT_ONCE = 16  # connections, for one newcomer: each costs this thread a call that waits for the engine
 _ASKING_LONGEST = 2.0  # seconds; what has not answered by then counts as alive
+
+_WIDE = 1000  # ports; users that share fewer are mostly meant to, such as two for one port
 
 _HEARTBEAT = encode(Heartbeat())
 
@@ -151,7 +153,7 @@ class ServerRun(Run):
         self._ports = PortTable()
         self._leases = Leases()
         self._clients: dict[uuid.UUID, dict[int, Peer]] = {}  # of each user, those that have a port or search for one
-        self._asked: dict[int, list[Claim]] = {}  # by connection: those who wait for its sign of life, the first first
+        self._asked: dict[int, dict[Claim, None]] = {}  # by connection: who waits for its sign of life, in order
         self._auth_limit = RateLimit(most=20)  # anybody can fail to authenticate as often as he likes
         self._handlers: dict[type, Callable[..., None]] = {
             Connected: self._connected,
@@ -192,8 +194,11 @@ class ServerRun(Run):
         except EngineError as problem:
             raise ConfigError(f"certificate and private_key aren't usable: {problem}") from problem
         transport = self._transport()
+        host = sockets.any_address(config.server.host, only_v6=config.only_v6)
+        self._say_what_is_shared()
+        self._do_without_ipv6(host)
         try:
-            with sockets.bind_udp(*config.server, only_v6=config.only_v6) as sock:
+            with sockets.bind_udp(host, config.server.port, only_v6=config.only_v6) as sock:
                 self._address = sockets.local_address(sock)
                 self._endpoint = self.engine.listen(
                     sock, credentials, transport, reset_key=stateless_reset_key(private_key)
@@ -204,6 +209,8 @@ class ServerRun(Run):
             # The configuration was checked, but a program may have put it together itself.
             raise ConfigError(f"can't listen on {config.server}: {problem}; asked for {transport}") from problem
         say_what_has_no_effect(config, _log)
+        if not sockets.is_here(host):
+            _log.warning("%s is not an address of this machine yet; clients can come once it is", host)
         _log.info("accepting clients on %s, %d users", sockets.text(self._address), len(self._users))
 
     def handle(self, event: Event) -> None:
@@ -246,6 +253,27 @@ class ServerRun(Run):
         except EngineClosed:
             figures["closed"] = True
         return figures
+
+    def _do_without_ipv6(self, host: str) -> None:
+        """Opens ports on all IPv4 addresses where ``::`` was meant and the system has no IPv6. Says so once."""
+        changed = {
+            name: dataclasses.replace(user, bind_ip=ip)
+            for name, user in self._users.items()
+            if (ip := sockets.any_address(user.bind_ip, only_v6=user.only_v6)) != user.bind_ip
+        }
+        self._users.update(changed)
+        if changed or host != self._config.server.host:
+            _log.warning("this system has no IPv6: 0.0.0.0, all IPv4 addresses, in place of ::")
+
+    def _say_what_is_shared(self) -> None:
+        shared = shared_ports(self._users.values())
+        if len(shared) >= _WIDE:
+            _log.warning(
+                "several users share %d ports, %s: a port that one has left may be another's a moment later; better "
+                "give each allow_ports of its own",
+                len(shared),
+                shared,
+            )
 
     def _transport(self) -> Transport:
         config = self._config
@@ -389,9 +417,7 @@ class ServerRun(Run):
                 except EngineClosed:
                     self._take_over(claim, rival)
                     return
-            claims = self._asked.setdefault(number, [])
-            if claim not in claims:  # it may be from before it tried again
-                claims.append(claim)
+            self._asked.setdefault(number, {})[claim] = None
             claim.waiting.add(number)
         if not claim.waiting:
             self._refuse_place(claim)
@@ -422,7 +448,7 @@ class ServerRun(Run):
 
     def _no_longer_asked(self, connection_id: int) -> list[Claim]:
         """Those who still wait for this connection's sign of life, which they do no more."""
-        claims = [claim for claim in self._asked.pop(connection_id, []) if connection_id in claim.waiting]
+        claims = [claim for claim in self._asked.pop(connection_id, {}) if connection_id in claim.waiting]
         for claim in claims:
             claim.waiting.discard(connection_id)
         return [claim for claim in claims if not (claim.peer.gone or claim.peer.closing)]
@@ -433,7 +459,7 @@ class ServerRun(Run):
             self._refuse_place(claim)
 
     def _try_again(self, claim: Claim) -> None:
-        """A connection in the newcomer's way has ended by itself. What was not heard of yet is asked again if need be."""
+        """A connection in the newcomer's way has ended. Those not heard of yet are asked again if need be."""
         assert claim.rivals is not None
         claim.rivals.extendleft(self._peers[number] for number in claim.waiting if number in self._peers)
         claim.waiting.clear()
@@ -540,6 +566,9 @@ class ServerRun(Run):
                 "udp_forward_mode: quic",
                 peer.label,
             )
+        if not sockets.is_here(port.ip):
+            problem = "%s: port %d is on %s, which is not an address of this machine yet; it works once it is"
+            self.limit.warning(_log, problem, peer.label, port.number, port.ip)
         self.counters.add("clients_admitted")
         _log.info("%s: user %s has port %d for %s", peer.label, claim.user.uuid, port.number, mode)
 

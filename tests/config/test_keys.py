@@ -131,6 +131,7 @@ PROXY = {
     "only_v6": Row(None, BOOLEAN, NO_BOOLEAN),
     "allow_network": NETWORK,
     "dialect": Row(None, [("auto", "auto"), ("flags", "flags")], ["new"]),
+    "max_clients": Row(64, [(1, 1), ("10000", 10000)], [0, 10001, "many"]),
 }
 TLS_CLIENT = {
     "server_name": Row(None, [("example.net", "example.net"), ("::1", "::1")], ["", "a b", []]),
@@ -168,6 +169,7 @@ USER = {
     "password": CLIENT["password"],
     "password_file": CLIENT["password_file"],
     "dialect": PROXY["dialect"],
+    "max_clients": Row(None, [(1, 1), (10000, 10000)], [0, 10001, "many"]),
 }
 ALIASES = {
     ClientConfig: {"port": "expected_port_range"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import uuid
@@ -25,7 +26,7 @@ from asport_sync import (
     RefusedError,
     Server,
 )
-from tests.e2e.tunnels import PASSWORD, READY_TIMEOUT, both_echoes, client_options, server_options, tunnel
+from tests.e2e.tunnels import PASSWORD, READY_TIMEOUT, both_echoes, client_options, counter, server_options, tunnel
 from tests.support.certificates import Certificate, self_signed
 from tests.support.ports import free_port
 from tests.support.services import Address, TcpEcho, UdpEcho
@@ -202,6 +203,43 @@ def test_two_clients_of_one_user(certificate: Certificate) -> None:
             for address in addresses:
                 assert echo(address, b"hello") == b"hello"
             assert (one.accepted, two.accepted) == (1, 1)
+
+
+def test_a_newcomer_costs_clients_that_live_nothing(certificate: Certificate) -> None:
+    """All ports of the user are taken by clients of his own: they are asked, and all stay."""
+    ports = [free_port() for _ in range(20)]
+    with (
+        TcpEcho() as service,
+        Server(**server_options(certificate, proxy={"allow_ports": ports})) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        options = client_options(certificate, server.address, service.address)
+        clients = [stack.enter_context(Client(**options)) for _ in ports]
+        assert {client.wait_ready(READY_TIMEOUT)[1] for client in clients} == set(ports)
+        with Client(**options) as newcomer, pytest.raises(BindFailed):
+            newcomer.wait_ready(READY_TIMEOUT)
+        assert [counter(client, "joined") for client in clients] == [1] * len(clients)
+        assert counter(server, "ports_taken_over") == 0
+        for port in ports:
+            assert echo(("127.0.0.1", port), b"x") == b"x"
+
+
+def test_a_user_has_only_so_many_clients(certificate: Certificate) -> None:
+    with (
+        TcpEcho() as service,
+        Server(**server_options(certificate, proxy={"max_clients": 3})) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        options = client_options(certificate, server.address, service.address)
+        clients = [stack.enter_context(Client(**options)) for _ in range(3)]
+        for client in clients:
+            client.wait_ready(READY_TIMEOUT)
+        with Client(**options) as one_too_many, pytest.raises(BindFailed):
+            one_too_many.wait_ready(READY_TIMEOUT)
+        assert counter(server, "clients_refused_limit") == 1
+        clients.pop().stop()
+        with Client(**options) as next_one:
+            next_one.wait_ready(READY_TIMEOUT)
 
 
 def test_many_clients(certificate: Certificate) -> None:

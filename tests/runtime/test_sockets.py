@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 
@@ -56,6 +57,35 @@ def test_only_v6_leaves_ipv4_alone() -> None:
 
 def test_only_v6_has_no_meaning_for_ipv4() -> None:
     sockets.bind_udp(HOST, 0, only_v6=True).close()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_that_is_not_here_can_be_bound(host: str) -> None:
+    assert not sockets.is_here(host)
+    with sockets.bind_udp(host, 0) as sock:
+        assert sockets.local_address(sock)[0] == host
+    with sockets.listen_tcp(host, 0) as sock:
+        assert sockets.local_address(sock)[0] == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1"])
+def test_an_address_that_is_here(host: str) -> None:
+    assert sockets.is_here(host)
+    assert sockets.any_address(host) == host
+
+
+def test_without_ipv6_any_address_is_one_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = OSError(errno.EAFNOSUPPORT, "as the test says")
+
+    def no_socket(*_: object) -> socket.socket:
+        raise problem
+
+    monkeypatch.setattr(socket, "socket", no_socket)
+    assert sockets.any_address("::") == sockets.any_address("0:0::0", only_v6=False) == "0.0.0.0"
+    assert sockets.any_address("::", only_v6=True) == "::"
+    assert sockets.any_address("::1") == "::1"
+    problem = OSError(errno.EMFILE, "for the moment")
+    assert sockets.any_address("::") == "::"
 
 
 def test_two_listeners_on_one_port_are_refused() -> None:

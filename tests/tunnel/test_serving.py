@@ -259,7 +259,7 @@ def test_a_large_range_is_searched_without_stopping_the_loop(crowded: tuple[int,
         ({"ports": (1, 1)}, {}, ServerHelloCode.PORT_DENIED, "port denied"),
         ({"ports": (65535, 1)}, {}, ServerHelloCode.PORT_DENIED, "port denied"),
         ({}, {"allow_ports": []}, ServerHelloCode.PORT_DENIED, "port denied"),
-        ({}, {"bind_ip": "192.0.2.1"}, ServerHelloCode.BIND_FAILED, "bind failed"),
+        ({}, {"bind_ip": "fe80::1"}, ServerHelloCode.BIND_FAILED, "bind failed"),
     ],
 )
 def test_a_refused_client_is_told_why(
@@ -886,6 +886,31 @@ def test_settings_that_the_engine_refuses_are_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match=rf"can't listen on {HOST}:0: an argument is out of range; .*send_window=5,"):
         run.start()
     run.stop(TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ([(20000, 30000)], [(20000, 30000)], "10001 ports, 20000-30000"),
+        ([(20000, 30000)], [(29001, 40000)], "1000 ports, 29001-30000"),
+        ([(20000, 30000)], [(29002, 40000)], None),
+        ([(20000, 30000), (5, 5)], [(30001, 40000), (5, 5)], None),
+    ],
+)
+def test_a_wide_range_that_users_share_is_said(
+    one: list[tuple[int, int]], other: list[tuple[int, int]], shared: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxies = [
+        {"users": {str(ALICE): PASSWORD}, "allow_ports": one},
+        {"users": {str(BOB): PASSWORD}, "allow_ports": other},
+    ]
+    config = ServerConfig.from_options(server=f"{HOST}:0", certificate=PEM, private_key=PEM, proxies=proxies)
+    run = ServerRun(config, FakeEngine().as_real())
+    run.start()
+    run.stop(TIMEOUT)
+    lines = [message for message in caplog.messages if "share" in message]
+    assert len(lines) == (shared is not None)
+    assert shared is None or f"several users share {shared}: " in lines[0]
 
 
 def test_keys_without_effect_are_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,113 @@
+"""Addresses that a server is told to use and that are not there: none of IPv6, and those that come later."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from asport_sync import Client
+from tests.e2e.tunnels import (
+    READY_TIMEOUT,
+    client_options,
+    command,
+    public_port,
+    server_address,
+    server_options,
+    write_config,
+)
+from tests.support.certificates import Certificate
+from tests.support.namespaces import Namespace, unavailable
+from tests.support.no_ipv6 import MACHINES, without_ipv6
+from tests.support.ports import free_port
+from tests.support.process import Process
+from tests.support.services import TcpEcho
+from tests.support.traffic import connect, receive_exactly
+from tests.support.waiting import wait_until
+
+NOT_HERE = "192.0.2.7"  # TEST-NET-1 (RFC 5737)
+NOT_HERE_V6 = "2001:db8::7"  # RFC 3849
+
+
+@pytest.mark.skipif(platform.machine() not in MACHINES, reason="seccomp filters are written for other machines only")
+@pytest.mark.parametrize("host", ["[::]", "127.0.0.1"])
+def test_a_server_on_a_system_without_ipv6(certificate: Certificate, tmp_path: Path, host: str) -> None:
+    """The default of ``bind_ip`` and an address as in the documentation's example do."""
+    options = server_options(certificate, server=f"{host}:0")
+    del options["proxies"][0]["bind_ip"]
+    argv = without_ipv6(command("server", "run", "-c", str(write_config(tmp_path, "server", options)), "-v"))
+    with TcpEcho() as service, Process(argv, name="server") as server:
+        server.wait_for("this system has no IPv6: 0.0.0.0", READY_TIMEOUT)
+        address = ("127.0.0.1", server_address(server)[1])
+        with Client(**client_options(certificate, address, service.address)) as client:
+            _, port = client.wait_ready(READY_TIMEOUT)
+            with connect(("127.0.0.1", port)) as user:
+                user.sendall(b"x")
+                assert receive_exactly(user, 1) == b"x"
+        assert server.output().count("no IPv6") == 1
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[Namespace]:
+    if why := unavailable():
+        pytest.skip(why)
+    with Namespace() as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("address", "adding"), [(NOT_HERE, [f"{NOT_HERE}/32"]), (NOT_HERE_V6, [f"{NOT_HERE_V6}/128", "nodad"])]
+)
+def test_an_address_that_comes_later(certificate: Certificate, tmp_path: Path, address: str, adding: list[str]) -> None:
+    """The QUIC socket and a public port are opened before the machine has their address, and work once it has."""
+    host = f"[{address}]" if ":" in address else address
+    quic = free_port()
+    options = server_options(certificate, server=f"{host}:{quic}", proxy={"bind_ip": address})
+    server_file = write_config(tmp_path, "server", options)
+    with namespace() as inside:
+
+        def run(*arguments: str) -> Process:
+            return Process(inside.argv(command(*arguments)), name=arguments[0])
+
+        with (
+            TcpEcho(create_socket=inside.socket) as service,
+            run("server", "run", "-c", str(server_file), "-v") as server,
+        ):
+            server.wait_for(f"{address} is not an address of this machine yet", READY_TIMEOUT)
+            server_address(server)
+            joining = client_options(certificate, (address, quic), service.address, server_name="localhost")
+            client_file = write_config(tmp_path, "client", joining)
+            inside.configure(["address", "add", *adding, "dev", "lo"])
+            with run("client", "run", "-c", str(client_file), "-v") as client:
+                port = public_port(client)
+                with inside.call(lambda: connect((address, port))) as user:
+                    user.sendall(b"x")
+                    assert receive_exactly(user, 1) == b"x"
+
+
+def test_a_public_address_that_comes_later(certificate: Certificate, tmp_path: Path) -> None:
+    """A client is not refused where only its port's address is missing."""
+    options = server_options(certificate, proxy={"bind_ip": NOT_HERE})
+    server_file = write_config(tmp_path, "server", options)
+    with (
+        namespace() as inside,
+        TcpEcho(create_socket=inside.socket) as service,
+        Process(inside.argv(command("server", "run", "-c", str(server_file), "-v")), name="server") as server,
+    ):
+        client_file = write_config(
+            tmp_path, "client", client_options(certificate, server_address(server), service.address)
+        )
+        with Process(inside.argv(command("client", "run", "-c", str(client_file), "-v")), name="client") as client:
+            port = public_port(client)
+            server.wait_for(f"port {port} is on {NOT_HERE}, which is not an address of this machine yet", READY_TIMEOUT)
+            inside.configure(["address", "add", f"{NOT_HERE}/32", "dev", "lo"])
+
+            def works() -> bool:
+                with inside.call(lambda: connect((NOT_HERE, port))) as user:
+                    user.sendall(b"x")
+                    return receive_exactly(user, 1) == b"x"
+
+            wait_until(works, READY_TIMEOUT, "the port answers")
