@@ -68,6 +68,8 @@ _LARGEST_RECEIVE_WINDOW = 1 << 30
 """Bytes. All streams of a connection together may have that much under way."""
 _LARGEST_BUFFER_POOL = 1 << 20
 _MOST_WORKERS = 65535
+_CLIENTS = 64
+"""Of one user: more than a household or a small office has, and few beside the most."""
 _MOST_CLIENTS = 10000
 """As many connections as the engine takes in all."""
 
@@ -318,7 +320,7 @@ class ProxyConfig:
     only_v6: bool | None = field(default=None, metadata=_BOOLEAN)
     allow_network: Network = field(default="both", metadata=_NETWORK)
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
-    max_clients: int = field(default=64, metadata=_integer(1, _MOST_CLIENTS))
+    max_clients: int = field(default=_CLIENTS, metadata=_integer(1, _MOST_CLIENTS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,8 @@ class FailureDelay:
 
     A source may fail a number of times at once; of what it fails beyond, it hears late. Together with the engine's
     limit of clients of one source that are not admitted yet, this bounds how many passwords it can try. Who
-    authenticates is never held up, so clients behind the same address as the one that guesses come in as ever.
+    authenticates gets his answer at once. But that same limit of the engine's may keep him from a handshake for a
+    while: before it nobody can tell him from the one that guesses behind the same address.
 
     Args:
         clock: Monotonic time in seconds.

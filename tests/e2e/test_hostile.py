@@ -11,6 +11,7 @@ import pytest
 
 from asport_sync import Client, Server
 from asport_sync.engine import CloseCause, CommandReceived, Connected, Connection, Transport
+from asport_sync.errors import EngineClosed
 from asport_sync.wire import (
     TOKEN_LENGTH,
     ClientHello,
@@ -141,3 +142,44 @@ def test_a_server_that_breaks_every_rule_is_borne(certificate: Certificate) -> N
             assert client.wait_ready(READY_TIMEOUT)[1] == 2024
             assert counter(client, "engine", "violations") >= len(MALFORMED)
             connection.close()
+
+
+# As in engine.py: clients of one address that have not joined.
+MOST_OF_ONE_ADDRESS = 200
+
+
+def test_who_guesses_passwords_holds_up_newcomers_of_his_address_alone(certificate: Certificate) -> None:
+    """Who has joined goes on, others come in from elsewhere, and behind that address once places are forgotten."""
+    with (
+        TcpEcho() as service,
+        Server(**server_options(certificate)) as server,
+        Client(**client_options(certificate, server.address, service.address)) as before,
+        Side("guesser") as guesser,
+        Side("elsewhere") as elsewhere,
+    ):
+        public = before.wait_ready(READY_TIMEOUT)
+        wrong = encode(ClientHello(uuid.UUID(USER), bytes(TOKEN_LENGTH), 3, 1, 65535))
+        for _ in range(MOST_OF_ONE_ADDRESS):
+            connect(guesser, certificate, server.address)
+        for _ in range(MOST_OF_ONE_ADDRESS):
+            guess = guesser.expect(Connected).connection
+            with contextlib.suppress(EngineClosed):  # the server may have waited long enough
+                guess.send(wrong)
+
+        def refused() -> bool:
+            connect(guesser, certificate, server.address)
+            return counter(server, "engine", "connections_refused_source") > 0
+
+        wait_until(refused, READY_TIMEOUT, "there is no place left for the guesser's address")
+        port = free_port()
+        newcomer = connect(elsewhere, certificate, server.address, host="127.0.0.2")
+        elsewhere.expect(Connected)
+        newcomer.send(hello(newcomer, port))
+        answer = elsewhere.expect(CommandReceived)
+        assert decode(answer.data)[0] == ServerHello(ServerHelloCode.SUCCESS, port)
+        assert echo(public, b"all is well") == b"all is well"
+        with Client(**client_options(certificate, server.address, service.address)) as behind:
+            assert echo(behind.wait_ready(3 * READY_TIMEOUT), b"at last") == b"at last"
+        assert counter(before, "counters", "joined") == 1
+        assert counter(server, "counters", "refused_auth_failed") > 0
+        assert counter(server, "counters", "refusals_delayed") > 0

@@ -171,9 +171,12 @@ def connect(
     *,
     server_name: str = "localhost",
     credentials: Credentials | None = None,
+    host: str | None = None,
 ) -> Connection:
-    """Begins a handshake with a server on loopback."""
+    """Begins a handshake with a server on loopback, from an address that the system or ``host`` chooses."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        if host is not None:
+            sock.bind((host, 0))
         return side.engine.connect(
             sock,
             credentials or client_credentials(side.engine, certificate),
