@@ -153,7 +153,7 @@ void aq_shares_enter(aq_engine *engine, aq_listener *listener)
         listener->next->previous = listener;
     engine->shares.first = listener;
     engine->shares.ports++;
-    engine->shares.others += DESCRIPTORS_PER_PORT; /* if they are not counted now */
+    engine->shares.others += DESCRIPTORS_PER_PORT; /* as it is where they are not counted now */
     engine->shares.looked = 0;
     aq_shares_look(engine);
 }
@@ -168,6 +168,8 @@ void aq_shares_leave(aq_engine *engine, aq_listener *listener)
         listener->next->previous = listener->previous;
     listener->previous = listener->next = NULL;
     engine->shares.ports--;
+    if (engine->shares.others >= DESCRIPTORS_PER_PORT)
+        engine->shares.others -= DESCRIPTORS_PER_PORT;
 }
 
 void aq_shares_short(aq_engine *engine)

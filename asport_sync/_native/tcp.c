@@ -369,7 +369,7 @@ static void accept_failed(aq_engine *engine, aq_listener *listener, int error)
     /* Never the end of a listener: the tunnel would stay up and look well, and nobody could reach it. */
     aq_count(&engine->counters, AQ_C_tcp_accept_errors, 1);
     report_trouble(engine, listener, error);
-    if (short_of)
+    if (error == EMFILE)
         aq_shares_short(engine);
     aq_engine_rest(engine, listener->id, listener->fd, short_of ? REST_WITHOUT_RESOURCES : REST_AFTER_ERROR);
 }
