@@ -169,10 +169,13 @@ def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) 
                 raise
             # A VPN that is not up yet, an address that moves between machines. Only now, so that nothing else changes
             # for addresses that are there.
-            if family is socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            try:
+                if family is socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+                else:
+                    sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            except OSError:
+                raise problem from None  # a system without it
             _bind(sock, host, port)
     except BaseException:
         sock.close()

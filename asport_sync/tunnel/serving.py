@@ -61,7 +61,7 @@ _REFUSAL_LINGER = 3.0
 _BINDS_PER_SLICE = 64  # about 2 ms of system calls; then other events have their turn
 # Seconds that a connection gets to give a sign of life before another client of its user takes its place. A live client
 # on a busy machine may be late; a newcomer waits 3 s for its ServerHello.
-_PROBE = 1.5
+_PROBE = 1.0
 _ASKED_AT_ONCE = 16  # connections, for one newcomer: each costs this thread a call that waits for the engine
 _ASKING_LONGEST = 2.0  # seconds; what has not answered by then counts as alive
 

@@ -44,10 +44,10 @@ BACK = 45.0
 # Seconds until one of a few connections has been fast enough for a quarter of a second to have a worker take over.
 BULK = 60.0
 # Seconds that a client does not answer: much longer than on a machine that is idle, and much shorter than SILENT.
-HELD_UP = 0.6
+HELD_UP = 0.4
 HELD_UP_TRIES = 10
 # Seconds without an answer after which a server takes a connection for dead, as in serving.py.
-SILENT = 1.5
+SILENT = 1.0
 
 
 def works(address: Address) -> bool:
@@ -139,7 +139,7 @@ def test_a_client_that_is_held_up_for_a_moment_keeps_its_port(certificate: Certi
             # The machine is so busy that the server may have been right.
             newcomer.close()
             wait_until(lambda: works(("127.0.0.1", port)), 60.0, "the client has its port again")
-    pytest.skip("the machine is so busy that a client can't be held up for less than a second and a half")
+    pytest.skip("the machine is so busy that a client can't be held up for less than a second")
 
 
 def test_a_stopped_client_frees_its_port_at_once(certificate: Certificate) -> None:

@@ -594,7 +594,7 @@ def test_a_dead_predecessor_loses_its_port_to_the_same_user(scene: Scene) -> Non
     dead = scene.join()
     heir = scene.join()
     assert heir.sent == []
-    assert dead.probes == [1.5]
+    assert dead.probes == [1.0]
     scene.run.handle(fake.probed(dead, alive=False))
     scene.settle()
     assert answers(heir) == [ServerHello(SUCCESS, scene.number)]
