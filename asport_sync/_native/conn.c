@@ -10,11 +10,17 @@
  * may be late, or forged, and must cost no more than an attempt now and then. */
 #define SUSPECT_LEAST (100 * AQ_NSEC_PER_MSEC)
 #define SUSPECT_PAUSE (10 * AQ_NSEC_PER_SEC)
+/* Streams that are cut off at the end of a connection at once. Those of one that has more follow in later turns, so
+ * that nobody else has to wait for all of them. */
+#define CUT_AT_ONCE 256
 /* Closing and draining last three PTO (RFC 9000 section 10.2), and no less than this. */
 #define KEEP_LEAST (100 * AQ_NSEC_PER_MSEC)
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
 /* A client that was never admitted decides itself how slow its path looks; its place is needed for others. */
 #define KEEP_MOST_HALF_OPEN AQ_NSEC_PER_SEC
+/* For so long the path counts as alive without a packet: with data on its way, acknowledgements and probes come at
+ * shorter intervals, save where they are lost. */
+#define ALIVE_WITHOUT_PACKETS (250 * AQ_NSEC_PER_MSEC)
 /* Between looks at timers that are due and that nothing can be done about. */
 #define BLOCKED_PAUSE AQ_NSEC_PER_MSEC
 /* After the last command is acknowledged, before the close: acknowledged is what the peer's QUIC layer has, not what
@@ -70,6 +76,27 @@ static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code,
     aq_conn_post(conn, &event);
 }
 
+/* ---- the peer's time ----------------------------------------------------------------------------------------- */
+
+uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now)
+{
+    uint64_t since = now > conn->last_received ? now - conn->last_received : 0;
+    return conn->alive + (since < ALIVE_WITHOUT_PACKETS ? since : ALIVE_WITHOUT_PACKETS);
+}
+
+/* When the clock above shows that time, if nothing arrives before; UINT64_MAX: not without a packet. */
+static uint64_t when_alive(const aq_conn *conn, uint64_t time)
+{
+    uint64_t since = time > conn->alive ? time - conn->alive : 0;
+    return since <= ALIVE_WITHOUT_PACKETS ? conn->last_received + since : UINT64_MAX;
+}
+
+static void heard(aq_conn *conn, uint64_t now)
+{
+    conn->alive = aq_conn_alive_time(conn, now);
+    conn->last_received = now;
+}
+
 /* ---- the end of its parts ----------------------------------------------------------------------------------- */
 
 /* Frees what belongs to QUIC; the routing of its ids stays. */
@@ -84,12 +111,13 @@ static void end_quic(aq_conn *conn)
 }
 
 /* Everything that hangs on the connection is cut off, and its name goes. */
-static void cut_off(aq_conn *conn, int dead)
+static void cut_off(aq_conn *conn, int dead, uint32_t most)
 {
-    /* Streams first: cutting them must still find the library's state. Then the library, which points into the buffers
-     * freed after it. */
-    aq_conn_cut_streams(conn, dead);
+    /* The library first, which points into buffers that are freed after it. */
     end_quic(conn);
+    aq_conn_cut_streams(conn, dead, most);
+    if (conn->streams != NULL)
+        conn->host->end_later(conn->host->engine, conn);
     if (conn->flows != NULL)
         aq_conn_cut_packets(conn);
     free(conn->blocked);
@@ -100,10 +128,16 @@ static void cut_off(aq_conn *conn, int dead)
     }
 }
 
+int aq_conn_cut_some(aq_conn *conn, uint32_t most)
+{
+    aq_conn_cut_streams(conn, 1, most);
+    return conn->streams != NULL;
+}
+
 void aq_conn_free(aq_conn *conn)
 {
     leave_half_open(conn);
-    cut_off(conn, 1);
+    cut_off(conn, 1, UINT32_MAX);
     while (conn->cids_length > 0)
         conn->host->unroute(conn->endpoint, &conn->cids[--conn->cids_length]);
     free(conn->close_packet);
@@ -188,7 +222,7 @@ static void enter_end(aq_conn *conn, enum aq_conn_state state, enum aq_close_cau
     conn->keep_until = now + keep;
     conn->state = state;
     post_closed(conn, cause, code, reason, length);
-    cut_off(conn, 1);
+    cut_off(conn, 1, CUT_AT_ONCE);
     conn->host->touch(conn->host->engine, conn);
 }
 
@@ -226,7 +260,7 @@ void aq_conn_stop(aq_conn *conn, uint64_t now)
 {
     if (conn->quic != NULL)
         send_close(conn, AQ_CLOSE_LOCAL, 0, "", now);
-    cut_off(conn, 2);
+    cut_off(conn, 2, UINT32_MAX);
 }
 
 static void closed_by_peer(aq_conn *conn, uint64_t now)
@@ -354,7 +388,7 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
         conn->packets_received++;
         conn->bytes_received += length;
         if (aq_conn_take_decrypted()) {
-            conn->last_received = now;
+            heard(conn, now);
             note_path(conn);
         } else {
             /* Noise, or the stateless reset of a server that was restarted with another key. */
@@ -395,26 +429,18 @@ static void sooner(uint64_t *expiry, uint64_t other)
 
 /* ---- timers ---------------------------------------------------------------------------------------------------- */
 
+/* Ends streams whose command was not complete in time. Not the connection: losses may have held up this stream alone.
+ */
 static void give_up_commands(aq_conn *conn, uint64_t now)
 {
-    while (conn->incoming_first != NULL && conn->incoming_first->deadline <= now) {
+    while (conn->incoming_first != NULL && conn->incoming_first->deadline <= aq_conn_alive_time(conn, now)) {
         aq_incoming *incoming = conn->incoming_first;
         int64_t id = incoming->quic_id;
         aq_conn_drop_incoming(conn, incoming);
-        aq_conn_violation(conn, "a command that was not complete in time");
+        aq_count(conn->host->counters, AQ_C_commands_late, 1);
         ngtcp2_conn_shutdown_stream_read(conn->quic, 0, id, 0);
     }
-    if (conn->headers_pending == 0)
-        return;
-    for (aq_stream *stream = conn->streams; stream != NULL; stream = stream->next) {
-        if (stream->peer_opened && !stream->header_done && stream->deadline <= now) {
-            stream->header_done = 1;
-            stream->shut_sent = 1;
-            conn->headers_pending--;
-            aq_conn_violation(conn, "a stream whose Connect command was not complete in time");
-            ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
-        }
-    }
+    aq_conn_end_late_headers(conn, now);
 }
 
 /* Whether the peer has had no chance to answer yet: nothing has left, or only now. */
@@ -536,13 +562,9 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
     if (conn->linger_until != UINT64_MAX)
         sooner(&expiry, conn->commands_unacknowledged == 0 && !conn->linger_grace ? now : conn->linger_until);
     if (conn->incoming_first != NULL)
-        sooner(&expiry, conn->incoming_first->deadline);
-    if (conn->headers_pending > 0) {
-        for (aq_stream *stream = conn->streams; stream != NULL; stream = stream->next) {
-            if (stream->peer_opened && !stream->header_done)
-                sooner(&expiry, stream->deadline);
-        }
-    }
+        sooner(&expiry, when_alive(conn, conn->incoming_first->deadline));
+    if (conn->header_first != NULL)
+        sooner(&expiry, when_alive(conn, conn->header_first->deadline));
     conn->expiry = expiry;
 }
 

@@ -81,8 +81,9 @@ typedef struct aq_conn_host {
     _Atomic uint32_t *accepted; /* open sockets that came from public listeners, of all connections */
     uint64_t *interactive_at;   /* [engine] when a stream last had something short to say */
     void *engine;
-    void (*touch)(void *engine, struct aq_conn *conn);  /* has something to write, or another expiry */
-    void (*forget)(void *engine, struct aq_conn *conn); /* is about to be freed */
+    void (*touch)(void *engine, struct aq_conn *conn);     /* has something to write, or another expiry */
+    void (*end_later)(void *engine, struct aq_conn *conn); /* has many streams that aq_conn_cut_some() is to cut off */
+    void (*forget)(void *engine, struct aq_conn *conn);    /* is about to be freed */
     void (*touch_stream)(void *engine,
                          aq_stream *stream); /* rx grew or ended, tx shrank: tell the owner after this batch */
     int (*route)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid, struct aq_conn *conn); /* 0 or AQ_ERR_MEMORY */
@@ -128,7 +129,7 @@ typedef struct aq_conn {
     uint64_t expiry;         /* when the engine must look again; key of its heap */
     uint32_t heap_index;     /* UINT32_MAX: not in it */
     int touched;             /* in the engine's list of connections to write */
-    struct aq_conn *touched_next;
+    struct aq_conn *touched_previous, *touched_next;
     struct aq_conn *previous, *next; /* all of the endpoint */
 
     /* what the socket did not take: the rest of a train; nothing new is built before it is gone */
@@ -138,12 +139,15 @@ typedef struct aq_conn {
     aq_sockaddr blocked_local, blocked_remote;
     int gso;
 
-    aq_stream *streams; /* all, newest first */
+    aq_stream *streams;                            /* all, newest first */
+    struct aq_conn *ending_previous, *ending_next; /* in the engine's list of those that are over and have streams */
+    int ending;                                    /* whether it is in it */
     uint64_t streams_count;
     aq_stream *send_first, *send_last;       /* with something to send: round robin */
     uint64_t stream_quantum;                 /* bytes that one of them may send before the next has its turn */
     aq_stream *opening_first, *opening_last; /* wait for stream credit */
     _Atomic uint32_t opening_count;          /* also those on their way here; raised by any thread */
+    aq_stream *header_first, *header_last;   /* the peer's, whose header is incomplete, oldest first */
     aq_credit *credit;
 
     aq_outgoing *outgoing;             /* all, newest first */
@@ -171,6 +175,7 @@ typedef struct aq_conn {
 
     uint64_t packets_sent, packets_received, bytes_sent, bytes_received; /* UDP datagrams of this connection */
     uint64_t last_received;              /* aq_now() of the last packet that was the peer's */
+    uint64_t alive;                      /* time up to last_received in which the path was alive */
     uint64_t probe_deadline, probe_from; /* UINT64_MAX: none */
     uint64_t probe_timeout, probe_until; /* as asked for, and when patience with what can't leave ends */
     uint64_t probe_packets;              /* packets_sent when it was asked for */
@@ -198,15 +203,17 @@ typedef struct aq_conn {
 #endif
     aq_address dial_to; /* client: where the engine dials for the peer's streams; family 0: it does not */
     uint64_t dial_timeout, dial_until;
-    int handshake_done;       /* noted by the callback */
-    int handshake_seen;       /* and acted on after it */
-    int handshake_alert;      /* why there is no connection although it is done; 0: none */
-    int handshake_written;    /* a client's Finished has left */
-    int writing;              /* inside the loop of aq_conn_write(), where packets are built */
-    uint32_t headers_pending; /* peer's streams whose header is incomplete */
-    uint8_t reset_key[32];    /* for the tokens of further connection ids */
-    aq_id endpoint_id;        /* 0 on a client */
+    int handshake_done;    /* noted by the callback */
+    int handshake_seen;    /* and acted on after it */
+    int handshake_alert;   /* why there is no connection although it is done; 0: none */
+    int handshake_written; /* a client's Finished has left */
+    int writing;           /* inside the loop of aq_conn_write(), where packets are built */
+    uint8_t reset_key[32]; /* for the tokens of further connection ids */
+    aq_id endpoint_id;     /* 0 on a client */
 } aq_conn;
+
+/* Cuts off so many streams of a connection that is over. Returns whether there are more. */
+int aq_conn_cut_some(aq_conn *conn, uint32_t most);
 
 /* Creates a connection. `header` is the client's Initial on a server, NULL on a client. NULL: *error. */
 typedef struct {
@@ -276,6 +283,10 @@ static inline void aq_conn_give_back(const aq_conn *conn, void *memory)
 {
     conn->host->memory.free(memory, conn->host->memory.user_data);
 }
+/* The clock of what the peer has to do in time: it stands still while nothing arrives, for a peer can't be blamed for a
+ * path that is interrupted. */
+uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now);
+void aq_conn_end_late_headers(aq_conn *conn, uint64_t now);
 int aq_conn_take_decrypted(void);                 /* whether a packet was authentic since the last call */
 int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, Python is too far behind */
 void aq_conn_violation(aq_conn *conn, const char *problem);
@@ -294,9 +305,11 @@ void aq_conn_packets_to_streams(aq_conn *conn); /* quic mode: waiting UDP packet
 void aq_conn_trim_datagrams(aq_conn *conn);
 void aq_conn_rewind_datagrams(aq_conn *conn); /* where none is waiting */
 void aq_conn_advance_datagram(aq_conn *conn);
+void aq_conn_queue_outgoing(aq_conn *conn, aq_outgoing *outgoing);
+void aq_conn_unqueue_outgoing(aq_conn *conn, aq_outgoing *outgoing); /* where it is queued */
 aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command);
 void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing);
-void aq_conn_cut_streams(aq_conn *conn, int dead);
+void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t most);
 void aq_conn_cut_packets(aq_conn *conn);
 void aq_conn_count_incomplete(aq_conn *conn);                  /* what the assembler has given up since the last call */
 void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream); /* the peer wants no more of it */

@@ -24,6 +24,34 @@
 
 /* ---- commands ------------------------------------------------------------------------------------------------ */
 
+void aq_conn_queue_outgoing(aq_conn *conn, aq_outgoing *outgoing)
+{
+    outgoing->queued = 1;
+    outgoing->queue_previous = conn->out_last;
+    outgoing->queue_next = NULL;
+    if (conn->out_last != NULL)
+        conn->out_last->queue_next = outgoing;
+    else
+        conn->out_first = outgoing;
+    conn->out_last = outgoing;
+}
+
+void aq_conn_unqueue_outgoing(aq_conn *conn, aq_outgoing *outgoing)
+{
+    if (!outgoing->queued)
+        return;
+    outgoing->queued = 0;
+    if (outgoing->queue_previous != NULL)
+        outgoing->queue_previous->queue_next = outgoing->queue_next;
+    else
+        conn->out_first = outgoing->queue_next;
+    if (outgoing->queue_next != NULL)
+        outgoing->queue_next->queue_previous = outgoing->queue_previous;
+    else
+        conn->out_last = outgoing->queue_previous;
+    outgoing->queue_previous = outgoing->queue_next = NULL;
+}
+
 aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command)
 {
     aq_outgoing *outgoing = aq_conn_allocate(conn, sizeof(*outgoing) + length);
@@ -41,27 +69,13 @@ aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command)
     conn->outgoing = outgoing;
     conn->outgoing_bytes += OUTGOING_COST + length;
     conn->commands_unacknowledged += is_command ? 1U : 0U;
-    outgoing->queued = 1;
-    if (conn->out_last != NULL)
-        conn->out_last->queue_next = outgoing;
-    else
-        conn->out_first = outgoing;
-    conn->out_last = outgoing;
+    aq_conn_queue_outgoing(conn, outgoing);
     return outgoing;
 }
 
 void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing)
 {
-    if (outgoing->queued) {
-        aq_outgoing **link = &conn->out_first, *before = NULL;
-        while (*link != outgoing) {
-            before = *link;
-            link = &before->queue_next;
-        }
-        *link = outgoing->queue_next;
-        if (conn->out_last == outgoing)
-            conn->out_last = before;
-    }
+    aq_conn_unqueue_outgoing(conn, outgoing);
     if (outgoing->previous != NULL)
         outgoing->previous->next = outgoing->next;
     else

@@ -98,16 +98,6 @@ static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *erro
     return STAGE_DONE;
 }
 
-static void dequeue_outgoing(aq_conn *conn)
-{
-    aq_outgoing *outgoing = conn->out_first;
-    conn->out_first = outgoing->queue_next;
-    if (conn->out_first == NULL)
-        conn->out_last = NULL;
-    outgoing->queue_next = NULL;
-    outgoing->queued = 0;
-}
-
 static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *error)
 {
     while (conn->out_first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
@@ -129,7 +119,7 @@ static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *er
             outgoing->sent += (size_t)taken;
             if (outgoing->sent == outgoing->length) {
                 outgoing->fin_sent = 1;
-                dequeue_outgoing(conn);
+                aq_conn_unqueue_outgoing(conn, outgoing);
             }
         }
         if (result > 0)
@@ -141,11 +131,11 @@ static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *er
             break;
         case NGTCP2_ERR_STREAM_DATA_BLOCKED:
             outgoing->blocked = 1; /* until on_extend_stream */
-            dequeue_outgoing(conn);
+            aq_conn_unqueue_outgoing(conn, outgoing);
             break;
         case NGTCP2_ERR_STREAM_SHUT_WR:
         case NGTCP2_ERR_STREAM_NOT_FOUND:
-            dequeue_outgoing(conn); /* freed when the stream is closed */
+            aq_conn_unqueue_outgoing(conn, outgoing); /* freed when the stream is closed */
             break;
         default:
             *error = (int)result;

@@ -15,6 +15,42 @@ static int is_sparse(const aq_stream *stream)
     return aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx) && aq_pipe_readable(&stream->tx) <= SPARSE;
 }
 
+static void put_first(aq_stream **first, aq_stream **last, aq_stream *stream)
+{
+    stream->queue_previous = NULL;
+    stream->queue_next = *first;
+    if (*first != NULL)
+        (*first)->queue_previous = stream;
+    else
+        *last = stream;
+    *first = stream;
+}
+
+static void put_last(aq_stream **first, aq_stream **last, aq_stream *stream)
+{
+    stream->queue_previous = *last;
+    stream->queue_next = NULL;
+    if (*last != NULL)
+        (*last)->queue_next = stream;
+    else
+        *first = stream;
+    *last = stream;
+}
+
+/* The stream is in this queue. */
+static void remove_from(aq_stream **first, aq_stream **last, aq_stream *stream)
+{
+    if (stream->queue_previous != NULL)
+        stream->queue_previous->queue_next = stream->queue_next;
+    else
+        *first = stream->queue_next;
+    if (stream->queue_next != NULL)
+        stream->queue_next->queue_previous = stream->queue_previous;
+    else
+        *last = stream->queue_previous;
+    stream->queue_previous = stream->queue_next = NULL;
+}
+
 void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream)
 {
     if (stream->in_send_queue || stream->blocked || stream->shut_sent || stream->fin_sent || stream->quic_id < 0)
@@ -23,34 +59,11 @@ void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream)
     stream->quantum = conn->stream_quantum;
     if (is_sparse(stream)) {
         *conn->host->interactive_at = conn->now;
-        stream->queue_next = conn->send_first;
-        conn->send_first = stream;
-        if (conn->send_last == NULL)
-            conn->send_last = stream;
+        put_first(&conn->send_first, &conn->send_last, stream);
     } else {
-        stream->queue_next = NULL;
-        if (conn->send_last != NULL)
-            conn->send_last->queue_next = stream;
-        else
-            conn->send_first = stream;
-        conn->send_last = stream;
+        put_last(&conn->send_first, &conn->send_last, stream);
     }
     conn->host->touch(conn->host->engine, conn);
-}
-
-static void remove_from(aq_stream **first, aq_stream **last, aq_stream *stream)
-{
-    aq_stream **link = first, *before = NULL;
-    while (*link != NULL && *link != stream) {
-        before = *link;
-        link = &before->queue_next;
-    }
-    if (*link == NULL)
-        return;
-    *link = stream->queue_next;
-    if (*last == stream)
-        *last = before;
-    stream->queue_next = NULL;
 }
 
 void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream)
@@ -75,6 +88,47 @@ static void link_stream(aq_conn *conn, aq_stream *stream)
     atomic_store(&stream->report_at, stream->window / 4);
 }
 
+/* A stream of the peer's waits for its Connect command. All wait equally long, so the oldest is due first. */
+static void begin_header(aq_conn *conn, aq_stream *stream)
+{
+    stream->deadline = aq_conn_alive_time(conn, conn->now) + conn->options.command_timeout;
+    stream->header_previous = conn->header_last;
+    stream->header_next = NULL;
+    if (conn->header_last != NULL)
+        conn->header_last->header_next = stream;
+    else
+        conn->header_first = stream;
+    conn->header_last = stream;
+}
+
+/* It is complete, or will never be. */
+static void end_header(aq_conn *conn, aq_stream *stream)
+{
+    stream->header_done = 1;
+    stream->deadline = UINT64_MAX;
+    if (stream->header_previous != NULL)
+        stream->header_previous->header_next = stream->header_next;
+    else
+        conn->header_first = stream->header_next;
+    if (stream->header_next != NULL)
+        stream->header_next->header_previous = stream->header_previous;
+    else
+        conn->header_last = stream->header_previous;
+    stream->header_previous = stream->header_next = NULL;
+}
+
+/* The peer's Connect was not complete in time: this stream ends, and no other is to pay for it. */
+void aq_conn_end_late_headers(aq_conn *conn, uint64_t now)
+{
+    while (conn->header_first != NULL && conn->header_first->deadline <= aq_conn_alive_time(conn, now)) {
+        aq_stream *stream = conn->header_first;
+        end_header(conn, stream);
+        stream->shut_sent = 1;
+        aq_count(conn->host->counters, AQ_C_commands_late, 1);
+        ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
+    }
+}
+
 /* QUIC is done with it, or the connection is over. */
 static void unlink_stream(aq_conn *conn, aq_stream *stream)
 {
@@ -91,7 +145,7 @@ static void unlink_stream(aq_conn *conn, aq_stream *stream)
         stream->next->previous = stream->previous;
     conn->streams_count--;
     if (stream->peer_opened && !stream->header_done)
-        conn->headers_pending--;
+        end_header(conn, stream);
     stream->conn = NULL;
     stream->quic_id = -1;
     aq_slab_get(stream->table, stream->id); /* from aq_stream_close() on its owner may end it at any moment */
@@ -102,9 +156,9 @@ static void unlink_stream(aq_conn *conn, aq_stream *stream)
     aq_slab_put(stream->table, stream->id);
 }
 
-void aq_conn_cut_streams(aq_conn *conn, int dead)
+void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t most)
 {
-    while (conn->streams != NULL) {
+    for (; conn->streams != NULL && most > 0; most--) {
         atomic_store(&conn->streams->dead, dead);
         unlink_stream(conn, conn->streams);
     }
@@ -116,9 +170,6 @@ void aq_conn_open_waiting(aq_conn *conn)
 {
     while (conn->opening_first != NULL && ngtcp2_conn_get_streams_bidi_left(conn->quic) > 0) {
         aq_stream *stream = conn->opening_first;
-        conn->opening_first = stream->queue_next;
-        if (conn->opening_first == NULL)
-            conn->opening_last = NULL;
         if (ngtcp2_conn_open_bidi_stream(conn->quic, &stream->quic_id, &stream->tag) != 0) {
             /* No memory. The owner learns it as a reset. */
             aq_count(conn->host->counters, AQ_C_memory_failures, 1);
@@ -127,6 +178,7 @@ void aq_conn_open_waiting(aq_conn *conn)
             unlink_stream(conn, stream);
             continue;
         }
+        remove_from(&conn->opening_first, &conn->opening_last, stream);
         atomic_fetch_sub(&conn->opening_count, 1);
         aq_count(conn->host->counters, AQ_C_streams_opened, 1);
         atomic_store(&stream->opened, 1);
@@ -170,12 +222,7 @@ void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream)
 {
     link_stream(conn, stream);
     stream->header_done = 1;
-    stream->queue_next = NULL;
-    if (conn->opening_last != NULL)
-        conn->opening_last->queue_next = stream;
-    else
-        conn->opening_first = stream;
-    conn->opening_last = stream;
+    put_last(&conn->opening_first, &conn->opening_last, stream);
     aq_conn_open_waiting(conn);
 }
 
@@ -339,8 +386,7 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
     }
     if (whole < 0) {
         aq_conn_violation(conn, problem);
-        stream->header_done = 1;
-        conn->headers_pending--;
+        end_header(conn, stream);
         atomic_store(&stream->reset, AQ_STREAM_ABORTED + 1);
         stream->shut_sent = 1;
         ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
@@ -352,9 +398,7 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
         aq_event event = {.type = AQ_EVENT_STREAM, .stream = stream->id, .length = (uint32_t)whole};
         size_t used = (size_t)whole - had;
         stream->header_length = (uint8_t)whole;
-        stream->header_done = 1;
-        stream->deadline = UINT64_MAX;
-        conn->headers_pending--;
+        end_header(conn, stream);
         aq_connect_decode(stream->header, &stream->peer);
         if (conn->dial_to.family != 0 && conn->now < conn->dial_until) {
             stream->dial_wanted = 1;
@@ -382,8 +426,7 @@ static int receive_bidi(aq_conn *conn, aq_stream *stream, int fin, const uint8_t
         ngtcp2_conn_extend_max_offset(conn->quic, (uint64_t)used);
         if (!stream->header_done && fin) {
             aq_conn_violation(conn, "a stream that ended inside its Connect command");
-            stream->header_done = 1;
-            conn->headers_pending--;
+            end_header(conn, stream);
             stream->shut_sent = 1;
             ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
             return 0;
@@ -515,7 +558,7 @@ static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
             return turn_away(conn, id);
         aq_incoming_init(incoming);
         incoming->quic_id = id;
-        incoming->deadline = conn->now + conn->options.command_timeout;
+        incoming->deadline = aq_conn_alive_time(conn, conn->now) + conn->options.command_timeout;
         incoming->previous = conn->incoming_last;
         if (conn->incoming_last != NULL)
             conn->incoming_last->next = incoming;
@@ -545,9 +588,8 @@ static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
         stream->quic_id = id;
         stream->peer_opened = 1;
         atomic_store(&stream->opened, 1);
-        stream->deadline = conn->now + conn->options.command_timeout;
         link_stream(conn, stream);
-        conn->headers_pending++;
+        begin_header(conn, stream);
         aq_count(host->counters, AQ_C_streams_accepted, 1);
         ngtcp2_conn_set_stream_user_data(quic, id, &stream->tag);
     }
@@ -615,8 +657,7 @@ static int on_stream_reset(ngtcp2_conn *quic, int64_t id, uint64_t final_size, u
             atomic_store(&stream->rx_reset, 1);
         }
         if (!stream->header_done) { /* nobody will ever serve it */
-            stream->header_done = 1;
-            conn->headers_pending--;
+            end_header(conn, stream);
             stream->shut_sent = 1;
             ngtcp2_conn_shutdown_stream_write(quic, 0, id, AQ_STREAM_ABORTED);
         }
@@ -640,13 +681,7 @@ static int on_extend_stream(ngtcp2_conn *quic, int64_t id, uint64_t most, void *
         aq_outgoing *outgoing = AQ_TAGGED(tag, aq_outgoing);
         if (outgoing->blocked) {
             outgoing->blocked = 0;
-            outgoing->queued = 1;
-            outgoing->queue_next = NULL;
-            if (conn->out_last != NULL)
-                conn->out_last->queue_next = outgoing;
-            else
-                conn->out_first = outgoing;
-            conn->out_last = outgoing;
+            aq_conn_queue_outgoing(conn, outgoing);
         }
     }
     return 0;

@@ -66,6 +66,7 @@
     X(command_drop_queue_full) /* the peer takes none: it grants no streams or does not acknowledge */                 \
     X(commands_received)                                                                                               \
     X(command_bytes_ignored)    /* bytes behind a command on its stream */                                             \
+    X(commands_late)            /* streams ended because their command was not complete in time */                     \
     X(violations)               /* bytes from a peer that break the framing rules */                                   \
     X(packets_sent)             /* UDP packets handed to QUIC, whole */                                                \
     X(packets_received)         /* UDP packets that came out of QUIC, whole */                                         \

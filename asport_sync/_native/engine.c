@@ -28,6 +28,10 @@
 #define FEW_DATAGRAMS 4 /* at a time: somebody may wait for an answer to them */
 #define UDP_BATCHES 4   /* recvmmsg calls per service socket */
 #define EPOLL_EVENTS 128
+/* In a turn for streams whose connection is over, and between two looks at the clock: a crowd of them holds up nobody.
+ */
+#define ENDING_TIME (2 * AQ_NSEC_PER_MSEC)
+#define ENDING_STEP 32
 /* Room in a send pipe that is worth waking its writer for; less, and a bulk sender would be woken for every
  * acknowledgement. */
 #define SPACE_WORTH (256ULL * 1024)
@@ -71,6 +75,7 @@ void aq_engine_touch(void *context, aq_conn *conn)
     if (conn->touched)
         return;
     conn->touched = 1;
+    conn->touched_previous = engine->touched_last;
     conn->touched_next = NULL;
     if (engine->touched_last != NULL)
         engine->touched_last->touched_next = conn;
@@ -165,25 +170,89 @@ static void heap_update(aq_engine *engine, aq_conn *conn)
     heap_down(engine, conn->heap_index);
 }
 
+static void end_later(void *context, aq_conn *conn)
+{
+    aq_engine *engine = context;
+    if (conn->ending)
+        return;
+    conn->ending = 1;
+    conn->ending_previous = NULL;
+    conn->ending_next = engine->ending_conns;
+    if (engine->ending_conns != NULL)
+        engine->ending_conns->ending_previous = conn;
+    engine->ending_conns = conn;
+}
+
+static void has_ended(aq_engine *engine, aq_conn *conn)
+{
+    if (!conn->ending)
+        return;
+    conn->ending = 0;
+    if (conn->ending_previous != NULL)
+        conn->ending_previous->ending_next = conn->ending_next;
+    else
+        engine->ending_conns = conn->ending_next;
+    if (conn->ending_next != NULL)
+        conn->ending_next->ending_previous = conn->ending_previous;
+}
+
 static void forget(void *context, aq_conn *conn)
 {
     aq_engine *engine = context;
+    has_ended(engine, conn);
     heap_remove(engine, conn);
     if (conn->touched) {
-        aq_conn **link = &engine->touched_first, *before = NULL;
-        while (*link != conn) {
-            before = *link;
-            link = &before->touched_next;
-        }
-        *link = conn->touched_next;
-        if (engine->touched_last == conn)
-            engine->touched_last = before;
+        if (conn->touched_previous != NULL)
+            conn->touched_previous->touched_next = conn->touched_next;
+        else
+            engine->touched_first = conn->touched_next;
+        if (conn->touched_next != NULL)
+            conn->touched_next->touched_previous = conn->touched_previous;
+        else
+            engine->touched_last = conn->touched_previous;
         conn->touched = 0;
     }
 }
 
 /* ---- streams ------------------------------------------------------------------------------------------------------
  */
+
+/* Keeps its reference, and stays among the touched ones: it is looked at anyway. */
+static void put_among_ending(aq_engine *engine, aq_stream *stream)
+{
+    stream->touched_next = NULL;
+    if (engine->ending_streams != NULL)
+        engine->ending_streams_last->touched_next = stream;
+    else
+        engine->ending_streams = stream;
+    engine->ending_streams_last = stream;
+}
+
+static void serve_ending(aq_engine *engine)
+{
+    aq_stream *stream = engine->ending_streams;
+    engine->ending_streams = stream->touched_next;
+    stream->in_touched = 0;
+    if (stream->attached_fd >= 0)
+        aq_engine_serve(engine, stream);
+    aq_slab_put(&engine->streams, stream->id);
+}
+
+/* One part of what is over, as much as fits into ENDING_TIME. */
+static void run_ending(aq_engine *engine)
+{
+    uint64_t until;
+    if (engine->ending_conns == NULL && engine->ending_streams == NULL)
+        return;
+    until = aq_now() + ENDING_TIME;
+    do {
+        aq_conn *conn = engine->ending_conns;
+        if (conn != NULL && !aq_conn_cut_some(conn, ENDING_STEP))
+            has_ended(engine, conn);
+        for (int i = 0; i < ENDING_STEP && engine->ending_streams != NULL; i++)
+            serve_ending(engine);
+    } while ((engine->ending_conns != NULL || engine->ending_streams != NULL) && aq_now() < until);
+}
 
 /* Tells owners of what the last reads brought. */
 static void run_touched_streams(aq_engine *engine)
@@ -193,6 +262,10 @@ static void run_touched_streams(aq_engine *engine)
     engine->touched_streams = NULL;
     for (; stream != NULL; stream = next) {
         next = stream->touched_next;
+        if (stream->attached_fd >= 0 && atomic_load(&stream->dead) != 0) {
+            put_among_ending(engine, stream);
+            continue;
+        }
         stream->in_touched = 0;
         if (stream->dial_wanted) {
             aq_engine_dial(engine, stream);
@@ -448,7 +521,8 @@ static void nap(uint64_t duration)
 
 static int has_work(aq_engine *engine)
 {
-    return engine->touched_first != NULL || engine->touched_streams != NULL || atomic_load(&engine->ready.filled) ||
+    return engine->touched_first != NULL || engine->touched_streams != NULL || engine->ending_conns != NULL ||
+           engine->ending_streams != NULL || atomic_load(&engine->ready.filled) ||
            atomic_load(&engine->commands_filled) || atomic_load(&engine->stopping);
 }
 
@@ -579,8 +653,11 @@ static void stop_everything(aq_engine *engine)
     aq_engine_run_pauses(engine, UINT64_MAX);
     aq_slab_each(&engine->streams, stop_stream, engine);
     run_ready(engine);
-    while (engine->touched_streams != NULL)
+    while (engine->touched_streams != NULL || engine->ending_streams != NULL) {
         run_touched_streams(engine);
+        while (engine->ending_streams != NULL)
+            serve_ending(engine);
+    }
     run_ready(engine);
     for (size_t i = 0; i < engine->endpoints_length; i++) {
         aq_endpoint *endpoint = engine->all_endpoints[i];
@@ -664,6 +741,7 @@ int64_t aq_engine_loop(aq_engine *engine)
         move(engine); /* what attached ones read leaves in this turn */
         /* 4. timers that are due */
         run_timers(engine);
+        run_ending(engine);
         /* 5. every connection with something to send */
         run_writes(engine);
         /* 6. UDP packets that came out of connections leave; descriptors that nothing is collected for any more are
@@ -689,6 +767,7 @@ void aq_engine_host_functions(aq_conn_host *host)
 {
     host->touch = aq_engine_touch;
     host->touch_stream = aq_engine_touch_stream;
+    host->end_later = end_later;
     host->forget = forget;
     host->route = aq_endpoint_route;
     host->unroute = aq_endpoint_unroute;

@@ -150,6 +150,8 @@ struct aq_engine {
     aq_conn *touched_first, *touched_last;
     aq_stream *touched_streams, *touched_streams_last; /* each with a reference */
     aq_pause_list pauses[AQ_PAUSES];                   /* by stream->pause */
+    aq_stream *ending_streams, *ending_streams_last;   /* their connection is over; each with a reference */
+    aq_conn *ending_conns;                             /* over, and have streams that are to be cut off */
     aq_conn **heap;                                    /* by expiry */
     uint32_t heap_length, heap_capacity;
     aq_endpoint **all_endpoints;

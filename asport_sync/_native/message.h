@@ -12,10 +12,10 @@
 
 typedef struct aq_outgoing {
     enum aq_stream_tag tag;
-    int is_command;                      /* counts for the linger of a close */
-    int64_t quic_id;                     /* -1: waits for stream credit */
-    struct aq_outgoing *previous, *next; /* all of the connection */
-    struct aq_outgoing *queue_next;      /* in the queue of those with something to send */
+    int is_command;                                  /* counts for the linger of a close */
+    int64_t quic_id;                                 /* -1: waits for stream credit */
+    struct aq_outgoing *previous, *next;             /* all of the connection */
+    struct aq_outgoing *queue_previous, *queue_next; /* in the queue of those with something to send */
     size_t length, sent;
     int queued, fin_sent, blocked;
     uint8_t data[]; /* stays in place until the stream is closed */

@@ -99,14 +99,16 @@ typedef struct aq_stream {
     _Alignas(64) struct aq_conn *conn; /* NULL once the connection is gone */
     int64_t quic_id;                   /* -1: waits for stream credit */
     struct aq_stream *previous, *next; /* all streams of the connection */
-    struct aq_stream *queue_next;      /* in the queue of streams with something to send, or waiting to be opened */
-    uint64_t window;                   /* flow-control window that the peer has now */
-    uint64_t most_window;              /* it may grow to this */
-    uint64_t grown;                    /* by how much it has; also counted in credit->grown */
-    uint64_t returned;                 /* bytes of rx already returned as stream credit */
-    uint64_t returned_at;              /* when */
-    uint64_t quantum;                  /* bytes left in this turn of the round robin */
-    uint64_t deadline;                 /* until the header, then the dialling, must be complete; UINT64_MAX: neither */
+    /* In the queue of streams with something to send, or of those that wait to be opened. */
+    struct aq_stream *queue_previous, *queue_next;
+    struct aq_stream *header_previous, *header_next; /* peer's streams whose header is incomplete, oldest first */
+    uint64_t window;                                 /* flow-control window that the peer has now */
+    uint64_t most_window;                            /* it may grow to this */
+    uint64_t grown;                                  /* by how much it has; also counted in credit->grown */
+    uint64_t returned;                               /* bytes of rx already returned as stream credit */
+    uint64_t returned_at;                            /* when */
+    uint64_t quantum;                                /* bytes left in this turn of the round robin */
+    uint64_t deadline; /* until the header, then the dialling, must be complete; UINT64_MAX: neither */
     /* By their sockets: those that are being dialled, in the engine's list; those that were accepted and are attached,
      * in their connection's, the newest first. */
     struct aq_stream *socket_previous, *socket_next;

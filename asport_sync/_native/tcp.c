@@ -252,6 +252,8 @@ void aq_engine_dial(aq_engine *engine, aq_stream *stream)
 {
     const aq_conn *conn = stream->conn;
     stream->dial_wanted = 0;
+    if (conn != NULL && conn->quic == NULL)
+        return; /* about to be cut off */
     if (atomic_exchange(&stream->owned, 1))
         return; /* its connection has ended, and it with it */
     stream->reported = 1;
