@@ -17,6 +17,28 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
+# RFC 9000, section 20.1.
+_TRANSPORT_ERRORS = {
+    0x01: "INTERNAL_ERROR",
+    0x02: "CONNECTION_REFUSED",
+    0x03: "FLOW_CONTROL_ERROR",
+    0x04: "STREAM_LIMIT_ERROR",
+    0x05: "STREAM_STATE_ERROR",
+    0x06: "FINAL_SIZE_ERROR",
+    0x07: "FRAME_ENCODING_ERROR",
+    0x08: "TRANSPORT_PARAMETER_ERROR",
+    0x09: "CONNECTION_ID_LIMIT_ERROR",
+    0x0A: "PROTOCOL_VIOLATION",
+    0x0B: "INVALID_TOKEN",
+    0x0C: "APPLICATION_ERROR",
+    0x0D: "CRYPTO_BUFFER_EXCEEDED",
+    0x0E: "KEY_UPDATE_ERROR",
+    0x0F: "AEAD_LIMIT_REACHED",
+    0x10: "NO_VIABLE_PATH",
+    0x11: "VERSION_NEGOTIATION_ERROR",
+}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Connected:
     """The TLS handshake is complete. ``endpoint`` is None on a client."""
@@ -42,6 +64,17 @@ class Closed:
     cause: CloseCause
     code: int
     reason: str
+
+    def describe(self) -> str:
+        """Cause and code in words, for a log line: whose fault it was, and the code as it is on the wire."""
+        if self.cause is CloseCause.INTERNAL:
+            return f"internal: a fault on this side, code {self.code:#x} of ngtcp2"
+        cause = {CloseCause.PEER_FAULT: "the peer broke the rules of QUIC"}.get(
+            self.cause, self.cause.name.lower().replace("_", " ")
+        )
+        is_transport = self.cause in (CloseCause.PEER_FAULT, CloseCause.PEER_TRANSPORT)
+        name = _TRANSPORT_ERRORS.get(self.code) if is_transport else None
+        return f"{cause}, code {self.code:#x}{f' ({name})' if name else ''}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class CloseCause(enum.IntEnum):
     INTERNAL = 9
     VERSION = 10
     UNREACHABLE = 11
+    PEER_FAULT = 12
 
 
 class StreamEnd(enum.IntEnum):

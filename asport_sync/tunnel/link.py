@@ -90,7 +90,7 @@ def why_closed(event: Closed, state: ClientState) -> AsportError:
             CloseCause.IDLE: "nothing heard of the server any more",
             CloseCause.STATELESS_RESET: "the server has restarted",
         }
-        return ConnectError(f"connection lost: {causes.get(cause, _in_words(event))}{detail}")
+        return ConnectError(f"connection lost: {causes.get(cause, event.describe())}{detail}")
     if cause is CloseCause.UNREACHABLE:
         return ConnectError("nobody answers at that address and port")
     if cause is CloseCause.VERSION:
@@ -99,8 +99,4 @@ def why_closed(event: Closed, state: ClientState) -> AsportError:
         return ConnectError(
             "the server has no application protocol (ALPN) in common with us: compare alpn on both sides"
         )
-    return ConnectError(f"no connection: {_in_words(event)}{detail}")
-
-
-def _in_words(event: Closed) -> str:
-    return f"{event.cause.name.lower().replace('_', ' ')}, code {event.code:#x}"
+    return ConnectError(f"no connection: {event.describe()}{detail}")

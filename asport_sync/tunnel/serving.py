@@ -605,10 +605,9 @@ class ServerRun(Run):
         if peer is None:
             self.counters.add("handshakes_failed")
             _log.debug(
-                "client %s: no connection: %s %d %s",
+                "client %s: no connection: %s %s",
                 sockets.text(event.peer),
-                event.cause.name.lower(),
-                event.code,
+                event.describe(),
                 event.reason,
             )
             return
@@ -621,11 +620,10 @@ class ServerRun(Run):
             self._try_again(claim)
         level = _log.info if peer.user is not None else _log.debug
         level(
-            "%s: connection over after %.1f s: %s, code %d%s",
+            "%s: connection over after %.1f s: %s%s",
             peer.label,
             time.monotonic() - peer.began,
-            event.cause.name.lower().replace("_", " "),
-            event.code,
+            event.describe(),
             f", {event.reason!r}" if event.reason else "",
         )
 

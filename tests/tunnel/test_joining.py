@@ -325,12 +325,26 @@ def test_while_there_is_no_connection_there_is_no_port() -> None:
         (CloseCause.PEER_APPLICATION, 0, ClientState.AWAITING_HELLO, RefusedError, "without a reason"),
         (CloseCause.PEER_APPLICATION, 0, ClientState.AUTHENTICATED, ConnectError, "closed by the server"),
         (CloseCause.PEER_TRANSPORT, 0x178, ClientState.IDLE, ConnectError, "ALPN"),
-        (CloseCause.PEER_TRANSPORT, 10, ClientState.IDLE, ConnectError, "peer transport, code 0xa"),
+        (
+            CloseCause.PEER_TRANSPORT,
+            10,
+            ClientState.IDLE,
+            ConnectError,
+            "peer transport, code 0xa (PROTOCOL",
+        ),
         (CloseCause.STATELESS_RESET, 0, ClientState.AUTHENTICATED, ConnectError, "restarted"),
         (CloseCause.UNREACHABLE, 0, ClientState.IDLE, ConnectError, "nobody answers"),
         (CloseCause.VERSION, 0, ClientState.IDLE, ConnectError, "version"),
         (CloseCause.TLS, 80, ClientState.IDLE, ConnectError, "tls, code 0x50"),
-        (CloseCause.INTERNAL, -1, ClientState.AUTHENTICATED, ConnectError, "internal"),
+        (
+            CloseCause.INTERNAL,
+            217,
+            ClientState.AUTHENTICATED,
+            ConnectError,
+            "a fault on this side, code 0xd9",
+        ),
+        (CloseCause.PEER_FAULT, 7, ClientState.IDLE, ConnectError, "the peer broke the rules of QUIC, code 0x7 (FRAME"),
+        (CloseCause.PEER_FAULT, 0xFE, ClientState.AUTHENTICATED, ConnectError, "broke the rules of QUIC, code 0xfe"),
     ],
 )
 def test_every_end_has_words(
