@@ -23,6 +23,8 @@
 #define MOST_LISTENERS 262144
 /* Workers that may relay at once. Each costs a thread, so Python's own cap is far below. */
 #define MOST_WAKES 16384
+/* What peers have sent may take so much until Python says otherwise; bytes. */
+#define RECEIVE_MEMORY (1024ULL * 1024 * 1024)
 /* Segments kept for reuse; beyond, memory goes back to the allocator. */
 #define POOL_IDLE (64ULL * 1024 * 1024)
 
@@ -140,53 +142,6 @@ int aq_api_enter_until_closed(aq_engine *engine)
 void aq_api_leave(aq_engine *engine)
 {
     atomic_fetch_sub(&engine->inside, 1);
-}
-
-/* ---- memory for ngtcp2: malloc(), and where that fails the reserve --------------------------------------------------
- */
-
-static void *take_malloc(size_t size, void *reserve)
-{
-    void *memory = malloc(size);
-    return memory != NULL ? memory : aq_reserve_take(reserve, size, 0);
-}
-
-static void take_free(void *memory, void *reserve)
-{
-    if (aq_reserve_owns(reserve, memory))
-        aq_reserve_give(reserve, memory);
-    else
-        free(memory);
-}
-
-static void *take_calloc(size_t count, size_t size, void *reserve)
-{
-    void *memory = calloc(count, size);
-    if (memory == NULL && size > 0 && count <= AQ_RESERVE_LARGE / size) {
-        memory = aq_reserve_take(reserve, count * size, 0);
-        if (memory != NULL)
-            memset(memory, 0, count * size);
-    }
-    return memory;
-}
-
-static void *take_realloc(void *memory, size_t size, void *reserve)
-{
-    int is_reserve = aq_reserve_owns(reserve, memory);
-    size_t had = is_reserve ? aq_reserve_size(reserve, memory) : malloc_usable_size(memory);
-    void *moved;
-    if (is_reserve && size <= had)
-        return memory;
-    moved = is_reserve ? malloc(size) : realloc(memory, size);
-    if (moved != NULL && !is_reserve)
-        return moved;
-    if (moved == NULL)
-        moved = aq_reserve_take(reserve, size, 0);
-    if (moved != NULL && had > 0) {
-        memcpy(moved, memory, had < size ? had : size);
-        take_free(memory, reserve);
-    }
-    return moved;
 }
 
 static void destroy_credentials(void *object)
@@ -359,7 +314,9 @@ aq_engine *aq_engine_new(int64_t *error)
     }
     aq_ready_init(&engine->ready, &engine->wake);
     engine->host.counters = &engine->counters;
-    engine->host.memory = (ngtcp2_mem){&engine->reserve, take_malloc, take_free, take_calloc, take_realloc};
+    engine->host.reserve = &engine->reserve;
+    engine->host.budget = &engine->budget;
+    atomic_init(&engine->budget.most, RECEIVE_MEMORY);
     engine->host.events = &engine->events;
     engine->host.connections = &engine->connections;
     engine->host.ready = &engine->ready;

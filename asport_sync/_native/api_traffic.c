@@ -183,6 +183,17 @@ int64_t aq_streams_report(aq_engine *engine, uint32_t most)
     return AQ_OK;
 }
 
+int64_t aq_receive_memory(aq_engine *engine, uint64_t bytes)
+{
+    if (bytes == 0)
+        return AQ_ERR_INVALID;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    atomic_store(&engine->budget.most, bytes);
+    aq_api_leave(engine);
+    return AQ_OK;
+}
+
 int64_t aq_streams_share(aq_engine *engine, uint32_t workers)
 {
     if (!aq_api_enter(engine))

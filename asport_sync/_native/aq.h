@@ -1,7 +1,7 @@
 /* What every C file of the engine includes first: the boundary, guarded, and the few words that all layers share.
  *
  * Layers, includes only go down:
- *   0 counters reserve pipe packet map slab rotation tls_messages frames descriptors
+ *   0 counters reserve budget pipe packet map slab rotation tls_messages frames descriptors
  *   1 wake ready udp source events     2 tls compat     3 stream dgram flow message     4 conn     5 endpoint
  *   6 engine tcp share     7 relay api
  */

@@ -82,7 +82,8 @@ enum aq_close_cause {
     AQ_CLOSE_CERTIFICATE = 8,       /* the peer's certificate was not accepted here; data says why */
     AQ_CLOSE_INTERNAL = 9,          /* a fault in the engine, the library or memory; value = ngtcp2's code */
     AQ_CLOSE_VERSION = 10,          /* no common QUIC version */
-    AQ_CLOSE_UNREACHABLE = 11       /* the network says that nobody listens there (before the handshake was complete) */
+    AQ_CLOSE_UNREACHABLE = 11,      /* the network says that nobody listens there (before the handshake was complete) */
+    AQ_CLOSE_PEER_FAULT = 12        /* the peer broke QUIC's rules; value = the transport error code that it is told */
 };
 
 /* Stream error code, for aq_stream_reset(), of a stream that nothing will be relayed on. */
@@ -316,6 +317,11 @@ int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address
 /* [any] AQ_EVENT_STREAM_ENDED for attached streams from now on, at most so many a second; 0, the default: none. Their
  * ends are counted either way. */
 int64_t aq_streams_report(aq_engine *engine, uint32_t most);
+
+/* [any] How many bytes of what all peers have sent the engine may hold, 1 GiB at first. As it is used up windows
+ * shrink; where that does not do, streams with slow readers are reset, and connections that hold the most are closed.
+ */
+int64_t aq_receive_memory(aq_engine *engine, uint64_t bytes);
 
 /* [any] So many more workers are free to relay attached streams that turn out to move much: for each,
  * AQ_EVENT_STREAM_BULK hands over a stream with its socket. */

@@ -78,17 +78,23 @@ static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code,
 
 /* ---- the peer's time ----------------------------------------------------------------------------------------- */
 
+/* For how long without a packet the path counts as alive. A stranger's always does: he has so much time and no more. */
+static uint64_t patience(const aq_conn *conn)
+{
+    return conn->admitted ? ALIVE_WITHOUT_PACKETS : UINT64_MAX;
+}
+
 uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now)
 {
-    uint64_t since = now > conn->last_received ? now - conn->last_received : 0;
-    return conn->alive + (since < ALIVE_WITHOUT_PACKETS ? since : ALIVE_WITHOUT_PACKETS);
+    uint64_t since = now > conn->last_received ? now - conn->last_received : 0, most = patience(conn);
+    return conn->alive + (since < most ? since : most);
 }
 
 /* When the clock above shows that time, if nothing arrives before; UINT64_MAX: not without a packet. */
 static uint64_t when_alive(const aq_conn *conn, uint64_t time)
 {
     uint64_t since = time > conn->alive ? time - conn->alive : 0;
-    return since <= ALIVE_WITHOUT_PACKETS ? conn->last_received + since : UINT64_MAX;
+    return since <= patience(conn) ? conn->last_received + since : UINT64_MAX;
 }
 
 static void heard(aq_conn *conn, uint64_t now)
@@ -167,6 +173,7 @@ static int sends_close(enum aq_close_cause cause)
     case AQ_CLOSE_TLS:
     case AQ_CLOSE_CERTIFICATE:
     case AQ_CLOSE_INTERNAL:
+    case AQ_CLOSE_PEER_FAULT:
     case AQ_CLOSE_HANDSHAKE_TIMEOUT:
         return 1;
     default:
@@ -188,6 +195,8 @@ static void send_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, 
         ngtcp2_ccerr_set_application_error(&error, code, (const uint8_t *)reason, strlen(reason));
     else if (cause == AQ_CLOSE_TLS || cause == AQ_CLOSE_CERTIFICATE)
         ngtcp2_ccerr_set_tls_alert(&error, (uint8_t)code, NULL, 0);
+    else if (cause == AQ_CLOSE_PEER_FAULT)
+        ngtcp2_ccerr_set_transport_error(&error, code, NULL, 0);
     else
         ngtcp2_ccerr_set_liberr(&error, -(int)code, NULL, 0);
     ngtcp2_path_storage_zero(&path);
@@ -356,6 +365,18 @@ static void after_callbacks(aq_conn *conn, uint64_t now)
         give_up_handshake(conn, now);
 }
 
+/* The library could not go on with what was read. Whose fault that is shows in what the peer is told: what RFC 9000 has
+ * a code for is the peer's, and the rest is ours. */
+static void close_for(aq_conn *conn, int result, uint64_t now)
+{
+    uint64_t code = ngtcp2_err_infer_quic_transport_error_code(result);
+    if (code == NGTCP2_INTERNAL_ERROR || code == NGTCP2_NO_ERROR || code == NGTCP2_NO_VIABLE_PATH ||
+        code == NGTCP2_AEAD_LIMIT_REACHED)
+        aq_conn_close(conn, AQ_CLOSE_INTERNAL, (uint64_t)(-result), ngtcp2_strerror(result), now);
+    else
+        aq_conn_close(conn, AQ_CLOSE_PEER_FAULT, code, ngtcp2_strerror(result), now);
+}
+
 enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sockaddr *remote, uint8_t ecn,
                           const uint8_t *data, size_t length, uint64_t now)
 {
@@ -416,7 +437,7 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
         aq_conn_close(conn, AQ_CLOSE_VERSION, 0, "the server speaks no QUIC version of ours", now);
         return AQ_READ_OVER;
     default:
-        aq_conn_close(conn, AQ_CLOSE_INTERNAL, (uint64_t)(-result), ngtcp2_strerror(result), now);
+        close_for(conn, result, now);
         return AQ_READ_OVER;
     }
 }
@@ -429,8 +450,8 @@ static void sooner(uint64_t *expiry, uint64_t other)
 
 /* ---- timers ---------------------------------------------------------------------------------------------------- */
 
-/* Ends streams whose command was not complete in time. Not the connection: losses may have held up this stream alone.
- */
+/* Ends streams whose command was not complete in time. Not the connection, once it is admitted: losses may have held up
+ * this stream alone. */
 static void give_up_commands(aq_conn *conn, uint64_t now)
 {
     while (conn->incoming_first != NULL && conn->incoming_first->deadline <= aq_conn_alive_time(conn, now)) {
@@ -438,6 +459,8 @@ static void give_up_commands(aq_conn *conn, uint64_t now)
         int64_t id = incoming->quic_id;
         aq_conn_drop_incoming(conn, incoming);
         aq_count(conn->host->counters, AQ_C_commands_late, 1);
+        if (!conn->admitted)
+            aq_conn_violation(conn, "a command that was not complete in time");
         ngtcp2_conn_shutdown_stream_read(conn->quic, 0, id, 0);
     }
     aq_conn_end_late_headers(conn, now);
@@ -589,10 +612,9 @@ int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp)
     if (conn->is_server && !conn->admitted) {
         if (conn->options.max_streams_uni > AQ_STREAMS_BEFORE_ADMISSION)
             ngtcp2_conn_extend_max_streams_uni(conn->quic, conn->options.max_streams_uni - AQ_STREAMS_BEFORE_ADMISSION);
-        ngtcp2_conn_extend_max_offset(conn->quic, conn->options.connection_window - AQ_WINDOW_BEFORE_ADMISSION +
-                                                      conn->bytes_before_admission);
     }
     conn->admitted = 1;
+    aq_conn_return_credit(conn);
     leave_half_open(conn);
     conn->host->touch(conn->host->engine, conn);
     return AQ_OK;

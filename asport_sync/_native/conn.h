@@ -12,6 +12,7 @@
 #define AQ_CONN_H
 
 #include "aq.h"
+#include "budget.h"
 #include "compat.h"
 #include "counters.h"
 #include "events.h"
@@ -49,6 +50,13 @@
 #define AQ_STREAM_TURN 4
 /* Unidirectional streams that a client may hold open before it is admitted: ClientHello needs one. */
 #define AQ_STREAMS_BEFORE_ADMISSION 4
+/* Credit of a connection beyond what it has used, in bytes. It begins with the first, doubles as the peer uses it up,
+ * and goes down as the engine's budget is used up: a connection may have a share of what is left, but never less than
+ * the least. Credit returns when bytes arrive in order, not when they are consumed: streams whose readers stall hold up
+ * no other. */
+#define AQ_CONN_FIRST_WINDOW (1024ULL * 1024)
+#define AQ_CONN_LEAST_WINDOW (256ULL * 1024)
+#define AQ_BUDGET_SHARE 16
 /* Flow-control window of a client's connection before it is admitted, bytes; a ClientHello has less than 64. */
 #define AQ_WINDOW_BEFORE_ADMISSION (16U * 1024U)
 /* Commands and violations of a client of which Python hears before it is admitted: a ClientHello and, for clients that
@@ -73,8 +81,9 @@ typedef struct aq_conn_host {
     aq_stream_setup streams; /* windows are filled in per connection */
     aq_ready *ready;
     aq_udp_out *udp_out;
-    ngtcp2_mem memory; /* what goes on allocates with this: malloc(), and where that fails the reserve */
-    uint8_t *train;    /* buffer for packets on their way out, AQ_TRAIN_MOST and one packet more */
+    aq_reserve *reserve; /* where malloc() fails, for what goes on */
+    aq_budget *budget;   /* for what peers have sent */
+    uint8_t *train;      /* buffer for packets on their way out, AQ_TRAIN_MOST and one packet more */
     size_t train_capacity;
     const uint64_t *idle;       /* [engine] nanoseconds that the engine has slept, in all */
     unsigned *said;             /* what the log has a line of, see events.h; NULL: nothing is said */
@@ -88,6 +97,7 @@ typedef struct aq_conn_host {
                          aq_stream *stream); /* rx grew or ended, tx shrank: tell the owner after this batch */
     int (*route)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid, struct aq_conn *conn); /* 0 or AQ_ERR_MEMORY */
     void (*unroute)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid);
+    void (*relieve)(void *engine);           /* the budget is short: somebody gives something up */
     void (*validated)(struct aq_conn *conn); /* server: a peer that is not admitted is where it says it is */
     void (*leave_half_open)(struct aq_conn *conn);
     /* As aq_udp_send; when it returns 1 the endpoint calls aq_conn_unblock() later. */
@@ -112,12 +122,13 @@ typedef struct aq_conn {
     /* Of a server: counts among the endpoint's half-open connections, which it does until it is admitted or freed. */
     int half_open;
     struct aq_source *source;         /* where it is counted too, once its address is validated */
-    uint64_t bytes_before_admission;  /* on streams; given back as credit of the connection when it is admitted */
     uint32_t events_before_admission; /* up to AQ_EVENTS_BEFORE_ADMISSION */
     enum aq_carrier carrier;
     aq_transport_options options;
     uint16_t probes[8]; /* path MTU discovery tries these payload sizes; pointed to by ngtcp2 */
 
+    ngtcp2_mem memory; /* of the library and of what comes and goes on the connection: counted, see budget.h */
+    aq_memory memory_source;
     ngtcp2_conn *quic; /* NULL once closing or draining */
     aq_tls_session *tls;
     ngtcp2_crypto_conn_ref reference; /* fixed address: TLS points here */
@@ -149,6 +160,11 @@ typedef struct aq_conn {
     _Atomic uint32_t opening_count;          /* also those on their way here; raised by any thread */
     aq_stream *header_first, *header_last;   /* the peer's, whose header is incomplete, oldest first */
     aq_credit *credit;
+    /* Credit of the connection, in bytes: what it has given the peer so far, what came of streams in order, and what of
+     * that is done with. */
+    uint64_t granted, delivered, consumed;
+    uint64_t window;                      /* credit that the peer may have and not have used; it grows with the rate */
+    uint64_t window_from, window_from_at; /* `delivered` when the growth was last looked at, and when */
 
     aq_outgoing *outgoing;             /* all, newest first */
     aq_outgoing *out_first, *out_last; /* with something to send, in order */
@@ -160,6 +176,7 @@ typedef struct aq_conn {
     aq_flows *flows;
     aq_assembler *assembler;
     uint64_t assembler_expiry, assembler_dropped;
+    size_t assembler_held;   /* bytes of it in the account */
     uint16_t fragment_total; /* the packet at the head of the queue is being sent in so many pieces; 0: not begun */
     uint16_t fragment_next;
     size_t fragment_first, fragment_rest, fragment_offset;
@@ -275,13 +292,13 @@ void aq_conn_datagrams_ready(aq_conn *conn);
 /* Between the files of this module. */
 /* Memory for what a connection that stands needs to go on; where there is none, from the reserve. NULL: not even there.
  */
-static inline void *aq_conn_allocate(const aq_conn *conn, size_t size)
+static inline void *aq_conn_allocate(aq_conn *conn, size_t size)
 {
-    return conn->host->memory.calloc(1, size, conn->host->memory.user_data);
+    return conn->memory.calloc(1, size, conn->memory.user_data);
 }
-static inline void aq_conn_give_back(const aq_conn *conn, void *memory)
+static inline void aq_conn_give_back(aq_conn *conn, void *memory)
 {
-    conn->host->memory.free(memory, conn->host->memory.user_data);
+    conn->memory.free(memory, conn->memory.user_data);
 }
 /* The clock of what the peer has to do in time: it stands still while nothing arrives, for a peer can't be blamed for a
  * path that is interrupted. */
@@ -293,6 +310,10 @@ void aq_conn_violation(aq_conn *conn, const char *problem);
 /* There is no memory for bytes of this stream. The newest one whose reader is behind is cut off for it, if it began
  * later: what is old goes on. 0: there is none. */
 int aq_conn_make_room(aq_conn *conn, const aq_stream *stream);
+/* The engine's budget is short, and this connection holds the most: it gives up the newest streams whose readers are
+ * behind, until it holds half as much; where that isn't enough, it is closed. Returns whether some of the memory is
+ * coming later, for the readers are other threads. */
+int aq_conn_shed(aq_conn *conn, uint64_t now);
 void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream);
 void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream);
 void aq_conn_open_waiting(aq_conn *conn); /* streams that waited for credit */
@@ -309,6 +330,15 @@ void aq_conn_queue_outgoing(aq_conn *conn, aq_outgoing *outgoing);
 void aq_conn_unqueue_outgoing(aq_conn *conn, aq_outgoing *outgoing); /* where it is queued */
 aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command);
 void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing);
+/* Bytes came in order on a stream; and bytes that came are done with. */
+static inline void aq_conn_delivered(aq_conn *conn, uint64_t bytes)
+{
+    conn->delivered += bytes;
+}
+static inline void aq_conn_consumed(aq_conn *conn, uint64_t bytes)
+{
+    conn->consumed += bytes;
+}
 void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t most);
 void aq_conn_cut_packets(aq_conn *conn);
 void aq_conn_count_incomplete(aq_conn *conn);                  /* what the assembler has given up since the last call */

@@ -199,6 +199,7 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
     conn->waiting_last = waiting;
     conn->waiting_count++;
     conn->waiting_bytes += packet->length;
+    aq_account_add(&conn->credit->account, sizeof(*waiting) + packet->length);
 }
 
 /* A client's Packets that wait for an association go to its flow, or are dropped where that is NULL. The mutex is held.
@@ -216,6 +217,7 @@ static void end_waiting(aq_conn *conn, uint16_t association, aq_flow *flow)
         *link = waiting->next;
         conn->waiting_count--;
         conn->waiting_bytes -= waiting->length;
+        aq_account_remove(&conn->credit->account, sizeof(*waiting) + waiting->length);
         if (flow != NULL)
             deliver(conn, flow, waiting->data, waiting->length);
         else
@@ -240,6 +242,9 @@ void aq_conn_count_incomplete(aq_conn *conn)
     uint64_t dropped = aq_assembler_dropped(conn->assembler);
     aq_count(conn->host->counters, AQ_C_packet_drop_incomplete, dropped - conn->assembler_dropped);
     conn->assembler_dropped = dropped;
+    aq_account_add(&conn->credit->account, aq_assembler_held(conn->assembler));
+    aq_account_remove(&conn->credit->account, conn->assembler_held);
+    conn->assembler_held = aq_assembler_held(conn->assembler);
 }
 
 static int assemble(aq_conn *conn, const aq_packet_header *header, const uint8_t *payload, aq_assembled *out)
@@ -407,6 +412,7 @@ void aq_conn_cut_packets(aq_conn *conn)
         aq_waiting_packet *waiting = conn->waiting_first;
         conn->waiting_first = waiting->next;
         aq_count(conn->host->counters, AQ_C_packet_drop_connection_closed, 1);
+        aq_account_remove(&conn->credit->account, sizeof(*waiting) + waiting->length);
         free(waiting);
     }
     conn->waiting_last = NULL;

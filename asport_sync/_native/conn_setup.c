@@ -237,7 +237,7 @@ static int fill_params(aq_conn *conn, const aq_conn_setup *setup, const ngtcp2_c
     const aq_transport_options *options = &conn->options;
     uint64_t window = options->receive_window < AQ_FIRST_WINDOW ? options->receive_window : AQ_FIRST_WINDOW;
     ngtcp2_transport_params_default(params);
-    params->initial_max_data = conn->is_server ? AQ_WINDOW_BEFORE_ADMISSION : options->connection_window;
+    params->initial_max_data = conn->granted;
     params->initial_max_stream_data_bidi_local = window;
     params->initial_max_stream_data_bidi_remote = window;
     params->initial_max_stream_data_uni = AQ_UNI_WINDOW;
@@ -286,10 +286,10 @@ static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
         return AQ_ERR_TLS;
     if (conn->is_server)
         result = ngtcp2_conn_server_new(&conn->quic, &setup->header->scid, &scid, &path, setup->header->version,
-                                        &callbacks, &settings, &params, &conn->host->memory, conn);
+                                        &callbacks, &settings, &params, &conn->memory, conn);
     else
         result = ngtcp2_conn_client_new(&conn->quic, &dcid, &scid, &path, NGTCP2_PROTO_VER_V1, &callbacks, &settings,
-                                        &params, &conn->host->memory, conn);
+                                        &params, &conn->memory, conn);
     if (result != 0)
         return AQ_ERR_MEMORY;
     ngtcp2_conn_set_tls_native_handle(conn->quic, aq_tls_session_native(conn->tls));
@@ -346,8 +346,17 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->credit = aq_credit_new(conn->options.connection_window / CREDIT_PARTS, name, host->ready);
     if (conn->credit != NULL)
         conn->credit->accepted_in_all = host->accepted;
+    conn->granted = conn->is_server ? AQ_WINDOW_BEFORE_ADMISSION : AQ_CONN_LEAST_WINDOW;
+    if (conn->granted > conn->options.connection_window)
+        conn->granted = conn->options.connection_window;
+    conn->window = AQ_CONN_FIRST_WINDOW;
+    conn->window_from_at = setup->now;
     conn->flows = aq_flows_new(name, host->ready, host->counters, conn->options.datagram_queue);
     if (conn->credit != NULL && conn->flows != NULL) {
+        conn->credit->account.budget = host->budget;
+        conn->memory_source = (aq_memory){host->reserve, &conn->credit->account};
+        conn->memory =
+            (ngtcp2_mem){&conn->memory_source, aq_memory_malloc, aq_memory_free, aq_memory_calloc, aq_memory_realloc};
         conn->tls =
             aq_tls_session_new(setup->credentials, &conn->reference, setup->server_name, setup->send_sni, error);
         if (conn->tls != NULL)

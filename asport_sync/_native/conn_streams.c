@@ -5,6 +5,8 @@
 
 /* Bytes that make a stream without anything under way one that goes first. */
 #define SPARSE 4096
+/* Using up half of the connection's window in less is fast, however short the path. */
+#define GROWTH_TIME (50 * AQ_NSEC_PER_MSEC)
 
 /* ---- queues ------------------------------------------------------------------------------------------------ */
 
@@ -228,13 +230,55 @@ void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream)
 
 /* ---- what owners did ----------------------------------------------------------------------------------------- */
 
+/* Credit that the peer of the connection may have now and not have used. */
+static uint64_t connection_credit(aq_conn *conn)
+{
+    uint64_t share = aq_budget_left(conn->host->budget) / AQ_BUDGET_SHARE;
+    uint64_t most = conn->window < share ? conn->window : share;
+    return most > AQ_CONN_LEAST_WINDOW ? most : AQ_CONN_LEAST_WINDOW;
+}
+
+/* The window doubles where half of it is used up within four round trips, or in a time in which a busy machine may let
+ * the engine wait: less would hold up a fast peer. */
+static void grow_connection(aq_conn *conn)
+{
+    ngtcp2_conn_info info;
+    uint64_t fast;
+    if (conn->delivered - conn->window_from < conn->window / 2)
+        return;
+    ngtcp2_conn_get_conn_info(conn->quic, &info);
+    fast = 4 * info.smoothed_rtt > GROWTH_TIME ? 4 * info.smoothed_rtt : GROWTH_TIME;
+    if (conn->now - conn->window_from_at < fast && conn->window < conn->options.connection_window)
+        conn->window *= 2;
+    conn->window_from = conn->delivered;
+    conn->window_from_at = conn->now;
+}
+
+static void extend_connection(aq_conn *conn)
+{
+    uint64_t unused = conn->granted - conn->delivered, held = conn->granted - conn->consumed, most, more;
+    /* Before admission there is one small window for everything: what fills it, stays or not, is all that may come. */
+    if (!conn->admitted || !conn->handshake_done)
+        return;
+    grow_connection(conn);
+    most = connection_credit(conn);
+    if (unused + most / 4 > most || held >= conn->options.connection_window)
+        return;
+    more = most - unused;
+    if (more > conn->options.connection_window - held)
+        more = conn->options.connection_window - held;
+    conn->granted += more;
+    ngtcp2_conn_extend_max_offset(conn->quic, more);
+}
+
 void aq_conn_return_credit(aq_conn *conn)
 {
     aq_credit *credit = conn->credit;
     if (conn->quic == NULL)
         return;
     if (atomic_load_explicit(&credit->owed, memory_order_relaxed) > 0)
-        ngtcp2_conn_extend_max_offset(conn->quic, atomic_exchange(&credit->owed, 0));
+        aq_conn_consumed(conn, atomic_exchange(&credit->owed, 0));
+    extend_connection(conn);
     if (atomic_load_explicit(&credit->streams, memory_order_relaxed) > 0)
         ngtcp2_conn_extend_max_streams_bidi(conn->quic, (size_t)atomic_exchange(&credit->streams, 0));
 }
@@ -247,29 +291,42 @@ static uint64_t window_growth(const aq_conn *conn, const aq_stream *stream)
         conn->options.connection_window / 2 < AQ_WINDOW_GROWTH ? conn->options.connection_window / 2 : AQ_WINDOW_GROWTH;
     uint64_t grown = atomic_load_explicit(&conn->credit->grown, memory_order_relaxed);
     uint64_t share = grown < most ? (most - grown) / AQ_WINDOW_SHARE : 0;
+    uint64_t left = aq_budget_left(conn->host->budget) / AQ_WINDOW_SHARE;
     if (grow > stream->most_window - stream->window)
         grow = stream->most_window - stream->window;
+    if (share > left)
+        share = left;
     return grow < share ? grow : share;
+}
+
+/* By how much the window of a stream that has grown goes down while the budget is used up. */
+static uint64_t window_shrinking(const aq_conn *conn, const aq_stream *stream, uint64_t delta)
+{
+    const aq_budget *budget = conn->host->budget;
+    if (aq_budget_left(budget) > atomic_load_explicit(&budget->most, memory_order_relaxed) / 4)
+        return 0;
+    return stream->grown < delta ? stream->grown : delta;
 }
 
 static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
 {
-    uint64_t taken = aq_pipe_taken(&stream->rx), delta = taken - stream->returned, grow = 0;
+    uint64_t taken = aq_pipe_taken(&stream->rx), delta = taken - stream->returned, grow = 0, shrink;
     if (delta < stream->window / 4)
         return;
-    if (stream->window < stream->most_window) {
+    shrink = window_shrinking(conn, stream, delta);
+    if (shrink == 0 && stream->window < stream->most_window) {
         ngtcp2_conn_info info;
         ngtcp2_conn_get_conn_info(conn->quic, &info);
         if (now - stream->returned_at < 4 * info.smoothed_rtt)
             grow = window_growth(conn, stream);
     }
-    stream->window += grow;
-    stream->grown += grow;
-    atomic_fetch_add_explicit(&conn->credit->grown, grow, memory_order_relaxed);
+    stream->window += grow - shrink;
+    stream->grown += grow - shrink;
+    atomic_fetch_add_explicit(&conn->credit->grown, grow - shrink, memory_order_relaxed);
     stream->returned = taken;
     stream->returned_at = now;
     atomic_store(&stream->report_at, taken + stream->window / 4);
-    ngtcp2_conn_extend_max_stream_offset(conn->quic, stream->quic_id, delta + grow);
+    ngtcp2_conn_extend_max_stream_offset(conn->quic, stream->quic_id, delta + grow - shrink);
 }
 
 void aq_conn_update_stream(aq_stream *stream, uint64_t now)
@@ -323,8 +380,8 @@ static void drop_all(aq_pipe *pipe)
     aq_pipe_release(pipe, aq_pipe_taken(pipe));
 }
 
-/* Cuts off a stream that holds memory, and takes it back. Its socket is the engine's. */
-static void give_up(aq_conn *conn, aq_stream *stream)
+/* Cuts off a stream. */
+static void refuse_rest(aq_conn *conn, aq_stream *stream)
 {
     aq_conn_unqueue_stream(conn, stream);
     /* In this order, and an end that was announced is taken back: the reader must not take what he has for all. */
@@ -332,13 +389,19 @@ static void give_up(aq_conn *conn, aq_stream *stream)
     atomic_store(&stream->rx_reset, 1);
     stream->shut_sent = 1;
     ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
+    conn->host->touch_stream(conn->host->engine, stream);
+}
+
+/* Cuts off a stream that holds memory, and takes it back. Its socket is the engine's. */
+static void give_up(aq_conn *conn, aq_stream *stream)
+{
+    refuse_rest(conn, stream);
     drop_all(&stream->rx);
     /* What ngtcp2 has sent it may still point to, until it is acknowledged. */
     if (aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx)) {
         drop_all(&stream->tx);
         aq_pipe_trim(&stream->tx);
     }
-    conn->host->touch_stream(conn->host->engine, stream);
 }
 
 int aq_conn_make_room(aq_conn *conn, const aq_stream *stream)
@@ -351,6 +414,31 @@ int aq_conn_make_room(aq_conn *conn, const aq_stream *stream)
         return 1;
     }
     return 0;
+}
+
+int aq_conn_shed(aq_conn *conn, uint64_t now)
+{
+    const aq_account *account = &conn->credit->account;
+    uint64_t held = atomic_load_explicit(&account->held, memory_order_relaxed), goal = held / 2, coming = 0;
+    conn->now = now;
+    for (aq_stream *stream = conn->streams; stream != NULL && held > goal + coming; stream = stream->next) {
+        uint64_t bytes = aq_pipe_written(&stream->rx) - aq_pipe_taken(&stream->rx);
+        if (bytes == 0 || stream->quic_id < 0 || stream->shut_sent)
+            continue;
+        aq_count(conn->host->counters, AQ_C_streams_shed, 1);
+        if (stream->attached_fd >= 0) {
+            give_up(conn, stream);
+        } else {
+            refuse_rest(conn, stream);
+            coming += bytes;
+        }
+        held = atomic_load_explicit(&account->held, memory_order_relaxed);
+    }
+    if (held > goal + coming) {
+        aq_count(conn->host->counters, AQ_C_connections_shed, 1);
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "more received than there is memory for", now);
+    }
+    return coming > 0;
 }
 
 /* ---- callbacks ---------------------------------------------------------------------------------------------- */
@@ -423,7 +511,7 @@ static int receive_bidi(aq_conn *conn, aq_stream *stream, int fin, const uint8_t
     if (!stream->header_done) {
         int used = receive_header(conn, stream, &data, &length);
         ngtcp2_conn_extend_max_stream_offset(conn->quic, stream->quic_id, (uint64_t)used);
-        ngtcp2_conn_extend_max_offset(conn->quic, (uint64_t)used);
+        aq_conn_consumed(conn, (uint64_t)used);
         if (!stream->header_done && fin) {
             aq_conn_violation(conn, "a stream that ended inside its Connect command");
             end_header(conn, stream);
@@ -433,13 +521,13 @@ static int receive_bidi(aq_conn *conn, aq_stream *stream, int fin, const uint8_t
         }
     }
     if (stream->shut_sent) {
-        ngtcp2_conn_extend_max_offset(conn->quic, length);
+        aq_conn_consumed(conn, length);
         return 0;
     }
     if (length > 0 && keep(conn, stream, data, length) != 0) {
         /* The pipe holds a whole window, so this is memory. */
         aq_count(conn->host->counters, AQ_C_memory_failures, 1);
-        ngtcp2_conn_extend_max_offset(conn->quic, length);
+        aq_conn_consumed(conn, length);
         atomic_store(&stream->rx_reset, 1);
         stream->shut_sent = 1;
         ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
@@ -485,13 +573,9 @@ static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uin
     size_t command_length, used;
     const char *problem = "";
     int outcome;
-    /* Before admission there is one small window for everything: what fills it, stays or not, is all that may come. */
-    if (conn->admitted) {
+    if (conn->admitted)
         ngtcp2_conn_extend_max_stream_offset(conn->quic, incoming->quic_id, length);
-        ngtcp2_conn_extend_max_offset(conn->quic, length);
-    } else {
-        conn->bytes_before_admission += length;
-    }
+    aq_conn_consumed(conn, length);
     if (incoming->done) {
         aq_count(conn->host->counters, AQ_C_command_bytes_ignored, length);
         return;
@@ -525,12 +609,14 @@ static int on_stream_data(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64_
     enum aq_stream_tag *tag = stream_user;
     int fin = (flags & NGTCP2_STREAM_DATA_FLAG_FIN) != 0;
     static const uint8_t nothing;
+    AQ_UNUSED(quic);
     AQ_UNUSED(id);
     AQ_UNUSED(offset);
     if (data == NULL) /* an empty frame; no arithmetic with such a pointer is defined */
         data = &nothing;
+    aq_conn_delivered(conn, length);
     if (tag == NULL) {
-        ngtcp2_conn_extend_max_offset(quic, length);
+        aq_conn_consumed(conn, length);
         return 0;
     }
     if (*tag == AQ_TAG_BIDI)
@@ -557,6 +643,7 @@ static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
         if (incoming == NULL)
             return turn_away(conn, id);
         aq_incoming_init(incoming);
+        incoming->account = &conn->credit->account;
         incoming->quic_id = id;
         incoming->deadline = aq_conn_alive_time(conn, conn->now) + conn->options.command_timeout;
         incoming->previous = conn->incoming_last;

@@ -96,6 +96,8 @@
     X(memory_reserve_used) /* an allocation failed, and the reserve (reserve.h) made up for it */                      \
     X(commands_waited)     /* a thread of Python's waited because the engine had too many commands to carry out */     \
     X(events_dropped)      /* Python was too far behind with the commands of this peer */                              \
+    X(streams_shed)        /* with a slow reader, reset because receive_memory was used up */                          \
+    X(connections_shed)    /* closed for holding the most of it, when that was not enough */                           \
     X(events_lost)         /* no memory for an event */
 
 enum aq_counter {

@@ -499,6 +499,8 @@ static void read_packet(aq_endpoint *endpoint, aq_conn *conn, const arrival *pac
     default:
         break;
     }
+    if (aq_budget_is_short(endpoint->host->budget))
+        endpoint->host->relieve(endpoint->host->engine);
 }
 
 static void receive_one(aq_endpoint *endpoint, const arrival *packet)

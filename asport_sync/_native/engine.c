@@ -534,6 +534,8 @@ static uint64_t next_timer(const aq_engine *engine)
         expiry = pause;
     if (engine->dial_first != NULL && engine->dial_first->deadline < expiry)
         expiry = engine->dial_first->deadline;
+    if (aq_engine_memory_timer(engine) < expiry)
+        expiry = aq_engine_memory_timer(engine);
     for (size_t i = 0; i < engine->resting_length; i++) {
         if (engine->resting[i].until < expiry)
             expiry = engine->resting[i].until;
@@ -742,6 +744,7 @@ int64_t aq_engine_loop(aq_engine *engine)
         /* 4. timers that are due */
         run_timers(engine);
         run_ending(engine);
+        aq_engine_give_back_memory(engine);
         /* 5. every connection with something to send */
         run_writes(engine);
         /* 6. UDP packets that came out of connections leave; descriptors that nothing is collected for any more are
@@ -768,6 +771,7 @@ void aq_engine_host_functions(aq_conn_host *host)
     host->touch = aq_engine_touch;
     host->touch_stream = aq_engine_touch_stream;
     host->end_later = end_later;
+    host->relieve = aq_engine_relieve;
     host->forget = forget;
     host->route = aq_endpoint_route;
     host->unroute = aq_endpoint_unroute;

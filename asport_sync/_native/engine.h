@@ -113,6 +113,7 @@ struct aq_engine {
     aq_events events;
     aq_reserve reserve;
     aq_pool pool;
+    aq_budget budget;
     aq_wake wake;
     aq_ready ready;
     aq_slab credentials, endpoints, connections, streams, udps, listeners;
@@ -169,6 +170,11 @@ struct aq_engine {
     uint64_t now;
     uint64_t read;             /* bytes of QUIC packets in the last turn */
     uint64_t idle;             /* nanoseconds slept, in all */
+    uint64_t relieve_next;     /* nobody has to give up memory before */
+    uint64_t memory_next;      /* when the next two are looked at again */
+    uint64_t memory_peak;      /* bytes, estimated: the most that was in use since memory was last given back */
+    int memory_skipped;        /* a turn has passed without that look */
+    uint64_t memory_fell_at;   /* since when it has been well below its peak; 0: it is not */
     uint64_t interactive_at;   /* when a stream last had something short to say */
     uint64_t reports_since;    /* when the second began in which these were reported */
     uint32_t reports;          /* ends of streams that Python has heard of in it */
@@ -213,6 +219,10 @@ void aq_engine_rest_stream(aq_engine *engine, aq_stream *stream); /* for as long
 void aq_engine_run_pauses(aq_engine *engine, uint64_t until);     /* those that are over by then */
 uint64_t aq_engine_next_pause(const aq_engine *engine);           /* when the next one is over; UINT64_MAX: none */
 void aq_engine_run_resting(aq_engine *engine);
+/* engine_memory.c */
+void aq_engine_relieve(void *engine);               /* the budget is short: who holds the most gives something up */
+void aq_engine_give_back_memory(aq_engine *engine); /* to the system, where much has become free */
+uint64_t aq_engine_memory_timer(const aq_engine *engine); /* when to look again; UINT64_MAX: never */
 /* tcp.c */
 void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes over fd, also on failure */
 void aq_engine_serve(aq_engine *engine, aq_stream *stream);          /* moves what can be moved */

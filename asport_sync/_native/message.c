@@ -31,6 +31,8 @@ static int reserve(aq_incoming *incoming, size_t capacity)
     aq_incoming_release(incoming);
     incoming->data = bigger;
     incoming->capacity = capacity;
+    if (incoming->account != NULL)
+        aq_account_add(incoming->account, capacity);
     return 0;
 }
 

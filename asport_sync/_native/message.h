@@ -30,7 +30,8 @@ typedef struct aq_incoming {
     int done;                                    /* complete or given up: what follows is ignored */
     size_t have, need; /* bytes in data; bytes of the command with payload, 0: not known yet */
     size_t capacity;
-    uint8_t *data; /* small, or heap */
+    uint8_t *data;       /* small, or heap */
+    aq_account *account; /* of its connection, where heap counts; NULL: nowhere */
     uint8_t small[AQ_COMMAND_MAX + 1];
 } aq_incoming;
 
@@ -40,12 +41,16 @@ static inline void aq_incoming_init(aq_incoming *incoming)
     incoming->quic_id = -1;
     incoming->data = incoming->small;
     incoming->capacity = sizeof(incoming->small);
+    incoming->account = NULL;
 }
 
 static inline void aq_incoming_release(aq_incoming *incoming)
 {
-    if (incoming->data != incoming->small)
+    if (incoming->data != incoming->small) {
         free(incoming->data);
+        if (incoming->account != NULL)
+            aq_account_remove(incoming->account, incoming->capacity);
+    }
     incoming->data = incoming->small;
     incoming->capacity = sizeof(incoming->small);
     incoming->have = 0;

@@ -438,6 +438,11 @@ uint64_t aq_assembler_expire(aq_assembler *assembler, uint64_t now)
     return UINT64_MAX;
 }
 
+size_t aq_assembler_held(const aq_assembler *assembler)
+{
+    return assembler->bytes + assembler->packets * (sizeof(incomplete) + 255 * sizeof(fragment *));
+}
+
 uint64_t aq_assembler_dropped(const aq_assembler *assembler)
 {
     return assembler->dropped;

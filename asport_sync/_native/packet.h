@@ -86,6 +86,7 @@ int aq_assembler_add(aq_assembler *assembler, const aq_packet_header *header, co
 void aq_assembler_forget(aq_assembler *assembler, uint16_t association); /* its incomplete packets are dropped */
 /* Drops what is too old. Returns when to call again, UINT64_MAX: never. */
 uint64_t aq_assembler_expire(aq_assembler *assembler, uint64_t now);
+size_t aq_assembler_held(const aq_assembler *assembler);      /* bytes that incomplete packets take */
 uint64_t aq_assembler_dropped(const aq_assembler *assembler); /* incomplete packets given up, for whatever cause */
 
 #endif

@@ -34,6 +34,20 @@ static void free_chain(aq_segment *chain)
     }
 }
 
+void aq_pool_shrink(aq_pool *pool)
+{
+    aq_segment *small, *large;
+
+    pthread_mutex_lock(&pool->mutex);
+    small = pool->small;
+    large = pool->large;
+    pool->small = pool->large = NULL;
+    pool->idle = 0;
+    pthread_mutex_unlock(&pool->mutex);
+    free_chain(small);
+    free_chain(large);
+}
+
 void aq_pool_destroy(aq_pool *pool)
 {
     free_chain(pool->small);
@@ -60,7 +74,7 @@ static aq_segment *new_segment(aq_pool *pool, uint32_t capacity, uint32_t left)
 
 /* Up to `count` segments as a chain; fewer, or NULL, when there is no memory. The lock is taken once for all of them.
  */
-static aq_segment *pool_take(aq_pool *pool, uint32_t capacity, size_t count, uint32_t left)
+static aq_segment *pool_take(aq_pool *pool, aq_account *account, uint32_t capacity, size_t count, uint32_t left)
 {
     aq_segment **list = capacity == AQ_SEGMENT_SMALL ? &pool->small : &pool->large;
     aq_segment *chain = NULL;
@@ -88,10 +102,12 @@ static aq_segment *pool_take(aq_pool *pool, uint32_t capacity, size_t count, uin
         bytes += capacity;
     }
     atomic_fetch_add_explicit(&pool->live, bytes, memory_order_relaxed);
+    if (account != NULL)
+        aq_account_add(account, bytes);
     return chain;
 }
 
-static void pool_give(aq_pool *pool, aq_segment *chain)
+static void pool_give(aq_pool *pool, aq_account *account, aq_segment *chain)
 {
     aq_segment *surplus = NULL;
     uint64_t bytes = 0;
@@ -120,6 +136,8 @@ static void pool_give(aq_pool *pool, aq_segment *chain)
 
     free_chain(surplus);
     atomic_fetch_sub_explicit(&pool->live, bytes, memory_order_relaxed);
+    if (account != NULL)
+        aq_account_remove(account, bytes);
 }
 
 /* ---- pipe ---------------------------------------------------------------------------------------------------- */
@@ -128,6 +146,7 @@ void aq_pipe_init(aq_pipe *pipe, aq_pool *pool, uint64_t limit)
 {
     pipe->pool = pool;
     pipe->limit = limit;
+    pipe->account = NULL;
     pipe->left = AQ_RESERVE_LEFT;
     pipe->tail = NULL;
     pipe->tail_used = 0;
@@ -150,7 +169,7 @@ void aq_pipe_destroy(aq_pipe *pipe)
         chain = atomic_load_explicit(&pipe->first, memory_order_acquire);
     if (chain == NULL) /* nothing was ever written */
         chain = pipe->spare;
-    pool_give(pipe->pool, chain);
+    pool_give(pipe->pool, pipe->account, chain);
     pipe->head = pipe->at = pipe->tail = pipe->spare = NULL;
     atomic_store_explicit(&pipe->first, NULL, memory_order_relaxed);
 }
@@ -209,7 +228,7 @@ static size_t reserve(aq_pipe *pipe, size_t want, uint32_t capacity, size_t most
     if (missing == 0)
         return have;
 
-    segment = pool_take(pipe->pool, capacity, missing, pipe->left);
+    segment = pool_take(pipe->pool, pipe->account, capacity, missing, pipe->left);
     if (last != NULL)
         last->next = segment;
     if (pipe->spare == NULL)
@@ -300,7 +319,7 @@ void aq_pipe_trim(aq_pipe *pipe)
     pipe->spare = NULL;
     if (pipe->tail != NULL)
         pipe->tail->next = NULL;
-    pool_give(pipe->pool, chain);
+    pool_give(pipe->pool, pipe->account, chain);
 }
 
 int aq_pipe_write(aq_pipe *pipe, const void *data, size_t length)
@@ -413,7 +432,7 @@ void aq_pipe_release(aq_pipe *pipe, uint64_t up_to)
     }
     if (last != NULL) {
         last->next = NULL;
-        pool_give(pipe->pool, gone);
+        pool_give(pipe->pool, pipe->account, gone);
     }
     /* After the segments are back, so that a producer that sees room finds them in the pool. */
     atomic_store_explicit(&pipe->released, up_to, memory_order_release);

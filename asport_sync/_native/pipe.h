@@ -20,6 +20,7 @@
 #define AQ_PIPE_H
 
 #include "aq.h"
+#include "budget.h"
 #include "reserve.h"
 
 #include <pthread.h>
@@ -52,12 +53,14 @@ typedef struct aq_pool {
 
 int aq_pool_init(aq_pool *pool, uint64_t most_idle);
 void aq_pool_destroy(aq_pool *pool); /* all pipes are destroyed already */
+void aq_pool_shrink(aq_pool *pool);  /* what is kept for reuse goes back to the allocator */
 
 /* Aligned to 64 bytes, so whatever contains it comes from aligned_alloc(), not malloc(). */
 typedef struct aq_pipe {
-    aq_pool *pool;  /* immutable */
-    uint64_t limit; /* immutable: written - released never exceeds it */
-    uint32_t left;  /* producer: eighths of the reserve that it leaves for others */
+    aq_pool *pool;       /* immutable */
+    uint64_t limit;      /* immutable: written - released never exceeds it */
+    aq_account *account; /* immutable once bytes flow: its segments count there; NULL: nowhere */
+    uint32_t left;       /* producer: eighths of the reserve that it leaves for others */
 
     _Alignas(64) aq_segment *tail; /* producer */
     uint32_t tail_used;            /* producer: bytes committed in tail */

@@ -67,6 +67,7 @@ aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_cred
     aq_pipe_init(&stream->tx, setup->pool, setup->send_window);
     stream->tx.left = AQ_RESERVE_LEFT_BY_READS;
     aq_pipe_init(&stream->rx, setup->pool, setup->receive_window);
+    stream->rx.account = &credit->account;
     return stream;
 }
 
@@ -88,9 +89,9 @@ void aq_stream_destroy(void *object)
         if (!aq_ready_add(credit->ready, &credit->node))
             aq_credit_unref(credit);
     }
-    aq_credit_unref(credit);
     aq_pipe_destroy(&stream->tx);
     aq_pipe_destroy(&stream->rx);
+    aq_credit_unref(credit); /* after the pipes, which count there */
     free(stream);
 }
 

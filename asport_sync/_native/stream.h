@@ -65,6 +65,7 @@ typedef struct aq_credit {
     struct aq_stream
         *newest;            /* [engine] of those sockets that it serves, the one that was attached last; no reference */
     _Atomic uint64_t grown; /* bytes of windows beyond the first of each stream, of streams whose memory is in use */
+    aq_account account;     /* what is held of what the peer has sent */
     uint64_t threshold;     /* immutable, as are the next two: owed bytes of which the engine should hear */
     aq_id connection;
     aq_ready *ready;

@@ -176,6 +176,8 @@ class CommonConfig:
         buffer_pool_size: Without effect. 32.
         send_window: Bytes on their way that are not acknowledged, 16 MiB; at least 16 KiB.
         receive_window: Bytes per stream that the peer may send before they are consumed, 8 MiB; 16 KiB to 1 GiB.
+        receive_memory: Bytes of what all peers have sent that this process may hold; at least 64 MiB. Default: a
+            quarter of the memory that it may have, and no more than 1 GiB.
         log_level: Default "warn".
         max_workers: Streams that a blocking worker thread relays because they move much; all others are the engine's.
             Default: none on up to two processors, else one for each.
@@ -191,6 +193,9 @@ class CommonConfig:
     buffer_pool_size: int = field(default=32, metadata=_integer(0, _LARGEST_BUFFER_POOL))
     send_window: int = field(default=16 << 20, metadata=_integer(_SMALLEST_WINDOW, 2**64 - 1, "bytes"))
     receive_window: int = field(default=8 << 20, metadata=_integer(_SMALLEST_WINDOW, _LARGEST_RECEIVE_WINDOW, "bytes"))
+    receive_memory: int = field(
+        default_factory=values.memory_to_receive, metadata=_integer(values.SMALLEST_RECEIVE_MEMORY, 2**63 - 1, "bytes")
+    )
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
     max_workers: int = field(default_factory=values.spare_workers, metadata=_integer(0, _MOST_WORKERS))
     keylog: Path | None = field(default=None, metadata=_PATH)

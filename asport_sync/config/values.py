@@ -1,19 +1,21 @@
 """Conversion of single configuration values, as a file or a program gives them, to the values a configuration holds.
 
-Pure functions: no files except the kernel's ephemeral port range, of the environment only the place of systemd's
-credentials, no clock, no threads. Each takes a parsed scalar, list or table and returns the value or raises
-:class:`BadValue`. They are as lenient as the reference implementation is: text is taken where a number or a boolean is
-expected, and a whole number where text is expected. Only port ranges insist on numbers.
+Pure functions: no files except the kernel's ephemeral port range and the memory limit of the process, of the
+environment only the place of systemd's credentials, no clock, no threads. Each takes a parsed scalar, list or table and
+returns the value or raises :class:`BadValue`. They are as lenient as the reference implementation is: text is taken
+where a number or a boolean is expected, and a whole number where text is expected. Only port ranges insist on numbers.
 """
 
 from __future__ import annotations
 
 import binascii
 import bisect
+import contextlib
 import ipaddress
 import math
 import os
 import re
+import resource
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +40,9 @@ LogLevel = Literal["off", "error", "warn", "info", "debug", "trace"]
 FixedDialectName = Literal["draft", "flags"]
 """Meaning of the mode byte in ClientHello: the draft's enumeration, or the bit mask of later releases."""
 DialectName = Literal["draft", "flags", "auto"]
+
+SMALLEST_RECEIVE_MEMORY: Final = 64 << 20
+_LARGEST_DEFAULT_MEMORY: Final = 1 << 30
 
 NETWORKS: Final[Mapping[str, Network]] = {
     "tcp": "tcp",
@@ -663,6 +668,20 @@ def spare_workers() -> int:
     except OSError:  # refused, as a container's filter of system calls may
         processors = os.cpu_count() or 1
     return processors if processors > 2 else 0
+
+
+def memory_to_receive() -> int:
+    """The default of receive_memory: a quarter of what this process may have, and 64 MiB to 1 GiB."""
+    available = [_LARGEST_DEFAULT_MEMORY * 4]
+    with contextlib.suppress(OSError, ValueError):
+        available.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            available.append(limit)
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        available.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return max(SMALLEST_RECEIVE_MEMORY, min(available) // 4)
 
 
 def ephemeral_ports() -> PortSet:

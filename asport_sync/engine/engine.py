@@ -123,6 +123,14 @@ class Engine:
         """So many more workers are free to relay attached streams that move much; StreamBulk hands one over to each."""
         self.call(lib.aq_streams_share, workers)
 
+    def receive_memory(self, most: int) -> None:
+        """How many bytes of what all peers have sent the engine may hold; 1 GiB unless told otherwise.
+
+        As it is used up, windows shrink; where that does not do, streams with slow readers are reset, and connections
+        that hold the most are closed.
+        """
+        self.call(lib.aq_receive_memory, most)
+
     def share_udp(self, on: bool) -> None:
         """Whether UDP sockets with much traffic may be left to the pump; UdpBulk hands them over."""
         self.call(lib.aq_udp_share, int(on))

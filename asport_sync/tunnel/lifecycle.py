@@ -76,7 +76,9 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
         """One line for the service manager."""
 
     def _new_engine(self) -> Engine:
-        return Engine()
+        engine = Engine()
+        engine.receive_memory(self._config.receive_memory)
+        return engine
 
     @property
     def config(self) -> AnyConfig:

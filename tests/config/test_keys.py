@@ -27,7 +27,7 @@ from asport_sync.config import (
 )
 from asport_sync.config.model import TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
-from asport_sync.config.values import ephemeral_ports, spare_workers
+from asport_sync.config.values import ephemeral_ports, memory_to_receive, spare_workers
 from asport_sync.errors import ConfigError
 
 from .samples import KEY, OTHER_UUID, PASSWORD, PEM, UUID, WRITERS, client, entry, server, write
@@ -70,6 +70,7 @@ COMMON = {
     "buffer_pool_size": Row(32, [(0, 0), ("64", 64)], [-1, 2**21, "x"]),
     "send_window": Row(16777216, [(16384, 16384), ("20480", 20480), (2**63 - 1, 2**63 - 1)], WINDOWS),
     "receive_window": Row(8388608, [(16384, 16384), (2**30, 2**30)], [*WINDOWS, 2**30 + 1]),
+    "receive_memory": Row(memory_to_receive(), [(2**26, 2**26), (2**40, 2**40)], [2**26 - 1, 0, -1, "1GiB", []]),
     "log_level": Row("warn", [("off", "off"), ("DEBUG", "debug"), ("trace", "trace")], ["verbose", 3, True]),
     "max_workers": Row(spare_workers(), [(0, 0), (1000, 1000)], [-1, 65536, "many"]),
     "keylog": Row(None, [("/tmp/keys", Path("/tmp/keys"))], ["", 1.5, []]),

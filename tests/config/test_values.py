@@ -7,6 +7,7 @@ import ipaddress
 import math
 import os
 import pickle
+import resource
 import sys
 import uuid
 from pathlib import Path
@@ -505,6 +506,33 @@ def test_spare_workers(monkeypatch: pytest.MonkeyPatch, processors: int, workers
     assert values.spare_workers() == workers
     for config in (client_config(), server_config()):
         assert config.max_workers == workers
+
+
+@pytest.mark.parametrize(
+    ("machine", "address_space", "group", "share"),
+    [
+        (64 << 30, resource.RLIM_INFINITY, "max", 1 << 30),
+        (2 << 30, resource.RLIM_INFINITY, "max", 512 << 20),
+        (64 << 30, 1 << 30, "max", 256 << 20),
+        (64 << 30, resource.RLIM_INFINITY, str(800 << 20), 200 << 20),
+        (64 << 30, resource.RLIM_INFINITY, None, 1 << 30),
+        (128 << 20, resource.RLIM_INFINITY, "max", 64 << 20),
+    ],
+)
+def test_memory_to_receive(
+    monkeypatch: pytest.MonkeyPatch, machine: int, address_space: int, group: str | None, share: int
+) -> None:
+    """A quarter of the smallest limit, within bounds."""
+
+    def read(path: Path, **_: object) -> str:
+        if group is None:
+            raise FileNotFoundError(path)
+        return group
+
+    monkeypatch.setattr(os, "sysconf", lambda name: machine // 4096 if name == "SC_PHYS_PAGES" else 4096)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (address_space, address_space))
+    monkeypatch.setattr(Path, "read_text", read)
+    assert values.memory_to_receive() == share
 
 
 def client_config() -> ClientConfig:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from asport_sync import AsportError, BindFailed, Client, LifecycleError, Server
+from asport_sync.testing import Faults, UdpRelay
 from asport_sync.engine import CommandReceived, Connected
 from asport_sync.wire import ServerHello, ServerHelloCode, decode
 from tests.e2e.test_hostile import hello
@@ -35,7 +36,7 @@ from tests.engine.pair import connect as connect_quic
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
 from tests.support.sanitized import needs_speed
-from tests.support.services import Address, TcpEcho, TcpService
+from tests.support.services import Address, TcpEcho, TcpService, UdpSource
 from tests.support.traffic import UdpPeer, connect, echo, receive_exactly
 from tests.support.waiting import wait_until
 
@@ -369,3 +370,42 @@ def test_figures_can_be_asked_for_while_it_stops(certificate: Certificate) -> No
             thread.join(READY_TIMEOUT)
     assert raised == []
     assert figures[-1]["running"] in (True, False)
+
+
+def test_an_outage_in_the_middle_of_packets_costs_packets_and_no_connection(certificate: Certificate) -> None:
+    """In quic mode each packet is a stream, and some are half there when the path goes dark for longer than one has."""
+    size, sources = 20000, 20
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(UdpSource())
+        server = stack.enter_context(Server(**server_options(certificate)))
+        relay = stack.enter_context(UdpRelay(server.address))
+        options = client_options(certificate, relay.address, service.address, network="udp", udp_forward_mode="quic")
+        client = stack.enter_context(Client(**options))
+        public = client.wait_ready(READY_TIMEOUT)
+        users = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(sources)]
+        for user in users:
+            user.connect(public)
+            user.settimeout(0.5)
+
+        def answered(user: socket.socket) -> bool:
+            user.send(UdpSource.request(1, size))
+            with contextlib.suppress(TimeoutError):
+                while len(user.recv(65536)) != size:
+                    pass
+                return True
+            return False
+
+        for user in users:
+            wait_until(lambda user=user: answered(user), READY_TIMEOUT, "the service answers")  # type: ignore[misc]
+        relay.set_faults(Faults(loss=0.5))
+        for _ in range(3):
+            for user in users:
+                user.send(UdpSource.request(1, size))
+            time.sleep(0.07)
+        relay.set_faults(Faults(black_hole=True))
+        time.sleep(4.5)  # longer than task_negotiation_timeout, shorter than max_idle_time
+        relay.set_faults(Faults())
+        wait_until(lambda: answered(users[0]), BACK, "the service answers again", detail=lambda: str(client.stats()))
+        assert counter(server, "clients_admitted") == 1
+        assert counter(server, "connections_broken_off") == 0
+        assert client.port == public[1]

@@ -186,6 +186,7 @@ def test_a_connection_follows_its_address(certificate: Certificate) -> None:
         connection = namespace.call(lambda: connect(client, certificate, remote, CLIENT_TRANSPORT))
         client.expect(Connected)
         accepted = server.expect(Connected).connection
+        accepted.admit(None)
         assert accepted.info().peer[0] == mine[0]
         pair = Pair(server, client, endpoint, accepted, connection)
         with running_relays(pair) as (relays, user, service):

@@ -50,6 +50,8 @@ Retry tokens that are not ours                                test_traps.c, fore
 datagrams that the kernel cut                                 test_traps.c, truncated
 timers that are due while the socket is full                  test_traps.c, full_socket
 a timer for the pace of every packet, needed or not           test_traps.c, no_pace_for_the_few; vendor/adjustments.py
+a byte out of order takes 8 KiB                               test_traps.c, sparse_data, too_much_sparse_data
+the peer's faults look like the library's                     test_traps.c, fault_of_the_peer
 ============================================================  ==========================================================
 
 What the tunnel does about peers that keep no rules:
@@ -57,6 +59,7 @@ What the tunnel does about peers that keep no rules:
 ============================================================  ==========================================================
 ClientHello twice                                             tunnel/test_serving.py, test_a_second_hello_costs_...
 ClientHello in pieces over seconds                            test_traps.c, slow_command, slow_connect
+a command that a stalled path holds up                        test_traps.c, stalled_command
 no ClientHello                                                tunnel/test_serving.py, test_a_client_without_a_hello_...
 commands of the server sent to the server, and before         tunnel/test_serving.py, test_a_broken_rule_costs_...,
   authentication                                              test_a_stream_of_the_client_costs_...
@@ -125,6 +128,10 @@ TRAPS = (
     "slow_connect",
     "reset_before_connect",
     "stop_sending_alone",
+    "stalled_command",
+    "fault_of_the_peer",
+    "sparse_data",
+    "too_much_sparse_data",
     "full_socket",
     "no_pace_for_the_few",
     "many_probed_paths",

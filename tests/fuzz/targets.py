@@ -101,10 +101,12 @@ SIMULATED = frozenset({"clock.c", "random.c"})
 TARGETS: tuple[Target, ...] = (
     _unit("packet", "lengths, headers and plans for fragments", "packet.c", max_length=128),
     _unit("assembler", "fragments of UDP packets, in any order", "packet.c"),
-    _unit("message", "commands on streams, in pieces", "message.c", "packet.c", max_length=256),
+    _unit(
+        "message", "commands on streams, in pieces", "message.c", "packet.c", "budget.c", "reserve.c", max_length=256
+    ),
     _unit("map", "the hash table, against a list", "map.c", max_length=1024),
     _unit("slab", "names and references, against a list", "slab.c"),
-    _unit("pipe", "producer and consumer of a stream's bytes", "pipe.c", "reserve.c"),
+    _unit("pipe", "producer and consumer of a stream's bytes", "pipe.c", "budget.c", "reserve.c"),
     _unit("dgram", "the ring of waiting UDP packets", "dgram.c", max_length=256),
     _engine(
         "engine",

@@ -60,15 +60,16 @@ class NativeTest:
 
 
 FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c")
-STREAM = ("stream.c", "pipe.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
+STREAM = ("stream.c", "pipe.c", "budget.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
 
 ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
 # What setup.py tells the compiler.
 ORIGIN = ('-DAQ_BUILD_ID="test"', '-DAQ_NGTCP2_ORIGIN="test"')
 
 TESTS = (
-    NativeTest("pipe", ("pipe.c", "reserve.c", "clock.c"), threaded=True),
-    NativeTest("reserve", ("reserve.c", "pipe.c"), flags=("-Wl,--wrap=malloc",)),
+    NativeTest("pipe", ("pipe.c", "budget.c", "reserve.c", "clock.c"), threaded=True),
+    NativeTest("reserve", ("reserve.c", "budget.c", "pipe.c"), flags=("-Wl,--wrap=malloc",)),
+    NativeTest("budget", ("budget.c", "reserve.c"), threaded=True, flags=("-Wl,--wrap=malloc",)),
     NativeTest("slab", ("slab.c",), threaded=True),
     NativeTest("map", ("map.c",)),
     NativeTest("rotation", ("rotation.c", "random.c")),
@@ -78,7 +79,7 @@ TESTS = (
     NativeTest("assembler", ("packet.c",)),
     NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
     NativeTest("dgram", ("dgram.c",), threaded=True),
-    NativeTest("message", ("message.c", "packet.c"), flags=("-Wl,--wrap=malloc",)),
+    NativeTest("message", ("message.c", "packet.c", "budget.c", "reserve.c"), flags=("-Wl,--wrap=malloc",)),
     NativeTest("events", ("events.c", "clock.c"), threaded=True, flags=("-Wl,--wrap=malloc",)),
     NativeTest("ready", ("ready.c", "wake.c"), threaded=True),
     NativeTest("udp", ("udp.c",)),
@@ -94,7 +95,7 @@ TESTS = (
     NativeTest("commands", ALL, threaded=True, flags=ORIGIN, ngtcp2=True),
     NativeTest(
         "memory",
-        ("pipe.c", "reserve.c", "slab.c", "map.c", "packet.c"),
+        ("pipe.c", "budget.c", "reserve.c", "slab.c", "map.c", "packet.c"),
         flags=("-Wl,--wrap=malloc", "-Wl,--wrap=calloc", "-Wl,--wrap=realloc"),
     ),
 )
