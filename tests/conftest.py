@@ -5,11 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator
 
+import hypothesis
 import pytest
 
 from tests.support.certificates import Certificate, self_signed, signed_by_authority
 from tests.support.leaks import belongings, check_nothing_left
 from tests.support.sanitized import preloaded
+
+# How long an example takes says something about the machine only.
+hypothesis.settings.register_profile("asport", deadline=None)
+hypothesis.settings.load_profile("asport")
 
 _failed = pytest.StashKey[bool]()
 
