@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import uuid
@@ -293,11 +294,14 @@ def test_credentials_of_systemd(
 
 
 def test_a_taken_address(tmp_path: Path, certificate: Certificate) -> None:
-    path = write(tmp_path / "server.json", {**server_keys(certificate), "server": "192.0.2.1:443"})
-    done = module("server", "run", "-c", str(path))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        address = "%s:%d" % other.getsockname()
+        path = write(tmp_path / "server.json", {**server_keys(certificate), "server": address})
+        done = module("server", "run", "-c", str(path))
     assert done.returncode == 1
     assert done.stderr.startswith("asport-sync: ")
-    assert "192.0.2.1:443" in done.stderr
+    assert address in done.stderr
     assert "Traceback" not in done.stderr
 
 
