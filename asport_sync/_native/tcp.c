@@ -202,13 +202,10 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
 
 void aq_engine_take_back(aq_engine *engine, aq_stream *stream)
 {
-    const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
     int fd = stream->attached_fd;
     stream->attached_fd = -1;
     leave_sockets(stream);
-    /* A reset for the public peer too: it must not take what it has for all. */
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
-    give_up(engine, stream, fd, EMFILE);
+    give_up(engine, stream, fd, EMFILE); /* a reset for the public peer too, as aq_stream_begin() has set it up */
 }
 
 /* ---- dialling the local service ------------------------------------------------------------------------------ */

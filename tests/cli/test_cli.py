@@ -17,6 +17,7 @@ from asport_sync import __version__
 from asport_sync.cli import main
 from tests.support.certificates import Certificate, pin_of, self_signed, write_private
 from tests.support.process import REPOSITORY
+from tests.support.services import host_and_port
 
 USER = "00112233-4455-6677-8899-aabbccddeeff"
 PASSWORD = "correct horse battery staple"
@@ -296,7 +297,7 @@ def test_credentials_of_systemd(
 def test_a_taken_address(tmp_path: Path, certificate: Certificate) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
-        address = "%s:%d" % other.getsockname()
+        address = host_and_port(other.getsockname())
         path = write(tmp_path / "server.json", {**server_keys(certificate), "server": address})
         done = module("server", "run", "-c", str(path))
     assert done.returncode == 1
