@@ -369,9 +369,11 @@ static void after_callbacks(aq_conn *conn, uint64_t now)
  * a code for is the peer's, and the rest is ours. */
 static void close_for(aq_conn *conn, int result, uint64_t now)
 {
-    uint64_t code = ngtcp2_err_infer_quic_transport_error_code(result);
-    if (code == NGTCP2_INTERNAL_ERROR || code == NGTCP2_NO_ERROR || code == NGTCP2_NO_VIABLE_PATH ||
-        code == NGTCP2_AEAD_LIMIT_REACHED)
+    uint64_t code = ngtcp2_err_infer_quic_transport_error_code(result), fault = aq_conn_take_fault();
+    if (result == NGTCP2_ERR_CALLBACK_FAILURE && fault != 0)
+        aq_conn_close(conn, AQ_CLOSE_PEER_FAULT, fault, "", now);
+    else if (code == NGTCP2_INTERNAL_ERROR || code == NGTCP2_NO_ERROR || code == NGTCP2_NO_VIABLE_PATH ||
+             code == NGTCP2_AEAD_LIMIT_REACHED)
         aq_conn_close(conn, AQ_CLOSE_INTERNAL, (uint64_t)(-result), ngtcp2_strerror(result), now);
     else
         aq_conn_close(conn, AQ_CLOSE_PEER_FAULT, code, ngtcp2_strerror(result), now);
@@ -403,6 +405,7 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
     ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
     ngtcp2_addr_init(&path.remote, &remote_copy.sa, aq_sockaddr_length(&remote_copy));
     aq_conn_take_decrypted();
+    aq_conn_take_fault();
     result = ngtcp2_conn_read_pkt(conn->quic, &path, &info, data, length, now);
     switch (result) {
     case 0:

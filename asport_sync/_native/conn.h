@@ -304,7 +304,8 @@ static inline void aq_conn_give_back(aq_conn *conn, void *memory)
  * path that is interrupted. */
 uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now);
 void aq_conn_end_late_headers(aq_conn *conn, uint64_t now);
-int aq_conn_take_decrypted(void);                 /* whether a packet was authentic since the last call */
+int aq_conn_take_decrypted(void);  /* whether a packet was authentic since the last call */
+uint64_t aq_conn_take_fault(void); /* QUIC error code of what a callback refused since the last call, or 0 */
 int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, Python is too far behind */
 void aq_conn_violation(aq_conn *conn, const char *problem);
 /* There is no memory for bytes of this stream. The newest one whose reader is behind is cut off for it, if it began

@@ -72,6 +72,23 @@ int aq_conn_take_decrypted(void)
     return result;
 }
 
+/* What the peer did wrong where a callback of ours had to stop the library; for the same reason not in the connection.
+ */
+static _Thread_local uint64_t fault;
+
+uint64_t aq_conn_take_fault(void)
+{
+    uint64_t result = fault;
+    fault = 0;
+    return result;
+}
+
+static int stop_for(uint64_t code)
+{
+    fault = code;
+    return NGTCP2_ERR_CALLBACK_FAILURE;
+}
+
 static int on_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
                       const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length, const uint8_t *aad,
                       size_t aad_length)
@@ -90,7 +107,7 @@ static int on_decrypt_at_server(uint8_t *out, const ngtcp2_crypto_aead *aead, co
     int result = on_decrypt(out, aead, context, in, length, nonce, nonce_length, aad, aad_length);
     if (result == 0 && AQ_MOST_PEER_ID != INT64_MAX &&
         aq_frames_newest_id(out, length - aead->max_overhead) > AQ_MOST_PEER_ID)
-        return NGTCP2_ERR_CALLBACK_FAILURE;
+        return stop_for(NGTCP2_CONNECTION_ID_LIMIT_ERROR);
     return result;
 }
 
@@ -134,7 +151,7 @@ static int on_handshake_confirmed(ngtcp2_conn *quic, void *user)
 {
     const aq_conn *conn = user;
     AQ_UNUSED(quic);
-    return conn->handshake_written ? 0 : NGTCP2_ERR_CALLBACK_FAILURE;
+    return conn->handshake_written ? 0 : stop_for(NGTCP2_PROTOCOL_VIOLATION);
 }
 
 static int on_stateless_reset(ngtcp2_conn *quic, const ngtcp2_pkt_stateless_reset *reset, void *user)

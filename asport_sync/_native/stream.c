@@ -418,7 +418,7 @@ static void cut_short(aq_stream *stream)
                                                   : AQ_END_PEER_RESET);
 }
 
-/* Both directions have ended in order: what is still in the socket follows after close(), and then its FIN. */
+/* Both directions have ended in order: what is still in the socket follows once it is closed, and then its FIN. */
 static unsigned finish(aq_stream *stream, int fd)
 {
     struct linger off = {0};

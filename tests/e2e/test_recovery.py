@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from asport_sync import AsportError, BindFailed, Client, LifecycleError, Server
-from asport_sync.testing import Faults, UdpRelay
 from asport_sync.engine import CommandReceived, Connected
+from asport_sync.testing import Faults, UdpRelay
 from asport_sync.wire import ServerHello, ServerHelloCode, decode
 from tests.e2e.test_hostile import hello
 from tests.e2e.tunnels import (

@@ -920,7 +920,8 @@ static int unacknowledged_ids(aq_engine *engine, unsigned moment, int moves)
         from_elsewhere(moment, moves);
     } else {
         CHECK_INT(it.events[AQ_EVENT_CLOSED], 1);
-        CHECK_INT(it.close_cause, AQ_CLOSE_INTERNAL);
+        CHECK_INT(it.close_cause, AQ_CLOSE_PEER_FAULT);
+        CHECK_INT(it.close_code, NGTCP2_CONNECTION_ID_LIMIT_ERROR);
         return 0;
     }
     return 1;

@@ -40,7 +40,6 @@ GIVES_UP: Final = "aioquic closes the connection"
 APPLICATION: Final = "closed by the tunnel"
 
 # RFC 9000 section 20.1; 0x100 and an alert of RFC 8446 section 6 (RFC 9000 section 20.1, CRYPTO_ERROR).
-INTERNAL: Final = 0x1
 FLOW_CONTROL: Final = 0x3
 STREAM_LIMIT: Final = 0x4
 STREAM_STATE: Final = 0x5
@@ -443,16 +442,16 @@ FRAMES = (
     Case("NEW_CONNECTION_ID that retires itself", FRAME_ENCODING, FRAME_ENCODING, (new_connection_id(9, 10),)),
     Case(
         "NEW_CONNECTION_ID, 100 of them",
-        (ID_LIMIT, INTERNAL),
+        ID_LIMIT,
         ID_LIMIT,
         tuple(new_connection_id(20 + i) for i in range(100)),
     ),
     Case("NEW_CONNECTION_ID, one number, two ids", VIOLATION, VIOLATION, _ids((9, 9, bytes(8)), (9, 9, b"12345678"))),
     Case("NEW_CONNECTION_ID, one id, two numbers", VIOLATION, VIOLATION, _ids((9, 9, bytes(8)), (10, 9, bytes(8)))),
-    Case("NEW_CONNECTION_ID that retires all before", (LIVES, INTERNAL), LIVES, _ids((1 << 61, 1 << 61, bytes(8)))),
+    Case("NEW_CONNECTION_ID that retires all before", (LIVES, ID_LIMIT), LIVES, _ids((1 << 61, 1 << 61, bytes(8)))),
     Case(
         "NEW_CONNECTION_ID, 200 that retire the one before",
-        (LIVES, ID_LIMIT, INTERNAL),
+        (LIVES, ID_LIMIT),
         (LIVES, ID_LIMIT),
         _ids(*((20 + i, 20 + i, i.to_bytes(8, "big")) for i in range(200))),
     ),
@@ -608,7 +607,7 @@ LEVELS = (
     Case(
         "HANDSHAKE_DONE before Finished has left",
         None,
-        (LIVES, VIOLATION, INTERNAL),
+        (LIVES, VIOLATION),
         _too_early(frame(0x1E)),
         Epoch.INITIAL,
     ),
