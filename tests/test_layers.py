@@ -225,6 +225,6 @@ def test_descriptors_of_the_engine_are_closed_with_their_marks() -> None:
         "udp",
         "wake",
     }  # never marked, or not any more
-    plain = {path.stem for path in NATIVE.glob("*.c") if re.search(r"(?<!\w)close\(", path.read_text())}
+    plain = {path.stem for path in NATIVE.glob("*.c") if re.search(r"(?<!\w)close\([^)]", path.read_text())}
     assert plain <= unmarked
-    assert len(re.findall(r"(?<!\w)close\(", (NATIVE / "api.c").read_text())) == 1  # epoll's own
+    assert len(re.findall(r"(?<!\w)close\([^)]", (NATIVE / "api.c").read_text())) == 1  # epoll's own
