@@ -173,10 +173,10 @@ void aq_conn_open_waiting(aq_conn *conn)
     while (conn->opening_first != NULL && ngtcp2_conn_get_streams_bidi_left(conn->quic) > 0) {
         aq_stream *stream = conn->opening_first;
         if (ngtcp2_conn_open_bidi_stream(conn->quic, &stream->quic_id, &stream->tag) != 0) {
-            /* No memory. The owner learns it as a reset. */
+            /* No memory. Its owner gives it up. */
             aq_count(conn->host->counters, AQ_C_memory_failures, 1);
             stream->quic_id = -1;
-            atomic_store(&stream->rx_reset, 1);
+            atomic_store(&stream->local_reset, 1);
             unlink_stream(conn, stream);
             continue;
         }
@@ -384,9 +384,9 @@ static void drop_all(aq_pipe *pipe)
 static void refuse_rest(aq_conn *conn, aq_stream *stream)
 {
     aq_conn_unqueue_stream(conn, stream);
-    /* In this order, and an end that was announced is taken back: the reader must not take what he has for all. */
+    /* An end that was announced is taken back: the reader must not take what he has for all. */
     atomic_store(&stream->rx_fin, 0);
-    atomic_store(&stream->rx_reset, 1);
+    atomic_store(&stream->local_reset, 1); /* at once: the memory is needed */
     stream->shut_sent = 1;
     ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
     conn->host->touch_stream(conn->host->engine, stream);
@@ -528,7 +528,7 @@ static int receive_bidi(aq_conn *conn, aq_stream *stream, int fin, const uint8_t
         /* The pipe holds a whole window, so this is memory. */
         aq_count(conn->host->counters, AQ_C_memory_failures, 1);
         aq_conn_consumed(conn, length);
-        atomic_store(&stream->rx_reset, 1);
+        atomic_store(&stream->local_reset, 1);
         stream->shut_sent = 1;
         ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
     } else if (fin) {

@@ -222,8 +222,10 @@ static unsigned settle(aq_stream *stream, int fd)
     if (unacked == 0 && stream->result.end != AQ_END_CONNECTION && stream->result.end != AQ_END_STOPPED &&
         atomic_compare_exchange_strong(&stream->reset, &none, AQ_STREAM_ABORTED + 1))
         aq_stream_notify(stream);
-    if (queued > 0 || unacked > 0)
+    if (queued > 0 || unacked > 0) {
+        aq_pipe_trim(&stream->tx); /* nothing is read any more */
         return AQ_NEED_PAUSE;
+    }
     stream->over = 1;
     aq_stream_notify(stream);
     return 0;
@@ -277,7 +279,7 @@ static void adapt_read_want(aq_stream *stream, size_t got)
 static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
 {
     struct iovec vectors[VECTORS];
-    uint8_t unwanted[AQ_SEGMENT_LARGE];
+    uint8_t unwanted[4096]; /* a page: this is no place to be fast */
     /* The peer wants no more of it. It is taken all the same, for who sends it must not stand still. */
     int is_unwanted = atomic_load_explicit(&stream->tx_stopped, memory_order_acquire);
     ssize_t got;

@@ -153,7 +153,7 @@ typedef struct aq_stream {
     _Atomic int opened;         /* engine -> owner: QUIC has the stream; until then it waits for credit */
     _Atomic int dead;           /* engine -> owner: connection gone (1) or engine stopped (2) */
     _Atomic uint64_t reset;     /* any -> engine: reset with this code - 1; 0: no */
-    _Atomic int local_reset;    /* any -> owner: aq_stream_reset() was called */
+    _Atomic int local_reset;    /* any -> owner: aq_stream_reset() was called, or its memory is needed */
     _Atomic uint64_t report_at; /* engine -> owner: consumption that the engine wants to hear of */
     _Atomic unsigned wants;     /* owner -> engine: AQ_NEED bits while it sleeps */
     _Atomic(aq_wake *) wake; /* the sleeping worker's; wakes live as long as the engine, so a late signal is harmless */

@@ -183,9 +183,9 @@ def test_a_process_that_may_have_no_more_memory(certificate: Certificate, tmp_pa
         resource.prlimit(short.pid, resource.RLIMIT_AS, (size, before[1]))
         with contextlib.ExitStack() as crowd:
             for _ in range(CROWD):
-                user = crowd.enter_context(socket.create_connection(public, timeout=TIMEOUT))
-                user.setblocking(False)
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # reset, or there is no more room
+                    user = crowd.enter_context(socket.create_connection(public, timeout=TIMEOUT))
+                    user.setblocking(False)
                     while user.send(bytes(65536)):
                         pass
             old.goes_on()
