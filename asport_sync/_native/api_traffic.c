@@ -222,8 +222,13 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
         return result;
     }
     command.id = result;
-    command.object = aq_slab_get(&engine->udps, result);
-    watched = aq_engine_ask(engine, &command);
+    if (is_public) {
+        command.object = aq_slab_get(&engine->udps, result);
+        watched = aq_engine_ask(engine, &command);
+    } else {
+        /* Thousands of newcomers a second are too many for a thread that waits for another one each time. */
+        watched = aq_engine_watch_udp(engine, udp);
+    }
     if (watched != AQ_OK) {
         aq_slab_remove(&engine->udps, result); /* closes it */
         result = watched;
@@ -264,6 +269,23 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
     }
     aq_api_leave(engine);
     return udp != NULL ? AQ_OK : AQ_ERR_GONE;
+}
+
+int64_t aq_udp_move(aq_engine *engine, aq_id id, int32_t fd, const uint8_t *prefix, size_t prefix_length)
+{
+    const aq_move_request request = {prefix, prefix_length};
+    aq_engine_command command = {.kind = AQ_DO_MOVE_UDP, .id = id, .input = &request};
+    int64_t result;
+    command.fd = aq_api_duplicate(fd);
+    if (command.fd < 0)
+        return AQ_ERR_SYSTEM - errno;
+    if (!aq_api_enter(engine)) {
+        aq_fd_close(command.fd);
+        return AQ_ERR_STOPPED;
+    }
+    result = aq_engine_ask(engine, &command);
+    aq_api_leave(engine);
+    return result;
 }
 
 int64_t aq_udp_receive(aq_engine *engine, aq_id id)
@@ -392,16 +414,40 @@ int64_t aq_flows_refuse(aq_engine *engine, aq_id connection, const aq_address *f
     return conn != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-int64_t aq_flows_idle(aq_engine *engine, aq_id connection, uint64_t idle, uint16_t *associations, uint32_t most)
+/* The moment so long before now; 0 where there was none. */
+static uint64_t moment_before(uint64_t duration)
+{
+    uint64_t now = aq_now();
+    return now > duration ? now - duration : 0;
+}
+
+int64_t aq_flows_idle(aq_engine *engine, aq_id connection, const aq_address *host, uint64_t idle,
+                      uint16_t *associations, uint32_t most)
 {
     aq_conn *conn;
     int64_t result = AQ_ERR_GONE;
-    uint64_t now = aq_now();
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
     conn = aq_slab_get(&engine->connections, connection);
     if (conn != NULL) {
-        result = aq_flows_list_idle(conn->flows, now > idle ? now - idle : 0, associations, most);
+        result = aq_flows_list_idle(conn->flows, host, moment_before(idle), associations, most);
+        aq_slab_put(&engine->connections, connection);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_flows_unanswered(aq_engine *engine, aq_id connection, uint64_t silence, uint64_t recent,
+                            uint16_t *associations, uint32_t most)
+{
+    aq_conn *conn;
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    conn = aq_slab_get(&engine->connections, connection);
+    if (conn != NULL) {
+        result =
+            aq_flows_list_unanswered(conn->flows, moment_before(silence), moment_before(recent), associations, most);
         aq_slab_put(&engine->connections, connection);
     }
     aq_api_leave(engine);

@@ -66,8 +66,10 @@ enum aq_event_type {
     AQ_EVENT_STREAM_BULK = 12,   /* a worker should relay this stream; peer, code as above, value = its socket, handed
                                     over */
     AQ_EVENT_UDP_BULK = 13,      /* the pump should read this UDP socket from now on; socket */
-    AQ_EVENT_SILENCE = 14        /* value = 1: nothing heard of the peer for aq_transport_options.silence, or a hint
-                                           that it is gone; 0: it is heard again */
+    AQ_EVENT_SILENCE = 14,       /* value = 1: nothing heard of the peer for aq_transport_options.silence, or a hint
+                                          that it is gone; 0: it is heard again */
+    AQ_EVENT_UDP_REFUSED = 15    /* the service of a local UDP socket does not take datagrams: socket, code = errno,
+                                    value = 1: it has answered before; at most once a second until aq_udp_move() */
 };
 
 /* Why a connection ended. */
@@ -348,9 +350,15 @@ int64_t aq_stream_reset(aq_engine *engine, aq_id stream, uint64_t code);
 
 /* [pump] Takes a UDP socket into the connection's service; the descriptor is duplicated. The engine reads it and
  * forwards what has an association. A public socket (server) distinguishes many sources: AQ_EVENT_SOURCE_UNKNOWN asks
- * once about each new one. A local socket (client) belongs to one association. Waits for the engine thread. */
+ * once about each new one. A local socket (client) belongs to one association. For a public one it waits for the
+ * engine thread. */
 aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public);
 int64_t aq_udp_close(aq_engine *engine, aq_id udp); /* [pump] its associations go with it */
+
+/* [pump] The association of a local socket goes on with another socket, connected to another address of the service:
+ * `fd`, duplicated. What was sent within the last second to a service that has never answered is sent again. `prefix`
+ * takes the place of the one of aq_flow_add(). Waits for the engine thread. */
+int64_t aq_udp_move(aq_engine *engine, aq_id udp, int32_t fd, const uint8_t *prefix, size_t prefix_length);
 
 /* [pump] Reads one batch from a socket that AQ_EVENT_UDP_BULK handed over. Returns the number of datagrams, 0 where it
  * is empty. */
@@ -380,5 +388,12 @@ int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association
  * what would ask for one is dropped and counted, and neither AQ_EVENT_SOURCE_UNKNOWN nor AQ_EVENT_FLOW_WANTED comes. */
 int64_t aq_flows_refuse(aq_engine *engine, aq_id connection, const aq_address *from, uint64_t duration);
 
-/* [pump] Associations without traffic for `idle`, at most `most`. Returns how many. */
-int64_t aq_flows_idle(aq_engine *engine, aq_id connection, uint64_t idle, uint16_t *associations, uint32_t most);
+/* [pump] Associations without traffic for `idle`, at most `most`, in the order in which they should make room for
+ * others: first the longest idle of those that were a question or two and have been answered, then the longest idle of
+ * all others. `host`: only of this address, whatever its port; NULL: of any. Returns how many. */
+int64_t aq_flows_idle(aq_engine *engine, aq_id connection, const aq_address *host, uint64_t idle,
+                      uint16_t *associations, uint32_t most);
+
+/* [pump] Associations whose user has sent within `recent` and has waited for an answer longer than `silence`. */
+int64_t aq_flows_unanswered(aq_engine *engine, aq_id connection, uint64_t silence, uint64_t recent,
+                            uint16_t *associations, uint32_t most);

@@ -112,6 +112,12 @@ typedef struct aq_waiting_packet {
     uint8_t data[];
 } aq_waiting_packet;
 
+/* In the order in which they came. A crowd of new associations must not make the search for one of them long. */
+#define AQ_WAITING_LISTS 256U
+typedef struct {
+    aq_waiting_packet *first, *last;
+} aq_waiting_list;
+
 typedef struct aq_conn {
     const aq_conn_host *host;
     struct aq_endpoint *endpoint;
@@ -180,8 +186,9 @@ typedef struct aq_conn {
     uint16_t fragment_total; /* the packet at the head of the queue is being sent in so many pieces; 0: not begun */
     uint16_t fragment_next;
     size_t fragment_first, fragment_rest, fragment_offset;
-    int datagrams_turn;                              /* datagrams and streams take turns at the front of a packet */
-    aq_waiting_packet *waiting_first, *waiting_last; /* client: Packets for associations that Python was asked for */
+    int datagrams_turn;       /* datagrams and streams take turns at the front of a packet */
+    aq_waiting_list *waiting; /* client: Packets for associations that Python was asked for, in AQ_WAITING_LISTS lists
+                                 by the association's last bits; NULL until the first */
     uint32_t waiting_count;
     size_t waiting_bytes;
 
@@ -284,6 +291,8 @@ int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp);
 int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t patience, uint64_t now);
 int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now); /* the socket is swapped after it */
 int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now);
+/* A local UDP socket has been replaced: what its service may not have got is sent through the new one. */
+void aq_conn_udp_moved(aq_conn *conn, aq_udp *udp, uint64_t now);
 void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now);
 void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream); /* opened here; takes a reference */
 void aq_conn_update_stream(aq_stream *stream, uint64_t now); /* the owner moved something */

@@ -6,6 +6,7 @@
  */
 #include "conn.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* Commands that may wait for the peer's stream credit and acknowledgement; a peer that grants none must not cost memory
@@ -13,8 +14,8 @@
 #define COMMANDS_WAITING 16384
 /* What a command or packet on a stream of its own costs besides its bytes, ours and ngtcp2's. */
 #define OUTGOING_COST 512
-/* Packets that wait for Python to decide on their association. */
-#define WAITING_PACKETS 1024
+/* Packets that wait for Python to decide on their association: two seconds' worth of many newcomers. */
+#define WAITING_PACKETS 4096
 #define WAITING_BYTES (1024U * 1024U)
 /* Incomplete Packets of one connection. */
 #define INCOMPLETE_PACKETS 256
@@ -146,7 +147,7 @@ void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length)
 /* ---- UDP packets from the peer ------------------------------------------------------------------------------- */
 
 /* With the table's mutex held. */
-static void deliver(aq_conn *conn, aq_flow *flow, const uint8_t *payload, size_t length)
+static void send_out(aq_conn *conn, const aq_flow *flow, const uint8_t *payload, size_t length)
 {
     uint64_t dropped = 0;
     const aq_sockaddr *to = flow->to.sa.sa_family == AF_UNSPEC ? NULL : &flow->to;
@@ -155,17 +156,47 @@ static void deliver(aq_conn *conn, aq_flow *flow, const uint8_t *payload, size_t
                    &dropped);
     if (dropped > 0)
         aq_count(conn->host->counters, AQ_C_packet_drop_socket, dropped);
-    atomic_store_explicit(&flow->active, conn->now, memory_order_relaxed);
+}
+
+/* With the table's mutex held. */
+static void deliver(aq_conn *conn, aq_flow *flow, const uint8_t *payload, size_t length)
+{
+    if (!flow->socket->is_public && !flow->was_answered)
+        aq_flow_keep(flow, payload, length, conn->now);
+    send_out(conn, flow, payload, length);
+    aq_flow_seen(flow, !flow->socket->is_public, conn->now);
     aq_count(conn->host->counters, AQ_C_packets_received, 1);
+}
+
+/* The packets that are kept of the flow of a local socket leave once more. */
+static void send_again(void *context, aq_flow *flow, const uint8_t *payload, size_t length)
+{
+    send_out(context, flow, payload, length);
+}
+
+void aq_conn_udp_moved(aq_conn *conn, aq_udp *udp, uint64_t now)
+{
+    pthread_mutex_lock(&conn->flows->mutex);
+    if (udp->only != NULL)
+        aq_flow_each_kept(udp->only, now, send_again, conn);
+    pthread_mutex_unlock(&conn->flows->mutex);
 }
 
 /* A client's Packet for an association it does not have: kept while Python decides. */
 static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assembled *packet)
 {
     aq_event event = {.type = AQ_EVENT_FLOW_WANTED, .value = association, .peer = packet->address};
+    aq_waiting_list *list;
     aq_waiting_packet *waiting;
     int asked = 0, refused = 0;
-    for (waiting = conn->waiting_first; waiting != NULL && !asked; waiting = waiting->next)
+    if (conn->waiting == NULL)
+        conn->waiting = calloc(AQ_WAITING_LISTS, sizeof(*conn->waiting));
+    if (conn->waiting == NULL) {
+        aq_count(conn->host->counters, AQ_C_packet_drop_waiting_full, 1);
+        return;
+    }
+    list = &conn->waiting[association % AQ_WAITING_LISTS];
+    for (waiting = list->first; waiting != NULL && !asked; waiting = waiting->next)
         asked = waiting->association == association;
     if (!asked) {
         pthread_mutex_lock(&conn->flows->mutex);
@@ -192,11 +223,11 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
     waiting->length = packet->length;
     if (packet->length > 0)
         memcpy(waiting->data, packet->payload, packet->length);
-    if (conn->waiting_last != NULL)
-        conn->waiting_last->next = waiting;
+    if (list->last != NULL)
+        list->last->next = waiting;
     else
-        conn->waiting_first = waiting;
-    conn->waiting_last = waiting;
+        list->first = waiting;
+    list->last = waiting;
     conn->waiting_count++;
     conn->waiting_bytes += packet->length;
     aq_account_add(&conn->credit->account, sizeof(*waiting) + packet->length);
@@ -206,7 +237,8 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
  */
 static void end_waiting(aq_conn *conn, uint16_t association, aq_flow *flow)
 {
-    aq_waiting_packet **link = &conn->waiting_first, *last = NULL;
+    aq_waiting_list none = {0}, *list = conn->waiting != NULL ? &conn->waiting[association % AQ_WAITING_LISTS] : &none;
+    aq_waiting_packet **link = &list->first, *last = NULL;
     while (*link != NULL) {
         aq_waiting_packet *waiting = *link;
         if (waiting->association != association) {
@@ -224,7 +256,7 @@ static void end_waiting(aq_conn *conn, uint16_t association, aq_flow *flow)
             aq_count(conn->host->counters, AQ_C_packet_drop_association_refused, 1);
         free(waiting);
     }
-    conn->waiting_last = last;
+    list->last = last;
     if (flow != NULL)
         flow->is_open = 1;
 }
@@ -408,14 +440,17 @@ void aq_conn_cut_packets(aq_conn *conn)
             aq_count(conn->host->counters, AQ_C_packet_drop_connection_closed, 1);
         }
     }
-    while (conn->waiting_first != NULL) {
-        aq_waiting_packet *waiting = conn->waiting_first;
-        conn->waiting_first = waiting->next;
-        aq_count(conn->host->counters, AQ_C_packet_drop_connection_closed, 1);
-        aq_account_remove(&conn->credit->account, sizeof(*waiting) + waiting->length);
-        free(waiting);
+    for (size_t i = 0; conn->waiting != NULL && i < AQ_WAITING_LISTS; i++) {
+        aq_waiting_packet *waiting = conn->waiting[i].first, *next;
+        for (; waiting != NULL; waiting = next) {
+            next = waiting->next;
+            aq_count(conn->host->counters, AQ_C_packet_drop_connection_closed, 1);
+            aq_account_remove(&conn->credit->account, sizeof(*waiting) + waiting->length);
+            free(waiting);
+        }
     }
-    conn->waiting_last = NULL;
+    free(conn->waiting);
+    conn->waiting = NULL;
     while (conn->outgoing != NULL)
         aq_conn_free_outgoing(conn, conn->outgoing);
     while (conn->incoming != NULL)

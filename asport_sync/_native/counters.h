@@ -90,6 +90,7 @@
     X(udp_drop_kernel)         /* of public and local sockets: as quic_drop_kernel */                                  \
     X(udp_drop_no_association) /* their source was refused an association */                                           \
     X(udp_shared)              /* sockets left to the pump because much comes through them */                          \
+    X(udp_service_refused)     /* answers of the kernel or ICMP that nobody took a datagram for the local service */   \
     X(udp_receive_errors)                                                                                              \
     X(watch_failures)      /* epoll would not take a socket back; tried again */                                       \
     X(memory_failures)     /* an allocation failed and something was given up for it */                                \

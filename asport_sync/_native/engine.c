@@ -39,7 +39,8 @@
 /* A socket with so many datagrams in so little time is worth the pump's wake-ups: 80,000 a second. */
 #define UDP_BUSY_DATAGRAMS 20000
 #define UDP_BUSY_TIME (250 * AQ_NSEC_PER_MSEC)
-#define UDP_REST (100 * AQ_NSEC_PER_MSEC) /* of a service socket that can't be read now */
+#define UDP_REFUSALS_APART AQ_NSEC_PER_SEC /* events for Python about one local socket */
+#define UDP_REST (100 * AQ_NSEC_PER_MSEC)  /* of a service socket that can't be read now */
 /* What fails would be reported again at once: the loop sleeps so long after a turn that met such a thing. Long enough
  * for a processor that has other things to do, short beside the time of any packet on the way. Nanoseconds. */
 #define AFTER_FAULT (1 * AQ_NSEC_PER_MSEC)
@@ -323,7 +324,7 @@ int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp)
 {
     struct epoll_event interest = {.events = EPOLLIN, .data.u64 = (uint64_t)udp->id};
     udp->busy_datagrams = 0;
-    udp->busy_since = engine->now;
+    udp->busy_since = aq_now(); /* and not the engine's, which other threads must not read */
     if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, udp->fd, &interest) != 0 && errno != EEXIST)
         return AQ_ERR_SYSTEM - errno;
     return AQ_OK;
@@ -364,6 +365,15 @@ static void hand_to_pump(aq_engine *engine, const aq_udp *udp)
     aq_events_post(&engine->events, &event);
 }
 
+/* The local service does not take datagrams: Python may know another address. */
+static void tell_refused(aq_engine *engine, aq_conn *conn, aq_udp *udp, const aq_udp_batch *batch)
+{
+    aq_event event = {.type = AQ_EVENT_UDP_REFUSED, .socket = udp->id, .code = (uint64_t)batch->refused};
+    event.value = (uint64_t)batch->was_answered;
+    if (engine->now >= udp->refusal_told_until && aq_conn_post(conn, &event))
+        udp->refusal_told_until = engine->now + UDP_REFUSALS_APART;
+}
+
 static void service_event(aq_engine *engine, aq_id id)
 {
     aq_udp *udp = aq_slab_get(&engine->udps, id);
@@ -383,6 +393,8 @@ static void service_event(aq_engine *engine, aq_id id)
         if (batch.asked > 0)
             aq_engine_ask_about(engine, udp, &batch);
         received += batch.received;
+        if (batch.refused != 0)
+            tell_refused(engine, conn, udp, &batch);
         if (batch.forwarded > 0)
             aq_engine_touch(engine, conn);
         if (!batch.more)

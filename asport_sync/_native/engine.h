@@ -37,6 +37,7 @@ enum aq_command_kind {
     AQ_DO_FLOW_READY,
     AQ_DO_WATCH_UDP,
     AQ_DO_CLOSE_UDP,
+    AQ_DO_MOVE_UDP,
     AQ_DO_LISTEN_TCP,
     AQ_DO_UNLISTEN_TCP,
     AQ_DO_DIAL,
@@ -76,6 +77,12 @@ typedef struct {
     aq_address to; /* family 0: none */
     uint64_t timeout, valid;
 } aq_dial_request;
+
+/* What AQ_DO_MOVE_UDP is told. */
+typedef struct {
+    const uint8_t *prefix;
+    size_t prefix_length;
+} aq_move_request;
 
 /* A listening TCP socket; its connections become streams of one QUIC connection. */
 typedef struct aq_listener {
@@ -210,6 +217,7 @@ void aq_engine_touch(void *engine, aq_conn *conn);
 int aq_engine_is_interactive(const aq_engine *engine);
 void aq_engine_touch_stream(void *engine, aq_stream *stream);
 int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint);
+/* [engine; or pump, for a local socket of which the engine has not heard yet] */
 int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp);
 /* [engine or pump] Asks Python about each new source; where it can't be asked, what waits is dropped. */
 void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch);

@@ -54,7 +54,7 @@ static void release_command(aq_engine *engine, aq_engine_command *command)
         aq_slab_put(&engine->streams, stream->id);
     }
     if (command->kind == AQ_DO_ATTACH || command->kind == AQ_DO_CLOSE_UDP || command->kind == AQ_DO_LISTEN ||
-        command->kind == AQ_DO_CONNECT || command->kind == AQ_DO_MIGRATE)
+        command->kind == AQ_DO_CONNECT || command->kind == AQ_DO_MIGRATE || command->kind == AQ_DO_MOVE_UDP)
         aq_fd_close(command->fd);
     if (command->kind == AQ_DO_WATCH_UDP)
         aq_slab_put(&engine->udps, command->id);
@@ -348,6 +348,43 @@ static int64_t do_stream(aq_engine *engine, aq_engine_command *command)
     return AQ_OK;
 }
 
+/* What is collected for a socket leaves now. */
+static void flush_out(aq_engine *engine)
+{
+    uint64_t dropped = 0;
+    aq_udp_out_flush(engine->host.udp_out, &dropped);
+    aq_count(&engine->counters, AQ_C_packet_drop_socket, dropped);
+}
+
+/* A local UDP socket goes on as another one, under the same descriptor. Takes over the command's. */
+static int64_t do_move_udp(aq_engine *engine, const aq_engine_command *command)
+{
+    const aq_move_request *request = command->input;
+    aq_udp *udp = aq_slab_get(&engine->udps, command->id);
+    aq_conn *conn = udp != NULL ? aq_slab_get(&engine->connections, udp->flows->connection) : NULL;
+    int64_t result = conn != NULL && conn->quic != NULL ? AQ_OK : AQ_ERR_GONE;
+    if (result == AQ_OK) {
+        int64_t watched;
+        flush_out(engine);
+        epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL); /* the application holds a duplicate */
+        result = aq_udp_replace(udp, command->fd, request->prefix, request->prefix_length);
+        watched = aq_engine_watch_udp(engine, udp);
+        if (result == AQ_OK)
+            result = watched;
+    }
+    if (result == AQ_OK) {
+        udp->refusal_told_until = 0;
+        conn->now = engine->now;
+        aq_conn_udp_moved(conn, udp, engine->now);
+    }
+    aq_fd_close(command->fd);
+    if (conn != NULL)
+        aq_slab_put(&engine->connections, udp->flows->connection);
+    if (udp != NULL)
+        aq_slab_put(&engine->udps, command->id);
+    return result;
+}
+
 static int64_t do_watch(aq_engine *engine, aq_engine_command *command)
 {
     aq_listener *listener;
@@ -395,15 +432,15 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
     case AQ_DO_LISTEN_TCP:
     case AQ_DO_UNLISTEN_TCP:
         return do_watch(engine, command);
+    case AQ_DO_MOVE_UDP:
+        return do_move_udp(engine, command);
     case AQ_DO_CLOSE_UDP:
         epoll_ctl(engine->epoll, EPOLL_CTL_DEL, command->fd, NULL); /* the application holds a duplicate */
         if (aq_engine_make_room(&engine->closing_fds, engine->closing_fds_length, &engine->closing_fds_capacity,
                                 sizeof(int)) == AQ_OK) {
             engine->closing_fds[engine->closing_fds_length++] = command->fd;
         } else {
-            uint64_t dropped = 0;
-            aq_udp_out_flush(engine->host.udp_out, &dropped);
-            aq_count(&engine->counters, AQ_C_packet_drop_socket, dropped);
+            flush_out(engine);
             aq_fd_close(command->fd);
         }
         return AQ_OK;

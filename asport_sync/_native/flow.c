@@ -1,13 +1,25 @@
 #include "flow.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Datagrams of one socket that may wait for Python's word on their sources, and how many sources it is asked about at a
  * time: a crowd that outruns Python loses its first packets, as UDP would. */
 #define WAITING_BYTES (512U * 1024U)
-#define WAITING_SOURCES 1024
+#define WAITING_SOURCES 4096
+
+/* Nanoseconds. How precise the order of the list of flows is: a busy one moves ten times a second and not for each of
+ * its packets. */
+#define ORDER_PRECISION (100 * AQ_NSEC_PER_MSEC)
+/* Packets of a user that make a short exchange: two questions, and each of them once more. */
+#define SHORT_EXCHANGE 4
+/* Nanoseconds that packets to a service without an answer are kept: a refusal comes within a round trip of the local
+ * network. And their bytes, of all flows of a connection. */
+#define KEPT_TIME AQ_NSEC_PER_SEC
+#define KEPT_BYTES (1024U * 1024U)
 
 typedef struct waiting_datagram {
     struct waiting_datagram *next;
@@ -38,6 +50,19 @@ aq_flows *aq_flows_new(aq_id connection, aq_ready *ready, aq_counters *counters,
     return flows;
 }
 
+/* Frees what was sent before this. The mutex is held, or nobody else has the table any more. */
+static void drop_kept(aq_flows *flows, uint64_t before)
+{
+    while (flows->kept_first != NULL && flows->kept_first->sent < before) {
+        aq_kept_packet *kept = flows->kept_first;
+        flows->kept_first = kept->next;
+        flows->kept_bytes -= sizeof(*kept) + kept->length;
+        free(kept);
+    }
+    if (flows->kept_first == NULL)
+        flows->kept_last = NULL;
+}
+
 void aq_flows_ref(aq_flows *flows)
 {
     atomic_fetch_add_explicit(&flows->references, 1, memory_order_relaxed);
@@ -49,6 +74,7 @@ void aq_flows_unref(aq_flows *flows)
         return;
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(flows->pages); i++)
         free(flows->pages[i]);
+    drop_kept(flows, UINT64_MAX);
     if (atomic_load(&flows->has_queue))
         aq_dgram_destroy(&flows->queue);
     pthread_mutex_destroy(&flows->mutex);
@@ -59,6 +85,7 @@ void aq_flows_kill(aq_flows *flows)
 {
     pthread_mutex_lock(&flows->mutex);
     flows->dead = 1;
+    drop_kept(flows, UINT64_MAX);
     pthread_mutex_unlock(&flows->mutex);
 }
 
@@ -68,18 +95,40 @@ aq_flow *aq_flows_find(aq_flows *flows, uint16_t association)
     return page != NULL ? page[association & 0xff] : NULL;
 }
 
+/* The flow is the newest of a list from now on. The mutex is held. */
+static void place_flow(aq_flows *flows, aq_flow *flow, int is_done, uint64_t now)
+{
+    aq_flow_list *list = &flows->lists[is_done];
+    flow->is_done = is_done != 0;
+    flow->placed = now;
+    flow->newer = NULL;
+    flow->older = list->newest;
+    if (list->newest != NULL)
+        list->newest->newer = flow;
+    else
+        list->oldest = flow;
+    list->newest = flow;
+}
+
+/* The mutex is held. */
+static void displace_flow(aq_flows *flows, aq_flow *flow)
+{
+    aq_flow_list *list = &flows->lists[flow->is_done];
+    if (flow->older != NULL)
+        flow->older->newer = flow->newer;
+    else
+        list->oldest = flow->newer;
+    if (flow->newer != NULL)
+        flow->newer->older = flow->older;
+    else
+        list->newest = flow->older;
+}
+
 /* The mutex is held. */
 static void unlink_flow(aq_flows *flows, aq_flow *flow)
 {
     flows->pages[flow->association >> 8][flow->association & 0xff] = NULL;
-    if (flow->older != NULL)
-        flow->older->newer = flow->newer;
-    else
-        flows->oldest = flow->newer;
-    if (flow->newer != NULL)
-        flow->newer->older = flow->older;
-    else
-        flows->newest = flow->older;
+    displace_flow(flows, flow);
     flows->count--;
 }
 
@@ -90,6 +139,27 @@ static size_t source_key(const aq_udp_source *source, uint8_t key[AQ_MAP_KEY_MAX
     if (source->local.family != 0)
         length += aq_address_key(&source->local, key + length);
     return length;
+}
+
+void aq_flow_seen(aq_flow *flow, int from_user, uint64_t now)
+{
+    aq_flows *flows = flow->socket->flows;
+    int is_done;
+
+    flow->active = now;
+    if (from_user) {
+        flow->asked = (uint8_t)(flow->asked + (flow->asked < UINT8_MAX));
+        if (flow->unanswered_since == 0)
+            flow->unanswered_since = now;
+    } else {
+        flow->was_answered = 1;
+        flow->unanswered_since = 0;
+    }
+    is_done = !from_user && flow->asked <= SHORT_EXCHANGE;
+    if (is_done != flow->is_done || now > flow->placed + ORDER_PRECISION) {
+        displace_flow(flows, flow);
+        place_flow(flows, flow, is_done, now);
+    }
 }
 
 /* The mutex is held. */
@@ -119,16 +189,76 @@ int64_t aq_flow_forget(aq_flows *flows, uint16_t association)
     return flow != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-uint32_t aq_flows_list_idle(aq_flows *flows, uint64_t before, uint16_t *out, uint32_t most)
+/* Adds the flows of a list that were last active before this, of this host where it is not NULL. The mutex is held. */
+static uint32_t list_idle(const aq_flow_list *list, const aq_address *host, uint64_t before, uint16_t *out,
+                          uint32_t found, uint32_t most)
+{
+    for (const aq_flow *flow = list->oldest; flow != NULL && flow->placed < before && found < most;
+         flow = flow->newer) {
+        if (flow->active < before && (host == NULL || aq_address_same_host(&flow->source.peer, host)))
+            out[found++] = flow->association;
+    }
+    return found;
+}
+
+uint32_t aq_flows_list_idle(aq_flows *flows, const aq_address *host, uint64_t before, uint16_t *out, uint32_t most)
+{
+    uint32_t found;
+    pthread_mutex_lock(&flows->mutex);
+    found = list_idle(&flows->lists[1], host, before, out, 0, most);
+    found = list_idle(&flows->lists[0], host, before, out, found, most);
+    pthread_mutex_unlock(&flows->mutex);
+    return found;
+}
+
+uint32_t aq_flows_list_unanswered(aq_flows *flows, uint64_t since, uint64_t active, uint16_t *out, uint32_t most)
 {
     uint32_t found = 0;
     pthread_mutex_lock(&flows->mutex);
-    for (aq_flow *flow = flows->oldest; flow != NULL && found < most; flow = flow->newer) {
-        if (atomic_load_explicit(&flow->active, memory_order_relaxed) < before)
+    for (const aq_flow *flow = flows->lists[0].newest;
+         flow != NULL && flow->placed + ORDER_PRECISION >= active && found < most; flow = flow->older) {
+        if (flow->active >= active && flow->unanswered_since != 0 && flow->unanswered_since < since)
             out[found++] = flow->association;
     }
     pthread_mutex_unlock(&flows->mutex);
     return found;
+}
+
+/* ---- packets to a service that has not answered yet; the mutex is held ------------------------------------------ */
+
+void aq_flow_keep(aq_flow *flow, const uint8_t *payload, size_t length, uint64_t now)
+{
+    aq_flows *flows = flow->socket->flows;
+    size_t size = sizeof(aq_kept_packet) + length;
+    aq_kept_packet *kept;
+
+    drop_kept(flows, now > KEPT_TIME ? now - KEPT_TIME : 0);
+    while (flows->kept_first != NULL && flows->kept_bytes + size > KEPT_BYTES)
+        drop_kept(flows, flows->kept_first->sent + 1);
+    kept = malloc(size);
+    if (kept == NULL)
+        return; /* it leaves all the same */
+    kept->next = NULL;
+    kept->sent = now;
+    kept->length = length;
+    kept->association = flow->association;
+    if (length > 0)
+        memcpy(kept->data, payload, length);
+    if (flows->kept_last != NULL)
+        flows->kept_last->next = kept;
+    else
+        flows->kept_first = kept;
+    flows->kept_last = kept;
+    flows->kept_bytes += size;
+}
+
+void aq_flow_each_kept(aq_flow *flow, uint64_t now, void (*send)(void *, aq_flow *, const uint8_t *, size_t),
+                       void *context)
+{
+    for (aq_kept_packet *kept = flow->socket->flows->kept_first; kept != NULL; kept = kept->next) {
+        if (kept->association == flow->association && kept->sent + KEPT_TIME >= now)
+            send(context, flow, kept->data, kept->length);
+    }
 }
 
 /* ---- addresses that get no association ------------------------------------------------------------------------ */
@@ -311,19 +441,28 @@ static void count_lost(aq_udp *udp, uint32_t lost)
         aq_count(udp->flows->counters, AQ_C_udp_drop_kernel, lost);
 }
 
+/* The mutex is held. */
+static void end_flow(aq_flows *flows, aq_flow *flow)
+{
+    unlink_flow(flows, flow);
+    drop_flow(flow);
+}
+
 void aq_udp_detach(aq_udp *udp)
 {
     aq_flows *flows = udp->flows;
-    aq_flow *flow, *next;
     pthread_mutex_lock(&flows->mutex);
     if (!udp->closed)
         count_lost(udp, aq_udp_losses_end(&udp->losses, udp->fd));
     udp->closed = 1;
-    for (flow = udp->is_public ? flows->oldest : udp->only; flow != NULL; flow = next) {
-        next = udp->is_public ? flow->newer : NULL;
-        if (flow->socket == udp) {
-            unlink_flow(flows, flow);
-            drop_flow(flow);
+    if (udp->only != NULL)
+        end_flow(flows, udp->only);
+    for (size_t i = 0; udp->is_public && i < AQ_ARRAY_LENGTH(flows->lists); i++) {
+        aq_flow *flow, *next;
+        for (flow = flows->lists[i].oldest; flow != NULL; flow = next) {
+            next = flow->newer;
+            if (flow->socket == udp)
+                end_flow(flows, flow);
         }
     }
     drop_waiting(udp);
@@ -368,7 +507,7 @@ static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64
     record->data[9] = (uint8_t)length;
     memcpy(record->data + flow->header_length, payload, length);
     aq_dgram_commit(&flows->queue, record);
-    atomic_store_explicit(&flow->active, now, memory_order_relaxed);
+    aq_flow_seen(flow, flow->socket->is_public, now);
 }
 
 /* The mutex is held. */
@@ -445,6 +584,13 @@ static int is_weather(int64_t error)
            error == -ENETDOWN || error == -EMSGSIZE || error == -EPROTO || error == -ENOPROTOOPT;
 }
 
+/* Those that say that nobody takes what was sent. */
+static int is_refusal(int64_t error)
+{
+    return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH || error == -EHOSTDOWN ||
+           error == -EPROTO || error == -ENOPROTOOPT;
+}
+
 /* Each datagram of a message, which may be many that the kernel has put together. The mutex is held. */
 static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batch *batch, uint64_t now)
 {
@@ -487,10 +633,16 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
     int count, gone;
 
     batch->received = batch->forwarded = batch->asked = 0;
-    batch->more = 0;
+    batch->more = batch->refused = 0;
     count = aq_udp_receive_batch(receiver, udp->fd, messages, AQ_UDP_MESSAGES);
     if (count < 0 && is_weather(count)) {
-        aq_count(flows->counters, AQ_C_udp_receive_errors, 1);
+        if (!udp->is_public && is_refusal(count)) {
+            batch->refused = -count;
+            pthread_mutex_lock(&flows->mutex);
+            batch->was_answered = udp->only != NULL && udp->only->was_answered;
+            pthread_mutex_unlock(&flows->mutex);
+        }
+        aq_count(flows->counters, batch->refused != 0 ? AQ_C_udp_service_refused : AQ_C_udp_receive_errors, 1);
         batch->more = 1;
         return AQ_OK;
     }
@@ -543,12 +695,7 @@ static int64_t link_flow(aq_udp *udp, aq_flow *flow)
     if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, flow)) != AQ_OK)
         return result;
     (*page)[flow->association & 0xff] = flow;
-    flow->older = flows->newest;
-    if (flows->newest != NULL)
-        flows->newest->newer = flow;
-    else
-        flows->oldest = flow;
-    flows->newest = flow;
+    place_flow(flows, flow, 0, flow->active);
     flows->count++;
     if (!udp->is_public)
         udp->only = flow;
@@ -570,6 +717,13 @@ static int64_t replay(aq_udp *udp, aq_flow *flow)
         free(datagram);
     }
     return 1;
+}
+
+static void set_prefix(aq_flow *flow, const uint8_t *prefix, size_t length)
+{
+    flow->prefix_length = (uint8_t)length;
+    if (length > 0)
+        memcpy(flow->prefix, prefix, length);
 }
 
 static int is_known_family(int family)
@@ -599,10 +753,8 @@ int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_udp_source *sour
     if (source->local.family != 0)
         aq_sockaddr_from(&flow->from, &source->local, udp->family);
     flow->header_length = (uint8_t)aq_packet_encode(flow->header, association, 0, 1, 0, 0, &source->peer);
-    flow->prefix_length = (uint8_t)prefix_length;
-    if (prefix_length > 0)
-        memcpy(flow->prefix, prefix, prefix_length);
-    atomic_init(&flow->active, aq_now());
+    set_prefix(flow, prefix, prefix_length);
+    flow->active = aq_now();
 
     /* Both at once: a reader that came in between would overtake what waited. */
     pthread_mutex_lock(&udp->flows->mutex);
@@ -612,5 +764,34 @@ int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_udp_source *sour
     pthread_mutex_unlock(&udp->flows->mutex);
     if (result < 0)
         free(flow);
+    return result;
+}
+
+int64_t aq_udp_replace(aq_udp *udp, int fd, const uint8_t *prefix, size_t prefix_length)
+{
+    aq_udp_losses losses;
+    int64_t result = AQ_OK;
+    int failed;
+
+    if (udp->is_public || prefix_length > AQ_FLOW_PREFIX_MAX)
+        return AQ_ERR_INVALID;
+    aq_udp_losses_begin(&losses, fd);
+    failed = aq_udp_setup_service(fd, 0);
+    if (failed != 0)
+        return AQ_ERR_SYSTEM + failed;
+    pthread_mutex_lock(&udp->flows->mutex);
+    if (udp->only == NULL) {
+        result = AQ_ERR_GONE;
+    } else {
+        count_lost(udp, aq_udp_losses_end(&udp->losses, udp->fd));
+        if (dup3(fd, udp->fd, O_CLOEXEC) < 0) {
+            result = AQ_ERR_SYSTEM - errno;
+        } else {
+            udp->losses = losses;
+            set_prefix(udp->only, prefix, prefix_length);
+            udp->only->was_answered = 0;
+        }
+    }
+    pthread_mutex_unlock(&udp->flows->mutex);
     return result;
 }

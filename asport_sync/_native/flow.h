@@ -37,11 +37,16 @@ typedef struct aq_flow {
     struct aq_udp *socket; /* immutable: outlives the flow */
     uint8_t header[AQ_PACKET_HEADER_MAX]; /* immutable: Packet header with everything but pkt_id and size */
     uint8_t header_length;                /* immutable */
-    uint8_t prefix_length;                /* immutable */
-    uint8_t prefix[AQ_FLOW_PREFIX_MAX];   /* immutable */
-    _Atomic uint64_t active;              /* aq_now() of the last packet in either direction */
-    struct aq_flow *older, *newer;        /* all flows of the table; guarded by its mutex */
-    uint8_t is_open; /* client: what waited for it has been sent, and nothing may go before that; likewise guarded */
+    uint8_t prefix_length;                /* guarded by the table's mutex */
+    uint8_t prefix[AQ_FLOW_PREFIX_MAX];   /* likewise */
+    struct aq_flow *older, *newer;        /* in its list, by `placed`; guarded by the table's mutex, as is all below */
+    uint64_t active;                      /* aq_now() of the last packet in either direction */
+    uint64_t placed;                      /* when it became the newest of the list */
+    uint64_t unanswered_since;            /* the user's first packet that no answer has followed; 0: there is none */
+    uint8_t asked;                        /* packets of the user, up to UINT8_MAX */
+    uint8_t is_done;                      /* which of the two lists of the table it is in */
+    uint8_t was_answered;                 /* the service has answered at least once, from where it is now */
+    uint8_t is_open;                      /* client: what waited for it has been sent, and nothing may go before that */
 } aq_flow;
 
 /* No new association for this address, whatever its port, until then. */
@@ -49,6 +54,21 @@ typedef struct {
     aq_address from; /* the port does not count; family 0: every address */
     uint64_t until;
 } aq_refusal;
+
+/* 0: associations that somebody may go on with. 1: a question or two, their answers, and nothing since: these make room
+ * for others first. */
+typedef struct {
+    aq_flow *oldest, *newest;
+} aq_flow_list;
+
+/* A packet that a client has sent to the local service before its association had any answer. */
+typedef struct aq_kept_packet {
+    struct aq_kept_packet *next;
+    uint64_t sent;
+    size_t length;
+    uint16_t association;
+    uint8_t data[];
+} aq_kept_packet;
 
 typedef struct aq_flows {
     aq_ready_node node; /* first: "UDP packets wait" for the engine */
@@ -58,9 +78,11 @@ typedef struct aq_flows {
     aq_counters *counters;
     uint64_t queue_limit; /* immutable */
     pthread_mutex_t mutex;
-    aq_flow **pages[256]; /* by association, high byte first; guarded by mutex, as is all below */
-    aq_flow *oldest, *newest;
+    aq_flow **pages[256];  /* by association, high byte first; guarded by mutex, as is all below */
+    aq_flow_list lists[2]; /* by is_done; the longest idle first, to a tenth of a second */
     uint32_t count;
+    aq_kept_packet *kept_first, *kept_last; /* in the order they were sent */
+    size_t kept_bytes;
     aq_refusal refusals[AQ_REFUSALS];
     _Atomic int dead; /* the connection is over; set with the mutex held */
     aq_dgram queue;   /* to the peer; its producer holds the mutex, the engine consumes; created with the first socket
@@ -87,6 +109,7 @@ typedef struct aq_udp {
     size_t waiting_bytes;
     int closed; /* no more is read */
     aq_udp_losses losses;
+    uint64_t refusal_told_until;         /* [engine] until then Python hears of no other refusal by the service */
     uint64_t busy_datagrams, busy_since; /* [engine] read since, at the last look at how much it is */
 } aq_udp;
 
@@ -96,6 +119,8 @@ typedef struct {
     uint32_t received;  /* datagrams */
     uint32_t forwarded; /* of those, now in the queue */
     int more;           /* the socket may hold more */
+    int refused;        /* local socket: what an ICMP message said about the service, as errno; 0: nothing */
+    int was_answered;   /* with refused: the service has answered before */
     uint32_t asked;
     aq_udp_source sources[AQ_UDP_ASKED];
 } aq_udp_batch;
@@ -127,8 +152,23 @@ void aq_udp_free(aq_udp *udp);   /* after aq_udp_detach; does not close fd */
 /* What waited for it follows, in order: 1 where something did, else 0, or an error. */
 int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_udp_source *source, const uint8_t *prefix,
                     size_t prefix_length);
-void aq_flows_signal(aq_flows *flows);                         /* [any] the engine should look at the queue */
+void aq_flows_signal(aq_flows *flows); /* [any] the engine should look at the queue */
+/* [engine] Local socket: its association goes on with another one, which takes its place under udp->fd and leads to
+ * where the service has not answered yet, and with this in front of its packets. fd stays the caller's. On failure,
+ * AQ_ERR_GONE where there is no association, all is as before. */
+int64_t aq_udp_replace(aq_udp *udp, int fd, const uint8_t *prefix, size_t prefix_length);
 int64_t aq_flow_forget(aq_flows *flows, uint16_t association); /* AQ_ERR_GONE when there is none */
-uint32_t aq_flows_list_idle(aq_flows *flows, uint64_t before, uint16_t *out, uint32_t most);
+/* Those last active before this, in the order in which they should make room for others. */
+uint32_t aq_flows_list_idle(aq_flows *flows, const aq_address *host, uint64_t before, uint16_t *out, uint32_t most);
+uint32_t aq_flows_list_unanswered(aq_flows *flows, uint64_t since, uint64_t active, uint16_t *out, uint32_t most);
+
+/* [any] With the mutex held: a packet of the flow goes into the connection or comes out of it. */
+void aq_flow_seen(aq_flow *flow, int from_user, uint64_t now);
+/* [engine] With the mutex held: keeps a packet that is about to leave for a service that has not answered yet. Of the
+ * oldest there is no more once they are too old or too many. */
+void aq_flow_keep(aq_flow *flow, const uint8_t *payload, size_t length, uint64_t now);
+/* [engine] With the mutex held: calls send() for each packet that is kept of the flow and may still be wanted. */
+void aq_flow_each_kept(aq_flow *flow, uint64_t now, void (*send)(void *, aq_flow *, const uint8_t *, size_t),
+                       void *context);
 
 #endif

@@ -226,7 +226,8 @@ class ClientConfig(CommonConfig):
         password_file: File whose first line is the password, or None.
         network: Default "both".
         udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames ("native", the default) or streams ("quic").
-        udp_timeout: Seconds without traffic after which a UDP association ends, 60 s.
+        udp_timeout: Seconds without traffic after which a UDP association ends, 5 min; sooner only where places run
+            out.
         expected_port_range: Public ports to ask for, 1 to 65535. Alias ``port``.
         healthy_check: Without effect. 20 s.
         timeout: Seconds for a whole attempt to connect, 8 s.
@@ -246,7 +247,7 @@ class ClientConfig(CommonConfig):
     password_file: Path | None = field(default=None, metadata=_PATH)
     network: Network = field(default="both", metadata=_NETWORK)
     udp_forward_mode: UdpForwardMode = field(default="native", metadata=_choice(values.UDP_FORWARD_MODES))
-    udp_timeout: float = field(default=60.0, metadata=_DURATION)
+    udp_timeout: float = field(default=300.0, metadata=_DURATION)
     expected_port_range: PortRange = field(default=ALL_PORTS, metadata=scalar(values.port_range, "port"))
     healthy_check: float = field(default=20.0, metadata=_DURATION)
     timeout: float = field(default=8.0, metadata=_DURATION)
@@ -338,7 +339,8 @@ class ServerConfig(CommonConfig):
         only_v6: Whether the QUIC socket takes IPv6 only; None: as the system says.
         authentication_failed_reply: Whether a client that fails to authenticate is told so, default True.
         max_idle_time: Seconds of silence after which a connection is lost (QUIC idle timeout), 10 s.
-        udp_session_timeout: Seconds without traffic after which a UDP association ends, 5 min.
+        udp_session_timeout: Seconds without traffic after which a UDP association ends, 5 min; sooner only where places
+            run out.
         dialect: Meaning of the mode byte of users that name none; default "auto": told from the byte where it can be.
         ambiguous_dialect: What "auto" takes mode bytes 1 and 2 for, which mean different things in the two dialects;
             default "draft".

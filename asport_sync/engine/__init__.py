@@ -35,6 +35,7 @@ from .events import (
     StreamEnded,
     StreamOpened,
     UdpBulk,
+    UdpRefused,
     Violation,
 )
 from .handles import Connection, Credentials, Endpoint, Listener, Stream, UdpSocket
@@ -79,6 +80,7 @@ __all__ = [
     "StreamResult",
     "Transport",
     "UdpBulk",
+    "UdpRefused",
     "UdpSocket",
     "Violation",
     "certificate_pin",

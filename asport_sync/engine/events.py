@@ -179,6 +179,21 @@ class UdpBulk:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class UdpRefused:
+    """The service of a local UDP socket does not take datagrams; at most once a second until ``UdpSocket.move``.
+
+    Attributes:
+        error: The errno that says why.
+        answered: Whether it has answered before, from the address where it is now.
+    """
+
+    connection: Connection
+    udp: UdpSocket
+    error: int
+    answered: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class FlowWanted:
     """A Packet for an association that isn't there; it waits for ``UdpSocket.add_flow`` or ``remove_flow``."""
 
@@ -223,6 +238,7 @@ Event: TypeAlias = (
     | FlowWanted
     | SourceUnknown
     | UdpBulk
+    | UdpRefused
     | Probed
     | Silence
     | LogRecord
@@ -260,6 +276,8 @@ def event_of(engine: Engine, raw: Any) -> Event:
         )
     if kind == lib.AQ_EVENT_UDP_BULK:
         return UdpBulk(connection, UdpSocket(engine, raw.socket))
+    if kind == lib.AQ_EVENT_UDP_REFUSED:
+        return UdpRefused(connection, UdpSocket(engine, raw.socket), raw.code, bool(raw.value))
     if kind == lib.AQ_EVENT_STREAM_BULK:
         return StreamBulk(
             connection,

@@ -140,6 +140,20 @@ class UdpSocket(Handle):
             lib.aq_flow_add, self.id, association, to_address(peer), _address_or_null(local), prefix, len(prefix)
         )
 
+    def move(self, sock: socket.socket, prefix: bytes = b"") -> None:
+        """The association of a local socket goes on with another one, connected to another address of the service.
+
+        What was sent within the last second to a service that has never answered is sent again.
+
+        Args:
+            sock: Stays the caller's, in place of the former.
+            prefix: As for ``add_flow``.
+
+        Raises:
+            EngineError: No descriptors or memory for it now.
+        """
+        self.engine.call(lib.aq_udp_move, self.id, sock.fileno(), prefix, len(prefix))
+
     def close(self) -> None:
         """Forgets the socket and its associations. The Python socket stays the caller's."""
         self.engine.call(lib.aq_udp_close, self.id)
@@ -285,8 +299,23 @@ class Connection(Handle):
         """
         self.engine.call(lib.aq_flows_refuse, self.id, _address_or_null(source), nanoseconds(lasts))
 
-    def idle_flows(self, idle: float, most: int = 1024) -> list[int]:
-        """Associations without traffic for ``idle`` seconds, at most ``most``."""
+    def idle_flows(self, idle: float, most: int = 1024, host: SocketAddress | None = None) -> list[int]:
+        """Associations without traffic for ``idle`` seconds, in the order in which they should make room for others.
+
+        First the longest idle of those that were a question or two and have been answered, then of all others.
+
+        Args:
+            idle: Seconds.
+            most: How many at most.
+            host: Only those of this address, whatever the port; None: of any.
+        """
         out = ffi.new("uint16_t[]", most)
-        count = self.engine.call(lib.aq_flows_idle, self.id, nanoseconds(idle), out, most)
-        return [out[index] for index in range(count)]
+        address = ffi.NULL if host is None else to_address(host)
+        count = self.engine.call(lib.aq_flows_idle, self.id, address, nanoseconds(idle), out, most)
+        return list(ffi.unpack(out, count))
+
+    def unanswered_flows(self, silence: float, recent: float, most: int = 1024) -> list[int]:
+        """Associations whose user has sent within ``recent`` seconds and has waited for an answer for ``silence``."""
+        out = ffi.new("uint16_t[]", most)
+        count = self.engine.call(lib.aq_flows_unanswered, self.id, nanoseconds(silence), nanoseconds(recent), out, most)
+        return list(ffi.unpack(out, count))

@@ -209,6 +209,10 @@ class RateLimit:
 
     def warning(self, log: logging.Logger, text: str, *arguments: object) -> None:
         """Logs a warning, unless the period has had its lines. What was left out is told with the next one."""
+        self.log(logging.WARNING, log, text, *arguments)
+
+    def log(self, level: int, log: logging.Logger, text: str, *arguments: object) -> None:
+        """The same at another level of the logging module."""
         with self._lock:
             now = self._clock()
             if now - self._begin >= self._period:
@@ -220,4 +224,4 @@ class RateLimit:
             suppressed, self._suppressed = self._suppressed, 0
         if suppressed:
             text += f" (and {suppressed} more like this)"
-        log.warning(text, *arguments)
+        log.log(level, text, *arguments)

@@ -27,6 +27,7 @@ from asport_sync.engine import (
     StreamOpened,
     Transport,
     UdpBulk,
+    UdpRefused,
     Violation,
     clock_watch,
 )
@@ -83,7 +84,9 @@ from asport_sync.wire import (
 
 _log = logger("client")
 
-_MOST_FLOWS = 4096  # UDP associations with a socket each
+# UDP associations with a socket each. Half of the local ports that the kernel gives out by default, which others on
+# this machine want as well. Each takes 1.5 KiB here, and two or three of the kernel's.
+_MOST_FLOWS = 16384
 _DESCRIPTORS_PER_FLOW = 2  # its socket, and the engine's own descriptor of that
 _MOST_HELD_STREAMS = 256  # streams that may wait for the ServerHello; a server has no reason to open any before it
 _MAX_STREAMS = 16384  # public TCP connections at the same time
@@ -169,6 +172,7 @@ class ClientRun(Run):
             StreamOpened: self._stream,
             FlowWanted: self._flow_wanted,
             UdpBulk: self._udp_bulk,
+            UdpRefused: self._udp_refused,
             Probed: self._probed,
             Silence: self._silence,
         }
@@ -560,6 +564,14 @@ class ClientRun(Run):
     def _udp_bulk(self, link: Link, event: Event) -> None:
         assert isinstance(event, UdpBulk)
         self.pump.call(link.flows.busy, event.udp)
+
+    def _udp_refused(self, link: Link, event: Event) -> None:
+        assert isinstance(event, UdpRefused)
+        self.pump.call(self._service_refused, link, event)
+
+    def _service_refused(self, link: Link, event: UdpRefused) -> None:
+        # The pump thread.
+        link.flows.refused(event.udp, event.error, answered=event.answered)
 
     def _violation(self, link: Link, event: Event) -> None:
         assert isinstance(event, Violation)

@@ -37,8 +37,9 @@ from asport_sync.runtime.timers import Timer
 from asport_sync.tunnel.admission import Authenticator, FailureDelay, User, granted, shared_ports, users_of
 from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
 from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, keylog_file, say_what_has_no_effect
+from asport_sync.tunnel.sessions import SharedBudget
 from asport_sync.tunnel.tcp import PublicListener
-from asport_sync.tunnel.udp import PublicUdp
+from asport_sync.tunnel.udp import MOST_ASSOCIATIONS, PublicUdp
 from asport_sync.wire import (
     ClientHello,
     Dialect,
@@ -154,6 +155,7 @@ class ServerRun(Run):
         self._leases = Leases()
         self._clients: dict[uuid.UUID, dict[int, Peer]] = {}  # of each user, those that have a port or search for one
         self._asked: dict[int, dict[Claim, None]] = {}  # by connection: who waits for its sign of life, in order
+        self._associations: SharedBudget[PublicUdp] = SharedBudget(MOST_ASSOCIATIONS)  # the pump thread
         self._auth_limit = RateLimit(most=20)  # anybody can fail to authenticate as often as he likes
         self._handlers: dict[type, Callable[..., None]] = {
             Connected: self._connected,
@@ -546,7 +548,13 @@ class ServerRun(Run):
                 # Before the port is announced: until the engine has it, the socket holds no more than a few datagrams.
                 # Nothing leaves for the client yet, as associations are added on this thread's word.
                 peer.udp = PublicUdp(
-                    self.pump, connection, port.udp, self._config.udp_session_timeout, self.counters, _log
+                    self.pump,
+                    connection,
+                    port.udp,
+                    self._config.udp_session_timeout,
+                    self.counters,
+                    _log,
+                    self._associations,
                 )
                 self.pump.call_and_wait(peer.udp.open)
             connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, port.number)))

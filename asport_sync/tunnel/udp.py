@@ -7,12 +7,14 @@ sees only the first of each source.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
 
-from asport_sync.engine import Connection, SocketAddress, UdpSocket
+from asport_sync.engine import Connection, SocketAddress, UdpSocket, error_number
 from asport_sync.errors import EngineClosed, EngineError, LifecycleError, LocalProtocolError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
@@ -20,7 +22,7 @@ from asport_sync.runtime.log import RateLimit
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import Slots, WorkerPool
 from asport_sync.runtime.timers import Timer
-from asport_sync.tunnel.sessions import LAST_ASSOCIATION, AssociationTable, SourceShares
+from asport_sync.tunnel.sessions import LAST_ASSOCIATION, AssociationTable, SharedBudget, SourceShares
 from asport_sync.wire import Address, Dissociate, encode, proxy_header
 
 _BATCHES_PER_TURN = 4  # of 64 messages of the kernel; then the other sockets have their turn
@@ -29,17 +31,36 @@ _QUIET_BELOW = 20000  # datagrams a second with which the engine does better alo
 _PAUSE_AFTER_ERROR = 0.1  # seconds that a socket is left alone when reading it failed
 _ENDED_AT_ONCE = 256  # associations; each costs a Dissociate, which the other end must keep up with
 _PAUSE_BETWEEN_ENDS = 0.05  # seconds until the next so many are ended
-_EVICTABLE_AFTER = 10.0  # seconds without traffic: longer than the pauses of most protocols on UDP
+# Seconds without traffic after which an association may have to make room for a newcomer: longer than a service takes
+# to answer and a user to repeat a question, and short enough for thousands of newcomers a second.
+_EVICTABLE_AFTER = 1.0
 # Seconds that those who get no association are not asked about again: a crowd must not keep Python busy with refusals.
 _REFUSAL_LASTS = 0.1
-_EVICTED_AT_ONCE = 64  # associations, so that a crowd of sources does not cost a search each
-# One source address has half of the associations at most, so that it can't keep everybody else out. No less, for behind
-# a proxy or a carrier's NAT many users share one.
+_EVICTED_AT_ONCE = 64  # associations at most, so that a crowd of sources does not cost a search each
+_EVICTED_SHARE = 64  # and no more than one in so many of all places
+# Newcomers a second, of a port or of a client, for whom others make room or whose address has its share already: each
+# costs Python a tenth of a millisecond on a server and more on a client, which a flood must not take from others.
+_NEWCOMERS_PER_SECOND = 2500
+_NONE_TO_EVICT = (
+    f"and none was idle for {_EVICTABLE_AFTER:g} s, or {_NEWCOMERS_PER_SECOND} have made room in the last one"
+)
+# Where others want some, one source address has half of the places at most, so that it can't keep everybody else out.
+# No less, for behind a proxy or a carrier's NAT many users share one.
 _MOST_OF_ONE_SOURCE = LAST_ASSOCIATION // 2
 _OPEN_TRIES = 60  # times that a public socket is tried to be taken into service
 _PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, by which descriptors or memory are there again or never
 _REFRESH_AFTER = 30.0  # seconds until the name of the local service is looked up again
 _FAILURE_LASTS = 1.0  # seconds until a name that could not be resolved is tried again
+_DOUBT_LASTS = 1.0  # seconds until a name is looked up again whose address may not be the service's any more
+_SILENCE_PERIOD = 3.0  # seconds between looks for associations whose service does not answer any more
+_SILENT_AFTER = 3.0  # seconds that an answer may take, before the service may be elsewhere
+_STILL_SENDING = 10.0  # seconds within which the user of such an association has sent something
+_LINE_PERIOD = 60.0  # seconds between two lines about the same trouble of a tunnel
+# What says that there is no descriptor, no memory or no local port for another socket.
+_NO_MORE_SOCKETS = sockets.OUT_OF_RESOURCES | {errno.EAGAIN}
+
+MOST_ASSOCIATIONS = 262144
+"""UDP associations of all public ports of a server: four ports with as many as there are ids; 0.6 KiB each, 160 MiB."""
 
 SHORTEST_EXPIRY_PERIOD = 1.0
 """Seconds: idle associations are looked for at most so often."""
@@ -157,6 +178,76 @@ class _Reader:
             self._pump.pause(self._sock, _PAUSE_AFTER_ERROR)
 
 
+class _Places:
+    """Ends associations of a connection so that newcomers have a place. The pump thread.
+
+    Args:
+        connection: Whose they are.
+        most: Places in all.
+        shares: Which source address has how many.
+        counters: Where they are counted.
+        end: Called for each that has to go.
+        clock: Monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        most: int,
+        shares: SourceShares,
+        counters: Counters,
+        end: Callable[[int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._allowed = float(_NEWCOMERS_PER_SECOND)  # of them now
+        self._allowed_at = clock()
+        self._connection = connection
+        self._at_once = max(1, min(_EVICTED_AT_ONCE, most // _EVICTED_SHARE))
+        self._shares = shares
+        self._counters = counters
+        self._end = end
+
+    def may_come(self, newcomer: SocketAddress) -> bool:
+        """Whether Python has time for another association of this address; always, where it has less than its share."""
+        return not self._shares.full(newcomer[0]) or self._take(1) == 1
+
+    def make(self, newcomer: SocketAddress) -> bool:
+        """Makes room for an association of this address; returns whether it could.
+
+        Who has less than its share gets a place of the address that has more, whatever that does with it.
+        """
+        if self._shares.full(newcomer[0]):
+            return self.free(newcomer, _EVICTABLE_AFTER, self._at_once) > 0
+        if self._shares.over is not None:
+            return self.free((self._shares.over, 0), 0.0, self._at_once) > 0
+        most = self._take(self._at_once)
+        freed = self.free(None, _EVICTABLE_AFTER, most) if most else 0
+        self._allowed += most - freed
+        return freed > 0
+
+    def _take(self, wanted: int) -> int:
+        """Takes so many out of what a second has, or less where there is less."""
+        now = self._clock()
+        self._allowed = min(self._allowed + (now - self._allowed_at) * _NEWCOMERS_PER_SECOND, _NEWCOMERS_PER_SECOND)
+        self._allowed_at = now
+        taken = min(wanted, int(self._allowed))
+        self._allowed -= taken
+        return taken
+
+    def give_up(self, most: int) -> None:
+        """Ends some, whatever they do."""
+        self.free(None, 0.0, min(most, self._at_once))
+
+    def free(self, host: SocketAddress | None, idle: float, most: int) -> int:
+        """Ends some, of this host or of any, that have been idle for so many seconds; returns how many."""
+        evicted = self._connection.idle_flows(idle, most, host)
+        for association in evicted:
+            self._end(association)
+        self._counters.add("udp_associations_evicted", len(evicted))
+        return len(evicted)
+
+
 class PublicUdp:
     """The UDP side of a client's public port: each source becomes an association. The pump thread.
 
@@ -166,7 +257,8 @@ class PublicUdp:
         sock: Bound; stays the caller's.
         timeout: Seconds without traffic after which an association ends.
         counters: Where drops are counted.
-        log: Gets one line for each association, at level debug; and what keeps UDP from being forwarded at all.
+        log: Gets one line for each association, at level debug; and what keeps UDP from being forwarded.
+        budget: Associations of all public ports; None: this is the only one.
     """
 
     def __init__(
@@ -177,19 +269,23 @@ class PublicUdp:
         timeout: float,
         counters: Counters,
         log: logging.Logger,
+        budget: SharedBudget[PublicUdp] | None = None,
     ) -> None:
         self._pump = pump
         self._connection = connection
         self._sock = sock
+        self._timeout = timeout
         self._counters = counters
         self._log = log
+        self._budget: SharedBudget[PublicUdp] = SharedBudget(MOST_ASSOCIATIONS) if budget is None else budget
         self._udp: UdpSocket | None = None
         self._reader: _Reader | None = None
         self._associations = AssociationTable()
         self._shares = SourceShares(_MOST_OF_ONE_SOURCE)
+        self._places = _Places(connection, LAST_ASSOCIATION, self._shares, counters, self._dissociate)
+        self._limit = RateLimit(1, _LINE_PERIOD)
         self._expiry = _Expiry(pump, connection, timeout, self._expired)
         self._opening: Timer | None = None  # the next try to open
-        self._evicted: Timer | None = None  # pending: associations were evicted a moment ago
         self._failures = 0  # to open
 
     def open(self) -> None:
@@ -211,6 +307,7 @@ class PublicUdp:
         if self._opening is not None:
             self._opening.cancel()
         self._expiry.end()
+        self._budget.drop(self)
         if self._reader is not None:
             self._reader.end()
         udp, self._udp = self._udp, None
@@ -248,17 +345,10 @@ class PublicUdp:
             self.close()
 
     def _associate(self, udp: UdpSocket, source: SocketAddress, local: SocketAddress | None) -> bool:
-        if self._shares.full(source[0]):
-            self._counters.add("udp_sources_refused_share")
-            self._connection.refuse_flows(source, _REFUSAL_LASTS)
+        if not self._has_place(source):
             return False
         association = self._associations.allocate()
-        if association is None and self._evict():
-            association = self._associations.allocate()
-        if association is None:
-            self._counters.add("udp_sources_refused_table_full")
-            self._connection.refuse_flows(None, _REFUSAL_LASTS)
-            return False
+        assert association is not None
         try:
             udp.add_flow(association, source, local=local)
         except EngineClosed:
@@ -269,24 +359,45 @@ class PublicUdp:
             self._log.debug("no association for %s: %s", sockets.text(source), problem)
             return False
         self._shares.take(association, source[0])
+        self._budget.take(self)
         self._counters.add("udp_associations")
         self._log.debug("association %d: packets from %s", association, sockets.text(source))
         return True
 
-    def _evict(self) -> bool:
-        """Ends associations that have been idle for a while, to make room; returns whether there were any.
+    def _has_place(self, source: SocketAddress) -> bool:
+        """Whether there is a place for this source, which may have been another's until now."""
+        giver = self._budget.giver(self)
+        if giver is not None and giver is not self:
+            giver.give_up()
+        if self._places.may_come(source) and (
+            not (giver is self or self._associations.full) or self._places.make(source)
+        ):
+            return True
+        if self._shares.full(source[0]):
+            self._counters.add("udp_sources_refused_share")
+            self._connection.refuse_flows(source, _REFUSAL_LASTS)
+            what = f"{source[0]} has half of {LAST_ASSOCIATION} places or more"
+        else:
+            self._counters.add("udp_sources_refused_table_full")
+            self._connection.refuse_flows(None, _REFUSAL_LASTS)
+            what = f"{len(self._associations)} places of {LAST_ASSOCIATION} for a port are taken"
+            what += f", {len(self._budget)} of {self._budget.most} for all ports"
+        self._limit.warning(
+            self._log,
+            "UDP port %d: no place for a new source: %s, %s (udp_session_timeout is %g s)",
+            self._port,
+            what,
+            _NONE_TO_EVICT,
+            self._timeout,
+        )
+        return False
 
-        Sources can be made up faster than associations become idle: to look once in a while is enough.
-        """
-        if self._evicted is not None and self._evicted.pending:
-            return False
-        self._evicted = self._pump.after(_PAUSE_BETWEEN_ENDS, lambda: None)
-        # Those that were made first come first.
-        idle = self._connection.idle_flows(_EVICTABLE_AFTER, _EVICTED_AT_ONCE)
-        for association in idle:
-            self._dissociate(association)
-        self._counters.add("udp_associations_evicted", len(idle))
-        return bool(idle)
+    def give_up(self) -> None:
+        """Another port has less than its share, and this one most: what is beyond its own makes room, also if busy."""
+        try:
+            self._places.give_up(max(1, self._budget.excess(self)))
+        except EngineClosed:
+            self.close()
 
     def _expired(self, association: int) -> None:
         self._dissociate(association)
@@ -306,6 +417,7 @@ class PublicUdp:
             self._counters.add("dissociates_not_sent")
         self._associations.release(association)
         self._shares.give_back(association)
+        self._budget.give_back(self)
 
 
 Addresses = list[SocketAddress]
@@ -314,7 +426,12 @@ Addresses = list[SocketAddress]
 class LocalTarget:
     """Where the local UDP service is. The pump thread.
 
-    A name is looked up in a worker, for the pump must not wait: at the first use and every 30 s of use after.
+    A name is looked up in a worker, for the pump must not wait: at the first use and every 30 s of use after, and
+    sooner where the service seems to have gone. An address that refuses datagrams comes after all others.
+
+    Attributes:
+        trouble: For lines that say that the service does not take datagrams.
+        changes: For lines that say that it is reached at another address.
     """
 
     def __init__(
@@ -327,17 +444,52 @@ class LocalTarget:
     ) -> None:
         self.host = host
         self.port = port
+        self.trouble = RateLimit(1, _LINE_PERIOD, clock)
+        self.changes = RateLimit(1, _LINE_PERIOD, clock)
         self._pump = pump
         self._workers = workers
         self._clock = clock
-        self._addresses: Addresses = [(host, port)] if sockets.is_literal(host) else []
+        self._addresses: Addresses = [(host, port)] if self.is_fixed else []
         self._looked_up = float("inf") if self._addresses else float("-inf")
         self._looking = False
+        self._refused: dict[SocketAddress, float] = {}  # when an address refused datagrams last
         self._waiting: list[Callable[[Addresses], None]] = []
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is no name to look up."""
+        return sockets.is_literal(self.host)
+
+    @property
+    def addresses(self) -> Addresses:
+        """What is known now, those first that are more likely to take datagrams."""
+        return sorted(self._addresses, key=lambda address: self._refused.get(address, float("-inf")))
+
+    def refuses(self, address: SocketAddress) -> None:
+        """This address does not take datagrams."""
+        self._refused[address] = self._clock()
 
     def look_up(self) -> None:
         """Looks the name up, unless that was done just now or is being done."""
-        lasts = _REFRESH_AFTER if self._addresses else _FAILURE_LASTS
+        self._look_up(_REFRESH_AFTER if self._addresses else _FAILURE_LASTS)
+
+    def ask(self, call: Callable[[Addresses], None]) -> None:
+        """Calls ``call(addresses)`` now or as soon as they are known; an empty list where there are none."""
+        self.look_up()
+        if self._addresses or not self._looking:
+            call(self.addresses)
+        else:
+            self._waiting.append(call)
+
+    def ask_again(self, call: Callable[[Addresses], None]) -> None:
+        """The same where what is known may not be true any more: waits for a new answer."""
+        self._look_up(_DOUBT_LASTS)
+        if self._looking:
+            self._waiting.append(call)
+        else:
+            call(self.addresses)
+
+    def _look_up(self, lasts: float) -> None:
         if self._looking or self._clock() - self._looked_up < lasts:
             return
         try:
@@ -345,14 +497,6 @@ class LocalTarget:
         except (LifecycleError, RuntimeError):
             return  # stopped, or the system has no thread to spare: the next one who asks tries again
         self._looking = True
-
-    def ask(self, call: Callable[[Addresses], None]) -> None:
-        """Calls ``call(addresses)`` now or as soon as they are known; an empty list where there are none."""
-        self.look_up()
-        if self._addresses or not self._looking:
-            call(self._addresses)
-        else:
-            self._waiting.append(call)
 
     def _resolve(self) -> None:
         # A worker.
@@ -367,17 +511,26 @@ class LocalTarget:
         self._looked_up = self._clock()
         # A resolver that fails once doesn't mean that the service has moved.
         self._addresses = addresses or self._addresses
+        self._refused = {each: when for each, when in self._refused.items() if each in self._addresses}
         waiting, self._waiting = self._waiting, []
         for call in waiting:
-            call(self._addresses)
+            call(self.addresses)
 
 
 class _Flow:
-    """One association of a client: its socket, once the service's address is known."""
+    """One association of a client: its socket, once the service's address is known.
 
-    __slots__ = ("reader", "sock", "udp")
+    Attributes:
+        tried: Addresses of the service that have refused datagrams since the last round of all.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("address", "association", "peer", "reader", "sock", "tried", "udp")
+
+    def __init__(self, association: int, peer: SocketAddress) -> None:
+        self.association = association
+        self.peer = peer
+        self.address: SocketAddress | None = None
+        self.tried: tuple[SocketAddress, ...] = ()
         self.sock: socket.socket | None = None
         self.udp: UdpSocket | None = None
         self.reader: _Reader | None = None
@@ -415,36 +568,42 @@ class LocalFlows:
         self._connection = connection
         self._target = target
         self._proxy = proxy
+        self._timeout = timeout
         self._budget = budget
         self._counters = counters
         self._log = log
         self._limit = limit
         self._flows: dict[int, _Flow] = {}
+        self._by_udp: dict[int, _Flow] = {}  # by the engine's name for the socket
         self._shares = SourceShares(max(1, budget.most // 2))
+        self._places = _Places(connection, budget.most, self._shares, counters, self.end)
         self._expiry = _Expiry(pump, connection, timeout, self.end)
+        self._silence: Timer | None = None  # the next look for associations without answers
         self._closed = False
 
     def open(self) -> None:
         """Begins to look for idle associations, and asks for the service's address before it is needed."""
         self._target.look_up()
         self._expiry.begin()
+        if not self._target.is_fixed:
+            self._silence = self._pump.after(_SILENCE_PERIOD, self._look_for_silence)
 
     def wanted(self, association: int, peer: SocketAddress) -> None:
         """A Packet for a new association has come and waits for it."""
         if self._closed or association in self._flows:
             return
-        if not self._budget.take():
-            self._refuse(association, "udp_flows_refused_limit", "too many associations have sockets")
-            self._refuse_more(None)
+        try:
+            has_place = self._places.may_come(peer) and (
+                self._budget.take() or (self._places.make(peer) and self._budget.take())
+            )
+        except EngineClosed:
             return
-        if self._shares.full(peer[0]):
-            self._budget.give_back()
-            self._refuse(association, "udp_flows_refused_share", f"{peer[0]} has half of all associations")
-            self._refuse_more(peer)
+        if not has_place:
+            self._no_place(association, peer)
             return
         self._shares.take(association, peer[0])
-        flow = self._flows[association] = _Flow()
-        self._target.ask(lambda addresses: self._connect(association, peer, flow, addresses))
+        flow = self._flows[association] = _Flow(association, peer)
+        self._target.ask(lambda addresses: self._connect(flow, addresses))
 
     def end(self, association: int) -> None:
         """An association is over: dissociated, or idle. Does nothing where there is none."""
@@ -459,6 +618,7 @@ class LocalFlows:
             if flow.udp is None:
                 self._connection.remove_flow(association)
             else:
+                del self._by_udp[flow.udp.id]
                 flow.udp.close()
         if flow.sock is not None:
             flow.sock.close()
@@ -466,47 +626,105 @@ class LocalFlows:
 
     def busy(self, udp: UdpSocket) -> None:
         """Much comes through the socket of an association: the engine has left it to the pump."""
-        for flow in self._flows.values():
-            if flow.udp == udp and flow.reader is not None:
-                flow.reader.begin()
+        flow = self._by_udp.get(udp.id)
+        if flow is not None and flow.reader is not None:
+            flow.reader.begin()
+
+    def refused(self, udp: UdpSocket, error: int, *, answered: bool) -> None:
+        """The service does not take an association's datagrams.
+
+        Args:
+            udp: The association's socket.
+            error: The errno that says why.
+            answered: Whether the service has answered from there: then it may come back, and nothing but another
+                address of its name is a reason to go elsewhere.
+        """
+        flow = self._by_udp.get(udp.id)
+        if flow is None or flow.address is None:
+            return
+        self._target.refuses(flow.address)
+        flow.tried = (*flow.tried, flow.address)
+        if not answered and self._move(flow, self._target.addresses, error):
+            return
+        self._target.ask_again(lambda addresses: self._is_elsewhere(flow, addresses, error))
 
     def close(self) -> None:
         """The connection is over. Idempotent."""
         self._closed = True
         self._expiry.end()
+        if self._silence is not None:
+            self._silence.cancel()
         for association in list(self._flows):
             self.end(association)
 
-    def _connect(self, association: int, peer: SocketAddress, flow: _Flow, addresses: Addresses) -> None:
-        if self._flows.get(association) is not flow:
+    # --- new associations ---
+
+    def _connect(self, flow: _Flow, addresses: Addresses) -> None:
+        if self._flows.get(flow.association) is not flow:
             return  # dissociated while the name was looked up
         try:
-            flow.sock = self._dial(addresses)
-            prefix = b""
-            if self._proxy:
-                destination = Address.from_text(*sockets.remote_address(flow.sock))
-                prefix = proxy_header.udp_header(Address.from_text(*peer), destination)
-            flow.udp = self._connection.open_udp(flow.sock, public=False)
-            flow.udp.add_flow(association, peer, prefix)
+            try:
+                self._open(flow, addresses)
+            except (OSError, EngineError) as problem:
+                # Others in this process, or on this machine, have what the budget counted on.
+                if not _is_want(problem) or not self._places.make(flow.peer):
+                    raise
+                self._open(flow, addresses)
         except EngineClosed:
-            self.end(association)
+            self.end(flow.association)
             return
         except (OSError, EngineError, LocalProtocolError) as problem:
-            self.end(association)
-            self._refuse(association, "udp_flows_refused_local_service", str(problem))
+            self.end(flow.association)
+            self._refuse(flow.association, "udp_flows_refused_local_service", str(problem))
             return
-        flow.reader = _Reader(self._pump, flow.sock, flow.udp, self._counters, self._log)
         self._counters.add("udp_associations")
-        self._log.debug("association %d: packets from %s", association, sockets.text(peer))
+        self._log.debug("association %d: packets from %s", flow.association, sockets.text(flow.peer))
 
-    def _dial(self, addresses: Addresses) -> socket.socket:
+    def _open(self, flow: _Flow, addresses: Addresses) -> None:
+        """Gives an association its socket.
+
+        Raises:
+            OSError, EngineError, LocalProtocolError: That can't be.
+        """
+        sock, address = self._dial(addresses)
+        try:
+            prefix = self._prefix(sock, flow.peer)
+            udp = self._connection.open_udp(sock, public=False)
+        except BaseException:
+            sock.close()
+            raise
+        flow.sock, flow.udp, flow.address = sock, udp, address
+        flow.reader = _Reader(self._pump, sock, udp, self._counters, self._log)
+        self._by_udp[udp.id] = flow
+        udp.add_flow(flow.association, flow.peer, prefix)
+
+    def _dial(self, addresses: Addresses) -> tuple[socket.socket, SocketAddress]:
         problem: OSError = OSError(f"the address of {self._target.host} isn't known")
         for address in addresses:
             try:
-                return sockets.connected_udp(address)
+                return sockets.connected_udp(address), address
             except OSError as error:
                 problem = error
         raise problem
+
+    def _prefix(self, sock: socket.socket, peer: SocketAddress) -> bytes:
+        if not self._proxy:
+            return b""
+        destination = Address.from_text(*sockets.remote_address(sock))
+        return proxy_header.udp_header(Address.from_text(*peer), destination)
+
+    def _no_place(self, association: int, peer: SocketAddress) -> None:
+        if self._shares.full(peer[0]):
+            counter = "udp_flows_refused_share"
+            what = f"{peer[0]} has half of {self._budget.most} places or more"
+            self._refuse_more(peer)
+        else:
+            counter = "udp_flows_refused_limit"
+            what = f"all {self._budget.most} places are taken"
+            self._refuse_more(None)
+        what += f", {_NONE_TO_EVICT} (udp_timeout is {self._timeout:g} s); there is one place for four descriptors"
+        what += " (LimitNOFILE, ulimit -n)"
+        self._refuse(association, counter, what)
 
     def _refuse(self, association: int, counter: str, why: str) -> None:
         self._counters.add(counter)
@@ -517,3 +735,82 @@ class LocalFlows:
     def _refuse_more(self, peer: SocketAddress | None) -> None:
         with contextlib.suppress(EngineClosed):
             self._connection.refuse_flows(peer, _REFUSAL_LASTS)
+
+    # --- a service that is elsewhere, or away ---
+
+    def _is_elsewhere(self, flow: _Flow, addresses: Addresses, error: int) -> None:
+        """A name was looked up because its service refuses datagrams."""
+        if self._flows.get(flow.association) is not flow or flow.address is None:
+            return
+        # Where the address is the service's still, there was a whole round of all of them, or it will be back there.
+        if flow.address in addresses or not self._move(flow, addresses, error):
+            flow.tried = ()
+            self._counters.add("udp_service_away")
+            self._target.trouble.warning(
+                self._log,
+                "the local service takes no UDP at %s: %s",
+                sockets.text(flow.address),
+                os.strerror(error),
+            )
+
+    def _look_for_silence(self) -> None:
+        """Looks for associations whose service may have moved; a name alone can."""
+        self._silence = self._pump.after(_SILENCE_PERIOD, self._look_for_silence)
+        try:
+            silent = self._connection.unanswered_flows(_SILENT_AFTER, _STILL_SENDING)
+        except EngineClosed:
+            self._silence.cancel()
+            return
+        flows = [self._flows[association] for association in silent if association in self._flows]
+        if flows:
+            self._target.ask_again(lambda addresses: self._are_elsewhere(flows, addresses))
+
+    def _are_elsewhere(self, flows: list[_Flow], addresses: Addresses) -> None:
+        for flow in flows:
+            if self._flows.get(flow.association) is flow and flow.address not in addresses:
+                self._move(flow, addresses, None)
+
+    def _move(self, flow: _Flow, addresses: Addresses, error: int | None) -> bool:
+        """An association goes on with another address of the service that has not been tried; whether there was one.
+
+        Args:
+            flow: The association.
+            addresses: Of the service.
+            error: Why, as errno; None: it does not answer.
+        """
+        former = flow.address
+        untried = [address for address in addresses if address not in (*flow.tried, former)]
+        if not untried or former is None or flow.udp is None or flow.sock is None:
+            return False
+        try:
+            sock, flow.address = self._dial(untried)
+        except OSError:
+            return False
+        if flow.reader is not None:
+            flow.reader.end()
+        flow.sock.close()
+        flow.sock = sock
+        flow.reader = _Reader(self._pump, sock, flow.udp, self._counters, self._log)
+        try:
+            flow.udp.move(sock, self._prefix(sock, flow.peer))
+        except (EngineError, LocalProtocolError) as problem:
+            # Its next datagram asks for a new one.
+            self.end(flow.association)
+            self._log.debug("association %d: not moved: %s", flow.association, problem)
+            return True
+        self._counters.add("udp_associations_moved")
+        self._target.changes.log(
+            logging.INFO,
+            self._log,
+            "the local service %s at %s; UDP goes on with %s",
+            "does not answer" if error is None else f"takes no UDP ({os.strerror(error)})",
+            sockets.text(former),
+            sockets.text(flow.address),
+        )
+        return True
+
+
+def _is_want(problem: OSError | EngineError) -> bool:
+    """Whether there was no descriptor, memory or local port for a socket."""
+    number = problem.errno if isinstance(problem, OSError) else error_number(problem)
+    return number in _NO_MORE_SOCKETS

@@ -84,7 +84,7 @@ CLIENT = COMMON | {
     "password_file": Row(None, [], ["", [], "missing"]),
     "network": NETWORK,
     "udp_forward_mode": Row("native", [("QUIC", "quic")], ["stream", 1]),
-    "udp_timeout": durations(60.0),
+    "udp_timeout": durations(300.0),
     "expected_port_range": Row(
         PortRange(1, 65535),
         [(2024, (2024, 2024)), ([1, 9], (1, 9)), ({"start": 1, "end": 9}, (1, 9))],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import random
 import socket
@@ -26,6 +27,7 @@ from asport_sync.engine import (
     StreamOpened,
     StreamResult,
     Transport,
+    UdpRefused,
     UdpSocket,
     Violation,
 )
@@ -345,6 +347,12 @@ class Flow:
 
 
 ASSOCIATION = 7
+
+
+def receive_until(service: socket.socket, last: bytes) -> None:
+    """Takes datagrams until this one comes."""
+    while service.recv(100) != last:
+        pass
 
 
 def udp_socket() -> socket.socket:
@@ -718,3 +726,76 @@ def test_stop_reaches_a_relay_that_outlived_its_connection(certificate: Certific
             result = relays[1].finish()
             assert isinstance(result, StreamResult)
             assert result.end is StreamEnd.STOPPED
+
+
+@CARRIERS
+def test_an_association_goes_on_with_another_socket(certificate: Certificate, carrier: Carrier) -> None:
+    """The service refuses: what it did not take is sent to where it is now, and answers come from there."""
+    with connected(certificate) as pair:
+        pair.admit(carrier)
+        with open_flow(pair, prefix=b"old ") as flow, udp_socket() as elsewhere, udp_socket() as sock:
+            flow.service.close()
+            flow.to_service(b"lost")
+            told = pair.client.expect(UdpRefused)
+            assert (told.connection, told.udp) == (pair.client_connection, flow.local)
+            assert (told.error, told.answered) == (errno.ECONNREFUSED, False)
+            sock.connect(elsewhere.getsockname())
+            flow.local.move(sock, b"new ")
+            receive_until(elsewhere, b"new lost")
+            flow.to_service(b"more")
+            assert elsewhere.recv(100) == b"new more"
+            elsewhere.sendto(b"answer", sock.getsockname())
+            assert flow.user.recv(100) == b"answer"
+            assert pair.client.counter("udp_service_refused") == 1
+            elsewhere.close()
+            flow.to_service(b"to nobody")
+            told = pair.client.expect(UdpRefused)
+            assert (told.error, told.answered) == (errno.ECONNREFUSED, True)
+
+
+def test_refusals_are_told_of_once_a_second(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with open_flow(pair) as flow:
+            flow.service.close()
+            began = time.monotonic()
+            for number in range(1, 6):
+                flow.to_service(b"x")
+                wait_until(
+                    lambda number=number: pair.client.counter("udp_service_refused") == number,  # type: ignore[misc]
+                    EVENT_TIMEOUT,
+                    "it is refused",
+                )
+            told = [event for event in pair.client.seen() if isinstance(event, UdpRefused)]
+            # One, unless this machine is slow.
+            assert 1 <= len(told) <= time.monotonic() - began + 1
+
+
+def test_a_socket_that_cannot_take_its_place(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with open_flow(pair) as flow:
+            with pytest.raises(EngineError):
+                flow.public.move(flow.local_socket)  # a public socket has no association of its own
+            with pytest.raises(EngineError):
+                flow.local.move(flow.local_socket, bytes(65))
+            flow.to_service(b"goes on")
+            assert flow.service.recv(100) == b"goes on"
+            pair.client_connection.remove_flow(ASSOCIATION)
+            with pytest.raises(EngineClosed):
+                flow.local.move(flow.local_socket)
+
+
+def test_associations_without_answers(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        pair.admit(Carrier.DATAGRAM)
+        with open_flow(pair) as flow:
+            for side in (pair.client_connection, pair.server_connection):
+                assert side.unanswered_flows(3600, 3600) == []
+                assert side.unanswered_flows(0, 3600) == [ASSOCIATION]
+            flow.to_user(b"answer")
+            assert flow.user.recv(100) == b"answer"
+            for side in (pair.client_connection, pair.server_connection):
+                assert side.unanswered_flows(0, 3600) == []
+                assert side.idle_flows(0, 10, ("127.0.0.1", 0)) == [ASSOCIATION]
+                assert side.idle_flows(0, 10, ("127.0.0.2", 0)) == []

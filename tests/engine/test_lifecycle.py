@@ -227,7 +227,9 @@ def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> in
         "aq_flow_add": (1, address, address, b"", 0),
         "aq_flow_remove": (1,),
         "aq_flows_refuse": (address, 1_000_000_000),
-        "aq_flows_idle": (1_000_000_000, ffi.new("uint16_t[8]"), 8),
+        "aq_udp_move": (sock.fileno(), b"", 0),
+        "aq_flows_idle": (address, 1_000_000_000, ffi.new("uint16_t[8]"), 8),
+        "aq_flows_unanswered": (1_000_000_000, 1_000_000_000, ffi.new("uint16_t[8]"), 8),
     }
     result = int(getattr(lib, name)(pointer, handle, *arguments[name]))
     if attached >= 0:

@@ -464,6 +464,17 @@ static void open_udp(aq_engine *engine, int is_public, int everywhere)
     close(fd);
 }
 
+static void move_udp(aq_engine *engine, const uint8_t *prefix, size_t length)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return;
+    if (connect(fd, (const struct sockaddr *)&udp_address, sizeof(udp_address)) == 0)
+        aq_udp_move(engine, pick(AQ_KIND_UDP), fd, prefix, length);
+    close(fd);
+}
+
 static void do_udp(aq_engine *engine)
 {
     static uint8_t bytes[65536];
@@ -504,7 +515,13 @@ static void do_udp(aq_engine *engine)
         aq_flow_remove(engine, pick(AQ_KIND_CONNECTION), association);
         break;
     case 10:
-        aq_flows_idle(engine, pick(AQ_KIND_CONNECTION), (uint64_t)what * AQ_NSEC_PER_MSEC, idle, 8);
+        aq_flows_idle(engine, pick(AQ_KIND_CONNECTION), NULL, (uint64_t)what * AQ_NSEC_PER_MSEC, idle, 8);
+        aq_flows_unanswered(engine, pick(AQ_KIND_CONNECTION), (uint64_t)what * AQ_NSEC_PER_MSEC, AQ_NSEC_PER_SEC, idle,
+                            8);
+        break;
+    case 12:
+        prefix = fuzz_bytes(&run.input, what / 16 * 5U, &length);
+        move_udp(engine, prefix, length);
         break;
     case 11:
         aq_udp_share(engine, what & 128);
@@ -642,7 +659,7 @@ static void take_events(aq_engine *engine)
         for (int64_t i = 0; i < count; i++) {
             const aq_event *event = &events[i];
             MUST(event->length <= sizeof(event->data));
-            MUST(event->type >= AQ_EVENT_CONNECTED && event->type <= AQ_EVENT_SILENCE);
+            MUST(event->type >= AQ_EVENT_CONNECTED && event->type <= AQ_EVENT_UDP_REFUSED);
             if (event->type == AQ_EVENT_CONNECTED)
                 remember(event->connection);
             if (event->type == AQ_EVENT_STREAM)

@@ -171,7 +171,8 @@ static inline aq_flows *new_flows(void)
 static inline void end_flows(aq_flows *flows)
 {
     CHECK_INT(flows->count, 0);
-    CHECK(flows->oldest == NULL && flows->newest == NULL);
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(flows->lists); i++)
+        CHECK(flows->lists[i].oldest == NULL && flows->lists[i].newest == NULL);
     CHECK_INT(atomic_load(&flows->references), 1);
     aq_flows_unref(flows);
     for (size_t i = 0; i < AQ_COUNTER_COUNT; i++)

@@ -69,34 +69,213 @@ static void test_idle_and_detach(void)
         const aq_address peer = source(i / 2);
 
         CHECK_INT(aq_flow_new(udps[i % 2], (uint16_t)(1000 - i), FROM(&peer), NULL, 0), AQ_OK);
-        CHECK(atomic_load(&aq_flows_find(flows, (uint16_t)(1000 - i))->active) <= aq_now());
-        atomic_store(&aq_flows_find(flows, (uint16_t)(1000 - i))->active, 100U + i);
+        flow = aq_flows_find(flows, (uint16_t)(1000 - i));
+        CHECK(flow->active <= aq_now());
+        flow->active = flow->placed = 100U + i;
     }
-    CHECK_INT(aq_flows_list_idle(flows, 100, out, 40), 0);
-    CHECK_INT(aq_flows_list_idle(flows, 105, out, 40), 5); /* older than that, not as old */
+    CHECK_INT(aq_flows_list_idle(flows, NULL, 100, out, 40), 0);
+    CHECK_INT(aq_flows_list_idle(flows, NULL, 105, out, 40), 5); /* older than that, not as old */
     for (i = 0; i < 5; i++)
         CHECK_INT(out[i], 1000 - i);
-    CHECK_INT(aq_flows_list_idle(flows, UINT64_MAX, out, 3), 3);
-    CHECK_INT(aq_flows_list_idle(flows, UINT64_MAX, out, 0), 0);
-    CHECK_INT(aq_flows_list_idle(flows, UINT64_MAX, out, 40), 40);
+    CHECK_INT(aq_flows_list_idle(flows, NULL, UINT64_MAX, out, 3), 3);
+    CHECK_INT(aq_flows_list_idle(flows, NULL, UINT64_MAX, out, 0), 0);
+    CHECK_INT(aq_flows_list_idle(flows, NULL, UINT64_MAX, out, 40), 40);
     CHECK_INT(aq_flow_forget(flows, 1000), AQ_OK); /* the oldest, one in the middle, the newest */
     CHECK_INT(aq_flow_forget(flows, 981), AQ_OK);
     CHECK_INT(aq_flow_forget(flows, 961), AQ_OK);
 
     aq_udp_detach(udps[0]);
     CHECK_INT(flows->count, 18);
-    for (flow = flows->oldest; flow != NULL; before = flow, flow = flow->newer, count++) {
+    for (flow = flows->lists[0].oldest; flow != NULL; before = flow, flow = flow->newer, count++) {
         CHECK(flow->socket == udps[1] && flow->older == before);
         CHECK(aq_flows_find(flows, flow->association) == flow);
     }
-    CHECK(flows->newest == before);
+    CHECK(flows->lists[0].newest == before);
     CHECK_INT(count, 18);
     for (i = 0; i < 40; i += 2)
         CHECK(aq_flows_find(flows, (uint16_t)(1000 - i)) == NULL);
     aq_udp_detach(udps[0]); /* harmless */
-    CHECK_INT(aq_flows_list_idle(flows, UINT64_MAX, out, 40), 18);
+    CHECK_INT(aq_flows_list_idle(flows, NULL, UINT64_MAX, out, 40), 18);
     close_udp(udps[1]);
     close_udp(udps[0]);
+    end_flows(flows);
+}
+
+/* A packet of the association in this direction at this moment. */
+static void seen(aq_flows *flows, uint16_t association, int from_user, uint64_t now)
+{
+    pthread_mutex_lock(&flows->mutex);
+    aq_flow_seen(aq_flows_find(flows, association), from_user, now);
+    pthread_mutex_unlock(&flows->mutex);
+}
+
+static void expect_idle(aq_flows *flows, const aq_address *host, uint64_t before, const uint16_t *ids, uint32_t count)
+{
+    uint16_t out[8];
+
+    CHECK_INT(aq_flows_list_idle(flows, host, before, out, AQ_ARRAY_LENGTH(out)), count);
+    for (uint32_t i = 0; i < count; i++)
+        CHECK_INT(out[i], ids[i]);
+}
+
+/* Who makes room first: a question or two that were answered, the longest ago first; then all others likewise. */
+static void test_who_makes_room(void)
+{
+    enum { ASKING, ANSWERED, LATER, TALKING, AGAIN, COUNT };
+    const uint64_t second = AQ_NSEC_PER_SEC, start = aq_now() + second;
+    const uint16_t order[] = {ANSWERED, LATER, ASKING, TALKING, AGAIN}, one[] = {AGAIN}, busy[] = {LATER, ASKING};
+    aq_address here;
+    aq_flows *flows = new_flows();
+    aq_udp *udp = open_udp(flows, open_socket(AF_INET, &here), 1);
+    uint16_t out[8];
+
+    for (uint16_t i = 0; i < COUNT; i++) {
+        const aq_address peer = source(i < AGAIN ? i : 300); /* another host */
+
+        CHECK_INT(aq_flow_new(udp, i, FROM(&peer), NULL, 0), AQ_OK);
+        seen(flows, i, 1, start + i * second);
+    }
+    seen(flows, ANSWERED, 0, start + 10 * second);
+    seen(flows, LATER, 0, start + 11 * second);
+    for (int i = 0; i < 9; i++) /* no short exchange any more */
+        seen(flows, TALKING, i % 2 == 0, start + (11 + (uint64_t)i) * second);
+    seen(flows, AGAIN, 0, start + 5 * second);
+    seen(flows, AGAIN, 1, start + 20 * second); /* it waits again */
+    expect_idle(flows, NULL, start, NULL, 0);
+    expect_idle(flows, NULL, UINT64_MAX, order, COUNT);
+    expect_idle(flows, NULL, UINT64_MAX, order, COUNT); /* to ask changes nothing */
+    {
+        const aq_address host = source(300);
+        expect_idle(flows, &host, UINT64_MAX, one, 1);
+        expect_idle(flows, &host, start + 20 * second, NULL, 0);
+    }
+
+    /* Those that still send and wait. */
+    CHECK_INT(aq_flows_list_unanswered(flows, start + 20 * second, start + 20 * second, out, 8), 0);
+    CHECK_INT(aq_flows_list_unanswered(flows, start + 21 * second, start + 20 * second, out, 8), 1);
+    CHECK_INT(out[0], AGAIN);
+    CHECK_INT(aq_flows_list_unanswered(flows, start + 21 * second, start, out, 8), 3);
+    CHECK_INT(out[1], TALKING);
+    CHECK_INT(out[2], ASKING);
+    seen(flows, AGAIN, 0, start + 30 * second);
+    seen(flows, TALKING, 0, start + 30 * second);
+    seen(flows, ANSWERED, 1, start + 30 * second);
+    expect_idle(flows, NULL, start + 30 * second, busy, 2);
+    CHECK_INT(aq_flows_list_unanswered(flows, start + 30 * second, start, out, 8), 1);
+    CHECK_INT(out[0], ASKING);
+
+    /* A busy one does not move for each of its packets; that it is busy counts all the same. */
+    seen(flows, ASKING, 1, start + 40 * second);
+    CHECK_INT(aq_flows_find(flows, ASKING)->placed, start + 40 * second);
+    seen(flows, ASKING, 1, start + 40 * second + 1);
+    CHECK_INT(aq_flows_find(flows, ASKING)->placed, start + 40 * second);
+    CHECK_INT(aq_flows_list_idle(flows, NULL, start + 40 * second + 1, out, 8), COUNT - 1);
+    close_udp(udp);
+    end_flows(flows);
+}
+
+static void note(void *context, aq_flow *flow, const uint8_t *payload, size_t length)
+{
+    char *text = context;
+
+    CHECK_INT(flow->association, 1);
+    memcpy(text + strlen(text), payload, length);
+}
+
+static const char *kept(aq_udp *udp, uint64_t now)
+{
+    static char text[64];
+
+    memset(text, 0, sizeof(text));
+    pthread_mutex_lock(&udp->flows->mutex);
+    aq_flow_each_kept(udp->only, now, note, text);
+    pthread_mutex_unlock(&udp->flows->mutex);
+    return text;
+}
+
+static void keep(aq_udp *udp, const void *payload, size_t length, uint64_t now)
+{
+    pthread_mutex_lock(&udp->flows->mutex);
+    aq_flow_keep(udp->only, payload, length, now);
+    pthread_mutex_unlock(&udp->flows->mutex);
+}
+
+static void test_kept_packets(void)
+{
+    static uint8_t large[60000];
+    const aq_address peer = source(1), other = source(2);
+    const uint64_t start = aq_now(), second = AQ_NSEC_PER_SEC;
+    aq_address here;
+    aq_flows *flows = new_flows();
+    aq_udp *udp = open_udp(flows, open_socket(AF_INET, &here), 0);
+    aq_udp *another = open_udp(flows, open_socket(AF_INET, &here), 0);
+    int next = open_socket(AF_INET, &here);
+
+    CHECK_INT(aq_udp_replace(udp, next, NULL, 0), AQ_ERR_GONE);
+    CHECK_INT(aq_flow_new(udp, 1, FROM(&peer), NULL, 0), AQ_OK);
+    CHECK_INT(aq_flow_new(another, 2, FROM(&other), NULL, 0), AQ_OK);
+    CHECK(strcmp(kept(udp, start), "") == 0);
+    keep(udp, "a", 1, start);
+    keep(another, "x", 1, start);
+    keep(udp, "", 0, start);
+    keep(udp, "b", 1, start + second);
+    CHECK(strcmp(kept(udp, start + second), "ab") == 0);
+    CHECK(strcmp(kept(udp, start + second + 1), "b") == 0); /* too old by now: the refusal would have come */
+    CHECK(strcmp(kept(udp, start + 3 * second), "") == 0);
+    keep(udp, "c", 1, start + 3 * second);
+    CHECK(flows->kept_first == flows->kept_last);
+    CHECK(strcmp(kept(udp, start + 3 * second), "c") == 0);
+
+    /* A megabyte at most, the latest of it. */
+    for (uint64_t i = 0; i < 40; i++) {
+        keep(another, large, sizeof(large), start + 3 * second + i);
+        CHECK(flows->kept_bytes <= 1024 * 1024);
+    }
+    CHECK(flows->kept_bytes > 1024 * 1024 - 61000);
+    CHECK(strcmp(kept(udp, start + 3 * second), "") == 0);
+
+    /* Where the service is elsewhere, whether it has answered is open again. */
+    seen(flows, 1, 0, start);
+    CHECK(aq_flows_find(flows, 1)->was_answered);
+    CHECK_INT(aq_udp_replace(udp, next, large, AQ_FLOW_PREFIX_MAX + 1), AQ_ERR_INVALID);
+    CHECK_INT(aq_udp_replace(udp, -1, NULL, 0), AQ_ERR_SYSTEM - EBADF);
+    CHECK(aq_flows_find(flows, 1)->was_answered);
+    CHECK_INT(aq_udp_replace(udp, next, (const uint8_t *)"prefix", 6), AQ_OK);
+    CHECK_INT(close(next), 0);
+    CHECK(!aq_flows_find(flows, 1)->was_answered);
+    CHECK_BYTES(aq_flows_find(flows, 1)->prefix, "prefix", 6);
+    close_udp(udp);
+    close_udp(another);
+    aq_flows_kill(flows);
+    CHECK(flows->kept_first == NULL && flows->kept_last == NULL && flows->kept_bytes == 0);
+    end_flows(flows);
+}
+
+/* A local socket whose service is not there: what the kernel says about it comes with the next read. */
+static void test_refused(void)
+{
+    aq_address here, nobody;
+    aq_flows *flows = new_flows();
+    int fd = open_socket(AF_INET, &here), gone = open_socket(AF_INET, &nobody);
+    aq_udp *udp;
+    aq_sockaddr name;
+
+    aq_sockaddr_from(&name, &nobody, 0);
+    CHECK_INT(connect(fd, &name.sa, aq_sockaddr_length(&name)), 0);
+    CHECK_INT(close(gone), 0);
+    udp = open_udp(flows, fd, 0);
+    CHECK_INT(aq_flow_new(udp, 1, FROM(&nobody), NULL, 0), AQ_OK);
+    for (int answered = 0; answered < 2; answered++) {
+        CHECK_INT(send(fd, "x", 1, 0), 1);
+        CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_OK);
+        CHECK_INT(batch.refused, ECONNREFUSED);
+        CHECK_INT(batch.was_answered, answered);
+        CHECK_INT(counted(AQ_C_udp_service_refused), 1);
+        read_batch(udp, 0, 0, 0);
+        CHECK_INT(batch.refused, 0);
+        seen(flows, 1, 0, aq_now());
+    }
+    close_udp(udp);
     end_flows(flows);
 }
 
@@ -214,7 +393,7 @@ static void send_as(const aq_address *source, int fd, const aq_address *to, cons
 /* A crowd that outruns Python is not asked about without end. */
 static void test_many_sources(void)
 {
-    enum { WAITING = 1024, SENDERS = WAITING + 2 };
+    enum { WAITING = 4096, SENDERS = WAITING + 2 };
     static aq_address sources[SENDERS];
     aq_address here;
     aq_flows *flows = new_flows();
@@ -415,6 +594,9 @@ int main(void)
     sides_init();
     test_table();
     test_idle_and_detach();
+    test_who_makes_room();
+    test_kept_packets();
+    test_refused();
     test_dead();
     test_unknown_sources(AF_INET);
     test_unknown_sources(AF_INET6);

@@ -85,7 +85,10 @@ class FakeListener:
 class FakeUdpSocket:
     """A UDP socket in a connection's service. The engine's part of reading it is the test's."""
 
+    _ids = itertools.count(1)
+
     def __init__(self, connection: FakeConnection, sock: socket.socket, public: bool) -> None:
+        self.id = next(self._ids)
         self.connection = connection
         self.sock = sock
         self.public = public
@@ -97,6 +100,8 @@ class FakeUdpSocket:
         self.given_back = 0
         self.give_back_problem: EngineError | None = None
         self.refuses_flows = False
+        self.moved: list[tuple[real.SocketAddress, bytes]] = []  # to where, with which prefix
+        self.move_problem: EngineError | None = None
         self.closed = False
 
     def _check(self) -> None:
@@ -138,6 +143,13 @@ class FakeUdpSocket:
         self.flows[association] = (peer, prefix)
         self.locals[association] = local
 
+    def move(self, sock: socket.socket, prefix: bytes = b"") -> None:
+        self._check()
+        if self.move_problem is not None:
+            raise self.move_problem
+        self.sock = sock
+        self.moved.append((sock.getpeername(), prefix))
+
     def close(self) -> None:
         self._check()
         self.closed = True
@@ -166,6 +178,10 @@ class FakeConnection:
         self.refused_for_now: list[real.SocketAddress | None] = []
         self.idle: list[int] = []
         self.idle_asked: list[float] = []
+        self.idle_hosts: list[str | None] = []  # of whom they had to be
+        self.idle_most: list[int] = []
+        self.unanswered: list[int] = []
+        self.unanswered_asked: list[tuple[float, float]] = []
         self.streams: list[FakeStream] = []
         self.udp: list[FakeUdpSocket] = []
         self.listeners: list[FakeListener] = []
@@ -246,9 +262,16 @@ class FakeConnection:
         assert lasts > 0
         self.refused_for_now.append(source)
 
-    def idle_flows(self, idle: float, most: int = 1024) -> list[int]:
+    def unanswered_flows(self, silence: float, recent: float, most: int = 1024) -> list[int]:
+        self._check()
+        self.unanswered_asked.append((silence, recent))
+        return self.unanswered[:most]
+
+    def idle_flows(self, idle: float, most: int = 1024, host: real.SocketAddress | None = None) -> list[int]:
         self._check()
         self.idle_asked.append(idle)
+        self.idle_hosts.append(None if host is None else host[0])
+        self.idle_most.append(most)
         found, self.idle = self.idle[:most], self.idle[most:]
         return found
 
@@ -432,6 +455,12 @@ def source_unknown(
 
 def udp_bulk(connection: FakeConnection, udp: FakeUdpSocket) -> real.UdpBulk:
     return real.UdpBulk(cast(Any, connection), cast(Any, udp))
+
+
+def udp_refused(
+    connection: FakeConnection, udp: FakeUdpSocket, error: int, *, answered: bool = False
+) -> real.UdpRefused:
+    return real.UdpRefused(cast(Any, connection), cast(Any, udp), error, answered)
 
 
 def flow_wanted(connection: FakeConnection, association: int, peer: real.SocketAddress = PEER) -> real.FlowWanted:

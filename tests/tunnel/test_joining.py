@@ -442,6 +442,15 @@ def test_the_pump_reads_a_busy_socket() -> None:
         wait_until(lambda: udp.reads >= 2, TIMEOUT, "the socket is read")
 
 
+def test_a_service_that_refuses_is_told_of() -> None:
+    with sockets.bind_udp("127.0.0.1", 0) as service, scene_of(local=service.getsockname()) as scene:
+        connection = scene.ready()
+        scene.engine.post(fake.flow_wanted(connection, 3, PUBLIC_PEER))
+        wait_until(lambda: connection.udp and connection.udp[0].flows, TIMEOUT, "the association is there")
+        scene.engine.post(fake.udp_refused(connection, connection.udp[0], errno.ECONNREFUSED))
+        wait_until(lambda: scene.counter("udp_service_away") == 1, TIMEOUT, "it is counted")
+
+
 def test_streams_that_come_too_early_wait_for_the_answer() -> None:
     stream = FakeStream(encode(Connect(None)))
 
@@ -595,7 +604,7 @@ def test_an_answer_to_an_attempt_that_was_just_given_up_makes_nothing_public() -
 
 
 @pytest.mark.parametrize(
-    ("limit", "budget"), [(None, 4096), (1 << 20, 4096), (16384, 4096), (1024, 256), (256, 64), (3, 0)]
+    ("limit", "budget"), [(None, 16384), (1 << 20, 16384), (16384, 4096), (1024, 256), (256, 64), (3, 0)]
 )
 def test_associations_leave_half_of_the_descriptors(limit: int | None, budget: int) -> None:
     assert flow_budget(limit) == budget

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from asport_sync.tunnel.sessions import AssociationTable, SourceShares
+from asport_sync.tunnel.sessions import AssociationTable, SharedBudget, SourceShares
 
 
 def test_ids_begin_at_1_and_ascend() -> None:
@@ -62,3 +62,48 @@ def test_shares_are_kept_apart_and_leave_nothing() -> None:
         shares.give_back(association)
     assert len(shares) == 0
     assert not shares.full("192.0.2.1")
+
+
+def test_who_has_more_than_his_share() -> None:
+    shares = SourceShares(most=2)
+    for association in range(3):
+        assert shares.over is None
+        shares.take(association, "192.0.2.1")
+    shares.take(3, "192.0.2.2")
+    assert shares.over == "192.0.2.1"
+    shares.give_back(3)
+    assert shares.over == "192.0.2.1"
+    shares.give_back(0)
+    assert shares.over is None
+
+
+def test_a_shared_budget_says_who_has_to_give_some_up() -> None:
+    budget: SharedBudget[str] = SharedBudget(10)
+    for _ in range(8):
+        assert budget.giver("a") is None
+        budget.take("a")
+    budget.take("b")
+    budget.take("b")
+    assert len(budget) == 10
+    assert budget.giver("a") == "a"
+    assert budget.giver("b") == "a"  # below its half
+    assert [budget.excess(each) for each in "abc"] == [3, 0, 0]
+    assert budget.giver("c") == "a"  # below a third
+    budget.give_back("a", 3)
+    for _ in range(3):
+        budget.take("b")
+    assert [budget.giver(each) for each in "ab"] == ["a", "b"]
+    budget.drop("a")
+    budget.drop("c")
+    assert len(budget) == 5
+    assert budget.giver("a") is None
+    budget.give_back("b", 5)
+    assert len(budget) == 0
+
+
+def test_a_shared_budget_may_be_smaller_than_the_number_of_holders() -> None:
+    budget: SharedBudget[int] = SharedBudget(2)
+    budget.take(1)
+    budget.take(2)
+    assert budget.giver(3) == 3
+    assert budget.giver(1) == 1

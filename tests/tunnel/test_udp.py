@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import Slots, WorkerPool
-from asport_sync.tunnel.sessions import AssociationTable, SourceShares
+from asport_sync.tunnel.sessions import AssociationTable, SharedBudget, SourceShares
 from asport_sync.tunnel.udp import LocalFlows, LocalTarget, PublicUdp, expiry_period
 from asport_sync.wire import Address, Dissociate, decode, proxy_header
 from tests.runtime.clock import VirtualClock
@@ -26,6 +27,7 @@ from tests.tunnel.fake_engine import FakeEngine, FakeUdpSocket, gone
 HOST = "127.0.0.1"
 TIMEOUT = 10.0
 PEER = ("198.51.100.9", 5353)
+OTHER = ("198.51.100.10", 5353)
 LOG = logging.getLogger("asport_sync.test")
 
 
@@ -80,13 +82,13 @@ def test_how_often_idle_associations_are_looked_for(timeout: float, period: floa
 class Public:
     """A public socket in a connection's service; of its sources the engine tells as in SourceUnknown."""
 
-    def __init__(self, pump: Pump, timeout: float = 300.0) -> None:
+    def __init__(self, pump: Pump, timeout: float = 300.0, budget: SharedBudget[PublicUdp] | None = None) -> None:
         self.pump = pump
         self.sock = sockets.bind_udp(HOST, 0)
         self.address = sockets.local_address(self.sock)
         self.sources = 0
         connection = cast(Connection, pump.connection)
-        self.public = PublicUdp(pump.thread, connection, self.sock, timeout, pump.counters, LOG)
+        self.public = PublicUdp(pump.thread, connection, self.sock, timeout, pump.counters, LOG, budget)
         pump.do(self.public.open)
 
     def close(self) -> None:
@@ -152,36 +154,164 @@ def test_in_a_full_table_idle_associations_make_room(public: Public) -> None:
     connection.idle = [1]
     public.source()
     assert sorted(public.pump.udp.flows) == [1, 2, 3]
-    assert connection.idle_asked == [10.0]
+    assert (connection.idle_asked, connection.idle_hosts) == ([1.0], [None])
     assert [decode(data)[0] for data in connection.sent] == [Dissociate(1)]
     assert connection.removed == [1]
     assert public.pump.counter("udp_associations_evicted") == 1
-    # A crowd of sources does not cost a search each.
-    connection.idle = [2]
-    for refused in (1, 2):
-        public.source()
-        assert public.pump.counter("udp_sources_refused_table_full") == refused
-    assert len(public.pump.udp.refused) == 2
-    assert connection.idle_asked == [10.0]
-    public.pump.pass_time(0.06)
+    assert public.pump.counter("udp_associations_expired") == 0
+    # Several at a time: a crowd of sources does not cost a search each.
+    connection.idle = [2, 3]
     public.source()
-    assert sorted(public.pump.udp.flows) == [1, 2, 3, 4]
+    public.source()
+    assert sorted(public.pump.udp.flows) == [1, 2, 3, 4, 5]
+    assert connection.idle_asked == [1.0, 1.0]
+    assert public.pump.counter("udp_sources_refused_table_full") == 0
+
+
+def test_where_no_association_is_idle_a_line_says_so_once(public: Public, caplog: pytest.LogCaptureFixture) -> None:
+    public.public._associations = AssociationTable(most=1)
+    public.source()
+    public.source()
+    public.source()
+    assert public.pump.counter("udp_sources_refused_table_full") == 2
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    for part in (f"UDP port {public.address[1]}: no place", "65535 for a port", "for all ports", "udp_session_timeout"):
+        assert part in record.getMessage()
+
+
+def test_a_flood_does_not_keep_python_busy_with_making_room(public: Public) -> None:
+    connection, clock = public.pump.connection, public.pump.clock
+    public.public._associations = AssociationTable(most=64)
+    places = public.public._places
+    places._clock = clock
+    places._allowed_at = clock()
+    for _ in range(64):
+        public.source()
+    # 2,500 at once and then so many a second; whoever comes beyond that is not asked about for a moment.
+    for expected in (2500, 3125, 3750):
+        for _ in range(60):
+            connection.idle = sorted(public.public._associations._taken)
+            for _ in range(65):
+                public.source()
+        assert public.pump.counter("udp_associations_evicted") == expected
+        assert None in connection.refused_for_now
+        connection.refused_for_now.clear()
+        public.pump.pass_time(0.25)
+
+
+def test_an_address_that_has_its_share_gets_more_at_a_bounded_rate(public: Public) -> None:
+    """Python would have no time for others otherwise, although there are places."""
+    clock, places = public.pump.clock, public.public._places
+    public.public._shares = places._shares = SourceShares(most=10)
+    places._clock = clock
+    places._allowed_at = clock()
+    for _ in range(3000):
+        public.source()
+    assert public.pump.counter("udp_associations") == 10 + 2500
+    assert public.pump.counter("udp_sources_refused_share") == 490
+    public.miss(("198.51.100.2", 1))
+    assert public.pump.counter("udp_associations") == 10 + 2500 + 1
+    public.pump.pass_time(0.1)
+    for _ in range(300):
+        public.source()
+    assert public.pump.counter("udp_associations") == 10 + 2750 + 1
+
+
+def test_one_address_takes_no_more_than_half_from_others(public: Public) -> None:
+    """It may have as many as there are, while nobody else wants them."""
+    connection = public.pump.connection
+    public.public._associations = AssociationTable(most=4)
+    public.public._shares = public.public._places._shares = SourceShares(most=2)
+    for _ in range(4):
+        public.source()
+    assert len(public.pump.udp.flows) == 4
+    # Another one gets a place of the one that has too many, also a busy one.
+    connection.idle = [1]
+    public.miss(("198.51.100.2", 1))
+    assert (connection.idle_asked, connection.idle_hosts) == ([0.0], ["198.51.100.1"])
+    assert connection.removed == [1]
+    assert public.pump.udp.flows[5] == (("198.51.100.2", 1), b"")
+    # Who has half or more gets a place of his own, where one is idle, ...
+    connection.idle = [2]
+    public.source()
+    assert (connection.idle_asked[1:], connection.idle_hosts[1:]) == ([1.0], ["198.51.100.1"])
     assert connection.removed == [1, 2]
-
-
-def test_one_address_does_not_get_all_associations(public: Public) -> None:
-    public.public._shares = SourceShares(most=2)
-    public.source(), public.source()
+    # ... or none.
     refused = public.source()
     assert public.pump.counter("udp_sources_refused_share") == 1
     assert public.pump.udp.refused == [refused]
-    assert public.pump.connection.refused_for_now == [refused]
-    public.miss(("198.51.100.2", 1))
-    assert list(public.pump.udp.flows) == [1, 2, 3]
-    # Its place is free again as soon as one of them is over.
-    public.pump.do(public.public._expired, 1)
-    public.miss(refused)
-    assert public.pump.udp.flows[4] == (refused, b"")
+    assert connection.refused_for_now == [refused]
+    # With shares of half each, whoever comes next takes the place of the longest idle.
+    connection.idle = [3]
+    public.miss(("198.51.100.2", 2))
+    connection.idle = [6]
+    public.miss(("198.51.100.3", 1))
+    assert connection.idle_hosts[-2:] == ["198.51.100.1", None]
+    assert connection.idle_asked[-2:] == [0.0, 1.0]
+
+
+def test_ports_share_one_budget(pump: Pump) -> None:
+    """While it lasts each may have as many as it likes; then none goes without its fair share."""
+    budget: SharedBudget[PublicUdp] = SharedBudget(6)
+    engine = FakeEngine()
+    ports: list[Public] = []
+    for _ in range(3):
+        pump.connection = engine.new_connection()
+        ports.append(Public(pump, budget=budget))
+    flooded, small, third = ports
+    connections = engine.connections
+
+    def come(port: Public) -> bool:
+        """Somebody new sends to it; whether he is served."""
+        udp = connections[ports.index(port)].udp[0]
+        port.sources += 1
+        pump.do(port.public.missed, udp, ("198.51.100.1", port.sources))
+        return ("198.51.100.1", port.sources) not in udp.refused
+
+    assert [come(flooded) for _ in range(5)] + [come(small)] == [True] * 6
+    assert len(budget) == 6
+    # Its own are used up: it waits until one of them is idle.
+    assert not come(flooded)
+    assert pump.counter("udp_sources_refused_table_full") == 1
+    connections[0].idle = [1]
+    assert come(flooded)
+    assert (connections[0].idle_asked, connections[0].removed) == ([1.0, 1.0], [1])
+    # The others get what they lack, from who has most, idle or not.
+    for port, expected in ((small, [2]), (third, [2, 3]), (third, [2, 3, 4])):
+        connections[0].idle = [expected[-1]]
+        assert come(port)
+        assert connections[0].removed == [1, *expected]
+        assert connections[0].idle_asked[-1] == 0.0
+    # No more of it than what it had beyond its share.
+    assert connections[0].idle_most[-3:] == [2, 1, 1]
+    assert len(budget) == 6
+    # Each has its share of two now, and no more.
+    for port in ports:
+        assert not come(port)
+    # What a port had is there for others once it is closed.
+    pump.do(flooded.public.close)
+    assert len(budget) == 4
+    assert come(small)
+    for port in ports:
+        port.close()
+    assert len(budget) == 0
+
+
+def test_a_port_whose_connection_has_ended_gives_up_all(pump: Pump) -> None:
+    budget: SharedBudget[PublicUdp] = SharedBudget(2)
+    ended = Public(pump, budget=budget)
+    ended.source(), ended.source()
+    connection = pump.connection
+    pump.connection = FakeEngine().new_connection()
+    other = Public(pump, budget=budget)
+    connection.is_gone = True
+    other.source()
+    assert pump.udp.flows == {1: (("198.51.100.1", 1), b"")}
+    assert ended.public._udp is None
+    assert len(budget) == 1
+    ended.close()
+    other.close()
 
 
 def test_an_id_that_the_engine_refuses_is_free_again(public: Public) -> None:
@@ -605,8 +735,16 @@ class Local:
         self.pump.do(self.flows.close)
         self.service.close()
 
-    def want(self, association: int) -> None:
-        self.pump.do(self.flows.wanted, association, PEER)
+    def want(self, association: int, peer: SocketAddress = PEER) -> None:
+        self.pump.do(self.flows.wanted, association, peer)
+
+    def refuse(self, udp: FakeUdpSocket, *, answered: bool = False) -> None:
+        """The service does not take what comes through this socket."""
+
+        def refused() -> None:
+            self.flows.refused(cast(UdpSocket, udp), errno.ECONNREFUSED, answered=answered)
+
+        self.pump.do(refused)
 
 
 @pytest.fixture
@@ -648,7 +786,7 @@ def test_a_header_goes_in_front_of_every_datagram(pump: Pump) -> None:
 def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
     local = Local(pump, most=1)
     local.want(1)
-    local.want(2)
+    local.want(2, OTHER)
     assert pump.connection.removed == [2]
     assert pump.counter("udp_flows_refused_limit") == 1
     assert pump.connection.refused_for_now == [None]
@@ -662,17 +800,75 @@ def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
     assert local.budget.take()
 
 
-def test_one_address_leaves_places_to_others(local: Local) -> None:
-    for association in range(7):
+def test_idle_associations_make_room(pump: Pump) -> None:
+    local = Local(pump, most=2)
+    local.want(1)
+    local.want(2, OTHER)
+    pump.connection.idle = [1]
+    local.want(3, OTHER)
+    # The address of the newcomer has half: one of its own goes, where one is idle.
+    assert (pump.connection.idle_asked, pump.connection.idle_hosts) == ([1.0], [OTHER[0]])
+    assert [udp.closed for udp in pump.connection.udp] == [True, False, False]
+    assert pump.connection.sent == []  # the server keeps its part: the next packet makes a new one here
+    assert pump.counter("udp_associations_evicted") == 1
+    local.close()
+
+
+def test_where_no_place_is_to_be_had_a_line_says_why(local: Local, caplog: pytest.LogCaptureFixture) -> None:
+    for association in range(10):
         local.want(association)
-    assert local.pump.counter("udp_flows_refused_share") == 2
-    assert local.pump.connection.removed == [5, 6]
-    assert local.pump.connection.refused_for_now == [PEER, PEER]
-    local.pump.do(local.flows.wanted, 7, ("198.51.100.10", 1))
-    assert len(local.pump.connection.udp) == 6
-    local.pump.do(local.flows.end, 0)
-    local.want(5)
-    assert len(local.pump.connection.udp) == 7
+    assert len(local.pump.connection.udp) == 10
+    local.want(10)
+    assert local.pump.counter("udp_flows_refused_share") == 1
+    assert local.pump.connection.refused_for_now == [PEER]
+    assert local.pump.connection.removed == [10]
+    # Another one gets a place of the one that has more than half.
+    local.pump.connection.idle = [0]
+    local.want(11, OTHER)
+    assert local.pump.connection.idle_asked[-1] == 0.0
+    assert local.pump.connection.idle_hosts[-1] == PEER[0]
+    assert len(local.pump.connection.udp) == 11
+    (record,) = caplog.records
+    for part in (PEER[0], "half of 10 places", "udp_timeout is 60 s", "LimitNOFILE"):
+        assert part in record.getMessage()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN])
+def test_places_follow_the_descriptors_that_there_are(pump: Pump, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Where somebody else has them, the longest idle makes room as well."""
+    local = Local(pump)
+    local.want(1)
+    connected_udp = sockets.connected_udp
+
+    def refuse(address: SocketAddress) -> socket.socket:
+        if not pump.udp.closed:
+            raise OSError(number, "no more")
+        return connected_udp(address)
+
+    monkeypatch.setattr(sockets, "connected_udp", refuse)
+    pump.connection.idle = [1]
+    local.want(2)
+    assert [udp.closed for udp in pump.connection.udp] == [True, False]
+    assert pump.udp.flows == {2: (PEER, b"")}
+    monkeypatch.setattr(sockets, "connected_udp", connected_udp)
+    open_udp = pump.connection.open_udp
+
+    def refuse_once(sock: socket.socket, *, public: bool) -> Any:
+        monkeypatch.setattr(pump.connection, "open_udp", open_udp)
+        raise EngineError(-1000 - number, "no more")
+
+    monkeypatch.setattr(pump.connection, "open_udp", refuse_once)
+    pump.connection.idle = [2]
+    local.want(3)
+    assert pump.udp.flows == {3: (PEER, b"")}
+    assert pump.counter("udp_associations_evicted") == 2
+    # Where nobody is idle there is a refusal, and no place is lost.
+    monkeypatch.setattr(sockets, "connected_udp", refuse)
+    local.want(4)
+    assert pump.counter("udp_flows_refused_local_service") == 1
+    pump.do(local.flows.end, 3)
+    assert [local.budget.take() for _ in range(11)] == [True] * 10 + [False]
+    local.close()
 
 
 def test_idle_associations_are_closed(pump: Pump) -> None:
@@ -827,6 +1023,163 @@ def test_the_next_address_is_taken_where_one_cannot_be_used(pump: Pump, named: L
     named.want(1)
     settled(pump)
     assert pump.udp.sock.getpeername() == named.address
+
+
+# --- a service that is elsewhere, or away -----------------------------------------------------------------------------
+
+FIRST, SECOND, THIRD = (("127.0.0.1", 9), ("127.0.0.2", 9), ("127.0.0.3", 9))
+
+
+@pytest.fixture
+def several(pump: Pump, resolver: Resolver) -> Iterator[Local]:
+    """A service whose name has two addresses."""
+    local = Local(pump, host="name.example")
+    resolver.answer = [FIRST, SECOND]
+    local.open()
+    settled(pump)
+    yield local
+    local.close()
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_a_refusal_leads_to_the_next_address(pump: Pump, several: Local, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    several.want(1)
+    udp, former = pump.udp, pump.udp.sock
+    assert udp.sock.getpeername() == FIRST
+    several.refuse(udp)
+    assert udp.moved == [(SECOND, b"")]
+    assert former.fileno() == -1
+    assert pump.counter("udp_associations_moved") == 1
+    assert messages(caplog) == [
+        ("INFO", "the local service takes no UDP (Connection refused) at 127.0.0.1:9; UDP goes on with 127.0.0.2:9")
+    ]
+    # Others begin with the address that has not refused, and one that was there already needs no line.
+    several.want(2)
+    assert pump.udp.sock.getpeername() == SECOND
+    pump.do(several.flows.end, 2)
+    assert pump.udp.closed
+    assert not udp.closed
+
+
+def test_where_all_addresses_refuse_a_line_a_minute_says_so(
+    pump: Pump, several: Local, resolver: Resolver, caplog: pytest.LogCaptureFixture
+) -> None:
+    several.want(1)
+    for second in range(30):
+        # A round of all addresses each second; then the engine tells no more for a second.
+        before = len(pump.udp.moved)
+        several.refuse(pump.udp)
+        several.refuse(pump.udp)
+        settled(pump)
+        assert len(pump.udp.moved) == before + 1
+        assert pump.counter("udp_service_away") == second + 1
+        pump.pass_time(2)
+    assert not pump.udp.closed
+    assert [level for level, _ in messages(caplog)] == ["WARNING"]
+    assert "takes no UDP at 127.0.0." in caplog.text
+    several.refuse(pump.udp)
+    several.refuse(pump.udp)
+    settled(pump)
+    assert [level for level, _ in messages(caplog)] == ["WARNING"] * 2
+    assert "and 29 more like this" in caplog.text
+    assert resolver.asked > 20
+
+
+def test_an_address_without_others_stays(pump: Pump, local: Local, caplog: pytest.LogCaptureFixture) -> None:
+    local.open()
+    local.want(1)
+    local.refuse(pump.udp)
+    local.refuse(pump.udp, answered=True)
+    assert pump.udp.moved == []
+    assert pump.counter("udp_service_away") == 2
+    assert [level for level, _ in messages(caplog)] == ["WARNING"]
+    pump.pass_time(10)
+    assert pump.connection.unanswered_asked == []  # there is no name to look up
+
+
+def test_a_service_that_has_answered_is_waited_for(pump: Pump, several: Local, resolver: Resolver) -> None:
+    """It may be back in a moment; but where its name leads elsewhere, that is where it is."""
+    several.want(1)
+    several.refuse(pump.udp, answered=True)
+    settled(pump)
+    assert pump.udp.moved == []
+    pump.pass_time(2)
+    resolver.answer = [SECOND, FIRST]
+    several.refuse(pump.udp, answered=True)
+    settled(pump)
+    assert pump.udp.moved == []
+    pump.pass_time(2)
+    resolver.answer = [THIRD]
+    several.refuse(pump.udp, answered=True)
+    settled(pump)
+    assert pump.udp.moved == [(THIRD, b"")]
+
+
+def test_a_header_says_where_the_datagram_goes_now(pump: Pump, resolver: Resolver) -> None:
+    local = Local(pump, host="name.example", proxy=True)
+    resolver.answer = [FIRST, SECOND]
+    local.want(1)
+    settled(pump)
+    local.refuse(pump.udp)
+    expected = proxy_header.udp_header(Address.from_text(*PEER), Address.from_text(*SECOND))
+    assert pump.udp.moved == [(SECOND, expected)]
+    local.close()
+
+
+def test_silence_and_another_address_move_an_association(pump: Pump, several: Local, resolver: Resolver) -> None:
+    several.want(1)
+    several.want(2)
+    silent, answering = pump.connection.udp
+    pump.connection.unanswered = [1, 99]
+    pump.pass_time(3)
+    assert pump.connection.unanswered_asked == [(3.0, 10.0)]
+    settled(pump)
+    assert (resolver.asked, silent.moved) == (2, [])
+    resolver.answer = [THIRD, SECOND]
+    pump.pass_time(3)
+    settled(pump)
+    assert (resolver.asked, silent.moved, answering.moved) == (3, [(THIRD, b"")], [])
+    # Where it is the name's address, silence is no reason.
+    pump.pass_time(3)
+    settled(pump)
+    assert len(silent.moved) == 1
+    pump.connection.unanswered = []
+    asked = resolver.asked
+    pump.pass_time(3)
+    settled(pump)
+    assert resolver.asked == asked
+    pump.connection.is_gone = True
+    pump.pass_time(3)
+    looks = len(pump.connection.unanswered_asked)
+    pump.pass_time(3)
+    assert len(pump.connection.unanswered_asked) == looks
+
+
+def test_what_cannot_move_ends(pump: Pump, several: Local) -> None:
+    several.want(1)
+    pump.udp.move_problem = EngineError(-1012, "Cannot allocate memory")
+    several.refuse(pump.udp)
+    assert pump.udp.closed
+    assert pump.udp.sock.fileno() == -1
+    assert [several.budget.take() for _ in range(11)] == [True] * 10 + [False]
+    several.refuse(pump.udp)  # it was on its way
+
+
+def test_a_busy_socket_that_moves_is_the_engine_s_again(pump: Pump, several: Local) -> None:
+    several.want(1)
+    pump.do(several.flows.busy, cast(UdpSocket, pump.udp))
+    several.refuse(pump.udp)
+    assert pump.udp.moved == [(SECOND, b"")]
+    busy = Busy(pump, pump.udp, several.flows.busy)
+    assert busy.settle() == 0
+    busy.begin()  # it may become busy again
+    busy.sender.close()
+    pump.pass_time(1)
+    assert pump.udp.given_back == 1
 
 
 def test_without_a_thread_for_the_look_up_the_association_is_refused(
