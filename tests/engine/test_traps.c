@@ -737,11 +737,14 @@ static int sparse_data(aq_engine *engine, unsigned moment)
         is_connected(engine);
         CHECK_INT(aq_connection_admit(engine, it.connection, AQ_CARRIER_DATAGRAM, 1), AQ_OK);
         return 1;
-    case 2:
+    case 2: /* until the credit has left, in the library's own time */
+        later(100);
+        return 1;
+    case 3:
         CHECK_INT(used, 0);
         send_sparse(0, 7, 16);
         return 1;
-    case 3:
+    case 4:
         CHECK_INT(it.events[AQ_EVENT_CLOSED], 0);
         CHECK(used > 7 * AQ_UNI_WINDOW - AQ_ACCOUNT_FREE && used < AQ_CONN_FIRST_WINDOW * 5 / 4);
         send_sparse(7, 1000, 16); /* as if there were no end of it */
@@ -769,10 +772,13 @@ static int too_much_sparse_data(aq_engine *engine, unsigned moment)
         CHECK_INT(aq_connection_admit(engine, it.connection, AQ_CARRIER_DATAGRAM, 1), AQ_OK);
         CHECK_INT(aq_receive_memory(engine, 128 * 1024), AQ_OK);
         return 1;
-    case 2:
-        send_sparse(0, 1, 1);
+    case 2: /* until the credit has left, in the library's own time */
+        later(100);
         return 1;
     case 3:
+        send_sparse(0, 1, 1);
+        return 1;
+    case 4:
         CHECK_INT(it.events[AQ_EVENT_CLOSED], 0);
         send_sparse(1, 1, 1); /* within the credit of the connection */
         return 1;
