@@ -324,6 +324,7 @@ aq_engine *aq_engine_new(int64_t *error)
     engine->host.streams.ready = &engine->ready;
     engine->host.streams.counters = &engine->counters;
     engine->host.streams.pool = &engine->pool;
+    engine->host.streams.keepalive = &engine->keepalive;
     engine->host.idle = &engine->idle;
     engine->host.accepted = &engine->accepted;
     engine->host.interactive_at = &engine->interactive_at;

@@ -194,6 +194,18 @@ int64_t aq_receive_memory(aq_engine *engine, uint64_t bytes)
     return AQ_OK;
 }
 
+int64_t aq_streams_keepalive(aq_engine *engine, uint64_t idle)
+{
+    uint64_t seconds = idle / AQ_NSEC_PER_SEC + (idle % AQ_NSEC_PER_SEC != 0);
+    if (seconds > AQ_KEEPALIVE_MOST)
+        return AQ_ERR_INVALID;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    atomic_store(&engine->keepalive, (uint32_t)seconds);
+    aq_api_leave(engine);
+    return AQ_OK;
+}
+
 int64_t aq_streams_share(aq_engine *engine, uint32_t workers)
 {
     if (!aq_api_enter(engine))

@@ -2,7 +2,7 @@
  *
  * Layers, includes only go down:
  *   0 counters reserve budget pipe packet map slab rotation tls_messages frames descriptors
- *   1 wake ready udp source events     2 tls compat     3 stream dgram flow message     4 conn     5 endpoint
+ *   1 wake ready udp source events keepalive     2 tls compat     3 stream dgram flow message     4 conn     5 endpoint
  *   6 engine tcp share     7 relay api
  */
 #ifndef AQ_H

@@ -325,6 +325,11 @@ int64_t aq_streams_report(aq_engine *engine, uint32_t most);
  */
 int64_t aq_receive_memory(aq_engine *engine, uint64_t bytes);
 
+/* [any] TCP sockets of streams that begin from now on are probed after `idle` without a word from their far end, rounded
+ * up to seconds and at most 32,767 of them, and given up after about twice that time without an answer; 0, the default:
+ * never. */
+int64_t aq_streams_keepalive(aq_engine *engine, uint64_t idle);
+
 /* [any] So many more workers are free to relay attached streams that turn out to move much: for each,
  * AQ_EVENT_STREAM_BULK hands over a stream with its socket. */
 int64_t aq_streams_share(aq_engine *engine, uint32_t workers);

@@ -58,6 +58,7 @@
     X(tcp_drop_stream_limit) /* too many streams wait for the peer's credit, or no memory for one */                   \
     X(tcp_dialled)           /* local service connected by the engine */                                               \
     X(tcp_dial_failures)     /* left to Python, which tries again and says why */                                      \
+    X(relays_timed_out)      /* of relays_socket_error: the far end has gone without a word */                         \
     X(relays_cut_short)      /* what they still had to pass on was not taken in AQ_ENDING_PATIENCE */                  \
     X(stream_bytes_dropped)  /* came from a socket or the peer and reached nobody: the other side had gone */          \
     X(stream_bytes_sent)                                                                                               \

@@ -467,6 +467,7 @@ static void sweep_endpoints(aq_engine *engine)
 static void run_timers(aq_engine *engine)
 {
     aq_engine_dial_timers(engine);
+    aq_engine_run_looks(engine);
     if (engine->resting_length > 0)
         aq_engine_run_resting(engine);
     aq_engine_run_pauses(engine, engine->now);
@@ -548,6 +549,8 @@ static uint64_t next_timer(const aq_engine *engine)
         expiry = engine->dial_first->deadline;
     if (aq_engine_memory_timer(engine) < expiry)
         expiry = aq_engine_memory_timer(engine);
+    if (engine->look_first != NULL && engine->look_first->look_at < expiry)
+        expiry = engine->look_first->look_at;
     for (size_t i = 0; i < engine->resting_length; i++) {
         if (engine->resting[i].until < expiry)
             expiry = engine->resting[i].until;

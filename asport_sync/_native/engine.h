@@ -129,6 +129,7 @@ struct aq_engine {
     _Atomic int closed;              /* only this struct is left */
     _Atomic uint32_t inside;         /* calls from outside that have not returned */
     _Atomic uint32_t report_streams; /* of so many ends of attached streams a second Python wants to hear */
+    _Atomic uint32_t keepalive;      /* seconds, see aq_keepalive: of streams that begin from now on */
     _Atomic int pump_shares;         /* the pump may read UDP sockets with much traffic */
     _Atomic int32_t workers_free;    /* that may take over attached streams; raised by Python, lowered by the engine */
     _Atomic uint32_t accepted;       /* open sockets that came from public listeners */
@@ -166,6 +167,7 @@ struct aq_engine {
     size_t endpoints_length, endpoints_capacity;
     int endpoints_dirty;               /* some may be over, or wait for room in their socket */
     aq_stream *dial_first, *dial_last; /* being dialled, by deadline */
+    aq_stream *look_first, *look_last; /* whose sockets are looked at again, by look_at */
     aq_shares shares;
     struct {
         aq_id id;
@@ -236,6 +238,7 @@ void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes ov
 void aq_engine_serve(aq_engine *engine, aq_stream *stream);          /* moves what can be moved */
 void aq_engine_dial(aq_engine *engine, aq_stream *stream);
 void aq_engine_dial_timers(aq_engine *engine);
+void aq_engine_run_looks(aq_engine *engine); /* at sockets whose far ends may have gone */
 void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events);
 int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener, aq_credit *credit);
 int64_t aq_engine_listen_again(aq_engine *engine, aq_listener *listener); /* after a rest */

@@ -57,6 +57,10 @@ static void wait_for(aq_stream *stream, int fd, unsigned need, unsigned seen, aq
     struct pollfd fds[2] = {{.fd = fd}, {.fd = wake->fd, .events = POLLIN}};
     int timeout =
         need & (AQ_NEED_MEMORY | AQ_NEED_PAUSE) ? (int)((AQ_PAUSE_LEAST << stream->pause) / AQ_NSEC_PER_MSEC) : -1;
+    uint64_t look = aq_keepalive_due(&stream->keepalive, stream->result.received), now = aq_now();
+    uint64_t until_look = look > now ? (look - now) / AQ_NSEC_PER_MSEC + 1 : 0; /* milliseconds */
+    if (look != UINT64_MAX && (timeout < 0 || until_look < (uint64_t)timeout))
+        timeout = (int)until_look; /* less than AQ_KEEPALIVE_MOST seconds */
     fds[0].events = (short)(((need & AQ_NEED_READ) ? POLLIN : 0) | ((need & AQ_NEED_WRITE) ? POLLOUT : 0));
     if (fds[0].events == 0 && stream->hung_up)
         fds[0].fd = -1; /* it would report the hang-up for ever; what is still to come is in the pipes */
@@ -82,6 +86,7 @@ int64_t aq_stream_relay(aq_engine *engine, aq_id id, int32_t fd, aq_stream_resul
     aq_wake *wake;
     int flags = fcntl(fd, F_GETFL);
     int64_t outcome = AQ_OK;
+    uint64_t now;
 
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
@@ -105,6 +110,8 @@ int64_t aq_stream_relay(aq_engine *engine, aq_id id, int32_t fd, aq_stream_resul
             unsigned need = aq_stream_pump(stream, fd, BUDGET, BUDGET);
             if (need == 0)
                 break;
+            if (aq_keepalive_due(&stream->keepalive, stream->result.received) <= (now = aq_now()))
+                need |= aq_stream_look_after(stream, fd, now) ? AQ_NEED_TURN : 0;
             if ((need & AQ_NEED_TURN) == 0)
                 wait_for(stream, fd, need, seen, wake);
         }

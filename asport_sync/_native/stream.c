@@ -64,6 +64,7 @@ aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_cred
     stream->read_want = READ_LEAST;
     stream->began = aq_now();
     stream->can_read = stream->can_write = 1;
+    aq_keepalive_init(&stream->keepalive, setup->keepalive != NULL ? atomic_load(setup->keepalive) : 0);
     aq_pipe_init(&stream->tx, setup->pool, setup->send_window);
     stream->tx.left = AQ_RESERVE_LEFT_BY_READS;
     aq_pipe_init(&stream->rx, setup->pool, setup->receive_window);
@@ -137,9 +138,18 @@ void aq_reset_on_close(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
 }
 
+/* Urgent bytes stay in their place among the others; without it the kernel cuts them out. */
+static void keep_urgent(int fd)
+{
+    int one = 1;
+    setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one));
+}
+
 void aq_stream_begin(aq_stream *stream, int fd)
 {
     aq_reset_on_close(fd);
+    keep_urgent(fd);
+    aq_keepalive_begin(&stream->keepalive, fd);
     stream->waits_since = 0;
     stream->pause = 0;
 }
@@ -305,8 +315,9 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
         }
         *budget = *budget > length ? *budget - length : 0;
         /* Less than there was room for: the socket is empty, and whatever comes, an end too, is announced anew. Not so
-         * once a hang-up was announced, for that comes once. */
-        stream->can_read = length == offered || stream->read_ended || stream->hung_up || stream->rx_lost;
+         * once a hang-up was announced, for that comes once, or urgent data, in front of which reading stops. */
+        stream->can_read =
+            length == offered || stream->read_ended || stream->hung_up || stream->urgent || stream->rx_lost;
         return 1;
     }
     if (got == 0) {
@@ -319,7 +330,9 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
             aq_stream_socket_failed(stream, fd, 0); /* that was announced together with the end, and only once */
         return 1;
     }
-    if (errno == EAGAIN) {
+    if (errno == EAGAIN && stream->gone) {
+        stream->tx_done = 1;
+    } else if (errno == EAGAIN) {
         stream->can_read = 0;
     } else if (errno != EINTR) {
         lose_socket(stream, errno);
@@ -497,6 +510,15 @@ void aq_stream_socket_failed(aq_stream *stream, int fd, int error)
         getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
     if (error != 0 || stream->tx_done)
         lose_socket(stream, error != 0 ? error : ECONNRESET);
+}
+
+int aq_stream_look_after(aq_stream *stream, int fd, uint64_t now)
+{
+    if (aq_keepalive_look(&stream->keepalive, fd, stream->result.received, now) != AQ_PEER_GONE)
+        return 0;
+    lose_socket(stream, ETIMEDOUT); /* as the kernel would say it, later */
+    stream->gone = 1;
+    return 1;
 }
 
 void aq_stream_leave(aq_stream *stream)

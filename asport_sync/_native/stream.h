@@ -14,6 +14,7 @@
 
 #include "aq.h"
 #include "counters.h"
+#include "keepalive.h"
 #include "pipe.h"
 #include "ready.h"
 #include "slab.h"
@@ -124,7 +125,10 @@ typedef struct aq_stream {
     struct aq_stream *rest_next;    /* in that list */
     uint64_t rest_until;            /* when it leaves it */
     struct aq_stream *touched_next; /* in the engine's list of streams whose owners have to hear of something */
-    int attached_fd;                /* -1: not attached */
+    struct aq_stream *look_previous, *look_next; /* streams that the engine relays and whose socket it looks at again */
+    uint64_t look_at;                            /* when */
+    uint8_t looked_after;                        /* in that list */
+    int attached_fd;                             /* -1: not attached */
 
     /* owner of the socket only (a worker, or the engine when attached) */
     _Alignas(64) aq_stream_result result;
@@ -132,7 +136,8 @@ typedef struct aq_stream {
     uint64_t credited;    /* bytes of rx counted into credit->owed */
     uint64_t waits_since; /* aq_now() when something last moved while it has to end; 0: it has not to */
     uint64_t waits_moved; /* what had moved then, see is_patient() */
-    int socket_error;     /* errno: the first that the socket told; 0: none */
+    aq_keepalive keepalive;
+    int socket_error; /* errno: the first that the socket told; 0: none */
     uint8_t can_read, can_write, tx_done, rx_done, hung_up;
     uint8_t rx_lost;    /* the socket takes nothing any more: what comes is dropped */
     uint8_t aborted;    /* nothing is moved any more; the socket is to be reset */
@@ -141,6 +146,8 @@ typedef struct aq_stream {
     uint8_t pause;      /* how long the next one is, see AQ_PAUSE_LEAST */
     uint8_t starved;    /* the last turn found no memory to read into */
     uint8_t read_ended; /* epoll has announced the end of what the peer sends, which it does once */
+    uint8_t gone;       /* the socket's peer is: nothing comes but what the socket has already */
+    uint8_t urgent;     /* epoll has announced urgent data: a read stops in front of it, with more to come */
 
     /* shared */
     aq_pipe tx;                 /* producer: owner, consumer: engine */
@@ -168,6 +175,7 @@ typedef struct {
     aq_counters *counters;
     aq_pool *pool;
     uint64_t send_window, receive_window;
+    const _Atomic uint32_t *keepalive; /* seconds, see aq_keepalive; NULL: none */
 } aq_stream_setup;
 
 /* [any] The name is still to be given (aq_slab_add). NULL: no memory. */
@@ -187,8 +195,10 @@ void aq_stream_signal(aq_stream *stream, unsigned what);
 /* [any] close() will reset the TCP connection. */
 void aq_reset_on_close(int fd);
 
-/* [owner] Before anything else with this socket. Whoever closes it, the kernel when the process is killed too, resets
- * the TCP connection, until the pump has seen both directions end in order. */
+/* [owner] Before anything else with this socket, before it connects if it is dialled here. Whoever closes it, the
+ * kernel when the process is killed too, resets the TCP connection, until the pump has seen both directions end in
+ * order.
+ */
 void aq_stream_begin(aq_stream *stream, int fd);
 
 /* [owner] Moves bytes both ways between the socket and the pipes; in each direction until the system call that uses up
@@ -198,6 +208,10 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_
 /* [owner] The socket reported an error or a hang-up; the pump is to be called after it. error: 0, or what the socket
  * has told once. */
 void aq_stream_socket_failed(aq_stream *stream, int fd, int error);
+
+/* [owner] Looks whether the socket's peer is still there. Returns 1 where it is not: the pump is to be called after it.
+ */
+int aq_stream_look_after(aq_stream *stream, int fd, uint64_t now);
 
 /* [owner] It will not look again. */
 void aq_stream_leave(aq_stream *stream);

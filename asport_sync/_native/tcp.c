@@ -22,6 +22,7 @@
 #define READ_LONG (256U * 1024U)
 #define WRITE_BUDGET (256U * 1024U) /* and to it: what came in a batch of packets is gone before the next one comes */
 #define ACCEPTS_PER_TURN 64         /* then the other sockets have their turn */
+#define LOOKS_PER_TURN 256          /* likewise; a look takes about 2 µs */
 /* A stream that moves so much in so little time is worth a worker's wake-ups: 64 MiB/s. */
 #define BULK_BYTES (16ULL * 1024 * 1024)
 #define BULK_TIME (250 * AQ_NSEC_PER_MSEC)
@@ -37,6 +38,10 @@
 void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result)
 {
     aq_count(&engine->counters, (enum aq_counter)(AQ_C_relays_finished + result->end), 1);
+    /* The kernel names what the network last said of a far end that is gone. */
+    if (result->end == AQ_END_SOCKET_ERROR &&
+        (result->error == ETIMEDOUT || result->error == EHOSTUNREACH || result->error == ENETUNREACH))
+        aq_count(&engine->counters, AQ_C_relays_timed_out, 1);
 }
 
 static void report_end(aq_engine *engine, aq_stream *stream)
@@ -84,6 +89,55 @@ static void end_dialling(aq_engine *engine, aq_stream *stream)
     stream->socket_previous = stream->socket_next = NULL;
 }
 
+/* ---- far ends that may have gone --------------------------------------------------------------------------- */
+
+static void look_no_more(aq_engine *engine, aq_stream *stream)
+{
+    if (!stream->looked_after)
+        return;
+    stream->looked_after = 0;
+    if (stream->look_previous != NULL)
+        stream->look_previous->look_next = stream->look_next;
+    else
+        engine->look_first = stream->look_next;
+    if (stream->look_next != NULL)
+        stream->look_next->look_previous = stream->look_previous;
+    else
+        engine->look_last = stream->look_previous;
+    stream->look_previous = stream->look_next = NULL;
+}
+
+/* Its socket may hold bytes that are not acknowledged. Only such streams are in the list, so those that are idle cost
+ * nothing. */
+static void look_later(aq_engine *engine, aq_stream *stream)
+{
+    if (stream->looked_after || aq_keepalive_due(&stream->keepalive, stream->result.received) == UINT64_MAX)
+        return;
+    stream->looked_after = 1;
+    stream->look_at = engine->now + aq_keepalive_period(&stream->keepalive);
+    stream->look_next = NULL;
+    stream->look_previous = engine->look_last;
+    if (engine->look_last != NULL)
+        engine->look_last->look_next = stream;
+    else
+        engine->look_first = stream;
+    engine->look_last = stream;
+}
+
+void aq_engine_run_looks(aq_engine *engine)
+{
+    /* All streams have the same period, so the first is the next. */
+    for (int i = 0; i < LOOKS_PER_TURN && engine->look_first != NULL && engine->look_first->look_at <= engine->now;
+         i++) {
+        aq_stream *stream = engine->look_first;
+        look_no_more(engine, stream);
+        if (aq_stream_look_after(stream, stream->attached_fd, engine->now))
+            aq_engine_touch_stream(engine, stream);
+        else
+            look_later(engine, stream);
+    }
+}
+
 /* ---- relaying ------------------------------------------------------------------------------------------------ */
 
 /* Accepted sockets that the engine serves, of one connection, the newest first. */
@@ -114,6 +168,7 @@ static void leave_sockets(aq_stream *stream)
  */
 static void give_up(aq_engine *engine, aq_stream *stream, int fd, int error)
 {
+    look_no_more(engine, stream);
     aq_fd_close(fd);
     stream->result.end = AQ_END_SOCKET_ERROR;
     stream->result.error = error;
@@ -124,7 +179,7 @@ static void give_up(aq_engine *engine, aq_stream *stream, int fd, int error)
 
 static int watch(aq_engine *engine, const aq_stream *stream, int fd)
 {
-    struct epoll_event interest = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+    struct epoll_event interest = {.events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                                    .data.u64 = (uint64_t)stream->id};
     return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, fd, &interest);
 }
@@ -165,6 +220,7 @@ static void hand_to_worker(aq_engine *engine, aq_stream *stream)
                       .code = engine->now - stream->began,
                       .value = (uint64_t)aq_fd_release(stream->attached_fd)};
     atomic_fetch_sub(&engine->workers_free, 1);
+    look_no_more(engine, stream);
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, stream->attached_fd, NULL);
     stream->attached_fd = -1;
     leave_sockets(stream);
@@ -188,11 +244,13 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
     if (need & AQ_NEED_PAUSE)
         aq_engine_rest_stream(engine, stream);
     if (need != 0) {
+        look_later(engine, stream);
         if (wants_worker(engine, stream))
             hand_to_worker(engine, stream);
         return;
     }
     end_dialling(engine, stream);
+    look_no_more(engine, stream);
     aq_fd_close(stream->attached_fd); /* leaves epoll by itself */
     stream->attached_fd = -1;
     leave_sockets(stream);
@@ -218,6 +276,7 @@ static void leave_to_python(aq_engine *engine, aq_stream *stream)
                       .stream = stream->id,
                       .length = stream->header_length};
     end_dialling(engine, stream);
+    look_no_more(engine, stream);
     if (stream->attached_fd >= 0)
         aq_fd_close(stream->attached_fd);
     stream->attached_fd = -1;
@@ -304,8 +363,10 @@ void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events)
     if (stream == NULL)
         return;
     if (stream->attached_fd >= 0 && (!stream->dialling || dialled(engine, stream, events, &error))) {
-        if (events & (EPOLLIN | EPOLLRDHUP))
+        if (events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP))
             stream->can_read = 1;
+        if (events & EPOLLPRI)
+            stream->urgent = 1;
         if (events & EPOLLRDHUP)
             stream->read_ended = 1;
         if (events & EPOLLOUT)

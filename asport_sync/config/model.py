@@ -84,6 +84,7 @@ def _integer(low: int, high: int, unit: str = "") -> Mapping[str, Key]:
 
 _BOOLEAN = scalar(values.boolean)
 _DURATION = key(lambda item: values.duration(item.value, bare_seconds=item.source.path is None))
+_KEEPALIVE = key(lambda item: values.keepalive(item.value, bare_seconds=item.source.path is None))
 _DIALECT = _choice(values.DIALECTS)
 _NETWORK = scalar(values.networks)
 _PATH = key(lambda item: values.file_path(item.value, item.source.directory))
@@ -181,6 +182,8 @@ class CommonConfig:
         log_level: Default "warn".
         max_workers: Streams that a blocking worker thread relays because they move much; all others are the engine's.
             Default: none on up to two processors, else one for each.
+        tcp_keepalive: Seconds of silence after which the far end of a TCP connection is probed, on public and local
+            sockets, 60 s; 0: never. One that answers nothing for twice that time has gone.
         keylog: File for TLS secrets in the NSS key log format, for debugging; None: the environment decides.
         max_udp_payload: Bytes of the largest UDP payload that carries QUIC, 1200 to 65527; default: what interface and
             path take, up to 32 KiB.
@@ -198,6 +201,7 @@ class CommonConfig:
     )
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
     max_workers: int = field(default_factory=values.spare_workers, metadata=_integer(0, _MOST_WORKERS))
+    tcp_keepalive: float = field(default=60.0, metadata=_KEEPALIVE)
     keylog: Path | None = field(default=None, metadata=_PATH)
     # 1200: RFC 9000, section 14. 1452: an Ethernet frame less the IPv6 and UDP headers.
     max_udp_payload: int = field(default=65527, metadata=_integer(1200, 65527, "bytes"))

@@ -89,6 +89,10 @@ SHORTEST_DURATION: Final = 0.001
 LONGEST_DURATION: Final = 100 * 365.25 * 86400
 """Seconds. Well below what locks and the engine can count (292 years in nanoseconds)."""
 
+SHORTEST_KEEPALIVE: Final = 1.0
+LONGEST_KEEPALIVE: Final = 9 * 3600.0
+"""Seconds: in round numbers what Linux takes, whole seconds up to 32,767."""
+
 LARGEST_UDP_PAYLOAD: Final = 65507
 """Bytes: 65,535 less the IPv4 and UDP headers (RFC 768)."""
 
@@ -424,6 +428,16 @@ def duration(value: object, *, bare_seconds: bool = False) -> float:
         raise BadValue(f"{example}, not {shown(value)}")
     if not SHORTEST_DURATION <= seconds <= LONGEST_DURATION:  # also False for a number that isn't one
         raise BadValue(f"expected a duration from 1ms to 100years, not {shown(value)}")
+    return seconds
+
+
+def keepalive(value: object, *, bare_seconds: bool = False) -> float:
+    """Returns the seconds of silence until a TCP peer is probed; 0.0 for "off", false or 0, also as text: never."""
+    if value is False or value == 0 or (isinstance(value, str) and value.lower() in ("off", "no", "false", "0", "0s")):
+        return 0.0
+    seconds = duration(value, bare_seconds=bare_seconds)
+    if not SHORTEST_KEEPALIVE <= seconds <= LONGEST_KEEPALIVE:
+        raise BadValue(f'expected "off", or a duration from 1s to 9h, not {shown(value)}')
     return seconds
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from asport_sync.errors import EngineClosed, EngineError, LifecycleError
 
-from .binding import SocketAddress, error_number, error_of, ffi, lib, to_address
+from .binding import SocketAddress, error_number, error_of, ffi, lib, nanoseconds, to_address
 from .events import Event, event_of
 from .handles import Connection, Credentials, Endpoint
 from .values import Transport, fill_transport
@@ -118,6 +118,10 @@ class Engine:
     def report_streams(self, most: int) -> None:
         """StreamEnded follows for attached streams, for so many a second; at first for none. All ends are counted."""
         self.call(lib.aq_streams_report, most)
+
+    def keep_streams_alive(self, idle: float) -> None:
+        """Sockets of streams that begin from now on are probed after so many seconds of silence; 0: never."""
+        self.call(lib.aq_streams_keepalive, nanoseconds(idle))
 
     def share_streams(self, workers: int) -> None:
         """So many more workers are free to relay attached streams that move much; StreamBulk hands one over to each."""

@@ -146,12 +146,22 @@ def listen_tcp(host: str, port: int, *, only_v6: bool | None = None, backlog: in
     sock = _bound(socket.SOCK_STREAM, host, port, only_v6)
     try:
         sock.setblocking(False)
+        _keep_urgent(sock)
         # Two sockets with SO_REUSEADDR may both be bound; it is listen() that tells whose the port is.
         sock.listen(backlog)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _keep_urgent(sock: socket.socket) -> None:
+    """Urgent bytes (MSG_OOB) stay in their place among the others; without it the kernel cuts them out.
+
+    Set before the socket connects or listens, and inherited by what it accepts: of two urgent bytes that come before
+    anybody has the connection the first would be lost.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) -> socket.socket:
@@ -220,6 +230,7 @@ def dial_tcp(
             sock = kept_from_children(socket.socket(family_of(address[0]), socket.SOCK_STREAM))
             # A relay passes on what it gets; holding small pieces back would add to their delay.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _keep_urgent(sock)
             # Whatever closes it before a relay has seen it end in order, the end of this process too, is a reset.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             _connect(sock, address, timeout, stop)

@@ -131,7 +131,7 @@ class ClientRun(Run):
         backoff: Backoff | None = None,
         asleep: Callable[[], float] = asleep_since_boot,
     ) -> None:
-        super().__init__(engine, config.max_workers, _log)
+        super().__init__(engine, config.max_workers, config.tcp_keepalive, _log)
         self._config = config
         self._began = time.monotonic()
         self._mode = ForwardMode(

@@ -46,6 +46,7 @@ class Run(abc.ABC):
     Args:
         engine: Not started; belongs to this object from now on.
         max_workers: Streams relayed by worker threads at the same time; with 0 the pump reads no sockets either.
+        tcp_keepalive: Seconds of silence after which the far end of a TCP connection is probed; 0: never.
         log: The subclass's.
         clock: Monotonic time in seconds, of the timers.
 
@@ -55,7 +56,12 @@ class Run(abc.ABC):
     """
 
     def __init__(
-        self, engine: Engine, max_workers: int, log: logging.Logger, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        max_workers: int,
+        tcp_keepalive: float,
+        log: logging.Logger,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
         self.log = log
@@ -65,6 +71,7 @@ class Run(abc.ABC):
         self.workers = WorkerPool(max_workers + _DIALLERS)
         self.relays = Relays(engine, self.workers, max_workers, self.counters, log, self.place)
         self._shares_udp = max_workers > 0
+        self._tcp_keepalive = tcp_keepalive
         self.pump = SelectorThread("asport-pump")
         self.report: Callable[[str], object] = lambda text: None
         self.timers = Timers(clock)
@@ -102,6 +109,7 @@ class Run(abc.ABC):
         """
         try:
             self.engine.start()
+            self.engine.keep_streams_alive(self._tcp_keepalive)
             self.relays.begin()
             self.engine.share_udp(self._shares_udp)
             self.pump.start()

@@ -140,7 +140,7 @@ class ServerRun(Run):
     """
 
     def __init__(self, config: ServerConfig, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(engine, config.max_workers, _log, clock)
+        super().__init__(engine, config.max_workers, config.tcp_keepalive, _log, clock)
         self._config = config
         self._users = users_of(config)
         self._authenticator = Authenticator(self._users)

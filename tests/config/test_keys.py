@@ -73,6 +73,16 @@ COMMON = {
     "receive_memory": Row(memory_to_receive(), [(2**26, 2**26), (2**40, 2**40)], [2**26 - 1, 0, -1, "1GiB", []]),
     "log_level": Row("warn", [("off", "off"), ("DEBUG", "debug"), ("trace", "trace")], ["verbose", 3, True]),
     "max_workers": Row(spare_workers(), [(0, 0), (1000, 1000)], [-1, 65536, "many"]),
+    "tcp_keepalive": Row(
+        60.0,
+        [
+            ("1s", 1.0),
+            ("1500ms", 1.5),
+            ("9h", 32400.0),
+            *((off, 0.0) for off in ("off", "Off", "no", "0", "0s", False, 0)),
+        ],
+        ["999ms", "32401s", True, "on", "60", 60, -1, "", [], {}],
+    ),
     "keylog": Row(None, [("/tmp/keys", Path("/tmp/keys"))], ["", 1.5, []]),
     "max_udp_payload": Row(65527, [(1200, 1200), (65527, 65527)], [1199, 65528, "x"]),
 }

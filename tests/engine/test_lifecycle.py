@@ -127,6 +127,7 @@ def test_everything_after_close_raises(certificate: Certificate) -> None:
             lambda: Connection(engine, 1).dial(("127.0.0.1", 9)),
             lambda: engine.report_streams(100),
             lambda: engine.share_streams(1),
+            lambda: engine.keep_streams_alive(60.0),
             lambda: engine.share_udp(True),
             lambda: client_credentials(engine, certificate),
             lambda: engine.connect(sock, credentials, Transport(), remote=("127.0.0.1", 9), server_name="localhost"),

@@ -58,7 +58,7 @@ static inline unsigned pump(aq_stream *stream, int fd, uint64_t budget)
 
 static inline aq_stream *new_stream(uint64_t send_window, uint64_t receive_window)
 {
-    const aq_stream_setup setup = {&table, &ready, &counters, &pool, send_window, receive_window};
+    const aq_stream_setup setup = {&table, &ready, &counters, &pool, send_window, receive_window, NULL};
     aq_stream *stream = aq_stream_new(&setup, CONNECTION, credit);
 
     CHECK(stream != NULL);

@@ -60,7 +60,7 @@ class NativeTest:
 
 
 FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c")
-STREAM = ("stream.c", "pipe.c", "budget.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
+STREAM = ("stream.c", "keepalive.c", "pipe.c", "budget.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
 
 ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
 # What setup.py tells the compiler.

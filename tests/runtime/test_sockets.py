@@ -9,6 +9,7 @@ import pytest
 from asport_sync.runtime import sockets
 from asport_sync.runtime.threads import StopSignal
 from tests.support.ports import free_port
+from tests.support.traffic import receive_exactly
 
 HOST = "127.0.0.1"
 
@@ -94,6 +95,26 @@ def test_two_listeners_on_one_port_are_refused() -> None:
         pytest.raises(OSError, match="in use"),
     ):
         sockets.listen_tcp(*sockets.local_address(listener))
+
+
+def test_urgent_bytes_stay_among_the_others() -> None:
+    """Also where they come before the connection is accepted."""
+    said = [b"a", b"b", b"c", b"d"]
+    stop = StopSignal()
+    with sockets.listen_tcp(HOST, 0) as listener:
+        user, _ = sockets.dial_tcp([sockets.local_address(listener)], 5, stop)
+        for piece in said:
+            user.send(piece, socket.MSG_OOB)
+        listener.setblocking(True)
+        listener.settimeout(10)
+        accepted, _ = listener.accept()
+        accepted.settimeout(10)
+        with user, accepted:
+            assert receive_exactly(accepted, len(said)) == b"".join(said)
+            for piece in said:
+                accepted.send(piece, socket.MSG_OOB)
+            assert receive_exactly(user, len(said)) == b"".join(said)
+    stop.close()
 
 
 def test_two_udp_sockets_on_one_port_are_refused() -> None:

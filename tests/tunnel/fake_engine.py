@@ -295,6 +295,7 @@ class FakeEngine:
         self.started = 0
         self.closed = 0
         self.reports_streams: int | None = None
+        self.keepalive: float | None = None
         self.shared: list[int] = []  # workers, as they were offered
         self.shares_udp: bool | None = None
         self.listening: list[dict[str, Any]] = []
@@ -316,6 +317,9 @@ class FakeEngine:
 
     def report_streams(self, most: int) -> None:
         self.reports_streams = most
+
+    def keep_streams_alive(self, idle: float) -> None:
+        self.keepalive = idle
 
     def share_streams(self, workers: int) -> None:
         if self._stopped:

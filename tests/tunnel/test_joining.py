@@ -420,6 +420,14 @@ def test_without_workers_nothing_is_shared() -> None:
         assert scene.engine.shares_udp is False
 
 
+@pytest.mark.parametrize(
+    ("given", "seconds"), [({}, 60.0), ({"tcp_keepalive": 2.5}, 2.5), ({"tcp_keepalive": "off"}, 0.0)]
+)
+def test_how_long_silent_tcp_connections_are_left_alone(given: dict[str, Any], seconds: float) -> None:
+    with scene_of(**given) as scene:
+        assert scene.engine.keepalive == seconds
+
+
 def test_the_end_of_a_stream_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "asport_sync"), scene_of() as scene:
         connection = scene.ready()

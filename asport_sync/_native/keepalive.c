@@ -1,0 +1,103 @@
+#include "keepalive.h"
+
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+/* In the time after which a silent far end has gone. So there are two looks between which it is silent, if it is, and a
+ * repetition or a window probe, if there is an answer to one. */
+#define LOOKS 4
+/* Nanoseconds. The kernel's clock for the last acknowledgement is as coarse as its ticks, 10 ms at the most; what came
+ * so close to a look may have been seen by it. */
+#define COARSE (20 * AQ_NSEC_PER_MSEC)
+
+void aq_keepalive_init(aq_keepalive *keepalive, uint32_t idle)
+{
+    *keepalive = (aq_keepalive){.idle = idle, .looked = aq_now(), .written = UINT64_MAX};
+}
+
+/* Seconds between two probes. */
+static uint32_t interval(const aq_keepalive *keepalive)
+{
+    return keepalive->idle > AQ_KEEPALIVE_PROBES ? keepalive->idle / AQ_KEEPALIVE_PROBES : 1;
+}
+
+/* Nanoseconds of silence after which the far end has gone: the answer to the last probe is waited for, too. */
+static uint64_t patience(const aq_keepalive *keepalive)
+{
+    return (keepalive->idle + AQ_KEEPALIVE_PROBES * interval(keepalive)) * AQ_NSEC_PER_SEC;
+}
+
+static void set(int fd, int level, int option, uint32_t value)
+{
+    int number = (int)value;
+    /* Where a kernel refuses one, the connection is as it would be without. */
+    setsockopt(fd, level, option, &number, sizeof(number));
+}
+
+void aq_keepalive_begin(const aq_keepalive *keepalive, int fd)
+{
+    if (keepalive->idle == 0)
+        return;
+    set(fd, IPPROTO_TCP, TCP_KEEPIDLE, keepalive->idle);
+    set(fd, IPPROTO_TCP, TCP_KEEPINTVL, interval(keepalive));
+    set(fd, IPPROTO_TCP, TCP_KEEPCNT, AQ_KEEPALIVE_PROBES);
+    set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+}
+
+uint64_t aq_keepalive_period(const aq_keepalive *keepalive)
+{
+    return patience(keepalive) / LOOKS;
+}
+
+uint64_t aq_keepalive_due(const aq_keepalive *keepalive, uint64_t written)
+{
+    if (keepalive->idle == 0 || (!keepalive->waits && written == keepalive->written))
+        return UINT64_MAX;
+    return keepalive->looked + aq_keepalive_period(keepalive);
+}
+
+/* Nanoseconds since the far end last acknowledged anything, be it what it had acknowledged before. */
+static uint64_t silence(int fd)
+{
+    struct tcp_info info;
+    socklen_t length = sizeof(info);
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0)
+        return 0;
+    return info.tcpi_last_ack_recv * AQ_NSEC_PER_MSEC;
+}
+
+static int is_gone(aq_keepalive *keepalive, int fd, uint64_t now)
+{
+    uint64_t silent = silence(fd), most = patience(keepalive);
+    if (silent + COARSE < now - keepalive->looked)
+        keepalive->takes_nothing = 1;
+    if (keepalive->takes_nothing && most < AQ_KEEPALIVE_LENIENCE)
+        most = AQ_KEEPALIVE_LENIENCE;
+    /* The bytes may have waited for a period when a look first found them. */
+    return silent >= most && now - keepalive->since + aq_keepalive_period(keepalive) >= most;
+}
+
+enum aq_keepalive_state aq_keepalive_look(aq_keepalive *keepalive, int fd, uint64_t written, uint64_t now)
+{
+    uint64_t acknowledged;
+    int queued = 0, gone = 0;
+    if (ioctl(fd, SIOCOUTQ, &queued) != 0 || queued < 0)
+        queued = 0;
+    acknowledged = written - (uint64_t)queued; /* compared only: bytes written by others before make no difference */
+    if (!keepalive->waits || acknowledged != keepalive->acknowledged) {
+        keepalive->since = now;
+        keepalive->takes_nothing = 0;
+    } else if (queued > 0) {
+        gone = is_gone(keepalive, fd, now);
+    }
+    keepalive->looked = now;
+    keepalive->written = written;
+    keepalive->acknowledged = acknowledged;
+    keepalive->waits = queued > 0;
+    if (gone)
+        return AQ_PEER_GONE;
+    return queued > 0 ? AQ_PEER_IS_WAITED_FOR : AQ_PEER_TOOK_ALL;
+}
