@@ -325,9 +325,9 @@ int64_t aq_streams_report(aq_engine *engine, uint32_t most);
  */
 int64_t aq_receive_memory(aq_engine *engine, uint64_t bytes);
 
-/* [any] TCP sockets of streams that begin from now on are probed after `idle` without a word from their far end, rounded
- * up to seconds and at most 32,767 of them, and given up after about twice that time without an answer; 0, the default:
- * never. */
+/* [any] TCP sockets of streams that begin from now on are probed after `idle` without a word from their far end,
+ * rounded up to seconds and at most 32,767 of them, and given up after about twice that time without an answer; 0, the
+ * default: never. */
 int64_t aq_streams_keepalive(aq_engine *engine, uint64_t idle);
 
 /* [any] So many more workers are free to relay attached streams that turn out to move much: for each,
