@@ -526,6 +526,7 @@ static void do_udp(aq_engine *engine)
     case 11:
         aq_udp_share(engine, what & 128);
         aq_streams_share(engine, what / 16 % 4);
+        aq_streams_keepalive(engine, what / 16 % 3 * AQ_NSEC_PER_SEC);
         peer = address();
         aq_flows_refuse(engine, pick(AQ_KIND_CONNECTION), what & 64 ? &peer : NULL, (uint64_t)what * AQ_NSEC_PER_MSEC);
         aq_streams_report(engine, what & 64);
