@@ -585,7 +585,7 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
 int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp)
 {
     aq_engine_command command = {.kind = AQ_DO_ADMIT, .id = connection, .a = carrier, .b = udp != 0};
-    if (carrier > AQ_CARRIER_STREAM)
+    if (carrier > AQ_CARRIER_UNKNOWN)
         return AQ_ERR_INVALID;
     return tell_connection(engine, &command);
 }

@@ -41,15 +41,17 @@ typedef struct {
 
 enum aq_congestion { AQ_CONGESTION_CUBIC = 0, AQ_CONGESTION_RENO = 1, AQ_CONGESTION_BBR = 2 };
 
-/* How UDP packets travel towards the peer. */
-enum aq_carrier { AQ_CARRIER_DATAGRAM = 0, AQ_CARRIER_STREAM = 1 };
+/* How UDP packets travel towards the peer. UNKNOWN only in aq_connection_admit(): the peer is asked which it takes, and
+ * Packets wait until that is known. */
+enum aq_carrier { AQ_CARRIER_DATAGRAM = 0, AQ_CARRIER_STREAM = 1, AQ_CARRIER_UNKNOWN = 2 };
 
 enum aq_event_type {
     AQ_EVENT_CONNECTED =
         1,                /* handshake complete; peer, data = ALPN protocol; on a server this is the first word of it */
     AQ_EVENT_CLOSED = 2,  /* last word of a connection; code = aq_close_cause, value = error code, data = reason text */
-    AQ_EVENT_COMMAND = 3, /* a whole command without payload; data = its bytes, value = aq_carrier. A server
-                           only counts Heartbeats in DATAGRAMs */
+    AQ_EVENT_COMMAND = 3, /* a whole command without payload; data = its bytes, and behind a ClientHello the next byte
+                           of its stream where there is one; value = aq_carrier. A server only counts Heartbeats in
+                           DATAGRAMs */
     AQ_EVENT_VIOLATION =
         4,               /* the peer broke the framing rules; data = what was wrong, as text; its bytes were dropped */
     AQ_EVENT_STREAM = 5, /* the peer opened a bidirectional stream; data = its complete Connect command */
@@ -291,7 +293,8 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
 
 /* [any] After authentication: grants max_streams_uni, lets Packets in, and sets the carrier of outgoing Packets. Before
  * it a client may hold open four unidirectional streams and its Packets are dropped; a server is trusted from the
- * start, for it was verified. udp = 0: Packets stay out. */
+ * start, for it was verified. AQ_CARRIER_UNKNOWN is for servers: a client that takes DATAGRAMs alone is told from one
+ * that takes streams alone by its answer to a Packet without an end. udp = 0: Packets stay out. */
 int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp);
 
 /* [any] Asks the peer for a sign of life; AQ_EVENT_PROBED follows within `timeout`. Where a full congestion window

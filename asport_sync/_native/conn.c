@@ -554,6 +554,7 @@ void aq_conn_timers(aq_conn *conn, uint64_t now)
         conn->assembler_expiry = aq_assembler_expire(conn->assembler, now);
         aq_conn_count_incomplete(conn);
     }
+    aq_conn_carrier_timer(conn, now);
     if (conn->probe_deadline != UINT64_MAX)
         answer_probe(conn, now);
     if (silence_expiry(conn, now) <= now)
@@ -583,6 +584,7 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
         expiry = now + BLOCKED_PAUSE;
     sooner(&expiry, conn->heartbeat_at);
     sooner(&expiry, conn->assembler_expiry);
+    sooner(&expiry, conn->question_deadline);
     sooner(&expiry, silence_expiry(conn, now));
     if (conn->probe_deadline != UINT64_MAX)
         sooner(&expiry, conn->last_received > conn->probe_from ? now : conn->probe_deadline);
@@ -611,6 +613,11 @@ int64_t aq_conn_set_heartbeat(aq_conn *conn, const uint8_t *data, size_t length,
 
 int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp)
 {
+    if (carrier == AQ_CARRIER_UNKNOWN) {
+        int64_t result = aq_conn_ask_carrier(conn);
+        if (result != AQ_OK)
+            return result;
+    }
     conn->carrier = carrier;
     conn->udp_allowed = udp;
     if (conn->is_server && !conn->admitted) {

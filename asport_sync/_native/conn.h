@@ -130,6 +130,12 @@ typedef struct aq_conn {
     struct aq_source *source;         /* where it is counted too, once its address is validated */
     uint32_t events_before_admission; /* up to AQ_EVENTS_BEFORE_ADMISSION */
     enum aq_carrier carrier;
+    /* A server that was not told the carrier, all [engine]: the Packet without an end that asks the client; NULL: there
+     * is none. When no answer is taken for one; UINT64_MAX: not before the question is acknowledged, or never. Whether
+     * the carrier is a guess, which the client's first Packet corrects. */
+    struct aq_outgoing *question;
+    uint64_t question_deadline;
+    int carrier_guessed;
     aq_transport_options options;
     uint16_t probes[8]; /* path MTU discovery tries these payload sizes; pointed to by ngtcp2 */
 
@@ -331,7 +337,13 @@ void aq_conn_return_credit(aq_conn *conn);
 size_t aq_conn_datagram_limit(aq_conn *conn); /* largest DATAGRAM payload now; 0: the peer takes none */
 void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier);
 void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length);
-void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier);
+/* `behind`: a byte that belongs to the command although the format says that it is over; NULL: there is none. */
+void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier,
+                             const uint8_t *behind);
+int64_t aq_conn_ask_carrier(aq_conn *conn);
+void aq_conn_carrier_asked(aq_conn *conn, const aq_outgoing *outgoing);   /* this much of what was sent has arrived */
+void aq_conn_carrier_refused(aq_conn *conn, const aq_outgoing *outgoing); /* the peer has stopped this stream */
+void aq_conn_carrier_timer(aq_conn *conn, uint64_t now);
 void aq_conn_packets_to_streams(aq_conn *conn); /* quic mode: waiting UDP packets become unidirectional streams */
 void aq_conn_trim_datagrams(aq_conn *conn);
 void aq_conn_rewind_datagrams(aq_conn *conn); /* where none is waiting */

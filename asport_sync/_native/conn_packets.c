@@ -22,6 +22,16 @@
 #define INCOMPLETE_BYTES (4U * 1024U * 1024U)
 /* Frame type, and two bytes of length, of a DATAGRAM frame; RFC 9221 section 4. */
 #define DATAGRAM_FRAME_OVERHEAD 3
+/* The association of the Packet that asks for the carrier; servers of ours give it to nobody. */
+#define QUESTION_ASSOCIATION 0
+/* A client that wants no Packets on streams stops the one that asks as soon as it reads it: within a millisecond of its
+ * acknowledgement, where its machine is not busy. Nanoseconds and round trips that it gets for that, which also cover
+ * that the answer, or the ServerHello before, is lost on the way. */
+#define ANSWER_TIME AQ_NSEC_PER_SEC
+#define ANSWER_ROUND_TRIPS 4
+/* The most of it. Nanoseconds; clients give up a command that is not complete after 3 s, which must not be taken for
+ * an answer. */
+#define ANSWER_TIME_MOST (5 * AQ_NSEC_PER_SEC / 2)
 
 /* ---- commands ------------------------------------------------------------------------------------------------ */
 
@@ -83,6 +93,8 @@ void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing)
         conn->outgoing = outgoing->next;
     if (outgoing->next != NULL)
         outgoing->next->previous = outgoing->previous;
+    if (conn->question == outgoing)
+        conn->question = NULL;
     conn->outgoing_bytes -= OUTGOING_COST + outgoing->length;
     conn->commands_unacknowledged -= outgoing->is_command ? 1U : 0U;
     aq_conn_give_back(conn, outgoing);
@@ -118,7 +130,8 @@ void aq_conn_violation(aq_conn *conn, const char *problem)
     aq_conn_post(conn, &event);
 }
 
-void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier)
+void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier,
+                             const uint8_t *behind)
 {
     aq_event event = {.type = AQ_EVENT_COMMAND, .length = (uint32_t)length, .value = (uint64_t)carrier};
     aq_count(conn->host->counters, AQ_C_commands_received, 1);
@@ -127,6 +140,8 @@ void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, 
     if (conn->is_server && data[1] == AQ_COMMAND_HEARTBEAT && carrier == AQ_CARRIER_DATAGRAM)
         return;
     memcpy(event.data, data, length);
+    if (behind != NULL)
+        event.data[event.length++] = *behind;
     aq_conn_post(conn, &event);
 }
 
@@ -138,10 +153,73 @@ void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length)
         if (data[1] == AQ_COMMAND_PACKET)
             aq_conn_receive_packet(conn, data, length, AQ_CARRIER_DATAGRAM);
         else
-            aq_conn_receive_command(conn, data, (size_t)header, AQ_CARRIER_DATAGRAM);
+            aq_conn_receive_command(conn, data, (size_t)header, AQ_CARRIER_DATAGRAM, NULL);
     } else {
         aq_conn_violation(conn, header < 0 ? problem : "a DATAGRAM that ends inside its command");
     }
+}
+
+/* ---- which carrier the peer takes ---------------------------------------------------------------------------- */
+
+/* A client that wants its Packets in DATAGRAMs drops one that comes on a stream when it has read the header, and stops
+ * the stream. One that wants them on streams waits for the payload. So a header without the payload tells them apart,
+ * and nothing has reached anybody's service when the stream is reset. */
+
+int64_t aq_conn_ask_carrier(aq_conn *conn)
+{
+    static const aq_address nowhere = {.family = 4};
+    uint8_t header[AQ_PACKET_HEADER_MAX];
+    size_t length = aq_packet_encode(header, QUESTION_ASSOCIATION, 0, 1, 0, 1, &nowhere);
+    if (conn->quic == NULL)
+        return AQ_ERR_GONE;
+    if (conn->question != NULL)
+        return AQ_OK;
+    conn->question = aq_conn_new_outgoing(conn, length, 0);
+    if (conn->question == NULL)
+        return AQ_ERR_MEMORY;
+    memcpy(conn->question->data, header, length);
+    conn->question->unfinished = 1;
+    conn->question_deadline = UINT64_MAX;
+    conn->carrier_guessed = 1;
+    aq_count(conn->host->counters, AQ_C_carrier_asked, 1);
+    return AQ_OK;
+}
+
+void aq_conn_carrier_asked(aq_conn *conn, const aq_outgoing *outgoing)
+{
+    ngtcp2_conn_info info;
+    uint64_t time;
+    if (outgoing != conn->question || conn->carrier != AQ_CARRIER_UNKNOWN || conn->question_deadline != UINT64_MAX)
+        return;
+    ngtcp2_conn_get_conn_info(conn->quic, &info);
+    time = ANSWER_TIME + ANSWER_ROUND_TRIPS * info.smoothed_rtt;
+    conn->question_deadline = conn->now + (time < ANSWER_TIME_MOST ? time : ANSWER_TIME_MOST);
+}
+
+void aq_conn_carrier_refused(aq_conn *conn, const aq_outgoing *outgoing)
+{
+    if (outgoing != conn->question || conn->carrier != AQ_CARRIER_UNKNOWN)
+        return;
+    conn->carrier = AQ_CARRIER_DATAGRAM;
+    conn->carrier_guessed = 0;
+    conn->question_deadline = UINT64_MAX;
+    aq_count(conn->host->counters, AQ_C_carrier_told_datagram, 1);
+    conn->host->touch(conn->host->engine, conn);
+}
+
+void aq_conn_carrier_timer(aq_conn *conn, uint64_t now)
+{
+    if (conn->question_deadline > now)
+        return;
+    conn->question_deadline = UINT64_MAX;
+    if (conn->carrier == AQ_CARRIER_UNKNOWN) {
+        conn->carrier = AQ_CARRIER_STREAM;
+        aq_count(conn->host->counters, AQ_C_carrier_taken_stream, 1);
+    }
+    if (conn->question != NULL && conn->question->quic_id < 0)
+        aq_conn_free_outgoing(conn, conn->question);
+    else if (conn->question != NULL)
+        ngtcp2_conn_shutdown_stream_write(conn->quic, 0, conn->question->quic_id, 0);
 }
 
 /* ---- UDP packets from the peer ------------------------------------------------------------------------------- */
@@ -315,7 +393,6 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
     aq_packet_header header;
     aq_assembled packet;
     aq_flow *flow;
-    AQ_UNUSED(carrier);
 
     if (aq_packet_decode(data, length, &header, &problem) != 1) {
         aq_conn_violation(conn, problem[0] != '\0' ? problem : "a DATAGRAM that ends inside its Packet header");
@@ -339,6 +416,12 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
             aq_count(conn->host->counters, AQ_C_packet_drop_unknown_association, 1);
             return;
         }
+    }
+    if (conn->carrier_guessed && conn->is_server) {
+        conn->carrier = carrier; /* a client sends as it wants to be sent */
+        conn->carrier_guessed = 0;
+        if (conn->question != NULL)
+            conn->question_deadline = conn->now;
     }
     if (!assemble(conn, &header, data + header.header, &packet))
         return;

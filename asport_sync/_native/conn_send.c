@@ -103,6 +103,7 @@ static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *er
     while (conn->out_first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
         aq_outgoing *outgoing = conn->out_first;
         ngtcp2_vec vector = {.base = outgoing->data + outgoing->sent, .len = outgoing->length - outgoing->sent};
+        uint32_t fin = outgoing->unfinished ? 0 : NGTCP2_WRITE_STREAM_FLAG_FIN;
         ngtcp2_ssize taken = -1, result;
         if (outgoing->quic_id < 0) {
             if (ngtcp2_conn_get_streams_uni_left(conn->quic) == 0)
@@ -113,12 +114,12 @@ static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *er
             }
         }
         result = ngtcp2_conn_writev_stream(conn->quic, target->path, target->info, target->out, target->room, &taken,
-                                           NGTCP2_WRITE_STREAM_FLAG_MORE | NGTCP2_WRITE_STREAM_FLAG_FIN,
-                                           outgoing->quic_id, &vector, 1, target->now);
+                                           NGTCP2_WRITE_STREAM_FLAG_MORE | fin, outgoing->quic_id, &vector, 1,
+                                           target->now);
         if (taken >= 0 && (result == NGTCP2_ERR_WRITE_MORE || result > 0)) {
             outgoing->sent += (size_t)taken;
             if (outgoing->sent == outgoing->length) {
-                outgoing->fin_sent = 1;
+                outgoing->fin_sent = !outgoing->unfinished;
                 aq_conn_unqueue_outgoing(conn, outgoing);
             }
         }
@@ -354,9 +355,10 @@ int aq_conn_write(aq_conn *conn, uint64_t now)
     conn->now = now;
     if (ngtcp2_conn_get_handshake_completed(conn->quic)) {
         aq_conn_open_waiting(conn);
-        if (conn->carrier == AQ_CARRIER_STREAM && atomic_load(&conn->flows->has_queue)) {
+        if (conn->carrier != AQ_CARRIER_DATAGRAM && atomic_load(&conn->flows->has_queue)) {
             aq_conn_trim_datagrams(conn);
-            aq_conn_packets_to_streams(conn);
+            if (conn->carrier == AQ_CARRIER_STREAM)
+                aq_conn_packets_to_streams(conn);
         }
     }
     ngtcp2_path_storage_zero(&first);

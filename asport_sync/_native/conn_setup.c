@@ -341,7 +341,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->now = conn->handshake_at = conn->last_received = setup->now;
     conn->heap_index = UINT32_MAX;
     conn->heartbeat_at = conn->linger_until = conn->keep_until = UINT64_MAX;
-    conn->probe_deadline = conn->assembler_expiry = UINT64_MAX;
+    conn->probe_deadline = conn->assembler_expiry = conn->question_deadline = UINT64_MAX;
     conn->gso = conn->options.gso;
     conn->stream_quantum = AQ_STREAM_TURN * NGTCP2_MAX_UDP_PAYLOAD_SIZE;
     conn->keep_alive = conn->options.keep_alive > 0 ? conn->options.keep_alive : UINT64_MAX;

@@ -589,11 +589,14 @@ static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uin
             return;
         }
     } else if (outcome == 1) {
-        aq_count(conn->host->counters, AQ_C_command_bytes_ignored, length - used);
+        /* Behind its ClientHello a client may say how its mode byte is meant. It does so in one STREAM frame; where it
+         * comes in pieces all the same, the byte goes unheard. */
+        const uint8_t *behind = command[1] == AQ_COMMAND_CLIENT_HELLO && length > used ? data + used : NULL;
+        aq_count(conn->host->counters, AQ_C_command_bytes_ignored, length - used - (behind != NULL ? 1U : 0U));
         if (command[1] == AQ_COMMAND_PACKET)
             aq_conn_receive_packet(conn, command, command_length, AQ_CARRIER_STREAM);
         else
-            aq_conn_receive_command(conn, command, command_length, AQ_CARRIER_STREAM);
+            aq_conn_receive_command(conn, command, command_length, AQ_CARRIER_STREAM, behind);
     } else if (outcome == -1) {
         aq_conn_violation(conn, problem);
     } else {
@@ -693,6 +696,10 @@ static int on_acked(ngtcp2_conn *quic, int64_t id, uint64_t offset, uint64_t len
         aq_stream *stream = AQ_TAGGED(tag, aq_stream);
         aq_pipe_release(&stream->tx, offset + length);
         conn->host->touch_stream(conn->host->engine, stream);
+    } else if (tag != NULL && *tag == AQ_TAG_OUTGOING) {
+        const aq_outgoing *outgoing = AQ_TAGGED(tag, aq_outgoing);
+        if (offset + length >= outgoing->length)
+            aq_conn_carrier_asked(conn, outgoing);
     }
     return 0;
 }
@@ -711,6 +718,8 @@ static int on_stream_close(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64
         return 0;
     }
     if (*tag == AQ_TAG_OUTGOING) {
+        /* Where nothing else tells of STOP_SENDING, this does: the library resets the stream, and that has arrived. */
+        aq_conn_carrier_refused(conn, AQ_TAGGED(tag, aq_outgoing));
         aq_conn_free_outgoing(conn, AQ_TAGGED(tag, aq_outgoing));
         conn->host->touch(conn->host->engine, conn);
     } else if (*tag == AQ_TAG_INCOMING) {
@@ -791,10 +800,13 @@ static int on_stop_sending(ngtcp2_conn *quic, int64_t id, uint64_t code, void *u
     AQ_UNUSED(quic);
     AQ_UNUSED(id);
     AQ_UNUSED(code);
-    /* On a command's stream it is the habit of peers that have read all they need; there it means nothing. */
+    /* On a command's stream it is the habit of peers that have read all they need; there it means nothing, but for the
+     * one that asks. */
     if (tag != NULL && *tag == AQ_TAG_BIDI) {
         aq_stream *stream = AQ_TAGGED(tag, aq_stream);
         aq_conn_stream_stopped(conn, stream);
+    } else if (tag != NULL && *tag == AQ_TAG_OUTGOING) {
+        aq_conn_carrier_refused(conn, AQ_TAGGED(tag, aq_outgoing));
     }
     return 0;
 }

@@ -74,6 +74,9 @@
     X(packet_drop_queue_full)   /* oldest dropped: more than datagram_queue bytes waited */                            \
     X(packet_drop_ring_full)    /* newest dropped: the engine was too slow to make room */                             \
     X(packet_drop_too_big)      /* more than 255 fragments, or the path shrank in between */                           \
+    X(carrier_asked)            /* clients that were asked which carrier they take, by a Packet without an end */      \
+    X(carrier_told_datagram)    /* of those, that refused it on a stream */                                            \
+    X(carrier_taken_stream)     /* of those, that did not */                                                           \
     X(packet_drop_carrier)      /* the peer takes no DATAGRAM frames */                                                \
     X(packet_drop_not_admitted) /* before authentication, or UDP not granted */                                        \
     X(packet_drop_unknown_association)                                                                                 \

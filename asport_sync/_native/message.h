@@ -13,6 +13,7 @@
 typedef struct aq_outgoing {
     enum aq_stream_tag tag;
     int is_command;                                  /* counts for the linger of a close */
+    int unfinished;                                  /* no FIN follows: its stream stays open until it is reset */
     int64_t quic_id;                                 /* -1: waits for stream credit */
     struct aq_outgoing *previous, *next;             /* all of the connection */
     struct aq_outgoing *queue_previous, *queue_next; /* in the queue of those with something to send */

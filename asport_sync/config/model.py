@@ -32,6 +32,7 @@ from asport_sync.config.reader import (
 )
 from asport_sync.config.values import (
     ALL_PORTS,
+    AmbiguousDialectName,
     BadValue,
     CongestionControl,
     DialectName,
@@ -347,7 +348,7 @@ class ServerConfig(CommonConfig):
             run out.
         dialect: Meaning of the mode byte of users that name none; default "auto": told from the byte where it can be.
         ambiguous_dialect: What "auto" takes mode bytes 1 and 2 for, which mean different things in the two dialects;
-            default "draft".
+            default "both": what the user may use of either meaning is served.
         tls: The TLS keys.
     """
 
@@ -358,7 +359,7 @@ class ServerConfig(CommonConfig):
     max_idle_time: float = field(default=10.0, metadata=_DURATION)
     udp_session_timeout: float = field(default=300.0, metadata=_DURATION)
     dialect: DialectName = field(default="auto", metadata=_DIALECT)
-    ambiguous_dialect: FixedDialectName = field(default="draft", metadata=_choice(values.FIXED_DIALECTS))
+    ambiguous_dialect: AmbiguousDialectName = field(default="both", metadata=_choice(values.AMBIGUOUS_DIALECTS))
     tls: TlsServerConfig
 
     @classmethod

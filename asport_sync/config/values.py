@@ -40,6 +40,8 @@ LogLevel = Literal["off", "error", "warn", "info", "debug", "trace"]
 FixedDialectName = Literal["draft", "flags"]
 """Meaning of the mode byte in ClientHello: the draft's enumeration, or the bit mask of later releases."""
 DialectName = Literal["draft", "flags", "auto"]
+AmbiguousDialectName = Literal["both", "draft", "flags"]
+"""What "auto" makes of a mode byte that means something else in each dialect."""
 
 SMALLEST_RECEIVE_MEMORY: Final = 64 << 20
 _LARGEST_DEFAULT_MEMORY: Final = 1 << 30
@@ -79,6 +81,7 @@ LOG_LEVELS: Final[Mapping[str, LogLevel]] = {
 }
 FIXED_DIALECTS: Final[Mapping[str, FixedDialectName]] = {"draft": "draft", "flags": "flags"}
 DIALECTS: Final[Mapping[str, DialectName]] = {"auto": "auto", "draft": "draft", "flags": "flags"}
+AMBIGUOUS_DIALECTS: Final[Mapping[str, AmbiguousDialectName]] = {"both": "both", "draft": "draft", "flags": "flags"}
 
 LOWEST_PORT: Final = 1
 """Port 0 asks the kernel for any port; as a port to forward it would name a different one for TCP and for UDP."""

@@ -190,14 +190,18 @@ class Connection(Handle):
         """Sends a command of at most 16 bytes as a DATAGRAM every ``interval`` seconds; 0 ends it."""
         self.engine.call(lib.aq_connection_heartbeat, self.id, command, len(command), nanoseconds(interval))
 
-    def admit(self, carrier: Carrier | None) -> None:
+    def admit(self, carrier: Carrier | None, *, ask: bool = False) -> None:
         """Lifts the limits of an unauthenticated peer.
 
         Args:
             carrier: How outgoing Packets travel; None: no UDP, Packets from the peer are dropped and counted.
+            ask: Of a server: whether to find out what the client takes, in place of ``carrier``: it is asked by a
+                Packet on a stream that it never gets whole. What is for it waits until that is answered.
         """
-        chosen = Carrier.DATAGRAM if carrier is None else carrier
-        self.engine.call(lib.aq_connection_admit, self.id, int(chosen), int(carrier is not None))
+        chosen = int(Carrier.DATAGRAM if carrier is None else carrier)
+        self.engine.call(
+            lib.aq_connection_admit, self.id, lib.AQ_CARRIER_UNKNOWN if ask else chosen, int(carrier is not None)
+        )
 
     def probe(self, timeout: float, patience: float = 0.0) -> None:
         """Asks for a sign of life. Probed follows.

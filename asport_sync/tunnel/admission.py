@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from asport_sync.config import DialectName, Network, PortSet, ServerConfig
 from asport_sync.engine import Connection, equal
-from asport_sync.wire import TOKEN_LENGTH, ClientHello, Dialect, ForwardMode, token
+from asport_sync.wire import TOKEN_LENGTH, ClientHello, Dialect, ForwardMode, Meaning, UdpMode, token
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +158,48 @@ def granted(allowed: Network, asked: ForwardMode, dialect: Dialect) -> ForwardMo
     if dialect is Dialect.DRAFT and mode != asked:
         return None
     return mode
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a user gets where his mode byte may mean two things.
+
+    Attributes:
+        meanings: What is served of it: for each meaning that the user may use, what he gets of that. Never empty.
+    """
+
+    meanings: tuple[Meaning, ...]
+
+    @property
+    def mode(self) -> ForwardMode:
+        """The networks to open. The carrier of UDP is that of the first meaning with UDP."""
+        modes = [meaning.mode for meaning in self.meanings]
+        return ForwardMode(any(mode.tcp for mode in modes), next((mode.udp for mode in modes if mode.udp), None))
+
+    @property
+    def carrier_unknown(self) -> bool:
+        """Whether UDP travels one way in the one meaning and another way in the other."""
+        return len(self._carriers()) > 1
+
+    @property
+    def parts(self) -> tuple[Grant, ...]:
+        """Where the meanings are different networks, each for itself: what remains if both can't be had."""
+        if len({(meaning.mode.tcp, meaning.mode.udp is not None) for meaning in self.meanings}) == 1:
+            return ()
+        return tuple(Grant((meaning,)) for meaning in self.meanings)
+
+    def __str__(self) -> str:
+        if self.carrier_unknown:
+            return " or ".join(f"udp {udp.value}" for udp in self._carriers())
+        return str(self.mode)
+
+    def _carriers(self) -> list[UdpMode]:
+        return list(dict.fromkeys(meaning.mode.udp for meaning in self.meanings if meaning.mode.udp is not None))
+
+
+def grant(allowed: Network, asked: tuple[Meaning, ...]) -> Grant | None:
+    """What a user gets who may have asked for either of these; None: the answer is NetworkDenied."""
+    served = tuple(
+        Meaning(mode, dialect) for wanted, dialect in asked if (mode := granted(allowed, wanted, dialect)) is not None
+    )
+    return Grant(served) if served else None

@@ -79,6 +79,7 @@ from asport_sync.wire import (
     decode,
     encode,
     encode_mode,
+    hint,
     token,
 )
 
@@ -105,6 +106,9 @@ _ASKED_LONGEST = 1.0
 # Seconds until that question has left at the latest. After an outage a connection with much under way sends nothing
 # before its next probe timeout, which our build keeps below this.
 _ASKED_PATIENCE = 2.0
+
+# These depend on what the server takes the mode byte for.
+_REFUSALS_OF_A_MODE = (ServerHelloCode.BIND_FAILED, ServerHelloCode.NETWORK_DENIED)
 
 _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
     ServerHelloCode.AUTH_FAILED: (AuthenticationFailed, "authentication failed: unknown UUID or wrong password"),
@@ -139,6 +143,8 @@ class ClientRun(Run):
             udp=UdpMode(config.udp_forward_mode) if config.network in ("udp", "both") else None,
         )
         self._mode_byte = encode_mode(self._mode, Dialect(config.dialect))
+        self._hint = hint(self._mode_byte, Dialect(config.dialect))
+        self._asked = f"asked for {self._mode}, mode byte {self._mode_byte} in dialect '{config.dialect}'"
         self._service = LocalService(
             host=config.local.host,
             port=config.local.port,
@@ -455,7 +461,7 @@ class ClientRun(Run):
             # The port that it had, if that can be had: another client may come back to a restarted server sooner.
             link.same_port = True
             first = last = self._port
-        connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, first, last)))
+        connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, first, last)) + self._hint)
         connection.heartbeat(encode(Heartbeat()), config.heartbeat)
         # The server has proved who it is. What it sends behind its ServerHello may overtake that.
         carrier = carrier_towards(connection, self._mode.udp)
@@ -492,6 +498,8 @@ class ClientRun(Run):
     def _answered(self, link: Link, hello: ServerHello) -> None:
         if hello.port is None:
             kind, text = _REFUSALS[hello.code]
+            if hello.code in _REFUSALS_OF_A_MODE:
+                text = f"{text}; {self._asked}"
             if link.same_port and hello.code in (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED):
                 self._port = None
                 self._tell(link, Word.FAILED, ConnectError("the port of before is not to be had; asking for any"))
@@ -602,7 +610,7 @@ class ClientRun(Run):
             with contextlib.suppress(EngineClosed):
                 link.held.popleft()[0].refuse()
         if not link.abandoned:
-            self._tell(link, Word.FAILED, why_closed(event, state), steady=is_steady(event, state))
+            self._tell(link, Word.FAILED, why_closed(event, state, self._asked), steady=is_steady(event, state))
         if successor is not None:
             self._greet(successor)
 

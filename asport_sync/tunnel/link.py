@@ -74,14 +74,18 @@ def is_steady(event: Closed, state: ClientState) -> bool:
     return state is ClientState.AUTHENTICATED or event.cause in silent
 
 
-def why_closed(event: Closed, state: ClientState) -> AsportError:
-    """The end of a connection as an exception, given how far the handshake was."""
+def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportError:
+    """The end of a connection as an exception, given how far the handshake was and what the client had asked for."""
     cause, detail = event.cause, f", {event.reason!r}" if event.reason else ""
     if cause is CloseCause.CERTIFICATE:
         return CertificateError(f"the server's certificate isn't accepted{': ' + event.reason if event.reason else ''}")
     if cause is CloseCause.PEER_APPLICATION and state in (ClientState.AWAITING_HELLO, ClientState.REFUSED):
-        # What a refusal by the reference looks like: it closes before the reason has left.
-        return RefusedError(f"refused: the server closed the connection without a reason (code {event.code}{detail})")
+        # What a refusal by the reference looks like: it closes before the reason has left. A server whose dialect does
+        # not have the mode byte does so too.
+        return RefusedError(
+            f"refused: the server closed the connection without a reason (code {event.code}{detail})"
+            f"{'; ' if asked else ''}{asked}"
+        )
     if cause is CloseCause.HANDSHAKE_TIMEOUT or (cause is CloseCause.IDLE and state is ClientState.IDLE):
         return HandshakeTimeout("the server doesn't answer")
     if state is ClientState.AUTHENTICATED:

@@ -34,7 +34,7 @@ from asport_sync.errors import ConfigError, EngineClosed, EngineError, RemotePro
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.timers import Timer
-from asport_sync.tunnel.admission import Authenticator, FailureDelay, User, granted, shared_ports, users_of
+from asport_sync.tunnel.admission import Authenticator, FailureDelay, Grant, User, grant, shared_ports, users_of
 from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
 from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, keylog_file, say_what_has_no_effect
 from asport_sync.tunnel.sessions import SharedBudget
@@ -43,15 +43,16 @@ from asport_sync.tunnel.udp import MOST_ASSOCIATIONS, PublicUdp
 from asport_sync.wire import (
     ClientHello,
     Dialect,
-    ForwardMode,
     Heartbeat,
+    Meaning,
     ServerHandshake,
     ServerHello,
     ServerHelloCode,
     UdpMode,
     decode,
-    decode_mode,
+    dialect_of_hint,
     encode,
+    meanings,
 )
 
 _log = logger("server")
@@ -93,7 +94,7 @@ class Peer:
     handshake: ServerHandshake = dataclasses.field(default_factory=ServerHandshake)
     deadline: Timer | None = None
     user: User | None = None
-    mode: ForwardMode | None = None
+    grant: Grant | None = None
     port: PublicPort | None = None
     listener: PublicListener | None = None
     udp: PublicUdp | None = None
@@ -111,6 +112,10 @@ class Claim:
     """A client that has authenticated and waits for its port. The events thread.
 
     Attributes:
+        asked: All that its mode byte may mean.
+        whole: What the user may have of that.
+        grant: What a port is looked for: all of it, or where there is none a part.
+        others: The parts that come next.
         has_place: It is one of its user's clients, of which there may be only so many.
         rivals: Connections of the same user that may be in its way and are still to be asked for a sign of life; None:
             that was not needed so far.
@@ -121,7 +126,10 @@ class Claim:
 
     peer: Peer
     user: User
-    mode: ForwardMode
+    asked: tuple[Meaning, ...]
+    whole: Grant
+    grant: Grant
+    others: list[Grant]
     ports: PortSet
     has_place: bool = False
     rivals: collections.deque[Peer] | None = None
@@ -242,12 +250,12 @@ class ServerRun(Run):
         }
 
     def _figures(self, peer: Peer) -> dict[str, object]:
-        user, port, mode = peer.user, peer.port, peer.mode
+        user, port, granted = peer.user, peer.port, peer.grant
         figures: dict[str, object] = {
             "user": str(user.uuid) if user else None,
             "peer": peer.address,
             "port": port.number if port else None,
-            "network": str(mode) if mode else None,
+            "network": str(granted) if granted else None,
             "age": time.monotonic() - peer.began,
         }
         try:
@@ -308,16 +316,16 @@ class ServerRun(Run):
         if peer is None or peer.closing:
             return
         try:
-            command = Heartbeat() if event.data == _HEARTBEAT else decode(event.data)[0]
+            command, length = (Heartbeat(), len(_HEARTBEAT)) if event.data == _HEARTBEAT else decode(event.data)
             if isinstance(command, Heartbeat) != (event.carrier is Carrier.DATAGRAM):
                 raise RemoteProtocolError(f"{type(command).__name__} in the wrong carrier, a {event.carrier.name}")
             peer.handshake.receive(command)
             if isinstance(command, ClientHello):
-                self._decide(peer, command)
+                self._decide(peer, command, dialect_of_hint(event.data[length:]))
         except RemoteProtocolError as problem:
             self._break_off(peer, str(problem))
 
-    def _decide(self, peer: Peer, hello: ClientHello) -> None:
+    def _decide(self, peer: Peer, hello: ClientHello, hinted: Dialect | None) -> None:
         if peer.deadline is not None:
             peer.deadline.cancel()
         user = self._authenticator.check(peer.connection, hello)
@@ -325,19 +333,18 @@ class ServerRun(Run):
             self._fail(peer, f"user {hello.uuid}")
             return
         peer.user = user
-        asked, dialect = decode_mode(
-            hello.mode, Dialect(user.dialect), ambiguous=Dialect(self._config.ambiguous_dialect)
-        )
-        mode = granted(user.allow_network, asked, dialect)
-        if mode is None:
+        ambiguous = self._config.ambiguous_dialect
+        asked = meanings(hello.mode, Dialect(user.dialect), hinted if ambiguous == "both" else Dialect(ambiguous))
+        whole = grant(user.allow_network, asked)
+        if whole is None:
             self._refuse(
                 peer,
                 ServerHelloCode.NETWORK_DENIED,
-                f"asked for {asked}, user {user.uuid} may use {user.allow_network}",
+                f"asked for {_either(asked)}, user {user.uuid} may use {user.allow_network}",
             )
             return
-        if mode != asked:
-            _log.info("%s: asked for %s, gets %s only", peer.label, asked, mode)
+        if len(asked) == 1 and whole.mode != asked[0].mode:
+            _log.info("%s: asked for %s, gets %s only", peer.label, asked[0].mode, whole)
         ports = user.allow_ports.intersection(hello.port_start, hello.port_end)
         if not ports:
             asked_ports = f"{hello.port_start}-{hello.port_end}"
@@ -347,7 +354,7 @@ class ServerRun(Run):
                 f"asked for {asked_ports}, user {user.uuid} may use {user.allow_ports}",
             )
             return
-        self._find_place(Claim(peer, user, mode, ports))
+        self._find_place(Claim(peer, user, asked, whole, whole, list(whole.parts), ports))
 
     def _fail(self, peer: Peer, detail: str) -> None:
         delay = self._failure_delay.failed(peer.address[0])
@@ -433,7 +440,7 @@ class ServerRun(Run):
         """
 
         def in_the_way(peer: Peer) -> bool:
-            return peer.port is not None and peer.port.number in claim.ports and peer.port.serves(claim.mode)
+            return peer.port is not None and peer.port.number in claim.ports and peer.port.serves(claim.whole.mode)
 
         clients = self._clients.get(claim.user.uuid, {}).values()
         rivals = [peer for peer in clients if peer.port is not None and (not claim.has_place or in_the_way(peer))]
@@ -474,7 +481,7 @@ class ServerRun(Run):
         user = claim.user
         if claim.has_place:
             said = f"in use or refused by the system: {claim.denied.strerror}" if claim.denied else "all in use"
-            why = f"user {user.uuid}, ports {claim.ports}, {said}"
+            why = f"asked for {_either(claim.asked)}, user {user.uuid}, ports {claim.ports}, {said}"
         else:
             self.counters.add("clients_refused_limit")
             why = f"user {user.uuid} has {user.max_clients} clients, the most that max_clients allows"
@@ -502,17 +509,17 @@ class ServerRun(Run):
         self._bind(claim, [] if port is None else [port])
 
     def _bind(self, claim: Claim, inherited: Iterable[PublicPort] = ()) -> None:
-        user = claim.user
+        user, mode = claim.user, claim.grant.mode
         preferred = (
             port
             for port in self._leases.ports(user.uuid)
-            if port in claim.ports and not self._ports.holds(user.bind_ip, port, claim.mode)
+            if port in claim.ports and not self._ports.holds(user.bind_ip, port, mode)
         )
         binding = Binding(
             self._ports,
             user.bind_ip,
             user.only_v6,
-            claim.mode,
+            mode,
             claim.ports,
             inherited,
             [port for port in (next(preferred, None),) if port is not None],
@@ -534,16 +541,23 @@ class ServerRun(Run):
             detail = f"user {claim.user.uuid}, ports {claim.ports}: {binding.problem.strerror}"
             self._refuse(peer, ServerHelloCode.BIND_FAILED, detail)
         else:
-            claim.denied = binding.denied
-            self._ask(claim)
+            claim.denied = binding.denied or claim.denied
+            if claim.others:
+                claim.grant = claim.others.pop(0)
+                self._bind(claim)
+            else:
+                claim.grant, claim.others = claim.whole, list(claim.whole.parts)
+                self._ask(claim)
 
     def _admit(self, claim: Claim, port: PublicPort) -> None:
-        peer, mode, connection = claim.peer, claim.mode, claim.peer.connection
-        peer.mode = mode
+        peer, mode, connection = claim.peer, claim.grant.mode, claim.peer.connection
+        peer.grant = claim.grant
         peer.port = port
         try:
             peer.handshake.accept(port.number)
             carrier = carrier_towards(connection, mode.udp)
+            # Of one that takes no DATAGRAM frames there is nothing to find out.
+            ask = claim.grant.carrier_unknown and carrier is Carrier.DATAGRAM
             if port.udp is not None:
                 # Before the port is announced: until the engine has it, the socket holds no more than a few datagrams.
                 # Nothing leaves for the client yet, as associations are added on this thread's word.
@@ -558,7 +572,7 @@ class ServerRun(Run):
                 )
                 self.pump.call_and_wait(peer.udp.open)
             connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, port.number)))
-            connection.admit(carrier)
+            connection.admit(carrier, ask=ask)
         except EngineError:
             self._release(peer)
             raise
@@ -566,7 +580,7 @@ class ServerRun(Run):
         if port.tcp is not None:
             peer.listener = PublicListener(connection, port.tcp, self.timers, self.counters, _log, self.limit)
             peer.listener.open()
-        if mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM:
+        if mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM and not claim.grant.carrier_unknown:
             self.counters.add("udp_on_streams_instead")
             self.limit.warning(
                 _log,
@@ -578,7 +592,26 @@ class ServerRun(Run):
             problem = "%s: port %d is on %s, which is not an address of this machine yet; it works once it is"
             self.limit.warning(_log, problem, peer.label, port.number, port.ip)
         self.counters.add("clients_admitted")
-        _log.info("%s: user %s has port %d for %s", peer.label, claim.user.uuid, port.number, mode)
+        _log.info("%s: user %s has port %d for %s", peer.label, claim.user.uuid, port.number, claim.grant)
+        self._say_what_was_assumed(claim)
+
+    def _say_what_was_assumed(self, claim: Claim) -> None:
+        if len(claim.asked) == 1:
+            return
+        self.counters.add("ambiguous_modes")
+        if len(claim.grant.meanings) > 1:
+            assumed = "both are served"
+        elif len(claim.whole.meanings) > 1:
+            assumed = f"no port is free for both, so it is taken for {claim.grant.meanings[0]}"
+        else:
+            assumed = f"it is taken for {claim.grant.meanings[0]}, as the user may use {claim.user.allow_network} only"
+        _log.info(
+            "%s: asked for %s, by the same mode byte: %s; the key dialect, of the server, the entry of proxies or the "
+            "user, settles it",
+            claim.peer.label,
+            _either(claim.asked),
+            assumed,
+        )
 
     def _detach(self, peer: Peer) -> PublicPort | None:
         """Takes a client's port out of service, with its sockets open; None where it has none."""
@@ -681,6 +714,10 @@ def _is_silent(peer: Peer) -> bool:
         return peer.connection.info().silence >= _PROBE
     except EngineClosed:
         return True
+
+
+def _either(asked: tuple[Meaning, ...]) -> str:
+    return " or ".join(map(str, asked))
 
 
 def stateless_reset_key(private_key: bytes) -> bytes:

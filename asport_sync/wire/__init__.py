@@ -31,7 +31,17 @@ from asport_sync.wire.commands import (
     ServerHello,
     ServerHelloCode,
 )
-from asport_sync.wire.dialect import Dialect, ForwardMode, UdpMode, decode_mode, encode_mode
+from asport_sync.wire.dialect import (
+    Dialect,
+    ForwardMode,
+    Meaning,
+    UdpMode,
+    decode_mode,
+    dialect_of_hint,
+    encode_mode,
+    hint,
+    meanings,
+)
 from asport_sync.wire.handshake import ClientHandshake, ClientState, ServerHandshake, ServerState
 
 __all__ = [
@@ -50,6 +60,7 @@ __all__ = [
     "Dissociate",
     "ForwardMode",
     "Heartbeat",
+    "Meaning",
     "Packet",
     "ServerHandshake",
     "ServerHello",
@@ -60,9 +71,12 @@ __all__ = [
     "command_length",
     "decode",
     "decode_mode",
+    "dialect_of_hint",
     "encode",
     "encode_mode",
     "encode_packet_header",
+    "hint",
+    "meanings",
     "payload_length",
     "proxy_header",
     "token",

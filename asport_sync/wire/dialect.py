@@ -16,13 +16,15 @@ byte  draft                   flags (1 TCP, 2 UDP, 4 QUIC)
 7     malformed               TCP and UDP quic
 ====  ======================  ================================
 
-A server can tell most values apart (``Dialect.AUTO``); a client can't learn the server's dialect from the wire.
+A server can tell most values apart (``Dialect.AUTO``). 1 and 2 have two ``meanings``; our clients add a ``hint``. A
+client can't learn the server's dialect from the wire.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from asport_sync.errors import LocalProtocolError, RemoteProtocolError
 from asport_sync.wire.commands import MAX_MODE
@@ -64,6 +66,16 @@ class ForwardMode:
         return " and ".join(networks) or "no network"
 
 
+class Meaning(NamedTuple):
+    """What a mode byte asks for, and the dialect in which it does; never AUTO."""
+
+    mode: ForwardMode
+    dialect: Dialect
+
+    def __str__(self) -> str:
+        return f"{self.mode} (dialect '{self.dialect.value}')"
+
+
 _DRAFT = {
     0: ForwardMode(True, None),
     1: ForwardMode(False, UdpMode.NATIVE),
@@ -77,8 +89,12 @@ _FLAG_TCP = 1
 _FLAG_UDP = 2
 _FLAG_QUIC = 4
 
-# The bytes that only one dialect has a use for. 3 means the same in both, 1 and 2 don't.
+# The bytes that only one dialect has a use for. 3 means the same in both, the ambiguous ones don't.
 _AUTO = {0: Dialect.DRAFT, 4: Dialect.DRAFT, 5: Dialect.FLAGS, 6: Dialect.FLAGS, 7: Dialect.FLAGS}
+_AMBIGUOUS = (1, 2)
+
+# The byte behind a ClientHello whose mode is ambiguous. No receiver needs it, and those that know none leave it unread.
+_HINTS = {Dialect.DRAFT: b"\x01", Dialect.FLAGS: b"\x02"}
 
 
 def encode_mode(mode: ForwardMode, dialect: Dialect) -> int:
@@ -108,7 +124,7 @@ def encode_mode(mode: ForwardMode, dialect: Dialect) -> int:
     return draft
 
 
-def decode_mode(byte: int, dialect: Dialect, ambiguous: Dialect = Dialect.DRAFT) -> tuple[ForwardMode, Dialect]:
+def decode_mode(byte: int, dialect: Dialect, ambiguous: Dialect = Dialect.DRAFT) -> Meaning:
     """What a mode byte asks for.
 
     Args:
@@ -129,10 +145,39 @@ def decode_mode(byte: int, dialect: Dialect, ambiguous: Dialect = Dialect.DRAFT)
     if not 0 <= byte <= MAX_MODE:
         raise RemoteProtocolError(f"ClientHello mode is {byte}, expected 0 to {MAX_MODE}")
     if used is Dialect.FLAGS:
-        return _decode_flags(byte), used
+        return Meaning(_decode_flags(byte), used)
     if byte not in _DRAFT:
         raise RemoteProtocolError(f"ClientHello mode is {byte}, expected 0 to {max(_DRAFT)} in dialect 'draft'")
-    return _DRAFT[byte], used
+    return Meaning(_DRAFT[byte], used)
+
+
+def hint(byte: int, dialect: Dialect) -> bytes:
+    """What a client puts behind its ClientHello so that a server that reads on knows the dialect of the mode byte.
+
+    Nothing where the byte tells it, or AUTO has written it.
+    """
+    return _HINTS.get(dialect, b"") if byte in _AMBIGUOUS else b""
+
+
+def dialect_of_hint(behind: bytes) -> Dialect | None:
+    """The dialect that the bytes behind a ClientHello name, or None: there are none, or others."""
+    return next((dialect for dialect, byte in _HINTS.items() if behind[:1] == byte), None)
+
+
+def meanings(byte: int, dialect: Dialect, ambiguous: Dialect | None = None) -> tuple[Meaning, ...]:
+    """All that a mode byte may mean: two things at most, that of the later releases first.
+
+    Args:
+        byte: The mode of a ClientHello.
+        dialect: The dialect to read it in, as for ``decode_mode``.
+        ambiguous: What AUTO takes for a byte that means something else in each dialect; None: either.
+
+    Raises:
+        RemoteProtocolError: The byte means nothing in that dialect.
+    """
+    if dialect is Dialect.AUTO and ambiguous is None and byte in _AMBIGUOUS:
+        return decode_mode(byte, Dialect.FLAGS), decode_mode(byte, Dialect.DRAFT)
+    return (decode_mode(byte, dialect, ambiguous or Dialect.DRAFT),)
 
 
 def _decode_flags(byte: int) -> ForwardMode:

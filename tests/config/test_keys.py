@@ -119,7 +119,7 @@ SERVER = COMMON | {
     "max_idle_time": durations(10.0),
     "udp_session_timeout": durations(300.0),
     "dialect": Row("auto", [("flags", "flags"), ("DRAFT", "draft"), ("auto", "auto")], ["new", 1]),
-    "ambiguous_dialect": Row("draft", [("flags", "flags")], ["auto", 1]),
+    "ambiguous_dialect": Row("both", [("flags", "flags"), ("Draft", "draft"), ("both", "both")], ["auto", 1]),
 }
 PROXY = {
     "users": Row(REQUIRED, [({UUID: "x"}, (UserConfig(uuid=uuid.UUID(UUID), password="x"),))], [{}, [], "x"]),

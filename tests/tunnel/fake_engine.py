@@ -166,6 +166,7 @@ class FakeConnection:
         self.sent: list[bytes] = []
         self.closed: tuple[int, float] | None = None
         self.admitted: list[real.Carrier | None] = []
+        self.asked = False  # which carrier it takes
         self.heartbeats: list[tuple[bytes, float]] = []
         self.probes: list[float] = []
         self.packets_received = 0
@@ -209,9 +210,10 @@ class FakeConnection:
         self._check()
         self.heartbeats.append((command, interval))
 
-    def admit(self, carrier: real.Carrier | None) -> None:
+    def admit(self, carrier: real.Carrier | None, *, ask: bool = False) -> None:
         self._check()
         self.admitted.append(carrier)
+        self.asked |= ask
 
     def probe(self, timeout: float, patience: float = 0.0) -> None:
         self._check()

@@ -7,8 +7,8 @@ import pytest
 
 from asport_sync.config import Network
 from asport_sync.engine import Connection
-from asport_sync.tunnel.admission import Authenticator, FailureDelay, User, granted, source_of
-from asport_sync.wire import ClientHello, Dialect, ForwardMode, UdpMode
+from asport_sync.tunnel.admission import Authenticator, FailureDelay, User, grant, granted, source_of
+from asport_sync.wire import ClientHello, Dialect, ForwardMode, UdpMode, meanings
 from tests.runtime.clock import VirtualClock
 from tests.tunnel.fake_engine import FakeConnection, FakeEngine, token_of
 
@@ -76,6 +76,34 @@ def test_the_password_is_not_shown() -> None:
 )
 def test_networks_granted(allowed: Network, asked: ForwardMode, dialect: Dialect, expected: ForwardMode | None) -> None:
     assert granted(allowed, asked, dialect) == expected
+
+
+@pytest.mark.parametrize(
+    ("allowed", "byte", "expected", "carrier_unknown", "parts"),
+    [
+        ("both", 1, "tcp and udp native", False, ["tcp", "udp native"]),
+        ("tcp", 1, "tcp", False, []),
+        ("udp", 1, "udp native", False, []),
+        ("both", 2, "udp native or udp quic", True, []),
+        ("udp", 2, "udp native or udp quic", True, []),
+        ("both", 3, "tcp and udp native", False, []),
+        ("both", 7, "tcp and udp quic", False, []),
+    ],
+)
+def test_what_the_policy_leaves_of_an_ambiguous_mode(
+    allowed: Network, byte: int, expected: str, carrier_unknown: bool, parts: list[str]
+) -> None:
+    found = grant(allowed, meanings(byte, Dialect.AUTO))
+    assert found is not None
+    assert (str(found), found.carrier_unknown, [str(part) for part in found.parts]) == (
+        expected,
+        carrier_unknown,
+        parts,
+    )
+
+
+def test_nothing_is_left_of_an_ambiguous_mode() -> None:
+    assert grant("tcp", meanings(2, Dialect.AUTO)) is None
 
 
 def test_who_fails_again_and_again_hears_of_it_late() -> None:

@@ -94,6 +94,9 @@ def test_the_hello_asks_for_what_is_configured(options: dict[str, Any], mode: in
         assert isinstance(hello, ClientHello)
         assert (hello.mode, hello.port_start, hello.port_end) == (mode, 2000, 3000)
         assert connection.admitted == [carrier]
+        # Behind it, for a mode that means two things, which of them.
+        said = {"draft": b"\x01", "flags": b"\x02"}[options.get("dialect", "draft")]
+        assert connection.sent[0] == encode(hello) + (said if mode in (1, 2) else b"")
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,10 @@ class Scene:
         password: str = PASSWORD,
         mode: int = 3,
         ports: tuple[int, int] = (1, 65535),
+        behind: bytes = b"",
     ) -> None:
         hello = ClientHello(user, token_of(connection, user, password), mode, *ports)
-        self.run.handle(fake.command(connection, encode(hello)))
+        self.run.handle(fake.command(connection, encode(hello) + behind))
         self.settle()
 
     def join(self, **hello: Any) -> FakeConnection:
@@ -186,6 +187,107 @@ def test_the_mode_byte_decides_sockets_and_carrier(
         assert reachable(scene.number) == tcp
         assert len(connection.listeners) == int(tcp)
         assert len(connection.udp) == int(udp)
+
+
+SETTLED_BY = "the key dialect, of the server, the entry of proxies or the user, settles it"
+EITHER_1 = "asked for tcp (dialect 'flags') or udp native (dialect 'draft'), by the same mode byte: "
+EITHER_2 = "asked for udp native (dialect 'flags') or udp quic (dialect 'draft'), by the same mode byte: "
+
+
+@pytest.mark.parametrize(
+    ("mode", "allowed", "carrier", "asked", "tcp", "udp", "said"),
+    [
+        (1, "both", Carrier.DATAGRAM, False, True, True, EITHER_1 + "both are served"),
+        (1, "tcp", None, False, True, False, EITHER_1 + "it is taken for tcp (dialect 'flags'), as the user may"),
+        (1, "udp", Carrier.DATAGRAM, False, False, True, EITHER_1 + "it is taken for udp native (dialect 'draft'), as"),
+        (2, "both", Carrier.DATAGRAM, True, False, True, EITHER_2 + "both are served"),
+        (2, "udp", Carrier.DATAGRAM, True, False, True, EITHER_2 + "both are served"),
+    ],
+)
+def test_a_mode_that_means_two_things_gets_both_of_what_is_allowed(
+    caplog: pytest.LogCaptureFixture,
+    mode: int,
+    allowed: str,
+    carrier: Carrier | None,
+    asked: bool,
+    tcp: bool,
+    udp: bool,
+    said: str,
+) -> None:
+    with scene_of(proxy={"allow_network": allowed}) as scene, caplog.at_level(logging.INFO, "asport_sync"):
+        connection = scene.join(mode=mode)
+        assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
+        assert (connection.admitted, connection.asked) == ([carrier], asked)
+        assert (len(connection.listeners), len(connection.udp)) == (int(tcp), int(udp))
+        assert scene.counter("ambiguous_modes") == 1
+    assert caplog.text.count(said) == 1
+    assert caplog.text.count(SETTLED_BY) == 1
+
+
+def test_a_client_without_datagram_frames_is_not_asked_for_its_carrier(scene: Scene) -> None:
+    connection = scene.connect()
+    connection.datagram_limit = 0
+    scene.hello(connection, mode=2)
+    assert (connection.admitted, connection.asked) == ([Carrier.STREAM], False)
+    assert scene.counter("udp_on_streams_instead") == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "behind", "carrier", "tcp", "udp"),
+    [
+        (1, b"\x01", Carrier.DATAGRAM, False, True),
+        (1, b"\x02", None, True, False),
+        (2, b"\x01", Carrier.STREAM, False, True),
+        (2, b"\x02", Carrier.DATAGRAM, False, True),
+    ],
+)
+def test_a_client_that_names_its_dialect_gets_what_it_asked_for(
+    mode: int, behind: bytes, carrier: Carrier | None, tcp: bool, udp: bool
+) -> None:
+    with scene_of() as scene:
+        connection = scene.join(mode=mode, behind=behind)
+        assert (connection.admitted, connection.asked) == ([carrier], False)
+        assert (len(connection.listeners), len(connection.udp)) == (int(tcp), int(udp))
+        assert scene.counter("ambiguous_modes") == 0
+
+
+@pytest.mark.parametrize("options", [{"dialect": "draft"}, {"ambiguous_dialect": "draft"}])
+def test_a_dialect_that_is_configured_counts_whatever_the_client_says(options: dict[str, Any]) -> None:
+    with scene_of(**options) as scene:
+        connection = scene.join(mode=1, behind=b"\x02")
+        assert connection.admitted == [Carrier.DATAGRAM]
+        assert connection.listeners == []
+
+
+@pytest.mark.parametrize(
+    ("taken", "tcp", "udp", "network"),
+    [(socket.SOCK_DGRAM, 1, 0, "tcp (dialect 'flags')"), (socket.SOCK_STREAM, 0, 1, "udp native (dialect 'draft')")],
+)
+def test_where_no_port_is_free_for_both_meanings_there_is_one_for_one(
+    caplog: pytest.LogCaptureFixture, scene: Scene, taken: socket.SocketKind, tcp: int, udp: int, network: str
+) -> None:
+    """A web server's port: TCP 443 is free, and UDP 443 is the server's own."""
+    with socket.socket(socket.AF_INET, taken) as other, caplog.at_level(logging.INFO, "asport_sync"):
+        other.bind((HOST, scene.number))
+        if taken is socket.SOCK_STREAM:
+            other.listen()
+        connection = scene.join(mode=1)
+        assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
+        assert (len(connection.listeners), len(connection.udp)) == (tcp, udp)
+    assert f"no port is free for both, so it is taken for {network}" in caplog.text
+
+
+def test_refusals_name_the_dialects(caplog: pytest.LogCaptureFixture) -> None:
+    with scene_of(proxy={"allow_network": "tcp"}) as scene:
+        assert answers(scene.join(mode=2)) == [ServerHello(ServerHelloCode.NETWORK_DENIED)]
+        assert "asked for udp native (dialect 'flags') or udp quic (dialect 'draft'), user" in caplog.text
+        caplog.clear()
+        scene.join(mode=2, behind=b"\x01")
+        assert "asked for udp quic (dialect 'draft'), user" in caplog.text
+        caplog.clear()
+        with socket.create_server((HOST, scene.number)):
+            assert answers(scene.join(mode=1)) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+        assert "asked for tcp (dialect 'flags') or udp native (dialect 'draft'), user" in caplog.text
 
 
 def test_flags_are_granted_in_part_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:

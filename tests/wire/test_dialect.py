@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from asport_sync.errors import LocalProtocolError, RemoteProtocolError
-from asport_sync.wire import Dialect, ForwardMode, UdpMode, decode_mode, encode_mode
+from asport_sync.wire import (
+    Dialect,
+    ForwardMode,
+    UdpMode,
+    decode_mode,
+    dialect_of_hint,
+    encode_mode,
+    hint,
+    meanings,
+)
 
 NOTHING = ForwardMode(False, None)
 TCP = ForwardMode(True, None)
@@ -94,3 +103,47 @@ def test_mode_as_text(mode: ForwardMode, text: str) -> None:
 def test_words_of_the_configuration() -> None:
     assert [dialect.value for dialect in Dialect] == ["draft", "flags", "auto"]
     assert [mode.value for mode in UdpMode] == ["native", "quic"]
+
+
+@pytest.mark.parametrize("byte", range(8))
+def test_a_byte_has_two_meanings_only_where_the_dialects_differ(byte: int) -> None:
+    found = meanings(byte, Dialect.AUTO)
+    if byte in (1, 2):
+        assert found == ((FLAGS[byte], Dialect.FLAGS), (DRAFT[byte], Dialect.DRAFT))
+    else:
+        assert found == (decode_mode(byte, Dialect.AUTO),)
+    for settled in (Dialect.DRAFT, Dialect.FLAGS):
+        assert meanings(byte, Dialect.AUTO, settled) == (decode_mode(byte, Dialect.AUTO, settled),)
+
+
+@pytest.mark.parametrize("byte", (1, 2))
+@pytest.mark.parametrize("dialect", (Dialect.DRAFT, Dialect.FLAGS))
+def test_a_dialect_that_is_configured_has_one_meaning(byte: int, dialect: Dialect) -> None:
+    for ambiguous in (None, Dialect.DRAFT, Dialect.FLAGS):
+        assert meanings(byte, dialect, ambiguous) == (decode_mode(byte, dialect),)
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_byte_that_means_nothing_has_no_meanings(dialect: Dialect) -> None:
+    with pytest.raises(RemoteProtocolError):
+        meanings(8, dialect)
+
+
+@pytest.mark.parametrize("dialect", (Dialect.DRAFT, Dialect.FLAGS))
+@pytest.mark.parametrize("byte", range(8))
+def test_a_hint_is_given_where_it_is_needed_and_says_the_dialect(byte: int, dialect: Dialect) -> None:
+    given = hint(byte, dialect)
+    assert len(given) == (1 if byte in (1, 2) else 0)
+    assert dialect_of_hint(given + b"and more") == (dialect if given else None)
+
+
+def test_what_is_no_hint_is_none() -> None:
+    assert hint(1, Dialect.AUTO) == b""
+    assert [dialect_of_hint(behind) for behind in (b"", b"\x00", b"\x03", b"\xff\x01")] == [None] * 4
+
+
+def test_a_meaning_names_its_dialect() -> None:
+    assert [str(meaning) for meaning in meanings(2, Dialect.AUTO)] == [
+        "udp native (dialect 'flags')",
+        "udp quic (dialect 'draft')",
+    ]
