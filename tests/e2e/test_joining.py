@@ -124,13 +124,17 @@ MODES = [("tcp", "native"), ("udp", "native"), ("udp", "quic"), ("both", "native
 
 
 @pytest.mark.parametrize("dialect", ["draft", "flags"])
-@pytest.mark.parametrize("server", ["the same", "auto"])
+@pytest.mark.parametrize("server", ["the same", "auto", "default"])
 @pytest.mark.parametrize(("network", "mode"), MODES)
 def test_every_mode_in_both_dialects(
     certificate: Certificate, dialect: str, server: str, network: str, mode: str
 ) -> None:
     """What was asked for works, and what was not asked for is closed."""
-    server_side = {"dialect": dialect} if server == "the same" else {"dialect": "auto", "ambiguous_dialect": dialect}
+    server_side: dict[str, Any] = {
+        "the same": {"dialect": dialect},
+        "auto": {"dialect": "auto", "ambiguous_dialect": dialect},
+        "default": {},
+    }[server]
     client_side = {"dialect": dialect, "network": network, "udp_forward_mode": mode}
     with both_echoes() as (service, _):
         with tunnel(certificate, service.address, server=server_side, client=client_side) as opened:
@@ -169,6 +173,22 @@ def test_a_byte_that_the_dialect_has_not(certificate: Certificate) -> None:
     with pytest.raises(RefusedError) as caught:
         join(certificate, {"dialect": "draft"}, client)
     assert caught.value.code is None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "asked", "dialect", "words"),
+    [
+        ("tcp", "udp", "draft", "asked for udp native, mode byte 1 in dialect 'draft'"),
+        ("udp", "tcp", "flags", "asked for tcp, mode byte 1 in dialect 'flags'"),
+        ("tcp", "udp", "flags", "asked for udp native, mode byte 2 in dialect 'flags'"),
+    ],
+)
+def test_a_refusal_at_default_settings_names_the_dialect(
+    certificate: Certificate, allowed: str, asked: str, dialect: str, words: str
+) -> None:
+    """The byte would be allowed in its other meaning; that must not be taken for a success."""
+    with pytest.raises(NetworkDenied, match=words):
+        join(certificate, {"proxy": {"allow_network": allowed}}, {"network": asked, "dialect": dialect})
 
 
 def test_flags_get_what_is_allowed_of_what_was_asked(certificate: Certificate) -> None:

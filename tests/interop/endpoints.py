@@ -67,6 +67,7 @@ class Tunnel:
         port: The one port the server allows.
         expected_port: The one port the client asks for, or None for any.
         max_packet_size: Longest UDP payload that both sides take from a socket, or None for their defaults.
+        told_dialect: Whether our server is told the client's dialect, in place of its default.
     """
 
     network: Network = "both"
@@ -79,6 +80,7 @@ class Tunnel:
     port: int = field(default_factory=free_port)
     expected_port: int | None = None
     max_packet_size: int | None = None
+    told_dialect: bool = False
 
     def common_options(self) -> dict[str, Any]:
         """Return the keys that are the same for client and server, ours and the reference's."""
@@ -105,18 +107,6 @@ class Tunnel:
             "allow_network": self.allow_network,
         }
         return {"proxies": [proxy], **self.common_options()}
-
-    def dialect_for_server(self, client_dialect: Dialect) -> str:
-        """Return the ``dialect`` our server needs: "auto", unless the client's mode byte means two things.
-
-        1 and 2 are read one way in the draft and another way as flags. They are what a client sends in the draft's
-        dialect for UDP alone, and as flags for TCP alone and for UDP alone in native mode.
-        """
-        if client_dialect == "draft":
-            ambiguous = self.network == "udp"
-        else:
-            ambiguous = self.network == "tcp" or (self.network == "udp" and self.udp_mode == "native")
-        return client_dialect if ambiguous else "auto"
 
 
 class RunningServer(Protocol):
@@ -272,7 +262,7 @@ class Ours(Implementation):
             listen="127.0.0.1:0",
             certificate=str(certificate.certificate),
             private_key=str(certificate.private_key),
-            dialect=tunnel.dialect_for_server(peer.dialect),
+            **({"dialect": peer.dialect} if tunnel.told_dialect else {}),
             **tunnel.server_options(),
         )
         with recorded_logs() as log:

@@ -51,7 +51,10 @@ def test_refused_port(pairing: Pairing, open_tunnel: TunnelOpener) -> None:
 
 
 def test_refused_network(pairing: Pairing, open_tunnel: TunnelOpener) -> None:
-    _check_refused(pairing, open_tunnel, Tunnel("udp", allow_network="tcp"), Refusal.NETWORK)
+    # Without its dialect a client of the draft that asks for UDP native would be taken for one of flags that asks for
+    # TCP, as that is all that is allowed.
+    settings = Tunnel("udp", allow_network="tcp", told_dialect=True)
+    _check_refused(pairing, open_tunnel, settings, Refusal.NETWORK)
 
 
 def test_refused_bind(pairing: Pairing, open_tunnel: TunnelOpener) -> None:

@@ -11,6 +11,8 @@ What the reference makes impossible, and where:
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.interop.conftest import Pairing, TunnelOpener
@@ -50,6 +52,22 @@ def test_two_users(open_tunnel: TunnelOpener, mode: UdpMode) -> None:
                     payload = b"%s %d" % (name, number)
                     user.ask(payload, payload)
         assert len(service.sources) == 2
+
+
+@modes
+def test_a_service_that_never_answers(open_tunnel: TunnelOpener, mode: UdpMode) -> None:
+    """All that is sent from the first moment on arrives, and once, without a word from the service."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind(("127.0.0.1", 0))
+        service.settimeout(20.0)
+        with open_tunnel(Tunnel("udp", udp_mode=mode), service.getsockname()) as tunnel:
+            payloads = [b"metric %d" % number for number in range(50)]
+            with UdpPeer(tunnel.public_address()) as user:
+                for payload in payloads:
+                    user.send(payload)
+                assert sorted(service.recv(100) for _ in payloads) == sorted(payloads)
+                user.send(b"end")
+                assert service.recv(100) == b"end"
 
 
 @modes

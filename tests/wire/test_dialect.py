@@ -116,8 +116,8 @@ def test_a_byte_has_two_meanings_only_where_the_dialects_differ(byte: int) -> No
         assert meanings(byte, Dialect.AUTO, settled) == (decode_mode(byte, Dialect.AUTO, settled),)
 
 
-@pytest.mark.parametrize("byte", (1, 2))
-@pytest.mark.parametrize("dialect", (Dialect.DRAFT, Dialect.FLAGS))
+@pytest.mark.parametrize("byte", [1, 2])
+@pytest.mark.parametrize("dialect", [Dialect.DRAFT, Dialect.FLAGS])
 def test_a_dialect_that_is_configured_has_one_meaning(byte: int, dialect: Dialect) -> None:
     for ambiguous in (None, Dialect.DRAFT, Dialect.FLAGS):
         assert meanings(byte, dialect, ambiguous) == (decode_mode(byte, dialect),)
@@ -129,7 +129,7 @@ def test_a_byte_that_means_nothing_has_no_meanings(dialect: Dialect) -> None:
         meanings(8, dialect)
 
 
-@pytest.mark.parametrize("dialect", (Dialect.DRAFT, Dialect.FLAGS))
+@pytest.mark.parametrize("dialect", [Dialect.DRAFT, Dialect.FLAGS])
 @pytest.mark.parametrize("byte", range(8))
 def test_a_hint_is_given_where_it_is_needed_and_says_the_dialect(byte: int, dialect: Dialect) -> None:
     given = hint(byte, dialect)
