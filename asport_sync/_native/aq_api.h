@@ -293,8 +293,8 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
 
 /* [any] After authentication: grants max_streams_uni, lets Packets in, and sets the carrier of outgoing Packets. Before
  * it a client may hold open four unidirectional streams and its Packets are dropped; a server is trusted from the
- * start, for it was verified. AQ_CARRIER_UNKNOWN is for servers: a client that takes DATAGRAMs alone is told from one
- * that takes streams alone by its answer to a Packet without an end. udp = 0: Packets stay out. */
+ * start, for it was verified. AQ_CARRIER_UNKNOWN is for servers, once: a client that takes DATAGRAMs alone is told from
+ * one that takes streams alone by its answer to a Packet without an end. udp = 0: Packets stay out. */
 int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp);
 
 /* [any] Asks the peer for a sign of life; AQ_EVENT_PROBED follows within `timeout`. Where a full congestion window

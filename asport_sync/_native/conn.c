@@ -613,12 +613,11 @@ int64_t aq_conn_set_heartbeat(aq_conn *conn, const uint8_t *data, size_t length,
 
 int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp)
 {
-    if (carrier == AQ_CARRIER_UNKNOWN) {
-        int64_t result = aq_conn_ask_carrier(conn);
-        if (result != AQ_OK)
-            return result;
-    }
+    if (carrier == AQ_CARRIER_UNKNOWN && (!conn->is_server || conn->admitted))
+        return AQ_ERR_INVALID;
     conn->carrier = carrier;
+    if (carrier == AQ_CARRIER_UNKNOWN)
+        aq_conn_ask_carrier(conn);
     conn->udp_allowed = udp;
     if (conn->is_server && !conn->admitted) {
         if (conn->options.max_streams_uni > AQ_STREAMS_BEFORE_ADMISSION)

@@ -340,7 +340,7 @@ void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length)
 /* `behind`: a byte that belongs to the command although the format says that it is over; NULL: there is none. */
 void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier,
                              const uint8_t *behind);
-int64_t aq_conn_ask_carrier(aq_conn *conn);
+void aq_conn_ask_carrier(aq_conn *conn);
 void aq_conn_carrier_asked(aq_conn *conn, const aq_outgoing *outgoing);   /* this much of what was sent has arrived */
 void aq_conn_carrier_refused(aq_conn *conn, const aq_outgoing *outgoing); /* the peer has stopped this stream */
 void aq_conn_carrier_timer(aq_conn *conn, uint64_t now);

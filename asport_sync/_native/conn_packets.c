@@ -165,24 +165,21 @@ void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length)
  * the stream. One that wants them on streams waits for the payload. So a header without the payload tells them apart,
  * and nothing has reached anybody's service when the stream is reset. */
 
-int64_t aq_conn_ask_carrier(aq_conn *conn)
+void aq_conn_ask_carrier(aq_conn *conn)
 {
     static const aq_address nowhere = {.family = 4};
     uint8_t header[AQ_PACKET_HEADER_MAX];
     size_t length = aq_packet_encode(header, QUESTION_ASSOCIATION, 0, 1, 0, 1, &nowhere);
-    if (conn->quic == NULL)
-        return AQ_ERR_GONE;
-    if (conn->question != NULL)
-        return AQ_OK;
-    conn->question = aq_conn_new_outgoing(conn, length, 0);
-    if (conn->question == NULL)
-        return AQ_ERR_MEMORY;
-    memcpy(conn->question->data, header, length);
-    conn->question->unfinished = 1;
-    conn->question_deadline = UINT64_MAX;
+    aq_outgoing *question = aq_conn_new_outgoing(conn, length, 0);
     conn->carrier_guessed = 1;
+    if (question == NULL) {
+        conn->carrier = AQ_CARRIER_DATAGRAM; /* without memory to ask, what most clients take */
+        return;
+    }
+    memcpy(question->data, header, length);
+    question->unfinished = 1;
+    conn->question = question;
     aq_count(conn->host->counters, AQ_C_carrier_asked, 1);
-    return AQ_OK;
 }
 
 void aq_conn_carrier_asked(aq_conn *conn, const aq_outgoing *outgoing)
@@ -417,7 +414,7 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
             return;
         }
     }
-    if (conn->carrier_guessed && conn->is_server) {
+    if (conn->carrier_guessed) {
         conn->carrier = carrier; /* a client sends as it wants to be sent */
         conn->carrier_guessed = 0;
         if (conn->question != NULL)

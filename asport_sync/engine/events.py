@@ -82,7 +82,8 @@ class CommandReceived:
     """A whole command without payload, from a unidirectional stream or a DATAGRAM.
 
     Attributes:
-        data: Not shown by ``repr``, for a ClientHello has a token in it.
+        data: Not shown by ``repr``, for a ClientHello has a token in it. Behind a ClientHello, the next byte of its
+            stream where there is one.
     """
 
     connection: Connection

@@ -133,6 +133,7 @@ def handshake(data: bytes) -> None:
                 if isinstance(command, ClientHello):
                     assert before[0] is ServerState.AWAITING_HELLO
                     for spoken in Dialect:
+                        _meanings(command.mode, spoken)
                         for ambiguous in (Dialect.DRAFT, Dialect.FLAGS):
                             _mode(command.mode, spoken, ambiguous)
             elif command is not None:
@@ -166,6 +167,15 @@ def _mode(byte: int, spoken: Dialect, ambiguous: Dialect) -> None:
     if mode.tcp or mode.udp is not None:
         again = dialect.encode_mode(mode, used)
         assert dialect.decode_mode(again, used) == (mode, used)
+
+
+def _meanings(byte: int, spoken: Dialect) -> None:
+    try:
+        found = dialect.meanings(byte, spoken)
+    except RemoteProtocolError:
+        return
+    for mode, used in found:
+        assert dialect.decode_mode(byte, spoken, used) == (mode, used)
 
 
 # --- fragments -------------------------------------------------------------------------------------------------------
