@@ -159,7 +159,9 @@ def scene_of(certificate: Certificate, *, stops: bool) -> Iterator[Scene]:
 
 
 def expect(found: list[bytes], payloads: list[bytes]) -> None:
-    wait_until(lambda: sorted(found) == sorted(payloads), EVENT_TIMEOUT, "all packets have come", detail=lambda: str(found))
+    wait_until(
+        lambda: sorted(found) == sorted(payloads), EVENT_TIMEOUT, "all packets have come", detail=lambda: str(found)
+    )
 
 
 def test_a_client_that_stops_the_question_gets_datagrams(certificate: Certificate) -> None:

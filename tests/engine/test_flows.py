@@ -10,6 +10,7 @@ import random
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -32,7 +33,7 @@ from asport_sync.engine import (
     Violation,
 )
 from asport_sync.errors import EngineClosed, EngineError
-from asport_sync.wire import Dissociate, Heartbeat, ServerHello, ServerHelloCode, encode
+from asport_sync.wire import ClientHello, Dissociate, Heartbeat, ServerHello, ServerHelloCode, encode
 from tests.engine.pair import (
     CLIENT_TRANSPORT,
     EVENT_TIMEOUT,
@@ -109,6 +110,15 @@ def test_bytes_behind_a_command_are_counted_and_ignored(certificate: Certificate
         pair.client_connection.send(encode(Dissociate(1)) + b"more")
         assert pair.server.expect(CommandReceived).data == encode(Dissociate(1))
         expect_count(pair.server, "command_bytes_ignored", 4)
+
+
+def test_one_byte_behind_a_client_hello_comes_with_it(certificate: Certificate) -> None:
+    hello = encode(ClientHello(uuid.UUID(int=1), bytes(32), 1, 1, 65535))
+    with connected(certificate) as pair:
+        for behind, ignored in ((b"", 0), (b"\x02", 0), (b"\x02more", 4)):
+            pair.client_connection.send(hello + behind)
+            assert pair.server.expect(CommandReceived).data == hello + behind[:1]
+            expect_count(pair.server, "command_bytes_ignored", ignored)
 
 
 def test_many_commands_before_and_after_admission(certificate: Certificate) -> None:
