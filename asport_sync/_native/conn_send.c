@@ -113,9 +113,9 @@ static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *er
                 break;
             }
         }
-        result = ngtcp2_conn_writev_stream(conn->quic, target->path, target->info, target->out, target->room, &taken,
-                                           NGTCP2_WRITE_STREAM_FLAG_MORE | fin, outgoing->quic_id, &vector, 1,
-                                           target->now);
+        result =
+            ngtcp2_conn_writev_stream(conn->quic, target->path, target->info, target->out, target->room, &taken,
+                                      NGTCP2_WRITE_STREAM_FLAG_MORE | fin, outgoing->quic_id, &vector, 1, target->now);
         if (taken >= 0 && (result == NGTCP2_ERR_WRITE_MORE || result > 0)) {
             outgoing->sent += (size_t)taken;
             if (outgoing->sent == outgoing->length) {

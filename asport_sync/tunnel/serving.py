@@ -538,7 +538,8 @@ class ServerRun(Run):
         elif binding.port is not None:
             self._admit(claim, binding.port)
         elif binding.problem is not None:
-            detail = f"user {claim.user.uuid}, ports {claim.ports}: {binding.problem.strerror}"
+            said = binding.problem.strerror
+            detail = f"asked for {_either(claim.asked)}, user {claim.user.uuid}, ports {claim.ports}: {said}"
             self._refuse(peer, ServerHelloCode.BIND_FAILED, detail)
         else:
             claim.denied = binding.denied or claim.denied
