@@ -277,6 +277,30 @@ def test_where_no_port_is_free_for_both_meanings_there_is_one_for_one(
     assert f"no port is free for both, so it is taken for {network}" in caplog.text
 
 
+@pytest.mark.parametrize("udp_taken", [False, True])
+def test_a_port_is_taken_over_in_whatever_meaning_it_was_served(scene: Scene, udp_taken: bool) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        if udp_taken:
+            other.bind((HOST, scene.number))
+        dead = scene.join(mode=1)
+        heir = scene.join(mode=1)
+        assert heir.sent == []
+        scene.run.handle(fake.probed(dead, alive=False))
+        scene.settle()
+        assert answers(heir) == [ServerHello(SUCCESS, scene.number)]
+        assert (len(heir.listeners), len(heir.udp)) == (1, 0 if udp_taken else 1)
+
+
+def test_two_live_clients_do_not_share_a_port_by_mistake(scene: Scene) -> None:
+    """Each has TCP of the same port as a meaning: the second one gets neither, and the first one keeps all."""
+    alive = scene.join(mode=1)
+    newcomer = scene.join(mode=1)
+    scene.run.handle(fake.probed(alive, alive=True))
+    scene.settle()
+    assert answers(newcomer) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+    assert alive.closed is None
+
+
 def test_refusals_name_the_dialects(caplog: pytest.LogCaptureFixture) -> None:
     with scene_of(proxy={"allow_network": "tcp"}) as scene:
         assert answers(scene.join(mode=2)) == [ServerHello(ServerHelloCode.NETWORK_DENIED)]
