@@ -257,7 +257,8 @@ void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, cons
 
 void aq_conn_close_application(aq_conn *conn, uint64_t code, uint64_t linger, uint64_t now)
 {
-    if (linger > 0 && conn->commands_unacknowledged > 0) {
+    /* Also where everything is acknowledged already: the peer's program may be about to read it. */
+    if (linger > 0) {
         conn->linger_until = now + linger;
         conn->linger_code = code;
         conn->host->touch(conn->host->engine, conn);

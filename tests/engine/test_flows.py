@@ -145,6 +145,23 @@ def test_close_with_linger_delivers_what_was_sent(certificate: Certificate) -> N
         assert pair.client.expect(CommandReceived).data == b"\x00\x01\x03"
 
 
+def test_close_with_linger_gives_the_peer_a_moment_also_for_what_is_acknowledged(certificate: Certificate) -> None:
+    """The peer's QUIC acknowledges before its program reads; a close that overtakes the program hides the reason."""
+    for _ in range(10):
+        with connected(certificate) as pair:
+            pair.server_connection.send(encode(ServerHello(ServerHelloCode.PORT_DENIED)))
+            pair.client.expect(CommandReceived)
+            time.sleep(0.2)  # the acknowledgement has come
+            pair.server_connection.close(linger=EVENT_TIMEOUT)
+            try:
+                pair.server_connection.info()
+            except EngineClosed:
+                continue  # or this thread had to wait for longer than that moment
+            assert expect_closed(pair.client, pair.client_connection).cause is CloseCause.PEER_APPLICATION
+            return
+    pytest.fail("the connection was closed at once")
+
+
 def test_probe_finds_a_living_peer(certificate: Certificate) -> None:
     with connected(certificate) as pair:
         pair.client_connection.probe(5.0)
