@@ -72,7 +72,7 @@ wheel: $(VENV)/.tools ## Make the source distribution and, from it, the wheel, i
 	$(BIN)/python -m build --no-isolation
 	@ls -l dist
 
-interop: build ## Build the reference implementation (needs cargo, takes minutes) and test against it.
+interop: build ## Build the reference implementation and peers on other QUIC stacks (cargo, Go; minutes), and test with them.
 	$(BIN)/python -m tests.interop.install --require
 	$(BIN)/python -m pytest -q tests/interop $(ARGS)
 

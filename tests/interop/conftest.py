@@ -19,7 +19,7 @@ from tests.interop.endpoints import (
     RunningServer,
     Tunnel,
 )
-from tests.interop.install import NotInstalled, install, is_installed
+from tests.interop.install import NotInstalled, Stack, install, install_stack, is_installed, stack_is_installed
 from tests.support.certificates import Certificate
 from tests.support.services import Address
 
@@ -57,7 +57,7 @@ PAIRINGS = [
 REFERENCE_PAIRINGS = [Pairing(REFERENCE_0_1_2, REFERENCE_0_1_2), Pairing(REFERENCE_0_4_0, REFERENCE_0_4_0)]
 
 
-# Release -> why it can't be had.
+# Release, or name of a stack -> why it can't be had.
 _missing = pytest.StashKey[dict[str, str]]()
 
 
@@ -76,6 +76,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             install(version)
         except NotInstalled as error:
             missing[version] = str(error)
+    for stack in dict.fromkeys(stack for item in session.items if (stack := _stack_of(item)) is not None):
+        try:
+            if not stack_is_installed(stack):
+                session.config.get_terminal_writer().line(f"building a program on {stack.name}, takes a minute")
+            install_stack(stack)
+        except NotInstalled as error:
+            missing[stack.name] = str(error)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -97,6 +104,12 @@ def _pairing_of(item: pytest.Item) -> Pairing | None:
     callspec = getattr(item, "callspec", None)
     value = callspec.params.get("pairing") if callspec is not None else None
     return value if isinstance(value, Pairing) else None
+
+
+def _stack_of(item: pytest.Item) -> Stack | None:
+    callspec = getattr(item, "callspec", None)
+    value = callspec.params.get("stack") if callspec is not None else None
+    return value if isinstance(value, Stack) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -162,6 +175,16 @@ def pairing(request: pytest.FixtureRequest) -> Pairing:
         if version in missing:
             pytest.skip(missing[version])
     return pair
+
+
+@pytest.fixture
+def stack(request: pytest.FixtureRequest) -> Stack:
+    """Another QUIC stack, with the program on it in place."""
+    chosen: Stack = request.param
+    missing = request.config.stash[_missing]
+    if chosen.name in missing:
+        pytest.skip(missing[chosen.name])
+    return chosen
 
 
 @dataclass(frozen=True)

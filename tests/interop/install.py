@@ -1,7 +1,9 @@
-"""Installs the reference implementation for the tests: ``python -m tests.interop.install [--require]``.
+"""Installs what the interop tests talk to: ``python -m tests.interop.install [--require]``.
 
-Two releases, one for each dialect, built by cargo from the crates' own lock files into a cache folder. Building takes
-minutes; done once, later calls only look. Nothing is installed for the user, and nothing but these folders is written.
+That is the reference implementation in two releases, one for each dialect, built by cargo from the crates' own lock
+files; and the small programs of ``tests/interop/stacks`` on other QUIC stacks, built by cargo and Go from the lock
+files there. All go into a cache folder. Building takes minutes; done once, later calls only look. Nothing is installed
+for the user, and nothing but these folders and cargo's own cache is written.
 """
 
 from __future__ import annotations
@@ -9,27 +11,35 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 VERSIONS = ("0.1.2", "0.4.0")
 PROGRAMS = ("asport-server", "asport-client")
 
-# Seconds for one release: about four minutes on two cores.
+# Seconds for one build. A release takes about four minutes on two cores, the stacks together less than that.
 BUILD_TIMEOUT = 3600.0
 # Seconds for a program to print its version.
 VERSION_TIMEOUT = 10.0
-# Lines of cargo's output that are kept for the reason.
+# Lines of a build's output that are kept for the reason.
 REASON_LINES = 3
 
 
+# Where each build tool may be when it is not on the path.
+USUAL_FOLDERS = {"cargo": str(Path.home() / ".cargo" / "bin"), "go": "/usr/local/go/bin"}
+
+
 class NotInstalled(Exception):
-    """The reference can't be had on this machine; the text is the reason, in one line."""
+    """A program can't be had on this machine; the text is the reason, in one line."""
 
 
 def cache_directory() -> Path:
@@ -72,9 +82,7 @@ def install(version: str) -> None:
     """
     if is_installed(version):
         return
-    cargo = shutil.which("cargo") or shutil.which("cargo", path=str(Path.home() / ".cargo" / "bin"))
-    if cargo is None:
-        raise NotInstalled(f"asport {version} is not installed and there is no cargo to build it")
+    cargo = _tool("cargo", f"asport {version}")
     with _locked(cache_directory() / "interop"):
         if not is_installed(version):  # another process may have built it while this one waited
             _build(cargo, version)
@@ -84,24 +92,139 @@ def _build(cargo: str, version: str) -> None:
     root = cache_directory() / "interop" / version
     with tempfile.TemporaryDirectory(prefix="asport-interop-") as target:
         command = [cargo, "install", "--locked", "--root", str(root), "--version", version, *PROGRAMS]
-        try:
-            done = subprocess.run(
-                command,
-                env={**os.environ, "CARGO_TARGET_DIR": target},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=BUILD_TIMEOUT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise NotInstalled(f"asport {version} was not built within {BUILD_TIMEOUT:g} s") from None
-    if done.returncode != 0:
-        reason = " / ".join(line.strip() for line in done.stdout.splitlines()[-REASON_LINES:])
-        raise NotInstalled(f"asport {version} could not be built: {reason}")
+        _run(f"asport {version}", command, environment={"CARGO_TARGET_DIR": target})
     if not is_installed(version):
         raise NotInstalled(f"asport {version} was built, but its programs do not run here")
+
+
+def _tool(name: str, wanted_for: str) -> str:
+    """Return the path of a build tool.
+
+    Raises:
+        NotInstalled: There is none.
+    """
+    found = shutil.which(name) or shutil.which(name, path=USUAL_FOLDERS[name])
+    if found is None:
+        raise NotInstalled(f"{wanted_for} is not installed and there is no {name} to build it")
+    return found
+
+
+def _run(
+    what: str, argv: Sequence[str], *, directory: Path | None = None, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run one step of a build to its end.
+
+    Raises:
+        NotInstalled: It failed; the text names ``what`` and holds the last lines it wrote.
+    """
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=directory,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=BUILD_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise NotInstalled(f"{what} was not built within {BUILD_TIMEOUT:g} s") from None
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        reason = " / ".join(lines[-REASON_LINES:])
+        raise NotInstalled(f"{what} could not be built: {reason}")
+
+
+# What a stack's program is made from.
+SOURCES = ("Cargo.*", "src/*.rs", "go.*", "*.go")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A program on another QUIC stack.
+
+    Attributes:
+        name: The stack, as its authors call it.
+        folder: The folder of ``tests/interop/stacks`` with the sources.
+        binary: The file that the build makes.
+        tool: What builds it.
+    """
+
+    name: str
+    folder: str
+    binary: str
+    tool: Literal["cargo", "go"]
+
+    @property
+    def sources(self) -> Path:
+        """Where the sources are."""
+        return Path(__file__).resolve().parent / "stacks" / self.folder
+
+    @property
+    def program(self) -> Path:
+        """Where the program built from exactly these sources is, or would be."""
+        state = hashlib.sha256()
+        for path in sorted(path for pattern in SOURCES for path in self.sources.glob(pattern)):
+            state.update(f"{path.relative_to(self.sources)}\n".encode())
+            state.update(path.read_bytes())
+        return cache_directory() / "interop" / "stacks" / self.folder / state.hexdigest()[:16] / self.binary
+
+
+QUINN = Stack("quinn", "quinn", "quinn-client", "cargo")
+QUIC_GO = Stack("quic-go", "quic_go", "quic_go", "go")
+S2N_QUIC = Stack("s2n-quic", "s2n_quic", "s2n-quic-client", "cargo")
+STACKS = (QUINN, QUIC_GO, S2N_QUIC)
+
+
+def stack_is_installed(stack: Stack) -> bool:
+    """Tell whether a stack's program is there."""
+    return os.access(stack.program, os.X_OK)
+
+
+def install_stack(stack: Stack) -> None:
+    """Make sure that a stack's program is installed. Safe to call from several processes at once.
+
+    Raises:
+        NotInstalled: It is not, and can't be built here.
+    """
+    if stack_is_installed(stack):
+        return
+    what = f"the program on {stack.name}"
+    tool = _tool(stack.tool, what)
+    with _locked(cache_directory() / "interop" / "stacks"):
+        if stack_is_installed(stack):  # another process may have built it while this one waited
+            return
+        place = stack.program
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # On the cache's own file system, so that a rename publishes the program whole.
+        with tempfile.TemporaryDirectory(prefix="unfinished-", dir=place.parent.parent) as target:
+            if stack.tool == "cargo":
+                command = [tool, "build", "--locked", "--target-dir", target]
+                _run(what, command, directory=stack.sources)
+                built = Path(target, "debug", stack.binary)
+            else:
+                built = Path(target, stack.binary)
+                _run(what, [tool, "build", "-o", str(built), "."], directory=stack.sources, environment=_go_settings())
+            try:
+                built.rename(place)
+            except FileNotFoundError:
+                raise NotInstalled(f"{what}: the build made no program") from None
+
+
+def _go_settings() -> dict[str, str]:
+    root = cache_directory() / "interop" / "go"
+    return {
+        "GOMODCACHE": str(root / "modules"),
+        "GOCACHE": str(root / "build"),
+        # Without the first, the module cache could not be deleted by its owner; the last allows sources outside git.
+        "GOFLAGS": "-modcacherw -mod=readonly -buildvcs=false",
+        "GOWORK": "off",
+        # An older Go is told so, and does not fetch a newer one.
+        "GOTOOLCHAIN": "local",
+        "CGO_ENABLED": "0",
+    }
 
 
 @contextlib.contextmanager
@@ -114,25 +237,33 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    """Install every release that is missing, and say so."""
+    """Install everything that is missing, and say so."""
     parser = argparse.ArgumentParser(prog="python -m tests.interop.install", description=__doc__)
     parser.add_argument(
         "--require",
         action="store_true",
-        help="end with status 1 where a release can't be had (otherwise its tests skip)",
+        help="end with status 1 where a program can't be had (otherwise its tests skip)",
     )
     required = parser.parse_args().require
-    status = 0
+    missing = False
     for version in VERSIONS:
-        try:
-            if not is_installed(version):
-                print(f"interop: building asport {version}, this takes minutes", flush=True)
-            install(version)
-            print(f"interop: asport {version} is installed")
-        except NotInstalled as error:
-            print(f"interop: {error}; the tests that need it will be skipped")
-            status = 1 if required else status
-    return status
+        missing |= not _said(f"asport {version}", is_installed(version), functools.partial(install, version))
+    for stack in STACKS:
+        missing |= not _said(stack.name, stack_is_installed(stack), functools.partial(install_stack, stack))
+    return 1 if required and missing else 0
+
+
+def _said(what: str, there: bool, make: Callable[[], None]) -> bool:
+    """Install one thing, say what happens, and tell whether it is there now."""
+    try:
+        if not there:
+            print(f"interop: building {what}, this takes minutes", flush=True)
+        make()
+        print(f"interop: {what} is installed")
+    except NotInstalled as error:
+        print(f"interop: {error}; the tests that need it will be skipped")
+        return False
+    return True
 
 
 if __name__ == "__main__":
