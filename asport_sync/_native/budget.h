@@ -19,6 +19,7 @@ typedef struct aq_budget {
     _Atomic uint64_t most;    /* bytes */
     _Atomic uint64_t used;    /* what the accounts hold beyond AQ_ACCOUNT_FREE each */
     _Atomic uint64_t library; /* bytes that the library holds: a figure for who gives memory back to the system */
+    _Atomic uint64_t grown;   /* bytes of streams' windows beyond the first of each: what may come at any moment */
 } aq_budget;
 
 typedef struct aq_account {
@@ -41,6 +42,17 @@ static inline uint64_t aq_budget_left(const aq_budget *budget)
 static inline int aq_budget_is_short(const aq_budget *budget)
 {
     return aq_budget_left(budget) <= atomic_load_explicit(&budget->most, memory_order_relaxed) / 8;
+}
+
+/* Bytes by which the windows of a connection that have grown by `own` may have grown in all. Half of the budget is
+ * there for such windows, for readers may stall all at once, and then every window is filled. A connection may have
+ * half of what the others leave of it, so that there is something left for whoever comes later. */
+static inline uint64_t aq_budget_growth(const aq_budget *budget, uint64_t own)
+{
+    uint64_t most = atomic_load_explicit(&budget->most, memory_order_relaxed) / 2;
+    uint64_t all = atomic_load_explicit(&budget->grown, memory_order_relaxed);
+    uint64_t others = all > own ? all - own : 0;
+    return others < most ? (most - others) / 2 : 0;
 }
 
 /* Where the library's memory for one connection comes from: malloc(), and where that fails the reserve. Counted. These

@@ -42,7 +42,8 @@
 #define AQ_FIRST_WINDOW (256ULL * 1024)
 #define AQ_SECOND_WINDOW (2048ULL * 1024)
 /* What all streams of a connection may have beyond their first windows, and one of them of what is left of that: the
- * less there is, the more slowly it is used up. Half of connection_window, where that is less. */
+ * less there is, the more slowly it is used up. Less than this where half of connection_window or the engine's budget
+ * says so (aq_budget_growth). */
 #define AQ_WINDOW_GROWTH (512ULL * 1024 * 1024)
 #define AQ_WINDOW_SHARE 16
 /* A stream's turn lasts about so many milliseconds at the rate of the path, up to 256 KiB: few wake-ups for the owners

@@ -290,8 +290,11 @@ static uint64_t window_growth(const aq_conn *conn, const aq_stream *stream)
     uint64_t most =
         conn->options.connection_window / 2 < AQ_WINDOW_GROWTH ? conn->options.connection_window / 2 : AQ_WINDOW_GROWTH;
     uint64_t grown = atomic_load_explicit(&conn->credit->grown, memory_order_relaxed);
-    uint64_t share = grown < most ? (most - grown) / AQ_WINDOW_SHARE : 0;
-    uint64_t left = aq_budget_left(conn->host->budget) / AQ_WINDOW_SHARE;
+    uint64_t part = aq_budget_growth(conn->host->budget, grown);
+    uint64_t left = aq_budget_left(conn->host->budget) / AQ_WINDOW_SHARE, share;
+    if (most > part)
+        most = part;
+    share = grown < most ? (most - grown) / AQ_WINDOW_SHARE : 0;
     if (grow > stream->most_window - stream->window)
         grow = stream->most_window - stream->window;
     if (share > left)
@@ -322,7 +325,7 @@ static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
     }
     stream->window += grow - shrink;
     stream->grown += grow - shrink;
-    atomic_fetch_add_explicit(&conn->credit->grown, grow - shrink, memory_order_relaxed);
+    aq_credit_grow(conn->credit, grow - shrink);
     stream->returned = taken;
     stream->returned_at = now;
     atomic_store(&stream->report_at, taken + stream->window / 4);

@@ -45,6 +45,13 @@ void aq_credit_unref(aq_credit *credit)
         free(credit);
 }
 
+void aq_credit_grow(aq_credit *credit, uint64_t bytes)
+{
+    atomic_fetch_add_explicit(&credit->grown, bytes, memory_order_relaxed);
+    if (credit->account.budget != NULL)
+        atomic_fetch_add_explicit(&credit->account.budget->grown, bytes, memory_order_relaxed);
+}
+
 aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_credit *credit)
 {
     aq_stream *stream = aligned_alloc(_Alignof(aq_stream), sizeof(aq_stream));
@@ -80,7 +87,7 @@ void aq_stream_destroy(void *object)
     aq_count(stream->counters, AQ_C_stream_bytes_dropped,
              aq_pipe_readable(&stream->tx) + aq_pipe_readable(&stream->rx));
     atomic_fetch_add(&credit->owed, aq_pipe_written(&stream->rx) - stream->credited);
-    atomic_fetch_sub(&credit->grown, stream->grown);
+    aq_credit_grow(credit, 0 - stream->grown);
     /* A stream of the peer's counts against its limit until now, not only until QUIC has closed it: that bounds what it
      * makes us hold. */
     if (stream->peer_opened)

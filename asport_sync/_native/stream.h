@@ -65,7 +65,8 @@ typedef struct aq_credit {
     _Atomic uint32_t *accepted_in_all; /* the same of all connections: the engine's, which outlives this; immutable */
     struct aq_stream
         *newest;            /* [engine] of those sockets that it serves, the one that was attached last; no reference */
-    _Atomic uint64_t grown; /* bytes of windows beyond the first of each stream, of streams whose memory is in use */
+    _Atomic uint64_t grown; /* bytes of windows beyond the first of each stream, of streams whose memory is in use; also
+                               counted in the budget */
     aq_account account;     /* what is held of what the peer has sent */
     uint64_t threshold;     /* immutable, as are the next two: owed bytes of which the engine should hear */
     aq_id connection;
@@ -75,6 +76,8 @@ typedef struct aq_credit {
 aq_credit *aq_credit_new(uint64_t threshold, aq_id connection, aq_ready *ready);
 void aq_credit_ref(aq_credit *credit);
 void aq_credit_unref(aq_credit *credit);
+/* Windows of its streams have grown by so many bytes, modulo 2^64: they may have shrunk. Any thread. */
+void aq_credit_grow(aq_credit *credit, uint64_t bytes);
 
 /* ngtcp2's stream user data points to one of these inside the object that the stream belongs to. */
 enum aq_stream_tag { AQ_TAG_BIDI, AQ_TAG_OUTGOING, AQ_TAG_INCOMING };

@@ -178,7 +178,7 @@ class CommonConfig:
         buffer_pool_size: Without effect. 32.
         send_window: Bytes on their way that are not acknowledged, 16 MiB; at least 16 KiB.
         receive_window: Bytes per stream that the peer may send before they are consumed, 8 MiB; 16 KiB to 1 GiB.
-        receive_memory: Bytes of what all peers have sent that this process may hold; at least 64 MiB. Default: a
+        receive_memory: Bytes of what all peers have sent that this end may hold; at least 64 MiB. Default: a
             quarter of the memory that it may have, and no more than 1 GiB.
         log_level: Default "warn".
         max_workers: Streams that a blocking worker thread relays because they move much; all others are the engine's.

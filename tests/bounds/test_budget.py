@@ -12,7 +12,7 @@ import pytest
 from tests.bounds.old_work import memory_of
 from tests.bounds.stalling import DEAF, ECHO, FLOOD, SMALL_BUFFER, Moods, ask
 from tests.bounds.test_stalled import wait_until_still
-from tests.e2e.tunnels import client_process, public_port, server_address, server_process
+from tests.e2e.tunnels import client_process, public_port, server_address, server_process, tunnel
 from tests.support.certificates import Certificate
 from tests.support.traffic import receive_exactly
 from tests.support.waiting import wait_until
@@ -22,6 +22,10 @@ MIB = 1 << 20
 BUDGET = 64 * MIB
 # Their first windows alone, 256 KiB each, are more than twice the budget.
 STALLED = 600
+# Their first windows have room beside half of the budget, which is there for windows that grow.
+SLOW = 80
+# Bytes that each of them reads at first: enough for its window to grow several times.
+READ_AT_FIRST = 2 * MIB
 # What a process may take besides: the streams themselves, 7 KiB each, segments kept for reuse, sends that wait for
 # acknowledgements, and the allocator's part.
 BESIDES = 128 * MIB
@@ -91,3 +95,23 @@ def test_who_does_not_read_uses_up_his_own_part(certificate: Certificate, tmp_pa
             "memory goes back to the system",
             detail=lambda: f"{(memory_of(receiver.pid) - before) // MIB} MiB more than before",
         )
+
+
+def test_readers_that_keep_up_and_stop_all_at_once_have_room(certificate: Certificate) -> None:
+    """Windows grow no further than what they may bring fits into the budget; nobody is reset for having stopped."""
+    options = {"receive_memory": BUDGET, "network": "tcp"}
+    with contextlib.ExitStack() as stack:
+        local = stack.enter_context(Moods())
+        stack.callback(local.over.set)
+        made = stack.enter_context(
+            tunnel(certificate, local.address, server={"receive_memory": BUDGET}, client=options)
+        )
+        users = [stack.enter_context(ask(made.public, FLOOD, receive_buffer=SMALL_BUFFER)) for _ in range(SLOW)]
+        for user in users:
+            receive_exactly(user, READ_AT_FIRST)
+        wait_until_still(lambda: local.sent)
+        assert made.engine_counter("server", "streams_shed") == 0
+        assert made.engine_counter("server", "connections_shed") == 0
+        # They go on where they were.
+        for user in users:
+            receive_exactly(user, MIB)

@@ -100,6 +100,18 @@ static void test_memory(void)
     aq_reserve_destroy(&reserve);
 }
 
+static void test_growth(void)
+{
+    aq_budget budget = {.most = 64};
+    CHECK_INT(aq_budget_growth(&budget, 0), 16); /* half of half of it */
+    atomic_store(&budget.grown, 16);
+    CHECK_INT(aq_budget_growth(&budget, 16), 16); /* its own is no others' */
+    CHECK_INT(aq_budget_growth(&budget, 0), 8);
+    atomic_store(&budget.grown, 33); /* the budget was made smaller */
+    CHECK_INT(aq_budget_growth(&budget, 0), 0);
+    CHECK_INT(aq_budget_growth(&budget, 34), 16); /* the two are not looked at in one moment */
+}
+
 static void *add_and_remove(void *context)
 {
     aq_account *account = context;
@@ -130,6 +142,7 @@ int main(void)
     check_watchdog(60);
     test_accounts();
     test_memory();
+    test_growth();
     test_threads();
     return check_done();
 }
