@@ -180,6 +180,7 @@ struct aq_engine {
     uint64_t read;             /* bytes of QUIC packets in the last turn */
     uint64_t idle;             /* nanoseconds slept, in all */
     uint64_t relieve_next;     /* nobody has to give up memory before */
+    uint64_t relieve_said;     /* when the log last said that somebody has to; 0: never */
     uint64_t memory_next;      /* when the next two are looked at again */
     uint64_t memory_peak;      /* bytes, estimated: the most that was in use since memory was last given back */
     int memory_skipped;        /* a turn has passed without that look */

@@ -2,6 +2,7 @@
 #include "engine.h"
 
 #include <malloc.h>
+#include <string.h>
 
 /* Between two looks at how much is in use, and until other threads have freed what they were asked to. */
 #define LOOK (10 * AQ_NSEC_PER_MSEC)
@@ -13,6 +14,8 @@
 /* What a connection and a stream take besides what is counted, TLS and tables above all; bytes, estimated. */
 #define CONNECTION_COST (48ULL * 1024)
 #define STREAM_COST (4ULL * 1024)
+/* Between two lines of the log about too little memory: it may last. */
+#define SAY_AGAIN (60 * AQ_NSEC_PER_SEC)
 
 /* ---- too little ------------------------------------------------------------------------------------------------ */
 
@@ -33,6 +36,17 @@ static aq_conn *who_holds_most(aq_engine *engine)
     return held > AQ_ACCOUNT_FREE ? most : NULL;
 }
 
+static void say_used_up(aq_engine *engine)
+{
+    static const char text[] = "receive_memory is used up: connections whose readers are slow are reset for it";
+    aq_event event = {.type = AQ_EVENT_LOG, .code = 30, .length = sizeof(text) - 1}; /* as Python's logging has it */
+    if (engine->relieve_said != 0 && engine->now - engine->relieve_said < SAY_AGAIN)
+        return;
+    engine->relieve_said = engine->now;
+    memcpy(event.data, text, sizeof(text) - 1);
+    aq_events_post(&engine->events, &event);
+}
+
 void aq_engine_relieve(void *context)
 {
     aq_engine *engine = context;
@@ -41,6 +55,7 @@ void aq_engine_relieve(void *context)
         aq_conn *conn = who_holds_most(engine);
         if (conn == NULL)
             return; /* what is held belongs to connections that are over, whose streams end in the next turns */
+        say_used_up(engine);
         if (aq_conn_shed(conn, engine->now))
             engine->relieve_next = engine->now + LOOK;
     }

@@ -77,6 +77,7 @@ def test_who_does_not_read_uses_up_his_own_part(certificate: Certificate, tmp_pa
                 return sent
 
             wait_until_still((lambda: local.sent) if mood == FLOOD else send)
+            receiver.wait_for("WARNING engine: receive_memory is used up")
             assert memory_of(receiver.pid) - before < BUDGET + BESIDES
             for port in ports:
                 with ask(port, ECHO) as fresh:
