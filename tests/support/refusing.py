@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import platform
+import socket
 import struct
 import sys
 from collections.abc import Sequence
@@ -24,8 +25,13 @@ BPF_JUMP_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 BPF_RETURN = 0x06
 OFFSET_OF_NUMBER = 0  # struct seccomp_data
 OFFSET_OF_ARCHITECTURE = 4
+OFFSET_OF_FIRST_ARGUMENT = 16  # its lower half: both machines are little-endian
+
+IPV6_SOCKETS = "IPv6 sockets"
+"""In place of a system call: socket(2) for AF_INET6 alone."""
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # <linux/audit.h>
+SOCKET = {"x86_64": 41, "aarch64": 198}  # socket(2) in <asm/unistd.h>
 # <asm/unistd.h> of x86_64, and <asm-generic/unistd.h>, which has fewer.
 NUMBERS = {
     "x86_64": {
@@ -118,10 +124,19 @@ def refuse(calls: Sequence[str], error: int) -> None:
         (BPF_LOAD, 0, 0, OFFSET_OF_NUMBER),
     ]
     for call in calls:
-        instructions += [
-            (BPF_JUMP_EQUAL, 0, 1, NUMBERS[machine][call]),
-            (BPF_RETURN, 0, 0, SECCOMP_RET_ERRNO | error),
-        ]
+        if call == IPV6_SOCKETS:
+            instructions += [
+                (BPF_JUMP_EQUAL, 0, 4, SOCKET[machine]),
+                (BPF_LOAD, 0, 0, OFFSET_OF_FIRST_ARGUMENT),
+                (BPF_JUMP_EQUAL, 0, 1, socket.AF_INET6),
+                (BPF_RETURN, 0, 0, SECCOMP_RET_ERRNO | error),
+                (BPF_LOAD, 0, 0, OFFSET_OF_NUMBER),
+            ]
+        else:
+            instructions += [
+                (BPF_JUMP_EQUAL, 0, 1, NUMBERS[machine][call]),
+                (BPF_RETURN, 0, 0, SECCOMP_RET_ERRNO | error),
+            ]
     instructions.append((BPF_RETURN, 0, 0, SECCOMP_RET_ALLOW))
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in instructions))
     program = ctypes.create_string_buffer(struct.pack("@HP", len(instructions), ctypes.addressof(code)))
