@@ -30,6 +30,7 @@ from tests.e2e.tunnels import (
     write_config,
 )
 from tests.support.certificates import Certificate
+from tests.support.limits import with_descriptors
 from tests.support.process import Process
 from tests.support.services import Address, UdpEcho
 from tests.support.traffic import UdpPeer
@@ -91,8 +92,8 @@ def test_short_exchanges_are_never_refused(certificate: Certificate, tmp_path: P
     with UdpEcho() as service, Server(**server_options(certificate)) as server:
         options = client_options(certificate, server.address, service.address, udp_forward_mode=mode)
         path = write_config(tmp_path, "client", options)
-        argv = command("client", "run", "-c", str(path), "-v")
-        with Process(["/bin/sh", "-c", f'ulimit -n {4 * places} && exec "$@"', "sh", *argv], name="client") as client:
+        argv = with_descriptors(4 * places, command("client", "run", "-c", str(path), "-v"))
+        with Process(argv, name="client") as client:
             crowd = Crowd(("127.0.0.1", public_port(client)))
             for _ in range(rounds):
                 crowd.ask(at_once)
@@ -114,8 +115,8 @@ def test_who_waits_for_an_answer_stays_longer_than_who_has_had_it(certificate: C
         service.bind(("127.0.0.1", 0))
         service.settimeout(READY_TIMEOUT)
         path = write_config(tmp_path, "client", client_options(certificate, server.address, service.getsockname()))
-        argv = command("client", "run", "-c", str(path), "-v")
-        with Process(["/bin/sh", "-c", f'ulimit -n {4 * places} && exec "$@"', "sh", *argv], name="client") as client:
+        argv = with_descriptors(4 * places, command("client", "run", "-c", str(path), "-v"))
+        with Process(argv, name="client") as client:
             public = ("127.0.0.1", public_port(client))
 
             def question() -> tuple[UdpPeer, bytes, Address]:

@@ -28,6 +28,7 @@ from tests.hostile.floods import FLOODS, Flood, Target, finish, run
 from tests.hostile.measure import server_process
 from tests.hostile.strangers import strangers
 from tests.support.certificates import Certificate
+from tests.support.limits import with_descriptors
 from tests.support.services import TcpEcho
 from tests.support.traffic import echo
 from tests.support.waiting import wait_until
@@ -212,7 +213,7 @@ def test_what_is_too_short_is_dropped_and_counted(crowd: Tunnel, tmp_path: Path,
 
 def test_silent_connections_to_one_port_leave_half_of_the_descriptors(certificate: Certificate, tmp_path: Path) -> None:
     options = server_options(certificate)
-    limit = ["/bin/sh", "-c", 'ulimit -n 100 && exec "$@"', "sh"]
+    limit = with_descriptors(100, [])
     flood = BY_NAME["tcp-silent"]
     with TcpEcho() as service, server_process(tmp_path / "server.json", options, limit) as server:
         joined = client_options(certificate, server.address, service.address)
