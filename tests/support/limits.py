@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def with_descriptors(most: int, argv: Sequence[str]) -> list[str]:
-    """The command that runs ``argv`` with so many descriptors. Not by a shell: a sanitizer would be preloaded into it."""
+    """The command that runs ``argv`` with so many descriptors. Without a shell: sanitizers are preloaded into that."""
     return [sys.executable, str(Path(__file__).resolve()), str(most), *argv]
 
 
