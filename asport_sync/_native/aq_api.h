@@ -64,7 +64,8 @@ enum aq_event_type {
     AQ_EVENT_SOURCE_UNKNOWN =
         10, /* a public UDP socket has datagrams of a source without association; socket, peer, local; they wait */
     AQ_EVENT_ACCEPT_FAILED = 11, /* a listener rests for a moment; socket, code = errno, 0: connections were dropped
-                                    because too many streams wait for the peer's credit */
+                                    because too many streams wait for the peer's credit; EDQUOT: its port has its share
+                                    of the descriptors */
     AQ_EVENT_STREAM_BULK = 12,   /* a worker should relay this stream; peer, code as above, value = its socket, handed
                                     over */
     AQ_EVENT_UDP_BULK = 13,      /* the pump should read this UDP socket from now on; socket */

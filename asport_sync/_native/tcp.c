@@ -509,7 +509,7 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
     int fd;
     if (!aq_shares_allow(engine, conn->credit)) {
         aq_count(&engine->counters, AQ_C_tcp_accept_put_off, 1);
-        report_trouble(engine, listener, EMFILE);
+        report_trouble(engine, listener, EDQUOT); /* which accept(2) does not say */
         aq_engine_rest(engine, listener->id, listener->fd, REST_WITHOUT_RESOURCES);
         return 0;
     }

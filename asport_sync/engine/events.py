@@ -148,7 +148,8 @@ class AcceptFailed:
     """A listener has trouble, and rests for a moment.
 
     Attributes:
-        error: The errno; 0: connections were dropped, because too many streams wait for the peer's credit.
+        error: The errno; 0: connections were dropped, because too many streams wait for the peer's credit; EDQUOT: the
+            port has its share of the descriptors.
     """
 
     connection: Connection

@@ -7,6 +7,7 @@ service are, dials where that takes more than one known address, and lends threa
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -201,6 +202,8 @@ class PublicListener:
         """The engine has trouble with it."""
         if error == 0:
             what = "connections dropped: too many wait for the client"
+        elif error == errno.EDQUOT:
+            what = "has its share of the descriptors and few are free; more connections wait (LimitNOFILE, ulimit -n)"
         else:
             what = f"accept failed: {os.strerror(error)}"
         self._limit.warning(self._log, "port %d: %s", self._port, what)

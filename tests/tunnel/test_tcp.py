@@ -399,6 +399,15 @@ def test_a_listener_that_is_gone_is_closed(port: Port) -> None:
     port.public.close()
 
 
+def test_a_share_that_is_used_up_is_not_called_a_failure(port: Port, caplog: pytest.LogCaptureFixture) -> None:
+    port.public.open()
+    port.public.failed(errno.EDQUOT)
+    assert caplog.messages == [
+        f"port {port.number}: has its share of the descriptors and few are free; more connections wait "
+        "(LimitNOFILE, ulimit -n)"
+    ]
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL])
 def test_no_error_ends_a_listener(port: Port, number: int, caplog: pytest.LogCaptureFixture) -> None:
     port.public.open()
