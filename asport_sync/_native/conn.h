@@ -328,8 +328,8 @@ void aq_conn_violation(aq_conn *conn, const char *problem);
  * later: what is old goes on. 0: there is none. */
 int aq_conn_make_room(aq_conn *conn, const aq_stream *stream);
 /* The engine's budget is short, and this connection holds the most: it gives up the newest streams whose readers are
- * behind, until it holds half as much; where that isn't enough, it is closed. Returns whether some of the memory is
- * coming later, for the readers are other threads. */
+ * behind, until a quarter of the budget is free or it holds half as much; where that isn't enough, it is closed.
+ * Returns whether some of the memory is coming later, for the readers are other threads. */
 int aq_conn_shed(aq_conn *conn, uint64_t now);
 void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream);
 void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream);

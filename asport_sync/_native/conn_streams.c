@@ -419,10 +419,23 @@ int aq_conn_make_room(aq_conn *conn, const aq_stream *stream)
     return 0;
 }
 
+/* How much of what a connection holds it has to give up: as much as leaves a quarter of the budget free, no more than
+ * half of what it has, and not so little that the next look finds the same. */
+static uint64_t to_shed(const aq_conn *conn, uint64_t held)
+{
+    uint64_t left = aq_budget_left(conn->host->budget);
+    uint64_t quarter = atomic_load_explicit(&conn->host->budget->most, memory_order_relaxed) / 4;
+    uint64_t need = left < quarter ? quarter - left : 0;
+    if (need < held / 16)
+        need = held / 16;
+    return need < held / 2 ? need : held / 2;
+}
+
 int aq_conn_shed(aq_conn *conn, uint64_t now)
 {
     const aq_account *account = &conn->credit->account;
-    uint64_t held = atomic_load_explicit(&account->held, memory_order_relaxed), goal = held / 2, coming = 0;
+    uint64_t held = atomic_load_explicit(&account->held, memory_order_relaxed), coming = 0;
+    uint64_t goal = held - to_shed(conn, held);
     conn->now = now;
     for (aq_stream *stream = conn->streams; stream != NULL && held > goal + coming; stream = stream->next) {
         uint64_t bytes = aq_pipe_written(&stream->rx) - aq_pipe_taken(&stream->rx);
