@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -58,7 +59,7 @@ from asport_sync.tunnel.run import (
     CONGESTION,
     Run,
     carrier_towards,
-    keylog_file,
+    make_credentials,
     remaining,
     say_what_has_no_effect,
     say_what_is_not_verified,
@@ -219,18 +220,19 @@ class ClientRun(Run):
         """Begins to connect.
 
         Raises:
-            ConfigError: The trusted certificates aren't usable.
+            ConfigError: The trusted certificates or the key log aren't usable.
         """
         tls = self._config.tls
         try:
-            self._credentials = self.engine.client_credentials(
+            make = functools.partial(
+                self.engine.client_credentials,
                 alpn=[name.encode() for name in tls.alpn],
                 trust=trusted_certificates(self._config),
                 system_trust=not tls.certificates.disable_native,
                 verify=not tls.skip_certificate_verification,
                 pins=tls.certificates.pins,
-                keylog=keylog_file(self._config.keylog, _log),
             )
+            self._credentials = make_credentials(make, self._config.keylog, _log)
         except EngineError as problem:
             raise ConfigError(f"not usable: {problem}", key="certificates") from problem
         say_what_is_not_verified(tls, _log)

@@ -11,8 +11,18 @@ import time
 from collections.abc import Callable
 
 from asport_sync.config import ClientConfig, ServerConfig, TlsClientConfig, loose_permissions, without_effect
-from asport_sync.engine import Carrier, CongestionControl, Connection, Engine, Event, LogRecord, StreamBulk, StreamEnded
-from asport_sync.errors import AsportError, EngineClosed, EngineError, LifecycleError
+from asport_sync.engine import (
+    Carrier,
+    CongestionControl,
+    Connection,
+    Credentials,
+    Engine,
+    Event,
+    LogRecord,
+    StreamBulk,
+    StreamEnded,
+)
+from asport_sync.errors import AsportError, ConfigError, EngineClosed, EngineError, LifecycleError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.selecting import SelectorThread
@@ -233,12 +243,36 @@ def say_what_is_not_verified(tls: TlsClientConfig, log: logging.Logger) -> None:
         log.warning("the server's certificate is not verified: anybody on the path can be the server")
 
 
-def keylog_file(path: os.PathLike[str] | None, log: logging.Logger) -> str | None:
-    """Where TLS secrets are logged to: the configured file, or else what SSLKEYLOGFILE names. Warns of it."""
+def make_credentials(
+    make: Callable[..., Credentials], path: os.PathLike[str] | None, log: logging.Logger
+) -> Credentials:
+    """Makes credentials that log TLS secrets to the configured file, or else to what SSLKEYLOGFILE names.
+
+    Warns of the file. The environment may be set for other programs, or for another user: a file of its that can't be
+    written is warned of too, and nothing is logged then.
+
+    Args:
+        make: Makes the credentials, given ``keylog``.
+        path: The configured file.
+        log: Where warnings go.
+
+    Raises:
+        ConfigError: The configured file can't be written.
+        EngineError: Something else is wrong with the credentials.
+    """
     file = os.fspath(path) if path is not None else os.environ.get("SSLKEYLOGFILE") or None
-    if file is not None:
-        log.warning("TLS secrets are written to %s: whoever can read that file can read all traffic", file)
-        problem = loose_permissions(file)  # of a file that is there already; a new one is its owner's alone
-        if problem is not None:
-            log.warning("%s", problem)
-    return file
+    if file is None:
+        return make(keylog=None)
+    try:
+        credentials = make(keylog=file)
+    except EngineError as problem:
+        credentials = make(keylog=None)  # raises where something else is wrong
+        if path is not None:
+            raise ConfigError(str(problem), key="keylog") from problem
+        log.warning("SSLKEYLOGFILE is ignored: %s", problem)
+        return credentials
+    log.warning("TLS secrets are written to %s: whoever can read that file can read all traffic", file)
+    loose = loose_permissions(file)  # of a file that was there before; a new one is its owner's alone
+    if loose is not None:
+        log.warning("%s", loose)
+    return credentials

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import threading
 import time
 import uuid
@@ -36,7 +37,7 @@ from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.timers import Timer
 from asport_sync.tunnel.admission import Authenticator, FailureDelay, Grant, User, grant, shared_ports, users_of
 from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
-from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, keylog_file, say_what_has_no_effect
+from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, make_credentials, say_what_has_no_effect
 from asport_sync.tunnel.sessions import SharedBudget
 from asport_sync.tunnel.tcp import PublicListener
 from asport_sync.tunnel.udp import MOST_ASSOCIATIONS, PublicUdp
@@ -190,17 +191,18 @@ class ServerRun(Run):
         """Opens the QUIC socket.
 
         Raises:
-            ConfigError: It can't be opened, or certificate or key aren't usable.
+            ConfigError: It can't be opened, or certificate, key or key log aren't usable.
         """
         config = self._config
         private_key = config.tls.private_key.read()
         try:
-            credentials = self.engine.server_credentials(
+            make = functools.partial(
+                self.engine.server_credentials,
                 certificate=config.tls.certificate.read(),
                 private_key=private_key,
                 alpn=[name.encode() for name in config.tls.alpn],
-                keylog=keylog_file(config.keylog, _log),
             )
+            credentials = make_credentials(make, config.keylog, _log)
         except EngineError as problem:
             raise ConfigError(f"certificate and private_key aren't usable: {problem}") from problem
         transport = self._transport()

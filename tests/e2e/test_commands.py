@@ -151,6 +151,28 @@ def test_key_log(certificate: Certificate, tmp_path: Path) -> None:
     assert log.stat().st_mode & 0o077 == 0
 
 
+def test_a_key_log_of_the_environment_that_cannot_be_written(certificate: Certificate, tmp_path: Path) -> None:
+    """Both sides warn and go on. The configuration's key ends the command, and the message names the key."""
+    missing = tmp_path / "missing" / "keys.log"
+    environment = {"SSLKEYLOGFILE": str(missing)}
+    ignored = rf"WARNING {{}}: SSLKEYLOGFILE is ignored: .*{missing}: No such file or directory"
+    server_path = write_config(tmp_path, "server", server_options(certificate))
+    run = command("server", "run", "-c", str(server_path), "-v")
+    with TcpEcho() as service, Process(run, name="server", environment=environment) as server:
+        options = client_options(certificate, server_address(server), service.address)
+        path = write_config(tmp_path, "client", options)
+        run = command("client", "run", "-c", str(path), "-v")
+        with Process(run, name="client", environment=environment) as client:
+            client.wait_for(CLIENT_READY, READY_TIMEOUT)
+            client.wait_for(ignored.format("client"), READY_TIMEOUT)
+        server.wait_for(ignored.format("server"), READY_TIMEOUT)
+    for side, keys in (("client", options), ("server", server_options(certificate))):
+        path = write_config(tmp_path, side, {**keys, "keylog": str(missing)})
+        with Process(command(side, "run", "-c", str(path)), name=side, environment=environment) as process:
+            assert process.wait(END) == 1, process.description()
+            process.wait_for(rf"asport-sync: keylog: .*{missing}: No such file or directory", READY_TIMEOUT)
+
+
 def test_systemd_is_told(certificate: Certificate, tmp_path: Path) -> None:
     """READY once the service accepts clients, and STOPPING before it ends."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from asport_sync.config import ClientConfig
-from asport_sync.tunnel.run import keylog_file, say_what_is_not_verified
+from asport_sync.errors import ConfigError, EngineError
+from asport_sync.tunnel.run import make_credentials, say_what_is_not_verified
 
 log = logging.getLogger("asport_sync.test")
 
@@ -37,25 +38,56 @@ def test_what_is_not_verified(options: dict[str, Any], said: str, caplog: pytest
     assert said in caplog.text
 
 
+def making(keylog: str | None) -> Any:
+    """In the place of an engine's method: what it was told to log to."""
+    if keylog is not None and keylog.endswith("no"):
+        raise EngineError(-1, f"key log {keylog}: Permission denied")
+    return keylog
+
+
 def test_no_key_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("SSLKEYLOGFILE", raising=False)
-    assert keylog_file(None, log) is None
+    assert make_credentials(making, None, log) is None
     monkeypatch.setenv("SSLKEYLOGFILE", "")
-    assert keylog_file(None, log) is None
+    assert make_credentials(making, None, log) is None
     assert caplog.text == ""
 
 
 def test_a_key_log_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    keys: Any = tmp_path / "keys"
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "environment"))
-    assert keylog_file(None, log) == str(tmp_path / "environment")
-    assert keylog_file(tmp_path / "keys", log) == str(tmp_path / "keys")
+    made: list[Any] = [make_credentials(making, None, log), make_credentials(making, keys, log)]
+    assert made == [str(tmp_path / "environment"), str(keys)]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert f"written to {tmp_path / 'environment'}: whoever can read that file" in caplog.text
-    assert f"written to {tmp_path / 'keys'}: whoever can read that file" in caplog.text
-    (tmp_path / "keys").touch()
-    (tmp_path / "keys").chmod(0o644)
+    assert f"written to {keys}: whoever can read that file" in caplog.text
+    keys.touch()
+    keys.chmod(0o644)
     caplog.clear()
-    keylog_file(tmp_path / "keys", log)
-    assert f"{tmp_path / 'keys'} holds a secret and can be read by everybody (mode 0644)" in caplog.text
+    make_credentials(making, keys, log)
+    assert f"{keys} holds a secret and can be read by everybody (mode 0644)" in caplog.text
+
+
+def test_a_key_log_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Fatal only where the configuration asks for it."""
+    monkeypatch.setenv("SSLKEYLOGFILE", "/no")
+    assert make_credentials(making, None, log) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "SSLKEYLOGFILE is ignored: key log /no: Permission denied"
+    ]
+    with pytest.raises(ConfigError, match=r"^keylog: key log /other/no: Permission denied$"):
+        make_credentials(making, Path("/other/no"), log)
+    assert len(caplog.records) == 1
+
+
+def test_what_else_is_wrong_with_credentials(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(keylog: str | None) -> Any:
+        raise EngineError(-1, "no certificate in PEM text")
+
+    monkeypatch.setenv("SSLKEYLOGFILE", "/no")
+    for path in (None, Path("/other/no")):
+        with pytest.raises(EngineError, match="no certificate in PEM text"):
+            make_credentials(refuse, path, log)
+    assert caplog.text == ""
