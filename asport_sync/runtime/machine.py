@@ -15,6 +15,7 @@ from collections.abc import Callable
 from asport_sync.forked import kept_from_children
 from asport_sync.runtime import sockets
 from asport_sync.runtime.selecting import SelectorThread
+from asport_sync.runtime.sockets import SocketAddress
 
 _log = logging.getLogger("asport_sync.runtime")
 
@@ -40,12 +41,13 @@ class NetworkWatch:
     """
 
     def __init__(
-        self, thread: SelectorThread, towards: Callable[[], sockets.SocketAddress | None], changed: Callable[[], None]
+        self, thread: SelectorThread, towards: Callable[[], SocketAddress | None], changed: Callable[[], None]
     ) -> None:
         self._thread = thread
         self._towards = towards
         self._changed = changed
         self._socket: socket.socket | None = None
+        self._server: SocketAddress | None = None  # that _before is the address towards
         self._before: str | None = None
 
     def open(self) -> None:
@@ -58,8 +60,17 @@ class NetworkWatch:
             _log.debug("changes of the network are not noticed: %s", problem)
             self.close()
             return
-        self._before = self._own_address()
+        self.look_again()
         self._thread.watch(self._socket, self._told)
+
+    def look_again(self) -> None:
+        """Takes note of the address towards a server that has become known, or become another one.
+
+        Later changes are compared with that one. To be called for each new server before its path can have changed.
+        """
+        server = self._towards()
+        if server != self._server:
+            self._server, self._before = server, _address_towards(server)
 
     def close(self) -> None:
         """Frees the socket. The thread has ended, or never watched it."""
@@ -76,7 +87,8 @@ class NetworkWatch:
         self._thread.after(_SETTLE, self._look)
 
     def _look(self) -> None:
-        now = self._own_address()
+        self.look_again()
+        now = _address_towards(self._server)
         if now == self._before:
             return
         self._before = now
@@ -84,16 +96,16 @@ class NetworkWatch:
         if now is not None:
             self._changed()
 
-    def _own_address(self) -> str | None:
-        """The address that the kernel would send from; None: there is no way."""
-        server = self._towards()
-        if server is None:
-            return None
-        try:
-            with sockets.connected_udp(server) as sock:
-                return sockets.local_address(sock)[0]
-        except OSError:
-            return None
+
+def _address_towards(server: SocketAddress | None) -> str | None:
+    """The address that the kernel would send from; None: there is no way."""
+    if server is None:
+        return None
+    try:
+        with sockets.connected_udp(server) as sock:
+            return sockets.local_address(sock)[0]
+    except OSError:
+        return None
 
 
 class SleepWatch:

@@ -313,6 +313,7 @@ class ClientRun(Run):
         except (OSError, EngineError) as problem:
             raise ConnectError(f"{sockets.text(address)} can't be used: {problem}") from problem
         self.counters.add("attempts")
+        self.pump.call(self._network.look_again)
         return link
 
     def give_up(self, link: Link) -> None:
@@ -524,6 +525,7 @@ class ClientRun(Run):
             self._service.announce(link.connection)
         while link.held:
             self._serve(link, *link.held.popleft())
+        self.pump.call(self._network.look_again)
         self._tell(link, Word.JOINED)
 
     def _stream(self, link: Link, event: Event) -> None:

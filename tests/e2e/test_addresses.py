@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from asport_sync import Client
+from asport_sync.runtime import machine
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
     client_options,
@@ -112,3 +114,26 @@ def test_a_public_address_that_comes_later(certificate: Certificate, tmp_path: P
                     return receive_exactly(user, 1) == b"x"
 
             wait_until(works, READY_TIMEOUT, "the port answers")
+
+
+def test_other_networks_are_no_change_of_address(certificate: Certificate, tmp_path: Path) -> None:
+    """Not even the first that the kernel tells after the server's name was looked up; the first real change is."""
+    reason = unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    changed = "address towards the server has changed"
+    with Namespace() as namespace, TcpEcho() as service:
+        run = command("server", "run", "-c", str(write_config(tmp_path, "server", server_options(certificate))), "-v")
+        with Process(namespace.argv(run), name="server") as server:
+            keys = client_options(certificate, ("localhost", server_address(server)[1]), service.address)
+            run = command("client", "run", "-c", str(write_config(tmp_path, "client", keys)), "-v")
+            with Process(namespace.argv(run), name="client") as client:
+                public_port(client)
+                namespace.configure(["link", "add", "one", "type", "veth", "peer", "name", "other"])
+                namespace.configure(["link", "set", "one", "up"])
+                namespace.configure(["address", "add", "10.77.0.1/24", "dev", "one"])
+                time.sleep(5 * machine._SETTLE)
+                assert changed not in client.output()
+                real = ["127.0.0.1", "dev", "lo", "table", "local", "src", "127.0.0.2"]
+                namespace.configure(["route", "replace", "local", *real])
+                client.wait_for(changed, READY_TIMEOUT)

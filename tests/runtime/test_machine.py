@@ -46,6 +46,7 @@ def test_changes_of_address_are_told() -> None:
         watch = NetworkWatch(thread, lambda: server[0], changes.release)
         thread.call_and_wait(watch.open)
         server[0] = SERVER
+        thread.call_and_wait(watch.look_again)
         namespace.configure(["link", "add", "one", "type", "veth", "peer", "name", "other"])
         namespace.configure(["link", "set", "one", "up"])
         namespace.configure(["link", "set", "other", "up"])
@@ -63,6 +64,33 @@ def test_changes_of_address_are_told() -> None:
         namespace.configure(["link", "set", "one", "up"])
         namespace.configure(["route", "add", "default", "via", "10.9.1.254"])
         assert changes.acquire(timeout=TIMEOUT), "the network is back"
+    watch.close()
+
+
+def test_a_server_that_becomes_known_is_no_change() -> None:
+    """What rtnetlink tells first may have nothing to do with it."""
+    reason = unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    changes = threading.Semaphore(0)
+    server: list[SocketAddress | None] = [None]
+    with Namespace() as namespace, selector_thread(namespace) as thread:
+        namespace.configure(["link", "add", "one", "type", "veth", "peer", "name", "other"])
+        namespace.configure(["link", "set", "one", "up"])
+        namespace.configure(["link", "set", "other", "up"])
+        namespace.configure(["address", "add", "10.9.0.1/24", "dev", "one"])
+        namespace.configure(["address", "add", "10.77.0.1/24", "dev", "other"])
+        watch = NetworkWatch(thread, lambda: server[0], changes.release)
+        thread.call_and_wait(watch.open)
+        for number, known in enumerate([("10.9.0.99", 443), ("10.77.0.99", 443), None, ("10.9.0.99", 443)]):
+            server[0] = known
+            namespace.configure(["address", "add", f"10.78.{number}.1/24", "dev", "other"])
+            assert not changes.acquire(timeout=5 * machine._SETTLE), f"towards {known}"
+        # Once it is known nothing is missed, not even by the first message.
+        server[0] = ("10.77.0.99", 443)
+        thread.call_and_wait(watch.look_again)
+        namespace.configure(["route", "replace", "10.77.0.0/24", "dev", "other", "src", "10.78.0.1"])
+        assert changes.acquire(timeout=TIMEOUT), "another address towards it"
     watch.close()
 
 

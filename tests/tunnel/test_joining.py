@@ -390,6 +390,7 @@ def test_the_engine_does_not_dial_what_only_python_can(options: dict[str, Any]) 
 def test_each_connection_is_told_what_to_dial() -> None:
     with scene_of() as scene:
         first = scene.ready()
+        wait_until(lambda: first.dials, TIMEOUT, "the first connection is told")
         scene.engine.post(fake.closed(first, CloseCause.IDLE))
         scene.attempts(2)
         wait_until(lambda: scene.engine.connections[1].dials, TIMEOUT, "the second connection is told")
