@@ -33,6 +33,11 @@ _MOST_LINES = 4096  # that may wait: half a megabyte, and a minute of a busy ser
 _RETRY = 0.05  # seconds between two attempts to write to a full descriptor that can't be waited for
 _LAST_MOMENT = 0.25  # seconds that the end waits for one more line to leave; a reader that reads takes microseconds
 
+# What a terminal obeys: C0, DEL and C1 (ECMA-48); and what makes it show a line in another order than it is written in:
+# the characters of Unicode's property Bidi_Control.
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
+
 logging.getLogger(ROOT).addHandler(logging.NullHandler())
 
 
@@ -41,8 +46,16 @@ def logger(name: str) -> logging.Logger:
     return logging.getLogger(f"{ROOT}.{name}")
 
 
+def printable(text: str) -> str:
+    """A line whose control characters are written as escape sequences of Python, so that no terminal obeys them."""
+    return text.translate(_ESCAPES)
+
+
 class Formatter(logging.Formatter):
-    """``2030-01-31T12:34:56.789+0100 WARNING server: text``, one line for each line of the text."""
+    """``2030-01-31T12:34:56.789+0100 WARNING server: text``, one line for each line of the text.
+
+    Texts may hold what a stranger has sent: control characters are escaped, see ``printable``.
+    """
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"
 
@@ -59,7 +72,7 @@ class Formatter(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return "\n".join(head + line for line in text.splitlines() or [""])
+        return "\n".join(printable(head + line) for line in text.splitlines() or [""])
 
 
 class DescriptorHandler(logging.Handler):

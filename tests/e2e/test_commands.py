@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,29 @@ def test_a_refused_client_says_why_and_goes_on(certificate: Certificate, tmp_pat
             assert "a guess" not in client.output() + server.output()
             client.send_signal(signal.SIGTERM)
             assert client.wait(END) == 0
+
+
+def test_what_a_stranger_says_is_no_command_to_a_terminal(certificate: Certificate, tmp_path: Path) -> None:
+    """The reason in a CONNECTION_CLOSE reaches the log before the stranger has proven anything."""
+    pytest.importorskip("aioquic", reason="aioquic is for Python 3.11 and later")
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.connection import QuicConnection
+
+    path = write_config(tmp_path, "server", server_options(certificate))
+    with (
+        Process(command("server", "run", "-c", str(path), "-vv"), name="server") as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.connect(server_address(server))
+        configuration = QuicConfiguration(alpn_protocols=["asport"], server_name="localhost")
+        stranger = QuicConnection(configuration=configuration)
+        stranger.connect(sock.getpeername(), now=time.time())
+        for data, _ in stranger.datagrams_to_send(now=time.time()):
+            sock.send(data)
+        stranger.close(error_code=0, frame_type=0, reason_phrase="a\x1b[2J\x9b31m\u202eb")
+        for data, _ in stranger.datagrams_to_send(now=time.time()):
+            sock.send(data)
+        server.wait_for(r"no connection: .* a\\x1b\[2J\\x9b31m\\u202eb", READY_TIMEOUT)
 
 
 def test_loose_permissions_are_warned_of(certificate: Certificate, tmp_path: Path) -> None:

@@ -7,15 +7,25 @@ import fcntl
 import logging
 import os
 import re
+import sys
+import unicodedata
 from collections.abc import Iterator
 
 import pytest
 
-from asport_sync.runtime.log import DescriptorHandler
+from asport_sync.runtime.log import DescriptorHandler, Formatter
 from tests.support.waiting import wait_until
 
 TIMEOUT = 10.0
 SMALLEST_PIPE = 4096  # bytes: a page
+
+
+def shown(text: str, *arguments: object, **fields: object) -> list[str]:
+    """What the formatter makes of a record, without time and level."""
+    record = logging.makeLogRecord(
+        {"name": "asport_sync.part", "levelname": "INFO", "msg": text, "args": arguments, **fields}
+    )
+    return [line.split(" ", 2)[2] for line in Formatter().format(record).split("\n")]
 
 
 class Pipe:
@@ -117,3 +127,37 @@ def test_a_descriptor_that_somebody_made_non_blocking_loses_nothing(pipe: Pipe) 
     pipe.log.warning("waits")
     pipe.read(len(filling))
     assert pipe.read_line() == "waits"
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("\x9b31m", r"\x9b31m"),
+        ("a\tb\x00\x7f", r"a\x09b\x00\x7f"),
+        ("\u202egnp.exe\u2066", r"\u202egnp.exe\u2066"),
+        ("\u061c\u200e\u200f", r"\u061c\u200e\u200f"),
+        ("é 你好 😀 \\x41", "é 你好 😀 \\x41"),
+    ],
+)
+def test_no_control_character_gets_through(text: str, escaped: str) -> None:
+    assert shown("peer: %s", text) == [f"part: peer: {escaped}"]
+    assert shown(text) == [f"part: {escaped}"]
+    assert shown("failed", exc_info=(ValueError, ValueError(text), None)) == [
+        "part: failed",
+        f"part: ValueError: {escaped}",
+    ]
+
+
+def test_every_control_character_is_escaped() -> None:
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    bidirectional = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    for line in shown("%s", every):
+        for character in line:
+            assert unicodedata.category(character) != "Cc", hex(ord(character))
+            assert unicodedata.bidirectional(character) not in bidirectional, hex(ord(character))
+
+
+def test_a_line_break_begins_a_line_that_says_where_it_is_from() -> None:
+    for line_break in ("\n", "\r", "\r\n", "\v", "\f", "\x85", "\u2028"):
+        assert shown("one%stwo", line_break) == ["part: one", "part: two"]
