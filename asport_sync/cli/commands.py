@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
 import uuid as uuid_module
 from pathlib import Path
 from typing import Literal
 
 from asport_sync import config
 from asport_sync._version import __version__
+from asport_sync.cli import output
 from asport_sync.config.formats import FORMATS
 from asport_sync.engine import certificate_pin, limit_arenas, versions
 from asport_sync.errors import ConfigError, EngineError
@@ -56,8 +56,8 @@ def check(arguments: argparse.Namespace) -> int:
     """Says ok about a configuration, or raises what is wrong with it."""
     _, loose = _load(arguments.side, arguments.config)
     for problem in loose:
-        print(f"asport-sync: warning: {problem}", file=sys.stderr)
-    print("ok")
+        output.complain(f"warning: {problem}")
+    output.say("ok")
     return 0
 
 
@@ -72,13 +72,13 @@ def pin(arguments: argparse.Namespace) -> int:
     except EngineError:
         problem = "no certificate in it, neither in PEM nor in DER"
         raise ConfigError(problem, path=None if certificate.path is None else str(certificate.path)) from None
-    print(config.written_pin(found))
+    output.say(config.written_pin(found))
     return 0
 
 
 def uuid(_: argparse.Namespace) -> int:
     """Prints a random UUID (RFC 9562, version 4)."""
-    print(uuid_module.uuid4())
+    output.say(str(uuid_module.uuid4()))
     return 0
 
 

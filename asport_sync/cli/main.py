@@ -9,14 +9,19 @@ import gc
 import select
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
-from asport_sync.cli import commands
+from asport_sync.cli import commands, output
 from asport_sync.config.values import LOG_LEVELS
 from asport_sync.errors import AsportError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _FAILED = 1
 _PATIENCE = 500  # milliseconds that a full pipe gets to take the last line
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+_NOT_READ = 141  # 128 + SIGPIPE, as shells count it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,11 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status. A wrong command line, ``--help`` and ``--version`` raise SystemExit, as argparse does.
     """
-    arguments = _parser().parse_args(argv)
-    gc.collect()  # the parser refers to itself, and what runs from here on may run for months
     try:
+        arguments = _parser().parse_args(argv)
+        gc.collect()  # the parser refers to itself, and what runs from here on may run for months
         status: int = arguments.call(arguments)
         return status
+    except output.NotRead:
+        return _NOT_READ
     except (AsportError, OSError) as problem:
         _complain(f"{problem}{_where_refused(problem)}")
         return _FAILED
@@ -48,7 +55,7 @@ def _complain(problem: str) -> None:
         poll.register(sys.stderr, select.POLLOUT)
         if not poll.poll(_PATIENCE):
             return
-    print(f"asport-sync: {problem}", file=sys.stderr)
+    output.complain(problem)
 
 
 def _where_refused(problem: BaseException) -> str:
@@ -62,7 +69,7 @@ def _where_refused(problem: BaseException) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(  # and so are those of the commands
         prog="asport-sync",
         description="A reverse tunnel over QUIC: makes a local service reachable on a server's port.",
     )
@@ -81,11 +88,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Prints the help on stdout. argparse's own does not say where that fails."""
+        assert file is None
+        output.say(self.format_help().removesuffix("\n"))
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Ends the command with that status, whether or not somebody reads why."""
+        try:
+            super().exit(status, message)
+        finally:
+            output.flush_errors()
+
+
 class _Version(argparse.Action):
     """Prints what is installed. argparse's own would ask the libraries also where nobody wants to know."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(commands.version())
+        output.say(commands.version())
         parser.exit()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,93 @@ def test_as_a_module() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert uuid.UUID(done.stdout.strip()).version == 4
     assert module().returncode == 2
+
+
+# --- output that cannot be written ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def printing(client_file: Path, certificate: Certificate) -> dict[str, list[str]]:
+    """Command lines of every kind that prints."""
+    return {
+        "version": ["--version"],
+        "help": ["--help"],
+        "help of an action": ["server", "run", "--help"],
+        "uuid": ["uuid"],
+        "check": ["client", "check", "-c", str(client_file)],
+        "pin": ["pin", str(certificate.certificate)],
+    }
+
+
+KINDS = ["version", "help", "help of an action", "uuid", "check", "pin"]
+
+
+def printed_to(descriptor: int, arguments: list[str], *, unbuffered: bool, both: bool = False) -> tuple[int, bytes]:
+    """Exit status and stderr of a command whose stdout is the descriptor; with ``both``, its stderr as well."""
+    done = subprocess.run(
+        [sys.executable, "-m", "asport_sync", *arguments],
+        env={**os.environ, "PYTHONUNBUFFERED": "1" if unbuffered else ""},
+        stdout=descriptor,
+        stderr=descriptor if both else subprocess.PIPE,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    return done.returncode, done.stderr or b""
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("unbuffered", [False, True], ids=["", "unbuffered"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_reads_what_is_printed(
+    printing: dict[str, list[str]], unread: int, kind: str, *, unbuffered: bool
+) -> None:
+    """As with ``| true``: no traceback, and the status that shells give to what SIGPIPE ends."""
+    assert printed_to(unread, printing[kind], unbuffered=unbuffered) == (141, b"")
+
+
+@pytest.mark.parametrize("unbuffered", [False, True], ids=["", "unbuffered"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_room_for_what_is_printed(printing: dict[str, list[str]], kind: str, *, unbuffered: bool) -> None:
+    with open("/dev/full", "wb") as full:
+        status, said = printed_to(full.fileno(), printing[kind], unbuffered=unbuffered)
+    assert (status, said) == (1, b"asport-sync: [Errno 28] No space left on device\n")
+
+
+def test_nobody_reads_warnings_and_errors(client_file: Path, unread: int) -> None:
+    """The statuses are those that they are with a reader."""
+    client_file.chmod(0o644)
+    missing = str(client_file.parent / "missing.json")
+    assert printed_to(unread, ["client", "check", "-c", missing], unbuffered=False, both=True)[0] == 1
+    assert printed_to(unread, ["client", "run", "-c", missing], unbuffered=False, both=True)[0] == 1
+    assert printed_to(unread, ["client", "check", "-c", str(client_file)], unbuffered=False, both=True)[0] == 141
+    with open(os.devnull, "wb") as nowhere:
+        done = subprocess.run(
+            [sys.executable, "-m", "asport_sync", "client", "check", "-c", str(client_file)],
+            stdout=nowhere,
+            stderr=unread,
+            timeout=60,
+            cwd=REPOSITORY,
+            check=False,
+        )
+    assert done.returncode == 0
+
+
+def test_a_wrong_command_line_that_nobody_reads_of(unread: int) -> None:
+    assert printed_to(unread, ["walk"], unbuffered=False, both=True)[0] == 2
+
+
+def test_an_error_is_no_command_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["client", "check", "-c", str(tmp_path / "a\x1b[2J.json")]) == 1
+    assert r"a\x1b[2J.json" in capsys.readouterr().err
 
 
 # --- pins -------------------------------------------------------------------------------------------------------------
