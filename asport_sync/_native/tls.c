@@ -392,6 +392,50 @@ static int must_be_checked(const aq_credentials *credentials)
     return credentials->verify || credentials->pin_count > 0;
 }
 
+/* The server's own certificate, for the caller to free. Returns GnuTLS's code. */
+static int certificate_of_peer(gnutls_session_t native, gnutls_x509_crt_t *certificate)
+{
+    unsigned int length = 0;
+    const gnutls_datum_t *chain = gnutls_certificate_get_peers(native, &length);
+    int code;
+
+    if (chain == NULL || length == 0)
+        return GNUTLS_E_NO_CERTIFICATE_FOUND;
+    code = gnutls_x509_crt_init(certificate);
+    if (code < 0)
+        return code;
+    code = gnutls_x509_crt_import(*certificate, &chain[0], GNUTLS_X509_FMT_DER);
+    if (code < 0)
+        gnutls_x509_crt_deinit(*certificate);
+    return code;
+}
+
+/* Whether the server's certificate has a subjectAltName of the kind that is expected. Where it has no DNS name there,
+ * GnuTLS compares the common name, which RFC 9525 forbids: nobody has said that it is the name of a host. Returns
+ * GnuTLS's code, 0 where there is none. */
+static int has_alternative_name(const aq_tls_session *session)
+{
+    const int wanted = session->ip_length > 0 ? GNUTLS_SAN_IPADDRESS : GNUTLS_SAN_DNSNAME;
+    gnutls_x509_crt_t certificate;
+    int code = certificate_of_peer(session->native, &certificate), found = 0;
+
+    if (code < 0)
+        return code;
+    for (unsigned int i = 0; !found; i++) {
+        unsigned int kind = 0;
+        size_t size = 0;
+        /* Only the kind is asked for, so there is never room for the name. */
+        code = gnutls_x509_crt_get_subject_alt_name2(certificate, i, NULL, &size, &kind, NULL);
+        if (code < 0 && code != GNUTLS_E_SHORT_MEMORY_BUFFER)
+            break;
+        found = (int)kind == wanted;
+    }
+    gnutls_x509_crt_deinit(certificate);
+    if (found)
+        return 1;
+    return code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE ? 0 : code;
+}
+
 /* Chain, name, purpose and dates. Returns 0, or -1 with the problem noted. */
 static int check_chain(aq_tls_session *session)
 {
@@ -409,8 +453,20 @@ static int check_chain(aq_tls_session *session)
         expected[0].size = session->ip_length;
     }
     code = gnutls_certificate_verify_peers(session->native, expected, AQ_ARRAY_LENGTH(expected), &status);
-    if (code == 0 && status == 0)
-        return 0;
+    /* The names of a certificate with another fault are of no interest. */
+    if (code == 0 && (status & ~(unsigned int)(GNUTLS_CERT_INVALID | GNUTLS_CERT_UNEXPECTED_OWNER)) == 0) {
+        code = has_alternative_name(session);
+        if (code == 0) {
+            snprintf(session->problem, sizeof(session->problem),
+                     "The certificate has no %s in its subjectAltName, and its common name does not count (RFC 9525). "
+                     "Expected: %s",
+                     session->ip_length > 0 ? "IP address" : "DNS name", session->name);
+            return -1;
+        }
+        if (code > 0 && status == 0)
+            return 0;
+        code = code > 0 ? 0 : code;
+    }
     if (code == 0)
         code = gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &reasons, 0);
     if (code == 0) {
@@ -430,19 +486,12 @@ static int check_chain(aq_tls_session *session)
 /* The pin of the server's own certificate. Returns GnuTLS's code. */
 static int pin_of_peer(gnutls_session_t native, uint8_t *pin)
 {
-    unsigned int length = 0;
-    const gnutls_datum_t *chain = gnutls_certificate_get_peers(native, &length);
     gnutls_x509_crt_t certificate;
-    int code;
+    int code = certificate_of_peer(native, &certificate);
 
-    if (chain == NULL || length == 0)
-        return GNUTLS_E_NO_CERTIFICATE_FOUND;
-    code = gnutls_x509_crt_init(&certificate);
     if (code < 0)
         return code;
-    code = gnutls_x509_crt_import(certificate, &chain[0], GNUTLS_X509_FMT_DER);
-    if (code == 0)
-        code = pin_of(certificate, pin);
+    code = pin_of(certificate, pin);
     gnutls_x509_crt_deinit(certificate);
     return code;
 }

@@ -27,7 +27,7 @@ from asport_sync import (
     Server,
 )
 from tests.e2e.tunnels import PASSWORD, READY_TIMEOUT, both_echoes, client_options, counter, server_options, tunnel
-from tests.support.certificates import Certificate, self_signed
+from tests.support.certificates import Certificate, self_signed, with_common_name_only
 from tests.support.ports import free_port
 from tests.support.services import Address, TcpEcho, UdpEcho
 from tests.support.traffic import UdpPeer, echo
@@ -299,6 +299,15 @@ def test_an_unknown_certificate(certificate: Certificate, tmp_path: Path) -> Non
 def test_the_wrong_name(certificate: Certificate) -> None:
     with pytest.raises(CertificateError):
         join(certificate, {}, {"server_name": "example.org"})
+
+
+def test_a_certificate_with_a_common_name_only(tmp_path: Path) -> None:
+    """RFC 9525: a name counts in subjectAltName. The error says what to make anew."""
+    certificate = with_common_name_only(tmp_path)
+    with pytest.raises(CertificateError, match=r"no DNS name in its subjectAltName.* Expected: localhost"):
+        join(certificate, {}, {"server_name": "localhost"})
+    with pytest.raises(CertificateError, match=r"no IP address in its subjectAltName.* Expected: 127\.0\.0\.1"):
+        join(certificate, {}, {})
 
 
 def test_verification_switched_off(certificate: Certificate) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -28,6 +29,12 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519Pri
 # OID 1.2.840.10045.3.1.7, prime256v1: what `openssl ecparam -genkey` writes in front of a key.
 _EC_PARAMETERS = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
 _DAY = datetime.timedelta(days=1)
+_NAMES = (
+    x509.DNSName("example.test"),
+    x509.DNSName("*.wild.test"),
+    x509.IPAddress(ipaddress.ip_address("192.0.2.7")),
+    x509.IPAddress(ipaddress.ip_address("2001:db8::7")),
+)
 
 
 class _Issuer:
@@ -45,6 +52,7 @@ def _certify(
     authority: bool = False,
     purpose: ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH,
     until: datetime.timedelta = 7 * _DAY,
+    names: Sequence[x509.GeneralName] = _NAMES,
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.timezone.utc)
     builder = (
@@ -58,15 +66,8 @@ def _certify(
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
     )
     if not authority:
-        names = x509.SubjectAlternativeName(
-            [
-                x509.DNSName("example.test"),
-                x509.DNSName("*.wild.test"),
-                x509.IPAddress(ipaddress.ip_address("192.0.2.7")),
-                x509.IPAddress(ipaddress.ip_address("2001:db8::7")),
-            ]
-        )
-        builder = builder.add_extension(names, critical=False)
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
     # Ed25519 brings its own hash, the others must be told.
     algorithm = None if isinstance(issuer.key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
@@ -102,6 +103,7 @@ def write(directory: Path) -> None:
     middle = _Issuer("intermediate", ec.generate_private_key(ec.SECP256R1()))
     stranger = _Issuer("stranger", ec.generate_private_key(ec.SECP256R1()))
     server = _Issuer("server", ec_key)
+    named = _Issuer("example.test", ec_key)
     locked = BestAvailableEncryption(b"password")
 
     root_certificate = _certify(root, root, authority=True)
@@ -117,6 +119,13 @@ def write(directory: Path) -> None:
         "leaf.pem": _pem(leaf),
         "direct.der": _certify(server, root).public_bytes(Encoding.DER),
         "expired.pem": _pem(_certify(server, root, until=-_DAY)),
+        "common-name.pem": _pem(_certify(named, root, names=[])),
+        "common-name-address.pem": _pem(_certify(_Issuer("192.0.2.7", ec_key), root, names=[])),
+        "common-name-and-address.pem": _pem(_certify(named, root, names=_NAMES[2:])),
+        "common-name-and-mail.pem": _pem(_certify(named, root, names=[x509.RFC822Name("a@example.test")])),
+        "name-only.pem": _pem(_certify(server, root, names=_NAMES[:1])),
+        "name-behind-others.pem": _pem(_certify(server, root, names=_NAMES[::-1])),
+        "common-name-expired.pem": _pem(_certify(named, root, names=[], until=-_DAY)),
         "client.pem": _pem(_certify(server, root, purpose=ExtendedKeyUsageOID.CLIENT_AUTH)),
         "self.pem": _pem(_certify(server, server)),
         "rsa.pem": _pem(_certify(_Issuer("rsa", rsa_key), root)),

@@ -53,6 +53,16 @@ def signed_by_authority(directory: Path) -> Certificate:
     return Authority().issue(directory)
 
 
+def with_common_name_only(directory: Path) -> Certificate:
+    """Write a self-signed certificate for localhost that says so in its subject alone, as nobody should make any."""
+    key = _new_key()
+    name = _name("localhost")
+    builder = _certificate(name, name, key).add_extension(
+        x509.BasicConstraints(ca=False, path_length=None), critical=True
+    )
+    return _write(directory, builder.sign(key, hashes.SHA256()), key, trusted=None)
+
+
 class Authority:
     """A certificate authority that issues any number of certificates."""
 
