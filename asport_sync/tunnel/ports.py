@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import errno
+import ipaddress
 import itertools
 import socket
 import uuid
@@ -22,21 +24,43 @@ _RESOURCE_DELAY = 0.2  # seconds between those tries; with a probe of predecesso
 _PREFERRED_TRIES = 4
 _PREFERRED_DELAY = 0.02  # seconds between those tries: the engine closes the predecessor's UDP socket in its own time
 
-Holding = tuple[socket.SocketKind, str, int]
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where public ports are opened, and for whom.
+
+    Attributes:
+        ip: IP literal.
+        only_v6: IPV6_V6ONLY; None: as the system says.
+        user: Whose they are.
+    """
+
+    ip: str
+    only_v6: bool | None
+    user: uuid.UUID
+
+    def overlaps(self, other: Place) -> bool:
+        """Whether there may be an address that reaches both."""
+        mine, others = ipaddress.ip_address(self.ip), ipaddress.ip_address(other.ip)
+        return mine == others or self._covers(others) or other._covers(mine)
+
+    def _covers(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        mine = ipaddress.ip_address(self.ip)
+        return mine.is_unspecified and (mine.version == address.version or (mine.version == 6 and not self.only_v6))
 
 
 class PublicPort:
     """A port on the public side, with the sockets of the networks it was bound for.
 
     Attributes:
-        ip: Where it is bound.
+        place: Where it is bound, and for whom.
         number: The same for TCP and UDP.
         tcp: Listening socket, or None.
         udp: Bound socket, or None.
     """
 
-    def __init__(self, ip: str, number: int) -> None:
-        self.ip = ip
+    def __init__(self, place: Place, number: int) -> None:
+        self.place = place
         self.number = number
         self.tcp: socket.socket | None = None
         self.udp: socket.socket | None = None
@@ -50,43 +74,53 @@ class PortTable:
     """The public ports of a server."""
 
     def __init__(self) -> None:
-        self._held: set[Holding] = set()
+        self._held: dict[int, set[tuple[socket.SocketKind, Place]]] = {}  # by number; none of the sets is empty
 
     def __len__(self) -> int:
-        return len(self._held)
+        return sum(map(len, self._held.values()))
 
-    def holds(self, ip: str, number: int, mode: ForwardMode) -> bool:
-        """Whether one of the sockets that ``mode`` needs is held by somebody here."""
-        return any((kind, ip, number) in self._held for kind in _kinds(mode))
+    def holds(self, place: Place, number: int, mode: ForwardMode) -> bool:
+        """Whether one of the sockets that ``mode`` needs is held here, or any socket of this number by another user.
 
-    def bind(self, ip: str, only_v6: bool | None, number: int, mode: ForwardMode) -> PublicPort:
+        A number stands for one service to those who use it, so what one user serves over TCP another must not answer
+        over UDP. That counts also for an address that is one of the other's; the sockets of one user that overlap so
+        are left to the system, which refuses the second one.
+        """
+        kinds = list(_kinds(mode))
+        return any(
+            kind in kinds and held.ip == place.ip if held.user == place.user else bool(kinds) and held.overlaps(place)
+            for kind, held in self._held.get(number, ())
+        )
+
+    def bind(self, place: Place, number: int, mode: ForwardMode) -> PublicPort:
         """Binds what ``mode`` needs, TCP first.
 
         Raises:
             OSError: Not all of it can be had; nothing is held then. EADDRINUSE also where somebody here holds it.
         """
-        port = PublicPort(ip, number)
+        port = PublicPort(place, number)
         try:
-            self.complete(port, only_v6, mode)
+            self.complete(port, mode)
         except OSError:
             self.release(port)
             raise
         return port
 
-    def complete(self, port: PublicPort, only_v6: bool | None, mode: ForwardMode) -> None:
+    def complete(self, port: PublicPort, mode: ForwardMode) -> None:
         """Binds what ``mode`` needs and the port lacks, and gives up what it doesn't need.
 
         Raises:
             OSError: As ``bind``. The port keeps what it has.
         """
-        if self.holds(port.ip, port.number, ForwardMode(mode.tcp and not port.tcp, None if port.udp else mode.udp)):
+        place, number = port.place, port.number
+        if self.holds(place, number, ForwardMode(mode.tcp and not port.tcp, None if port.udp else mode.udp)):
             raise OSError(errno.EADDRINUSE, "held by another client")
         if mode.tcp and port.tcp is None:
-            port.tcp = sockets.listen_tcp(port.ip, port.number, only_v6=only_v6)
-            self._held.add((socket.SOCK_STREAM, port.ip, port.number))
+            port.tcp = sockets.listen_tcp(place.ip, number, only_v6=place.only_v6)
+            self._held.setdefault(number, set()).add((socket.SOCK_STREAM, place))
         if mode.udp is not None and port.udp is None:
-            port.udp = sockets.bind_udp(port.ip, port.number, only_v6=only_v6)
-            self._held.add((socket.SOCK_DGRAM, port.ip, port.number))
+            port.udp = sockets.bind_udp(place.ip, number, only_v6=place.only_v6)
+            self._held.setdefault(number, set()).add((socket.SOCK_DGRAM, place))
         if not mode.tcp:
             self._release_tcp(port)
         if mode.udp is None:
@@ -104,13 +138,19 @@ class PortTable:
                 port.tcp.shutdown(socket.SHUT_RDWR)
             port.tcp.close()
             port.tcp = None
-            self._held.discard((socket.SOCK_STREAM, port.ip, port.number))
+            self._forget(port, socket.SOCK_STREAM)
 
     def _release_udp(self, port: PublicPort) -> None:
         if port.udp is not None:
             port.udp.close()
             port.udp = None
-            self._held.discard((socket.SOCK_DGRAM, port.ip, port.number))
+            self._forget(port, socket.SOCK_DGRAM)
+
+    def _forget(self, port: PublicPort, kind: socket.SocketKind) -> None:
+        held = self._held[port.number]
+        held.discard((kind, port.place))
+        if not held:
+            del self._held[port.number]
 
 
 def _kinds(mode: ForwardMode) -> Iterator[socket.SocketKind]:
@@ -127,8 +167,7 @@ class Binding:
 
     Args:
         table: Who holds what.
-        ip: Where to bind.
-        only_v6: IPV6_V6ONLY; None: as the system says.
+        place: Where to bind, and for whom.
         mode: What is needed.
         ports: Those allowed; 0 is none.
         inherited: Ports of dead predecessors with their sockets; those that aren't used are released.
@@ -144,8 +183,7 @@ class Binding:
     def __init__(
         self,
         table: PortTable,
-        ip: str,
-        only_v6: bool | None,
+        place: Place,
         mode: ForwardMode,
         ports: Iterable[int],
         inherited: Iterable[PublicPort] = (),
@@ -156,8 +194,7 @@ class Binding:
         self.denied: OSError | None = None
         self.delay = 0.0
         self._table = table
-        self._ip = ip
-        self._only_v6 = only_v6
+        self._place = place
         self._mode = mode
         self._inherited = list(inherited)
         # A port that a predecessor had until a moment ago may be in use for a moment longer.
@@ -199,9 +236,9 @@ class Binding:
         self._inherited.clear()
 
     def _adopt(self, port: PublicPort) -> bool:
-        if port.ip == self._ip:
+        if port.place == self._place:
             try:
-                self._table.complete(port, self._only_v6, self._mode)
+                self._table.complete(port, self._mode)
             except OSError:
                 pass
             else:
@@ -214,7 +251,7 @@ class Binding:
         """Returns whether the search is over. Where it isn't and ``problem`` is set, all are to be tried again."""
         for number in numbers:
             try:
-                self.port = self._table.bind(self._ip, self._only_v6, number, self._mode)
+                self.port = self._table.bind(self._place, number, self._mode)
                 return True
             except OSError as problem:
                 if problem.errno in _NEXT_PORT:

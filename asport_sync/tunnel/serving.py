@@ -36,7 +36,7 @@ from asport_sync.runtime import sockets
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.timers import Timer
 from asport_sync.tunnel.admission import Authenticator, FailureDelay, Grant, User, grant, shared_ports, users_of
-from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
+from asport_sync.tunnel.ports import Binding, Leases, Place, PortTable, PublicPort
 from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, make_credentials, say_what_has_no_effect
 from asport_sync.tunnel.sessions import SharedBudget
 from asport_sync.tunnel.tcp import PublicListener
@@ -512,15 +512,15 @@ class ServerRun(Run):
 
     def _bind(self, claim: Claim, inherited: Iterable[PublicPort] = ()) -> None:
         user, mode = claim.user, claim.grant.mode
+        place = Place(user.bind_ip, user.only_v6, user.uuid)
         preferred = (
             port
             for port in self._leases.ports(user.uuid)
-            if port in claim.ports and not self._ports.holds(user.bind_ip, port, mode)
+            if port in claim.ports and not self._ports.holds(place, port, mode)
         )
         binding = Binding(
             self._ports,
-            user.bind_ip,
-            user.only_v6,
+            place,
             mode,
             claim.ports,
             inherited,
@@ -591,9 +591,9 @@ class ServerRun(Run):
                 "udp_forward_mode: quic",
                 peer.label,
             )
-        if not sockets.is_here(port.ip):
+        if not sockets.is_here(port.place.ip):
             problem = "%s: port %d is on %s, which is not an address of this machine yet; it works once it is"
-            self.limit.warning(_log, problem, peer.label, port.number, port.ip)
+            self.limit.warning(_log, problem, peer.label, port.number, port.place.ip)
         self.counters.add("clients_admitted")
         _log.info("%s: user %s has port %d for %s", peer.label, claim.user.uuid, port.number, claim.grant)
         self._say_what_was_assumed(claim)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from asport_sync.runtime import sockets
-from asport_sync.tunnel.ports import Binding, Leases, PortTable, PublicPort
+from asport_sync.tunnel.ports import Binding, Leases, Place, PortTable, PublicPort
 from asport_sync.wire import ForwardMode, UdpMode
 from tests.support.ports import free_port
 
@@ -18,6 +18,7 @@ TCP = ForwardMode(True, None)
 UDP = ForwardMode(False, UdpMode.NATIVE)
 ALICE = uuid.UUID(int=1)
 BOB = uuid.UUID(int=2)
+PLACE = Place(HOST, None, ALICE)
 
 
 class Ports:
@@ -27,8 +28,8 @@ class Ports:
         self.table = PortTable()
         self.bound: list[PublicPort] = []
 
-    def bind(self, number: int, mode: ForwardMode = BOTH) -> PublicPort:
-        self.bound.append(self.table.bind(HOST, None, number, mode))
+    def bind(self, number: int, mode: ForwardMode = BOTH, place: Place = PLACE) -> PublicPort:
+        self.bound.append(self.table.bind(place, number, mode))
         return self.bound[-1]
 
     def search(self, binding: Binding, attempts: int = 64) -> PublicPort | None:
@@ -39,7 +40,7 @@ class Ports:
         return binding.port
 
     def binding(self, *numbers: int, mode: ForwardMode = BOTH, **more: list[PublicPort] | list[int]) -> Binding:
-        return Binding(self.table, HOST, None, mode, numbers, **more)  # type: ignore[arg-type]
+        return Binding(self.table, PLACE, mode, numbers, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -79,11 +80,46 @@ def test_nothing_is_kept_where_one_of_two_is_taken(ports: Ports) -> None:
 def test_what_we_hold_is_not_asked_of_the_system(ports: Ports) -> None:
     number = free_port()
     ports.bind(number, TCP)
-    assert ports.table.holds(HOST, number, BOTH)
-    assert not ports.table.holds(HOST, number, UDP)
+    assert ports.table.holds(PLACE, number, BOTH)
+    assert not ports.table.holds(PLACE, number, UDP)
     with pytest.raises(OSError, match="another client"):
         ports.bind(number)
     ports.bind(number, UDP)  # another client's UDP port of the same number is no contradiction
+
+
+@pytest.mark.parametrize(("first", "second"), [(TCP, UDP), (UDP, TCP)])
+@pytest.mark.parametrize(
+    ("held", "only_v6", "wanted", "apart"),
+    [
+        (HOST, None, HOST, False),
+        ("0.0.0.0", None, HOST, False),
+        (HOST, None, "0.0.0.0", False),
+        ("::", None, HOST, False),
+        (HOST, None, "::", False),
+        ("::", False, "0.0.0.0", False),
+        ("::", True, "::1", False),
+        ("::", True, HOST, True),
+        ("::1", None, HOST, True),
+        (HOST, None, "127.0.0.2", True),
+    ],
+)
+def test_a_number_is_one_user_s_for_tcp_and_udp(
+    ports: Ports, held: str, only_v6: bool | None, wanted: str, apart: bool, first: ForwardMode, second: ForwardMode
+) -> None:
+    """Unless no address reaches both. The other network of his own number the same user may have."""
+    number = free_port()
+    alice, bob = Place(held, only_v6, ALICE), Place(wanted, None, BOB)
+    port = ports.bind(number, first, alice)
+    if apart:
+        ports.bind(number, second, bob)
+        return
+    with pytest.raises(OSError, match="held by another") as caught:
+        ports.bind(number, second, bob)
+    assert caught.value.errno == errno.EADDRINUSE
+    ports.bind(number, second, alice)
+    ports.table.release(ports.bound.pop())
+    ports.table.release(port)
+    ports.bind(number, second, bob)
 
 
 def test_a_released_port_is_free_at_once_also_with_connections(ports: Ports) -> None:
@@ -140,7 +176,7 @@ def test_a_search_ends_without_a_port(ports: Ports) -> None:
 
 def test_a_search_gives_up_where_no_port_can_help(ports: Ports) -> None:
     # An address of a link without the link.
-    binding = Binding(ports.table, "fe80::1", None, BOTH, range(1024, 65536))
+    binding = Binding(ports.table, Place("fe80::1", None, ALICE), BOTH, range(1024, 65536))
     assert binding.advance(64)
     assert binding.port is None
     assert binding.problem is not None
@@ -221,14 +257,14 @@ def test_an_inherited_port_gets_and_loses_what_the_mode_says(ports: Ports) -> No
     assert found is inherited
     assert found.tcp is None
     assert found.udp is not None
-    assert not ports.table.holds(HOST, found.number, TCP)
+    assert not ports.table.holds(PLACE, found.number, TCP)
 
 
 def test_inherited_ports_that_are_not_needed_are_released(ports: Ports) -> None:
     first, second = ports.bind(free_port()), ports.bind(free_port())
     found = ports.search(ports.binding(inherited=[first, second]))
     assert found is first
-    assert not ports.table.holds(HOST, second.number, BOTH)
+    assert not ports.table.holds(PLACE, second.number, BOTH)
 
 
 def test_an_abandoned_search_releases_what_it_inherited(ports: Ports) -> None:
@@ -259,7 +295,7 @@ def test_leases_forget_the_user_not_seen_for_longest() -> None:
 def test_a_released_port_is_free_although_somebody_has_a_copy_of_its_socket(ports: Ports) -> None:
     """As a child has that was forked by C code."""
     number = free_port()
-    port = ports.table.bind(HOST, None, number, TCP)
+    port = ports.table.bind(PLACE, number, TCP)
     assert port.tcp is not None
     with port.tcp.dup():
         ports.table.release(port)

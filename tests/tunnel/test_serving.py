@@ -21,6 +21,7 @@ from asport_sync.config import ServerConfig
 from asport_sync.engine import Carrier, CloseCause, Connection
 from asport_sync.errors import ConfigError, EngineError
 from asport_sync.runtime import sockets
+from asport_sync.tunnel.ports import Place
 from asport_sync.tunnel.serving import ServerRun, stateless_reset_key
 from asport_sync.wire import (
     ClientHello,
@@ -462,7 +463,7 @@ def test_a_want_of_descriptors_that_lasts_is_a_bind_failure_with_its_reason(
     assert answers(connection) == [ServerHello(ServerHelloCode.BIND_FAILED)]
     assert "bind failed: " in caplog.text
     assert caplog.messages[-1].endswith(": as the test says")
-    assert not scene.run._ports.holds(HOST, scene.number, ForwardMode(True, UdpMode.NATIVE))
+    assert not scene.run._ports.holds(Place(HOST, None, ALICE), scene.number, ForwardMode(True, UdpMode.NATIVE))
 
 
 def test_a_failed_authentication_may_stay_without_an_answer() -> None:
@@ -778,6 +779,15 @@ def test_a_predecessor_that_is_gone_already_is_not_waited_for(scene: Scene) -> N
     dead.is_gone = True
     heir = scene.join()
     assert answers(heir) == [ServerHello(SUCCESS, scene.number)]
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])
+def test_a_port_of_one_user_is_not_another_s_for_the_other_network(first: int, second: int) -> None:
+    """Mode 0 is TCP, mode 1 UDP."""
+    with scene_of(dialect="draft") as scene:
+        alice, bob = scene.join(mode=first), scene.join(user=BOB, mode=second)
+        assert answers(alice) == [ServerHello(SUCCESS, scene.number)]
+        assert answers(bob) == [ServerHello(ServerHelloCode.BIND_FAILED)]
 
 
 def test_another_user_s_connection_is_not_probed(scene: Scene) -> None:
