@@ -16,7 +16,8 @@
     X(quic_send_blocked) /* the socket was full; nothing lost */                                                       \
     X(quic_send_errors)  /* the kernel refused datagrams; QUIC sends again what matters */                             \
     X(quic_receive_errors)                                                                                             \
-    X(quic_drop_short) /* shorter than any QUIC packet with a connection id of ours */                                 \
+    X(quic_drop_short)       /* shorter than any QUIC packet with a connection id of ours */                           \
+    X(quic_drop_source_port) /* to a server, from a port below 1,024 */                                                \
     X(quic_drop_truncated)                                                                                             \
     X(quic_drop_kernel) /* dropped before they could be read: no room in the socket's buffer, or a bad checksum */     \
     X(quic_drop_unknown_connection) /* no connection, and not the beginning of one */                                  \

@@ -461,21 +461,19 @@ static aq_conn *find(aq_endpoint *endpoint, const arrival *packet, ngtcp2_versio
 static aq_conn *meet(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_version_cid *ids, int decoded)
 {
     ngtcp2_pkt_hd header;
-    if (can_be_client(packet->remote)) {
-        if (decoded == NGTCP2_ERR_VERSION_NEGOTIATION) {
-            negotiate_version(endpoint, packet, ids);
+    if (decoded == NGTCP2_ERR_VERSION_NEGOTIATION) {
+        negotiate_version(endpoint, packet, ids);
+        return NULL;
+    }
+    if (decoded == 0 && ids->dcidlen <= NGTCP2_MAX_CIDLEN) {
+        if (ngtcp2_accept(&header, packet->data, packet->length) == 0) {
+            if (may_begin(endpoint, packet->now))
+                return accept_client(endpoint, packet, &header);
+            aq_count(endpoint->host->counters, AQ_C_initials_put_off, 1);
             return NULL;
         }
-        if (decoded == 0 && ids->dcidlen <= NGTCP2_MAX_CIDLEN) {
-            if (ngtcp2_accept(&header, packet->data, packet->length) == 0) {
-                if (may_begin(endpoint, packet->now))
-                    return accept_client(endpoint, packet, &header);
-                aq_count(endpoint->host->counters, AQ_C_initials_put_off, 1);
-                return NULL;
-            }
-            if ((packet->data[0] & 0x80) == 0)
-                reset_stateless(endpoint, packet, ids);
-        }
+        if ((packet->data[0] & 0x80) == 0)
+            reset_stateless(endpoint, packet, ids);
     }
     aq_count(endpoint->host->counters, AQ_C_quic_drop_unknown_connection, 1);
     return NULL;
@@ -511,6 +509,12 @@ static void receive_one(aq_endpoint *endpoint, const arrival *packet)
     int decoded = 0;
     if (packet->length < SHORTEST_DATAGRAM) {
         aq_count(endpoint->host->counters, AQ_C_quic_drop_short, 1);
+        return;
+    }
+    /* Also where it names a connection: its client may have sent it from there, and be asked there whether it has moved
+     * (RFC 9000 section 9.3). */
+    if (endpoint->is_server && !can_be_client(packet->remote)) {
+        aq_count(endpoint->host->counters, AQ_C_quic_drop_source_port, 1);
         return;
     }
     if (endpoint->is_server)

@@ -6,11 +6,13 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from asport_sync.engine import CloseCause, CommandReceived, Connected, Transport
 from asport_sync.wire import Dissociate, encode
+from tests.engine.middle import Middle
 from tests.engine.pair import CLIENT_TRANSPORT, Side, connect, connected, expect_closed, listen
 from tests.engine.test_endpoints import long_header
 from tests.hostile.initials import initials
@@ -125,24 +127,60 @@ def test_handshakes_for_nothing_use_up_what_a_source_has(certificate: Certificat
         assert (server.counter("connections_refused_source") == 0) is joins
 
 
-def test_nothing_goes_to_ports_of_services(certificate: Certificate) -> None:
-    """A made-up source must not make the server talk to an echo or a name service."""
-    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+@pytest.fixture
+def service() -> Iterator[socket.socket]:
+    """A socket on a port below 1,024; receiving does not wait."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
         try:
             service.bind(("127.0.0.9", 53))
         except PermissionError:
             pytest.skip("only root may bind port 53")
         except OSError:
             pytest.skip("port 53 is in use")
+        service.setblocking(False)
+        yield service
+
+
+def test_nothing_goes_to_ports_of_services(certificate: Certificate, service: socket.socket) -> None:
+    """A made-up source must not make the server talk to an echo or a name service."""
+    with Side("server") as server:
         _, address = listen(server, certificate, retry_threshold=0)
         packets = [initials(1)[0], long_header(0x1A2A3A4A, 1200), b"\x40" + os.urandom(100)]
         for packet in packets:
             service.sendto(packet, address)
-        wait_until(lambda: server.counter("quic_drop_unknown_connection") == len(packets), 15, "all are dropped")
-        service.setblocking(False)
+        wait_until(lambda: server.counter("quic_drop_source_port") == len(packets), 15, "all are dropped")
         with pytest.raises(BlockingIOError):
             service.recv(2000)
         assert server.counter("quic_datagrams_sent") == 0
+
+
+def test_no_client_can_move_to_the_port_of_a_service(certificate: Certificate, service: socket.socket) -> None:
+    """A packet of a connection that comes from there is not answered with the question whether its client has moved."""
+    with Side("server") as server, Side("client") as client:
+        _, address = listen(server, certificate)
+        with Middle(address) as middle:
+            connection = connect(client, certificate, middle.front.getsockname())
+            client.expect(Connected)
+            accepted = server.expect(Connected).connection
+            before = accepted.info().peer
+            connection.heartbeat(b"\0\5", 0.05)
+            middle.cut = True
+            passed: set[bytes] = set()
+            while len(passed) < 5:
+                latest = middle.from_client
+                wait_until(lambda latest=latest: middle.from_client != latest, 15, "another packet of the client")  # type: ignore[misc]
+                passed.add(packet := middle.from_client)
+                service.sendto(packet, address)
+            wait_until(lambda: server.counter("quic_drop_source_port") == len(passed), 15, "all are dropped")
+            accepted.info()  # the engine has had a turn
+            with pytest.raises(BlockingIOError):
+                service.recv(2000)
+            middle.cut = False
+            heard = server.counter("quic_datagrams_received")
+            wait_until(lambda: server.counter("quic_datagrams_received") >= heard + 5, 15, "the client is heard again")
+            assert accepted.info().peer == before
+            connection.close()
+            expect_closed(server, accepted)
 
 
 def test_a_half_open_connection_ends_with_the_time_for_its_handshake(certificate: Certificate) -> None:
