@@ -6,13 +6,15 @@ logging up.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import logging
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 ROOT = "asport_sync"
 
@@ -203,38 +205,84 @@ def _handler_for_stderr() -> logging.Handler:
 
 
 class RateLimit:
-    """Lets through so many lines of a kind per period, and counts the others. Any thread.
+    """Lets through so many lines of a kind per period, and of them so many about one source. Counts the others.
+
+    Lines of one kind never take the place of another's. What a line is of is told by its text before the arguments are
+    put in, and by ``kind`` where one text has several. Neither may come from outside: kinds are remembered for good.
+    Any thread.
 
     Args:
-        most: Lines per period.
+        most: Lines of a kind per period.
         period: Seconds.
         clock: Monotonic time in seconds.
+        each: Those of them about one source.
     """
 
-    def __init__(self, most: int = 5, period: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, most: int = 20, period: float = 10.0, clock: Callable[[], float] = time.monotonic, each: int = 5
+    ) -> None:
         self._most = most
+        self._each = each
         self._period = period
         self._clock = clock
-        self._lock = threading.Lock()  # guards everything below
-        self._begin = clock()
-        self._count = 0
-        self._suppressed = 0
+        self._lock = threading.Lock()  # guards what follows
+        self._kinds: dict[tuple[str, Hashable], _Lines] = {}
 
-    def warning(self, log: logging.Logger, text: str, *arguments: object) -> None:
-        """Logs a warning, unless the period has had its lines. What was left out is told with the next one."""
-        self.log(logging.WARNING, log, text, *arguments)
+    def warning(
+        self, log: logging.Logger, text: str, *arguments: object, kind: Hashable = None, source: Hashable = None
+    ) -> bool:
+        """Logs a warning, unless the period has had its lines. What was left out is told with the next one of its kind.
 
-    def log(self, level: int, log: logging.Logger, text: str, *arguments: object) -> None:
+        Args:
+            log: Where to.
+            text: As for the logging module.
+            arguments: What goes into the text.
+            kind: Tells lines with the same text apart.
+            source: Who or what caused it, such as a peer's address.
+
+        Returns:
+            Whether it was logged.
+        """
+        return self.log(logging.WARNING, log, text, *arguments, kind=kind, source=source)
+
+    def log(
+        self,
+        level: int,
+        log: logging.Logger,
+        text: str,
+        *arguments: object,
+        kind: Hashable = None,
+        source: Hashable = None,
+    ) -> bool:
         """The same at another level of the logging module."""
         with self._lock:
             now = self._clock()
-            if now - self._begin >= self._period:
-                self._begin, self._count = now, 0
-            self._count += 1
-            if self._count > self._most:
-                self._suppressed += 1
-                return
-            suppressed, self._suppressed = self._suppressed, 0
-        if suppressed:
-            text += f" (and {suppressed} more like this)"
+            lines = self._kinds.setdefault((text, kind), _Lines(now))
+            if now - lines.begin >= self._period:
+                lines.begin = now
+                lines.of_source.clear()
+            of_source = lines.of_source[source]
+            if of_source >= self._each or lines.of_source.total() >= self._most:
+                lines.left_out += 1
+                return False
+            lines.of_source[source] += 1
+            left_out, lines.left_out = lines.left_out, 0
+        if left_out:
+            text += f" (and {left_out} more like this)"
         log.log(level, text, *arguments)
+        return True
+
+
+@dataclasses.dataclass
+class _Lines:
+    """Lines of one kind; RateLimit's lock guards them.
+
+    Attributes:
+        begin: Of the period.
+        of_source: Logged in this period; no more sources than lines.
+        left_out: Since the last one that was logged.
+    """
+
+    begin: float
+    of_source: collections.Counter[Hashable] = dataclasses.field(default_factory=collections.Counter)
+    left_out: int = 0

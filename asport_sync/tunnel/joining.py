@@ -365,7 +365,7 @@ class ClientRun(Run):
         if news:
             _log.warning("%s: %s; %s", self._config.server, failure, when)
         else:
-            self.limit.warning(_log, "%s: %s; %s", self._config.server, failure, when)
+            self.limit.warning(_log, "%s: %s; %s", self._config.server, failure, when, kind=type(failure).__name__)
         self.report(self.status)
 
     def _transport(self) -> Transport:

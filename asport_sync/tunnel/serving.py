@@ -33,9 +33,18 @@ from asport_sync.engine import (
 )
 from asport_sync.errors import ConfigError, EngineClosed, EngineError, RemoteProtocolError
 from asport_sync.runtime import sockets
-from asport_sync.runtime.log import RateLimit, logger
+from asport_sync.runtime.log import logger
 from asport_sync.runtime.timers import Timer
-from asport_sync.tunnel.admission import Authenticator, FailureDelay, Grant, User, grant, shared_ports, users_of
+from asport_sync.tunnel.admission import (
+    Authenticator,
+    FailureDelay,
+    Grant,
+    User,
+    grant,
+    shared_ports,
+    source_of,
+    users_of,
+)
 from asport_sync.tunnel.ports import Binding, Leases, Place, PortTable, PublicPort
 from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, make_credentials, say_what_has_no_effect
 from asport_sync.tunnel.sessions import SharedBudget
@@ -107,6 +116,11 @@ class Peer:
         """How log lines name it."""
         return f"client {sockets.text(self.address)}"
 
+    @property
+    def source(self) -> str:
+        """Whom repeated lines count for."""
+        return source_of(self.address[0])
+
 
 @dataclasses.dataclass(eq=False)
 class Claim:
@@ -165,7 +179,6 @@ class ServerRun(Run):
         self._clients: dict[uuid.UUID, dict[int, Peer]] = {}  # of each user, those that have a port or search for one
         self._asked: dict[int, dict[Claim, None]] = {}  # by connection: who waits for its sign of life, in order
         self._associations: SharedBudget[PublicUdp] = SharedBudget(MOST_ASSOCIATIONS)  # the pump thread
-        self._auth_limit = RateLimit(most=20)  # anybody can fail to authenticate as often as he likes
         self._handlers: dict[type, Callable[..., None]] = {
             Connected: self._connected,
             Closed: self._closed,
@@ -371,7 +384,9 @@ class ServerRun(Run):
         peer.closing = True
         self._leave(peer)
         self.counters.add(f"refused_{code.name.lower()}")
-        self._auth_limit.warning(_log, "%s: refused, %s: %s", peer.label, _REFUSALS[code], detail)
+        # Of each reason apart: anybody can fail to authenticate as often as he likes.
+        text = "%s: refused, %s: %s"
+        self.limit.warning(_log, text, peer.label, _REFUSALS[code], detail, kind=code, source=peer.source)
         if code is ServerHelloCode.AUTH_FAILED and not self._config.authentication_failed_reply:
             peer.handshake.close()
             peer.connection.close(0)
@@ -386,7 +401,8 @@ class ServerRun(Run):
         peer.closing = True
         self._leave(peer)
         self.counters.add("connections_broken_off")
-        self.limit.warning(_log, "%s: closed: %s", peer.label, problem)
+        known = peer.user is not None
+        self.limit.warning(_log, "%s: closed: %s", peer.label, problem, kind=known, source=peer.source)
         peer.handshake.close()
         peer.connection.close(0)
 
@@ -535,7 +551,8 @@ class ServerRun(Run):
         elif not binding.advance(_BINDS_PER_SLICE):
             if binding.problem is not None:
                 self.counters.add("binds_put_off")
-                self.limit.warning(_log, "%s: no port yet: %s", peer.label, binding.problem.strerror)
+                said = binding.problem.strerror
+                self.limit.warning(_log, "%s: no port yet: %s", peer.label, said, source=claim.user.uuid)
             self.timers.after(binding.delay, lambda: self._search(claim, binding))
         elif binding.port is not None:
             self._admit(claim, binding.port)
@@ -590,10 +607,11 @@ class ServerRun(Run):
                 "%s: asked for UDP native and takes no QUIC DATAGRAM frames; its packets travel on streams, as with "
                 "udp_forward_mode: quic",
                 peer.label,
+                source=claim.user.uuid,
             )
         if not sockets.is_here(port.place.ip):
             problem = "%s: port %d is on %s, which is not an address of this machine yet; it works once it is"
-            self.limit.warning(_log, problem, peer.label, port.number, port.place.ip)
+            self.limit.warning(_log, problem, peer.label, port.number, port.place.ip, source=claim.user.uuid)
         self.counters.add("clients_admitted")
         _log.info("%s: user %s has port %d for %s", peer.label, claim.user.uuid, port.number, claim.grant)
         self._say_what_was_assumed(claim)

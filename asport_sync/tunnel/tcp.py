@@ -206,7 +206,7 @@ class PublicListener:
             what = "has its share of the descriptors and few are free; more connections wait (LimitNOFILE, ulimit -n)"
         else:
             what = f"accept failed: {os.strerror(error)}"
-        self._limit.warning(self._log, "port %d: %s", self._port, what)
+        self._limit.warning(self._log, "port %d: %s", self._port, what, kind=error, source=self._port)
 
     def _not_opened(self, problem: EngineError) -> None:
         self._counters.add("listener_open_errors")

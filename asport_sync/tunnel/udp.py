@@ -283,7 +283,7 @@ class PublicUdp:
         self._associations = AssociationTable()
         self._shares = SourceShares(_MOST_OF_ONE_SOURCE)
         self._places = _Places(connection, LAST_ASSOCIATION, self._shares, counters, self._dissociate)
-        self._limit = RateLimit(1, _LINE_PERIOD)
+        self._limit = RateLimit(5, _LINE_PERIOD, each=1)
         self._expiry = _Expiry(pump, connection, timeout, self._expired)
         self._opening: Timer | None = None  # the next try to open
         self._failures = 0  # to open
@@ -374,14 +374,15 @@ class PublicUdp:
         ):
             return True
         if self._shares.full(source[0]):
-            self._counters.add("udp_sources_refused_share")
+            counter, of = "udp_sources_refused_share", source[0]
             self._connection.refuse_flows(source, _REFUSAL_LASTS)
             what = f"{source[0]} has half of {LAST_ASSOCIATION} places or more"
         else:
-            self._counters.add("udp_sources_refused_table_full")
+            counter, of = "udp_sources_refused_table_full", ""
             self._connection.refuse_flows(None, _REFUSAL_LASTS)
             what = f"{len(self._associations)} places of {LAST_ASSOCIATION} for a port are taken"
             what += f", {len(self._budget)} of {self._budget.most} for all ports"
+        self._counters.add(counter)
         self._limit.warning(
             self._log,
             "UDP port %d: no place for a new source: %s, %s (udp_session_timeout is %g s)",
@@ -389,6 +390,8 @@ class PublicUdp:
             what,
             _NONE_TO_EVICT,
             self._timeout,
+            kind=counter,
+            source=of,
         )
         return False
 
@@ -728,7 +731,7 @@ class LocalFlows:
 
     def _refuse(self, association: int, counter: str, why: str) -> None:
         self._counters.add(counter)
-        self._limit.warning(self._log, "association %d refused: %s", association, why)
+        self._limit.warning(self._log, "association %d refused: %s", association, why, kind=counter)
         with contextlib.suppress(EngineClosed):
             self._connection.remove_flow(association)
 

@@ -291,6 +291,31 @@ def test_repeated_warnings_are_limited_and_counted(caplog: pytest.LogCaptureFixt
     ]
 
 
+def test_lines_of_one_kind_or_source_hide_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    clock = VirtualClock()
+    limit = log.RateLimit(most=3, period=10, clock=clock, each=2)
+    logger = log.logger("test")
+    for source in (1, 1, 1, 2, 3, 4):
+        limit.warning(logger, "bad token of %d", source, source=source)
+    limit.warning(logger, "port denied to %d", 1, source=1)
+    for kind in ("late", "rude", "late"):
+        limit.warning(logger, "closed: %s", kind, kind=kind)
+    clock.advance(10)
+    limit.warning(logger, "port denied to %d", 2, source=2)
+    limit.warning(logger, "bad token of %d", 4, source=4)
+    assert [record.getMessage() for record in caplog.records] == [
+        "bad token of 1",
+        "bad token of 1",
+        "bad token of 2 (and 1 more like this)",
+        "port denied to 1",
+        "closed: late",
+        "closed: rude",
+        "closed: late",
+        "port denied to 2",
+        "bad token of 4 (and 2 more like this)",
+    ]
+
+
 def test_counters_from_many_threads_lose_nothing() -> None:
     counters = Counters()
 

@@ -413,6 +413,15 @@ def test_a_refused_client_is_told_why(
     assert PASSWORD not in caplog.text
 
 
+def test_bad_tokens_hide_no_other_refusal(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(25):
+        scene.join(password="wrong")
+        scene.pass_time(2)  # beyond ten of one address the answer comes late
+    other = free_port()
+    scene.join(ports=(other, other))
+    assert "refused, port denied" in caplog.text
+
+
 def test_a_port_in_use_by_another_program_is_a_bind_failure(scene: Scene) -> None:
     with socket.socket() as other:
         other.bind((HOST, scene.number))
