@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from asport_sync.engine import Connection, Engine, Listener, Stream, StreamBulk, StreamEnded, StreamResult
@@ -26,6 +26,7 @@ from asport_sync.runtime.timers import Timer, Timers
 from asport_sync.wire import Address, proxy_header
 
 _OPEN_TRIES = 60  # times that a listener is tried to be taken into service
+_LINE_PERIOD = 60.0  # seconds between two lines on connections that the local service does not take for one reason
 _PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, by which descriptors or memory are there again or never
 _ENGINE_DIAL_TIMEOUT = 1.0  # seconds for the engine to connect; then a worker tries, with all the time there is
 # Lines a second about streams that have ended, at level info. A crowd of short connections must not cost more to be
@@ -234,7 +235,7 @@ class LocalService:
         relays: Who gets the connections.
         stop: Ends dialling.
         counters: Where failures are counted.
-        log: Gets one line for each failure.
+        log: Gets one line a minute for each kind of failure, with how many there were; at level debug one for each.
     """
 
     host: str
@@ -248,6 +249,10 @@ class LocalService:
     clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards the next line
     _told: dict[int, float] = field(default_factory=dict, repr=False)  # connection -> until when the engine knows
+    _limit: RateLimit = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._limit = RateLimit(1, _LINE_PERIOD, self.clock)
 
     def announce(self, connection: Connection) -> None:
         """Lets the engine dial, where it can: the connection may bring streams from now on."""
@@ -268,11 +273,11 @@ class LocalService:
             return
         except LocalProtocolError as problem:
             self.counters.add("connections_dropped_no_source")
-            self._refuse(stream, label, str(problem))
+            self._refuse(stream, label, str(problem), "no source")
         except OSError as problem:
             self.counters.add("connections_dropped_local_service")
             target = sockets.text((self.host, self.port))
-            self._refuse(stream, label, f"{target} can't be reached: {problem.strerror or problem}")
+            self._refuse(stream, label, f"{target} can't be reached: {problem.strerror or problem}", problem.errno)
         else:
             self.relays.attach(stream, sock, label)
             self._tell(connection, address, _NAME_LASTS)
@@ -303,8 +308,9 @@ class LocalService:
             raise
         return sock, address
 
-    def _refuse(self, stream: Stream, label: str, why: str) -> None:
-        self.log.warning("%s dropped: %s", label, why)
+    def _refuse(self, stream: Stream, label: str, why: str, kind: Hashable) -> None:
+        if not self._limit.warning(self.log, "%s dropped: %s", label, why, kind=kind):
+            self.log.debug("%s dropped: %s", label, why)
         try:
             stream.refuse()
         except EngineClosed:

@@ -498,6 +498,30 @@ def test_a_service_that_is_not_there_is_a_refusal(scene: Scene, caplog: pytest.L
     assert expected in caplog.text
 
 
+def test_a_service_that_is_not_there_is_told_of_once_a_minute(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    caplog.set_level(logging.DEBUG)
+    service = scene.service((HOST, free_port()), proxy_version=1)
+    streams = [serve(scene, service) for _ in range(30)]
+    wait_until(lambda: all(stream.said == ["refuse"] for stream in streams), TIMEOUT, "all are refused")
+    assert len(warnings()) == 1
+    assert caplog.text.count("can't be reached: Connection refused") == 30
+    with TcpEcho() as echo:
+        # Another kind of failure has a line of its own.
+        service.host, service.port = echo.address
+        stream = serve(scene, service, None)
+        wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
+    assert len(warnings()) == 2
+    service.port = free_port()
+    scene.clock.advance(60)
+    stream = serve(scene, service)
+    wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
+    assert len(warnings()) == 3
+    assert warnings()[2].endswith("Connection refused (and 29 more like this)")
+
+
 def test_a_refusal_of_a_stream_that_is_gone_is_no_error(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     class Gone(FakeStream):
         def refuse(self) -> None:
