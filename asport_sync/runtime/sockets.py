@@ -71,9 +71,18 @@ def resolve(host: str, port: int, kind: socket.SocketKind) -> list[SocketAddress
 
 
 def text(address: SocketAddress) -> str:
-    """An address for people: IPv6 in brackets."""
-    host, port = address
+    """An address for people: IPv6 in brackets, and IPv4 as such where it came through an IPv6 socket."""
+    host, port = host_text(address[0]), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_text(host: str) -> str:
+    """An IP literal for people: ``192.0.2.1`` for ``::ffff:192.0.2.1``, the form that an IPv6 socket has for it."""
+    if ":" in host:
+        mapped = ipaddress.IPv6Address(host.partition("%")[0]).ipv4_mapped
+        if mapped is not None:
+            return str(mapped)
+    return host
 
 
 def local_address(sock: socket.socket) -> SocketAddress:

@@ -376,7 +376,7 @@ class PublicUdp:
         if self._shares.full(source[0]):
             counter, of = "udp_sources_refused_share", source[0]
             self._connection.refuse_flows(source, _REFUSAL_LASTS)
-            what = f"{source[0]} has half of {LAST_ASSOCIATION} places or more"
+            what = f"{sockets.host_text(source[0])} has half of {LAST_ASSOCIATION} places or more"
         else:
             counter, of = "udp_sources_refused_table_full", ""
             self._connection.refuse_flows(None, _REFUSAL_LASTS)
@@ -719,7 +719,7 @@ class LocalFlows:
     def _no_place(self, association: int, peer: SocketAddress) -> None:
         if self._shares.full(peer[0]):
             counter = "udp_flows_refused_share"
-            what = f"{peer[0]} has half of {self._budget.most} places or more"
+            what = f"{sockets.host_text(peer[0])} has half of {self._budget.most} places or more"
             self._refuse_more(peer)
         else:
             counter = "udp_flows_refused_limit"

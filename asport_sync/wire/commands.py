@@ -99,7 +99,9 @@ class Address:
         return str(self.ip)
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}" if isinstance(self.ip, IPv4Address) else f"[{self.host}]:{self.port}"
+        """For people: an IPv4-mapped address as the IPv4 address that it is."""
+        ip = (self.ip.ipv4_mapped or self.ip) if isinstance(self.ip, IPv6Address) else self.ip
+        return f"{ip}:{self.port}" if isinstance(ip, IPv4Address) else f"[{ip}]:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

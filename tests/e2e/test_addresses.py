@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from asport_sync import Client
 from asport_sync.runtime import machine
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
+    both_echoes,
     client_options,
     command,
     public_port,
@@ -51,6 +53,31 @@ def test_a_server_on_a_system_without_ipv6(certificate: Certificate, tmp_path: P
                 user.sendall(b"x")
                 assert receive_exactly(user, 1) == b"x"
         assert server.output().count("no IPv6") == 1
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this system has no IPv6 sockets that take IPv4")
+def test_ipv4_addresses_are_logged_as_such(certificate: Certificate, tmp_path: Path) -> None:
+    """Also where they come through sockets that are bound to all addresses of both kinds."""
+    options = server_options(certificate, server="[::]:0")
+    del options["proxies"][0]["bind_ip"]
+    argv = command("server", "run", "-c", str(write_config(tmp_path, "server", options)), "-vv")
+    with both_echoes() as (tcp, _), Process(argv, name="server") as server:
+        address = ("127.0.0.1", server_address(server)[1])
+        options = client_options(certificate, address, tcp.address)
+        argv = command("client", "run", "-c", str(write_config(tmp_path, "client", options)), "-vv")
+        with Process(argv, name="client") as client:
+            public = ("127.0.0.1", public_port(client))
+            with connect(public) as user:
+                user.sendall(b"x")
+                assert receive_exactly(user, 1) == b"x"
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+                source.sendto(b"x", public)
+                for process in (server, client):
+                    process.wait_for(r"association \d+: packets from 127\.0\.0\.1:\d+", READY_TIMEOUT)
+            for process in (server, client):
+                process.wait_for(r"connection from 127\.0\.0\.1:\d+", READY_TIMEOUT)
+        server.wait_for(r"client 127\.0\.0\.1:\d+: connection over", READY_TIMEOUT)
+        assert "::ffff:" not in server.output() + client.output()
 
 
 @contextlib.contextmanager

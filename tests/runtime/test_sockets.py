@@ -37,6 +37,9 @@ def test_a_name_without_addresses_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 def test_addresses_for_people() -> None:
     assert sockets.text(("192.0.2.1", 5)) == "192.0.2.1:5"
     assert sockets.text(("2001:db8::1", 5)) == "[2001:db8::1]:5"
+    assert sockets.text(("fe80::1%lo", 5)) == "[fe80::1%lo]:5"
+    assert sockets.text(("::ffff:192.0.2.1", 5)) == "192.0.2.1:5"
+    assert sockets.text(("local.example", 5)) == "local.example:5"
 
 
 def test_a_dual_stack_listener_takes_both_families() -> None:
