@@ -113,7 +113,10 @@ _REFUSALS_OF_A_MODE = (ServerHelloCode.BIND_FAILED, ServerHelloCode.NETWORK_DENI
 
 _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
     ServerHelloCode.AUTH_FAILED: (AuthenticationFailed, "authentication failed: unknown UUID or wrong password"),
-    ServerHelloCode.BIND_FAILED: (BindFailed, "bind failed: no port of the expected range is free"),
+    ServerHelloCode.BIND_FAILED: (
+        BindFailed,
+        "bind failed: the server could open no port of the expected range (its log says why)",
+    ),
     ServerHelloCode.PORT_DENIED: (PortDenied, "port denied: the user may use no port of the expected range"),
     ServerHelloCode.NETWORK_DENIED: (NetworkDenied, "network denied: the user may not use the network asked for"),
 }

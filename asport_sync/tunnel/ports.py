@@ -176,6 +176,7 @@ class Binding:
     Attributes:
         port: The port, once found.
         denied: What the system said of a port, where that was not that it is in use.
+        in_use: Whether one was in use.
         problem: Why the search was given up early, or is short of resources for the moment; None: neither.
         delay: Seconds to wait before the next slice.
     """
@@ -192,6 +193,7 @@ class Binding:
         self.port: PublicPort | None = None
         self.problem: OSError | None = None
         self.denied: OSError | None = None
+        self.in_use = False
         self.delay = 0.0
         self._table = table
         self._place = place
@@ -255,7 +257,9 @@ class Binding:
                 return True
             except OSError as problem:
                 if problem.errno in _NEXT_PORT:
-                    if problem.errno != errno.EADDRINUSE:
+                    if problem.errno == errno.EADDRINUSE:
+                        self.in_use = True
+                    else:
                         self.denied = problem
                     continue
                 self.problem = problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import errno
 import functools
 import threading
 import time
@@ -77,6 +78,8 @@ _PROBE = 1.0
 _ASKED_AT_ONCE = 16  # connections, for one newcomer: each costs this thread a call that waits for the engine
 _ASKING_LONGEST = 2.0  # seconds; what has not answered by then counts as alive
 
+_PRIVILEGED = 1024  # first port that anybody may open, unless net.ipv4.ip_unprivileged_port_start says otherwise
+
 _WIDE = 1000  # ports; users that share fewer are mostly meant to, such as two for one port
 
 _HEARTBEAT = encode(Heartbeat())
@@ -137,6 +140,7 @@ class Claim:
         waiting: Those that were asked, by their ids.
         timer: When asking ends.
         denied: What the system said of a port, where that was not that it is in use.
+        in_use: Whether one was in use.
     """
 
     peer: Peer
@@ -151,6 +155,7 @@ class Claim:
     waiting: set[int] = dataclasses.field(default_factory=set)
     timer: Timer | None = None
     denied: OSError | None = None
+    in_use: bool = False
 
 
 class ServerRun(Run):
@@ -498,8 +503,7 @@ class ServerRun(Run):
     def _refuse_place(self, claim: Claim) -> None:
         user = claim.user
         if claim.has_place:
-            said = f"in use or refused by the system: {claim.denied.strerror}" if claim.denied else "all in use"
-            why = f"asked for {_either(claim.asked)}, user {user.uuid}, ports {claim.ports}, {said}"
+            why = f"asked for {_either(claim.asked)}, user {user.uuid}, ports {claim.ports}, {_why_none(claim)}"
         else:
             self.counters.add("clients_refused_limit")
             why = f"user {user.uuid} has {user.max_clients} clients, the most that max_clients allows"
@@ -562,6 +566,7 @@ class ServerRun(Run):
             self._refuse(peer, ServerHelloCode.BIND_FAILED, detail)
         else:
             claim.denied = binding.denied or claim.denied
+            claim.in_use = binding.in_use or claim.in_use
             if claim.others:
                 claim.grant = claim.others.pop(0)
                 self._bind(claim)
@@ -735,6 +740,16 @@ def _is_silent(peer: Peer) -> bool:
         return peer.connection.info().silence >= _PROBE
     except EngineClosed:
         return True
+
+
+def _why_none(claim: Claim) -> str:
+    """Why a claim got none of its ports."""
+    if claim.denied is None:
+        return "all in use"
+    said = claim.denied.strerror
+    if claim.denied.errno == errno.EACCES and claim.ports.ranges[0].start < _PRIVILEGED:
+        said = f"{said} (ports below {_PRIVILEGED} need CAP_NET_BIND_SERVICE)"
+    return f"{'all in use or ' if claim.in_use else ''}refused by the system: {said}"
 
 
 def _either(asked: tuple[Meaning, ...]) -> str:

@@ -26,11 +26,24 @@ from asport_sync import (
     RefusedError,
     Server,
 )
-from tests.e2e.tunnels import PASSWORD, READY_TIMEOUT, both_echoes, client_options, counter, server_options, tunnel
+from tests.e2e.tunnels import (
+    PASSWORD,
+    READY_TIMEOUT,
+    both_echoes,
+    client_options,
+    command,
+    counter,
+    server_address,
+    server_options,
+    tunnel,
+    write_config,
+)
 from tests.support.certificates import Certificate, self_signed, with_common_name_only
 from tests.support.ports import free_port
+from tests.support.process import Process
 from tests.support.services import Address, TcpEcho, UdpEcho
 from tests.support.traffic import UdpPeer, echo
+from tests.support.unprivileged import first_port_of_all, unprivileged
 
 NOWHERE = ("127.0.0.1", 9)
 STRANGER = str(uuid.UUID(int=1))
@@ -440,3 +453,25 @@ def test_a_window_is_either_usable_or_a_configuration_error(certificate: Certifi
     except AsportError as raised:
         problem = raised
     assert problem is None or (isinstance(problem, ConfigError) and key in str(problem))
+
+
+DENIED = r"refused by the system: Permission denied \(ports below 1024 need CAP_NET_BIND_SERVICE\)"
+
+
+@pytest.mark.skipif(first_port_of_all() < 1024, reason="this system lets anybody open ports below 1024")
+@pytest.mark.parametrize("in_use", [False, True])
+def test_a_port_that_the_system_refuses_is_not_said_to_be_in_use(
+    certificate: Certificate, tmp_path: Path, in_use: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [1021, other.getsockname()[1]] if in_use else [1021]
+        path = write_config(tmp_path, "server", server_options(certificate, proxy={"allow_ports": ports}))
+        argv = command("server", "run", "-c", str(path), "-v")
+        with Process(unprivileged(argv), name="server") as server:
+            with (
+                Client(**client_options(certificate, server_address(server), NOWHERE)) as client,
+                pytest.raises(BindFailed, match="could open no port of the expected range"),
+            ):
+                client.wait_ready(READY_TIMEOUT)
+            said = f"all in use or {DENIED}" if in_use else rf"\d, {DENIED}"
+            server.wait_for(rf"WARNING server: .*bind failed: .*{said}", READY_TIMEOUT)
