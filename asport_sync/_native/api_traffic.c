@@ -174,11 +174,12 @@ int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address
     return result;
 }
 
-int64_t aq_streams_report(aq_engine *engine, uint32_t most)
+int64_t aq_streams_report(aq_engine *engine, uint32_t most, int begins)
 {
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
     atomic_store(&engine->report_streams, most);
+    atomic_store(&engine->report_begins, begins != 0);
     aq_api_leave(engine);
     return AQ_OK;
 }

@@ -71,6 +71,7 @@ enum aq_event_type {
     AQ_EVENT_UDP_BULK = 13,      /* the pump should read this UDP socket from now on; socket */
     AQ_EVENT_SILENCE = 14,       /* value = 1: nothing heard of the peer for aq_transport_options.silence, or a hint
                                           that it is gone; 0: it is heard again */
+    AQ_EVENT_STREAM_BEGUN = 16,  /* an accepted TCP connection has its stream, or a dialled one stands; peer */
     AQ_EVENT_UDP_REFUSED = 15    /* the service of a local UDP socket does not take datagrams: socket, code = errno,
                                     value = 1: it has answered before; at most once a second until aq_udp_move() */
 };
@@ -321,8 +322,8 @@ int64_t aq_listener_close(aq_engine *engine, aq_id listener); /* [any] accepts n
 int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address *to, uint64_t timeout, uint64_t valid);
 
 /* [any] AQ_EVENT_STREAM_ENDED for attached streams from now on, at most so many a second; 0, the default: none. Their
- * ends are counted either way. */
-int64_t aq_streams_report(aq_engine *engine, uint32_t most);
+ * ends are counted either way. With `begins` also AQ_EVENT_STREAM_BEGUN for those that the engine accepts or dials. */
+int64_t aq_streams_report(aq_engine *engine, uint32_t most, int begins);
 
 /* [any] How many bytes of what all peers have sent the engine may hold, 1 GiB at first. As it is used up windows
  * shrink; where that does not do, streams with slow readers are reset, and connections that hold the most are closed.

@@ -129,6 +129,7 @@ struct aq_engine {
     _Atomic int closed;              /* only this struct is left */
     _Atomic uint32_t inside;         /* calls from outside that have not returned */
     _Atomic uint32_t report_streams; /* of so many ends of attached streams a second Python wants to hear */
+    _Atomic int report_begins;       /* and whether of their beginnings */
     _Atomic uint32_t keepalive;      /* seconds, see aq_keepalive: of streams that begin from now on */
     _Atomic int pump_shares;         /* the pump may read UDP sockets with much traffic */
     _Atomic int32_t workers_free;    /* that may take over attached streams; raised by Python, lowered by the engine */

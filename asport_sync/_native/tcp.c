@@ -44,6 +44,18 @@ void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result)
         aq_count(&engine->counters, AQ_C_relays_timed_out, 1);
 }
 
+static void report_begin(aq_engine *engine, const aq_stream *stream)
+{
+    aq_event event = {
+        .type = AQ_EVENT_STREAM_BEGUN, .connection = stream->connection, .stream = stream->id, .peer = stream->peer};
+    if (!atomic_load_explicit(&engine->report_begins, memory_order_relaxed))
+        return;
+    if (aq_events_backlog(&engine->events) < AQ_EVENTS_WAITING)
+        aq_events_post(&engine->events, &event);
+    else
+        aq_count(&engine->counters, AQ_C_events_dropped, 1); /* it would have been a line of the log */
+}
+
 static void report_end(aq_engine *engine, aq_stream *stream)
 {
     aq_event event = {.type = AQ_EVENT_STREAM_ENDED,
@@ -345,6 +357,7 @@ static int dialled(aq_engine *engine, aq_stream *stream, uint32_t events, int *e
     }
     end_dialling(engine, stream);
     aq_count(&engine->counters, AQ_C_tcp_dialled, 1);
+    report_begin(engine, stream);
     return 1;
 }
 
@@ -457,6 +470,7 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     aq_count(&engine->counters, AQ_C_tcp_accepted, 1);
     aq_conn_adopt_stream(conn, stream);
     aq_engine_touch(engine, conn);
+    report_begin(engine, stream);
     aq_engine_attach(engine, stream, fd);
     aq_slab_put(&engine->streams, stream->id);
 }

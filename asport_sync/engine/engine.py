@@ -115,9 +115,12 @@ class Engine:
             self._handed_over = self._handed_over[1:]
         return events
 
-    def report_streams(self, most: int) -> None:
-        """StreamEnded follows for attached streams, for so many a second; at first for none. All ends are counted."""
-        self.call(lib.aq_streams_report, most)
+    def report_streams(self, most: int, *, begins: bool = False) -> None:
+        """StreamEnded follows for attached streams, for so many a second; at first for none. All ends are counted.
+
+        With ``begins`` StreamBegun comes for those that the engine accepts or dials.
+        """
+        self.call(lib.aq_streams_report, most, begins)
 
     def keep_streams_alive(self, idle: float) -> None:
         """Sockets of streams that begin from now on are probed after so many seconds of silence; 0: never."""

@@ -127,6 +127,18 @@ class StreamEnded:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class StreamBegun:
+    """The engine has accepted a TCP connection, or one that it dialled stands. Only where it was asked for.
+
+    Attributes:
+        peer: As in StreamEnded.
+    """
+
+    connection: Connection
+    peer: SocketAddress | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class StreamBulk:
     """A worker should relay this stream, which moves much.
 
@@ -234,6 +246,7 @@ Event: TypeAlias = (
     | CommandReceived
     | Violation
     | StreamOpened
+    | StreamBegun
     | StreamEnded
     | StreamBulk
     | AcceptFailed
@@ -259,6 +272,8 @@ def event_of(engine: Engine, raw: Any) -> Event:
             stream_result(ffi.addressof(raw, "result")),
             raw.value,
         )
+    if kind == lib.AQ_EVENT_STREAM_BEGUN:
+        return StreamBegun(Connection(engine, raw.connection), from_address(raw.peer) if raw.peer.family else None)
     data = bytes(ffi.buffer(raw.data, raw.length))
     if kind == lib.AQ_EVENT_LOG:
         return LogRecord(raw.code, data.decode("utf-8", "replace"))

@@ -19,6 +19,7 @@ from asport_sync.engine import (
     Engine,
     Event,
     LogRecord,
+    StreamBegun,
     StreamBulk,
     StreamEnded,
 )
@@ -195,6 +196,8 @@ class Run(abc.ABC):
         try:
             if isinstance(event, LogRecord):
                 _engine_log.log(event.level, "%s", event.message)
+            elif isinstance(event, StreamBegun):
+                self.relays.begun(event)
             elif isinstance(event, StreamEnded):
                 self.relays.ended(event)
             elif isinstance(event, StreamBulk):

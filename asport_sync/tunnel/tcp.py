@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from asport_sync.engine import Connection, Engine, Listener, Stream, StreamBulk, StreamEnded, StreamResult
+from asport_sync.engine import Connection, Engine, Listener, Stream, StreamBegun, StreamBulk, StreamEnded, StreamResult
 from asport_sync.errors import EngineClosed, EngineError, LocalProtocolError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
@@ -44,7 +44,8 @@ class Relays:
         workers: Where relaying threads come from.
         most: Streams relayed by workers at the same time.
         counters: Where drops are counted.
-        log: Gets one line for each stream: at level info of 200 a second at most, at level debug of all.
+        log: Gets one line for each stream: at level info of 200 a second at most, at level debug of all, and of
+            their beginnings.
         place: What such a line begins with, for streams of a connection.
     """
 
@@ -68,7 +69,8 @@ class Relays:
     def begin(self) -> None:
         """Tells the engine how many workers there are, and whether anybody reads of ends."""
         most = _LINES_PER_SECOND if self._log.isEnabledFor(logging.INFO) else 0
-        self._engine.report_streams(_EVERY_LINE if self._log.isEnabledFor(logging.DEBUG) else most)
+        every = self._log.isEnabledFor(logging.DEBUG)
+        self._engine.report_streams(_EVERY_LINE if every else most, begins=every)
         if self._most > 0:
             self._engine.share_streams(self._most)
 
@@ -96,6 +98,10 @@ class Relays:
             # Nobody relays the stream now, so it must not wait until one of those that dial is back.
             self.attach(event.stream, event.sock, label)
             self._share_one()
+
+    def begun(self, event: StreamBegun) -> None:
+        """The engine relays a stream from now on."""
+        self._log.debug("%s: begins", self._label(event))
 
     def ended(self, event: StreamEnded) -> None:
         """The engine is done with a stream."""
@@ -131,7 +137,7 @@ class Relays:
         with contextlib.suppress(EngineClosed):
             self._engine.share_streams(1)
 
-    def _label(self, event: StreamBulk | StreamEnded) -> str:
+    def _label(self, event: StreamBegun | StreamBulk | StreamEnded) -> str:
         peer = sockets.text(event.peer) if event.peer else "an unnamed peer"
         return f"{self._place(event.connection)}connection from {peer}"
 
@@ -279,6 +285,7 @@ class LocalService:
             target = sockets.text((self.host, self.port))
             self._refuse(stream, label, f"{target} can't be reached: {problem.strerror or problem}", problem.errno)
         else:
+            self.log.debug("%s: begins", label)
             self.relays.attach(stream, sock, label)
             self._tell(connection, address, _NAME_LASTS)
 

@@ -13,12 +13,24 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.tunnels import READY_TIMEOUT, Tunnel, tunnel
+from tests.e2e.tunnels import (
+    READY_TIMEOUT,
+    Tunnel,
+    client_options,
+    command,
+    public_port,
+    server_address,
+    server_options,
+    tunnel,
+    write_config,
+)
 from tests.support.certificates import Certificate
 from tests.support.data import digest, seeded_bytes
+from tests.support.process import Process
 from tests.support.sanitized import needs_speed, preloaded
 from tests.support.services import (
     GREETING,
@@ -601,3 +613,23 @@ def test_a_service_that_never_reads_holds_nobody_up(certificate: Certificate) ->
             service.over.set()
         assert not joined.server.running
         assert not joined.client.running
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_connection_that_begins_is_a_line_at_debug(certificate: Certificate, tmp_path: Path, name: str) -> None:
+    """Whoever dials the service: the engine where its address is known, a worker where it is looked up."""
+    server_path = write_config(tmp_path, "server", server_options(certificate))
+    with (
+        TcpEcho() as service,
+        Process(command("server", "run", "-c", str(server_path), "-vv"), name="server") as server,
+    ):
+        options = client_options(certificate, server_address(server), (name, service.address[1]))
+        client_path = write_config(tmp_path, "client", options)
+        with Process(command("client", "run", "-c", str(client_path), "-vv"), name="client") as client:
+            port = public_port(client)
+            with connect(("127.0.0.1", port)) as user:
+                begins = rf"connection from 127\.0\.0\.1:{user.getsockname()[1]}: begins"
+                server.wait_for(rf"DEBUG server: port {port}: {begins}", READY_TIMEOUT)
+                client.wait_for(rf"DEBUG client: {begins}", READY_TIMEOUT)
+                user.sendall(b"x")
+                assert receive_exactly(user, 1) == b"x"

@@ -297,6 +297,7 @@ class FakeEngine:
         self.started = 0
         self.closed = 0
         self.reports_streams: int | None = None
+        self.reports_begins = False
         self.keepalive: float | None = None
         self.shared: list[int] = []  # workers, as they were offered
         self.shares_udp: bool | None = None
@@ -317,8 +318,8 @@ class FakeEngine:
     def start(self) -> None:
         self.started += 1
 
-    def report_streams(self, most: int) -> None:
-        self.reports_streams = most
+    def report_streams(self, most: int, *, begins: bool = False) -> None:
+        self.reports_streams, self.reports_begins = most, begins
 
     def keep_streams_alive(self, idle: float) -> None:
         self.keepalive = idle

@@ -130,6 +130,7 @@ def test_ends_are_reported_where_somebody_reads_of_them(
     with caplog.at_level(level, "asport_sync"):
         scene.relays.begin()
     assert scene.engine.reports_streams == most
+    assert scene.engine.reports_begins is (level == logging.DEBUG)
     assert scene.engine.shared == [3]
     scene.close()
 
