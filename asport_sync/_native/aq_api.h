@@ -71,9 +71,9 @@ enum aq_event_type {
     AQ_EVENT_UDP_BULK = 13,      /* the pump should read this UDP socket from now on; socket */
     AQ_EVENT_SILENCE = 14,       /* value = 1: nothing heard of the peer for aq_transport_options.silence, or a hint
                                           that it is gone; 0: it is heard again */
-    AQ_EVENT_STREAM_BEGUN = 16,  /* an accepted TCP connection has its stream, or a dialled one stands; peer */
-    AQ_EVENT_UDP_REFUSED = 15    /* the service of a local UDP socket does not take datagrams: socket, code = errno,
+    AQ_EVENT_UDP_REFUSED = 15,   /* the service of a local UDP socket does not take datagrams: socket, code = errno,
                                     value = 1: it has answered before; at most once a second until aq_udp_move() */
+    AQ_EVENT_STREAM_BEGUN = 16   /* an accepted TCP connection has its stream, or a dialled one stands; peer */
 };
 
 /* Why a connection ended. */

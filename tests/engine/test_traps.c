@@ -546,7 +546,7 @@ static int reflecting_port(aq_engine *engine, unsigned moment)
         return 1;
     default:
         CHECK_INT(counted(engine, AQ_C_connections_accepted), 0);
-        CHECK_INT(counted(engine, AQ_C_quic_drop_unknown_connection), 1);
+        CHECK_INT(counted(engine, AQ_C_quic_drop_source_port), 1);
         CHECK_INT(it.answers, 0);
         return 0;
     }

@@ -660,7 +660,7 @@ static void take_events(aq_engine *engine)
         for (int64_t i = 0; i < count; i++) {
             const aq_event *event = &events[i];
             MUST(event->length <= sizeof(event->data));
-            MUST(event->type >= AQ_EVENT_CONNECTED && event->type <= AQ_EVENT_UDP_REFUSED);
+            MUST(event->type >= AQ_EVENT_CONNECTED && event->type <= AQ_EVENT_STREAM_BEGUN);
             if (event->type == AQ_EVENT_CONNECTED)
                 remember(event->connection);
             if (event->type == AQ_EVENT_STREAM)
