@@ -106,12 +106,15 @@ static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, in
 {
     aq_listener *listener = calloc(1, sizeof(*listener));
     int one = 1;
+    uint32_t keepalive = atomic_load(&engine->keepalive);
     /* What is accepted has it from its listener, on Linux. Holding small pieces back would add to their delay. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    aq_stream_prepare(fd, keepalive);
     *error = AQ_ERR_MEMORY;
     if (listener != NULL) {
         listener->connection = connection;
         listener->fd = fd;
+        listener->keepalive = keepalive;
         *error = aq_slab_add(&engine->listeners, listener);
     }
     if (*error < 0) {

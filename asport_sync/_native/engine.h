@@ -88,7 +88,8 @@ typedef struct {
 typedef struct aq_listener {
     aq_id id; /* immutable, as are the next two */
     aq_id connection;
-    int fd;                              /* ours */
+    int fd;                              /* ours, as is the next */
+    uint32_t keepalive;                  /* seconds, which accepted sockets have from this one */
     uint64_t reported;                   /* [engine] when Python last heard of trouble; 0: never */
     int over;                            /* [engine] not to be watched any more */
     aq_credit *credit;                   /* [engine] of its connection, a reference; NULL: was never in service */

@@ -152,11 +152,23 @@ static void keep_urgent(int fd)
     setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one));
 }
 
-void aq_stream_begin(aq_stream *stream, int fd)
+static void set_options(int fd, const aq_keepalive *keepalive)
 {
     aq_reset_on_close(fd);
     keep_urgent(fd);
-    aq_keepalive_begin(&stream->keepalive, fd);
+    aq_keepalive_begin(keepalive, fd);
+}
+
+void aq_stream_prepare(int fd, uint32_t keepalive)
+{
+    aq_keepalive of_all;
+    aq_keepalive_init(&of_all, keepalive);
+    set_options(fd, &of_all);
+}
+
+void aq_stream_begin(aq_stream *stream, int fd)
+{
+    set_options(fd, &stream->keepalive);
     stream->waits_since = 0;
     stream->pause = 0;
 }

@@ -203,6 +203,9 @@ void aq_reset_on_close(int fd);
  * order.
  */
 void aq_stream_begin(aq_stream *stream, int fd);
+/* [any] The same for all that is accepted from this socket: on Linux it has these options from its listener, and six
+ * system calls for each connection are saved. keepalive: seconds, see aq_keepalive. */
+void aq_stream_prepare(int fd, uint32_t keepalive);
 
 /* [owner] Moves bytes both ways between the socket and the pipes; in each direction until the system call that uses up
  * `budget` bytes. Returns what it needs next as AQ_NEED bits; 0: over, see result, and the socket is to be closed. */

@@ -196,9 +196,9 @@ static int watch(aq_engine *engine, const aq_stream *stream, int fd)
     return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, fd, &interest);
 }
 
-void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
+/* The socket is begun (aq_stream_begin). */
+static void attach(aq_engine *engine, aq_stream *stream, int fd)
 {
-    aq_stream_begin(stream, fd);
     if (watch(engine, stream, fd) != 0) {
         give_up(engine, stream, fd, errno);
         return;
@@ -208,6 +208,12 @@ void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
     stream->bulk_since = engine->now;
     /* epoll tells at once what the socket is ready for; trying it here would often be a system call for nothing. */
     stream->can_read = stream->can_write = 0;
+}
+
+void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
+{
+    aq_stream_begin(stream, fd);
+    attach(engine, stream, fd);
 }
 
 /* Whether a worker is to take over. */
@@ -456,8 +462,7 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     aq_sockaddr_to(from, &peer);
     stream = aq_conn_new_stream(conn, header, aq_connect_encode(header, &peer), &error);
     if (stream == NULL) {
-        aq_reset_on_close(fd);
-        aq_fd_close(fd);
+        aq_fd_close(fd); /* a reset */
         aq_count(&engine->counters, AQ_C_tcp_drop_stream_limit, 1);
         report_trouble(engine, listener, 0);
         return;
@@ -471,7 +476,10 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     aq_conn_adopt_stream(conn, stream);
     aq_engine_touch(engine, conn);
     report_begin(engine, stream);
-    aq_engine_attach(engine, stream, fd);
+    if (listener->keepalive == stream->keepalive.idle)
+        attach(engine, stream, fd); /* its listener has begun it, see aq_stream_prepare() */
+    else
+        aq_engine_attach(engine, stream, fd);
     aq_slab_put(&engine->streams, stream->id);
 }
 
