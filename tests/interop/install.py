@@ -1,9 +1,9 @@
 """Installs what the interop tests talk to: ``python -m tests.interop.install [--require]``.
 
 That is the reference implementation in two releases, one for each dialect, built by cargo from the crates' own lock
-files; and the small programs of ``tests/interop/stacks`` on other QUIC stacks, built by cargo and Go from the lock
-files there. All go into a cache folder. Building takes minutes; done once, later calls only look. Nothing is installed
-for the user, and nothing but these folders and cargo's own cache is written.
+files; and the small programs of ``tests/interop/stacks`` on other QUIC stacks, each on one release of its stack, built
+by cargo and Go. All go into a cache folder. Building takes minutes; done once, later calls only look. Nothing is
+installed for the user, and nothing but these folders and cargo's own cache is written.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _run(
 
 
 # What a stack's program is made from.
-SOURCES = ("Cargo.*", "src/*.rs", "go.*", "*.go")
+SOURCES = ("Cargo.toml", "src/*.rs", "go.*", "*.go")
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,9 @@ def install_stack(stack: Stack) -> None:
         # On the cache's own file system, so that a rename publishes the program whole.
         with tempfile.TemporaryDirectory(prefix="unfinished-", dir=place.parent.parent) as target:
             if stack.tool == "cargo":
-                command = [tool, "build", "--locked", "--target-dir", target]
-                _run(what, command, directory=stack.sources)
+                copy = Path(target, "sources")  # where cargo may write its lock file
+                shutil.copytree(stack.sources, copy, ignore=shutil.ignore_patterns("target", "Cargo.lock"))
+                _run(what, [tool, "build", "--target-dir", target], directory=copy)
                 built = Path(target, "debug", stack.binary)
             else:
                 built = Path(target, stack.binary)

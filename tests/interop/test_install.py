@@ -73,6 +73,6 @@ def test_other_sources_are_another_program(monkeypatch: pytest.MonkeyPatch, tmp_
         with monkeypatch.context() as changed:
             changed.setattr(Stack, "sources", copy)
             assert stack.program == before
-            lock = next(path for path in copy.iterdir() if path.name in ("Cargo.lock", "go.sum"))
-            lock.write_text(lock.read_text() + "\n")
+            versions = next(path for path in copy.iterdir() if path.name in ("Cargo.toml", "go.sum"))
+            versions.write_text(versions.read_text() + "\n")
             assert stack.program != before
