@@ -50,7 +50,7 @@ def test_a_build_that_makes_no_program(any_stack: Stack, tmp_path: Path) -> None
 
 def test_built_once(any_stack: Stack, tmp_path: Path) -> None:
     # In the place of the program: cargo is told the folder by its last argument, Go the file by its third.
-    make = 'mkdir "$4/debug"; file="$4/debug/NAME"' if any_stack.tool == "cargo" else 'file="$3"'
+    make = 'mkdir "$3/debug"; file="$3/debug/NAME"' if any_stack.tool == "cargo" else 'file="$3"'
     make = make.replace("NAME", any_stack.binary)
     count = f"echo >>{tmp_path}/times"
     build_tool(tmp_path, any_stack, f'PATH=/usr/bin:/bin; {make}; echo >"$file"; chmod +x "$file"; {count}')
