@@ -194,8 +194,8 @@ static int early_confirmation(aq_engine *engine, unsigned moment)
         return 1;
     default:
         CHECK_INT(it.events[AQ_EVENT_CLOSED], 1);
-        /* Our own build of ngtcp2 says whose fault it is; with others the callback can only refuse it. */
-        CHECK(it.close_cause == AQ_CLOSE_PEER_FAULT || it.close_cause == AQ_CLOSE_INTERNAL);
+        CHECK_INT(it.close_cause, AQ_CLOSE_PEER_FAULT);
+        CHECK_INT(it.close_code, NGTCP2_PROTOCOL_VIOLATION);
         return 0;
     }
 }
@@ -221,7 +221,7 @@ static int confirmation_before_finished(aq_engine *engine, unsigned moment)
         later(500);
         return 1;
     default:
-        CHECK_INT(it.events[AQ_EVENT_CLOSED], it.close_cause == AQ_CLOSE_INTERNAL ? 1 : 0);
+        CHECK_INT(it.events[AQ_EVENT_CLOSED], it.close_cause == AQ_CLOSE_PEER_FAULT ? 1 : 0);
         return 0;
     }
 }
