@@ -139,7 +139,9 @@ void aq_stream_signal(aq_stream *stream, unsigned what)
  *   with it.
  * Each of these is given up, and counted, where nothing has moved for AQ_ENDING_PATIENCE.
  */
-void aq_reset_on_close(int fd)
+
+/* close() will reset the TCP connection. */
+static void reset_on_close(int fd)
 {
     struct linger hard = {.l_onoff = 1, .l_linger = 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
@@ -154,7 +156,7 @@ static void keep_urgent(int fd)
 
 static void set_options(int fd, const aq_keepalive *keepalive)
 {
-    aq_reset_on_close(fd);
+    reset_on_close(fd);
     keep_urgent(fd);
     aq_keepalive_begin(keepalive, fd);
 }

@@ -195,9 +195,6 @@ int aq_stream_may_read(const aq_stream *stream);
 /* [engine] Something that the owner may wait for has happened: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_END. */
 void aq_stream_signal(aq_stream *stream, unsigned what);
 
-/* [any] close() will reset the TCP connection. */
-void aq_reset_on_close(int fd);
-
 /* [owner] Before anything else with this socket, before it connects if it is dialled here. Whoever closes it, the
  * kernel when the process is killed too, resets the TCP connection, until the pump has seen both directions end in
  * order.

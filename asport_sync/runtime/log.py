@@ -110,9 +110,10 @@ class DescriptorHandler(logging.Handler):
         """Queues a record, or counts it."""
         try:
             line = self.format(record) + "\n"
-        except Exception:
-            self.handleError(record)
-            return
+        except Exception as problem:
+            # handleError() would write to stderr at once, and wait for whoever reads that.
+            place = f"{record.pathname}:{record.lineno}"
+            line = printable(f"ERROR {record.name}: the line of {place} can't be formatted: {problem!r}") + "\n"
         with self._guard:
             if self._closed or self._lines.qsize() >= self._most:
                 self._dropped += 1

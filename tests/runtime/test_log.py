@@ -80,6 +80,15 @@ def test_lines_leave_in_order(pipe: Pipe) -> None:
         assert pipe.read_line() == f"line {number}"
 
 
+def test_a_line_that_cannot_be_formatted_is_told_in_one_and_nobody_waits(
+    pipe: Pipe, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipe.log.info("%d connections", "many")
+    line = pipe.read_line()
+    assert re.match(r"ERROR test: the line of .*test_log\.py:\d+ can't be formatted: TypeError\(", line), line
+    assert capfd.readouterr().err == ""  # written at once, it would wait for who reads stderr
+
+
 def test_nobody_waits_for_a_reader_and_what_is_missing_is_told(pipe: Pipe) -> None:
     filling = pipe.fill()
     for number in range(100):
