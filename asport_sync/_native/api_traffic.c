@@ -105,10 +105,7 @@ int64_t aq_stream_reset(aq_engine *engine, aq_id id, uint64_t code)
 static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, int64_t *error)
 {
     aq_listener *listener = calloc(1, sizeof(*listener));
-    int one = 1;
     uint32_t keepalive = atomic_load(&engine->keepalive);
-    /* What is accepted has it from its listener, on Linux. Holding small pieces back would add to their delay. */
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     aq_stream_prepare(fd, keepalive);
     *error = AQ_ERR_MEMORY;
     if (listener != NULL) {

@@ -91,6 +91,7 @@ typedef struct aq_listener {
     int fd;                              /* ours, as is the next */
     uint32_t keepalive;                  /* seconds, which accepted sockets have from this one */
     uint64_t reported;                   /* [engine] when Python last heard of trouble; 0: never */
+    int inherited;                       /* [engine] all that is still to be accepted has this one's options */
     int over;                            /* [engine] not to be watched any more */
     aq_credit *credit;                   /* [engine] of its connection, a reference; NULL: was never in service */
     struct aq_listener *previous, *next; /* [engine] in the list of those that are in service */

@@ -154,8 +154,16 @@ static void keep_urgent(int fd)
     setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one));
 }
 
+/* A relay passes on what it gets; holding small pieces back would add to their delay. */
+static void hold_nothing_back(int fd)
+{
+    int one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+}
+
 static void set_options(int fd, const aq_keepalive *keepalive)
 {
+    hold_nothing_back(fd);
     reset_on_close(fd);
     keep_urgent(fd);
     aq_keepalive_begin(keepalive, fd);

@@ -309,10 +309,9 @@ static int begin_dialling(aq_engine *engine, aq_stream *stream, const aq_address
 {
     aq_sockaddr address;
     socklen_t length = aq_sockaddr_from(&address, to, 0);
-    int one = 1, fd = aq_fd_keep(socket(address.sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    int fd = aq_fd_keep(socket(address.sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (fd < 0)
         return 0;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     aq_stream_begin(stream, fd);
     if ((connect(fd, &address.sa, length) != 0 && errno != EINPROGRESS) || watch(engine, stream, fd) != 0) {
         aq_fd_close(fd);
@@ -476,7 +475,7 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     aq_conn_adopt_stream(conn, stream);
     aq_engine_touch(engine, conn);
     report_begin(engine, stream);
-    if (listener->keepalive == stream->keepalive.idle)
+    if (listener->inherited && listener->keepalive == stream->keepalive.idle)
         attach(engine, stream, fd); /* its listener has begun it, see aq_stream_prepare() */
     else
         aq_engine_attach(engine, stream, fd);
@@ -540,8 +539,10 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
         take_connection(engine, listener, conn, fd, &from);
         return 1;
     }
-    if (errno == EAGAIN)
+    if (errno == EAGAIN) {
+        listener->inherited = 1; /* the backlog is empty: whatever is in it later came after aq_stream_prepare() */
         return 0;
+    }
     if (is_of_one_connection(errno)) {
         aq_count(&engine->counters, AQ_C_tcp_accept_errors, 1);
         return 1;

@@ -174,9 +174,10 @@ def test_the_end_of_the_tunnel_ends_its_connections(certificate: Certificate) ->
             user = connect(client.wait_ready(READY_TIMEOUT))
             local, _ = listener.accept()
             local.settimeout(READY_TIMEOUT)
-        for end in (user, local):
-            with end, pytest.raises(ConnectionResetError):
-                end.recv(1)
+        with user, local:
+            for end in (user, local):
+                with pytest.raises(ConnectionResetError):
+                    end.recv(1)
 
 
 @pytest.mark.parametrize("first", ["server", "client"])

@@ -119,6 +119,25 @@ def test_an_accepted_connection_is_a_stream_with_its_address(certificate: Certif
         accepts.close()
 
 
+def test_who_connects_before_the_port_is_in_service_is_served_the_same(certificate: Certificate) -> None:
+    """The port listens for a moment before the engine accepts from it."""
+    with connected(certificate) as pair, listening() as listener:
+        early = user_of(listener)
+        accepts = pair.server_connection.accept(listener)
+        local, service = tcp_pair()
+        pair.client.expect(StreamOpened).stream.attach(local)
+        late = user_of(listener)
+        pair.client.expect(StreamOpened)
+        with early, late, service:
+            early.send(b"!", socket.MSG_OOB)  # which would be cut out of the stream
+            assert service.recv(1) == b"!"
+            pair.server_connection.close()
+            for user in (early, late):
+                with pytest.raises(ConnectionResetError):
+                    user.recv(1)
+        accepts.close()
+
+
 def test_a_crowd_is_accepted(certificate: Certificate) -> None:
     """More than one turn takes, and more than the client grants at a time."""
     with connected(certificate) as pair, listening() as listener, contextlib.ExitStack() as crowd:
