@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.test_native import ngtcp2_flags
+from tests.native.test_native import ngtcp2_libraries
 from tests.support.compiling import compiler_or_skip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +125,7 @@ def test_sizes_are_about_what_the_compiler_says(tmp_path: Path) -> None:
     source, program = tmp_path / "sizes.c", tmp_path / "sizes"
     lines = "".join(f'printf("{name} %zu\\n", sizeof({name}));' for name in documented)
     source.write_text(f'#include "engine.h"\n#include <stdio.h>\nint main(void) {{ {lines} return 0; }}\n')
-    flags = [flag for flag in ngtcp2_flags() if flag.startswith(("-I", "-D"))]
+    flags = ngtcp2_libraries().compile_args
     command = [*compiler_or_skip(), "-std=gnu11", f"-I{NATIVE}", *flags, str(source), "-o", str(program)]
     subprocess.run(command, check=True, timeout=60)
     output = subprocess.run([str(program)], capture_output=True, text=True, check=True, timeout=60).stdout

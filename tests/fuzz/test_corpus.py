@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz import corpus
 from tests.fuzz.python_targets import FUNCTIONS
 from tests.fuzz.targets import HERE, NATIVE, TARGETS, NativeTarget, PythonTarget
-from tests.native.test_native import VARIANTS, ngtcp2_flags, why_unusable
+from tests.native.test_native import VARIANTS, Libraries, linked, ngtcp2_libraries, why_unusable
 from tests.support.compiling import compiler_or_skip
 from tests.support.sanitized import without
 
@@ -34,24 +34,14 @@ def test_native(target: NativeTarget, tmp_path: Path, tmp_path_factory: pytest.T
     command = compiler_or_skip()
     reason = why_unusable(tuple(command), FLAGS, tmp_path_factory.getbasetemp())
     flags = () if reason else FLAGS
-    program = tmp_path / "program"
-    compiled = subprocess.run(
-        [
-            *command,
-            *("-std=gnu11", *flags, "-pthread", f"-I{NATIVE}", f"-I{HERE}", *target.flags),
-            str(HERE / "replay.c"),
-            *(str(HERE / name) for name in target.sources),
-            *(str(NATIVE / name) for name in target.native),
-            *(f"-Wl,--wrap={name}" for name in target.wraps),
-            *(ngtcp2_flags() if target.ngtcp2 else ()),
-            *("-o", str(program)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=without(),
+    program = linked(
+        [HERE / "replay.c", *(HERE / name for name in target.sources), *(NATIVE / name for name in target.native)],
+        ("-std=gnu11", *flags, *target.flags),
+        ngtcp2_libraries() if target.ngtcp2 else Libraries(),
+        tmp_path / "program",
+        headers=(HERE, NATIVE),
+        wraps=target.wraps,
     )
-    assert compiled.returncode == 0, compiled.stderr
     corpus.unpack(target.name, tmp_path / "inputs")
     inputs = sorted((tmp_path / "inputs").iterdir())
     assert inputs

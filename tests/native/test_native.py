@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.native import tls_material
+from tests.support import compiling, sanitized
 from tests.support.compiling import compiler_or_skip
 from vendor import ngtcp2
 
@@ -46,7 +47,7 @@ class NativeTest:
         name: ``test_<name>.c`` in this directory.
         sources: Files of ``_native`` that it is linked with.
         threaded: It starts threads, so it runs under the thread sanitizer too.
-        flags: Further flags for compiling and linking.
+        wraps: Functions of the libraries that the program has its own of (the linker's ``--wrap``).
         ngtcp2: It needs the QUIC and TLS libraries that the package is built with.
         prepare: Writes into an empty directory the files that the program wants; it gets the directory as its argument.
     """
@@ -54,7 +55,7 @@ class NativeTest:
     name: str
     sources: tuple[str, ...]
     threaded: bool = False
-    flags: tuple[str, ...] = ()
+    wraps: tuple[str, ...] = ()
     ngtcp2: bool = False
     prepare: Callable[[Path], None] | None = None
 
@@ -63,13 +64,13 @@ FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", 
 STREAM = ("stream.c", "keepalive.c", "pipe.c", "budget.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
 
 ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
-# What setup.py tells the compiler.
+# What setup.py tells the compiler. For every program, so that all are linked with the same objects.
 ORIGIN = ('-DAQ_BUILD_ID="test"', '-DAQ_NGTCP2_ORIGIN="test"')
 
 TESTS = (
     NativeTest("pipe", ("pipe.c", "budget.c", "reserve.c", "clock.c"), threaded=True),
-    NativeTest("reserve", ("reserve.c", "budget.c", "pipe.c"), flags=("-Wl,--wrap=malloc",)),
-    NativeTest("budget", ("budget.c", "reserve.c"), threaded=True, flags=("-Wl,--wrap=malloc",)),
+    NativeTest("reserve", ("reserve.c", "budget.c", "pipe.c"), wraps=("malloc",)),
+    NativeTest("budget", ("budget.c", "reserve.c"), threaded=True, wraps=("malloc",)),
     NativeTest("slab", ("slab.c",), threaded=True),
     NativeTest("map", ("map.c",)),
     NativeTest("rotation", ("rotation.c", "random.c")),
@@ -79,24 +80,24 @@ TESTS = (
     NativeTest("assembler", ("packet.c",)),
     NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
     NativeTest("dgram", ("dgram.c",), threaded=True),
-    NativeTest("message", ("message.c", "packet.c", "budget.c", "reserve.c"), flags=("-Wl,--wrap=malloc",)),
-    NativeTest("events", ("events.c", "clock.c"), threaded=True, flags=("-Wl,--wrap=malloc",)),
+    NativeTest("message", ("message.c", "packet.c", "budget.c", "reserve.c"), wraps=("malloc",)),
+    NativeTest("events", ("events.c", "clock.c"), threaded=True, wraps=("malloc",)),
     NativeTest("ready", ("ready.c", "wake.c"), threaded=True),
     NativeTest("udp", ("udp.c",)),
     NativeTest("flow", FLOW),
     NativeTest("flow_packets", FLOW, threaded=True),
-    NativeTest("stream", STREAM, flags=("-Wl,--wrap=malloc",)),
-    NativeTest("stream_ends", STREAM, flags=("-Wl,--wrap=aq_now",)),
+    NativeTest("stream", STREAM, wraps=("malloc",)),
+    NativeTest("stream_ends", STREAM, wraps=("aq_now",)),
     NativeTest("stream_threads", STREAM, threaded=True),
     NativeTest("tls_messages", ("tls_messages.c",)),
     NativeTest("frames", ("frames.c",)),
     NativeTest("tls", ("tls.c", "tls_messages.c"), ngtcp2=True, prepare=tls_material.write),
-    NativeTest("endpoint", tuple(name for name in ALL if name != "endpoint.c"), flags=ORIGIN, ngtcp2=True),
-    NativeTest("commands", ALL, threaded=True, flags=ORIGIN, ngtcp2=True),
+    NativeTest("endpoint", tuple(name for name in ALL if name != "endpoint.c"), ngtcp2=True),
+    NativeTest("commands", ALL, threaded=True, ngtcp2=True),
     NativeTest(
         "memory",
         ("pipe.c", "budget.c", "reserve.c", "slab.c", "map.c", "packet.c"),
-        flags=("-Wl,--wrap=malloc", "-Wl,--wrap=calloc", "-Wl,--wrap=realloc"),
+        wraps=("malloc", "calloc", "realloc"),
     ),
 )
 
@@ -134,14 +135,52 @@ def run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
     )
 
 
+@dataclass(frozen=True)
+class Libraries:
+    """What compiling and linking with libraries takes."""
+
+    compile_args: tuple[str, ...] = ()
+    link_args: tuple[str, ...] = ()
+
+
 @cache
-def ngtcp2_flags() -> tuple[str, ...]:
-    """Flags for compiling and linking with the libraries, or a skip that says what is missing."""
+def ngtcp2_libraries() -> Libraries:
+    """The QUIC and TLS libraries that the package is built with, or a skip that says what is missing."""
     try:
         library = ngtcp2.choose()
     except ngtcp2.LibraryMissing as problem:
         pytest.skip(str(problem))
-    return (*library.compile_args, *library.archives, *library.link_args)
+    return Libraries(tuple(library.compile_args), (*library.archives, *library.link_args))
+
+
+def linked(
+    sources: Sequence[Path],
+    flags: Sequence[str],
+    libraries: Libraries,
+    program: Path,
+    *,
+    headers: Sequence[Path] = (HERE, NATIVE),
+    wraps: Sequence[str] = (),
+) -> Path:
+    """Compile what has changed since the last time, and link it.
+
+    Args:
+        sources: The C files.
+        flags: For compiling, and for linking.
+        libraries: What it is linked with.
+        program: Where the program is to be.
+        headers: The folders of the headers.
+        wraps: Functions that the sources have their own of.
+    """
+    command = [*compiler_or_skip(), *flags, "-pthread"]
+    places = [f"-I{folder}" for folder in headers]
+    objects = compiling.objects(
+        [*command, *places, *libraries.compile_args], sources, headers=headers, environment=sanitized.without()
+    )
+    wrapped = [f"-Wl,--wrap={name}" for name in wraps]
+    done = run([*command, *map(str, objects), *wrapped, *libraries.link_args, "-o", str(program)], COMPILE_SECONDS)
+    assert done.returncode == 0, done.stdout
+    return program
 
 
 def test_every_program_has_a_row() -> None:
@@ -155,24 +194,9 @@ def test_native(test: NativeTest, variant: str, tmp_path: Path, tmp_path_factory
     reason = why_unusable(tuple(command), flags, tmp_path_factory.getbasetemp())
     if reason:
         pytest.skip(f"{shlex.join([*command, *flags])} {reason}")
-    program = tmp_path / "program"
-    compiled = run(
-        [
-            *command,
-            *WARNINGS,
-            *flags,
-            "-pthread",
-            f"-I{NATIVE}",
-            str(HERE / f"test_{test.name}.c"),
-            *(str(NATIVE / source) for source in test.sources),
-            "-o",
-            str(program),
-            *test.flags,
-            *(ngtcp2_flags() if test.ngtcp2 else ()),
-        ],
-        COMPILE_SECONDS,
-    )
-    assert compiled.returncode == 0, compiled.stdout
+    libraries = ngtcp2_libraries() if test.ngtcp2 else Libraries()
+    sources = [HERE / f"test_{test.name}.c", *(NATIVE / source for source in test.sources)]
+    program = linked(sources, (*WARNINGS, *flags, *ORIGIN), libraries, tmp_path / "program", wraps=test.wraps)
     arguments = []
     if test.prepare is not None:
         material = tmp_path / "material"

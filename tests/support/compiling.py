@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
@@ -74,3 +77,60 @@ def program(path: Path, sources: Sequence[Path], *, also: Sequence[Path] = (), f
             raise RuntimeError(f"{path.name} does not compile:\n{done.stderr}")
         unfinished.replace(path)
     return path
+
+
+def objects(
+    command: Sequence[str],
+    sources: Sequence[Path],
+    *,
+    headers: Sequence[Path],
+    environment: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Compile each file, unless the same text has been compiled with the same command before.
+
+    Several threads and processes may call this at once: of two that want the same object, one compiles and the other
+    waits.
+
+    Args:
+        command: Compiler and flags, without ``-c``.
+        sources: The C files.
+        headers: Folders whose headers the sources include; an object is compiled again when one of them has changed.
+        environment: The compiler's; this process's where it is None.
+
+    Returns:
+        An object for each source, in the same order.
+
+    Raises:
+        RuntimeError: The compiler rejected a source; the text is the compiler's.
+    """
+    common = hashlib.sha256("\0".join(command).encode())
+    for header in sorted(path for folder in headers for path in folder.glob("*.h")):
+        common.update(header.read_bytes())
+    included = {path.name: path for folder in headers for path in folder.glob("*.c")}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda source: _object(command, source, included, common.copy(), environment), sources))
+
+
+def _object(
+    command: Sequence[str],
+    source: Path,
+    included: Mapping[str, Path],
+    identity: hashlib._Hash,
+    environment: Mapping[str, str] | None,
+) -> Path:
+    text = source.read_bytes()
+    identity.update(f"\0{source}\0".encode() + text)
+    for name in re.findall(rb'(?m)^#include "([^"]+\.c)"', text):  # to reach what is static in it
+        identity.update(included[name.decode()].read_bytes())
+    made = BUILD / "objects" / f"{source.stem}-{identity.hexdigest()[:20]}.o"
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            unfinished = made.with_suffix(".new")
+            compile_command = [*command, "-c", str(source), "-o", str(unfinished)]
+            done = subprocess.run(compile_command, capture_output=True, text=True, check=False, env=environment)
+            if done.returncode != 0:
+                raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
+            unfinished.replace(made)
+    return made
