@@ -174,7 +174,7 @@ def test_flooded_ports_leave_associations_to_others(
         crowds = [Crowd(public) for public in others]
         for crowd in crowds:
             crowd.ask(most // flooded)
-        assert counter(ports.server, "udp_associations") == most
+        wait_until(lambda: counter(ports.server, "udp_associations") == most, READY_TIMEOUT, "all are counted")
         # Now more come than there is room for; nobody has been idle for long.
         for crowd in crowds:
             for _ in range(50):
