@@ -3,14 +3,20 @@
 #
 # PYTHON=...   the Python to use, 3.10 or later (python3)
 # ARGS=...     more arguments, for pytest in "test", for the program in "demo", "faults", "soak", "bench" and "fuzz"
+# JOBS=...     how many processes "test" and "check" share the tests among (twice the processors: most tests wait)
 # SUITE=...    which tests "test-system" and "sanitize" run
 # SANITIZE=... the sanitizer of "sanitize", as the compiler names it (thread)
 # The build also listens to ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= $(shell expr 2 '*' "$$(getconf _NPROCESSORS_ONLN)")
 SUITE ?= tests/engine tests/e2e/test_smoke.py tests/hostile/independent
 SANITIZE ?= thread
+
+# What "check" runs.
+CHECKED := $(wildcard tests/test_*.py) $(addprefix tests/,cli config engine runtime support testing tunnel vendor wire) \
+	$(addprefix tests/e2e/test_,smoke.py tcp.py udp.py)
 
 comma := ,
 VENV := .venv
@@ -34,7 +40,7 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch] bench/*/*.[ch])
 .DELETE_ON_ERROR:
 # Setting up runs one thing at a time; the native build uses all cores by itself.
 .NOTPARALLEL:
-.PHONY: help demo test faults lint format wheel interop soak bench fuzz sanitize system-ngtcp2 test-system build \
+.PHONY: help demo test check faults lint format wheel interop soak bench fuzz sanitize system-ngtcp2 test-system build \
 	machine clean
 
 help: ## Show this list.
@@ -44,7 +50,10 @@ demo: build ## Run a server, a client and a local service on this machine and se
 	$(BIN)/python demo/demo.py $(ARGS)
 
 test: build ## Run the tests (ARGS="-k name").
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+
+check: lint build ## What to run while working: lint, and the tests that tell most in little time (90 seconds).
+	$(BIN)/python -m pytest -q -n $(JOBS) $(CHECKED) $(ARGS)
 
 # For a part, call the programs by themselves: each has --only.
 faults: build ## Bad paths, recovery and floods at length: 50 minutes (ARGS=--write-docs).

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.support import alone
 from tests.support.certificates import Certificate, self_signed, signed_by_authority
 from tests.support.leaks import belongings, check_nothing_left
 from tests.support.sanitized import preloaded
@@ -28,6 +31,7 @@ LEFT_OUT = {
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the marks that these tests use."""
+    config.addinivalue_line("markers", f"{alone.MARK}: {alone.MEANING}")
     for mark, meaning in LEFT_OUT.items():
         config.addinivalue_line("markers", f"{mark}: {meaning}; run by -m {mark} only")
     if preloaded():
@@ -37,12 +41,29 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is of interest, or takes minutes, only when somebody asks for it."""
+    """Leave out what is of interest, or takes minutes, only when somebody asks for it; those that run alone last."""
     marks = [mark for mark in LEFT_OUT if mark not in config.option.markexpr]
     left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    items.sort(key=_is_alone)  # stable: the rest stays in its order
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker(alone.MARK) is not None
+
+
+# Outside of pytest-timeout, whose clock starts with the test: waiting for a turn is no part of it.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """In a run that is spread over processes, hold each test until it may run beside the others."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    # The folder of this process is one of several in the folder of the run.
+    folder = Path(item.config._tmp_path_factory.getbasetemp()).parent  # type: ignore[attr-defined]
+    with alone.turn(folder, alone=_is_alone(item)):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -207,6 +207,7 @@ STALLED = 600
 MANY_STREAMS = (STALLED * 256 * 1024 + 512 * MIB) * 5 // 4
 
 
+@pytest.mark.alone  # the buffers of its sockets are a good part of the memory that the kernel has for TCP
 @pytest.mark.parametrize("way", ["to the user", "to the service"])
 def test_many_stalled_readers_leave_the_connection_to_others(
     certificate: Certificate, tmp_path: Path, local: Moods, way: str
