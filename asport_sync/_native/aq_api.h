@@ -127,6 +127,16 @@ typedef struct {
     uint8_t data[256];
 } aq_event;
 
+/* Of a certificate, what decides whether peers take it from a server. */
+typedef struct {
+    int64_t not_before; /* seconds since 1970, UTC */
+    int64_t not_after;
+    int32_t names;  /* 1: the subjectAltName has a DNS name or an IP address */
+    int32_t signs;  /* 1: the key may sign a handshake: there is no keyUsage, or one with digitalSignature */
+    int32_t serves; /* 1: TLS servers may use it: there is no extendedKeyUsage, or one with serverAuth */
+    int32_t strong; /* 1: the key is long enough for peers of ours */
+} aq_certificate;
+
 typedef struct {
     int32_t server;             /* 1: server credentials, certificate and key required */
     int32_t verify;             /* client: verify chain and name. 0 only where the user said so explicitly */
@@ -222,6 +232,10 @@ void aq_malloc_arenas(int32_t most);
 void aq_forked(void);
 /* [any] SHA-256 of the SubjectPublicKeyInfo (RFC 7469 section 2.4) of the first certificate in PEM or DER, 32 bytes. */
 int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
+/* [any] Looks at certificate number `index`, from 0, of PEM text or DER. Returns how many there are. Without any
+ * AQ_ERR_TLS, and `text` says what there is in their place; AQ_ERR_INVALID beyond the last one. */
+int64_t aq_certificate_look(const uint8_t *data, size_t length, uint32_t index, aq_certificate *out, char *text,
+                            size_t text_length);
 uint32_t aq_counter_count(void);             /* [any] */
 const char *aq_counter_name(uint32_t index); /* [any] NULL past the end */
 
@@ -253,7 +267,8 @@ int64_t aq_engine_counters(aq_engine *engine, uint64_t *values, uint32_t count);
 
 /* ---- credentials -------------------------------------------------------------------------------------------- */
 
-/* [any] Id or error; on AQ_ERR_TLS and AQ_ERR_INVALID `text` says what is wrong, without secrets. */
+/* [any] Id or error; on AQ_ERR_TLS and AQ_ERR_INVALID `text` says what is wrong, without secrets; behind
+ * "certificate: ", "private key: " or "certificate authorities: " where it is one of these. */
 aq_id aq_credentials_new(aq_engine *engine, const aq_credentials_options *options, char *text, size_t text_length);
 
 /* [any] Connections and endpoints that use them keep them alive. */

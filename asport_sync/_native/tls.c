@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <gnutls/crypto.h>
+#include <gnutls/pkcs12.h>
 #include <gnutls/x509.h>
 #include <ngtcp2/ngtcp2_crypto_gnutls.h>
 
@@ -27,8 +28,13 @@
 
 #define ALPN_MOST 8       /* GnuTLS silently forgets the protocols after the eighth */
 #define ALERT_NO_ALPN 120 /* no_application_protocol, RFC 7301 section 3.2 */
-#define ALERT_BAD_CERTIFICATE 42
 #define ALERT_UNEXPECTED_MESSAGE 10
+/* RFC 8446 section 6.2: what a server hears of why its certificate is refused. */
+#define ALERT_BAD_CERTIFICATE 42
+#define ALERT_UNSUPPORTED_CERTIFICATE 43
+#define ALERT_CERTIFICATE_REVOKED 44
+#define ALERT_CERTIFICATE_EXPIRED 45
+#define ALERT_UNKNOWN_CA 48
 #define EXPORTER_LABEL_MAX 63              /* bytes; GnuTLS refuses longer labels */
 #define SERVER_NAME_MAX 253                /* characters of a DNS name, RFC 1035 section 2.3.4 */
 #define RANDOM_SIZE 32                     /* bytes of a client random, RFC 8446 section 4.1.2 */
@@ -69,6 +75,7 @@ struct aq_tls_session {
 
     int accepted;                 /* check_certificate() has been through, without a problem */
     char problem[PROBLEM_LENGTH]; /* written by check_certificate() during the handshake */
+    uint8_t problem_alert;        /* what the server is told of that */
 };
 
 /* ---- credentials -------------------------------------------------------------------------------------------- */
@@ -116,16 +123,108 @@ static gnutls_x509_crt_fmt_t format_of(const gnutls_datum_t *input)
                                                                                 : GNUTLS_X509_FMT_DER;
 }
 
-static int fail_certificate(const report *to, int code, gnutls_x509_crt_fmt_t format, const char *what)
+/* What PEM text has in it, by the label of RFC 7468 section 4 and older ones; the first that is found counts. */
+static const struct {
+    const char *mark, *content;
+} pem_contents[] = {
+    {"-----BEGIN ENCRYPTED PRIVATE KEY-----", "an encrypted private key"},
+    {"Proc-Type: 4,ENCRYPTED", "an encrypted private key"},
+    {"-----BEGIN OPENSSH PRIVATE KEY-----", "a private key of OpenSSH"},
+    {" PRIVATE KEY-----", "a private key"},
+    {"-----BEGIN CERTIFICATE-----", "a certificate"},
+    {"-----BEGIN X509 CERTIFICATE-----", "a certificate"},
+    {"-----BEGIN TRUSTED CERTIFICATE-----", "a certificate in OpenSSL's own form (openssl x509 -in OLD -out NEW)"},
+    {" CERTIFICATE REQUEST-----", "a certificate request"},
+    {" PUBLIC KEY-----", "a public key"},
+    {"-----BEGIN X509 CRL-----", "a revocation list"},
+    {"-----BEGIN PKCS7-----", "PKCS#7 (openssl pkcs7 -print_certs -in OLD -out NEW)"},
+};
+
+#define CONTENT_PKCS12 "PKCS#12"
+#define CONTENT_ENCRYPTED "an encrypted private key"
+
+/* What the DER has in it; NULL: nothing known. */
+static const char *content_of_der(const gnutls_datum_t *input)
 {
-    if (format == GNUTLS_X509_FMT_DER) {
-        return fail(to, error_of(code), "%s: neither PEM text nor one DER certificate (%s)", what,
+    gnutls_x509_crt_t certificate;
+    gnutls_x509_privkey_t key;
+    gnutls_pkcs12_t bundle;
+    const char *content = NULL;
+    int code;
+
+    if (gnutls_pkcs12_init(&bundle) == 0) {
+        if (gnutls_pkcs12_import(bundle, input, GNUTLS_X509_FMT_DER, 0) == 0)
+            content = CONTENT_PKCS12;
+        gnutls_pkcs12_deinit(bundle);
+    }
+    if (content == NULL && gnutls_x509_crt_init(&certificate) == 0) {
+        if (gnutls_x509_crt_import(certificate, input, GNUTLS_X509_FMT_DER) == 0)
+            content = "a certificate";
+        gnutls_x509_crt_deinit(certificate);
+    }
+    if (content == NULL && gnutls_x509_privkey_init(&key) == 0) {
+        code = gnutls_x509_privkey_import2(key, input, GNUTLS_X509_FMT_DER, NULL, 0);
+        if (code == 0)
+            content = "a private key";
+        else if (code == GNUTLS_E_DECRYPTION_FAILED)
+            content = CONTENT_ENCRYPTED;
+        gnutls_x509_privkey_deinit(key);
+    }
+    return content;
+}
+
+static const char *content_of(const gnutls_datum_t *input)
+{
+    if (format_of(input) == GNUTLS_X509_FMT_DER)
+        return content_of_der(input);
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(pem_contents); i++)
+        if (memmem(input->data, input->size, pem_contents[i].mark, strlen(pem_contents[i].mark)) != NULL)
+            return pem_contents[i].content;
+    return NULL;
+}
+
+/* Says what is there in the place of certificates. what: "certificate" and what is expected. */
+static int fail_certificate(const report *to, int code, const gnutls_datum_t *input, const char *what,
+                            const char *expected)
+{
+    const char *content = code == GNUTLS_E_MEMORY_ERROR ? NULL : content_of(input);
+
+    if (content != NULL && strcmp(content, CONTENT_PKCS12) == 0) {
+        return fail(to, AQ_ERR_TLS, "%s: is " CONTENT_PKCS12 "; expected %s: openssl pkcs12 -in OLD -nokeys -out NEW",
+                    what, expected);
+    }
+    if (content != NULL && strcmp(content, "a certificate") != 0)
+        return fail(to, AQ_ERR_TLS, "%s: holds %s; expected %s", what, content, expected);
+    if (format_of(input) == GNUTLS_X509_FMT_DER) {
+        return fail(to, error_of(code), "%s: neither PEM text nor one DER certificate (%s); expected %s", what,
+                    gnutls_strerror(code), expected);
+    }
+    return fail(to, error_of(code), "%s: cannot be used (%s); expected %s", what, gnutls_strerror(code), expected);
+}
+
+#define EXPECTED_CHAIN "the server's certificate, then those of its issuers, as PEM text"
+#define EXPECTED_KEY "an unencrypted private key, PEM or DER"
+
+static int fail_key(const report *to, int code, const gnutls_datum_t *input)
+{
+    const char *content = code == GNUTLS_E_MEMORY_ERROR ? NULL : content_of(input);
+
+    if (content != NULL && strcmp(content, CONTENT_PKCS12) == 0) {
+        return fail(to, AQ_ERR_TLS,
+                    "private key: is " CONTENT_PKCS12 "; expected " EXPECTED_KEY
+                    ": openssl pkcs12 -in OLD -nocerts -nodes -out NEW");
+    }
+    if (code == GNUTLS_E_DECRYPTION_FAILED || (content != NULL && strcmp(content, CONTENT_ENCRYPTED) == 0)) {
+        return fail(to, AQ_ERR_TLS,
+                    "private key: is encrypted; expected " EXPECTED_KEY ": openssl pkey -in OLD -out NEW");
+    }
+    if (content != NULL && strcmp(content, "a private key") != 0)
+        return fail(to, AQ_ERR_TLS, "private key: holds %s; expected " EXPECTED_KEY, content);
+    if (format_of(input) == GNUTLS_X509_FMT_DER) {
+        return fail(to, error_of(code), "private key: neither PEM text nor DER (%s); expected " EXPECTED_KEY,
                     gnutls_strerror(code));
     }
-    if (code == GNUTLS_E_NO_CERTIFICATE_FOUND || code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE ||
-        code == GNUTLS_E_BASE64_UNEXPECTED_HEADER_ERROR)
-        return fail(to, AQ_ERR_TLS, "%s: no certificate in PEM text", what);
-    return fail_gnutls(to, code, what);
+    return fail(to, error_of(code), "private key: cannot be used (%s); expected " EXPECTED_KEY, gnutls_strerror(code));
 }
 
 /* The key stays in the caller's memory and in GnuTLS's, which wipes its own; there is no third copy. */
@@ -134,18 +233,8 @@ static int load_key(const report *to, const gnutls_datum_t *input, gnutls_x509_p
     gnutls_x509_crt_fmt_t format = format_of(input);
     int code = gnutls_x509_privkey_import2(key, input, format, NULL, 0);
 
-    switch (code) {
-    case 0:
-        break;
-    case GNUTLS_E_DECRYPTION_FAILED:
-        return fail(to, AQ_ERR_TLS, "private key: encrypted private keys are not supported");
-    default:
-        if (format == GNUTLS_X509_FMT_DER)
-            return fail(to, error_of(code), "private key: neither PEM text nor DER (%s)", gnutls_strerror(code));
-        if (code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE)
-            return fail(to, AQ_ERR_TLS, "private key: no private key in PEM text");
-        return fail_gnutls(to, code, "private key");
-    }
+    if (code < 0)
+        return fail_key(to, code, input);
     switch (gnutls_x509_privkey_get_pk_algorithm(key)) {
     case GNUTLS_PK_RSA:
     case GNUTLS_PK_RSA_PSS:
@@ -159,6 +248,29 @@ static int load_key(const report *to, const gnutls_datum_t *input, gnutls_x509_p
     }
 }
 
+/* Where in the list, as it is written, the certificate of a key is: 1, 2 ... of *count; 0: nowhere. */
+static unsigned int place_of_key(const gnutls_datum_t *input, gnutls_x509_privkey_t key, unsigned int *count)
+{
+    uint8_t wanted[AQ_PIN_LENGTH], found[AQ_PIN_LENGTH];
+    size_t wanted_size = sizeof(wanted), size;
+    gnutls_x509_crt_t *list = NULL;
+    unsigned int place = 0;
+
+    *count = 0;
+    if (gnutls_x509_privkey_get_key_id(key, GNUTLS_KEYID_USE_SHA256, wanted, &wanted_size) < 0 ||
+        gnutls_x509_crt_list_import2(&list, count, input, format_of(input), 0) < 0)
+        return 0;
+    for (unsigned int i = 0; i < *count; i++) {
+        size = sizeof(found);
+        if (place == 0 && gnutls_x509_crt_get_key_id(list[i], GNUTLS_KEYID_USE_SHA256, found, &size) == 0 &&
+            memcmp(found, wanted, sizeof(found)) == 0)
+            place = i + 1;
+        gnutls_x509_crt_deinit(list[i]);
+    }
+    gnutls_free(list);
+    return place;
+}
+
 static int load_identity(const report *to, const aq_credentials_options *options, aq_credentials *credentials)
 {
     gnutls_datum_t chain_input = datum(options->certificate, options->certificate_length);
@@ -166,12 +278,12 @@ static int load_identity(const report *to, const aq_credentials_options *options
     gnutls_x509_crt_fmt_t format = format_of(&chain_input);
     gnutls_x509_crt_t *chain = NULL;
     gnutls_x509_privkey_t key = NULL;
-    unsigned int count = 0;
+    unsigned int count = 0, all, place;
     int result = -1, code;
 
     code = gnutls_x509_crt_list_import2(&chain, &count, &chain_input, format, GNUTLS_X509_CRT_LIST_SORT);
     if (code < 0)
-        return fail_certificate(to, code, format, "certificate");
+        return fail_certificate(to, code, &chain_input, "certificate", EXPECTED_CHAIN);
     code = gnutls_x509_privkey_init(&key);
     if (code < 0) {
         fail_gnutls(to, code, "private key");
@@ -181,12 +293,21 @@ static int load_identity(const report *to, const aq_credentials_options *options
         goto free_key;
     /* This compares the public keys of the two. */
     code = gnutls_certificate_set_x509_key(credentials->certificates, chain, (int)count, key);
-    if (code == GNUTLS_E_CERTIFICATE_KEY_MISMATCH)
-        fail(to, AQ_ERR_TLS, "the private key does not belong to the certificate");
-    else if (code < 0)
-        fail_gnutls(to, code, "certificate and private key");
-    else
+    if (code == GNUTLS_E_CERTIFICATE_KEY_MISMATCH) {
+        place = place_of_key(&chain_input, key, &all);
+        if (place > 1) {
+            fail(
+                to, AQ_ERR_TLS,
+                "certificate: in the wrong order: that of the private key is number %u of %u; expected " EXPECTED_CHAIN,
+                place, all);
+        } else {
+            fail(to, AQ_ERR_TLS, "private key: does not belong to the certificate; expected the key it was made with");
+        }
+    } else if (code < 0) {
+        fail_gnutls(to, code, "certificate");
+    } else {
         result = 0;
+    }
 free_key:
     gnutls_x509_privkey_deinit(key);
 free_chain:
@@ -212,11 +333,10 @@ static int load_trust(const report *to, const aq_credentials_options *options, a
     }
     if (options->trust_length > 0) {
         gnutls_datum_t input = datum(options->trust, options->trust_length);
-        gnutls_x509_crt_fmt_t format = format_of(&input);
-        given = gnutls_certificate_set_x509_trust_mem(credentials->certificates, &input, format);
+        given = gnutls_certificate_set_x509_trust_mem(credentials->certificates, &input, format_of(&input));
         if (given <= 0) {
-            return fail_certificate(to, given == 0 ? GNUTLS_E_NO_CERTIFICATE_FOUND : given, format,
-                                    "certificate authorities");
+            return fail_certificate(to, given == 0 ? GNUTLS_E_NO_CERTIFICATE_FOUND : given, &input,
+                                    "certificate authorities", "certificates as PEM text, or one DER certificate");
         }
     }
     if (from_system + given == 0)
@@ -378,6 +498,64 @@ int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_
     return code == 0 ? AQ_OK : error_of(code);
 }
 
+/* Whether the subjectAltName has a DNS name or an IP address, or one of that kind where one is given. Returns GnuTLS's
+ * code, 0 where there is none. */
+static int has_name(gnutls_x509_crt_t certificate, int wanted)
+{
+    for (unsigned int i = 0;; i++) {
+        unsigned int kind = 0;
+        size_t size = 0;
+        /* Only the kind is asked for, so there is never room for the name. */
+        int code = gnutls_x509_crt_get_subject_alt_name2(certificate, i, NULL, &size, &kind, NULL);
+        if (code < 0 && code != GNUTLS_E_SHORT_MEMORY_BUFFER)
+            return code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE ? 0 : code;
+        if (wanted == 0 ? kind == GNUTLS_SAN_DNSNAME || kind == GNUTLS_SAN_IPADDRESS : (int)kind == wanted)
+            return 1;
+    }
+}
+
+static void look_at(gnutls_x509_crt_t certificate, aq_certificate *out)
+{
+    unsigned int usage = 0, critical, bits = 0;
+    int algorithm = gnutls_x509_crt_get_pk_algorithm(certificate, &bits);
+    int code = gnutls_x509_crt_get_key_usage(certificate, &usage, &critical);
+
+    out->not_before = (int64_t)gnutls_x509_crt_get_activation_time(certificate);
+    out->not_after = (int64_t)gnutls_x509_crt_get_expiration_time(certificate);
+    out->names = has_name(certificate, 0) != 0;
+    out->signs = code < 0 || (usage & GNUTLS_KEY_DIGITAL_SIGNATURE) != 0;
+    out->serves = gnutls_x509_crt_check_key_purpose(certificate, GNUTLS_KP_TLS_WWW_SERVER, 0) != 0;
+    out->strong = algorithm >= 0 && gnutls_pk_bits_to_sec_param((gnutls_pk_algorithm_t)algorithm, bits) >=
+                                        GNUTLS_SEC_PARAM_MEDIUM; /* as %PROFILE_MEDIUM demands */
+}
+
+int64_t aq_tls_certificate_look(const uint8_t *data, size_t length, uint32_t index, aq_certificate *out, char *text,
+                                size_t text_length)
+{
+    int64_t error = AQ_OK;
+    const report to = {.error = &error, .text = text, .text_length = text_length};
+    gnutls_datum_t input = datum(data, length);
+    gnutls_x509_crt_t *list = NULL;
+    unsigned int count = 0;
+    int code;
+
+    snprintf(text, text_length, "%s", "");
+    if (length == 0 || length > INPUT_MOST)
+        return AQ_ERR_INVALID;
+    code = gnutls_x509_crt_list_import2(&list, &count, &input, format_of(&input), 0);
+    if (code < 0 || count == 0) {
+        fail_certificate(&to, code < 0 ? code : GNUTLS_E_NO_CERTIFICATE_FOUND, &input, "certificate",
+                         "certificates as PEM text, or one DER certificate");
+        return error;
+    }
+    if (index < count)
+        look_at(list[index], out);
+    for (unsigned int i = 0; i < count; i++)
+        gnutls_x509_crt_deinit(list[i]);
+    gnutls_free(list);
+    return index < count ? (int64_t)count : AQ_ERR_INVALID;
+}
+
 /* ---- what GnuTLS calls during a handshake ------------------------------------------------------------------- */
 
 /* gnutls_session_get_ptr() belongs to ngtcp2, which wants its ngtcp2_crypto_conn_ref there. The pointer of the
@@ -417,23 +595,25 @@ static int has_alternative_name(const aq_tls_session *session)
 {
     const int wanted = session->ip_length > 0 ? GNUTLS_SAN_IPADDRESS : GNUTLS_SAN_DNSNAME;
     gnutls_x509_crt_t certificate;
-    int code = certificate_of_peer(session->native, &certificate), found = 0;
+    int code = certificate_of_peer(session->native, &certificate);
 
     if (code < 0)
         return code;
-    for (unsigned int i = 0; !found; i++) {
-        unsigned int kind = 0;
-        size_t size = 0;
-        /* Only the kind is asked for, so there is never room for the name. */
-        code = gnutls_x509_crt_get_subject_alt_name2(certificate, i, NULL, &size, &kind, NULL);
-        if (code < 0 && code != GNUTLS_E_SHORT_MEMORY_BUFFER)
-            break;
-        found = (int)kind == wanted;
-    }
+    code = has_name(certificate, wanted);
     gnutls_x509_crt_deinit(certificate);
-    if (found)
-        return 1;
-    return code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE ? 0 : code;
+    return code;
+}
+
+/* The alert of RFC 8446 section 6.2 for what GnuTLS found. */
+static uint8_t alert_of(unsigned int status)
+{
+    if ((status & GNUTLS_CERT_REVOKED) != 0)
+        return ALERT_CERTIFICATE_REVOKED;
+    if ((status & (GNUTLS_CERT_EXPIRED | GNUTLS_CERT_NOT_ACTIVATED)) != 0)
+        return ALERT_CERTIFICATE_EXPIRED;
+    if ((status & (GNUTLS_CERT_SIGNER_NOT_FOUND | GNUTLS_CERT_SIGNER_NOT_CA)) != 0)
+        return ALERT_UNKNOWN_CA;
+    return (status & GNUTLS_CERT_PURPOSE_MISMATCH) != 0 ? ALERT_UNSUPPORTED_CERTIFICATE : ALERT_BAD_CERTIFICATE;
 }
 
 /* Chain, name, purpose and dates. Returns 0, or -1 with the problem noted. */
@@ -467,6 +647,7 @@ static int check_chain(aq_tls_session *session)
             return 0;
         code = code > 0 ? 0 : code;
     }
+    session->problem_alert = alert_of(code == 0 ? status : 0);
     if (code == 0)
         code = gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &reasons, 0);
     if (code == 0) {
@@ -527,6 +708,7 @@ static int check_certificate(gnutls_session_t native)
 {
     aq_tls_session *session = session_of(native);
 
+    session->problem_alert = ALERT_BAD_CERTIFICATE;
     session->accepted = (!session->credentials->verify || check_chain(session) == 0) &&
                         (session->credentials->pin_count == 0 || check_pin(session) == 0);
     return session->accepted ? 0 : GNUTLS_E_CERTIFICATE_ERROR; /* becomes the alert bad_certificate */
@@ -728,10 +910,15 @@ int aq_tls_session_receive(aq_tls_session *session, ngtcp2_conn *quic, ngtcp2_en
     enum aq_tls_level which = level == NGTCP2_ENCRYPTION_LEVEL_INITIAL     ? AQ_TLS_INITIAL
                               : level == NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE ? AQ_TLS_HANDSHAKE
                                                                            : AQ_TLS_ONE_RTT;
+    int result;
 
     switch (aq_tls_messages_judge(&session->messages, session->credentials->server, which, data, length)) {
     case AQ_TLS_PASS:
-        return ngtcp2_crypto_recv_crypto_data_cb(quic, level, offset, data, length, NULL);
+        result = ngtcp2_crypto_recv_crypto_data_cb(quic, level, offset, data, length, NULL);
+        /* GnuTLS has one alert for whatever is wrong with a certificate; servers' logs should say more. */
+        if (result == NGTCP2_ERR_CRYPTO && session->problem[0] != '\0')
+            ngtcp2_conn_set_tls_alert(quic, session->problem_alert);
+        return result;
     case AQ_TLS_DISCARD:
         return 0;
     case AQ_TLS_VIOLATION:

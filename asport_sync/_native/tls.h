@@ -16,13 +16,18 @@
 /* aq_certificate_pin(). */
 int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
 
+/* aq_certificate_look(). */
+int64_t aq_tls_certificate_look(const uint8_t *data, size_t length, uint32_t index, aq_certificate *out, char *text,
+                                size_t text_length);
+
 /* Certificates, key, trust, pins and ALPN of one side. Immutable after creation, shared by threads and sessions,
  * counted. */
 typedef struct aq_credentials aq_credentials;
 
 /* NULL on failure: *error then is AQ_ERR_INVALID, AQ_ERR_TLS, AQ_ERR_MEMORY or AQ_ERR_SYSTEM - errno, and text says
- * what is wrong. On success text says how many authorities a verifying client trusts, and is empty otherwise. Without
- * keylog_path nothing is logged, whatever SSLKEYLOGFILE says. */
+ * what is wrong, behind "certificate: ", "private key: " or "certificate authorities: " where one of these is. On
+ * success text says how many authorities a verifying client trusts, and is empty otherwise. Without keylog_path nothing
+ * is logged, whatever SSLKEYLOGFILE says. */
 aq_credentials *aq_tls_credentials_new(const aq_credentials_options *options, int64_t *error, char *text,
                                        size_t text_length);
 void aq_tls_credentials_ref(aq_credentials *credentials);

@@ -157,20 +157,29 @@ static void test_server_credentials(void)
     } bad[] = {
         {NULL, "key.pem", AQ_ERR_INVALID, "certificate: a server needs one"},
         {"chain.pem", NULL, AQ_ERR_INVALID, "private key: a server needs one"},
-        {"key.pem", "key.pem", AQ_ERR_TLS, "certificate: no certificate in PEM text"},
-        {"chain.pem", "chain.pem", AQ_ERR_TLS, "private key: no private key in PEM text"},
-        {"cut.pem", "key.pem", AQ_ERR_TLS, "certificate: "},
+        {"key.pem", "key.pem", AQ_ERR_TLS, "certificate: holds a private key; expected the server's certificate"},
+        {"key-locked.pem", "key.pem", AQ_ERR_TLS, "certificate: holds an encrypted private key"},
+        {"key.der", "key.pem", AQ_ERR_TLS, "certificate: holds a private key"},
+        {"bundle.p12", "key.pem", AQ_ERR_TLS, "certificate: is PKCS#12; expected the server's"},
+        {"request.pem", "key.pem", AQ_ERR_TLS, "certificate: holds a certificate request"},
+        {"public.pem", "key.pem", AQ_ERR_TLS, "certificate: holds a public key"},
+        {"cut.pem", "key.pem", AQ_ERR_TLS, "certificate: cannot be used ("},
         {"cut.der", "key.pem", AQ_ERR_TLS, "certificate: neither PEM text nor one DER certificate"},
         {"junk", "key.pem", AQ_ERR_TLS, "certificate: neither PEM text nor one DER certificate"},
-        {"key.der", "key.pem", AQ_ERR_TLS, "certificate: neither PEM text nor one DER certificate"},
+        {"wrong-order.pem", "key.pem", AQ_ERR_TLS,
+         "certificate: in the wrong order: that of the private key is number 3 of 3; expected the server's"},
+        {"chain.pem", "chain.pem", AQ_ERR_TLS, "private key: holds a certificate; expected an unencrypted private key"},
+        {"chain.pem", "direct.der", AQ_ERR_TLS, "private key: holds a certificate"},
+        {"chain.pem", "public.pem", AQ_ERR_TLS, "private key: holds a public key"},
         {"chain.pem", "junk", AQ_ERR_TLS, "private key: neither PEM text nor DER"},
-        {"chain.pem", "direct.der", AQ_ERR_TLS, "private key: neither PEM text nor DER"},
-        {"chain.pem", "key-locked.pem", AQ_ERR_TLS, "encrypted private keys are not supported"},
-        {"chain.pem", "key-locked.der", AQ_ERR_TLS, "encrypted private keys are not supported"},
-        {"chain.pem", "key-locked-sec1.pem", AQ_ERR_TLS, "encrypted private keys are not supported"},
-        {"chain.pem", "rsa-key.pem", AQ_ERR_TLS, "the private key does not belong to the certificate"},
-        {"rsa.pem", "key.pem", AQ_ERR_TLS, "the private key does not belong to the certificate"},
-        {"root.pem", "key.pem", AQ_ERR_TLS, "the private key does not belong to the certificate"},
+        {"chain.pem", "cut-key.pem", AQ_ERR_TLS, "private key: cannot be used ("},
+        {"chain.pem", "key-locked.pem", AQ_ERR_TLS, "private key: is encrypted; expected an unencrypted private key"},
+        {"chain.pem", "key-locked.der", AQ_ERR_TLS, "private key: is encrypted; expected"},
+        {"chain.pem", "key-locked-sec1.pem", AQ_ERR_TLS, "openssl pkey -in OLD -out NEW"},
+        {"chain.pem", "bundle.p12", AQ_ERR_TLS, "private key: is PKCS#12; expected an unencrypted private key"},
+        {"chain.pem", "rsa-key.pem", AQ_ERR_TLS, "private key: does not belong to the certificate"},
+        {"rsa.pem", "key.pem", AQ_ERR_TLS, "private key: does not belong to the certificate"},
+        {"root.pem", "key.pem", AQ_ERR_TLS, "private key: does not belong to the certificate"},
         {"dsa.pem", "dsa-key.pem", AQ_ERR_TLS, "private key: TLS 1.3 has no signatures with DSA keys"},
     };
 
@@ -193,7 +202,7 @@ static void test_client_credentials(void)
     expect_accepted(client_credentials("authorities.pem"));
     expect_text("0 of the system, 2 given");
     expect_refused(client_credentials(NULL), AQ_ERR_TLS, "no certificate authority to verify the server with");
-    expect_refused(client_credentials("key.pem"), AQ_ERR_TLS, "certificate authorities: no certificate in PEM text");
+    expect_refused(client_credentials("key.pem"), AQ_ERR_TLS, "certificate authorities: holds a private key; expected");
     expect_refused(client_credentials("junk"), AQ_ERR_TLS, "certificate authorities: neither PEM text nor one DER");
     expect_refused(client_credentials("cut.pem"), AQ_ERR_TLS, "certificate authorities: ");
     expect_accepted(client_credentials(""));
@@ -555,6 +564,16 @@ static void expect_connected(const pair *both)
     CHECK_INT(strlen(aq_tls_session_certificate_problem(both->client.tls)), 0);
 }
 
+/* What RFC 8446 section 6.2 has for a certificate with this problem. */
+static int alert_for(const char *problem)
+{
+    if (strcmp(problem, "issuer is unknown") == 0)
+        return 48;
+    if (strcmp(problem, "expired") == 0)
+        return 45;
+    return strcmp(problem, "purpose") == 0 ? 43 : ALERT_BAD_CERTIFICATE;
+}
+
 /* One handshake; the credentials are used up. problem NULL: it succeeds; else the client refuses the certificate, with
  * this in the text. */
 static void shake(aq_credentials *server, aq_credentials *client, const char *name, const char *problem)
@@ -569,12 +588,13 @@ static void shake(aq_credentials *server, aq_credentials *client, const char *na
     if (problem == NULL) {
         expect_connected(&both);
     } else {
+        const int alert = alert_for(problem);
         snprintf(last_text, sizeof(last_text), "%s", aq_tls_session_certificate_problem(both.client.tls));
         expect_text(problem);
         CHECK_INT(both.client.error, NGTCP2_ERR_CRYPTO);
-        CHECK_INT(both.client.alert, ALERT_BAD_CERTIFICATE);
+        CHECK_INT(both.client.alert, alert);
         CHECK(!both.client.completed && !both.server.completed);
-        CHECK_INT(both.server.peer_close, CRYPTO_ERROR + ALERT_BAD_CERTIFICATE);
+        CHECK_INT(both.server.peer_close, CRYPTO_ERROR + alert);
     }
     finish(&both);
 }
@@ -660,6 +680,52 @@ static void test_pin_of_a_certificate(void)
         CHECK_INT(aq_tls_certificate_pin(certificate.data, certificate.length, found), AQ_ERR_TLS);
     }
     CHECK_INT(aq_tls_certificate_pin(certificate.data, 0, found), AQ_ERR_INVALID);
+}
+
+static void test_look_at_certificates(void)
+{
+    static const struct {
+        const char *file;
+        uint32_t index;
+        int32_t names, signs, serves, strong;
+    } cases[] = {
+        {"chain.pem", 0, 1, 1, 1, 1},  {"chain.pem", 1, 0, 1, 1, 1},       {"direct.der", 0, 1, 1, 1, 1},
+        {"client.pem", 0, 1, 1, 0, 1}, {"common-name.pem", 0, 0, 1, 1, 1}, {"weak.pem", 0, 1, 1, 1, 0},
+        {"rsa.pem", 0, 1, 1, 1, 1},    {"ed.pem", 0, 1, 1, 1, 1},          {"only-signs-others.pem", 0, 1, 0, 1, 1},
+    };
+    static const struct {
+        const char *file, *text;
+    } bad[] = {
+        {"key.pem", "certificate: holds a private key"},
+        {"bundle.p12", "certificate: is PKCS#12"},
+        {"junk", "certificate: neither"},
+    };
+    static content input;
+    aq_certificate found;
+    int64_t now = (int64_t)time(NULL), day = 86400;
+
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(cases); i++) {
+        load(&input, cases[i].file);
+        memset(&found, 0, sizeof(found));
+        CHECK_INT(
+            aq_tls_certificate_look(input.data, input.length, cases[i].index, &found, last_text, sizeof(last_text)),
+            strcmp(cases[i].file, "chain.pem") == 0 ? 2 : 1);
+        CHECK_INT(found.names, cases[i].names);
+        CHECK_INT(found.signs, cases[i].signs);
+        CHECK_INT(found.serves, cases[i].serves);
+        CHECK_INT(found.strong, cases[i].strong);
+        CHECK(found.not_before > now - 4 * day && found.not_before < now - 2 * day);
+        CHECK(found.not_after > now + 6 * day && found.not_after < now + 8 * day);
+    }
+    CHECK_INT(aq_tls_certificate_look(input.data, input.length, 1, &found, last_text, sizeof(last_text)),
+              AQ_ERR_INVALID);
+    CHECK_INT(aq_tls_certificate_look(input.data, 0, 0, &found, last_text, sizeof(last_text)), AQ_ERR_INVALID);
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(bad); i++) {
+        load(&input, bad[i].file);
+        CHECK_INT(aq_tls_certificate_look(input.data, input.length, 0, &found, last_text, sizeof(last_text)),
+                  AQ_ERR_TLS);
+        expect_text(bad[i].text);
+    }
 }
 
 /* A pin is asked for besides everything else; only where nothing else is verified does it decide alone. */
@@ -1109,6 +1175,7 @@ int main(int count, char **arguments)
         test_verification,
         test_without_verification,
         test_pin_of_a_certificate,
+        test_look_at_certificates,
         test_pins,
         test_a_handshake_without_the_check,
         test_names_of_a_session,

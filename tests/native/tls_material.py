@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    pkcs12,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
@@ -29,6 +30,17 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519Pri
 # OID 1.2.840.10045.3.1.7, prime256v1: what `openssl ecparam -genkey` writes in front of a key.
 _EC_PARAMETERS = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
 _DAY = datetime.timedelta(days=1)
+_ONLY_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 _NAMES = (
     x509.DNSName("example.test"),
     x509.DNSName("*.wild.test"),
@@ -53,6 +65,7 @@ def _certify(
     purpose: ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH,
     until: datetime.timedelta = 7 * _DAY,
     names: Sequence[x509.GeneralName] = _NAMES,
+    usage: x509.KeyUsage | None = None,
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.timezone.utc)
     builder = (
@@ -69,6 +82,8 @@ def _certify(
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+    if usage is not None:
+        builder = builder.add_extension(usage, critical=True)
     # Ed25519 brings its own hash, the others must be told.
     algorithm = None if isinstance(issuer.key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     return builder.sign(issuer.key, algorithm)
@@ -116,6 +131,7 @@ def write(directory: Path) -> None:
         "authorities.pem": _pem(_certify(stranger, stranger, authority=True), root_certificate),
         "chain.pem": _pem(leaf, middle_certificate),
         "shuffled.pem": _pem(leaf, root_certificate, middle_certificate),
+        "wrong-order.pem": _pem(root_certificate, middle_certificate, leaf),
         "leaf.pem": _pem(leaf),
         "direct.der": _certify(server, root).public_bytes(Encoding.DER),
         "expired.pem": _pem(_certify(server, root, until=-_DAY)),
@@ -128,6 +144,7 @@ def write(directory: Path) -> None:
         "common-name-expired.pem": _pem(_certify(named, root, names=[], until=-_DAY)),
         "client.pem": _pem(_certify(server, root, purpose=ExtendedKeyUsageOID.CLIENT_AUTH)),
         "self.pem": _pem(_certify(server, server)),
+        "only-signs-others.pem": _pem(_certify(server, root, usage=_ONLY_CERTIFICATES)),
         "rsa.pem": _pem(_certify(_Issuer("rsa", rsa_key), root)),
         "weak.pem": _pem(_certify(_Issuer("weak", weak_key), root)),
         "weak-key.pem": _key(weak_key),
@@ -152,6 +169,13 @@ def write(directory: Path) -> None:
         "ed-key.pem": _key(ed_key),
         "dsa-key.pem": _key(dsa_key),
         "both.pem": _pem(leaf, middle_certificate) + _key(ec_key),
+        "bundle.p12": pkcs12.serialize_key_and_certificates(b"server", ec_key, leaf, [middle_certificate], locked),
+        "request.pem": x509.CertificateSigningRequestBuilder()
+        .subject_name(server.name)
+        .sign(ec_key, hashes.SHA256())
+        .public_bytes(Encoding.PEM),
+        "public.pem": ec_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        "cut-key.pem": _key(ec_key)[:100],
         "cut.pem": _pem(leaf)[:200],
         "cut.der": root_certificate.public_bytes(Encoding.DER)[:100],
         "junk": b"neither one nor the other",

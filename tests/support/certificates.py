@@ -19,7 +19,7 @@ NAMES = ("localhost",)
 ADDRESSES = ("127.0.0.1", "::1")
 # Starting in the past allows for a clock that steps back during the run.
 VALID_BEFORE_NOW = datetime.timedelta(days=1)
-VALID_AFTER_NOW = datetime.timedelta(days=7)
+VALID_AFTER_NOW = datetime.timedelta(days=60)
 
 
 @dataclass(frozen=True)
