@@ -108,10 +108,10 @@ int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *o
     return aq_tls_certificate_pin(certificate, length, out);
 }
 
-int64_t aq_certificate_look(const uint8_t *data, size_t length, uint32_t index, aq_certificate *out, char *text,
-                            size_t text_length)
+int64_t aq_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+                             size_t text_length)
 {
-    return aq_tls_certificate_look(data, length, index, out, text, text_length);
+    return aq_tls_certificates_look(data, length, out, most, text, text_length);
 }
 
 uint32_t aq_counter_count(void)

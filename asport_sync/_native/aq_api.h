@@ -232,10 +232,10 @@ void aq_malloc_arenas(int32_t most);
 void aq_forked(void);
 /* [any] SHA-256 of the SubjectPublicKeyInfo (RFC 7469 section 2.4) of the first certificate in PEM or DER, 32 bytes. */
 int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
-/* [any] Looks at certificate number `index`, from 0, of PEM text or DER. Returns how many there are. Without any
- * AQ_ERR_TLS, and `text` says what there is in their place; AQ_ERR_INVALID beyond the last one. */
-int64_t aq_certificate_look(const uint8_t *data, size_t length, uint32_t index, aq_certificate *out, char *text,
-                            size_t text_length);
+/* [any] Looks at the first `most` certificates of PEM text or DER. Returns how many there are; without any AQ_ERR_TLS,
+ * and `text` says what there is in their place. */
+int64_t aq_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+                             size_t text_length);
 uint32_t aq_counter_count(void);             /* [any] */
 const char *aq_counter_name(uint32_t index); /* [any] NULL past the end */
 

@@ -529,8 +529,8 @@ static void look_at(gnutls_x509_crt_t certificate, aq_certificate *out)
                                         GNUTLS_SEC_PARAM_MEDIUM; /* as %PROFILE_MEDIUM demands */
 }
 
-int64_t aq_tls_certificate_look(const uint8_t *data, size_t length, uint32_t index, aq_certificate *out, char *text,
-                                size_t text_length)
+int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+                                 size_t text_length)
 {
     int64_t error = AQ_OK;
     const report to = {.error = &error, .text = text, .text_length = text_length};
@@ -548,12 +548,13 @@ int64_t aq_tls_certificate_look(const uint8_t *data, size_t length, uint32_t ind
                          "certificates as PEM text, or one DER certificate");
         return error;
     }
-    if (index < count)
-        look_at(list[index], out);
-    for (unsigned int i = 0; i < count; i++)
+    for (unsigned int i = 0; i < count; i++) {
+        if (i < most)
+            look_at(list[i], &out[i]);
         gnutls_x509_crt_deinit(list[i]);
+    }
     gnutls_free(list);
-    return index < count ? (int64_t)count : AQ_ERR_INVALID;
+    return (int64_t)count;
 }
 
 /* ---- what GnuTLS calls during a handshake ------------------------------------------------------------------- */

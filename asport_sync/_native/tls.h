@@ -16,9 +16,9 @@
 /* aq_certificate_pin(). */
 int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
 
-/* aq_certificate_look(). */
-int64_t aq_tls_certificate_look(const uint8_t *data, size_t length, uint32_t index, aq_certificate *out, char *text,
-                                size_t text_length);
+/* aq_certificates_look(). */
+int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+                                 size_t text_length);
 
 /* Certificates, key, trust, pins and ALPN of one side. Immutable after creation, shared by threads and sessions,
  * counted. */

@@ -53,9 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Says ok about a configuration, or raises what is wrong with it."""
-    _, loose = _load(arguments.side, arguments.config)
-    for problem in loose:
+    """Says ok about a configuration, or raises what is wrong with it or with the files that it names."""
+    from asport_sync.tunnel.credentials import try_out  # not at the top, as above
+
+    settings, loose = _load(arguments.side, arguments.config)
+    for problem in [*loose, *try_out(settings)]:
         output.complain(f"warning: {problem}")
     output.say("ok")
     return 0

@@ -43,6 +43,7 @@ from .handles import Connection, Credentials, Endpoint, Listener, Stream, UdpSoc
 from .values import (
     STREAM_REFUSED,
     Carrier,
+    Certificate,
     CloseCause,
     CongestionControl,
     ConnectionInfo,
@@ -55,6 +56,7 @@ __all__ = [
     "STREAM_REFUSED",
     "AcceptFailed",
     "Carrier",
+    "Certificate",
     "CloseCause",
     "Closed",
     "CommandReceived",

@@ -16,7 +16,7 @@ from asport_sync.errors import EngineClosed, EngineError, LifecycleError
 from .binding import SocketAddress, error_number, error_of, ffi, lib, nanoseconds, to_address
 from .events import Event, event_of
 from .handles import Connection, Credentials, Endpoint
-from .values import Transport, fill_transport
+from .values import Certificate, Transport, fill_transport
 
 _EVENTS_PER_WAIT = 64  # one cffi call hands over at most so many events; 25 KiB
 
@@ -154,7 +154,8 @@ class Engine:
             keylog: File for NSS key log lines (SSLKEYLOGFILE).
 
         Raises:
-            EngineError: With a text that says what is wrong with them.
+            EngineError: With a text that says what is wrong with them, behind "certificate: ", "private key: " or
+                "certificate authorities: " where it is one of these.
         """
         return self._credentials(alpn, keylog, {"server": 1, "certificate": certificate, "private_key": private_key})
 
@@ -180,10 +181,39 @@ class Engine:
             keylog: File for NSS key log lines (SSLKEYLOGFILE).
 
         Raises:
-            EngineError: With a text that says what is wrong with them.
+            EngineError: With a text that says what is wrong with them, behind "certificate: ", "private key: " or
+                "certificate authorities: " where it is one of these.
         """
         fields = {"trust": trust, "system_trust": int(system_trust), "verify": int(verify), "pins": b"".join(pins)}
         return self._credentials(alpn, keylog, fields)
+
+    def certificates(self, content: bytes) -> list[Certificate]:
+        """What is to be known of the certificates in PEM text or DER, in their order.
+
+        Raises:
+            EngineError: There is none; the text says what there is.
+        """
+        self.check()
+        text = ffi.new("char[]", 512)
+        room, count = 0, 16
+        while room < count:
+            room = count
+            found = ffi.new("aq_certificate[]", room)
+            count = int(lib.aq_certificates_look(content, len(content), found, room, text, 512))
+            if count < 0:
+                detail = ffi.string(text).decode("utf-8", "replace")
+                raise EngineError(count, detail) if detail else error_of(count)
+        return [
+            Certificate(
+                each.not_before,
+                each.not_after,
+                bool(each.names),
+                bool(each.signs),
+                bool(each.serves),
+                bool(each.strong),
+            )
+            for each in found[0:count]
+        ]
 
     def listen(
         self,

@@ -9,34 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from asport_sync.forked import kept_from_children
 from asport_sync.hidden import HiddenBytes
 
+from . import reasons
 from .binding import SocketAddress, ffi, from_address, lib
 from .handles import Connection, Endpoint, Listener, Stream, UdpSocket
 from .values import Carrier, CloseCause, StreamResult, stream_result
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-
-# RFC 9000, section 20.1.
-_TRANSPORT_ERRORS = {
-    0x01: "INTERNAL_ERROR",
-    0x02: "CONNECTION_REFUSED",
-    0x03: "FLOW_CONTROL_ERROR",
-    0x04: "STREAM_LIMIT_ERROR",
-    0x05: "STREAM_STATE_ERROR",
-    0x06: "FINAL_SIZE_ERROR",
-    0x07: "FRAME_ENCODING_ERROR",
-    0x08: "TRANSPORT_PARAMETER_ERROR",
-    0x09: "CONNECTION_ID_LIMIT_ERROR",
-    0x0A: "PROTOCOL_VIOLATION",
-    0x0B: "INVALID_TOKEN",
-    0x0C: "APPLICATION_ERROR",
-    0x0D: "CRYPTO_BUFFER_EXCEEDED",
-    0x0E: "KEY_UPDATE_ERROR",
-    0x0F: "AEAD_LIMIT_REACHED",
-    0x10: "NO_VIABLE_PATH",
-    0x11: "VERSION_NEGOTIATION_ERROR",
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,15 +45,44 @@ class Closed:
     reason: str
 
     def describe(self) -> str:
-        """Cause and code in words, for a log line: whose fault it was, and the code as it is on the wire."""
+        """The end in words, for a log line: what happened, the code as it is on the wire, and what to do."""
+        here, other = ("client", "server") if self.endpoint is None else ("server", "client")
         if self.cause is CloseCause.INTERNAL:
             return f"internal: a fault on this side, code {self.code:#x} of ngtcp2"
-        cause = {CloseCause.PEER_FAULT: "the peer broke the rules of QUIC"}.get(
-            self.cause, self.cause.name.lower().replace("_", " ")
-        )
-        is_transport = self.cause in (CloseCause.PEER_FAULT, CloseCause.PEER_TRANSPORT)
-        name = _TRANSPORT_ERRORS.get(self.code) if is_transport else None
-        return f"{cause}, code {self.code:#x}{f' ({name})' if name else ''}"
+        if self.cause is CloseCause.PEER_TRANSPORT:
+            return reasons.describe(self.code, here=here, sender=other)
+        if self.cause is CloseCause.PEER_FAULT:
+            return reasons.describe(self.code, here=here, sender=here)
+        if self.cause in (CloseCause.TLS, CloseCause.CERTIFICATE):
+            return reasons.describe(reasons.CRYPTO_ERROR + self.code, here=here, sender=here)
+        if self.cause is CloseCause.PEER_APPLICATION:
+            foreign = ", which ASPORT does not have" if self.code else ""
+            return f"the {other} closed it, code {self.code:#x}{foreign}"
+        return {
+            CloseCause.LOCAL: f"this {here} closed it",
+            CloseCause.IDLE: f"nothing heard of the {other} any more",
+            CloseCause.HANDSHAKE_TIMEOUT: f"the {other} did not finish the QUIC handshake in time",
+            CloseCause.STATELESS_RESET: f"the {other} does not know it any more: it has restarted",
+            CloseCause.VERSION: "no common version of QUIC",
+            CloseCause.UNREACHABLE: "nobody answers at that address and port",
+        }[self.cause]
+
+    @property
+    def cure(self) -> str:
+        """What to do where the cause is TLS or a certificate that was not accepted here."""
+        return reasons.meaning_of(reasons.CRYPTO_ERROR + self.code).cure
+
+    @property
+    def setting_at_fault(self) -> bool:
+        """Whether the handshake failed for a setting or certificate, of the server or of both sides.
+
+        Only a few codes have that, whatever a peer sends.
+        """
+        tls = self.cause in (CloseCause.TLS, CloseCause.CERTIFICATE)
+        if not tls and self.cause is not CloseCause.PEER_TRANSPORT:
+            return False
+        meaning = reasons.meaning_of(self.code + (reasons.CRYPTO_ERROR if tls else 0))
+        return meaning.fault in (reasons.Fault.SERVER, reasons.Fault.BOTH)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

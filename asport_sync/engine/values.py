@@ -137,6 +137,27 @@ class ConnectionInfo:
     datagrams_queued: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Certificate:
+    """Of a certificate, what decides whether peers take it from a server.
+
+    Attributes:
+        not_before: Seconds since 1970, as ``time.time``.
+        not_after: The same.
+        names: Whether its subjectAltName has a DNS name or an IP address.
+        signs: Whether its key may sign a handshake: there is no keyUsage, or one with digitalSignature.
+        serves: Whether TLS servers may use it: there is no extendedKeyUsage, or one with serverAuth.
+        strong: Whether its key is long enough for peers of ours.
+    """
+
+    not_before: int
+    not_after: int
+    names: bool = True
+    signs: bool = True
+    serves: bool = True
+    strong: bool = True
+
+
 def fill_transport(raw: Any, transport: Transport) -> None:
     """Copies settings into an ``aq_transport_options``."""
     for field in dataclasses.fields(transport):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import dataclasses
-import functools
 import threading
 import time
 from collections.abc import Callable
@@ -37,7 +35,6 @@ from asport_sync.errors import (
     AuthenticationFailed,
     BindFailed,
     CertificateError,
-    ConfigError,
     ConnectError,
     EngineClosed,
     EngineError,
@@ -54,12 +51,12 @@ from asport_sync.runtime.log import logger
 from asport_sync.runtime.machine import NetworkWatch, SleepWatch, asleep_since_boot
 from asport_sync.runtime.threads import Slots
 from asport_sync.tunnel.attempts import Connector, Stopping
+from asport_sync.tunnel.credentials import load_client
 from asport_sync.tunnel.link import Link, Message, Word, is_steady, why_closed
 from asport_sync.tunnel.run import (
     CONGESTION,
     Run,
     carrier_towards,
-    make_credentials,
     remaining,
     say_what_has_no_effect,
     say_what_is_not_verified,
@@ -225,20 +222,10 @@ class ClientRun(Run):
         Raises:
             ConfigError: The trusted certificates or the key log aren't usable.
         """
-        tls = self._config.tls
-        try:
-            make = functools.partial(
-                self.engine.client_credentials,
-                alpn=[name.encode() for name in tls.alpn],
-                trust=trusted_certificates(self._config),
-                system_trust=not tls.certificates.disable_native,
-                verify=not tls.skip_certificate_verification,
-                pins=tls.certificates.pins,
-            )
-            self._credentials = make_credentials(make, self._config.keylog, _log)
-        except EngineError as problem:
-            raise ConfigError(f"not usable: {problem}", key="certificates") from problem
-        say_what_is_not_verified(tls, _log)
+        loaded = load_client(self._config, self.engine, _log)
+        self._credentials = loaded.credentials
+        self.say_what_is_valid(loaded.validity)
+        say_what_is_not_verified(self._config.tls, _log)
         say_what_has_no_effect(self._config, _log)
         self.pump.call(self._network.open)
         try:
@@ -636,28 +623,3 @@ def flow_budget(limit: int | None) -> int:
 def _again(failure: AsportError) -> AsportError:
     """The same failure as a new exception, for several threads may raise it."""
     return type(failure)(str(failure))
-
-
-def _pem_of(der: bytes) -> bytes:
-    """A certificate as PEM (RFC 7468). By hand: the module ssl would bring a second TLS library into the process."""
-    text = binascii.b2a_base64(der, newline=False)
-    lines = [text[start : start + 64] for start in range(0, len(text), 64)]
-    return b"\n".join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])
-
-
-def trusted_certificates(config: ClientConfig) -> bytes:
-    """The certificates that the configuration names, as one PEM bundle.
-
-    Raises:
-        ConfigError: A file can't be read.
-    """
-    bundle = []
-    for path in config.tls.certificates.paths:
-        try:
-            content = path.read_bytes()
-        except OSError as problem:
-            raise ConfigError(f"cannot be read: {problem.strerror}", path=str(path)) from None
-        bundle.append(content if b"-----BEGIN " in content else _pem_of(content))
-    if config.tls.certificates.pem is not None:
-        bundle.append(config.tls.certificates.pem.encode())
-    return b"\n".join(bundle)

@@ -78,7 +78,8 @@ def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportErro
     """The end of a connection as an exception, given how far the handshake was and what the client had asked for."""
     cause, detail = event.cause, f", {event.reason!r}" if event.reason else ""
     if cause is CloseCause.CERTIFICATE:
-        return CertificateError(f"the server's certificate isn't accepted{': ' + event.reason if event.reason else ''}")
+        said = f": {event.reason.rstrip('.')}" if event.reason else ""
+        return CertificateError(f"the server's certificate isn't accepted{said}; what to do: {event.cure}")
     if cause is CloseCause.PEER_APPLICATION and state in (ClientState.AWAITING_HELLO, ClientState.REFUSED):
         # What a refusal by the reference looks like: it closes before the reason has left. A server whose dialect does
         # not have the mode byte does so too.
@@ -99,8 +100,4 @@ def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportErro
         return ConnectError("nobody answers at that address and port")
     if cause is CloseCause.VERSION:
         return ConnectError("the server speaks no QUIC version that we do")
-    if cause is CloseCause.PEER_TRANSPORT and event.code == 0x100 + 120:
-        return ConnectError(
-            "the server has no application protocol (ALPN) in common with us: compare alpn on both sides"
-        )
     return ConnectError(f"no connection: {event.describe()}{detail}")

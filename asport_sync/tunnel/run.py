@@ -5,17 +5,15 @@ from __future__ import annotations
 import abc
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 
-from asport_sync.config import ClientConfig, ServerConfig, TlsClientConfig, loose_permissions, without_effect
+from asport_sync.config import ClientConfig, ServerConfig, TlsClientConfig, without_effect
 from asport_sync.engine import (
     Carrier,
     CongestionControl,
     Connection,
-    Credentials,
     Engine,
     Event,
     LogRecord,
@@ -23,12 +21,13 @@ from asport_sync.engine import (
     StreamBulk,
     StreamEnded,
 )
-from asport_sync.errors import AsportError, ConfigError, EngineClosed, EngineError, LifecycleError
+from asport_sync.errors import AsportError, EngineClosed, EngineError, LifecycleError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import StopSignal, WorkerPool
 from asport_sync.runtime.timers import Timers
+from asport_sync.tunnel.credentials import Validity
 from asport_sync.tunnel.tcp import Relays
 from asport_sync.wire import UdpMode
 
@@ -38,6 +37,8 @@ _DIALLERS = 64  # threads above max_workers, so that dialling and look-ups go on
 _CARRIERS = {UdpMode.NATIVE: Carrier.DATAGRAM, UdpMode.QUIC: Carrier.STREAM}
 # Bytes of a DATAGRAM's payload: the header of a Packet with an IPv6 address, and one byte of what it carries.
 _LEAST_DATAGRAM = 30
+
+_DAY = 86400.0  # seconds between two looks at the dates of certificates
 
 _PAUSE_AFTER_ERROR = 0.1  # seconds until events are asked for again when that failed
 
@@ -60,6 +61,7 @@ class Run(abc.ABC):
         tcp_keepalive: Seconds of silence after which the far end of a TCP connection is probed; 0: never.
         log: The subclass's.
         clock: Monotonic time in seconds, of the timers.
+        wall: Time of day in seconds since 1970, which the dates of certificates are compared with.
 
     Attributes:
         stopping: Set as soon as the end has begun.
@@ -73,6 +75,7 @@ class Run(abc.ABC):
         tcp_keepalive: float,
         log: logging.Logger,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.engine = engine
         self.log = log
@@ -86,6 +89,9 @@ class Run(abc.ABC):
         self.pump = SelectorThread("asport-pump")
         self.report: Callable[[str], object] = lambda text: None
         self.timers = Timers(clock)
+        self._wall = wall
+        self._validity = Validity()  # set by the thread that starts; read by the events thread, a day later at first
+        self.timers.after(_DAY, self._look_at_dates)
         self._events = threading.Thread(target=self._loop, name="asport-events", daemon=True)
 
     @abc.abstractmethod
@@ -165,7 +171,18 @@ class Run(abc.ABC):
             "pump": {"calls": self.pump.waiting, "held_up": self.pump.held_up},
         }
 
+    def say_what_is_valid(self, validity: Validity) -> None:
+        """Warns of certificates that keep clients and server from each other, or soon will; of their dates daily."""
+        self._validity = validity
+        for problem in validity.problems(self._wall()):
+            self.log.warning("%s", problem)
+
     # --- the events thread ---
+
+    def _look_at_dates(self) -> None:
+        self.timers.after(_DAY, self._look_at_dates)
+        for problem in self._validity.ends(self._wall()):
+            self.log.warning("%s", problem)
 
     def _loop(self) -> None:
         while True:
@@ -244,38 +261,3 @@ def say_what_is_not_verified(tls: TlsClientConfig, log: logging.Logger) -> None:
         log.warning("of the server's certificate only its pinned key is verified: no name, no dates, no issuer")
     elif tls.skip_certificate_verification:
         log.warning("the server's certificate is not verified: anybody on the path can be the server")
-
-
-def make_credentials(
-    make: Callable[..., Credentials], path: os.PathLike[str] | None, log: logging.Logger
-) -> Credentials:
-    """Makes credentials that log TLS secrets to the configured file, or else to what SSLKEYLOGFILE names.
-
-    Warns of the file. The environment may be set for other programs, or for another user: a file of its that can't be
-    written is warned of too, and nothing is logged then.
-
-    Args:
-        make: Makes the credentials, given ``keylog``.
-        path: The configured file.
-        log: Where warnings go.
-
-    Raises:
-        ConfigError: The configured file can't be written.
-        EngineError: Something else is wrong with the credentials.
-    """
-    file = os.fspath(path) if path is not None else os.environ.get("SSLKEYLOGFILE") or None
-    if file is None:
-        return make(keylog=None)
-    try:
-        credentials = make(keylog=file)
-    except EngineError as problem:
-        credentials = make(keylog=None)  # raises where something else is wrong
-        if path is not None:
-            raise ConfigError(str(problem), key="keylog") from problem
-        log.warning("SSLKEYLOGFILE is ignored: %s", problem)
-        return credentials
-    log.warning("TLS secrets are written to %s: whoever can read that file can read all traffic", file)
-    loose = loose_permissions(file)  # of a file that was there before; a new one is its owner's alone
-    if loose is not None:
-        log.warning("%s", loose)
-    return credentials

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import errno
 import functools
+import logging
 import threading
 import time
 import uuid
@@ -46,8 +47,9 @@ from asport_sync.tunnel.admission import (
     source_of,
     users_of,
 )
+from asport_sync.tunnel.credentials import load_server
 from asport_sync.tunnel.ports import Binding, Leases, Place, PortTable, PublicPort
-from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, make_credentials, say_what_has_no_effect
+from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, say_what_has_no_effect
 from asport_sync.tunnel.sessions import SharedBudget
 from asport_sync.tunnel.tcp import PublicListener
 from asport_sync.tunnel.udp import MOST_ASSOCIATIONS, PublicUdp
@@ -165,10 +167,17 @@ class ServerRun(Run):
         config: What it was told.
         engine: Not started.
         clock: Monotonic time in seconds, of the timers.
+        wall: Time of day, as of ``Run``.
     """
 
-    def __init__(self, config: ServerConfig, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(engine, config.max_workers, config.tcp_keepalive, _log, clock)
+    def __init__(
+        self,
+        config: ServerConfig,
+        engine: Engine,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(engine, config.max_workers, config.tcp_keepalive, _log, clock, wall)
         self._config = config
         self._users = users_of(config)
         self._authenticator = Authenticator(self._users)
@@ -212,17 +221,8 @@ class ServerRun(Run):
             ConfigError: It can't be opened, or certificate, key or key log aren't usable.
         """
         config = self._config
-        private_key = config.tls.private_key.read()
-        try:
-            make = functools.partial(
-                self.engine.server_credentials,
-                certificate=config.tls.certificate.read(),
-                private_key=private_key,
-                alpn=[name.encode() for name in config.tls.alpn],
-            )
-            credentials = make_credentials(make, config.keylog, _log)
-        except EngineError as problem:
-            raise ConfigError(f"certificate and private_key aren't usable: {problem}") from problem
+        loaded = load_server(config, self.engine, _log)
+        self.say_what_is_valid(loaded.validity)
         transport = self._transport()
         host = sockets.any_address(config.server.host, only_v6=config.only_v6)
         self._say_what_is_shared()
@@ -231,7 +231,7 @@ class ServerRun(Run):
             with sockets.bind_udp(host, config.server.port, only_v6=config.only_v6) as sock:
                 self._address = sockets.local_address(sock)
                 self._endpoint = self.engine.listen(
-                    sock, credentials, transport, reset_key=stateless_reset_key(private_key)
+                    sock, loaded.credentials, transport, reset_key=stateless_reset_key(loaded.private_key)
                 )
         except OSError as problem:
             raise ConfigError(f"can't listen on {config.server}: {problem.strerror}", key="server") from problem
@@ -671,12 +671,18 @@ class ServerRun(Run):
             peer = self._peers.pop(event.connection.id, None)
         if peer is None:
             self.counters.add("handshakes_failed")
-            _log.debug(
-                "client %s: no connection: %s %s",
-                sockets.text(event.peer),
-                event.describe(),
-                event.reason,
-            )
+            level: Callable[..., object] = _log.debug
+            if event.setting_at_fault:
+                # Clients can't mend it, and their users may not be heard of.
+                level = functools.partial(
+                    self.limit.log,
+                    logging.INFO,
+                    _log,
+                    kind=(event.cause, event.code),
+                    source=source_of(event.peer[0]),
+                )
+            said = f", {event.reason}" if event.reason else ""
+            level("client %s: no connection: %s%s", sockets.text(event.peer), event.describe(), said)
             return
         peer.gone = True
         if peer.deadline is not None:

@@ -46,10 +46,10 @@ int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_
     return AQ_ERR_INVALID; /* there are no certificates here */
 }
 
-int64_t aq_tls_certificate_look(const uint8_t *data, size_t length, uint32_t index, aq_certificate *out, char *text,
-                                size_t text_length)
+int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+                                 size_t text_length)
 {
-    (void)data, (void)length, (void)index, (void)out, (void)text, (void)text_length;
+    (void)data, (void)length, (void)out, (void)most, (void)text, (void)text_length;
     return AQ_ERR_INVALID;
 }
 

@@ -686,12 +686,12 @@ static void test_look_at_certificates(void)
 {
     static const struct {
         const char *file;
-        uint32_t index;
+        int count, at;
         int32_t names, signs, serves, strong;
     } cases[] = {
-        {"chain.pem", 0, 1, 1, 1, 1},  {"chain.pem", 1, 0, 1, 1, 1},       {"direct.der", 0, 1, 1, 1, 1},
-        {"client.pem", 0, 1, 1, 0, 1}, {"common-name.pem", 0, 0, 1, 1, 1}, {"weak.pem", 0, 1, 1, 1, 0},
-        {"rsa.pem", 0, 1, 1, 1, 1},    {"ed.pem", 0, 1, 1, 1, 1},          {"only-signs-others.pem", 0, 1, 0, 1, 1},
+        {"chain.pem", 2, 0, 1, 1, 1, 1},       {"chain.pem", 2, 1, 0, 1, 1, 1}, {"direct.der", 1, 0, 1, 1, 1, 1},
+        {"client.pem", 1, 0, 1, 1, 0, 1},      {"weak.pem", 1, 0, 1, 1, 1, 0},  {"rsa.pem", 1, 0, 1, 1, 1, 1},
+        {"common-name.pem", 1, 0, 0, 1, 1, 1}, {"ed.pem", 1, 0, 1, 1, 1, 1},    {"signs-others.pem", 1, 0, 1, 0, 1, 1},
     };
     static const struct {
         const char *file, *text;
@@ -701,28 +701,31 @@ static void test_look_at_certificates(void)
         {"junk", "certificate: neither"},
     };
     static content input;
-    aq_certificate found;
+    aq_certificate found[2];
     int64_t now = (int64_t)time(NULL), day = 86400;
 
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(cases); i++) {
+        const aq_certificate *one = &found[cases[i].at];
         load(&input, cases[i].file);
-        memset(&found, 0, sizeof(found));
-        CHECK_INT(
-            aq_tls_certificate_look(input.data, input.length, cases[i].index, &found, last_text, sizeof(last_text)),
-            strcmp(cases[i].file, "chain.pem") == 0 ? 2 : 1);
-        CHECK_INT(found.names, cases[i].names);
-        CHECK_INT(found.signs, cases[i].signs);
-        CHECK_INT(found.serves, cases[i].serves);
-        CHECK_INT(found.strong, cases[i].strong);
-        CHECK(found.not_before > now - 4 * day && found.not_before < now - 2 * day);
-        CHECK(found.not_after > now + 6 * day && found.not_after < now + 8 * day);
+        memset(found, 0, sizeof(found));
+        CHECK_INT(aq_tls_certificates_look(input.data, input.length, found, 2, last_text, sizeof(last_text)),
+                  cases[i].count);
+        CHECK_INT(one->names, cases[i].names);
+        CHECK_INT(one->signs, cases[i].signs);
+        CHECK_INT(one->serves, cases[i].serves);
+        CHECK_INT(one->strong, cases[i].strong);
+        CHECK(one->not_before > now - 4 * day && one->not_before < now - 2 * day);
+        CHECK(one->not_after > now + 6 * day && one->not_after < now + 8 * day);
     }
-    CHECK_INT(aq_tls_certificate_look(input.data, input.length, 1, &found, last_text, sizeof(last_text)),
-              AQ_ERR_INVALID);
-    CHECK_INT(aq_tls_certificate_look(input.data, 0, 0, &found, last_text, sizeof(last_text)), AQ_ERR_INVALID);
+    /* No more is written than there is room for. */
+    load(&input, "chain.pem");
+    memset(found, 0, sizeof(found));
+    CHECK_INT(aq_tls_certificates_look(input.data, input.length, found, 1, last_text, sizeof(last_text)), 2);
+    CHECK_INT(found[1].not_after, 0);
+    CHECK_INT(aq_tls_certificates_look(input.data, 0, found, 2, last_text, sizeof(last_text)), AQ_ERR_INVALID);
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(bad); i++) {
         load(&input, bad[i].file);
-        CHECK_INT(aq_tls_certificate_look(input.data, input.length, 0, &found, last_text, sizeof(last_text)),
+        CHECK_INT(aq_tls_certificates_look(input.data, input.length, found, 2, last_text, sizeof(last_text)),
                   AQ_ERR_TLS);
         expect_text(bad[i].text);
     }

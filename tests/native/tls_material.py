@@ -144,7 +144,7 @@ def write(directory: Path) -> None:
         "common-name-expired.pem": _pem(_certify(named, root, names=[], until=-_DAY)),
         "client.pem": _pem(_certify(server, root, purpose=ExtendedKeyUsageOID.CLIENT_AUTH)),
         "self.pem": _pem(_certify(server, server)),
-        "only-signs-others.pem": _pem(_certify(server, root, usage=_ONLY_CERTIFICATES)),
+        "signs-others.pem": _pem(_certify(server, root, usage=_ONLY_CERTIFICATES)),
         "rsa.pem": _pem(_certify(_Issuer("rsa", rsa_key), root)),
         "weak.pem": _pem(_certify(_Issuer("weak", weak_key), root)),
         "weak-key.pem": _key(weak_key),

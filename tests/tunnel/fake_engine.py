@@ -305,6 +305,7 @@ class FakeEngine:
         self.connecting: list[dict[str, Any]] = []
         self.credentials: list[dict[str, Any]] = []
         self.credentials_problem: EngineError | None = None
+        self.certificates_found: list[real.Certificate] = []  # in whatever is looked at
         self.listen_problem: EngineError | None = None
         self.connect_problem: EngineError | OSError | None = None
         self._events: queue.SimpleQueue[real.Event | None] = queue.SimpleQueue()
@@ -369,6 +370,9 @@ class FakeEngine:
             raise self.credentials_problem
         self.credentials.append(options)
         return "credentials"
+
+    def certificates(self, content: bytes) -> list[real.Certificate]:
+        return self.certificates_found
 
     def listen(self, sock: socket.socket, credentials: str, transport: real.Transport, **options: Any) -> str:
         if self.listen_problem is not None:

@@ -27,7 +27,8 @@ from asport_sync.errors import (
 )
 from asport_sync.runtime import sockets
 from asport_sync.tunnel import attempts, joining
-from asport_sync.tunnel.joining import ClientRun, flow_budget, trusted_certificates
+from asport_sync.tunnel.credentials import trusted_certificates
+from asport_sync.tunnel.joining import ClientRun, flow_budget
 from asport_sync.tunnel.link import why_closed
 from asport_sync.wire import (
     Address,
@@ -337,12 +338,12 @@ def test_while_there_is_no_connection_there_is_no_port() -> None:
             10,
             ClientState.IDLE,
             ConnectError,
-            "peer transport, code 0xa (PROTOCOL",
+            "the server ended it with code 0xa (PROTOCOL_V",
         ),
         (CloseCause.STATELESS_RESET, 0, ClientState.AUTHENTICATED, ConnectError, "restarted"),
         (CloseCause.UNREACHABLE, 0, ClientState.IDLE, ConnectError, "nobody answers"),
         (CloseCause.VERSION, 0, ClientState.IDLE, ConnectError, "version"),
-        (CloseCause.TLS, 80, ClientState.IDLE, ConnectError, "tls, code 0x50"),
+        (CloseCause.TLS, 80, ClientState.IDLE, ConnectError, "this client ended it with code 0x150 (internal_error)"),
         (
             CloseCause.INTERNAL,
             217,
@@ -350,8 +351,8 @@ def test_while_there_is_no_connection_there_is_no_port() -> None:
             ConnectError,
             "a fault on this side, code 0xd9",
         ),
-        (CloseCause.PEER_FAULT, 7, ClientState.IDLE, ConnectError, "the peer broke the rules of QUIC, code 0x7 (FRAME"),
-        (CloseCause.PEER_FAULT, 0xFE, ClientState.AUTHENTICATED, ConnectError, "broke the rules of QUIC, code 0xfe"),
+        (CloseCause.PEER_FAULT, 7, ClientState.IDLE, ConnectError, "code 0x7 (FRAME_ENCODING_ERROR): a frame could"),
+        (CloseCause.PEER_FAULT, 0xFE, ClientState.AUTHENTICATED, ConnectError, "this client ended it with code 0xfe"),
     ],
 )
 def test_every_end_has_words(

@@ -10,7 +10,8 @@ import pytest
 
 from asport_sync.config import ClientConfig
 from asport_sync.errors import ConfigError, EngineError
-from asport_sync.tunnel.run import make_credentials, say_what_is_not_verified
+from asport_sync.tunnel.credentials import make_credentials
+from asport_sync.tunnel.run import say_what_is_not_verified
 
 log = logging.getLogger("asport_sync.test")
 

@@ -1,0 +1,247 @@
+"""What the codes mean that QUIC connections end with: in words, whose fault it is, and what to do.
+
+All codes of RFC 9000 section 20.1, RFC 9001 section 4.8 (TLS alerts, RFC 8446 section 6) and RFC 9368 section 8. ASPORT
+itself has one application code, 0.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+CRYPTO_ERROR = 0x100
+"""A TLS alert is the transport error code with this number added, up to 0x1ff (RFC 9001 section 4.8)."""
+
+
+class Fault(enum.Enum):
+    """Who has to mend it."""
+
+    SENDER = "whoever ends the connection with that code"
+    RECEIVER = "whoever is told"
+    SERVER = "the server, whichever side noticed"
+    BOTH = "settings that do not fit together"
+    NOBODY = "nobody"
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """A code in words.
+
+    Attributes:
+        name: As the RFC has it.
+        fault: Who has to mend it.
+        means: What happened.
+        cure: What to do.
+    """
+
+    name: str
+    fault: Fault
+    means: str
+    cure: str
+
+
+_REPORT = "report it, with what --version prints on both sides"
+_LOG = "its log says why"
+_CHECK = "asport-sync server check, on the server, says what is wrong with its certificate"
+_BROKEN_TLS = f"a program in between changes packets, or one side has a faulty TLS; {_REPORT}"
+
+
+def _broken(name: str, means: str) -> Meaning:
+    """A rule of QUIC was broken."""
+    return Meaning(name, Fault.RECEIVER, means, _REPORT)
+
+
+TRANSPORT: dict[int, Meaning] = {
+    0x00: Meaning("NO_ERROR", Fault.NOBODY, "it was closed in the orderly way", "nothing"),
+    0x01: Meaning("INTERNAL_ERROR", Fault.SENDER, "it can't go on, for want of memory or by a fault of its own", _LOG),
+    0x02: Meaning(
+        "CONNECTION_REFUSED",
+        Fault.SENDER,
+        "it takes no more connections, in all or from that address",
+        "try again later; the counters connections_refused and connections_refused_source say which limit it is",
+    ),
+    0x03: _broken("FLOW_CONTROL_ERROR", "more data was sent than was allowed"),
+    0x04: _broken("STREAM_LIMIT_ERROR", "more streams were opened than were allowed"),
+    0x05: _broken("STREAM_STATE_ERROR", "a frame came for a stream that does not take it"),
+    0x06: _broken("FINAL_SIZE_ERROR", "the length of a stream changed"),
+    0x07: _broken("FRAME_ENCODING_ERROR", "a frame could not be read"),
+    0x08: _broken("TRANSPORT_PARAMETER_ERROR", "the transport parameters could not be read, or contradict the packets"),
+    0x09: _broken("CONNECTION_ID_LIMIT_ERROR", "more connection ids were given than were allowed"),
+    0x0A: _broken("PROTOCOL_VIOLATION", "a rule of QUIC was broken"),
+    0x0B: Meaning(
+        "INVALID_TOKEN",
+        Fault.NOBODY,
+        "the address was to be proven by a token that does not fit, such as one of a server that was restarted",
+        "a client tries again by itself; where it goes on, see whether two servers share one address",
+    ),
+    0x0C: Meaning("APPLICATION_ERROR", Fault.SENDER, "the program closed the connection during the handshake", _LOG),
+    0x0D: _broken("CRYPTO_BUFFER_EXCEEDED", "more of the handshake was sent ahead than can be kept"),
+    0x0E: _broken("KEY_UPDATE_ERROR", "keys were changed against the rules"),
+    0x0F: Meaning(
+        "AEAD_LIMIT_REACHED",
+        Fault.NOBODY,
+        "the keys have protected as much as they may, or very many packets were forged",
+        "a client connects anew by itself",
+    ),
+    0x10: Meaning(
+        "NO_VIABLE_PATH",
+        Fault.NOBODY,
+        "no path between the two carries QUIC, which needs 1,200 bytes of UDP payload",
+        "see the firewalls and the MTU of tunnels on the way",
+    ),
+    0x11: _broken("VERSION_NEGOTIATION_ERROR", "the version of QUIC was negotiated against the rules"),
+}
+"""Transport error codes but those of TLS."""
+
+ALERTS: dict[int, Meaning] = {
+    0: Meaning("close_notify", Fault.NOBODY, "TLS was closed in the orderly way, which QUIC does not use", _REPORT),
+    10: Meaning("unexpected_message", Fault.RECEIVER, "a TLS message came that does not belong there", _BROKEN_TLS),
+    20: Meaning("bad_record_mac", Fault.RECEIVER, "a TLS record could not be verified", _BROKEN_TLS),
+    22: Meaning("record_overflow", Fault.RECEIVER, "a TLS record was too long", _BROKEN_TLS),
+    40: Meaning(
+        "handshake_failure",
+        Fault.BOTH,
+        "no cipher, group or signature was found that both sides take; most likely the server's certificate may not "
+        "sign handshakes (keyUsage without digitalSignature), or its key is of a kind that the client does not take",
+        _CHECK,
+    ),
+    42: Meaning(
+        "bad_certificate",
+        Fault.SERVER,
+        "the client does not accept the server's certificate: its name, its key or its signature",
+        "the name in the client's server (or server_name) has to be in the certificate's subjectAltName, and with pins "
+        "one of them what asport-sync pin prints on the server",
+    ),
+    43: Meaning(
+        "unsupported_certificate",
+        Fault.SERVER,
+        "the server's certificate is not one for TLS servers, or is of a kind that the client does not take",
+        f"an extendedKeyUsage has to have serverAuth in it; {_CHECK}",
+    ),
+    44: Meaning(
+        "certificate_revoked",
+        Fault.SERVER,
+        "the server's certificate was revoked by its issuer",
+        "give the server a new certificate, with a new key, and restart it",
+    ),
+    45: Meaning(
+        "certificate_expired",
+        Fault.SERVER,
+        "the server's certificate, or that of an issuer, has expired or is not valid yet",
+        "renew it and restart the server; where it is valid, a clock is wrong, most likely the client's",
+    ),
+    46: Meaning(
+        "certificate_unknown",
+        Fault.SERVER,
+        "the client does not accept the server's certificate for a reason that no other alert has",
+        f"the client's log says why; {_CHECK}",
+    ),
+    47: Meaning(
+        "illegal_parameter", Fault.RECEIVER, "a field of a TLS message has a value that is not allowed", _BROKEN_TLS
+    ),
+    48: Meaning(
+        "unknown_ca",
+        Fault.BOTH,
+        "the client does not trust the issuer of the server's certificate",
+        "the server's file must have the issuers' certificates behind its own; for an authority of your own or a "
+        "self-signed certificate the client needs certificates.paths",
+    ),
+    49: Meaning("access_denied", Fault.SENDER, "its TLS lets the other side not in", _LOG),
+    50: Meaning("decode_error", Fault.RECEIVER, "a TLS message could not be read", _BROKEN_TLS),
+    51: Meaning(
+        "decrypt_error",
+        Fault.RECEIVER,
+        "a signature or checksum of the TLS handshake is wrong",
+        f"on the server see whether certificate and private key were replaced while it started; else {_BROKEN_TLS}",
+    ),
+    70: Meaning(
+        "protocol_version",
+        Fault.RECEIVER,
+        "the other side offers no TLS 1.3, which QUIC demands",
+        "update the TLS library there",
+    ),
+    71: Meaning(
+        "insufficient_security",
+        Fault.BOTH,
+        "the other side offers only ciphers or keys that are too weak",
+        "a server's RSA key needs 2,048 bits or more; update the TLS library of the other side",
+    ),
+    80: Meaning(
+        "internal_error", Fault.SENDER, "its TLS can't go on, for want of memory or by a fault of its own", _LOG
+    ),
+    86: Meaning("inappropriate_fallback", Fault.RECEIVER, "an older TLS was asked for without need", _BROKEN_TLS),
+    90: Meaning("user_canceled", Fault.NOBODY, "the handshake was given up", "try again"),
+    109: Meaning(
+        "missing_extension",
+        Fault.RECEIVER,
+        "the TLS handshake lacks an extension, such as the transport parameters of QUIC",
+        "see whether the other side speaks QUIC version 1, and ASPORT",
+    ),
+    110: Meaning(
+        "unsupported_extension", Fault.RECEIVER, "the TLS handshake has an extension nobody asked for", _BROKEN_TLS
+    ),
+    112: Meaning(
+        "unrecognized_name",
+        Fault.BOTH,
+        "the server does not know the name that the client calls it by (SNI)",
+        "compare server and server_name of the client with the names of the server; disable_sni sends none",
+    ),
+    113: Meaning(
+        "bad_certificate_status_response",
+        Fault.SERVER,
+        "the OCSP answer that came with the server's certificate is not valid",
+        "renew it on the server",
+    ),
+    115: Meaning(
+        "unknown_psk_identity", Fault.BOTH, "the server does not know the key that was agreed on before", _BROKEN_TLS
+    ),
+    116: Meaning(
+        "certificate_required",
+        Fault.BOTH,
+        "the server asks for a certificate of the client, of which ASPORT has none",
+        "see whether something else listens at that address and port",
+    ),
+    117: Meaning("general_error", Fault.SENDER, "its TLS says no more than that it failed", _LOG),
+    120: Meaning(
+        "no_application_protocol",
+        Fault.BOTH,
+        "client and server have no application protocol (ALPN) in common",
+        "compare alpn on both sides; without it something else may listen at that address and port",
+    ),
+    121: Meaning(
+        "ech_required",
+        Fault.BOTH,
+        "the server's keys for an encrypted ClientHello, which we never send, differ",
+        _REPORT,
+    ),
+}
+"""TLS alerts (RFC 8446 section 6 and the registry of IANA)."""
+
+
+def meaning_of(code: int) -> Meaning:
+    """What a transport error code means; also of codes that no RFC has."""
+    alert = code - CRYPTO_ERROR
+    if 0 <= alert <= 0xFF:
+        unknown = f"TLS failed with alert {alert}, which has no name"
+        return ALERTS.get(alert) or Meaning("CRYPTO_ERROR", Fault.SENDER, unknown, _LOG)
+    unknown = "the connection failed for a reason that QUIC has no name for"
+    return TRANSPORT.get(code) or Meaning("unknown code", Fault.SENDER, unknown, _LOG)
+
+
+def describe(code: int, *, here: str, sender: str) -> str:
+    """A transport error code in words, with whose fault it is and what to do.
+
+    Args:
+        code: As it is on the wire.
+        here: Which side this is: "client" or "server".
+        sender: Which side ended the connection with it.
+    """
+    found = meaning_of(code)
+    receiver = "client" if sender == "server" else "server"
+    culprit = {Fault.SENDER: sender, Fault.RECEIVER: receiver, Fault.SERVER: "server"}.get(found.fault)
+    ended = f"{'this' if sender == here else 'the'} {sender} ended it with code {code:#x} ({found.name}): {found.means}"
+    if found.fault is Fault.NOBODY:
+        return f"{ended}; what to do: {found.cure}"
+    if culprit is None:
+        return f"{ended}; client and server do not fit together: {found.cure}"
+    return f"{ended}; the fault is {'this' if culprit == here else 'the'} {culprit}'s: {found.cure}"

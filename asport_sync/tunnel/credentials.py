@@ -1,0 +1,313 @@
+"""Certificates, keys and trust, from the files of a configuration to GnuTLS.
+
+What ``run`` starts with and what ``check`` tries is the same code, so that neither takes what the other refuses.
+"""
+
+from __future__ import annotations
+
+import binascii
+import functools
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from asport_sync.config import ClientConfig, Credential, ServerConfig, loose_permissions
+from asport_sync.engine import Certificate, Credentials, Engine
+from asport_sync.errors import ConfigError, EngineError
+
+SOON = 14 * 86400
+"""Seconds before the end of a certificate from which on it is warned of: programs that renew begin a month before."""
+
+_Make: TypeAlias = Callable[..., Credentials]
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """What will keep clients and server from each other, though all of it can be used.
+
+    Attributes:
+        faults: What never changes, each as a line.
+        dates: Whose dates count: what lines call it, the certificate, and what to do once it has ended.
+    """
+
+    faults: Sequence[str] = ()
+    dates: Sequence[tuple[str, Certificate, str]] = ()
+
+    def ends(self, now: float) -> list[str]:
+        """A line for each certificate that is not valid, or not for much longer.
+
+        Args:
+            now: As ``time.time``.
+        """
+        lines = []
+        for name, certificate, cure in self.dates:
+            first, last = certificate.not_before, certificate.not_after
+            left = last - now
+            if now < first:
+                lines.append(f"{name} is not valid before {_date(first)}: {cure}; or is this machine's clock wrong?")
+            elif left < 0:
+                lines.append(f"{name} has expired on {_date(last)}: {cure}")
+            elif left < SOON:
+                days = int(left // 86400)
+                when = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
+                lines.append(f"{name} ends on {_date(last)}, {when}: {cure}")
+        return lines
+
+    def problems(self, now: float) -> list[str]:
+        """All of it."""
+        return [*self.faults, *self.ends(now)]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a side needs for TLS.
+
+    Attributes:
+        credentials: For the engine.
+        validity: What is to be said of them.
+        private_key: Of a server; not shown by ``repr``.
+    """
+
+    credentials: Credentials
+    validity: Validity
+    private_key: bytes = field(default=b"", repr=False)
+
+
+def load_server(config: ServerConfig, engine: Engine, log: logging.Logger | None) -> Loaded:
+    """Loads certificate and key of a server.
+
+    Args:
+        config: The server's.
+        engine: Need not be started.
+        log: Where warnings about the key log go; None: this is a trial, and no key log is opened or made.
+
+    Raises:
+        ConfigError: Something is not usable. It names the file and the key.
+    """
+    tls = config.tls
+    private_key = tls.private_key.read()
+    certificate = tls.certificate.read()
+    make = functools.partial(
+        engine.server_credentials,
+        certificate=certificate,
+        private_key=private_key,
+        alpn=[name.encode() for name in tls.alpn],
+    )
+    try:
+        credentials = _make(make, config.keylog, log)
+    except EngineError as problem:
+        places = {"certificate": ("certificate", tls.certificate), "private key": ("private_key", tls.private_key)}
+        raise _not_usable(problem, places, "certificate") from problem
+    return Loaded(credentials, _of_server(tls.certificate, engine.certificates(certificate)), private_key)
+
+
+def load_client(config: ClientConfig, engine: Engine, log: logging.Logger | None) -> Loaded:
+    """Loads what a client trusts.
+
+    Args:
+        config: The client's.
+        engine: Need not be started.
+        log: As of ``load_server``.
+
+    Raises:
+        ConfigError: Something is not usable. It names the file and the key.
+    """
+    tls = config.tls
+    trusted = list(_trusted(config))
+    dates = []
+    if not tls.skip_certificate_verification:
+        for key, source, content in trusted:
+            try:
+                found = engine.certificates(content)
+            except EngineError as problem:
+                raise _not_usable(problem, {"certificate": (key, source)}, key) from problem
+            # Of a bundle some have always ended; it is of no use once all have.
+            if found:
+                last = max(found, key=lambda each: each.not_after)
+                dates.append(
+                    (f"{_name(source, key)}: a certificate to trust", last, "servers it stands for are refused")
+                )
+    make = functools.partial(
+        engine.client_credentials,
+        alpn=[name.encode() for name in tls.alpn],
+        trust=_bundle(trusted),
+        system_trust=not tls.certificates.disable_native,
+        verify=not tls.skip_certificate_verification,
+        pins=tls.certificates.pins,
+    )
+    try:
+        credentials = _make(make, config.keylog, log)
+    except EngineError as problem:
+        raise _not_usable(problem, {"certificate authorities": ("certificates", None)}, "certificates") from problem
+    return Loaded(credentials, Validity(dates=dates))
+
+
+def try_out(config: ClientConfig | ServerConfig) -> list[str]:
+    """Loads what ``run`` would, without a socket, and forgets it.
+
+    Returns:
+        What there is to warn of.
+
+    Raises:
+        ConfigError: Something is not usable.
+        EngineError: The system lets no engine be made.
+    """
+    engine = Engine()
+    try:
+        loaded = (
+            load_client(config, engine, None) if isinstance(config, ClientConfig) else load_server(config, engine, None)
+        )
+        return loaded.validity.problems(time.time())
+    finally:
+        engine.close()
+
+
+def trusted_certificates(config: ClientConfig) -> bytes:
+    """The certificates that the configuration names, as one PEM bundle.
+
+    Raises:
+        ConfigError: A file can't be read.
+    """
+    return _bundle(_trusted(config))
+
+
+def make_credentials(make: _Make, path: os.PathLike[str] | None, log: logging.Logger) -> Credentials:
+    """Makes credentials that log TLS secrets to the configured file, or else to what SSLKEYLOGFILE names.
+
+    Warns of the file. The environment may be set for other programs, or for another user: a file of its that can't be
+    written is warned of too, and nothing is logged then.
+
+    Args:
+        make: Makes the credentials, given ``keylog``.
+        path: The configured file.
+        log: Where warnings go.
+
+    Raises:
+        ConfigError: The configured file can't be written.
+        EngineError: Something else is wrong with the credentials.
+    """
+    file = os.fspath(path) if path is not None else os.environ.get("SSLKEYLOGFILE") or None
+    if file is None:
+        return make(keylog=None)
+    try:
+        credentials = make(keylog=file)
+    except EngineError as problem:
+        credentials = make(keylog=None)  # raises where something else is wrong
+        if path is not None:
+            raise ConfigError(str(problem), key="keylog") from problem
+        log.warning("SSLKEYLOGFILE is ignored: %s", problem)
+        return credentials
+    log.warning("TLS secrets are written to %s: whoever can read that file can read all traffic", file)
+    loose = loose_permissions(file)  # of a file that was there before; a new one is its owner's alone
+    if loose is not None:
+        log.warning("%s", loose)
+    return credentials
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _make(make: _Make, keylog: Path | None, log: logging.Logger | None) -> Credentials:
+    if log is not None:
+        return make_credentials(make, keylog, log)
+    credentials = make(keylog=None)
+    if keylog is not None:
+        _check_keylog(keylog)
+    return credentials
+
+
+def _check_keylog(path: Path) -> None:
+    """Says whether the file could be written, without making it: it would belong to whoever checks.
+
+    Raises:
+        ConfigError: It could not.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK))
+    except FileNotFoundError as problem:
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            said = problem.strerror if not path.parent.exists() else "its folder can't be written"
+            raise ConfigError(f"key log {path}: {said}", key="keylog") from None
+    except OSError as problem:
+        raise ConfigError(f"key log {path}: {problem.strerror}", key="keylog") from None
+
+
+def _not_usable(
+    problem: EngineError, places: Mapping[str, tuple[str, Credential | None]], otherwise: str
+) -> ConfigError:
+    """The engine's words about credentials with the file and the key that they are about.
+
+    Args:
+        problem: What the engine said.
+        places: What it calls things; the key and the file of each.
+        otherwise: The key where it is none of them.
+    """
+    part, colon, said = str(problem).partition(": ")
+    if not colon or part not in places:
+        return ConfigError(f"not usable: {problem}", key=otherwise)
+    key, source = places[part]
+    path = None if source is None or source.path is None else str(source.path)
+    if path is not None:
+        said = said.replace("-in OLD", f"-in {shlex.quote(path)}")
+    return ConfigError(said, path=path, key=key)
+
+
+def _name(source: Credential, key: str) -> str:
+    """How lines name a file or, where there is none, the key."""
+    return key if source.path is None else str(source.path)
+
+
+def _of_server(source: Credential, chain: Sequence[Certificate]) -> Validity:
+    name = _name(source, "certificate")
+    faults = []
+    if chain and not chain[0].signs:
+        faults.append("may not sign handshakes (keyUsage without digitalSignature), so no client can connect")
+    if chain and not chain[0].serves:
+        faults.append("is not for TLS servers (extendedKeyUsage without serverAuth), so clients refuse it")
+    if chain and not chain[0].names:
+        faults.append(
+            "has no DNS name or IP address in its subjectAltName, so clients refuse it (RFC 9525): make it anew, with "
+            "openssl: -addext subjectAltName=DNS:NAME"
+        )
+    if not all(each.strong for each in chain):
+        faults.append("or an issuer's has a key that is too short, so clients refuse it: RSA needs 2,048 bits")
+    cure = "clients refuse a server without a valid one; renew it and restart the server"
+    dates = [
+        (f"{name}: the certificate" if place == 1 else f"{name}: certificate {place} of the chain", each, cure)
+        for place, each in enumerate(chain, 1)
+    ]
+    return Validity([f"{name}: the certificate {fault}" for fault in faults], dates)
+
+
+def _date(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moment))
+
+
+def _trusted(config: ClientConfig) -> Iterable[tuple[str, Credential, bytes]]:
+    """Key, place and content of what a client is told to trust.
+
+    Raises:
+        ConfigError: A file can't be read.
+    """
+    for path in config.tls.certificates.paths:
+        source = Credential(path=path)
+        yield "certificates.paths", source, source.read()
+    if config.tls.certificates.pem is not None:
+        content = config.tls.certificates.pem.encode()
+        yield "certificates.pem", Credential(data=content), content
+
+
+def _bundle(trusted: Iterable[tuple[str, Credential, bytes]]) -> bytes:
+    return b"\n".join(content if b"-----BEGIN " in content else _pem_of(content) for _, _, content in trusted)
+
+
+def _pem_of(der: bytes) -> bytes:
+    """A certificate as PEM (RFC 7468). By hand: the module ssl would bring a second TLS library into the process."""
+    text = binascii.b2a_base64(der, newline=False)
+    lines = [text[start : start + 64] for start in range(0, len(text), 64)]
+    return b"\n".join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])
