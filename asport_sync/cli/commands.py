@@ -57,7 +57,9 @@ def check(arguments: argparse.Namespace) -> int:
     from asport_sync.tunnel.credentials import try_out  # not at the top, as above
 
     settings, loose = _load(arguments.side, arguments.config)
-    for problem in [*loose, *try_out(settings)]:
+    for problem in loose:
+        output.complain(f"warning: {problem}")
+    for problem in try_out(settings):
         output.complain(f"warning: {problem}")
     output.say("ok")
     return 0

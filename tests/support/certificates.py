@@ -1,4 +1,4 @@
-"""Certificates for tests, made on the spot and valid for a few days."""
+"""Certificates for tests, made on the spot and valid for two months, as nothing is to be said of those."""
 
 from __future__ import annotations
 
@@ -37,14 +37,26 @@ class Certificate:
     trusted: Path
 
 
-def self_signed(directory: Path) -> Certificate:
+def self_signed(
+    directory: Path,
+    *,
+    begins: datetime.timedelta = -VALID_BEFORE_NOW,
+    ends: datetime.timedelta = VALID_AFTER_NOW,
+    for_handshakes: bool = True,
+) -> Certificate:
     """Write a self-signed ECDSA P-256 certificate for localhost, 127.0.0.1 and ::1.
 
     It says CA:FALSE, as some verifiers refuse an authority's certificate in the place of a server's.
+
+    Args:
+        directory: Where to.
+        begins: When it becomes valid, seen from now.
+        ends: The same of its end.
+        for_handshakes: Whether its key may sign handshakes; else only certificates.
     """
     key = _new_key()
     name = _name("localhost")
-    builder = _server_certificate(name, name, key)
+    builder = _server_certificate(name, name, key, begins=begins, ends=ends, for_handshakes=for_handshakes)
     return _write(directory, builder.sign(key, hashes.SHA256()), key, trusted=None)
 
 
@@ -91,7 +103,14 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    begins: datetime.timedelta = -VALID_BEFORE_NOW,
+    ends: datetime.timedelta = VALID_AFTER_NOW,
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.timezone.utc)
     return (
         x509.CertificateBuilder()
@@ -99,21 +118,27 @@ def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePri
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - VALID_BEFORE_NOW)
-        .not_valid_after(now + VALID_AFTER_NOW)
+        .not_valid_before(now + begins)
+        .not_valid_after(now + ends)
     )
 
 
 def _server_certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    begins: datetime.timedelta = -VALID_BEFORE_NOW,
+    ends: datetime.timedelta = VALID_AFTER_NOW,
+    for_handshakes: bool = True,
 ) -> x509.CertificateBuilder:
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in NAMES]
     names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ADDRESSES]
     return (
-        _certificate(subject, issuer, key)
+        _certificate(subject, issuer, key, begins=begins, ends=ends)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(certificate_signing=False), critical=True)
+        .add_extension(_key_usage(certificate_signing=not for_handshakes), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     )
 
