@@ -88,7 +88,7 @@ def _certificate_by_openssl(certificate: Path, key: Path) -> None:
         "ec_paramgen_curve:P-256",
         "-nodes",
         "-days",
-        "2",
+        "30",
     ]
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     # A self-signed certificate must not claim to be an authority: some verifiers refuse that in a server.
@@ -116,7 +116,7 @@ def _certificate_by_cryptography(certificate: Path, key: Path) -> None:
         .public_key(secret.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
+        .not_valid_after(now + datetime.timedelta(days=30))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(secret, hashes.SHA256())

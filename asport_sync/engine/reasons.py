@@ -94,7 +94,7 @@ TRANSPORT: dict[int, Meaning] = {
 """Transport error codes but those of TLS."""
 
 ALERTS: dict[int, Meaning] = {
-    0: Meaning("close_notify", Fault.NOBODY, "TLS was closed in the orderly way, which QUIC does not use", _REPORT),
+    0: Meaning("close_notify", Fault.NOBODY, "TLS ended without saying why", _REPORT),
     10: Meaning("unexpected_message", Fault.RECEIVER, "a TLS message came that does not belong there", _BROKEN_TLS),
     20: Meaning("bad_record_mac", Fault.RECEIVER, "a TLS record could not be verified", _BROKEN_TLS),
     22: Meaning("record_overflow", Fault.RECEIVER, "a TLS record was too long", _BROKEN_TLS),
@@ -222,7 +222,7 @@ def meaning_of(code: int) -> Meaning:
     """What a transport error code means; also of codes that no RFC has."""
     alert = code - CRYPTO_ERROR
     if 0 <= alert <= 0xFF:
-        unknown = f"TLS failed with alert {alert}, which has no name"
+        unknown = f"TLS failed with alert {alert}, which TLS 1.3 does not have"
         return ALERTS.get(alert) or Meaning("CRYPTO_ERROR", Fault.SENDER, unknown, _LOG)
     unknown = "the connection failed for a reason that QUIC has no name for"
     return TRANSPORT.get(code) or Meaning("unknown code", Fault.SENDER, unknown, _LOG)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import re
+import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from tests.support.certificates import (
     write_private,
 )
 from tests.support.process import REPOSITORY, Process
+from tests.support.waiting import wait_until
 
 NOWHERE = ("127.0.0.1", 9)
 DAY = datetime.timedelta(days=1)
@@ -297,3 +301,61 @@ def test_both_sides_say_why_there_is_no_connection(tmp_path: Path, failure: Fail
             server.wait_for(
                 rf"INFO server: client 127\.0\.0\.1:\d+: no connection: {failure.server_says}", READY_TIMEOUT
             )
+
+
+# A client of ours has no way to offer these.
+@pytest.mark.parametrize(
+    ("offers", "code", "name"),
+    [
+        ({"_signature_algorithms": [0x0804]}, 0x128, "handshake_failure"),  # RSA alone, for a key that is ECDSA
+        ({"_supported_groups": [0x001E]}, 0x128, "handshake_failure"),  # X448 alone
+        ({"_supported_versions": [0x0303]}, 0x146, "protocol_version"),  # TLS 1.2
+    ],
+    ids=["signatures", "groups", "versions"],
+)
+def test_a_stranger_with_nothing_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offers: dict[str, Any], code: int, name: str
+) -> None:
+    """Is told so in a code of TLS, and the server's log has it in words."""
+    pytest.importorskip("aioquic", reason="aioquic is for Python 3.11 and later")
+    from aioquic import tls
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.connection import QuicConnection
+    from aioquic.quic.events import ConnectionTerminated
+
+    begin = tls.Context.__init__
+
+    def narrowed(context: tls.Context, *arguments: Any, **options: Any) -> None:
+        begin(context, *arguments, **options)
+        vars(context).update(offers)
+
+    monkeypatch.setattr(tls.Context, "__init__", narrowed)
+    made = self_signed(tmp_path / "made")
+    path = write_config(tmp_path, "server", server_options(made))
+    with (
+        Process(command("server", "run", "-c", str(path), "-vv"), name="server") as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.connect(server_address(server))
+        sock.setblocking(False)
+        stranger = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["asport"], server_name="localhost"))
+        stranger.connect(sock.getpeername(), now=time.time())
+        ended: list[int] = []
+
+        def told() -> bool:
+            now = time.time()
+            due = stranger.get_timer()
+            if due is not None and due <= now:
+                stranger.handle_timer(now)
+            for data, _ in stranger.datagrams_to_send(now):
+                sock.send(data)
+            with contextlib.suppress(BlockingIOError):
+                stranger.receive_datagram(sock.recv(65536), sock.getpeername(), now)
+            while (event := stranger.next_event()) is not None:
+                if isinstance(event, ConnectionTerminated):
+                    ended.append(event.error_code)
+            return bool(ended)
+
+        wait_until(told, READY_TIMEOUT, "the server refuses the handshake")
+        assert ended == [code]
+        server.wait_for(rf"no connection: this server ended it with code {code:#x} \({name}\): \S+", READY_TIMEOUT)
