@@ -115,24 +115,33 @@ static gnutls_datum_t datum(const uint8_t *data, size_t length)
     return result;
 }
 
+static int has_text(const gnutls_datum_t *input, const char *text)
+{
+    return memmem(input->data, input->size, text, strlen(text)) != NULL;
+}
+
 static gnutls_x509_crt_fmt_t format_of(const gnutls_datum_t *input)
 {
-    static const char marker[] = "-----BEGIN ";
-
-    return memmem(input->data, input->size, marker, sizeof(marker) - 1) != NULL ? GNUTLS_X509_FMT_PEM
-                                                                                : GNUTLS_X509_FMT_DER;
+    return has_text(input, "-----BEGIN ") ? GNUTLS_X509_FMT_PEM : GNUTLS_X509_FMT_DER;
 }
+
+#define PEM_CERTIFICATE "-----BEGIN CERTIFICATE-----"
+/* What error texts call what they find. */
+#define CONTENT_CERTIFICATE "a certificate"
+#define CONTENT_KEY "a private key"
+#define CONTENT_ENCRYPTED "an encrypted private key"
+#define CONTENT_PKCS12 "PKCS#12"
 
 /* What PEM text has in it, by the label of RFC 7468 section 4 and older ones; the first that is found counts. */
 static const struct {
     const char *mark, *content;
 } pem_contents[] = {
-    {"-----BEGIN ENCRYPTED PRIVATE KEY-----", "an encrypted private key"},
-    {"Proc-Type: 4,ENCRYPTED", "an encrypted private key"},
+    {"-----BEGIN ENCRYPTED PRIVATE KEY-----", CONTENT_ENCRYPTED},
+    {"Proc-Type: 4,ENCRYPTED", CONTENT_ENCRYPTED},
     {"-----BEGIN OPENSSH PRIVATE KEY-----", "a private key of OpenSSH"},
-    {" PRIVATE KEY-----", "a private key"},
-    {"-----BEGIN CERTIFICATE-----", "a certificate"},
-    {"-----BEGIN X509 CERTIFICATE-----", "a certificate"},
+    {" PRIVATE KEY-----", CONTENT_KEY},
+    {PEM_CERTIFICATE, CONTENT_CERTIFICATE},
+    {"-----BEGIN X509 CERTIFICATE-----", CONTENT_CERTIFICATE},
     {"-----BEGIN TRUSTED CERTIFICATE-----", "a certificate in OpenSSL's own form (openssl x509 -in OLD -out NEW)"},
     {" CERTIFICATE REQUEST-----", "a certificate request"},
     {" PUBLIC KEY-----", "a public key"},
@@ -140,10 +149,6 @@ static const struct {
     {"-----BEGIN PKCS7-----", "PKCS#7 (openssl pkcs7 -print_certs -in OLD -out NEW)"},
 };
 
-#define CONTENT_PKCS12 "PKCS#12"
-#define CONTENT_ENCRYPTED "an encrypted private key"
-
-/* What the DER has in it; NULL: nothing known. */
 static const char *content_of_der(const gnutls_datum_t *input)
 {
     gnutls_x509_crt_t certificate;
@@ -159,13 +164,13 @@ static const char *content_of_der(const gnutls_datum_t *input)
     }
     if (content == NULL && gnutls_x509_crt_init(&certificate) == 0) {
         if (gnutls_x509_crt_import(certificate, input, GNUTLS_X509_FMT_DER) == 0)
-            content = "a certificate";
+            content = CONTENT_CERTIFICATE;
         gnutls_x509_crt_deinit(certificate);
     }
     if (content == NULL && gnutls_x509_privkey_init(&key) == 0) {
         code = gnutls_x509_privkey_import2(key, input, GNUTLS_X509_FMT_DER, NULL, 0);
         if (code == 0)
-            content = "a private key";
+            content = CONTENT_KEY;
         else if (code == GNUTLS_E_DECRYPTION_FAILED)
             content = CONTENT_ENCRYPTED;
         gnutls_x509_privkey_deinit(key);
@@ -173,27 +178,31 @@ static const char *content_of_der(const gnutls_datum_t *input)
     return content;
 }
 
+/* What there is in PEM text or DER, as a literal; NULL: nothing known. */
 static const char *content_of(const gnutls_datum_t *input)
 {
     if (format_of(input) == GNUTLS_X509_FMT_DER)
         return content_of_der(input);
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(pem_contents); i++)
-        if (memmem(input->data, input->size, pem_contents[i].mark, strlen(pem_contents[i].mark)) != NULL)
+        if (has_text(input, pem_contents[i].mark))
             return pem_contents[i].content;
     return NULL;
 }
 
-/* Says what is there in the place of certificates. what: "certificate" and what is expected. */
+/* Says what there is in the place of certificates, which the text calls `what`. */
 static int fail_certificate(const report *to, int code, const gnutls_datum_t *input, const char *what,
                             const char *expected)
 {
-    const char *content = code == GNUTLS_E_MEMORY_ERROR ? NULL : content_of(input);
+    const char *content = NULL;
 
+    /* A key beside certificates does no harm: then it is the certificates that are damaged. */
+    if (code != GNUTLS_E_MEMORY_ERROR && !has_text(input, PEM_CERTIFICATE))
+        content = content_of(input);
     if (content != NULL && strcmp(content, CONTENT_PKCS12) == 0) {
         return fail(to, AQ_ERR_TLS, "%s: is " CONTENT_PKCS12 "; expected %s: openssl pkcs12 -in OLD -nokeys -out NEW",
                     what, expected);
     }
-    if (content != NULL && strcmp(content, "a certificate") != 0)
+    if (content != NULL && strcmp(content, CONTENT_CERTIFICATE) != 0)
         return fail(to, AQ_ERR_TLS, "%s: holds %s; expected %s", what, content, expected);
     if (format_of(input) == GNUTLS_X509_FMT_DER) {
         return fail(to, error_of(code), "%s: neither PEM text nor one DER certificate (%s); expected %s", what,
@@ -218,7 +227,7 @@ static int fail_key(const report *to, int code, const gnutls_datum_t *input)
         return fail(to, AQ_ERR_TLS,
                     "private key: is encrypted; expected " EXPECTED_KEY ": openssl pkey -in OLD -out NEW");
     }
-    if (content != NULL && strcmp(content, "a private key") != 0)
+    if (content != NULL && strcmp(content, CONTENT_KEY) != 0)
         return fail(to, AQ_ERR_TLS, "private key: holds %s; expected " EXPECTED_KEY, content);
     if (format_of(input) == GNUTLS_X509_FMT_DER) {
         return fail(to, error_of(code), "private key: neither PEM text nor DER (%s); expected " EXPECTED_KEY,

@@ -107,7 +107,7 @@ ALERTS: dict[int, Meaning] = {
     ),
     42: Meaning(
         "bad_certificate",
-        Fault.SERVER,
+        Fault.BOTH,
         "the client does not accept the server's certificate: its name, its key or its signature",
         "the name in the client's server (or server_name) has to be in the certificate's subjectAltName, and with pins "
         "one of them what asport-sync pin prints on the server",
@@ -132,7 +132,7 @@ ALERTS: dict[int, Meaning] = {
     ),
     46: Meaning(
         "certificate_unknown",
-        Fault.SERVER,
+        Fault.BOTH,
         "the client does not accept the server's certificate for a reason that no other alert has",
         f"the client's log says why; {_CHECK}",
     ),
@@ -146,7 +146,7 @@ ALERTS: dict[int, Meaning] = {
         "the server's file must have the issuers' certificates behind its own; for an authority of your own or a "
         "self-signed certificate the client needs certificates.paths",
     ),
-    49: Meaning("access_denied", Fault.SENDER, "its TLS lets the other side not in", _LOG),
+    49: Meaning("access_denied", Fault.SENDER, "its TLS does not let the other side in", _LOG),
     50: Meaning("decode_error", Fault.RECEIVER, "a TLS message could not be read", _BROKEN_TLS),
     51: Meaning(
         "decrypt_error",

@@ -273,7 +273,7 @@ class Failure:
             Failure(
                 r"the server's certificate isn't accepted: .*name in the certificate does not match.*; what to do: .*"
                 r"server_name",
-                r"the client ended it with code 0x12a \(bad_certificate\): .*fault is this server's: the name in",
+                r"the client ended it with code 0x12a \(bad_certificate\): .*do not fit together: the name in",
                 client={"server_name": "example.org"},
             ),
             id="wrong name",

@@ -164,6 +164,7 @@ static void test_server_credentials(void)
         {"request.pem", "key.pem", AQ_ERR_TLS, "certificate: holds a certificate request"},
         {"public.pem", "key.pem", AQ_ERR_TLS, "certificate: holds a public key"},
         {"cut.pem", "key.pem", AQ_ERR_TLS, "certificate: cannot be used ("},
+        {"cut-and-key.pem", "key.pem", AQ_ERR_TLS, "certificate: cannot be used ("},
         {"cut.der", "key.pem", AQ_ERR_TLS, "certificate: neither PEM text nor one DER certificate"},
         {"junk", "key.pem", AQ_ERR_TLS, "certificate: neither PEM text nor one DER certificate"},
         {"wrong-order.pem", "key.pem", AQ_ERR_TLS,

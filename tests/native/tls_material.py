@@ -177,6 +177,7 @@ def write(directory: Path) -> None:
         "public.pem": ec_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
         "cut-key.pem": _key(ec_key)[:100],
         "cut.pem": _pem(leaf)[:200],
+        "cut-and-key.pem": _pem(leaf)[:200] + b"\n" + _key(ec_key),
         "cut.der": root_certificate.public_bytes(Encoding.DER)[:100],
         "junk": b"neither one nor the other",
     }
