@@ -214,7 +214,8 @@ typedef struct {
 
 const char *aq_build_id(void);       /* [any] package version and hash of this header */
 const char *aq_ngtcp2_version(void); /* [any] run-time version of ngtcp2 */
-/* [any] "bundled", "bundled, adjusted" (vendor/adjustments.py) or "system". */
+/* [any] "bundled", "bundled, adjusted" (vendor/adjustments.py), "system", or "system, fallback" where the build was not
+ * told to use the system's and could not get another. */
 const char *aq_ngtcp2_origin(void);
 const char *aq_gnutls_version(void);                                 /* [any] */
 const char *aq_strerror(int64_t error, char *buffer, size_t length); /* [any] fills and returns buffer */

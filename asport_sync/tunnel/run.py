@@ -20,6 +20,7 @@ from asport_sync.engine import (
     StreamBegun,
     StreamBulk,
     StreamEnded,
+    versions,
 )
 from asport_sync.errors import AsportError, EngineClosed, EngineError, LifecycleError
 from asport_sync.runtime.counters import Counters
@@ -131,6 +132,7 @@ class Run(abc.ABC):
             self.engine.share_udp(self._shares_udp)
             self.pump.start()
             self._events.start()
+            say_which_library(self.log)
             self.begin()
         except AsportError:
             raise
@@ -261,3 +263,17 @@ def say_what_is_not_verified(tls: TlsClientConfig, log: logging.Logger) -> None:
         log.warning("of the server's certificate only its pinned key is verified: no name, no dates, no issuer")
     elif tls.skip_certificate_verification:
         log.warning("the server's certificate is not verified: anybody on the path can be the server")
+
+
+def say_which_library(log: logging.Logger) -> None:
+    """Logs which ngtcp2 is used where it is the system's: a warning where nobody chose it."""
+    linked = versions()
+    if linked["ngtcp2_origin"] == "system, fallback":
+        log.warning(
+            "ngtcp2 %s is the system's, as the build could not get the source of a current release: old ones "
+            "have known faults. Build again, with ASPORT_NGTCP2=bundled to hear what is missing, or with =system if "
+            "this is meant",
+            linked["ngtcp2"],
+        )
+    elif linked["ngtcp2_origin"] == "system":
+        log.info("ngtcp2 %s is the system's", linked["ngtcp2"])

@@ -109,7 +109,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     package, python, quic, tls = capsys.readouterr().out.splitlines()
     assert package == f"asport-sync {__version__}"
     assert python == "Python " + ".".join(map(str, sys.version_info[:3]))
-    assert re.fullmatch(r"ngtcp2 \d+\.\d+\.\d+ \((bundled|bundled, adjusted|system)\)", quic)
+    assert re.fullmatch(r"ngtcp2 \d+\.\d+\.\d+ \((bundled|bundled, adjusted|system|system, fallback)\)", quic)
     assert re.fullmatch(r"GnuTLS \d+\.\d+\.\d+", tls)
 
 

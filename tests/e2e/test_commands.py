@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -392,3 +394,42 @@ def test_a_handler_that_stops_may_be_called_twice(certificate: Certificate) -> N
         finally:
             program.kill()
     assert "stopped" in program.output()
+
+
+# --- which ngtcp2 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        ("system, fallback", r"WARNING .*ngtcp2 \S+ is the system's, as the build could not get the source"),
+        ("system", r"INFO .*ngtcp2 \S+ is the system's$"),
+        ("bundled, adjusted", ""),
+    ],
+)
+def test_a_library_that_nobody_chose_is_told_at_start(
+    certificate: Certificate, tmp_path: Path, origin: str, line: str
+) -> None:
+    """The commands, with a module in which they find that they were built otherwise."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from asport_sync import engine\n"
+        "real = engine.versions\n"
+        f"engine.versions = lambda: {{**real(), 'ngtcp2_origin': {origin!r}}}\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"PYTHONPATH": path}
+    with TcpEcho() as service:
+        server_file = write_config(tmp_path, "server", server_options(certificate))
+        server_argv = command("server", "run", "-c", str(server_file), "-v")
+        with Process(server_argv, name="server", environment=environment) as server:
+            options = client_options(certificate, server_address(server), service.address)
+            client_file = write_config(tmp_path, "client", options)
+            client_argv = command("client", "run", "-c", str(client_file), "-v")
+            with Process(client_argv, name="client", environment=environment) as client:
+                public_port(client)
+                for output in (server.output(), client.output()):
+                    told = [text for text in output.splitlines() if "is the system's" in text]
+                    assert len(told) == (1 if line else 0), output
+                    assert not line or re.search(line, told[0])
+    with Process(command("--version"), environment=environment) as asked:
+        asked.wait_for(rf"^ngtcp2 \S+ \({origin}\)$")
