@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # A build front end does not put the folder of setup.py on the search path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from vendor import hardening, ngtcp2
+from vendor import cache, hardening, ngtcp2
 
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wvla"]
 LICENCE = "ngtcp2-COPYING.txt"
@@ -46,13 +46,22 @@ class BuildNative(build_ext):
     def pre_run(self, ext: Extension, ffi: FFI) -> None:
         """Complete the extension; called by cffi just before it writes the wrapper."""
         try:
+            ngtcp2.require_tools(c_compiler())
             library = ngtcp2.choose()
         except ngtcp2.LibraryMissing as problem:
             # What to do is all in the text; a traceback below it would hide it.
-            sys.exit(f"\nasport-sync cannot be built: {problem}\n")
+            sys.exit(f"\nasport-sync cannot be built:\n{problem}")
         self.licence = library.licence
         ext.define_macros.append(("AQ_NGTCP2_ORIGIN", f'"{library.description}"'))
-        ext.extra_compile_args += [*hardening.compiler_flags(shlex.join(c_compiler())), *library.compile_args]
+        compiler = shlex.join(c_compiler())
+        ext.extra_compile_args += [
+            *hardening.compiler_flags(compiler),
+            # Nothing in the module tells of the folder it was built in: Python's own flags may ask for debugging
+            # information, which has it. CFLAGS with -g still get it for our own files.
+            *hardening.relocation(compiler, {Path.cwd(): "."}),
+            "-g0",
+            *library.compile_args,
+        ]
         ext.extra_objects += [*compile_objects(ext), *library.archives]
         ext.extra_link_args += [*hardening.LINK, *library.link_args]
         # The other kind of ngtcp2 may have been asked for since the last time, which no file's date shows.
@@ -81,7 +90,7 @@ def c_compiler() -> list[str]:
 
 
 def compile_objects(ext: Extension) -> list[str]:
-    """Compile our C files, as far as they or a header changed since the last time, and return the objects.
+    """Compile our C files, as far as they, a header or the objects changed since the last time; return the objects.
 
     Not left to setuptools, which has one set of flags for a whole extension: Python's own flags switch asserts off, and
     the generated wrapper is not written to our warnings.
@@ -94,14 +103,16 @@ def compile_objects(ext: Extension) -> list[str]:
     command += shlex.split(os.environ.get("CFLAGS", ""))
     # Other flags are other objects, in a folder of their own: builds against both kinds of ngtcp2 keep theirs.
     folder = Path("build", "native", hashlib.sha256("\0".join(command).encode()).hexdigest()[:12])
-    folder.mkdir(parents=True, exist_ok=True)
+    cache.make_folder(folder)
     sources = [Path(file) for file in ext.depends if file.endswith(".c")]
     newest_header = max((Path(file).stat().st_mtime for file in ext.depends if file.endswith(".h")), default=0.0)
     objects = {source: folder / f"{source.stem}.o" for source in sources}
     stale = [
         source
         for source, made in objects.items()
-        if not made.exists() or made.stat().st_mtime <= max(newest_header, source.stat().st_mtime)
+        if cache.doubt(folder, made)
+        or not cache.kept(folder, made)
+        or made.stat().st_mtime <= max(newest_header, source.stat().st_mtime)
     ]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         if not all(list(pool.map(lambda source: _compile(command, source, objects[source]), stale))):
@@ -116,7 +127,7 @@ def _compile(command: Sequence[str], source: Path, made: Path) -> bool:
     done = subprocess.run([*command, "-c", str(source), "-o", str(unfinished)], stderr=subprocess.PIPE, text=True)
     sys.stderr.write(done.stderr)
     if done.returncode == 0:
-        unfinished.replace(made)
+        cache.publish(unfinished, made)
     return done.returncode == 0
 
 

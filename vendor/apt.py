@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vendor.distribution import AptNames, Distribution
-from vendor.steps import StepFailed, run
+from vendor.steps import Refused, StepFailed, run
 
 HOOKS = (
     "APT::Update::Pre-Invoke",
@@ -28,6 +28,14 @@ HOOKS = (
     "DPkg::Post-Invoke",
     "DPkg::Pre-Install-Pkgs",
 )
+_LOOSER = (
+    "Acquire::Min-ValidTime",  # lets an index live longer than its signer says
+    "Acquire::gpgv::Options",  # anything that gpgv knows
+)
+"""What a system's configuration may have set and ours leaves at apt's defaults."""
+_WEAK_HASHES = ("MD5", "MD5Sum", "SHA1", "RIPE-MD/160", "RIPEMD160")
+"""As gpgv and apt name them. apt refuses them by itself, but its configuration can lower that to a warning."""
+_EXPIRED = re.compile(r"Release file for \S+ is (?:expired|not valid yet) \([^)]*\)")
 UPDATE_TIMEOUT = 180.0
 """Seconds for fetching one suite's index: some 12 MB, over a slow line."""
 FETCH_TIMEOUT = 120.0
@@ -151,10 +159,22 @@ def with_suite(source: Source, apt: AptNames, suite: str, components: Sequence[s
     return replace(source, suites=(suite,), components=tuple(components), signed_by=source.signed_by or keyring)
 
 
+class ReleaseExpired(Refused):
+    """The index of the suite is older than its signer allows: somebody may serve an old one on purpose."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"{reason}: set this machine's clock, name an up-to-date mirror in its apt sources, or give the source of "
+            "a release: ASPORT_NGTCP2_SOURCE=/path/to/ngtcp2.tar.xz"
+        )
+        self.reason = reason
+        """What apt says, with the address and since when."""
+
+
 class PrivateApt:
     """apt-get with a source list, state and cache in one folder of ours; :func:`private` makes them."""
 
-    def __init__(self, folder: Path, source: Source, kind: str) -> None:
+    def __init__(self, folder: Path, source: Source, kind: str, *, accept_expired: bool = False) -> None:
         """Write the configuration. ``kind`` is ``deb`` or ``deb-src``."""
         self.downloads = folder / "downloads"
         for made in ("state/lists/partial", "cache/archives/partial", "downloads"):
@@ -176,17 +196,22 @@ class PrivateApt:
             "Acquire::Retries": "2",
             "Acquire::http::Timeout": "20",
             "Acquire::https::Timeout": "20",
-            # Whatever the system's configuration allows: what is not signed is not built.
+            # Whatever the system's configuration allows: what is not signed, or weakly, or long ago, is not built.
             "Acquire::AllowInsecureRepositories": "false",
+            "Acquire::AllowWeakRepositories": "false",
             "Acquire::AllowDowngradeToInsecureRepositories": "false",
             "APT::Get::AllowUnauthenticated": "false",
+            "Acquire::Check-Date": "true",  # without it the next one has no effect
+            "Acquire::Check-Valid-Until": "false" if accept_expired else "true",
+            **{f"APT::Hashes::{name}::Untrusted": "true" for name in _WEAK_HASHES},
             # Without it a failed fetch is a warning and a return code of 0.
             "APT::Update::Error-Mode": "any",
         }
         if os.geteuid() == 0:
             # apt would fetch as the user _apt, who cannot write here, and warn about it.
             settings["APT::Sandbox::User"] = "root"
-        lines = [f"#clear {hook};" for hook in HOOKS] + [f'{name} "{value}";' for name, value in settings.items()]
+        lines = [f"#clear {name};" for name in (*HOOKS, *_LOOSER)]
+        lines += [f'{name} "{value}";' for name, value in settings.items()]
         self._configuration.write_text("\n".join(lines) + "\n")
 
     def run(self, arguments: Sequence[str], *, timeout: float) -> None:
@@ -200,22 +225,29 @@ class PrivateApt:
         try:
             run(["apt-get", "-c", str(self._configuration), "-q", *arguments], cwd=self.downloads, timeout=timeout)
         except StepFailed as failure:
-            raise StepFailed(f"apt-get {arguments[0]}: {failure}") from failure
+            if expired := _EXPIRED.search(failure.output):
+                raise ReleaseExpired(expired[0]) from failure
+            raise StepFailed(f"apt-get {arguments[0]}: {failure}", failure.output) from failure
 
 
 @contextlib.contextmanager
-def private(folder: Path, source: Source, kind: str) -> Iterator[PrivateApt]:
+def private(folder: Path, source: Source, kind: str, *, accept_expired: bool = False) -> Iterator[PrivateApt]:
     """An updated private apt for one suite; its lists and downloads are gone when the block ends.
 
     Args:
         folder: Where to work; must not exist yet.
         source: Mirror and suite.
         kind: ``deb`` or ``deb-src``.
+        accept_expired: Take an index whose time is over. Its signature counts all the same.
+
+    Raises:
+        StepFailed: apt-get is missing, or failed; one line says why.
+        ReleaseExpired: The index is out of date.
     """
     if shutil.which("apt-get") is None:
         raise StepFailed("apt-get is not installed")
     try:
-        apt = PrivateApt(folder, source, kind)
+        apt = PrivateApt(folder, source, kind, accept_expired=accept_expired)
         apt.run(["update"], timeout=UPDATE_TIMEOUT)
         yield apt
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,11 @@ def parse_os_release(text: str) -> dict[str, str]:
         if separator and not key.startswith("#"):
             fields[key] = "".join(shlex.split(value))
     return fields
+
+
+def as_root(command: str) -> str:
+    """What to type for a command that needs root. Containers have root and no sudo."""
+    return command if os.geteuid() == 0 else f"sudo {command}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ class Distribution:
         needs = list(needs)
         if not self.key:
             return "install, with this system's package manager: " + ", ".join(needs)
-        return "sudo " + shlex.join([*self.install, *self.package_names(needs)])
+        commands = [self.refresh] if self.refresh else []
+        commands.append((*self.install, *self.package_names(needs)))
+        return " && ".join(as_root(shlex.join(command)) for command in commands)
 
     def ngtcp2_commands(self, mirror: str, *, newer_configured: bool = False) -> list[str]:
         """The lines a person types to get a recent enough system ngtcp2.
@@ -103,9 +111,9 @@ class Distribution:
         commands = []
         if not newer_configured:
             line = f"deb [signed-by={self.apt.keyring}] {mirror or '<your mirror>'} {suite} {components}"
-            commands.append(f"echo '{line}' | sudo tee /etc/apt/sources.list.d/{suite}.list")
-        commands.append("sudo apt-get update")
-        commands.append(f"sudo apt-get install --yes -t {suite} {names}")
+            commands.append(f"echo '{line}' | {as_root(f'tee /etc/apt/sources.list.d/{suite}.list')}")
+        commands.append(as_root("apt-get update"))
+        commands.append(as_root(f"apt-get install --yes -t {suite} {names}"))
         return commands
 
 

@@ -10,6 +10,8 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
 
 _FORTIFY = ("-D_FORTIFY_SOURCE=3", "-D_FORTIFY_SOURCE=2")
 """The best first. 3 needs a recent compiler and C library, which warn where they can't."""
@@ -48,6 +50,20 @@ def compiler_flags(compiler: str) -> tuple[str, ...]:
     if not _takes(command, *wanted):
         wanted = [flag for flag in wanted if _takes(command, flag)]
     return (*wanted, *fortify)
+
+
+def relocation(compiler: str, names: Mapping[Path, str]) -> tuple[str, ...]:
+    """Flags that write other names for folders into objects: in asserts, and in what debuggers read.
+
+    Args:
+        compiler: As above.
+        names: What to write for each folder. One below another comes after it.
+    """
+    command = tuple(shlex.split(compiler)) or ("gcc" if shutil.which("gcc") else "cc",)
+    # The folders' own names matter as well as those that links lead to: the compiler may see either.
+    pairs = {shown: name for folder, name in names.items() for shown in (folder.resolve(), folder)}
+    flags = [f"-ffile-prefix-map={folder}={name}" for folder, name in pairs.items()]
+    return tuple(flags) if _takes(command, *flags) else ()
 
 
 def _takes(command: tuple[str, ...], *flags: str) -> bool:

@@ -29,9 +29,9 @@ def has_program(*names: str) -> bool:
     return any(shutil.which(name, path=path) for name in names)
 
 
-def has_compiler() -> bool:
-    """A C compiler that finds the headers of the C library and the kernel."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+def has_compiler(compiler: Sequence[str] = ()) -> bool:
+    """A C compiler that finds the headers of the C library and the kernel; ``$CC`` or cc unless one is named."""
+    compiler = compiler or shlex.split(os.environ.get("CC", "cc"))
     try:
         done = subprocess.run([*compiler, "-fsyntax-only", "-xc", "-"], input=HEADERS, text=True, capture_output=True)
     except OSError:
@@ -57,7 +57,12 @@ def has_fuzzer() -> bool:
 
 def has_python_headers() -> bool:
     """The headers of the Python that runs this, which is the one the virtual environment is made of."""
-    return Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return python_header().is_file()
+
+
+def python_header() -> Path:
+    """Where the first of those headers is, or would be."""
+    return Path(sysconfig.get_path("include"), "Python.h")
 
 
 def has_venv() -> bool:

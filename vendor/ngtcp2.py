@@ -9,7 +9,9 @@ The ways, in order; each that fails says why in one line and the next is tried:
 A release's own packages lag behind by years and carry known faults, so they come last. ``ASPORT_NGTCP2`` narrows the
 choice: ``bundled`` leaves out way 3, ``system`` is way 3 alone (for those who package asport-sync), ``auto`` is the
 default. What is asked for by name is never silently replaced: a source given in ``ASPORT_NGTCP2_SOURCE`` that does not
-build is an error.
+build is an error. Nor does ``auto`` go on to the system's library where what it has must not be used (a cache that
+others may write to, an index that has expired) or where only a tool is missing. Where it does go on, the extension
+module says so when it is used.
 
 Run as ``python -m vendor.ngtcp2``: prints what was chosen, and builds it where it has to be built.
 """
@@ -21,23 +23,23 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     # Run by its path: the folder above is not on the search path then.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vendor import apt, cache, static_build
+from vendor import apt, cache, machine, static_build
 from vendor.distribution import Distribution, detect, minimum, version_tuple
-from vendor.steps import StepFailed, run, say
+from vendor.steps import Refused, StepFailed, ToolMissing, run, say
 
 CHOICES = ("auto", "bundled", "system")
 PACKAGES = ("libngtcp2", "libngtcp2_crypto_gnutls")
 """pkg-config names, of one release each time."""
-TOOLS = ("compiler", "make", "pkg-config", "gnutls")
-"""Needs of every way, as named in packages.json."""
+TOOLS = ("compiler", "make", "pkg-config", "gnutls", "python-headers")
+"""What it takes to build the extension module, as named in packages.json."""
 
 
 class LibraryMissing(Exception):
@@ -59,11 +61,15 @@ class Library:
     """The text that has to accompany a binary with the library in it; None where nothing is bundled."""
     adjusted: bool = False
     """Built from a source that we changed, see ``adjustments``."""
+    fallback: bool = False
+    """The system's, and nobody asked for it: the source of a current release could not be had."""
 
     @property
     def description(self) -> str:
         """The origin as the extension module tells it."""
-        return f"{self.origin}, adjusted" if self.adjusted else self.origin
+        if self.adjusted:
+            return f"{self.origin}, adjusted"
+        return f"{self.origin}, fallback" if self.fallback else self.origin
 
 
 def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | None = None) -> Library:
@@ -86,7 +92,7 @@ def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | Non
     try:
         gnutls = probe_gnutls()
     except StepFailed as failure:
-        raise LibraryMissing(f"ngtcp2 cannot be built: {failure}\n{help_tools(distribution)}") from failure
+        raise LibraryMissing(f"{failure}\n{help_tools(distribution)}") from failure
     root = cache.folder(env)
     given: Way = ("ASPORT_NGTCP2_SOURCE", lambda: bundled(static_build.from_path(Path(source)), gnutls, root, env))
     fetched: Way = (
@@ -98,7 +104,44 @@ def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | Non
         ways = [given]
     else:
         ways = {"auto": [fetched, installed], "bundled": [fetched], "system": [installed]}[wanted]
-    return first_that_works(ways, distribution)
+    library = first_that_works(ways, distribution)
+    if wanted == "auto" and library.origin == "system":
+        library = replace(library, fallback=True)
+        say(
+            f"warning: fell back to the system's ngtcp2 {library.version}, for the reason above. Old releases have "
+            "known faults. ASPORT_NGTCP2=bundled makes this an error, ASPORT_NGTCP2=system says that it is meant"
+        )
+    return library
+
+
+def require_tools(
+    compiler: Sequence[str], env: Mapping[str, str] = os.environ, distribution: Distribution | None = None
+) -> None:
+    """Make sure that what every extension module is built with is there.
+
+    Args:
+        compiler: The command that our own code is compiled with.
+        env: As for :func:`choose`.
+        distribution: Names to use in messages; this machine's by default.
+
+    Raises:
+        LibraryMissing: A line for each thing that is missing, and the command that installs all of it.
+    """
+    problems = []
+    if shutil.which(compiler[0]) is None:
+        problems.append(f"there is no C compiler: {compiler[0]} is not installed")
+    elif not machine.has_compiler(compiler):
+        problems.append(f"{compiler[0]} finds no headers of the C library or of Linux, or does not work at all")
+    if not machine.has_python_headers():
+        problems.append(f"the headers of this Python are not installed: there is no {machine.python_header()}")
+    try:
+        probe_gnutls()
+    except StepFailed as failure:
+        problems.append(str(failure))
+    if problems:
+        if env.get("ASPORT_NGTCP2") != "system" and shutil.which("make") is None:
+            problems.append("make is not installed")
+        raise LibraryMissing("\n".join([*problems, help_tools(distribution or detect())]))
 
 
 Way = tuple[str, Callable[[], Library]]
@@ -108,12 +151,16 @@ def first_that_works(ways: list[Way], distribution: Distribution) -> Library:
     """The library that the first working way gives; every failure is reported when it happens.
 
     Raises:
-        LibraryMissing: None of them works.
+        LibraryMissing: None of them works, or one has what must not be used.
     """
     failures = []
     for name, way in ways:
         try:
             library = way()
+        except ToolMissing as tool:
+            raise LibraryMissing(f"{tool} is not installed\n{help_tools(distribution)}") from tool
+        except Refused as refusal:
+            raise LibraryMissing(str(refusal)) from refusal
         except (StepFailed, OSError) as failure:
             failures.append(f"{name}: {failure}")
             say(failures[-1])
@@ -167,13 +214,16 @@ def probe_gnutls() -> str:
     return version
 
 
+_TITLES = {"gnutls": "GnuTLS"}
+
+
 def _module_version(name: str) -> str:
     try:
         return pkg_config("--modversion", name)[0]
     except StepFailed as failure:
         if shutil.which(_pkg_config_program()) is None:
             raise
-        raise StepFailed(f"{name} (its development files) is not installed") from failure
+        raise StepFailed(f"{_TITLES.get(name, name)} (its development files) is not installed") from failure
 
 
 def pkg_config(*arguments: str) -> tuple[str, ...]:
@@ -186,8 +236,9 @@ def _pkg_config_program() -> str:
 
 
 def help_tools(distribution: Distribution) -> str:
-    """What to type to get compiler, pkg-config and GnuTLS."""
-    return f"Run:\n  {distribution.install_command(TOOLS)}"
+    """One line: what to type to get all that the build needs."""
+    command = distribution.install_command(TOOLS)
+    return f"Run: {command}" if distribution.key else command
 
 
 def help_library(distribution: Distribution) -> str:
@@ -225,6 +276,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.refresh:
             try:
                 static_build.from_distribution(detect(), cache.folder(), refresh=True)
+            except Refused as refusal:
+                raise LibraryMissing(str(refusal)) from refusal
             except (StepFailed, OSError) as failure:
                 say(f"no newer source package: {failure}")
         library = choose()

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vendor import adjustments, apt, cache, hardening
-from vendor.distribution import Distribution, minimum, version_tuple
-from vendor.steps import StepFailed, run, say
+from vendor.distribution import AptNames, Distribution, minimum, version_tuple
+from vendor.steps import StepFailed, ToolMissing, run, say
 
 CONFIGURE = (
     "--enable-lib-only",
@@ -31,6 +31,8 @@ CONFIGURE = (
 )
 # The library's asserts stay in (no NDEBUG): an abort is better than a corrupted process.
 CFLAGS = "-O3"
+KNOWN = {"ngtcp2_1.24.0.orig.tar.xz": "7fa5ec2be0f0cbed8bc4ec89c0787dfa9d8ce678f1ed9477c52f30eb1a591207"}
+"""SHA-256 of source tarballs that this was tested with. These are used whatever the age of the index they came by."""
 ADJUSTED = "ADJUSTED"
 """Name of the file that lists the adjustments in a build, one a line."""
 ARCHIVES = ("libngtcp2_crypto_gnutls.a", "libngtcp2.a")
@@ -105,21 +107,30 @@ def from_distribution(distribution: Distribution, root: Path, *, refresh: bool =
 
     Raises:
         StepFailed: Nothing cached, and apt could not fetch it.
+        Refused: What is cached may have been changed by others, or what apt can fetch is out of date.
     """
-    kept = root / "sources"
-    if refresh or not _newest(kept):
+    if refresh or not _newest(root):
         with cache.locked(root):
-            if refresh or not _newest(kept):
-                _fetch(distribution, root, kept)
-    newest = _newest(kept)
+            if refresh or not _newest(root):
+                _fetch(distribution, root)
+    newest = _newest(root)
     if newest is None:
         raise StepFailed("the source package has no original tarball")
     return from_path(newest)
 
 
-def _newest(folder: Path) -> Path | None:
-    found = [(version_tuple(match["version"]), file) for file in _tarballs(folder) if (match := _match(file))]
-    return max(found)[1] if found else None
+def _newest(root: Path) -> Path | None:
+    """The newest tarball in the cache that is what was fetched."""
+    named = [(version_tuple(match["version"]), file) for file in _tarballs(_sources(root)) if (match := _match(file))]
+    for _, file in sorted(named, reverse=True):
+        if cache.kept(root, file, digest=KNOWN.get(file.name, "")):
+            return file
+        say(f"{file} is not what was fetched once, and is left out")
+    return None
+
+
+def _sources(root: Path) -> Path:
+    return root / "sources"
 
 
 def _tarballs(folder: Path) -> list[Path]:
@@ -130,11 +141,33 @@ def _match(file: Path) -> re.Match[str] | None:
     return _ORIGINAL.fullmatch(file.name)
 
 
-def _fetch(distribution: Distribution, root: Path, kept: Path) -> None:
+def _fetch(distribution: Distribution, root: Path) -> None:
     source, names = apt.find_archive(distribution)
     say(f"fetching the source package from the {names.source_suite} suite of {source.uri}")
     source = apt.with_suite(source, names, names.source_suite, names.source_components)
-    with cache.scratch(root) as folder, apt.private(folder / "apt", source, "deb-src") as private:
+    try:
+        _download(source, names, root)
+    except apt.ReleaseExpired as problem:
+        # It may hide a newer source, but brings in none that is older than what is known by its content.
+        if not _download(source, names, root, known_only=True):
+            raise
+        say(f"{problem.reason}; the source in it is one that was tested, by its SHA-256")
+
+
+def _download(source: apt.Source, names: AptNames, root: Path, *, known_only: bool = False) -> bool:
+    """Put the tarballs of the source package into the cache; whether there was one.
+
+    Args:
+        source: Mirror and suite.
+        names: What the package is called.
+        root: The cache folder.
+        known_only: Take those that are known by their content only, also by an index that has expired.
+    """
+    published = False
+    with (
+        cache.scratch(root) as folder,
+        apt.private(folder / "apt", source, "deb-src", accept_expired=known_only) as private,
+    ):
         private.run(["source", "--download-only", names.source_package], timeout=apt.FETCH_TIMEOUT)
         description = next(private.downloads.glob("*.dsc"), None)
         if description is None:
@@ -144,9 +177,14 @@ def _fetch(distribution: Distribution, root: Path, kept: Path) -> None:
             if _match(file) is None:
                 continue
             # apt has checked the .dsc against the signed index, and this makes the tarball the one it describes.
-            if hashlib.sha256(file.read_bytes()).hexdigest() != hashes.get(file.name):
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            if digest != hashes.get(file.name):
                 raise StepFailed(f"the checksum of {file.name} is not the one in {description.name}")
-            cache.publish(file, kept / file.name)
+            if known_only and digest != KNOWN.get(file.name):
+                continue
+            cache.publish(file, _sources(root) / file.name)
+            published = True
+    return published
 
 
 def dsc_sha256(text: str) -> dict[str, str]:
@@ -162,7 +200,8 @@ def _flags(compiler: str) -> str:
 
 def cache_key(origin: Origin, gnutls: str, machine: str, compiler: str) -> str:
     """Folder name for a build: everything that its outcome depends on."""
-    recipe = "\n".join([origin.digest, compiler, _flags(compiler), *CONFIGURE, adjustments.fingerprint(origin.version)])
+    flags = [_flags(compiler), *hardening.relocation(compiler, {Path("/"): "."})]
+    recipe = "\n".join([origin.digest, compiler, *flags, *CONFIGURE, adjustments.fingerprint(origin.version)])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     return f"{origin.version}-gnutls{gnutls}-{machine}-{digest}"
 
@@ -178,16 +217,23 @@ def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = o
 
     Raises:
         StepFailed: configure or make failed; the line names their log.
+        ToolMissing: There is no make.
+        Refused: What is in the cache may have been changed by others.
     """
     machine = os.uname().machine
     place = root / "ngtcp2" / cache_key(origin, gnutls, machine, env.get("CC", ""))
-    if place.is_dir():
+    if cache.kept(root, place):
         return place
     with cache.locked(root):
-        if not place.is_dir():
+        if not cache.kept(root, place):
+            if place.is_dir():
+                say(f"{place} is not what was built once, and is built anew")
+            if shutil.which("make", path=env.get("PATH")) is None:
+                raise ToolMissing("make")
             say(f"building ngtcp2 {origin.version} with GnuTLS {gnutls} (some 20 s)")
             with cache.scratch(root) as folder:
                 cache.publish(_make(origin, folder, root / "logs" / f"{place.name}.log", env), place)
+    cache.check(root, place)
     return place
 
 
@@ -200,7 +246,9 @@ def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Pa
     environment = {name: value for name, value in env.items() if name not in _FROM_OUTSIDE}
     # Out of the source folder: one that the user named is left as it was.
     configure = [str(source.absolute() / "configure"), f"--prefix={finished}", *CONFIGURE]
-    configure.append(f"CFLAGS={_flags(env.get('CC', ''))}")
+    # The folders have names of the moment, and are nobody's business where the module is used. Asserts name files.
+    compiler, names = env.get("CC", ""), {folder: ".", source.absolute(): f"ngtcp2-{origin.version}"}
+    configure.append(f"CFLAGS={' '.join([_flags(compiler), *hardening.relocation(compiler, names)])}")
     jobs = f"-j{len(os.sched_getaffinity(0))}"
     for command in (configure, ["make", jobs], ["make", "install"]):
         run(command, cwd=work, env=environment, log=log, timeout=BUILD_TIMEOUT)

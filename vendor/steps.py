@@ -12,6 +12,19 @@ from pathlib import Path
 class StepFailed(Exception):
     """One way of getting the library did not work; the text is one line saying why. The next way may be tried."""
 
+    def __init__(self, text: str, output: str = "") -> None:
+        super().__init__(text)
+        self.output = output
+        """What the command that failed wrote to standard error, where one did and there is no log of it."""
+
+
+class Refused(Exception):
+    """What is there must not be used; the text is one line with what to do. No other way is tried in its place."""
+
+
+class ToolMissing(Refused):
+    """A program is not installed that every machine can have; the text is its name, a need of packages.json."""
+
 
 def say(line: str) -> None:
     """Report progress on standard error, where pip and make show or keep it; standard output stays machine-readable."""
@@ -66,7 +79,8 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise StepFailed(f"{name} took longer than {timeout:.0f} s") from error
     if done.returncode != 0:
-        raise StepFailed(f"{name} failed: {last}" if last else f"{name} failed with status {done.returncode}")
+        problem = f"{name} failed: {last}" if last else f"{name} failed with status {done.returncode}"
+        raise StepFailed(problem, done.stderr or "")
     return output
 
 

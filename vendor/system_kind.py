@@ -19,7 +19,7 @@ from pathlib import Path
 from vendor import apt, cache
 from vendor.distribution import Distribution, detect
 from vendor.ngtcp2 import PACKAGES, system
-from vendor.steps import StepFailed, run, say
+from vendor.steps import Refused, StepFailed, run, say
 
 
 def unpacked(distribution: Distribution, root: Path) -> Path:
@@ -31,16 +31,17 @@ def unpacked(distribution: Distribution, root: Path) -> Path:
 
     Raises:
         StepFailed: No apt here, or the packages could not be had.
+        Refused: What is in the cache may have been changed by others, or the mirror is out of date.
     """
     source, names = apt.find_archive(distribution)
     suite, components = names.newer_suite, names.newer_components
     if not suite:
         suite, components = distribution.codename, source.components
     place = root / "system" / suite
-    if place.is_dir():
+    if cache.kept(root, place):
         return place
     with cache.locked(root):
-        if not place.is_dir():
+        if not cache.kept(root, place):
             say(f"fetching the packages of the {suite} suite of {source.uri}")
             source = apt.with_suite(source, names, suite, components)
             with cache.scratch(root) as folder, apt.private(folder / "apt", source, "deb") as private:
@@ -53,6 +54,7 @@ def unpacked(distribution: Distribution, root: Path) -> Path:
                 for file in finished.rglob("*.pc"):
                     file.write_text(relocated(file.read_text(), place))
                 cache.publish(finished, place)
+    cache.check(root, place)
     return place
 
 
@@ -87,7 +89,7 @@ def main() -> int:
         return 0
     try:
         variables = environment(unpacked(detect(), cache.folder()))
-    except (StepFailed, OSError) as failure:
+    except (StepFailed, Refused, OSError) as failure:
         print(f"the packaged ngtcp2 could not be fetched: {failure}", file=sys.stderr)
         return 1
     print(*(f"export {name}={shlex.quote(value)}" for name, value in variables.items()), sep="\n")

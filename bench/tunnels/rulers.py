@@ -31,7 +31,7 @@ from tests.support.ports import free_port
 from vendor import apt
 from vendor.cache import publish, scratch
 from vendor.distribution import detect
-from vendor.steps import StepFailed, run
+from vendor.steps import Refused, StepFailed, run
 
 # Seconds one download may take.
 DOWNLOAD_TIMEOUT = 120.0
@@ -162,7 +162,7 @@ class Gtls:
             with locked():
                 if self.unavailable() is not None:  # no other process fetched them while this one waited
                     _fetch()
-        except (StepFailed, OSError) as error:
+        except (StepFailed, Refused, OSError) as error:
             raise NotInstalled(f"ngtcp2-server and ngtcp2-client could not be fetched: {error}") from error
         if self.unavailable() is not None:
             raise NotInstalled("ngtcp2-server and ngtcp2-client were fetched, but do not hold the programs")

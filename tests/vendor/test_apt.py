@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,20 @@ from vendor.steps import StepFailed
 
 DEBIAN_12 = detect("ID=debian\nVERSION_ID=12\nVERSION_CODENAME=bookworm\n")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+# Everything that lets apt take what is not signed, weakly signed or out of date.
+LENIENT = """
+Acquire::AllowInsecureRepositories "true";
+Acquire::AllowWeakRepositories "true";
+Acquire::AllowDowngradeToInsecureRepositories "true";
+Acquire::Check-Valid-Until "false";
+Acquire::Check-Date "false";
+Acquire::Min-ValidTime "999999999";
+Acquire::Min-ValidTime::Test "999999999";
+APT::Get::AllowUnauthenticated "true";
+APT::Hashes::SHA1::Untrusted "no";
+APT::Hashes::SHA1::Weak "yes";
+"""
 
 needs_apt = pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed")
 
@@ -160,3 +179,149 @@ def test_everything_apt_writes_is_below_our_folder(tmp_path: Path) -> None:
     places = [line.partition("=")[2].strip("'") for line in answer.splitlines()]
     assert len(places) == 4
     assert all(Path(place).is_relative_to(own) for place in places)
+
+
+# --- what apt accepts, with the real apt and a repository of our own --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a signing key of ours, and ``public.gpg`` with its public half."""
+    if shutil.which("gpg") is None or shutil.which("apt-get") is None:
+        pytest.skip("gpg or apt-get is not installed")
+    home = tmp_path_factory.mktemp("keys")
+    home.chmod(0o700)
+    try:
+        gpg(home, "--passphrase", "", "--quick-generate-key", "test", "rsa2048", "sign", "never")
+        (home / "public.gpg").write_bytes(gpg(home, "--export"))
+        yield home
+    finally:
+        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False)
+
+
+def gpg(home: Path, *arguments: str) -> bytes:
+    command = ["gpg", "--homedir", str(home), "--batch", "--yes", "--pinentry-mode", "loopback", *arguments]
+    return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+
+
+class Archive:
+    """A repository on this machine, with one suite that has nothing in it."""
+
+    def __init__(self, folder: Path, keys: Path) -> None:
+        self._suite = folder / "dists" / "unstable"
+        self._keys = keys
+        self.source = Source(f"file:{folder}", ("unstable",), ("main",), str(keys / "public.gpg"))
+
+    def write(self, *, begins: timedelta = timedelta(-30), ends: timedelta = timedelta(7)) -> Path:
+        """Write the index, valid from and until a time from now, without a signature."""
+        sources = self._suite / "main" / "source" / "Sources"
+        sources.parent.mkdir(parents=True)
+        sources.write_bytes(b"")
+        now = datetime.now(timezone.utc)
+        (self._suite / "Release").write_text(
+            f"Label: Test\nSuite: unstable\nCodename: sid\nComponents: main\n"
+            f"Date: {format_datetime(now + begins, usegmt=True)}\n"
+            f"Valid-Until: {format_datetime(now + ends, usegmt=True)}\n"
+            f"SHA256:\n {sha256(b'').hexdigest()} 0 main/source/Sources\n"
+        )
+        return self._suite / "Release"
+
+    def sign(self, *options: str) -> None:
+        """Sign the index."""
+        gpg(
+            self._keys,
+            *options,
+            "--clearsign",
+            "--output",
+            str(self._suite / "InRelease"),
+            str(self._suite / "Release"),
+        )
+
+
+@pytest.fixture(params=["strict", "lenient"])
+def repository(request: pytest.FixtureRequest, tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    """A repository, on a system whose configuration of apt is lenient, and on one where it is not."""
+    if request.param == "lenient":
+        (tmp_path / "lenient.conf").write_text(LENIENT)
+        monkeypatch.setenv("APT_CONFIG", str(tmp_path / "lenient.conf"))
+    if os.geteuid() == 0:
+        tmp_path.chmod(0o755)  # gpgv may run as another user
+    return Archive(tmp_path / "archive", keys)
+
+
+def update(tmp_path: Path, source: Source, *, accept_expired: bool = False) -> None:
+    with apt.private(tmp_path / "own", source, "deb-src", accept_expired=accept_expired):
+        pass
+
+
+def test_a_signed_index_is_taken(repository: Archive, tmp_path: Path) -> None:
+    repository.write()
+    repository.sign()
+    update(tmp_path, repository.source)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "said"),
+    [
+        (timedelta(-30), timedelta(-3), r"is expired \(invalid since (2d 23h|3d)"),
+        (timedelta(3), timedelta(30), r"is not valid yet \(invalid for another (2d 23h|3d)"),
+    ],
+)
+def test_an_index_out_of_its_time_is_refused_in_one_line(
+    repository: Archive, tmp_path: Path, begins: timedelta, ends: timedelta, said: str
+) -> None:
+    repository.write(begins=begins, ends=ends)
+    repository.sign()
+    with pytest.raises(apt.ReleaseExpired, match=said) as caught:
+        update(tmp_path, repository.source)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("Release file for file:")
+    assert "set this machine's clock" in line
+    assert "ASPORT_NGTCP2_SOURCE=" in line
+
+
+def test_an_expired_index_can_be_asked_for_and_needs_its_signature(repository: Archive, tmp_path: Path) -> None:
+    repository.write(ends=timedelta(-3))
+    with pytest.raises(StepFailed, match="is not signed"):
+        update(tmp_path, repository.source, accept_expired=True)
+    repository.sign()
+    update(tmp_path, repository.source, accept_expired=True)
+
+
+def test_an_index_without_a_signature_is_refused(repository: Archive, tmp_path: Path) -> None:
+    repository.write()
+    with pytest.raises(StepFailed, match=r"^apt-get update: apt-get failed: E: .* is not signed"):
+        update(tmp_path, repository.source)
+
+
+def test_a_changed_index_is_refused(repository: Archive, tmp_path: Path) -> None:
+    release = repository.write()
+    repository.sign()
+    signed = release.with_name("InRelease")
+    signed.write_text(signed.read_text().replace("Label: Test", "Label: Tess"))
+    with pytest.raises(StepFailed, match=r"^apt-get update: apt-get failed: E: "):
+        update(tmp_path, repository.source)
+
+
+def test_a_weak_signature_is_refused(repository: Archive, tmp_path: Path) -> None:
+    repository.write()
+    repository.sign("--allow-weak-digest-algos", "--digest-algo", "SHA1")
+    with pytest.raises(StepFailed, match=r"^apt-get update: apt-get failed: E: "):
+        update(tmp_path, repository.source)
+
+
+@needs_apt
+def test_nothing_of_a_lenient_system_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lenient.conf").write_text(LENIENT + 'Acquire::gpgv::Options { "--ignore-time-conflict"; };\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "lenient.conf"))
+    apt.PrivateApt(tmp_path / "own", Source("file:/nowhere", ("unstable",), ("main",)), "deb-src")
+    command = ["apt-config", "-c", str(tmp_path / "own" / "apt.conf"), "dump"]
+    dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    values = dict(line.rstrip(";").split(" ", 1) for line in dump.splitlines())
+    for name in ("InsecureRepositories", "WeakRepositories", "DowngradeToInsecureRepositories"):
+        assert values[f"Acquire::Allow{name}"] == '"false"'
+    assert values["APT::Get::AllowUnauthenticated"] == '"false"'
+    assert values["Acquire::Check-Date"] == values["Acquire::Check-Valid-Until"] == '"true"'
+    assert values["APT::Hashes::SHA1::Untrusted"] == '"true"'
+    cleared = [value for name, value in values.items() if "Min-ValidTime" in name or "gpgv" in name]
+    assert set(cleared) == {'""'}

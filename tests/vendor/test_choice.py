@@ -13,11 +13,16 @@ from vendor.apt import Source
 from vendor.distribution import Distribution, detect
 from vendor.ngtcp2 import LibraryMissing
 from vendor.static_build import Origin
-from vendor.steps import StepFailed
+from vendor.steps import Refused, StepFailed, ToolMissing
 
 DEBIAN_12 = detect("ID=debian\nVERSION_ID=12\nVERSION_CODENAME=bookworm\n")
 RECENT = {"gnutls": "3.7.9", "libngtcp2": "1.11.0", "libngtcp2_crypto_gnutls": "1.11.0"}
 BACKPORTS = "sudo apt-get install --yes -t bookworm-backports libngtcp2-dev libngtcp2-crypto-gnutls-dev"
+
+COMMAND = (
+    "Run: sudo apt-get update && sudo apt-get install --yes --no-install-recommends "
+    "gcc libc6-dev make pkg-config libgnutls28-dev python3-dev"
+)
 
 
 @pytest.fixture
@@ -85,7 +90,13 @@ def test_the_system_comes_next(
     assert capfd.readouterr().err.splitlines() == [
         "ngtcp2: source package: configure failed: see some.log",
         "ngtcp2: using system ngtcp2 1.11.0",
+        "ngtcp2: warning: fell back to the system's ngtcp2 1.11.0, for the reason above. Old releases have known "
+        "faults. ASPORT_NGTCP2=bundled makes this an error, ASPORT_NGTCP2=system says that it is meant",
     ]
+    assert library.description == "system, fallback"
+    # Where it was asked for, it is no fallback.
+    assert ngtcp2.choose({"ASPORT_NGTCP2": "system"}, DEBIAN_12).description == "system"
+    assert "warning" not in capfd.readouterr().err
 
 
 def test_when_all_fail_every_reason_and_the_commands_are_told(
@@ -141,7 +152,7 @@ def test_a_given_source_that_fails_is_not_replaced(
     ("versions", "problem"),
     [
         ({"gnutls": "3.7.2"}, r"GnuTLS 3\.7\.2 is too old \(3\.7\.3 or later is needed\)"),
-        ({}, r"gnutls \(its development files\) is not installed"),
+        ({}, r"GnuTLS \(its development files\) is not installed"),
     ],
 )
 def test_without_gnutls_nothing_is_tried(
@@ -151,8 +162,7 @@ def test_without_gnutls_nothing_is_tried(
     with pytest.raises(LibraryMissing, match=problem) as caught:
         ngtcp2.choose({}, DEBIAN_12)
     assert tried == []
-    assert "sudo apt-get install --yes --no-install-recommends gcc" in str(caught.value)
-    assert "libgnutls28-dev" in str(caught.value)
+    assert str(caught.value).splitlines()[-1] == COMMAND
 
 
 def test_without_pkg_config_it_is_named(tried: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,6 +170,28 @@ def test_without_pkg_config_it_is_named(tried: list[str], monkeypatch: pytest.Mo
     with pytest.raises(LibraryMissing, match="pkg-config is not installed"):
         ngtcp2.choose({}, DEBIAN_12)
     assert tried == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (Refused("the cache is not used: remove it"), "the cache is not used: remove it"),
+        (ToolMissing("make"), f"make is not installed\n{COMMAND}"),
+    ],
+)
+def test_what_the_user_can_mend_does_not_end_in_an_old_library(
+    tried: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, problem: Exception, said: str
+) -> None:
+    answer_pkg_config(monkeypatch, tmp_path, **RECENT)
+
+    def build(*arguments: object, **rest: object) -> object:
+        raise problem
+
+    monkeypatch.setattr(static_build, "build", build)
+    with pytest.raises(LibraryMissing) as caught:
+        ngtcp2.choose({}, DEBIAN_12)
+    assert str(caught.value) == said
+    assert tried == ["source package"]
 
 
 @pytest.mark.parametrize(

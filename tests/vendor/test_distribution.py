@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from vendor.distribution import detect, load_table, minimum, parse_os_release, version_tuple
+from vendor.distribution import as_root, detect, load_table, minimum, parse_os_release, version_tuple
 from vendor.machine import EXTRA_PROBES, PROBES
+from vendor.ngtcp2 import TOOLS
 
 BACKPORTS = (
     "echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://mirror.test/debian "
@@ -53,6 +56,7 @@ def test_debian_12_takes_ngtcp2_from_its_backports() -> None:
 def test_debian_13_takes_its_own_ngtcp2() -> None:
     distribution = detect("ID=debian\nVERSION_ID=13\nVERSION_CODENAME=trixie\n")
     assert distribution.ngtcp2_commands("http://mirror.test/debian") == [
+        "sudo apt-get update && "
         "sudo apt-get install --yes --no-install-recommends libngtcp2-dev libngtcp2-crypto-gnutls-dev"
     ]
 
@@ -76,3 +80,33 @@ def test_packages_are_named_once_in_order() -> None:
     distribution = detect("ID=arch\n")
     assert distribution.package_names(["python-venv", "compiler", "python-headers"]) == ["python", "gcc"]
     assert detect("ID=fedora\n").install_command(["gnutls"]) == "sudo dnf install --assumeyes 'pkgconfig(gnutls)'"
+
+
+@pytest.mark.parametrize(
+    ("key", "command"),
+    [
+        (
+            "debian",
+            "sudo apt-get update && sudo apt-get install --yes --no-install-recommends "
+            "gcc libc6-dev make pkg-config libgnutls28-dev python3-dev",
+        ),
+        (
+            "fedora",
+            "sudo dnf install --assumeyes gcc glibc-devel make pkgconf-pkg-config 'pkgconfig(gnutls)' python3-devel",
+        ),
+        (
+            "alpine",
+            "sudo apk update && sudo apk add gcc musl-dev linux-headers make pkgconf gnutls-dev python3-dev",
+        ),
+        ("arch", "sudo pacman -S --needed --noconfirm gcc make pkgconf gnutls python"),
+    ],
+)
+def test_one_line_installs_all_that_the_build_needs(key: str, command: str) -> None:
+    assert detect(f"ID={key}\n").install_command(TOOLS) == command
+
+
+def test_root_needs_no_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert as_root("apt-get update") == "apt-get update"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert as_root("apt-get update") == "sudo apt-get update"

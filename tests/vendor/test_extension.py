@@ -16,7 +16,7 @@ from asport_sync import _version
 from asport_sync._aq import __file__ as extension
 from asport_sync._aq import ffi, lib
 from tests.vendor import elf
-from vendor import hardening
+from vendor import cache, hardening
 
 
 def test_the_module_carries_the_id_of_these_files() -> None:
@@ -25,7 +25,16 @@ def test_the_module_carries_the_id_of_these_files() -> None:
 
 
 def test_the_origin_of_ngtcp2_is_known() -> None:
-    assert ffi.string(lib.aq_ngtcp2_origin()) in (b"bundled", b"bundled, adjusted", b"system")
+    assert ffi.string(lib.aq_ngtcp2_origin()) in (b"bundled", b"bundled, adjusted", b"system", b"system, fallback")
+
+
+def test_it_does_not_tell_where_it_was_built() -> None:
+    """Nor in its asserts and debugging information. What the loader is told (-rpath in LDFLAGS) is somebody's wish."""
+    content = Path(extension).read_bytes()
+    assert str(Path(__file__).resolve().parents[2]).encode() not in content
+    if not ffi.string(lib.aq_ngtcp2_origin()).startswith(b"system"):
+        assert str(cache.folder()).encode() not in content
+    assert b"/unfinished-" not in content
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")

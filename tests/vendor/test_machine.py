@@ -45,7 +45,7 @@ def test_without_privilege_the_command_is_told(
     assert machine.main() == 1
     assert capfd.readouterr().err.splitlines() == [
         "missing on this machine: gnutls, ip. Run:",
-        "  sudo apt-get install --yes --no-install-recommends libgnutls28-dev iproute2",
+        "  sudo apt-get update && sudo apt-get install --yes --no-install-recommends libgnutls28-dev iproute2",
     ]
 
 

@@ -16,7 +16,7 @@ from vendor import apt, static_build
 from vendor.apt import Source
 from vendor.distribution import detect
 from vendor.static_build import Origin
-from vendor.steps import StepFailed
+from vendor.steps import Refused, StepFailed, ToolMissing
 
 DEBIAN_12 = detect("ID=debian\nVERSION_ID=12\nVERSION_CODENAME=bookworm\n")
 
@@ -169,6 +169,72 @@ def test_a_tarball_that_is_not_the_one_described_is_refused(archive: Path, tmp_p
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["lock"]
 
 
+def test_a_tarball_is_looked_at_before_each_use(
+    archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    serve(archive)
+    origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
+    origin.path.write_bytes(origin.path.read_bytes()[:-1])
+    capfd.readouterr()
+    assert static_build.from_distribution(DEBIAN_12, tmp_path / "cache") == origin
+    assert f"{origin.path} is not what was fetched" in capfd.readouterr().err
+    assert calls(archive) == ["update", "source --download-only ngtcp2"] * 2
+
+
+def test_a_tarball_that_others_may_write_to_is_refused(archive: Path, tmp_path: Path) -> None:
+    serve(archive)
+    origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
+    origin.path.chmod(0o664)
+    with pytest.raises(Refused, match="other users may write to it"):
+        static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
+
+
+def test_a_tarball_of_an_earlier_version_is_used_where_it_is_known(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(archive)
+    origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
+    origin.path.with_name(f"{origin.path.name}.sha256").unlink()
+    monkeypatch.setattr(static_build, "KNOWN", {origin.path.name: origin.digest})
+    assert static_build.from_distribution(DEBIAN_12, tmp_path / "cache") == origin
+    assert len(calls(archive)) == 2
+
+
+ADDRESS = "http://mirror.test/debian/dists/unstable/InRelease"
+
+
+def expire(archive: Path) -> None:
+    """Let the archive's index be out of date: apt-get takes it only where it is told to."""
+    program = archive.parent / "bin" / "apt-get"
+    complaint = f"E: Release file for {ADDRESS} is expired (invalid since 3d 2h). Updates will not be applied."
+    begin = f"""case "$*" in *" update")
+    if grep -q 'Check-Valid-Until "true"' "$2"; then echo '{complaint}' >&2; exit 100; fi;;
+esac"""
+    program.write_text(program.read_text().replace("#!/bin/sh", f"#!/bin/sh\n{begin}"))
+
+
+def test_an_archive_that_is_out_of_date_is_refused_in_one_line(archive: Path, tmp_path: Path) -> None:
+    serve(archive)
+    expire(archive)
+    with pytest.raises(apt.ReleaseExpired) as caught:
+        static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"Release file for {ADDRESS} is expired (invalid since 3d 2h): set this machine's clock")
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["lock"]
+
+
+def test_an_archive_that_is_out_of_date_may_have_what_is_known(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    serve(archive)
+    expire(archive)
+    name = "ngtcp2_1.24.0.orig.tar.xz"
+    monkeypatch.setattr(static_build, "KNOWN", {name: hashlib.sha256((archive / name).read_bytes()).hexdigest()})
+    origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
+    assert origin.path.name == name
+    assert "is expired (invalid since 3d 2h); the source in it is one that was tested" in capfd.readouterr().err
+
+
 def test_an_unreachable_archive_is_one_line(archive: Path, tmp_path: Path) -> None:
     put_program(tmp_path / "bin", "apt-get", "echo 'Reading' ; echo 'E: Could not resolve mirror.test' >&2; exit 100")
     with pytest.raises(StepFailed, match=r"^apt-get update: apt-get failed: E: Could not resolve mirror\.test$"):
@@ -232,3 +298,45 @@ def test_a_build_without_the_gnutls_helper_is_a_failure(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match=r"^the build made no libngtcp2_crypto_gnutls\.a, see "):
         build(static_build.from_path(source), tmp_path / "cache")
     assert not (tmp_path / "cache" / "ngtcp2").exists()
+
+
+def test_a_damaged_build_is_built_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    origin = static_build.from_path(make_source(tmp_path))
+    place = build(origin, tmp_path / "cache")
+    (place / "lib" / "libngtcp2.a").write_text("something else")
+    assert build(origin, tmp_path / "cache") == place
+    assert (place / "lib" / "libngtcp2.a").read_text() == ""
+    assert f"{place} is not what was built once, and is built anew" in capfd.readouterr().err
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+def test_a_build_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    origin = static_build.from_path(make_source(tmp_path))
+    place = build(origin, tmp_path / "cache")
+    (place / "lib").chmod(0o777)
+    with pytest.raises(Refused, match="other users may write to it"):
+        build(origin, tmp_path / "cache")
+    assert (tmp_path / "runs").read_text() == "run\n"
+
+
+def test_without_make_it_is_named(tmp_path: Path) -> None:
+    origin = static_build.from_path(make_source(tmp_path))
+    with pytest.raises(ToolMissing, match=r"^make$"):
+        static_build.build(origin, gnutls="3.7.9", root=tmp_path / "cache", env={"PATH": str(tmp_path)})
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_asserts_do_not_name_the_folders_of_the_build(tmp_path: Path, packed: bool) -> None:
+    """With a source that is really compiled, by the path that configure was called with."""
+    source = make_source(tmp_path)
+    (source / "lib" / "ngtcp2.c").write_text("const char *where(void) { return __FILE__; }\n")
+    configure = (source / "configure").read_text()
+    flags = 'for argument; do case "$argument" in CFLAGS=*) flags=${argument#CFLAGS=};; esac; done\n'
+    variables = '{ echo "SOURCE = $source"; echo "FLAGS = $flags"; } >> Makefile\n'
+    (source / "configure").write_text(configure + flags + variables)
+    compiled = "\tcc $(FLAGS) -g -c $(SOURCE)/lib/ngtcp2.c -o $(PREFIX)/lib/libngtcp2.a\n"
+    (source / "Makefile.in").write_text(MAKEFILE.format(archives=BOTH_ARCHIVES) + compiled)
+    origin = static_build.from_path(pack(source, tmp_path / "n.tar.xz") if packed else source)
+    content = (build(origin, tmp_path / "cache") / "lib" / "libngtcp2.a").read_bytes()
+    assert b"ngtcp2-1.24.0/lib/ngtcp2.c" in content
+    assert str(tmp_path).encode() not in content
