@@ -239,7 +239,8 @@ class ClientConfig(CommonConfig):
         heartbeat: Seconds between Heartbeat commands, 3 s.
         gc_interval: Without effect. 3 s.
         gc_lifetime: Seconds that fragments of UDP packets that never become whole are kept, 15 s.
-        proxy_protocol: PROXY protocol header for the local service; default "none".
+        proxy_protocol: PROXY protocol header for the local service, with the public peer and the public address and
+            port that it asked; default "none".
         dialect: Meaning of the mode byte; default "draft". What it must be depends on the server's release.
         dial_timeout: Seconds for the TCP connection to the local service, 5 s.
         tls: The TLS keys.

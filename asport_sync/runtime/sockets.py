@@ -90,11 +90,6 @@ def local_address(sock: socket.socket) -> SocketAddress:
     return _literal(sock.getsockname())
 
 
-def remote_address(sock: socket.socket) -> SocketAddress:
-    """The address a socket is connected to."""
-    return _literal(sock.getpeername())
-
-
 def _literal(address: tuple[object, ...]) -> SocketAddress:
     """Host and port of what the socket module calls an address: for IPv6 four items, the last being the zone."""
     host, port = str(address[0]), int(str(address[1]))

@@ -508,13 +508,15 @@ class ClientRun(Run):
             self._failure = None
             self._changed.notify_all()
         self._port = hello.port
+        link.public = link.public_address(hello.port)
         self.counters.add("joined")
         _log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, hello.port, self._mode)
         self.report(self.status)
         if self._mode.tcp:
             self._service.announce(link.connection)
         while link.held:
-            self._serve(link, *link.held.popleft())
+            self._serve(link, link.public, *link.held.popleft())
+        self.pump.call(link.flows.joined, link.public)
         self.pump.call(self._network.look_again)
         self._tell(link, Word.JOINED)
 
@@ -533,17 +535,17 @@ class ClientRun(Run):
             self.counters.add("streams_refused_no_tcp")
             self.limit.warning(_log, "%s: a TCP connection came that was not asked for", self._config.server)
             event.stream.refuse()
-        elif link.joined:
-            self._serve(link, event.stream, command.address)
+        elif link.public is not None:
+            self._serve(link, link.public, event.stream, command.address)
         elif len(link.held) < _MOST_HELD_STREAMS:
             link.held.append((event.stream, command.address))
         else:
             self.counters.add("streams_refused_before_server_hello")
             event.stream.refuse()
 
-    def _serve(self, link: Link, stream: Stream, source: Address | None) -> None:
+    def _serve(self, link: Link, public: Address, stream: Stream, source: Address | None) -> None:
         try:
-            self.workers.submit(self._service.serve, link.connection, stream, source)
+            self.workers.submit(self._service.serve, link.connection, stream, source, public)
         except (LifecycleError, RuntimeError) as problem:
             self.counters.add("streams_refused_no_thread")
             self.limit.warning(_log, "a connection was dropped: %s", problem)

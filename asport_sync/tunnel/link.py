@@ -31,6 +31,7 @@ class Link:
 
     Attributes:
         held: Streams that came before ServerHello.
+        public: The public address and port, once it has joined; see ``public_address``.
         same_port: It asked for the port that the client had before and for no other.
         abandoned: It was given up: written under the client's lock, and read without it by the events thread to ignore
             what still comes.
@@ -41,13 +42,17 @@ class Link:
     flows: LocalFlows  # the pump thread
     handshake: ClientHandshake = dataclasses.field(default_factory=ClientHandshake)
     held: collections.deque[tuple[Stream, Address | None]] = dataclasses.field(default_factory=collections.deque)
+    public: Address | None = None
     same_port: bool = False
     abandoned: bool = False
 
-    @property
-    def joined(self) -> bool:
-        """Whether the server has accepted the client."""
-        return self.handshake.state is ClientState.AUTHENTICATED
+    def public_address(self, port: int) -> Address:
+        """The public address and port, as far as a client can know them.
+
+        ASPORT names no address: it is the server's that the QUIC connection goes to, with the port that was opened.
+        """
+        host = self.remote[0].partition("%")[0]  # a zone means something on this machine only
+        return Address.from_text(host, port)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -270,11 +270,18 @@ class LocalService:
         with self._lock:
             self._told.pop(connection.id, None)
 
-    def serve(self, connection: Connection, stream: Stream, source: Address | None) -> None:
-        """Connects to the service and relays. Where that fails the public peer sees an orderly end without data."""
+    def serve(self, connection: Connection, stream: Stream, source: Address | None, public: Address) -> None:
+        """Connects to the service and relays. Where that fails the public peer's connection is reset.
+
+        Args:
+            connection: To the server.
+            stream: Its new stream.
+            source: The public peer, as the server says it.
+            public: The public address and port, for the PROXY header.
+        """
         label = f"connection from {source or 'an unnamed peer'}"
         try:
-            sock, address = self._connect(source)
+            sock, address = self._connect(source, public)
         except sockets.Stopped:
             return
         except LocalProtocolError as problem:
@@ -303,13 +310,12 @@ class LocalService:
         except EngineClosed:
             self.forget(connection)  # once more, for a worker that came after its end
 
-    def _connect(self, source: Address | None) -> tuple[socket.socket, sockets.SocketAddress]:
+    def _connect(self, source: Address | None, public: Address) -> tuple[socket.socket, sockets.SocketAddress]:
         addresses = sockets.resolve(self.host, self.port, socket.SOCK_STREAM)
         sock, address = sockets.dial_tcp(addresses, self.dial_timeout, self.stop)
         try:
             if self.proxy_version is not None:
-                target = Address.from_text(*address)
-                sock.sendall(proxy_header.tcp_header(self.proxy_version, source, target))
+                sock.sendall(proxy_header.tcp_header(self.proxy_version, source, public))
         except BaseException:
             sock.close()
             raise

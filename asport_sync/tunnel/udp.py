@@ -576,6 +576,9 @@ class LocalFlows:
         self._counters = counters
         self._log = log
         self._limit = limit
+        self._public: Address | None = None  # the public address and port
+        # Asked for before the server's answer. The engine asks for no more than have packets waiting.
+        self._early: dict[int, SocketAddress] = {}
         self._flows: dict[int, _Flow] = {}
         self._by_udp: dict[int, _Flow] = {}  # by the engine's name for the socket
         self._shares = SourceShares(max(1, budget.most // 2))
@@ -591,9 +594,19 @@ class LocalFlows:
         if not self._target.is_fixed:
             self._silence = self._pump.after(_SILENCE_PERIOD, self._look_for_silence)
 
+    def joined(self, public: Address) -> None:
+        """The server has accepted the client, and opened this address and port. Takes up what came before that."""
+        self._public = public
+        early, self._early = self._early, {}
+        for association, peer in early.items():
+            self.wanted(association, peer)
+
     def wanted(self, association: int, peer: SocketAddress) -> None:
         """A Packet for a new association has come and waits for it."""
         if self._closed or association in self._flows:
+            return
+        if self._public is None:
+            self._early[association] = peer
             return
         try:
             has_place = self._places.may_come(peer) and (
@@ -612,6 +625,9 @@ class LocalFlows:
         """An association is over: dissociated, or idle. Does nothing where there is none."""
         flow = self._flows.pop(association, None)
         if flow is None:
+            if self._early.pop(association, None) is not None:
+                with contextlib.suppress(EngineClosed):
+                    self._connection.remove_flow(association)
             return
         self._budget.give_back()
         self._shares.give_back(association)
@@ -654,6 +670,7 @@ class LocalFlows:
     def close(self) -> None:
         """The connection is over. Idempotent."""
         self._closed = True
+        self._early.clear()
         self._expiry.end()
         if self._silence is not None:
             self._silence.cancel()
@@ -691,7 +708,7 @@ class LocalFlows:
         """
         sock, address = self._dial(addresses)
         try:
-            prefix = self._prefix(sock, flow.peer)
+            prefix = self._prefix(flow.peer)
             udp = self._connection.open_udp(sock, public=False)
         except BaseException:
             sock.close()
@@ -710,11 +727,10 @@ class LocalFlows:
                 problem = error
         raise problem
 
-    def _prefix(self, sock: socket.socket, peer: SocketAddress) -> bytes:
-        if not self._proxy:
+    def _prefix(self, peer: SocketAddress) -> bytes:
+        if not self._proxy or self._public is None:
             return b""
-        destination = Address.from_text(*sockets.remote_address(sock))
-        return proxy_header.udp_header(Address.from_text(*peer), destination)
+        return proxy_header.udp_header(Address.from_text(*peer), self._public)
 
     def _no_place(self, association: int, peer: SocketAddress) -> None:
         if self._shares.full(peer[0]):
@@ -795,7 +811,7 @@ class LocalFlows:
         flow.sock = sock
         flow.reader = _Reader(self._pump, sock, flow.udp, self._counters, self._log)
         try:
-            flow.udp.move(sock, self._prefix(sock, flow.peer))
+            flow.udp.move(sock, self._prefix(flow.peer))
         except (EngineError, LocalProtocolError) as problem:
             # Its next datagram asks for a new one.
             self.end(flow.association)

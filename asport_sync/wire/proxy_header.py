@@ -1,7 +1,9 @@
-"""PROXY protocol headers (HAProxy's specification, versions 1 and 2): tell the local service who the public peer is.
+"""PROXY protocol headers (HAProxy's specification, versions 1 and 2): tell the local service who its public peer is.
 
-Source and destination of a header must be of one family, while the public peer and the local service need not be. So
-where one is IPv6 both are written as IPv6, the other as an IPv4-mapped address (RFC 4291 section 2.5.5.2):
+They say also which public address and port the peer asked.
+
+Source and destination of a header must be of one family, while what is known of the two need not be. So where one is
+IPv6 both are written as IPv6, the other as an IPv4-mapped address (RFC 4291 section 2.5.5.2):
 
 ===================  ===========  =========================================
 source               destination  written
@@ -36,7 +38,7 @@ def tcp_header(version: int, source: Address | None, destination: Address) -> by
     Args:
         version: 1 (text) or 2 (binary).
         source: The address of the Connect command.
-        destination: The local address that was connected to.
+        destination: The public address and port.
 
     Raises:
         LocalProtocolError: There is no such version, or the source is not known: a service that asks for the header
@@ -54,7 +56,7 @@ def udp_header(source: Address | None, destination: Address) -> bytes:
 
     Args:
         source: The address of the Packet command.
-        destination: The local address that the datagram goes to.
+        destination: The public address and port.
 
     Raises:
         LocalProtocolError: The source is not known.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
-import re
 import resource
 import selectors
 import socket
@@ -28,6 +27,7 @@ from tests.e2e.tunnels import (
     tunnel,
     write_config,
 )
+from tests.support import proxy_protocol
 from tests.support.certificates import Certificate
 from tests.support.data import digest, seeded_bytes
 from tests.support.process import Process
@@ -40,6 +40,7 @@ from tests.support.services import (
     TcpService,
     TcpSink,
     TcpSource,
+    host_and_port,
     sink_answer,
     summarise,
 )
@@ -531,16 +532,37 @@ class Capture(TcpService):
 def test_proxy_protocol_version_1(certificate: Certificate) -> None:
     with Capture() as service, tunnel(certificate, service.address, client={"proxy_protocol": "v1"}) as opened:
         source = send_and_close(opened.public, b"hello")
-        port = service.address[1]
-        assert service.data == f"PROXY TCP4 127.0.0.1 127.0.0.1 {source} {port}\r\nhello".encode()
+        assert service.data == f"PROXY TCP4 127.0.0.1 127.0.0.1 {source} {opened.public[1]}\r\nhello".encode()
 
 
 def test_proxy_protocol_version_2(certificate: Certificate) -> None:
     with Capture() as service, tunnel(certificate, service.address, client={"proxy_protocol": "v2"}) as opened:
         source = send_and_close(opened.public, b"hello")
         loopback = bytes((127, 0, 0, 1))
-        addresses = loopback + loopback + struct.pack(">HH", source, service.address[1])
+        addresses = loopback + loopback + struct.pack(">HH", source, opened.public[1])
         assert service.data == b"\r\n\r\n\0\r\nQUIT\n" + b"\x21\x11\x00\x0c" + addresses + b"hello"
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_the_header_names_the_address_that_the_user_asked(certificate: Certificate, host: str, version: str) -> None:
+    """Not the service's own, which the service knows; its connections come to 127.0.0.1."""
+    server = {"server": host_and_port((host, 0)), "proxy": {"bind_ip": host}}
+    client = {"proxy_protocol": version, "server_name": "localhost"}
+    with Capture() as service, tunnel(certificate, service.address, server=server, client=client) as opened:
+        with connect(opened.public) as user:
+            source, asked = user.getsockname()[:2], user.getpeername()[:2]
+            send_and_end(user, b"hello")
+            assert receive_to_end(user) == b"seen"
+    header = proxy_protocol.parse(service.data)
+    assert header == proxy_protocol.Header(
+        version=int(version[1:]),
+        family=6 if ":" in host else 4,
+        transport="tcp",
+        source=source,
+        destination=asked,
+        rest=b"hello",
+    )
 
 
 def test_without_proxy_protocol(certificate: Certificate) -> None:
@@ -550,16 +572,16 @@ def test_without_proxy_protocol(certificate: Certificate) -> None:
 
 
 def test_a_dual_stack_port_tells_the_ipv4_source(certificate: Certificate) -> None:
-    """On ``::`` an IPv4 user's address is mapped; a service on IPv4 hears of it as IPv4."""
+    """On ``::`` an IPv4 user's address is mapped; with a server on IPv4 the service hears of it as IPv4."""
     dual = {"proxy": {"bind_ip": "::"}}
     with Capture() as service:
         with tunnel(certificate, service.address, server=dual, client={"proxy_protocol": "v1"}) as opened:
             source = send_and_close(("127.0.0.1", opened.public[1]), b"")
-            assert re.fullmatch(rb"PROXY TCP4 127\.0\.0\.1 127\.0\.0\.1 %d \d+\r\n" % source, service.data)
+            assert service.data == b"PROXY TCP4 127.0.0.1 127.0.0.1 %d %d\r\n" % (source, opened.public[1])
 
 
-def test_a_service_on_ipv4_hears_of_users_on_ipv6(certificate: Certificate) -> None:
-    """The specification wants one family for both addresses, so the service's is mapped."""
+def test_users_on_ipv6_of_a_server_on_ipv4(certificate: Certificate) -> None:
+    """The client knows the server by its IPv4 address alone; in a header both addresses are of one family."""
     loopback = ipaddress.IPv6Address("::1").packed + ipaddress.IPv6Address("::ffff:127.0.0.1").packed
     for version in ("v1", "v2"):
         with Capture() as service:
@@ -568,10 +590,11 @@ def test_a_service_on_ipv4_hears_of_users_on_ipv6(certificate: Certificate) -> N
             ) as opened:
                 source = send_and_close(("::1", opened.public[1]), b"")
                 if version == "v1":
-                    assert re.fullmatch(rb"PROXY TCP6 ::1 ::ffff:127\.0\.0\.1 %d \d+\r\n" % source, service.data)
+                    expected = b"PROXY TCP6 ::1 ::ffff:127.0.0.1 %d %d\r\n" % (source, opened.public[1])
                 else:
-                    header = b"\r\n\r\n\0\r\nQUIT\n" + b"\x21\x21\x00\x24" + loopback + struct.pack(">H", source)
-                    assert service.data[:-2] == header
+                    ports = struct.pack(">HH", source, opened.public[1])
+                    expected = b"\r\n\r\n\0\r\nQUIT\n" + b"\x21\x21\x00\x24" + loopback + ports
+                assert service.data == expected
 
 
 def send_and_close(address: Address, data: bytes) -> int:

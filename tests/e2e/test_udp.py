@@ -25,6 +25,7 @@ from tests.e2e.tunnels import (
     tunnel,
     wait_for_counter,
 )
+from tests.support import proxy_protocol
 from tests.support.certificates import Certificate
 from tests.support.data import seeded_bytes
 from tests.support.sanitized import needs_speed
@@ -35,6 +36,7 @@ from tests.support.services import (
     UdpService,
     UdpSink,
     UdpSource,
+    host_and_port,
     sink_answer,
 )
 from tests.support.traffic import UdpPeer, expect_reset
@@ -198,12 +200,30 @@ def test_proxy_protocol_version_2(certificate: Certificate, recorder: Recorder) 
             user.settimeout(READY_TIMEOUT)
             user.connect(opened.public)
             loopback = bytes((127, 0, 0, 1))
-            ports = struct.pack(">HH", user.getsockname()[1], recorder.service.address[1])
+            ports = struct.pack(">HH", user.getsockname()[1], opened.public[1])
             header = b"\r\n\r\n\0\r\nQUIT\n" + b"\x21\x12\x00\x0c" + loopback + loopback + ports
             for payload in (b"", b"hello", seeded_bytes(1, 3000)):
                 user.send(payload)
                 # The service's answers are taken as they are.
                 assert user.recv(LARGEST_DATAGRAM) == header + payload
+
+
+@MODES
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_the_header_names_the_address_that_the_user_asked(
+    certificate: Certificate, recorder: Recorder, host: str, mode: str
+) -> None:
+    """Not the service's own, which the service knows; its datagrams come to 127.0.0.1."""
+    server = {"server": host_and_port((host, 0)), "proxy": {"bind_ip": host}}
+    client = {"proxy_protocol": "v2", "server_name": "localhost", **udp_mode(mode)}
+    with tunnel(certificate, recorder.service.address, server=server, client=client) as opened:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as user:
+            user.settimeout(READY_TIMEOUT)
+            user.connect(opened.public)
+            user.send(b"hello")
+            header = proxy_protocol.parse(user.recv(LARGEST_DATAGRAM))
+            assert (header.transport, header.rest) == ("udp", b"hello")
+            assert (header.source, header.destination) == (user.getsockname()[:2], user.getpeername()[:2])
 
 
 def test_proxy_protocol_version_1_has_none_for_udp(certificate: Certificate) -> None:

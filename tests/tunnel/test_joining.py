@@ -6,11 +6,11 @@ import errno
 import logging
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from asport_sync.engine import Carrier, CloseCause
+from asport_sync.engine import Carrier, CloseCause, Connection
 from asport_sync.errors import (
     AsportError,
     AuthenticationFailed,
@@ -29,7 +29,8 @@ from asport_sync.runtime import sockets
 from asport_sync.tunnel import attempts, joining
 from asport_sync.tunnel.credentials import trusted_certificates
 from asport_sync.tunnel.joining import ClientRun, flow_budget
-from asport_sync.tunnel.link import why_closed
+from asport_sync.tunnel.link import Link, why_closed
+from asport_sync.tunnel.udp import LocalFlows
 from asport_sync.wire import (
     Address,
     ClientHello,
@@ -41,6 +42,7 @@ from asport_sync.wire import (
     ServerHelloCode,
     decode,
     encode,
+    proxy_header,
 )
 from tests.support.services import TcpEcho
 from tests.support.waiting import wait_until
@@ -588,6 +590,30 @@ def test_an_association_gets_a_socket_and_loses_it() -> None:
             assert udp.sock.getpeername() == service.getsockname()
             scene.post_command(connection, encode(Dissociate(0)))
             wait_until(lambda: udp.closed and udp.sock.fileno() == -1, TIMEOUT, "its socket is closed")
+
+
+def test_associations_that_come_too_early_wait_for_the_answer() -> None:
+    """The PROXY header names the public port, which the answer brings."""
+
+    def early(scene: Scene, connection: FakeConnection) -> None:
+        scene.engine.post(fake.connected(connection, server=False))
+        scene.engine.post(fake.flow_wanted(connection, 7, PUBLIC_PEER))
+
+    with scene_of(early, proxy_protocol="v2") as scene:
+        scene.attempts(1)
+        connection = scene.engine.connections[0]
+        wait_until(lambda: connection.sent, TIMEOUT, "the hello is sent")
+        scene.run.pump.call_and_wait(lambda: None)
+        assert connection.udp == []
+        scene.post_command(connection, encode(ServerHello(ServerHelloCode.SUCCESS, PORT)))
+        wait_until(lambda: connection.udp and connection.udp[0].flows, TIMEOUT, "the association is there")
+        expected = proxy_header.udp_header(Address.from_text(*PUBLIC_PEER), Address.from_text(SERVER[0], PORT))
+        assert connection.udp[0].flows == {7: (PUBLIC_PEER, expected)}
+
+
+def test_the_public_address_has_no_zone() -> None:
+    link = Link(cast(Connection, FakeEngine().new_connection()), ("fe80::1%7", 443), cast(LocalFlows, None))
+    assert link.public_address(PORT) == Address.from_text("fe80::1", PORT)
 
 
 def test_udp_that_was_not_asked_for_is_dropped() -> None:

@@ -39,6 +39,7 @@ HOST = "127.0.0.1"
 TIMEOUT = 10.0
 WORKERS = 8
 PEER = Address.from_text("203.0.113.7", 54321)
+PUBLIC = Address.from_text("192.0.2.1", 2024)
 LOG = logging.getLogger("asport_sync.test")
 DESCRIPTORS = EngineError(-1024, "Too many open files")
 
@@ -445,7 +446,7 @@ def test_troubles_of_all_listeners_fill_no_log(caplog: pytest.LogCaptureFixture)
 
 def serve(scene: Scene, service: LocalService, source: Address | None = PEER) -> FakeStream:
     stream = scene.stream()
-    scene.workers.submit(service.serve, as_connection(scene.connection), as_stream(stream), source)
+    scene.workers.submit(service.serve, as_connection(scene.connection), as_stream(stream), source, PUBLIC)
     return stream
 
 
@@ -469,7 +470,7 @@ def test_the_header_goes_before_everything_else(scene: Scene, version: int) -> N
         accepted, _ = listener.accept()
         with accepted:
             accepted.settimeout(TIMEOUT)
-            expected = proxy_header.tcp_header(version, PEER, Address.from_text(*target))
+            expected = proxy_header.tcp_header(version, PEER, PUBLIC)
             assert accepted.recv(1000) == expected
             wait_until(lambda: stream.said == ["attach"], TIMEOUT, "the engine has it")
             # The engine writes no header: every connection is Python's to make.
@@ -531,7 +532,7 @@ def test_a_refusal_of_a_stream_that_is_gone_is_no_error(scene: Scene, caplog: py
 
     stream = Gone(b"")
     service = scene.service((HOST, free_port()))
-    scene.workers.submit(service.serve, as_connection(scene.connection), as_stream(stream), PEER)
+    scene.workers.submit(service.serve, as_connection(scene.connection), as_stream(stream), PEER, PUBLIC)
     wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
     wait_until(lambda: scene.workers.running == 0, TIMEOUT, "the worker is back")
     assert "failed" not in caplog.text
@@ -656,7 +657,7 @@ def test_what_a_connection_knew_goes_with_it(scene: Scene, names: Names) -> None
         literal.forget(as_connection(scene.connection))
         literal.forget(as_connection(scene.connection))
         # One whose worker is late.
-        scene.workers.submit(named.serve, as_connection(scene.connection), as_stream(scene.stream()), PEER)
+        scene.workers.submit(named.serve, as_connection(scene.connection), as_stream(scene.stream()), PEER, PUBLIC)
         scene.idle()
         assert scene.streams[-1].said == ["attach"]
     assert literal._told == named._told == {}

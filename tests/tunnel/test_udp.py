@@ -28,6 +28,7 @@ HOST = "127.0.0.1"
 TIMEOUT = 10.0
 PEER = ("198.51.100.9", 5353)
 OTHER = ("198.51.100.10", 5353)
+PUBLIC = Address.from_text("192.0.2.1", 2024)
 LOG = logging.getLogger("asport_sync.test")
 
 
@@ -708,7 +709,14 @@ class Local:
     """The associations of a client, and the service they lead to."""
 
     def __init__(
-        self, pump: Pump, *, host: str = HOST, proxy: bool = False, timeout: float = 60.0, most: int = 10
+        self,
+        pump: Pump,
+        *,
+        host: str = HOST,
+        proxy: bool = False,
+        timeout: float = 60.0,
+        most: int = 10,
+        joined: bool = True,
     ) -> None:
         self.pump = pump
         self.service = sockets.bind_udp(HOST, 0)
@@ -727,6 +735,11 @@ class Local:
             log=LOG,
             limit=RateLimit(),
         )
+        if joined:
+            self.join()
+
+    def join(self) -> None:
+        self.pump.do(self.flows.joined, PUBLIC)
 
     def open(self) -> None:
         self.pump.do(self.flows.open)
@@ -778,9 +791,35 @@ def test_one_that_is_there_already_is_not_made_again(local: Local) -> None:
 def test_a_header_goes_in_front_of_every_datagram(pump: Pump) -> None:
     local = Local(pump, proxy=True)
     local.want(1)
-    expected = proxy_header.udp_header(Address.from_text(*PEER), Address.from_text(*local.address))
+    expected = proxy_header.udp_header(Address.from_text(*PEER), PUBLIC)
     assert pump.udp.flows == {1: (PEER, expected)}
     local.close()
+
+
+def test_associations_that_come_too_early_wait_for_the_answer(pump: Pump) -> None:
+    """The public port, which the header names, is not known before."""
+    local = Local(pump, proxy=True, joined=False)
+    local.want(1)
+    local.want(2)
+    local.want(3, OTHER)
+    assert (pump.connection.udp, pump.connection.removed) == ([], [])
+    pump.do(local.flows.end, 2)
+    assert pump.connection.removed == [2]
+    local.join()
+    expected = [
+        {1: (PEER, proxy_header.udp_header(Address.from_text(*PEER), PUBLIC))},
+        {3: (OTHER, proxy_header.udp_header(Address.from_text(*OTHER), PUBLIC))},
+    ]
+    assert [udp.flows for udp in pump.connection.udp] == expected
+    local.close()
+
+
+def test_early_associations_of_a_refused_client_are_forgotten(pump: Pump) -> None:
+    local = Local(pump, joined=False)
+    local.want(1)
+    local.close()
+    local.join()
+    assert pump.connection.udp == []
 
 
 def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
@@ -1119,13 +1158,13 @@ def test_a_service_that_has_answered_is_waited_for(pump: Pump, several: Local, r
     assert pump.udp.moved == [(THIRD, b"")]
 
 
-def test_a_header_says_where_the_datagram_goes_now(pump: Pump, resolver: Resolver) -> None:
+def test_an_association_that_moves_keeps_its_header(pump: Pump, resolver: Resolver) -> None:
     local = Local(pump, host="name.example", proxy=True)
     resolver.answer = [FIRST, SECOND]
     local.want(1)
     settled(pump)
     local.refuse(pump.udp)
-    expected = proxy_header.udp_header(Address.from_text(*PEER), Address.from_text(*SECOND))
+    expected = proxy_header.udp_header(Address.from_text(*PEER), PUBLIC)
     assert pump.udp.moved == [(SECOND, expected)]
     local.close()
 
