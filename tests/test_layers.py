@@ -22,9 +22,9 @@ ALLOWED = {
     "forked": set(),
     "wire": {"errors", "hidden"},
     "config": {"errors", "hidden"},
-    "runtime": {"errors", "forked"},
+    "runtime": {"errors", "forked", "hidden"},
     "engine": {"errors", "hidden", "forked", "_aq", "_version"},
-    "tunnel": {"errors", "wire", "config", "runtime", "engine"},
+    "tunnel": {"errors", "hidden", "wire", "config", "runtime", "engine"},
     "cli": {"errors", "_version", "config", "runtime", "engine", "tunnel"},
     # For programs that test themselves; of no use to any other room.
     "testing": set(),

@@ -111,6 +111,8 @@ def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.Se
     server = config.load_server(file)
     users = [user for proxy in server.proxies for user in proxy.users]
     secrets = {user.password_file or file for user in users} | {server.tls.private_key.path or file}
+    if server.reset_key is not None:
+        secrets.add(server.reset_key_file or file)
     return server, _loose(secrets, {file, server.tls.certificate.path or file})
 
 

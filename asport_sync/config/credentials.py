@@ -1,4 +1,4 @@
-"""Certificates, private keys and password files: what a configuration names and other rooms read.
+"""Certificates, private keys and files with secrets: what a configuration names and other rooms read.
 
 Nothing here ever puts the content of such a file into an error text or a ``repr``.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from asport_sync.config.values import BadValue, credentials_directory, file_path, printable, secret, text
+from asport_sync.config.values import BadValue, credentials_directory, file_path, printable, text
 from asport_sync.errors import ConfigError
-from asport_sync.hidden import HiddenBytes
+from asport_sync.hidden import HiddenBytes, HiddenText
 
 _PEM_MARK: Final = "-----BEGIN "
-_LONGEST_PASSWORD_LINE: Final = 65536
+_LONGEST_LINE: Final = 65536
 """Bytes. Bounds what is read when the path names a device or another endless file."""
 
 
@@ -95,7 +95,7 @@ def existing_file(value: object, directory: Path | None) -> Path:
     raise BadValue(problem + name)
 
 
-def password_from(path: Path) -> str:
+def first_line(path: Path) -> str:
     """Returns the first line of a file, without its line ending.
 
     Raises:
@@ -104,18 +104,18 @@ def password_from(path: Path) -> str:
     name = printable(str(path))
     try:
         with path.open("rb") as file:
-            line = file.readline(_LONGEST_PASSWORD_LINE + 1)
+            line = file.readline(_LONGEST_LINE + 1)
     except OSError as error:
         raise BadValue(f"{name} cannot be read: {error.strerror}") from None
-    if len(line) > _LONGEST_PASSWORD_LINE:
-        raise BadValue(f"the first line of {name} is longer than {_LONGEST_PASSWORD_LINE} bytes")
+    if len(line) > _LONGEST_LINE:
+        raise BadValue(f"the first line of {name} is longer than {_LONGEST_LINE} bytes")
     try:
-        password = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig")
+        found = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise BadValue(f"the first line of {name} is not UTF-8 text") from None
-    if not password:
+    if not found:
         raise BadValue(f"the first line of {name} is empty")
-    return secret(password)
+    return HiddenText(found)
 
 
 def loose_permissions(path: str | os.PathLike[str], *, secret: bool = True) -> str | None:

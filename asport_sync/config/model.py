@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from asport_sync.config import values
-from asport_sync.config.credentials import Credential, credential, existing_file, password_from, pem
+from asport_sync.config.credentials import Credential, credential, existing_file, first_line, pem
 from asport_sync.config.reader import (
     Invalid,
     Item,
@@ -90,6 +90,9 @@ _DIALECT = _choice(values.DIALECTS)
 _NETWORK = scalar(values.networks)
 _PATH = key(lambda item: values.file_path(item.value, item.source.directory))
 _PASSWORD = scalar(values.secret)
+_RESET_KEY = scalar(values.reset_key)
+# Keys whose value may be the first line of a file instead, which the key with "_file" behind its name names.
+_IN_FILES: Mapping[str, Callable[[object], object]] = {"password": values.secret, "reset_key": values.reset_key}
 _CREDENTIAL = key(lambda item: credential(item.value, item.source.directory))
 
 
@@ -350,6 +353,10 @@ class ServerConfig(CommonConfig):
         dialect: Meaning of the mode byte of users that name none; default "auto": told from the byte where it can be.
         ambiguous_dialect: What "auto" takes mode bytes 1 and 2 for, which mean different things in the two dialects;
             default "both": what the user may use of either meaning is served.
+        reset_key: Secret that the key of stateless resets (RFC 9000 section 10.3) is made of, for servers that may be
+            taken for each other; at least 32 characters or bytes. None: it is made of the private key, this machine and
+            ``server``. Not shown by ``repr``.
+        reset_key_file: File whose first line is that secret, or None.
         tls: The TLS keys.
     """
 
@@ -361,6 +368,8 @@ class ServerConfig(CommonConfig):
     udp_session_timeout: float = field(default=300.0, metadata=_DURATION)
     dialect: DialectName = field(default="auto", metadata=_DIALECT)
     ambiguous_dialect: AmbiguousDialectName = field(default="both", metadata=_choice(values.AMBIGUOUS_DIALECTS))
+    reset_key: bytes | None = field(default=None, repr=False, metadata=_RESET_KEY)
+    reset_key_file: Path | None = field(default=None, metadata=_PATH)
     tls: TlsServerConfig
 
     @classmethod
@@ -405,22 +414,30 @@ def _table(cls: type[T], item: Item, entries: Mapping[str, Item], side: Side, **
     gathered: dict[str, Item] = {}
     names = names_of(cls)
     _report_unknown(gather(entries, names, gathered), side, names)
-    return build(cls, gathered, item, **ready, **_password(gathered))
+    return build(cls, gathered, item, **ready, **_from_files(gathered))
 
 
-def _password(gathered: Mapping[str, Item]) -> dict[str, object]:
-    """Returns the fields password and password_file where the file is given, and else nothing."""
-    file = gathered.get("password_file")
+def _from_files(gathered: Mapping[str, Item]) -> dict[str, object]:
+    """Returns the fields with a secret that a file is given for, and those with its path."""
+    found: dict[str, object] = {}
+    for name, parse in _IN_FILES.items():
+        found |= _from_file(gathered, name, parse)
+    return found
+
+
+def _from_file(gathered: Mapping[str, Item], name: str, parse: Callable[[object], object]) -> dict[str, object]:
+    in_file = f"{name}_file"
+    file = gathered.get(in_file)
     if file is None or file.value is None:
         return {}
     # With this an error has been noted, so that it never becomes part of a configuration.
-    unusable: dict[str, object] = {"password": "", "password_file": None}
-    if "password" in gathered:
-        file.source.report("given together with password: only one of them can hold", file.at)
+    unusable: dict[str, object] = {name: "", in_file: None}
+    if name in gathered:
+        file.source.report(f"given together with {name}: only one of them can hold", file.at)
         return unusable
     try:
         path = file.parsed(lambda item: values.file_path(item.value, item.source.directory))
-        return {"password": file.parsed(lambda item: password_from(path)), "password_file": path}
+        return {name: file.parsed(lambda item: parse(first_line(path))), in_file: path}
     except Invalid:
         return unusable
 
@@ -599,7 +616,7 @@ def _read(root: Item, side: Side, cls: type[T], tls_class: type[TlsConfig], chec
     except Invalid:
         pass
     try:
-        config = build(cls, keys.own, root, tls=tls, **_password(keys.own))
+        config = build(cls, keys.own, root, tls=tls, **_from_files(keys.own))
     except Invalid:
         root.source.fail()
     check(config, keys)

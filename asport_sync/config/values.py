@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeVar
 
 from asport_sync.errors import ConfigError
-from asport_sync.hidden import HiddenText
+from asport_sync.hidden import HiddenBytes, HiddenText
 
 T = TypeVar("T")
 
@@ -45,6 +45,8 @@ AmbiguousDialectName = Literal["both", "draft", "flags"]
 
 SMALLEST_RECEIVE_MEMORY: Final = 64 << 20
 _LARGEST_DEFAULT_MEMORY: Final = 1 << 30
+# Characters or bytes: in hexadecimal digits 128 bits, as many as a stateless reset token has.
+_SHORTEST_RESET_KEY: Final = 32
 
 NETWORKS: Final[Mapping[str, Network]] = {
     "tcp": "tcp",
@@ -213,6 +215,14 @@ def secret(value: object) -> str:
     if not password:
         raise BadValue("an empty password is not allowed")
     return HiddenText(password)
+
+
+def reset_key(value: object) -> bytes:
+    """Returns a secret that stateless reset keys may be made of: text of at least 32 characters, or as many bytes."""
+    given = value if isinstance(value, (bytes, bytearray)) else text(value)
+    if len(given) < _SHORTEST_RESET_KEY:
+        raise BadValue(f"shorter than {_SHORTEST_RESET_KEY} characters; openssl rand -base64 32 prints a good one")
+    return HiddenBytes(given.encode() if isinstance(given, str) else given)
 
 
 def boolean(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""What happens to this machine: its addresses and routes change, or it was asleep.
+"""Which machine this is, and what happens to it: its addresses and routes change, or it was asleep.
 
 Both watches belong to a ``SelectorThread``, whose calls they are made of, and cost no thread of their own.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from asport_sync.forked import kept_from_children
+from asport_sync.hidden import HiddenBytes
 from asport_sync.runtime import sockets
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.sockets import SocketAddress
@@ -26,6 +29,28 @@ _SETTLE = 0.1
 _READ = 65536  # bytes at a time; what the messages say does not matter
 
 _JUMP = 2.0  # seconds that count as sleep: well above what a busy machine puts between two readings
+
+
+# machine-id(5), and where D-Bus keeps the same on systems without systemd.
+_MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+_MACHINE_ID = re.compile(rb"[0-9a-f]{32}\n?")
+
+
+def machine_id() -> bytes | None:
+    """What tells this machine, as 32 hexadecimal digits, from all others; the same as long as it is installed.
+
+    To be kept from others, says machine-id(5): only what is made of it by a keyed hash may leave the program.
+
+    Returns:
+        None where the system has none. An empty file, and "uninitialized" while a machine starts for the first time,
+        are none.
+    """
+    for path in _MACHINE_IDS:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            found = file.read(64)
+            if _MACHINE_ID.fullmatch(found):
+                return HiddenBytes(found.rstrip(b"\n"))
+    return None
 
 
 class NetworkWatch:

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import functools
 import logging
+import os
 import threading
 import time
 import uuid
@@ -34,8 +35,10 @@ from asport_sync.engine import (
     derive_key,
 )
 from asport_sync.errors import ConfigError, EngineClosed, EngineError, RemoteProtocolError
+from asport_sync.hidden import HiddenBytes
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import logger
+from asport_sync.runtime.machine import machine_id
 from asport_sync.runtime.timers import Timer
 from asport_sync.tunnel.admission import (
     Authenticator,
@@ -231,7 +234,10 @@ class ServerRun(Run):
             with sockets.bind_udp(host, config.server.port, only_v6=config.only_v6) as sock:
                 self._address = sockets.local_address(sock)
                 self._endpoint = self.engine.listen(
-                    sock, loaded.credentials, transport, reset_key=stateless_reset_key(loaded.private_key)
+                    sock,
+                    loaded.credentials,
+                    transport,
+                    reset_key=self._reset_key(loaded.private_key, self._address),
                 )
         except OSError as problem:
             raise ConfigError(f"can't listen on {config.server}: {problem.strerror}", key="server") from problem
@@ -242,6 +248,19 @@ class ServerRun(Run):
         if not sockets.is_here(host):
             _log.warning("%s is not an address of this machine yet; clients can come once it is", host)
         _log.info("accepting clients on %s, %d users", sockets.text(self._address), len(self._users))
+
+    def _reset_key(self, private_key: bytes, address: SocketAddress) -> bytes:
+        """The key of stateless reset tokens."""
+        if self._config.reset_key is not None:
+            return shared_reset_key(self._config.reset_key)
+        machine = machine_id()
+        if machine is None:
+            _log.info(
+                "this system has no machine id (/etc/machine-id): should the server be killed, its clients will learn "
+                "of its restart a little later, unless reset_key is set"
+            )
+            machine = HiddenBytes(os.urandom(16))
+        return stateless_reset_key(private_key, machine, address)
 
     def handle(self, event: Event) -> None:
         """Acts on an event. The events thread."""
@@ -762,11 +781,22 @@ def _either(asked: tuple[Meaning, ...]) -> str:
     return " or ".join(map(str, asked))
 
 
-def stateless_reset_key(private_key: bytes) -> bytes:
-    """The 32-byte key of stateless reset tokens (RFC 9000 section 10.3), by HKDF (RFC 5869) from the server's private
-    key.
+def stateless_reset_key(private_key: bytes, machine: bytes, address: SocketAddress) -> bytes:
+    """The 32-byte key of stateless reset tokens (RFC 9000 section 10.3), by HKDF (RFC 5869).
 
     It is the same after a restart without being kept in a file, so that clients of the server before learn at once that
-    their connections are gone.
+    their connections are gone. No two servers that run at the same time have the same one: each would answer packets of
+    the other's connections with a token that ends them (section 21.11).
+
+    Args:
+        private_key: The server's; several servers may have the same one.
+        machine: What tells this machine from others.
+        address: What the QUIC socket is bound to.
     """
-    return derive_key(private_key, salt=b"asport-sync", info=b"stateless reset")
+    info = HiddenBytes(b"stateless reset\0%s\0%s" % (machine, sockets.text(address).encode()))
+    return derive_key(private_key, salt=b"asport-sync", info=info)
+
+
+def shared_reset_key(secret: bytes) -> bytes:
+    """The same for servers that are meant to end each other's connections: made of a secret that they share."""
+    return derive_key(secret, salt=b"asport-sync", info=b"shared stateless reset")

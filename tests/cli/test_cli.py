@@ -23,6 +23,7 @@ from tests.support.services import host_and_port
 
 USER = "00112233-4455-6677-8899-aabbccddeeff"
 PASSWORD = "correct horse battery staple"
+RESET_KEY = "a secret that several servers share"
 CLIENT = {"server": "localhost:443", "local": "localhost:80", "uuid": USER, "password": PASSWORD}
 
 
@@ -322,16 +323,35 @@ def test_files_with_secrets_that_others_can_read(
     password.chmod(0o604)
     keys = server_keys(own)
     keys["proxies"][0]["users"] = {USER: {"password_file": str(password)}}
+    reset_key = tmp_path / "reset"
+    reset_key.write_text(RESET_KEY)
+    reset_key.chmod(0o640)
+    keys["reset_key_file"] = str(reset_key)
     path = write(tmp_path / "server.json", keys)
     path.chmod(0o644)  # holds no secret itself
     assert main(["server", "check", "-c", str(path)]) == 0
     output = capsys.readouterr()
     assert output.out == "ok\n"
     warnings = output.err.splitlines()
-    assert len(warnings) == 2
+    assert len(warnings) == 3
     assert "private-key.pem" in warnings[0]
     assert "password" in warnings[1]
+    assert f"{reset_key} holds a secret" in warnings[2]
     assert PASSWORD not in output.err
+    assert RESET_KEY not in output.err
+
+
+def test_a_file_with_a_reset_key_that_others_can_read(
+    tmp_path: Path, certificate: Certificate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    password = tmp_path / "password"
+    write_private(password, PASSWORD.encode())
+    keys = server_keys(certificate)
+    keys["proxies"][0]["users"] = {USER: {"password_file": str(password)}}
+    path = write(tmp_path / "server.json", {**keys, "reset_key": RESET_KEY})
+    path.chmod(0o644)
+    assert main(["server", "check", "-c", str(path)]) == 0
+    assert f"{path} holds a secret" in capsys.readouterr().err
 
 
 def test_a_file_without_secrets_that_others_can_change(

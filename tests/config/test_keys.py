@@ -120,6 +120,8 @@ SERVER = COMMON | {
     "udp_session_timeout": durations(300.0),
     "dialect": Row("auto", [("flags", "flags"), ("DRAFT", "draft"), ("auto", "auto")], ["new", 1]),
     "ambiguous_dialect": Row("both", [("flags", "flags"), ("Draft", "draft"), ("both", "both")], ["auto", 1]),
+    "reset_key": Row(None, [("ü" * 32, "ü".encode() * 32), (10**31, b"1" + b"0" * 31)], ["", "x" * 31, 1.5, [], {}]),
+    "reset_key_file": Row(None, [], ["", [], "missing"]),
 }
 PROXY = {
     "users": Row(REQUIRED, [({UUID: "x"}, (UserConfig(uuid=uuid.UUID(UUID), password="x"),))], [{}, [], "x"]),

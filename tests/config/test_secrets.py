@@ -18,6 +18,7 @@ from tests.support.exposure import exposed, told
 from .samples import KEY, OTHER_UUID, PEM, UUID, WRITERS, client, server, write
 
 SECRET = "hunter2"
+RESET_KEY = "hunter2 hunter2 hunter2 hunter2 hunter2"
 
 
 def client_with_file(**changes: Any) -> dict[str, Any]:
@@ -82,6 +83,32 @@ def test_password_and_password_file_exclude_each_other(tmp_path: Path) -> None:
     assert caught.value.key == f"proxies[0].users.{UUID}.password_file"
 
 
+def test_reset_key_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "reset", RESET_KEY + "\nanother line")
+    path = write(tmp_path, "server.json", WRITERS[".json"](server(reset_key_file="reset")))
+    config = load_server(path)
+    assert (config.reset_key, config.reset_key_file) == (RESET_KEY.encode(), file)
+    assert ServerConfig.from_options(**server(reset_key=RESET_KEY.encode())).reset_key == RESET_KEY.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "problem"),
+    [
+        ("", {}, "the first line of {} is empty"),
+        ("x" * 31, {}, "shorter than 32 characters; openssl rand -base64 32 prints a good one"),
+        (None, {}, "{} cannot be read: No such file or directory"),
+        ("x" * 32, {"reset_key": "x" * 32}, "given together with reset_key: only one of them can hold"),
+    ],
+)
+def test_refused_reset_key_file(tmp_path: Path, content: str | None, changes: dict[str, Any], problem: str) -> None:
+    file = tmp_path / "reset"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        ServerConfig.from_options(**server(reset_key_file=file, **changes))
+    assert str(caught.value) == f"reset_key_file: {problem.format(file)}"
+
+
 def test_credentials_of_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = tmp_path / "credentials"
     given.mkdir()
@@ -119,10 +146,12 @@ def texts(value: Any) -> str:
 def test_configurations_do_not_show_secrets() -> None:
     user = {"password": SECRET, "dialect": "draft"}
     hidden_key = KEY.replace("c2VjcmV0", SECRET)
-    options = server(proxies=[{"users": {UUID: user, OTHER_UUID: SECRET}}], private_key=hidden_key)
+    users = {UUID: user, OTHER_UUID: SECRET}
+    options = server(proxies=[{"users": users}], private_key=hidden_key, reset_key=RESET_KEY)
     on_server = ServerConfig.from_options(**options)
     on_client = ClientConfig.from_options(**client(password=SECRET, certificates={"pem": PEM}))
     assert on_client.password == on_server.proxies[0].users[0].password == SECRET
+    assert on_server.reset_key == RESET_KEY.encode()
     parts = [on_client, on_server, on_server.proxies, on_server.proxies[0].users[0], on_server.tls.private_key]
     assert [part for part in map(texts, parts) if SECRET in part] == []
     assert UUID in texts(on_server)

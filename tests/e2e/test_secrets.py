@@ -30,6 +30,7 @@ from tests.support.traffic import echo
 from tests.support.waiting import wait_until
 
 GUESS = "a guessed password"
+RESET_KEY = "several servers share this secret of theirs"
 LOUD = ("--log-level", "trace")
 
 
@@ -146,7 +147,8 @@ def shown_by_the_system(process: Process) -> str:
 def test_the_commands_at_their_loudest(certificate: Certificate, tmp_path: Path) -> None:
     write_private(tmp_path / "password", PASSWORD.encode())
     users = {USER: {"password_file": str(tmp_path / "password")}}
-    server_file = write_config(tmp_path, "server", server_options(certificate, proxy={"users": users}))
+    options = server_options(certificate, proxy={"users": users}, reset_key=RESET_KEY)
+    server_file = write_config(tmp_path, "server", options)
     said = []
     with (
         TcpEcho() as service,
@@ -166,4 +168,4 @@ def test_the_commands_at_their_loudest(certificate: Certificate, tmp_path: Path)
         said.append(shown_by_the_system(server))
     said.append(server.output())
     assert re.search("DEBUG", said[-1])
-    assert exposed("\n".join(said), PASSWORD, GUESS, *key_lines(certificate.private_key)) == []
+    assert exposed("\n".join(said), PASSWORD, GUESS, RESET_KEY, *key_lines(certificate.private_key)) == []

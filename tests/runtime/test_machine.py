@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.support.waiting import wait_until
 
 TIMEOUT = 10.0
 SERVER: SocketAddress = ("192.0.2.99", 443)
+IDENTITY = b"0123456789abcdef" * 2
 
 
 @contextlib.contextmanager
@@ -34,6 +36,34 @@ def selector_thread(namespace: Namespace | None = None) -> Iterator[SelectorThre
         yield thread
     finally:
         assert thread.stop(TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ([IDENTITY + b"\n"], IDENTITY),
+        ([IDENTITY], IDENTITY),
+        ([IDENTITY + b"\n", b"f" * 32], IDENTITY),
+        ([None, IDENTITY + b"\n"], IDENTITY),
+        ([b"", IDENTITY + b"\n"], IDENTITY),
+        ([b"uninitialized\n", None], None),
+        ([b"\n"], None),
+        ([IDENTITY + b"0\n"], None),
+        ([IDENTITY.upper()], None),
+        ([b"\xff" * 1000], None),
+        ([], None),
+    ],
+)
+def test_the_machine_s_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: list[bytes | None], expected: bytes | None
+) -> None:
+    paths = [tmp_path / str(number) for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        if content is not None:
+            path.write_bytes(content)
+    monkeypatch.setattr(machine, "_MACHINE_IDS", paths)
+    assert machine.machine_id() == expected
+    assert expected is None or repr(machine.machine_id()) == "<hidden>"
 
 
 def test_changes_of_address_are_told() -> None:

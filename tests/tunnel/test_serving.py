@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -20,9 +21,9 @@ import pytest
 from asport_sync.config import ServerConfig
 from asport_sync.engine import Carrier, CloseCause, Connection
 from asport_sync.errors import ConfigError, EngineError
-from asport_sync.runtime import sockets
+from asport_sync.runtime import machine, sockets
 from asport_sync.tunnel.ports import Place
-from asport_sync.tunnel.serving import ServerRun, stateless_reset_key
+from asport_sync.tunnel.serving import ServerRun, shared_reset_key, stateless_reset_key
 from asport_sync.wire import (
     ClientHello,
     Connect,
@@ -47,6 +48,7 @@ BOB = uuid.UUID("ffffffff-4455-6677-8899-aabbccddeeff")
 PASSWORD = "open sesame"
 TIMEOUT = 10.0
 PEM = b"-----BEGIN CERTIFICATE-----\n"
+MACHINE = b"0123456789abcdef" * 2
 
 SUCCESS = ServerHelloCode.SUCCESS
 
@@ -991,26 +993,55 @@ def test_who_comes_back_finds_the_same_port() -> None:
 # --- start, stop, figures ---------------------------------------------------------------------------------------------
 
 
-def test_the_engine_is_told_what_the_configuration_says() -> None:
+def test_the_engine_is_told_what_the_configuration_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    identity = tmp_path / "machine-id"
+    identity.write_bytes(MACHINE + b"\n")
+    monkeypatch.setattr(machine, "_MACHINE_IDS", (identity,))
     with scene_of(
         congestion_control="cubic", max_idle_time=20.0, send_window=20000, receive_window=30000, max_udp_payload=1300
     ) as scene:
         listening = scene.engine.listening[0]
         assert listening["address"] == scene.run.address
-        assert listening["reset_key"] == stateless_reset_key(PEM)
+        assert listening["reset_key"] == stateless_reset_key(PEM, MACHINE, scene.run.address)
         transport = listening["transport"]
         assert (transport.congestion, transport.idle_timeout, transport.max_udp_payload) == (0, 20.0, 1300)
         assert (transport.send_window, transport.receive_window, transport.max_streams_bidi) == (20000, 30000, 0)
         assert scene.engine.credentials[0]["alpn"] == [b"asport"]
 
 
-def test_the_reset_key_depends_on_the_private_key_only() -> None:
-    key = stateless_reset_key(b"key")
+def test_every_server_has_its_own_reset_key() -> None:
+    key = stateless_reset_key(b"key", b"machine", ("::", 443))
     assert len(key) == 32
-    assert key == stateless_reset_key(b"key")
-    assert key != stateless_reset_key(b"other key")
-    # The clients of servers that are running know tokens made with this very key.
-    assert key.hex() == "5d64a23b4698f8ea4902a612d9e78c52909ac54ca3b5bb26a5e704b209587bbf"
+    assert key == stateless_reset_key(b"key", b"machine", ("::", 443))
+    others = [
+        stateless_reset_key(b"other key", b"machine", ("::", 443)),
+        stateless_reset_key(b"key", b"other machine", ("::", 443)),
+        stateless_reset_key(b"key", b"machine", ("::1", 443)),
+        stateless_reset_key(b"key", b"machine", ("::", 444)),
+        shared_reset_key(b"key"),
+        shared_reset_key(b"other key"),
+    ]
+    assert len({key, *others}) == 7
+    # The clients of servers that are running know tokens made with these very keys.
+    assert key.hex() == "843cb9eadb65f13e96052e6813c7eadcd28d98da5664835db9d3d11b9515707e"
+    assert shared_reset_key(b"key").hex() == "5b869bf3182dbf6959518fc22eec78954f16fe06c9e68362337301717aaa8159"
+
+
+def test_a_shared_reset_key_is_all_that_counts() -> None:
+    with scene_of(reset_key="x" * 32) as scene:
+        assert scene.engine.listening[0]["reset_key"] == shared_reset_key(b"x" * 32)
+
+
+def test_without_a_machine_id_every_start_has_another_reset_key(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(machine, "_MACHINE_IDS", ())
+    keys = set()
+    for _ in range(2):
+        with caplog.at_level(logging.INFO, "asport_sync"), scene_of() as scene:
+            keys.add(scene.engine.listening[0]["reset_key"])
+    assert len(keys) == 2
+    assert "this system has no machine id" in caplog.text
 
 
 def test_an_address_that_is_taken_is_a_configuration_error() -> None:
