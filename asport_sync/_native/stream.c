@@ -18,6 +18,9 @@
 #include <sys/uio.h>
 
 #define READ_LEAST AQ_SEGMENT_SMALL
+/* Bytes: 4 ms at 1 Gbit/s, for which the engine may be busy with others. With a quarter of that a single stream through
+ * a socket paced at 2.4 Gbit/s lost 3 % and cost a third more processor time; with this much it lost nothing. */
+#define UNSENT_MOST (512 * 1024)
 #define READ_MOST (16U * AQ_SEGMENT_LARGE) /* about 256 KiB: larger reads no longer save anything measurable */
 #define VECTORS 16
 
@@ -161,11 +164,22 @@ static void hold_nothing_back(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }
 
+/* The kernel takes no more that it may not send yet than UNSENT_MOST, and asks for more below half of that. Otherwise
+ * it takes what net.ipv4.tcp_wmem allows, 4 MiB, for each reader that does not read, out of what all TCP connections of
+ * the machine share (net.ipv4.tcp_mem); what waits here instead is bounded by flow control and budget. Bytes that are
+ * under way don't count, so distant readers are as fast as before. */
+static void keep_unsent_here(int fd)
+{
+    int most = UNSENT_MOST;
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &most, sizeof(most));
+}
+
 static void set_options(int fd, const aq_keepalive *keepalive)
 {
     hold_nothing_back(fd);
     reset_on_close(fd);
     keep_urgent(fd);
+    keep_unsent_here(fd);
     aq_keepalive_begin(keepalive, fd);
 }
 

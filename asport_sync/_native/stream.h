@@ -201,7 +201,7 @@ void aq_stream_signal(aq_stream *stream, unsigned what);
  */
 void aq_stream_begin(aq_stream *stream, int fd);
 /* [any] The same for all that is accepted from this socket: on Linux a connection has the options that its listener had
- * when it was established, which saves seven system calls for each. Those that are in the backlog already have none of
+ * when it was established, which saves eight system calls for each. Those that are in the backlog already have none of
  * them. keepalive: seconds, see aq_keepalive. */
 void aq_stream_prepare(int fd, uint32_t keepalive);
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.bounds.old_work import memory_of
 from tests.e2e.tunnels import client_process, public_port, server_address, server_process
@@ -21,7 +22,12 @@ ECHO, FLOOD, DEAF, GIVE = b"e", b"f", b"d", b"g"
 GIVEN = 1 << 20
 # Of a stalled user's socket: a small one, so that the bytes are in the tunnel's memory and not in the kernel's.
 SMALL_BUFFER = 4096
-_BLOCK = bytes(range(256)) * 256
+# Of a flood's socket, for the same reason, and because many of them would use up what all TCP connections of the
+# machine may have (net.ipv4.tcp_mem). The kernel takes twice as much.
+_FLOOD_BUFFER = 32768
+_PERIOD = 256
+_BLOCK = bytes(range(_PERIOD)) * 256
+_VIEW = memoryview(_BLOCK)
 
 
 class Moods(TcpService):
@@ -42,22 +48,30 @@ class Moods(TcpService):
         with contextlib.suppress(OSError):  # users leave as they like here
             mood = connection.recv(1)
             if mood == FLOOD:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _FLOOD_BUFFER)
+                sent = 0
                 while True:
-                    self._flood(connection)
+                    # The kernel takes a part; what arrives has its period all the same.
+                    sent += self._flood(connection, sent % _PERIOD)
             elif mood == DEAF:
                 self.over.wait()
             elif mood == GIVE:
                 for start in range(0, GIVEN, len(_BLOCK)):
                     connection.sendall(_BLOCK[: GIVEN - start])
+                connection.shutdown(socket.SHUT_WR)
+                # Where the machine is short of memory for TCP, closing before the peer has everything is a reset.
+                while connection.recv(CHUNK):
+                    pass
             else:
                 while chunk := connection.recv(CHUNK):
                     connection.sendall(chunk)
             connection.shutdown(socket.SHUT_WR)
 
-    def _flood(self, connection: socket.socket) -> None:
-        taken = connection.send(_BLOCK)
+    def _flood(self, connection: socket.socket, start: int) -> int:
+        taken = connection.send(_VIEW[start:])
         with self._guard:
             self._sent += taken
+        return taken
 
 
 def is_given(data: bytes) -> bool:
@@ -79,10 +93,20 @@ class Ends:
 
 
 @contextlib.contextmanager
-def ends(directory: Path, certificate: Certificate, local: Address, **client: object) -> Iterator[Ends]:
-    """A tunnel of two processes that is ready."""
+def ends(
+    directory: Path, certificate: Certificate, local: Address, *, server: Mapping[str, Any] | None = None, **client: Any
+) -> Iterator[Ends]:
+    """A tunnel of two processes that is ready.
+
+    Args:
+        directory: For their configurations.
+        certificate: The server's.
+        local: The service behind it.
+        server: Changes to the server's options.
+        client: Changes to the client's options.
+    """
     with (
-        server_process(directory, certificate) as server_end,
+        server_process(directory, certificate, **(server or {})) as server_end,
         client_process(directory, certificate, server_address(server_end), local, **client) as client_end,
     ):
         yield Ends(server_end, client_end, (HOST, public_port(client_end)))

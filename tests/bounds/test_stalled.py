@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.bounds.stalling import DEAF, ECHO, FLOOD, GIVE, SMALL_BUFFER, Ends, Moods, ask, ends, is_given
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
-from tests.support.services import UdpEcho
+from tests.support.services import Address, UdpEcho
 from tests.support.traffic import receive_exactly, receive_to_end
 from tests.support.waiting import wait_until
 
@@ -199,12 +201,16 @@ def test_who_is_held_back_keeps_nobody_busy(certificate: Certificate, tmp_path: 
             assert processor_of(pid) - processor < SPINNING
 
 
-# So many that first windows of 2 MiB would be more than a connection's own of 1 GiB.
-STALLED = 600
-
-
-# What their windows may hold at the end that receives: the first ones, and what they grew by; and the allocator's part.
-MANY_STREAMS = (STALLED * 256 * 1024 + 512 * MIB) * 5 // 4
+# So many that first windows of 2 MiB would be more than the receiving end may hold; and no more, for each of them also
+# takes 2.5 MiB of the memory that the kernel has for all TCP connections of the machine (net.ipv4.tcp_mem).
+STALLED = 300
+BUDGET = 512 * MIB
+# What their windows may hold at the end that receives: the first ones, and what they grew by, which is half of the
+# budget; and the allocator's part.
+MANY_STREAMS = (STALLED * 256 * 1024 + BUDGET // 2) * 5 // 4
+# What the kernel may hold for a socket that takes nothing: UNSENT_MOST of _native/stream.c, what the far end had room
+# for, and one write (READ_MOST) that went beyond the mark.
+UNTAKEN = 1 * MIB
 
 
 @pytest.mark.alone  # the buffers of its sockets are a good part of the memory that the kernel has for TCP
@@ -212,8 +218,10 @@ MANY_STREAMS = (STALLED * 256 * 1024 + 512 * MIB) * 5 // 4
 def test_many_stalled_readers_leave_the_connection_to_others(
     certificate: Certificate, tmp_path: Path, local: Moods, way: str
 ) -> None:
+    budget = {"receive_memory": BUDGET}
+    options = {"network": "both", "udp_forward_mode": "quic", **budget}
     with (
-        ends(tmp_path, certificate, local.address, network="both", udp_forward_mode="quic") as made,
+        ends(tmp_path, certificate, local.address, server=budget, **options) as made,
         contextlib.ExitStack() as stack,
     ):
         before = made.memory()
@@ -241,3 +249,57 @@ def test_many_stalled_readers_leave_the_connection_to_others(
             exchange()
         with ask(made.public, GIVE) as fresh:
             assert is_given(receive_to_end(fresh))
+        assert "receive_memory is used up" not in made.server.output() + made.client.output()
+
+
+def unacknowledged(local: Address, remote: Address) -> int:
+    """Bytes that the kernel holds for a TCP connection of this machine, from one end to the other (proc_net_tcp)."""
+
+    def text(address: Address) -> str:
+        return f"{int.from_bytes(socket.inet_aton(address[0]), sys.byteorder):08X}:{address[1]:04X}"
+
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1:3] == [text(local), text(remote)]:
+            return int(fields[4].partition(":")[0], 16)
+    raise AssertionError(f"no connection from {local} to {remote}")
+
+
+def test_the_kernel_holds_little_for_a_user_who_does_not_read(
+    certificate: Certificate, tmp_path: Path, local: Moods
+) -> None:
+    """His connection is one that the engine has accepted."""
+    with (
+        ends(tmp_path, certificate, local.address) as made,
+        ask(made.public, FLOOD, receive_buffer=SMALL_BUFFER) as user,
+    ):
+        receive_exactly(user, MIB)
+        wait_until_still(lambda: local.sent)
+        assert 0 < unacknowledged(made.public, user.getsockname()) < UNTAKEN
+
+
+@pytest.mark.parametrize("options", [{}, {"proxy_protocol": "v1"}], ids=["engine", "worker"])
+def test_the_kernel_holds_little_for_a_service_that_does_not_read(
+    certificate: Certificate, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """The engine has dialled it; or a worker has, as with a PROXY header."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        ends(tmp_path, certificate, listener.getsockname(), **options) as made,
+        socket.create_connection(made.public) as user,
+    ):
+        user.setblocking(False)
+        listener.settimeout(TIMEOUT)
+        service, dialled_from = listener.accept()
+        sent = 0
+
+        def send() -> int:
+            nonlocal sent
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += user.send(bytes(CHUNK))
+            return sent
+
+        with service:
+            wait_until_still(send)
+            assert 0 < unacknowledged(dialled_from, service.getsockname()) < UNTAKEN
