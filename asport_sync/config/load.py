@@ -6,6 +6,7 @@ Errors name the file as the caller named it, the line where it is known, and the
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -46,13 +47,14 @@ def find(kind: Side) -> Path:
     (``XDG_CONFIG_HOME``, then those of ``XDG_CONFIG_DIRS``).
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or one of these directories may not be entered.
     """
     directories = [Path(), *(directory / "asport" for directory in _xdg_directories())]
     for directory in directories:
         for extension in FORMATS:
             path = directory / f"{kind}{extension}"
-            if path.is_file():
+            found = _look(path)
+            if found is not None and stat.S_ISREG(found.st_mode):
                 return path
     looked = ", ".join(str(directory) for directory in directories)
     raise ConfigError(f"no {kind} configuration: there is no {kind}{_one_of()} in any of {looked}")
@@ -93,22 +95,35 @@ def _with_extension(path: Path) -> Path:
     """Returns the path, or where nothing is there, the first that exists with an extension added."""
     candidates = [path, *(path.with_name(path.name + extension) for extension in FORMATS if path.name)]
     for candidate in candidates:
-        try:
-            if candidate.exists():
-                return candidate
-        except (OSError, ValueError):  # such as a directory that can't be entered: reading will say so
+        if _look(candidate) is not None:
             return candidate
     tried = "" if path.suffix.lower() in FORMATS else f", nor with {_one_of()} added"
     raise ConfigError(f"there is no such file{tried}", path=str(path))
 
 
+def _look(path: Path) -> os.stat_result | None:
+    """Returns what is at a path, or None where nothing is.
+
+    Not Path.exists(): for a directory that can't be entered it raises up to Python 3.13, and says no from 3.14 on.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ConfigError:
+    problem = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "this is not a path"
+    return ConfigError(problem, path=str(path))
+
+
 def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path=str(path)) from None
-    except ValueError:
-        raise ConfigError("this is not a path", path=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

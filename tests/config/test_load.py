@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import pickle
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,18 +215,58 @@ def test_extensions_are_tried(tmp_path: Path, suffix: str) -> None:
         ("directory.yaml", "cannot be read: Is a directory"),
         ("a\0b", "this is not a path"),
         ("x" * 300 + ".yaml", "cannot be read: File name too long"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("loop.yaml", "cannot be read: Too many levels of symbolic links"),
+        ("loop", "cannot be read: Too many levels of symbolic links"),
+        ("plain/client.yaml", "there is no such file"),
+        ("dangling.yaml", "there is no such file"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, problem: str) -> None:
     (tmp_path / "a.ron").touch()
     (tmp_path / "plain").touch()
     (tmp_path / "directory.yaml").mkdir()
+    (tmp_path / "dangling.yaml").symlink_to("gone")
+    for loop in ("loop", "loop.yaml"):
+        (tmp_path / loop).symlink_to(loop)
     with pytest.raises(ConfigError) as caught:
         load_client(tmp_path / name)
-    if "\0" in name:
-        assert caught.value.problem in (problem, "there is no such file, nor with .json, .toml, .yaml or .yml added")
-    else:
-        assert (caught.value.problem, caught.value.path) == (problem, str(tmp_path / name))
+    assert (caught.value.problem, caught.value.path) == (problem, str(tmp_path / name))
+
+
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A directory that this thread may not enter, whoever runs it, with a client's configuration in it."""
+    # Root may enter every directory; not so a thread that looks for files as another user, and others have no say in it.
+    set_user_for_files = ctypes.CDLL(None).setfsuid
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / "asport").mkdir()
+        write(directory / "asport", "client.yaml", WRITERS[".yaml"](client()))
+        directory.chmod(0)
+        before = set_user_for_files(65534)
+        try:
+            yield directory
+        finally:
+            set_user_for_files(before)
+            directory.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["client.yaml", "client", "none.toml"])
+def test_a_directory_that_may_not_be_entered(locked: Path, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_client(locked / "asport" / name)
+    expected = ("cannot be read: Permission denied", str(locked / "asport" / name))
+    assert (caught.value.problem, caught.value.path) == expected
+
+
+def test_a_directory_of_the_search_that_may_not_be_entered(locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(locked))
+    with pytest.raises(ConfigError) as caught:
+        find("client")
+    expected = ("cannot be read: Permission denied", str(locked / "asport" / "client.json"))
+    assert (caught.value.problem, caught.value.path) == expected
 
 
 def test_extensions_in_capitals(tmp_path: Path) -> None:
