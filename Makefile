@@ -137,7 +137,6 @@ build: $(VENV)/.native ## Install the package into .venv, with the native engine
 
 machine:
 	@sh vendor/bootstrap.sh $(PYTHON)
-	@$(PYTHON) -m vendor.machine
 
 $(VENV)/.python: | machine
 	$(PYTHON) -m venv --clear $(VENV)

@@ -41,6 +41,21 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert anchor in anchors, target
 
 
+def test_the_readme_begins_with_what_a_bare_machine_can_do() -> None:
+    """Without make, and with a Python into which pip may not install, as on Debian 12 and later."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    try_it, install = (block.splitlines() for block in blocks[:2])
+    assert try_it[0].startswith("sh vendor/bootstrap.sh && make demo ")
+    targets = [line.partition("&& ")[2] or line for line in try_it]
+    known = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [target for target in targets if target.split()[0] != "make" or target.split()[1] not in known] == []
+    made = re.fullmatch(r"python3 -m venv (\S+)", install[0])
+    assert made is not None
+    assert [line for line in install[1:] if not line.startswith(f"{made[1]}/bin/")] == []
+    assert len(re.findall(r"\bpip install\b", text)) == len(re.findall(r"/bin/pip install\b", text)) == 1
+
+
 def test_the_boundary_page_names_every_function_and_event() -> None:
     functions = re.findall(r"\b(aq_\w+)\(", boundary())
     assert len(functions) > 30

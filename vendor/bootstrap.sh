@@ -1,6 +1,7 @@
 #!/bin/sh
-# The little that has to be there before Python can take over (vendor/machine.py does the rest): make, and a Python that is
-# recent enough. usage: bootstrap.sh [python]
+# Sets up a machine for the Makefile: installs what is missing as root or with a sudo that needs no password, else says which
+# command does. vendor/machine.py does that; here is what it needs itself, a Python that is recent enough.
+# usage: bootstrap.sh [python]
 set -eu
 
 python=${1:-python3}
@@ -10,19 +11,17 @@ recent_enough() {
     command -v "$python" >/dev/null 2>&1 && "$python" -c "$recent"
 }
 
-if recent_enough && command -v make >/dev/null 2>&1; then
-    exit 0
-fi
+# All that the Makefile needs, as in packages.json: in one go, so that nobody is asked to install packages twice.
+packages='gcc libc6-dev make pkg-config libgnutls28-dev python3 python3-dev python3-venv curl iproute2 xz-utils'
 
-packages='python3 python3-venv make'
-if command -v apt-get >/dev/null 2>&1; then
+if ! recent_enough && command -v apt-get >/dev/null 2>&1; then
     if [ "$(id -u)" -eq 0 ]; then
         as_root=
     elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
         as_root='sudo -n'
     else
-        echo "make and Python 3.10 or later are needed. Run:" >&2
-        echo "  sudo apt-get update && sudo apt-get install --yes $packages" >&2
+        echo "Python 3.10 or later is missing on this machine, and perhaps more. Run:" >&2
+        echo "  sudo apt-get update && sudo apt-get install --yes --no-install-recommends $packages" >&2
         exit 1
     fi
     echo "installing $packages" >&2
@@ -39,7 +38,5 @@ if ! recent_enough; then
     echo "$python is not Python 3.10 or later. Install one, or name one: make PYTHON=/path/to/python3 ..." >&2
     exit 1
 fi
-if ! command -v make >/dev/null 2>&1; then
-    echo "make is not installed" >&2
-    exit 1
-fi
+cd "$(dirname "$0")/.."
+exec "$python" -m vendor.machine
