@@ -237,7 +237,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, problem: str) -> N
 @pytest.fixture
 def locked() -> Iterator[Path]:
     """A directory that this thread may not enter, whoever runs it, with a client's configuration in it."""
-    # Root may enter every directory; not so a thread that looks for files as another user, and others have no say in it.
+    # Root may enter every directory, but not a thread that looks for files as another user. Other threads stay root.
     set_user_for_files = ctypes.CDLL(None).setfsuid
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
