@@ -123,8 +123,8 @@ def system_sources() -> list[Source]:
     sources = []
     for file in files:
         parse = parse_deb822 if file.suffix == ".sources" else parse_one_line if file.suffix == ".list" else None
-        if parse and file.is_file():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if parse and file.is_file():
                 sources += parse(file.read_text(errors="replace"))
     return sources
 

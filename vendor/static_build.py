@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,17 +61,18 @@ def from_path(path: Path) -> Origin:
     Raises:
         StepFailed: Nothing usable there.
     """
-    if path.is_dir():
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
         configure = path / "configure"
-        if not configure.is_file():
+        if not stat.S_ISREG(_mode(configure)):
             raise StepFailed(f"{path} has no configure script (in a checkout, run autoreconf -i there first)")
         version = _configured_version(configure.read_text(errors="replace"))
         digest = hashlib.sha256()
         for file in sorted(file for part in ("lib", "crypto") for file in (path / part).rglob("*.[ch]")):
             digest.update(str(file.relative_to(path)).encode() + b"\0" + file.read_bytes())
         return _acceptable(Origin(path, version, digest.hexdigest()))
-    if not path.is_file():
-        raise StepFailed(f"{path} does not exist")
+    if not stat.S_ISREG(mode):
+        raise StepFailed(f"{path} is neither a folder nor a file" if mode else f"{path} does not exist")
     try:
         with tarfile.open(path) as tar:
             member = next((entry for entry in tar if re.fullmatch(r"[^/]+/configure", entry.name)), None)
@@ -81,6 +83,19 @@ def from_path(path: Path) -> Origin:
     except (tarfile.TarError, OSError) as error:
         raise StepFailed(f"{path} cannot be read as a tarball: {error}") from error
     return _acceptable(Origin(path, version, hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
+def _mode(path: Path) -> int:
+    """What is at a path, as in ``st_mode``, or 0 where nothing is.
+
+    Not Path.is_file(): from Python 3.14 on it also says no where it may not look.
+    """
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        raise StepFailed(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _configured_version(configure: str) -> str:

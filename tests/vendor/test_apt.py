@@ -94,6 +94,9 @@ def test_system_sources_come_from_the_places_apt_names(tmp_path: Path, monkeypat
     (tmp_path / "sources.list").write_text("deb http://list.test/debian bookworm main\n")
     (parts / "b.list").write_text("deb http://b.test/debian bookworm main\n")
     (parts / "a.sources").write_text("Types: deb\nURIs: http://a.test/debian\nSuites: bookworm\nComponents: main\n")
+    (parts / "d.list").mkdir()
+    (parts / "e.list").symlink_to("e.list")
+    (parts / "f.list").symlink_to("name" * 100)  # which is too long to be looked for
     (parts / "c.list.disabled").write_text("deb http://c.test/debian bookworm main\n")
     answer = f"LIST='{tmp_path}/sources.list'\nPARTS='{parts}/'\n"
     monkeypatch.setattr(apt, "run", lambda command: answer)

@@ -94,8 +94,15 @@ def test_what_is_not_a_release_is_refused(tmp_path: Path) -> None:
     other = make_source(tmp_path)
     (other / "configure").write_text("PACKAGE_TARNAME='other'\nPACKAGE_VERSION='1.24.0'\n")
     empty = pack(tmp_path / "checkout", tmp_path / "empty.tar.xz")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "configure").symlink_to("configure")
     for path, problem in {
         tmp_path / "absent": "does not exist",
+        tmp_path / "text" / "absent": "does not exist",
+        tmp_path / "loop": "loop cannot be read: Too many levels of symbolic links",
+        tmp_path / "folder": "configure cannot be read: Too many levels of symbolic links",
+        Path("/dev/null"): "is neither a folder nor a file",
         tmp_path / "checkout": "has no configure script .* autoreconf -i",
         tmp_path / "text": "cannot be read as a tarball",
         empty: "has no configure script",
