@@ -94,6 +94,14 @@ class _Parser(argparse.ArgumentParser):
         assert file is None
         output.say(self.format_help().removesuffix("\n"))
 
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Prints usage and errors, if somebody reads them. Where nobody does, argparse's own raises on older Pythons.
+
+        What is wrong with the command line decides the status, and not who reads of it.
+        """
+        with contextlib.suppress(AttributeError, OSError):
+            super()._print_message(message, file)
+
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Ends the command with that status, whether or not somebody reads why."""
         try:
