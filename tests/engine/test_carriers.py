@@ -95,11 +95,11 @@ class Client(threading.Thread):
         if timer is not None and timer <= now:
             self._quic.handle_timer(now)
         while (event := self._quic.next_event()) is not None:
-            self._handle(event)
+            self._note(event)
         for data, _ in self._quic.datagrams_to_send(now):
             self._socket.sendto(data, self._server)
 
-    def _handle(self, event: events.QuicEvent) -> None:
+    def _note(self, event: events.QuicEvent) -> None:
         if isinstance(event, events.DatagramFrameReceived):
             self.by_datagram.append(event.data[HEADER:])
         elif isinstance(event, events.StreamReset):
