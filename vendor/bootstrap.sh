@@ -38,5 +38,5 @@ if ! recent_enough; then
     echo "$python is not Python 3.10 or later. Install one, or name one: make PYTHON=/path/to/python3 ..." >&2
     exit 1
 fi
-cd "$(dirname "$0")/.."
+CDPATH= cd -- "$(dirname -- "$0")/.."
 exec "$python" -m vendor.machine
