@@ -312,6 +312,7 @@ def test_a_service_that_is_away_is_said_once_a_minute(
         assert [record.levelname for record in lines] == ["WARNING"]
         assert f"127.0.0.1:{local[1]}: Connection refused" in lines[0].getMessage()
         assert PASSWORD not in caplog.text
+        first.expect_late(b"to nobody")  # what is still under way finds the service
         with UdpEcho(*local):
             first.ask(b"hello", b"hello", attempts=10)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz import corpus
 from tests.fuzz.python_targets import FUNCTIONS
 from tests.fuzz.targets import HERE, NATIVE, TARGETS, NativeTarget, PythonTarget
-from tests.native.test_native import VARIANTS, Libraries, linked, ngtcp2_libraries, why_unusable
+from tests.native.test_native import VARIANTS, WHOLE_SECONDS, Libraries, linked, ngtcp2_libraries, why_unusable
 from tests.support.compiling import compiler_or_skip
 from tests.support.sanitized import without
 
@@ -29,6 +29,7 @@ def test_python(target: PythonTarget) -> None:
         FUNCTIONS[target.name](data)
 
 
+@pytest.mark.timeout(WHOLE_SECONDS)
 @pytest.mark.parametrize("target", NATIVE_TARGETS, ids=lambda t: t.name)
 def test_native(target: NativeTarget, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     command = compiler_or_skip()

@@ -36,6 +36,8 @@ SANITIZER_OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1",
 }
 COMPILE_SECONDS = 120
+# Of a test: all its objects may have to be compiled, beside other tests that compile.
+WHOLE_SECONDS = 600
 RUN_SECONDS = 100  # the programs have watchdogs of their own, which say more; this one is behind them
 
 
@@ -187,6 +189,7 @@ def test_every_program_has_a_row() -> None:
     assert {path.name for path in HERE.glob("test_*.c")} == {f"test_{test.name}.c" for test in TESTS}
 
 
+@pytest.mark.timeout(WHOLE_SECONDS)
 @pytest.mark.parametrize(("test", "variant"), CASES)
 def test_native(test: NativeTest, variant: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     command = compiler_or_skip()

@@ -126,7 +126,7 @@ class UdpPeer:
         self._socket.connect(address)
         # Datagrams sent again because no answer came in time.
         self.resent = 0
-        # Answers to questions that were sent again; each may come once more, at any later time.
+        # Answers to questions that were sent again, or that nobody waited for; each may still come.
         self._late_answers: set[bytes] = set()
 
     def __enter__(self) -> UdpPeer:
@@ -138,6 +138,10 @@ class UdpPeer:
     def send(self, payload: bytes) -> None:
         """Send one datagram."""
         self._socket.send(payload)
+
+    def expect_late(self, answer: bytes) -> None:
+        """From now on this answer may come at any time: ``send`` asked for it, and nobody waited."""
+        self._late_answers.add(answer)
 
     def receive(self, timeout: float) -> bytes | None:
         """Return the next datagram, or None where none came within ``timeout`` seconds."""
