@@ -39,7 +39,7 @@ from tests.support.services import (
     host_and_port,
     sink_answer,
 )
-from tests.support.traffic import UdpPeer, expect_reset
+from tests.support.traffic import STUCK_FOR, UdpPeer, expect_reset
 from tests.support.waiting import wait_until
 
 MODES = pytest.mark.parametrize("mode", ["native", "quic"])
@@ -303,7 +303,7 @@ class Flood:
 
 def settle(sock: socket.socket) -> None:
     """Takes what is left of a flood: a full buffer would not hold what comes next."""
-    sock.settimeout(0.2)
+    sock.settimeout(STUCK_FOR)
     with contextlib.suppress(TimeoutError):
         while True:
             assert sock.recv(100) == FLOODED

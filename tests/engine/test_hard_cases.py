@@ -43,6 +43,7 @@ from tests.engine.pair import (
     tcp_pair,
 )
 from tests.support.certificates import Certificate
+from tests.support.traffic import fill
 from tests.support.waiting import wait_until
 
 # Seconds of processor time in a second of waiting from which on a thread counts as spinning.
@@ -72,13 +73,6 @@ def relayed(pair: Pair) -> Iterator[tuple[Relay, Relay, socket.socket, socket.so
         side.close()
     for relay in relays:
         relay.finish()
-
-
-def fill(sock: socket.socket) -> None:
-    """Sends until nothing has moved for a while."""
-    sock.settimeout(0.5)
-    with pytest.raises(TimeoutError):
-        sock.sendall(bytes(256 << 20))
 
 
 def test_a_datagram_for_a_connection_that_is_gone(certificate: Certificate) -> None:

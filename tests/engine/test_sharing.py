@@ -18,6 +18,7 @@ from tests.engine.test_flows import Flow, expect_count, open_flow, udp_socket
 from tests.engine.test_hard_cases import SPINNING, processor_share
 from tests.support.certificates import Certificate
 from tests.support.sanitized import needs_speed
+from tests.support.traffic import STUCK_FOR
 from tests.support.waiting import wait_until
 
 # Its length divides nothing, so that a byte too many or too few shifts all that follows.
@@ -277,7 +278,7 @@ def drain(udp: UdpSocket) -> int:
 
 def drain_socket(sock: socket.socket) -> None:
     """Takes what has come, until nothing has for a moment."""
-    sock.settimeout(0.3)
+    sock.settimeout(STUCK_FOR)
     with contextlib.suppress(TimeoutError):
         while True:
             sock.recv(100)

@@ -16,6 +16,8 @@ from tests.support.waiting import NeverHappened, wait_until
 STALL_LIMIT = 30.0
 # Seconds after which a datagram counts as lost and is sent again.
 RESEND_AFTER = 1.0
+# Seconds without any progress after which nothing more is under way, on a busy machine too.
+STUCK_FOR = 1.0
 
 
 def connect(address: Address, *, create_socket: SocketFactory = new_socket) -> socket.socket:
@@ -176,6 +178,15 @@ class UdpPeer:
                     f"expected {sink_answer(answer)!r} and received {sink_answer(received)!r}"
                 )
         raise NeverHappened(f"no answer to {attempts} datagrams of {len(payload)} bytes")
+
+
+def fill(sock: socket.socket) -> None:
+    """Send until everything between here and a reader that does not read is full: nothing has moved for STUCK_FOR."""
+    piece = bytes(1 << 20)
+    sock.settimeout(STUCK_FOR)  # of each call; that of sendall() is for all of its calls together
+    with contextlib.suppress(TimeoutError):
+        while True:
+            sock.send(piece)
 
 
 def send_and_end(connection: socket.socket, data: bytes) -> None:
