@@ -27,10 +27,22 @@ def test_one_byte(open_tunnel: TunnelOpener) -> None:
         assert echo(tunnel.public_address(), b"x") == b"x"
 
 
-def test_8_mib_both_ways_at_once(open_tunnel: TunnelOpener) -> None:
+def test_8_mib_both_ways_at_once(pairing: Pairing, open_tunnel: TunnelOpener) -> None:
+    """Release 0.1.2 of the reference stalls in one of 300 such transfers, with its own client too.
+
+    Such a stall ends that transfer alone, so a second attempt tells it from one of ours: the connection still works,
+    and the same transfer comes through.
+    """
     data = seeded_bytes(8, 8 * MIB)
     with TcpEcho() as service, open_tunnel(Tunnel("tcp"), service.address) as tunnel:
-        received = echo(tunnel.public_address(), data)
+        address = tunnel.public_address()
+        try:
+            received = echo(address, data)
+        except TimeoutError:
+            if "0.1.2" not in pairing.versions:
+                raise
+            assert echo(address, b"x") == b"x"
+            received = echo(address, data)
         assert (len(received), digest(received)) == (len(data), digest(data))
 
 
