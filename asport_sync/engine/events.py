@@ -64,7 +64,7 @@ class Closed:
             CloseCause.HANDSHAKE_TIMEOUT: f"the {other} did not finish the QUIC handshake in time",
             CloseCause.STATELESS_RESET: f"the {other} does not know it any more: it has restarted",
             CloseCause.VERSION: "no common version of QUIC",
-            CloseCause.UNREACHABLE: "nobody answers at that address and port",
+            CloseCause.UNREACHABLE: "nobody answers at that address and port: is the server running, and is UDP open?",
         }[self.cause]
 
     @property

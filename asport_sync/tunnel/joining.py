@@ -105,6 +105,9 @@ _ASKED_LONGEST = 1.0
 # before its next probe timeout, which our build keeps below this.
 _ASKED_PATIENCE = 2.0
 
+# These depend on which ports were asked for.
+_REFUSALS_OF_PORTS = (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED)
+
 # These depend on what the server takes the mode byte for.
 _REFUSALS_OF_A_MODE = (ServerHelloCode.BIND_FAILED, ServerHelloCode.NETWORK_DENIED)
 
@@ -112,9 +115,9 @@ _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
     ServerHelloCode.AUTH_FAILED: (AuthenticationFailed, "authentication failed: unknown UUID or wrong password"),
     ServerHelloCode.BIND_FAILED: (
         BindFailed,
-        "bind failed: the server could open no port of the expected range (its log says why)",
+        "bind failed: the server could open no port of the expected range, all may be in use (its log says why)",
     ),
-    ServerHelloCode.PORT_DENIED: (PortDenied, "port denied: the user may use no port of the expected range"),
+    ServerHelloCode.PORT_DENIED: (PortDenied, "port denied: the server allows this user no port of the expected range"),
     ServerHelloCode.NETWORK_DENIED: (NetworkDenied, "network denied: the user may not use the network asked for"),
 }
 
@@ -349,9 +352,10 @@ class ClientRun(Run):
             self._failure = failure
             self._changed.notify_all()
         self.counters.add("attempts_failed")
-        when = (
-            "others are under way" if delay is None else f"next attempt {f'in {delay:.1f} s' if delay else 'at once'}"
-        )
+        if delay is None:
+            when = "other attempts are under way"
+        else:
+            when = f"next attempt {f'in {delay:.1f} s' if delay else 'at once'}"
         if news:
             _log.warning("%s: %s; %s", self._config.server, failure, when)
         else:
@@ -493,7 +497,9 @@ class ClientRun(Run):
             kind, text = _REFUSALS[hello.code]
             if hello.code in _REFUSALS_OF_A_MODE:
                 text = f"{text}; {self._asked}"
-            if link.same_port and hello.code in (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED):
+            if hello.code in _REFUSALS_OF_PORTS:
+                text = f"{text}; expected_port_range is {self._config.expected_port_range}"
+            if link.same_port and hello.code in _REFUSALS_OF_PORTS:
                 self._port = None
                 self._tell(link, Word.FAILED, ConnectError("the port of before is not to be had; asking for any"))
             else:

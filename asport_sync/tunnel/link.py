@@ -102,7 +102,7 @@ def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportErro
         }
         return ConnectError(f"connection lost: {causes.get(cause, event.describe())}{detail}")
     if cause is CloseCause.UNREACHABLE:
-        return ConnectError("nobody answers at that address and port")
+        return ConnectError("nobody answers at that address and port: is the server running, and is UDP open?")
     if cause is CloseCause.VERSION:
         return ConnectError("the server speaks no QUIC version that we do")
     return ConnectError(f"no connection: {event.describe()}{detail}")

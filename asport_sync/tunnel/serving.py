@@ -247,7 +247,7 @@ class ServerRun(Run):
         say_what_has_no_effect(config, _log)
         if not sockets.is_here(host):
             _log.warning("%s is not an address of this machine yet; clients can come once it is", host)
-        _log.info("accepting clients on %s, %d users", sockets.text(self._address), len(self._users))
+        _log.info("accepting clients on %s, users: %d", sockets.text(self._address), len(self._users))
 
     def _reset_key(self, private_key: bytes, address: SocketAddress) -> bytes:
         """The key of stateless reset tokens."""

@@ -99,8 +99,13 @@ static uint8_t *next_payload(void)
 static void drain(int fd)
 {
     static uint8_t buffer[BUFFER];
+    struct sockaddr_in from;
+    socklen_t length = sizeof(from);
     ssize_t got;
-    while ((got = recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT)) >= 0) {
+    for (; (got = recvfrom(fd, buffer, sizeof(buffer), MSG_DONTWAIT, (struct sockaddr *)&from, &length)) >= 0;
+         length = sizeof(from)) {
+        if (from.sin_port != target.sin_port)
+            continue; /* for whoever had this port before */
         result.answers++;
         result.answer_bytes += (uint64_t)got;
     }
