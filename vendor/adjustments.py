@@ -285,7 +285,7 @@ ADJUSTMENTS = (
         "The release doubles the time between probes without end. Once a path has been dead for some seconds the next "
         "probe is as many seconds away, and on one that comes and goes the few that are left may all fall into its "
         "gaps until the idle timeout, 10 s, ends the connection; heartbeats do not help, as a full congestion window "
-        "holds them up. Here probes of a confirmed connection are at most 2 s apart, or one probe timeout where that "
+        "holds them up. Here probes of a confirmed connection are at most 1 s apart, or one probe timeout where that "
         "is longer. It costs two packets per interval until the idle timeout. With 0.3 s of outage after every 0.3 s "
         "one connection in a few did not last before.",
         "lib/ngtcp2_conn.c",
@@ -293,9 +293,9 @@ ADJUSTMENTS = (
             (
                 r"(?<=\n)(           \(1ULL << cstat->pto_count\);\n)",
                 r"\1"
-                "      if (t > times[i] + 2 * NGTCP2_SECONDS) {"
+                "      if (t > times[i] + NGTCP2_SECONDS) {"
                 "\n        t = times[i] +"
-                "\n            ngtcp2_max(2 * NGTCP2_SECONDS,"
+                "\n            ngtcp2_max(NGTCP2_SECONDS,"
                 "\n                       (duration >> cstat->pto_count) +"
                 "\n                         conn->remote.transport_params->max_ack_delay);"
                 "\n      }\n",

@@ -315,9 +315,9 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
  * one that takes streams alone by its answer to a Packet without an end. udp = 0: Packets stay out. */
 int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp);
 
-/* [any] Asks the peer for a sign of life; AQ_EVENT_PROBED follows within `timeout`. Where a full congestion window
- * holds the question back, as after an outage, `timeout` counts from when a packet has left, and `patience` is how long
- * that may take. */
+/* [any] Sends PINGs until the peer answers; AQ_EVENT_PROBED follows within `timeout`. That begins only after `patience`
+ * where nothing hints that the peer has forgotten the connection (a stateless reset, packets that can't be decrypted,
+ * an ICMP error), for PINGs may be lost in an outage; and where a full congestion window holds them back. */
 int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout, uint64_t patience);
 
 int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connection_info *info); /* [any] */

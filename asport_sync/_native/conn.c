@@ -471,15 +471,19 @@ static void give_up_commands(aq_conn *conn, uint64_t now)
     aq_conn_end_late_headers(conn, now);
 }
 
-/* Whether the peer has had no chance to answer yet: nothing has left, or only now. */
+/* Whether to go on waiting for an answer. It takes `probe_timeout` where something hints that the peer has forgotten
+ * the connection. Where nothing does, its packets may be lost on the way, as in an outage, and it has until
+ * `probe_until`; so it has where nothing could be sent. */
 static int is_held(aq_conn *conn, uint64_t now)
 {
-    if (conn->packets_sent == conn->probe_packets && now < conn->probe_until) {
+    int has_left = conn->packets_sent != conn->probe_packets;
+    int is_suspected = conn->suspected > conn->last_received;
+    if (now < conn->probe_until && (!has_left || !is_suspected)) {
         conn->probe_held = 1;
         conn->probe_deadline = now + PROBE_PING;
         return 1;
     }
-    if (conn->packets_sent == conn->probe_packets || !conn->probe_held)
+    if (!has_left || !conn->probe_held)
         return 0;
     conn->probe_held = 0;
     conn->probe_deadline = now + conn->probe_timeout;
@@ -517,6 +521,7 @@ static void post_silence(aq_conn *conn, int silent)
 
 void aq_conn_suspect(aq_conn *conn, uint64_t now)
 {
+    conn->suspected = now;
     if (conn->state == AQ_CONN_OPEN && conn->options.silence > 0 && !conn->silent &&
         now - conn->last_received >= SUSPECT_LEAST && now >= conn->suspect_next) {
         conn->suspect_next = now + SUSPECT_PAUSE;

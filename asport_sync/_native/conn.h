@@ -208,14 +208,15 @@ typedef struct aq_conn {
     uint64_t last_received;              /* aq_now() of the last packet that was the peer's */
     uint64_t alive;                      /* time up to last_received in which the path was alive */
     uint64_t probe_deadline, probe_from; /* UINT64_MAX: none */
-    uint64_t probe_timeout, probe_until; /* as asked for, and when patience with what can't leave ends */
+    uint64_t probe_timeout, probe_until; /* as asked for, and when patience ends */
     uint64_t probe_packets;              /* packets_sent when it was asked for */
-    int probe_held;                      /* nothing has left since */
+    int probe_held;                      /* patience was needed */
 
     uint64_t keep_alive;   /* PING after this much silence; UINT64_MAX: never */
     int silent;            /* AQ_EVENT_SILENCE has said so */
     uint64_t silence_from; /* last_received at the latest AQ_EVENT_SILENCE */
-    uint64_t suspect_next; /* no hint counts before */
+    uint64_t suspected;    /* aq_now() of the last hint that the peer is gone; 0: there was none */
+    uint64_t suspect_next; /* no hint is told before */
 
     uint64_t linger_until; /* UINT64_MAX: not closing gracefully */
     uint64_t linger_code;

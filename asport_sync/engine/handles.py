@@ -204,11 +204,12 @@ class Connection(Handle):
         )
 
     def probe(self, timeout: float, patience: float = 0.0) -> None:
-        """Asks for a sign of life. Probed follows.
+        """Sends PINGs until the peer answers. Probed follows.
 
         Args:
             timeout: Seconds that the answer may take.
-            patience: Seconds more until the question leaves, where a full congestion window holds it back.
+            patience: Seconds more where nothing hints that the peer has forgotten the connection, or until the first
+                PING leaves where a full congestion window holds it back.
         """
         self.engine.call(lib.aq_connection_probe, self.id, nanoseconds(timeout), nanoseconds(patience))
 

@@ -101,9 +101,10 @@ _SILENCE = 3 * _SIGN_OF_LIFE
 # Seconds that the server gets to answer while a newer connection waits to take over: three round trips within these.
 _ASKED_SHORTEST = 0.2
 _ASKED_LONGEST = 1.0
-# Seconds until that question has left at the latest. After an outage a connection with much under way sends nothing
-# before its next probe timeout, which our build keeps below this.
-_ASKED_PATIENCE = 2.0
+# Seconds more where nothing hints that the server has forgotten the connection: the path may have outages. In one a
+# connection with a full congestion window sends nothing but the packets of its probe timeouts, which our build keeps at
+# one second: some of four get through.
+_ASKED_PATIENCE = 4.0
 
 # These depend on which ports were asked for.
 _REFUSALS_OF_PORTS = (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 
 import pytest
 
@@ -121,6 +122,32 @@ def test_a_question_that_can_not_leave_is_waited_for(certificate: Certificate) -
                 assert client.expect(Probed).alive
             connection.close()
             expect_closed(server, accepted.connection)
+
+
+@pytest.mark.parametrize("hint", [False, True], ids=["silence", "a hint"])
+def test_a_question_outlasts_an_outage_unless_something_hints_that_the_peer_is_gone(
+    certificate: Certificate, hint: bool
+) -> None:
+    with Side("server") as server, Side("client") as client:
+        _, address = listen(server, certificate)
+        with Middle(address) as middle:
+            connection = connect(
+                client, certificate, middle.front.getsockname(), Transport(max_streams_bidi=1, silence=1000.0)
+            )
+            client.expect(Connected)
+            accepted = server.expect(Connected).connection
+            wait_until(lambda: connection.info().silence > 0.15, 15, "the handshake is long over")
+            middle.cut = True
+            if hint:
+                middle.to_client(b"\x40" + bytes(42))
+                assert client.expect(Silence).silent
+            connection.probe(0.05, 1000.0 if hint else 15.0)
+            time.sleep(0.5)
+            middle.cut = hint
+            assert client.expect(Probed).alive is not hint
+            middle.cut = False
+            connection.close()
+            expect_closed(server, accepted)
 
 
 def test_without_being_asked_nobody_tells_of_silence(certificate: Certificate) -> None:
