@@ -42,6 +42,7 @@
 #define KEYLOG_LABEL_MAX 64                /* characters; the longest label in use has 31 */
 #define PROBLEM_LENGTH 512                 /* bytes kept of the reason why a certificate was refused */
 #define LONGEST_CLIENT_MESSAGE (16 * 1024) /* bytes of a handshake message; a ClientHello may hold large key shares */
+#define CHAIN_MOST 16                      /* certificates that GnuTLS sorts, its DEFAULT_MAX_VERIFY_DEPTH */
 #define INPUT_MOST                                                                                                     \
     (16 << 20) /* bytes of certificates or a key: far beyond any real one, and safe in GnuTLS's unsigned int */
 
@@ -236,6 +237,27 @@ static int fail_key(const report *to, int code, const gnutls_datum_t *input)
     return fail(to, error_of(code), "private key: cannot be used (%s); expected " EXPECTED_KEY, gnutls_strerror(code));
 }
 
+/* RFC 8446 section 4.2.3: each of these curves has a signature scheme of its own, and no other one has. GnuTLS loads a key
+ * of another curve, and refuses every handshake with it. */
+static int check_curve(const report *to, gnutls_x509_privkey_t key)
+{
+    gnutls_ecc_curve_t curve = GNUTLS_ECC_CURVE_INVALID;
+    int code = gnutls_x509_privkey_export_ecc_raw(key, &curve, NULL, NULL, NULL);
+
+    if (code < 0)
+        return fail_gnutls(to, code, "private key");
+    switch (curve) {
+    case GNUTLS_ECC_CURVE_SECP256R1:
+    case GNUTLS_ECC_CURVE_SECP384R1:
+    case GNUTLS_ECC_CURVE_SECP521R1:
+        return 0;
+    default:
+        return fail(to, AQ_ERR_TLS,
+                    "private key: TLS 1.3 has no signatures with keys of the curve %s; expected P-256, P-384 or P-521",
+                    gnutls_ecc_curve_get_name(curve));
+    }
+}
+
 /* The key stays in the caller's memory and in GnuTLS's, which wipes its own; there is no third copy. */
 static int load_key(const report *to, const gnutls_datum_t *input, gnutls_x509_privkey_t key)
 {
@@ -247,10 +269,11 @@ static int load_key(const report *to, const gnutls_datum_t *input, gnutls_x509_p
     switch (gnutls_x509_privkey_get_pk_algorithm(key)) {
     case GNUTLS_PK_RSA:
     case GNUTLS_PK_RSA_PSS:
-    case GNUTLS_PK_ECDSA:
     case GNUTLS_PK_EDDSA_ED25519:
     case GNUTLS_PK_EDDSA_ED448:
         return 0;
+    case GNUTLS_PK_ECDSA:
+        return check_curve(to, key);
     default:
         return fail(to, AQ_ERR_TLS, "private key: TLS 1.3 has no signatures with %s keys",
                     gnutls_pk_get_name((gnutls_pk_algorithm_t)gnutls_x509_privkey_get_pk_algorithm(key)));
@@ -291,6 +314,10 @@ static int load_identity(const report *to, const aq_credentials_options *options
     int result = -1, code;
 
     code = gnutls_x509_crt_list_import2(&chain, &count, &chain_input, format, GNUTLS_X509_CRT_LIST_SORT);
+    if (code == GNUTLS_E_UNIMPLEMENTED_FEATURE) {
+        return fail(to, AQ_ERR_TLS, "certificate: has more than %d certificates; expected " EXPECTED_CHAIN,
+                    CHAIN_MOST);
+    }
     if (code < 0)
         return fail_certificate(to, code, &chain_input, "certificate", EXPECTED_CHAIN);
     code = gnutls_x509_privkey_init(&key);

@@ -18,6 +18,8 @@ from asport_sync.hidden import HiddenBytes, HiddenText
 _PEM_MARK: Final = "-----BEGIN "
 _LONGEST_LINE: Final = 65536
 """Bytes. Bounds what is read when the path names a device or another endless file."""
+_LARGEST: Final = 16 << 20
+"""Bytes of certificates or of a key: what the engine takes at most, see INPUT_MOST in tls.c."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +34,26 @@ class Credential:
     path: Path | None = None
     data: bytes | None = field(default=None, repr=False)
 
-    def read(self) -> bytes:
+    def read(self, key: str | None = None) -> bytes:
         """Returns the bytes, read anew from the file each time, so a renewed certificate is seen.
 
+        Args:
+            key: The key that names the file, for errors.
+
         Raises:
-            ConfigError: The file can't be read or is empty.
+            ConfigError: The file can't be read, is empty, or too large.
         """
         if self.path is None:
             return HiddenBytes(self.data or b"")
         try:
-            content = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                content = file.read(_LARGEST + 1)
         except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", path=str(self.path)) from None
+            raise ConfigError(f"cannot be read: {error.strerror}", path=str(self.path), key=key) from None
         if not content:
-            raise ConfigError("the file is empty", path=str(self.path))
+            raise ConfigError("the file is empty", path=str(self.path), key=key)
+        if len(content) > _LARGEST:
+            raise ConfigError(f"the file is larger than {_LARGEST >> 20} MiB", path=str(self.path), key=key)
         return HiddenBytes(content)
 
 

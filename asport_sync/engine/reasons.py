@@ -110,7 +110,7 @@ ALERTS: dict[int, Meaning] = {
         Fault.BOTH,
         "the client does not accept the server's certificate: its name, its key or its signature",
         "the name in the client's server (or server_name) has to be in the certificate's subjectAltName, and with pins "
-        "one of them what asport-sync pin prints on the server",
+        f"one of them what asport-sync pin prints on the server; otherwise {_CHECK}",
     ),
     43: Meaning(
         "unsupported_certificate",

@@ -90,8 +90,8 @@ def load_server(config: ServerConfig, engine: Engine, log: logging.Logger | None
         ConfigError: Something is not usable. It names the file and the key.
     """
     tls = config.tls
-    private_key = tls.private_key.read()
-    certificate = tls.certificate.read()
+    private_key = tls.private_key.read("private_key")
+    certificate = tls.certificate.read("certificate")
     make = functools.partial(
         engine.server_credentials,
         certificate=certificate,
@@ -296,7 +296,7 @@ def _trusted(config: ClientConfig) -> Iterable[tuple[str, Credential, bytes]]:
     """
     for path in config.tls.certificates.paths:
         source = Credential(path=path)
-        yield "certificates.paths", source, source.read()
+        yield "certificates.paths", source, source.read("certificates.paths")
     if config.tls.certificates.pem is not None:
         content = config.tls.certificates.pem.encode()
         yield "certificates.pem", Credential(data=content), content

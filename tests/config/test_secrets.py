@@ -280,10 +280,16 @@ def test_a_credential_is_read_anew_each_time(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ConfigError, match="the file is empty"):
         credential.read()
+    os.truncate(path, (16 << 20) + 1)
+    with pytest.raises(ConfigError, match="the file is larger than 16 MiB"):
+        credential.read()
     path.unlink()
     with pytest.raises(ConfigError) as caught:
         credential.read()
     assert str(caught.value) == f"{path}: cannot be read: No such file or directory"
+    with pytest.raises(ConfigError) as caught:
+        credential.read("certificate")
+    assert str(caught.value) == f"{path}: certificate: cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize("value", [b"", "", "a\0b", "-----BEGIN \ud800", 1.5, None, [], {}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
 import re
 import socket
 import subprocess
@@ -110,6 +111,30 @@ def key_in_a_bundle(made: Certificate, directory: Path) -> Certificate:
     return dataclasses.replace(made, private_key=bundle(made, directory))
 
 
+def of_another_curve(made: Certificate, directory: Path) -> Certificate:
+    """GnuTLS loads it, and no handshake with it succeeds."""
+    return self_signed(directory / "curve", curve=ec.SECP224R1())
+
+
+def with_a_bundle_behind(made: Certificate, directory: Path) -> Certificate:
+    path = directory / "chain.pem"
+    path.write_bytes(made.certificate.read_bytes() + 16 * made.trusted.read_bytes())
+    return dataclasses.replace(made, certificate=path)
+
+
+def empty_certificate(made: Certificate, directory: Path) -> Certificate:
+    path = directory / "empty.pem"
+    path.touch()
+    return dataclasses.replace(made, certificate=path)
+
+
+def endless_key(made: Certificate, directory: Path) -> Certificate:
+    path = directory / "endless.pem"
+    path.touch()
+    os.truncate(path, 17 << 20)
+    return dataclasses.replace(made, private_key=path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -123,6 +148,10 @@ def key_in_a_bundle(made: Certificate, directory: Path) -> Certificate:
         ),
         (wrong_order, r"chain\.pem: certificate: in the wrong order: that of the private key is number 2 of 2; expec"),
         (certificate_in_a_bundle, r"bundle\.p12: certificate: is PKCS#12; expected .*: openssl pkcs12 -in /.* -nokeys"),
+        (of_another_curve, r"private-key\.pem: private_key: TLS 1\.3 has no .* curve SECP224R1; expected P-256"),
+        (with_a_bundle_behind, r"chain\.pem: certificate: has more than 16 certificates; expected the server's"),
+        (empty_certificate, r"empty\.pem: certificate: the file is empty"),
+        (endless_key, r"endless\.pem: private_key: the file is larger than 16 MiB"),
         (key_in_a_bundle, r"bundle\.p12: private_key: is PKCS#12; expected .*: openssl pkcs12 -in /.* -nocerts -nodes"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -272,7 +301,7 @@ class Failure:
         pytest.param(
             Failure(
                 r"the server's certificate isn't accepted: .*name in the certificate does not match.*; what to do: .*"
-                r"server_name",
+                r"server_name.*; otherwise asport-sync server check",
                 r"the client ended it with code 0x12a \(bad_certificate\): .*do not fit together: the name in",
                 client={"server_name": "example.org"},
             ),

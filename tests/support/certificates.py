@@ -43,8 +43,9 @@ def self_signed(
     begins: datetime.timedelta = -VALID_BEFORE_NOW,
     ends: datetime.timedelta = VALID_AFTER_NOW,
     for_handshakes: bool = True,
+    curve: ec.EllipticCurve | None = None,
 ) -> Certificate:
-    """Write a self-signed ECDSA P-256 certificate for localhost, 127.0.0.1 and ::1.
+    """Write a self-signed ECDSA certificate for localhost, 127.0.0.1 and ::1.
 
     It says CA:FALSE, as some verifiers refuse an authority's certificate in the place of a server's.
 
@@ -53,8 +54,9 @@ def self_signed(
         begins: When it becomes valid, seen from now.
         ends: The same of its end.
         for_handshakes: Whether its key may sign handshakes; else only certificates.
+        curve: Of its key; P-256 by default.
     """
-    key = _new_key()
+    key = _new_key() if curve is None else ec.generate_private_key(curve)
     name = _name("localhost")
     builder = _server_certificate(name, name, key, begins=begins, ends=ends, for_handshakes=for_handshakes)
     return _write(directory, builder.sign(key, hashes.SHA256()), key, trusted=None)

@@ -688,7 +688,7 @@ def test_trusted_certificates_become_one_bundle(tmp_path: Path) -> None:
         options = scene.engine.credentials[0]
         assert (options["trust"], options["system_trust"], options["verify"]) == (bundle, False, True)
         pem.unlink()
-        with pytest.raises(ConfigError, match=r"a\.pem: cannot be read"):
+        with pytest.raises(ConfigError, match=r"a\.pem: certificates\.paths: cannot be read"):
             trusted_certificates(scene.config)
 
 
