@@ -5,13 +5,21 @@ Nothing here ever puts the content of such a file into an error text or a ``repr
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from asport_sync.config.values import BadValue, credentials_directory, file_path, printable, text
+from asport_sync.config.values import (
+    CREDENTIAL_PREFIX,
+    BadValue,
+    credentials_directory,
+    file_path,
+    printable,
+    text,
+)
 from asport_sync.errors import ConfigError
 from asport_sync.hidden import HiddenBytes, HiddenText
 
@@ -103,8 +111,12 @@ def existing_file(value: object, directory: Path | None) -> Path:
     raise BadValue(problem + name)
 
 
-def first_line(path: Path) -> str:
-    """Returns the first line of a file, without its line ending.
+def first_line(path: Path, written: object) -> str:
+    """Returns the first line of a file with a secret, without its line ending.
+
+    Args:
+        path: The file.
+        written: What the configuration has for it, for errors.
 
     Raises:
         BadValue: The file can't be read, its first line is empty, too long or not UTF-8.
@@ -114,6 +126,8 @@ def first_line(path: Path) -> str:
         with path.open("rb") as file:
             line = file.readline(_LONGEST_LINE + 1)
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG) and _may_be_a_secret(written, path):
+            raise BadValue("there is no such file; its name is not shown, for it may be the secret itself") from None
         raise BadValue(f"{name} cannot be read: {error.strerror}") from None
     if len(line) > _LONGEST_LINE:
         raise BadValue(f"the first line of {name} is longer than {_LONGEST_LINE} bytes")
@@ -124,6 +138,17 @@ def first_line(path: Path) -> str:
     if not found:
         raise BadValue(f"the first line of {name} is empty")
     return HiddenText(found)
+
+
+def _may_be_a_secret(written: object, path: Path) -> bool:
+    """Whether what should name a file with a secret may be the secret itself, as there is no such file.
+
+    What names a folder that is there, or has an extension, is taken for a name. Base64 may begin with a slash.
+    """
+    if not isinstance(written, str) or written.startswith(CREDENTIAL_PREFIX):
+        return False
+    in_a_folder = "/" in written and path.parent.is_dir() and path.parent != Path("/")
+    return not in_a_folder and not path.suffix
 
 
 def loose_permissions(path: str | os.PathLike[str], *, secret: bool = True) -> str | None:

@@ -437,7 +437,7 @@ def _from_file(gathered: Mapping[str, Item], name: str, parse: Callable[[object]
         return unusable
     try:
         path = file.parsed(lambda item: values.file_path(item.value, item.source.directory))
-        return {name: file.parsed(lambda item: parse(first_line(path))), in_file: path}
+        return {name: file.parsed(lambda item: parse(first_line(path, item.value))), in_file: path}
     except Invalid:
         return unusable
 

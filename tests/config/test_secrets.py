@@ -72,6 +72,25 @@ def test_refused_password_file(tmp_path: Path, content: bytes | None, problem: s
     assert str(caught.value) == f"password_file: {problem.format(file)}"
 
 
+@pytest.mark.parametrize("secret", ["correct-horse-battery", "/A1b2C3d4+A1b2C3d4", "A1b2/C3d4/A1b2C3d4", "x" * 300])
+def test_a_secret_where_its_path_belongs_is_not_shown(tmp_path: Path, secret: str) -> None:
+    hidden = "there is no such file; its name is not shown, for it may be the secret itself"
+    with pytest.raises(ConfigError) as caught:
+        load_client(write(tmp_path, "client.json", WRITERS[".json"](client_with_file(password_file=secret))))
+    assert str(caught.value).endswith(f": password_file: {hidden}")
+    with pytest.raises(ConfigError) as caught:
+        load_server(write(tmp_path, "server.json", WRITERS[".json"](server(reset_key_file=secret))))
+    assert str(caught.value).endswith(f": reset_key_file: {hidden}")
+
+
+@pytest.mark.parametrize("name", ["alice.password", "./alice", "{}/alice"])
+def test_a_path_that_leads_nowhere_is_shown(tmp_path: Path, name: str) -> None:
+    name = name.format(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_client(write(tmp_path, "client.json", WRITERS[".json"](client_with_file(password_file=name))))
+    assert str(caught.value).endswith(f": password_file: {tmp_path / name} cannot be read: No such file or directory")
+
+
 def test_password_and_password_file_exclude_each_other(tmp_path: Path) -> None:
     file = write(tmp_path, "password", SECRET)
     both = {"password": "x", "password_file": str(file)}
