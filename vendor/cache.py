@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vendor.steps import Refused, say
+from vendor.steps import Refused, StepFailed, say
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -38,10 +38,17 @@ def locked(cache: Path) -> Iterator[None]:
 
     Raises:
         Refused: Somebody else may write to the cache.
+        StepFailed: It can't be made or written to.
     """
-    make_folder(cache)
-    check(cache, cache)
-    with (cache / "lock").open("w") as lock:
+    try:
+        make_folder(cache)
+        check(cache, cache)
+        held = (cache / "lock").open("w")
+    except OSError as problem:
+        raise StepFailed(
+            f"the cache folder {cache} can't be used ({problem.strerror}): name another folder in ASPORT_CACHE"
+        ) from problem
+    with held as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -42,6 +42,8 @@ BUILD_TIMEOUT = 900.0
 """Seconds; two cores need 15 to 30."""
 
 _FROM_OUTSIDE = ("CFLAGS", "CPPFLAGS", "LDFLAGS", "LIBS", "CXXFLAGS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "DESTDIR")
+# What automake's configure calls unsafe, and what its lists of files and flags can't hold.
+_NOT_FOR_CONFIGURE = re.compile(r"[\s\"'`#$&\\]")
 _ORIGINAL = re.compile(r"(?P<name>ngtcp2_(?P<version>[0-9][0-9.]*)[^/]*\.orig\.tar\.(?:xz|gz|bz2))")
 
 
@@ -245,6 +247,11 @@ def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = o
                 say(f"{place} is not what was built once, and is built anew")
             if shutil.which("make", path=env.get("PATH")) is None:
                 raise ToolMissing("make")
+            if _NOT_FOR_CONFIGURE.search(str(root)):
+                raise StepFailed(
+                    f"configure takes no folder with a space, a quote or one of #$&\\ in its name, as {root} has: name "
+                    "another folder in ASPORT_CACHE"
+                )
             say(f"building ngtcp2 {origin.version} with GnuTLS {gnutls} (some 20 s)")
             with cache.scratch(root) as folder:
                 cache.publish(_make(origin, folder, root / "logs" / f"{place.name}.log", env), place)

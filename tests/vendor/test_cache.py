@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vendor import cache
-from vendor.steps import Refused
+from vendor.steps import Refused, StepFailed
 
 STRANGER = 65534
 """A user that is not the one who runs the tests."""
@@ -57,6 +57,17 @@ def test_whatever_the_umask_is_nobody_else_may_write(root: Path) -> None:
     assert cache.kept(root, place)
     made = [file for file in [root, *root.rglob("*")] if not file.is_symlink() and file.name != "lock"]
     assert [file for file in made if file.stat().st_mode & 0o022] == []
+
+
+@pytest.mark.parametrize("name", ["file", "file/cache", "dangling"])
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with (
+        pytest.raises(StepFailed, match=rf"the cache folder {tmp_path / name} can't be used \(.*\): .* ASPORT_CACHE$"),
+        cache.locked(tmp_path / name),
+    ):
+        pass
 
 
 def test_a_changed_file_is_noticed(root: Path) -> None:

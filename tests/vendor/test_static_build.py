@@ -326,6 +326,13 @@ def test_a_build_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "runs").read_text() == "run\n"
 
 
+def test_a_folder_that_configure_does_not_take_is_named(tmp_path: Path) -> None:
+    origin = static_build.from_path(make_source(tmp_path))
+    with pytest.raises(StepFailed, match=r"a space, .*, as /.*/the cache has: name another folder in ASPORT_CACHE$"):
+        build(origin, tmp_path / "the cache")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_without_make_it_is_named(tmp_path: Path) -> None:
     origin = static_build.from_path(make_source(tmp_path))
     with pytest.raises(ToolMissing, match=r"^make$"):
