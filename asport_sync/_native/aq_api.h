@@ -135,6 +135,7 @@ typedef struct {
     int32_t signs;  /* 1: the key may sign a handshake: there is no keyUsage, or one with digitalSignature */
     int32_t serves; /* 1: TLS servers may use it: there is no extendedKeyUsage, or one with serverAuth */
     int32_t strong; /* 1: the key is long enough for peers of ours */
+    int32_t sealed; /* 1: its issuer signed it with an algorithm that peers of ours take, or it is its own issuer */
 } aq_certificate;
 
 typedef struct {

@@ -237,8 +237,8 @@ static int fail_key(const report *to, int code, const gnutls_datum_t *input)
     return fail(to, error_of(code), "private key: cannot be used (%s); expected " EXPECTED_KEY, gnutls_strerror(code));
 }
 
-/* RFC 8446 section 4.2.3: each of these curves has a signature scheme of its own, and no other one has. GnuTLS loads a key
- * of another curve, and refuses every handshake with it. */
+/* RFC 8446 section 4.2.3: each of these curves has a signature scheme of its own, and no other one has. GnuTLS loads a
+ * key of another curve, and refuses every handshake with it. */
 static int check_curve(const report *to, gnutls_x509_privkey_t key)
 {
     gnutls_ecc_curve_t curve = GNUTLS_ECC_CURVE_INVALID;
@@ -315,8 +315,7 @@ static int load_identity(const report *to, const aq_credentials_options *options
 
     code = gnutls_x509_crt_list_import2(&chain, &count, &chain_input, format, GNUTLS_X509_CRT_LIST_SORT);
     if (code == GNUTLS_E_UNIMPLEMENTED_FEATURE) {
-        return fail(to, AQ_ERR_TLS, "certificate: has more than %d certificates; expected " EXPECTED_CHAIN,
-                    CHAIN_MOST);
+        return fail(to, AQ_ERR_TLS, "certificate: has more than %d certificates; expected " EXPECTED_CHAIN, CHAIN_MOST);
     }
     if (code < 0)
         return fail_certificate(to, code, &chain_input, "certificate", EXPECTED_CHAIN);
@@ -554,6 +553,7 @@ static void look_at(gnutls_x509_crt_t certificate, aq_certificate *out)
 {
     unsigned int usage = 0, critical, bits = 0;
     int algorithm = gnutls_x509_crt_get_pk_algorithm(certificate, &bits);
+    int signature = gnutls_x509_crt_get_signature_algorithm(certificate);
     int code = gnutls_x509_crt_get_key_usage(certificate, &usage, &critical);
 
     out->not_before = (int64_t)gnutls_x509_crt_get_activation_time(certificate);
@@ -563,6 +563,10 @@ static void look_at(gnutls_x509_crt_t certificate, aq_certificate *out)
     out->serves = gnutls_x509_crt_check_key_purpose(certificate, GNUTLS_KP_TLS_WWW_SERVER, 0) != 0;
     out->strong = algorithm >= 0 && gnutls_pk_bits_to_sec_param((gnutls_pk_algorithm_t)algorithm, bits) >=
                                         GNUTLS_SEC_PARAM_MEDIUM; /* as %PROFILE_MEDIUM demands */
+    /* Nobody verifies the signature of a certificate that is trusted by itself. */
+    out->sealed = gnutls_x509_crt_check_issuer(certificate, certificate) != 0 ||
+                  (signature >= 0 &&
+                   gnutls_sign_is_secure2((gnutls_sign_algorithm_t)signature, GNUTLS_SIGN_FLAG_SECURE_FOR_CERTS) != 0);
 }
 
 int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,

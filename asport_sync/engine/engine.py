@@ -211,6 +211,7 @@ class Engine:
                 bool(each.signs),
                 bool(each.serves),
                 bool(each.strong),
+                bool(each.sealed),
             )
             for each in found[0:count]
         ]

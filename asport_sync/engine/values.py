@@ -148,6 +148,7 @@ class Certificate:
         signs: Whether its key may sign a handshake: there is no keyUsage, or one with digitalSignature.
         serves: Whether TLS servers may use it: there is no extendedKeyUsage, or one with serverAuth.
         strong: Whether its key is long enough for peers of ours.
+        sealed: Whether its issuer signed it with an algorithm that peers of ours take, or it is its own issuer.
     """
 
     not_before: int
@@ -156,6 +157,7 @@ class Certificate:
     signs: bool = True
     serves: bool = True
     strong: bool = True
+    sealed: bool = True
 
 
 def fill_transport(raw: Any, transport: Transport) -> None:

@@ -276,6 +276,8 @@ def _of_server(source: Credential, chain: Sequence[Certificate]) -> Validity:
         )
     if not all(each.strong for each in chain):
         faults.append("or an issuer's has a key that is too short, so clients refuse it: RSA needs 2,048 bits")
+    if not all(each.sealed for each in chain):
+        faults.append("or an issuer's is signed by too weak an algorithm, such as SHA-1, so clients refuse it")
     cure = "clients refuse a server without a valid one; renew it and restart the server"
     dates = [
         (f"{name}: the certificate" if place == 1 else f"{name}: certificate {place} of the chain", each, cure)

@@ -34,6 +34,7 @@ from tests.support.certificates import (
     Certificate,
     self_signed,
     signed_by_authority,
+    weakly_signed,
     with_common_name_only,
     write_private,
 )
@@ -212,16 +213,22 @@ def test_check_refuses_a_key_log_that_cannot_be_written(certificate: Certificate
         ({"begins": DAY}, r"the certificate is not valid before \d{4}-.* UTC: .* clock wrong\?"),
         ({"ends": 10 * DAY + DAY / 2}, r"the certificate ends on \d{4}-.* UTC, in 10 days: .*renew it and restart"),
         ({"for_handshakes": False}, r"the certificate may not sign handshakes \(keyUsage without digitalSignature\)"),
-        (None, r"the certificate has no DNS name or IP address in its subjectAltName, so clients refuse it \(RFC 9525"),
+        (weakly_signed, r"the certificate or an issuer's is signed by too weak an algorithm, such as SHA-1"),
+        (
+            with_common_name_only,
+            r"the certificate has no DNS name or IP address in its subjectAltName, so clients refuse it \(RFC 9525",
+        ),
     ],
-    ids=["expired", "not yet valid", "ends soon", "no handshakes", "no name"],
+    ids=["expired", "not yet valid", "ends soon", "no handshakes", "weakly signed", "no name"],
 )
-def test_what_clients_refuse_is_warned_of(tmp_path: Path, made: dict[str, Any] | None, said: str) -> None:
+def test_what_clients_refuse_is_warned_of(
+    tmp_path: Path, made: dict[str, Any] | Callable[[Path], Certificate], said: str
+) -> None:
     """Once, at the start, at the default log level; and by check, which is content all the same."""
     found = (
-        with_common_name_only(tmp_path / "made")
-        if made is None
-        else self_signed(tmp_path / "made", **{"begins": -3 * DAY, **made})
+        self_signed(tmp_path / "made", **{"begins": -3 * DAY, **made})
+        if isinstance(made, dict)
+        else made(tmp_path / "made")
     )
     path = write_config(tmp_path, "server", server_options(found))
     status, text = run("server", "check", path)

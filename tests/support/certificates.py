@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 NAMES = ("localhost",)
@@ -75,6 +75,20 @@ def with_common_name_only(directory: Path) -> Certificate:
         x509.BasicConstraints(ca=False, path_length=None), critical=True
     )
     return _write(directory, builder.sign(key, hashes.SHA256()), key, trusted=None)
+
+
+def weakly_signed(directory: Path) -> Certificate:
+    """Write a certificate for localhost, 127.0.0.1 and ::1 that says it is signed with RSA and SHA-1.
+
+    Nobody makes such signatures any more: that of SHA-256 is under it, and no peer would accept it as either.
+    """
+    key, issuer = _new_key(), rsa.generate_private_key(65537, 2048)
+    made = _server_certificate(_name("localhost"), _name("test authority"), key).sign(issuer, hashes.SHA256())
+    der = made.public_bytes(serialization.Encoding.DER)
+    # sha256WithRSAEncryption and sha1WithRSAEncryption (RFC 8017, appendix C), which are equally long.
+    with_rsa = bytes.fromhex("2a864886f70d0101")
+    der = der.replace(with_rsa + b"\x0b", with_rsa + b"\x05")
+    return _write(directory, x509.load_der_x509_certificate(der), key, trusted=None)
 
 
 class Authority:
