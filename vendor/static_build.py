@@ -253,8 +253,10 @@ def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = o
                     "another folder in ASPORT_CACHE"
                 )
             say(f"building ngtcp2 {origin.version} with GnuTLS {gnutls} (some 20 s)")
+            logs = root / "logs"
+            cache.check(root, logs)  # what can be put there would be written through
             with cache.scratch(root) as folder:
-                cache.publish(_make(origin, folder, root / "logs" / f"{place.name}.log", env), place)
+                cache.publish(_make(origin, folder, logs / f"{place.name}.log", env), place)
     cache.check(root, place)
     return place
 

@@ -333,6 +333,16 @@ def test_a_folder_that_configure_does_not_take_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_logs_that_others_may_write_to_are_refused(tmp_path: Path) -> None:
+    origin = static_build.from_path(make_source(tmp_path))
+    logs = tmp_path / "cache" / "logs"
+    logs.mkdir(parents=True)
+    logs.chmod(0o775)
+    with pytest.raises(Refused, match=r"/logs is not used, as other users may write to it"):
+        build(origin, tmp_path / "cache")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_without_make_it_is_named(tmp_path: Path) -> None:
     origin = static_build.from_path(make_source(tmp_path))
     with pytest.raises(ToolMissing, match=r"^make$"):
