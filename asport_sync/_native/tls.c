@@ -481,7 +481,9 @@ aq_credentials *aq_tls_credentials_new(const aq_credentials_options *options, in
     if (credentials->verify && load_trust(&to, options, credentials) != 0)
         goto failed;
     if (options->keylog_path != NULL) {
-        credentials->keylog = open(options->keylog_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+        /* O_NONBLOCK: a named pipe without a reader is an error, and one that nobody empties loses lines. Either would
+         * hold up the program. */
+        credentials->keylog = open(options->keylog_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600);
         if (credentials->keylog < 0) {
             fail(&to, AQ_ERR_SYSTEM - errno, "key log %s: %s", options->keylog_path, strerror(errno));
             goto failed;

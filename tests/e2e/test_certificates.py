@@ -192,7 +192,9 @@ def test_check_refuses_what_a_client_cannot_trust(tmp_path: Path, kind: str) -> 
 
 
 def test_check_refuses_a_key_log_that_cannot_be_written(certificate: Certificate, tmp_path: Path) -> None:
-    for keylog in (tmp_path, tmp_path / "nowhere" / "keys"):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # which nobody reads: to open it must not take forever
+    for keylog in (tmp_path, tmp_path / "nowhere" / "keys", pipe):
         path = write_config(tmp_path, "server", server_options(certificate, keylog=str(keylog)))
         status, said = run("server", "check", path)
         assert (status, said) == run("server", "run", path)
