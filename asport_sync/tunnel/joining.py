@@ -101,10 +101,11 @@ _SILENCE = 3 * _SIGN_OF_LIFE
 # Seconds that the server gets to answer while a newer connection waits to take over: three round trips within these.
 _ASKED_SHORTEST = 0.2
 _ASKED_LONGEST = 1.0
-# Seconds more where nothing hints that the server has forgotten the connection: the path may have outages. In one a
-# connection with a full congestion window sends nothing but the packets of its probe timeouts, which our build keeps at
-# one second: some of four get through.
-_ASKED_PATIENCE = 4.0
+# Seconds for the answer where nothing hints that the server has forgotten the connection, because packets may be lost in
+# an outage. In one, a connection with a full congestion window sends only the packets of its probe timeouts, which our
+# build keeps at most one second apart. Below the 3 s after which servers close the newer connection, which does not
+# authenticate before the answer.
+_ASKED_IN_OUTAGE = 2.5
 
 # These depend on which ports were asked for.
 _REFUSALS_OF_PORTS = (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED)
@@ -426,7 +427,7 @@ class ClientRun(Run):
             with contextlib.suppress(EngineError, OSError):
                 if self.migrate(current):
                     limit = _ASKED_LONGEST  # another path, another round trip
-            current.connection.probe(limit, _ASKED_PATIENCE)
+            current.connection.probe(limit, _ASKED_IN_OUTAGE - limit)
 
     def _silence(self, link: Link, event: Event) -> None:
         assert isinstance(event, Silence)

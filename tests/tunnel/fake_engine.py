@@ -217,7 +217,7 @@ class FakeConnection:
 
     def probe(self, timeout: float, patience: float = 0.0) -> None:
         self._check()
-        self.probes.append(timeout)
+        self.probes.append(timeout + patience)
 
     def migrate(self, sock: socket.socket) -> bool:
         self._check()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from asport_sync.config import ServerConfig
 from asport_sync.engine import CloseCause, ConnectionInfo
 from asport_sync.errors import AuthenticationFailed, EngineError
 from asport_sync.runtime import sockets
@@ -29,6 +31,9 @@ from tests.tunnel.scene import (
     scene_of,
     silent_after_handshake,
 )
+
+# Seconds that a server gives a client that does not authenticate, where its configuration says nothing else.
+SERVER_PATIENCE = next(field.default for field in dataclasses.fields(ServerConfig) if field.name == "handshake_timeout")
 
 
 @pytest.fixture
@@ -187,7 +192,9 @@ def standing() -> Iterator[tuple[Scene, FakeConnection]]:
         wait_until(lambda: scene.backoff.successes == 1, TIMEOUT, "the connector knows")
         scene.engine.post(fake.silence(first, silent=True))
         scene.attempts(2)
-        wait_until(lambda: first.probes, TIMEOUT, "what stands is asked once more")
+        wait_until(lambda: first.probes, TIMEOUT, "the open connection is probed once more")
+        # The next one does not authenticate meanwhile, and a server closes it after this time.
+        assert first.probes[0] < SERVER_PATIENCE
         yield scene, first
 
 
