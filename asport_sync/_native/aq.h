@@ -1,6 +1,7 @@
-/* What every C file of the engine includes first: the boundary, guarded, and the few words that all layers share.
+/* Included first by every C file of the engine: the boundary (aq_api.h) behind an include guard, and what all layers
+ * share.
  *
- * Layers, includes only go down:
+ * A file includes only files listed before it. Layers, lowest first:
  *   0 counters reserve budget pipe packet map slab rotation tls_messages frames descriptors
  *   1 wake ready udp source events keepalive     2 tls compat     3 stream dgram flow message     4 conn     5 endpoint
  *   6 engine tcp share     7 relay api
@@ -24,23 +25,23 @@
 #define AQ_NSEC_PER_MSEC 1000000ULL
 #define AQ_NSEC_PER_SEC 1000000000ULL
 
-/* Equal in family and address, whatever the port. The zone of a link-local address is known on one side only, so it
- * does not count. */
+/* Returns whether family and IP address are equal; ports are ignored. So is the zone of a link-local address, because
+ * only one side knows it. */
 static inline int aq_address_same_host(const aq_address *a, const aq_address *b)
 {
     return a->family == b->family && memcmp(a->ip, b->ip, a->family == 6 ? 16 : 4) == 0;
 }
 
-/* The same host and port. */
+/* Returns whether host and port are equal. */
 static inline int aq_address_equal(const aq_address *a, const aq_address *b)
 {
     return a->port == b->port && aq_address_same_host(a, b);
 }
 
-/* CLOCK_MONOTONIC in nanoseconds. ngtcp2 aborts on a clock that goes backwards, so every time stamp comes from here. */
+/* Returns CLOCK_MONOTONIC in nanoseconds. ngtcp2 aborts if time goes backwards, so every timestamp comes from here. */
 uint64_t aq_now(void);
 
-/* Cryptographically secure random bytes; never fails (aborts where the kernel has none). */
+/* Fills `out` with cryptographically secure random bytes. Never fails: aborts if the kernel provides none. */
 void aq_random(void *out, size_t length);
 
 #endif

@@ -9,13 +9,13 @@ uint64_t aq_now(void)
 {
     struct timespec now;
 
-    clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail: the clock exists and the pointer is good */
+    clock_gettime(CLOCK_MONOTONIC, &now); /* cannot fail: clock and pointer are valid */
     return (uint64_t)now.tv_sec * AQ_NSEC_PER_SEC + (uint64_t)now.tv_nsec;
 }
 
 int64_t aq_clock_watch(void)
 {
-    /* Far enough away never to come, near enough for every kernel: it is the cancelling that counts. */
+    /* Never expires; every kernel accepts the value. The timer is only needed for its cancellation. */
     struct itimerspec never = {.it_value = {.tv_sec = 1LL << 40}};
     int fd = timerfd_create(CLOCK_REALTIME, TFD_NONBLOCK | TFD_CLOEXEC);
     if (fd >= 0 && timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &never, NULL) == 0)

@@ -5,13 +5,13 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* For systems that refuse getrandom(), as a container's filter may. 0: this way there is nothing either. */
+/* For systems that refuse getrandom(), such as containers with a seccomp filter. Returns 0 on failure. */
 static int read_device(uint8_t *out, size_t length)
 {
     int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
     ssize_t count = -1;
     if (fd >= 0) {
-        count = read(fd, out, length); /* never short for as few as these */
+        count = read(fd, out, length); /* never short for up to 256 bytes */
         close(fd);
     }
     return count == (ssize_t)length;
@@ -21,9 +21,9 @@ void aq_random(void *out, size_t length)
 {
     uint8_t *at = out;
     while (length > 0) {
-        size_t step = length < 256 ? length : 256; /* getentropy gives no more at once */
+        size_t step = length < 256 ? length : 256; /* maximum of getentropy() */
         if (getentropy(at, step) != 0 && !read_device(at, step)) {
-            /* Connection ids and reset tokens must not be guessable; there is nothing sensible to do without. */
+            /* Connection IDs and reset tokens must be unpredictable, so there is no alternative. */
             fputs("asport-sync: the system has no random numbers: neither getrandom() nor /dev/urandom\n", stderr);
             abort();
         }
