@@ -3,8 +3,8 @@
 #include <malloc.h>
 #include <stdlib.h>
 
-/* Blocks of this size and more are refused once the budget is used up. Such are the library's reorder buffers; what a
- * connection needs to go on is smaller. */
+/* Blocks of at least this size are refused once the budget is used up. The library's reorder buffers are that large;
+ * what a connection needs to continue is smaller. */
 #define LARGE_BLOCK 4096
 
 /* ---- accounts -------------------------------------------------------------------------------------------------- */

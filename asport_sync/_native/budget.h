@@ -1,6 +1,6 @@
-/* How much of what peers have sent an engine may hold: bytes that wait in receive pipes, commands and packets that are
- * not complete, and all that the QUIC library allocates for a connection, its reorder buffers above all. Each
- * connection has an account, and all accounts together one budget.
+/* The receive budget: limits the memory of an engine for data received from peers. It counts bytes waiting in receive
+ * pipes, incomplete commands and packets, and everything that the QUIC library allocates for a connection, mainly
+ * reorder buffers. Each connection has an account; all accounts share one budget.
  *
  * Any thread: everything here is atomic or immutable.
  */
@@ -12,25 +12,25 @@
 
 #include <stdatomic.h>
 
-/* Bytes of a connection that don't count: what the library needs for one that is idle, and some streams. */
+/* Bytes of each connection that do not count: what the library needs for an idle connection with some streams. */
 #define AQ_ACCOUNT_FREE (64ULL * 1024)
 
 typedef struct aq_budget {
-    _Atomic uint64_t most;    /* bytes */
-    _Atomic uint64_t used;    /* what the accounts hold beyond AQ_ACCOUNT_FREE each */
-    _Atomic uint64_t library; /* bytes that the library holds: a figure for who gives memory back to the system */
-    _Atomic uint64_t grown;   /* bytes of streams' windows beyond the first of each: what may come at any moment */
+    _Atomic uint64_t most;    /* maximum in bytes */
+    _Atomic uint64_t used;    /* sum of what each account holds beyond AQ_ACCOUNT_FREE */
+    _Atomic uint64_t library; /* bytes held by the library; only used to decide when to return memory to the system */
+    _Atomic uint64_t grown;   /* bytes by which stream windows exceed their initial size: may arrive at any time */
 } aq_budget;
 
 typedef struct aq_account {
     aq_budget *budget;     /* immutable once set; NULL: none */
-    _Atomic uint64_t held; /* bytes */
+    _Atomic uint64_t held; /* bytes, including the first AQ_ACCOUNT_FREE */
 } aq_account;
 
 void aq_account_add(aq_account *account, uint64_t bytes);
 void aq_account_remove(aq_account *account, uint64_t bytes);
 
-/* Bytes that are left of it; 0 once it is used up. */
+/* Returns the bytes left in the budget; 0 once it is used up. */
 static inline uint64_t aq_budget_left(const aq_budget *budget)
 {
     uint64_t most = atomic_load_explicit(&budget->most, memory_order_relaxed);
@@ -38,15 +38,15 @@ static inline uint64_t aq_budget_left(const aq_budget *budget)
     return used < most ? most - used : 0;
 }
 
-/* Whether so little is left, an eighth, that somebody has to give something up. */
+/* Returns whether at most an eighth is left, which starts load shedding. */
 static inline int aq_budget_is_short(const aq_budget *budget)
 {
     return aq_budget_left(budget) <= atomic_load_explicit(&budget->most, memory_order_relaxed) / 8;
 }
 
-/* Bytes by which the windows of a connection that have grown by `own` may have grown in all. Half of the budget is
- * there for such windows, for readers may stall all at once, and then every window is filled. A connection may have
- * half of what the others leave of it, so that there is something left for whoever comes later. */
+/* Returns the maximum total growth, in bytes, of the stream windows of a connection that have grown by `own` so far.
+ * All readers may stall at once, which fills every window, so windows may only grow by half of the budget altogether.
+ * One connection may use half of what the others leave of that, so that later ones get something too. */
 static inline uint64_t aq_budget_growth(const aq_budget *budget, uint64_t own)
 {
     uint64_t most = atomic_load_explicit(&budget->most, memory_order_relaxed) / 2;
@@ -55,11 +55,11 @@ static inline uint64_t aq_budget_growth(const aq_budget *budget, uint64_t own)
     return others < most ? (most - others) / 2 : 0;
 }
 
-/* Where the library's memory for one connection comes from: malloc(), and where that fails the reserve. Counted. These
- * are ngtcp2_mem's functions, with one of these as user data. */
+/* The library's allocator for one connection: malloc(), or the emergency reserve if that fails. All of it is counted in
+ * the account. The functions below are those of ngtcp2_mem, with an aq_memory as user data. */
 typedef struct aq_memory {
-    aq_reserve *reserve; /* immutable, as is the next line */
-    aq_account *account; /* of the connection */
+    aq_reserve *reserve; /* immutable */
+    aq_account *account; /* the connection's; immutable */
 } aq_memory;
 
 void *aq_memory_malloc(size_t size, void *memory);

@@ -12,7 +12,7 @@ static void blocks_init(aq_reserve_blocks *blocks, uint8_t *first, uint32_t size
     blocks->size = size;
     blocks->count = blocks->free_length = count;
     blocks->free = free;
-    /* The first block lies on top: what was used once is used again before pages that were never touched. */
+    /* The first block is on top of the stack: used blocks are reused before untouched pages. */
     for (uint32_t i = 0; i < count; i++)
         free[i] = (uint16_t)(count - 1 - i);
 }
