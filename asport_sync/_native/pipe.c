@@ -1,7 +1,7 @@
-/* Every segment of a pipe hangs on one chain: head -> .. at .. -> tail -> spare segments -> NULL. The producer owns the
- * links from tail on, the consumer everything before it; `written` is the frontier between them, for the consumer
- * follows a link only when it knows of bytes behind it. A segment is filled to its capacity before the next one is
- * begun, so an offset of `capacity` means "the first byte of the next segment".
+/* All segments of a pipe form one chain: head -> .. at .. -> tail -> spare segments -> NULL. The producer owns the
+ * links from tail on, the consumer all links before it. `written` separates them: the consumer follows a link only if
+ * it has seen that bytes after it are written. A segment is filled to its capacity before the next one is used, so an
+ * offset of `capacity` means "the first byte of the next segment".
  */
 #include "pipe.h"
 
@@ -72,8 +72,7 @@ static aq_segment *new_segment(aq_pool *pool, uint32_t capacity, uint32_t left)
     return segment;
 }
 
-/* Up to `count` segments as a chain; fewer, or NULL, when there is no memory. The lock is taken once for all of them.
- */
+/* Returns up to `count` segments as a chain; fewer, or NULL, if memory is short. Locks the mutex only once. */
 static aq_segment *pool_take(aq_pool *pool, aq_account *account, uint32_t capacity, size_t count, uint32_t left)
 {
     aq_segment **list = capacity == AQ_SEGMENT_SMALL ? &pool->small : &pool->large;
@@ -165,7 +164,7 @@ void aq_pipe_destroy(aq_pipe *pipe)
 {
     aq_segment *chain = pipe->head;
 
-    if (chain == NULL) /* the consumer never looked */
+    if (chain == NULL) /* the consumer has read nothing */
         chain = atomic_load_explicit(&pipe->first, memory_order_acquire);
     if (chain == NULL) /* nothing was ever written */
         chain = pipe->spare;
@@ -193,19 +192,19 @@ uint64_t aq_pipe_released(const aq_pipe *pipe)
 
 uint64_t aq_pipe_room(const aq_pipe *pipe)
 {
-    uint64_t written = atomic_load_explicit(&pipe->written, memory_order_relaxed); /* this side's own */
+    uint64_t written = atomic_load_explicit(&pipe->written, memory_order_relaxed); /* moved by this side */
 
     return pipe->limit - (written - aq_pipe_released(pipe));
 }
 
-/* Bytes still free in the segment being filled. */
+/* Returns the free bytes in the segment being filled. */
 static uint32_t tail_rest(const aq_pipe *pipe)
 {
     return pipe->tail == NULL ? 0 : pipe->tail->capacity - pipe->tail_used;
 }
 
-/* Makes the tail and the spare segments hold `want` free bytes, spread over at most `most` segments. Returns how many
- * of the wanted bytes there are: fewer when `most` or the memory does not allow more. */
+/* Adds spare segments until the tail and at most `most` segments in all have `want` free bytes. Returns how many of
+ * these bytes are available: fewer if `most` or memory does not allow more. */
 static size_t reserve(aq_pipe *pipe, size_t want, uint32_t capacity, size_t most)
 {
     size_t have = tail_rest(pipe);
@@ -238,7 +237,7 @@ static size_t reserve(aq_pipe *pipe, size_t want, uint32_t capacity, size_t most
     return have < want ? have : want;
 }
 
-/* Moves written over `length` reserved bytes; with `data`, copies them there first. */
+/* Advances `written` over `length` reserved bytes, after copying `data` there unless it is NULL. */
 static void append(aq_pipe *pipe, const uint8_t *data, size_t length)
 {
     uint64_t written = atomic_load_explicit(&pipe->written, memory_order_relaxed) + length;
@@ -249,7 +248,7 @@ static void append(aq_pipe *pipe, const uint8_t *data, size_t length)
 
         if (rest == 0) {
             assert(pipe->spare != NULL);
-            /* Relaxed: the consumer looks at first only after it has seen written move. */
+            /* Relaxed: the consumer reads `first` only after it has seen `written` above zero. */
             if (pipe->tail == NULL)
                 atomic_store_explicit(&pipe->first, pipe->spare, memory_order_relaxed);
             pipe->tail = pipe->spare;
@@ -268,7 +267,7 @@ static void append(aq_pipe *pipe, const uint8_t *data, size_t length)
     atomic_store_explicit(&pipe->written, written, memory_order_release); /* after the bytes and the links to them */
 }
 
-/* The kind of segment for a producer that wants this much at once. */
+/* Returns the capacity of the segments for a producer that asks for `want` bytes. */
 static uint32_t capacity_for(size_t want)
 {
     return want <= AQ_SEGMENT_SMALL ? AQ_SEGMENT_SMALL : AQ_SEGMENT_LARGE;
@@ -276,7 +275,7 @@ static uint32_t capacity_for(size_t want)
 
 int aq_pipe_space(aq_pipe *pipe, struct iovec *vectors, int most_vectors, size_t want)
 {
-    /* By what the caller asked for, not by the room: a bulk producer at its limit is to keep its large segments. */
+    /* Chosen by the requested size, not by the room: a large transfer at its limit must keep using large segments. */
     uint32_t capacity = capacity_for(want);
     uint64_t room = aq_pipe_room(pipe);
     uint32_t rest = tail_rest(pipe);
@@ -335,12 +334,12 @@ int aq_pipe_write(aq_pipe *pipe, const void *data, size_t length)
 
 uint64_t aq_pipe_readable(const aq_pipe *pipe)
 {
-    uint64_t taken = atomic_load_explicit(&pipe->taken, memory_order_relaxed); /* this side's own */
+    uint64_t taken = atomic_load_explicit(&pipe->taken, memory_order_relaxed); /* moved by this side */
 
     return aq_pipe_written(pipe) - taken;
 }
 
-/* Only after written was seen above zero. */
+/* Call only after `written` was seen above zero. */
 static void pick_up_first(aq_pipe *pipe)
 {
     if (pipe->at == NULL)
@@ -417,8 +416,8 @@ void aq_pipe_release(aq_pipe *pipe, uint64_t up_to)
         }
         step -= rest;
         if (pipe->head == pipe->at) {
-            /* Everything taken is released. The producer still needs this segment to hang the next one on, unless it
-             * has done so. */
+            /* Everything taken is released. If nothing more is written, the producer still needs this segment in order
+             * to link the next one to it. */
             if (aq_pipe_written(pipe) == up_to) {
                 pipe->head_released = pipe->head->capacity;
                 break;
@@ -434,6 +433,6 @@ void aq_pipe_release(aq_pipe *pipe, uint64_t up_to)
         last->next = NULL;
         pool_give(pipe->pool, pipe->account, gone);
     }
-    /* After the segments are back, so that a producer that sees room finds them in the pool. */
+    /* After the segments are returned, so that a producer that sees the room finds them in the pool. */
     atomic_store_explicit(&pipe->released, up_to, memory_order_release);
 }
