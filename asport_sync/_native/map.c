@@ -4,12 +4,12 @@
 #include <string.h>
 
 #define FIRST_CAPACITY 16U                /* entries; a power of two */
-#define LAST_CAPACITY (UINT32_C(1) << 30) /* entries; doubling it would not fit into the fields */
+#define LAST_CAPACITY (UINT32_C(1) << 30) /* entries; twice as many would overflow the fields */
 
 /* ---- SipHash-1-3 ------------------------------------------------------------------------------------------------
  *
- * Aumasson and Bernstein, "SipHash: a fast short-input PRF", with one round per word and three at the end: half the
- * rounds of the paper's own choice, and the usual choice for tables, where the hash itself never leaves the process.
+ * Aumasson and Bernstein, "SipHash: a fast short-input PRF", with one round per word and three at the end. The paper
+ * recommends two and four; one and three are usual for hash tables, where the hash never leaves the process.
  */
 
 static uint64_t load64(const uint8_t *bytes, size_t length)
@@ -49,7 +49,7 @@ static uint64_t siphash13(const uint64_t secret[2], const uint8_t *key, size_t l
         secret[0] ^ UINT64_C(0x6c7967656e657261),
         secret[1] ^ UINT64_C(0x7465646279746573),
     };
-    uint64_t last = (uint64_t)length << 56; /* the last word ends with the length, modulo 256 */
+    uint64_t last = (uint64_t)length << 56; /* the top byte of the last word is the length modulo 256 */
 
     for (; length >= 8; length -= 8, key += 8) {
         uint64_t word = load64(key, 8);
@@ -79,7 +79,7 @@ uint64_t aq_map_hash(const aq_map *map, const void *key, size_t key_length)
     return hash == 0 ? 1 : hash; /* 0 marks an empty entry */
 }
 
-/* The entry of this key, or the empty one where it belongs. There always is an empty one: the table is never full. */
+/* Returns the index of the key's entry, or of the empty entry where it belongs. The table always has an empty entry. */
 static uint32_t locate(const aq_map *map, uint64_t hash, const void *key, size_t key_length)
 {
     uint32_t mask = map->capacity - 1;
@@ -187,8 +187,8 @@ void *aq_map_remove(aq_map *map, const void *key, size_t key_length)
         return NULL;
     value = map->entries[hole].value;
 
-    /* Moves back every entry of the run behind the hole that a search could no longer reach across it: one that lies at
-     * least as far from its own place as from the hole. */
+    /* A search cannot cross the hole. So every later entry of the run whose home position is at or before the hole is
+     * moved back into it, which moves the hole. */
     for (i = (hole + 1) & mask; map->entries[i].hash != 0; i = (i + 1) & mask) {
         uint32_t home = (uint32_t)map->entries[i].hash & mask;
 

@@ -1,13 +1,13 @@
-/* A hash table from short byte keys to pointers, safe with keys that a stranger chooses (SipHash-1-3 under a random
- * key). Used for connection ids and for UDP source addresses. One thread, or the caller's lock.
+/* A hash table from short byte keys to pointers, safe with keys chosen by an attacker (SipHash-1-3 with a random key).
+ * Used for connection IDs and source addresses. Not thread-safe: one thread, or the caller's lock.
  */
 #ifndef AQ_MAP_H
 #define AQ_MAP_H
 
 #include "aq.h"
 
-#define AQ_ADDRESS_KEY_MAX 23                   /* bytes of an address key: an IPv6 address */
-#define AQ_MAP_KEY_MAX (2 * AQ_ADDRESS_KEY_MAX) /* longest key: two addresses; a connection id takes 20 */
+#define AQ_ADDRESS_KEY_MAX 23                   /* bytes of the key of an IPv6 address */
+#define AQ_MAP_KEY_MAX (2 * AQ_ADDRESS_KEY_MAX) /* longest key: two addresses; a connection ID has up to 20 bytes */
 
 typedef struct aq_map_entry {
     uint64_t hash; /* 0: empty */
@@ -22,16 +22,17 @@ typedef struct aq_map {
     uint64_t secret[2];
 } aq_map;
 
-int aq_map_init(aq_map *map, const uint8_t secret[16]); /* 0 or AQ_ERR_MEMORY; starts empty and small */
+int aq_map_init(aq_map *map, const uint8_t secret[16]); /* starts empty and small; returns 0 or AQ_ERR_MEMORY */
 void aq_map_destroy(aq_map *map);
-int aq_map_put(aq_map *map, const void *key, size_t key_length,
-               void *value); /* replaces; 0, AQ_ERR_MEMORY, AQ_ERR_INVALID (key too long, value NULL) */
-void *aq_map_get(const aq_map *map, const void *key, size_t key_length);
-/* The hash by which the map finds a key; never 0. For tables beside it that need no more. */
+/* Adds the key or replaces its value. Returns 0, AQ_ERR_MEMORY or AQ_ERR_INVALID (key too long, value NULL). */
+int aq_map_put(aq_map *map, const void *key, size_t key_length, void *value);
+void *aq_map_get(const aq_map *map, const void *key, size_t key_length); /* returns the value, or NULL */
+/* Returns the hash of a key; never 0. For tables other than the map that only need a hash. */
 uint64_t aq_map_hash(const aq_map *map, const void *key, size_t key_length);
-void *aq_map_remove(aq_map *map, const void *key, size_t key_length); /* the value it had, or NULL */
+void *aq_map_remove(aq_map *map, const void *key, size_t key_length); /* returns the removed value, or NULL */
 
-/* The key of an address: family, ip, port and, for IPv6, zone; in host byte order. Returns its length: 7 or 23. */
+/* Writes the key of an address: family, IP address, port and, for IPv6, zone; port and zone in host byte order. Returns
+ * its length: 7 or 23. */
 size_t aq_address_key(const aq_address *address, uint8_t key[AQ_ADDRESS_KEY_MAX]);
 
 #endif

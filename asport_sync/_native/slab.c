@@ -3,20 +3,21 @@
 #include <assert.h>
 #include <stdlib.h>
 
-/* An id, from the highest bit: 2 bits zero (so it is positive), 6 bits kind, 32 bits generation, 24 bits index. */
+/* Layout of an id, from the highest bit: 2 zero bits (so it is positive), 6 bits kind, 32 bits generation, 24 bits
+ * index. */
 #define INDEX_BITS 24
 #define GENERATION_BITS 32
 #define KIND_BITS 6
 #define INDEX_MASK ((UINT32_C(1) << INDEX_BITS) - 1)
 #define NO_SLOT UINT32_MAX
-#define FIRST_CAPACITY 16 /* slots allocated at first; doubled as needed */
+#define FIRST_CAPACITY 16 /* initial number of slots; doubled as needed */
 
 static aq_id make_id(enum aq_kind kind, uint32_t generation, uint32_t index)
 {
     return (aq_id)(((uint64_t)kind << (GENERATION_BITS + INDEX_BITS)) | ((uint64_t)generation << INDEX_BITS) | index);
 }
 
-/* The slot that this id was given for, named or only referred to still; NULL otherwise. Mutex held. */
+/* Returns the slot of an id that is valid or still has references, else NULL. Mutex held. */
 static aq_slab_slot *find(const aq_slab *slab, aq_id id)
 {
     uint32_t index = (uint32_t)id & INDEX_MASK;
@@ -30,7 +31,7 @@ static aq_slab_slot *find(const aq_slab *slab, aq_id id)
     return slot;
 }
 
-/* Gives back one reference. Returns the object when it was the last one: the caller destroys it without the mutex.
+/* Drops one reference. Returns the object if it was the last one; the caller destroys it after releasing the mutex.
  * Mutex held. */
 static void *drop(aq_slab *slab, aq_slab_slot *slot)
 {
@@ -82,7 +83,7 @@ void aq_slab_destroy(aq_slab *slab)
     pthread_mutex_destroy(&slab->mutex);
 }
 
-/* A slot that nobody uses, or an error. Mutex held. */
+/* Returns the index of a free slot, or an error. Mutex held. */
 static int64_t free_slot(aq_slab *slab)
 {
     uint32_t index = slab->first_free;
@@ -148,7 +149,7 @@ void aq_slab_put(aq_slab *slab, aq_id id)
 
     pthread_mutex_lock(&slab->mutex);
     slot = find(slab, id);
-    assert(slot != NULL); /* the caller holds a reference, so its slot is still the same */
+    assert(slot != NULL); /* the caller's reference keeps the slot in use */
     if (slot != NULL)
         last = drop(slab, slot);
     pthread_mutex_unlock(&slab->mutex);
@@ -186,7 +187,8 @@ uint32_t aq_slab_count(aq_slab *slab)
     return named;
 }
 
-/* Takes a reference to the first named object at or after *index and moves *index behind it; NULL past the end. */
+/* Returns the first object with a valid id at or after *index, with a reference taken, and moves *index behind it; NULL
+ * at the end. */
 static void *next_named(aq_slab *slab, uint32_t *index, aq_id *id)
 {
     void *object = NULL;
