@@ -1,6 +1,6 @@
 #include "frames.h"
 
-/* RFC 9000 section 19, RFC 9221 section 4. */
+/* Frame types: RFC 9000 section 19, RFC 9221 section 4. */
 enum {
     ACK = 0x02,
     ACK_ECN = 0x03,
@@ -13,13 +13,13 @@ enum {
     DATAGRAM_WITH_LENGTH = 0x31
 };
 
-#define RESET_TOKEN 16 /* bytes, behind the id in NEW_CONNECTION_ID */
+#define RESET_TOKEN 16 /* bytes, after the connection ID in NEW_CONNECTION_ID */
 
-/* The other types: so many integers, and what follows them. */
+/* Layouts of all other types: a number of integers, then bytes. */
 static const struct {
     uint8_t integers;
-    uint8_t bytes;      /* so many, */
-    uint8_t has_length; /* or as many as the last integer says */
+    uint8_t bytes;      /* fixed number of bytes after the integers */
+    uint8_t has_length; /* 1: the last integer is the number of bytes instead */
     uint8_t known;
 } layouts[] = {
     [0x00] = {.known = 1},                                 /* PADDING */
@@ -30,23 +30,23 @@ static const struct {
     [0x07] = {.known = 1, .integers = 1, .has_length = 1}, /* NEW_TOKEN */
     [0x10] = {.known = 1, .integers = 1},                  /* MAX_DATA */
     [0x11] = {.known = 1, .integers = 2},                  /* MAX_STREAM_DATA */
-    [0x12] = {.known = 1, .integers = 1},                  /* MAX_STREAMS, of both kinds */
+    [0x12] = {.known = 1, .integers = 1},                  /* MAX_STREAMS, both types */
     [0x13] = {.known = 1, .integers = 1},
     [0x14] = {.known = 1, .integers = 1}, /* DATA_BLOCKED */
     [0x15] = {.known = 1, .integers = 2}, /* STREAM_DATA_BLOCKED */
-    [0x16] = {.known = 1, .integers = 1}, /* STREAMS_BLOCKED, of both kinds */
+    [0x16] = {.known = 1, .integers = 1}, /* STREAMS_BLOCKED, both types */
     [0x17] = {.known = 1, .integers = 1},
     [0x19] = {.known = 1, .integers = 1},                  /* RETIRE_CONNECTION_ID */
     [0x1a] = {.known = 1, .bytes = 8},                     /* PATH_CHALLENGE */
     [0x1b] = {.known = 1, .bytes = 8},                     /* PATH_RESPONSE */
     [0x1c] = {.known = 1, .integers = 3, .has_length = 1}, /* CONNECTION_CLOSE, of QUIC */
-    [0x1d] = {.known = 1, .integers = 2, .has_length = 1}, /* and of the application */
+    [0x1d] = {.known = 1, .integers = 2, .has_length = 1}, /* CONNECTION_CLOSE, of the application */
     [0x1e] = {.known = 1},                                 /* HANDSHAKE_DONE */
 };
 
 typedef struct {
     const uint8_t *at, *end;
-    int short_of; /* it ended inside a frame */
+    int short_of; /* 1: stopped at a truncated or unknown frame */
 } cursor;
 
 static void skip(cursor *from, uint64_t bytes)
@@ -57,7 +57,7 @@ static void skip(cursor *from, uint64_t bytes)
         from->at += bytes;
 }
 
-/* Section 16. 0 where it is not all there. */
+/* Reads a variable-length integer (RFC 9000 section 16); 0 if it is truncated. */
 static uint64_t integer(cursor *from)
 {
     const uint8_t *at = from->at;
@@ -82,7 +82,7 @@ static void skip_ack(cursor *from, int has_ecn)
 {
     uint64_t ranges;
 
-    integer(from); /* largest, delay */
+    integer(from); /* Largest Acknowledged, ACK Delay */
     integer(from);
     ranges = integer(from);
     for (integer(from); ranges > 0 && !from->short_of; ranges--) {

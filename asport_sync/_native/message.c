@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-/* How long the command at data is with its payload: > 0, 0 not known yet, -1 malformed. */
+/* Stores the length of the command at data, with its payload, in *whole. Returns 1: known, 0: not known yet, -1:
+ * malformed. */
 static int whole_length(const uint8_t *data, size_t length, size_t *whole, const char **problem)
 {
     int header = aq_command_length(data, length, problem);
@@ -55,7 +56,7 @@ int aq_incoming_feed(aq_incoming *incoming, const uint8_t *data, size_t length, 
     }
     while (*used < length) {
         size_t have = incoming->have, step;
-        /* Until the length is known, at most one byte more than the longest header can be needed; small holds it. */
+        /* Until the length is known, no more than the longest command header is read; `small` has room for it. */
         size_t want = incoming->need != 0 ? incoming->need : AQ_COMMAND_MAX;
         if (reserve(incoming, want) != 0)
             return -2;
@@ -63,14 +64,14 @@ int aq_incoming_feed(aq_incoming *incoming, const uint8_t *data, size_t length, 
         if (step > length - *used)
             step = length - *used;
         memcpy(incoming->data + have, data + *used, step);
-        /* Also once the length is known: fields behind what tells it may still be wrong. */
+        /* Also once the length is known: fields after those that determine it may still be invalid. */
         known = whole_length(incoming->data, have + step, &whole, problem);
         if (known < 0)
             return -1;
         if (known > 0 && incoming->need == 0) {
             incoming->need = whole;
             if (have + step > whole)
-                step = whole - have; /* the rest lies behind the command */
+                step = whole - have; /* the other bytes come after the command */
         }
         incoming->have = have + step;
         *used += step;

@@ -1,5 +1,5 @@
-/* What travels on unidirectional streams: outgoing commands and Packets, one stream each; incoming ones, parsed as they
- * arrive and bounded by what their own header announces. Engine thread only.
+/* Messages on unidirectional streams, one stream each: outgoing commands and Packets, and incoming ones, which are
+ * parsed as they arrive and limited to the size that their header announces. Engine thread only.
  */
 #ifndef AQ_MESSAGE_H
 #define AQ_MESSAGE_H
@@ -12,27 +12,27 @@
 
 typedef struct aq_outgoing {
     enum aq_stream_tag tag;
-    int is_command;                                  /* counts for the linger of a close */
-    int unfinished;                                  /* no FIN follows: its stream stays open until it is reset */
-    int64_t quic_id;                                 /* -1: waits for stream credit */
-    struct aq_outgoing *previous, *next;             /* all of the connection */
-    struct aq_outgoing *queue_previous, *queue_next; /* in the queue of those with something to send */
+    int is_command;                                  /* a close with linger waits for its acknowledgement */
+    int unfinished;                                  /* 1: sent without FIN; the stream stays open until it is reset */
+    int64_t quic_id;                                 /* -1: waiting for the peer to grant a stream */
+    struct aq_outgoing *previous, *next;             /* list of all of the connection */
+    struct aq_outgoing *queue_previous, *queue_next; /* queue of those with something to send */
     size_t length, sent;
     int queued, fin_sent, blocked;
-    uint8_t data[]; /* stays in place until the stream is closed */
+    uint8_t data[]; /* not moved or freed until the stream is closed */
 } aq_outgoing;
 
 typedef struct aq_incoming {
     enum aq_stream_tag tag;
     int64_t quic_id;
-    struct aq_incoming *previous, *next;         /* those whose command is incomplete, oldest first */
-    struct aq_incoming *all_previous, *all_next; /* all of the connection */
-    uint64_t deadline;                           /* until the command must be complete */
-    int done;                                    /* complete or given up: what follows is ignored */
-    size_t have, need; /* bytes in data; bytes of the command with payload, 0: not known yet */
+    struct aq_incoming *previous, *next;         /* list of those with an incomplete command, oldest first */
+    struct aq_incoming *all_previous, *all_next; /* list of all of the connection */
+    uint64_t deadline;                           /* time by which the command must be complete */
+    int done;                                    /* 1: complete or given up; further bytes are ignored */
+    size_t have, need; /* bytes in data; bytes of the command with its payload, 0: not known yet */
     size_t capacity;
-    uint8_t *data;       /* small, or heap */
-    aq_account *account; /* of its connection, where heap counts; NULL: nowhere */
+    uint8_t *data;       /* `small` or heap memory */
+    aq_account *account; /* the connection's, where heap memory is counted; NULL: nowhere */
     uint8_t small[AQ_COMMAND_MAX + 1];
 } aq_incoming;
 
@@ -57,9 +57,9 @@ static inline void aq_incoming_release(aq_incoming *incoming)
     incoming->have = 0;
 }
 
-/* Feeds stream bytes. Returns 1: the command is complete as *command (length *command_length), valid until the next
- * call or release; 0: more needed; -1: malformed, *problem says how; -2: no memory. *used is how many of the bytes
- * belong to the command. The usual case, everything in one piece, copies nothing. */
+/* Adds stream bytes. Returns 1: the command is complete and *command points to its *command_length bytes, valid until
+ * the next call or release; 0: more bytes needed; -1: malformed, *problem says why; -2: no memory. *used is the number
+ * of bytes that belong to the command. In the usual case, a command in one piece, nothing is copied. */
 int aq_incoming_feed(aq_incoming *incoming, const uint8_t *data, size_t length, const uint8_t **command,
                      size_t *command_length, size_t *used, const char **problem);
 

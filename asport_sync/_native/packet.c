@@ -6,20 +6,20 @@
 
 #define VERSION 0x00
 #define SERVER_HELLO_CODE_MAX 4
-#define MODE_MAX 7     /* the greatest mode byte that any dialect of ClientHello knows */
-#define MODE_OFFSET 50 /* version, type, UUID and token come first */
+#define MODE_MAX 7     /* largest mode byte in any dialect of ClientHello */
+#define MODE_OFFSET 50 /* after version, type, UUID and token */
 
-/* The family byte on the wire. Not the 4 and 6 of aq_address. */
+/* Family bytes on the wire; aq_address uses 4 and 6 instead. */
 #define FAMILY_IPV4 1
 #define FAMILY_IPV6 4
 #define FAMILY_NONE 255
 #define ADDRESS_IPV4 7  /* family, 4 bytes, port */
 #define ADDRESS_IPV6 19 /* family, 16 bytes, port */
-#define ADDRESS_NONE 1  /* family alone: no port either */
+#define ADDRESS_NONE 1  /* family only, without a port */
 
 #define CONNECT_FIXED 2 /* bytes before the address */
 #define PACKET_FIXED 10
-#define SIZE_MOST UINT16_MAX /* the size field is two bytes, and a whole packet must fit into one as well */
+#define SIZE_MOST UINT16_MAX /* the size field has two bytes; a whole packet is limited to the same size */
 
 static uint16_t load16(const uint8_t *data)
 {
@@ -42,7 +42,7 @@ static uint8_t *store_address(uint8_t *out, const aq_address *address)
     return store16(out + ip_length, address->port);
 }
 
-/* The family is IPv4 or IPv6, and all of it is there. */
+/* Requires family IPv4 or IPv6 and a complete address. */
 static void load_address(const uint8_t *data, aq_address *address)
 {
     size_t ip_length = data[0] == FAMILY_IPV4 ? 4 : 16;
@@ -60,7 +60,7 @@ static int malformed(const char **problem, const char *text)
     return -1;
 }
 
-/* Length of a command that ends with the address at `offset`. */
+/* Returns the length of a command that ends with an address at `offset`, like aq_command_length(). */
 static int length_with_address(const uint8_t *data, size_t length, int offset, const char **problem)
 {
     if (length <= (size_t)offset)
@@ -93,7 +93,7 @@ int aq_command_length(const uint8_t *data, size_t length, const char **problem)
             return 0;
         if (data[2] > SERVER_HELLO_CODE_MAX)
             return malformed(problem, "unknown ServerHello code, expected 0 to 4");
-        return data[2] == 0 ? 5 : 3; /* only Success carries a port */
+        return data[2] == 0 ? 5 : 3; /* only Success has a port */
     case AQ_COMMAND_CONNECT:
         return length_with_address(data, length, CONNECT_FIXED, problem);
     case AQ_COMMAND_PACKET:
@@ -196,32 +196,32 @@ typedef struct fragment {
     uint8_t data[];
 } fragment;
 
-/* A packet of which fragments are missing. */
+/* A packet with missing fragments. */
 typedef struct incomplete {
-    struct incomplete *older, *newer; /* by the arrival of the first fragment */
+    struct incomplete *older, *newer; /* in order of the first fragment's arrival */
     struct incomplete *next;          /* in its bucket */
-    uint64_t started;                 /* when the first fragment came */
+    uint64_t started;                 /* when the first fragment arrived */
     uint32_t key;
     uint32_t length; /* payload bytes so far; at most SIZE_MOST */
     uint8_t total, present;
-    aq_address address;    /* set once fragment 0 is there */
-    fragment *fragments[]; /* total of them; NULL: missing */
+    aq_address address;    /* valid once fragment 0 has arrived */
+    fragment *fragments[]; /* `total` entries; NULL: missing */
 } incomplete;
 
 struct aq_assembler {
     uint32_t most_packets, packets;
     size_t most_bytes, bytes; /* payload held */
-    uint64_t lifetime;        /* nanoseconds from the first fragment on */
+    uint64_t lifetime;        /* nanoseconds, from the first fragment on */
     uint64_t dropped;
     incomplete *oldest, *newest;
-    uint8_t *whole; /* the packet handed out last */
+    uint8_t *whole; /* buffer of the packet returned last */
     size_t whole_capacity;
     uint32_t bucket_mask;
     incomplete *buckets[];
 };
 
-/* Buckets are as many as packets, within reason. The peer chooses the keys and may make them collide, but a search
- * never passes more than most_packets entries. */
+/* There is about one bucket per packet, up to this maximum. A peer can make keys collide on purpose, but a search never
+ * visits more than most_packets entries. */
 #define BUCKETS_MAX 1024U
 
 aq_assembler *aq_assembler_new(uint32_t most_packets, size_t most_bytes, uint64_t lifetime)
@@ -244,7 +244,7 @@ aq_assembler *aq_assembler_new(uint32_t most_packets, size_t most_bytes, uint64_
 
 static incomplete **bucket_of(aq_assembler *assembler, uint32_t key)
 {
-    /* Packet ids count up, so the low bits spread well by themselves; the association is folded in. */
+    /* Packet IDs count up, so their low bits are well distributed; the association is mixed in. */
     return &assembler->buckets[(key ^ key >> 16) & assembler->bucket_mask];
 }
 
@@ -320,8 +320,8 @@ void aq_assembler_free(aq_assembler *assembler)
     free(assembler);
 }
 
-/* Keeps one fragment. Oldest packets other than its own make room: always enough, for no packet alone exceeds
- * most_bytes. */
+/* Keeps one fragment. Drops the oldest other packets to make room. That is always enough, because no packet alone
+ * exceeds most_bytes. */
 static int keep(aq_assembler *assembler, incomplete *entry, const aq_packet_header *header, const uint8_t *payload)
 {
     fragment *copy = malloc(sizeof(*copy) + header->size);
@@ -342,7 +342,7 @@ static int keep(aq_assembler *assembler, incomplete *entry, const aq_packet_head
     return AQ_ASSEMBLY_PENDING;
 }
 
-/* Joins what is there with the fragment that was missing, which needs no copy of its own. */
+/* Combines the kept fragments with the last missing one, which is copied only once. */
 static int join(aq_assembler *assembler, incomplete *entry, const aq_packet_header *header, const uint8_t *payload,
                 aq_assembled *out)
 {
@@ -406,7 +406,7 @@ int aq_assembler_add(aq_assembler *assembler, const aq_packet_header *header, co
     else
         result = keep(assembler, entry, header, payload);
     if (result < 0)
-        give_up(assembler, entry); /* it cannot become whole any more */
+        give_up(assembler, entry); /* it can no longer be completed */
     return result;
 }
 
