@@ -6,9 +6,9 @@
 
 #define WRAP_MARK 0x80000000U
 #define ALIGNMENT 16U
-/* A ring must hold several of the largest records, whatever limit was asked for. */
+/* Minimum size in bytes. A ring must hold several of the largest records, whatever the limit. */
 #define LEAST_CAPACITY (512U * 1024U)
-/* Behind so many bytes of the ring an empty queue goes back to its beginning. Bytes; larger than any record. */
+/* Offset in bytes from which on an empty queue returns to the ring's beginning; larger than any record. */
 #define REWIND_AFTER (128U * 1024U)
 
 static uint64_t record_size(size_t payload)
@@ -44,7 +44,7 @@ void aq_dgram_destroy(aq_dgram *queue)
 aq_dgram_record *aq_dgram_reserve(aq_dgram *queue, size_t payload)
 {
     uint64_t written = atomic_load_explicit(&queue->written, memory_order_relaxed);
-    /* acquire: the consumer has finished with the bytes that are overwritten here. */
+    /* Acquire: the consumer has finished with the bytes that will be overwritten. */
     uint64_t taken = atomic_load_explicit(&queue->taken, memory_order_acquire);
     uint64_t size = record_size(payload);
     uint64_t offset = written & (queue->capacity - 1);
@@ -95,7 +95,7 @@ void aq_dgram_pop(aq_dgram *queue)
 
 int aq_dgram_may_rewind(const aq_dgram *queue)
 {
-    uint64_t taken = atomic_load_explicit(&queue->taken, memory_order_relaxed); /* this side's own */
+    uint64_t taken = atomic_load_explicit(&queue->taken, memory_order_relaxed); /* moved by this side */
 
     return (taken & (queue->capacity - 1)) >= REWIND_AFTER &&
            taken == atomic_load_explicit(&queue->written, memory_order_acquire);
@@ -108,14 +108,14 @@ void aq_dgram_rewind(aq_dgram *queue)
     if (!aq_dgram_may_rewind(queue))
         return;
     next &= ~(queue->capacity - 1);
-    /* written first: for whoever asks in between how much waits, taken never passes it. */
+    /* `written` first: aq_dgram_waiting() may be called in between and must never find `taken` ahead of it. */
     atomic_store_explicit(&queue->written, next, memory_order_release);
     atomic_store_explicit(&queue->taken, next, memory_order_release);
 }
 
 uint64_t aq_dgram_waiting(const aq_dgram *queue)
 {
-    /* taken first: it never passes written, so the difference can't be negative. */
+    /* `taken` first: it never passes `written`, so the difference cannot be negative. */
     uint64_t taken = atomic_load_explicit(&queue->taken, memory_order_acquire);
     return atomic_load_explicit(&queue->written, memory_order_acquire) - taken;
 }

@@ -7,7 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define FIRST_CAPACITY 256U /* 90 KiB: so many can be kept when there is no memory */
+#define FIRST_CAPACITY 256U /* events, 90 KiB; always available, even without memory to grow */
 
 int aq_events_init(aq_events *events, aq_counters *counters)
 {
@@ -26,7 +26,7 @@ int aq_events_init(aq_events *events, aq_counters *counters)
     return AQ_OK;
 }
 
-/* Nobody will get this event, so what it hands over stays ours. */
+/* Closes the descriptor that an undelivered event would have handed over. */
 static void drop(const aq_event *event)
 {
     if (event->type == AQ_EVENT_STREAM_BULK)
@@ -43,7 +43,7 @@ void aq_events_destroy(aq_events *events)
     events->ring = NULL;
 }
 
-/* Doubles the ring; the mutex is held. */
+/* Doubles the ring. Mutex held. */
 static int grow(aq_events *events)
 {
     uint32_t capacity = events->capacity * 2;
@@ -89,7 +89,7 @@ uint32_t aq_events_backlog(aq_events *events)
 
 void aq_events_say_once(aq_events *events, unsigned *said, unsigned bit, const char *what, int error)
 {
-    aq_event event = {.type = AQ_EVENT_LOG, .code = 30}; /* as Python's logging has it */
+    aq_event event = {.type = AQ_EVENT_LOG, .code = 30}; /* WARNING in Python's logging */
     char words[128];
     int length;
     if (*said & bit)

@@ -15,8 +15,8 @@ void aq_ready_destroy(aq_ready *ready)
 
 int aq_ready_add(aq_ready *ready, aq_ready_node *node)
 {
-    /* seq_cst: what the caller published before is visible to the engine once it has cleared the flag; if it is set
-     * still, the engine has yet to look. */
+    /* seq_cst: what the caller published before is visible to the engine once it has cleared the flag. If the flag is
+     * still set, the engine has not handled the object yet. */
     if (atomic_exchange(&node->queued, 1) != 0)
         return 0;
     pthread_mutex_lock(&ready->mutex);

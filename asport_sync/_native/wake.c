@@ -26,7 +26,7 @@ void aq_wake_prepare(aq_wake *wake)
 {
     assert(atomic_load_explicit(&wake->waiting, memory_order_relaxed) == 0);
     atomic_store_explicit(&wake->waiting, 1, memory_order_relaxed);
-    /* Orders the store above before the sleeper's second look. */
+    /* Orders the store above before the sleeper's second check. */
     atomic_thread_fence(memory_order_seq_cst);
 }
 
@@ -39,8 +39,8 @@ void aq_wake_cancel(aq_wake *wake)
         wake->owed++;
     if (wake->owed == 0)
         return;
-    /* The claiming signaller may not have written yet (EAGAIN). Its write then ends a later sleep for nothing, and
-     * since it is still owed, that sleep's cancel reads it: the descriptor never stays readable for good. */
+    /* The claiming signaller may not have written yet (EAGAIN). Its write then ends a later sleep without need. As it
+     * is still owed, the cancel after that sleep reads it, so the descriptor does not stay readable. */
     if (read(wake->fd, &writes, sizeof(writes)) == (ssize_t)sizeof(writes))
         wake->owed -= writes;
 }
@@ -50,12 +50,12 @@ void aq_wake_signal(aq_wake *wake)
     const uint64_t one = 1;
     ssize_t ignored;
 
-    /* Orders the caller's publication before the question whether anybody sleeps. */
+    /* Orders the caller's publication before the check whether anybody sleeps. */
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&wake->waiting, memory_order_relaxed) == 0)
         return;
     if (atomic_exchange_explicit(&wake->waiting, 0, memory_order_acq_rel) == 0)
-        return;                                   /* another signaller claimed this wake-up and writes */
+        return;                                   /* another signaller has claimed this wake-up and writes */
     ignored = write(wake->fd, &one, sizeof(one)); /* cannot fail: the counter holds 2^64 - 2 writes */
     AQ_UNUSED(ignored);
 }
