@@ -3,8 +3,8 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
-/* Descriptors that can be marked: what the kernel allows a process by default (fs.nr_open). 128 KiB, of which only what
- * was written to takes memory. One with a higher number stays open in a child. */
+/* Number of descriptors that can be marked: the kernel's default maximum per process (fs.nr_open). The marks take 128
+ * KiB, of which only written pages use memory. A descriptor with a higher number stays open in a child. */
 #define MOST (1 << 20)
 #define BITS 64
 

@@ -6,11 +6,12 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-/* In the time after which a silent far end has gone. So there are two looks between which it is silent, if it is, and a
- * repetition or a window probe, if there is an answer to one. */
+/* Number of checks within the time after which a silent peer is gone. This many guarantee an interval between two
+ * checks that is silent if the peer is, and one that contains the answer to a retransmission or window probe if there
+ * is one. */
 #define LOOKS 4
-/* Nanoseconds. The kernel's clock for the last acknowledgement is as coarse as its ticks, 10 ms at the most; what came
- * so close to a look may have been seen by it. */
+/* Nanoseconds. The kernel's timestamp of the last acknowledgement has the resolution of its ticks, at most 10 ms. The
+ * last check may have seen an acknowledgement that arrived this close to it. */
 #define COARSE (20 * AQ_NSEC_PER_MSEC)
 
 void aq_keepalive_init(aq_keepalive *keepalive, uint32_t idle)
@@ -18,13 +19,14 @@ void aq_keepalive_init(aq_keepalive *keepalive, uint32_t idle)
     *keepalive = (aq_keepalive){.idle = idle, .looked = aq_now(), .written = UINT64_MAX};
 }
 
-/* Seconds between two probes. */
+/* Returns the seconds between two probes. */
 static uint32_t interval(const aq_keepalive *keepalive)
 {
     return keepalive->idle > AQ_KEEPALIVE_PROBES ? keepalive->idle / AQ_KEEPALIVE_PROBES : 1;
 }
 
-/* Nanoseconds of silence after which the far end has gone: the answer to the last probe is waited for, too. */
+/* Returns the nanoseconds of silence after which the peer is gone. They include the wait for the last probe's answer.
+ */
 static uint64_t patience(const aq_keepalive *keepalive)
 {
     return (keepalive->idle + AQ_KEEPALIVE_PROBES * interval(keepalive)) * AQ_NSEC_PER_SEC;
@@ -33,7 +35,7 @@ static uint64_t patience(const aq_keepalive *keepalive)
 static void set(int fd, int level, int option, uint32_t value)
 {
     int number = (int)value;
-    /* Where a kernel refuses one, the connection is as it would be without. */
+    /* Errors are ignored: the connection works without the option. */
     setsockopt(fd, level, option, &number, sizeof(number));
 }
 
@@ -59,7 +61,7 @@ uint64_t aq_keepalive_due(const aq_keepalive *keepalive, uint64_t written)
     return keepalive->looked + aq_keepalive_period(keepalive);
 }
 
-/* Nanoseconds since the far end last acknowledged anything, be it what it had acknowledged before. */
+/* Returns the nanoseconds since the last acknowledgement from the peer, new or duplicate. */
 static uint64_t silence(int fd)
 {
     struct tcp_info info;
@@ -76,7 +78,7 @@ static int is_gone(aq_keepalive *keepalive, int fd, uint64_t now)
         keepalive->takes_nothing = 1;
     if (keepalive->takes_nothing && most < AQ_KEEPALIVE_LENIENCE)
         most = AQ_KEEPALIVE_LENIENCE;
-    /* The bytes may have waited for a period when a look first found them. */
+    /* When a check first found the bytes, they may already have waited for one period. */
     return silent >= most && now - keepalive->since + aq_keepalive_period(keepalive) >= most;
 }
 
@@ -86,7 +88,7 @@ enum aq_keepalive_state aq_keepalive_look(aq_keepalive *keepalive, int fd, uint6
     int queued = 0, gone = 0;
     if (ioctl(fd, SIOCOUTQ, &queued) != 0 || queued < 0)
         queued = 0;
-    acknowledged = written - (uint64_t)queued; /* compared only: bytes written by others before make no difference */
+    acknowledged = written - (uint64_t)queued; /* only compared, so bytes that others wrote before do not matter */
     if (!keepalive->waits || acknowledged != keepalive->acknowledged) {
         keepalive->since = now;
         keepalive->takes_nothing = 0;

@@ -1,51 +1,51 @@
-/* Whether the far end of a TCP socket is still there: the kernel's keepalive while nothing is under way, and a look now
- * and then at what the kernel has heard while bytes wait to be acknowledged, for then it sends no keepalive probes and
- * goes on for a quarter of an hour or more.
+/* Detects that the peer of a TCP socket is gone. While no data is in flight, TCP keepalive does that. While bytes wait
+ * to be acknowledged, the kernel sends no keepalive probes and retransmits for a quarter of an hour or more. So the
+ * owner of the socket then checks periodically when the kernel last received an acknowledgement.
  *
- * TCP_USER_TIMEOUT is not for this. Linux ends a connection by it whose window has been closed for so long, although
- * every window probe is answered; and as it does not always begin to count anew when the window opens, also one whose
- * window is closed for a moment long after it was closed before.
+ * TCP_USER_TIMEOUT is unsuitable. Linux also applies it to a connection whose window has been closed for that long,
+ * although every window probe is answered. And as its timer is not always restarted when the window opens, it can even
+ * end a connection whose window closes only briefly, long after it was closed before.
  *
- * Not thread-safe: all of it belongs to the owner of the socket.
+ * Not thread-safe: everything here belongs to the owner of the socket.
  */
 #ifndef AQ_KEEPALIVE_H
 #define AQ_KEEPALIVE_H
 
 #include "aq.h"
 
-/* Seconds: what Linux takes as TCP_KEEPIDLE. */
+/* Seconds: the maximum of TCP_KEEPIDLE on Linux. */
 #define AQ_KEEPALIVE_MOST 32767U
-/* Probes without an answer after which the far end has gone. */
+/* Unanswered probes after which the peer is considered gone. */
 #define AQ_KEEPALIVE_PROBES 3U
-/* Nanoseconds without a word from a far end that was alive and took nothing. Window probes are up to 120 s apart
- * (TCP_RTO_MAX), so two of them have been lost by then. */
+/* Nanoseconds of silence allowed to a peer that answered but acknowledged no new data. Window probes are up to 120 s
+ * apart (TCP_RTO_MAX), so two of them have been lost by then. */
 #define AQ_KEEPALIVE_LENIENCE (300 * AQ_NSEC_PER_SEC)
 
 typedef struct {
-    uint32_t idle;         /* seconds of silence until the first probe; 0: no keepalive, and nothing below is used */
-    uint8_t waits;         /* the last look found bytes that were not acknowledged */
-    uint8_t takes_nothing; /* the far end has been heard since it last took something */
-    uint64_t looked;       /* aq_now() of the last look */
-    uint64_t since;        /* aq_now() of the look from which on no byte was acknowledged while some waited */
-    uint64_t written;      /* bytes written to the socket until the last look; UINT64_MAX before the first */
-    uint64_t acknowledged; /* and acknowledged by the far end's kernel */
+    uint32_t idle;         /* seconds of silence before the first probe; 0: no keepalive, and nothing below is used */
+    uint8_t waits;         /* 1: the last check found unacknowledged bytes */
+    uint8_t takes_nothing; /* 1: the peer has answered since it last acknowledged new data */
+    uint64_t looked;       /* aq_now() of the last check */
+    uint64_t since;        /* aq_now() of the check since which bytes have waited and none was acknowledged */
+    uint64_t written;      /* bytes written to the socket by the last check; UINT64_MAX before the first */
+    uint64_t acknowledged; /* of those, bytes acknowledged by the peer's kernel */
 } aq_keepalive;
 
 enum aq_keepalive_state { AQ_PEER_GONE = -1, AQ_PEER_TOOK_ALL = 0, AQ_PEER_IS_WAITED_FOR = 1 };
 
 void aq_keepalive_init(aq_keepalive *keepalive, uint32_t idle);
 
-/* Before anything else with a socket. */
+/* Sets the socket options. Call it before any other use of the socket. */
 void aq_keepalive_begin(const aq_keepalive *keepalive, int fd);
 
-/* When the next look is due: UINT64_MAX while nothing waits. written: bytes written to the socket, in all. */
+/* Returns when the next check is due; UINT64_MAX while nothing waits. written: bytes written to the socket so far. */
 uint64_t aq_keepalive_due(const aq_keepalive *keepalive, uint64_t written);
 
-/* Nanoseconds between two looks while bytes wait. */
+/* Returns the nanoseconds between two checks while bytes wait. */
 uint64_t aq_keepalive_period(const aq_keepalive *keepalive);
 
-/* The far end has gone where nothing was heard of it for twice `idle` while bytes waited, or for AQ_KEEPALIVE_LENIENCE
- * where it takes nothing. */
+/* Checks the socket. The peer is gone if bytes have waited and nothing was received from it for about twice `idle`, or
+ * for at least AQ_KEEPALIVE_LENIENCE if it has answered without acknowledging new data. */
 enum aq_keepalive_state aq_keepalive_look(aq_keepalive *keepalive, int fd, uint64_t written, uint64_t now);
 
 #endif

@@ -1,14 +1,13 @@
-/* Descriptors for public TCP connections: one budget for the engine, in which each public port has a share. Engine
- * thread only.
+/* Descriptors for visitors' TCP connections: one budget for the engine, of which each public port has a fair share.
+ * Engine thread only.
  *
- *   budget  what the process may have, less what it has open besides accepted sockets, less a reserve for clients that
- *           join: a port takes four descriptors, and Python a few for a moment
- *   share   the budget divided by the number of ports and one more, which is for who joins next
+ *   budget  what the process may open, less what it has open other than accepted sockets, less a reserve for clients
+ *           that join: a port takes four descriptors, and Python a few temporarily
+ *   share   the budget divided by the number of ports plus one; the extra share is for the client that joins next
  *
- * A port that has less than its share accepts in any case. Where nothing is left for it, the newest connection of the
- * port that has most is reset: as ports come the shares of those before become smaller, and nothing else gives back
- * what a flood holds. A port that has its share accepts further ones as long as a quarter of the budget is free, so
- * that this is rare.
+ * A port below its share always accepts. If the budget is used up, the newest connection of the port with the most is
+ * reset for it. This is needed because shares shrink as ports are added, and nothing else frees what a flood holds. To
+ * keep resets rare, a port at its share accepts more only while a quarter of the budget is free.
  */
 #include "engine.h"
 
@@ -16,21 +15,20 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-#define RESERVE_PART 8 /* of all descriptors one in so many is kept for clients that join */
-#define RESERVE_LEAST 8
-#define BUDGET_LEAST 4 /* of all descriptors one in so many is the budget at the least, whatever else is open */
-#define FREE_PART 4    /* of the budget one in so many is left to ports below their share */
-#define LOOK_PERIOD (100 * AQ_NSEC_PER_MSEC) /* how old what is known of limit and use may be */
-/* Counting what is open takes no more than one part in so many of the engine's time: before Linux 6.2 that is reading a
- * folder. */
+#define RESERVE_PART 8  /* 1/RESERVE_PART of all descriptors is reserved for joining clients */
+#define RESERVE_LEAST 8 /* minimum of that reserve */
+#define BUDGET_LEAST 4  /* the budget is at least 1/BUDGET_LEAST of all descriptors, whatever else is open */
+#define FREE_PART 4     /* 1/FREE_PART of the budget is left to ports below their share */
+#define LOOK_PERIOD (100 * AQ_NSEC_PER_MSEC) /* maximum age of the known limit and use */
+/* Counting open descriptors may take 1/COUNT_PART of the engine's time: before Linux 6.2 it reads a directory. */
 #define COUNT_PART 100
-#define TAKEN_PER_LOOK 64       /* connections reset at a time to fill the reserve up */
-#define USUAL_DESCRIPTORS 1024U /* what the limit is taken for where the system does not tell it */
-#define DESCRIPTORS_PER_PORT 4  /* a TCP and a UDP socket, each with a duplicate of the engine's */
+#define TAKEN_PER_LOOK 64       /* connections reset at once to refill the reserve */
+#define USUAL_DESCRIPTORS 1024U /* assumed limit if the system does not report one */
+#define DESCRIPTORS_PER_PORT 4  /* a TCP and a UDP socket, each duplicated for the engine */
 
 /* ---- the budget ---------------------------------------------------------------------------------------------- */
 
-/* Descriptors that the process has open; 0: it can't be told. */
+/* Returns the number of open descriptors of the process; 0: unknown. */
 static uint32_t count_open(void)
 {
     struct stat status;
@@ -44,7 +42,7 @@ static uint32_t count_open(void)
     while (readdir(directory) != NULL)
         count++;
     closedir(directory);
-    return count > 3 ? count - 3 : 0; /* ".", ".." and the folder itself */
+    return count > 3 ? count - 3 : 0; /* ".", ".." and the directory itself */
 }
 
 static uint32_t accepted(aq_engine *engine)
@@ -69,7 +67,7 @@ static uint32_t share_of(const aq_shares *shares)
     return share > 0 ? share : 1;
 }
 
-/* Far from the limit it makes no difference what else is open. */
+/* Returns whether the count of open descriptors matters: not while use is far below the limit. */
 static int may_matter(const aq_shares *shares, uint32_t all)
 {
     return shares->counted == 0 || all + shares->others >= shares->limit / 2;
@@ -80,7 +78,7 @@ static void look(aq_engine *engine)
     aq_shares *shares = &engine->shares;
     uint32_t all = accepted(engine), open;
     struct rlimit limit;
-    /* At each look, for it may have been raised. */
+    /* Read each time, because it may have been raised. */
     shares->limit = UINT32_MAX;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
         shares->limit = USUAL_DESCRIPTORS;
@@ -101,8 +99,8 @@ static void look(aq_engine *engine)
 
 /* ---- taking back --------------------------------------------------------------------------------------------- */
 
-/* Resets the newest connection of the port that has most, where that is more than `share`. Returns whether there was
- * one. What a worker relays is left alone. */
+/* Resets the newest connection of the port with the most, if these are more than `share`. Returns whether there was
+ * one. Connections relayed by a worker are left alone. */
 static int take_back(aq_engine *engine, uint32_t share)
 {
     aq_credit *largest = NULL;
@@ -153,7 +151,7 @@ void aq_shares_enter(aq_engine *engine, aq_listener *listener)
         listener->next->previous = listener;
     engine->shares.first = listener;
     engine->shares.ports++;
-    engine->shares.others += DESCRIPTORS_PER_PORT; /* as it is where they are not counted now */
+    engine->shares.others += DESCRIPTORS_PER_PORT; /* an estimate, in case they are not counted now */
     engine->shares.looked = 0;
     aq_shares_look(engine);
 }

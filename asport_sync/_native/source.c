@@ -3,13 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PREFIX_BYTES 8 /* of an IPv6 address: a /64 */
-/* For so long a client that was not admitted keeps the place of one: ten handshakes a second for nothing. */
+#define PREFIX_BYTES 8 /* bytes of an IPv6 address that identify a source: a /64 */
+/* A source is forgiven one failure per period: ten per second. */
 #define SPENT_LASTS (100 * AQ_NSEC_PER_MSEC)
-/* The same in the count of all sources: fifty a second are nothing to look at. */
+/* The same for the count of all sources together: fifty per second are harmless. */
 #define TOTAL_LASTS (20 * AQ_NSEC_PER_MSEC)
 
-/* Returns the length of the key. */
+/* Writes the key of an address's source. Returns its length. */
 static size_t source_key(const aq_sockaddr *address, uint8_t key[AQ_ADDRESS_KEY_MAX])
 {
     const uint8_t *ip;
@@ -39,11 +39,11 @@ void aq_sources_destroy(aq_sources *sources)
     free(sources->spent);
 }
 
-/* Takes into account the time up to now, at one client for each `lasts`. */
+/* Applies the decay up to `now`: one client less per `lasts` nanoseconds. */
 static void forget(aq_spent *spent, uint64_t lasts, uint64_t now)
 {
     uint64_t over = now > spent->at ? (now - spent->at) / lasts : 0;
-    if (over >= spent->clients) { /* also where there were none */
+    if (over >= spent->clients) { /* also if there were none */
         spent->clients = 0;
         spent->at = now;
     } else {
@@ -52,7 +52,7 @@ static void forget(aq_spent *spent, uint64_t lasts, uint64_t now)
     }
 }
 
-/* What the source has spent, as of now. */
+/* Returns the recent failures of a source as of `now`. */
 static aq_spent *spent_by(aq_sources *sources, const uint8_t *key, size_t length, uint64_t now)
 {
     aq_spent *spent = &sources->spent[aq_map_hash(&sources->by_key, key, length) % AQ_SPENT_PLACES];

@@ -1,7 +1,7 @@
-/* How many clients that are not admitted each source has, or had lately: a handshake that led nowhere keeps its place
- * for a while, so that one source can't have the server compute handshakes for nothing all the time. A source is an
- * IPv4 address, or a /64 of IPv6, for that is what one subscriber has at the least (RFC 6177). Only those who have
- * proved that they are there are counted: what others claim must not shut anybody out. Engine thread only.
+/* Counts unauthenticated clients per source. A failed handshake keeps counting for a while, so one source cannot make
+ * the server compute handshakes continuously. A source is an IPv4 address or an IPv6 /64, the minimum that one
+ * subscriber gets (RFC 6177). Only clients with a validated address count, so that spoofed addresses cannot lock
+ * anybody out. Engine thread only.
  */
 #ifndef AQ_SOURCE_H
 #define AQ_SOURCE_H
@@ -11,36 +11,37 @@
 #include "udp.h"
 
 typedef struct aq_source {
-    uint32_t clients; /* > 0: it goes with the last one */
+    uint32_t clients; /* > 0; the entry is freed with the last one */
     uint8_t key_length;
     uint8_t key[AQ_ADDRESS_KEY_MAX];
 } aq_source;
 
-/* Sources with the same place share what is spent; with so many places that is rare, and they need no clearing up. */
+/* Hash slots for recent failures. Sources with the same slot share its count, which is rare with this many; in return,
+ * slots need no cleanup. */
 #define AQ_SPENT_PLACES 4096
 
-/* As many of all sources are counted: ten seconds after the last of a long flood nothing is held against anybody. */
+/* Maximum of the count for all sources: it is back at zero ten seconds after the end of a long flood. */
 #define AQ_SPENT_MOST 500
 
-/* Clients that have left without having been admitted; fewer with time. */
+/* Number of clients that left without having been authenticated; decays with time. */
 typedef struct {
-    uint64_t at; /* up to when time has been taken into account */
+    uint64_t at; /* time up to which the decay is applied */
     uint32_t clients;
 } aq_spent;
 
 typedef struct {
-    aq_map by_key;   /* no larger than the number of clients counted */
-    aq_spent *spent; /* AQ_SPENT_PLACES of them; NULL before there was any, or without memory */
-    aq_spent total;  /* of all sources, up to AQ_SPENT_MOST; forgotten faster */
+    aq_map by_key;   /* at most one entry per counted client */
+    aq_spent *spent; /* AQ_SPENT_PLACES slots; NULL: none needed yet, or no memory */
+    aq_spent total;  /* of all sources, up to AQ_SPENT_MOST; decays faster */
 } aq_sources;
 
-int aq_sources_init(aq_sources *sources, const uint8_t secret[16]); /* 0 or AQ_ERR_MEMORY */
-void aq_sources_destroy(aq_sources *sources);                       /* every client has left */
-/* Those that are there, and those that were. */
+int aq_sources_init(aq_sources *sources, const uint8_t secret[16]); /* returns 0 or AQ_ERR_MEMORY */
+void aq_sources_destroy(aq_sources *sources);                       /* after every client has left */
+/* Returns how many unauthenticated clients the source of `address` has, plus its recent failures (aq_spent). */
 uint32_t aq_sources_clients(aq_sources *sources, const aq_sockaddr *address, uint64_t now);
-/* Those of all sources that were, as far as they are counted. */
+/* Returns the recent failures of all sources, at most AQ_SPENT_MOST. */
 uint32_t aq_sources_spent(aq_sources *sources, uint64_t now);
-/* One more; aq_sources_leave() takes it back. NULL: no memory. */
+/* Counts one more client; aq_sources_leave() ends that. Returns its source, or NULL if there is no memory. */
 aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address);
 void aq_sources_leave(aq_sources *sources, aq_source *source, int admitted, uint64_t now);
 
