@@ -1,38 +1,39 @@
-/* What arrives for a connection, its timers, and its end. Its beginning is in conn_setup.c. */
+/* Arriving packets of a connection, its timers, and its end. Its beginning is in conn_setup.c. */
 #include "conn.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* After which time without a packet a PING goes out while somebody asks whether the peer lives. */
+/* Interval of PINGs while the peer is probed (aq_conn_probe). */
 #define PROBE_PING (20 * AQ_NSEC_PER_MSEC)
-/* A hint that the peer is gone counts only where nothing was heard of it for a moment, and the next one not so soon: it
- * may be late, or forged, and must cost no more than an attempt now and then. */
+/* A hint that the peer is gone counts only if nothing has arrived for SUSPECT_LEAST, and the next one only after
+ * SUSPECT_PAUSE: a hint may be late or forged, and must not cost more than an occasional attempt. */
 #define SUSPECT_LEAST (100 * AQ_NSEC_PER_MSEC)
 #define SUSPECT_PAUSE (10 * AQ_NSEC_PER_SEC)
-/* Streams that are cut off at the end of a connection at once. Those of one that has more follow in later turns, so
- * that nobody else has to wait for all of them. */
+/* Streams that are cut off immediately when a connection ends. Further ones follow in later turns, so that other
+ * connections do not have to wait for all of them. */
 #define CUT_AT_ONCE 256
-/* Closing and draining last three PTO (RFC 9000 section 10.2), and no less than this. */
+/* Closing and draining last three PTO (RFC 9000 section 10.2), within these bounds. */
 #define KEEP_LEAST (100 * AQ_NSEC_PER_MSEC)
 #define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
-/* A client that was never admitted decides itself how slow its path looks; its place is needed for others. */
+/* Maximum for a client that was never admitted: it controls how slow its path looks, and its place is needed for
+ * others. */
 #define KEEP_MOST_HALF_OPEN AQ_NSEC_PER_SEC
-/* For so long the path counts as alive without a packet: with data on its way, acknowledgements and probes come at
- * shorter intervals, save where they are lost. */
+/* The path counts as alive for this long without a packet: with data in flight, acknowledgements and probes arrive at
+ * shorter intervals, unless they are lost. */
 #define ALIVE_WITHOUT_PACKETS (250 * AQ_NSEC_PER_MSEC)
-/* Between looks at timers that are due and that nothing can be done about. */
+/* Pause between checks of timers that are due but cannot be handled yet. */
 #define BLOCKED_PAUSE AQ_NSEC_PER_MSEC
-/* After the last command is acknowledged, before the close: acknowledged is what the peer's QUIC layer has, not what
- * its program has read, and some layers drop unread bytes when they see a close. */
+/* Time between the acknowledgement of the last command and the close: an acknowledgement shows what the peer's QUIC
+ * layer has, not what its program has read, and some QUIC implementations drop unread bytes on a close. */
 #define LINGER_GRACE (300 * AQ_NSEC_PER_MSEC)
 
 /* ---- events -------------------------------------------------------------------------------------------------- */
 
-/* Whether Python is spared an event of a kind that a peer can cause without end. A server may well end thousands of
- * associations at once; what Python can't keep up with is dropped, and made up for by idle timers. A client that is not
- * admitted must not fill the queue for those that are: its first word counts, and whatever it says besides is the end
- * of it. */
+/* Whether to drop an event of a kind that a peer can cause without limit. A server may well end thousands of
+ * associations at once; what Python cannot keep up with is dropped, and idle timers make up for it. An unauthenticated
+ * client must not fill the queue at the expense of the others: its first command counts, and anything further ends its
+ * connection. */
 static int is_too_much(aq_conn *conn, const aq_event *event)
 {
     if (event->type == AQ_EVENT_CLOSED)
@@ -77,9 +78,10 @@ static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code,
     aq_conn_post(conn, &event);
 }
 
-/* ---- the peer's time ----------------------------------------------------------------------------------------- */
+/* ---- deadlines of the peer ----------------------------------------------------------------------------------- */
 
-/* For how long without a packet the path counts as alive. A stranger's always does: he has so much time and no more. */
+/* How long the path counts as alive without a packet. No limit for an unauthenticated client: its deadlines are
+ * absolute. */
 static uint64_t patience(const aq_conn *conn)
 {
     return conn->admitted ? ALIVE_WITHOUT_PACKETS : UINT64_MAX;
@@ -91,7 +93,7 @@ uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now)
     return conn->alive + (since < most ? since : most);
 }
 
-/* When the clock above shows that time, if nothing arrives before; UINT64_MAX: not without a packet. */
+/* When aq_conn_alive_time() reaches `time` if nothing arrives before; UINT64_MAX: not without a packet. */
 static uint64_t when_alive(const aq_conn *conn, uint64_t time)
 {
     uint64_t since = time > conn->alive ? time - conn->alive : 0;
@@ -104,9 +106,9 @@ static void heard(aq_conn *conn, uint64_t now)
     conn->last_received = now;
 }
 
-/* ---- the end of its parts ----------------------------------------------------------------------------------- */
+/* ---- cutting off -------------------------------------------------------------------------------------------- */
 
-/* Frees what belongs to QUIC; the routing of its ids stays. */
+/* Frees the QUIC and TLS state; the routes of its connection ids stay. */
 static void end_quic(aq_conn *conn)
 {
     if (conn->quic != NULL)
@@ -117,10 +119,10 @@ static void end_quic(aq_conn *conn)
     conn->tls = NULL;
 }
 
-/* Everything that hangs on the connection is cut off, and its name goes. */
+/* Cuts off everything on the connection, and removes its id from the table. */
 static void cut_off(aq_conn *conn, int dead, uint32_t most)
 {
-    /* The library first, which points into buffers that are freed after it. */
+    /* ngtcp2 first: it points into buffers that are freed afterwards. */
     end_quic(conn);
     aq_conn_cut_streams(conn, dead, most);
     if (conn->streams != NULL)
@@ -155,7 +157,7 @@ void aq_conn_free(aq_conn *conn)
 
 void aq_conn_destroy(void *object)
 {
-    /* flows stays until here: the pump takes a reference to it through a connection that may end meanwhile. */
+    /* flows lives until here: the pump takes a reference to it through a connection that may end meanwhile. */
     aq_conn *conn = object;
     if (conn->flows != NULL)
         aq_flows_unref(conn->flows);
@@ -204,7 +206,7 @@ static void send_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, 
     length = ngtcp2_conn_write_connection_close(conn->quic, &path.path, &info, conn->host->train,
                                                 conn->host->train_capacity, &error, now);
     if (length <= 0)
-        return; /* nothing may be sent, e.g. three times what came is used up */
+        return; /* nothing may be sent, e.g. because of the anti-amplification limit */
     memcpy(&remote, path.path.remote.addr, (size_t)path.path.remote.addrlen);
     memcpy(&local, path.path.local.addr, (size_t)path.path.local.addrlen);
     conn->host->transmit(conn, &remote, &local, info.ecn, conn->host->train, (size_t)length, (size_t)length, &sent);
@@ -236,7 +238,7 @@ static void enter_end(aq_conn *conn, enum aq_conn_state state, enum aq_close_cau
     conn->host->touch(conn->host->engine, conn);
 }
 
-/* The library had no memory for the connection, even in the reserve. */
+/* Counts a failure if ngtcp2 had no memory for the connection, not even in the emergency reserve. */
 static void count_memory(aq_conn *conn, int result)
 {
     if (result == NGTCP2_ERR_NOMEM || result == NGTCP2_ERR_CALLBACK_FAILURE)
@@ -257,7 +259,7 @@ void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, cons
 
 void aq_conn_close_application(aq_conn *conn, uint64_t code, uint64_t linger, uint64_t now)
 {
-    /* Also where everything is acknowledged already: the peer's program may be about to read it. */
+    /* Also if everything is acknowledged already: the peer's program may be about to read it. */
     if (linger > 0) {
         conn->linger_until = now + linger;
         conn->linger_code = code;
@@ -287,8 +289,8 @@ static void closed_by_peer(aq_conn *conn, uint64_t now)
 
 /* ---- arriving packets ------------------------------------------------------------------------------------------ */
 
-/* A packet for a connection that is over: every 1st, 2nd, 4th, 8th ... is answered with the close again (RFC 9000
- * section 10.2.1). */
+/* Handles a packet for an ended connection: every 1st, 2nd, 4th, 8th ... is answered with the same CONNECTION_CLOSE
+ * (RFC 9000 section 10.2.1). */
 static void answer_late(aq_conn *conn, const aq_sockaddr *local, const aq_sockaddr *remote, size_t length)
 {
     size_t sent;
@@ -302,8 +304,8 @@ static void answer_late(aq_conn *conn, const aq_sockaddr *local, const aq_sockad
     }
 }
 
-/* The idle timeout is the smaller of the two sides' (RFC 9000 section 10.1): whoever keeps the connection alive must be
- * quicker than the peer's as well, with room for two lost PINGs. */
+/* The effective idle timeout is the smaller one of both sides (RFC 9000 section 10.1). Keep-alive probes must be
+ * frequent enough for the peer's timeout too, with room for two lost PINGs. */
 static void adapt_keep_alive(aq_conn *conn)
 {
     const ngtcp2_transport_params *remote = ngtcp2_conn_get_remote_transport_params(conn->quic);
@@ -331,7 +333,7 @@ void aq_conn_handshake_done(aq_conn *conn)
     aq_conn_post(conn, &event);
 }
 
-/* The handshake is complete, and yet there will be no connection. */
+/* The handshake is complete, but there will be no connection. */
 static void give_up_handshake(aq_conn *conn, uint64_t now)
 {
     const char *problem = aq_tls_session_certificate_problem(conn->tls);
@@ -348,7 +350,7 @@ static void give_up_handshake(aq_conn *conn, uint64_t now)
     }
 }
 
-/* The peer's address as QUIC has it, validated; what a single packet claims is no proof. */
+/* Records the peer's address from ngtcp2's validated path; the source of a single packet is no proof. */
 static void note_path(aq_conn *conn)
 {
     const ngtcp2_addr *remote = &ngtcp2_conn_get_path(conn->quic)->remote;
@@ -356,7 +358,7 @@ static void note_path(aq_conn *conn)
         memcpy(&conn->remote, remote->addr, (size_t)remote->addrlen);
 }
 
-/* Acts on what callbacks noted. */
+/* Acts on what the callbacks recorded. */
 static void after_callbacks(aq_conn *conn, uint64_t now)
 {
     if (conn->quic == NULL || !conn->handshake_done || conn->handshake_seen)
@@ -367,8 +369,8 @@ static void after_callbacks(aq_conn *conn, uint64_t now)
         give_up_handshake(conn, now);
 }
 
-/* The library could not go on with what was read. Whose fault that is shows in what the peer is told: what RFC 9000 has
- * a code for is the peer's, and the rest is ours. */
+/* Closes after ngtcp2 failed to process what was read. The error code shows whose fault it is: an error that RFC 9000
+ * has a code for is the peer's, any other is ours. */
 static void close_for(aq_conn *conn, int result, uint64_t now)
 {
     uint64_t code = ngtcp2_err_infer_quic_transport_error_code(result), fault = aq_conn_take_fault();
@@ -455,8 +457,8 @@ static void sooner(uint64_t *expiry, uint64_t other)
 
 /* ---- timers ---------------------------------------------------------------------------------------------------- */
 
-/* Ends streams whose command was not complete in time. Not the connection, once it is admitted: losses may have held up
- * this stream alone. */
+/* Ends streams whose command was not complete in time. The connection goes on if it is admitted: losses may have
+ * delayed only this stream. */
 static void give_up_commands(aq_conn *conn, uint64_t now)
 {
     while (conn->incoming_first != NULL && conn->incoming_first->deadline <= aq_conn_alive_time(conn, now)) {
@@ -471,9 +473,9 @@ static void give_up_commands(aq_conn *conn, uint64_t now)
     aq_conn_end_late_headers(conn, now);
 }
 
-/* Whether to go on waiting for an answer. It takes `probe_timeout` where something hints that the peer has forgotten
- * the connection. Where nothing does, its packets may be lost on the way, as in an outage, and it has until
- * `probe_until`; so it has where nothing could be sent. */
+/* Whether to keep waiting for an answer. If something hints that the peer has forgotten the connection, the limit is
+ * `probe_timeout`. Otherwise its packets may be lost on the way, as in an outage, and the limit is `probe_until`, also
+ * if nothing could be sent. */
 static int is_held(aq_conn *conn, uint64_t now)
 {
     int has_left = conn->packets_sent != conn->probe_packets;
@@ -500,14 +502,14 @@ static void answer_probe(aq_conn *conn, uint64_t now)
     aq_conn_post(conn, &event);
 }
 
-/* When the peer counts as silent, or as heard again. */
+/* When to report that the peer is silent, or that it is no longer silent. */
 static uint64_t silence_expiry(const aq_conn *conn, uint64_t now)
 {
     if (conn->options.silence == 0 || conn->state != AQ_CONN_OPEN)
         return UINT64_MAX;
     if (conn->silent)
         return conn->last_received > conn->silence_from ? now : UINT64_MAX;
-    /* The answer to a PING may take a round trip; the probe timeout is three of them. */
+    /* The answer to a PING may take a round trip; the probe timeout covers it. */
     return conn->last_received + conn->options.silence + ngtcp2_conn_get_pto(conn->quic);
 }
 
@@ -584,8 +586,8 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
         return;
     }
     expiry = ngtcp2_conn_get_expiry(conn->quic);
-    /* What is due can't be sent before the socket has room, which epoll tells; or ngtcp2 leaves a timer as it is
-     * although it has been told that it is due. Either way the engine would not sleep. */
+    /* A packet that is due cannot be sent before the socket has room, which epoll reports; or ngtcp2 keeps a timer that
+     * it was told to handle. Without this pause the engine would never sleep. */
     if (expiry < now + BLOCKED_PAUSE && (conn->blocked != NULL || expiry == conn->handled_expiry))
         expiry = now + BLOCKED_PAUSE;
     sooner(&expiry, conn->heartbeat_at);
@@ -660,15 +662,15 @@ int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now)
         return AQ_ERR_STATE;
     ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
     ngtcp2_addr_init(&path.remote, &remote.sa, aq_sockaddr_length(&remote));
-    /* At once, not after the new path has been validated: the old address may be gone. */
+    /* Immediately, without waiting for the validation of the new path: the old address may be gone. */
     result = ngtcp2_conn_initiate_immediate_migration(conn->quic, &path, now);
     if (result == NGTCP2_ERR_NOMEM)
         return AQ_ERR_MEMORY;
     if (result != 0)
-        return AQ_ERR_STATE; /* forbidden by the peer, not confirmed yet, or no spare connection id */
-    free(conn->blocked);     /* built for the old path; lost, as far as QUIC is concerned */
+        return AQ_ERR_STATE; /* forbidden by the peer, handshake not confirmed, or no spare connection id */
+    free(conn->blocked);     /* built for the old path; QUIC treats it as lost */
     conn->blocked = NULL;
-    conn->gso = conn->options.gso; /* another device */
+    conn->gso = conn->options.gso; /* the new path may use another device */
     aq_count(conn->host->counters, AQ_C_connections_migrated, 1);
     conn->host->touch(conn->host->engine, conn);
     return AQ_OK;

@@ -1,36 +1,37 @@
 /* Commands and UDP packets of a connection.
  *
- * Out: pump thread -> queue (dgram.h) -> DATAGRAM frames, cut to the path as it is now, or one unidirectional stream
- * each. In:  DATAGRAM frame or stream -> header -> association -> put together -> one collected send on the
- * association's socket.
+ * Out: pump thread -> queue (dgram.h) -> DATAGRAM frames, fragmented for the current path, or one unidirectional stream
+ * each.
+ * In: DATAGRAM frame or stream -> header -> association -> reassembly -> one collected send on the association's
+ * socket.
  */
 #include "conn.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* Commands that may wait for the peer's stream credit and acknowledgement; a peer that grants none must not cost memory
- * without end. */
+/* Maximum number of commands that wait for the peer's stream credit and acknowledgement. A peer that grants none must
+ * not cost unlimited memory. */
 #define COMMANDS_WAITING 16384
-/* What a command or packet on a stream of its own costs besides its bytes, ours and ngtcp2's. */
+/* Cost of a command or packet on its own stream in addition to its bytes: our memory and ngtcp2's. */
 #define OUTGOING_COST 512
-/* Packets that wait for Python to decide on their association: two seconds' worth of many newcomers. */
+/* Maximum of packets that wait for Python to decide on their association: two seconds' worth of many new sources. */
 #define WAITING_PACKETS 4096
 #define WAITING_BYTES (1024U * 1024U)
-/* Incomplete Packets of one connection. */
+/* Maximum of incomplete Packets of one connection. */
 #define INCOMPLETE_PACKETS 256
 #define INCOMPLETE_BYTES (4U * 1024U * 1024U)
-/* Frame type, and two bytes of length, of a DATAGRAM frame; RFC 9221 section 4. */
+/* Frame type and two bytes of length of a DATAGRAM frame; RFC 9221 section 4. */
 #define DATAGRAM_FRAME_OVERHEAD 3
-/* The association of the Packet that asks for the carrier; servers of ours give it to nobody. */
+/* The association of the Packet that asks for the carrier. Our servers never assign it. */
 #define QUESTION_ASSOCIATION 0
-/* A client that wants no Packets on streams stops the one that asks as soon as it reads it: within a millisecond of its
- * acknowledgement, where its machine is not busy. Nanoseconds and round trips that it gets for that, which also cover
- * that the answer, or the ServerHello before, is lost on the way. */
+/* A client that takes no Packets on streams stops the asking stream as soon as it reads it: within a millisecond of
+ * its acknowledgement, unless its machine is busy. It gets this many nanoseconds and round trips, which also cover a
+ * loss of the answer, or of the ServerHello before it. */
 #define ANSWER_TIME AQ_NSEC_PER_SEC
 #define ANSWER_ROUND_TRIPS 4
-/* The most of it. Nanoseconds; clients give up a command that is not complete after 3 s, which must not be taken for
- * an answer. */
+/* Maximum of that time, nanoseconds. Clients give up a command that is not complete after 3 s, which must not be taken
+ * for an answer. */
 #define ANSWER_TIME_MOST (5 * AQ_NSEC_PER_SEC / 2)
 
 /* ---- commands ------------------------------------------------------------------------------------------------ */
@@ -135,8 +136,8 @@ void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, 
 {
     aq_event event = {.type = AQ_EVENT_COMMAND, .length = (uint32_t)length, .value = (uint64_t)carrier};
     aq_count(conn->host->counters, AQ_C_commands_received, 1);
-    /* A heartbeat asks for nothing; that it came is in last_received already. On a client, which should get none,
-     * Python hears of it. */
+    /* A heartbeat asks for nothing, and last_received already records its arrival. A client should get none, so there
+     * Python is notified. */
     if (conn->is_server && data[1] == AQ_COMMAND_HEARTBEAT && carrier == AQ_CARRIER_DATAGRAM)
         return;
     memcpy(event.data, data, length);
@@ -161,9 +162,9 @@ void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length)
 
 /* ---- which carrier the peer takes ---------------------------------------------------------------------------- */
 
-/* A client that wants its Packets in DATAGRAMs drops one that comes on a stream when it has read the header, and stops
- * the stream. One that wants them on streams waits for the payload. So a header without the payload tells them apart,
- * and nothing has reached anybody's service when the stream is reset. */
+/* A client that wants its Packets in DATAGRAMs drops one on a stream once it has read the header, and stops the stream.
+ * A client that wants them on streams waits for the payload. So a header without payload tells the two apart, and
+ * nothing has reached a local service when the stream is reset. */
 
 void aq_conn_ask_carrier(aq_conn *conn)
 {
@@ -173,7 +174,7 @@ void aq_conn_ask_carrier(aq_conn *conn)
     aq_outgoing *question = aq_conn_new_outgoing(conn, length, 0);
     conn->carrier_guessed = 1;
     if (question == NULL) {
-        conn->carrier = AQ_CARRIER_DATAGRAM; /* without memory to ask, what most clients take */
+        conn->carrier = AQ_CARRIER_DATAGRAM; /* no memory to ask: this is what most clients take */
         return;
     }
     memcpy(question->data, header, length);
@@ -221,7 +222,7 @@ void aq_conn_carrier_timer(aq_conn *conn, uint64_t now)
 
 /* ---- UDP packets from the peer ------------------------------------------------------------------------------- */
 
-/* With the table's mutex held. */
+/* The caller holds the table's mutex. */
 static void send_out(aq_conn *conn, const aq_flow *flow, const uint8_t *payload, size_t length)
 {
     uint64_t dropped = 0;
@@ -233,7 +234,7 @@ static void send_out(aq_conn *conn, const aq_flow *flow, const uint8_t *payload,
         aq_count(conn->host->counters, AQ_C_packet_drop_socket, dropped);
 }
 
-/* With the table's mutex held. */
+/* The caller holds the table's mutex. */
 static void deliver(aq_conn *conn, aq_flow *flow, const uint8_t *payload, size_t length)
 {
     if (!flow->socket->is_public && !flow->was_answered)
@@ -243,7 +244,7 @@ static void deliver(aq_conn *conn, aq_flow *flow, const uint8_t *payload, size_t
     aq_count(conn->host->counters, AQ_C_packets_received, 1);
 }
 
-/* The packets that are kept of the flow of a local socket leave once more. */
+/* Sends a kept packet of a local socket's association once more. */
 static void send_again(void *context, aq_flow *flow, const uint8_t *payload, size_t length)
 {
     send_out(context, flow, payload, length);
@@ -257,7 +258,7 @@ void aq_conn_udp_moved(aq_conn *conn, aq_udp *udp, uint64_t now)
     pthread_mutex_unlock(&conn->flows->mutex);
 }
 
-/* A client's Packet for an association it does not have: kept while Python decides. */
+/* Keeps a client's Packet for an association that does not exist yet, while Python decides. */
 static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assembled *packet)
 {
     aq_event event = {.type = AQ_EVENT_FLOW_WANTED, .value = association, .peer = packet->address};
@@ -287,7 +288,7 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
         aq_count(conn->host->counters, AQ_C_packet_drop_waiting_full, 1);
         return;
     }
-    /* An answer must be sure to come before anything waits for it. */
+    /* Nothing may wait unless the question has been posted, so that an answer is certain. */
     if (!asked && !aq_conn_post(conn, &event)) {
         aq_count(conn->host->counters, AQ_C_packet_drop_waiting_full, 1);
         free(waiting);
@@ -308,8 +309,8 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
     aq_account_add(&conn->credit->account, sizeof(*waiting) + packet->length);
 }
 
-/* A client's Packets that wait for an association go to its flow, or are dropped where that is NULL. The mutex is held.
- */
+/* Passes a client's Packets that wait for an association to its flow, or drops them if that is NULL. The caller holds
+ * the table's mutex. */
 static void end_waiting(aq_conn *conn, uint16_t association, aq_flow *flow)
 {
     aq_waiting_list none = {0}, *list = conn->waiting != NULL ? &conn->waiting[association % AQ_WAITING_LISTS] : &none;
@@ -404,7 +405,7 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
         return;
     }
     if (conn->is_server) {
-        /* Before anything is kept for it: a server gave out every valid id itself. */
+        /* Before anything is kept for it: a server assigned every valid ASSOC_ID itself. */
         int known;
         pthread_mutex_lock(&conn->flows->mutex);
         known = aq_flows_find(conn->flows, header.association) != NULL;
@@ -415,7 +416,7 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
         }
     }
     if (conn->carrier_guessed) {
-        conn->carrier = carrier; /* a client sends as it wants to be sent */
+        conn->carrier = carrier; /* a client sends the way it wants to receive */
         conn->carrier_guessed = 0;
         if (conn->question != NULL)
             conn->question_deadline = conn->now;
@@ -427,7 +428,7 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
     if (flow != NULL && conn->is_server && !aq_address_equal(&flow->source.peer, &packet.address))
         aq_count(conn->host->counters, AQ_C_packet_drop_wrong_address, 1);
     else if (flow != NULL) {
-        /* Another thread adds the flow and then says so: this packet may be seen between the two. */
+        /* Another thread adds the flow and notifies the engine afterwards: this packet may arrive in between. */
         if (!flow->is_open)
             end_waiting(conn, header.association, flow);
         deliver(conn, flow, packet.payload, packet.length);
@@ -462,7 +463,7 @@ void aq_conn_datagrams_ready(aq_conn *conn)
     conn->host->touch(conn->host->engine, conn);
 }
 
-/* The packet at the head of the queue is done with, sent or not. */
+/* Removes the packet at the head of the queue, sent or not. */
 void aq_conn_advance_datagram(aq_conn *conn)
 {
     aq_dgram_pop(&conn->flows->queue);
@@ -482,8 +483,7 @@ void aq_conn_rewind_datagrams(aq_conn *conn)
 void aq_conn_trim_datagrams(aq_conn *conn)
 {
     aq_dgram *queue = &conn->flows->queue;
-    /* The one at the head may be half sent; it is finished first, or the fragments that left already would be for
-     * nothing. */
+    /* The packet at the head may be half sent. It is finished first, otherwise its fragments were sent in vain. */
     while (conn->fragment_next == 0 && aq_dgram_front(queue) != NULL && aq_dgram_waiting(queue) > queue->limit) {
         aq_conn_advance_datagram(conn);
         aq_count(conn->host->counters, AQ_C_packet_drop_queue_full, 1);

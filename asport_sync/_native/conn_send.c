@@ -1,19 +1,18 @@
-/* The write loop: packets are built one after the other into one buffer, and equal ones leave in one segmented send (a
- * train).
+/* The write loop: packets are built one after the other into one buffer, and those of equal size leave in one segmented
+ * send (a train).
  *
  * The path of outgoing bytes:
- *   1. aq_conn_write            decides how long the train may be
- *   2. build_packet             fills one packet: commands, then UDP packets and stream data in turns, then whatever
- * ngtcp2 has of its own
- *   3. send_train               hands the train to the socket; what it does not take waits in conn->blocked
+ *   1. aq_conn_write  decides how long the train may be
+ *   2. build_packet   fills one packet: commands, then UDP packets and stream data in turns, then ngtcp2's own frames
+ *   3. send_train     hands the train to the socket; what the socket does not take waits in conn->blocked
  *
- * Between the calls for one packet ngtcp2 must be asked for nothing else: see NGTCP2_WRITE_STREAM_FLAG_MORE.
+ * Between the calls for one packet no other function of ngtcp2 may be called: see NGTCP2_WRITE_STREAM_FLAG_MORE.
  */
 #include "conn.h"
 
 #include <string.h>
 
-/* Vectors of stream bytes offered per call; a packet of the largest size spans three segments of a pipe, or four. */
+/* Vectors of stream bytes per call. A packet of the largest size spans three or four segments of a pipe. */
 #define VECTORS 4
 
 typedef struct {
@@ -24,13 +23,13 @@ typedef struct {
     uint64_t now;
 } packet_target;
 
-/* What a stage of build_packet may answer besides the length of a finished packet or a fatal error. */
-#define STAGE_DONE 0     /* nothing more from here; the packet is still open */
-#define STAGE_STOP (-1)  /* congestion control, pacing or the path let nothing out now */
-#define STAGE_FATAL (-2) /* the library's error is in *error */
+/* Results of a stage of build_packet other than the length of a finished packet. */
+#define STAGE_DONE 0     /* nothing more from this stage; the packet is still open */
+#define STAGE_STOP (-1)  /* congestion control, pacing or the path allows no packet now */
+#define STAGE_FATAL (-2) /* ngtcp2's error is in *error */
 
-/* Whether its owner may have more to read from the socket, as soon as less waits here. A worker is always told, for
- * only aq_stream_signal() can ask without a race what it waits for. */
+/* Whether the owner may read more from its socket once less data waits here. True for every worker: only
+ * aq_stream_signal() can check without a race what a worker waits for. */
 static int waits_for_room(const aq_stream *stream)
 {
     return stream->attached_fd < 0 || stream->can_read;
@@ -44,7 +43,7 @@ static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *erro
         uint32_t flags = NGTCP2_WRITE_STREAM_FLAG_MORE;
         ngtcp2_ssize taken = -1, result;
         size_t offered = 0;
-        /* fin before readable, as the owner publishes them the other way round. */
+        /* fin before readable: the owner publishes them in the opposite order. */
         int fin = atomic_load_explicit(&stream->tx_fin, memory_order_acquire);
         int count = aq_pipe_peek(&stream->tx, vectors, VECTORS, target->room);
         for (int i = 0; i < count; i++)
@@ -68,8 +67,8 @@ static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *erro
             stream->quantum -= (uint64_t)taken < stream->quantum ? (uint64_t)taken : stream->quantum;
             if (stream->fin_sent || aq_pipe_readable(&stream->tx) == 0) {
                 aq_conn_unqueue_stream(conn, stream);
-                /* The owner may have set tx_fin after it was looked at above; it also notifies, so nothing is missed.
-                 */
+                /* The owner may have set tx_fin since the check above; it also notifies the engine, so nothing is
+                 * missed. */
             } else if (stream->quantum == 0) {
                 aq_conn_unqueue_stream(conn, stream);
                 aq_conn_queue_stream(conn, stream);
@@ -147,11 +146,11 @@ static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *er
 }
 
 /* Prepares the next DATAGRAM of the packet at the head of the queue: header (into scratch) and slice of its payload.
- * Returns 0 when the packet had to be given up. */
+ * Returns 0 if the packet had to be given up. */
 static int next_piece(aq_conn *conn, aq_dgram_record *record, size_t limit, uint8_t *scratch, ngtcp2_vec vectors[2])
 {
     size_t whole = record->header + record->payload, size;
-    if (conn->fragment_next == 0) { /* planned anew until the first piece has left: the path may change before */
+    if (conn->fragment_next == 0) { /* planned again until the first fragment has left: the path may change */
         int total = 1;
         if (whole > limit)
             total = aq_fragment_plan(limit, record->payload, record->ipv6, &conn->fragment_first, &conn->fragment_rest);
@@ -189,7 +188,7 @@ static int next_piece(aq_conn *conn, aq_dgram_record *record, size_t limit, uint
         size = header + piece;
     }
     if (size > limit) {
-        /* The path shrank since the first fragment left. */
+        /* The path MTU has shrunk since the first fragment left. */
         aq_count(conn->host->counters, AQ_C_packet_drop_too_big, 1);
         return 0;
     }
@@ -243,7 +242,7 @@ static ngtcp2_ssize datagram_stage(aq_conn *conn, packet_target *target, int *er
         if (result > 0)
             return result;
         if (result == 0)
-            return STAGE_STOP; /* it fits the path, so it is congestion control or pacing */
+            return STAGE_STOP; /* the DATAGRAM fits the path, so congestion control or pacing stopped it */
         if (result == NGTCP2_ERR_INVALID_ARGUMENT || result == NGTCP2_ERR_INVALID_STATE) {
             if (is_heartbeat) {
                 conn->heartbeat_due = 0;
@@ -261,13 +260,14 @@ static ngtcp2_ssize datagram_stage(aq_conn *conn, packet_target *target, int *er
 
 typedef ngtcp2_ssize (*stage)(aq_conn *conn, packet_target *target, int *error);
 
-/* One packet. > 0 its length, 0 nothing to send or nothing may be sent, < 0 fatal. */
+/* Builds one packet. Returns > 0: its length; 0: nothing to send, or nothing may be sent; < 0: a fatal error of
+ * ngtcp2. */
 static ngtcp2_ssize build_packet(aq_conn *conn, packet_target *target)
 {
     stage stages[3] = {outgoing_stage, datagram_stage, stream_stage};
     int error = 0;
     if (ngtcp2_conn_get_handshake_completed(conn->quic)) {
-        /* UDP packets are not flow-controlled: with stream data waiting they get the front of every other packet. */
+        /* UDP packets are not flow-controlled: while stream data waits, they get the front of every other packet. */
         conn->datagrams_turn = !conn->datagrams_turn;
         if (!conn->datagrams_turn) {
             stages[1] = stream_stage;
@@ -304,14 +304,14 @@ static void send_train(aq_conn *conn, const ngtcp2_path *path, uint8_t ecn, cons
     to_sockaddr(&local, &path->local);
     if (conn->host->transmit(conn, &remote, &local, ecn, data, length, segment, &sent) != 1 || sent >= length)
         return;
-    /* The socket is full. These packets count as sent; keep them until it takes them. */
+    /* The socket is full. These packets count as sent; they are kept until the socket takes them. */
     aq_count(conn->host->counters, AQ_C_quic_send_blocked, 1);
     if (conn->blocked != NULL)
-        return; /* lost on the way, as far as QUIC is concerned */
+        return; /* dropped; QUIC treats it as lost */
     conn->blocked = malloc(length - sent);
     if (conn->blocked == NULL) {
         aq_count(conn->host->counters, AQ_C_memory_failures, 1);
-        return; /* the same */
+        return; /* likewise */
     }
     memcpy(conn->blocked, data + sent, length - sent);
     conn->blocked_length = length - sent;
@@ -388,7 +388,7 @@ int aq_conn_write(aq_conn *conn, uint64_t now)
         if (is_first) {
             segment = (size_t)built;
             length = segment;
-            /* A path MTU probe, larger than the path's size, and a short packet both travel alone. */
+            /* A path MTU probe, which is larger than the path's size, and a short packet are both sent alone. */
             if (segment != path_size) {
                 more = 1;
                 break;

@@ -1,4 +1,4 @@
-/* How a connection begins: settings, transport parameters, callbacks, connection ids. */
+/* Creation of a connection: settings, transport parameters, callbacks, connection ids. */
 #include "conn.h"
 #include "frames.h"
 
@@ -7,14 +7,14 @@
 #include <string.h>
 
 #define ACTIVE_CID_LIMIT 8
-/* IPv6 and UDP headers, bytes; IPv4's is smaller, but on the way may be a translator. */
+/* IPv6 and UDP headers, bytes. IPv4's are smaller, but a translator may be on the path. */
 #define PACKET_HEADERS 48
 #define ETHERNET_PAYLOAD (1500 - PACKET_HEADERS)
-/* Parts of connection_window: what was consumed goes back to the peer at least in so large pieces. It must not wait for
- * long, for the peer may have used up the rest of the window. */
+/* Consumed bytes are returned to the peer in pieces of at least 1/CREDIT_PARTS of connection_window. They must not wait
+ * for long: the peer may have used up the rest of the window. */
 #define CREDIT_PARTS 64
-/* Two of these fill a segmented send, the most that one system call can carry. Interfaces that take larger packets
- * exist inside of machines only, and there is nothing left to win. */
+/* Two of these fill a segmented send, the maximum of one system call. Only interfaces inside a machine take larger
+ * packets, and nothing would be gained by them. */
 #define LARGEST_PAYLOAD 32736
 
 /* ---- callbacks of the connection as a whole -------------------------------------------------------------------- */
@@ -61,8 +61,8 @@ static int on_remove_cid(ngtcp2_conn *quic, const ngtcp2_cid *cid, void *user)
     return 0;
 }
 
-/* Whether the packet being read was authentic. ngtcp2 says 0 to what it discards, too, and anybody can send that. The
- * callback has no connection to note it at, but it runs inside aq_conn_read(), on its thread. */
+/* Whether the packet being read was authentic. ngtcp2 returns 0 also for packets that it discards, which anyone can
+ * send. The callback gets no connection to record this in, but runs inside aq_conn_read(), on its thread. */
 static _Thread_local int decrypted;
 
 int aq_conn_take_decrypted(void)
@@ -72,8 +72,7 @@ int aq_conn_take_decrypted(void)
     return result;
 }
 
-/* What the peer did wrong where a callback of ours had to stop the library; for the same reason not in the connection.
- */
+/* QUIC error code for which a callback of ours had to stop ngtcp2. Not in the connection, for the same reason. */
 static _Thread_local uint64_t fault;
 
 uint64_t aq_conn_take_fault(void)
@@ -99,7 +98,7 @@ static int on_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2
     return result;
 }
 
-/* See AQ_MOST_PEER_ID. ngtcp2 acts on no frame before this returns. */
+/* See AQ_MOST_PEER_ID. ngtcp2 processes no frame before this returns. */
 static int on_decrypt_at_server(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
                                 const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length,
                                 const uint8_t *aad, size_t aad_length)
@@ -126,8 +125,8 @@ static int on_handshake_completed(ngtcp2_conn *quic, void *user)
     return 0;
 }
 
-/* A client's connection takes an id of its peer into use. The first time that this happens in a write, it is the end of
- * the handshake: Finished has left. */
+/* A client's connection starts to use a connection id of its peer. The first time that this happens during a write, the
+ * handshake ends: Finished has been sent. */
 static int on_dcid_status(ngtcp2_conn *quic, ngtcp2_connection_id_status_type type, uint64_t sequence,
                           const ngtcp2_cid *cid, const uint8_t *token, void *user)
 {
@@ -144,9 +143,9 @@ static int on_dcid_status(ngtcp2_conn *quic, ngtcp2_connection_id_status_type ty
     return 0;
 }
 
-/* A server that has not got Finished yet can't confirm anything. Up to 1.25 ngtcp2 believes it, throws its handshake
- * keys away, and looks for them in the next packet or write; so the connection ends here. Our own build ends it by
- * itself (vendor/adjustments.py). */
+/* A server that has not received Finished cannot confirm the handshake. Up to 1.25, ngtcp2 accepts the confirmation,
+ * discards its handshake keys, and dereferences them in the next packet or write; so the connection ends here. Our own
+ * build of ngtcp2 detects the violation (vendor/adjustments.py). */
 static int on_handshake_confirmed(ngtcp2_conn *quic, void *user)
 {
     const aq_conn *conn = user;
@@ -202,8 +201,8 @@ static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
 
 /* ---- creation and end ------------------------------------------------------------------------------------------ */
 
-/* Bytes of UDP payload that leave the interface towards the peer in one piece. What the way behind it takes is for path
- * MTU discovery to find out. */
+/* Largest UDP payload, in bytes, that leaves the interface towards the peer unfragmented. What the path behind it
+ * carries is for the path MTU search to find out. */
 static size_t largest_payload(const aq_sockaddr *remote)
 {
     size_t mtu = aq_udp_route_mtu(remote);
@@ -217,7 +216,7 @@ static size_t largest_payload(const aq_sockaddr *remote)
 static void fill_settings(aq_conn *conn, const aq_conn_setup *setup, ngtcp2_settings *settings)
 {
     static const ngtcp2_cc_algo algorithms[] = {NGTCP2_CC_ALGO_CUBIC, NGTCP2_CC_ALGO_RENO, NGTCP2_CC_ALGO_BBR};
-    /* Below the option's bound: sizes that fit Ethernet in common tunnels, down to IPv6's minimum. */
+    /* Below the maximum of the options: sizes that fit Ethernet in common tunnels, down to IPv6's minimum. */
     static const uint16_t common[] = {1420, 1372, 1280};
     size_t probes = 0, route = largest_payload(setup->remote);
     size_t most = conn->options.max_udp_payload < route ? conn->options.max_udp_payload : route;
@@ -228,8 +227,8 @@ static void fill_settings(aq_conn *conn, const aq_conn_setup *setup, ngtcp2_sett
     settings->handshake_timeout = conn->options.handshake_timeout;
     settings->cc_algo = algorithms[conn->options.congestion];
     settings->max_tx_udp_payload_size = most;
-    /* The usual size first, for it is found within a round trip then. What is larger is tried only once that got
-     * through, and what is smaller only if it did not. */
+    /* The usual size first, so that it is found within a round trip. Larger sizes are tried only if it got through,
+     * smaller ones only if it did not. */
     if (usual > NGTCP2_MAX_UDP_PAYLOAD_SIZE)
         conn->probes[probes++] = (uint16_t)usual;
     if (most > usual)
@@ -239,7 +238,7 @@ static void fill_settings(aq_conn *conn, const aq_conn_setup *setup, ngtcp2_sett
             conn->probes[probes++] = common[i];
     }
     aq_compat_settings(settings, probes > 0 ? conn->probes : NULL, probes);
-    /* Windows follow the readers (conn_streams.c); the library's own tuning would outgrow the pipes. */
+    /* Windows follow the readers (conn_streams.c); ngtcp2's auto-tuning would exceed the pipes. */
     settings->max_window = settings->max_stream_window = 0;
     if (setup->header != NULL && setup->original_dcid != NULL) {
         settings->token = setup->header->token;
@@ -315,7 +314,7 @@ static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
     if (conn->host->route(conn->endpoint, &scid, conn) != 0)
         return AQ_ERR_MEMORY;
     if (conn->is_server) {
-        /* The client goes on using the id that it chose until it has seen ours. */
+        /* The client uses the connection id that it chose until it has seen ours. */
         conn->cids[conn->cids_length++] = setup->header->dcid;
         if (conn->host->route(conn->endpoint, &setup->header->dcid, conn) != 0)
             return AQ_ERR_MEMORY;
@@ -359,7 +358,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     }
     conn->id = name;
     conn->named = 1;
-    aq_slab_get(host->connections, name); /* ours, until aq_conn_free */
+    aq_slab_get(host->connections, name); /* our reference, until aq_conn_free() */
     conn->credit = aq_credit_new(conn->options.connection_window / CREDIT_PARTS, name, host->ready);
     if (conn->credit != NULL)
         conn->credit->accepted_in_all = host->accepted;

@@ -1,17 +1,18 @@
-/* The streams of a connection: what ngtcp2 reports about them, what their owners did, and the credit that goes back. */
+/* The streams of a connection: what ngtcp2 reports about them, what their owners do, and the credit returned to the
+ * peer. */
 #include "conn.h"
 
 #include <string.h>
 
-/* Bytes that make a stream without anything under way one that goes first. */
+/* Maximum bytes of a sparse stream, see is_sparse(). */
 #define SPARSE 4096
-/* Using up half of the connection's window in less is fast, however short the path. */
+/* Using up half of the connection's window within this time is fast, however short the path. */
 #define GROWTH_TIME (50 * AQ_NSEC_PER_MSEC)
 
 /* ---- queues ------------------------------------------------------------------------------------------------ */
 
-/* Little to send and nothing on its way: a key press, a request. It goes ahead of the bulk, which it can't hold up: it
- * has its next turn at the front only when all of this one is acknowledged. */
+/* Whether a stream has little to send and nothing in flight: a key press, a request. It goes ahead of large transfers
+ * and cannot hold them up: it gets its next turn at the front only after everything from this one is acknowledged. */
 static int is_sparse(const aq_stream *stream)
 {
     return aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx) && aq_pipe_readable(&stream->tx) <= SPARSE;
@@ -90,7 +91,7 @@ static void link_stream(aq_conn *conn, aq_stream *stream)
     atomic_store(&stream->report_at, stream->window / 4);
 }
 
-/* A stream of the peer's waits for its Connect command. All wait equally long, so the oldest is due first. */
+/* A stream of the peer begins to wait for its Connect command. All wait equally long, so the oldest is due first. */
 static void begin_header(aq_conn *conn, aq_stream *stream)
 {
     stream->deadline = aq_conn_alive_time(conn, conn->now) + conn->options.command_timeout;
@@ -103,7 +104,7 @@ static void begin_header(aq_conn *conn, aq_stream *stream)
     conn->header_last = stream;
 }
 
-/* It is complete, or will never be. */
+/* The header is complete, or never will be. */
 static void end_header(aq_conn *conn, aq_stream *stream)
 {
     stream->header_done = 1;
@@ -119,7 +120,7 @@ static void end_header(aq_conn *conn, aq_stream *stream)
     stream->header_previous = stream->header_next = NULL;
 }
 
-/* The peer's Connect was not complete in time: this stream ends, and no other is to pay for it. */
+/* Ends the peer's streams whose Connect was not complete in time. Other streams are not affected. */
 void aq_conn_end_late_headers(aq_conn *conn, uint64_t now)
 {
     while (conn->header_first != NULL && conn->header_first->deadline <= aq_conn_alive_time(conn, now)) {
@@ -131,7 +132,7 @@ void aq_conn_end_late_headers(aq_conn *conn, uint64_t now)
     }
 }
 
-/* QUIC is done with it, or the connection is over. */
+/* QUIC no longer needs the stream, or the connection has ended. */
 static void unlink_stream(aq_conn *conn, aq_stream *stream)
 {
     aq_conn_unqueue_stream(conn, stream);
@@ -150,10 +151,10 @@ static void unlink_stream(aq_conn *conn, aq_stream *stream)
         end_header(conn, stream);
     stream->conn = NULL;
     stream->quic_id = -1;
-    aq_slab_get(stream->table, stream->id); /* from aq_stream_close() on its owner may end it at any moment */
+    aq_slab_get(stream->table, stream->id); /* from aq_stream_close() on, the owner may end it at any moment */
     conn->host->touch_stream(conn->host->engine, stream);
     if (stream->peer_opened && !stream->reported)
-        aq_stream_disown(stream); /* Python never heard of it */
+        aq_stream_disown(stream); /* it was never reported to Python */
     aq_stream_close(stream);
     aq_slab_put(stream->table, stream->id);
 }
@@ -173,7 +174,7 @@ void aq_conn_open_waiting(aq_conn *conn)
     while (conn->opening_first != NULL && ngtcp2_conn_get_streams_bidi_left(conn->quic) > 0) {
         aq_stream *stream = conn->opening_first;
         if (ngtcp2_conn_open_bidi_stream(conn->quic, &stream->quic_id, &stream->tag) != 0) {
-            /* No memory. Its owner gives it up. */
+            /* No memory: the owner gives the stream up. */
             aq_count(conn->host->counters, AQ_C_memory_failures, 1);
             stream->quic_id = -1;
             atomic_store(&stream->local_reset, 1);
@@ -185,7 +186,7 @@ void aq_conn_open_waiting(aq_conn *conn)
         aq_count(conn->host->counters, AQ_C_streams_opened, 1);
         atomic_store(&stream->opened, 1);
         if (atomic_load(&stream->reset))
-            aq_stream_notify(stream); /* its owner has left already */
+            aq_stream_notify(stream); /* the owner has left already */
         aq_conn_queue_stream(conn, stream);
     }
 }
@@ -195,7 +196,7 @@ aq_stream *aq_conn_new_stream(aq_conn *conn, const uint8_t *header, size_t lengt
     aq_stream_setup setup = conn->host->streams;
     aq_stream *stream;
 
-    /* options and credit never change while the connection's memory lives. */
+    /* options and credit never change while the connection's memory exists. */
     if (atomic_fetch_add(&conn->opening_count, 1) >= conn->options.max_pending_streams) {
         atomic_fetch_sub(&conn->opening_count, 1);
         *error = AQ_ERR_LIMIT;
@@ -228,9 +229,9 @@ void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream)
     aq_conn_open_waiting(conn);
 }
 
-/* ---- what owners did ----------------------------------------------------------------------------------------- */
+/* ---- credit and updates from owners -------------------------------------------------------------------------- */
 
-/* Credit that the peer of the connection may have now and not have used. */
+/* Returns the maximum unused credit that the peer may have on the connection now. */
 static uint64_t connection_credit(aq_conn *conn)
 {
     uint64_t share = aq_budget_left(conn->host->budget) / AQ_BUDGET_SHARE;
@@ -238,8 +239,8 @@ static uint64_t connection_credit(aq_conn *conn)
     return most > AQ_CONN_LEAST_WINDOW ? most : AQ_CONN_LEAST_WINDOW;
 }
 
-/* The window doubles where half of it is used up within four round trips, or in a time in which a busy machine may let
- * the engine wait: less would hold up a fast peer. */
+/* Doubles the window if half of it was used up within four round trips, or within the time for which a busy machine may
+ * delay the engine: a smaller window would hold up a fast peer. */
 static void grow_connection(aq_conn *conn)
 {
     ngtcp2_conn_info info;
@@ -257,7 +258,8 @@ static void grow_connection(aq_conn *conn)
 static void extend_connection(aq_conn *conn)
 {
     uint64_t unused = conn->granted - conn->delivered, held = conn->granted - conn->consumed, most, more;
-    /* Before admission there is one small window for everything: what fills it, stays or not, is all that may come. */
+    /* Before admission there is one small window for everything: what fills it, consumed or not, is all that may
+     * arrive. */
     if (!conn->admitted || !conn->handshake_done)
         return;
     grow_connection(conn);
@@ -283,7 +285,7 @@ void aq_conn_return_credit(aq_conn *conn)
         ngtcp2_conn_extend_max_streams_bidi(conn->quic, (size_t)atomic_exchange(&credit->streams, 0));
 }
 
-/* By how much the window of a stream whose reader keeps up grows. */
+/* Returns the growth of the window of a stream whose reader keeps up. */
 static uint64_t window_growth(const aq_conn *conn, const aq_stream *stream)
 {
     uint64_t grow = stream->window < AQ_SECOND_WINDOW ? AQ_SECOND_WINDOW - stream->window : stream->window;
@@ -302,7 +304,7 @@ static uint64_t window_growth(const aq_conn *conn, const aq_stream *stream)
     return grow < share ? grow : share;
 }
 
-/* By how much the window of a stream that has grown goes down while the budget is used up. */
+/* Returns by how much a stream's grown window shrinks while at most a quarter of the receive budget is left. */
 static uint64_t window_shrinking(const aq_conn *conn, const aq_stream *stream, uint64_t delta)
 {
     const aq_budget *budget = conn->host->budget;
@@ -342,7 +344,7 @@ void aq_conn_update_stream(aq_stream *stream, uint64_t now)
         return;
     conn->now = now;
     if (reset != 0 && atomic_load(&stream->tx_fin) && !atomic_load(&stream->local_reset)) {
-        /* What was read ended in order, and arrives so: only the other direction is given up. */
+        /* What was read from the socket ended in order and is delivered so: only the other direction is given up. */
         if (stream->quic_id >= 0 && !stream->stop_sent) {
             stream->stop_sent = 1;
             aq_count(conn->host->counters, AQ_C_streams_reset, 1);
@@ -361,16 +363,16 @@ void aq_conn_update_stream(aq_stream *stream, uint64_t now)
     aq_conn_return_credit(conn);
     if (stream->quic_id >= 0 && !atomic_load(&stream->rx_fin))
         return_stream_credit(conn, stream, now);
-    /* fin before readable, as the owner publishes them the other way round. */
+    /* fin before readable: the owner publishes them in the opposite order. */
     fin = atomic_load(&stream->tx_fin);
     if (aq_pipe_readable(&stream->tx) > 0 || (fin && !stream->fin_sent))
         aq_conn_queue_stream(conn, stream);
     conn->host->touch(conn->host->engine, conn);
 }
 
-/* ---- without memory ----------------------------------------------------------------------------------------- */
+/* ---- lack of memory ----------------------------------------------------------------------------------------- */
 
-/* Bytes of a stream that wait for a slow reader, here or at the other end, and that nobody else refers to. */
+/* Whether bytes of a stream wait for a slow reader, here or at the peer, and nothing else refers to them. */
 static int holds_memory(const aq_stream *stream)
 {
     return aq_pipe_readable(&stream->rx) > 0 || (stream->blocked && aq_pipe_readable(&stream->tx) > 0 &&
@@ -387,20 +389,20 @@ static void drop_all(aq_pipe *pipe)
 static void refuse_rest(aq_conn *conn, aq_stream *stream)
 {
     aq_conn_unqueue_stream(conn, stream);
-    /* An end that was announced is taken back: the reader must not take what he has for all. */
+    /* An announced end is revoked: the reader must not take partial data for complete. */
     atomic_store(&stream->rx_fin, 0);
-    atomic_store(&stream->local_reset, 1); /* at once: the memory is needed */
+    atomic_store(&stream->local_reset, 1); /* immediately: the memory is needed */
     stream->shut_sent = 1;
     ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
     conn->host->touch_stream(conn->host->engine, stream);
 }
 
-/* Cuts off a stream that holds memory, and takes it back. Its socket is the engine's. */
+/* Cuts off a stream that holds memory, and frees that memory. The engine owns its socket. */
 static void give_up(aq_conn *conn, aq_stream *stream)
 {
     refuse_rest(conn, stream);
     drop_all(&stream->rx);
-    /* What ngtcp2 has sent it may still point to, until it is acknowledged. */
+    /* ngtcp2 may still point to what it has sent, until it is acknowledged. */
     if (aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx)) {
         drop_all(&stream->tx);
         aq_pipe_trim(&stream->tx);
@@ -419,8 +421,8 @@ int aq_conn_make_room(aq_conn *conn, const aq_stream *stream)
     return 0;
 }
 
-/* How much of what a connection holds it has to give up: as much as leaves a quarter of the budget free, no more than
- * half of what it has, and not so little that the next look finds the same. */
+/* Returns how many of the `held` bytes a connection has to give up: enough to leave a quarter of the budget free, at
+ * most half of them, and not so few that the next check finds the same. */
 static uint64_t to_shed(const aq_conn *conn, uint64_t held)
 {
     uint64_t left = aq_budget_left(conn->host->budget);
@@ -459,7 +461,7 @@ int aq_conn_shed(aq_conn *conn, uint64_t now)
 
 /* ---- callbacks ---------------------------------------------------------------------------------------------- */
 
-/* 0, or -1 where there is no memory. */
+/* Returns 0, or -1 if there is no memory. */
 static int keep(aq_conn *conn, aq_stream *stream, const uint8_t *data, size_t length)
 {
     int result;
@@ -467,7 +469,7 @@ static int keep(aq_conn *conn, aq_stream *stream, const uint8_t *data, size_t le
         result = aq_pipe_write(&stream->rx, data, length);
     while (result != 0 && aq_conn_make_room(conn, stream));
     if (result != 0 && aq_pipe_readable(&stream->rx) == 0) {
-        /* A reader that keeps up gives it back at once. */
+        /* A reader that keeps up returns the memory at once. */
         stream->rx.left = AQ_RESERVE_LEFT_BY_QUICK_READERS;
         result = aq_pipe_write(&stream->rx, data, length);
         stream->rx.left = AQ_RESERVE_LEFT;
@@ -494,7 +496,7 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
         atomic_store(&stream->reset, AQ_STREAM_ABORTED + 1);
         stream->shut_sent = 1;
         ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
-        step = *length; /* none of it will be consumed any other way */
+        step = *length; /* none of it will be consumed in any other way */
         *length = 0;
         return (int)step;
     }
@@ -541,7 +543,7 @@ static int receive_bidi(aq_conn *conn, aq_stream *stream, int fin, const uint8_t
         return 0;
     }
     if (length > 0 && keep(conn, stream, data, length) != 0) {
-        /* The pipe holds a whole window, so this is memory. */
+        /* The pipe holds a whole window, so the cause is lack of memory. */
         aq_count(conn->host->counters, AQ_C_memory_failures, 1);
         aq_conn_consumed(conn, length);
         atomic_store(&stream->local_reset, 1);
@@ -605,8 +607,8 @@ static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uin
             return;
         }
     } else if (outcome == 1) {
-        /* Behind its ClientHello a client may say how its mode byte is meant. It does so in one STREAM frame; where it
-         * comes in pieces all the same, the byte goes unheard. */
+        /* After its ClientHello a client may send a byte that says how its mode byte is meant. It does so in one STREAM
+         * frame; if the data arrives in pieces, the byte is ignored. */
         const uint8_t *behind = command[1] == AQ_COMMAND_CLIENT_HELLO && length > used ? data + used : NULL;
         aq_count(conn->host->counters, AQ_C_command_bytes_ignored, length - used - (behind != NULL ? 1U : 0U));
         if (command[1] == AQ_COMMAND_PACKET)
@@ -631,7 +633,7 @@ static int on_stream_data(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64_
     AQ_UNUSED(quic);
     AQ_UNUSED(id);
     AQ_UNUSED(offset);
-    if (data == NULL) /* an empty frame; no arithmetic with such a pointer is defined */
+    if (data == NULL) /* an empty frame; arithmetic with a null pointer is undefined */
         data = &nothing;
     aq_conn_delivered(conn, length);
     if (tag == NULL) {
@@ -645,8 +647,8 @@ static int on_stream_data(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64_
     return 0;
 }
 
-/* No memory for a stream of the peer's, or no place in the table. The others are not to pay for it: it alone is given
- * back. What comes on it is ignored, as is everything without stream user data. */
+/* No memory for a stream of the peer, or no place in the table. Only this stream is reset; others are not affected.
+ * Data that arrives on it is ignored, as on every stream without user data. */
 static int turn_away(aq_conn *conn, int64_t id)
 {
     aq_count(conn->host->counters, AQ_C_memory_failures, 1);
@@ -726,7 +728,7 @@ static int on_stream_close(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64
     enum aq_stream_tag *tag = stream_user;
     AQ_UNUSED(flags);
     AQ_UNUSED(code);
-    if (tag == NULL) { /* turned away */
+    if (tag == NULL) { /* reset by turn_away() */
         if (!ngtcp2_is_bidi_stream(id))
             ngtcp2_conn_extend_max_streams_uni(quic, 1);
         else
@@ -734,7 +736,8 @@ static int on_stream_close(ngtcp2_conn *quic, uint32_t flags, int64_t id, uint64
         return 0;
     }
     if (*tag == AQ_TAG_OUTGOING) {
-        /* Where nothing else tells of STOP_SENDING, this does: the library resets the stream, and that has arrived. */
+        /* If nothing else reports STOP_SENDING, this does: ngtcp2 has reset the stream, and the reset is
+         * acknowledged. */
         aq_conn_carrier_refused(conn, AQ_TAGGED(tag, aq_outgoing));
         aq_conn_free_outgoing(conn, AQ_TAGGED(tag, aq_outgoing));
         conn->host->touch(conn->host->engine, conn);
@@ -760,7 +763,7 @@ static int on_stream_reset(ngtcp2_conn *quic, int64_t id, uint64_t final_size, u
     if (tag != NULL && *tag == AQ_TAG_BIDI) {
         aq_stream *stream = AQ_TAGGED(tag, aq_stream);
         uint64_t have = aq_pipe_written(&stream->rx) + (stream->peer_opened ? stream->header_length : 0U);
-        /* Peers that reset with 0 after an orderly end: when every byte is here, it was the end. */
+        /* Some peers reset with 0 after an orderly end: if every byte has arrived, it was the end. */
         if (code == 0 && have == final_size && stream->header_done)
             atomic_store_explicit(&stream->rx_fin, 1, memory_order_release);
         if (!atomic_load(&stream->rx_fin)) {
@@ -768,7 +771,7 @@ static int on_stream_reset(ngtcp2_conn *quic, int64_t id, uint64_t final_size, u
             atomic_store(&stream->rx_code, code < INT32_MAX ? (int)code : INT32_MAX);
             atomic_store(&stream->rx_reset, 1);
         }
-        if (!stream->header_done) { /* nobody will ever serve it */
+        if (!stream->header_done) { /* it will never be served */
             end_header(conn, stream);
             stream->shut_sent = 1;
             ngtcp2_conn_shutdown_stream_write(quic, 0, id, AQ_STREAM_ABORTED);
@@ -804,7 +807,7 @@ static int on_extend_streams(ngtcp2_conn *quic, uint64_t most, void *user)
     aq_conn *conn = user;
     AQ_UNUSED(quic);
     AQ_UNUSED(most);
-    conn->host->touch(conn->host->engine, conn); /* aq_conn_write opens what waits */
+    conn->host->touch(conn->host->engine, conn); /* aq_conn_write() opens waiting streams */
     return 0;
 }
 
@@ -816,8 +819,8 @@ static int on_stop_sending(ngtcp2_conn *quic, int64_t id, uint64_t code, void *u
     AQ_UNUSED(quic);
     AQ_UNUSED(id);
     AQ_UNUSED(code);
-    /* On a command's stream it is the habit of peers that have read all they need; there it means nothing, but for the
-     * one that asks. */
+    /* Peers routinely stop the stream of a command once they have read what they need. It means nothing there, except
+     * on the stream that asks for the carrier. */
     if (tag != NULL && *tag == AQ_TAG_BIDI) {
         aq_stream *stream = AQ_TAGGED(tag, aq_stream);
         aq_conn_stream_stopped(conn, stream);
@@ -838,8 +841,8 @@ void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream)
 }
 
 #if !AQ_HAVE_RECV_STOP_SENDING
-/* STOP_SENDING shows only where something is to be sent, and a stream without window is not asked: it is, now and then.
- */
+/* STOP_SENDING shows only when something is to be sent, and streams without window send nothing: so they are tried
+ * again at most once a second. */
 void aq_conn_retry_blocked(aq_conn *conn, uint64_t now)
 {
     if (now - conn->retried_at < AQ_NSEC_PER_SEC)
