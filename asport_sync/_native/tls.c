@@ -18,18 +18,18 @@
 #include <gnutls/x509.h>
 #include <ngtcp2/ngtcp2_crypto_gnutls.h>
 
-/* TLS 1.3 only, as RFC 9001 section 4.2 demands. AES-128-GCM first because it costs least with AES instructions, X25519
- * first because it is the cheapest group; a server follows the client's order. %PROFILE_MEDIUM: no certificate is
- * accepted with less than 112 bits of security, such as RSA keys below 2048 bits; NORMAL alone takes 1024.
+/* TLS 1.3 only, as RFC 9001 section 4.2 requires. AES-128-GCM first because it costs least with AES instructions,
+ * X25519 first because it is the cheapest group; a server follows the client's order. %PROFILE_MEDIUM: no certificate
+ * with less than 112 bits of security is accepted, such as RSA keys below 2048 bits; NORMAL alone accepts 1024.
  * %DISABLE_TLS13_COMPAT_MODE keeps the legacy session id empty (RFC 9001 section 8.4). */
 #define PRIORITY                                                                                                       \
     "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:"                          \
     "-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:%PROFILE_MEDIUM:%DISABLE_TLS13_COMPAT_MODE"
 
-#define ALPN_MOST 8       /* GnuTLS silently forgets the protocols after the eighth */
+#define ALPN_MOST 8       /* GnuTLS silently ignores protocols after the eighth */
 #define ALERT_NO_ALPN 120 /* no_application_protocol, RFC 7301 section 3.2 */
 #define ALERT_UNEXPECTED_MESSAGE 10
-/* RFC 8446 section 6.2: what a server hears of why its certificate is refused. */
+/* RFC 8446 section 6.2: alerts that tell a server why its certificate is refused. */
 #define ALERT_BAD_CERTIFICATE 42
 #define ALERT_UNSUPPORTED_CERTIFICATE 43
 #define ALERT_CERTIFICATE_REVOKED 44
@@ -40,11 +40,10 @@
 #define RANDOM_SIZE 32                     /* bytes of a client random, RFC 8446 section 4.1.2 */
 #define SECRET_MAX 64                      /* bytes of a traffic secret: the longest hash of TLS is SHA-512 */
 #define KEYLOG_LABEL_MAX 64                /* characters; the longest label in use has 31 */
-#define PROBLEM_LENGTH 512                 /* bytes kept of the reason why a certificate was refused */
+#define PROBLEM_LENGTH 512                 /* bytes kept of the reason for refusing a certificate */
 #define LONGEST_CLIENT_MESSAGE (16 * 1024) /* bytes of a handshake message; a ClientHello may hold large key shares */
-#define CHAIN_MOST 16                      /* certificates that GnuTLS sorts, its DEFAULT_MAX_VERIFY_DEPTH */
-#define INPUT_MOST                                                                                                     \
-    (16 << 20) /* bytes of certificates or a key: far beyond any real one, and safe in GnuTLS's unsigned int */
+#define CHAIN_MOST 16                      /* certificates that GnuTLS sorts: its DEFAULT_MAX_VERIFY_DEPTH */
+#define INPUT_MOST (16 << 20)              /* bytes of one input: above any real one, within GnuTLS's unsigned int */
 
 struct aq_credentials {
     _Atomic uint32_t references; /* any thread */
@@ -56,32 +55,32 @@ struct aq_credentials {
     int keylog;                          /* file descriptor; -1: no key log */
     gnutls_datum_t protocols[ALPN_MOST]; /* point into alpn */
     unsigned int protocol_count;
-    const uint8_t *pins; /* AQ_PIN_LENGTH bytes each, behind the list in alpn */
-    size_t pin_count;    /* 0: any key */
+    const uint8_t *pins; /* AQ_PIN_LENGTH bytes each, after the list in alpn */
+    size_t pin_count;    /* 0: any key is accepted */
     uint8_t alpn[];      /* as in the options */
 };
 
 /* [engine] only. */
 struct aq_tls_session {
     gnutls_session_t native;
-    aq_credentials *credentials; /* counted */
+    aq_credentials *credentials; /* one reference */
 
     /* What the peer's certificate must match; empty on a server. */
     char name[SERVER_NAME_MAX + 1]; /* a DNS name, or an IP address as text */
-    uint8_t ip[16];                 /* the address, when it is one */
+    uint8_t ip[16];                 /* the address, if name is one */
     unsigned int ip_length;         /* 4 or 16; 0: name is a DNS name */
 
     aq_tls_messages messages;
     unsigned int keys_installed; /* one bit for each encryption level and direction, see install_keys() */
 
-    int accepted;                 /* check_certificate() has been through, without a problem */
+    int accepted;                 /* check_certificate() has run and found no problem */
     char problem[PROBLEM_LENGTH]; /* written by check_certificate() during the handshake */
-    uint8_t problem_alert;        /* what the server is told of that */
+    uint8_t problem_alert;        /* alert that tells the server about the problem */
 };
 
 /* ---- credentials -------------------------------------------------------------------------------------------- */
 
-/* Where aq_tls_credentials_new() tells its caller what went wrong. */
+/* Destination of a function's error report. */
 typedef struct {
     int64_t *error;
     char *text;
@@ -109,7 +108,7 @@ static int fail_gnutls(const report *to, int code, const char *what)
     return fail(to, error_of(code), "%s: %s", what, gnutls_strerror(code));
 }
 
-/* GnuTLS's structure lacks const, but its readers only read. */
+/* GnuTLS's structure lacks const, but the functions that it is passed to only read. */
 static gnutls_datum_t datum(const uint8_t *data, size_t length)
 {
     gnutls_datum_t result = {.data = (uint8_t *)(uintptr_t)data, .size = (unsigned int)length};
@@ -127,13 +126,13 @@ static gnutls_x509_crt_fmt_t format_of(const gnutls_datum_t *input)
 }
 
 #define PEM_CERTIFICATE "-----BEGIN CERTIFICATE-----"
-/* What error texts call what they find. */
+/* Names of contents in error texts. */
 #define CONTENT_CERTIFICATE "a certificate"
 #define CONTENT_KEY "a private key"
 #define CONTENT_ENCRYPTED "an encrypted private key"
 #define CONTENT_PKCS12 "PKCS#12"
 
-/* What PEM text has in it, by the label of RFC 7468 section 4 and older ones; the first that is found counts. */
+/* Contents of PEM text, by the label of RFC 7468 section 4 and older ones; the first match counts. */
 static const struct {
     const char *mark, *content;
 } pem_contents[] = {
@@ -179,7 +178,7 @@ static const char *content_of_der(const gnutls_datum_t *input)
     return content;
 }
 
-/* What there is in PEM text or DER, as a literal; NULL: nothing known. */
+/* Returns what PEM text or DER contains, as a literal; NULL: unknown. */
 static const char *content_of(const gnutls_datum_t *input)
 {
     if (format_of(input) == GNUTLS_X509_FMT_DER)
@@ -190,13 +189,13 @@ static const char *content_of(const gnutls_datum_t *input)
     return NULL;
 }
 
-/* Says what there is in the place of certificates, which the text calls `what`. */
+/* Reports what was found in place of certificates. `what` is the name of the input in the text. */
 static int fail_certificate(const report *to, int code, const gnutls_datum_t *input, const char *what,
                             const char *expected)
 {
     const char *content = NULL;
 
-    /* A key beside certificates does no harm: then it is the certificates that are damaged. */
+    /* A key next to certificates does no harm: then the certificates are damaged. */
     if (code != GNUTLS_E_MEMORY_ERROR && !has_text(input, PEM_CERTIFICATE))
         content = content_of(input);
     if (content != NULL && strcmp(content, CONTENT_PKCS12) == 0) {
@@ -237,8 +236,8 @@ static int fail_key(const report *to, int code, const gnutls_datum_t *input)
     return fail(to, error_of(code), "private key: cannot be used (%s); expected " EXPECTED_KEY, gnutls_strerror(code));
 }
 
-/* RFC 8446 section 4.2.3: each of these curves has a signature scheme of its own, and no other one has. GnuTLS loads a
- * key of another curve, and refuses every handshake with it. */
+/* RFC 8446 section 4.2.3: each of these curves has its own signature scheme, other curves have none. GnuTLS loads a key
+ * of another curve, but refuses every handshake with it. */
 static int check_curve(const report *to, gnutls_x509_privkey_t key)
 {
     gnutls_ecc_curve_t curve = GNUTLS_ECC_CURVE_INVALID;
@@ -258,7 +257,7 @@ static int check_curve(const report *to, gnutls_x509_privkey_t key)
     }
 }
 
-/* The key stays in the caller's memory and in GnuTLS's, which wipes its own; there is no third copy. */
+/* The key exists in the caller's memory and in GnuTLS's, which wipes its own; there is no third copy. */
 static int load_key(const report *to, const gnutls_datum_t *input, gnutls_x509_privkey_t key)
 {
     gnutls_x509_crt_fmt_t format = format_of(input);
@@ -280,7 +279,7 @@ static int load_key(const report *to, const gnutls_datum_t *input, gnutls_x509_p
     }
 }
 
-/* Where in the list, as it is written, the certificate of a key is: 1, 2 ... of *count; 0: nowhere. */
+/* Returns the position of the key's certificate in the list as written: 1, 2 ... of *count; 0: not found. */
 static unsigned int place_of_key(const gnutls_datum_t *input, gnutls_x509_privkey_t key, unsigned int *count)
 {
     uint8_t wanted[AQ_PIN_LENGTH], found[AQ_PIN_LENGTH];
@@ -326,7 +325,7 @@ static int load_identity(const report *to, const aq_credentials_options *options
     }
     if (load_key(to, &key_input, key) != 0)
         goto free_key;
-    /* This compares the public keys of the two. */
+    /* Compares the public keys of the two. */
     code = gnutls_certificate_set_x509_key(credentials->certificates, chain, (int)count, key);
     if (code == GNUTLS_E_CERTIFICATE_KEY_MISMATCH) {
         place = place_of_key(&chain_input, key, &all);
@@ -398,8 +397,8 @@ static int load_alpn(const report *to, const aq_credentials_options *options, aq
         credentials->protocols[credentials->protocol_count++] = datum(credentials->alpn + at, length);
         at += length;
     }
-    /* GnuTLS has a limit of its own for the length of a name, 31 bytes in 3.7. Better to hear of it now than at the
-     * first connection. */
+    /* GnuTLS has its own limit for the length of a name, 31 bytes in 3.7. An error now is better than one at the first
+     * connection. */
     code = gnutls_init(&trial, GNUTLS_CLIENT | GNUTLS_NO_SIGNAL);
     if (code < 0)
         return fail_gnutls(to, code, "ALPN");
@@ -481,8 +480,8 @@ aq_credentials *aq_tls_credentials_new(const aq_credentials_options *options, in
     if (credentials->verify && load_trust(&to, options, credentials) != 0)
         goto failed;
     if (options->keylog_path != NULL) {
-        /* O_NONBLOCK: a named pipe without a reader is an error, and one that nobody empties loses lines. Either would
-         * hold up the program. */
+        /* O_NONBLOCK: a named pipe without a reader is an error, and a full one loses lines. Without this flag, either
+         * would block the program. */
         credentials->keylog = open(options->keylog_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0600);
         if (credentials->keylog < 0) {
             fail(&to, AQ_ERR_SYSTEM - errno, "key log %s: %s", options->keylog_path, strerror(errno));
@@ -497,18 +496,18 @@ failed:
 
 void aq_tls_credentials_ref(aq_credentials *credentials)
 {
-    /* Whoever may call this holds a reference, so nothing needs ordering. */
+    /* The caller holds a reference, so no ordering is needed. */
     atomic_fetch_add_explicit(&credentials->references, 1, memory_order_relaxed);
 }
 
 void aq_tls_credentials_unref(aq_credentials *credentials)
 {
-    /* Release: what this thread did with them comes before; acquire: the last one sees what all the others did. */
+    /* Release: this thread's accesses come before; acquire: the last thread sees the accesses of all others. */
     if (credentials != NULL && atomic_fetch_sub_explicit(&credentials->references, 1, memory_order_acq_rel) == 1)
         credentials_delete(credentials);
 }
 
-/* RFC 7469 section 2.4. Returns GnuTLS's code. */
+/* Computes the pin of RFC 7469 section 2.4. Returns GnuTLS's code. */
 static int pin_of(gnutls_x509_crt_t certificate, uint8_t *pin)
 {
     size_t size = AQ_PIN_LENGTH;
@@ -535,14 +534,14 @@ int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_
     return code == 0 ? AQ_OK : error_of(code);
 }
 
-/* Whether the subjectAltName has a DNS name or an IP address, or one of that kind where one is given. Returns GnuTLS's
- * code, 0 where there is none. */
+/* Returns 1 if the subjectAltName has a DNS name or an IP address, or one of the kind `wanted` unless that is 0; 0 if
+ * not; or GnuTLS's code. */
 static int has_name(gnutls_x509_crt_t certificate, int wanted)
 {
     for (unsigned int i = 0;; i++) {
         unsigned int kind = 0;
         size_t size = 0;
-        /* Only the kind is asked for, so there is never room for the name. */
+        /* Only the kind is queried, so there is never room for the name. */
         int code = gnutls_x509_crt_get_subject_alt_name2(certificate, i, NULL, &size, &kind, NULL);
         if (code < 0 && code != GNUTLS_E_SHORT_MEMORY_BUFFER)
             return code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE ? 0 : code;
@@ -564,8 +563,8 @@ static void look_at(gnutls_x509_crt_t certificate, aq_certificate *out)
     out->signs = code < 0 || (usage & GNUTLS_KEY_DIGITAL_SIGNATURE) != 0;
     out->serves = gnutls_x509_crt_check_key_purpose(certificate, GNUTLS_KP_TLS_WWW_SERVER, 0) != 0;
     out->strong = algorithm >= 0 && gnutls_pk_bits_to_sec_param((gnutls_pk_algorithm_t)algorithm, bits) >=
-                                        GNUTLS_SEC_PARAM_MEDIUM; /* as %PROFILE_MEDIUM demands */
-    /* Nobody verifies the signature of a certificate that is trusted by itself. */
+                                        GNUTLS_SEC_PARAM_MEDIUM; /* as %PROFILE_MEDIUM requires */
+    /* A self-issued certificate is trusted directly: its signature is never verified. */
     out->sealed = gnutls_x509_crt_check_issuer(certificate, certificate) != 0 ||
                   (signature >= 0 &&
                    gnutls_sign_is_secure2((gnutls_sign_algorithm_t)signature, GNUTLS_SIGN_FLAG_SECURE_FOR_CERTS) != 0);
@@ -599,10 +598,10 @@ int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certific
     return (int64_t)count;
 }
 
-/* ---- what GnuTLS calls during a handshake ------------------------------------------------------------------- */
+/* ---- callbacks from GnuTLS during a handshake --------------------------------------------------------------- */
 
-/* gnutls_session_get_ptr() belongs to ngtcp2, which wants its ngtcp2_crypto_conn_ref there. The pointer of the
- * resumption database is free: nothing is ever resumed. */
+/* ngtcp2 needs gnutls_session_get_ptr() for its ngtcp2_crypto_conn_ref. The pointer of the resumption database is free:
+ * no session is ever resumed. */
 static aq_tls_session *session_of(gnutls_session_t native)
 {
     return gnutls_db_get_ptr(native);
@@ -613,7 +612,7 @@ static int must_be_checked(const aq_credentials *credentials)
     return credentials->verify || credentials->pin_count > 0;
 }
 
-/* The server's own certificate, for the caller to free. Returns GnuTLS's code. */
+/* Gets the server's own certificate, which the caller frees. Returns GnuTLS's code. */
 static int certificate_of_peer(gnutls_session_t native, gnutls_x509_crt_t *certificate)
 {
     unsigned int length = 0;
@@ -631,9 +630,9 @@ static int certificate_of_peer(gnutls_session_t native, gnutls_x509_crt_t *certi
     return code;
 }
 
-/* Whether the server's certificate has a subjectAltName of the kind that is expected. Where it has no DNS name there,
- * GnuTLS compares the common name, which RFC 9525 forbids: nobody has said that it is the name of a host. Returns
- * GnuTLS's code, 0 where there is none. */
+/* Returns 1 if the server's certificate has a subjectAltName of the expected kind, 0 if not, or GnuTLS's code. If it
+ * has no DNS name there, GnuTLS compares the common name, which RFC 9525 forbids: a common name need not be the name of
+ * a host. */
 static int has_alternative_name(const aq_tls_session *session)
 {
     const int wanted = session->ip_length > 0 ? GNUTLS_SAN_IPADDRESS : GNUTLS_SAN_DNSNAME;
@@ -647,7 +646,7 @@ static int has_alternative_name(const aq_tls_session *session)
     return code;
 }
 
-/* The alert of RFC 8446 section 6.2 for what GnuTLS found. */
+/* Returns the alert of RFC 8446 section 6.2 for what GnuTLS found. */
 static uint8_t alert_of(unsigned int status)
 {
     if ((status & GNUTLS_CERT_REVOKED) != 0)
@@ -659,7 +658,7 @@ static uint8_t alert_of(unsigned int status)
     return (status & GNUTLS_CERT_PURPOSE_MISMATCH) != 0 ? ALERT_UNSUPPORTED_CERTIFICATE : ALERT_BAD_CERTIFICATE;
 }
 
-/* Chain, name, purpose and dates. Returns 0, or -1 with the problem noted. */
+/* Checks chain, name, purpose and dates. Returns 0, or -1 with the problem recorded. */
 static int check_chain(aq_tls_session *session)
 {
     gnutls_typed_vdata_st expected[2] = {
@@ -676,7 +675,7 @@ static int check_chain(aq_tls_session *session)
         expected[0].size = session->ip_length;
     }
     code = gnutls_certificate_verify_peers(session->native, expected, AQ_ARRAY_LENGTH(expected), &status);
-    /* The names of a certificate with another fault are of no interest. */
+    /* The names of a certificate with another fault do not matter. */
     if (code == 0 && (status & ~(unsigned int)(GNUTLS_CERT_INVALID | GNUTLS_CERT_UNEXPECTED_OWNER)) == 0) {
         code = has_alternative_name(session);
         if (code == 0) {
@@ -707,7 +706,7 @@ static int check_chain(aq_tls_session *session)
     return -1;
 }
 
-/* The pin of the server's own certificate. Returns GnuTLS's code. */
+/* Computes the pin of the server's own certificate. Returns GnuTLS's code. */
 static int pin_of_peer(gnutls_session_t native, uint8_t *pin)
 {
     gnutls_x509_crt_t certificate;
@@ -720,7 +719,7 @@ static int pin_of_peer(gnutls_session_t native, uint8_t *pin)
     return code;
 }
 
-/* Returns 0, or -1 with the problem noted. Pins are public: nothing here needs constant time or hiding. */
+/* Returns 0, or -1 with the problem recorded. Pins are public: neither constant time nor secrecy is needed. */
 static int check_pin(aq_tls_session *session)
 {
     const aq_credentials *credentials = session->credentials;
@@ -745,8 +744,8 @@ static int check_pin(aq_tls_session *session)
     return -1;
 }
 
-/* Only for sessions that must_be_checked(). Runs before the client's Finished, so a server that isn't accepted never
- * gets a token. */
+/* Only for sessions for which must_be_checked() is true. Runs before the client's Finished, so a server that is not
+ * accepted never gets a token. */
 static int check_certificate(gnutls_session_t native)
 {
     aq_tls_session *session = session_of(native);
@@ -768,9 +767,9 @@ static size_t put_hex(char *out, const uint8_t *data, size_t length)
     return 2 * length;
 }
 
-/* One line of the NSS key log format: label, client random, secret. A full disk must not end the handshake, so this
- * always succeeds for GnuTLS. Replaces GnuTLS's own writer for SSLKEYLOGFILE in this TLS session: no line comes twice.
- */
+/* Writes one line of the NSS key log format: label, client random, secret. Always returns success to GnuTLS, because a
+ * full disk must not end the handshake. Replaces GnuTLS's own writer for SSLKEYLOGFILE in this TLS session, so no line
+ * is written twice. */
 static int write_keylog(gnutls_session_t native, const char *label, const gnutls_datum_t *secret)
 {
     char line[KEYLOG_LABEL_MAX + 1 + 2 * RANDOM_SIZE + 1 + 2 * SECRET_MAX + 1];
@@ -787,16 +786,16 @@ static int write_keylog(gnutls_session_t native, const char *label, const gnutls
     line[length++] = ' ';
     length += put_hex(line + length, secret->data, secret->size);
     line[length++] = '\n';
-    do { /* one write, so that O_APPEND keeps the lines of several processes apart */
+    do { /* a single write, so that O_APPEND keeps the lines of several processes apart */
         written = write(session_of(native)->credentials->keylog, line, length);
     } while (written < 0 && errno == EINTR);
     gnutls_memset(line, 0, sizeof(line));
     return 0;
 }
 
-/* GnuTLS hands out the secrets of an encryption level; takes the place of ngtcp2's own function. ngtcp2 asserts two
- * things that it leaves to TLS: that no level gets its keys twice, and that the peer's transport parameters are there.
- * GnuTLS requires neither, and a peer decides about both. Returns GnuTLS's code, which becomes the alert. */
+/* Installs the secrets of an encryption level that GnuTLS hands out; replaces ngtcp2's own function. ngtcp2 asserts two
+ * things that it leaves to TLS: that no level gets its keys twice, and that the peer's transport parameters are
+ * present. GnuTLS requires neither, and the peer controls both. Returns GnuTLS's code, which becomes the alert. */
 static int install_keys(gnutls_session_t native, gnutls_record_encryption_level_t gnutls_level, const void *rx_secret,
                         const void *tx_secret, size_t length)
 {
@@ -816,8 +815,8 @@ static int install_keys(gnutls_session_t native, gnutls_record_encryption_level_
     keys = ((rx_secret != NULL ? 1U : 0U) | (tx_secret != NULL ? 2U : 0U)) << 2 * (unsigned int)level;
     if ((session->keys_installed & keys) != 0)
         return GNUTLS_E_UNEXPECTED_PACKET;
-    /* They are in ClientHello or in EncryptedExtensions, so a client has its Handshake keys before it can know. RFC
-     * 9001 section 8.2. */
+    /* The transport parameters are in ClientHello or in EncryptedExtensions, so a client has its Handshake keys before
+     * it can know them. RFC 9001 section 8.2. */
     if ((session->credentials->server || level == NGTCP2_ENCRYPTION_LEVEL_1RTT) &&
         ngtcp2_conn_get_remote_transport_params(quic) == NULL)
         return GNUTLS_E_MISSING_EXTENSION;
@@ -842,13 +841,13 @@ static void parse_priority(void)
     priority_code = gnutls_priority_init(&priority, PRIORITY, NULL);
 }
 
-/* Takes over the name that the certificate must match, and finds out whether it is an IP address. */
+/* Stores the name that the certificate must match, and detects whether it is an IP address. */
 static int set_expected_name(aq_tls_session *session, const char *server_name)
 {
     size_t length = strlen(server_name);
 
     if (length > 0 && server_name[length - 1] == '.')
-        length--; /* the root's dot is in no certificate and not allowed in SNI (RFC 6066 section 3) */
+        length--; /* the root's dot is in no certificate, and SNI forbids it (RFC 6066 section 3) */
     if (length == 0 || length > SERVER_NAME_MAX)
         return -1;
     memcpy(session->name, server_name, length); /* the rest is zero */
@@ -859,7 +858,7 @@ static int set_expected_name(aq_tls_session *session, const char *server_name)
     return 0;
 }
 
-/* Everything that both sides have in common. Returns GnuTLS's code. */
+/* Applies the settings that both sides have in common. Returns GnuTLS's code. */
 static int configure(aq_tls_session *session, ngtcp2_crypto_conn_ref *reference)
 {
     const aq_credentials *credentials = session->credentials;
@@ -880,7 +879,7 @@ static int configure(aq_tls_session *session, ngtcp2_crypto_conn_ref *reference)
                                    : ngtcp2_crypto_gnutls_configure_client_session(session->native);
     }
     gnutls_handshake_set_secret_function(session->native, install_keys);
-    /* Of a client nothing long is expected, and what is not complete is kept. */
+    /* No long message is expected from a client, and incomplete ones are kept in memory. */
     if (credentials->server)
         gnutls_handshake_set_max_packet_length(session->native, LONGEST_CLIENT_MESSAGE);
     /* GnuTLS's own writer would follow the environment's SSLKEYLOGFILE, into a file that everybody may read. */
@@ -958,7 +957,7 @@ int aq_tls_session_receive(aq_tls_session *session, ngtcp2_conn *quic, ngtcp2_en
     switch (aq_tls_messages_judge(&session->messages, session->credentials->server, which, data, length)) {
     case AQ_TLS_PASS:
         result = ngtcp2_crypto_recv_crypto_data_cb(quic, level, offset, data, length, NULL);
-        /* GnuTLS has one alert for whatever is wrong with a certificate; servers' logs should say more. */
+        /* GnuTLS has one alert for all problems with a certificate; the server's log should say more. */
         if (result == NGTCP2_ERR_CRYPTO && session->problem[0] != '\0')
             ngtcp2_conn_set_tls_alert(quic, session->problem_alert);
         return result;
@@ -977,8 +976,8 @@ int aq_tls_session_check(aq_tls_session *session)
     const aq_credentials *credentials = session->credentials;
     gnutls_datum_t chosen = {0};
 
-    /* GnuTLS leaves the check out where it resumes a session. We give it none to resume; should another version find a
-     * way, no server gets by like this. */
+    /* GnuTLS skips the check when it resumes a session. We give it none to resume; if another version resumes one
+     * anyway, the unchecked server is rejected here. */
     if (must_be_checked(credentials) && !session->accepted) {
         snprintf(session->problem, sizeof(session->problem), "%s",
                  "The certificate was not checked during the handshake");
@@ -1010,7 +1009,7 @@ int aq_tls_session_export(aq_tls_session *session, const uint8_t *label, size_t 
 {
     int code;
 
-    /* GnuTLS answers a label that is too long just as it answers a call before the handshake. */
+    /* GnuTLS returns the same code for a label that is too long as for a call before the handshake. */
     if (label_length > EXPORTER_LABEL_MAX)
         return AQ_ERR_TLS;
     code = gnutls_prf_rfc5705(session->native, label_length, (const char *)label, context_length, (const char *)context,

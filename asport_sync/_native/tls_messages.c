@@ -14,7 +14,7 @@ enum {
 
 #define BIT(type) (UINT32_C(1) << (type))
 
-/* What each side may receive, one bit for each type. A server asks for no certificate, so a client sends none. */
+/* Types that each side may receive, one bit for each. A server requests no certificate, so a client sends none. */
 static const uint32_t at_server[AQ_TLS_LEVELS] = {
     [AQ_TLS_INITIAL] = BIT(CLIENT_HELLO), [AQ_TLS_HANDSHAKE] = BIT(FINISHED), [AQ_TLS_ONE_RTT] = 0};
 static const uint32_t at_client[AQ_TLS_LEVELS] = {[AQ_TLS_INITIAL] = BIT(SERVER_HELLO),
@@ -39,7 +39,7 @@ enum aq_tls_verdict aq_tls_messages_judge(aq_tls_messages *messages, int is_serv
         if (message->header_got < 4) {
             uint8_t *header = message->header;
             header[message->header_got++] = *data++;
-            /* The type is enough, whether the rest of the message ever comes or not. */
+            /* The type is enough, whether or not the rest of the message ever arrives. */
             if (message->header_got == 1) {
                 if (!is_server && level == AQ_TLS_ONE_RTT && header[0] == CERTIFICATE_REQUEST)
                     return AQ_TLS_VIOLATION;
