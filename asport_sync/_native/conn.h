@@ -374,7 +374,7 @@ void aq_conn_cut_packets(aq_conn *conn);
 void aq_conn_count_incomplete(aq_conn *conn);                  /* what the assembler has dropped since the last call */
 void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream); /* the peer reads no more of it */
 #if !AQ_HAVE_RECV_STOP_SENDING
-void aq_conn_retry_blocked(aq_conn *conn, uint64_t now); /* finds out which of them the peer has stopped */
+void aq_conn_retry_blocked(aq_conn *conn, uint64_t now); /* finds blocked streams that the peer has stopped */
 #endif
 void aq_conn_drop_incoming(aq_conn *conn, aq_incoming *incoming); /* removes it from the list of incomplete messages */
 void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming);
