@@ -10,48 +10,49 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Per turn of the loop, so that no connection and no direction starves another. */
-#define READ_SHORT 2 /* messages of the kernel per QUIC socket, up to 64 KiB each */
+/* Limits per turn of the loop, so that no connection and no direction starves another. */
+#define READ_SHORT 2 /* recvmmsg() messages per QUIC socket, up to 64 KiB each */
 #define READ_LONG 8
 #define TRAINS_SHORT 1 /* segmented sends per connection */
 #define TRAINS_LONG 2
-/* Bytes of packets in a turn that held up whoever came before them: the next turn sends what services had to say before
- * it reads more. With fewer, everything leaves at once, acknowledgements too: fewer packets. */
+/* A turn that read at least this many bytes of QUIC packets has delayed data from TCP and UDP sockets: the next turn
+ * sends that data before it reads more packets. After smaller turns everything leaves together, including
+ * acknowledgements, in fewer packets. */
 #define READ_MUCH (16ULL * 1024)
-#define INTERACTIVE_TIME (20 * AQ_NSEC_PER_MSEC) /* turns stay short for so long after something short was said */
-/* Before it sleeps the engine looks on for this long, as long as that finds something more often than not: request and
- * answer within one machine or room gain half their time, and an idle engine costs nothing. */
+#define INTERACTIVE_TIME (20 * AQ_NSEC_PER_MSEC) /* how long turns stay short after a short message */
+/* Before an idle wait the engine polls for this long, as long as polling finds work more often than not. That halves
+ * the time of a request and its response within one machine or room. An idle engine does not poll. */
 #define SPIN_TIME (100 * AQ_NSEC_PER_SEC / 1000000)
-#define SPIN_CREDIT 4   /* failures in a row, after as many successes, until it gives up */
-#define SPIN_EVENTS 1   /* in a turn; more, and the processor has better to do */
-#define SPIN_RETRY 32   /* sleeps until it tries again */
-#define FEW_DATAGRAMS 4 /* at a time: somebody may wait for an answer to them */
-#define UDP_BATCHES 4   /* recvmmsg calls per service socket */
+#define SPIN_CREDIT 4   /* failures in a row, after as many successes, that end polling */
+#define SPIN_EVENTS 1   /* maximum per turn; with more, the processor has other work */
+#define SPIN_RETRY 32   /* idle waits until polling is tried again */
+#define FEW_DATAGRAMS 4 /* at a time: someone may wait for the answer to them */
+#define UDP_BATCHES 4   /* recvmmsg calls per public or local UDP socket */
 #define EPOLL_EVENTS 128
-/* In a turn for streams whose connection is over, and between two looks at the clock: a crowd of them holds up nobody.
- */
+/* Time per turn for streams of ended connections, and how many are handled between two clock readings, so that a large
+ * number of them delays nothing else. */
 #define ENDING_TIME (2 * AQ_NSEC_PER_MSEC)
 #define ENDING_STEP 32
-/* Room in a send pipe that is worth waking its writer for; less, and a bulk sender would be woken for every
- * acknowledgement. */
+/* Free space in a send pipe that is worth waking its writer for. With less, the writer of a large transfer would be
+ * woken for every acknowledgement. */
 #define SPACE_WORTH (256ULL * 1024)
 #define WAKE_TAG 0ULL
-/* A socket with so many datagrams in so little time is worth the pump's wake-ups: 80,000 a second. */
+/* A socket with this many datagrams in this time is worth waking the pump for: 80,000 per second. */
 #define UDP_BUSY_DATAGRAMS 20000
 #define UDP_BUSY_TIME (250 * AQ_NSEC_PER_MSEC)
-#define UDP_REFUSALS_APART AQ_NSEC_PER_SEC /* events for Python about one local socket */
-#define UDP_REST (100 * AQ_NSEC_PER_MSEC)  /* of a service socket that can't be read now */
-/* What fails would be reported again at once: the loop sleeps so long after a turn that met such a thing. Long enough
- * for a processor that has other things to do, short beside the time of any packet on the way. Nanoseconds. */
+#define UDP_REFUSALS_APART AQ_NSEC_PER_SEC /* minimum interval between events about one local socket */
+#define UDP_REST (100 * AQ_NSEC_PER_MSEC)  /* back-off of a UDP socket that cannot be read now */
+/* The loop sleeps this long after a turn with an error that would be reported again immediately. Long enough for other
+ * work on the processor, short compared with any packet's time on the path. Nanoseconds. */
 #define AFTER_FAULT (1 * AQ_NSEC_PER_MSEC)
-#define CANNOT_WAIT (20 * AQ_NSEC_PER_MSEC) /* where nothing can be waited for: commands are still carried out */
-/* Reads of a QUIC socket in a row that gave nothing but an error. Some are answers of the network (ICMP), which reading
- * takes away. */
+#define CANNOT_WAIT (20 * AQ_NSEC_PER_MSEC) /* if waiting itself fails: commands are still carried out */
+/* Consecutive failed reads of a QUIC socket that count as a fault. Single errors may come from the network (ICMP) and
+ * are cleared by reading them. */
 #define MANY_READ_ERRORS 16
 
 /* ---- growing arrays -------------------------------------------------------------------------------------------- */
 
-/* Makes room for one more element. 0 or AQ_ERR_MEMORY. */
+/* Makes room for one more element. Returns 0 or AQ_ERR_MEMORY. */
 int aq_engine_make_room(void *array, size_t length, size_t *capacity, size_t element)
 {
     void **pointer = array;
@@ -67,8 +68,7 @@ int aq_engine_make_room(void *array, size_t length, size_t *capacity, size_t ele
     return AQ_OK;
 }
 
-/* ---- what connections ask of the engine ---------------------------------------------------------------------------
- */
+/* ---- what connections need from the engine ----------------------------------------------------------------------- */
 
 void aq_engine_touch(void *context, aq_conn *conn)
 {
@@ -160,7 +160,7 @@ static void heap_update(aq_engine *engine, aq_conn *conn)
         size_t capacity = engine->heap_capacity;
         if (aq_engine_make_room(&engine->heap, engine->heap_length, &capacity, sizeof(aq_conn *)) != AQ_OK) {
             aq_count(&engine->counters, AQ_C_memory_failures, 1);
-            aq_engine_touch(engine, conn); /* polled instead of timed until there is memory */
+            aq_engine_touch(engine, conn); /* polled instead of timed until memory is available */
             engine->faulty = 1;
             return;
         }
@@ -215,10 +215,9 @@ static void forget(void *context, aq_conn *conn)
     }
 }
 
-/* ---- streams ------------------------------------------------------------------------------------------------------
- */
+/* ---- streams ----------------------------------------------------------------------------------------------------- */
 
-/* Keeps its reference, and stays among the touched ones: it is looked at anyway. */
+/* The stream keeps its reference, and in_touched stays set, since it is served anyway. */
 static void put_among_ending(aq_engine *engine, aq_stream *stream)
 {
     stream->touched_next = NULL;
@@ -239,7 +238,7 @@ static void serve_ending(aq_engine *engine)
     aq_slab_put(&engine->streams, stream->id);
 }
 
-/* One part of what is over, as much as fits into ENDING_TIME. */
+/* Handles a part of what has ended, as much as fits into ENDING_TIME. */
 static void run_ending(aq_engine *engine)
 {
     uint64_t until;
@@ -255,10 +254,10 @@ static void run_ending(aq_engine *engine)
     } while ((engine->ending_conns != NULL || engine->ending_streams != NULL) && aq_now() < until);
 }
 
-/* Tells owners of what the last reads brought. */
+/* Serves or dials streams that the last reads touched, or notifies their owners. */
 static void run_touched_streams(aq_engine *engine)
 {
-    /* What is touched meanwhile is for the next turn. */
+    /* What is touched meanwhile waits for the next turn. */
     aq_stream *stream = engine->touched_streams, *next;
     engine->touched_streams = NULL;
     for (; stream != NULL; stream = next) {
@@ -318,13 +317,13 @@ static void run_ready(aq_engine *engine)
     }
 }
 
-/* ---- UDP service sockets ----------------------------------------------------------------------------------------- */
+/* ---- public and local UDP sockets -------------------------------------------------------------------------------- */
 
 int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp)
 {
     struct epoll_event interest = {.events = EPOLLIN, .data.u64 = (uint64_t)udp->id};
     udp->busy_datagrams = 0;
-    udp->busy_since = aq_now(); /* and not the engine's, which other threads must not read */
+    udp->busy_since = aq_now(); /* not engine->now, which other threads must not read */
     if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, udp->fd, &interest) != 0 && errno != EEXIST)
         return AQ_ERR_SYSTEM - errno;
     return AQ_OK;
@@ -344,7 +343,7 @@ void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *bat
         aq_slab_put(&engine->connections, udp->flows->connection);
 }
 
-/* Whether the pump is to read the socket from now on. */
+/* Returns whether the pump should read the socket from now on. */
 static int wants_pump(aq_engine *engine, aq_udp *udp, uint32_t received)
 {
     int is_busy;
@@ -365,7 +364,7 @@ static void hand_to_pump(aq_engine *engine, const aq_udp *udp)
     aq_events_post(&engine->events, &event);
 }
 
-/* The local service does not take datagrams: Python may know another address. */
+/* Reports that the local service does not accept datagrams: Python may know another address. */
 static void tell_refused(aq_engine *engine, aq_conn *conn, aq_udp *udp, const aq_udp_batch *batch)
 {
     aq_event event = {.type = AQ_EVENT_UDP_REFUSED, .socket = udp->id, .code = (uint64_t)batch->refused};
@@ -436,15 +435,15 @@ static void want_writable(aq_engine *engine, aq_endpoint *endpoint)
     endpoint->waits_writable = endpoint->blocked;
 }
 
-/* epoll forgets a descriptor only when the last duplicate of it is closed, and the application may hold one, or a child
- * that it forked. */
+/* epoll drops a descriptor only once its last duplicate is closed. The application, or a child that it forked, may hold
+ * one. */
 static void free_endpoint(aq_engine *engine, aq_endpoint *endpoint)
 {
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, endpoint->fd, NULL);
     aq_endpoint_free(endpoint);
 }
 
-/* Frees what is over. Runs between turns, when no event of this turn can name it any more. */
+/* Frees endpoints that are over. Runs between turns, when no event of the turn can refer to them any more. */
 static void sweep_endpoints(aq_engine *engine)
 {
     size_t kept = 0;
@@ -475,17 +474,17 @@ static void run_timers(aq_engine *engine)
         aq_conn *conn = engine->heap[0];
         uint64_t began;
         if (conn->quic == NULL && conn->keep_until > engine->now) {
-            /* Ended in this turn: what is due is a timer of its life before. */
+            /* Ended in this turn: the due timer is one from before the end. */
             aq_conn_schedule(conn, engine->now);
             heap_update(engine, conn);
             continue;
         }
         if (conn->quic == NULL) {
-            aq_endpoint_remove(conn->endpoint, conn); /* closing or draining is over */
+            aq_endpoint_remove(conn->endpoint, conn); /* the closing or draining period is over */
             engine->endpoints_dirty = 1;
             continue;
         }
-        heap_remove(engine, conn); /* comes back when it is written */
+        heap_remove(engine, conn); /* added again after the next write */
         began = aq_endpoint_start_charge(conn);
         aq_conn_timers(conn, engine->now);
         aq_endpoint_charge(conn->endpoint, began);
@@ -508,7 +507,7 @@ static void run_writes(aq_engine *engine)
         } while (more && ++trains < most);
         aq_endpoint_charge(conn->endpoint, began);
         if (conn->endpoint->blocked != conn->endpoint->waits_writable)
-            engine->endpoints_dirty = 1; /* EPOLLOUT has to be asked for */
+            engine->endpoints_dirty = 1; /* EPOLLOUT must be enabled or disabled */
         aq_conn_schedule(conn, engine->now);
         heap_update(engine, conn);
         if (more)
@@ -558,7 +557,7 @@ static uint64_t next_timer(const aq_engine *engine)
     return expiry;
 }
 
-/* Waits so long at most; NULL: for ever. Returns the number of events, negative where there are none. */
+/* Waits at most `wait`; NULL: indefinitely. Returns the number of events, negative on an error or a signal. */
 static int wait_for_events(aq_engine *engine, struct epoll_event *events, const struct timespec *wait)
 {
     int count, milliseconds = -1;
@@ -566,7 +565,7 @@ static int wait_for_events(aq_engine *engine, struct epoll_event *events, const 
         count = (int)syscall(SYS_epoll_pwait2, engine->epoll, events, EPOLL_EVENTS, wait, NULL, (size_t)0);
         if (count >= 0 || errno == EINTR)
             return count;
-        /* Unknown to kernels before 5.11, and refused by filters that were written before, with any errno they like. */
+        /* Missing before Linux 5.11; older seccomp filters refuse it with any errno. */
         engine->has_epoll_pwait2 = 0;
     }
     /* Whole milliseconds, rounded up so that a short wait does not become a busy loop. */
@@ -605,8 +604,8 @@ static int block_until_work(aq_engine *engine, struct epoll_event *events)
     return count;
 }
 
-/* Looks again and again for a moment instead of going to sleep: waking up takes longer than many an answer, most of all
- * on a virtual machine. Gives way to whoever else could use the processor. Returns -1 where nothing came. */
+/* Polls for a moment instead of sleeping: waking up takes longer than many answers, especially on a virtual machine.
+ * Yields the processor to other threads. Returns -1 if nothing arrived. */
 static int spin(aq_engine *engine, struct epoll_event *events)
 {
     uint64_t now = aq_now(), timer = next_timer(engine), until = now + SPIN_TIME;
@@ -623,8 +622,8 @@ static int spin(aq_engine *engine, struct epoll_event *events)
     return -1;
 }
 
-/* Whether the moment is worth it now: somebody waits for short answers, nobody else has much to do, and it found
- * something more often than not; otherwise a try now and then. `handled`: events of this turn. */
+/* Returns whether polling is worthwhile now: someone waits for short answers, there is little other work, and polling
+ * succeeded more often than not. Otherwise it is tried occasionally. `handled`: events of this turn. */
 static int wants_spin(aq_engine *engine, int handled)
 {
     if (handled > SPIN_EVENTS || !aq_engine_is_interactive(engine))
@@ -652,7 +651,7 @@ static int sleep_until_work(aq_engine *engine, struct epoll_event *events, int h
     return block_until_work(engine, events);
 }
 
-/* Also streams whose connection ended before, while their socket still takes what came. */
+/* Includes streams whose connection ended earlier while their socket still accepts what was received. */
 static void stop_stream(void *object, aq_id id, void *context)
 {
     aq_stream *stream = object;
@@ -687,7 +686,7 @@ static void stop_everything(aq_engine *engine)
     flush(engine);
 }
 
-/* Moves bytes between the sockets and pipes of attached streams, and what came into pipes on to their peers. */
+/* Moves bytes between the sockets and pipes of attached streams, and from the pipes to the QUIC connections. */
 static void move(aq_engine *engine)
 {
     run_touched_streams(engine);
@@ -740,30 +739,29 @@ int64_t aq_engine_loop(aq_engine *engine)
     struct epoll_event events[EPOLL_EVENTS];
     int count = 0;
 
-    prctl(PR_SET_TIMERSLACK, 1UL); /* pacing wants microseconds; the default slack is 50 */
+    prctl(PR_SET_TIMERSLACK, 1UL); /* pacing needs microseconds; the default slack is 50 */
     engine->has_epoll_pwait2 = 1;
     engine->now = aq_now();
     while (!atomic_load(&engine->stopping)) {
-        /* 1. other threads' commands, and objects they want a look at: before the packets that may follow from them */
+        /* 1. commands from other threads, and ready objects: before the packets that may result from them */
         aq_engine_run_commands(engine);
         run_ready(engine);
-        /* 2. TCP and UDP sockets of services; what they had to say is on its way before packets are decrypted where a
-         * batch of those takes longer than all of it */
+        /* 2. public and local TCP and UDP sockets; after a large batch of packets their data is sent first, since
+         * decrypting such a batch takes longer than all of it */
         read_services(engine, events, count);
         move(engine);
         if (engine->read >= READ_MUCH)
             run_writes(engine);
-        /* 3. packets of QUIC sockets; owners of streams hear of it, attached ones move their bytes */
+        /* 3. packets of QUIC sockets; owners of streams are notified, attached streams move their bytes */
         read_endpoints(engine, events, count);
-        move(engine); /* what attached ones read leaves in this turn */
-        /* 4. timers that are due */
+        move(engine); /* what attached streams read leaves in this turn */
+        /* 4. due timers, ended streams, free memory */
         run_timers(engine);
         run_ending(engine);
         aq_engine_give_back_memory(engine);
         /* 5. every connection with something to send */
         run_writes(engine);
-        /* 6. UDP packets that came out of connections leave; descriptors that nothing is collected for any more are
-         * closed */
+        /* 6. UDP packets received from QUIC peers leave; descriptors with no more datagrams to send are closed */
         flush(engine);
         if (engine->endpoints_dirty) {
             engine->endpoints_dirty = 0;
@@ -773,7 +771,7 @@ int64_t aq_engine_loop(aq_engine *engine)
             engine->faulty = 0;
             nap(AFTER_FAULT);
         }
-        /* 7. sleep until the nearest expiry, unless there is work */
+        /* 7. idle wait until the nearest expiry, unless there is work */
         count = sleep_until_work(engine, events, count);
         engine->now = aq_now();
     }

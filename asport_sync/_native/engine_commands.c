@@ -1,4 +1,4 @@
-/* Commands of other threads: how they reach the engine thread, and what it does about each. */
+/* Commands from other threads: how they reach the engine thread, and what it does for each. */
 #include "engine.h"
 
 #include <errno.h>
@@ -8,9 +8,9 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-/* Socket buffers below this lose packets when a whole window arrives between two turns of the loop. */
+/* Smaller socket buffers lose packets when a whole window arrives between two turns of the loop. */
 #define BUFFER_WORTH (2 * 1024 * 1024)
-/* Messages of the kernel that are read from a socket before it is closed. */
+/* recvmmsg() messages read from a socket before it is closed. */
 #define LAST_READ 8
 
 /* ---- handing over -------------------------------------------------------------------------------- */
@@ -43,7 +43,7 @@ static int hand_over(aq_engine *engine, aq_engine_command *command)
     return accepted;
 }
 
-/* What a command carried and nobody took. */
+/* Releases what a command carries that was not carried out. */
 static void release_command(aq_engine *engine, aq_engine_command *command)
 {
     if (command->kind == AQ_DO_OPEN_STREAM && command->object != NULL) {
@@ -135,7 +135,7 @@ void aq_engine_fail_commands(aq_engine *engine)
     }
 }
 
-/* Says once per socket when the kernel's limits are too tight for high rates. */
+/* Logs once per socket that the kernel's limits are too low for high rates. */
 static void log_buffers(aq_engine *engine, const aq_endpoint *endpoint)
 {
     aq_event event = {.type = AQ_EVENT_LOG, .code = 20, .endpoint = endpoint->id};
@@ -209,7 +209,7 @@ static int64_t do_connect(aq_engine *engine, aq_engine_command *command)
     }
     conn = aq_endpoint_connect(endpoint, &remote, options->server_name, options->send_sni, engine->now, &result);
     if (conn == NULL) {
-        engine->endpoints_dirty = 1; /* swept, having no connection */
+        engine->endpoints_dirty = 1; /* swept, as it has no connection */
         return result;
     }
     log_buffers(engine, endpoint);
@@ -217,7 +217,7 @@ static int64_t do_connect(aq_engine *engine, aq_engine_command *command)
     return conn->id;
 }
 
-/* A client's connection goes on from the address that the socket gets when it is connected. Takes it over. */
+/* Moves a client's connection to the address that the socket gets when it is connected. Takes over fd. */
 static int64_t do_migrate(aq_engine *engine, aq_conn *conn, int fd)
 {
     aq_endpoint *endpoint = conn->endpoint;
@@ -227,14 +227,14 @@ static int64_t do_migrate(aq_engine *engine, aq_conn *conn, int fd)
     if (result == 1 && epoll_ctl(engine->epoll, EPOLL_CTL_ADD, fd, &interest) != 0)
         result = AQ_ERR_SYSTEM - errno;
     if (result == 1) {
-        /* What has come to the old address counts still. */
+        /* Packets that have arrived at the old address still count. */
         aq_endpoint_read(endpoint, engine->receiver, LAST_READ, engine->now);
         result = conn->quic == NULL ? AQ_ERR_GONE : aq_conn_migrate(conn, &local, engine->now);
         if (result == AQ_OK) {
             fd = aq_endpoint_swap_socket(endpoint, fd, &local);
             result = 1;
         }
-        epoll_ctl(engine->epoll, EPOLL_CTL_DEL, fd, NULL); /* the application may hold a duplicate of either */
+        epoll_ctl(engine->epoll, EPOLL_CTL_DEL, fd, NULL); /* the application may hold a duplicate of either socket */
     }
     aq_fd_close(fd);
     return result;
@@ -277,8 +277,7 @@ static int64_t do_set_credentials(aq_engine *engine, aq_engine_command *command)
     return credentials != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-/* ---- carrying out commands ----------------------------------------------------------------------------------------
- */
+/* ---- carrying out commands --------------------------------------------------------------------------------------- */
 
 static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_command *command)
 {
@@ -348,7 +347,7 @@ static int64_t do_stream(aq_engine *engine, aq_engine_command *command)
     return AQ_OK;
 }
 
-/* What is collected for a socket leaves now. */
+/* Sends the datagrams collected so far. */
 static void flush_out(aq_engine *engine)
 {
     uint64_t dropped = 0;
@@ -356,7 +355,7 @@ static void flush_out(aq_engine *engine)
     aq_count(&engine->counters, AQ_C_packet_drop_socket, dropped);
 }
 
-/* A local UDP socket goes on as another one, under the same descriptor. Takes over the command's. */
+/* Replaces the socket of a local UDP socket under the same descriptor. Takes over the command's fd. */
 static int64_t do_move_udp(aq_engine *engine, const aq_engine_command *command)
 {
     const aq_move_request *request = command->input;

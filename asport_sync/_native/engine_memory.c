@@ -1,23 +1,23 @@
-/* Memory that is short, and memory that is free again. Engine thread only. */
+/* Load shedding while memory is short, and returning free memory to the system. Engine thread only. */
 #include "engine.h"
 
 #include <malloc.h>
 #include <string.h>
 
-/* Between two looks at how much is in use, and until other threads have freed what they were asked to. */
+/* Interval between checks of memory use, and the time that other threads have to free memory after load shedding. */
 #define LOOK (10 * AQ_NSEC_PER_MSEC)
-/* What goes back to the system takes the engine's time, about 0.1 ms a MiB. So it goes in pieces of this many bytes at
- * once, and what is less, down to the second, once it has stayed free for a while. */
+/* Returning memory to the system costs engine time, about 0.1 ms per MiB. So it is returned immediately in pieces of
+ * the first size, and in smaller pieces, down to the second size, only after they have been free for a while. */
 #define GIVE_BACK_AT_ONCE (128ULL * 1024 * 1024)
 #define GIVE_BACK_LEAST (8ULL * 1024 * 1024)
 #define GIVE_BACK_AFTER AQ_NSEC_PER_SEC
-/* What a connection and a stream take besides what is counted, TLS and tables above all; bytes, estimated. */
+/* Estimated bytes of a connection and a stream in addition to those that are counted, mostly TLS and tables. */
 #define CONNECTION_COST (48ULL * 1024)
 #define STREAM_COST (4ULL * 1024)
-/* Between two lines of the log about too little memory: it may last. */
+/* Minimum interval between log lines about a lack of memory, which may last. */
 #define SAY_AGAIN (60 * AQ_NSEC_PER_SEC)
 
-/* ---- too little ------------------------------------------------------------------------------------------------ */
+/* ---- load shedding ----------------------------------------------------------------------------------------------- */
 
 static aq_conn *who_holds_most(aq_engine *engine)
 {
@@ -39,7 +39,7 @@ static aq_conn *who_holds_most(aq_engine *engine)
 static void say_used_up(aq_engine *engine)
 {
     static const char text[] = "receive_memory is used up: connections whose readers are slow are reset for it";
-    aq_event event = {.type = AQ_EVENT_LOG, .code = 30, .length = sizeof(text) - 1}; /* as Python's logging has it */
+    aq_event event = {.type = AQ_EVENT_LOG, .code = 30, .length = sizeof(text) - 1}; /* logging.WARNING */
     if (engine->relieve_said != 0 && engine->now - engine->relieve_said < SAY_AGAIN)
         return;
     engine->relieve_said = engine->now;
@@ -50,20 +50,21 @@ static void say_used_up(aq_engine *engine)
 void aq_engine_relieve(void *context)
 {
     aq_engine *engine = context;
-    /* Each step halves what the largest holds, or ends it; a moment passes where other threads free it. */
+    /* Each step takes at most half of what the largest holder has, or closes it. If other threads free the memory, the
+     * next step waits for them. */
     while (engine->now >= engine->relieve_next && aq_budget_is_short(&engine->budget)) {
         aq_conn *conn = who_holds_most(engine);
         if (conn == NULL)
-            return; /* what is held belongs to connections that are over, whose streams end in the next turns */
+            return; /* the rest belongs to ended connections, whose streams end in the next turns */
         say_used_up(engine);
         if (aq_conn_shed(conn, engine->now))
             engine->relieve_next = engine->now + LOOK;
     }
 }
 
-/* ---- free again ------------------------------------------------------------------------------------------------ */
+/* ---- returning memory -------------------------------------------------------------------------------------------- */
 
-/* Bytes in use, about: the allocator itself would take long to tell. */
+/* Returns the approximate number of bytes in use; asking the allocator would take too long. */
 static uint64_t in_use(aq_engine *engine)
 {
     return atomic_load_explicit(&engine->pool.live, memory_order_relaxed) +

@@ -1,14 +1,13 @@
-/* What rests: a descriptor that can't be served now, and would be reported as ready all the time, leaves epoll for a
- * while; a stream that waits for something that nobody announces (memory, an empty send queue of a socket) is looked at
- * again a little later. Engine thread only.
- */
+/* Back-off. A descriptor that cannot be served now, and would be reported as ready all the time, leaves epoll for a
+ * while. A stream that waits for something without notification (memory, an empty send queue of a socket) is checked
+ * again a little later. Engine thread only. */
 #include "engine.h"
 
 #include <sys/epoll.h>
 
-#define REST_UNWATCHED (100 * AQ_NSEC_PER_MSEC) /* of any socket that epoll does not take back now */
+#define REST_UNWATCHED (100 * AQ_NSEC_PER_MSEC) /* back-off of a socket that epoll does not accept again */
 
-/* Watches what the id names, unless it has gone meanwhile. */
+/* Adds the socket of this id to epoll again, unless it is gone. */
 static int64_t watch_again(aq_engine *engine, aq_id id)
 {
     int64_t result = AQ_OK;
@@ -29,7 +28,7 @@ static int64_t watch_again(aq_engine *engine, aq_id id)
     return result;
 }
 
-/* The descriptor is watched, and stays so where there is no memory: reported all the time is better than never. */
+/* A descriptor stays in epoll if there is no memory: being reported all the time is better than never. */
 void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration)
 {
     if (aq_engine_make_room(&engine->resting, engine->resting_length, &engine->resting_capacity,
@@ -43,8 +42,8 @@ void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration)
     engine->resting[engine->resting_length++].until = engine->now + duration;
 }
 
-/* Lists of streams and no arrays: there may be no memory. Pauses of one list are of one length, so the first is the
- * next to be over. One that is in a list already stays there: it is looked at no more than the longest pause later. */
+/* Uses lists of streams instead of arrays, since there may be no memory. All pauses in a list are equally long, so the
+ * first one ends first. A stream that is in a list already stays there: it is late by at most the longest pause. */
 void aq_engine_rest_stream(aq_engine *engine, aq_stream *stream)
 {
     aq_pause_list *list = &engine->pauses[stream->pause];
