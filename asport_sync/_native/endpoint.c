@@ -10,28 +10,28 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Shortest packet with a connection id of ours that can be anything but noise: first byte, id, packet number, 4 bytes
- * of sample, tag. ngtcp2 aborts on an empty one. */
+/* Short header packets below this size are never valid (RFC 9000 section 10.3). ngtcp2 aborts on an empty packet. */
 #define SHORTEST_DATAGRAM 21
-/* Answers of each kind to strangers per second; beyond, silence. Each costs a few microseconds and is smaller than what
- * asked for it. */
+/* Maximum number of responses of each kind per second to packets without a connection; beyond that, none. Each costs a
+ * few microseconds and is smaller than the packet that it answers. */
 #define ANSWERS_PER_SECOND 1000
-/* A Retry token is good for one round trip of a slow path. */
+/* A Retry token is valid for one round trip of a slow path. */
 #define RETRY_LIFETIME (10 * AQ_NSEC_PER_SEC)
-/* So long tokens are made with the same key, and after so long again nothing that one has learnt of it is of use. Much
- * longer than a token lives. */
+/* How long tokens are made with the same key. After as long again, knowing the key is useless. Much longer than a token
+ * is valid. */
 #define TOKEN_KEY_LIFETIME (3600 * AQ_NSEC_PER_SEC)
-/* Handshakes get one part in so many of the engine's time, and what it has left over. So those that are connected keep
- * the most of what they have, however many would like to be; and where they want nothing, the others have it. */
+/* Handshakes may use 1/HANDSHAKE_SHARE of the engine's time, and its idle time. So joined clients keep most of the
+ * engine however many others try to connect; what joined clients do not need is available to the others. */
 #define HANDSHAKE_SHARE 8
-/* From so many on who are not admitted, or lately left without having been, nothing is left over: while the engine
- * sleeps others use the processors, its own clients' services among them. Clients that join are admitted as fast as
- * they come, so even a crowd of those stays below it, or gets below it again. */
+/* Handshakes get no idle time while at least this many clients are, or recently were, unauthenticated (decays by 50 per
+ * second): while the engine sleeps, other programs use the processors, among them the services of its own clients.
+ * Clients that join are authenticated as fast as they arrive, so even a large number of them stays below this limit, or
+ * drops below it again. */
 #define MANY_FOR_NOTHING 250
-/* Time saved up for handshakes, at most: a crowd that comes at once, after a restart or a failure of a network, is not
- * held up at first. */
+/* Maximum time saved up for handshakes, or overdrawn: many clients that arrive at once, after a restart or a network
+ * failure, are not delayed at first. */
 #define HANDSHAKE_CREDIT ((int64_t)(100 * AQ_NSEC_PER_MSEC))
-/* Reflection-prone services (echo, DNS, NTP ...) never are QUIC clients. RFC 9308 section 8.1. */
+/* Services that are prone to reflection (echo, DNS, NTP ...) are never QUIC clients. RFC 9308 section 8.1. */
 #define LOWEST_CLIENT_PORT 1024
 
 aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *credentials,
@@ -50,8 +50,8 @@ aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *c
         *error = AQ_ERR_SYSTEM + failed;
         goto fail;
     }
-    /* Connected, a client learns of ICMP errors, the kernel finds the socket faster, and nobody else gets a datagram
-     * in. */
+    /* On a connected socket a client receives ICMP errors, the kernel finds the socket faster, and datagrams from other
+     * addresses are discarded. */
     if ((remote != NULL && connect(fd, &remote->sa, aq_sockaddr_length(remote)) != 0) ||
         getsockname(fd, &endpoint->bound.sa, &length) != 0) {
         *error = AQ_ERR_SYSTEM - errno;
@@ -159,13 +159,13 @@ void aq_endpoint_leave_half_open(aq_conn *conn)
 
 /* ---- sending --------------------------------------------------------------------------------------------------- */
 
-/* What the network says where nobody is. */
+/* Errors that the network reports if the peer is unreachable. */
 static int is_unreachable(int error)
 {
     return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH;
 }
 
-/* What a firewall of this machine says, or a filter of system calls. */
+/* Errors of a local firewall or a system call filter. */
 static int is_denied(int error)
 {
     return error == -EPERM || error == -EACCES || error == -ENOSYS;
@@ -203,14 +203,14 @@ int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sock
 void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now)
 {
     aq_conn *conn, *next;
-    endpoint->blocked = 0; /* set again by whoever does not get through */
+    endpoint->blocked = 0; /* set again by connections that still cannot send */
     for (conn = endpoint->first; conn != NULL; conn = next) {
         next = conn->next;
         aq_conn_unblock(conn, now);
     }
 }
 
-/* An answer to somebody without a connection. Lost when the socket is full: it was not asked for by anybody we know. */
+/* Sends a response to a packet without a connection. Dropped if the socket is full: no known peer asked for it. */
 static void send_alone(aq_endpoint *endpoint, const aq_sockaddr *remote, const aq_sockaddr *local, const uint8_t *data,
                        size_t length)
 {
@@ -239,7 +239,7 @@ static int may_answer(aq_endpoint *endpoint, enum aq_answer kind, uint64_t now)
     return 0;
 }
 
-/* ---- strangers ------------------------------------------------------------------------------------------------- */
+/* ---- packets without a connection -------------------------------------------------------------------------------- */
 
 typedef struct {
     const aq_sockaddr *local, *remote;
@@ -265,12 +265,12 @@ static void negotiate_version(aq_endpoint *endpoint, const arrival *packet, cons
     }
 }
 
-/* "I don't know this connection", believed by a peer that had it with us, also before a restart (RFC 9000
- * section 10.3). */
+/* Sends a stateless reset (RFC 9000 section 10.3). A peer that had this connection with this server accepts it, even
+ * after a restart. */
 static void reset_stateless(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_version_cid *ids)
 {
-    /* 16 bytes of token and at least 5 of noise; shorter than what it answers, so that two resets can't chase each
-     * other. */
+    /* 16 bytes of token and at least 5 of noise. Shorter than the packet that it answers, so that two endpoints cannot
+     * reset each other in a loop. */
     enum { LEAST = NGTCP2_STATELESS_RESET_TOKENLEN + NGTCP2_MIN_STATELESS_RESET_RANDLEN };
     uint8_t out[64], noise[64], token[NGTCP2_STATELESS_RESET_TOKENLEN];
     size_t noise_length = NGTCP2_MIN_STATELESS_RESET_RANDLEN;
@@ -306,7 +306,7 @@ static void refuse(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pk
         send_alone(endpoint, packet->remote, packet->local, out, (size_t)length);
 }
 
-/* Tokens carry the time of day: they must not depend on when this process began. */
+/* Tokens contain the time of day, so that they do not depend on when this process started. */
 static uint64_t time_of_day(void)
 {
     struct timespec now;
@@ -335,8 +335,8 @@ static void send_retry(aq_endpoint *endpoint, const arrival *packet, const ngtcp
     }
 }
 
-/* Checks a Retry token. 1: good, *original is set; 0: there is none; -1: there is one and it is not valid, or of a time
- * before our start. The client can't go on with it, so it should know at once. */
+/* Checks a Retry token. Returns 1 if it is valid, with *original set; 0 if there is none; -1 if it is invalid or was
+ * made before this process started: the client cannot continue with such a token and should be refused at once. */
 static int check_token(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header, ngtcp2_cid *original)
 {
     if (header->tokenlen == 0 || header->token[0] != NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2)
@@ -410,7 +410,7 @@ static int can_be_client(const aq_sockaddr *remote)
     return ntohs(remote->sa.sa_family == AF_INET6 ? remote->in6.sin6_port : remote->in.sin_port) >= LOWEST_CLIENT_PORT;
 }
 
-/* Whether there is time for a new connection. */
+/* Updates the admission budget. Returns whether it allows a new connection. */
 static int may_begin(aq_endpoint *endpoint, uint64_t now)
 {
     uint64_t idle = *endpoint->host->idle;
@@ -437,12 +437,12 @@ void aq_endpoint_charge(aq_endpoint *endpoint, uint64_t began)
         endpoint->handshake_credit -= (int64_t)(aq_now() - began);
 }
 
-/* The connection that a packet names; NULL: none, and *ids is filled in unless *result, which is ngtcp2's, says
- * otherwise. */
+/* Returns the connection that a packet belongs to. NULL: none, and *ids is filled in unless *result, ngtcp2's return
+ * value, says otherwise. */
 static aq_conn *find(aq_endpoint *endpoint, const arrival *packet, ngtcp2_version_cid *ids, int *result)
 {
     aq_conn *conn;
-    /* Most packets come in runs for one connection, with short headers: first byte, connection id. */
+    /* Most packets arrive in runs for one connection, with short headers: first byte, connection ID. */
     if (endpoint->latest != NULL && (packet->data[0] & 0x80) == 0 &&
         memcmp(packet->data + 1, endpoint->latest_id, AQ_SCID_LENGTH) == 0)
         return endpoint->latest;
@@ -457,7 +457,7 @@ static aq_conn *find(aq_endpoint *endpoint, const arrival *packet, ngtcp2_versio
     return conn;
 }
 
-/* A packet of nobody's. Returns the connection that it begins, or NULL. */
+/* Handles a packet matching no connection. Returns the connection that it starts, or NULL. */
 static aq_conn *meet(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_version_cid *ids, int decoded)
 {
     ngtcp2_pkt_hd header;
@@ -511,8 +511,8 @@ static void receive_one(aq_endpoint *endpoint, const arrival *packet)
         aq_count(endpoint->host->counters, AQ_C_quic_drop_short, 1);
         return;
     }
-    /* Also where it names a connection: its client may have sent it from there, and be asked there whether it has moved
-     * (RFC 9000 section 9.3). */
+    /* Also for packets of a known connection: its client may have spoofed the source, and path validation (RFC 9000
+     * section 9.3) would send packets there. */
     if (endpoint->is_server && !can_be_client(packet->remote)) {
         aq_count(endpoint->host->counters, AQ_C_quic_drop_source_port, 1);
         return;
@@ -540,8 +540,8 @@ static void receive_error(aq_endpoint *endpoint, int error, uint64_t now)
         say_once(endpoint, AQ_SAID_RECEIVE, "the system refuses to receive QUIC packets", error);
     if (endpoint->is_server || conn == NULL || !is_unreachable(error))
         return;
-    /* Before the handshake is complete a refusal by the network saves the wait; after it, anybody could forge one, so
-     * it is no more than a reason to look elsewhere meanwhile. */
+    /* Before the handshake is complete, an ICMP error ends the wait early. Afterwards anyone could forge one, so it is
+     * only a reason to try another connection meanwhile. */
     if (conn->state == AQ_CONN_HANDSHAKE)
         aq_conn_close(conn, AQ_CLOSE_UNREACHABLE, (uint64_t)(-error), strerror(-error), now);
     else
@@ -556,7 +556,7 @@ static void receive_message(aq_endpoint *endpoint, const aq_udp_message *message
     size_t offset = 0;
     uint64_t packets = 0;
 
-    /* A client's socket has one address for good; a server's answers from the one that was written to. */
+    /* A client's socket has one local address only; a server answers from the address that a packet was sent to. */
     if (endpoint->is_server && message->local.sa.sa_family == endpoint->bound.sa.sa_family) {
         local = message->local;
         if (local.sa.sa_family == AF_INET6)
@@ -568,7 +568,7 @@ static void receive_message(aq_endpoint *endpoint, const aq_udp_message *message
         aq_count(endpoint->host->counters, AQ_C_quic_drop_truncated, 1);
         return;
     }
-    do { /* once also for an empty datagram: it is dropped, and counted */
+    do { /* once even for an empty datagram: it is dropped and counted */
         packet.data = message->data + offset;
         packet.length = message->length - offset < step ? message->length - offset : step;
         receive_one(endpoint, &packet);
@@ -619,7 +619,7 @@ aq_conn *aq_endpoint_connect(aq_endpoint *endpoint, const aq_sockaddr *remote, c
 
 /* ---- another local address ------------------------------------------------------------------------------------- */
 
-/* Here both zones are this machine's, so they count. */
+/* Both zones belong to this machine, so they count. */
 static int same_host_and_zone(const aq_sockaddr *first, const aq_sockaddr *second)
 {
     aq_address a, b;
