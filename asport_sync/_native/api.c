@@ -1,5 +1,5 @@
-/* The functions of aq_api.h. Each enters, resolves what its ids name, and either acts on thread-safe objects or hands a
- * command to the engine. */
+/* The functions of aq_api.h. Each enters the engine, resolves its ids, and either acts on thread-safe objects or hands
+ * a command to the engine thread. */
 #include "engine.h"
 
 #include <errno.h>
@@ -14,18 +14,18 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Tables. Ids have 24 bits of index; these are what an engine is willing to hold. */
+/* Maximum sizes of the id tables. Ids have 24 bits of index. */
 #define MOST_CREDENTIALS 4096
 #define MOST_ENDPOINTS 4096
 #define MOST_CONNECTIONS 65536
 #define MOST_STREAMS 1048576
 #define MOST_UDP 262144
 #define MOST_LISTENERS 262144
-/* Workers that may relay at once. Each costs a thread, so Python's own cap is far below. */
+/* Maximum number of workers that relay at the same time. Each costs a thread, so Python's own limit is far lower. */
 #define MOST_WAKES 16384
-/* What peers have sent may take so much until Python says otherwise; bytes. */
+/* Receive budget until Python sets another one; bytes. */
 #define RECEIVE_MEMORY (1024ULL * 1024 * 1024)
-/* Segments kept for reuse; beyond, memory goes back to the allocator. */
+/* Bytes of segments kept for reuse; beyond that, memory goes back to the allocator. */
 #define POOL_IDLE (64ULL * 1024 * 1024)
 
 /* ---- library --------------------------------------------------------------------------------------------------- */
@@ -135,7 +135,7 @@ int aq_api_enter(aq_engine *engine)
     return 0;
 }
 
-/* For the few calls that still have something to do while the engine stops. */
+/* For the few calls that still have work to do while the engine stops. */
 int aq_api_enter_until_closed(aq_engine *engine)
 {
     atomic_fetch_add(&engine->inside, 1);
@@ -158,7 +158,7 @@ static void destroy_credentials(void *object)
 static void destroy_udp(void *object)
 {
     aq_udp *udp = object;
-    int still_open = !udp->closed; /* never closed by Python, and the engine is over */
+    int still_open = !udp->closed; /* Python did not close it before the engine ended */
     aq_udp_detach(udp);
     if (still_open)
         aq_fd_close(udp->fd);
@@ -176,10 +176,10 @@ static void destroy_listener(void *object)
 
 static void destroy_nothing(void *object)
 {
-    AQ_UNUSED(object); /* endpoints belong to the engine thread; their names do not keep them */
+    AQ_UNUSED(object); /* endpoints belong to the engine thread; their ids do not keep them alive */
 }
 
-/* Everything that init_tables did not make, but the struct itself. */
+/* Releases everything that init_tables() did not create, except the struct itself. */
 static void release_engine(aq_engine *engine)
 {
     while (engine->wakes_length > 0) {
@@ -254,7 +254,7 @@ no_endpoints:
     return problem;
 }
 
-/* References that the list of ready objects still has. */
+/* Drops the references that the list of ready objects still holds. */
 static void release_ready(aq_engine *engine)
 {
     aq_ready_node *node = aq_ready_take(&engine->ready), *next;
@@ -278,7 +278,7 @@ static void destroy_tables(aq_engine *engine)
     aq_slab_destroy(&engine->connections);
     aq_slab_destroy(&engine->endpoints);
     aq_slab_destroy(&engine->credentials);
-    release_ready(engine); /* what the tables' destructors left there */
+    release_ready(engine); /* added by the destructors of the tables */
     aq_ready_destroy(&engine->ready);
     aq_pool_destroy(&engine->pool);
     aq_reserve_destroy(&engine->reserve);
@@ -307,7 +307,7 @@ aq_engine *aq_engine_new(int64_t *error)
         *error = AQ_ERR_SYSTEM - errno;
     engine->receiver = aq_udp_receiver_new();
     engine->host.udp_out = aq_udp_out_new();
-    engine->host.train_capacity = AQ_TRAIN_MOST + 65536; /* a whole train and one packet of any size behind it */
+    engine->host.train_capacity = AQ_TRAIN_MOST + 65536; /* a whole train followed by one packet of any size */
     engine->host.train = malloc(engine->host.train_capacity);
     engine->wakes = calloc(MOST_WAKES, sizeof(*engine->wakes));
     engine->wakes_all = calloc(MOST_WAKES, sizeof(*engine->wakes_all));
@@ -358,7 +358,7 @@ int64_t aq_engine_run(aq_engine *engine)
         return AQ_ERR_STATE;
     }
 #ifdef __GLIBC__
-    malloc_trim(0); /* what importing and reading the configuration left behind: about a megabyte */
+    malloc_trim(0); /* left over from imports and reading the configuration: about a megabyte */
 #endif
     result = aq_engine_loop(engine);
     aq_events_close(&engine->events);
@@ -373,11 +373,11 @@ void aq_engine_stop(aq_engine *engine)
     if (!aq_api_enter_until_closed(engine))
         return;
     pthread_mutex_lock(&engine->command_mutex);
-    atomic_store(&engine->stopping, 1);            /* with the mutex held: no command gets in behind the last look */
-    pthread_cond_broadcast(&engine->command_done); /* who waits for room turns round */
+    atomic_store(&engine->stopping, 1);            /* with the mutex held: no command is queued after the last check */
+    pthread_cond_broadcast(&engine->command_done); /* wakes producers blocked on the full queue */
     pthread_mutex_unlock(&engine->command_mutex);
     aq_wake_signal(&engine->wake);
-    /* Never run: nobody else will end what waits. */
+    /* The loop never ran: nothing else ends the waiting commands. */
     if (atomic_compare_exchange_strong(&engine->state, &expected, AQ_ENGINE_STOPPED)) {
         aq_engine_fail_commands(engine);
         aq_events_close(&engine->events);
@@ -389,7 +389,7 @@ void aq_engine_close(aq_engine *engine)
 {
     struct timespec moment = {0, 1000000};
     aq_engine_stop(engine);
-    atomic_store(&engine->closed, 1); /* who comes in from here on turns round; who is inside is waited for */
+    atomic_store(&engine->closed, 1); /* later calls return immediately; calls still inside are waited for */
     while (atomic_load(&engine->inside) != 0)
         nanosleep(&moment, NULL);
     destroy_tables(engine);
@@ -404,7 +404,7 @@ void aq_engine_free(aq_engine *engine)
 int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t most, int32_t timeout_ms)
 {
     int64_t result;
-    if (!aq_api_enter_until_closed(engine)) /* while stopping, what is there is still handed over */
+    if (!aq_api_enter_until_closed(engine)) /* while stopping, queued events are still returned */
         return AQ_ERR_STOPPED;
     result = most == 0 ? AQ_ERR_INVALID : aq_events_take(&engine->events, events, most, timeout_ms);
     aq_api_leave(engine);
@@ -434,7 +434,7 @@ static int64_t ask(aq_engine *engine, aq_engine_command *command)
     return result;
 }
 
-/* With a duplicate of a descriptor, which is the engine's from here on. */
+/* Uses a duplicate of fd, which belongs to the engine from here on. */
 static int64_t ask_with_descriptor(aq_engine *engine, aq_engine_command *command, int fd)
 {
     int64_t result;
@@ -450,7 +450,7 @@ static int64_t ask_with_descriptor(aq_engine *engine, aq_engine_command *command
     return result;
 }
 
-/* For connections that exist; what happens to them until the command arrives is no error. */
+/* For existing connections. It is no error if the connection ends before the command arrives. */
 static int64_t tell_connection(aq_engine *engine, aq_engine_command *command)
 {
     int64_t result = AQ_ERR_GONE;
@@ -497,7 +497,7 @@ int64_t aq_credentials_free(aq_engine *engine, aq_id credentials)
     return result;
 }
 
-/* Values that ngtcp2 would abort on, or that make no sense, stop here. */
+/* Rejects values that make no sense or on which ngtcp2 would abort. */
 static int transport_is_valid(const aq_transport_options *options)
 {
     return options->congestion <= AQ_CONGESTION_BBR && options->max_udp_payload >= NGTCP2_MAX_UDP_PAYLOAD_SIZE &&

@@ -1,4 +1,4 @@
-/* The functions of aq_api.h that TCP streams and UDP packets go through. */
+/* The functions of aq_api.h for TCP streams and UDP packets. */
 #include "engine.h"
 
 #include <errno.h>
@@ -98,10 +98,9 @@ int64_t aq_stream_reset(aq_engine *engine, aq_id id, uint64_t code)
     return stream != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-/* ---- listeners and dialling ---------------------------------------------------------------------------------------
- */
+/* ---- listeners and dialling -------------------------------------------------------------------------------------- */
 
-/* A listener with its name; or an error, and the descriptor is closed. */
+/* Creates a listener with an id. Returns NULL on failure, with *error set and fd closed. */
 static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, int64_t *error)
 {
     aq_listener *listener = calloc(1, sizeof(*listener));
@@ -218,7 +217,7 @@ int64_t aq_streams_share(aq_engine *engine, uint32_t workers)
 
 /* ---- UDP --------------------------------------------------------------------------------------------------------- */
 
-/* A socket with its name, watched by the engine; or an error, and the descriptor is closed. */
+/* Creates a UDP socket with an id, watched by the engine. Returns an error on failure, with fd closed. */
 static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
 {
     aq_engine_command command = {.kind = AQ_DO_WATCH_UDP};
@@ -239,11 +238,11 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
         command.object = aq_slab_get(&engine->udps, result);
         watched = aq_engine_ask(engine, &command);
     } else {
-        /* Thousands of newcomers a second are too many for a thread that waits for another one each time. */
+        /* Without waiting for the engine thread: too slow for thousands of new associations per second. */
         watched = aq_engine_watch_udp(engine, udp);
     }
     if (watched != AQ_OK) {
-        aq_slab_remove(&engine->udps, result); /* closes it */
+        aq_slab_remove(&engine->udps, result); /* also closes fd */
         result = watched;
     }
     return result;
@@ -270,7 +269,7 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
 {
     aq_engine_command command = {.kind = AQ_DO_CLOSE_UDP};
     aq_udp *udp;
-    if (!aq_api_enter_until_closed(engine)) /* while stopping, the descriptor is still ours to close */
+    if (!aq_api_enter_until_closed(engine)) /* while stopping, the descriptor must still be closed */
         return AQ_ERR_STOPPED;
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
@@ -404,7 +403,7 @@ int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association
     conn = aq_slab_get(&engine->connections, connection);
     if (conn != NULL) {
         result = AQ_OK;
-        aq_flow_forget(conn->flows, association); /* gone already is as good */
+        aq_flow_forget(conn->flows, association); /* already gone is fine, too */
         aq_engine_tell(engine, &command);
         aq_slab_put(&engine->connections, connection);
     }
@@ -427,7 +426,7 @@ int64_t aq_flows_refuse(aq_engine *engine, aq_id connection, const aq_address *f
     return conn != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-/* The moment so long before now; 0 where there was none. */
+/* Returns the time `duration` ago; 0 if the clock does not reach that far back. */
 static uint64_t moment_before(uint64_t duration)
 {
     uint64_t now = aq_now();
