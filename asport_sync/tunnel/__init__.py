@@ -1,4 +1,4 @@
-"""Servers and clients: who may join, which port is whose, and what is done with streams and UDP packets.
+"""Policy of servers and clients: authentication, port assignment, and the handling of streams and UDP packets.
 
-Policy only. Bytes of relayed connections never come through here; see docs/architecture.md.
+The bytes of relayed connections never pass through this package; see docs/architecture.md.
 """

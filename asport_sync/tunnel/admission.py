@@ -1,4 +1,4 @@
-"""Who may join a server, and what is granted to whom. Decisions only: nothing here is bound or sent."""
+"""Admission policy of a server: which clients may join, and what each is granted. Nothing is bound or sent here."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from asport_sync.wire import TOKEN_LENGTH, ClientHello, Dialect, ForwardMode, Me
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user and what he may open.
+    """A user and their permissions.
 
     Attributes:
-        uuid: His name.
-        password: His password; not shown by ``repr``.
-        bind_ip: Where his ports are opened.
-        only_v6: IPV6_V6ONLY of them; None: as the system says.
-        allow_ports: Ports he may open.
-        allow_network: Networks he may open them for.
-        dialect: Meaning of the mode byte he sends.
-        max_clients: Clients he may have at the same time.
+        uuid: Identifies the user.
+        password: Not shown by ``repr``.
+        bind_ip: Address that their ports are bound to.
+        only_v6: IPV6_V6ONLY of these sockets; None: the system's default.
+        allow_ports: Ports that they may open.
+        allow_network: Networks that they may open ports for.
+        dialect: Dialect of the mode byte that they send.
+        max_clients: Maximum number of clients at the same time.
     """
 
     uuid: uuid.UUID
@@ -41,7 +41,7 @@ class User:
 
 
 def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
-    """The users of a server by their name."""
+    """Returns a server's users, keyed by UUID."""
     return {
         user.uuid: User(
             uuid=user.uuid,
@@ -59,7 +59,7 @@ def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
 
 
 def shared_ports(users: Iterable[User]) -> PortSet:
-    """The ports that more than one of these users may open."""
+    """Returns the ports that more than one of these users may open."""
     edges = sorted(
         edge for user in users for start, end in user.allow_ports.ranges for edge in ((start, 1), (end + 1, -1))
     )
@@ -72,10 +72,10 @@ def shared_ports(users: Iterable[User]) -> PortSet:
 
 
 class Authenticator:
-    """Tells users from everybody else by the token of ClientHello. Any thread.
+    """Authenticates users by the token in their ClientHello. Any thread.
 
     Args:
-        users: By name.
+        users: Keyed by UUID.
     """
 
     def __init__(self, users: dict[uuid.UUID, User]) -> None:
@@ -83,9 +83,9 @@ class Authenticator:
         self._nobodys_password = os.urandom(16).hex()
 
     def check(self, connection: Connection, hello: ClientHello) -> User | None:
-        """The user whose UUID and token these are, or None.
+        """Returns the user that this UUID and token belong to, or None.
 
-        An unknown UUID costs the same work as a wrong token, so that an answer's delay tells nothing.
+        An unknown UUID costs the same work as a wrong token, so the response time does not reveal which UUIDs exist.
 
         Raises:
             EngineError: The connection is gone.
@@ -97,37 +97,38 @@ class Authenticator:
 
 
 class FailureDelay:
-    """How long those wait for their answer who fail to authenticate again and again. One thread.
+    """Delays the answers to repeated authentication failures of one source. One thread.
 
-    A source may fail a number of times at once; of what it fails beyond, it hears late. Together with the engine's
-    limit of clients of one source that are not admitted yet, this bounds how many passwords it can try. Who
-    authenticates gets his answer at once. But that same limit of the engine's may keep him from a handshake for a
-    while: before it nobody can tell him from the one that guesses behind the same address.
+    A source may fail a number of times without delay; answers to further failures are delayed. Together with the
+    engine's limit on unauthenticated clients per source, this bounds how many passwords one source can try. Valid
+    credentials are never delayed, even from a throttled address. The engine's limit, however, may delay their
+    handshake: before the handshake, a valid client cannot be distinguished from a password guesser behind the same
+    address.
 
     Args:
         clock: Monotonic time in seconds.
     """
 
-    _AT_ONCE = 10  # failures: a client with a wrong password, restarted by hand a few times, notices nothing
-    _PERIOD = 6.0  # seconds until one more is forgiven
-    _DELAY = 1.0  # seconds; a client waits 3 for its ServerHello
-    _SOURCES = 4096  # that are remembered; of more, those that failed longest ago are forgotten
+    _AT_ONCE = 10  # failures without delay: enough for a client with a wrong password that is restarted by hand
+    _PERIOD = 6.0  # seconds until one more failure is forgiven
+    _DELAY = 1.0  # seconds; a client waits 3 s for its ServerHello
+    _SOURCES = 4096  # maximum number of sources remembered; those that failed longest ago are forgotten first
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # When all of a source's failures are forgiven; the one that failed last is last.
+        # Key: source. Value: when all of its failures are forgiven. Ordered by the latest failure, newest last.
         self._until: collections.OrderedDict[str, float] = collections.OrderedDict()
 
     def __len__(self) -> int:
         return len(self._until)
 
     def failed(self, ip: str) -> float:
-        """Somebody at this address has failed; returns the seconds until he may hear of it."""
+        """Records a failure from this address; returns the delay of the answer in seconds."""
         now = self._clock()
         source = source_of(ip)
         until = max(self._until.pop(source, now), now) + self._PERIOD
         late = until > now + self._AT_ONCE * self._PERIOD
-        # Not ever longer: whoever stops failing is forgiven after a minute.
+        # Capped, so that a source is forgiven one minute after its last failure.
         self._until[source] = min(until, now + self._AT_ONCE * self._PERIOD)
         while len(self._until) > self._SOURCES:
             self._until.popitem(last=False)
@@ -135,7 +136,7 @@ class FailureDelay:
 
 
 def source_of(ip: str) -> str:
-    """What limits count as one source: an IPv4 address, or a /64 of IPv6, a subscriber's least (RFC 6177)."""
+    """Returns what limits count as one source: an IPv4 address, or an IPv6 /64, a subscriber's minimum (RFC 6177)."""
     address = ipaddress.ip_address(ip.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
@@ -145,10 +146,10 @@ def source_of(ip: str) -> str:
 
 
 def granted(allowed: Network, asked: ForwardMode, dialect: Dialect) -> ForwardMode | None:
-    """What a user gets of the networks he asked for; None: the answer is NetworkDenied.
+    """Returns which of the requested networks a user gets; None: the answer is NetworkDenied.
 
-    The dialects differ. Flags are met as far as they are allowed, and nothing on the wire tells the client of the
-    rest. In the draft's enumeration all that is asked for must be allowed.
+    The dialects differ. Flags are granted as far as they are allowed, and nothing on the wire tells the client which
+    were not. In the draft's enumeration, everything requested must be allowed.
     """
     tcp = asked.tcp and allowed in ("tcp", "both")
     udp = asked.udp if allowed in ("udp", "both") else None
@@ -162,28 +163,28 @@ def granted(allowed: Network, asked: ForwardMode, dialect: Dialect) -> ForwardMo
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a user gets where his mode byte may mean two things.
+    """What a user is granted. An ambiguous mode byte may have two meanings.
 
     Attributes:
-        meanings: What is served of it: for each meaning that the user may use, what he gets of that. Never empty.
+        meanings: What is served: one entry for each meaning that the user may use. Never empty.
     """
 
     meanings: tuple[Meaning, ...]
 
     @property
     def mode(self) -> ForwardMode:
-        """The networks to open. The carrier of UDP is that of the first meaning with UDP."""
+        """The networks to open. The UDP carrier is that of the first meaning with UDP."""
         modes = [meaning.mode for meaning in self.meanings]
         return ForwardMode(any(mode.tcp for mode in modes), next((mode.udp for mode in modes if mode.udp), None))
 
     @property
     def carrier_unknown(self) -> bool:
-        """Whether UDP travels one way in the one meaning and another way in the other."""
+        """Whether the meanings have different UDP carriers."""
         return len(self._carriers()) > 1
 
     @property
     def parts(self) -> tuple[Grant, ...]:
-        """Where the meanings are different networks, each for itself: what remains if both can't be had."""
+        """One grant per meaning if their networks differ, else empty: the fallbacks if no port is free for all."""
         if len({(meaning.mode.tcp, meaning.mode.udp is not None) for meaning in self.meanings}) == 1:
             return ()
         return tuple(Grant((meaning,)) for meaning in self.meanings)
@@ -198,7 +199,7 @@ class Grant:
 
 
 def grant(allowed: Network, asked: tuple[Meaning, ...]) -> Grant | None:
-    """What a user gets who may have asked for either of these; None: the answer is NetworkDenied."""
+    """Returns what a user gets for a mode byte with these meanings; None: the answer is NetworkDenied."""
     served = tuple(
         Meaning(mode, dialect) for wanted, dialect in asked if (mode := granted(allowed, wanted, dialect)) is not None
     )

@@ -1,8 +1,8 @@
-"""The connector of a client: attempts, several at a time while nothing comes back, and the pauses between them.
+"""The connector of a client: attempts, several at a time while none is answered, and the pauses between them.
 
-One thread, which does one thing after the other: it attempts until a server has accepted the client, waits until that
-connection is lost or silent, and begins again. A connection that is only silent keeps its place meanwhile. What happens
-to connections is told by the events thread, and what happens to this machine by the pump.
+One thread alternates between two phases: it attempts until a server has accepted the client, then waits until that
+connection is lost or silent. A connection that is only silent keeps its place during the attempts that follow. The
+events thread reports what happens to connections, and the pump what happens to this machine.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from asport_sync.tunnel.link import Link, Message, Word
 
 _log = logger("client")
 
-_MOST_ALIVE = 16  # attempts at the same time; a further one ends the oldest, which is no younger than a few seconds
-_NEXT_ADDRESS = 0.25  # seconds until the next address of the server has its turn as well (RFC 8305 section 5)
-_LOOKUP_PATIENCE = 0.3  # seconds that a look-up may take where the addresses of the one before are there to be used
-_LOOKUP_AGAIN = 2.0  # seconds after which a look-up that hangs, as when the network was away, gets company
-_MOST_LOOKUPS = 4  # at the same time
-_ATTEMPT_GRACE = 1.0  # seconds beyond the engine's own time limit until an attempt without an event is given up
-_PROBE = 1.0  # seconds that the server gets to answer after something has happened to this machine
-_LAST_WORD = 3.0  # seconds that a connection has to show that it lives, at the most, before another takes its place
+_MOST_ALIVE = 16  # maximum number of concurrent attempts; one more ends the oldest, which is at least a few seconds old
+_NEXT_ADDRESS = 0.25  # seconds until the server's next address is tried as well (RFC 8305 section 5)
+_LOOKUP_PATIENCE = 0.3  # seconds that a look-up may take before the addresses of the previous one are used
+_LOOKUP_AGAIN = 2.0  # seconds until another look-up is started while one hangs, as when the network was down
+_MOST_LOOKUPS = 4  # maximum number of concurrent look-ups
+_ATTEMPT_GRACE = 1.0  # seconds beyond the engine's own timeout until an attempt without an event is given up
+_PROBE = 1.0  # seconds that the server gets to answer after this machine was asleep or changed its address
+_LAST_WORD = 3.0  # seconds added to the ServerHello deadline while the previous connection is probed first
 
 
 class Door(Protocol):
-    """What the connector asks of the client. Every method: the connector thread."""
+    """What the connector needs from the client. All methods: the connector thread."""
 
     def open(self, address: SocketAddress) -> Link:
         """Begins a handshake.
@@ -57,16 +57,16 @@ class Door(Protocol):
         """
 
     def give_up(self, link: Link) -> None:
-        """Closes a connection. Nothing it says counts any more."""
+        """Closes a connection. Its further events are ignored."""
 
     def probe(self, link: Link, timeout: float) -> None:
-        """Asks the server for a sign of life; HEARD or SILENT follows, or FAILED."""
+        """Sends a keep-alive probe to the server; HEARD or SILENT follows, or FAILED."""
 
     def received(self, link: Link) -> int:
-        """How many packets have come for a connection so far."""
+        """Returns the number of packets received on a connection so far."""
 
     def migrate(self, link: Link) -> bool:
-        """Moves a connection to this machine's present address; whether that is another one.
+        """Moves a connection to this machine's current address; returns whether that is a different one.
 
         Raises:
             EngineError: Not possible.
@@ -74,7 +74,7 @@ class Door(Protocol):
         """
 
     def failed(self, failure: AsportError, delay: float | None) -> None:
-        """There is no connection. The next attempt comes after ``delay`` seconds; None: others are under way."""
+        """Reports that there is no connection. Next attempt: in ``delay`` seconds; None: others are under way."""
 
 
 class Stopping(Exception):
@@ -82,7 +82,7 @@ class Stopping(Exception):
 
 
 class _Failed(Exception):
-    """All attempts were for nothing, or what stood was lost."""
+    """All attempts have failed, or an established connection was lost."""
 
     def __init__(self, problem: AsportError, *, steady: bool = False) -> None:
         super().__init__(str(problem))
@@ -94,10 +94,10 @@ class Connector:
     """Keeps a client connected.
 
     Args:
-        config: The client's.
+        config: The client's configuration.
         door: The client.
-        backoff: Decides when to try again.
-        workers: Look names up.
+        backoff: Chooses the time of the next attempt.
+        workers: Run name look-ups.
         stopping: Set when the client is being stopped.
     """
 
@@ -109,20 +109,20 @@ class Connector:
         self._backoff = backoff
         self._workers = workers
         self._stopping = stopping
-        # Put by the events thread, the pump, a worker and stop(); the connector gets. None: stop.
+        # Filled by the events thread, the pump, a worker and stop(); read by the connector thread. None: stop.
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="asport-connector", daemon=True)
-        # The connector thread:
-        self._current: Link | None = None  # has joined, and has not been lost
-        self._alive: dict[Link, float] = {}  # attempts without an answer, oldest first, and when to give each up
-        self._addresses: list[SocketAddress] = []  # of the server, as last looked up
-        self._turn: collections.deque[SocketAddress] = collections.deque()  # those still to be tried in this round
-        self._next = 0.0  # when something is to be begun, on the monotonic clock
-        self._wants_addresses = False  # a round waits for the look-up
-        self._lookups = 0  # under way
-        self._asked = 0.0  # when the latest began
-        self._answer: AsportError | None = None  # what a server of this round has said that was no refusal
-        self._received = 0  # packets that had come for all attempts when that was last looked at
+        # Connector thread only:
+        self._current: Link | None = None  # the joined connection, until it is lost
+        self._alive: dict[Link, float] = {}  # unanswered attempts, oldest first, and when to give each up
+        self._addresses: list[SocketAddress] = []  # the server's, from the latest look-up
+        self._turn: collections.deque[SocketAddress] = collections.deque()  # addresses still to be tried in this round
+        self._next = 0.0  # when to begin the next attempt or look-up, on the monotonic clock
+        self._wants_addresses = False  # this round waits for a look-up
+        self._lookups = 0  # number under way
+        self._asked = 0.0  # when the latest look-up began
+        self._answer: AsportError | None = None  # the error with which a server has answered in this round; no refusal
+        self._received = 0  # packets received by all attempts at the latest check
 
     # --- any thread ---
 
@@ -131,14 +131,14 @@ class Connector:
         self._thread.start()
 
     def stop(self, timeout: float) -> bool:
-        """Ends the thread; whether it has ended in time. Also where it was never started."""
+        """Ends the thread; returns whether it has ended in time. Safe if it was never started."""
         self._inbox.put(None)
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def tell(self, message: Message) -> None:
-        """Lets the connector know."""
+        """Queues a message for the connector."""
         self._inbox.put(message)
 
     # --- the connector thread ---
@@ -165,7 +165,7 @@ class Connector:
         self._door.failed(problem, delay)
 
     def _stand(self) -> None:
-        """Lasts as long as the connection, or until it is silent.
+        """Waits until the connection is silent.
 
         Raises:
             _Failed: It was lost.
@@ -190,7 +190,8 @@ class Connector:
         try:
             self._door.migrate(link)
         except (EngineError, OSError) as problem:
-            # No way to the server now, or it allows no migration. Whether the old address is still good will be seen.
+            # No route to the server now, or the server allows no migration. The probe shows whether the old address
+            # still works.
             _log.info("%s: the connection can't follow this machine's address: %s", self._config.server, problem)
         self._door.probe(link, _PROBE)
 
@@ -201,10 +202,10 @@ class Connector:
     # --- attempts ---
 
     def _connect(self) -> None:
-        """Attempts until the server has accepted the client, or what stands is heard again.
+        """Attempts until the server has accepted the client, or the silent connection is heard again.
 
         Raises:
-            _Failed: Nothing is under way any more.
+            _Failed: No attempt is under way any more.
         """
         while True:
             self._launch()
@@ -241,12 +242,12 @@ class Connector:
         """Waits for ServerHello success.
 
         Raises:
-            _Failed: It did not come.
+            _Failed: It did not arrive.
         """
         limit = self._config.handshake_timeout
         deadline = time.monotonic() + limit
         if self._current is not None:
-            deadline += _LAST_WORD  # the hello waits until the connection that stands has been asked
+            deadline += _LAST_WORD  # the ClientHello is not sent before the previous connection has been probed
         while True:
             message = self._receive(deadline)
             if message is None:
@@ -274,14 +275,14 @@ class Connector:
         self._backoff.succeeded()
 
     def _begin_round(self, delay: float) -> None:
-        """Every address has its turn once the delay is over."""
+        """Begins a new round over all addresses once the delay has passed."""
         self._turn.clear()
         self._answer = None
         self._wants_addresses = False
         self._next = time.monotonic() + delay
 
     def _launch(self) -> None:
-        """Begins what is due now, and gives up what has had its time.
+        """Begins the attempt or look-up that is due, and gives up attempts whose time is over.
 
         Raises:
             _Failed: Nothing is left of this round.
@@ -316,20 +317,21 @@ class Connector:
         elif self._answer is None:
             self._next = now + self._backoff.beside()
         else:
-            self._next = float("inf")  # somebody has answered; no more before all others have
+            self._next = float("inf")  # a server has answered: no new attempt before all others have ended
 
     def _something_comes(self) -> bool:
-        """Whether there is an attempt that is being answered, if slowly. A server that many call must not be called by
-        each of them several times.
+        """Returns whether any attempt is being answered, however slowly.
+
+        Avoids multiplying load on an overloaded server.
         """
         before, self._received = self._received, sum(self._door.received(link) for link in self._alive)
         return self._received > before
 
     def _attempt_failed(self, problem: AsportError | None, link: Link | None, *, steady: bool) -> None:
-        """An attempt is over.
+        """Handles the end of an attempt.
 
         Raises:
-            _Failed: It was the last one of a round.
+            _Failed: It was the last one of a round, or the client was refused.
         """
         problem = problem or ConnectError("no connection")
         if not isinstance(problem, ConnectError):
@@ -357,7 +359,7 @@ class Connector:
     # --- addresses ---
 
     def _find_addresses(self, now: float) -> bool:
-        """Whether there are addresses to try now. Otherwise ``_next`` is when to look again."""
+        """Returns whether there are addresses to try now. If not, ``_next`` is when to check again."""
         host, port = self._config.server
         if sockets.is_literal(host):
             self._turn.extend([(host, port)])
@@ -365,7 +367,7 @@ class Connector:
         if not self._wants_addresses:
             self._wants_addresses = True
             self._look_up(host, port, now)
-            # The system's resolver may take as long as it likes, most of all while the network is away.
+            # The system's resolver may block for any time, most of all while the network is down.
             self._next = now + (_LOOKUP_PATIENCE if self._addresses else _LOOKUP_AGAIN)
             return False
         if not self._addresses:
@@ -396,7 +398,7 @@ class Connector:
         self._asked = now
 
     def _looked_up(self, found: list[SocketAddress] | OSError) -> None:
-        """A look-up is done.
+        """Handles the result of a look-up.
 
         Raises:
             _Failed: There is no address to try.
@@ -415,17 +417,17 @@ class Connector:
             self._turn.extend(self._addresses)
             self._next = time.monotonic()
         elif new and self._alive:
-            # It came too late for this round, whose addresses may be the old ones.
+            # Too late for this round, whose addresses may be outdated.
             self._turn.extend(new)
             self._next = time.monotonic()
 
     def _receive(self, until: float | None) -> Message | None:
-        """The next message; None: there was none until then, on the monotonic clock.
+        """Returns the next message; None: none arrived before ``until`` on the monotonic clock.
 
         Raises:
             Stopping: The client is being stopped.
         """
-        # Attempts are given up in the order in which they were begun.
+        # Attempts are given up in the order in which they began.
         for times in self._alive.values():
             until = times if until is None else min(until, times)
             break

@@ -1,4 +1,4 @@
-"""The private end of a tunnel, as programs use it."""
+"""The private end of a tunnel: the API for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asport_sync.tunnel.lifecycle import Lifecycle
 
 
 class Client(Lifecycle[ClientConfig, ClientRun]):
-    """Makes a local service public on a server's port, and keeps it so until it is stopped.
+    """Makes a local service public on a server's port, and keeps it public until stopped.
 
     ::
 
@@ -25,7 +25,7 @@ class Client(Lifecycle[ClientConfig, ClientRun]):
 
     Args:
         options: The keys of a client's configuration, see ``asport_sync.config.ClientConfig``. ``server``, ``local``,
-            ``uuid`` and ``password`` (or ``password_file``) are needed.
+            ``uuid`` and ``password`` (or ``password_file``) are required.
 
     Raises:
         ConfigError: One or more options are missing, unknown or wrong.
@@ -35,12 +35,12 @@ class Client(Lifecycle[ClientConfig, ClientRun]):
         try:
             config = ClientConfig.from_options(**options)
         finally:
-            options.clear()  # a traceback with the values of variables must not show the password
+            options.clear()  # a traceback that shows the values of variables must not contain the password
         super().__init__(config)
 
     @property
     def port(self) -> int | None:
-        """The public port now; None while there is no connection."""
+        """The current public port; None while there is no connection."""
         run = self._run
         public = run.public if run is not None else None
         return None if public is None else public[1]
@@ -48,20 +48,20 @@ class Client(Lifecycle[ClientConfig, ClientRun]):
     def wait_ready(self, timeout: float | None = None) -> tuple[str, int]:
         """Waits until the local service is public.
 
-        A refusal and a certificate that isn't accepted are raised as soon as they are known, everything else only
-        when the time is over. Either way the client goes on trying until it is stopped.
+        A refusal or a rejected certificate is raised as soon as it is known, any other failure only when the timeout
+        expires. In both cases the client keeps trying until it is stopped.
 
         Args:
-            timeout: Seconds; None: for ever.
+            timeout: Seconds; None: no limit.
 
         Returns:
             The server's IP address and the public port.
 
         Raises:
-            RefusedError: Or the subclass that says why.
-            CertificateError: The server's certificate isn't accepted.
+            RefusedError: Or the subclass that names the reason.
+            CertificateError: The server's certificate was not accepted.
             ConnectError: The server could not be reached so far.
-            HandshakeTimeout: It did not answer, or there was no time for a whole attempt.
+            HandshakeTimeout: The server did not answer, or the timeout was too short for a complete attempt.
             LifecycleError: Not started, or stopped meanwhile.
         """
         return self._running().wait_ready(timeout)

@@ -1,6 +1,6 @@
 """Certificates, keys and trust, from the files of a configuration to GnuTLS.
 
-What ``run`` starts with and what ``check`` tries is the same code, so that neither takes what the other refuses.
+``run`` and ``check`` use the same code, so that each accepts what the other accepts.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from asport_sync.engine import Certificate, Credentials, Engine
 from asport_sync.errors import ConfigError, EngineError
 
 SOON = 14 * 86400
-"""Seconds before the end of a certificate from which on it is warned of: programs that renew begin a month before."""
+"""A warning is logged this many seconds before a certificate expires: renewal programs start a month before."""
 
 _Make: TypeAlias = Callable[..., Credentials]
 
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """What will keep clients and server from each other, though all of it can be used.
+    """Problems that prevent connections between clients and server, although all files are usable.
 
     Attributes:
-        faults: What never changes, each as a line.
-        dates: Whose dates count: what lines call it, the certificate, and what to do once it has ended.
+        faults: Permanent problems, one line each.
+        dates: Certificates whose validity period counts: their name in log lines, the certificate, and what to do once
+            it has expired.
     """
 
     faults: Sequence[str] = ()
     dates: Sequence[tuple[str, Certificate, str]] = ()
 
     def ends(self, now: float) -> list[str]:
-        """A line for each certificate that is not valid, or not for much longer.
+        """Returns a line for each certificate that is not valid, or expires soon.
 
         Args:
             now: As ``time.time``.
@@ -59,18 +60,18 @@ class Validity:
         return lines
 
     def problems(self, now: float) -> list[str]:
-        """All of it."""
+        """Returns the lines of ``faults`` and ``ends``."""
         return [*self.faults, *self.ends(now)]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a side needs for TLS.
+    """What a server or client needs for TLS.
 
     Attributes:
         credentials: For the engine.
-        validity: What is to be said of them.
-        private_key: Of a server; not shown by ``repr``.
+        validity: The problems found in them.
+        private_key: The server's; empty on a client. Not shown by ``repr``.
     """
 
     credentials: Credentials
@@ -79,12 +80,12 @@ class Loaded:
 
 
 def load_server(config: ServerConfig, engine: Engine, log: logging.Logger | None) -> Loaded:
-    """Loads certificate and key of a server.
+    """Loads the certificate and the key of a server.
 
     Args:
-        config: The server's.
+        config: The server's configuration.
         engine: Need not be started.
-        log: Where warnings about the key log go; None: this is a trial, and no key log is opened or made.
+        log: Receives warnings about the key log; None: this is a trial, and no key log is opened or created.
 
     Raises:
         ConfigError: Something is not usable. It names the file and the key.
@@ -110,9 +111,9 @@ def load_client(config: ClientConfig, engine: Engine, log: logging.Logger | None
     """Loads what a client trusts.
 
     Args:
-        config: The client's.
+        config: The client's configuration.
         engine: Need not be started.
-        log: As of ``load_server``.
+        log: As for ``load_server``.
 
     Raises:
         ConfigError: Something is not usable. It names the file and the key.
@@ -126,7 +127,7 @@ def load_client(config: ClientConfig, engine: Engine, log: logging.Logger | None
                 found = engine.certificates(content)
             except EngineError as problem:
                 raise _not_usable(problem, {"certificate": (key, source)}, key) from problem
-            # Of a bundle some have always ended; it is of no use once all have.
+            # A bundle usually contains some expired certificates; it is useless only once all have expired.
             if found:
                 last = max(found, key=lambda each: each.not_after)
                 dates.append(
@@ -148,14 +149,14 @@ def load_client(config: ClientConfig, engine: Engine, log: logging.Logger | None
 
 
 def try_out(config: ClientConfig | ServerConfig) -> list[str]:
-    """Loads what ``run`` would, without a socket, and forgets it.
+    """Loads what ``run`` would load, without a socket, and discards it.
 
     Returns:
-        What there is to warn of.
+        The warnings.
 
     Raises:
         ConfigError: Something is not usable.
-        EngineError: The system lets no engine be made.
+        EngineError: The system does not allow an engine to be created.
     """
     engine = Engine()
     try:
@@ -168,7 +169,7 @@ def try_out(config: ClientConfig | ServerConfig) -> list[str]:
 
 
 def trusted_certificates(config: ClientConfig) -> bytes:
-    """The certificates that the configuration names, as one PEM bundle.
+    """Returns the certificates named in the configuration, as one PEM bundle.
 
     Raises:
         ConfigError: A file can't be read.
@@ -177,15 +178,15 @@ def trusted_certificates(config: ClientConfig) -> bytes:
 
 
 def make_credentials(make: _Make, path: os.PathLike[str] | None, log: logging.Logger) -> Credentials:
-    """Makes credentials that log TLS secrets to the configured file, or else to what SSLKEYLOGFILE names.
+    """Creates credentials that log TLS secrets to the configured file, or else to the file that SSLKEYLOGFILE names.
 
-    Warns of the file. The environment may be set for other programs, or for another user: a file of its that can't be
-    written is warned of too, and nothing is logged then.
+    Logs a warning that names the file. The environment may be meant for other programs or another user: if its file
+    can't be written, that is only a warning too, and no secrets are logged.
 
     Args:
-        make: Makes the credentials, given ``keylog``.
+        make: Creates the credentials, given ``keylog``.
         path: The configured file.
-        log: Where warnings go.
+        log: Receives the warnings.
 
     Raises:
         ConfigError: The configured file can't be written.
@@ -197,19 +198,19 @@ def make_credentials(make: _Make, path: os.PathLike[str] | None, log: logging.Lo
     try:
         credentials = make(keylog=file)
     except EngineError as problem:
-        credentials = make(keylog=None)  # raises where something else is wrong
+        credentials = make(keylog=None)  # raises if something else is wrong
         if path is not None:
             raise ConfigError(str(problem), key="keylog") from problem
         log.warning("SSLKEYLOGFILE is ignored: %s", problem)
         return credentials
     log.warning("TLS secrets are written to %s: whoever can read that file can read all traffic", file)
-    loose = loose_permissions(file)  # of a file that was there before; a new one is its owner's alone
+    loose = loose_permissions(file)  # of an existing file; a new one is accessible to its owner only
     if loose is not None:
         log.warning("%s", loose)
     return credentials
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+# --- internal ---------------------------------------------------------------------------------------------------------
 
 
 def _make(make: _Make, keylog: Path | None, log: logging.Logger | None) -> Credentials:
@@ -222,10 +223,10 @@ def _make(make: _Make, keylog: Path | None, log: logging.Logger | None) -> Crede
 
 
 def _check_keylog(path: Path) -> None:
-    """Says whether the file could be written, without making it: it would belong to whoever checks.
+    """Checks that the file could be written, without creating it: it would belong to the user who runs the check.
 
     Raises:
-        ConfigError: It could not.
+        ConfigError: It can't be written.
     """
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK))
@@ -240,12 +241,12 @@ def _check_keylog(path: Path) -> None:
 def _not_usable(
     problem: EngineError, places: Mapping[str, tuple[str, Credential | None]], otherwise: str
 ) -> ConfigError:
-    """The engine's words about credentials with the file and the key that they are about.
+    """Converts an engine error about credentials to one that names the file and the key concerned.
 
     Args:
-        problem: What the engine said.
-        places: What it calls things; the key and the file of each.
-        otherwise: The key where it is none of them.
+        problem: The engine's error.
+        places: The key and the file of each part, by the engine's name for the part.
+        otherwise: The key to name if the error concerns none of them.
     """
     part, colon, said = str(problem).partition(": ")
     if not colon or part not in places:
@@ -258,7 +259,7 @@ def _not_usable(
 
 
 def _name(source: Credential, key: str) -> str:
-    """How lines name a file or, where there is none, the key."""
+    """Returns how log lines name a file or, if there is none, the key."""
     return key if source.path is None else str(source.path)
 
 
@@ -291,7 +292,7 @@ def _date(moment: float) -> str:
 
 
 def _trusted(config: ClientConfig) -> Iterable[tuple[str, Credential, bytes]]:
-    """Key, place and content of what a client is told to trust.
+    """Yields key, source and content of each certificate file or text that a client is configured to trust.
 
     Raises:
         ConfigError: A file can't be read.
@@ -309,7 +310,7 @@ def _bundle(trusted: Iterable[tuple[str, Credential, bytes]]) -> bytes:
 
 
 def _pem_of(der: bytes) -> bytes:
-    """A certificate as PEM (RFC 7468). By hand: the module ssl would bring a second TLS library into the process."""
+    """Returns a certificate as PEM (RFC 7468), without the module ssl, which would load a second TLS library."""
     text = binascii.b2a_base64(der, newline=False)
     lines = [text[start : start + 64] for start in range(0, len(text), 64)]
     return b"\n".join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])

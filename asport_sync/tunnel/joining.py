@@ -1,4 +1,4 @@
-"""A running client: the handshake, and what is done with streams and associations of the server."""
+"""A running client: the handshake, and the handling of the server's streams and associations."""
 
 from __future__ import annotations
 
@@ -83,34 +83,36 @@ from asport_sync.wire import (
 
 _log = logger("client")
 
-# UDP associations with a socket each. Half of the local ports that the kernel gives out by default, which others on
-# this machine want as well. Each takes 1.5 KiB here, and two or three of the kernel's.
+# Maximum number of UDP associations, each with a socket of its own. Somewhat more than half of the kernel's default
+# range of local ports (28,232), which other programs on this machine need as well. Each takes 1.5 KiB here, and two or
+# three in the kernel.
 _MOST_FLOWS = 16384
-_DESCRIPTORS_PER_FLOW = 2  # its socket, and the engine's own descriptor of that
-_MOST_HELD_STREAMS = 256  # streams that may wait for the ServerHello; a server has no reason to open any before it
-_MAX_STREAMS = 16384  # public TCP connections at the same time
-_IDLE_TIMEOUT = 30.0  # seconds; the server's, 10 s by default, is the shorter one and counts (RFC 9000 section 10.1)
-_LONGEST_HEARTBEAT = 86400.0  # seconds, as far as timeouts follow it: a multiple of it must fit the engine's clock
-# Seconds without a packet in either direction until a PING asks whether the server is still there. A server that was
-# restarted answers it with a stateless reset, so this is how long its clients take to notice: within a second, with
-# time for the handshake. It costs an idle client 200 bytes a second, both ways and all headers counted.
+_DESCRIPTORS_PER_FLOW = 2  # the socket, and the engine's duplicate of it
+_MOST_HELD_STREAMS = 256  # maximum of streams that wait for the ServerHello; a server has no reason to open any earlier
+_MAX_STREAMS = 16384  # maximum number of visitors' TCP connections at the same time
+_IDLE_TIMEOUT = 30.0  # seconds; the minimum of both sides applies (RFC 9000 section 10.1), by default the server's 10 s
+_LONGEST_HEARTBEAT = 86400.0  # seconds, as far as timeouts depend on it: a multiple of it must fit the engine's clock
+# Seconds without a packet in either direction until a keep-alive probe is sent. A restarted server answers it with a
+# stateless reset, so its clients notice the restart and have a new handshake within a second. It costs an idle client
+# 200 bytes per second, in both directions and including all headers.
 _SIGN_OF_LIFE = 0.75
-# Seconds without a sign of the server until another connection is attempted beside this one: three PINGs. The engine
-# adds three round trips.
+# Seconds without a packet from the server until another connection is attempted in addition to this one: three
+# keep-alive probes. The engine adds one probe timeout (RFC 9002 section 6.2.1), about three round trips.
 _SILENCE = 3 * _SIGN_OF_LIFE
-# Seconds that the server gets to answer while a newer connection waits to take over: three round trips within these.
+# Seconds that the server gets to answer while a newer connection waits to take over: three round trips, within these
+# bounds.
 _ASKED_SHORTEST = 0.2
 _ASKED_LONGEST = 1.0
-# Seconds for the answer where nothing hints that the server has forgotten the connection, because packets may be lost in
-# an outage. In one, a connection with a full congestion window sends only the packets of its probe timeouts, which our
-# build keeps at most one second apart. Below the 3 s after which servers close the newer connection, which does not
-# authenticate before the answer.
+# Seconds that it gets if nothing hints that it has forgotten the connection: the path may have outages. In an outage, a
+# connection with a full congestion window sends only probes (RFC 9002 section 6.2), which our build keeps at most one
+# second apart. The value is below the 3 s after which servers close a connection that does not authenticate, as the
+# newer one must not do before the answer.
 _ASKED_IN_OUTAGE = 2.5
 
-# These depend on which ports were asked for.
+# Refusals that depend on the requested ports.
 _REFUSALS_OF_PORTS = (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED)
 
-# These depend on what the server takes the mode byte for.
+# Refusals that depend on how the server reads the mode byte.
 _REFUSALS_OF_A_MODE = (ServerHelloCode.BIND_FAILED, ServerHelloCode.NETWORK_DENIED)
 
 _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
@@ -128,10 +130,10 @@ class ClientRun(Run):
     """A client between start and stop.
 
     Args:
-        config: What it was told.
+        config: The client's configuration.
         engine: Not started.
-        backoff: Decides when to try again.
-        asleep: Seconds that this machine has been asleep since some moment.
+        backoff: Chooses the time of the next attempt.
+        asleep: Returns how many seconds this machine has been asleep since an arbitrary moment.
     """
 
     def __init__(
@@ -168,14 +170,14 @@ class ClientRun(Run):
         self._network = NetworkWatch(self.pump, self._towards, lambda: self._happened(Word.NETWORK))
         self._asleep = asleep
         self._sleep: SleepWatch | None = None
-        self._port: int | None = None  # that the client had last, and may ask for again; the events thread
+        self._port: int | None = None  # the latest public port, which may be requested again; events thread only
         self._changed = threading.Condition()  # guards everything below
         self._links: dict[int, Link] = {}
-        self._server: SocketAddress | None = None  # the address that was tried last
-        self._current: Link | None = None  # the one that has joined
-        self._chosen: Link | None = None  # the one that is about to: its QUIC handshake is complete
+        self._server: SocketAddress | None = None  # the address tried last
+        self._current: Link | None = None  # the joined connection
+        self._chosen: Link | None = None  # the connection that joins next: its QUIC handshake is complete
         self._public: SocketAddress | None = None
-        self._failure: AsportError | None = None  # why the latest attempt failed; None where it did not
+        self._failure: AsportError | None = None  # why the latest attempt failed; None if it did not
         self._handlers: dict[type, Callable[[Link, Event], None]] = {
             Connected: self._connected,
             Closed: self._closed,
@@ -193,13 +195,13 @@ class ClientRun(Run):
 
     @property
     def public(self) -> SocketAddress | None:
-        """The server's address and the public port, while there is one."""
+        """The server's address and the public port; None while not connected."""
         with self._changed:
             return self._public
 
     @property
     def status(self) -> str:
-        """How things are, in one line."""
+        """The current state in one line."""
         with self._changed:
             if self._public is not None:
                 return f"public on {sockets.text(self._public)}"
@@ -241,7 +243,7 @@ class ClientRun(Run):
         self._connector.start()
 
     def end(self, deadline: float) -> bool:
-        """Ends the connector and closes local UDP sockets. The events thread and the pump have ended."""
+        """Ends the connector and closes local UDP sockets. The events thread and the pump have already ended."""
         ended = self._connector.stop(remaining(deadline))
         self._network.close()
         if self._sleep is not None:
@@ -256,7 +258,7 @@ class ClientRun(Run):
         return ended
 
     def stats(self) -> dict[str, object]:
-        """Figures of the client and of its connection."""
+        """Returns statistics of the client and its connections."""
         with self._changed:
             public = self._public
             links = [link for link in self._links.values() if not link.abandoned]
@@ -312,7 +314,7 @@ class ClientRun(Run):
         return link
 
     def give_up(self, link: Link) -> None:
-        """Closes a connection. Nothing it says counts any more. Also the events thread."""
+        """Closes a connection. Its further events are ignored. Also the events thread."""
         with self._changed:
             link.abandoned = True
             if self._chosen is link:
@@ -324,19 +326,19 @@ class ClientRun(Run):
             link.connection.close(0)
 
     def probe(self, link: Link, timeout: float) -> None:
-        """Asks the server for a sign of life."""
+        """Sends a keep-alive probe to the server."""
         with contextlib.suppress(EngineClosed):
             link.connection.probe(timeout)
 
     def received(self, link: Link) -> int:
-        """How many packets have come for a connection so far."""
+        """Returns the number of packets received on a connection so far."""
         try:
             return link.connection.info().packets_received
         except EngineClosed:
             return 0
 
     def migrate(self, link: Link) -> bool:
-        """Moves a connection to this machine's present address. Also the events thread."""
+        """Moves a connection to this machine's current address. Also the events thread."""
         try:
             with sockets.unbound_udp(link.remote[0]) as sock:
                 moved = link.connection.migrate(sock)
@@ -348,7 +350,7 @@ class ClientRun(Run):
         return moved
 
     def failed(self, failure: AsportError, delay: float | None) -> None:
-        """There is no connection."""
+        """Reports that there is no connection."""
         with self._changed:
             news = str(failure) != str(self._failure)
             self._failure = failure
@@ -395,7 +397,7 @@ class ClientRun(Run):
     # --- the events thread ---
 
     def handle(self, event: Event) -> None:
-        """Acts on an event. The events thread."""
+        """Handles an event. The events thread."""
         with self._changed:
             link = self._links.get(event.connection.id)  # type: ignore[union-attr]
         if link is not None:
@@ -419,14 +421,14 @@ class ClientRun(Run):
         if current is None:
             self._greet(link)
             return
-        # What stands has been silent; now that the server answers, it is asked once more, from where this machine is
-        # now. Two connections that live would be two clients to the server, with a port each. EngineClosed: its last
-        # event is on the way.
+        # The previous connection has been silent. As the server now answers, probe it once more, from this machine's
+        # current address: two live connections would be two clients to the server, each with its own port.
+        # EngineClosed: its last event is on the way.
         with contextlib.suppress(EngineClosed):
             limit = min(_ASKED_LONGEST, max(_ASKED_SHORTEST, 3 * current.connection.info().smoothed_rtt))
             with contextlib.suppress(EngineError, OSError):
                 if self.migrate(current):
-                    limit = _ASKED_LONGEST  # another path, another round trip
+                    limit = _ASKED_LONGEST  # a new path with an unknown round-trip time
             current.connection.probe(limit, _ASKED_IN_OUTAGE - limit)
 
     def _silence(self, link: Link, event: Event) -> None:
@@ -451,18 +453,18 @@ class ClientRun(Run):
             self._greet(successor)
 
     def _greet(self, link: Link) -> None:
-        """Sends the ClientHello, and what belongs to it."""
+        """Sends the ClientHello, starts heartbeats, and lets the server's Packets in."""
         config, connection = self._config, link.connection
         link.handshake.send_hello()
         proof = connection.export(token.label(config.uuid), token.context(config.password), token.TOKEN_LENGTH)
         first, last = config.expected_port_range.start, config.expected_port_range.end
         if self._port is not None and first < last:
-            # The port that it had, if that can be had: another client may come back to a restarted server sooner.
+            # Request the previous port. It may be taken: another client may have reached a restarted server first.
             link.same_port = True
             first = last = self._port
         connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, first, last)) + self._hint)
         connection.heartbeat(encode(Heartbeat()), config.heartbeat)
-        # The server has proved who it is. What it sends behind its ServerHello may overtake that.
+        # The handshake has authenticated the server. What it sends after its ServerHello may arrive before it.
         carrier = carrier_towards(connection, self._mode.udp)
         if self._mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM:
             self.counters.add("udp_on_streams_instead")
@@ -510,7 +512,7 @@ class ClientRun(Run):
         public = (link.remote[0], hello.port)
         with self._changed:
             if link.abandoned:
-                return  # given up a moment ago: nobody would take the port back
+                return  # given up a moment ago: the port must not be published
             self._public = public
             self._current, self._chosen = link, None
             self._failure = None
@@ -590,7 +592,8 @@ class ClientRun(Run):
         self._broke_rules(event.problem)
 
     def _broke_rules(self, problem: str) -> None:
-        # Never a reason to close: what else the server sends may be in order, and the reference does the same.
+        # Not a reason to close: the rest of what the server sends may be valid, and the reference does not close
+        # either.
         self.counters.add("server_violations")
         self.limit.warning(_log, "%s broke the rules: %s", self._config.server, problem)
 
@@ -610,7 +613,7 @@ class ClientRun(Run):
         self._service.forget(link.connection)
         self.pump.call(link.flows.close)
         while link.held:
-            # They outlive their connection until somebody has done with them.
+            # Streams outlive their connection until they are relayed, attached or reset.
             with contextlib.suppress(EngineClosed):
                 link.held.popleft()[0].refuse()
         if not link.abandoned:
@@ -623,13 +626,13 @@ class ClientRun(Run):
 
 
 def flow_budget(limit: int | None) -> int:
-    """UDP associations at the same time, given how many descriptors the process may have (None: any number).
+    """Returns the maximum number of UDP associations, given the limit of descriptors of the process (None: no limit).
 
-    Half of them stay for TCP and everything else.
+    Half of the descriptors remain for TCP and everything else.
     """
     return _MOST_FLOWS if limit is None else min(_MOST_FLOWS, limit // (2 * _DESCRIPTORS_PER_FLOW))
 
 
 def _again(failure: AsportError) -> AsportError:
-    """The same failure as a new exception, for several threads may raise it."""
+    """Returns the failure as a new exception, because several threads may raise it."""
     return type(failure)(str(failure))

@@ -1,4 +1,4 @@
-"""Starting, waiting, stopping: what ``Server`` and ``Client`` have in common."""
+"""Starting, waiting and stopping: the common base of ``Server`` and ``Client``."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 Self = TypeVar("Self", bound="Lifecycle[Any, Any]")
 
 STOP_TIMEOUT = 5.0
-"""Seconds that ``stop`` takes at most unless told otherwise."""
+"""Maximum number of seconds that ``stop`` takes by default."""
 
 
 class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
-    """A thing that is started and stopped, also more than once. Any thread.
+    """Something that can be started and stopped, more than once. Any thread.
 
     Args:
-        config: What it is told.
+        config: Its configuration.
     """
 
     def __init__(self, config: AnyConfig) -> None:
         self._config = config
-        # Reentrant, and with the thread that is inside, because a signal handler may call stop() in the middle of a
-        # start(), stop() or stats() of the same thread.
+        # Reentrant, and the thread inside is recorded, because a signal handler may call stop() while its own thread is
+        # in start(), stop() or stats().
         self._lock = threading.RLock()  # guards _run and _process
         self._ending = threading.RLock()  # held while a run is stopped, so that a second caller waits for the first
-        self._starter: int | None = None  # written under _lock
-        self._stopper: int | None = None  # written under _ending
+        self._starter: int | None = None  # the thread inside start(); written under _lock
+        self._stopper: int | None = None  # the thread inside stop(); written under _ending
         self._readers: set[int] = set()  # threads inside stats(); each adds and removes itself
-        self._unwanted = False  # a handler's stop() waits for its thread's start() or stats() to end
+        self._unwanted = False  # a signal handler's stop() waits for its thread's start() or stats() to end
         self._run: AnyRun | None = None
-        self._process: int | None = None  # the process that started it
+        self._process: int | None = None  # the process that called start()
 
     @classmethod
     def from_config(cls: type[Self], source: str | os.PathLike[str] | AnyConfig | None = None) -> Self:
-        """Makes one from a configuration file.
+        """Creates an instance from a configuration file.
 
         Args:
-            source: The file; None: the one that is found, see ``asport_sync.config.find``. Also a configuration that
-                was read already.
+            source: The file; None: the file that ``asport_sync.config.find`` finds. May also be a configuration that
+                was already read.
 
         Raises:
             ConfigError: The file can't be read, or something in it is wrong.
@@ -65,15 +65,15 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
     @staticmethod
     @abc.abstractmethod
     def _load(source: Any) -> Any:
-        """The configuration that ``from_config`` was given or pointed to."""
+        """Returns the configuration that ``from_config`` was given or pointed to."""
 
     @abc.abstractmethod
     def _new_run(self, engine: Engine) -> AnyRun:
-        """Makes what ``start`` starts."""
+        """Creates what ``start`` starts."""
 
     @abc.abstractmethod
     def _status(self, run: AnyRun) -> str:
-        """One line for the service manager."""
+        """Returns one line for the service manager."""
 
     def _new_engine(self) -> Engine:
         engine = Engine()
@@ -94,8 +94,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
         """Starts in the background and returns.
 
         Raises:
-            LifecycleError: Started already, also where that was before a fork; or this program's threads are none
-                (gevent).
+            LifecycleError: Already started, possibly before a fork; or this program's threads are not real threads
+                (gevent); or the system can't create a thread.
             ConfigError: An address can't be bound, or a certificate or key isn't usable.
         """
         self._check_process()
@@ -118,32 +118,32 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
                 self._process = os.getpid()
             finally:
                 self._starter = None
-        # From here on a handler's stop() finds the run; one that came before has left word.
+        # From here on a signal handler's stop() finds the run; an earlier one has set _unwanted.
         if self._unwanted:
             self.stop()
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
-        """Closes connections, ports and threads. Idempotent; ``start`` may follow.
+        """Closes connections and ports and ends the threads. Idempotent; ``start`` may follow.
 
-        In a forked child of the process that started it this does nothing: all of it is the parent's.
+        Does nothing in a forked child of the process that started it, because everything belongs to the parent.
 
-        A signal handler may call it. Where it interrupts a ``start``, ``stop`` or ``stats`` of its own thread it
-        returns at once: the stop goes on, or follows the start or the figures, when the handler has returned.
+        A signal handler may call it. If it interrupts a ``start``, ``stop`` or ``stats`` of its own thread, it returns
+        at once: when the handler has returned, the stop continues, or follows the start or the statistics.
 
         Args:
-            timeout: Seconds to wait for threads at most.
+            timeout: Maximum number of seconds to wait for threads.
         """
         if self._process not in (None, os.getpid()):
             return
         thread = threading.get_ident()
-        # The thread may hold locks there that others need to end.
+        # This thread may hold locks that other threads need in order to end.
         if self._starter == thread or thread in self._readers:
             self._unwanted = True
             return
         if self._stopper == thread:
             return
         with self._ending:
-            self._stopper = thread  # a handler that comes before this does the whole work itself
+            self._stopper = thread  # a handler that runs before this line does the whole work itself
             try:
                 with self._lock:
                     run = self._run
@@ -157,19 +157,19 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
                 self._stopper = None
 
     def run_forever(self) -> str | None:
-        """Starts, unless that was done, and returns after a signal or ``stop`` from another thread.
+        """Starts, if not yet started, and returns after a signal or a ``stop`` from another thread.
 
-        The signals are SIGINT, SIGTERM and, unless the program ignores or handles it, SIGHUP. They are looked at only
-        where this runs in the main thread, where they are unblocked meanwhile; their earlier handlers are put back. A
-        second signal does what it would do without us. systemd is told about start and end where it asked for that
-        (Type=notify).
+        The signals are SIGINT, SIGTERM and, unless the program ignores or handles it, SIGHUP. They are handled only if
+        this runs in the main thread, where they are unblocked meanwhile; the previous handlers are restored. A second
+        signal has the effect that it would have without this call. systemd is notified of start and stop if it
+        requested that (Type=notify).
 
         Returns:
             The signal's name; None: ``stop`` was called.
 
         Raises:
-            LifecycleError: In a forked child of the process that started it, or as ``start``.
-            ConfigError: As ``start``.
+            LifecycleError: In a forked child of the process that started it, or as for ``start``.
+            ConfigError: As for ``start``.
         """
         with Termination() as termination:
             self._check_process()
@@ -188,16 +188,16 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
             return name
 
     def stats(self) -> dict[str, object]:
-        """Figures at this moment, times in seconds and sizes in bytes.
+        """Returns current statistics, times in seconds and sizes in bytes.
 
         Returns:
-            ``running``; while it is, also ``uptime``, ``engine`` and ``counters`` (what was counted, by name),
-            ``workers``, and ``connections`` with the engine's figures of each. A server adds its ``address``, and to
-            each connection the user, peer, public port, networks and age. A client adds ``public``: the server's
-            address and the public port, or None.
+            ``running``; while it is, also ``uptime``, ``engine`` and ``counters`` (counts by name), ``workers``,
+            ``pump``, and ``connections`` with the engine's figures of each. A server adds its ``address``, and to each
+            connection the user, peer, public port, networks and age. A client adds ``public``: the server's address and
+            the public port, or None.
         """
         thread = threading.get_ident()
-        if thread in self._readers:  # by a handler that interrupted it
+        if thread in self._readers:  # called by a signal handler that interrupted stats()
             return {"running": self.running}
         self._readers.add(thread)
         try:
@@ -220,10 +220,10 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
         self.stop()
 
     def _running(self) -> AnyRun:
-        """What is started.
+        """Returns the current run.
 
         Raises:
-            LifecycleError: Nothing is, or it was in the parent process.
+            LifecycleError: Not started, or started in the parent process.
         """
         self._check_process()
         run = self._run
@@ -232,7 +232,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
         return run
 
     def _check_process(self) -> None:
-        # Before any lock: one that another thread held at the time of the fork is held for ever in the child.
+        # Before taking any lock: one that another thread held during the fork stays locked forever in the child.
         if self._process not in (None, os.getpid()):
             raise LifecycleError(
                 f"this {type(self).__name__} was started in the parent process; create a new one after fork"

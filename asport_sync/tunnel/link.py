@@ -1,4 +1,4 @@
-"""One connection of a client to its server, and what is said about it between the threads."""
+"""One connection of a client to its server, and the messages about it between threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asport_sync.wire import Address, ClientHandshake, ClientState
 
 
 class Word(enum.Enum):
-    """What the connector is told."""
+    """The kind of a message to the connector."""
 
     CONNECTED = "its QUIC handshake was complete before that of any other attempt"
     JOINED = "ServerHello success"
@@ -27,19 +27,19 @@ class Word(enum.Enum):
 
 @dataclasses.dataclass(eq=False)
 class Link:
-    """One connection to the server. After it is listed: the events thread, unless a field says otherwise.
+    """One connection to the server. Events thread only once it is listed, unless a field says otherwise.
 
     Attributes:
-        held: Streams that came before ServerHello.
-        public: The public address and port, once it has joined; see ``public_address``.
-        same_port: It asked for the port that the client had before and for no other.
-        abandoned: It was given up: written under the client's lock, and read without it by the events thread to ignore
-            what still comes.
+        held: Streams that arrived before the ServerHello.
+        public: The public address and port, once the client has joined; see ``public_address``.
+        same_port: Only the port that the client had before was requested.
+        abandoned: The connection was given up: written under the client's lock, and read without it by the events
+            thread to ignore further events.
     """
 
     connection: Connection
     remote: SocketAddress
-    flows: LocalFlows  # the pump thread
+    flows: LocalFlows  # pump thread only
     handshake: ClientHandshake = dataclasses.field(default_factory=ClientHandshake)
     held: collections.deque[tuple[Stream, Address | None]] = dataclasses.field(default_factory=collections.deque)
     public: Address | None = None
@@ -47,23 +47,24 @@ class Link:
     abandoned: bool = False
 
     def public_address(self, port: int) -> Address:
-        """The public address and port, as far as a client can know them.
+        """Returns the public address and port, as far as a client can know them.
 
-        ASPORT names no address: it is the server's that the QUIC connection goes to, with the port that was opened.
+        ASPORT transmits no address: this is the server address of the QUIC connection, with the port that was opened.
         """
-        host = self.remote[0].partition("%")[0]  # a zone means something on this machine only
+        host = self.remote[0].partition("%")[0]  # a zone is meaningful on this machine only
         return Address.from_text(host, port)
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """Something for the connector.
+    """A message to the connector.
 
     Attributes:
-        link: The connection it is about; None: about none.
-        problem: With FAILED: why.
-        steady: With FAILED: nobody has answered, or what stood was lost, so that the next attempt may come soon.
-        addresses: With ADDRESSES: what the resolver has said.
+        link: The connection concerned; None: none.
+        problem: With FAILED: the reason.
+        steady: With FAILED: the server did not answer, or an established connection was lost, so that the next attempt
+            may follow soon.
+        addresses: With ADDRESSES: the resolver's result.
     """
 
     link: Link | None
@@ -74,20 +75,20 @@ class Message:
 
 
 def is_steady(event: Closed, state: ClientState) -> bool:
-    """Whether a connection ended because nobody answered, or was lost after it had stood."""
+    """Whether a connection ended because the server did not answer, or was lost after the client had joined."""
     silent = (CloseCause.HANDSHAKE_TIMEOUT, CloseCause.IDLE, CloseCause.UNREACHABLE, CloseCause.STATELESS_RESET)
     return state is ClientState.AUTHENTICATED or event.cause in silent
 
 
 def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportError:
-    """The end of a connection as an exception, given how far the handshake was and what the client had asked for."""
+    """Returns the end of a connection as an exception, given the handshake's state and what was requested."""
     cause, detail = event.cause, f", {event.reason!r}" if event.reason else ""
     if cause is CloseCause.CERTIFICATE:
         said = f": {event.reason.rstrip('.')}" if event.reason else ""
         return CertificateError(f"the server's certificate isn't accepted{said}; what to do: {event.cure}")
     if cause is CloseCause.PEER_APPLICATION and state in (ClientState.AWAITING_HELLO, ClientState.REFUSED):
-        # What a refusal by the reference looks like: it closes before the reason has left. A server whose dialect does
-        # not have the mode byte does so too.
+        # A refusal by the reference looks like this: it closes before the reason has been sent. A server whose dialect
+        # lacks the mode byte does the same.
         return RefusedError(
             f"refused: the server closed the connection without a reason (code {event.code}{detail})"
             f"{'; ' if asked else ''}{asked}"

@@ -1,4 +1,4 @@
-"""Public ports: binding them, who holds which, and which one a returning user gets. The events thread."""
+"""Public ports: binding, ownership, and which port a returning user gets. The events thread."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from asport_sync.runtime import sockets
 from asport_sync.wire import ForwardMode
 
 _NEXT_PORT = frozenset({errno.EADDRINUSE, errno.EACCES, errno.EPERM})
-"""What says that this port can't be had; anything else would be the same with every port."""
+"""Errors that concern this port only; any other error would be the same with every port."""
 
 _RESOURCE_TRIES = 6
-_RESOURCE_DELAY = 0.2  # seconds between those tries; with a probe of predecessors the client's 3 s are not over yet
+_RESOURCE_DELAY = 0.2  # seconds between these tries; with a probe of predecessors, the total is below the client's 3 s
 
 _PREFERRED_TRIES = 4
-_PREFERRED_DELAY = 0.02  # seconds between those tries: the engine closes the predecessor's UDP socket in its own time
+_PREFERRED_DELAY = 0.02  # seconds between these tries: the engine closes the predecessor's UDP socket asynchronously
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where public ports are opened, and for whom.
+    """Where public ports are bound, and for which user.
 
     Attributes:
         ip: IP literal.
-        only_v6: IPV6_V6ONLY; None: as the system says.
-        user: Whose they are.
+        only_v6: IPV6_V6ONLY; None: the system's default.
+        user: UUID of the user.
     """
 
     ip: str
@@ -40,7 +40,7 @@ class Place:
     user: uuid.UUID
 
     def overlaps(self, other: Place) -> bool:
-        """Whether there may be an address that reaches both."""
+        """Whether some address may reach both."""
         mine, others = ipaddress.ip_address(self.ip), ipaddress.ip_address(other.ip)
         return mine == others or self._covers(others) or other._covers(mine)
 
@@ -50,10 +50,10 @@ class Place:
 
 
 class PublicPort:
-    """A port on the public side, with the sockets of the networks it was bound for.
+    """A public port, with the sockets of the networks that it was bound for.
 
     Attributes:
-        place: Where it is bound, and for whom.
+        place: Where it is bound, and for which user.
         number: The same for TCP and UDP.
         tcp: Listening socket, or None.
         udp: Bound socket, or None.
@@ -66,7 +66,7 @@ class PublicPort:
         self.udp: socket.socket | None = None
 
     def serves(self, mode: ForwardMode) -> bool:
-        """Whether it has one of the sockets that ``mode`` needs."""
+        """Whether it has at least one of the sockets that ``mode`` needs."""
         return (mode.tcp and self.tcp is not None) or (mode.udp is not None and self.udp is not None)
 
 
@@ -74,17 +74,17 @@ class PortTable:
     """The public ports of a server."""
 
     def __init__(self) -> None:
-        self._held: dict[int, set[tuple[socket.SocketKind, Place]]] = {}  # by number; none of the sets is empty
+        self._held: dict[int, set[tuple[socket.SocketKind, Place]]] = {}  # by port number; no set is empty
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
 
     def holds(self, place: Place, number: int, mode: ForwardMode) -> bool:
-        """Whether one of the sockets that ``mode`` needs is held here, or any socket of this number by another user.
+        """Whether a socket that ``mode`` needs is held here, or any socket of this number by another user.
 
-        A number stands for one service to those who use it, so what one user serves over TCP another must not answer
-        over UDP. That counts also for an address that is one of the other's; the sockets of one user that overlap so
-        are left to the system, which refuses the second one.
+        A number means one service to visitors, so what one user serves over TCP, another must not answer over UDP. For
+        different users, overlapping addresses count as the same. Overlapping sockets of one user are left to the
+        kernel, which refuses the second one.
         """
         kinds = list(_kinds(mode))
         return any(
@@ -96,7 +96,8 @@ class PortTable:
         """Binds what ``mode`` needs, TCP first.
 
         Raises:
-            OSError: Not all of it can be had; nothing is held then. EADDRINUSE also where somebody here holds it.
+            OSError: Not everything can be bound; nothing is held then. EADDRINUSE also if a client of this server holds
+                it.
         """
         port = PublicPort(place, number)
         try:
@@ -107,10 +108,10 @@ class PortTable:
         return port
 
     def complete(self, port: PublicPort, mode: ForwardMode) -> None:
-        """Binds what ``mode`` needs and the port lacks, and gives up what it doesn't need.
+        """Binds what ``mode`` needs and the port lacks, and closes what ``mode`` does not need.
 
         Raises:
-            OSError: As ``bind``. The port keeps what it has.
+            OSError: As for ``bind``. The port keeps what it has.
         """
         place, number = port.place, port.number
         if self.holds(place, number, ForwardMode(mode.tcp and not port.tcp, None if port.udp else mode.udp)):
@@ -127,13 +128,13 @@ class PortTable:
             self._release_udp(port)
 
     def release(self, port: PublicPort) -> None:
-        """Closes the sockets, which nobody may be using any more. Idempotent."""
+        """Closes the sockets, which must no longer be in use. Idempotent."""
         self._release_tcp(port)
         self._release_udp(port)
 
     def _release_tcp(self, port: PublicPort) -> None:
         if port.tcp is not None:
-            # Ends the listening itself, also where a child that was forked in C, unseen by Python, has a copy.
+            # Ends the listening itself, even if a child that C code forked, unnoticed by Python, holds a duplicate.
             with contextlib.suppress(OSError):
                 port.tcp.shutdown(socket.SHUT_RDWR)
             port.tcp.close()
@@ -161,23 +162,23 @@ def _kinds(mode: ForwardMode) -> Iterator[socket.SocketKind]:
 
 
 class Binding:
-    """The search for a port, in slices: a range may hold 65,535 ports, and other clients wait meanwhile.
+    """An incremental search for a port: a range may have 65,535, and other clients must not wait for all of them.
 
-    First ports taken over from predecessors, then preferred ones, then all in ascending order.
+    The order is: ports inherited from predecessors, preferred ports, then all others, ascending.
 
     Args:
-        table: Who holds what.
-        place: Where to bind, and for whom.
+        table: The ports held now.
+        place: Where to bind, and for which user.
         mode: What is needed.
-        ports: Those allowed; 0 is none.
-        inherited: Ports of dead predecessors with their sockets; those that aren't used are released.
+        ports: The allowed ports; 0 is skipped.
+        inherited: Ports of dead predecessors with their sockets; unused ones are released.
         preferred: Ports to try before the others.
 
     Attributes:
         port: The port, once found.
-        denied: What the system said of a port, where that was not that it is in use.
-        in_use: Whether one was in use.
-        problem: Why the search was given up early, or is short of resources for the moment; None: neither.
+        denied: The system's error for a port, other than EADDRINUSE.
+        in_use: Whether a port was in use.
+        problem: Why the search was given up early, or which resource is lacking for the moment; None: neither.
         delay: Seconds to wait before the next slice.
     """
 
@@ -199,14 +200,14 @@ class Binding:
         self._place = place
         self._mode = mode
         self._inherited = list(inherited)
-        # A port that a predecessor had until a moment ago may be in use for a moment longer.
+        # A predecessor's port may stay in use for a moment after its release.
         self._preferred = [*(port.number for port in self._inherited), *preferred]
         self._preferred_tries = _PREFERRED_TRIES
         self._resource_tries = _RESOURCE_TRIES
         self._candidates: Iterator[int] = (port for port in ports if port != 0)
 
     def advance(self, attempts: int) -> bool:
-        """Tries at most so many ports; returns whether the search is over."""
+        """Tries inherited and preferred ports, then up to ``attempts`` others; returns whether the search is over."""
         self.delay = 0.0
         self.problem = None
         while self._inherited:
@@ -232,7 +233,7 @@ class Binding:
         return len(batch) < attempts
 
     def abandon(self) -> None:
-        """Releases what was inherited and isn't needed. A port that was found stays with the caller."""
+        """Releases inherited ports that are not needed. A port that was found stays with the caller."""
         for port in self._inherited:
             self._table.release(port)
         self._inherited.clear()
@@ -250,7 +251,7 @@ class Binding:
         return False
 
     def _try_all(self, numbers: Iterable[int]) -> bool:
-        """Returns whether the search is over. Where it isn't and ``problem`` is set, all are to be tried again."""
+        """Returns whether the search is over. If not and ``problem`` is set, all ports must be tried again."""
         for number in numbers:
             try:
                 self.port = self._table.bind(self._place, number, self._mode)
@@ -272,11 +273,13 @@ class Binding:
 
 
 class Leases:
-    """Which ports a user had last, so that who comes back finds the same one. Forgets the users not seen for longest.
+    """The latest ports of each user, so that a returning client gets the same one.
+
+    Users not seen for longest are forgotten first.
 
     Args:
-        users: Users remembered.
-        each: Ports remembered for each.
+        users: Maximum number of users remembered.
+        each: Maximum number of ports remembered for each.
     """
 
     def __init__(self, users: int = 4096, each: int = 8) -> None:
@@ -285,12 +288,12 @@ class Leases:
         self._ports: collections.OrderedDict[uuid.UUID, list[int]] = collections.OrderedDict()
 
     def remember(self, user: uuid.UUID, port: int) -> None:
-        """The user held this port until now."""
+        """Records that the user held this port until now."""
         earlier = self._ports.pop(user, [])
         self._ports[user] = [port, *(other for other in earlier if other != port)][: self._each]
         while len(self._ports) > self._users:
             self._ports.popitem(last=False)
 
     def ports(self, user: uuid.UUID) -> tuple[int, ...]:
-        """The ports of a user, the latest first."""
+        """Returns the ports of a user, the latest first."""
         return tuple(self._ports.get(user, ()))

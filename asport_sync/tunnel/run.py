@@ -1,4 +1,4 @@
-"""What exists between start and stop of a server or client: an engine, its threads, and the loop over its events."""
+"""What exists between start and stop of a server or client: an engine, its threads, and the event loop."""
 
 from __future__ import annotations
 
@@ -34,39 +34,40 @@ from asport_sync.wire import UdpMode
 
 _engine_log = logger("engine")
 
-_DIALLERS = 64  # threads above max_workers, so that dialling and look-ups go on while all of those relay
+_DIALLERS = 64  # threads above max_workers, so that dialling and look-ups continue while all of those relay
 _CARRIERS = {UdpMode.NATIVE: Carrier.DATAGRAM, UdpMode.QUIC: Carrier.STREAM}
-# Bytes of a DATAGRAM's payload: the header of a Packet with an IPv6 address, and one byte of what it carries.
+# Minimum DATAGRAM payload in bytes: the header of a Packet with an IPv6 address, and one byte of its payload.
 _LEAST_DATAGRAM = 30
 
-_DAY = 86400.0  # seconds between two looks at the dates of certificates
+_DAY = 86400.0  # seconds between two checks of certificate dates
 
-_PAUSE_AFTER_ERROR = 0.1  # seconds until events are asked for again when that failed
+_PAUSE_AFTER_ERROR = 0.1  # seconds until the next wait for events after one failed
 
 CONGESTION = {
     "bbr": CongestionControl.BBR,
     "cubic": CongestionControl.CUBIC,
     "new_reno": CongestionControl.RENO,
 }
-"""The words of the configuration."""
+"""Congestion control algorithms, by their names in the configuration."""
 
 
 class Run(abc.ABC):
     """Base of ``ServerRun`` and ``ClientRun``. Started once, stopped once.
 
-    The events thread owns ``timers`` and whatever the subclass says belongs to it; the pump thread owns UDP sockets.
+    The events thread owns ``timers`` and everything that the subclass assigns to it; the pump thread owns UDP sockets.
 
     Args:
-        engine: Not started; belongs to this object from now on.
-        max_workers: Streams relayed by worker threads at the same time; with 0 the pump reads no sockets either.
-        tcp_keepalive: Seconds of silence after which the far end of a TCP connection is probed; 0: never.
-        log: The subclass's.
-        clock: Monotonic time in seconds, of the timers.
-        wall: Time of day in seconds since 1970, which the dates of certificates are compared with.
+        engine: Not started; owned by this object from now on.
+        max_workers: Maximum number of streams relayed by workers at the same time; with 0 the pump reads no sockets
+            either.
+        tcp_keepalive: Seconds of silence after which TCP keepalive probes a connection; 0: never.
+        log: The subclass's logger.
+        clock: Monotonic time in seconds, for the timers.
+        wall: Time of day in seconds since 1970, to compare with the dates of certificates.
 
     Attributes:
         stopping: Set as soon as the end has begun.
-        report: Takes one line on how things are; set by whoever wants to know.
+        report: Called with one line on the current state; set by its consumer.
     """
 
     def __init__(
@@ -91,25 +92,25 @@ class Run(abc.ABC):
         self.report: Callable[[str], object] = lambda text: None
         self.timers = Timers(clock)
         self._wall = wall
-        self._validity = Validity()  # set by the thread that starts; read by the events thread, a day later at first
+        self._validity = Validity()  # set by the starting thread; first read by the events thread one day later
         self.timers.after(_DAY, self._look_at_dates)
         self._events = threading.Thread(target=self._loop, name="asport-events", daemon=True)
 
     @abc.abstractmethod
     def begin(self) -> None:
-        """Opens what the outside sees. The threads of this class run already."""
+        """Opens what is visible from outside. The threads of this class are already running."""
 
     @abc.abstractmethod
     def handle(self, event: Event) -> None:
-        """Acts on an event. The events thread; must not block."""
+        """Handles an event. The events thread; must not block."""
 
     def place(self, connection: Connection) -> str:
-        """What log lines on streams of a connection begin with. The events thread."""
+        """Returns the prefix of log lines about streams of a connection. The events thread."""
         return ""
 
     @abc.abstractmethod
     def end(self, deadline: float) -> bool:
-        """Ends the subclass's threads and frees what it opened. The events thread and the pump have ended.
+        """Ends the subclass's threads and frees what it opened. The events thread and the pump have already ended.
 
         Args:
             deadline: When to stop waiting, on the monotonic clock.
@@ -119,11 +120,11 @@ class Run(abc.ABC):
         """
 
     def start(self) -> None:
-        """Starts the threads, then ``begin``.
+        """Starts the threads, then calls ``begin``.
 
         Raises:
             ConfigError: See ``begin``.
-            LifecycleError: The system has no thread to spare.
+            LifecycleError: The system can't create a thread.
         """
         try:
             self.engine.start()
@@ -136,32 +137,32 @@ class Run(abc.ABC):
             self.begin()
         except AsportError:
             raise
-        except RuntimeError as problem:  # what threading says
+        except RuntimeError as problem:  # raised by threading
             hint = "is there a limit of processes or memory, or a filter that refuses clone3?"
             raise LifecycleError(f"{problem}: {hint}") from problem
 
     def stop(self, timeout: float) -> None:
-        """Closes all connections, ends all threads, frees everything. Also after a ``start`` that failed."""
+        """Closes all connections, ends all threads and frees everything. Also for use after a failed ``start``."""
         deadline = time.monotonic() + timeout
         self.stopping.set()
-        # Peers are told; relays in workers and the loop over events end with EngineClosed.
+        # Notifies the peers; relays in workers and the event loop end with EngineClosed.
         self.engine.stop()
         if self._events.ident is not None:
             self._events.join(remaining(deadline))
         ended = self.pump.stop(remaining(deadline))
         ended &= self.end(deadline)
         ended &= self.workers.stop(remaining(deadline))
-        # Where the events thread is held up, most likely inside the program's own handler of a log line, another line
-        # would hold up the caller as well.
+        # If the events thread is blocked, most likely in the program's own log handler, another log line would block
+        # the caller as well.
         if not ended and not self._events.is_alive():
-            # A thread inside the system's resolver can't be called back. It ends with its answer, and meets a closed
-            # engine.
+            # A thread inside the system's resolver can't be interrupted. It ends with the resolver's answer and finds a
+            # closed engine.
             self.log.warning("a name is still being looked up; the thread ends with the answer")
         self.engine.close()
         self.stopping.close()
 
     def stats(self) -> dict[str, object]:
-        """Figures of this run that both sides have."""
+        """Returns the statistics that servers and clients have in common."""
         return {
             "engine": self.engine.counters(),
             "counters": self.counters.snapshot(),
@@ -174,7 +175,7 @@ class Run(abc.ABC):
         }
 
     def say_what_is_valid(self, validity: Validity) -> None:
-        """Warns of certificates that keep clients and server from each other, or soon will; of their dates daily."""
+        """Warns of certificates that prevent connections now or will do so soon; repeats those about dates daily."""
         self._validity = validity
         for problem in validity.problems(self._wall()):
             self.log.warning("%s", problem)
@@ -190,7 +191,7 @@ class Run(abc.ABC):
         while True:
             wait = self.timers.remaining()
             try:
-                # The engine counts whole milliseconds and rounds down; half of one more keeps this from spinning.
+                # The wait rounds down to whole milliseconds; half a millisecond more keeps the loop from spinning.
                 events = self.engine.wait(None if wait is None else wait + 0.0005)
             except EngineClosed:
                 break
@@ -204,11 +205,11 @@ class Run(abc.ABC):
             try:
                 self.timers.run()
             except EngineClosed:
-                pass  # of a connection that has gone meanwhile
+                pass  # the timer's connection has ended meanwhile
             except Exception:
                 with contextlib.suppress(MemoryError):
                     self.log.exception("a timer failed")
-        # Whoever waits for the end must not wait for ever where the engine ended without being told to.
+        # Threads that wait for the end must wake up even if the engine ended without being stopped.
         self.stopping.set()
 
     def _guarded(self, event: Event) -> None:
@@ -224,7 +225,7 @@ class Run(abc.ABC):
             else:
                 self.handle(event)
         except EngineClosed as gone:
-            # The connection ended while its event was looked at; Closed follows.
+            # The connection ended while its event was being handled; Closed follows.
             self.log.debug("%s: %s", type(event).__name__, gone)
         except Exception:
             with contextlib.suppress(MemoryError):
@@ -233,10 +234,10 @@ class Run(abc.ABC):
 
 
 def carrier_towards(connection: Connection, udp: UdpMode | None) -> Carrier | None:
-    """How Packets travel to a peer whose QUIC handshake is complete, where ``udp`` was agreed on.
+    """Returns the carrier of Packets to a peer whose QUIC handshake is complete, given the agreed UDP mode.
 
-    One that takes no DATAGRAM frames (RFC 9221 section 3) gets streams instead: a receiver accepts either carrier, and
-    the TCP side of the tunnel should not be lost to it.
+    A peer that takes no DATAGRAM frames (RFC 9221 section 3) gets streams instead: a receiver accepts either carrier,
+    and the tunnel's TCP should not be lost because of UDP.
 
     Raises:
         EngineClosed: The connection is over.
@@ -247,18 +248,18 @@ def carrier_towards(connection: Connection, udp: UdpMode | None) -> Carrier | No
 
 
 def remaining(deadline: float) -> float:
-    """Seconds until a moment of the monotonic clock, not below 0."""
+    """Returns the seconds until a time of the monotonic clock, at least 0."""
     return max(0.0, deadline - time.monotonic())
 
 
 def say_what_has_no_effect(config: ClientConfig | ServerConfig, log: logging.Logger) -> None:
-    """Logs a line for each key that was set and changes nothing."""
+    """Logs a line for each key that was set but has no effect."""
     for name, why in without_effect(config):
         log.info("%s has no effect: %s", name, why)
 
 
 def say_what_is_not_verified(tls: TlsClientConfig, log: logging.Logger) -> None:
-    """Logs a warning where the server's certificate is not verified, or only its key is."""
+    """Logs a warning if the server's certificate is not verified, or only its key is."""
     if tls.skip_certificate_verification and tls.certificates.pins:
         log.warning("of the server's certificate only its pinned key is verified: no name, no dates, no issuer")
     elif tls.skip_certificate_verification:
@@ -266,7 +267,7 @@ def say_what_is_not_verified(tls: TlsClientConfig, log: logging.Logger) -> None:
 
 
 def say_which_library(log: logging.Logger) -> None:
-    """Logs which ngtcp2 is used where it is the system's: a warning where nobody chose it."""
+    """Logs which ngtcp2 is used if it is the system's; a warning if it is only a fallback."""
     linked = versions()
     if linked["ngtcp2_origin"] == "system, fallback":
         log.warning(

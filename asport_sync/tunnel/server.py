@@ -1,4 +1,4 @@
-"""The public end of tunnels, as programs use it."""
+"""The public end of tunnels: the API for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asport_sync.tunnel.serving import ServerRun
 
 
 class Server(Lifecycle[ServerConfig, ServerRun]):
-    """Accepts clients, opens a public port for each, and tunnels what comes in there.
+    """Accepts clients, opens a public port for each, and tunnels what arrives there.
 
     ::
 
@@ -26,8 +26,8 @@ class Server(Lifecycle[ServerConfig, ServerRun]):
             ...
 
     Args:
-        listen: "ip:port" of the QUIC socket; port 0 lets the system choose. The configuration files' name of it,
-            ``server``, is taken too.
+        listen: "ip:port" of the QUIC socket; port 0 lets the system choose. Its name in configuration files,
+            ``server``, is accepted too.
         options: Every other key of a server's configuration, see ``asport_sync.config.ServerConfig``.
 
     Raises:
@@ -42,7 +42,7 @@ class Server(Lifecycle[ServerConfig, ServerRun]):
         try:
             config = ServerConfig.from_options(**options)
         finally:
-            options.clear()  # a traceback with the values of variables must not show passwords
+            options.clear()  # a traceback that shows the values of variables must not contain passwords
         super().__init__(config)
 
     @property
@@ -55,10 +55,10 @@ class Server(Lifecycle[ServerConfig, ServerRun]):
         return self._running().address
 
     def wait_ready(self, timeout: float | None = None) -> tuple[str, int]:
-        """The address of the QUIC socket: a server is ready as soon as ``start`` has returned.
+        """Returns the address of the QUIC socket: a server is ready as soon as ``start`` has returned.
 
         Args:
-            timeout: Not needed; taken so that servers and clients are waited for alike.
+            timeout: Not needed; accepted so that servers and clients have the same signature.
 
         Raises:
             LifecycleError: Not started.

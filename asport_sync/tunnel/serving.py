@@ -1,4 +1,4 @@
-"""A running server: the handshake of each connection, port takeover, and what belongs to a client that has joined."""
+"""A running server: the handshake of each connection, port takeover, and the resources of joined clients."""
 
 from __future__ import annotations
 
@@ -73,19 +73,19 @@ from asport_sync.wire import (
 
 _log = logger("server")
 
-# Seconds a refused client gets, at most, to acknowledge the reason before the connection is closed. A client that runs
+# Maximum seconds that a refused client gets to acknowledge the reason before the connection is closed. A running client
 # closes much earlier; one that is stopped for a moment on a busy machine still gets the reason before the close.
 _REFUSAL_LINGER = 3.0
-_BINDS_PER_SLICE = 64  # about 2 ms of system calls; then other events have their turn
-# Seconds that a connection gets to give a sign of life before another client of its user takes its place. A live client
-# on a busy machine may be late; a newcomer waits 3 s for its ServerHello.
+_BINDS_PER_SLICE = 64  # about 2 ms of system calls; then other events are handled
+# Seconds that a connection gets to answer a probe before another client of its user takes its place. A live client on a
+# busy machine may be late; a new client waits 3 s for its ServerHello.
 _PROBE = 1.0
-_ASKED_AT_ONCE = 16  # connections, for one newcomer: each costs this thread a call that waits for the engine
-_ASKING_LONGEST = 2.0  # seconds; what has not answered by then counts as alive
+_ASKED_AT_ONCE = 16  # maximum probes at once per new client: each costs this thread a call that waits for the engine
+_ASKING_LONGEST = 2.0  # seconds; connections that have not answered by then count as alive
 
-_PRIVILEGED = 1024  # first port that anybody may open, unless net.ipv4.ip_unprivileged_port_start says otherwise
+_PRIVILEGED = 1024  # first unprivileged port, unless net.ipv4.ip_unprivileged_port_start says otherwise
 
-_WIDE = 1000  # ports; users that share fewer are mostly meant to, such as two for one port
+_WIDE = 1000  # ports; users that share fewer usually do so on purpose, such as two users of one port
 
 _HEARTBEAT = encode(Heartbeat())
 
@@ -99,11 +99,11 @@ _REFUSALS = {
 
 @dataclasses.dataclass(eq=False)
 class Peer:
-    """One client's connection. The events thread writes; ``ServerRun.stats`` reads single fields.
+    """One client's connection. Written by the events thread; ``ServerRun.stats`` reads single fields.
 
     Attributes:
-        closing: It was refused or broke the rules; nothing it says counts any more.
-        gone: The engine has said its last word about it.
+        closing: The client was refused, was replaced or violated the protocol; its further commands are ignored.
+        gone: The engine has reported the end of the connection.
     """
 
     connection: Connection
@@ -121,12 +121,12 @@ class Peer:
 
     @property
     def label(self) -> str:
-        """How log lines name it."""
+        """The name of the client in log lines."""
         return f"client {sockets.text(self.address)}"
 
     @property
     def source(self) -> str:
-        """Whom repeated lines count for."""
+        """The source that repeated log lines count for."""
         return source_of(self.address[0])
 
 
@@ -135,17 +135,17 @@ class Claim:
     """A client that has authenticated and waits for its port. The events thread.
 
     Attributes:
-        asked: All that its mode byte may mean.
-        whole: What the user may have of that.
-        grant: What a port is looked for: all of it, or where there is none a part.
-        others: The parts that come next.
-        has_place: It is one of its user's clients, of which there may be only so many.
-        rivals: Connections of the same user that may be in its way and are still to be asked for a sign of life; None:
-            that was not needed so far.
-        waiting: Those that were asked, by their ids.
-        timer: When asking ends.
-        denied: What the system said of a port, where that was not that it is in use.
-        in_use: Whether one was in use.
+        asked: All possible meanings of its mode byte.
+        whole: What the user may have of these.
+        grant: What a port is searched for: ``whole``, or a part of it if there is no port for all.
+        others: The parts to search for next.
+        has_place: Whether it counts towards its user's ``max_clients``.
+        rivals: Connections of the same user that may be in its way and have not been probed yet; None: not needed so
+            far.
+        waiting: IDs of the connections that are being probed.
+        timer: Ends the probing.
+        denied: The system's error for a port, other than EADDRINUSE.
+        in_use: Whether a port was in use.
     """
 
     peer: Peer
@@ -167,10 +167,10 @@ class ServerRun(Run):
     """A server between start and stop.
 
     Args:
-        config: What it was told.
+        config: The server's configuration.
         engine: Not started.
-        clock: Monotonic time in seconds, of the timers.
-        wall: Time of day, as of ``Run``.
+        clock: Monotonic time in seconds, for the timers.
+        wall: Time of day, as for ``Run``.
     """
 
     def __init__(
@@ -188,14 +188,14 @@ class ServerRun(Run):
         self._began = time.monotonic()
         self._endpoint: Endpoint | None = None
         self._address: SocketAddress | None = None
-        self._lock = threading.Lock()  # guards changes of _peers against stats(); the events thread reads without it
+        self._lock = threading.Lock()  # guards _peers; the events thread, its only writer, reads without it
         self._peers: dict[int, Peer] = {}
-        # The events thread:
+        # Events thread only:
         self._ports = PortTable()
         self._leases = Leases()
-        self._clients: dict[uuid.UUID, dict[int, Peer]] = {}  # of each user, those that have a port or search for one
-        self._asked: dict[int, dict[Claim, None]] = {}  # by connection: who waits for its sign of life, in order
-        self._associations: SharedBudget[PublicUdp] = SharedBudget(MOST_ASSOCIATIONS)  # the pump thread
+        self._clients: dict[uuid.UUID, dict[int, Peer]] = {}  # by user: the clients that have a port or search for one
+        self._asked: dict[int, dict[Claim, None]] = {}  # by connection: the claims that wait for its answer, in order
+        self._associations: SharedBudget[PublicUdp] = SharedBudget(MOST_ASSOCIATIONS)  # pump thread only
         self._handlers: dict[type, Callable[..., None]] = {
             Connected: self._connected,
             Closed: self._closed,
@@ -213,7 +213,7 @@ class ServerRun(Run):
 
     @property
     def address(self) -> SocketAddress:
-        """Where the QUIC socket is."""
+        """The address of the QUIC socket."""
         assert self._address is not None
         return self._address
 
@@ -221,7 +221,7 @@ class ServerRun(Run):
         """Opens the QUIC socket.
 
         Raises:
-            ConfigError: It can't be opened, or certificate, key or key log aren't usable.
+            ConfigError: It can't be opened, or the certificate, the key or the key log isn't usable.
         """
         config = self._config
         loaded = load_server(config, self.engine, _log)
@@ -242,7 +242,7 @@ class ServerRun(Run):
         except OSError as problem:
             raise ConfigError(f"can't listen on {config.server}: {problem.strerror}", key="server") from problem
         except EngineError as problem:
-            # The configuration was checked, but a program may have put it together itself.
+            # Configuration files are checked, but a program may have constructed the configuration itself.
             raise ConfigError(f"can't listen on {config.server}: {problem}; asked for {transport}") from problem
         say_what_has_no_effect(config, _log)
         if not sockets.is_here(host):
@@ -250,7 +250,7 @@ class ServerRun(Run):
         _log.info("accepting clients on %s, users: %d", sockets.text(self._address), len(self._users))
 
     def _reset_key(self, private_key: bytes, address: SocketAddress) -> bytes:
-        """The key of stateless reset tokens."""
+        """Returns the key of stateless reset tokens."""
         if self._config.reset_key is not None:
             return shared_reset_key(self._config.reset_key)
         machine = machine_id()
@@ -263,22 +263,22 @@ class ServerRun(Run):
         return stateless_reset_key(private_key, machine, address)
 
     def handle(self, event: Event) -> None:
-        """Acts on an event. The events thread."""
+        """Handles an event. The events thread."""
         self._handlers[type(event)](event)
 
     def place(self, connection: Connection) -> str:
-        """The public port of the connection, while it stands."""
+        """Returns the public port of the connection as a log prefix; empty if it has none."""
         peer = self._peers.get(connection.id)
         return "" if peer is None or peer.port is None else f"port {peer.port.number}: "
 
     def end(self, deadline: float) -> bool:
-        """Closes public ports. The events thread and the pump have ended."""
+        """Closes public ports. The events thread and the pump have already ended."""
         for peer in list(self._peers.values()):
             self._release(peer)
         return True
 
     def stats(self) -> dict[str, object]:
-        """Figures of the server and of each connection."""
+        """Returns statistics of the server and of each connection."""
         with self._lock:
             peers = list(self._peers.values())
         return {
@@ -304,7 +304,7 @@ class ServerRun(Run):
         return figures
 
     def _do_without_ipv6(self, host: str) -> None:
-        """Opens ports on all IPv4 addresses where ``::`` was meant and the system has no IPv6. Says so once."""
+        """Replaces ``::`` by ``0.0.0.0``, all IPv4 addresses, if the system has no IPv6. Logs that once."""
         changed = {
             name: dataclasses.replace(user, bind_ip=ip)
             for name, user in self._users.items()
@@ -336,7 +336,7 @@ class ServerRun(Run):
             max_streams_bidi=0,  # clients open none
         )
 
-    # --- the handshake; all from here on: the events thread ---
+    # --- the handshake; from here on: the events thread ---
 
     def _connected(self, event: Connected) -> None:
         peer = Peer(event.connection, event.peer, time.monotonic())
@@ -408,7 +408,7 @@ class ServerRun(Run):
         peer.closing = True
         self._leave(peer)
         self.counters.add(f"refused_{code.name.lower()}")
-        # Of each reason apart: anybody can fail to authenticate as often as he likes.
+        # Limited separately for each reason, because anyone can fail to authenticate any number of times.
         text = "%s: refused, %s: %s"
         self.limit.warning(_log, text, peer.label, _REFUSALS[code], detail, kind=code, source=peer.source)
         if code is ServerHelloCode.AUTH_FAILED and not self._config.authentication_failed_reply:
@@ -417,11 +417,11 @@ class ServerRun(Run):
             return
         peer.handshake.refuse(code)
         peer.connection.send(encode(ServerHello(code)))
-        # Closed at once, the client would see the end of the connection and never the reason.
+        # After an immediate close, the client would see the end of the connection but not the reason.
         peer.connection.close(0, linger=_REFUSAL_LINGER)
 
     def _break_off(self, peer: Peer, problem: str) -> None:
-        """Closes a connection whose client broke the rules."""
+        """Closes a connection whose client violated the protocol."""
         peer.closing = True
         self._leave(peer)
         self.counters.add("connections_broken_off")
@@ -433,7 +433,7 @@ class ServerRun(Run):
     # --- which port ---
 
     def _find_place(self, claim: Claim) -> None:
-        """Makes a newcomer one of its user's clients before anything is bound."""
+        """Counts a new client towards its user's ``max_clients`` before anything is bound."""
         clients = self._clients.setdefault(claim.user.uuid, {})
         if len(clients) >= claim.user.max_clients:
             self._ask(claim)
@@ -443,17 +443,17 @@ class ServerRun(Run):
         self._bind(claim)
 
     def _leave(self, peer: Peer) -> None:
-        """It is none of its user's clients any more. Idempotent."""
+        """Stops counting a client towards its user's ``max_clients``. Idempotent."""
         if peer.user is not None and (clients := self._clients.get(peer.user.uuid)) is not None:
             clients.pop(peer.connection.id, None)
             if not clients:
                 del self._clients[peer.user.uuid]
 
     def _ask(self, claim: Claim) -> None:
-        """Asks connections in the newcomer's way whether they are still there, a few at a time.
+        """Probes connections in the new client's way, a few at a time.
 
-        A client that was restarted, or whose address changed, finds its place and its port taken by the connection it
-        has left behind, which nobody misses until the idle timeout. One that is silent is enough.
+        A client that was restarted, or whose address changed, finds its place and port taken by its previous
+        connection, which would otherwise remain until the idle timeout. One silent connection is enough.
         """
         if claim.rivals is None:
             claim.rivals = collections.deque(self._rivals(claim))
@@ -476,9 +476,9 @@ class ServerRun(Run):
             claim.timer = self.timers.after(_ASKING_LONGEST, lambda: self._stop_asking(claim))
 
     def _rivals(self, claim: Claim) -> Iterable[Peer]:
-        """The user's connections that hold a port this one could get, and where it lacks a place all that have one.
+        """Returns the user's connections that hold a port this client could get; all with a port if it lacks a place.
 
-        Its own predecessor has most likely come from the same address.
+        Those of the same address come first: its own predecessor most likely had that address.
         """
 
         def in_the_way(peer: Peer) -> bool:
@@ -491,14 +491,14 @@ class ServerRun(Run):
     def _probed(self, event: Probed) -> None:
         rival = self._peers.get(event.connection.id)
         claims = self._no_longer_asked(event.connection.id)
-        # Asked again at the last moment: the answer may have come while the event waited for this thread.
+        # Checked again here: the answer may have arrived while the event waited for this thread.
         if claims and rival is not None and not event.alive and not rival.closing and _is_silent(rival):
             self._take_over(claims.pop(0), rival)
         for claim in claims:
             self._ask(claim)
 
     def _no_longer_asked(self, connection_id: int) -> list[Claim]:
-        """Those who still wait for this connection's sign of life, which they do no more."""
+        """Stops waiting for this connection's answer; returns the claims that still waited for it."""
         claims = [claim for claim in self._asked.pop(connection_id, {}) if connection_id in claim.waiting]
         for claim in claims:
             claim.waiting.discard(connection_id)
@@ -510,7 +510,7 @@ class ServerRun(Run):
             self._refuse_place(claim)
 
     def _try_again(self, claim: Claim) -> None:
-        """A connection in the newcomer's way has ended. Those not heard of yet are asked again if need be."""
+        """Resumes a claim after a connection in its way has ended. Unanswered probes are repeated if necessary."""
         assert claim.rivals is not None
         claim.rivals.extendleft(self._peers[number] for number in claim.waiting if number in self._peers)
         claim.waiting.clear()
@@ -530,13 +530,13 @@ class ServerRun(Run):
             self._refuse(claim.peer, ServerHelloCode.BIND_FAILED, why)
 
     def _take_over(self, claim: Claim, rival: Peer) -> None:
-        """A connection that is silent leaves its place and its port to the newcomer."""
+        """Gives the place and the port of a silent connection to the new client."""
         claim.waiting.clear()
         port = self._detach(rival)
         rival.closing = True
         self._leave(rival)
         rival.handshake.close()
-        # Its relays end with it; that is what tells the public side.
+        # Its relays end with it, which is how visitors notice.
         self._close_quietly(rival.connection)
         self.counters.add("ports_taken_over")
         number = 0 if port is None else port.number
@@ -600,11 +600,11 @@ class ServerRun(Run):
         try:
             peer.handshake.accept(port.number)
             carrier = carrier_towards(connection, mode.udp)
-            # Of one that takes no DATAGRAM frames there is nothing to find out.
+            # If the client takes no DATAGRAM frames, there is nothing to find out.
             ask = claim.grant.carrier_unknown and carrier is Carrier.DATAGRAM
             if port.udp is not None:
-                # Before the port is announced: until the engine has it, the socket holds no more than a few datagrams.
-                # Nothing leaves for the client yet, as associations are added on this thread's word.
+                # Before the port is announced: until the engine has the socket, it buffers only a few datagrams.
+                # Nothing is sent to the client yet, because associations are added only on request of this thread.
                 peer.udp = PublicUdp(
                     self.pump,
                     connection,
@@ -620,7 +620,7 @@ class ServerRun(Run):
         except EngineError:
             self._release(peer)
             raise
-        # Not before ServerHello: a client need not expect anything else first. Connections wait in the backlog.
+        # Not before the ServerHello, which a client may expect first. Connections wait in the backlog.
         if port.tcp is not None:
             peer.listener = PublicListener(connection, port.tcp, self.timers, self.counters, _log, self.limit)
             peer.listener.open()
@@ -659,11 +659,11 @@ class ServerRun(Run):
         )
 
     def _detach(self, peer: Peer) -> PublicPort | None:
-        """Takes a client's port out of service, with its sockets open; None where it has none."""
+        """Takes a client's port out of service without closing its sockets; returns None if it has none."""
         if peer.listener is not None:
             peer.listener.close()
-        # Waits for the pump, a turn of it at most: a descriptor that is closed under a thread that is about to use it
-        # may by then name another socket.
+        # Waits for the pump, for one turn of its loop at most: a descriptor closed while another thread is about to use
+        # it may then refer to another socket.
         if peer.udp is not None:
             self.pump.call_and_wait(peer.udp.close)
         peer.listener = peer.udp = None
@@ -692,7 +692,7 @@ class ServerRun(Run):
             self.counters.add("handshakes_failed")
             level: Callable[..., object] = _log.debug
             if event.setting_at_fault:
-                # Clients can't mend it, and their users may not be heard of.
+                # Clients can't fix it, and their users may not report it.
                 level = functools.partial(
                     self.limit.log,
                     logging.INFO,
@@ -746,8 +746,8 @@ class ServerRun(Run):
             self.pump.call(peer.udp.busy, event.udp)
 
     def _flow_wanted(self, event: FlowWanted) -> None:
-        # Associations are the server's to make. The packet is dropped and counted; one for an association that has just
-        # ended is nobody's fault.
+        # Only the server creates associations. The packet is dropped and counted; if its association has just ended,
+        # neither side is at fault.
         self.counters.add("packets_unknown_association")
         self.pump.call(self._refuse_flow, event.connection, event.association)
 
@@ -760,7 +760,7 @@ class ServerRun(Run):
 
 
 def _is_silent(peer: Peer) -> bool:
-    """Whether nothing has been heard of a connection since it was asked."""
+    """Whether nothing has been received on a connection since it was probed."""
     try:
         return peer.connection.info().silence >= _PROBE
     except EngineClosed:
@@ -768,7 +768,7 @@ def _is_silent(peer: Peer) -> bool:
 
 
 def _why_none(claim: Claim) -> str:
-    """Why a claim got none of its ports."""
+    """Returns why a claim got none of its ports."""
     if claim.denied is None:
         return "all in use"
     said = claim.denied.strerror
@@ -782,21 +782,21 @@ def _either(asked: tuple[Meaning, ...]) -> str:
 
 
 def stateless_reset_key(private_key: bytes, machine: bytes, address: SocketAddress) -> bytes:
-    """The 32-byte key of stateless reset tokens (RFC 9000 section 10.3), by HKDF (RFC 5869).
+    """Returns the 32-byte key of stateless reset tokens (RFC 9000 section 10.3), derived by HKDF (RFC 5869).
 
-    It is the same after a restart without being kept in a file, so that clients of the server before learn at once that
-    their connections are gone. No two servers that run at the same time have the same one: each would answer packets of
-    the other's connections with a token that ends them (section 21.11).
+    It stays the same after a restart without being stored in a file, so that the previous server's clients learn at
+    once that their connections are gone. No two servers that run at the same time have the same key: each would answer
+    packets of the other's connections with a token that ends them (section 21.11).
 
     Args:
         private_key: The server's; several servers may have the same one.
-        machine: What tells this machine from others.
-        address: What the QUIC socket is bound to.
+        machine: Identifies this machine.
+        address: The address that the QUIC socket is bound to.
     """
     info = HiddenBytes(b"stateless reset\0%s\0%s" % (machine, sockets.text(address).encode()))
     return derive_key(private_key, salt=b"asport-sync", info=info)
 
 
 def shared_reset_key(secret: bytes) -> bytes:
-    """The same for servers that are meant to end each other's connections: made of a secret that they share."""
+    """Returns the key for servers that are meant to end each other's connections, derived from a secret they share."""
     return derive_key(secret, salt=b"asport-sync", info=b"shared stateless reset")

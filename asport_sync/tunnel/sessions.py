@@ -1,4 +1,4 @@
-"""Association ids of one connection, as the server chooses them, and who has how many."""
+"""Association IDs of one connection, as the server assigns them, and how many each address or port has."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Generic, TypeVar
 Holder = TypeVar("Holder")
 
 LAST_ASSOCIATION = 65535
-"""The id has 16 bits. 0 is left out: an unset field must not name an association."""
+"""The ID has 16 bits. 0 is left out: an unset field must not name an association."""
 
 
 class AssociationTable:
-    """Which ids are taken. One thread.
+    """The IDs in use. One thread.
 
-    Ids are given out in ascending order from 1 and start over after the last, so that a freed one comes back as late as
-    possible: packets for its former owner may still be on their way.
+    IDs are assigned in ascending order from 1 and start over after the last, so that a freed one is reused as late as
+    possible: packets of its previous association may still be in flight.
 
     Args:
-        most: Associations at the same time.
+        most: Maximum number of associations at the same time.
     """
 
     def __init__(self, most: int = LAST_ASSOCIATION) -> None:
@@ -34,11 +34,11 @@ class AssociationTable:
 
     @property
     def full(self) -> bool:
-        """Whether ``most`` are taken."""
+        """Whether the maximum is reached."""
         return len(self._taken) >= self._most
 
     def allocate(self) -> int | None:
-        """Takes the next free id; None where ``most`` are taken."""
+        """Takes the next free ID; returns None if the maximum is reached."""
         if self.full:
             return None
         while True:
@@ -48,19 +48,19 @@ class AssociationTable:
                 return self._last
 
     def release(self, association: int) -> None:
-        """Frees an id. Does nothing where it isn't taken."""
+        """Frees an ID. Does nothing if it is not in use."""
         self._taken.discard(association)
 
 
 class SourceShares:
-    """How many associations each source address has, so that none keeps them from others. One thread.
+    """Counts the associations of each source address, so that none takes all. One thread.
 
     Args:
-        most: Associations of one source address, where others want some as well; at least half of all, so that no two
-            can have more.
+        most: Maximum number of associations of one source address while others want some; at least half of all, so that
+            only one address can exceed it.
 
     Attributes:
-        over: The address that has more than that; None: there is none.
+        over: The address that exceeds the maximum; None: there is none.
     """
 
     def __init__(self, most: int) -> None:
@@ -73,18 +73,18 @@ class SourceShares:
         return len(self._taken)
 
     def full(self, ip: str) -> bool:
-        """Whether this address has as many as it may where others want some."""
+        """Whether this address has reached its maximum."""
         return self._taken[ip] >= self._most
 
     def take(self, association: int, ip: str) -> None:
-        """The association is this address's."""
+        """Counts an association of this address."""
         self._source[association] = ip
         self._taken[ip] += 1
         if self._taken[ip] > self._most:
             self.over = ip
 
     def give_back(self, association: int) -> None:
-        """The association is over. Does nothing where it is nobody's."""
+        """Stops counting an association. Does nothing if it is not counted."""
         ip = self._source.pop(association, None)
         if ip is not None:
             self._taken[ip] -= 1
@@ -95,13 +95,12 @@ class SourceShares:
 
 
 class SharedBudget(Generic[Holder]):
-    """Associations that several ports have together. One thread.
+    """Associations that several ports share. One thread.
 
-    While there are enough, each port may have as many as it likes; then none that has less than its fair share goes
-    without.
+    While enough are free, a port may take any number. Once all are in use, no port below its fair share is refused.
 
     Args:
-        most: Associations of all ports.
+        most: Maximum number of associations of all ports.
     """
 
     def __init__(self, most: int) -> None:
@@ -113,27 +112,30 @@ class SharedBudget(Generic[Holder]):
         return self._total
 
     def take(self, holder: Holder) -> None:
-        """The holder has one more."""
+        """Counts one more association of the holder."""
         self._held[holder] += 1
         self._total += 1
 
     def give_back(self, holder: Holder, count: int = 1) -> None:
-        """The holder has so many less."""
+        """Counts ``count`` fewer associations of the holder."""
         self._held[holder] -= count
         self._total -= count
         if self._held[holder] == 0:
             del self._held[holder]
 
     def drop(self, holder: Holder) -> None:
-        """The holder has none any more."""
+        """Removes all associations of the holder."""
         self._total -= self._held.pop(holder, 0)
 
     def excess(self, holder: Holder) -> int:
-        """How many more than its fair share the holder has; 0: none."""
+        """Returns how many more than its fair share the holder has; 0: none."""
         return max(0, self._held.get(holder, 0) - self.most // max(1, len(self._held)))
 
     def giver(self, holder: Holder) -> Holder | None:
-        """Who has to give some up before this one may have another: None, the same one, or one that has more."""
+        """Returns which holder must give some up before this one may take another; None: neither it nor any other.
+
+        It is the same holder if it has its fair share already, else the one with the most.
+        """
         if self._total < self.most:
             return None
         held = self._held.get(holder, 0)

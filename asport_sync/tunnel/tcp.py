@@ -1,7 +1,7 @@
-"""TCP: public listeners on the server, the local service on the client, and the workers that relay what moves much.
+"""TCP: public listeners on the server, the local service on the client, and the workers that relay large transfers.
 
-Connections and bytes are the engine's: it accepts, dials and relays. Python decides where a listener and the local
-service are, dials where that takes more than one known address, and lends threads.
+The engine accepts, dials and relays. Python decides where a listener and the local service are, dials when that takes
+more than one known address, and lends threads.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from asport_sync.runtime.threads import StopSignal, WorkerPool
 from asport_sync.runtime.timers import Timer, Timers
 from asport_sync.wire import Address, proxy_header
 
-_OPEN_TRIES = 60  # times that a listener is tried to be taken into service
-_LINE_PERIOD = 60.0  # seconds between two lines on connections that the local service does not take for one reason
-_PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, by which descriptors or memory are there again or never
-_ENGINE_DIAL_TIMEOUT = 1.0  # seconds for the engine to connect; then a worker tries, with all the time there is
-# Lines a second about streams that have ended, at level info. A crowd of short connections must not cost more to be
-# written down than to be served: a line takes Python about as long as the engine takes for two connections.
+_OPEN_TRIES = 60  # maximum number of attempts to open a listener
+_LINE_PERIOD = 60.0  # seconds between two log lines about connections dropped for the same reason
+_PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, after which a lack of descriptors or memory counts as permanent
+_ENGINE_DIAL_TIMEOUT = 1.0  # seconds for the engine to connect; then a worker tries, with the full timeout
+# Maximum log lines per second about ended streams, at level info. Logging many short connections must not cost more
+# than serving them: a line takes Python about as long as the engine takes for two connections.
 _LINES_PER_SECOND = 200
 _EVERY_LINE = 0xFFFFFFFF  # at level debug
-_NAME_LASTS = 10.0  # seconds that the address which a name led to is dialled without looking the name up again
+_NAME_LASTS = 10.0  # seconds for which the address that a name resolved to is dialled without another look-up
 
 
 class Relays:
-    """Knows what becomes of streams: reports their ends, and finds workers for those that move much. Any thread.
+    """Logs the ends of streams, and provides workers for large transfers. Any thread.
 
     Args:
-        engine: Relays.
-        workers: Where relaying threads come from.
-        most: Streams relayed by workers at the same time.
-        counters: Where drops are counted.
-        log: Gets one line for each stream: at level info of 200 a second at most, at level debug of all, and of
-            their beginnings.
-        place: What such a line begins with, for streams of a connection.
+        engine: Relays the streams.
+        workers: Provides the relaying threads.
+        most: Maximum number of streams relayed by workers at the same time.
+        counters: Counts drops.
+        log: Receives one line for each stream: at level info for at most 200 per second, at level debug for all, and
+            for their beginnings.
+        place: Returns the prefix of such a line, for streams of a connection.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Relays:
         self._limit = RateLimit()
 
     def begin(self) -> None:
-        """Tells the engine how many workers there are, and whether anybody reads of ends."""
+        """Tells the engine how many workers there are, and which ends of streams to report."""
         most = _LINES_PER_SECOND if self._log.isEnabledFor(logging.INFO) else 0
         every = self._log.isEnabledFor(logging.DEBUG)
         self._engine.report_streams(_EVERY_LINE if every else most, begins=every)
@@ -75,7 +75,7 @@ class Relays:
             self._engine.share_streams(self._most)
 
     def attach(self, stream: Stream, sock: socket.socket, label: str) -> None:
-        """Has the engine relay. The socket is taken over."""
+        """Lets the engine relay. Takes ownership of the socket."""
         try:
             stream.attach(sock)
         except EngineClosed:
@@ -83,34 +83,34 @@ class Relays:
             self._counters.add("streams_gone_before_relay")
             self._log.info("%s: the QUIC connection ended before the relay began", label)
         except EngineError as problem:
-            # Nobody can relay the stream: whoever waits at its other end must not wait for ever.
-            sock.close()  # the engine has done that already, but for what it did not come to
+            # Nothing can relay the stream, and its peer must not wait forever.
+            sock.close()  # no effect if ``attach`` has already taken the descriptor
             self._counters.add("streams_dropped_no_relay")
             self._limit.warning(self._log, "%s dropped: %s", label, problem)
             with contextlib.suppress(EngineClosed):
                 stream.reset()
 
     def bulk(self, event: StreamBulk) -> None:
-        """A stream that moves much: a worker relays it from here on."""
+        """Hands a large transfer to a worker, which relays it from here on."""
         label = self._label(event)
         began = time.monotonic() - event.lasted
         if not self._workers.offer(self._work, event.stream, event.sock, label, began):
-            # Nobody relays the stream now, so it must not wait until one of those that dial is back.
+            # The stream is not relayed now, so it must not wait until a worker that dials is free.
             self.attach(event.stream, event.sock, label)
             self._share_one()
 
     def begun(self, event: StreamBegun) -> None:
-        """The engine relays a stream from now on."""
+        """Logs that the engine relays a stream from now on."""
         self._log.debug("%s: begins", self._label(event))
 
     def ended(self, event: StreamEnded) -> None:
-        """The engine is done with a stream."""
+        """Logs that a stream has ended."""
         if event.left_out:
             self._log.info("%d connections more have ended, too many for a line each", event.left_out)
         self._report(self._label(event), event.lasted, event.result)
 
     def _work(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
-        # A worker.
+        # Worker thread.
         try:
             self._relay(stream, sock, label, began)
         finally:
@@ -157,11 +157,11 @@ class PublicListener:
 
     Args:
         connection: The client's.
-        sock: Listens already; stays the caller's.
-        timers: Of the events thread.
-        counters: Where failures are counted.
-        log: Gets the errors.
-        limit: Keeps repeated errors from filling the log; shared by all listeners.
+        sock: Already listening; stays the caller's.
+        timers: The events thread's.
+        counters: Counts failures.
+        log: Receives the errors.
+        limit: Rate limit of repeated errors; shared by all listeners.
     """
 
     def __init__(
@@ -181,11 +181,11 @@ class PublicListener:
         self._log = log
         self._limit = limit
         self._listener: Listener | None = None
-        self._opening: Timer | None = None  # the next try to open
-        self._failures = 0  # to open
+        self._opening: Timer | None = None  # the next attempt to open
+        self._failures = 0  # failed attempts to open
 
     def open(self) -> None:
-        """Begins to accept, now or as soon as the engine has the means."""
+        """Begins to accept, now or as soon as the engine has the resources."""
         try:
             self._listener = self._connection.accept(self._sock)
         except EngineClosed:
@@ -197,7 +197,7 @@ class PublicListener:
                 self._log.info("port %d accepts now", self._port)
 
     def close(self) -> None:
-        """Accepts no more. Connections that were accepted live on. Idempotent."""
+        """Stops accepting. Accepted connections continue. Idempotent."""
         if self._opening is not None:
             self._opening.cancel()
         listener, self._listener = self._listener, None
@@ -206,7 +206,7 @@ class PublicListener:
                 listener.close()
 
     def failed(self, error: int) -> None:
-        """The engine has trouble with it."""
+        """Logs an error that the engine reports for the listener."""
         if error == 0:
             what = "connections dropped: too many wait for the client"
         elif error == errno.EDQUOT:
@@ -230,18 +230,19 @@ class PublicListener:
 class LocalService:
     """The TCP service that a client makes public. Any number of workers.
 
-    The engine dials it alone where that takes one known address: at once where the configuration names one, and for a
-    while after a worker has found which one a name leads to. Everything else is done here.
+    Without a PROXY header, the engine dials alone if that takes one known address: at once if the configuration names
+    one, and for a while after a worker has found the address that a name resolves to. Everything else is done here.
 
     Attributes:
         host: Name or IP literal; a name is looked up again after 10 s.
         port: Its port.
         dial_timeout: Seconds for each address.
-        proxy_version: Version of the PROXY header in front of the data; None: none.
-        relays: Who gets the connections.
+        proxy_version: Version of the PROXY header before the data; None: no header.
+        relays: Takes the connections.
         stop: Ends dialling.
-        counters: Where failures are counted.
-        log: Gets one line a minute for each kind of failure, with how many there were; at level debug one for each.
+        counters: Counts failures.
+        log: Receives one line per minute for each kind of failure, with the number of failures; at level debug one for
+            each.
     """
 
     host: str
@@ -253,30 +254,30 @@ class LocalService:
     counters: Counters
     log: logging.Logger
     clock: Callable[[], float] = time.monotonic
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards the next line
-    _told: dict[int, float] = field(default_factory=dict, repr=False)  # connection -> until when the engine knows
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards _told
+    _told: dict[int, float] = field(default_factory=dict, repr=False)  # connection -> when the engine's knowledge ends
     _limit: RateLimit = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._limit = RateLimit(1, _LINE_PERIOD, self.clock)
 
     def announce(self, connection: Connection) -> None:
-        """Lets the engine dial, where it can: the connection may bring streams from now on."""
+        """Lets the engine dial, if it can: streams may arrive on the connection from now on."""
         if sockets.is_literal(self.host):
             self._tell(connection, (self.host, self.port), float("inf"))
 
     def forget(self, connection: Connection) -> None:
-        """The connection is over."""
+        """Forgets a connection that is over."""
         with self._lock:
             self._told.pop(connection.id, None)
 
     def serve(self, connection: Connection, stream: Stream, source: Address | None, public: Address) -> None:
-        """Connects to the service and relays. Where that fails the public peer's connection is reset.
+        """Connects to the service and relays. If that fails, the visitor's connection is reset.
 
         Args:
             connection: To the server.
             stream: Its new stream.
-            source: The public peer, as the server says it.
+            source: The visitor, as reported by the server.
             public: The public address and port, for the PROXY header.
         """
         label = f"connection from {source or 'an unnamed peer'}"
@@ -301,14 +302,14 @@ class LocalService:
             return
         now = self.clock()
         with self._lock:
-            # Once is enough for a crowd of streams; and once it is over the next worker tells again.
+            # One call is enough for many streams; once it has expired, the next worker repeats it.
             if now < self._told.get(connection.id, now):
                 return
             self._told[connection.id] = now + lasts
         try:
             connection.dial(address, min(self.dial_timeout, _ENGINE_DIAL_TIMEOUT), lasts)
         except EngineClosed:
-            self.forget(connection)  # once more, for a worker that came after its end
+            self.forget(connection)  # again, in case the connection ended before this worker added it
 
     def _connect(self, source: Address | None, public: Address) -> tuple[socket.socket, sockets.SocketAddress]:
         addresses = sockets.resolve(self.host, self.port, socket.SOCK_STREAM)

@@ -1,7 +1,7 @@
-"""UDP: public sockets on the server, one socket per association on the client. Everything here runs on the pump thread.
+"""UDP: public sockets on the server, one socket per association on the client. The pump thread, unless noted otherwise.
 
-Datagrams are moved by the engine, or by calls into it where a socket has so much traffic that the pump reads it; Python
-sees only the first of each source.
+The engine forwards datagrams, either on its own or, for a socket with so much traffic that the pump reads it, when the
+pump calls it. Python is involved only in the first datagram of each source.
 """
 
 from __future__ import annotations
@@ -25,54 +25,59 @@ from asport_sync.runtime.timers import Timer
 from asport_sync.tunnel.sessions import LAST_ASSOCIATION, AssociationTable, SharedBudget, SourceShares
 from asport_sync.wire import Address, Dissociate, encode, proxy_header
 
-_BATCHES_PER_TURN = 4  # of 64 messages of the kernel; then the other sockets have their turn
-_LOOK_PERIOD = 1.0  # seconds until the pump looks whether a busy socket still is
-_QUIET_BELOW = 20000  # datagrams a second with which the engine does better alone; it gives sockets away above 80,000
-_PAUSE_AFTER_ERROR = 0.1  # seconds that a socket is left alone when reading it failed
-_ENDED_AT_ONCE = 256  # associations; each costs a Dissociate, which the other end must keep up with
-_PAUSE_BETWEEN_ENDS = 0.05  # seconds until the next so many are ended
-# Seconds without traffic after which an association may have to make room for a newcomer: longer than a service takes
-# to answer and a user to repeat a question, and short enough for thousands of newcomers a second.
+_BATCHES_PER_TURN = 4  # recvmmsg calls of up to 64 messages; then the other sockets are read
+_LOOK_PERIOD = 1.0  # seconds between checks whether a busy socket is still busy
+_QUIET_BELOW = 20000  # datagrams per second below which the engine alone is better; it hands sockets over above 80,000
+_PAUSE_AFTER_ERROR = 0.1  # seconds of back-off after a socket could not be read
+_ENDED_AT_ONCE = 256  # associations; each costs a Dissociate, which the peer must keep up with
+_PAUSE_BETWEEN_ENDS = 0.05  # seconds until the next of these are ended
+# Seconds without traffic after which an association may be evicted: longer than a service takes to answer and a visitor
+# to repeat a request, and short enough for thousands of new associations per second.
 _EVICTABLE_AFTER = 1.0
-# Seconds that those who get no association are not asked about again: a crowd must not keep Python busy with refusals.
+# Seconds after a refusal for which the engine drops further requests without reporting them: many sources must not keep
+# Python busy with refusals.
 _REFUSAL_LASTS = 0.1
-_EVICTED_AT_ONCE = 64  # associations at most, so that a crowd of sources does not cost a search each
-_EVICTED_SHARE = 64  # and no more than one in so many of all places
-# Newcomers a second, of a port or of a client, for whom others make room or whose address has its share already: each
-# costs Python a tenth of a millisecond on a server and more on a client, which a flood must not take from others.
+_EVICTED_AT_ONCE = 64  # maximum associations evicted at once, so that many new sources don't cost one search each
+_EVICTED_SHARE = 64  # and at most one in 64 of all
+# Maximum number of associations per second, of a port or of a client, that need an eviction or whose address has its
+# maximum already: each costs Python a tenth of a millisecond on a server and more on a client, time that a flood must
+# not take from others.
 _NEWCOMERS_PER_SECOND = 2500
 _NONE_TO_EVICT = (
     f"and none was idle for {_EVICTABLE_AFTER:g} s, or {_NEWCOMERS_PER_SECOND} have made room in the last one"
 )
-# Where others want some, one source address has half of the places at most, so that it can't keep everybody else out.
-# No less, for behind a proxy or a carrier's NAT many users share one.
+# While others want some, one source address has at most half of the associations, so that it can't shut out all others.
+# No less, because many visitors share one address behind a proxy or a carrier-grade NAT.
 _MOST_OF_ONE_SOURCE = LAST_ASSOCIATION // 2
-_OPEN_TRIES = 60  # times that a public socket is tried to be taken into service
-_PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, by which descriptors or memory are there again or never
-_REFRESH_AFTER = 30.0  # seconds until the name of the local service is looked up again
-_FAILURE_LASTS = 1.0  # seconds until a name that could not be resolved is tried again
-_DOUBT_LASTS = 1.0  # seconds until a name is looked up again whose address may not be the service's any more
-_SILENCE_PERIOD = 3.0  # seconds between looks for associations whose service does not answer any more
-_SILENT_AFTER = 3.0  # seconds that an answer may take, before the service may be elsewhere
-_STILL_SENDING = 10.0  # seconds within which the user of such an association has sent something
-_LINE_PERIOD = 60.0  # seconds between two lines about the same trouble of a tunnel
-# What says that there is no descriptor, no memory or no local port for another socket.
+_OPEN_TRIES = 60  # maximum number of attempts to open a public socket
+_PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, after which a lack of descriptors or memory counts as permanent
+_REFRESH_AFTER = 30.0  # seconds until the local service's name is looked up again
+_FAILURE_LASTS = 1.0  # seconds until a failed look-up is repeated
+_DOUBT_LASTS = 1.0  # seconds until a name is looked up again whose address may be outdated
+_SILENCE_PERIOD = 3.0  # seconds between checks for associations whose service no longer answers
+_SILENT_AFTER = 3.0  # seconds that an answer may take before the service may have moved
+_STILL_SENDING = 10.0  # seconds within which the visitor of such an association has sent something
+_LINE_PERIOD = 60.0  # seconds between two log lines about the same problem of a tunnel
+# Errors for lack of a descriptor, memory or a local port for another socket.
 _NO_MORE_SOCKETS = sockets.OUT_OF_RESOURCES | {errno.EAGAIN}
 
 MOST_ASSOCIATIONS = 262144
-"""UDP associations of all public ports of a server: four ports with as many as there are ids; 0.6 KiB each, 160 MiB."""
+"""Maximum UDP associations of all public ports of a server: four times the number of IDs; 0.6 KiB each, 160 MiB."""
 
 SHORTEST_EXPIRY_PERIOD = 1.0
-"""Seconds: idle associations are looked for at most so often."""
+"""Minimum number of seconds between checks for idle associations."""
 
 
 def expiry_period(timeout: float) -> float:
-    """Seconds between looks for idle associations: an association lives at most a tenth longer than its timeout."""
+    """Returns the seconds between checks for idle associations.
+
+    An association outlives its timeout by at most a tenth of it or ``SHORTEST_EXPIRY_PERIOD``, whichever is longer.
+    """
     return max(SHORTEST_EXPIRY_PERIOD, timeout / 10)
 
 
 class _Expiry:
-    """Looks for idle associations of a connection, again and again."""
+    """Checks periodically for idle associations of a connection."""
 
     def __init__(
         self, pump: SelectorThread, connection: Connection, timeout: float, expired: Callable[[int], None]
@@ -109,14 +114,14 @@ class _Expiry:
 
 
 class _Reader:
-    """Reads a socket through which so much comes that the engine has left it to the pump, for as long as that lasts.
+    """Reads a busy socket that the engine has handed over to the pump, for as long as it is busy.
 
     Args:
         pump: The thread, which makes all calls.
         sock: The socket.
-        udp: The engine's name for it.
-        counters: Where errors are counted.
-        log: Gets the errors, at level debug.
+        udp: The engine's handle of it.
+        counters: Counts errors.
+        log: Receives the errors, at level debug.
     """
 
     def __init__(
@@ -127,17 +132,17 @@ class _Reader:
         self._udp = udp
         self._counters = counters
         self._log = log
-        self._look: Timer | None = None  # None: the engine reads
-        self._datagrams = 0  # since the last look
+        self._look: Timer | None = None  # the next check; None: the engine reads
+        self._datagrams = 0  # since the latest check
 
     def begin(self) -> None:
-        """The engine has left the socket."""
+        """Begins to read the socket, which the engine has handed over."""
         if self._look is None:
             self._pump.watch(self._sock, self._readable)
             self._look_later()
 
     def end(self) -> None:
-        """Leaves the socket alone; it may be closed then. Idempotent."""
+        """Stops reading the socket, which may be closed then. Idempotent."""
         if self._look is not None:
             self._look.cancel()
             self._look = None
@@ -157,7 +162,7 @@ class _Reader:
         except EngineClosed:
             pass
         except EngineError as problem:
-            # Nobody would read it.
+            # Otherwise nothing would read the socket.
             self._counters.add("udp_give_back_errors")
             self._log.debug("giving a UDP socket back: %s", problem)
             self.begin()
@@ -172,21 +177,21 @@ class _Reader:
         except EngineClosed:
             self.end()
         except EngineError as problem:
-            # Also what ICMP says about the service, such as "port unreachable".
+            # Includes ICMP errors about the service, such as "port unreachable".
             self._counters.add("udp_read_errors")
             self._log.debug("reading a UDP socket: %s", problem)
             self._pump.pause(self._sock, _PAUSE_AFTER_ERROR)
 
 
 class _Places:
-    """Ends associations of a connection so that newcomers have a place. The pump thread.
+    """Evicts associations of a connection to make room for new ones. The pump thread.
 
     Args:
-        connection: Whose they are.
-        most: Places in all.
-        shares: Which source address has how many.
-        counters: Where they are counted.
-        end: Called for each that has to go.
+        connection: The connection of the associations.
+        most: Maximum number of associations.
+        shares: The number of associations of each source address.
+        counters: Counts evictions.
+        end: Called for each association to end.
         clock: Monotonic time in seconds.
     """
 
@@ -200,7 +205,7 @@ class _Places:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._allowed = float(_NEWCOMERS_PER_SECOND)  # of them now
+        self._allowed = float(_NEWCOMERS_PER_SECOND)  # new associations allowed now
         self._allowed_at = clock()
         self._connection = connection
         self._at_once = max(1, min(_EVICTED_AT_ONCE, most // _EVICTED_SHARE))
@@ -209,13 +214,13 @@ class _Places:
         self._end = end
 
     def may_come(self, newcomer: SocketAddress) -> bool:
-        """Whether Python has time for another association of this address; always, where it has less than its share."""
+        """Whether Python has time for another association of this address; always true below the address's maximum."""
         return not self._shares.full(newcomer[0]) or self._take(1) == 1
 
     def make(self, newcomer: SocketAddress) -> bool:
         """Makes room for an association of this address; returns whether it could.
 
-        Who has less than its share gets a place of the address that has more, whatever that does with it.
+        If the address is below its maximum and another exceeds it, associations of the latter are evicted, idle or not.
         """
         if self._shares.full(newcomer[0]):
             return self.free(newcomer, _EVICTABLE_AFTER, self._at_once) > 0
@@ -227,7 +232,7 @@ class _Places:
         return freed > 0
 
     def _take(self, wanted: int) -> int:
-        """Takes so many out of what a second has, or less where there is less."""
+        """Takes up to ``wanted`` from the allowance of a second; returns how many."""
         now = self._clock()
         self._allowed = min(self._allowed + (now - self._allowed_at) * _NEWCOMERS_PER_SECOND, _NEWCOMERS_PER_SECOND)
         self._allowed_at = now
@@ -236,11 +241,11 @@ class _Places:
         return taken
 
     def give_up(self, most: int) -> None:
-        """Ends some, whatever they do."""
+        """Ends up to ``most`` associations, idle or not."""
         self.free(None, 0.0, min(most, self._at_once))
 
     def free(self, host: SocketAddress | None, idle: float, most: int) -> int:
-        """Ends some, of this host or of any, that have been idle for so many seconds; returns how many."""
+        """Ends up to ``most`` associations of a host, or of any, that were idle for so long; returns how many."""
         evicted = self._connection.idle_flows(idle, most, host)
         for association in evicted:
             self._end(association)
@@ -256,9 +261,9 @@ class PublicUdp:
         connection: The client's.
         sock: Bound; stays the caller's.
         timeout: Seconds without traffic after which an association ends.
-        counters: Where drops are counted.
-        log: Gets one line for each association, at level debug; and what keeps UDP from being forwarded.
-        budget: Associations of all public ports; None: this is the only one.
+        counters: Counts drops.
+        log: Receives one line for each association, at level debug, and the reasons why UDP is not forwarded.
+        budget: The associations of all public ports; None: this is the only port.
     """
 
     def __init__(
@@ -285,11 +290,11 @@ class PublicUdp:
         self._places = _Places(connection, LAST_ASSOCIATION, self._shares, counters, self._dissociate)
         self._limit = RateLimit(5, _LINE_PERIOD, each=1)
         self._expiry = _Expiry(pump, connection, timeout, self._expired)
-        self._opening: Timer | None = None  # the next try to open
-        self._failures = 0  # to open
+        self._opening: Timer | None = None  # the next attempt to open
+        self._failures = 0  # failed attempts to open
 
     def open(self) -> None:
-        """Begins to forward, now or as soon as the engine has the means."""
+        """Begins to forward, now or as soon as the engine has the resources."""
         try:
             self._udp = self._connection.open_udp(self._sock, public=True)
         except EngineClosed:
@@ -303,7 +308,7 @@ class PublicUdp:
         self._expiry.begin()
 
     def close(self) -> None:
-        """Forwards no more; the associations are forgotten. Idempotent."""
+        """Stops forwarding and forgets the associations. Idempotent."""
         if self._opening is not None:
             self._opening.cancel()
         self._expiry.end()
@@ -330,12 +335,12 @@ class PublicUdp:
         self._opening = self._pump.after(_PAUSE_BETWEEN_OPENS, self.open)
 
     def busy(self, udp: UdpSocket) -> None:
-        """Much comes through the socket: the engine has left it to the pump."""
+        """Begins to read a busy socket, which the engine has handed over to the pump."""
         if udp == self._udp and self._reader is not None:
             self._reader.begin()
 
     def missed(self, udp: UdpSocket, source: SocketAddress, local: SocketAddress | None = None) -> None:
-        """A new source: it becomes an association, or what waits for one is dropped."""
+        """Creates an association for a new source, or drops the datagrams that wait for one."""
         if udp != self._udp:
             return  # closed meanwhile
         try:
@@ -365,7 +370,7 @@ class PublicUdp:
         return True
 
     def _has_place(self, source: SocketAddress) -> bool:
-        """Whether there is a place for this source, which may have been another's until now."""
+        """Whether there is room for this source, after evictions if necessary."""
         giver = self._budget.giver(self)
         if giver is not None and giver is not self:
             giver.give_up()
@@ -396,7 +401,7 @@ class PublicUdp:
         return False
 
     def give_up(self) -> None:
-        """Another port has less than its share, and this one most: what is beyond its own makes room, also if busy."""
+        """Evicts what exceeds this port's fair share, idle or not: it has most, and another port is below its own."""
         try:
             self._places.give_up(max(1, self._budget.excess(self)))
         except EngineClosed:
@@ -407,16 +412,15 @@ class PublicUdp:
         self._counters.add("udp_associations_expired")
 
     def _dissociate(self, association: int) -> None:
-        # In this order: what the client still sends for it is dropped from now on, and its id stays taken until the
-        # client has been told.
+        # In this order: from now on, what the client still sends for it is dropped, and its ID stays in use until the
+        # client is notified.
         self._connection.remove_flow(association)
         try:
             self._connection.send(encode(Dissociate(association)))
         except EngineClosed:
             raise
         except EngineError:
-            # The client's own timeout is shorter than ours and will do; a packet it sends before is dropped and
-            # counted.
+            # The client's own timeout ends the association there; a packet it sends before that is dropped and counted.
             self._counters.add("dissociates_not_sent")
         self._associations.release(association)
         self._shares.give_back(association)
@@ -427,14 +431,14 @@ Addresses = list[SocketAddress]
 
 
 class LocalTarget:
-    """Where the local UDP service is. The pump thread.
+    """The address of the local UDP service. The pump thread.
 
-    A name is looked up in a worker, for the pump must not wait: at the first use and every 30 s of use after, and
-    sooner where the service seems to have gone. An address that refuses datagrams comes after all others.
+    A worker looks names up, because the pump must not block: at the first use, then every 30 s of use, and sooner if
+    the service seems to have moved. An address that refuses datagrams is tried after all others.
 
     Attributes:
-        trouble: For lines that say that the service does not take datagrams.
-        changes: For lines that say that it is reached at another address.
+        trouble: Rate limit of log lines that the service does not take datagrams.
+        changes: Rate limit of log lines that it is reached at another address.
     """
 
     def __init__(
@@ -455,7 +459,7 @@ class LocalTarget:
         self._addresses: Addresses = [(host, port)] if self.is_fixed else []
         self._looked_up = float("inf") if self._addresses else float("-inf")
         self._looking = False
-        self._refused: dict[SocketAddress, float] = {}  # when an address refused datagrams last
+        self._refused: dict[SocketAddress, float] = {}  # by address: when it refused datagrams last
         self._waiting: list[Callable[[Addresses], None]] = []
 
     @property
@@ -465,19 +469,19 @@ class LocalTarget:
 
     @property
     def addresses(self) -> Addresses:
-        """What is known now, those first that are more likely to take datagrams."""
+        """The addresses known now, those more likely to take datagrams first."""
         return sorted(self._addresses, key=lambda address: self._refused.get(address, float("-inf")))
 
     def refuses(self, address: SocketAddress) -> None:
-        """This address does not take datagrams."""
+        """Records that this address does not take datagrams."""
         self._refused[address] = self._clock()
 
     def look_up(self) -> None:
-        """Looks the name up, unless that was done just now or is being done."""
+        """Looks the name up, unless that was done recently or is under way."""
         self._look_up(_REFRESH_AFTER if self._addresses else _FAILURE_LASTS)
 
     def ask(self, call: Callable[[Addresses], None]) -> None:
-        """Calls ``call(addresses)`` now or as soon as they are known; an empty list where there are none."""
+        """Calls ``call(addresses)`` now or as soon as they are known, with an empty list if there are none."""
         self.look_up()
         if self._addresses or not self._looking:
             call(self.addresses)
@@ -485,7 +489,7 @@ class LocalTarget:
             self._waiting.append(call)
 
     def ask_again(self, call: Callable[[Addresses], None]) -> None:
-        """The same where what is known may not be true any more: waits for a new answer."""
+        """Like ``ask``, but waits for a new look-up, because the known addresses may be outdated."""
         self._look_up(_DOUBT_LASTS)
         if self._looking:
             self._waiting.append(call)
@@ -498,11 +502,11 @@ class LocalTarget:
         try:
             self._workers.submit(self._resolve)
         except (LifecycleError, RuntimeError):
-            return  # stopped, or the system has no thread to spare: the next one who asks tries again
+            return  # stopped, or the system can't create a thread: the next call tries again
         self._looking = True
 
     def _resolve(self) -> None:
-        # A worker.
+        # Worker thread.
         try:
             found = sockets.resolve(self.host, self.port, socket.SOCK_DGRAM)
         except OSError:
@@ -512,7 +516,7 @@ class LocalTarget:
     def _resolved(self, addresses: Addresses) -> None:
         self._looking = False
         self._looked_up = self._clock()
-        # A resolver that fails once doesn't mean that the service has moved.
+        # One failed look-up doesn't mean that the service has moved.
         self._addresses = addresses or self._addresses
         self._refused = {each: when for each, when in self._refused.items() if each in self._addresses}
         waiting, self._waiting = self._waiting, []
@@ -521,10 +525,10 @@ class LocalTarget:
 
 
 class _Flow:
-    """One association of a client: its socket, once the service's address is known.
+    """One association of a client, with its socket once the service's address is known.
 
     Attributes:
-        tried: Addresses of the service that have refused datagrams since the last round of all.
+        tried: Addresses of the service that have refused datagrams since all were last tried.
     """
 
     __slots__ = ("address", "association", "peer", "reader", "sock", "tried", "udp")
@@ -546,12 +550,12 @@ class LocalFlows:
         pump: The thread.
         connection: To the server.
         target: The local service.
-        proxy: Whether a PROXY header goes in front of every datagram.
+        proxy: Whether every datagram begins with a PROXY header.
         timeout: Seconds without traffic after which an association's socket is closed.
-        budget: Sockets that all connections of the client may have; keeps descriptors for everything else.
-        counters: Where drops are counted.
-        log: Gets the failures, and at level debug one line for each association.
-        limit: Keeps repeated failures from filling the log.
+        budget: Sockets that all connections of the client may have; leaves descriptors for everything else.
+        counters: Counts drops.
+        log: Receives the failures, and at level debug one line for each association.
+        limit: Rate limit of repeated failures.
     """
 
     def __init__(
@@ -577,32 +581,32 @@ class LocalFlows:
         self._log = log
         self._limit = limit
         self._public: Address | None = None  # the public address and port
-        # Asked for before the server's answer. The engine asks for no more than have packets waiting.
+        # Requested before the ServerHello. Bounded, because the engine requests only associations with waiting packets.
         self._early: dict[int, SocketAddress] = {}
         self._flows: dict[int, _Flow] = {}
-        self._by_udp: dict[int, _Flow] = {}  # by the engine's name for the socket
+        self._by_udp: dict[int, _Flow] = {}  # by the engine's ID of the socket
         self._shares = SourceShares(max(1, budget.most // 2))
         self._places = _Places(connection, budget.most, self._shares, counters, self.end)
         self._expiry = _Expiry(pump, connection, timeout, self.end)
-        self._silence: Timer | None = None  # the next look for associations without answers
+        self._silence: Timer | None = None  # the next check for unanswered associations
         self._closed = False
 
     def open(self) -> None:
-        """Begins to look for idle associations, and asks for the service's address before it is needed."""
+        """Begins to check for idle associations, and looks up the service's address before it is needed."""
         self._target.look_up()
         self._expiry.begin()
         if not self._target.is_fixed:
             self._silence = self._pump.after(_SILENCE_PERIOD, self._look_for_silence)
 
     def joined(self, public: Address) -> None:
-        """The server has accepted the client, and opened this address and port. Takes up what came before that."""
+        """Handles requests from before the ServerHello, now that the public address and port are known."""
         self._public = public
         early, self._early = self._early, {}
         for association, peer in early.items():
             self.wanted(association, peer)
 
     def wanted(self, association: int, peer: SocketAddress) -> None:
-        """A Packet for a new association has come and waits for it."""
+        """Creates an association for a Packet that waits for it."""
         if self._closed or association in self._flows:
             return
         if self._public is None:
@@ -622,7 +626,7 @@ class LocalFlows:
         self._target.ask(lambda addresses: self._connect(flow, addresses))
 
     def end(self, association: int) -> None:
-        """An association is over: dissociated, or idle. Does nothing where there is none."""
+        """Ends an association that was dissociated or is idle. Does nothing if there is none."""
         flow = self._flows.pop(association, None)
         if flow is None:
             if self._early.pop(association, None) is not None:
@@ -644,19 +648,19 @@ class LocalFlows:
         self._log.debug("association %d: over", association)
 
     def busy(self, udp: UdpSocket) -> None:
-        """Much comes through the socket of an association: the engine has left it to the pump."""
+        """Begins to read an association's busy socket, which the engine has handed over to the pump."""
         flow = self._by_udp.get(udp.id)
         if flow is not None and flow.reader is not None:
             flow.reader.begin()
 
     def refused(self, udp: UdpSocket, error: int, *, answered: bool) -> None:
-        """The service does not take an association's datagrams.
+        """Handles a service that does not take an association's datagrams.
 
         Args:
             udp: The association's socket.
-            error: The errno that says why.
-            answered: Whether the service has answered from there: then it may come back, and nothing but another
-                address of its name is a reason to go elsewhere.
+            error: The reason, as errno.
+            answered: Whether the service has answered from its current address: it may then come back there, and the
+                association moves only if the name no longer resolves to that address.
         """
         flow = self._by_udp.get(udp.id)
         if flow is None or flow.address is None:
@@ -668,7 +672,7 @@ class LocalFlows:
         self._target.ask_again(lambda addresses: self._is_elsewhere(flow, addresses, error))
 
     def close(self) -> None:
-        """The connection is over. Idempotent."""
+        """Ends all associations of a connection that is over. Idempotent."""
         self._closed = True
         self._early.clear()
         self._expiry.end()
@@ -686,7 +690,7 @@ class LocalFlows:
             try:
                 self._open(flow, addresses)
             except (OSError, EngineError) as problem:
-                # Others in this process, or on this machine, have what the budget counted on.
+                # Other code in this process, or other programs on this machine, hold what the budget counted on.
                 if not _is_want(problem) or not self._places.make(flow.peer):
                     raise
                 self._open(flow, addresses)
@@ -701,10 +705,10 @@ class LocalFlows:
         self._log.debug("association %d: packets from %s", flow.association, sockets.text(flow.peer))
 
     def _open(self, flow: _Flow, addresses: Addresses) -> None:
-        """Gives an association its socket.
+        """Opens the socket of an association.
 
         Raises:
-            OSError, EngineError, LocalProtocolError: That can't be.
+            OSError, EngineError, LocalProtocolError: Not possible.
         """
         sock, address = self._dial(addresses)
         try:
@@ -755,13 +759,13 @@ class LocalFlows:
         with contextlib.suppress(EngineClosed):
             self._connection.refuse_flows(peer, _REFUSAL_LASTS)
 
-    # --- a service that is elsewhere, or away ---
+    # --- a service that has moved or is unavailable ---
 
     def _is_elsewhere(self, flow: _Flow, addresses: Addresses, error: int) -> None:
-        """A name was looked up because its service refuses datagrams."""
+        """Handles the look-up of a name whose service refuses datagrams."""
         if self._flows.get(flow.association) is not flow or flow.address is None:
             return
-        # Where the address is the service's still, there was a whole round of all of them, or it will be back there.
+        # If the address is still the service's, all of them have been tried, or it will come back there.
         if flow.address in addresses or not self._move(flow, addresses, error):
             flow.tried = ()
             self._counters.add("udp_service_away")
@@ -773,7 +777,7 @@ class LocalFlows:
             )
 
     def _look_for_silence(self) -> None:
-        """Looks for associations whose service may have moved; a name alone can."""
+        """Checks for associations whose service may have moved. Not used with an IP literal, which can't move."""
         self._silence = self._pump.after(_SILENCE_PERIOD, self._look_for_silence)
         try:
             silent = self._connection.unanswered_flows(_SILENT_AFTER, _STILL_SENDING)
@@ -790,12 +794,12 @@ class LocalFlows:
                 self._move(flow, addresses, None)
 
     def _move(self, flow: _Flow, addresses: Addresses, error: int | None) -> bool:
-        """An association goes on with another address of the service that has not been tried; whether there was one.
+        """Moves an association to another address of the service that was not tried; returns whether there was one.
 
         Args:
             flow: The association.
-            addresses: Of the service.
-            error: Why, as errno; None: it does not answer.
+            addresses: The service's.
+            error: The reason, as errno; None: it does not answer.
         """
         former = flow.address
         untried = [address for address in addresses if address not in (*flow.tried, former)]
@@ -813,7 +817,7 @@ class LocalFlows:
         try:
             flow.udp.move(sock, self._prefix(flow.peer))
         except (EngineError, LocalProtocolError) as problem:
-            # Its next datagram asks for a new one.
+            # Its next datagram requests a new association.
             self.end(flow.association)
             self._log.debug("association %d: not moved: %s", flow.association, problem)
             return True
@@ -830,6 +834,6 @@ class LocalFlows:
 
 
 def _is_want(problem: OSError | EngineError) -> bool:
-    """Whether there was no descriptor, memory or local port for a socket."""
+    """Whether a socket failed for lack of a descriptor, memory or a local port."""
     number = problem.errno if isinstance(problem, OSError) else error_number(problem)
     return number in _NO_MORE_SOCKETS

@@ -33,7 +33,9 @@ from tests.tunnel.scene import (
 )
 
 # Seconds that a server gives a client that does not authenticate, where its configuration says nothing else.
-SERVER_PATIENCE = next(field.default for field in dataclasses.fields(ServerConfig) if field.name == "handshake_timeout")
+SERVER_PATIENCE = float(
+    next(str(field.default) for field in dataclasses.fields(ServerConfig) if field.name == "handshake_timeout")
+)
 
 
 @pytest.fixture
