@@ -58,10 +58,10 @@ __all__ = [
     "__version__",
 ]
 
-if not TYPE_CHECKING:  # a type checker would take this for the home of every submodule
+if not TYPE_CHECKING:  # a type checker would assume that every submodule is defined here
 
     def __getattr__(name: str) -> object:
-        # Loaded at first use: wire format, configuration and errors need no compiled extension, and this package is
+        # Loaded on first use: wire format, configuration and errors need no compiled extension, and this package is
         # imported before any of them.
         if name == "Client":
             from asport_sync.tunnel.client import Client

@@ -1,4 +1,4 @@
-"""The extension module, which the build makes from _native/. Its functions get their types in engine.py."""
+"""The extension module that the build creates from _native/. The types of its functions are in engine.py."""
 
 from typing import Any
 

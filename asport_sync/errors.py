@@ -1,6 +1,6 @@
-"""Every exception that asport_sync raises on purpose.
+"""All exceptions that asport_sync raises deliberately.
 
-One base class, one subclass per cause. A program decides with the class or with ``retryable``; the text is for people
+One base class, one subclass per cause. Programs should branch on the class or on ``retryable``; the text is for humans
 and never contains a password, a token or a private key.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 
 class AsportError(Exception):
-    """Base of all errors of this package.
+    """Base class of all errors of this package.
 
     Attributes:
-        retryable: True where the same call may succeed later without anybody changing a setting.
+        retryable: True if the same call may succeed later without any change of settings.
     """
 
     retryable: bool = False
@@ -21,12 +21,12 @@ class AsportError(Exception):
 
 
 class ConfigError(AsportError, ValueError):
-    """A configuration file or option is not usable.
+    """A configuration file or option is unusable.
 
     Attributes:
-        problem: What is wrong and what was expected, without the place.
-        path: The file, or None where the value did not come from a file.
-        line: Line in that file, counted from 1, or None where it isn't known.
+        problem: What is wrong and what was expected, without the location.
+        path: The file, or None if the value did not come from a file.
+        line: Line in that file, counted from 1, or None if unknown.
         key: Dotted key, such as ``proxies[0].allow_ports``, or None.
     """
 
@@ -49,22 +49,22 @@ class ConfigError(AsportError, ValueError):
 
 
 class ProtocolError(AsportError):
-    """The rules of the ASPORT wire format were broken."""
+    """The rules of the ASPORT wire format were violated."""
 
 
 class LocalProtocolError(ProtocolError):
-    """This side asked for something the protocol can't express: a fault of the caller."""
+    """This side requested something the protocol cannot express: an error of the caller."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent bytes that break the protocol. Nothing else is raised for bytes from outside."""
+    """The peer sent bytes that violate the protocol. The only exception raised for bytes from outside."""
 
 
 # --- reaching and joining a server ------------------------------------------------------------------------------------
 
 
 class ConnectError(AsportError, OSError):
-    """No QUIC connection to the server came about on any of its addresses, or it was lost."""
+    """No QUIC connection to any of the server's addresses could be established, or the connection was lost."""
 
     retryable = True
 
@@ -73,23 +73,23 @@ class ConnectError(AsportError, OSError):
 
 
 class HandshakeTimeout(ConnectError, TimeoutError):
-    """The server did not finish the QUIC handshake, or did not answer ClientHello, in time."""
+    """The server did not complete the QUIC handshake or did not answer ClientHello in time."""
 
 
 class CertificateError(ConnectError):
-    """The server's certificate was not accepted.
+    """The server's certificate was rejected.
 
-    Retried slowly: a certificate may be renewed, a wrong one stays wrong.
+    Retried slowly: a certificate may be renewed, but a wrong one remains wrong.
     """
 
 
 class RefusedError(AsportError):
-    """The server refused this client. Retried slowly, for the server's configuration may change.
+    """The server refused this client. Retried slowly, because the server's configuration may change.
 
-    Raised as such where the server closed the connection without saying why.
+    Raised directly, not as a subclass, if the server closed the connection without giving a reason.
 
     Attributes:
-        code: The ServerHello code, or None where the server closed without one.
+        code: The ServerHello code, or None if the server closed the connection without one.
     """
 
     code: int | None = None
@@ -103,19 +103,19 @@ class AuthenticationFailed(RefusedError):
 
 
 class BindFailed(RefusedError):
-    """ServerHello BindFailed: no port of the expected range could be bound."""
+    """ServerHello BindFailed: no port in the expected range could be bound."""
 
     code = 2
 
 
 class PortDenied(RefusedError):
-    """ServerHello PortDenied: the user may use no port of the expected range."""
+    """ServerHello PortDenied: the user may not use any port in the expected range."""
 
     code = 3
 
 
 class NetworkDenied(RefusedError):
-    """ServerHello NetworkDenied: the user may not use the network (TCP, UDP) asked for."""
+    """ServerHello NetworkDenied: the user may not use the requested network (TCP, UDP)."""
 
     code = 4
 
@@ -124,7 +124,7 @@ class NetworkDenied(RefusedError):
 
 
 class NativeLibraryError(AsportError, ImportError):
-    """The compiled extension is missing or does not fit this package; the text names the command that mends it."""
+    """The compiled extension is missing or does not match this package; the text names the command that fixes it."""
 
 
 class EngineError(AsportError):
@@ -140,8 +140,8 @@ class EngineError(AsportError):
 
 
 class EngineClosed(EngineError):
-    """The engine is stopped, or the connection, stream or socket named in the call is gone."""
+    """The engine is stopped, or the connection, stream or socket that the call refers to no longer exists."""
 
 
 class LifecycleError(AsportError, RuntimeError):
-    """A start or stop at the wrong time: started twice, or used in a forked child."""
+    """Start or stop at the wrong time: started twice, or used in a forked child."""

@@ -1,7 +1,7 @@
-"""What a forked child must not keep: this package's sockets, which are the parent's to close.
+"""Closes this package's sockets in forked children.
 
-As long as a child has a copy, a port stays taken after the parent has closed it, and the end of a connection does not
-reach its peer. Sockets of the engine are closed by it, see ``aq_forked``.
+While a child holds a copy, a port stays bound after the parent has closed it, and the peer does not see a connection
+end. The engine closes its own sockets, see ``aq_forked``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def kept_from_children(sock: socket.socket) -> socket.socket:
-    """Has a socket closed in every child that is forked from here on; returns it."""
+    """Registers a socket to be closed in every child forked from now on; returns it."""
     _sockets.add(sock)
     return sock
 

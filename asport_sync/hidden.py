@@ -1,8 +1,8 @@
-"""Text and bytes that no ``repr`` shows: passwords, private keys, tokens, and keys made of them.
+"""Text and bytes that ``repr`` does not show: passwords, private keys, tokens, and keys derived from them.
 
-They are equal to and usable as what they hold, and ``str`` and formatting with ``%s`` still give that. They are hidden
-from what shows values without being asked for this one: the ``repr`` of whatever holds them, and tracebacks with the
-values of local variables.
+They compare equal to the values they hold and can be used in their place; ``str`` and ``%s`` still yield the value.
+They are hidden from code that shows values incidentally: the ``repr`` of containers, and tracebacks that include local
+variables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class HiddenText(str):
 
 
 class HiddenBytes(bytes):
-    """Secret bytes. What is cut out of them is no longer hidden."""
+    """Secret bytes. Slices of them are not hidden."""
 
     __slots__ = ()
 

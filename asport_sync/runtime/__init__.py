@@ -1,1 +1,1 @@
-"""What both sides of a tunnel run on: threads, timers, sockets, signals, logs. Knows nothing of QUIC or ASPORT."""
+"""What both sides of a tunnel run on: threads, timers, sockets, signals, logs. Independent of QUIC and ASPORT."""

@@ -1,10 +1,13 @@
-"""When to try again.
+"""Back-off: when to try again.
 
-Three kinds of failure. Nobody answered, or a connection that stood was lost: tried again at short, steady intervals for
-the first minutes, for whoever waits wants the tunnel back the moment the server or the network is, and a packet a
-second burdens nobody. Answered and yet no connection: full jitter, at once the first time, then after a random time up
-to a bound that doubles; a success in between, too short to count as health, puts the bound back to where this series of
-attempts began and one step on. Refused, or a wrong certificate, which somebody has to mend: slowly.
+There are three kinds of failure:
+
+* No answer, or an established connection was lost: retried at short, steady intervals for the first minutes, so that
+  the tunnel is back as soon as the server or the network is; one packet per second is no burden.
+* An answer but no connection: full jitter. The first retry is immediate, later ones follow after a random time up to a
+  bound that doubles. A connection too short to count as healthy resets the bound to one step above where this series of
+  attempts began.
+* A refusal or a wrong certificate, which needs human action: retried slowly.
 """
 
 from __future__ import annotations
@@ -14,40 +17,42 @@ import time
 from collections.abc import Callable
 
 STEADY = 0.7
-"""Seconds: the longest pause after nobody has answered. Back within a second, with time for the handshake."""
+"""Seconds: maximum pause after an attempt without an answer. The tunnel is back within a second, including the
+handshake."""
 
 STEADY_FOR = 300.0
-"""Seconds that such pauses stay so short. What lasts longer is no restart and no change of network."""
+"""Seconds that pauses stay that short. A longer outage is neither a restart nor a change of network."""
 
 BESIDE = 0.8
-"""Seconds until another attempt joins those without an answer, on average. QUIC's own repetitions come after 1, 2 and 4
-seconds (RFC 9002 section 6.2), so that a network that is back would have to wait for them."""
+"""Seconds until another attempt is started in parallel to those without an answer, on average. QUIC's own
+retransmissions come after 1, 2 and 4 seconds (RFC 9002 section 6.2), so a network that is back would have to wait for
+them."""
 
 BESIDE_LATER = 10.0
-"""Seconds: the same once ``STEADY_FOR`` is over."""
+"""Seconds: the same after ``STEADY_FOR``."""
 
 SETTLED_AFTER = 2.0
-"""Seconds that a connection must have stood for its loss to be met at once. One that is lost sooner, again and again,
-is not reopened without a pause."""
+"""Seconds that a connection must have lasted for its loss to be followed by an immediate attempt. A connection that is
+repeatedly lost sooner is not reopened without a pause."""
 
 BASE = 0.5
 """Seconds: the bound of the first random delay."""
 
 CAP = 20.0
-"""Seconds: no bound grows beyond it, so this is the longest an available server waits for its client."""
+"""Seconds: upper limit of the bound, and thus the longest time that an available server waits for its client."""
 
 SLOW_BASE = 5.0
-"""Seconds: the least delay after a failure that somebody has to mend."""
+"""Seconds: minimum delay after a failure that needs human action."""
 
 SLOW_CAP = 60.0
-"""Seconds: the longest such delay."""
+"""Seconds: maximum of such a delay."""
 
 HEALTHY_AFTER = 60.0
-"""Seconds that a connection must have stood for earlier failures to be forgotten."""
+"""Seconds that a connection must have lasted for earlier failures to be forgotten."""
 
 
 class Backoff:
-    """Delays between attempts. One thread.
+    """Computes delays between attempts. One thread.
 
     Args:
         clock: Monotonic time in seconds.
@@ -59,22 +64,22 @@ class Backoff:
     ) -> None:
         self._clock = clock
         self._chance = chance
-        self._failures = 0  # that a moment may mend, in a row; after a success counted on from _began
-        self._began = 0  # what _failures was when the latest series of attempts began
-        self._refusals = 0  # in a row that somebody has to mend
+        self._failures = 0  # consecutive transient failures; after a success counted from _began
+        self._began = 0  # _failures when the latest series of attempts began
+        self._refusals = 0  # consecutive failures that need human action
         self._healthy_since: float | None = None
-        self._silent_since: float | None = None  # when an outage began; None: there is none
+        self._silent_since: float | None = None  # start of the current outage; None: no outage
 
     def succeeded(self) -> None:
-        """The connection stands from now on."""
+        """Records that the connection is established."""
         self._healthy_since = self._clock()
 
     def failed(self, *, slow: bool = False, steady: bool = False) -> float:
-        """An attempt failed, or the connection that stood was lost.
+        """Records that an attempt failed or an established connection was lost.
 
         Args:
-            slow: Somebody has to mend it.
-            steady: Nobody answered, or the connection had stood.
+            slow: The failure needs human action.
+            steady: There was no answer, or the connection had been established.
 
         Returns:
             Seconds until the next attempt.
@@ -93,7 +98,7 @@ class Backoff:
         if slow:
             bound = min(SLOW_CAP, SLOW_BASE * 2.0 ** min(self._refusals, 16))
             self._refusals += 1
-            # The upper half of the bound: jitter spreads clients that were all refused by one restart.
+            # The upper half of the bound: jitter spreads clients that one restart refused together.
             return max(SLOW_BASE, bound / 2 + self._chance() * bound / 2)
         self._refusals = 0
         if steady and self._is_new_outage():
@@ -104,13 +109,13 @@ class Backoff:
         return self._chance() * min(CAP, BASE * 2.0 ** min(failures - 1, 16))
 
     def beside(self) -> float:
-        """Seconds until another attempt is to join those that have had no answer."""
+        """Returns the seconds until another attempt is started in parallel to those without an answer."""
         return self._upper_half(BESIDE * 4 / 3 if self._is_new_outage() else BESIDE_LATER * 4 / 3)
 
     def _is_new_outage(self) -> bool:
-        """Whether no more than some minutes have passed since nobody answered for the first time."""
+        """Returns whether the current outage began less than ``STEADY_FOR`` ago; starts one if there is none."""
         if self._healthy_since is not None:
-            return True  # what stands is silent, and was not before
+            return True  # the established connection has just become silent
         if self._silent_since is None:
             self._silent_since = self._clock()
         return self._clock() - self._silent_since < STEADY_FOR

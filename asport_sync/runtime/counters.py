@@ -1,4 +1,4 @@
-"""Counting what happened and what was dropped, by reason."""
+"""Counters of events and drops, by reason."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import threading
 
 
 class Counters:
-    """Named counters that only grow. Any thread."""
+    """Named counters that only increase. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _values
         self._values: dict[str, int] = {}
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Counts ``amount`` more events of this name."""
+        """Adds ``amount`` to the counter of this name."""
         with self._lock:
             self._values[name] = self._values.get(name, 0) + amount
 
     def snapshot(self) -> dict[str, int]:
-        """Every counter that isn't zero, by name, as of one moment."""
+        """Returns every non-zero counter by name; a consistent snapshot."""
         with self._lock:
             return dict(sorted(self._values.items()))

@@ -1,4 +1,4 @@
-"""How many file descriptors this process may have (RLIMIT_NOFILE, getrlimit(2))."""
+"""The limit on this process's file descriptors (RLIMIT_NOFILE, getrlimit(2))."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ import resource
 from asport_sync.runtime.process import limits
 
 MOST = 1 << 20
-"""Nobody needs more: that many connections take tens of gigabytes. Also the kernel's own bound by default."""
+"""More is never needed: that many connections take tens of gigabytes. Also the kernel's default upper bound
+(fs.nr_open)."""
 
-_UNKNOWN = 1024  # what the limit is taken for where nothing tells it: the usual one
+_UNKNOWN = 1024  # assumed if the limit cannot be determined: the usual value
 
 
 def limit() -> int | None:
-    """The soft limit, which is the one that counts; None: there is none."""
+    """Returns the soft limit, which is the effective one; None if there is none."""
     soft = (limits(resource.RLIMIT_NOFILE) or (_UNKNOWN,))[0]
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_limit() -> int | None:
-    """Raises the soft limit to the hard one, but not above ``MOST``; returns what it is then.
+    """Raises the soft limit to the hard limit, but not above ``MOST``; returns the resulting soft limit.
 
-    For commands: a program that uses the library may have its reasons for a low limit, such as calls of select().
+    For commands only: a program that uses the library may have reasons for a low limit, such as calls of select().
     """
     soft, hard = limits(resource.RLIMIT_NOFILE) or (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        # ValueError: beyond what the kernel was told to allow (fs.nr_open) meanwhile.
+        # ValueError: above the kernel's limit (fs.nr_open), which may have been lowered meanwhile.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return limit()

@@ -1,7 +1,6 @@
-"""Logging: the names of our loggers, a limit on repeated lines, and what the commands show.
+"""Logging: logger names, rate limits for repeated lines, and the output of the commands.
 
-The library never prints by itself: its loggers are below ``asport_sync`` and silent until the program that uses it sets
-logging up.
+The library itself never prints: its loggers are below ``asport_sync`` and silent until the program configures logging.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections.abc import Callable, Hashable
 ROOT = "asport_sync"
 
 TRACE = 5
-"""Below DEBUG. Nothing logs at it; the level is there because configuration files name it."""
+"""Below DEBUG. Nothing logs at this level; it exists because configuration files name it."""
 
 LEVELS = {
     "off": logging.CRITICAL + 10,
@@ -29,14 +28,14 @@ LEVELS = {
     "debug": logging.DEBUG,
     "trace": TRACE,
 }
-"""The levels of configuration files."""
+"""The levels that configuration files name."""
 
-_MOST_LINES = 4096  # that may wait: half a megabyte, and a minute of a busy server at level info
-_RETRY = 0.05  # seconds between two attempts to write to a full descriptor that can't be waited for
-_LAST_MOMENT = 0.25  # seconds that the end waits for one more line to leave; a reader that reads takes microseconds
+_MOST_LINES = 4096  # maximum queued: half a megabyte, and a minute of a busy server at level info
+_RETRY = 0.05  # seconds between attempts to write to a full descriptor that cannot be waited for
+_LAST_MOMENT = 0.25  # seconds that close() waits for each further line; an active reader needs microseconds
 
-# What a terminal obeys: C0, DEL and C1 (ECMA-48); and what makes it show a line in another order than it is written in:
-# the characters of Unicode's property Bidi_Control.
+# Characters that terminals interpret: C0, DEL and C1 (ECMA-48); and those that change the displayed order of a line:
+# Unicode's property Bidi_Control.
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
 
@@ -44,31 +43,31 @@ logging.getLogger(ROOT).addHandler(logging.NullHandler())
 
 
 def logger(name: str) -> logging.Logger:
-    """The logger of a part of the package, such as ``server``."""
+    """Returns the logger of a part of the package, such as ``server``."""
     return logging.getLogger(f"{ROOT}.{name}")
 
 
 def printable(text: str) -> str:
-    """A line whose control characters are written as escape sequences of Python, so that no terminal obeys them."""
+    """Returns a line with control characters as Python escape sequences, so that no terminal interprets them."""
     return text.translate(_ESCAPES)
 
 
 class Formatter(logging.Formatter):
     """``2030-01-31T12:34:56.789+0100 WARNING server: text``, one line for each line of the text.
 
-    Texts may hold what a stranger has sent: control characters are escaped, see ``printable``.
+    Texts may contain untrusted input from unauthenticated peers: control characters are escaped, see ``printable``.
     """
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """Local time with milliseconds and the offset to UTC."""
+        """Returns local time with milliseconds and the offset to UTC."""
         moment = time.localtime(record.created)
         milliseconds = int(record.msecs)
         return f"{time.strftime(self.default_time_format, moment)}.{milliseconds:03d}{time.strftime('%z', moment)}"
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats a record; line breaks inside it can't be mistaken for another record."""
+        """Formats a record; line breaks in it cannot be mistaken for another record."""
         name = record.name.removeprefix(ROOT + ".")
         head = f"{self.formatTime(record)} {record.levelname} {name}: "
         text = record.getMessage()
@@ -78,18 +77,18 @@ class Formatter(logging.Formatter):
 
 
 class DescriptorHandler(logging.Handler):
-    """Writes lines to a descriptor from a thread of its own, so that a reader who stops reading holds up nobody.
+    """Writes lines to a descriptor from its own thread, so that a stalled reader blocks no other thread.
 
-    A full pipe, a terminal after Ctrl-S or a disk that hangs blocks whoever writes, for as long as it likes. So
-    ``emit`` only appends to a bounded queue. What finds no place there is counted, and a line tells how many were left
-    out as soon as lines leave again. Any thread may log.
+    A full pipe, a terminal after Ctrl-S or a hanging disk blocks the writer indefinitely. Therefore ``emit`` only
+    appends to a bounded queue. Lines that do not fit are dropped and counted; the count is logged as soon as lines can
+    be written again. Any thread may log.
 
-    logging.handlers.QueueListener would do, but for the end: its ``stop`` waits for the thread, and at exit the
-    interpreter wants the locks of ``sys.stderr`` and of every handler. Here no lock is held while something is written.
+    logging.handlers.QueueListener would do, except at exit: its ``stop`` waits for the thread, and the interpreter
+    wants the locks of ``sys.stderr`` and of every handler. Here no lock is held during a write.
 
     Args:
-        descriptor: Where to; stays the caller's.
-        most: Lines that may wait.
+        descriptor: Where to write; owned by the caller.
+        most: Maximum number of queued lines.
     """
 
     def __init__(self, descriptor: int, most: int = _MOST_LINES) -> None:
@@ -97,21 +96,21 @@ class DescriptorHandler(logging.Handler):
         self._descriptor = descriptor
         self._most = most
         # Reentrant: a signal handler may log in the middle of emit().
-        self._guard = threading.RLock()  # guards _dropped and _closed, and the order of what is queued
-        self._lines: queue.SimpleQueue[tuple[int, str] | None] = queue.SimpleQueue()  # see _run; None: the end
-        self._dropped = 0  # lines since the last one that was queued
+        self._guard = threading.RLock()  # guards _dropped, _closed and the order of queued lines
+        self._lines: queue.SimpleQueue[tuple[int, str] | None] = queue.SimpleQueue()  # read by _run; None ends it
+        self._dropped = 0  # since the last queued line
         self._closed = False
-        self._written = 0  # items that have been dealt with; written by the thread
+        self._written = 0  # items processed; written by the thread only
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="asport-log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queues a record, or counts it."""
+        """Queues a record, or counts it as dropped."""
         try:
             line = self.format(record) + "\n"
         except Exception as problem:
-            # handleError() would write to stderr at once, and wait for whoever reads that.
+            # handleError() would write to stderr directly, and block if its reader is stalled.
             place = f"{record.pathname}:{record.lineno}"
             line = printable(f"ERROR {record.name}: the line of {place} can't be formatted: {problem!r}") + "\n"
         with self._guard:
@@ -121,7 +120,7 @@ class DescriptorHandler(logging.Handler):
                 self._lines.put((self._take_dropped(), line))
 
     def close(self) -> None:
-        """Gives what waits a moment to leave, and more time only as long as it does. Idempotent."""
+        """Waits briefly for queued lines to be written, and longer only while there is progress. Idempotent."""
         with self._guard:
             if self._closed:
                 return
@@ -134,7 +133,7 @@ class DescriptorHandler(logging.Handler):
         super().close()
 
     def _run(self) -> None:
-        lost = 0  # lines that were left out, or could not be written, and that nobody was told of yet
+        lost = 0  # lines that were dropped or could not be written, and are not reported yet
         while (item := self._lines.get()) is not None:
             left_out, line = item
             lost = self._tell(lost + left_out)
@@ -151,12 +150,12 @@ class DescriptorHandler(logging.Handler):
         self._ended.set()
 
     def _take_dropped(self) -> int:
-        """With the guard."""
+        """Returns and resets the drop count. The guard must be held."""
         dropped, self._dropped = self._dropped, 0
         return dropped
 
     def _tell(self, lost: int) -> int:
-        """Says how many lines are missing; returns how many nobody knows of now."""
+        """Logs how many lines are missing; returns how many are still unreported."""
         if not lost:
             return 0
         record = logging.makeLogRecord({"name": f"{ROOT}.log", "levelno": logging.WARNING, "levelname": "WARNING"})
@@ -164,29 +163,29 @@ class DescriptorHandler(logging.Handler):
         return 0 if self._write(self.format(record) + "\n") else lost
 
     def _write(self, line: str) -> bool:
-        """Whether it has left."""
+        """Writes a line; returns whether it was written completely."""
         data = line.encode("utf-8", "backslashreplace")
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
-            except BlockingIOError:  # somebody else who has it made it non-blocking
+            except BlockingIOError:  # another holder of the descriptor made it non-blocking
                 time.sleep(_RETRY)
-            except OSError:  # nobody is left to read it, or the disk is full: the next line may fare better
+            except OSError:  # no reader, or the disk is full: the next line may succeed
                 return False
         return True
 
 
 def configure(level: str, descriptor: int | None = None) -> logging.Handler:
-    """Sends what the package logs to a descriptor, by default that of stderr.
+    """Sends the package's log to a descriptor, by default that of stderr.
 
-    For commands: a program that uses the library sets logging up as it likes.
+    For commands only: a program that uses the library configures logging itself.
 
     Args:
         level: One of ``LEVELS``.
-        descriptor: Where to.
+        descriptor: Where to write.
 
     Returns:
-        The handler. Its ``close`` lets the last lines leave.
+        The handler. Its ``close`` flushes the last lines.
     """
     handler = _handler_for_stderr() if descriptor is None else DescriptorHandler(descriptor)
     handler.setFormatter(Formatter())
@@ -200,23 +199,22 @@ def _handler_for_stderr() -> logging.Handler:
     try:
         return DescriptorHandler(sys.stderr.fileno())
     except (AttributeError, OSError, ValueError, RuntimeError):
-        # Closed at the start, when its number may have become that of anything; or replaced by what is no file. Or
-        # there are no threads, and the start is about to fail.
+        # stderr was closed at start, so its number may belong to any file; or it was replaced by an object that is no
+        # file. Or no thread can be started, and the start is about to fail.
         return logging.StreamHandler()
 
 
 class RateLimit:
-    """Lets through so many lines of a kind per period, and of them so many about one source. Counts the others.
+    """Limits log lines of each kind per period, in total and per source. Counts the suppressed ones.
 
-    Lines of one kind never take the place of another's. What a line is of is told by its text before the arguments are
-    put in, and by ``kind`` where one text has several. Neither may come from outside: kinds are remembered for good.
-    Any thread.
+    Kinds have separate limits. The kind of a line is its text before the arguments are inserted, plus ``kind`` if one
+    text has several. Neither may come from outside, because kinds are kept forever. Any thread.
 
     Args:
-        most: Lines of a kind per period.
+        most: Maximum lines of a kind per period.
         period: Seconds.
         clock: Monotonic time in seconds.
-        each: Those of them about one source.
+        each: Maximum of these per source.
     """
 
     def __init__(
@@ -232,14 +230,14 @@ class RateLimit:
     def warning(
         self, log: logging.Logger, text: str, *arguments: object, kind: Hashable = None, source: Hashable = None
     ) -> bool:
-        """Logs a warning, unless the period has had its lines. What was left out is told with the next one of its kind.
+        """Logs a warning unless the limit is reached. The next line of its kind reports how many were suppressed.
 
         Args:
-            log: Where to.
+            log: The logger.
             text: As for the logging module.
-            arguments: What goes into the text.
-            kind: Tells lines with the same text apart.
-            source: Who or what caused it, such as a peer's address.
+            arguments: Inserted into the text.
+            kind: Distinguishes lines with the same text.
+            source: The cause, such as a peer's address.
 
         Returns:
             Whether it was logged.
@@ -255,7 +253,7 @@ class RateLimit:
         kind: Hashable = None,
         source: Hashable = None,
     ) -> bool:
-        """The same at another level of the logging module."""
+        """Like ``warning``, at any level of the logging module."""
         with self._lock:
             now = self._clock()
             lines = self._kinds.setdefault((text, kind), _Lines(now))
@@ -276,12 +274,12 @@ class RateLimit:
 
 @dataclasses.dataclass
 class _Lines:
-    """Lines of one kind; RateLimit's lock guards them.
+    """Lines of one kind; guarded by RateLimit's lock.
 
     Attributes:
-        begin: Of the period.
-        of_source: Logged in this period; no more sources than lines.
-        left_out: Since the last one that was logged.
+        begin: Start of the period.
+        of_source: Lines logged in this period by source; never more sources than lines.
+        left_out: Lines suppressed since the last one that was logged.
     """
 
     begin: float

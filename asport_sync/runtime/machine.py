@@ -1,6 +1,6 @@
-"""Which machine this is, and what happens to it: its addresses and routes change, or it was asleep.
+"""The identity of this machine, and watches for changes of its addresses and routes and for suspend.
 
-Both watches belong to a ``SelectorThread``, whose calls they are made of, and cost no thread of their own.
+Both watches run in a ``SelectorThread`` and need no thread of their own.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _log = logging.getLogger("asport_sync.runtime")
 
 # linux/rtnetlink.h: links, and addresses and routes of both families.
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
-# Seconds: an interface that comes up says so in a dozen messages; and however many come, they cost ten looks a second.
+# Seconds: an interface that comes up causes a dozen messages; any number of messages costs at most ten checks per
+# second.
 _SETTLE = 0.1
-_READ = 65536  # bytes at a time; what the messages say does not matter
+_READ = 65536  # bytes at a time; the content of the messages is ignored
 
-_JUMP = 2.0  # seconds that count as sleep: well above what a busy machine puts between two readings
+_JUMP = 2.0  # seconds that count as suspend: well above the delay between two readings on a busy machine
 
 
-# machine-id(5), and where D-Bus keeps the same on systems without systemd.
+# machine-id(5), and D-Bus's copy on systems without systemd.
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _MACHINE_ID = re.compile(rb"[0-9a-f]{32}\n?")
 
 
 def machine_id() -> bytes | None:
-    """What tells this machine, as 32 hexadecimal digits, from all others; the same as long as it is installed.
+    """Returns this machine's unique ID as 32 hexadecimal digits; constant as long as the system is installed.
 
-    To be kept from others, says machine-id(5): only what is made of it by a keyed hash may leave the program.
+    machine-id(5) demands that it stays confidential: only a keyed hash of it may leave the program.
 
     Returns:
-        None where the system has none. An empty file, and "uninitialized" while a machine starts for the first time,
-        are none.
+        None if the system has none. An empty file, and "uninitialized" during the first boot, count as none.
     """
     for path in _MACHINE_IDS:
         with contextlib.suppress(OSError), path.open("rb") as file:
@@ -54,15 +54,15 @@ def machine_id() -> bytes | None:
 
 
 class NetworkWatch:
-    """Says when the address that this machine has towards a server has become another one.
+    """Reports when this machine's local address towards a server changes.
 
-    That is asked of the kernel whenever rtnetlink(7) tells of a change, so that what has to do with other networks is
-    nobody's concern. All methods but ``close``: the thread.
+    The kernel is asked for that address whenever rtnetlink(7) reports a change, so changes of unrelated networks are
+    ignored. All methods except ``close``: this thread only.
 
     Args:
-        thread: Where it lives.
+        thread: The thread it runs in.
         towards: The server; None: not known yet.
-        changed: Called in the thread. There is a way to the server then, which need not be true for long.
+        changed: Called in the thread. There is a route to the server at that time; it may be lost again soon.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class NetworkWatch:
         self._towards = towards
         self._changed = changed
         self._socket: socket.socket | None = None
-        self._server: SocketAddress | None = None  # that _before is the address towards
+        self._server: SocketAddress | None = None  # the server that _before belongs to
         self._before: str | None = None
 
     def open(self) -> None:
-        """Begins to watch. Where the system has no such thing a line at level debug says so, and nothing follows."""
+        """Starts watching. If the system does not support it, logs that at level debug and reports nothing."""
         try:
             kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             self._socket = kept_from_children(socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE))
@@ -89,22 +89,22 @@ class NetworkWatch:
         self._thread.watch(self._socket, self._told)
 
     def look_again(self) -> None:
-        """Takes note of the address towards a server that has become known, or become another one.
+        """Records the address towards a server that is new or has changed.
 
-        Later changes are compared with that one. To be called for each new server before its path can have changed.
+        Later changes are compared with it. Must be called for each new server before its path can have changed.
         """
         server = self._towards()
         if server != self._server:
             self._server, self._before = server, _address_towards(server)
 
     def close(self) -> None:
-        """Frees the socket. The thread has ended, or never watched it."""
+        """Closes the socket. The thread must have ended, or never have watched it."""
         if self._socket is not None:
             self._socket.close()
 
     def _told(self) -> None:
         assert self._socket is not None
-        # ENOBUFS: there was more than the kernel keeps, which says as much.
+        # ENOBUFS: messages were lost, which also means that there was a change.
         with contextlib.suppress(OSError):
             while self._socket.recv(_READ):
                 pass
@@ -123,7 +123,7 @@ class NetworkWatch:
 
 
 def _address_towards(server: SocketAddress | None) -> str | None:
-    """The address that the kernel would send from; None: there is no way."""
+    """Returns the source address that the kernel would choose; None if there is no route."""
     if server is None:
         return None
     try:
@@ -134,15 +134,15 @@ def _address_towards(server: SocketAddress | None) -> str | None:
 
 
 class SleepWatch:
-    """Says when this machine was asleep: CLOCK_BOOTTIME goes on then, and CLOCK_MONOTONIC does not.
+    """Reports when this machine was suspended: CLOCK_BOOTTIME advances then, CLOCK_MONOTONIC does not.
 
-    All methods but ``close``: the thread.
+    All methods except ``close``: this thread only.
 
     Args:
-        thread: Where it lives.
-        descriptor: Readable when it is time to look at the clocks; reading may fail. Belongs to this object.
+        thread: The thread it runs in.
+        descriptor: Readable when the clocks should be compared; reading may fail. Owned by this object.
         resumed: Called in the thread.
-        asleep: Seconds that this machine has been asleep since some moment.
+        asleep: Seconds that this machine has been suspended since some fixed moment.
     """
 
     def __init__(
@@ -155,16 +155,16 @@ class SleepWatch:
         self._before = 0.0
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Returns the descriptor."""
         return self._descriptor
 
     def open(self) -> None:
-        """Begins to watch."""
+        """Starts watching."""
         self._before = self._asleep()
         self._thread.watch(self, self._look)
 
     def close(self) -> None:
-        """Frees the descriptor. The thread has ended, or never watched it."""
+        """Closes the descriptor. The thread must have ended, or never have watched it."""
         os.close(self._descriptor)
 
     def _look(self) -> None:
@@ -178,7 +178,7 @@ class SleepWatch:
 
 
 def asleep_since_boot() -> float:
-    """Seconds that this machine has been asleep; 0 where the system does not tell."""
+    """Returns the seconds that this machine was suspended since boot; 0 if the system does not report it."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
-    monotonic = time.monotonic()  # first, so that the difference is never negative
+    monotonic = time.monotonic()  # read first, so that the difference is never negative
     return 0.0 if clock is None else time.clock_gettime(clock) - monotonic

@@ -1,4 +1,4 @@
-"""Telling systemd how a service does (sd_notify(3)), without its library."""
+"""Reports the state of a service to systemd (sd_notify(3)), without its library."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ def notify(*assignments: str) -> bool:
     """Sends assignments such as ``READY=1`` to the service manager.
 
     Args:
-        assignments: ``NAME=value`` each; line breaks in values become spaces.
+        assignments: ``NAME=value`` each; line breaks in values are replaced by spaces.
 
     Returns:
-        Whether there is a service manager that took them. Without one, or when it can't be reached, nothing happens: a
-        service must not fail for want of somebody to report to.
+        Whether the service manager accepted them. Without a service manager, or if it is unreachable, nothing happens:
+        a service must not fail for lack of a service manager.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address or address[0] not in "/@":
@@ -24,7 +24,7 @@ def notify(*assignments: str) -> bool:
         address = "\0" + address[1:]  # the abstract namespace of unix(7)
     message = "\n".join(assignment.replace("\n", " ") for assignment in assignments).encode("utf-8", "replace")
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        # Never waits: a manager that doesn't read must not hold up the service.
+        # Non-blocking: a service manager that does not read must not block the service.
         sock.setblocking(False)
         sock.sendto(message, address)
         return True
@@ -32,15 +32,15 @@ def notify(*assignments: str) -> bool:
 
 
 def ready(status: str) -> bool:
-    """The service has started; ``status`` is one line for ``systemctl status``."""
+    """Reports that the service has started; ``status`` is one line for ``systemctl status``."""
     return notify("READY=1", f"STATUS={status}")
 
 
 def status(text: str) -> bool:
-    """One line for ``systemctl status``."""
+    """Reports one line for ``systemctl status``."""
     return notify(f"STATUS={text}")
 
 
 def stopping() -> bool:
-    """The service is about to end."""
+    """Reports that the service is about to end."""
     return notify("STOPPING=1")

@@ -1,6 +1,6 @@
-"""What a process may have (getrlimit(2)), and what a command asks of its own.
+"""Resource limits of this process (getrlimit(2)), and the process settings that a command makes.
 
-A program that uses the library decides for itself what its process is like; only commands call ``prepare``.
+A program that uses the library configures its process itself; only commands call ``prepare``.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import signal
 import threading
 from pathlib import Path
 
-# Bytes of address space for each thread, instead of the 8 MiB that are usual; the deepest of them, the system's
-# resolver, needs about a tenth of it.
+# Bytes of address space per thread, instead of the usual 8 MiB; the deepest stack, that of the system's resolver, uses
+# about a tenth of this.
 _STACK = 1 << 20
 
-# What /proc/self/limits calls them.
+# Their names in /proc/self/limits.
 _NAMES = {resource.RLIMIT_NOFILE: "Max open files", resource.RLIMIT_AS: "Max address space"}
 
 
 def limits(kind: int) -> tuple[int, int] | None:
-    """Soft and hard limit of RLIMIT_NOFILE or RLIMIT_AS, RLIM_INFINITY where there is none; None: not to be learned.
+    """Returns the soft and hard limit of RLIMIT_NOFILE or RLIMIT_AS, RLIM_INFINITY if unlimited; None if unknown.
 
-    A container's filter may refuse the system call; the kernel says the same in /proc.
+    A container's seccomp filter may refuse the system call; /proc has the same values.
     """
     try:
         return resource.getrlimit(kind)
@@ -41,14 +41,14 @@ def limits(kind: int) -> tuple[int, int] | None:
 
 
 def address_space_is_limited() -> bool:
-    """Whether RLIMIT_AS says how much memory may be mapped, used or not."""
+    """Returns whether RLIMIT_AS limits how much memory may be mapped, used or not."""
     return (limits(resource.RLIMIT_AS) or (resource.RLIM_INFINITY,))[0] != resource.RLIM_INFINITY
 
 
 def prepare() -> None:
-    """Makes this process fit for a command. Before it has threads."""
+    """Sets this process up for a command. Must be called before it has other threads."""
     threading.stack_size(_STACK)
     if os.getpid() == 1:
-        # In a container without an init of its own what loses its parent becomes a child of this process, which has no
-        # other children. Ignored, the kernel leaves no zombies of them.
+        # As PID 1 of a container without an init, this process inherits orphans and has no other children. With SIGCHLD
+        # ignored the kernel leaves no zombies.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""A thread that waits for sockets, timers and calls of other threads: the shape of the UDP pump."""
+"""A thread that waits for sockets, timers and calls from other threads: the basis of the UDP pump."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from asport_sync.runtime.timers import Timer, Timers
 
 _log = logging.getLogger("asport_sync.runtime")
 
-_REFUSED = frozenset({errno.EPERM, errno.ENOSYS})  # what a container's filter says of system calls it does not know
-_PAUSE_AFTER_FAULT = 1.0  # seconds that a socket is left alone whose handler failed in a way nobody foresaw
-_MOST_CALLS = 16384  # calls that may wait; who has more to hand over waits until the thread has made some
+_REFUSED = frozenset({errno.EPERM, errno.ENOSYS})  # errors of a container's seccomp filter for unknown system calls
+_PAUSE_AFTER_FAULT = 1.0  # seconds that a socket is not polled after an unexpected exception in its handler
+_MOST_CALLS = 16384  # queue limit; producers block when it is full
 
 
 class HasFileno(Protocol):
-    """Anything with a descriptor."""
+    """Any object with a descriptor."""
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Returns the descriptor."""
 
 
 class SelectorThread:
-    """Owns a selector, timers and whatever is reached only from its calls.
+    """Owns a selector, timers and all state reached only from its calls.
 
-    Other threads hand it work with ``call``; the sockets, timers and handlers belong to the thread, so those methods
-    are for functions that it runs. The queue of calls has any number of producers and one consumer. It is bounded: a
-    producer that is much faster is held up.
+    Other threads hand it work with ``call``. Sockets, timers and handlers belong to the thread: their methods may only
+    be called by functions that it runs. The queue of calls has any number of producers and one consumer. It is bounded:
+    producers block while it is full.
 
     Args:
         name: The thread's name.
         clock: Monotonic time in seconds.
-        most_calls: Calls that may wait.
+        most_calls: Maximum number of queued calls.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SelectorThread:
         self._most_calls = most_calls
         self._held_up = 0
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
-        self._woken = False  # a byte is in the pipe: further callers need not write another
+        self._woken = False  # a byte is in the pipe: no further write is needed
         self._stopping = False
         self._ended = False
         self._reader, self._writer = os.pipe()
@@ -65,13 +65,13 @@ class SelectorThread:
 
     @property
     def waiting(self) -> int:
-        """Calls that wait."""
+        """Number of queued calls."""
         with self._lock:
             return len(self._calls)
 
     @property
     def held_up(self) -> int:
-        """How often a thread had to wait with a call because too many waited already."""
+        """How often a producer had to wait because the queue was full."""
         with self._lock:
             return self._held_up
 
@@ -80,16 +80,16 @@ class SelectorThread:
         self._thread.start()
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Runs ``function(*arguments)`` in the thread, after the calls before it.
+        """Runs ``function(*arguments)`` in the thread, after earlier calls.
 
-        Once the thread has ended the call is made here and now: there is nobody left to disturb, and what was lent to
-        the thread can still be given back.
+        After the thread has ended the call is made immediately in the caller's thread: there is no concurrency any
+        more, and resources lent to the thread can still be returned.
         """
         if not self.offer(function, *arguments):
             function(*arguments)
 
     def offer(self, function: Callable[..., object], *arguments: object) -> bool:
-        """As ``call``, but once the thread has ended does nothing and returns False."""
+        """Like ``call``, but after the thread has ended does nothing and returns False."""
         with self._lock:
             if len(self._calls) >= self._most_calls and not self._ended and not self._is_inside():
                 self._held_up += 1
@@ -101,7 +101,10 @@ class SelectorThread:
             return True
 
     def call_and_wait(self, function: Callable[..., object], *arguments: object) -> None:
-        """As ``call``, but returns when the call is done. Not from the thread itself, nor where it may wait for."""
+        """Like ``call``, but returns when the call is done.
+
+        Deadlocks if called from this thread, or while holding anything it waits for.
+        """
         done = threading.Event()
 
         def and_tell() -> None:
@@ -114,14 +117,14 @@ class SelectorThread:
         done.wait()
 
     def stop(self, timeout: float) -> bool:
-        """Makes the calls that are queued, then ends the thread and frees its descriptors. Idempotent.
+        """Makes the queued calls, then ends the thread and closes its descriptors. Idempotent.
 
         Returns:
             Whether it has ended within ``timeout`` seconds.
         """
         with self._lock:
             if self._thread.ident is None:
-                # Never started: nobody else will tidy up.
+                # Never started: no thread will clean up.
                 if not self._ended:
                     self._end()
                 return True
@@ -138,11 +141,11 @@ class SelectorThread:
         self._selector.register(source, selectors.EVENT_READ, handler)
 
     def unwatch(self, source: HasFileno) -> None:
-        """Leaves the source alone; to be called before it is closed. Does nothing where it isn't watched."""
+        """Stops watching the source; must be called before it is closed. Does nothing if it is not watched."""
         paused = self._paused.pop(source, None)
         if paused is not None:
             paused.cancel()
-        # ValueError: closed already.
+        # ValueError: already closed.
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(source)
 
@@ -151,7 +154,7 @@ class SelectorThread:
         return self._timers.after(delay, call)
 
     def pause(self, source: HasFileno, seconds: float) -> None:
-        """Leaves a watched source alone for a while, as when it stays readable and can't be served now."""
+        """Stops polling a watched source for a while, for example if it stays readable but cannot be served now."""
         try:
             handler: Callable[[], object] = self._selector.unregister(source).data
         except (KeyError, ValueError):
@@ -166,7 +169,7 @@ class SelectorThread:
     # --- inside ---
 
     def _is_inside(self) -> bool:
-        """Whether the caller is the thread itself, or there is none: nobody would make room while it waits."""
+        """Returns whether the caller is this thread or there is none: then waiting would not make room."""
         return self._thread.ident in (None, threading.get_ident())
 
     def _run(self) -> None:
@@ -180,7 +183,7 @@ class SelectorThread:
                 time.sleep(_PAUSE_AFTER_FAULT)
                 continue
             for key, _ in ready:
-                # A handler before this one may have unwatched it.
+                # An earlier handler may have unwatched it.
                 if self._selector.get_map().get(key.fd) == key:
                     self._guarded(key)
             self._timed()
@@ -191,7 +194,7 @@ class SelectorThread:
                     return
 
     def _use_poll(self) -> bool:
-        """Waits by poll(2) from here on; False where that was so already."""
+        """Switches to poll(2); returns False if it is in use already."""
         before = self._selector
         if isinstance(before, selectors.PollSelector):
             return False
@@ -217,7 +220,7 @@ class SelectorThread:
             self._say("a timer failed")
 
     def _queued(self) -> None:
-        # As many as there are now: calls that queue calls must not keep the sockets waiting.
+        # Only the calls that are queued now: calls that queue calls must not starve the sockets.
         for _ in range(len(self._calls)):
             with self._lock:
                 call = self._calls.popleft()
@@ -229,7 +232,7 @@ class SelectorThread:
                 self._say("a call failed")
 
     def _say(self, what: str) -> None:
-        # Where there is not even memory for the line, going on matters more.
+        # If there is not even memory for the log line, continuing matters more.
         with contextlib.suppress(MemoryError):
             _log.exception("%s: %s", self._thread.name, what)
 

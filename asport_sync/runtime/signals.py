@@ -1,4 +1,4 @@
-"""Ending a program by SIGINT, SIGTERM or SIGHUP."""
+"""Ends a program on SIGINT, SIGTERM or SIGHUP."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Ends a program that does nothing about it, without a word to anybody. A program may have its own use for it, and
-# nohup(1) has it ignored.
+# Its default action ends a program silently. The program may handle SIGHUP itself, and nohup(1) ignores it.
 _SIGNALS_BY_DEFAULT = (signal.SIGHUP,)
 
-_DRAINED = 4096  # bytes read at a time: one for each signal, so one read is enough but for a flood of them
+_DRAINED = 4096  # bytes read at a time; one byte per signal, so one read normally suffices
 
-_NO_DESCRIPTOR = -1  # for set_wakeup_fd: nobody is woken
+_NO_DESCRIPTOR = -1  # for set_wakeup_fd: no wake-ups
 
 
 class Termination:
     """While entered, the first SIGINT, SIGTERM or SIGHUP ends ``wait`` instead of the program.
 
-    SIGHUP is left alone where the program ignores or handles it. Signals that whoever started the program had blocked
-    are let through, as long as they have a handler here: otherwise nothing but SIGKILL would end it.
+    SIGHUP is left alone if the program ignores or handles it. Signals that were blocked when the program was started
+    are unblocked while they have a handler here: otherwise only SIGKILL would end the program.
 
-    The earlier handlers are back from that signal on, so a second one does what it did before: by default it ends the
-    program on the spot. Outside the main thread, where Python allows no handlers, signals are left alone.
+    That first signal restores the previous handlers, so a second one acts as before: by default it ends the program
+    immediately. Outside the main thread, where Python does not allow handlers, signals are left alone.
 
-    The kernel may give a signal to any thread, and Python runs handlers in the main thread once that gets to its next
-    instruction, which it doesn't while it sleeps. So it sleeps on a pipe that whichever thread took the signal writes
-    to (``signal.set_wakeup_fd``). Used by one thread.
+    The kernel may deliver a signal to any thread, and Python runs handlers in the main thread at its next instruction,
+    which does not come while it sleeps. The main thread therefore sleeps on a pipe that any thread receiving the signal
+    writes to (``signal.set_wakeup_fd``). Used by one thread.
     """
 
     def __init__(self) -> None:
-        self._name: str | None = None  # of the signal that came; written by the handler, in the main thread
+        self._name: str | None = None  # of the received signal; written by the handler, in the main thread
         self._earlier: dict[signal.Signals, Any] = {}
         self._reader = self._writer = _NO_DESCRIPTOR
         self._earlier_wakeup = _NO_DESCRIPTOR
-        self._blocked: set[signal.Signals | int] = set()  # of the main thread, and unblocked for as long as this lasts
+        self._blocked: set[signal.Signals | int] = set()  # in the main thread's mask; unblocked while entered
 
     def __enter__(self) -> Termination:
         if threading.current_thread() is threading.main_thread():
-            # Non-blocking: a handler may run anywhere and must not hang, and a full pipe wakes as well as any.
+            # Non-blocking: a handler may run anywhere and must not block, and a full pipe wakes the reader just as
+            # well.
             self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._earlier_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
             for number in _SIGNALS:
@@ -63,7 +63,7 @@ class Termination:
             return
         try:
             signal.set_wakeup_fd(self._earlier_wakeup)
-        except (OSError, ValueError):  # who asked for it has closed it meanwhile
+        except (OSError, ValueError):  # its owner has closed it meanwhile
             signal.set_wakeup_fd(_NO_DESCRIPTOR)
         os.close(self._reader)
         os.close(self._writer)
@@ -71,16 +71,16 @@ class Termination:
         signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
 
     def wait(self, descriptor: int) -> str | None:
-        """Returns the name of the signal that came, now or before; None as soon as ``descriptor`` is readable.
+        """Returns the name of the signal received, now or earlier; None as soon as ``descriptor`` is readable.
 
-        Signals that aren't ours end nothing: their handlers run, and what they raise is raised here.
+        Other signals do not end the wait: their handlers run, and exceptions that they raise propagate.
         """
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         if self._reader != _NO_DESCRIPTOR:
             poll.register(self._reader, select.POLLIN)
-        # The handler sets the name first and then writes: if it comes after the name was looked at, its byte is in
-        # the pipe and poll returns.
+        # The handler sets the name before it writes: if it runs after the name was checked, its byte is in the pipe and
+        # poll returns.
         while self._name is None:
             if any(ready == descriptor for ready, _ in poll.poll()):
                 break
@@ -89,7 +89,7 @@ class Termination:
 
     def _install(self, number: signal.Signals) -> None:
         earlier = signal.signal(number, self._handle)
-        # None: installed by C, and can't be put back from here.
+        # None: installed by C; cannot be restored from Python.
         self._earlier[number] = signal.SIG_DFL if earlier is None else earlier
 
     def _drain(self) -> None:

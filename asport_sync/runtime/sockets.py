@@ -1,4 +1,4 @@
-"""Sockets: resolving, binding, dialling. Blocking calls say for how long."""
+"""Sockets: resolving, binding, connecting. Blocking calls document how long they block."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SocketAddress = tuple[str, int]
 """An IP address as text, with ``%zone`` where a link-local IPv6 address needs one, and a port."""
 
 BACKLOG = 1024
-"""Connections that the kernel may keep for us until they are accepted; it lowers this to net.core.somaxconn."""
+"""Backlog of listening sockets; the kernel lowers it to net.core.somaxconn."""
 
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What a call says when the process or the system has no room for a socket now."""
+"""Errors of a call for which the process or the system currently lacks resources."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """struct linger {1, 0}: close() sends RST."""
@@ -31,14 +31,14 @@ _IPV6_FREEBIND = 78  # <linux/in6.h>
 
 
 class Stopped(Exception):
-    """The stop signal came before the call was done."""
+    """The stop signal was set before the call was done."""
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
 def is_literal(host: str) -> bool:
-    """Whether this is an IP address rather than a name. A zone may follow an IPv6 address."""
+    """Returns whether this is an IP address rather than a name. A zone may follow an IPv6 address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -47,17 +47,17 @@ def is_literal(host: str) -> bool:
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """The address family of an IP literal."""
+    """Returns the address family of an IP literal."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def resolve(host: str, port: int, kind: socket.SocketKind) -> list[SocketAddress]:
-    """The addresses of a host, in the system's order of preference (RFC 6724), without duplicates.
+    """Returns the addresses of a host, in the system's order of preference (RFC 6724), without duplicates.
 
-    An IP literal is returned as it is and never blocks. A name may block as long as the system's resolver does.
+    An IP literal is returned unchanged and never blocks. A name may block as long as the system's resolver does.
 
     Raises:
-        OSError: The name can't be resolved.
+        OSError: The name cannot be resolved.
     """
     if is_literal(host):
         return [(host, port)]
@@ -71,13 +71,14 @@ def resolve(host: str, port: int, kind: socket.SocketKind) -> list[SocketAddress
 
 
 def text(address: SocketAddress) -> str:
-    """An address for people: IPv6 in brackets, and IPv4 as such where it came through an IPv6 socket."""
+    """Formats an address for display: IPv6 in brackets, IPv4-mapped IPv6 addresses as IPv4."""
     host, port = host_text(address[0]), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def host_text(host: str) -> str:
-    """An IP literal for people: ``192.0.2.1`` for ``::ffff:192.0.2.1``, the form that an IPv6 socket has for it."""
+    """Formats an IP literal for display: ``192.0.2.1`` for ``::ffff:192.0.2.1``, the form that an IPv6 socket reports.
+    """
     if ":" in host:
         mapped = ipaddress.IPv6Address(host.partition("%")[0]).ipv4_mapped
         if mapped is not None:
@@ -86,12 +87,12 @@ def host_text(host: str) -> str:
 
 
 def local_address(sock: socket.socket) -> SocketAddress:
-    """The address a socket is bound to."""
+    """Returns the address that a socket is bound to."""
     return _literal(sock.getsockname())
 
 
 def _literal(address: tuple[object, ...]) -> SocketAddress:
-    """Host and port of what the socket module calls an address: for IPv6 four items, the last being the zone."""
+    """Returns host and port of a socket module address: for IPv6 a tuple of four, the last item being the zone."""
     host, port = str(address[0]), int(str(address[1]))
     if len(address) == 4 and address[3] and "%" not in host:
         host += f"%{address[3]}"
@@ -102,7 +103,7 @@ def _literal(address: tuple[object, ...]) -> SocketAddress:
 
 
 def any_address(host: str, *, only_v6: bool | None = None) -> str:
-    """``0.0.0.0`` for ``::`` where the system has no IPv6, unless IPv6 alone is wanted; else the host itself."""
+    """Returns ``0.0.0.0`` for ``::`` if the system has no IPv6 and IPv4 is allowed; else the host unchanged."""
     bare = host.partition("%")[0]
     if only_v6 or ":" not in bare or not ipaddress.ip_address(bare).is_unspecified:
         return host
@@ -115,7 +116,8 @@ def any_address(host: str, *, only_v6: bool | None = None) -> str:
 
 
 def is_here(host: str) -> bool:
-    """Whether an IP literal is an address of this machine now. What can be bound while it is not works once it is."""
+    """Returns whether an IP literal is an address of this machine now. One bound while absent works once it is added.
+    """
     try:
         with socket.socket(family_of(host), socket.SOCK_DGRAM) as sock:
             _bind(sock, host, 0)
@@ -125,33 +127,34 @@ def is_here(host: str) -> bool:
 
 
 def bind_udp(host: str, port: int, *, only_v6: bool | None = None) -> socket.socket:
-    """A UDP socket bound to an address, also to one that comes to this machine later. Not shared with any other socket.
+    """Returns a UDP socket bound to an address, even one that this machine gets later. Never shared with another
+    socket.
 
     Args:
         host: IP literal.
         port: 0: the system chooses.
-        only_v6: IPV6_V6ONLY; None: as the system says. Without meaning for IPv4.
+        only_v6: IPV6_V6ONLY; None: the system's default. Ignored for IPv4.
 
     Raises:
-        OSError: It can't be bound.
+        OSError: It cannot be bound.
     """
     return _bound(socket.SOCK_DGRAM, host, port, only_v6)
 
 
 def listen_tcp(host: str, port: int, *, only_v6: bool | None = None, backlog: int = BACKLOG) -> socket.socket:
-    """A non-blocking TCP socket that listens, also on an address that comes to this machine later.
+    """Returns a non-blocking listening TCP socket, even on an address that this machine gets later.
 
-    SO_REUSEADDR is set, so connections in TIME_WAIT and relays of a predecessor don't keep the port; on Linux another
-    listener still does.
+    SO_REUSEADDR is set, so connections in TIME_WAIT and relays of a previous process do not block the port; on Linux
+    another listener still does.
 
     Raises:
-        OSError: It can't be bound.
+        OSError: It cannot be bound.
     """
     sock = _bound(socket.SOCK_STREAM, host, port, only_v6)
     try:
         sock.setblocking(False)
         _keep_urgent(sock)
-        # Two sockets with SO_REUSEADDR may both be bound; it is listen() that tells whose the port is.
+        # Two sockets with SO_REUSEADDR may both be bound; listen() decides which one gets the port.
         sock.listen(backlog)
     except BaseException:
         sock.close()
@@ -160,10 +163,10 @@ def listen_tcp(host: str, port: int, *, only_v6: bool | None = None, backlog: in
 
 
 def _keep_urgent(sock: socket.socket) -> None:
-    """Urgent bytes (MSG_OOB) stay in their place among the others; without it the kernel cuts them out.
+    """Keeps urgent bytes (MSG_OOB) in the stream; without SO_OOBINLINE the kernel takes them out.
 
-    Set before the socket connects or listens, and inherited by what it accepts: of two urgent bytes that come before
-    anybody has the connection the first would be lost.
+    Set before the socket connects or listens, and inherited by accepted sockets: of two urgent bytes that arrive before
+    accept() the first would be lost.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
@@ -181,15 +184,15 @@ def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) 
         except OSError as problem:
             if problem.errno != errno.EADDRNOTAVAIL:
                 raise
-            # A VPN that is not up yet, an address that moves between machines. Only now, so that nothing else changes
-            # for addresses that are there.
+            # A VPN that is not up yet, or an address that moves between machines. Set only now, so that nothing changes
+            # for addresses that are present.
             try:
                 if family is socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
                 else:
                     sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
             except OSError:
-                raise problem from None  # a system without it
+                raise problem from None  # not supported by this system
             _bind(sock, host, port)
     except BaseException:
         sock.close()
@@ -215,16 +218,16 @@ def dial_tcp(
 
     Args:
         addresses: Tried in this order.
-        timeout: Seconds for each; more than a day counts as that.
+        timeout: Seconds for each; at most one day.
         stop: Ends the attempt.
 
     Returns:
-        A connected socket with ``timeout`` as its timeout, and the address. (A socket that was reset meanwhile can't
-        say it any more.)
+        A connected socket with ``timeout`` as its timeout, and the address. (After a reset the socket can no longer
+        report it.)
 
     Raises:
-        OSError: What the last address said.
-        Stopped: The stop signal came.
+        OSError: The error of the last address.
+        Stopped: The stop signal was set.
     """
     problem: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
     timeout = min(timeout, LONGEST_WAIT)
@@ -232,10 +235,10 @@ def dial_tcp(
         sock: socket.socket | None = None
         try:
             sock = kept_from_children(socket.socket(family_of(address[0]), socket.SOCK_STREAM))
-            # A relay passes on what it gets; holding small pieces back would add to their delay.
+            # A relay passes data on as it comes; delaying small segments would add latency.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _keep_urgent(sock)
-            # Whatever closes it before a relay has seen it end in order, the end of this process too, is a reset.
+            # Any close before a relay has seen an orderly end is a reset, including the end of this process.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             _connect(sock, address, timeout, stop)
             sock.settimeout(timeout)
@@ -276,15 +279,15 @@ def _connect(sock: socket.socket, address: SocketAddress, timeout: float, stop: 
 
 
 def unbound_udp(host: str) -> socket.socket:
-    """A UDP socket of the family of an IP literal, neither bound nor connected."""
+    """Returns a UDP socket of the family of an IP literal, neither bound nor connected."""
     return kept_from_children(socket.socket(family_of(host), socket.SOCK_DGRAM))
 
 
 def connected_udp(address: SocketAddress) -> socket.socket:
-    """A non-blocking UDP socket that talks to one address only.
+    """Returns a non-blocking UDP socket connected to one address.
 
     Raises:
-        OSError: There is no way to that address.
+        OSError: There is no route to that address.
     """
     sock = unbound_udp(address[0])
     try:
@@ -297,7 +300,7 @@ def connected_udp(address: SocketAddress) -> socket.socket:
 
 
 def connectable(address: SocketAddress) -> tuple[str, int] | tuple[str, int, int, int]:
-    """The address in the form that ``socket.connect`` takes without asking a resolver."""
+    """Returns the address in the form that ``socket.connect`` takes without a resolver call."""
     host, port = address
     bare, _, zone = host.partition("%")
     if not zone:

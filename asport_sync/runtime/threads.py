@@ -1,4 +1,4 @@
-"""Threads that come and go: a pool of workers, a limit on how many do one thing, and a signal to stop.
+"""Thread helpers: a pool of workers, a limit on concurrent uses, and a stop signal.
 
 All threads are daemons, so that a program that forgets to stop a tunnel still ends.
 """
@@ -20,18 +20,18 @@ from asport_sync.errors import LifecycleError
 
 _log = logging.getLogger("asport_sync.runtime")
 
-_IDLE_TIME = 30.0  # seconds until a worker without work ends: longer than the pauses of a browsing user
+_IDLE_TIME = 30.0  # seconds until an idle worker ends: longer than the pauses of a browsing visitor
 
-_MOST_WAITING = 16384  # tasks: as many as a client's server may open streams
+_MOST_WAITING = 16384  # tasks: as many as the streams a server may open to a client
 
 Task = tuple[Callable[..., object], tuple[object, ...]]
 
 
 def what_is_replaced() -> str | None:
-    """Says that this program has no real threads; None: it has.
+    """Returns a message if this program's threads or select() are replaced; None if they are not.
 
-    gevent and eventlet can put coroutines in the place of threads, and the engine's thread would never give way to the
-    others: it waits in C. Their ``select`` waits only for what runs in the same thread.
+    gevent and eventlet can replace threads by coroutines; the engine's thread waits in C and would never yield to the
+    others. Their ``select`` waits only for events of the same thread.
     """
     for function, what in ((_thread.start_new_thread, "threads are"), (select.select, "select() is")):
         if not isinstance(function, types.BuiltinFunctionType):
@@ -44,9 +44,9 @@ def what_is_replaced() -> str | None:
 
 
 class StopSignal:
-    """Says once, to any number of threads, that it is time to leave. Any thread.
+    """A one-shot signal that tells any number of threads to stop. Any thread.
 
-    It has a descriptor that becomes readable, so that a thread may wait for a socket and for the signal at once.
+    Its descriptor becomes readable, so that a thread can wait for a socket and for the signal at once.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class StopSignal:
         self._lock = threading.Lock()  # guards the two descriptors
 
     def set(self) -> None:
-        """Gives the signal. Idempotent."""
+        """Sets the signal. Idempotent."""
         with self._lock:
             if not self._event.is_set():
                 self._event.set()
@@ -63,19 +63,19 @@ class StopSignal:
                     os.write(self._writer, b"\0")
 
     def is_set(self) -> bool:
-        """Whether the signal was given."""
+        """Returns whether the signal is set."""
         return self._event.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits for the signal; returns whether it was given."""
+        """Waits for the signal; returns whether it is set."""
         return self._event.wait(timeout)
 
     def fileno(self) -> int:
-        """The descriptor that is readable once the signal is given; -1 after ``close``."""
+        """Returns the descriptor, readable once the signal is set; -1 after ``close``."""
         return self._reader
 
     def close(self) -> None:
-        """Gives the signal and frees the descriptor. Idempotent."""
+        """Sets the signal and closes the descriptor. Idempotent."""
         self.set()
         with self._lock:
             descriptors = (self._reader, self._writer)
@@ -86,10 +86,10 @@ class StopSignal:
 
 
 class Slots:
-    """A number of places that are taken and given back. Any thread; never waits.
+    """A fixed number of slots to take and give back. Any thread; never blocks.
 
     Attributes:
-        most: How many there are.
+        most: The number of slots.
     """
 
     def __init__(self, most: int) -> None:
@@ -98,7 +98,7 @@ class Slots:
         self._free = most
 
     def take(self) -> bool:
-        """Takes a place; False where none is free."""
+        """Takes a slot; returns False if none is free."""
         with self._lock:
             if self._free <= 0:
                 return False
@@ -106,39 +106,39 @@ class Slots:
             return True
 
     def give_back(self) -> None:
-        """Gives a place back."""
+        """Returns a slot."""
         with self._lock:
             self._free += 1
 
 
 class _Worker:
-    """A thread of a pool and the task it is to do next."""
+    """A thread of a pool and its next task."""
 
     __slots__ = ("task", "thread", "wake")
 
     def __init__(self, task: Task) -> None:
-        self.task: Task | None = task  # set by whoever took the worker off the idle stack, before ``wake``
+        self.task: Task | None = task  # set after removal from the idle stack and before ``wake`` is released
         self.wake = threading.Semaphore(0)
         self.thread: threading.Thread | None = None
 
 
 class WorkerPool:
-    """Runs functions in threads that are kept for a while. Any thread.
+    """Runs functions in threads that are reused. Any thread.
 
-    The worker that became idle last is used first, so that its stack is warm and the others can end. Beyond ``most``
-    threads tasks wait in the order they came, and beyond ``most_waiting`` they are refused.
+    The most recently idle worker is used first: its stack is warm, and the others can time out. Once there are ``most``
+    threads, tasks are queued in order of submission; beyond ``most_waiting`` queued tasks they are rejected.
 
     Args:
-        most: Threads at the same time.
-        idle_time: Seconds after which a worker without work ends.
-        most_waiting: Tasks that may wait.
+        most: Maximum number of threads.
+        idle_time: Seconds after which an idle worker ends.
+        most_waiting: Maximum number of queued tasks.
     """
 
     def __init__(self, most: int, *, idle_time: float = _IDLE_TIME, most_waiting: int = _MOST_WAITING) -> None:
         self._most = max(1, most)
         self._most_waiting = most_waiting
         self._idle_time = idle_time
-        # Guards everything below. Reentrant: a signal handler that stops the pool may interrupt whoever reads a figure.
+        # Guards everything below. Reentrant: a signal handler that stops the pool may interrupt a thread that holds it.
         self._lock = threading.RLock()
         self._idle: list[_Worker] = []
         self._workers: set[_Worker] = set()
@@ -149,28 +149,28 @@ class WorkerPool:
 
     @property
     def running(self) -> int:
-        """Tasks that have a worker."""
+        """Number of tasks that have a worker."""
         with self._lock:
             return self._running
 
     @property
     def threads(self) -> int:
-        """Threads there are now, idle ones included."""
+        """Number of threads, including idle ones."""
         with self._lock:
             return len(self._workers)
 
     @property
     def waiting(self) -> int:
-        """Tasks that wait for a thread."""
+        """Number of queued tasks."""
         with self._lock:
             return len(self._waiting)
 
     def submit(self, function: Callable[..., object], *arguments: object) -> None:
-        """Runs ``function(*arguments)`` in a worker. An exception that comes out of it is logged.
+        """Runs ``function(*arguments)`` in a worker. An exception that it raises is logged.
 
         Raises:
             LifecycleError: The pool is stopped.
-            RuntimeError: The pool has no thread, and the system has none to spare; or too many tasks wait.
+            RuntimeError: The pool has no thread and the system cannot start one; or too many tasks are queued.
         """
         task = (function, arguments)
         with self._lock:
@@ -182,7 +182,7 @@ class WorkerPool:
                 self._waiting.append(task)
 
     def offer(self, function: Callable[..., object], *arguments: object) -> bool:
-        """As ``submit``, but does nothing and returns False where the task would have to wait, or can't run at all."""
+        """Like ``submit``, but returns False without effect if the task would be queued or cannot run."""
         with self._lock:
             try:
                 return not self._stopped and self._give((function, arguments))
@@ -190,7 +190,7 @@ class WorkerPool:
                 return False
 
     def stop(self, timeout: float) -> bool:
-        """Drops waiting tasks, ends idle workers, and waits for the others.
+        """Discards queued tasks, ends idle workers, and waits for the others.
 
         Returns:
             Whether all threads have ended within ``timeout`` seconds.
@@ -209,7 +209,7 @@ class WorkerPool:
         return not any(thread.is_alive() for thread in threads)
 
     def _give(self, task: Task) -> bool:
-        """Has a worker do a task at once; False where none is free."""
+        """Assigns a task to a worker immediately; returns False if none is free."""
         if self._idle:
             worker = self._idle.pop()
             worker.task = task
@@ -220,7 +220,7 @@ class WorkerPool:
         return True
 
     def _start_worker(self, task: Task) -> bool:
-        """Starts a worker with its first task; False where the system has no thread to spare and others will do it."""
+        """Starts a worker with its first task; returns False if no thread can be started but other workers exist."""
         worker = _Worker(task)
         self._numbers += 1
         worker.thread = threading.Thread(
@@ -244,7 +244,7 @@ class WorkerPool:
             except Exception:
                 with contextlib.suppress(MemoryError):
                     _log.exception("a worker's task failed")
-            # What the task referred to must not live as long as this thread is idle.
+            # Objects that the task referred to must not stay alive while this thread is idle.
             worker.task = None
             del function, arguments
             with self._lock:
@@ -260,7 +260,7 @@ class WorkerPool:
                     if worker in self._idle:
                         self._idle.remove(worker)
                         break
-                # Taken off the stack in the same moment: the wake is on its way. Without a task it means the end.
+                # Removed from the stack at that moment: a wake-up follows. Without a task it ends the worker.
                 worker.wake.acquire()
         with self._lock:
             self._workers.discard(worker)

@@ -1,4 +1,4 @@
-"""Timers of one thread: a heap of calls that are due at a time."""
+"""Timers of one thread: a heap of calls ordered by due time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 
 LONGEST_WAIT = 86400.0
-"""Seconds. poll and epoll count milliseconds in 32 bits, so that 24 days are too many; waking up once a day is not."""
+"""Seconds. poll and epoll take 32-bit milliseconds, so waits are limited to about 24 days; one wake-up per day costs
+nothing."""
 
-_LEAST_SWEPT = 64  # timers; fewer are not worth a look
+_LEAST_SWEPT = 64  # timers; a smaller heap is not swept
 
 
 class Timer:
-    """A call that is due once, at ``when``. Made by ``Timers.after``."""
+    """A call that is due once, at ``when``. Created by ``Timers.after``."""
 
     __slots__ = ("_call", "when")
 
@@ -24,11 +25,11 @@ class Timer:
 
     @property
     def pending(self) -> bool:
-        """Whether the call is still to come."""
+        """Whether the call has yet to be made."""
         return self._call is not None
 
     def cancel(self) -> None:
-        """The call won't be made. Does nothing where it has been made already. The owner of the timers only."""
+        """Cancels the call; no effect if it was made already. Only from the thread that owns the timers."""
         self._call = None
 
     def _fire(self) -> None:
@@ -38,7 +39,7 @@ class Timer:
 
 
 class Timers:
-    """Timers in the order they are due. One thread owns them and makes the calls; nothing here locks.
+    """Timers in order of due time. One thread owns them and makes the calls; there is no locking.
 
     Args:
         clock: Monotonic time in seconds.
@@ -47,11 +48,11 @@ class Timers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._heap: list[tuple[float, int, Timer]] = []
-        self._sweep_at = _LEAST_SWEPT  # length of the heap at which those that were cancelled are looked for
-        self._order = itertools.count()  # timers due at the same time fire in the order they were set
+        self._sweep_at = _LEAST_SWEPT  # heap length at which cancelled timers are removed
+        self._order = itertools.count()  # ties fire in the order they were set
 
     def __len__(self) -> int:
-        """Timers that are kept, cancelled ones among them."""
+        """The number of timers in the heap, including cancelled ones."""
         return len(self._heap)
 
     def after(self, delay: float, call: Callable[[], None]) -> Timer:
@@ -63,20 +64,21 @@ class Timers:
         return timer
 
     def remaining(self) -> float | None:
-        """Seconds to wait until the next call is due, from 0 to ``LONGEST_WAIT``; None where there is none."""
+        """Returns the seconds until the next call is due, 0 to ``LONGEST_WAIT``; None if there is none."""
         self._drop_cancelled()
         return min(LONGEST_WAIT, max(0.0, self._heap[0][0] - self._clock())) if self._heap else None
 
     def run(self) -> None:
-        """Makes the calls that are due now. One that sets a timer for "at once" is not followed in the same run."""
+        """Makes the calls that are due now. A timer that such a call sets with delay 0 fires in the next run."""
         now = self._clock()
         newer = next(self._order)
         while self._heap and self._heap[0][0] <= now and self._heap[0][1] < newer:
-            # Taken out first, one at a time: a call that raises costs no other timer its turn.
+            # Removed before the call, one at a time, so that an exception does not lose other timers.
             heapq.heappop(self._heap)[2]._fire()
 
     def _sweep(self) -> None:
-        """Forgets cancelled timers that are due much later: the heap is never more than twice what is pending."""
+        """Removes cancelled timers before they are due, so that the heap is at most twice the number of pending ones.
+        """
         self._heap = [entry for entry in self._heap if entry[2].pending]
         heapq.heapify(self._heap)
         self._sweep_at = max(_LEAST_SWEPT, 2 * len(self._heap))
