@@ -1,10 +1,10 @@
-"""The only door to the native engine: handles, events, and errors as exceptions.
+"""The only interface to the native engine: handles, events, and errors as exceptions.
 
-The engine owns every connection, stream and socket; the objects here are names for them. A name that has outlived its
-object raises EngineClosed, and never crashes. All methods may be called from any thread unless they say otherwise.
-Blocking calls run with the interpreter lock released, so any number of threads may be inside.
+The engine owns every connection, stream and socket; the objects here are handles to them. Using a handle whose object
+is gone raises EngineClosed and never crashes. Methods may be called from any thread unless stated otherwise. Blocking
+calls release the interpreter lock, so any number of threads may block in them.
 
-After ``fork`` the child must not use an engine of its parent: every call in the child raises LifecycleError.
+After ``fork`` a child must not use its parent's engines: every call in the child raises LifecycleError.
 """
 
 from __future__ import annotations

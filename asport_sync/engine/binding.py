@@ -1,4 +1,4 @@
-"""The compiled extension: loading it, addresses and times as it wants them, its errors as exceptions.
+"""The compiled extension: loads it, converts addresses and times for it, and turns its errors into exceptions.
 
 The only module that imports ``_aq``.
 """
@@ -35,12 +35,15 @@ SocketAddress = tuple[str, int]
 
 
 def nanoseconds(seconds: float) -> int:
-    """Seconds as the boundary counts time: never negative, and what is too much for it stays too much."""
+    """Converts seconds to nanoseconds, the time unit of the C API.
+
+    Never negative; excessive values are clamped to 2**63 (292 years).
+    """
     return int(min(max(0.0, seconds * 1e9), 2.0**63))
 
 
 def to_address(address: SocketAddress) -> Any:
-    """An ``aq_address *`` of our own.
+    """Returns a new ``aq_address *``.
 
     Raises:
         OSError: The text is no IP address, or names a zone that does not exist.
@@ -62,7 +65,7 @@ def to_address(address: SocketAddress) -> Any:
 
 
 def from_address(raw: Any) -> SocketAddress:
-    """An ``aq_address`` as text and port."""
+    """Returns an ``aq_address`` as text and port."""
     if raw.family == 6:
         host = socket.inet_ntop(socket.AF_INET6, bytes(ffi.buffer(raw.ip, 16)))
         return (f"{host}%{raw.scope}" if raw.scope else host, raw.port)
@@ -70,7 +73,7 @@ def from_address(raw: Any) -> SocketAddress:
 
 
 def error_of(code: int) -> EngineError:
-    """The exception for a negative result."""
+    """Returns the exception for a negative result."""
     buffer = ffi.new("char[]", 256)
     text = ffi.string(lib.aq_strerror(code, buffer, 256)).decode("utf-8", "replace")
     if code in (lib.AQ_ERR_STOPPED, lib.AQ_ERR_GONE):
@@ -79,18 +82,18 @@ def error_of(code: int) -> EngineError:
 
 
 def error_number(problem: EngineError) -> int | None:
-    """The errno behind an EngineError, or None where no system call failed."""
+    """Returns the errno behind an EngineError, or None if no system call failed."""
     number = lib.AQ_ERR_SYSTEM - problem.code
     return number if 0 < number < max(errno_module.errorcode) + 1 else None
 
 
 def equal(first: bytes, second: bytes) -> bool:
-    """Whether two secrets are equal, in a time that doesn't depend on where they differ. Two empty ones never are."""
+    """Returns whether two secrets are equal, in time that depends on their length only. Two empty ones never are."""
     return bool(first) and len(first) == len(second) and bool(lib.aq_equal(first, second, len(first)))
 
 
 def derive_key(secret: bytes, *, salt: bytes, info: bytes) -> bytes:
-    """A 32-byte key made from a secret: HKDF (RFC 5869) with SHA-256.
+    """Derives a 32-byte key from a secret: HKDF (RFC 5869) with SHA-256.
 
     Raises:
         EngineError: GnuTLS refused.
@@ -103,7 +106,7 @@ def derive_key(secret: bytes, *, salt: bytes, info: bytes) -> bytes:
 
 
 def certificate_pin(certificate: bytes) -> bytes:
-    """SHA-256 of the SubjectPublicKeyInfo (RFC 7469, section 2.4) of the first certificate in PEM or DER.
+    """Returns the SHA-256 of the SubjectPublicKeyInfo (RFC 7469, section 2.4) of the first certificate in PEM or DER.
 
     Raises:
         EngineError: There is no certificate in it.
@@ -116,12 +119,12 @@ def certificate_pin(certificate: bytes) -> bytes:
 
 
 def clock_watch() -> int:
-    """A descriptor, the caller's, that becomes readable when the time of day jumps, as when the machine wakes up.
+    """Returns a descriptor that becomes readable when the wall clock jumps, as on resume from suspend.
 
-    Reading it raises OSError (ECANCELED) then, and makes it ready for the next time.
+    The caller owns it. Reading it then raises OSError (ECANCELED) and re-arms it.
 
     Raises:
-        EngineError: The system has no such thing, or no descriptor to spare.
+        EngineError: The system does not support it, or is out of descriptors.
     """
     result = int(lib.aq_clock_watch())
     if result < 0:
@@ -130,16 +133,16 @@ def clock_watch() -> int:
 
 
 def limit_arenas(most: int) -> None:
-    """Has malloc() use so many arenas at most, where the C library is glibc.
+    """Limits the number of malloc() arenas if the C library is glibc.
 
-    Each arena reserves 64 MiB of addresses, as many as eight threads with large stacks, however little is in it. To be
-    called before there are other threads.
+    Each arena reserves 64 MiB of address space, as much as eight threads with large stacks, however little it holds.
+    Must be called before there are other threads.
     """
     lib.aq_malloc_arenas(most)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what is linked: build, ngtcp2 (and whether ours or the system's) and GnuTLS."""
+    """Returns the versions of linked components: build, ngtcp2 (and whether bundled or the system's) and GnuTLS."""
     return {
         "build": ffi.string(lib.aq_build_id()).decode(),
         "ngtcp2": ffi.string(lib.aq_ngtcp2_version()).decode(),

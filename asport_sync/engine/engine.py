@@ -1,4 +1,4 @@
-"""The engine itself: its thread, its lifecycle, and what is created on it."""
+"""The engine: its thread, its lifecycle, and the objects created on it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .events import Event, event_of
 from .handles import Connection, Credentials, Endpoint
 from .values import Certificate, Transport, fill_transport
 
-_EVENTS_PER_WAIT = 64  # one cffi call hands over at most so many events; 25 KiB
+_EVENTS_PER_WAIT = 64  # maximum number of events per cffi call; 25 KiB
 
 
 class Engine:
-    """One native event thread with its connections.
+    """One native engine thread with its connections.
 
-    Created stopped; ``start`` begins, ``close`` ends it for good. ``close`` is finished when it returns: the thread has
-    ended, blocked relays have returned, other blocked calls have raised EngineClosed, the memory is freed.
+    Created stopped; ``start`` starts it, ``close`` ends it permanently. When ``close`` returns, the thread has ended,
+    blocked relays have returned, other blocked calls have raised EngineClosed, and the memory is freed.
     """
 
     def __init__(self) -> None:
@@ -40,15 +40,15 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._forked = False  # set in a forked child, never cleared
-        self._events: Any = ffi.new("aq_event[]", _EVENTS_PER_WAIT)  # the events thread only
-        self._handed_over = range(0)  # of those, what has not been made into objects yet
+        self._events: Any = ffi.new("aq_event[]", _EVENTS_PER_WAIT)  # events thread only
+        self._handed_over = range(0)  # indices of the events not yet converted to objects
         _engines.add(self)
 
     def start(self) -> None:
-        """Starts the event thread.
+        """Starts the engine thread.
 
         Raises:
-            LifecycleError: Started already, closed, or in a forked child.
+            LifecycleError: Already started, closed, or in a forked child.
         """
         with self._lock:
             self.check()
@@ -58,15 +58,15 @@ class Engine:
                 target=lib.aq_engine_run, args=(self._pointer,), name="asport-engine", daemon=True
             )
             thread.start()
-            self._thread = thread  # only one that runs can be waited for
+            self._thread = thread  # only a started thread can be joined
 
     def stop(self) -> None:
-        """Closes every connection and ends every blocked call; ``wait`` raises EngineClosed once it is drained."""
+        """Closes all connections and ends all blocked calls; ``wait`` raises EngineClosed once events are drained."""
         if not self._forked and not self._closed:
             lib.aq_engine_stop(self._pointer)
 
     def close(self) -> None:
-        """Stops, waits for the event thread and for calls that are inside, frees. Idempotent."""
+        """Stops the engine, waits for its thread and for calls in progress, then frees it. Idempotent."""
         with self._lock:
             if self._closed or self._forked:
                 return
@@ -75,29 +75,29 @@ class Engine:
         lib.aq_engine_stop(self._pointer)
         if thread is not None:
             thread.join()
-        # The pointer stays good until nobody can have it any more: a call that another thread is about to make finds
-        # a closed engine.
+        # The pointer stays valid until this object is garbage: a call that another thread is about to make finds a
+        # closed engine.
         lib.aq_engine_close(self._pointer)
         _engines.discard(self)
 
     def __del__(self, _free: Any = lib.aq_engine_free, _stop: Any = lib.aq_engine_stop) -> None:
-        # The functions are arguments because the module may be empty already when the interpreter ends.
+        # The functions are arguments because the module may be cleared already at interpreter exit.
         pointer = getattr(self, "_pointer", None)
         if pointer is None or self._forked:
             return
         if self._closed:
             _free(pointer)
         else:
-            _stop(pointer)  # forgotten: its thread ends, and nobody is left to wait for that
+            _stop(pointer)  # never closed: its thread ends, and nothing waits for that
 
     def wait(self, timeout: float | None = None) -> list[Event]:
         """Waits for events and returns them, oldest first. One thread only.
 
         Args:
-            timeout: Seconds; None: for ever.
+            timeout: Seconds; None: no limit.
 
         Raises:
-            EngineClosed: The engine is stopped and every event has been handed over.
+            EngineClosed: The engine is stopped and every event has been returned.
         """
         if not self._handed_over:
             milliseconds = -1 if timeout is None else max(0, int(timeout * 1000))
@@ -108,7 +108,7 @@ class Engine:
             try:
                 events.append(event_of(self, self._events[self._handed_over[0]]))
             except MemoryError:
-                # The next call goes on from here: C has forgotten them.
+                # The next call continues here: C has already discarded these events.
                 if events:
                     break
                 raise
@@ -116,36 +116,36 @@ class Engine:
         return events
 
     def report_streams(self, most: int, *, begins: bool = False) -> None:
-        """StreamEnded follows for attached streams, for so many a second; at first for none. All ends are counted.
+        """Enables StreamEnded for attached streams, at most ``most`` per second (default: 0). All ends are counted.
 
-        With ``begins`` StreamBegun comes for those that the engine accepts or dials.
+        With ``begins``, also enables StreamBegun for streams that the engine accepts or dials.
         """
         self.call(lib.aq_streams_report, most, begins)
 
     def keep_streams_alive(self, idle: float) -> None:
-        """Sockets of streams that begin from now on are probed after so many seconds of silence; 0: never."""
+        """Sets TCP keepalive for sockets of streams that begin from now on: idle time in seconds; 0: off."""
         self.call(lib.aq_streams_keepalive, nanoseconds(idle))
 
     def share_streams(self, workers: int) -> None:
-        """So many more workers are free to relay attached streams that move much; StreamBulk hands one over to each."""
+        """Reports ``workers`` more free workers for large transfers; StreamBulk hands one over to each."""
         self.call(lib.aq_streams_share, workers)
 
     def receive_memory(self, most: int) -> None:
-        """How many bytes of what all peers have sent the engine may hold; 1 GiB unless told otherwise.
+        """Sets the receive budget: bytes of unconsumed data of all peers that the engine may hold; 1 GiB by default.
 
-        As it is used up, windows shrink; where that does not do, streams with slow readers are reset, and connections
-        that hold the most are closed.
+        As it fills up, flow-control windows shrink; if that does not suffice, streams with slow readers are reset, and
+        the connections that hold the most are closed.
         """
         self.call(lib.aq_receive_memory, most)
 
     def share_udp(self, on: bool) -> None:
-        """Whether UDP sockets with much traffic may be left to the pump; UdpBulk hands them over."""
+        """Sets whether the engine may leave UDP sockets with much traffic to the pump; UdpBulk hands them over."""
         self.call(lib.aq_udp_share, int(on))
 
     def server_credentials(
         self, *, certificate: bytes, private_key: bytes, alpn: Sequence[bytes], keylog: str | None = None
     ) -> Credentials:
-        """Credentials of a server.
+        """Creates the credentials of a server.
 
         Args:
             certificate: PEM chain, leaf first, or one DER certificate.
@@ -154,8 +154,8 @@ class Engine:
             keylog: File for NSS key log lines (SSLKEYLOGFILE).
 
         Raises:
-            EngineError: With a text that says what is wrong with them, behind "certificate: ", "private key: " or
-                "certificate authorities: " where it is one of these.
+            EngineError: The text says what is wrong, prefixed with "certificate: ", "private key: " or "certificate
+                authorities: " if it is one of these.
         """
         return self._credentials(alpn, keylog, {"server": 1, "certificate": certificate, "private_key": private_key})
 
@@ -169,29 +169,29 @@ class Engine:
         pins: Sequence[bytes] = (),
         keylog: str | None = None,
     ) -> Credentials:
-        """Credentials of a client.
+        """Creates the credentials of a client.
 
         Args:
             alpn: Protocols, in order of preference.
-            trust: Further certificate authorities, PEM bundle or one DER certificate.
-            system_trust: Also trust the system's authorities.
-            verify: False: accept any certificate. Only where the user said so explicitly.
-            pins: The key of the server's certificate must be one of these (``certificate_pin``), with ``verify`` or
-                without; empty: any key.
+            trust: Additional certificate authorities, PEM bundle or one DER certificate.
+            system_trust: Whether to trust the system's certificate authorities as well.
+            verify: False: accept any certificate. Only if the configuration explicitly says so.
+            pins: The key of the server's certificate must be one of these (``certificate_pin``), regardless of
+                ``verify``; empty: any key.
             keylog: File for NSS key log lines (SSLKEYLOGFILE).
 
         Raises:
-            EngineError: With a text that says what is wrong with them, behind "certificate: ", "private key: " or
-                "certificate authorities: " where it is one of these.
+            EngineError: The text says what is wrong, prefixed with "certificate: ", "private key: " or "certificate
+                authorities: " if it is one of these.
         """
         fields = {"trust": trust, "system_trust": int(system_trust), "verify": int(verify), "pins": b"".join(pins)}
         return self._credentials(alpn, keylog, fields)
 
     def certificates(self, content: bytes) -> list[Certificate]:
-        """What is to be known of the certificates in PEM text or DER, in their order.
+        """Returns the properties of the certificates in PEM text or DER, in their order.
 
         Raises:
-            EngineError: There is none; the text says what there is.
+            EngineError: There is none; the text says what was found instead.
         """
         self.check()
         text = ffi.new("char[]", 512)
@@ -228,18 +228,18 @@ class Engine:
         max_half_open_per_source: int = 200,
         max_connections: int = 10000,
     ) -> Endpoint:
-        """Accepts QUIC connections on a bound UDP socket, which stays the caller's and may be closed at once.
+        """Accepts QUIC connections on a bound UDP socket, which remains the caller's and may be closed immediately.
 
         Args:
             sock: Bound UDP socket.
             credentials: From ``server_credentials``.
             transport: Settings of every connection.
             reset_key: 32 secret bytes for stateless reset tokens.
-            retry_threshold: Half-open connections from which on clients must prove their address by Retry. Half-open
-                is a connection whose client is not admitted yet.
-            max_half_open: Half-open connections; further ones are refused.
-            max_half_open_per_source: The same for one IPv4 address or IPv6 /64, as far as validated.
-            max_connections: Connections in all; further ones are refused.
+            retry_threshold: Number of half-open connections from which on clients must validate their address by Retry.
+                A connection is half-open until its client has joined.
+            max_half_open: Maximum half-open connections; more are refused.
+            max_half_open_per_source: The same per IPv4 address or IPv6 /64, counting validated addresses only.
+            max_connections: Maximum connections in total; more are refused.
         """
         options = ffi.new("aq_listen_options *")
         options.fd = sock.fileno()
@@ -264,14 +264,16 @@ class Engine:
         server_name: str,
         send_sni: bool = True,
     ) -> Connection:
-        """Begins a handshake; Connected or Closed follows. The UDP socket stays the caller's and may be closed at once.
+        """Starts a handshake; Connected or Closed follows.
+
+        The UDP socket remains the caller's and may be closed immediately.
 
         Args:
             sock: UDP socket of the remote address's family, not connected.
             credentials: From ``client_credentials``.
             transport: Settings of the connection.
             remote: The server.
-            server_name: DNS name or IP literal that the certificate must be made out for.
+            server_name: DNS name or IP literal that the certificate must be valid for.
             send_sni: Whether a DNS name is sent as SNI (RFC 6066 section 3).
         """
         options = ffi.new("aq_connect_options *")
@@ -285,7 +287,7 @@ class Engine:
         return Connection(self, self.call(lib.aq_connect, options))
 
     def counters(self) -> dict[str, int]:
-        """Every counter of the engine by name."""
+        """Returns all counters of the engine by name."""
         count = lib.aq_counter_count()
         values = ffi.new("uint64_t[]", count)
         self.call(lib.aq_engine_counters, values, count)
@@ -294,14 +296,14 @@ class Engine:
     # --- inside ---
 
     def check(self) -> None:
-        """Raises unless calls into C are possible: EngineClosed, or LifecycleError in a forked child."""
+        """Raises if calls into C are impossible: EngineClosed, or LifecycleError in a forked child."""
         if self._forked:
             raise LifecycleError("this engine belongs to the parent process; create a new one after fork")
         if self._closed:
             raise EngineClosed(lib.AQ_ERR_STOPPED, "the engine is closed")
 
     def call(self, function: Any, *arguments: Any) -> int:
-        """Calls a function of aq_api.h on this engine; its negative results become exceptions. For handles."""
+        """Calls a function of aq_api.h on this engine; negative results become exceptions. For handles."""
         self.check()
         result = int(function(self._pointer, *arguments))
         if result < 0:
@@ -311,7 +313,7 @@ class Engine:
     def _credentials(self, alpn: Sequence[bytes], keylog: str | None, fields: dict[str, Any]) -> Credentials:
         self.check()
         options = ffi.new("aq_credentials_options *")
-        keep = []  # the buffers that options points to, until the call has returned
+        keep = []  # buffers that options points to, kept alive until the call has returned
         protocols = b"".join(bytes((len(protocol),)) + protocol for protocol in alpn)
         for name, value in {"alpn": protocols, **fields}.items():
             if isinstance(value, bytes):
@@ -333,7 +335,7 @@ class Engine:
         return Credentials(self, result)
 
 
-# Engines that still have to be closed. Weak: an engine that is closed properly is not kept alive.
+# Engines to stop at exit. Weak: an engine that is closed properly is not kept alive.
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -342,16 +344,18 @@ def _all_engines() -> Iterable[Engine]:
 
 
 def _after_fork_in_child() -> None:
-    # The event thread exists only in the parent, and its locks may be held for ever here: never touch the engine again.
+    # The engine thread exists only in the parent, and its locks may be held forever in the child: never touch the
+    # engine again.
     for engine in _all_engines():
         engine._forked = True
         engine._lock = threading.Lock()
-    # What is the parent's to close must not stay open here: a port would stay taken, and no peer see the end.
+    # The parent's descriptors must not stay open here: a port would stay bound, and peers would not see connections
+    # end.
     lib.aq_forked()
 
 
 def _close_all() -> None:
-    # Before the interpreter is torn down: no thread may be left inside C with a buffer that is about to go.
+    # Before the interpreter is torn down: no thread may remain in C with a buffer that is about to be freed.
     for engine in _all_engines():
         engine.stop()
 

@@ -1,4 +1,4 @@
-"""What an engine reports, and how its records become objects."""
+"""The engine's events, and the conversion of its records to objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Connected:
-    """The TLS handshake is complete. ``endpoint`` is None on a client."""
+    """The QUIC handshake is complete. ``endpoint`` is None on a client."""
 
     connection: Connection
     endpoint: Endpoint | None
@@ -30,11 +30,11 @@ class Connected:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Closed:
-    """The last event of a connection, also of one that never became Connected.
+    """The last event of a connection, even if it never became Connected.
 
     Attributes:
-        code: Application or transport error code, or TLS alert, after the cause.
-        reason: The peer's or this side's text; from a peer it is untrusted.
+        code: Application or transport error code, or TLS alert, depending on the cause.
+        reason: Reason phrase of the peer or of this side; untrusted if from the peer.
     """
 
     connection: Connection
@@ -45,7 +45,7 @@ class Closed:
     reason: str
 
     def describe(self) -> str:
-        """The end in words, for a log line: what happened, the code as it is on the wire, and what to do."""
+        """Describes the end for a log line: what happened, the code as on the wire, and what to do."""
         here, other = ("client", "server") if self.endpoint is None else ("server", "client")
         if self.cause is CloseCause.INTERNAL:
             return f"internal: a fault on this side, code {self.code:#x} of ngtcp2"
@@ -69,14 +69,14 @@ class Closed:
 
     @property
     def cure(self) -> str:
-        """What to do where the cause is TLS or a certificate that was not accepted here."""
+        """What to do if the cause is TLS or a certificate that this side rejected."""
         return reasons.meaning_of(reasons.CRYPTO_ERROR + self.code).cure
 
     @property
     def setting_at_fault(self) -> bool:
-        """Whether the handshake failed for a setting or certificate, of the server or of both sides.
+        """Whether the handshake failed because of a setting or certificate of the server or of both sides.
 
-        Only a few codes have that, whatever a peer sends.
+        True for a few codes only, whatever a peer sends.
         """
         tls = self.cause in (CloseCause.TLS, CloseCause.CERTIFICATE)
         if not tls and self.cause is not CloseCause.PEER_TRANSPORT:
@@ -87,11 +87,11 @@ class Closed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CommandReceived:
-    """A whole command without payload, from a unidirectional stream or a DATAGRAM.
+    """A complete command without payload, from a unidirectional stream or a DATAGRAM.
 
     Attributes:
-        data: Not shown by ``repr``, for a ClientHello has a token in it. Behind a ClientHello, the next byte of its
-            stream where there is one.
+        data: Not shown by ``repr``, because a ClientHello contains a token. After a ClientHello, the next byte of its
+            stream if there is one.
     """
 
     connection: Connection
@@ -101,7 +101,7 @@ class CommandReceived:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Violation:
-    """The peer broke the framing rules; what it sent was dropped. The connection still stands."""
+    """The peer violated the framing rules; its bytes were dropped. The connection stays open."""
 
     connection: Connection
     problem: str
@@ -118,12 +118,13 @@ class StreamOpened:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """An attached stream is done. Only where ``Engine.report_streams`` asked for it.
+    """An attached stream has ended. Only if enabled by ``Engine.report_streams``.
 
     Attributes:
-        peer: Whose TCP connection it was, as its Connect says; None: that named nobody.
+        peer: The visitor of the TCP connection, as in its Connect; None: the Connect names none.
         lasted: Seconds.
-        left_out: Streams that have ended since the last of these events without one, being too many.
+        left_out: Streams that ended since the previous event of this type and were not reported because of the rate
+            limit.
     """
 
     connection: Connection
@@ -136,7 +137,7 @@ class StreamEnded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamBegun:
-    """The engine has accepted a TCP connection, or one that it dialled stands. Only where it was asked for.
+    """The engine accepted a TCP connection, or one that it dialled is established. Only if enabled.
 
     Attributes:
         peer: As in StreamEnded.
@@ -148,12 +149,12 @@ class StreamBegun:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamBulk:
-    """A worker should relay this stream, which moves much.
+    """A worker should relay this stream: it is a large transfer.
 
     Attributes:
         peer: As in StreamEnded.
         lasted: Seconds so far.
-        sock: Belongs to whoever gets the event.
+        sock: Owned by the receiver of the event.
     """
 
     connection: Connection
@@ -165,11 +166,11 @@ class StreamBulk:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AcceptFailed:
-    """A listener has trouble, and rests for a moment.
+    """A listener failed and backs off for a moment.
 
     Attributes:
-        error: The errno; 0: connections were dropped, because too many streams wait for the peer's credit; EDQUOT: the
-            port has its share of the descriptors.
+        error: The errno; 0: connections were dropped because too many streams wait for the peer's stream credit;
+            EDQUOT: the port has used up its fair share of descriptors.
     """
 
     connection: Connection
@@ -179,11 +180,11 @@ class AcceptFailed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceUnknown:
-    """A public UDP socket has datagrams of a new source. They wait for ``add_flow`` or ``refuse``.
+    """A public UDP socket has datagrams from a new source. They wait for ``add_flow`` or ``refuse``.
 
     Attributes:
-        local: The address of this machine that they were sent to, with port 0, where the socket is bound to all of
-            them; else None. The same host and port at another address is another source.
+        local: The local address that they were sent to, with port 0, if the socket is bound to the unspecified address;
+            else None. The same remote host and port with another local address is another source.
     """
 
     connection: Connection
@@ -194,7 +195,7 @@ class SourceUnknown:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UdpBulk:
-    """The pump should read this UDP socket, through which much comes, until it gives it back."""
+    """The pump should read this UDP socket, which has much traffic, until it gives it back."""
 
     connection: Connection
     udp: UdpSocket
@@ -202,11 +203,11 @@ class UdpBulk:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UdpRefused:
-    """The service of a local UDP socket does not take datagrams; at most once a second until ``UdpSocket.move``.
+    """The service behind a local UDP socket rejects datagrams; at most once per second until ``UdpSocket.move``.
 
     Attributes:
-        error: The errno that says why.
-        answered: Whether it has answered before, from the address where it is now.
+        error: The errno that tells why.
+        answered: Whether it has answered before, from its current address.
     """
 
     connection: Connection
@@ -217,7 +218,7 @@ class UdpRefused:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FlowWanted:
-    """A Packet for an association that isn't there; it waits for ``UdpSocket.add_flow`` or ``remove_flow``."""
+    """A Packet for an unknown association; it waits for ``UdpSocket.add_flow`` or ``remove_flow``."""
 
     connection: Connection
     association: int
@@ -226,7 +227,7 @@ class FlowWanted:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Probed:
-    """The answer to ``Connection.probe``."""
+    """The result of ``Connection.probe``."""
 
     connection: Connection
     alive: bool
@@ -234,7 +235,12 @@ class Probed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Silence:
-    """Nothing was heard of the peer for ``Transport.silence``, or, afterwards, it is heard again."""
+    """The peer became silent, or packets arrive from it again.
+
+    Attributes:
+        silent: True: nothing was received for ``Transport.silence`` plus a probe timeout (RFC 9002), or there is a hint
+            that the peer is gone. False: packets arrive again.
+    """
 
     connection: Connection
     silent: bool
@@ -242,7 +248,7 @@ class Silence:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogRecord:
-    """A line of the engine's own log; ``level`` as in the logging module."""
+    """A line of the engine's log; ``level`` as in the logging module."""
 
     level: int
     message: str
@@ -269,7 +275,7 @@ Event: TypeAlias = (
 
 
 def event_of(engine: Engine, raw: Any) -> Event:
-    """The object for one record of the engine."""
+    """Returns the object for one record of the engine."""
     kind = raw.type
     if kind == lib.AQ_EVENT_STREAM_ENDED:
         return StreamEnded(

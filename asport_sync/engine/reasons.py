@@ -1,4 +1,4 @@
-"""What the codes mean that QUIC connections end with: in words, whose fault it is, and what to do.
+"""Explains the error codes that end QUIC connections: in words, which side is at fault, and what to do.
 
 All codes of RFC 9000 section 20.1, RFC 9001 section 4.8 (TLS alerts, RFC 8446 section 6) and RFC 9368 section 8. ASPORT
 itself has one application code, 0.
@@ -10,11 +10,11 @@ import enum
 from dataclasses import dataclass
 
 CRYPTO_ERROR = 0x100
-"""A TLS alert is the transport error code with this number added, up to 0x1ff (RFC 9001 section 4.8)."""
+"""Added to a TLS alert to form its transport error code, 0x100 to 0x1ff (RFC 9001 section 4.8)."""
 
 
 class Fault(enum.Enum):
-    """Who has to mend it."""
+    """Who has to fix it."""
 
     SENDER = "whoever ends the connection with that code"
     RECEIVER = "whoever is told"
@@ -25,11 +25,11 @@ class Fault(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """A code in words.
+    """The explanation of a code.
 
     Attributes:
-        name: As the RFC has it.
-        fault: Who has to mend it.
+        name: As in the RFC.
+        fault: Who has to fix it.
         means: What happened.
         cure: What to do.
     """
@@ -47,7 +47,7 @@ _BROKEN_TLS = f"a program in between changes packets, or one side has a faulty T
 
 
 def _broken(name: str, means: str) -> Meaning:
-    """A rule of QUIC was broken."""
+    """Returns the meaning of a violation of the QUIC protocol."""
     return Meaning(name, Fault.RECEIVER, means, _REPORT)
 
 
@@ -91,7 +91,7 @@ TRANSPORT: dict[int, Meaning] = {
     ),
     0x11: _broken("VERSION_NEGOTIATION_ERROR", "the version of QUIC was negotiated against the rules"),
 }
-"""Transport error codes but those of TLS."""
+"""Transport error codes except those of TLS."""
 
 ALERTS: dict[int, Meaning] = {
     0: Meaning("close_notify", Fault.NOBODY, "TLS ended without saying why", _REPORT),
@@ -215,11 +215,11 @@ ALERTS: dict[int, Meaning] = {
         _REPORT,
     ),
 }
-"""TLS alerts (RFC 8446 section 6 and the registry of IANA)."""
+"""TLS alerts (RFC 8446 section 6 and the IANA registry)."""
 
 
 def meaning_of(code: int) -> Meaning:
-    """What a transport error code means; also of codes that no RFC has."""
+    """Returns the meaning of a transport error code, including codes that no RFC defines."""
     alert = code - CRYPTO_ERROR
     if 0 <= alert <= 0xFF:
         unknown = f"TLS failed with alert {alert}, which TLS 1.3 does not have"
@@ -229,12 +229,12 @@ def meaning_of(code: int) -> Meaning:
 
 
 def describe(code: int, *, here: str, sender: str) -> str:
-    """A transport error code in words, with whose fault it is and what to do.
+    """Describes a transport error code: what happened, which side is at fault, and what to do.
 
     Args:
         code: As it is on the wire.
-        here: Which side this is: "client" or "server".
-        sender: Which side ended the connection with it.
+        here: This side: "client" or "server".
+        sender: The side that ended the connection with the code.
     """
     found = meaning_of(code)
     receiver = "client" if sender == "server" else "server"

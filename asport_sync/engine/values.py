@@ -1,4 +1,4 @@
-"""What the engine takes and gives besides bytes: settings, results, figures."""
+"""Parameters and results of engine calls other than bytes: settings, outcomes, statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .binding import SocketAddress, nanoseconds
 
 
 class CongestionControl(enum.IntEnum):
-    """Congestion controllers of the engine."""
+    """Congestion control algorithms of the engine."""
 
     CUBIC = 0
     RENO = 1
@@ -19,7 +19,7 @@ class CongestionControl(enum.IntEnum):
 
 
 class Carrier(enum.IntEnum):
-    """How UDP packets travel: QUIC DATAGRAM frames (RFC 9221) or one unidirectional stream each."""
+    """How UDP payloads are carried: QUIC DATAGRAM frames (RFC 9221) or one unidirectional stream each."""
 
     DATAGRAM = 0
     STREAM = 1
@@ -66,8 +66,8 @@ class Transport:
     command_timeout: float = 3.0
     send_window: int = 16 * 1024 * 1024
     receive_window: int = 8 * 1024 * 1024
-    # Three quarters of it are what the streams may hold together: 16,384 of them with their first windows, and what
-    # those may grow by. The peer may be told of the last quarter late.
+    # The streams may hold three quarters of it together: 16,384 of them with their initial windows, plus their growth.
+    # The peer may learn of the last quarter late.
     connection_window: int = 6 * 1024 * 1024 * 1024
     datagram_queue: int = 2 * 1024 * 1024
     fragment_lifetime: float = 15.0
@@ -79,15 +79,15 @@ class Transport:
 
 
 STREAM_REFUSED = 2
-"""Stream error code of a stream that nothing was relayed on (AQ_STREAM_REFUSED)."""
+"""Stream error code of a stream on which nothing was relayed (AQ_STREAM_REFUSED)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamResult:
-    """What a relay did.
+    """The outcome of a relay.
 
     Attributes:
-        sent: Bytes taken from the TCP socket.
+        sent: Bytes read from the TCP socket.
         received: Bytes written to it.
         end: How it ended.
         error: errno with SOCKET_ERROR, the peer's stream error code with PEER_RESET, else 0.
@@ -99,7 +99,7 @@ class StreamResult:
     error: int = 0
 
     def describe(self) -> str:
-        """The end in words, for a log line."""
+        """Describes the end for a log line."""
         if self.end is StreamEnd.SOCKET_ERROR:
             return f"local socket failed: {os.strerror(self.error)}"
         if self.end is StreamEnd.PEER_RESET and self.error == STREAM_REFUSED:
@@ -115,7 +115,7 @@ class StreamResult:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionInfo:
-    """Figures of one connection at one moment. Times in seconds, sizes in bytes."""
+    """Statistics of a connection at one moment. Times in seconds, sizes in bytes."""
 
     peer: SocketAddress
     smoothed_rtt: float
@@ -139,16 +139,16 @@ class ConnectionInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Certificate:
-    """Of a certificate, what decides whether peers take it from a server.
+    """The properties of a certificate that decide whether peers accept it from a server.
 
     Attributes:
         not_before: Seconds since 1970, as ``time.time``.
         not_after: The same.
         names: Whether its subjectAltName has a DNS name or an IP address.
-        signs: Whether its key may sign a handshake: there is no keyUsage, or one with digitalSignature.
-        serves: Whether TLS servers may use it: there is no extendedKeyUsage, or one with serverAuth.
-        strong: Whether its key is long enough for peers of ours.
-        sealed: Whether its issuer signed it with an algorithm that peers of ours take, or it is its own issuer.
+        signs: Whether its key may sign a handshake: no keyUsage, or one with digitalSignature.
+        serves: Whether TLS servers may use it: no extendedKeyUsage, or one with serverAuth.
+        strong: Whether its key is long enough for asport-sync peers.
+        sealed: Whether its issuer signed it with an algorithm that asport-sync peers accept, or it is its own issuer.
     """
 
     not_before: int
@@ -164,10 +164,10 @@ def fill_transport(raw: Any, transport: Transport) -> None:
     """Copies settings into an ``aq_transport_options``."""
     for field in dataclasses.fields(transport):
         value = getattr(transport, field.name)
-        # What is declared float in Transport is a time in seconds; the boundary counts nanoseconds.
+        # Fields declared float in Transport are times in seconds; the C API takes nanoseconds.
         setattr(raw, field.name, nanoseconds(value) if field.type == "float" else int(value))
 
 
 def stream_result(raw: Any) -> StreamResult:
-    """The object for an ``aq_stream_result``."""
+    """Returns the object for an ``aq_stream_result``."""
     return StreamResult(raw.sent, raw.received, StreamEnd(raw.end), raw.error)
