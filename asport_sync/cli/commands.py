@@ -1,4 +1,5 @@
-"""What each command does. All return an exit status and raise AsportError or OSError for what the user has to mend."""
+"""The commands. All return an exit status and raise AsportError or OSError for problems that the operator has to fix.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +23,11 @@ _log = log.logger("cli")
 Side = Literal["client", "server"]
 
 HUNG_UP = 129
-"""Exit status after SIGHUP, as shells count it. Not 0: whoever sends it to a service wants it to start anew."""
+"""Exit status after SIGHUP, as in shells. Not 0: SIGHUP to a service is meant to restart it."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs a client or a server until a signal."""
+    """Runs a client or a server until it receives a signal."""
     settings, loose = _load(arguments.side, arguments.config)
     process.prepare()
     if process.address_space_is_limited():
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         for problem in loose:
             _log.warning("%s", problem)
         _log.debug("at most %s file descriptors", descriptors.raise_limit() or "any number of")
-        # Only the side that runs is loaded: each is about a megabyte.
+        # Import only the side that runs: each is about a megabyte.
         if isinstance(settings, config.ClientConfig):
             from asport_sync.tunnel.client import Client
 
@@ -53,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Says ok about a configuration, or raises what is wrong with it or with the files that it names."""
-    from asport_sync.tunnel.credentials import try_out  # not at the top, as above
+    """Prints ok for a valid configuration, or raises what is wrong with it or with the files that it names."""
+    from asport_sync.tunnel.credentials import try_out  # not at the top, for the same reason
 
     settings, loose = _load(arguments.side, arguments.config)
     for problem in loose:
@@ -87,7 +88,7 @@ def uuid(_: argparse.Namespace) -> int:
 
 
 def version() -> str:
-    """What is installed: a line each for the package, Python and the libraries linked."""
+    """Returns the installed versions: a line each for the package, Python and the linked libraries."""
     linked = versions()
     return "\n".join(
         (
@@ -103,7 +104,7 @@ def version() -> str:
 
 
 def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.ServerConfig, list[str]]:
-    """A configuration, and what is wrong with the permissions of it and of the files that it names."""
+    """Returns a configuration, and warnings about the permissions of its file and of the files that it names."""
     file = _file(side, path)
     if side == "client":
         client = config.load_client(file)
@@ -117,7 +118,7 @@ def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.Se
 
 
 def _file(side: Side, path: str | None) -> Path:
-    """The file to read; an extension may have been left out."""
+    """Returns the file to read; the extension may be omitted."""
     if path is None:
         return config.find(side)
     names = [path, *(path + extension for extension in FORMATS)]
@@ -125,6 +126,9 @@ def _file(side: Side, path: str | None) -> Path:
 
 
 def _loose(secrets: set[Path], others: set[Path]) -> list[str]:
-    """What is wrong with the permissions of files that hold a secret, and of others, which nobody may change."""
+    """Returns warnings about permissions of files.
+
+    Files in ``secrets`` must not be readable by others; none may be changed by others.
+    """
     problems = (config.loose_permissions(path, secret=path in secrets) for path in sorted(secrets | others))
     return [problem for problem in problems if problem is not None]

@@ -1,4 +1,4 @@
-"""Command line to function call, and errors to exit status."""
+"""Maps the command line to function calls, and errors to exit statuses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 _FAILED = 1
-_PATIENCE = 500  # milliseconds that a full pipe gets to take the last line
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count it
-_NOT_READ = 141  # 128 + SIGPIPE, as shells count it
+_PATIENCE = 500  # grace period in milliseconds for a full pipe to accept the last line
+_INTERRUPTED = 130  # 128 + SIGINT, as in shells
+_NOT_READ = 141  # 128 + SIGPIPE, as in shells
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
-        gc.collect()  # the parser refers to itself, and what runs from here on may run for months
+        gc.collect()  # frees the parser, which has reference cycles: the command may run for months
         status: int = arguments.call(arguments)
         return status
     except output.NotRead:
@@ -44,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(f"{problem}{_where_refused(problem)}")
         return _FAILED
     except KeyboardInterrupt:
-        # A second Ctrl-C: whoever presses it again doesn't want to read a traceback.
+        # A second Ctrl-C: no traceback is wanted.
         return _INTERRUPTED
 
 
 def _complain(problem: str) -> None:
-    """Says on stderr why the command ends; not where that would keep it from ending."""
-    with contextlib.suppress(OSError, ValueError):  # no descriptor: then it is no pipe either
+    """Prints on stderr why the command ends, unless that could block it from ending."""
+    with contextlib.suppress(OSError, ValueError):  # no descriptor, so it is no pipe
         poll = select.poll()
         poll.register(sys.stderr, select.POLLOUT)
         if not poll.poll(_PATIENCE):
@@ -59,17 +59,17 @@ def _complain(problem: str) -> None:
 
 
 def _where_refused(problem: BaseException) -> str:
-    """Which call the system refuses that nobody expects to be refused, as a container's filter may; else nothing."""
+    """Returns the call that the system refused unexpectedly, such as by a seccomp filter; else an empty text."""
     if not isinstance(problem, OSError) or problem.errno not in (errno.EPERM, errno.ENOSYS) or problem.filename:
         return ""
-    import traceback  # not at the top: a megabyte
+    import traceback  # not at the top: it takes a megabyte
 
     frames = traceback.extract_tb(problem.__traceback__)
     return f" (refused by the system: {frames[-1].line})" if frames else ""
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(  # and so are those of the commands
+    parser = _Parser(  # the subparsers have the same class
         prog="asport-sync",
         description="A reverse tunnel over QUIC: makes a local service reachable on a server's port.",
     )
@@ -90,20 +90,20 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """Prints the help on stdout. argparse's own does not say where that fails."""
+        """Prints the help on stdout. argparse's own method does not report write errors."""
         assert file is None
         output.say(self.format_help().removesuffix("\n"))
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
-        """Prints usage and errors, if somebody reads them. Where nobody does, argparse's own raises on older Pythons.
+        """Prints usage and errors, ignoring write errors: argparse's own method raises them on older Pythons.
 
-        What is wrong with the command line decides the status, and not who reads of it.
+        The exit status must depend on the error in the command line, not on whether it can be printed.
         """
         with contextlib.suppress(AttributeError, OSError):
             super()._print_message(message, file)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """Ends the command with that status, whether or not somebody reads why."""
+        """Ends the command with that status, whether or not the message can be written."""
         try:
             super().exit(status, message)
         finally:
@@ -111,7 +111,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints what is installed. argparse's own would ask the libraries also where nobody wants to know."""
+    """Prints the installed versions. argparse's own action would query the libraries even if they are not asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         output.say(commands.version())

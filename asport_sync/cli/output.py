@@ -1,4 +1,4 @@
-"""What commands print, to readers who may have gone."""
+"""Output of the commands, to readers that may be gone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from asport_sync.runtime.log import printable
 
 
 class NotRead(Exception):
-    """Nobody reads stdout any more, as after ``| head -1``: no reason to say more, there or on stderr."""
+    """stdout has no reader any more, as after ``| head -1``: print nothing else, neither there nor on stderr."""
 
 
 def say(text: str) -> None:
-    """Prints on stdout, at once.
+    """Prints on stdout and flushes.
 
     Raises:
-        NotRead: Nobody is there.
-        OSError: It can't be written for another reason, such as a full disk.
+        NotRead: stdout is a pipe without a reader.
+        OSError: Another write error, such as a full disk.
     """
     try:
         print(text, flush=True)
@@ -31,9 +31,9 @@ def say(text: str) -> None:
 
 
 def complain(problem: str) -> None:
-    """Prints a line on stderr, or several, in which no terminal finds a command.
+    """Prints one or more lines on stderr, with control characters escaped.
 
-    Nothing happens where nobody reads them.
+    Does nothing if stderr has no reader.
     """
     try:
         print("asport-sync:", "\n".join(map(printable, problem.split("\n"))), file=sys.stderr, flush=True)
@@ -42,8 +42,8 @@ def complain(problem: str) -> None:
 
 
 def flush_errors() -> None:
-    """Writes what is left of stderr's buffer. Nothing happens where nobody reads it."""
-    with contextlib.suppress(AttributeError):  # there is none: it was closed at the start
+    """Flushes stderr. Does nothing if it has no reader."""
+    with contextlib.suppress(AttributeError):  # no stderr: it was closed at start
         try:
             sys.stderr.flush()
         except OSError:
@@ -51,7 +51,7 @@ def flush_errors() -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Lets what its buffer holds go nowhere; the interpreter would fail to write it once more at its end."""
+    """Redirects the stream to /dev/null, so that the interpreter's flush at exit does not fail again."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(nowhere, stream.fileno())

@@ -238,7 +238,8 @@ class Engine:
             retry_threshold: Number of half-open connections from which on clients must validate their address by Retry.
                 A connection is half-open until its client has joined.
             max_half_open: Maximum half-open connections; more are refused.
-            max_half_open_per_source: The same per IPv4 address or IPv6 /64, counting validated addresses only.
+            max_half_open_per_source: The same per IPv4 address or IPv6 /64, counting only connections with a validated
+                address.
             max_connections: Maximum connections in total; more are refused.
         """
         options = ffi.new("aq_listen_options *")

@@ -1,9 +1,8 @@
-"""The ASPORT wire format: commands, their bytes, and the rules on them. No I/O, no threads, no clock.
+"""The ASPORT wire format: commands, their encoding, and the rules for them. No I/O, no threads, no clock.
 
-Bytes from outside raise RemoteProtocolError and nothing else; an impossible request of this side raises
-LocalProtocolError. Names that need their module to be understood are reached through it: ``proxy_header.tcp_header``,
-``token.label``. The module ``fragments`` is not loaded with the package: the engine has code of its own, which is
-tested against it.
+Bytes from outside raise only RemoteProtocolError; an impossible request of this side raises LocalProtocolError. Names
+that are unclear without their module are accessed through it: ``proxy_header.tcp_header``, ``token.label``. The module
+``fragments`` is not imported with the package: the engine has its own implementation, which is tested against it.
 """
 
 from asport_sync.wire import proxy_header, token

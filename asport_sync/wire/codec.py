@@ -1,8 +1,9 @@
-"""Commands to bytes and back (ASPORT draft, "Command"; all integers big endian).
+"""Encodes and decodes commands (ASPORT draft, "Command"; all integers big endian).
 
-``decode`` is for a carrier that delivers a command whole, a QUIC datagram or a stream read to its end: missing bytes
-are the peer's fault. ``Decoder`` is for a stream that is still arriving: missing bytes are waited for. Both leave what
-follows the command to the caller, who ignores it (datagram) or treats it as application data (Connect).
+``decode`` is for a carrier that delivers a command whole, a QUIC DATAGRAM frame or a stream read to its end: missing
+bytes are an error of the peer. ``Decoder`` is for a stream that is still arriving: it waits for missing bytes. Both
+leave the bytes after the command to the caller, which ignores them (DATAGRAM) or treats them as application data
+(Connect).
 
 Everything here is a pure function of its arguments, except ``Decoder``, which has one owner at a time.
 """
@@ -34,7 +35,7 @@ from asport_sync.wire.commands import (
 )
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-"""What the decoding functions read from. A memoryview must be one of single bytes."""
+"""Input types of the decoding functions. A memoryview must have single-byte items."""
 
 _COMMAND = struct.Struct(">BB")  # version, type
 _CLIENT_HELLO = struct.Struct(f">16s{TOKEN_LENGTH}sBHH")  # uuid, token, mode, start and end of the expected port range
@@ -54,18 +55,18 @@ _COMMAND_NAMES = {
 _ADDRESS_LENGTHS = {
     AddressFamily.IPV4: 1 + 4 + _PORT.size,
     AddressFamily.IPV6: 1 + 16 + _PORT.size,
-    AddressFamily.NONE: 1,  # no address bytes and no port bytes either
+    AddressFamily.NONE: 1,  # neither address nor port
 }
 
 PACKET_FIXED_LENGTH = _COMMAND.size + _PACKET.size
-"""Bytes of a Packet in front of its address."""
+"""Bytes of a Packet before its address."""
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
 
 
 def encode(command: Command) -> bytes:
-    """The bytes of a command; of a Packet with its payload."""
+    """Returns the bytes of a command, including the payload of a Packet."""
     prefix = _COMMAND.pack(VERSION, command.command_type)
     if isinstance(command, Packet):
         return encode_packet_header(command) + command.payload
@@ -83,13 +84,13 @@ def encode(command: Command) -> bytes:
 
 
 def encode_packet_header(packet: Packet) -> bytes:
-    """The bytes of a Packet in front of its payload, for a caller that sends the two from different places."""
+    """Returns the bytes of a Packet before its payload, for callers that send the two from separate buffers."""
     fields = _PACKET.pack(packet.assoc_id, packet.pkt_id, packet.frag_total, packet.frag_id, packet.size)
     return _COMMAND.pack(VERSION, CommandType.PACKET) + fields + _encode_address(packet.address)
 
 
 def address_length(address: Address | None) -> int:
-    """Bytes that an address takes on the wire: 1, 7 or 19."""
+    """Returns the length of an address on the wire: 1, 7 or 19 bytes."""
     return _ADDRESS_LENGTHS[_family(address)]
 
 
@@ -108,17 +109,17 @@ def _encode_address(address: Address | None) -> bytes:
 
 
 def command_length(prefix: Buffer) -> int | None:
-    """Length in bytes of the command that starts with ``prefix``, without the payload of a Packet.
+    """Returns the length in bytes of the command that starts with ``prefix``, without the payload of a Packet.
 
     Args:
-        prefix: The first bytes of a command; at most 11 decide.
+        prefix: The first bytes of a command; 11 always suffice.
 
     Returns:
-        The length, or None while it can't be known yet.
+        The length, or None if more bytes are needed.
 
     Raises:
-        RemoteProtocolError: Version, command type, ServerHello code or address family is none that exists. Raised as
-            soon as the byte is there.
+        RemoteProtocolError: Unknown version, command type, ServerHello code or address family. Raised as soon as the
+            byte is present.
     """
     command_type = _command_type(prefix)
     if command_type is None:
@@ -141,13 +142,13 @@ def command_length(prefix: Buffer) -> int | None:
 
 
 def payload_length(prefix: Buffer) -> int | None:
-    """Bytes of payload behind the ``command_length`` bytes: the size field of a Packet, 0 for every other command.
+    """Returns the bytes of payload after ``command_length`` bytes: the size field of a Packet, 0 for other commands.
 
     Returns:
-        The length, or None while it can't be known yet (10 bytes decide).
+        The length, or None if more bytes are needed (10 suffice).
 
     Raises:
-        RemoteProtocolError: Version or command type is none that exists.
+        RemoteProtocolError: Unknown version or command type.
     """
     command_type = _command_type(prefix)
     if command_type is None:
@@ -189,16 +190,16 @@ def _address_family(value: int) -> AddressFamily:
 
 
 def decode(data: Buffer) -> tuple[Command, int]:
-    """Decode the command at the start of ``data``, all of whose bytes must be there.
+    """Decodes the command at the start of ``data``, which must contain all of its bytes.
 
     Args:
         data: A datagram, or a stream's bytes up to its end.
 
     Returns:
-        The command and the number of bytes it took, a Packet's payload included. What follows is not looked at.
+        The command and its length in bytes, including a Packet's payload. The bytes after it are not examined.
 
     Raises:
-        RemoteProtocolError: The bytes are no command, or a part of one only.
+        RemoteProtocolError: The bytes are not a command, or only a part of one.
     """
     header = command_length(data)
     if header is None or len(data) < header:
@@ -230,8 +231,8 @@ def decode(data: Buffer) -> tuple[Command, int]:
 class Decoder:
     """Decodes commands from a stream that arrives in pieces of any size.
 
-    Not for several threads at once. The buffer holds what was fed and not yet decoded, so its bound is the caller's:
-    one Packet takes at most 65564 bytes, every other command at most 55.
+    Not thread-safe. The buffer holds the bytes that were fed and not decoded yet, so the caller bounds it: a Packet
+    takes at most 65564 bytes, every other command at most 55.
     """
 
     __slots__ = ("_buffer",)
@@ -240,17 +241,17 @@ class Decoder:
         self._buffer = bytearray()
 
     def feed(self, data: Buffer) -> None:
-        """Add the next bytes of the stream. Any length, also none; they are copied."""
+        """Appends the next bytes of the stream. Any length, including zero; they are copied."""
         self._buffer += data
 
     def next_command(self) -> Command | None:
-        """Take the next command out.
+        """Removes the next command from the buffer and returns it.
 
         Returns:
-            The command, a Packet with its whole payload; None where more bytes are needed.
+            The command, a Packet with its complete payload; None if more bytes are needed.
 
         Raises:
-            RemoteProtocolError: The bytes are no command. The offending bytes stay, so every later call raises again.
+            RemoteProtocolError: The bytes are not a command. They stay in the buffer, so every later call raises again.
         """
         header = command_length(self._buffer)
         payload = payload_length(self._buffer)
@@ -262,7 +263,7 @@ class Decoder:
 
     @property
     def trailing(self) -> bytes:
-        """The bytes fed that belong to no command returned so far; behind a Connect, application data."""
+        """The bytes that were fed but belong to no command returned so far; after a Connect, application data."""
         return bytes(self._buffer)
 
 

@@ -1,8 +1,8 @@
-"""The six ASPORT commands as values, and the numbers that name them on the wire.
+"""The six ASPORT commands as values, and their numbers on the wire.
 
-Values only: how they become bytes is in ``codec``. A command that can't be written in its fields can't be built, so
-everything behind this module may rely on field widths. Rules that join several commands (fragments, order) live in
-``fragments`` and ``handshake``, because a peer may break those with a well-formed command.
+Values only: encoding is in ``codec``. Commands whose fields do not fit on the wire cannot be constructed, so all other
+modules may rely on field widths. Rules across commands (fragments, order) are in ``fragments`` and ``handshake``,
+because a peer may violate those with a well-formed command.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from uuid import UUID
 from asport_sync.errors import LocalProtocolError
 
 VERSION = 0
-"""The version byte that starts every command. Both dialects of the forward mode use the same one."""
+"""The version byte that starts every command. The same in both dialects of the forward mode."""
 
 TOKEN_LENGTH = 32
-"""Bytes of the token in ClientHello: 256 bits, fixed by the draft."""
+"""Length of the token in ClientHello in bytes: 256 bits, fixed by the draft."""
 
 MAX_MODE = 7
-"""Greatest mode byte that any dialect gives a meaning (see ``dialect``)."""
+"""Maximum mode byte that has a meaning in any dialect (see ``dialect``)."""
 
 
 class CommandType(enum.IntEnum):
@@ -56,11 +56,10 @@ class AddressFamily(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An IP address and port. The None family of the draft is Python's ``None``.
+    """An IP address and port. The draft's None family is Python's ``None``.
 
-    Two addresses are equal exactly when their bytes on the wire are: an IPv4 address and its IPv4-mapped IPv6 form
-    differ, as an association requires. The wire has no field for an IPv6 zone, so it is removed here and never takes
-    part in a comparison.
+    Two addresses are equal if and only if their bytes on the wire are: an IPv4 address and its IPv4-mapped IPv6 form
+    differ, as associations require. The wire has no field for an IPv6 zone, so it is removed here and never compared.
 
     Attributes:
         ip: The address, without a zone.
@@ -80,7 +79,7 @@ class Address:
 
     @classmethod
     def from_text(cls, host: str, port: int) -> Address:
-        """Build from an IP literal, such as the first two items of what ``socket.accept`` and ``recvfrom`` return.
+        """Returns an address from an IP literal and a port, as ``socket.accept`` and ``recvfrom`` report them.
 
         Raises:
             LocalProtocolError: ``host`` is no IP literal, or ``port`` is out of range.
@@ -99,27 +98,27 @@ class Address:
         return str(self.ip)
 
     def __str__(self) -> str:
-        """For people: an IPv4-mapped address as the IPv4 address that it is."""
+        """Formats the address for display, IPv4-mapped IPv6 addresses as IPv4."""
         ip = (self.ip.ipv4_mapped or self.ip) if isinstance(self.ip, IPv6Address) else self.ip
         return f"{ip}:{self.port}" if isinstance(ip, IPv4Address) else f"[{ip}]:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class ClientHello:
-    """Client to server, unidirectional stream: who I am and which port I want.
+    """Client to server, unidirectional stream: the user and the expected port range.
 
-    ``repr`` leaves the token out. To authenticate, compare tokens with ``asport_sync.engine.equal``, not with ``==``.
+    ``repr`` omits the token. To authenticate, compare tokens with ``asport_sync.engine.equal``, not with ``==``.
 
     Attributes:
         uuid: The user.
         token: 32 bytes from the TLS exporter; a secret.
         mode: The raw mode byte, 0 to 7. Its meaning depends on the dialect: see ``dialect.decode_mode``.
         port_start: First port of the expected range.
-        port_end: Last port of the expected range, inclusive. Below ``port_start`` the range is empty, which is
+        port_end: Last port of the expected range, inclusive. If below ``port_start``, the range is empty, which is
             well-formed.
 
     Raises:
-        LocalProtocolError: A field has no place on the wire.
+        LocalProtocolError: A field does not fit on the wire.
     """
 
     command_type: ClassVar[CommandType] = CommandType.CLIENT_HELLO
@@ -145,10 +144,10 @@ class ServerHello:
 
     Attributes:
         code: The outcome.
-        port: The public port, present exactly where ``code`` is SUCCESS.
+        port: The public port, present if and only if ``code`` is SUCCESS.
 
     Raises:
-        LocalProtocolError: Port and code don't go together, or the port is out of range.
+        LocalProtocolError: Port and code do not match, or the port is out of range.
     """
 
     command_type: ClassVar[CommandType] = CommandType.SERVER_HELLO
@@ -168,10 +167,10 @@ class ServerHello:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Server to client, first on a bidirectional stream: a public TCP connection; its bytes follow on the same stream.
+    """Server to client, first on a bidirectional stream: a visitor's TCP connection; its bytes follow on the stream.
 
     Attributes:
-        address: Source of the public connection, or None where the server doesn't tell.
+        address: The visitor's address, or None if the server does not report it.
     """
 
     command_type: ClassVar[CommandType] = CommandType.CONNECT
@@ -183,8 +182,8 @@ class Connect:
 class Packet:
     """Both directions, datagram or unidirectional stream: one UDP packet or one fragment of it.
 
-    Only widths are checked here. Whether the fragment numbers and the address make sense is for ``fragments``: breaking
-    those costs the fragment, not the connection.
+    Only widths are checked here. ``fragments`` checks fragment numbers and the address: an error there costs the
+    fragment, not the connection.
 
     Attributes:
         assoc_id: The association, chosen by the server; 0 is valid.
@@ -192,11 +191,11 @@ class Packet:
             packet.
         frag_total: Number of fragments; 1 for a whole packet.
         frag_id: Index of this fragment, from 0.
-        address: The public peer. None on every fragment but the first.
-        payload: Bytes of this fragment, at most 65535; may be empty.
+        address: The visitor's address. None on every fragment except the first.
+        payload: Payload of this fragment, at most 65535 bytes; may be empty.
 
     Raises:
-        LocalProtocolError: A field has no place on the wire.
+        LocalProtocolError: A field does not fit on the wire.
     """
 
     command_type: ClassVar[CommandType] = CommandType.PACKET
@@ -217,19 +216,19 @@ class Packet:
 
     @property
     def size(self) -> int:
-        """The size field: payload bytes of this fragment."""
+        """The size field: length of this fragment's payload in bytes."""
         return len(self.payload)
 
 
 @dataclass(frozen=True, slots=True)
 class Dissociate:
-    """Server to client, unidirectional stream: the association is over.
+    """Server to client, unidirectional stream: the association has ended.
 
     Attributes:
         assoc_id: The association.
 
     Raises:
-        LocalProtocolError: ``assoc_id`` is no 16-bit number.
+        LocalProtocolError: ``assoc_id`` is not a 16-bit number.
     """
 
     command_type: ClassVar[CommandType] = CommandType.DISSOCIATE
@@ -242,7 +241,7 @@ class Dissociate:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Client to server, datagram: keeps the connection from being idle. No fields."""
+    """Client to server, datagram: prevents the idle timeout. No fields."""
 
     command_type: ClassVar[CommandType] = CommandType.HEARTBEAT
 

@@ -1,7 +1,7 @@
-"""The mode byte of ClientHello and its two dialects. Nothing else in the package knows that there are two.
+"""The mode byte of ClientHello and its two dialects. No other part of the package knows that there are two.
 
-The draft numbers the combinations; later releases of the reference implementation use a bit mask in the same byte under
-the same version byte:
+The draft enumerates the combinations; later releases of the reference implementation use a bit mask in the same byte,
+with the same version byte:
 
 ====  ======================  ================================
 byte  draft                   flags (1 TCP, 2 UDP, 4 QUIC)
@@ -16,8 +16,8 @@ byte  draft                   flags (1 TCP, 2 UDP, 4 QUIC)
 7     malformed               TCP and UDP quic
 ====  ======================  ================================
 
-A server can tell most values apart (``Dialect.AUTO``). 1 and 2 have two ``meanings``; our clients add a ``hint``. A
-client can't learn the server's dialect from the wire.
+A server can identify the dialect of most values (``Dialect.AUTO``). 1 and 2 have two ``meanings``; asport-sync clients
+add a ``hint``. A client cannot learn the server's dialect from the wire.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from asport_sync.wire.commands import MAX_MODE
 
 
 class Dialect(enum.Enum):
-    """How the mode byte is read and written. The values are the words of the configuration."""
+    """How the mode byte is interpreted. The values are the words of the configuration."""
 
     DRAFT = "draft"
     FLAGS = "flags"
@@ -39,7 +39,8 @@ class Dialect(enum.Enum):
 
 
 class UdpMode(enum.Enum):
-    """Carrier of Packet: QUIC datagrams or unidirectional streams. The values are the words of the configuration."""
+    """Carrier of Packet: QUIC DATAGRAM frames or unidirectional streams. The values are the words of the configuration.
+    """
 
     NATIVE = "native"
     QUIC = "quic"
@@ -47,11 +48,11 @@ class UdpMode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ForwardMode:
-    """What a client wants forwarded, whatever the dialect.
+    """What a client wants forwarded, independent of the dialect.
 
     Attributes:
-        tcp: Whether TCP is.
-        udp: The carrier where UDP is, else None.
+        tcp: Whether to forward TCP.
+        udp: The carrier if UDP is to be forwarded, else None.
 
     With neither, a client asked for no network: the server answers NetworkDenied.
     """
@@ -67,7 +68,7 @@ class ForwardMode:
 
 
 class Meaning(NamedTuple):
-    """What a mode byte asks for, and the dialect in which it does; never AUTO."""
+    """What a mode byte asks for, and the dialect it was read in; never AUTO."""
 
     mode: ForwardMode
     dialect: Dialect
@@ -89,24 +90,25 @@ _FLAG_TCP = 1
 _FLAG_UDP = 2
 _FLAG_QUIC = 4
 
-# The bytes that only one dialect has a use for. 3 means the same in both, the ambiguous ones don't.
+# The bytes that identify their dialect. 3 means the same in both; the ambiguous ones do not.
 _AUTO = {0: Dialect.DRAFT, 4: Dialect.DRAFT, 5: Dialect.FLAGS, 6: Dialect.FLAGS, 7: Dialect.FLAGS}
 _AMBIGUOUS = (1, 2)
 
-# The byte behind a ClientHello whose mode is ambiguous. No receiver needs it, and those that know none leave it unread.
+# The byte after a ClientHello whose mode is ambiguous. Receivers do not need it, and those unaware of it leave it
+# unread.
 _HINTS = {Dialect.DRAFT: b"\x01", Dialect.FLAGS: b"\x02"}
 
 
 def encode_mode(mode: ForwardMode, dialect: Dialect) -> int:
-    """The mode byte that asks for ``mode``.
+    """Returns the mode byte that asks for ``mode``.
 
     Args:
         mode: What to ask for.
-        dialect: The dialect of the server. AUTO writes a mode that has the same byte in both, which is TCP and UDP
-            native only.
+        dialect: The dialect of the server. AUTO encodes only a mode that has the same byte in both: TCP with UDP
+            native.
 
     Raises:
-        LocalProtocolError: ``mode`` names no network, or AUTO can't express it.
+        LocalProtocolError: ``mode`` names no network, or AUTO cannot express it.
     """
     if not mode.tcp and mode.udp is None:
         raise LocalProtocolError("a ClientHello asks for no network, expected tcp, udp or both")
@@ -125,18 +127,18 @@ def encode_mode(mode: ForwardMode, dialect: Dialect) -> int:
 
 
 def decode_mode(byte: int, dialect: Dialect, ambiguous: Dialect = Dialect.DRAFT) -> Meaning:
-    """What a mode byte asks for.
+    """Returns what a mode byte asks for.
 
     Args:
         byte: The mode of a ClientHello.
-        dialect: The dialect to read it in. AUTO takes the one that the byte belongs to.
-        ambiguous: DRAFT or FLAGS: what AUTO takes for a byte that both dialects use (1, 2, 3).
+        dialect: The dialect to interpret it in. AUTO uses the one that the byte identifies.
+        ambiguous: DRAFT or FLAGS: what AUTO assumes for a byte that both dialects use (1, 2, 3).
 
     Returns:
         The mode and the dialect it was read in, never AUTO.
 
     Raises:
-        RemoteProtocolError: The byte means nothing in that dialect.
+        RemoteProtocolError: The byte has no meaning in that dialect.
         LocalProtocolError: ``ambiguous`` is AUTO.
     """
     if ambiguous is Dialect.AUTO:
@@ -152,28 +154,28 @@ def decode_mode(byte: int, dialect: Dialect, ambiguous: Dialect = Dialect.DRAFT)
 
 
 def hint(byte: int, dialect: Dialect) -> bytes:
-    """What a client puts behind its ClientHello so that a server that reads on knows the dialect of the mode byte.
+    """Returns the bytes that a client appends to its ClientHello to name the dialect of the mode byte.
 
-    Nothing where the byte tells it, or AUTO has written it.
+    For servers that read on. Empty if the byte identifies the dialect, or AUTO encoded it.
     """
     return _HINTS.get(dialect, b"") if byte in _AMBIGUOUS else b""
 
 
 def dialect_of_hint(behind: bytes) -> Dialect | None:
-    """The dialect that the bytes behind a ClientHello name, or None: there are none, or others."""
+    """Returns the dialect named by the bytes after a ClientHello; None if there are none, or others."""
     return next((dialect for dialect, byte in _HINTS.items() if behind[:1] == byte), None)
 
 
 def meanings(byte: int, dialect: Dialect, ambiguous: Dialect | None = None) -> tuple[Meaning, ...]:
-    """All that a mode byte may mean: two things at most, that of the later releases first.
+    """Returns all possible meanings of a mode byte: at most two, that of later releases first.
 
     Args:
         byte: The mode of a ClientHello.
-        dialect: The dialect to read it in, as for ``decode_mode``.
-        ambiguous: What AUTO takes for a byte that means something else in each dialect; None: either.
+        dialect: The dialect to interpret it in, as for ``decode_mode``.
+        ambiguous: What AUTO assumes for a byte whose meaning depends on the dialect; None: both.
 
     Raises:
-        RemoteProtocolError: The byte means nothing in that dialect.
+        RemoteProtocolError: The byte has no meaning in that dialect.
     """
     if dialect is Dialect.AUTO and ambiguous is None and byte in _AMBIGUOUS:
         return decode_mode(byte, Dialect.FLAGS), decode_mode(byte, Dialect.DRAFT)

@@ -1,11 +1,11 @@
-"""UDP packets larger than a QUIC datagram: cut into fragments and put together again.
+"""UDP packets larger than a QUIC DATAGRAM frame: fragmentation and reassembly.
 
-This is the readable statement of the rules (ASPORT draft, "Packet"). Traffic goes through the native engine, whose
-tests hold it against this module.
+This is the readable specification of the rules (ASPORT draft, "Packet"). The native engine handles the traffic; its
+tests compare it with this module.
 
-* The first fragment carries the address, the others carry None, so the others have more room.
-* A fragment says how many there are, so they may arrive in any order.
-* Lengths are not announced: a packet is whole when all its fragments are there, at most 65535 bytes together.
+* The first fragment carries the address, the others carry None, so the others have more room for payload.
+* A fragment contains the number of fragments, so they may arrive in any order.
+* Total length is not announced: a packet is complete when all its fragments have arrived, at most 65535 bytes together.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from asport_sync.wire.codec import PACKET_FIXED_LENGTH, address_length
 from asport_sync.wire.commands import Address, Packet
 
 MAX_FRAGMENTS = 255
-"""Fragments of one packet: frag_total is one byte."""
+"""Maximum fragments of one packet: frag_total is one byte."""
 
 MAX_PAYLOAD_LENGTH = 65535
-"""Bytes of one UDP packet's payload: what the size field of an unfragmented Packet can hold. UDP itself allows less."""
+"""Bytes of one UDP packet's payload: the maximum of the size field of an unfragmented Packet. UDP itself allows less.
+"""
 
 
 # --- cutting ---------------------------------------------------------------------------------------------------------
 
 
 def plan(max_datagram_size: int, address: Address, payload_length: int) -> list[int]:
-    """How many payload bytes go into each fragment.
+    """Returns the payload length of each fragment.
 
-    All are filled to the limit, only the last may be shorter. There are as few as possible, and none is empty unless
-    the payload is.
+    All fragments except the last are filled to the limit. There are as few as possible, and none is empty unless the
+    payload is.
 
     Args:
-        max_datagram_size: Bytes that the QUIC connection takes in one datagram now, Packet header included.
+        max_datagram_size: Bytes that the QUIC connection currently accepts in one DATAGRAM frame, including the Packet
+            header.
         address: The address that the first fragment carries.
-        payload_length: Bytes of the UDP packet, 0 to 65535.
+        payload_length: Length of the UDP payload, 0 to 65535.
 
     Raises:
         LocalProtocolError: The packet is too long, or the datagrams are too small for it (no room, or more than 255
@@ -65,14 +67,14 @@ def plan(max_datagram_size: int, address: Address, payload_length: int) -> list[
 
 
 def fragment(packet: Packet, max_datagram_size: int) -> list[Packet]:
-    """Cut a whole packet into fragments that fit into datagrams; one that fits comes back as it is.
+    """Splits a complete packet into fragments that fit into datagrams; one that fits is returned unchanged.
 
     Args:
-        packet: A whole packet: frag_total 1, frag_id 0, with an address.
+        packet: A complete packet: frag_total 1, frag_id 0, with an address.
         max_datagram_size: As for ``plan``.
 
     Raises:
-        LocalProtocolError: As for ``plan``, or ``packet`` is a fragment already or has no address.
+        LocalProtocolError: As for ``plan``, or ``packet`` is already a fragment or has no address.
     """
     if packet.frag_total != 1 or packet.frag_id != 0:
         raise LocalProtocolError(f"fragment {packet.frag_id} of {packet.frag_total}, expected a whole packet")
@@ -95,7 +97,7 @@ def fragment(packet: Packet, max_datagram_size: int) -> list[Packet]:
 
 
 class DropReason(enum.Enum):
-    """Why a fragment was lost. The values are the names of the counters."""
+    """Why a fragment was dropped. The values are the names of the counters."""
 
     ZERO_TOTAL = "zero_total"
     """frag_total is 0."""
@@ -106,24 +108,24 @@ class DropReason(enum.Enum):
     ADDRESS_UNEXPECTED = "address_unexpected"
     """A later fragment has one."""
     DUPLICATE = "duplicate"
-    """The fragment is there already."""
+    """The fragment was received already."""
     TOTAL_CONTRADICTED = "total_contradicted"
-    """An earlier fragment of the packet gave another frag_total."""
+    """An earlier fragment of the packet had another frag_total."""
     TOO_LONG = "too_long"
-    """The packet's fragments exceed 65535 bytes together; the packet is given up."""
+    """The packet's fragments exceed 65535 bytes together; the packet is discarded."""
     TOO_MANY_PACKETS = "too_many_packets"
-    """Given up as the oldest, to keep the limit on incomplete packets."""
+    """Discarded as the oldest because of the limit on incomplete packets."""
     TOO_MANY_BYTES = "too_many_bytes"
-    """Given up as the oldest, to keep the limit on held bytes."""
+    """Discarded as the oldest because of the limit on held bytes."""
     EXPIRED = "expired"
-    """The rest of the packet didn't come in time."""
+    """The rest of the packet did not arrive in time."""
     DISSOCIATED = "dissociated"
-    """The association ended first."""
+    """The association ended before the packet was complete."""
 
 
 @dataclass(slots=True)
 class _Incomplete:
-    """A packet of which fragments are missing. Guarded by the Reassembler's owner."""
+    """A packet with missing fragments. Guarded by the Reassembler's owner."""
 
     first_seen: float
     frag_total: int
@@ -132,22 +134,22 @@ class _Incomplete:
 
 
 class Reassembler:
-    """Puts fragments together: one for each connection and direction. One owner at a time; no lock, no clock.
+    """Reassembles fragments: one instance per connection and direction. One owner at a time; no lock, no clock.
 
-    Nothing a peer sends raises. Each fragment ends in exactly one of three places: in a packet that was returned, among
-    the pending, or in ``drops``.
+    No input from a peer raises. Each fragment ends in exactly one of three places: in a returned packet, among the
+    pending fragments, or in ``drops``.
 
-    A pkt_id comes again after 65536 packets. The lifetime should be shorter than a sender at full speed takes for that,
-    else fragments of two packets can meet.
+    pkt_id wraps after 65536 packets. The lifetime should be shorter than the time a sender at full speed takes for
+    that, otherwise fragments of two packets can be mixed.
 
     Args:
-        max_packets: Incomplete packets held at a time, at least 1. One more pushes out the oldest.
-        max_bytes: Payload bytes held at a time, at least 65535, so that every packet has room. Where they would exceed
-            it, the oldest packets go.
-        lifetime: Seconds from a packet's first fragment until it is given up, more than 0.
+        max_packets: Maximum incomplete packets held, at least 1. Another one evicts the oldest.
+        max_bytes: Maximum payload bytes held, at least 65535, so that every packet fits. The oldest packets are evicted
+            to stay below it.
+        lifetime: Seconds from a packet's first fragment until it is discarded, more than 0.
 
     Raises:
-        LocalProtocolError: A limit is too low to ever put a packet together.
+        LocalProtocolError: A limit is too low to ever reassemble a packet.
     """
 
     def __init__(self, max_packets: int, max_bytes: int, lifetime: float) -> None:
@@ -160,7 +162,7 @@ class Reassembler:
         self._max_packets = max_packets
         self._max_bytes = max_bytes
         self._lifetime = lifetime
-        # By (assoc_id, pkt_id), oldest first: entries are added at the end and never moved.
+        # By (assoc_id, pkt_id), oldest first: entries are appended and never moved.
         self._incomplete: dict[tuple[int, int], _Incomplete] = {}
         self._pending_bytes = 0
         self._drops: Counter[DropReason] = Counter()
@@ -182,20 +184,21 @@ class Reassembler:
 
     @property
     def drops(self) -> Mapping[DropReason, int]:
-        """Fragments lost so far, by reason. A live view; a reason that never occurred reads as 0."""
+        """Fragments dropped so far, by reason. A live view; a reason that never occurred reads as 0."""
         return MappingProxyType(self._drops)
 
     def add(self, packet: Packet, now: float) -> Packet | DropReason | None:
-        """Take a fragment or a whole packet.
+        """Adds a fragment or a complete packet.
 
         Args:
             packet: As decoded.
-            now: Seconds on the caller's monotonic clock. Incomplete packets that are too old by then are given up
+            now: Seconds on the caller's monotonic clock. Incomplete packets that have expired by then are discarded
                 first.
 
         Returns:
-            The whole packet (frag_total 1, frag_id 0) where this was the last piece missing; None where more are; the
-            reason where this fragment was dropped. What else was given up is seen in ``drops`` only.
+            The complete packet (frag_total 1, frag_id 0) if this was the last missing fragment; None if more are
+            missing; the reason if this fragment was dropped. Other fragments discarded meanwhile show in ``drops``
+            only.
         """
         self.expire(now)
         reason = _broken_rule(packet)
@@ -228,7 +231,7 @@ class Reassembler:
         return None
 
     def expire(self, now: float) -> None:
-        """Give up incomplete packets whose first fragment came ``lifetime`` or longer before ``now``."""
+        """Discards incomplete packets whose first fragment came ``lifetime`` or longer before ``now``."""
         while self._incomplete:
             key, entry = next(iter(self._incomplete.items()))
             if now - entry.first_seen < self._lifetime:
@@ -236,7 +239,7 @@ class Reassembler:
             self._give_up(key, DropReason.EXPIRED)
 
     def forget(self, assoc_id: int) -> None:
-        """Give up the incomplete packets of an association that ended; its id and packet ids may be used anew."""
+        """Discards the incomplete packets of an association that ended; its ID and packet IDs may be reused."""
         for key in [key for key in self._incomplete if key[0] == assoc_id]:
             self._give_up(key, DropReason.DISSOCIATED)
 
@@ -245,7 +248,7 @@ class Reassembler:
         return reason
 
     def _make_room(self, keep: tuple[int, int], size: int) -> None:
-        """Push out the oldest packets other than ``keep``. Always enough: no single packet exceeds the limit."""
+        """Evicts the oldest packets other than ``keep``. Always suffices: no single packet exceeds the limit."""
         while self._pending_bytes + size > self._max_bytes:
             oldest = next(key for key in self._incomplete if key != keep)
             self._give_up(oldest, DropReason.TOO_MANY_BYTES)
@@ -260,7 +263,7 @@ class Reassembler:
 
 
 def _broken_rule(packet: Packet) -> DropReason | None:
-    """Which rule a fragment breaks all by itself, if any."""
+    """Returns the rule that a fragment violates on its own, if any."""
     if packet.frag_total == 0:
         return DropReason.ZERO_TOTAL
     if packet.frag_id >= packet.frag_total:

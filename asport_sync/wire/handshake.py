@@ -1,10 +1,10 @@
-"""Which command may come when: the ASPORT handshake of both sides, as tables.
+"""Which command is allowed when: the ASPORT handshake of both sides, as tables.
 
-Each side has a table from state and event to the next state; what the table does not list is forbidden. Whose fault
-that is follows from the kind of event: a received command is the peer's (RemoteProtocolError), an action is ours
+Each side has a table from state and event to the next state; events not listed are forbidden. The kind of event
+determines the error: a received command is the peer's fault (RemoteProtocolError), an action is this side's
 (LocalProtocolError). A forbidden event changes nothing.
 
-A handshake has one owner at a time; it holds no lock.
+A handshake has one owner at a time; it has no lock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from asport_sync.wire.commands import (
 
 
 class Received(enum.Enum):
-    """A command from the peer. ServerHello counts as two, because its code decides where it leads."""
+    """A command from the peer. ServerHello counts as two, because its code determines the next state."""
 
     CLIENT_HELLO = "ClientHello"
     SERVER_HELLO_SUCCESS = "ServerHello success"
@@ -36,7 +36,7 @@ class Received(enum.Enum):
 
 
 class Action(enum.Enum):
-    """Something that this side does."""
+    """An action of this side."""
 
     SEND_HELLO = "send_hello()"
     ACCEPT = "accept()"
@@ -68,9 +68,8 @@ Event: TypeAlias = Received | Action
 _State = TypeVar("_State", bound=enum.Enum)
 Table: TypeAlias = Mapping[_State, Mapping[Event, _State]]
 
-# A Heartbeat is a datagram and may overtake the ClientHello, and it goes on while a refusal is under way: allowed in
-# every open state, changing none. DECIDING is a state of its own so that a second ClientHello can't start a second
-# bind.
+# A Heartbeat is a datagram: it may overtake the ClientHello, and it continues during a refusal. It is allowed in every
+# open state and changes none. DECIDING is a separate state so that a second ClientHello cannot start a second bind.
 SERVER_TABLE: Table[ServerState] = {
     ServerState.AWAITING_HELLO: {
         Received.CLIENT_HELLO: ServerState.DECIDING,
@@ -97,7 +96,7 @@ SERVER_TABLE: Table[ServerState] = {
     },
 }
 
-# Streams and datagrams are independent, so whatever the server sends behind its ServerHello may arrive before it. A
+# Streams and datagrams are independent, so commands that the server sends after its ServerHello may arrive before it. A
 # second ServerHello, whatever its code, changes nothing: the first one counts.
 CLIENT_TABLE: Table[ClientState] = {
     ClientState.IDLE: {
@@ -147,7 +146,7 @@ def _received(command: Command) -> Received:
 
 
 class _Handshake(Generic[_State]):
-    """A state and the table that moves it."""
+    """A state and its transition table."""
 
     def __init__(self, table: Table[_State], state: _State) -> None:
         self._table = table
@@ -155,11 +154,11 @@ class _Handshake(Generic[_State]):
 
     @property
     def state(self) -> _State:
-        """Where the handshake stands."""
+        """The current state."""
         return self._state
 
     def close(self) -> None:
-        """The connection is closed or about to be. Allowed in every state, and more than once."""
+        """Records that the connection is closed or about to be. Allowed in every state, and repeatedly."""
         self._advance(Action.CLOSE)
 
     def _advance(self, event: Event) -> None:
@@ -180,7 +179,7 @@ class ServerHandshake(_Handshake[ServerState]):
         self._expected_ports = range(0)
 
     def receive(self, command: Command) -> None:
-        """Take note of a command from the client. After a ClientHello, answer with ``accept``, ``refuse`` or ``close``.
+        """Records a command from the client. Answer a ClientHello with ``accept``, ``refuse`` or ``close``.
 
         Raises:
             RemoteProtocolError: The client may not send this command, or not now.
@@ -190,10 +189,12 @@ class ServerHandshake(_Handshake[ServerState]):
             self._expected_ports = range(command.port_start, command.port_end + 1)
 
     def accept(self, port: int) -> None:
-        """The client is authenticated and ``port`` bound: ServerHello success goes out now, before any other command.
+        """Records that the client is authenticated and ``port`` bound.
+
+        The caller sends ServerHello success now, before any other command.
 
         Raises:
-            LocalProtocolError: No ClientHello waits for an answer, or the port is outside the range that it expects.
+            LocalProtocolError: No ClientHello awaits an answer, or the port is outside the range that it expects.
         """
         if self._state is ServerState.DECIDING and port not in self._expected_ports:
             first, last = self._expected_ports.start, self._expected_ports.stop - 1
@@ -201,10 +202,12 @@ class ServerHandshake(_Handshake[ServerState]):
         self._advance(Action.ACCEPT)
 
     def refuse(self, code: ServerHelloCode) -> None:
-        """ServerHello with this failure goes out now; ``close`` once it has arrived. To refuse silently, ``close``.
+        """Records a refusal: the caller sends ServerHello with this code now, and calls ``close`` once it has arrived.
+
+        To refuse silently, call ``close`` instead.
 
         Raises:
-            LocalProtocolError: No ClientHello waits for an answer, or ``code`` is SUCCESS.
+            LocalProtocolError: No ClientHello awaits an answer, or ``code`` is SUCCESS.
         """
         if code is ServerHelloCode.SUCCESS:
             raise LocalProtocolError("refuse() with code SUCCESS, expected a failure")
@@ -214,7 +217,7 @@ class ServerHandshake(_Handshake[ServerState]):
 class ClientHandshake(_Handshake[ClientState]):
     """The client's side of its connection.
 
-    A client doesn't close because of a RemoteProtocolError: the caller logs it and drops the stream or datagram.
+    A client does not close because of a RemoteProtocolError: the caller logs it and drops the stream or datagram.
     """
 
     def __init__(self) -> None:
@@ -224,27 +227,27 @@ class ClientHandshake(_Handshake[ClientState]):
 
     @property
     def server_hello(self) -> ServerHello | None:
-        """The server's answer: the first ServerHello, or None before it came."""
+        """The server's answer: the first ServerHello, or None before it arrives."""
         return self._server_hello
 
     @property
     def duplicate_server_hellos(self) -> int:
-        """How many further ServerHello commands were ignored."""
+        """Number of ignored further ServerHello commands."""
         return self._duplicate_server_hellos
 
     def send_hello(self) -> None:
-        """ClientHello goes out now; the QUIC handshake is complete.
+        """Records that the caller sends ClientHello now; the QUIC handshake must be complete.
 
         Raises:
-            LocalProtocolError: It went out before, or the connection is closed.
+            LocalProtocolError: It was sent before, or the connection is closed.
         """
         self._advance(Action.SEND_HELLO)
 
     def receive(self, command: Command) -> None:
-        """Take note of a command from the server.
+        """Records a command from the server.
 
-        While the state is AWAITING_HELLO, Connect, Packet and Dissociate are allowed and the caller holds them back
-        until it is AUTHENTICATED.
+        In state AWAITING_HELLO, Connect, Packet and Dissociate are allowed; the caller holds them back until
+        AUTHENTICATED.
 
         Raises:
             RemoteProtocolError: The server may not send this command, or not now.

@@ -1,14 +1,14 @@
-"""PROXY protocol headers (HAProxy's specification, versions 1 and 2): tell the local service who its public peer is.
+"""PROXY protocol headers (HAProxy's specification, versions 1 and 2): tell the local service the visitor's address.
 
-They say also which public address and port the peer asked.
+They also contain the public address and port that the visitor used.
 
-Source and destination of a header must be of one family, while what is known of the two need not be. So where one is
-IPv6 both are written as IPv6, the other as an IPv4-mapped address (RFC 4291 section 2.5.5.2):
+Source and destination of a header must have the same address family, but the known addresses may differ. If one is
+IPv6, both are written as IPv6, the other as an IPv4-mapped address (RFC 4291 section 2.5.5.2):
 
 ===================  ===========  =========================================
 source               destination  written
 ===================  ===========  =========================================
-same family          same family  both as they are
+same family          same family  both unchanged
 IPv4                 IPv6         source as IPv4-mapped
 IPv4-mapped IPv6     IPv4         source as IPv4
 any other IPv6       IPv4         destination as IPv4-mapped
@@ -33,7 +33,7 @@ _PORTS = struct.Struct(">HH")
 
 
 def tcp_header(version: int, source: Address | None, destination: Address) -> bytes:
-    """The header that goes once in front of a TCP connection's data.
+    """Returns the header that precedes the data of a TCP connection.
 
     Args:
         version: 1 (text) or 2 (binary).
@@ -41,8 +41,8 @@ def tcp_header(version: int, source: Address | None, destination: Address) -> by
         destination: The public address and port.
 
     Raises:
-        LocalProtocolError: There is no such version, or the source is not known: a service that asks for the header
-            would take the tunnel itself for the peer.
+        LocalProtocolError: There is no such version, or the source is unknown: a service that expects the header would
+            take the tunnel itself for the visitor.
     """
     if version == 1:
         return _version_1(_required(source), destination)
@@ -52,14 +52,14 @@ def tcp_header(version: int, source: Address | None, destination: Address) -> by
 
 
 def udp_header(source: Address | None, destination: Address) -> bytes:
-    """The version 2 header that goes in front of every UDP datagram to the local service. Version 1 has none for UDP.
+    """Returns the version 2 header that precedes every UDP datagram to the local service. Version 1 has none for UDP.
 
     Args:
         source: The address of the Packet command.
         destination: The public address and port.
 
     Raises:
-        LocalProtocolError: The source is not known.
+        LocalProtocolError: The source is unknown.
     """
     return _version_2(_DGRAM, _required(source), destination)
 
@@ -71,7 +71,7 @@ def _required(source: Address | None) -> Address:
 
 
 def _of_one_family(source: Address, destination: Address) -> tuple[Address, Address]:
-    """Both as the header has them."""
+    """Returns both addresses as the header contains them."""
     if isinstance(source.ip, IPv4Address) == isinstance(destination.ip, IPv4Address):
         return source, destination
     if isinstance(source.ip, IPv4Address):

@@ -18,20 +18,20 @@ __all__ = ["TOKEN_LENGTH", "context", "label"]
 
 
 def label(uuid: UUID) -> bytes:
-    """The exporter label: the UUID's 16 raw bytes in the order of its text. Any byte may occur, also zero."""
+    """Returns the exporter label: the 16 bytes of the UUID in text order. Any byte may occur, including zero."""
     return uuid.bytes
 
 
 def context(password: str) -> bytes:
-    """The exporter context: the password in UTF-8, neither hashed nor terminated.
+    """Returns the exporter context: the password in UTF-8, neither hashed nor terminated.
 
     Raises:
-        LocalProtocolError: The password is empty or can't be written in UTF-8. The text doesn't contain it.
+        LocalProtocolError: The password is empty or cannot be encoded in UTF-8. The text does not contain it.
     """
     if not password:
         raise LocalProtocolError("the password is empty, expected at least one character")
     try:
         return HiddenBytes(password.encode("utf-8"))
     except UnicodeEncodeError:
-        # The original error holds the whole password, so it must not be chained.
+        # The original error contains the whole password, so it must not be chained.
         raise LocalProtocolError("the password is no valid Unicode text, expected text that UTF-8 can hold") from None
