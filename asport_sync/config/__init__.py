@@ -1,6 +1,6 @@
-"""Configuration of clients and servers: files, keyword options, checked values.
+"""Configuration of clients and servers: files, keyword options, validated values.
 
-Imports nothing of this package but ``errors`` and ``hidden``.
+Of this package it imports only ``errors`` and ``hidden``.
 """
 
 from asport_sync.config.credentials import Credential, loose_permissions

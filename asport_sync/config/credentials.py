@@ -1,6 +1,6 @@
-"""Certificates, private keys and files with secrets: what a configuration names and other rooms read.
+"""Certificates, private keys and files with secrets that a configuration names and other subpackages read.
 
-Nothing here ever puts the content of such a file into an error text or a ``repr``.
+The content of such files never appears in error texts or in ``repr``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from asport_sync.hidden import HiddenBytes, HiddenText
 
 _PEM_MARK: Final = "-----BEGIN "
 _LONGEST_LINE: Final = 65536
-"""Bytes. Bounds what is read when the path names a device or another endless file."""
+"""Bytes. Bounds reading if the path names a device or another endless file."""
 _LARGEST: Final = 16 << 20
-"""Bytes of certificates or of a key: what the engine takes at most, see INPUT_MOST in tls.c."""
+"""Bytes of certificates or of a key: the engine's maximum, see INPUT_MOST in tls.c."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class Credential:
     data: bytes | None = field(default=None, repr=False)
 
     def read(self, key: str | None = None) -> bytes:
-        """Returns the bytes, read anew from the file each time, so a renewed certificate is seen.
+        """Returns the bytes; a file is read again each time, so a renewed certificate takes effect.
 
         Args:
             key: The key that names the file, for errors.
 
         Raises:
-            ConfigError: The file can't be read, is empty, or too large.
+            ConfigError: The file cannot be read, is empty, or too large.
         """
         if self.path is None:
             return HiddenBytes(self.data or b"")
@@ -70,10 +70,10 @@ def credential(value: object, directory: Path | None) -> Credential:
 
     Args:
         value: Text with a BEGIN line is PEM, other text a path.
-        directory: What a relative path starts from; None leaves it relative.
+        directory: Base of relative paths; None leaves them relative.
 
     Raises:
-        BadValue: Not one of these, or there is no such file.
+        BadValue: None of these, or the file does not exist.
     """
     if isinstance(value, (bytes, bytearray)):
         if not value:
@@ -95,9 +95,9 @@ def pem(value: object) -> str:
 
 
 def existing_file(value: object, directory: Path | None) -> Path:
-    """Returns the path of a file that exists now."""
+    """Returns the path of a file, which must exist now."""
     path = file_path(value, directory)
-    # A key pasted where its path belongs must not be shown. Base64 has no dot, and keys in use are longer than this.
+    # A key pasted in place of its path must not be shown. Base64 has no dot, and keys in use are longer than this.
     like_a_path = "." in path.name or len(str(value)) < 40
     name = f": {printable(str(path))}" if like_a_path else ", and the text is too long to be shown, for it may be a key"
     try:
@@ -116,10 +116,10 @@ def first_line(path: Path, written: object) -> str:
 
     Args:
         path: The file.
-        written: What the configuration has for it, for errors.
+        written: Its value in the configuration, for errors.
 
     Raises:
-        BadValue: The file can't be read, its first line is empty, too long or not UTF-8.
+        BadValue: The file cannot be read, or its first line is empty, too long or not UTF-8.
     """
     name = printable(str(path))
     try:
@@ -141,9 +141,9 @@ def first_line(path: Path, written: object) -> str:
 
 
 def _may_be_a_secret(written: object, path: Path) -> bool:
-    """Whether what should name a file with a secret may be the secret itself, as there is no such file.
+    """Returns whether the value of a "_file" key may be the secret itself, given that there is no such file.
 
-    What names a folder that is there, or has an extension, is taken for a name. Base64 may begin with a slash.
+    A value whose folder exists, or that has an extension, counts as a file name. Base64 may begin with a slash.
     """
     if not isinstance(written, str) or written.startswith(CREDENTIAL_PREFIX):
         return False
@@ -152,15 +152,15 @@ def _may_be_a_secret(written: object, path: Path) -> bool:
 
 
 def loose_permissions(path: str | os.PathLike[str], *, secret: bool = True) -> str | None:
-    """Says whether others than its owner and root may change a file, or read one that holds a secret.
+    """Checks whether anyone except its owner and root may change a file, or read one that holds a secret.
 
     Args:
         path: The file. Symbolic links are followed.
-        secret: Whether it holds a password or a private key; else it may be read by everybody.
+        secret: Whether it holds a password or a private key; otherwise everybody may read it.
 
     Returns:
-        What is wrong and how to mend it, or None where nothing is, or the file cannot be looked at. Nothing is wrong
-        with a credential of systemd: it alone decides who gets into their folder, and by other means than the mode.
+        What is wrong and how to fix it; None if nothing is, or if the file's status is unavailable. Credentials of
+        systemd are always accepted: systemd controls access to their folder by other means than the mode.
     """
     try:
         found = os.stat(path)

@@ -1,8 +1,8 @@
-"""Text of configuration files to trees of tables, with the line of every key.
+"""Parses the text of configuration files to trees of tables, with the line of every key.
 
-One function per format; the parsers of YAML and TOML are loaded by those who need them. All give a :class:`Document` or
-raise ConfigError with the file and, where it is known, the line. Error texts never quote the file, for any part of it
-may be a password.
+One function per format; the YAML and TOML parsers are imported on demand. All return a :class:`Document` or raise
+ConfigError with the file and, if known, the line. Error texts never quote the file, because any part of it may be a
+password.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Document:
     Attributes:
         tree: The top-level table; not shown by ``repr``.
         lines: Line, counted from 1, of each key and list element.
-        errors: What is wrong but didn't keep the rest from being read, such as a key given twice.
+        errors: Errors that did not prevent reading the rest, such as a repeated key.
     """
 
     tree: Mapping[str, object] = field(repr=False)
@@ -34,7 +34,7 @@ class Document:
 
 
 class Syntax(Exception):
-    """The text breaks the rules of its format."""
+    """The text violates the rules of its format."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)
@@ -47,11 +47,11 @@ def parse(text: str, suffix: str, path: str) -> Document:
 
     Args:
         text: The file's text.
-        suffix: The file name's extension with its dot, one of ``FORMATS``.
+        suffix: The file name's extension including the dot, one of ``FORMATS``.
         path: The file's name, for errors.
 
     Raises:
-        ConfigError: The text isn't of this format, is empty, or is no table at the top level.
+        ConfigError: The text is not in this format, is empty, or has no table at the top level.
     """
     name, read = FORMATS[suffix]
     if not text.strip():
@@ -67,7 +67,7 @@ def parse(text: str, suffix: str, path: str) -> Document:
     if not isinstance(tree, Mapping):
         found = "nothing but comments" if tree is None else kind(tree)
         raise ConfigError(f"expected keys and values at the top level, not {found}", path=path)
-    # A repeated key keeps the line of its second appearance: that is the one to take away.
+    # A repeated key has the line of its second occurrence: the one to remove.
     errors = [ConfigError("given twice", path=path, line=lines.get(at), key=dotted(at)) for at in repeated]
     return Document(tree, lines, errors)
 
@@ -94,7 +94,7 @@ def _read_json(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) ->
         tree: object = json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
         raise Syntax(f"{error.msg[:1].lower()}{error.msg[1:]} (column {error.colno})", error.lineno) from None
-    except ValueError:  # Python's limit on the digits of a number
+    except ValueError:  # Python's limit on digits
         raise Syntax("a number in it has too many digits") from None
     _LineFinder(text, _JSON_TOKEN, ":", lines, repeated).value(())
     return tree
@@ -130,7 +130,7 @@ def _read_toml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) ->
     try:
         tree: object = _toml(text)
     except ValueError as error:
-        # The parsers say where in their text only; other ValueErrors are Python's own, about numbers and dates.
+        # The parsers give the place in their text only; other ValueErrors are Python's own, about numbers and dates.
         place = re.search(r" \(at (?:line ([0-9]+), column [0-9]+|end of document)\)\Z", str(error))
         if place is None:
             raise Syntax("a number or date in it is out of range") from None
@@ -147,8 +147,8 @@ def _read_toml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) ->
 class _LineFinder:
     """Finds the lines of keys and list elements in text that its parser has accepted.
 
-    The standard library's parsers give values without places. This follows brackets and separators only: a scalar is
-    one token. On text that is not valid the lines would be wrong, but it ends, for every step takes a token.
+    The standard library's parsers return values without places. This class follows brackets and separators only: a
+    scalar is one token. On invalid text the lines would be wrong, but it terminates, because every step takes a token.
     """
 
     def __init__(
@@ -178,13 +178,13 @@ class _LineFinder:
                 yield match.group(), line
 
     def _advance(self) -> str:
-        """Takes the next token."""
+        """Returns the current token and moves to the next."""
         taken = self._token
         self._token, self._line = next(self._tokens, ("", self._line))
         return taken
 
     def value(self, at: KeyPath) -> None:
-        """Follows one value."""
+        """Consumes one value."""
         self._lines.setdefault(at, self._line)
         opening = self._advance()
         if opening not in ("[", "{"):
@@ -205,7 +205,7 @@ class _LineFinder:
         self._advance()
 
     def pair(self, at: KeyPath) -> KeyPath:
-        """Follows a key and its value, and returns the way to it."""
+        """Consumes a key and its value, and returns the path of the key."""
         line = self._line
         for part in self.key(self._separator):
             at = (*at, part)
@@ -215,7 +215,7 @@ class _LineFinder:
         return at
 
     def key(self, end: str) -> list[str]:
-        """Takes the tokens of a key and the one that ends it."""
+        """Consumes a key and the token that ends it; returns the parts of the key."""
         parts = []
         while self._token not in (end, ""):
             parts.append(str(json.loads(self._advance())))
@@ -224,10 +224,10 @@ class _LineFinder:
 
 
 class _TomlLineFinder(_LineFinder):
-    """Adds the headers, dotted keys and unquoted keys of TOML."""
+    """Adds the headers, dotted keys and bare keys of TOML."""
 
     def document(self) -> None:
-        """Follows the whole text."""
+        """Consumes the whole text."""
         latest: dict[KeyPath, int] = {}  # index of the last element of each array of tables
         table: KeyPath = ()
         while self._token:
@@ -275,4 +275,4 @@ FORMATS: Final[Mapping[str, tuple[str, Callable[[str, dict[KeyPath, int], list[K
     ".yaml": ("YAML", _read_yaml),
     ".yml": ("YAML", _read_yaml),
 }
-"""Name of the format and its reader by the extension of a file name, in the order in which files are searched for."""
+"""Name of the format and its reader by file name extension, in search order."""

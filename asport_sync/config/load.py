@@ -1,6 +1,6 @@
-"""Configuration files: finding them, reading them, and all their errors at once.
+"""Finds and reads configuration files, and reports all their errors at once.
 
-Errors name the file as the caller named it, the line where it is known, and the dotted key.
+Errors contain the file name as given by the caller, the line if known, and the dotted key.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def load_client(path: str | os.PathLike[str] | None = None) -> ClientConfig:
     """Returns the configuration of a client.
 
     Args:
-        path: The file, its format told by the extension: .yaml, .yml, .toml or .json. Where there is no such file, the
-            extensions are tried in turn. None: what :func:`find` finds.
+        path: The file; its extension determines the format: .yaml, .yml, .toml or .json. If there is no such file,
+            these extensions are appended in turn. None: the result of :func:`find`.
 
     Raises:
         ConfigErrors: One or more keys are wrong; all of them are listed.
-        ConfigError: The file can't be found, read or parsed.
+        ConfigError: The file cannot be found, read or parsed.
     """
     return _load(find("client") if path is None else path, read_client)
 
@@ -41,13 +41,13 @@ def load_server(path: str | os.PathLike[str] | None = None) -> ServerConfig:
 
 
 def find(kind: Side) -> Path:
-    """Returns the file to use where none is named: ``client`` or ``server`` with the first extension that is there.
+    """Returns the default file: the first existing ``client`` or ``server`` file, by directory and extension.
 
-    Looked for in the working directory, then in ``asport`` inside the XDG configuration directories
-    (``XDG_CONFIG_HOME``, then those of ``XDG_CONFIG_DIRS``).
+    Searches the working directory, then ``asport`` inside the XDG configuration directories (``XDG_CONFIG_HOME``, then
+    those of ``XDG_CONFIG_DIRS``).
 
     Raises:
-        ConfigError: There is none, or one of these directories may not be entered.
+        ConfigError: There is none, or one of these directories cannot be entered.
     """
     directories = [Path(), *(directory / "asport" for directory in _xdg_directories())]
     for directory in directories:
@@ -61,7 +61,7 @@ def find(kind: Side) -> Path:
 
 
 def _xdg_directories() -> Iterator[Path]:
-    """Yields the directories of the XDG Base Directory specification; it says to ignore relative ones."""
+    """Yields the directories of the XDG Base Directory specification, which says to ignore relative ones."""
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     system = os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg"
     for directory in (home, *system.split(os.pathsep)):
@@ -92,7 +92,7 @@ def _read(path: str | os.PathLike[str], read: Callable[[Mapping[str, object], So
 
 
 def _with_extension(path: Path) -> Path:
-    """Returns the path, or where nothing is there, the first that exists with an extension added."""
+    """Returns the path, or if it does not exist, the first that exists with an extension appended."""
     candidates = [path, *(path.with_name(path.name + extension) for extension in FORMATS if path.name)]
     for candidate in candidates:
         if _look(candidate) is not None:
@@ -102,9 +102,10 @@ def _with_extension(path: Path) -> Path:
 
 
 def _look(path: Path) -> os.stat_result | None:
-    """Returns what is at a path, or None where nothing is.
+    """Returns the status of a path, or None if it does not exist.
 
-    Not Path.exists(): for a directory that can't be entered it raises up to Python 3.13, and says no from 3.14 on.
+    Not Path.exists(): for a directory that cannot be entered it raises up to Python 3.13, and returns False from 3.14
+    on.
     """
     try:
         return path.stat()

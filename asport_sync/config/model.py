@@ -1,8 +1,8 @@
-"""What a client and a server can be told: every key, its default and its unit, as frozen dataclasses.
+"""The configuration of clients and servers: every key, its default and its unit, as frozen dataclasses.
 
 The names are those of the configuration files. Values are stored converted: durations as seconds, sizes as bytes, paths
-absolute where they came from a file. Instances come from :mod:`asport_sync.config.load` or from ``from_options``, which
-both check them; the constructors take finished values and check nothing. All are immutable: any thread may read them.
+absolute if they came from a file. :mod:`asport_sync.config.load` and ``from_options`` create and validate instances;
+the constructors take converted values and validate nothing. All are immutable: any thread may read them.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "gc_interval": "fragments are dropped when gc_lifetime is over, without regular looks",
     "zero_rtt_handshake": "nothing of ASPORT may be sent early",
 }
-"""Keys that are read and checked, for files that have them, and change nothing; and why there is nothing to change."""
+"""Keys that are accepted and validated for compatibility, but have no effect; and why."""
 
 Side = Literal["client", "server"]
 
 _SMALLEST_WINDOW = 16384
-"""Bytes: a TLS record and some dozen packets. With less a tunnel would stand still between them."""
+"""Bytes: a TLS record and some dozen packets. With a smaller window a tunnel would stall between them."""
 _LARGEST_RECEIVE_WINDOW = 1 << 30
-"""Bytes. All streams of a connection together may have that much under way."""
+"""Bytes. All streams of a connection together may have that much in flight."""
 _LARGEST_BUFFER_POOL = 1 << 20
 _MOST_WORKERS = 65535
 _CLIENTS = 64
-"""Of one user: more than a household or a small office has, and few beside the most."""
+"""Per user: more than a household or a small office has, and few compared with the maximum."""
 _MOST_CLIENTS = 10000
-"""As many connections as the engine takes in all."""
+"""As many as the engine's maximum of connections."""
 
 
 def _choice(choices: Mapping[str, object]) -> Mapping[str, Key]:
@@ -91,7 +91,7 @@ _NETWORK = scalar(values.networks)
 _PATH = key(lambda item: values.file_path(item.value, item.source.directory))
 _PASSWORD = scalar(values.secret)
 _RESET_KEY = scalar(values.reset_key)
-# Keys whose value may be the first line of a file instead, which the key with "_file" behind its name names.
+# Keys whose value may instead be the first line of a file, named by the key with the suffix "_file".
 _IN_FILES: Mapping[str, Callable[[object], object]] = {"password": values.secret, "reset_key": values.reset_key}
 _CREDENTIAL = key(lambda item: credential(item.value, item.source.directory))
 
@@ -104,12 +104,12 @@ class CertificatesConfig:
     """The certificates by which a client trusts its server.
 
     Attributes:
-        paths: Files with trusted certificates, PEM or DER. They exist when the configuration is read.
+        paths: Files with trusted certificates, PEM or DER. They must exist when the configuration is read.
         pem: Trusted certificates as PEM text, or None.
         pins: SHA-256 of the keys that the server's own certificate may have, as ``sha256//`` and base64 or as
-            hexadecimal digits; empty: any key. Asked for besides everything else, and also with
+            hexadecimal digits; empty: any key. Checked in addition to everything else, and also with
             ``skip_certificate_verification``.
-        disable_native: Whether the system's certificates are left out.
+        disable_native: Whether the system's certificates are not trusted.
     """
 
     paths: tuple[Path, ...] = field(default=(), metadata=key(lambda item: _existing_files(item)))
@@ -123,8 +123,8 @@ class TlsConfig:
     """TLS keys of both sides.
 
     Attributes:
-        alpn: Application protocols in the order of preference (RFC 7301). Never empty: QUIC asks for one (RFC 9001,
-            section 8.1).
+        alpn: Application protocols in order of preference (RFC 7301). Never empty: QUIC requires one (RFC 9001, section
+            8.1).
         zero_rtt_handshake: Without effect. False; TLS early data (RFC 8446, section 2.3) is never used.
     """
 
@@ -137,12 +137,12 @@ class TlsClientConfig(TlsConfig):
     """TLS keys of a client.
 
     Attributes:
-        server_name: Name that the certificate must have and that SNI sends; None: the host of ``server``, as
-            :attr:`ClientConfig.server_name` says it. Alias ``sni``.
-        certificates: Whom to trust.
-        disable_sni: Whether the name is kept out of the ClientHello of TLS.
-        skip_certificate_verification: Whether any certificate is accepted, as far as ``certificates.pins`` don't
-            forbid it. Alias ``skip_cert_verify``.
+        server_name: Name that the certificate must have and that SNI sends; None: the host of ``server``, see
+            :attr:`ClientConfig.server_name`. Alias ``sni``.
+        certificates: Trust anchors and pins.
+        disable_sni: Whether to send no SNI.
+        skip_certificate_verification: Whether to accept any certificate, subject to ``certificates.pins``. Alias
+            ``skip_cert_verify``.
     """
 
     server_name: str | None = field(default=None, metadata=scalar(values.host, "sni"))
@@ -158,7 +158,7 @@ class TlsServerConfig(TlsConfig):
     """TLS keys of a server.
 
     Attributes:
-        certificate: The certificate and those between it and the root, leaf first.
+        certificate: The certificate chain without the root, leaf first.
         private_key: Its key: PKCS#8, PKCS#1 or SEC1.
     """
 
@@ -171,26 +171,27 @@ class TlsServerConfig(TlsConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonConfig:
-    """Keys that client and server share.
+    """Keys common to client and server.
 
     Attributes:
         congestion_control: Default "bbr"; the reference implementation's is cubic.
-        handshake_timeout: Seconds from the QUIC handshake until the client is admitted: ServerHello, 3 s.
+        handshake_timeout: Seconds from the QUIC handshake until the client has joined (ServerHello), 3 s.
         task_negotiation_timeout: Seconds for the header of a stream, 3 s.
-        max_packet_size: Without effect. 1350; more than 65,507 counts as that.
+        max_packet_size: Without effect. 1350; values above 65,507 count as 65,507.
         buffer_pool_size: Without effect. 32.
-        send_window: Bytes on their way that are not acknowledged, 16 MiB; at least 16 KiB.
-        receive_window: Bytes per stream that the peer may send before they are consumed, 8 MiB; 16 KiB to 1 GiB.
-        receive_memory: Bytes of what all peers have sent that this end may hold; at least 64 MiB. Default: a
-            quarter of the memory that it may have, and no more than 1 GiB.
+        send_window: Maximum bytes per stream that are queued and not acknowledged, 16 MiB; at least 16 KiB.
+        receive_window: Maximum bytes per stream that the peer may send before they are consumed, 8 MiB; 16 KiB to 1
+            GiB.
+        receive_memory: Receive budget in bytes, for data of all peers; at least 64 MiB. Default: a quarter of the
+            memory available to the process, at most 1 GiB.
         log_level: Default "warn".
-        max_workers: Streams that a blocking worker thread relays because they move much; all others are the engine's.
-            Default: none on up to two processors, else one for each.
-        tcp_keepalive: Seconds of silence after which the far end of a TCP connection is probed, on public and local
-            sockets, 60 s; 0: never. One that answers nothing for twice that time has gone.
+        max_workers: Maximum large transfers that are relayed by a worker thread each; the engine relays all other
+            streams. Default: none on up to two processors, else one per processor.
+        tcp_keepalive: TCP keepalive: seconds of silence after which the peer of a public or local TCP connection is
+            probed, 60 s; 0: never. If it answers nothing for twice that time, it counts as gone.
         keylog: File for TLS secrets in the NSS key log format, for debugging; None: the environment decides.
-        max_udp_payload: Bytes of the largest UDP payload that carries QUIC, 1200 to 65527; default: what interface and
-            path take, up to 32 KiB.
+        max_udp_payload: Maximum UDP payload in bytes that carries QUIC, 1200 to 65527; default: what interface and path
+            allow, up to 32 KiB.
     """
 
     congestion_control: CongestionControl = field(default="bbr", metadata=_choice(values.CONGESTION_CONTROLS))
@@ -207,12 +208,12 @@ class CommonConfig:
     max_workers: int = field(default_factory=values.spare_workers, metadata=_integer(0, _MOST_WORKERS))
     tcp_keepalive: float = field(default=60.0, metadata=_KEEPALIVE)
     keylog: Path | None = field(default=None, metadata=_PATH)
-    # 1200: RFC 9000, section 14. 1452: an Ethernet frame less the IPv6 and UDP headers.
+    # 1200: RFC 9000, section 14. 65527: the maximum UDP payload, section 18.2.
     max_udp_payload: int = field(default=65527, metadata=_integer(1200, 65527, "bytes"))
 
 
 def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, str]]:
-    """Yields the keys without effect that have another value than the default, and why each has none."""
+    """Yields the keys without effect whose value is not the default, and why each has none."""
     for table in (config, config.tls):
         for each in fields(table):
             if each.name in WITHOUT_EFFECT and getattr(table, each.name) != each.default:
@@ -224,27 +225,26 @@ def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig(CommonConfig):
-    """Everything a client can be told, besides the keys of :class:`CommonConfig`.
+    """All client settings, in addition to the keys of :class:`CommonConfig`.
 
     Attributes:
         server: The public server. Required.
-        local: The service that is reached through the tunnel. Required.
+        local: The local service that the tunnel makes public. Required.
         uuid: The user. Required.
         password: The user's password; not shown by ``repr``. Required, unless ``password_file`` gives it.
         password_file: File whose first line is the password, or None.
         network: Default "both".
         udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames ("native", the default) or streams ("quic").
-        udp_timeout: Seconds without traffic after which a UDP association ends, 5 min; sooner only where places run
-            out.
+        udp_timeout: Seconds without traffic after which a UDP association ends, 5 min; sooner only by eviction.
         expected_port_range: Public ports to ask for, 1 to 65535. Alias ``port``.
         healthy_check: Without effect. 20 s.
         timeout: Seconds for a whole attempt to connect, 8 s.
         heartbeat: Seconds between Heartbeat commands, 3 s.
         gc_interval: Without effect. 3 s.
-        gc_lifetime: Seconds that fragments of UDP packets that never become whole are kept, 15 s.
-        proxy_protocol: PROXY protocol header for the local service, with the public peer and the public address and
-            port that it asked; default "none".
-        dialect: Meaning of the mode byte; default "draft". What it must be depends on the server's release.
+        gc_lifetime: Seconds that fragments of incomplete UDP packets are kept, 15 s.
+        proxy_protocol: PROXY protocol header for the local service, with the visitor's address and the public address
+            and port that they used; default "none".
+        dialect: Meaning of the mode byte; default "draft". Must match the server's release.
         dial_timeout: Seconds for the TCP connection to the local service, 5 s.
         tls: The TLS keys.
     """
@@ -270,10 +270,10 @@ class ClientConfig(CommonConfig):
 
     @classmethod
     def from_options(cls, **options: object) -> ClientConfig:
-        """Returns a configuration from keyword arguments: the keys of a file, checked in the same way.
+        """Returns a configuration from keyword arguments: the keys of a file, validated in the same way.
 
-        Besides the forms of a file these are taken: seconds as a number for durations, a tuple for a range of ports or
-        for host and port, ``uuid.UUID``, and path objects. Relative paths stay relative to the working directory.
+        In addition to the forms that files use: seconds as a number for durations, a tuple for a range of ports or for
+        host and port, ``uuid.UUID``, and path objects. Relative paths stay relative to the working directory.
 
         Raises:
             ConfigErrors: One or more options are wrong; ``path`` and ``line`` are None.
@@ -288,7 +288,7 @@ class ClientConfig(CommonConfig):
 
     @property
     def server_name(self) -> str:
-        """The name the server's certificate must have: ``tls.server_name``, or else the host of ``server``."""
+        """The name that the server's certificate must have: ``tls.server_name``, or else the host of ``server``."""
         return self.tls.server_name or self.server.host
 
 
@@ -303,8 +303,8 @@ class UserConfig:
         uuid: Unique on the server.
         password: Not shown by ``repr``.
         password_file: File whose first line is the password, or None.
-        dialect: Meaning of the mode byte this user sends; None: as the entry of ``proxies`` says.
-        max_clients: Clients of this user at the same time; None: as the entry of ``proxies`` says.
+        dialect: Meaning of the mode byte that this user sends; None: that of the entry of ``proxies``.
+        max_clients: Maximum clients of this user at the same time; None: that of the entry of ``proxies``.
     """
 
     uuid: uuid_module.UUID
@@ -319,14 +319,14 @@ class ProxyConfig:
     """An entry of ``proxies``: users and what they may open.
 
     Attributes:
-        users: In a file a table ``uuid = "password"``, or ``uuid = {password, password_file, dialect,
-            max_clients}``. Never empty.
-        bind_ip: Address of the public sockets, default ``::``; where the host has no IPv6, ``0.0.0.0`` in its place.
-        allow_ports: Default: the system's ephemeral range at the time the configuration is made.
-        only_v6: Whether an IPv6 ``bind_ip`` takes IPv6 only; None: as the system says.
+        users: In a file, a table ``uuid = "password"``, or ``uuid = {password, password_file, dialect, max_clients}``.
+            Never empty.
+        bind_ip: Address of the public sockets, default ``::``; ``0.0.0.0`` instead if the host has no IPv6.
+        allow_ports: Default: the system's ephemeral range when the configuration is created.
+        only_v6: Whether an IPv6 ``bind_ip`` accepts IPv6 only; None: the system's default.
         allow_network: Default "both".
-        dialect: Meaning of the mode byte these users send; None: as the server's ``dialect`` says.
-        max_clients: Clients that each user may have at the same time, 64; up to 10,000.
+        dialect: Meaning of the mode byte that these users send; None: the server's ``dialect``.
+        max_clients: Maximum clients of each user at the same time, 64; up to 10,000.
     """
 
     users: tuple[UserConfig, ...] = field(metadata=key(lambda item: _users(item)))
@@ -340,22 +340,22 @@ class ProxyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig(CommonConfig):
-    """Everything a server can be told, besides the keys of :class:`CommonConfig`.
+    """All server settings, in addition to the keys of :class:`CommonConfig`.
 
     Attributes:
         server: Address and port of the QUIC socket. The host is an IP address; port 0 lets the system choose. Required.
         proxies: Users and what they may open; may be empty. Required.
-        only_v6: Whether the QUIC socket takes IPv6 only; None: as the system says.
-        authentication_failed_reply: Whether a client that fails to authenticate is told so, default True.
-        max_idle_time: Seconds of silence after which a connection is lost (QUIC idle timeout), 10 s.
-        udp_session_timeout: Seconds without traffic after which a UDP association ends, 5 min; sooner only where places
-            run out.
-        dialect: Meaning of the mode byte of users that name none; default "auto": told from the byte where it can be.
-        ambiguous_dialect: What "auto" takes mode bytes 1 and 2 for, which mean different things in the two dialects;
-            default "both": what the user may use of either meaning is served.
-        reset_key: Secret that the key of stateless resets (RFC 9000 section 10.3) is made of, for servers that may be
-            taken for each other; at least 32 characters or bytes. None: it is made of the private key, this machine and
-            ``server``. Not shown by ``repr``.
+        only_v6: Whether the QUIC socket accepts IPv6 only; None: the system's default.
+        authentication_failed_reply: Whether a client that fails to authenticate is notified, default True.
+        max_idle_time: QUIC idle timeout in seconds, 10 s.
+        udp_session_timeout: Seconds without traffic after which a UDP association ends, 5 min; sooner only by eviction.
+        dialect: Meaning of the mode byte of users without a dialect; default "auto": identified by the byte if
+            possible.
+        ambiguous_dialect: How "auto" interprets mode bytes 1 and 2, whose meaning differs between the two dialects;
+            default "both": serve what the user may use of either meaning.
+        reset_key: Secret from which the key of stateless resets (RFC 9000 section 10.3) is derived, for servers that
+            replace each other; at least 32 characters or bytes. None: it is derived from the private key, this machine
+            and ``server``. Not shown by ``repr``.
         reset_key_file: File whose first line is that secret, or None.
         tls: The TLS keys.
     """
@@ -374,11 +374,11 @@ class ServerConfig(CommonConfig):
 
     @classmethod
     def from_options(cls, **options: object) -> ServerConfig:
-        """Returns a configuration from keyword arguments: the keys of a file, checked in the same way.
+        """Returns a configuration from keyword arguments: the keys of a file, validated in the same way.
 
-        Besides the forms of a file these are taken: seconds as a number for durations, a tuple for a range of ports
-        inside a list, ``PortSet``, ``uuid.UUID``, address and path objects, and bytes in PEM or DER for ``certificate``
-        and ``private_key``. ``proxies`` is a list of dicts. Relative paths stay relative to the working directory.
+        In addition to the forms that files use: seconds as a number for durations, a tuple for a range of ports inside
+        a list, ``PortSet``, ``uuid.UUID``, address and path objects, and bytes in PEM or DER for ``certificate`` and
+        ``private_key``. ``proxies`` is a list of dicts. Relative paths stay relative to the working directory.
 
         Raises:
             ConfigErrors: One or more options are wrong; ``path`` and ``line`` are None.
@@ -410,7 +410,7 @@ def _certificates(item: Item) -> CertificatesConfig:
 
 
 def _table(cls: type[T], item: Item, entries: Mapping[str, Item], side: Side, **ready: object) -> T:
-    """Returns an instance of a dataclass from the entries of a table, whose unknown keys are noted."""
+    """Returns a dataclass instance from the entries of a table; unknown keys are reported."""
     gathered: dict[str, Item] = {}
     names = names_of(cls)
     _report_unknown(gather(entries, names, gathered), side, names)
@@ -418,7 +418,7 @@ def _table(cls: type[T], item: Item, entries: Mapping[str, Item], side: Side, **
 
 
 def _from_files(gathered: Mapping[str, Item]) -> dict[str, object]:
-    """Returns the fields with a secret that a file is given for, and those with its path."""
+    """Returns the secret fields for which a file is given, and the fields with its path."""
     found: dict[str, object] = {}
     for name, parse in _IN_FILES.items():
         found |= _from_file(gathered, name, parse)
@@ -430,7 +430,7 @@ def _from_file(gathered: Mapping[str, Item], name: str, parse: Callable[[object]
     file = gathered.get(in_file)
     if file is None or file.value is None:
         return {}
-    # With this an error has been noted, so that it never becomes part of a configuration.
+    # Placeholder: an error has been reported, so this never becomes part of a configuration.
     unusable: dict[str, object] = {name: "", in_file: None}
     if name in gathered:
         file.source.report(f"given together with {name}: only one of them can hold", file.at)
@@ -456,7 +456,7 @@ def _proxy(item: Item) -> ProxyConfig:
 
 
 def _report_repeated_users(entries: list[Item]) -> None:
-    """Notes each UUID that was given before, in whatever spelling. The values are looked at by :func:`_users`."""
+    """Reports each repeated UUID, in whatever spelling. :func:`_users` validates the values."""
     seen: dict[uuid_module.UUID, Item] = {}
     for entry in entries:
         users = entry.value.get("users") if isinstance(entry.value, Mapping) else None
@@ -485,7 +485,7 @@ def _user(item: Item) -> UserConfig:
     try:
         uuid = values.identifier(written)
     except BadValue as error:
-        # What stands in the place of the UUID may be the password, so it isn't shown.
+        # The password may be in the place of the UUID, so it is not shown.
         item.source.report(f"a key here is not usable: {error.problem}", item.at, shown_as=item.at[:-1])
         raise Invalid from None
     if isinstance(item.value, Mapping):
@@ -500,10 +500,10 @@ def _user(item: Item) -> UserConfig:
 _SECURITY = {"type": "type", "type_": "type", "tls": "tls", "noise": "noise"}
 _NOISE = {name: name for name in ("pattern", "local_private_key", "remote_public_key")}
 _MISPLACED = {"congestion_control": "congestion_control"}
-"""Keys of the top level that a shipped example of the reference has among the TLS keys."""
+"""Top-level keys that an example of the reference implementation has among the TLS keys."""
 
 _CLOSE = 0.6
-"""Similarity from which a key is suggested: found by trying; less brings up keys that have little in common."""
+"""Minimum similarity for suggesting a key: found by trial; a lower value suggests unrelated keys."""
 
 _TLS_PLACE = "the top level or [security.tls]"
 _PLACES: Mapping[Side, Mapping[str, Mapping[str, str]]] = {
@@ -521,7 +521,7 @@ _PLACES: Mapping[Side, Mapping[str, Mapping[str, str]]] = {
         "the table of a user": names_of(UserConfig),
     },
 }
-"""Where which key belongs, for hints. The place, then its names."""
+"""Where each key belongs, for hints: the place, then its names."""
 
 
 def _report_unknown(unknown: Mapping[str, Item], side: Side, *known_here: Mapping[str, str]) -> None:
@@ -539,7 +539,7 @@ def _hint(name: str, side: Side, here: list[str]) -> str:
         if name in names:
             inside = "" if place == "the top level" else f", in {place}"
             return f": this is a key of the {other}{inside}; a {side} has none of this name"
-    # A key of this table is more likely meant than one of another table, and one of the other side is the least likely.
+    # Most likely a key of this table is meant, then one of another table, then one of the other side.
     candidates = [(similarity(name, each), each, "") for each in here]
     for place, names in _PLACES[side].items():
         candidates += [(similarity(name, each) - 0.05, each, f" It belongs to {place}") for each in names]
@@ -551,13 +551,13 @@ def _hint(name: str, side: Side, here: list[str]) -> str:
 
 @dataclass(slots=True)
 class _Sorted:
-    """The keys of a configuration by field, wherever they stood.
+    """The keys of a configuration by field, regardless of their place in the file.
 
     Attributes:
-        own: Keys of the top level.
+        own: Top-level keys.
         tls: TLS keys.
-        tls_owner: The table that TLS keys are expected in, for errors about missing ones.
-        noise: Whether the Noise handshake is asked for.
+        tls_owner: The table in which TLS keys are expected, for errors about missing ones.
+        noise: Whether the Noise handshake is requested.
     """
 
     own: dict[str, Item]
@@ -611,7 +611,7 @@ def _read(root: Item, side: Side, cls: type[T], tls_class: type[TlsConfig], chec
     keys = _sorted_keys(root, side)
     tls = None
     try:
-        # With Noise there may be no TLS keys at all; the error noted for it keeps the None from being used.
+        # With Noise there may be no TLS keys; the error reported for it prevents use of the None.
         tls = None if keys.noise else build(tls_class, keys.tls, keys.tls_owner)
     except Invalid:
         pass
@@ -629,7 +629,7 @@ def read_client(tree: Mapping[str, object], source: Source) -> ClientConfig:
     """Returns the configuration of a client from a tree of tables.
 
     Raises:
-        ConfigErrors: One or more keys are wrong, or the source had errors already.
+        ConfigErrors: One or more keys are wrong, or the source already had errors.
     """
 
     def check(config: ClientConfig, keys: _Sorted) -> None:
@@ -645,7 +645,7 @@ def read_server(tree: Mapping[str, object], source: Source) -> ServerConfig:
     """Returns the configuration of a server from a tree of tables.
 
     Raises:
-        ConfigErrors: One or more keys are wrong, or the source had errors already.
+        ConfigErrors: One or more keys are wrong, or the source already had errors.
     """
 
     def check(config: ServerConfig, keys: _Sorted) -> None:

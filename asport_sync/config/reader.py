@@ -1,7 +1,7 @@
-"""Reading of a tree of tables into dataclasses: every error is collected, with its key and where possible its line.
+"""Reads a tree of tables into dataclasses; collects all errors, with key and, if known, line.
 
-A dataclass says with :func:`key` in the metadata of a field which function reads the key of that name; default values
-are those of the dataclass alone. Parsers raise :class:`~asport_sync.config.values.BadValue`; the reader adds the place.
+:func:`key` in the metadata of a dataclass field sets the function that parses the key of that name; default values are
+defined by the dataclass only. Parsers raise :class:`~asport_sync.config.values.BadValue`; the reader adds the place.
 Used by one thread at a time: a :class:`Source` belongs to the call that loads it.
 """
 
@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 
 class ConfigErrors(ConfigError):
-    """Everything that is wrong with one configuration.
+    """All errors of one configuration.
 
-    ``problem``, ``path``, ``line`` and ``key`` are those of the first error; the text has one line for each.
+    ``problem``, ``path``, ``line`` and ``key`` are those of the first error; the text has one line per error.
 
     Attributes:
-        errors: In the order of their lines; never empty.
+        errors: In order of their lines; never empty.
     """
 
     def __init__(self, errors: Iterable[ConfigError]) -> None:
@@ -41,26 +41,26 @@ class ConfigErrors(ConfigError):
 
 
 def bare(error: ConfigError) -> ConfigError:
-    """The same error without the way it came, so that no traceback shows what a configuration says.
+    """Returns the error without its traceback and causes, so that no traceback shows the configuration.
 
-    Tools that report errors like to add the values of local variables, and those of a parser are the file.
+    Error reporting tools often add the values of local variables, and a parser's local variables contain the file.
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
 class Invalid(Exception):
-    """A value is not usable, and its errors are already in the source's list. Never leaves this package."""
+    """A value is unusable, and its errors are already in the source's list. Never leaves this package."""
 
 
 @dataclass(slots=True)
 class Source:
-    """Where a tree of values comes from, and what was found wrong with it so far.
+    """The origin of a tree of values, and the errors found in it so far.
 
     Attributes:
-        path: The file as the user named it; None for options given by a program.
-        directory: What relative paths start from; None leaves them relative.
-        lines: Line, counted from 1, of each key and list element, where it is known.
+        path: The file as given by the caller; None for options given by a program.
+        directory: Base of relative paths; None leaves them relative.
+        lines: Line, counted from 1, of each key and list element, if known.
         errors: Grows while the tree is read.
     """
 
@@ -70,24 +70,24 @@ class Source:
     errors: list[ConfigError] = field(default_factory=list)
 
     def line(self, at: KeyPath) -> int | None:
-        """Returns the line of a key, or of the nearest table around it that is not the whole file."""
+        """Returns the line of a key, or of the nearest enclosing table that is not the whole file."""
         while at and at not in self.lines:
             at = at[:-1]
         return self.lines[at] if at else None
 
     def report(self, problem: str, at: KeyPath, *, shown_as: KeyPath | None = None) -> None:
-        """Notes an error.
+        """Adds an error.
 
         Args:
             problem: What is wrong and what was expected.
-            at: The key; gives the line.
-            shown_as: The key to show, where ``at`` itself must not be shown.
+            at: The key; determines the line.
+            shown_as: The key to show, if ``at`` itself must not be shown.
         """
         key = dotted(at if shown_as is None else shown_as) or None
         self.errors.append(ConfigError(problem, path=self.path, line=self.line(at), key=key))
 
     def fail(self) -> NoReturn:
-        """Raises all errors noted so far.
+        """Raises all errors reported so far.
 
         Raises:
             ConfigErrors: Always.
@@ -96,12 +96,12 @@ class Source:
 
 
 class Item(NamedTuple):
-    """One value and its place.
+    """A value and its place.
 
     Attributes:
         value: A scalar, list or table.
-        at: The way to it from the top.
-        source: Where errors go.
+        at: Its path from the top.
+        source: Collects the errors.
     """
 
     value: object
@@ -112,14 +112,14 @@ class Item(NamedTuple):
         return f"Item({dotted(self.at)}: {kind(self.value)})"  # the value may be a password
 
     def child(self, part: str | int, value: object) -> Item:
-        """Returns a value inside this one."""
+        """Returns an item inside this one."""
         return Item(value, (*self.at, part), self.source)
 
     def table(self, expected: str = "a table") -> dict[str, Item]:
-        """Returns the entries of a table. A UUID as a key, which only a program can give, counts as its text.
+        """Returns the entries of a table. A UUID as a key, which only programs can give, counts as its text.
 
         Raises:
-            BadValue: This isn't a table, or a key in it isn't text.
+            BadValue: The value is no table, or a key in it is no text.
         """
         if not isinstance(self.value, Mapping):
             raise BadValue(f"expected {expected}, not {kind(self.value)}")
@@ -135,17 +135,17 @@ class Item(NamedTuple):
         """Returns the elements of a list.
 
         Raises:
-            BadValue: This isn't a list.
+            BadValue: The value is no list.
         """
         if not isinstance(self.value, (list, tuple)):
             raise BadValue(f"expected {expected}, not {kind(self.value)}")
         return [self.child(index, value) for index, value in enumerate(self.value)]
 
     def parsed(self, parse: Callable[[Item], T]) -> T:
-        """Returns what a parser makes of this value.
+        """Returns the result of a parser for this value.
 
         Raises:
-            Invalid: It isn't usable; the error is noted.
+            Invalid: The value is unusable; the error is reported.
         """
         try:
             return parse(self)
@@ -156,10 +156,10 @@ class Item(NamedTuple):
 
 
 def parsed_all(items: Iterable[Item], parse: Callable[[Item], T]) -> tuple[T, ...]:
-    """Returns what a parser makes of each item.
+    """Returns the results of a parser for each item.
 
     Raises:
-        Invalid: One or more are not usable; all errors are noted.
+        Invalid: One or more are unusable; all errors are reported.
     """
     parsed = []
     failed = False
@@ -174,10 +174,10 @@ def parsed_all(items: Iterable[Item], parse: Callable[[Item], T]) -> tuple[T, ..
 
 
 class Key(NamedTuple):
-    """How the key of a dataclass field is read.
+    """How to read the key of a dataclass field.
 
     Attributes:
-        parse: Makes the field's value of an item.
+        parse: Converts an item to the field's value.
         aliases: Other names of the key.
     """
 
@@ -191,12 +191,12 @@ def key(parse: Callable[[Item], object], *aliases: str) -> Mapping[str, Key]:
 
 
 def scalar(parse: Callable[[object], object], *aliases: str) -> Mapping[str, Key]:
-    """Returns the metadata of a field whose parser needs the value only, not its place."""
+    """Returns the metadata of a field whose parser needs only the value, not its place."""
     return key(lambda item: parse(item.value), *aliases)
 
 
 def names_of(cls: type) -> dict[str, str]:
-    """Returns every name and alias of the keys of a dataclass, with the name of its field."""
+    """Returns the field name for every name and alias of the keys of a dataclass."""
     names = {}
     for each in dataclasses.fields(cls):
         if isinstance(found := each.metadata.get("key"), Key):
@@ -208,13 +208,13 @@ def gather(table: Mapping[str, Item], names: Mapping[str, str], gathered: dict[s
     """Sorts the entries of a table by field.
 
     Args:
-        table: Entries by the name that was written.
+        table: Entries by name as written.
         names: Field by accepted name.
-        gathered: Takes the known entries, by field. A field may be filled from several tables, but once only: a second
-            value is noted as an error.
+        gathered: Receives the known entries, by field. Several tables may fill it, but each field only once: a second
+            value is reported as an error.
 
     Returns:
-        The entries whose name is not known.
+        The entries with unknown names.
     """
     unknown = {}
     for name, item in table.items():
@@ -233,10 +233,10 @@ def build(cls: type[T], items: Mapping[str, Item], owner: Item, **ready: Any) ->
         cls: The dataclass.
         items: Its keys, by field.
         owner: The table; the place of missing keys.
-        ready: Fields that are not to be read.
+        ready: Values of fields that are not to be read.
 
     Raises:
-        Invalid: A key is missing, without a value or not usable, or an error was noted in this source before.
+        Invalid: A key is missing, has no value or is unusable, or an error was reported in this source before.
     """
     source = owner.source
     values = dict(ready)
@@ -261,7 +261,7 @@ def build(cls: type[T], items: Mapping[str, Item], owner: Item, **ready: Any) ->
 
 
 def similarity(name: str, known: str) -> float:
-    """Returns how likely a mistyped key means a known one, from 0 to 1 for the same but for case and hyphens."""
-    import difflib  # only for what a file has wrong
+    """Returns how likely a mistyped key means a known one, from 0 to 1 (equal except for case and hyphens)."""
+    import difflib  # imported only for files with errors
 
     return difflib.SequenceMatcher(None, name[:60].lower().replace("-", "_"), known).ratio()

@@ -1,9 +1,9 @@
-"""Conversion of single configuration values, as a file or a program gives them, to the values a configuration holds.
+"""Converts single configuration values, as given by a file or a program, to the values that a configuration holds.
 
-Pure functions: no files except the kernel's ephemeral port range and the memory limit of the process, of the
-environment only the place of systemd's credentials, no clock, no threads. Each takes a parsed scalar, list or table and
-returns the value or raises :class:`BadValue`. They are as lenient as the reference implementation is: text is taken
-where a number or a boolean is expected, and a whole number where text is expected. Only port ranges insist on numbers.
+Pure functions: of files they read only the kernel's ephemeral port range and the memory limit of the process, of the
+environment only the directory of systemd's credentials; no clock, no threads. Each takes a parsed scalar, list or table
+and returns the value or raises :class:`BadValue`. They are as lenient as the reference implementation: text is accepted
+for numbers and booleans, and whole numbers for text. Only port ranges require numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 KeyPath = tuple[str | int, ...]
-"""The way from the top of a configuration to a value: keys of tables and indices of lists."""
+"""The path from the top of a configuration to a value: keys of tables and indices of lists."""
 
 Network = Literal["tcp", "udp", "both"]
 UdpForwardMode = Literal["native", "quic"]
@@ -41,11 +41,11 @@ FixedDialectName = Literal["draft", "flags"]
 """Meaning of the mode byte in ClientHello: the draft's enumeration, or the bit mask of later releases."""
 DialectName = Literal["draft", "flags", "auto"]
 AmbiguousDialectName = Literal["both", "draft", "flags"]
-"""What "auto" makes of a mode byte that means something else in each dialect."""
+"""How "auto" interprets a mode byte whose meaning depends on the dialect."""
 
 SMALLEST_RECEIVE_MEMORY: Final = 64 << 20
 _LARGEST_DEFAULT_MEMORY: Final = 1 << 30
-# Characters or bytes: in hexadecimal digits 128 bits, as many as a stateless reset token has.
+# Characters or bytes: 32 hexadecimal digits have 128 bits, the length of a stateless reset token.
 _SHORTEST_RESET_KEY: Final = 32
 
 NETWORKS: Final[Mapping[str, Network]] = {
@@ -86,27 +86,27 @@ DIALECTS: Final[Mapping[str, DialectName]] = {"auto": "auto", "draft": "draft", 
 AMBIGUOUS_DIALECTS: Final[Mapping[str, AmbiguousDialectName]] = {"both": "both", "draft": "draft", "flags": "flags"}
 
 LOWEST_PORT: Final = 1
-"""Port 0 asks the kernel for any port; as a port to forward it would name a different one for TCP and for UDP."""
+"""Port 0 asks the kernel for any port; as a port to forward it would be a different one for TCP and for UDP."""
 HIGHEST_PORT: Final = 65535
 
 SHORTEST_DURATION: Final = 0.001
-"""Seconds. No timer of a tunnel has a use for less, and a zero would spin or time out before it starts."""
+"""Seconds. No timer of a tunnel needs less, and zero would busy-loop or time out immediately."""
 LONGEST_DURATION: Final = 100 * 365.25 * 86400
-"""Seconds. Well below what locks and the engine can count (292 years in nanoseconds)."""
+"""Seconds. Well below the maximum of locks and of the engine (292 years in nanoseconds)."""
 
 SHORTEST_KEEPALIVE: Final = 1.0
 LONGEST_KEEPALIVE: Final = 9 * 3600.0
-"""Seconds: in round numbers what Linux takes, whole seconds up to 32,767."""
+"""Seconds: the Linux maximum of 32,767 whole seconds, rounded down."""
 
 LARGEST_UDP_PAYLOAD: Final = 65507
-"""Bytes: 65,535 less the IPv4 and UDP headers (RFC 768)."""
+"""Bytes: 65,535 minus the IPv4 and UDP headers (RFC 768)."""
 
 
 class BadValue(ConfigError):
-    """A value can't be used. The text names what was expected; the place is added by whoever knows it.
+    """A value is unusable. The text says what was expected; the caller that knows the place adds it.
 
     Attributes:
-        within: The way from the value to the part that is wrong; empty where that is the value itself.
+        within: The path from the value to the part that is wrong; empty for the value itself.
     """
 
     def __init__(self, problem: str, *within: str | int) -> None:
@@ -130,12 +130,12 @@ def dotted(at: KeyPath) -> str:
 
 
 def _is_date(value: object) -> bool:
-    """Whether a parser made a date or time of it. Without importing what only such a file needs."""
+    """Returns whether a parser made a date or time of it, without importing datetime."""
     return type(value).__module__ == "datetime"
 
 
 def kind(value: object) -> str:
-    """Returns what sort of value this is, for error texts. Never shows the value."""
+    """Returns the type of this value, for error texts. Never shows the value."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -156,19 +156,19 @@ def kind(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns text with whatever can't be printed, or would act on a terminal, as an escape."""
+    """Returns text with escapes for characters that are not printable or would control a terminal."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def shown(value: object) -> str:
-    """Returns a value for error texts, shortened. Not for values that are secret."""
+    """Returns a value for error texts, shortened. Not for secrets."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         short = value if len(value) <= 60 else value[:57] + "..."
         return f'"{printable(short)}"'
     if isinstance(value, int):
-        # Python refuses to write out numbers of more than 4300 digits.
+        # Python refuses to convert numbers of more than 4300 digits.
         return str(value) if abs(value) < 10**40 else "a number of more than 40 digits"
     if isinstance(value, float):
         return repr(value)
@@ -176,7 +176,7 @@ def shown(value: object) -> str:
 
 
 def _each(elements: Iterable[object], parse: Callable[[object], T]) -> list[T]:
-    """Returns the parsed elements of a list; an error says which element it is about."""
+    """Returns the parsed elements of a list; errors name the element."""
     parsed = []
     for index, element in enumerate(elements):
         try:
@@ -190,10 +190,10 @@ def _each(elements: Iterable[object], parse: Callable[[object], T]) -> list[T]:
 
 
 def text(value: object) -> str:
-    """Returns text; whole numbers and booleans become text, as in the reference.
+    """Returns text; whole numbers and booleans become text, as in the reference implementation.
 
-    A number with a fraction is refused: programs differ in how they write it (1.0 or 1), which matters in a password.
-    The error never shows the value, which may be a secret.
+    Numbers with a fraction are rejected: programs differ in how they write them (1.0 or 1), which matters in a
+    password. The error never shows the value, which may be a secret.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -210,7 +210,7 @@ def text(value: object) -> str:
 
 
 def secret(value: object) -> str:
-    """Returns a password: text that is not empty."""
+    """Returns a password: non-empty text."""
     password = text(value)
     if not password:
         raise BadValue("an empty password is not allowed")
@@ -218,7 +218,7 @@ def secret(value: object) -> str:
 
 
 def reset_key(value: object) -> bytes:
-    """Returns a secret that stateless reset keys may be made of: text of at least 32 characters, or as many bytes."""
+    """Returns a secret for stateless reset keys: text of at least 32 characters, or as many bytes."""
     given = value if isinstance(value, (bytes, bytearray)) else text(value)
     if len(given) < _SHORTEST_RESET_KEY:
         raise BadValue(f"shorter than {_SHORTEST_RESET_KEY} characters; openssl rand -base64 32 prints a good one")
@@ -240,7 +240,7 @@ def boolean(value: object) -> bool:
 
 
 def integer(value: object, low: int, high: int, unit: str = "") -> int:
-    """Returns a whole number from low to high, both included; also from text and from a float without a fraction."""
+    """Returns a whole number from low to high, inclusive; also from text and from a float without a fraction."""
     expected = f"expected a whole number{unit and f' of {unit}'} from {low} to {high}"
     number: int
     if isinstance(value, bool):
@@ -260,16 +260,16 @@ def integer(value: object, low: int, high: int, unit: str = "") -> int:
 
 
 def packet_size(value: object) -> int:
-    """Returns the size in bytes of a buffer for one UDP packet; more than any packet needs is cut to 65,507."""
+    """Returns the size in bytes of a buffer for one UDP packet, clamped to the maximum payload of 65,507."""
     return min(integer(value, 1, 2**63 - 1, "bytes"), LARGEST_UDP_PAYLOAD)
 
 
 def choice(value: object, choices: Mapping[str, T]) -> T:
-    """Returns what the word stands for, in any case.
+    """Returns the meaning of a word, in any case.
 
     Args:
         value: The word.
-        choices: Every accepted word, in lower case, and its meaning. Words that mean themselves are named in errors.
+        choices: Every accepted word, in lower case, and its meaning. Errors list only words that are their own meaning.
     """
     if isinstance(value, (str, bool, int)):
         word = text(value)
@@ -280,7 +280,7 @@ def choice(value: object, choices: Mapping[str, T]) -> T:
 
 
 def networks(value: object) -> Network:
-    """Returns a network from its name, or from a list of names, which stands for all of them together."""
+    """Returns a network from its name, or the union of a list of names."""
     if not isinstance(value, (list, tuple)):
         return choice(value, NETWORKS)
     if not value:
@@ -290,7 +290,7 @@ def networks(value: object) -> Network:
 
 
 def client_dialect(value: object) -> FixedDialectName:
-    """Returns the dialect a client speaks. A client can't learn its server's, so "auto" is refused."""
+    """Returns the dialect of a client. A client cannot learn its server's, so "auto" is rejected."""
     if choice(value, DIALECTS) == "auto":
         raise BadValue('a client cannot find out what its server speaks: write "draft" or "flags", not "auto"')
     return choice(value, FIXED_DIALECTS)
@@ -299,7 +299,7 @@ def client_dialect(value: object) -> FixedDialectName:
 def identifier(value: object) -> uuid.UUID:
     """Returns a UUID from its hyphenated, plain, braced or URN form in any case (RFC 9562, section 4).
 
-    The error doesn't show the value: UUID and password are easily swapped.
+    The error does not show the value: UUID and password are easily swapped.
     """
     if isinstance(value, uuid.UUID):
         return value
@@ -333,9 +333,9 @@ PIN_PREFIX: Final = "sha256//"
 
 
 def pins(value: object) -> tuple[bytes, ...]:
-    """Returns the SHA-256 of keys.
+    """Returns the SHA-256 hashes of keys.
 
-    An empty list is refused: it would take the protection away that somebody wanted.
+    An empty list is rejected: it would silently remove the protection.
     """
     example = f'["{PIN_PREFIX}..."], as asport-sync pin prints it'
     if not isinstance(value, (list, tuple)):
@@ -346,7 +346,7 @@ def pins(value: object) -> tuple[bytes, ...]:
 
 
 def _pin(value: object) -> bytes:
-    # Not shown in errors: what was pasted here by mistake may be a private key.
+    # Not shown in errors: it may be a private key pasted by mistake.
     written = text(value).strip()
     if written.startswith(PIN_PREFIX):
         encoded = written[len(PIN_PREFIX) :]
@@ -359,7 +359,7 @@ def _pin(value: object) -> bytes:
 
 
 def written_pin(pin: bytes) -> str:
-    """Returns a pin as text, such as :func:`pins` takes."""
+    """Returns a pin as text in a form that :func:`pins` accepts."""
     return PIN_PREFIX + binascii.b2a_base64(pin, newline=False).decode("ascii")
 
 
@@ -367,7 +367,7 @@ CREDENTIAL_PREFIX: Final = "credential:"
 
 
 def credentials_directory() -> Path | None:
-    """Returns where systemd has put the credentials of this service (``LoadCredential=`` and its like), if it has."""
+    """Returns the directory of this service's systemd credentials (``LoadCredential=`` and related options), if any."""
     place = os.environ.get("CREDENTIALS_DIRECTORY")
     return Path(place) if place else None
 
@@ -376,8 +376,8 @@ def file_path(value: object, directory: Path | None) -> Path:
     """Returns the path of a file.
 
     Args:
-        value: Text, or from a program a path object. ``credential:NAME`` is a credential that systemd gave.
-        directory: What a relative path starts from; None leaves it relative.
+        value: Text, or a path object from a program. ``credential:NAME`` is a systemd credential.
+        directory: Base of relative paths; None leaves them relative.
     """
     name = os.fspath(value) if isinstance(value, os.PathLike) else text(value)
     if not isinstance(name, str) or not name or "\0" in name:
@@ -401,7 +401,7 @@ def _credential_path(name: str) -> Path:
 
 # --- durations --------------------------------------------------------------------------------------------------------
 
-# Nanoseconds per unit. Months and years are the means of the Gregorian calendar as the reference rounds them.
+# Nanoseconds per unit. Months and years are Gregorian means, rounded as in the reference implementation.
 _NANOSECONDS: Final[Mapping[str, int]] = {
     unit: nanoseconds
     for nanoseconds, units in {
@@ -421,12 +421,12 @@ _NANOSECONDS: Final[Mapping[str, int]] = {
 
 
 def duration(value: object, *, bare_seconds: bool = False) -> float:
-    """Returns a length of time in seconds.
+    """Returns a duration in seconds.
 
     Args:
-        value: One or more whole numbers with a unit each, spaces allowed: "1h 30m", "500ms".
-        bare_seconds: Whether a number without a unit is taken, as seconds. A program may give one; in a file it would
-            leave open whether seconds or milliseconds are meant.
+        value: One or more whole numbers, each with a unit, spaces allowed: "1h 30m", "500ms".
+        bare_seconds: Whether a number without a unit is accepted as seconds. A program may pass one; in a file it would
+            be ambiguous between seconds and milliseconds.
     """
     example = 'expected a duration, such as "10s", "500ms" or "1h 30m"'
     seconds: float
@@ -439,13 +439,13 @@ def duration(value: object, *, bare_seconds: bool = False) -> float:
         seconds = _sum_of_parts(value, example) / 1e9
     else:
         raise BadValue(f"{example}, not {shown(value)}")
-    if not SHORTEST_DURATION <= seconds <= LONGEST_DURATION:  # also False for a number that isn't one
+    if not SHORTEST_DURATION <= seconds <= LONGEST_DURATION:  # also False for NaN
         raise BadValue(f"expected a duration from 1ms to 100years, not {shown(value)}")
     return seconds
 
 
 def keepalive(value: object, *, bare_seconds: bool = False) -> float:
-    """Returns the seconds of silence until a TCP peer is probed; 0.0 for "off", false or 0, also as text: never."""
+    """Returns the TCP keepalive idle time in seconds; 0.0 (never) for "off", false or 0, also as text."""
     if value is False or value == 0 or (isinstance(value, str) and value.lower() in ("off", "no", "false", "0", "0s")):
         return 0.0
     seconds = duration(value, bare_seconds=bare_seconds)
@@ -480,7 +480,7 @@ class HostPort(NamedTuple):
 
     Attributes:
         host: A DNS name in its ASCII form, or an IP address without brackets.
-        port: 0 only where a server may let the system choose.
+        port: 0 only if a server may let the system choose.
     """
 
     host: str
@@ -488,7 +488,7 @@ class HostPort(NamedTuple):
 
     @property
     def ip(self) -> IPAddress | None:
-        """The host as an IP address, or None where it is a name."""
+        """The host as an IP address, or None if it is a name."""
         try:
             return ipaddress.ip_address(self.host)
         except ValueError:
@@ -499,7 +499,7 @@ class HostPort(NamedTuple):
 
 
 def ip(value: object) -> IPAddress:
-    """Returns an IP address; an IPv6 address may stand in brackets."""
+    """Returns an IP address; an IPv6 address may be in brackets."""
     if isinstance(value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
         return value
     literal = text(value)
@@ -512,7 +512,7 @@ def ip(value: object) -> IPAddress:
 
 
 def host(value: object) -> str:
-    """Returns a host: an IP address in its usual form and without brackets, or a DNS name in its ASCII form."""
+    """Returns a host: an IP address in canonical form without brackets, or a DNS name in its ASCII form."""
     raw = text(value)
     if "://" in raw:
         raise BadValue(f"expected a name or an IP address, not the URL {shown(raw)}")
@@ -540,7 +540,7 @@ def host(value: object) -> str:
 
 
 def host_port(value: object) -> HostPort:
-    """Returns the host and port of "host:port", split at the last colon; from a program also of a pair."""
+    """Returns host and port from "host:port", split at the last colon, or from a pair given by a program."""
     parsed = _split_port(value)
     if parsed.port < LOWEST_PORT:
         raise BadValue("port 0 cannot be connected to")
@@ -548,7 +548,7 @@ def host_port(value: object) -> HostPort:
 
 
 def ip_port(value: object) -> HostPort:
-    """Returns the address and port of "ip:port"; the host must be an IP address, the port may be 0."""
+    """Returns address and port from "ip:port"; the host must be an IP address, the port may be 0."""
     parsed = _split_port(value)
     if parsed.ip is None:
         raise BadValue(f'expected an IP address and a port, such as "[::]:443": "{parsed.host}" is a name')
@@ -581,7 +581,7 @@ def _split_port(value: object) -> HostPort:
 
 
 class PortRange(NamedTuple):
-    """Ports from start to end, both included; start is never above end."""
+    """Ports from start to end, inclusive; start is never above end."""
 
     start: int
     end: int
@@ -592,10 +592,10 @@ class PortRange(NamedTuple):
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class PortSet:
-    """An immutable set of ports, kept as ranges: all 65,535 ports take one pair.
+    """An immutable set of ports, stored as ranges: all 65,535 ports take one pair.
 
     Attributes:
-        ranges: Ascending; neither overlapping nor touching, whatever ranges it was made of.
+        ranges: Ascending; neither overlapping nor adjacent, whatever the input.
     """
 
     ranges: tuple[PortRange, ...] = ()
@@ -626,7 +626,7 @@ class PortSet:
         return sum(end - start + 1 for start, end in self.ranges)
 
     def intersection(self, start: int, end: int) -> PortSet:
-        """Returns the ports of this set that lie from start to end, both included; none where start is above end."""
+        """Returns the ports of this set from start to end, inclusive; none if start is above end."""
         return PortSet((max(start, low), min(end, high)) for low, high in self.ranges)
 
     def __str__(self) -> str:
@@ -640,7 +640,7 @@ ALL_PORTS: Final = PortRange(LOWEST_PORT, HIGHEST_PORT)
 
 
 def port_range(value: object) -> PortRange:
-    """Returns the range of a port, a [start, end] pair, or a table of ``start`` and ``end``."""
+    """Returns a range from a port, a [start, end] pair, or a table of ``start`` and ``end``."""
     return _range(value, "a port, [start, end] or {start, end}", pairs=True)
 
 
@@ -649,7 +649,7 @@ def port_set(value: object) -> PortSet:
 
     Args:
         value: A port, a table of ``start`` and ``end``, or a list of those and of [start, end] pairs. A list of two
-            numbers is two ports; a tuple, which only a program can give, is refused, for it could mean either.
+            numbers is two ports; a tuple, which only a program can pass, is rejected as ambiguous.
     """
     if isinstance(value, PortSet):
         return value
@@ -689,16 +689,20 @@ def _range(value: object, forms: str, *, pairs: bool) -> PortRange:
 
 
 def spare_workers() -> int:
-    """The default of max_workers: threads that relay beside the engine's own pay only where processors are left."""
+    """Returns the default of max_workers.
+
+    Threads that relay in addition to the engine's are worthwhile only with spare processors.
+    """
     try:
         processors = len(os.sched_getaffinity(0))
-    except OSError:  # refused, as a container's filter of system calls may
+    except OSError:  # refused, for example by a container's seccomp filter
         processors = os.cpu_count() or 1
     return processors if processors > 2 else 0
 
 
 def memory_to_receive() -> int:
-    """The default of receive_memory: a quarter of what this process may have, and 64 MiB to 1 GiB."""
+    """Returns the default of receive_memory: a quarter of the memory available to the process, within 64 MiB to 1 GiB.
+    """
     available = [_LARGEST_DEFAULT_MEMORY * 4]
     with contextlib.suppress(OSError, ValueError):
         available.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -706,15 +710,15 @@ def memory_to_receive() -> int:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
             available.append(limit)
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+    with contextlib.suppress(OSError, ValueError):  # "max" means no limit
         available.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     return max(SMALLEST_RECEIVE_MEMORY, min(available) // 4)
 
 
 def ephemeral_ports() -> PortSet:
-    """Returns the ports that the system gives to outgoing connections: what a server allows unless told otherwise.
+    """Returns the ports that the system assigns to outgoing connections: those that a server allows by default.
 
-    Linux says it in ``net.ipv4.ip_local_port_range``; elsewhere, or where that can't be read, the default counts.
+    On Linux from ``net.ipv4.ip_local_port_range``, with its default if that cannot be read; elsewhere 49152 to 65535.
     """
     if not sys.platform.startswith("linux"):
         return PortSet([(49152, 65535)])

@@ -1,4 +1,4 @@
-"""YAML text to trees of tables. A module of its own, so that who writes JSON or TOML does not pay for PyYAML."""
+"""Parses YAML text to trees of tables. A separate module, so that JSON and TOML users do not load PyYAML."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from asport_sync.config.formats import Syntax
 from asport_sync.config.values import KeyPath
 
 _MOST_YAML_NODES: Final = 100_000
-"""Aliases let a short YAML file stand for a tree of any size. The longest sensible file stays far below."""
+"""Aliases let a short YAML file expand to a tree of any size. Sensible files are far below this."""
 
 
 class _CoreSchemaLoader(yaml.SafeLoader):
-    """Reads plain scalars by the core schema of YAML 1.2, as the reference does.
+    """Resolves plain scalars by the core schema of YAML 1.2, as the reference implementation does.
 
-    YAML 1.1, PyYAML's default, would make false of ``proxy_protocol: off`` and 1342 of ``22:22``. Only composing is
-    used, nothing is constructed: nodes carry the lines that constructed values have lost, and no tag can create an
-    object.
+    YAML 1.1, PyYAML's default, would read ``proxy_protocol: off`` as false and ``22:22`` as 1342. Only composing is
+    used, without construction: nodes have the lines that constructed values lack, and no tag can create an object.
     """
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - what the base class declares it as
+    yaml_implicit_resolvers = {}  # as declared by the base class
 
 
 _YAML: Final = "tag:yaml.org,2002:"
@@ -44,10 +43,10 @@ _CoreSchemaLoader.add_implicit_resolver(
 
 
 def read(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
-    """Returns the tree of a text; notes the line of each key and element, and the keys that are given twice.
+    """Returns the tree of a text; records the line of each key and element, and the repeated keys.
 
     Raises:
-        Syntax: The text is no YAML, or uses parts of it that a configuration has no use for.
+        Syntax: The text is not YAML, or uses features that are unsupported in configurations.
     """
     try:
         loader = _CoreSchemaLoader(text)
@@ -67,10 +66,10 @@ def read(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> objec
 
 
 def _without_quotes(error: yaml.MarkedYAMLError) -> str:
-    """Returns PyYAML's description of an error without pieces of the file, such as the name of an alias."""
+    """Returns PyYAML's description of an error without quotes from the file, such as the name of an alias."""
 
     def without(quoted: re.Match[str]) -> str:
-        # Single characters, escapes and the parser's own words in angle brackets say what is wrong.
+        # Single characters, escapes and the parser's own terms in angle brackets describe the error.
         return quoted[0] if len(quoted[1]) == 1 or quoted[1].startswith(("<", "\\")) else "'...'"
 
     described = " ".join(part for part in (error.problem, error.context) if part)
@@ -78,7 +77,7 @@ def _without_quotes(error: yaml.MarkedYAMLError) -> str:
 
 
 class _YamlTree:
-    """Makes plain values of composed nodes and notes their lines."""
+    """Converts composed nodes to plain values and records their lines."""
 
     def __init__(self, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> None:
         self._lines = lines
@@ -103,7 +102,7 @@ class _YamlTree:
         mapping: dict[str, object] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            # Keys are taken as written: a UUID of digits alone would otherwise become a number.
+            # Keys are used as written: otherwise a UUID of only digits would become a number.
             if not isinstance(key_node, yaml.ScalarNode):
                 raise Syntax("a list or a table cannot be a key", line)
             inside = (*at, key_node.value)
@@ -132,6 +131,6 @@ def _yaml_scalar(node: yaml.ScalarNode, line: int) -> object:
     except ValueError:
         pass
     if tag in ("int", "float", "bool"):
-        # 0123 could be meant as 123, or as four characters, which makes a difference in a password.
+        # 0123 could mean 123 or four characters, which matters in a password.
         raise Syntax("a number in an unusual form: write plain decimal digits, or put text in quotes", line)
     raise Syntax("tags other than those of plain YAML are not supported", line)

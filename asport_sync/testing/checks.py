@@ -1,4 +1,4 @@
-"""Checks of what a test asks for: the error names the field, what it must be, and what it was."""
+"""Validation of test parameters: errors name the field, what it must be, and its value."""
 
 from __future__ import annotations
 

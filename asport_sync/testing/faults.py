@@ -1,8 +1,8 @@
-"""What may happen to datagrams in one direction: the settings, and the decisions, without sockets, threads or a clock.
+"""Faults of the datagrams in one direction: settings and decisions, without sockets, threads or a clock.
 
-The decisions depend on the seed and on the packets, in the order in which they come, and on nothing else: a run with
-the same packets repeats. What depends on time (outages, delays, how long a packet is held back) depends on the times
-that the caller passes.
+The decisions depend only on the seed and on the packets in order of arrival: a run with the same packets is
+reproducible. Time-dependent faults (outages, delays, how long a packet is held back) depend on the times that the
+caller passes.
 """
 
 from __future__ import annotations
@@ -18,38 +18,37 @@ from asport_sync.testing.checks import check_flag, check_seconds, check_share, c
 
 Route = TypeVar("Route")
 
-# Seconds after which a packet that was held back goes on also where nothing has overtaken it: otherwise the last packet
-# of an exchange would be lost, not late.
+# Seconds after which a held-back packet is sent even if none has overtaken it: otherwise the last packet of an exchange
+# would be lost, not late.
 HELD_AT_MOST = 0.1
 
-# Set in the first byte of every packet of a QUIC handshake, and of no later one (RFC 9000 section 17).
+# Set in the first byte of every packet of a QUIC handshake, and of no later packet (RFC 9000 section 17).
 LONG_HEADER = 0x80
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What happens to the datagrams of one direction. The default is nothing.
+    """The faults of the datagrams in one direction. The default is none.
 
     Attributes:
-        loss: Share of datagrams that vanish, 0 to 1; default 0.
+        loss: Share of datagrams that are dropped, 0 to 1; default 0.
         duplication: Share that arrives twice, 0 to 1; default 0.
         reordering: Share that is held back until others have overtaken it, 0 to 1; default 0.
-        reordering_depth: How many overtake one that is held back, at least 1; default 3. After 0.1 s it goes on anyway.
+        reordering_depth: How many overtake a held-back datagram, at least 1; default 3. After 0.1 s it is sent anyway.
         corruption: Share in which bits are flipped, 0 to 1; default 0.
         corrupted_bits: Bits flipped in each of these, at least 1; default 1.
-        delay: Seconds that each spends on the way; default 0.
-        jitter: Seconds; each spends up to so many more, evenly distributed; default 0. The order stays: who wants that
-            to change asks for ``reordering``.
-        mtu: Bytes of the largest UDP payload that gets through, at least 1; larger ones vanish. Default None: no limit.
-        drop_packets: Numbers of datagrams that vanish, counted from 1 since the relay was started; default none.
-        drop_every: Every n-th datagram vanishes, n at least 1; default None: none does.
-        black_hole: Nothing gets through; default False.
-        up_time: Seconds that the path works before each outage; default 0. Counted from the moment from which these
-            faults hold.
-        down_time: Seconds that each outage lasts, in which nothing gets through; default 0: no outages. Either both
-            times are above 0 or none.
-        handshake_only: Only packets with a long header suffer, as those of a QUIC handshake have; default False.
-        first_packets: Only so many datagrams suffer, counted since the relay was started, at least 0; default None:
+        delay: One-way delay in seconds; default 0.
+        jitter: Maximum additional delay in seconds, evenly distributed; default 0. The order is preserved; for
+            reordering, use ``reordering``.
+        mtu: Maximum UDP payload in bytes, at least 1; larger datagrams are dropped. Default None: no limit.
+        drop_packets: Numbers of datagrams to drop, counted from 1 since the relay was started; default none.
+        drop_every: Drop every n-th datagram, n at least 1; default None: drop none.
+        black_hole: Drop everything; default False.
+        up_time: Seconds that the path works before each outage; default 0. Counted from when these faults take effect.
+        down_time: Seconds of each outage, in which everything is dropped; default 0: no outages. Both times must be
+            above 0, or both 0.
+        handshake_only: Affect only packets with a long header, as in a QUIC handshake; default False.
+        first_packets: Affect only this many datagrams, counted since the relay was started, at least 0; default None:
             all.
 
     Raises:
@@ -97,26 +96,27 @@ class Faults:
 
 @dataclass
 class DirectionCounters:
-    """What became of the datagrams of one direction.
+    """Counters of the datagrams in one direction.
 
-    Nothing is left out: ``received + duplicated == delivered + dropped + in_flight``.
+    Every datagram is accounted for: ``received + duplicated == delivered + dropped + in_flight``.
 
     Attributes:
         received: Read by the relay.
-        delivered: Sent on, second copies and falsified ones included.
+        delivered: Sent, including second copies and corrupted ones.
         delivered_bytes: The same in bytes.
         duplicated: Second copies made.
-        corrupted: Falsified; they were sent on unless another cause took them.
+        corrupted: Corrupted; they were sent unless dropped for another reason.
         reordered: Held back.
         lost: Dropped by ``loss``.
         dropped_by_number: Dropped by ``drop_packets`` or ``drop_every``.
         too_big: Dropped by ``mtu``.
         black_holed: Dropped by ``black_hole`` or in an outage.
-        forgotten: Came to a port that the NAT has forgotten, after a rebinding.
-        refused: The kernel did not take them. That nobody listens at the target may show here, too.
-        abandoned: On their way when the relay was closed.
-        in_flight: On their way now.
-        overflowed: Dropped by the kernel before the relay could read them, as it was too slow; not in ``received``.
+        forgotten: Came to a port whose NAT mapping was removed by a rebinding.
+        refused: Rejected by the kernel. May include that no process listens at the target.
+        abandoned: In flight when the relay was closed.
+        in_flight: In flight now.
+        overflowed: Dropped by the kernel before the relay could read them, because it was too slow; not in
+            ``received``.
     """
 
     received: int = 0
@@ -137,7 +137,7 @@ class DirectionCounters:
 
     @property
     def dropped(self) -> int:
-        """Datagrams that the relay has read and that went nowhere, for whatever cause."""
+        """Datagrams that the relay read and did not deliver, for any reason."""
         return (
             self.lost
             + self.dropped_by_number
@@ -155,47 +155,48 @@ class _Held(Generic[Route]):
 
     packet: bytes
     route: Route
-    overtakers: int  # how many more have to go first
+    overtakers: int  # how many more packets have to overtake it
     deadline: float
 
 
 class Direction(Generic[Route]):
-    """One direction of a path. Used by one thread at a time; times in seconds are arguments and never go back.
+    """One direction of a path. Used by one thread at a time; times are arguments in seconds and never decrease.
 
     Args:
-        faults: What happens to its packets.
-        seed: Decides which ones suffer.
+        faults: Faults of its packets.
+        seed: Determines which packets are affected.
         now: The time.
     """
 
     def __init__(self, faults: Faults, seed: str, now: float) -> None:
         self.counters = DirectionCounters()
         self._random = random.Random(f"{seed} packets")
-        # Apart, so that the number of bits to flip does not change which packets suffer from then on.
+        # A separate generator, so that the number of flipped bits does not change which later packets are affected.
         self._bits = random.Random(f"{seed} bits")
-        # (time of arrival, order, packet, where to); the order keeps packets of the same time in line.
+        # (time of arrival, order, packet, destination); the order breaks ties between packets of the same time.
         self._on_the_way: list[tuple[float, int, bytes, Route]] = []
         self._order = 0
-        self._latest = now  # arrival of the packet that is last in line
+        self._latest = now  # arrival of the last queued packet
         self._held: list[_Held[Route]] = []
         self.change(faults, now)
 
     @property
     def faults(self) -> Faults:
-        """What happens to the packets."""
+        """The faults of the packets."""
         return self._faults
 
     def change(self, faults: Faults, now: float) -> None:
-        """Sets what happens to packets from now on. Those on their way keep their times."""
+        """Sets the faults of packets from now on. Packets in flight keep their times."""
         self._faults = faults
         self._drop_packets = frozenset(faults.drop_packets)
         self._since = now
 
     def offer(self, packet: bytes, route: Route, now: float) -> None:
-        """Takes a packet that reaches the path; ``due`` hands it out."""
+        """Takes a packet that enters the path; ``due`` returns it."""
         faults, counters = self._faults, self.counters
         counters.received += 1
-        # As many for each packet, whatever the faults are: a change to one of them leaves the others' choices alone.
+        # The same number of random values per packet, whatever the faults: changing one fault does not affect the
+        # decisions of the others.
         lost, doubled, held, falsified, late = (self._random.random() for _ in range(5))
         if not self._suffers(packet):
             self._send(packet, route, now)
@@ -228,14 +229,14 @@ class Direction(Generic[Route]):
             self._overtake(arrival)
 
     def next_time(self) -> float | None:
-        """When the next packet is due, or None where none is on its way."""
+        """Returns when the next packet is due, or None if none is in flight."""
         times = [held.deadline for held in self._held]
         if self._on_the_way:
             times.append(self._on_the_way[0][0])
         return min(times) if times else None
 
     def due(self, now: float) -> Iterator[tuple[bytes, Route]]:
-        """Takes off the path what reaches its end until ``now``, in that order."""
+        """Removes and yields the packets that arrive until ``now``, in order of arrival."""
         if self._held:
             for held in [held for held in self._held if held.deadline <= now]:
                 self._held.remove(held)
@@ -245,13 +246,13 @@ class Direction(Generic[Route]):
             yield packet, route
 
     def abandon(self) -> None:
-        """Gives up what is on its way."""
+        """Discards the packets in flight."""
         self.counters.abandoned += len(self._on_the_way) + len(self._held)
         self._on_the_way.clear()
         self._held.clear()
 
     def snapshot(self) -> DirectionCounters:
-        """The counters as they are now."""
+        """Returns a copy of the current counters."""
         return dataclasses.replace(self.counters, in_flight=len(self._on_the_way) + len(self._held))
 
     def _suffers(self, packet: bytes) -> bool:
@@ -269,7 +270,7 @@ class Direction(Generic[Route]):
     def _falsify(self, packet: bytes, bits: int) -> bytes:
         falsified = bytearray(packet)
         size = 8 * len(packet)
-        # Different ones: the same bit twice would change nothing.
+        # Distinct bits: flipping the same bit twice would change nothing.
         for position in self._bits.sample(range(size), min(bits, size)):
             falsified[position // 8] ^= 1 << position % 8
         return bytes(falsified)
@@ -280,7 +281,7 @@ class Direction(Generic[Route]):
         heapq.heappush(self._on_the_way, (self._latest, self._order, packet, route))
 
     def _overtake(self, arrival: float) -> None:
-        """A packet has gone past those that are held back."""
+        """Records that a packet has overtaken those that are held back."""
         for held in list(self._held):
             held.overtakers -= 1
             if held.overtakers == 0:

@@ -1,4 +1,4 @@
-"""What both relays have in common: a socket that others come to, a thread, their beginning and their end."""
+"""Common parts of both relays: a front socket, a thread, start and close."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ Address = tuple[str, int]
 
 AnyRelay = TypeVar("AnyRelay", bound="Relay")
 
-# Seconds the thread gets to end.
+# Grace period in seconds for the thread to end.
 _JOIN_TIMEOUT = 10.0
 
 
 class Relay(ABC):
-    """A relay with one thread. Its lock guards everything that is not immutable; the thread holds it but for waiting.
+    """A relay with one thread. Its lock guards all mutable state; the thread holds it except while waiting.
 
     Args:
         kind: SOCK_STREAM or SOCK_DGRAM.
         target: Host and port of the service.
-        listen: Host and port for those who come; None: loopback of the target's family, a port of the kernel's choice.
+        listen: Host and port of the front socket; None: loopback of the target's family, on a port that the kernel
+            chooses.
 
     Raises:
         ValueError: An address is impossible; the text names the argument and what was expected.
@@ -39,7 +40,7 @@ class Relay(ABC):
         self._family, self._target = _resolve("target", target, kind)
         default = ("::1" if self._family == socket.AF_INET6 else "127.0.0.1", 0)
         self._listen_family, self._listen = _resolve("listen", listen or default, kind)
-        self._lock = threading.Lock()  # guards everything below, and what subclasses add, but for what says otherwise
+        self._lock = threading.Lock()  # guards everything below and attributes of subclasses, unless noted otherwise
         self._running = False
         self._closing = False
         self._address: Address | None = None
@@ -56,10 +57,10 @@ class Relay(ABC):
     # --- any thread ---
 
     def start(self) -> None:
-        """Opens the socket that others come to and starts the thread. A relay can be started once.
+        """Opens the front socket and starts the thread. A relay can be started once.
 
         Raises:
-            OSError: The address of ``listen`` can't be used.
+            OSError: The address of ``listen`` cannot be used.
             RuntimeError: It was started before.
         """
         with self._lock:
@@ -73,7 +74,7 @@ class Relay(ABC):
                 raise
             host, port = self._front.getsockname()[:2]
             self._address = (str(host), int(port))
-            # The thread is the only one that waits in it. Others add sockets under the lock, which epoll allows.
+            # Only the thread waits in it. Other threads add sockets under the lock, which epoll allows.
             self._selector = selectors.DefaultSelector()
             self._waker, self._wake_end = os.pipe()
             os.set_blocking(self._waker, False)
@@ -85,9 +86,9 @@ class Relay(ABC):
             self._thread.start()
 
     def close(self) -> None:
-        """Ends the relay: what is on its way is abandoned, and TCP connections that are left are reset.
+        """Ends the relay: data in flight is abandoned, and remaining TCP connections are reset.
 
-        The counters can still be read. Idempotent.
+        The counters remain readable. Idempotent.
         """
         with self._lock:
             self._closing = True
@@ -107,7 +108,7 @@ class Relay(ABC):
 
     @property
     def address(self) -> Address:
-        """Host and port for those who come.
+        """Host and port of the front socket.
 
         Raises:
             RuntimeError: The relay was not started.
@@ -120,19 +121,19 @@ class Relay(ABC):
 
     @abstractmethod
     def _bind(self) -> None:
-        """Sets ``_front`` up, non-blocking, and binds it to ``_listen``."""
+        """Configures ``_front`` as non-blocking and binds it to ``_listen``."""
 
     @abstractmethod
     def _begin(self) -> None:
-        """Everything is open; the thread starts next."""
+        """Called when everything is open, before the thread starts."""
 
     @abstractmethod
     def _finish(self) -> None:
-        """The thread has ended; what is held besides the common things is given back."""
+        """Called after the thread has ended, to release resources of the subclass."""
 
     @abstractmethod
     def _run(self) -> None:
-        """The thread. Without the lock, and until ``_closing``."""
+        """Runs in the thread, without the lock, until ``_closing``."""
 
     def _wake(self) -> None:
         if self._running:
@@ -144,7 +145,7 @@ class Relay(ABC):
 
 
 def _resolve(name: str, address: Address, kind: socket.SocketKind) -> tuple[int, Address]:
-    """Family and address of a host and a port."""
+    """Returns family and address of a host and a port."""
     try:
         host, port = address
         check_whole("port", port, 0)

@@ -1,4 +1,4 @@
-"""A relay for TCP: a bad neighbour between users and a service."""
+"""A relay for TCP that injects faults between visitors and a service."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ from dataclasses import dataclass
 from asport_sync.testing.checks import check_flag, check_seconds, check_whole
 from asport_sync.testing.relay import Address, Relay
 
-# Bytes that the relay holds for each direction of a connection, and that it asks the kernel to hold: little, so that a
-# sender soon feels a receiver that is slow.
+# Bytes that the relay holds per direction of a connection, and that it asks the kernel to hold: few, so that a slow
+# receiver soon slows down its sender.
 _HELD_MOST = 65536
-# Seconds of a limited rate that may be caught up with at once: what a timer of milliseconds needs for an even flow.
+# Seconds of a limited rate that may be used at once: an even flow needs as much with timers in milliseconds.
 _BURST = 0.02
 
 
 @dataclass(frozen=True)
 class TcpFaults:
-    """What happens to one direction of every connection. The default is nothing.
+    """The faults of one direction of every connection. The default is none.
 
     Attributes:
-        rate: Bytes per second that are taken of the sender, at least 1, as by a slow reader; default None: no limit.
-        delay: Seconds that each byte, and the end of the stream, spends in the relay; default 0. The relay holds 64 KiB
-            per direction, so a delay limits the rate as well.
-        half_open: Nothing is taken or passed on any more while the connection stays, as after a cable was pulled;
-            default False.
-        half_open_after: The same once so many bytes have gone through this direction, at least 0; default None: never.
-        reset_after: Both sides get a RST once so many bytes have gone through this direction, at least 0; default None:
-            never.
-        end_after: The receiver gets the end of the stream (FIN) after so many bytes, at least 0, while the other
-            direction goes on; what the sender still sends is read and discarded. Default None: never.
+        rate: Bytes per second read from the sender, at least 1, as by a slow reader; default None: no limit.
+        delay: Seconds that each byte, and the FIN, spends in the relay; default 0. The relay holds 64 KiB per
+            direction, so a delay limits the rate as well.
+        half_open: Read and forward nothing while the connection stays open, as with a pulled cable; default False.
+        half_open_after: The same after this many bytes in this direction, at least 0; default None: never.
+        reset_after: Send RST to both sides after this many bytes in this direction, at least 0; default None: never.
+        end_after: Send FIN to the receiver after this many bytes, at least 0, while the other direction continues;
+            later bytes of the sender are read and discarded. Default None: never.
 
     Raises:
         ValueError: A value is impossible; the text names the field and what was expected.
@@ -58,14 +56,14 @@ class TcpFaults:
 
 @dataclass
 class TcpCounters:
-    """What became of the bytes of one direction: ``received == delivered + discarded + held``.
+    """Counters of the bytes in one direction: ``received == delivered + discarded + held``.
 
     Attributes:
-        received: Bytes taken of senders.
+        received: Bytes read from senders.
         delivered: Bytes handed to the kernel for receivers.
-        discarded: Bytes that went nowhere: sent behind ``end_after``, or held when their connection ended.
+        discarded: Bytes not delivered: sent after ``end_after``, or held when their connection ended.
         held: Bytes in the relay now.
-        ends: Ends of the stream (FIN) passed on or made.
+        ends: FINs forwarded or generated.
     """
 
     received: int = 0
@@ -77,16 +75,16 @@ class TcpCounters:
 
 @dataclass(frozen=True)
 class TcpRelayCounters:
-    """What a relay has done.
+    """Counters of a relay.
 
     Attributes:
-        to_target: What became of the users' bytes.
-        to_user: What became of the service's.
-        accepted: Connections of users.
-        connect_failures: Connections of users that were reset because the target did not answer.
+        to_target: Bytes of the visitors.
+        to_user: Bytes of the service.
+        accepted: Accepted connections.
+        connect_failures: Accepted connections that were reset because the target did not answer.
         resets_made: Connections reset by ``reset_after``.
-        resets_passed: Connections reset because one of the sides had done so.
-        open: Connections there are now.
+        resets_passed: Connections reset because one of the sides reset it.
+        open: Connections open now.
     """
 
     to_target: TcpCounters
@@ -106,15 +104,15 @@ class _Way:
     def __init__(self, sender: socket.socket, receiver: socket.socket, counters: TcpCounters) -> None:
         self.sender, self.receiver = sender, receiver
         self.counters = counters
-        self.pieces: collections.deque[tuple[float, bytes]] = collections.deque()  # (when it may go on, bytes)
+        self.pieces: collections.deque[tuple[float, bytes]] = collections.deque()  # (when to send, bytes)
         self.held = 0
         self.through = 0  # bytes delivered
-        self.taken = 0.0  # the time up to which the rate is used up
-        self.sender_ended: float | None = None  # when its end of stream may go on
-        self.ended = False  # the receiver has its end of stream
+        self.taken = 0.0  # time up to which the rate is used up
+        self.sender_ended: float | None = None  # when to send its FIN
+        self.ended = False  # FIN was sent to the receiver
 
     def discard(self) -> None:
-        """Gives up what is held."""
+        """Discards the held bytes."""
         self.counters.discarded += self.held
         self.counters.held -= self.held
         self.held = 0
@@ -122,7 +120,7 @@ class _Way:
 
 
 class _Connection:
-    """A user's connection and the one to the target. Guarded by the relay's lock."""
+    """A visitor's connection and the one to the target. Guarded by the relay's lock."""
 
     __slots__ = ("connected", "target", "to_target", "to_user", "user")
 
@@ -136,17 +134,17 @@ class _Connection:
 
 
 class TcpRelay(Relay):
-    """Carries TCP connections between users and one target, and does to them what it is told.
+    """Forwards TCP connections between visitors and one target, and injects faults.
 
-    A context manager; between ``start`` and ``close`` it has one thread. All methods and properties may be used by any
-    thread; faults may be changed at any time, and hold for connections that exist as well. Unless told otherwise it
-    passes everything on: ends of the stream, each direction for itself, and resets.
+    A context manager; it has one thread between ``start`` and ``close``. All methods and properties may be used by any
+    thread; faults may be changed at any time, and apply to existing connections as well. By default it forwards
+    everything: FIN, independently in each direction, and resets.
 
     Args:
         target: Host and port of the service.
-        to_target: Faults on the way from users to the service; default none.
-        to_user: Faults on the way back; default none.
-        listen: Host and port for users; default: loopback of the target's family, with a port of the kernel's choice.
+        to_target: Faults from visitors to the service; default none.
+        to_user: Faults in the other direction; default none.
+        listen: Host and port for visitors; default: loopback of the target's family, on a port that the kernel chooses.
 
     Raises:
         ValueError: An argument is impossible; the text names it and what was expected.
@@ -164,14 +162,14 @@ class TcpRelay(Relay):
         self._faults = (to_target or TcpFaults(), to_user or TcpFaults())
         self._counters = (TcpCounters(), TcpCounters())
         self._connections: set[_Connection] = set()
-        self._due: dict[_Connection, float] = {}  # those that have to be looked at at a time
+        self._due: dict[_Connection, float] = {}  # when to serve a connection without an event
         self._accepted = self._connect_failures = self._resets_made = self._resets_passed = 0
 
     # --- any thread ---
 
     @property
     def to_target(self) -> TcpFaults:
-        """Faults on the way from users to the service."""
+        """Faults from visitors to the service."""
         with self._lock:
             return self._faults[0]
 
@@ -183,7 +181,7 @@ class TcpRelay(Relay):
 
     @property
     def to_user(self) -> TcpFaults:
-        """Faults on the way from the service to users."""
+        """Faults from the service to visitors."""
         with self._lock:
             return self._faults[1]
 
@@ -195,7 +193,7 @@ class TcpRelay(Relay):
 
     @property
     def counters(self) -> TcpRelayCounters:
-        """What became of connections and bytes so far."""
+        """Counters of connections and bytes so far."""
         with self._lock:
             return TcpRelayCounters(
                 to_target=dataclasses.replace(self._counters[0]),
@@ -211,7 +209,7 @@ class TcpRelay(Relay):
 
     def _bind(self) -> None:
         self._front.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit it.
+        # Inherited by accepted connections.
         self._front.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MOST)
         self._front.bind(self._listen)
         self._front.listen(1024)
@@ -240,7 +238,7 @@ class TcpRelay(Relay):
                         self._accept()
                     elif isinstance(key.data, _Connection):
                         to_serve.add(key.data)
-                    else:  # the faults are others now
+                    else:  # the faults have changed
                         self._awake()
                         to_serve |= {connection for connection in self._connections if connection.connected}
                 for connection in to_serve:
@@ -261,14 +259,14 @@ class TcpRelay(Relay):
                 target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MOST)
                 for sock in (user, target):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                with contextlib.suppress(BlockingIOError, OSError):  # the outcome shows when it is writable
+                with contextlib.suppress(BlockingIOError, OSError):  # the result is known once it is writable
                     target.connect(self._target)
                 connection = _Connection(user, target, *self._counters)
                 self._connections.add(connection)
                 self._selector.register(target, selectors.EVENT_WRITE, connection)
 
     def _serve(self, connection: _Connection, now: float) -> float | None:
-        """Moves what can be moved; returns when to look again without having been asked, or None."""
+        """Moves the data that can be moved; returns when to try again without an event, or None."""
         if not connection.connected:
             if connection.target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0:
                 self._connect_failures += 1
@@ -279,7 +277,7 @@ class TcpRelay(Relay):
         for way, faults in zip((connection.to_target, connection.to_user), self._faults, strict=True):
             try:
                 due = self._move(way, faults, now)
-            except OSError:  # one of the sides has reset it
+            except OSError:  # one side has reset it
                 self._resets_passed += 1
                 self._reset(connection)
                 return None
@@ -296,10 +294,10 @@ class TcpRelay(Relay):
         return min(times) if times else None
 
     def _move(self, way: _Way, faults: TcpFaults, now: float) -> float | None:
-        """Takes of the sender and gives to the receiver; returns when there may be more without an event, or None.
+        """Reads from the sender and writes to the receiver; returns when to try again without an event, or None.
 
         Raises:
-            OSError: The connection is over.
+            OSError: The connection has ended.
         """
         if _is_half_open(way, faults):
             return None
@@ -315,7 +313,7 @@ class TcpRelay(Relay):
         while way.sender_ended is None and way.held < _HELD_MOST:
             room = _HELD_MOST - way.held
             if faults.rate is not None:
-                # What was not used a while ago is not caught up with.
+                # The rate not used earlier cannot be used later.
                 way.taken = max(way.taken, now - max(_BURST, 1 / faults.rate))
                 allowed = int((now - way.taken) * faults.rate)
                 if allowed < 1:
@@ -331,7 +329,7 @@ class TcpRelay(Relay):
             way.counters.received += len(data)
             if faults.rate is not None:
                 way.taken += len(data) / faults.rate
-            if way.ended:  # by ``end_after``
+            if way.ended:  # ended by ``end_after``
                 way.counters.discarded += len(data)
                 continue
             way.counters.held += len(data)
@@ -375,7 +373,7 @@ class TcpRelay(Relay):
         return all(way.sender_ended is not None for way in (connection.to_target, connection.to_user))
 
     def _watch(self, connection: _Connection, now: float) -> None:
-        """Asks to be told when a socket can give or take what a direction waits for."""
+        """Registers the sockets for the events that the directions wait for."""
         ways = zip((connection.to_target, connection.to_user), self._faults, strict=True)
         wanted = {connection.user: 0, connection.target: 0}
         for way, faults in ways:
@@ -397,7 +395,7 @@ class TcpRelay(Relay):
                 self._selector.register(sock, events, connection)
 
     def _reset(self, connection: _Connection) -> None:
-        """Ends both sides with a RST, as a close without lingering does."""
+        """Resets both sides with RST, by closing with SO_LINGER 0."""
         for sock in (connection.user, connection.target):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,4 +1,4 @@
-"""A relay for UDP, as a bad path with a NAT between clients and one target."""
+"""A relay for UDP that simulates a bad path with a NAT between clients and one target."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from asport_sync.testing.checks import check_flag, check_seconds, check_whole
 from asport_sync.testing.faults import Direction, DirectionCounters, Faults
 from asport_sync.testing.relay import Address, Relay
 
-# Datagrams taken from one socket before the others get their turn.
+# Datagrams read from one socket before the others get their turn.
 _BATCH = 64
 _LARGEST_DATAGRAM = 65535
-# Bytes. As QUIC endpoints ask for; the kernel grants no more than net.core.rmem_max.
+# Bytes. A size that QUIC endpoints request; the kernel grants at most net.core.rmem_max.
 _SOCKET_BUFFER = 4 << 20
-# Seconds without a packet after which a client is forgotten, so that one that comes back on new ports again and again
-# does not use up descriptors.
+# Seconds without packets after which a client is removed, so that one that keeps coming back on new ports does not
+# exhaust descriptors.
 _CLIENT_IDLE = 120.0
-# Ports per client that the NAT has forgotten and that stay open, so that what comes there vanishes without a word
-# instead of being answered with an error.
+# Ports per client without NAT mapping that stay open, so that datagrams to them are dropped silently instead of causing
+# an ICMP error.
 _FORGOTTEN_PORTS = 8
 
 _SO_MEMINFO = 55  # <asm-generic/socket.h>, since Linux 4.12
@@ -35,13 +35,13 @@ _MEMINFO_DROPS = 8  # <linux/sock_diag.h>: SK_MEMINFO_DROPS, the last of nine
 
 @dataclass(frozen=True)
 class RelayCounters:
-    """What a relay has done.
+    """Counters of a relay.
 
     Attributes:
-        to_target: What became of the clients' datagrams.
-        to_client: What became of the target's.
+        to_target: Datagrams of the clients.
+        to_client: Datagrams of the target.
         clients: Addresses from which datagrams came.
-        rebindings: Times that the clients got other ports or addresses.
+        rebindings: How often the clients were moved to other ports or addresses.
     """
 
     to_target: DirectionCounters
@@ -51,35 +51,35 @@ class RelayCounters:
 
 
 class _Client:
-    """A client as the NAT knows it. Guarded by the relay's lock."""
+    """A client with its NAT mapping. Guarded by the relay's lock."""
 
     __slots__ = ("address", "forgotten", "last_used", "socket")
 
     def __init__(self, address: tuple[object, ...], sock: socket.socket, now: float) -> None:
         self.address = address
-        self.socket = sock  # connected to the target; bound to what the target takes for the client's address
-        self.forgotten: list[socket.socket] = []  # what it was before, oldest first
+        self.socket = sock  # connected to the target; bound to the client's address as the target sees it
+        self.forgotten: list[socket.socket] = []  # previous sockets, oldest first
         self.last_used = now
 
 
 class UdpRelay(Relay):
-    """Carries UDP datagrams between any number of clients and one target, and does to them what it is told.
+    """Forwards UDP datagrams between any number of clients and one target, and injects faults.
 
-    Each client gets a port of its own towards the target, as behind a NAT; ECN marks do not pass. A context manager;
-    between ``start`` and ``close`` it has one thread. All methods and properties may be used by any thread, and faults
+    Each client gets its own port towards the target, as behind a NAT; ECN marks are not forwarded. A context manager;
+    it has one thread between ``start`` and ``close``. All methods and properties may be used by any thread, and faults
     may be changed at any time.
 
     Args:
-        target: Host and port to which clients' datagrams go.
-        to_target: Faults on the way from clients to the target; default none.
-        to_client: Faults on the way back; default none.
-        seed: Decides, for each direction by itself, which datagrams suffer. The same seed and the same datagrams in the
-            same order mean the same decisions. Default 1.
-        listen: Host and port for clients; default: loopback of the target's family, with a port of the kernel's choice.
-        rebind_every: Seconds after which the clients get other ports, again and again; default None: never.
+        target: Host and port to which clients' datagrams are sent.
+        to_target: Faults from clients to the target; default none.
+        to_client: Faults in the other direction; default none.
+        seed: Determines, separately for each direction, which datagrams are affected. The same seed and the same
+            datagrams in the same order lead to the same decisions. Default 1.
+        listen: Host and port for clients; default: loopback of the target's family, on a port that the kernel chooses.
+        rebind_every: Interval in seconds at which clients are moved to other ports; default None: never.
         rebind_address: Whether these rebindings change the address as well; default False.
-        source_addresses: Addresses of this machine, one after the other the clients' as the target sees them. Default:
-            127.0.0.1 to 127.0.0.254 where the target is in 127.0.0.0/8, else the kernel's choice.
+        source_addresses: Addresses of this machine, used in turn as the clients' address towards the target. Default:
+            127.0.0.1 to 127.0.0.254 if the target is in 127.0.0.0/8, else the kernel's choice.
 
     Raises:
         ValueError: An argument is impossible; the text names it and what was expected.
@@ -123,7 +123,7 @@ class UdpRelay(Relay):
 
     @property
     def to_target(self) -> Faults:
-        """Faults on the way from clients to the target. Setting them begins outages anew."""
+        """Faults from clients to the target. Setting them restarts the cycle of outages."""
         with self._lock:
             return self._to_target.faults
 
@@ -134,7 +134,7 @@ class UdpRelay(Relay):
 
     @property
     def to_client(self) -> Faults:
-        """Faults on the way from the target to clients. Setting them begins outages anew."""
+        """Faults from the target to clients. Setting them restarts the cycle of outages."""
         with self._lock:
             return self._to_client.faults
 
@@ -144,7 +144,7 @@ class UdpRelay(Relay):
             self._to_client.change(faults, time.monotonic())
 
     def set_faults(self, faults: Faults) -> None:
-        """Sets both directions at the same moment, so that outages of both coincide."""
+        """Sets both directions at the same moment, so that their outages coincide."""
         with self._lock:
             now = time.monotonic()
             for direction in (self._to_target, self._to_client):
@@ -152,7 +152,7 @@ class UdpRelay(Relay):
 
     @property
     def rebind_every(self) -> float | None:
-        """Seconds from one rebinding to the next; None: there are none of themselves. Setting it begins anew.
+        """Seconds between automatic rebindings; None: none. Setting it restarts the interval.
 
         Raises:
             ValueError: On setting: not seconds above 0.
@@ -171,17 +171,17 @@ class UdpRelay(Relay):
                 self._wake()
 
     def rebind(self, *, new_address: bool = False) -> None:
-        """Gives every client another port towards the target, as a NAT does that has forgotten or restarted.
+        """Moves every client to another port towards the target, as a NAT does after losing its mappings.
 
-        What comes to the old port from here on is dropped, and counted as ``forgotten``.
+        Datagrams to the old ports are dropped from now on, and counted as ``forgotten``.
 
         Args:
             new_address: Whether the address changes as well, to the next of ``source_addresses``; default False.
 
         Raises:
             ValueError: There is no other address.
-            RuntimeError: The relay isn't running.
-            OSError: The new address can't be used.
+            RuntimeError: The relay is not running.
+            OSError: The new address cannot be used.
         """
         check_flag("new_address", new_address)
         if new_address and not self._can_change_address:
@@ -193,7 +193,7 @@ class UdpRelay(Relay):
 
     @property
     def counters(self) -> RelayCounters:
-        """What became of the datagrams so far."""
+        """Counters of datagrams so far."""
         with self._lock:
             to_target, to_client = self._to_target.snapshot(), self._to_client.snapshot()
             if self._running:
@@ -238,12 +238,12 @@ class UdpRelay(Relay):
                         self._from_clients()
                     elif isinstance(key.data, _Client) and isinstance(key.fileobj, socket.socket):
                         self._from_target(key.fileobj, key.data)
-                    else:  # the times are others now
+                    else:  # the times have changed
                         self._awake()
                 now = time.monotonic()
                 self._deliver(now)
                 if self._rebind_at is not None and self._rebind_every is not None and self._rebind_at <= now:
-                    with contextlib.suppress(OSError):  # out of descriptors; ``rebindings`` tells
+                    with contextlib.suppress(OSError):  # out of descriptors; not counted in ``rebindings``
                         self._rebind(self._rebind_address)
                     self._rebind_at = now + self._rebind_every
                 if self._expire_at <= now:
@@ -262,7 +262,7 @@ class UdpRelay(Relay):
                 packet, address = self._front.recvfrom(_LARGEST_DATAGRAM)
             except BlockingIOError:
                 return
-            except OSError:  # an answer to something sent earlier; the socket is fine
+            except OSError:  # an ICMP error for an earlier datagram; the socket is usable
                 continue
             now = time.monotonic()
             client = self._clients.get(address)
@@ -285,7 +285,7 @@ class UdpRelay(Relay):
                 packet = sock.recv(_LARGEST_DATAGRAM)
             except BlockingIOError:
                 return
-            except OSError:  # nobody listens at the target
+            except OSError:  # no process listens at the target
                 continue
             if sock is not client.socket:
                 self._to_client.counters.received += 1
@@ -361,7 +361,7 @@ class UdpRelay(Relay):
 
 
 def _loopback_addresses(target: Address) -> list[str]:
-    """The addresses that every Linux machine has for itself, where the target is one of them."""
+    """Returns the loopback addresses 127.0.0.1 to 127.0.0.254 if the target is an IPv4 loopback address, else none."""
     parsed = ipaddress.ip_address(target[0].partition("%")[0])
     if parsed.version == 4 and parsed.is_loopback:
         return [f"127.0.0.{number}" for number in range(1, 255)]
@@ -375,7 +375,8 @@ def _prepare(sock: socket.socket) -> None:
 
 
 def kernel_drops(sock: socket.socket) -> int:
-    """Datagrams that the kernel has dropped because the socket's buffer was full; 0 where it doesn't say."""
+    """Returns the datagrams that the kernel dropped because the socket's buffer was full; 0 if it does not report them.
+    """
     size = 4 * (_MEMINFO_DROPS + 1)
     with contextlib.suppress(OSError, struct.error):
         values = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, size)
