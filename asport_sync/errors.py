@@ -60,7 +60,7 @@ class RemoteProtocolError(ProtocolError):
     """The peer sent bytes that violate the protocol. The only exception raised for bytes from outside."""
 
 
-# --- reaching and joining a server ------------------------------------------------------------------------------------
+# --- connecting to a server -------------------------------------------------------------------------------------------
 
 
 class ConnectError(AsportError, OSError):

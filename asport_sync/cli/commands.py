@@ -1,5 +1,4 @@
-"""The commands. All return an exit status and raise AsportError or OSError for problems that the operator has to fix.
-"""
+"""The commands. All return an exit status; AsportError and OSError are problems that the operator has to fix."""
 
 from __future__ import annotations
 

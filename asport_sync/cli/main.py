@@ -59,7 +59,7 @@ def _complain(problem: str) -> None:
 
 
 def _where_refused(problem: BaseException) -> str:
-    """Returns the call that the system refused unexpectedly, such as by a seccomp filter; else an empty text."""
+    """Returns the call that the system refused unexpectedly, as a seccomp filter may; else an empty text."""
     if not isinstance(problem, OSError) or problem.errno not in (errno.EPERM, errno.ENOSYS) or problem.filename:
         return ""
     import traceback  # not at the top: it takes a megabyte

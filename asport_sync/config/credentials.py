@@ -159,8 +159,8 @@ def loose_permissions(path: str | os.PathLike[str], *, secret: bool = True) -> s
         secret: Whether it holds a password or a private key; otherwise everybody may read it.
 
     Returns:
-        What is wrong and how to fix it; None if nothing is, or if the file's status is unavailable. Credentials of
-        systemd are always accepted: systemd controls access to their folder by other means than the mode.
+        What is wrong and how to fix it; None if nothing is, or if the file cannot be examined. Credentials of systemd
+        are always accepted: systemd controls access to their folder by means other than the mode.
     """
     try:
         found = os.stat(path)

@@ -36,7 +36,7 @@ def load_client(path: str | os.PathLike[str] | None = None) -> ClientConfig:
 
 
 def load_server(path: str | os.PathLike[str] | None = None) -> ServerConfig:
-    """Returns the configuration of a server. Argument and errors are those of :func:`load_client`."""
+    """Returns the configuration of a server. Argument and errors as for :func:`load_client`."""
     return _load(find("server") if path is None else path, read_server)
 
 

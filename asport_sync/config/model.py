@@ -396,7 +396,7 @@ class ServerConfig(CommonConfig):
         return user.dialect or proxy.dialect or self.dialect
 
 
-# --- reading of tables inside tables ----------------------------------------------------------------------------------
+# --- nested tables ----------------------------------------------------------------------------------------------------
 
 
 def _existing_files(item: Item) -> tuple[Path, ...]:

@@ -701,8 +701,7 @@ def spare_workers() -> int:
 
 
 def memory_to_receive() -> int:
-    """Returns the default of receive_memory: a quarter of the memory available to the process, within 64 MiB to 1 GiB.
-    """
+    """Returns the default of receive_memory: a quarter of the memory available to the process, from 64 MiB to 1 GiB."""
     available = [_LARGEST_DEFAULT_MEMORY * 4]
     with contextlib.suppress(OSError, ValueError):
         available.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

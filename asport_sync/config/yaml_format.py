@@ -1,4 +1,4 @@
-"""Parses YAML text to trees of tables. A separate module, so that JSON and TOML users do not load PyYAML."""
+"""Parses YAML text to trees of tables. A separate module, so that PyYAML is not loaded for JSON and TOML files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _CoreSchemaLoader(yaml.SafeLoader):
     used, without construction: nodes have the lines that constructed values lack, and no tag can create an object.
     """
 
-    yaml_implicit_resolvers = {}  # as declared by the base class
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - as declared by the base class
 
 
 _YAML: Final = "tag:yaml.org,2002:"

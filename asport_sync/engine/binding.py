@@ -30,7 +30,7 @@ if ffi.string(lib.aq_build_id()).decode() != build_id():
         f"the compiled extension asport_sync._aq belongs to another version of this package; {_MEND}"
     )
 
-#: An IP address as text (with ``%zone`` where a link-local IPv6 address needs one) and a port.
+#: An IP address as text (with ``%zone`` if a link-local IPv6 address needs one) and a port.
 SocketAddress = tuple[str, int]
 
 

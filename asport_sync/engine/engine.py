@@ -294,7 +294,7 @@ class Engine:
         self.call(lib.aq_engine_counters, values, count)
         return {ffi.string(lib.aq_counter_name(index)).decode(): values[index] for index in range(count)}
 
-    # --- inside ---
+    # --- internal ---
 
     def check(self) -> None:
         """Raises if calls into C are impossible: EngineClosed, or LifecycleError in a forked child."""

@@ -26,7 +26,7 @@ def _address_or_null(address: SocketAddress | None) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Handle:
-    """An object of an engine."""
+    """Identifies an object of an engine."""
 
     engine: Engine = dataclasses.field(repr=False, compare=False)
     id: int

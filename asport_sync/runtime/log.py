@@ -55,7 +55,7 @@ def printable(text: str) -> str:
 class Formatter(logging.Formatter):
     """``2030-01-31T12:34:56.789+0100 WARNING server: text``, one line for each line of the text.
 
-    Texts may contain untrusted input from unauthenticated peers: control characters are escaped, see ``printable``.
+    Texts may contain input from unauthenticated clients: control characters are escaped, see ``printable``.
     """
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"

@@ -166,7 +166,7 @@ class SelectorThread:
 
         self._paused[source] = self.after(seconds, again)
 
-    # --- inside ---
+    # --- internal ---
 
     def _is_inside(self) -> bool:
         """Returns whether the caller is this thread or there is none: then waiting would not make room."""

@@ -16,7 +16,7 @@ from asport_sync.runtime.threads import StopSignal
 from asport_sync.runtime.timers import LONGEST_WAIT
 
 SocketAddress = tuple[str, int]
-"""An IP address as text, with ``%zone`` where a link-local IPv6 address needs one, and a port."""
+"""An IP address as text, with ``%zone`` if a link-local IPv6 address needs one, and a port."""
 
 BACKLOG = 1024
 """Backlog of listening sockets; the kernel lowers it to net.core.somaxconn."""
@@ -77,8 +77,7 @@ def text(address: SocketAddress) -> str:
 
 
 def host_text(host: str) -> str:
-    """Formats an IP literal for display: ``192.0.2.1`` for ``::ffff:192.0.2.1``, the form that an IPv6 socket reports.
-    """
+    """Formats an IP literal for display: ``192.0.2.1`` for ``::ffff:192.0.2.1``, which an IPv6 socket reports."""
     if ":" in host:
         mapped = ipaddress.IPv6Address(host.partition("%")[0]).ipv4_mapped
         if mapped is not None:
@@ -116,7 +115,9 @@ def any_address(host: str, *, only_v6: bool | None = None) -> str:
 
 
 def is_here(host: str) -> bool:
-    """Returns whether an IP literal is an address of this machine now. One bound while absent works once it is added.
+    """Returns whether an IP literal is an address of this machine now.
+
+    A socket bound to an absent address works once the address is added.
     """
     try:
         with socket.socket(family_of(host), socket.SOCK_DGRAM) as sock:
@@ -208,7 +209,7 @@ def _bind(sock: socket.socket, host: str, port: int) -> None:
         sock.bind((host, port))
 
 
-# --- dialling ---------------------------------------------------------------------------------------------------------
+# --- connecting -------------------------------------------------------------------------------------------------------
 
 
 def dial_tcp(

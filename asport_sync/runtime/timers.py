@@ -77,8 +77,7 @@ class Timers:
             heapq.heappop(self._heap)[2]._fire()
 
     def _sweep(self) -> None:
-        """Removes cancelled timers before they are due, so that the heap is at most twice the number of pending ones.
-        """
+        """Removes cancelled timers before they are due, so that at most half of the heap is cancelled timers."""
         self._heap = [entry for entry in self._heap if entry[2].pending]
         heapq.heapify(self._heap)
         self._sweep_at = max(_LEAST_SWEPT, 2 * len(self._heap))

@@ -6,13 +6,13 @@ import math
 
 
 def check_share(name: str, value: object) -> None:
-    """Raises ValueError unless ``value`` is a share, 0 to 1."""
+    """Raises ValueError unless ``value`` is a fraction, 0 to 1."""
     if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
         raise ValueError(f"{name} must be a number between 0 and 1, not {value!r}")
 
 
 def check_seconds(name: str, value: object, *, above_zero: bool = False) -> None:
-    """Raises ValueError unless ``value`` is a finite number of seconds."""
+    """Raises ValueError unless ``value`` is a finite number of seconds, 0 or more, or above 0 with ``above_zero``."""
     least = "above 0" if above_zero else "0 or more"
     good = _is_number(value) and (value > 0 if above_zero else value >= 0)  # type: ignore[operator]
     if not good:

@@ -31,11 +31,11 @@ class Faults:
     """The faults of the datagrams in one direction. The default is none.
 
     Attributes:
-        loss: Share of datagrams that are dropped, 0 to 1; default 0.
-        duplication: Share that arrives twice, 0 to 1; default 0.
-        reordering: Share that is held back until others have overtaken it, 0 to 1; default 0.
+        loss: Fraction of datagrams that are dropped, 0 to 1; default 0.
+        duplication: Fraction that arrives twice, 0 to 1; default 0.
+        reordering: Fraction that is held back until others have overtaken it, 0 to 1; default 0.
         reordering_depth: How many overtake a held-back datagram, at least 1; default 3. After 0.1 s it is sent anyway.
-        corruption: Share in which bits are flipped, 0 to 1; default 0.
+        corruption: Fraction in which bits are flipped, 0 to 1; default 0.
         corrupted_bits: Bits flipped in each of these, at least 1; default 1.
         delay: One-way delay in seconds; default 0.
         jitter: Maximum additional delay in seconds, evenly distributed; default 0. The order is preserved; for

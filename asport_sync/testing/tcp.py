@@ -17,7 +17,7 @@ from asport_sync.testing.relay import Address, Relay
 # Bytes that the relay holds per direction of a connection, and that it asks the kernel to hold: few, so that a slow
 # receiver soon slows down its sender.
 _HELD_MOST = 65536
-# Seconds of a limited rate that may be used at once: an even flow needs as much with timers in milliseconds.
+# Seconds of a limited rate that may be used at once: with millisecond timers an even rate needs that much.
 _BURST = 0.02
 
 
@@ -205,7 +205,7 @@ class TcpRelay(Relay):
                 open=len(self._connections),
             )
 
-    # --- the beginning and the end ---
+    # --- start and end ---
 
     def _bind(self) -> None:
         self._front.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -222,7 +222,7 @@ class TcpRelay(Relay):
         for connection in list(self._connections):
             self._reset(connection)
 
-    # --- the relay's thread; the lock is held but for the waiting ---
+    # --- relay thread; the lock is held except while waiting ---
 
     def _run(self) -> None:
         timeout: float | None = None
@@ -313,7 +313,7 @@ class TcpRelay(Relay):
         while way.sender_ended is None and way.held < _HELD_MOST:
             room = _HELD_MOST - way.held
             if faults.rate is not None:
-                # The rate not used earlier cannot be used later.
+                # Unused rate does not accumulate beyond the burst.
                 way.taken = max(way.taken, now - max(_BURST, 1 / faults.rate))
                 allowed = int((now - way.taken) * faults.rate)
                 if allowed < 1:
@@ -410,8 +410,6 @@ class TcpRelay(Relay):
             sock.close()
         self._connections.discard(connection)
         self._due.pop(connection, None)
-
-    # --- the lock is held ---
 
 
 def _is_half_open(way: _Way, faults: TcpFaults) -> bool:

@@ -202,7 +202,7 @@ class UdpRelay(Relay):
                 to_client = dataclasses.replace(to_client, overflowed=to_client.overflowed + open_now)
             return RelayCounters(to_target, to_client, self._clients_seen, self._rebindings)
 
-    # --- the beginning and the end ---
+    # --- start and end ---
 
     def _bind(self) -> None:
         _prepare(self._front)
@@ -223,7 +223,7 @@ class UdpRelay(Relay):
         self._clients.clear()
         self._to_target.counters.overflowed += kernel_drops(self._front)
 
-    # --- the relay's thread; the lock is held but for the waiting ---
+    # --- relay thread; the lock is held except while waiting ---
 
     def _run(self) -> None:
         while True:
@@ -375,8 +375,7 @@ def _prepare(sock: socket.socket) -> None:
 
 
 def kernel_drops(sock: socket.socket) -> int:
-    """Returns the datagrams that the kernel dropped because the socket's buffer was full; 0 if it does not report them.
-    """
+    """Returns how many datagrams the kernel dropped because the socket's buffer was full; 0 if it is unknown."""
     size = 4 * (_MEMINFO_DROPS + 1)
     with contextlib.suppress(OSError, struct.error):
         values = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, size)

@@ -31,7 +31,7 @@ from asport_sync.wire.commands import MAX_MODE
 
 
 class Dialect(enum.Enum):
-    """How the mode byte is interpreted. The values are the words of the configuration."""
+    """How the mode byte is interpreted. The values are words of the configuration."""
 
     DRAFT = "draft"
     FLAGS = "flags"
@@ -39,8 +39,7 @@ class Dialect(enum.Enum):
 
 
 class UdpMode(enum.Enum):
-    """Carrier of Packet: QUIC DATAGRAM frames or unidirectional streams. The values are the words of the configuration.
-    """
+    """Carrier of Packet: QUIC DATAGRAM frames or unidirectional streams. The values are words of the configuration."""
 
     NATIVE = "native"
     QUIC = "quic"

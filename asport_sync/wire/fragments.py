@@ -24,11 +24,10 @@ MAX_FRAGMENTS = 255
 """Maximum fragments of one packet: frag_total is one byte."""
 
 MAX_PAYLOAD_LENGTH = 65535
-"""Bytes of one UDP packet's payload: the maximum of the size field of an unfragmented Packet. UDP itself allows less.
-"""
+"""Bytes of one UDP packet's payload: maximum of the size field of an unfragmented Packet. UDP itself allows less."""
 
 
-# --- cutting ---------------------------------------------------------------------------------------------------------
+# --- fragmentation ---------------------------------------------------------------------------------------------------
 
 
 def plan(max_datagram_size: int, address: Address, payload_length: int) -> list[int]:
@@ -93,7 +92,7 @@ def fragment(packet: Packet, max_datagram_size: int) -> list[Packet]:
     return fragments
 
 
-# --- putting together ------------------------------------------------------------------------------------------------
+# --- reassembly ------------------------------------------------------------------------------------------------------
 
 
 class DropReason(enum.Enum):

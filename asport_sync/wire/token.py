@@ -1,9 +1,9 @@
-"""The token of ClientHello: what goes into the TLS exporter (RFC 8446 7.5).
+"""The token of ClientHello: the inputs of the TLS exporter (RFC 8446 section 7.5).
 
     token = TLS-Exporter(label = label(uuid), context_value = context(password), key_length = TOKEN_LENGTH)
 
-The exporter itself belongs to the TLS library. It must be the ordinary one, not that for early data, so the QUIC
-handshake has to be complete. Tokens are compared by ``asport_sync.engine.equal``.
+The exporter itself belongs to the TLS library. It must be the ordinary exporter, not the early exporter, so the QUIC
+handshake must be complete. Tokens are compared by ``asport_sync.engine.equal``.
 """
 
 from __future__ import annotations
