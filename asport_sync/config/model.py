@@ -64,7 +64,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 Side = Literal["client", "server"]
 
 _SMALLEST_WINDOW = 16384
-"""Bytes: a TLS record and some dozen packets. With a smaller window a tunnel would stall between them."""
+"""Bytes: a TLS record and about a dozen packets. With a smaller window a tunnel would stall between them."""
 _LARGEST_RECEIVE_WINDOW = 1 << 30
 """Bytes. All streams of a connection together may have that much in flight."""
 _LARGEST_BUFFER_POOL = 1 << 20

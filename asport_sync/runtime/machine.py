@@ -40,7 +40,7 @@ _MACHINE_ID = re.compile(rb"[0-9a-f]{32}\n?")
 def machine_id() -> bytes | None:
     """Returns this machine's unique ID as 32 hexadecimal digits; constant as long as the system is installed.
 
-    machine-id(5) demands that it stays confidential: only a keyed hash of it may leave the program.
+    machine-id(5) requires that it stays confidential: only a keyed hash of it may leave the program.
 
     Returns:
         None if the system has none. An empty file, and "uninitialized" during the first boot, count as none.
@@ -57,7 +57,7 @@ class NetworkWatch:
     """Reports when this machine's local address towards a server changes.
 
     The kernel is asked for that address whenever rtnetlink(7) reports a change, so changes of unrelated networks are
-    ignored. All methods except ``close``: this thread only.
+    ignored. All methods except ``close`` must be called in ``thread``.
 
     Args:
         thread: The thread it runs in.
@@ -136,7 +136,7 @@ def _address_towards(server: SocketAddress | None) -> str | None:
 class SleepWatch:
     """Reports when this machine was suspended: CLOCK_BOOTTIME advances then, CLOCK_MONOTONIC does not.
 
-    All methods except ``close``: this thread only.
+    All methods except ``close`` must be called in ``thread``.
 
     Args:
         thread: The thread it runs in.

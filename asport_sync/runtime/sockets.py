@@ -128,8 +128,9 @@ def is_here(host: str) -> bool:
 
 
 def bind_udp(host: str, port: int, *, only_v6: bool | None = None) -> socket.socket:
-    """Returns a UDP socket bound to an address, even one that this machine gets later. Never shared with another
-    socket.
+    """Returns a UDP socket bound to an address, even one that this machine gets later.
+
+    It is never shared with another socket.
 
     Args:
         host: IP literal.

@@ -106,7 +106,7 @@ class Slots:
             return True
 
     def give_back(self) -> None:
-        """Returns a slot."""
+        """Gives a slot back."""
         with self._lock:
             self._free += 1
 
