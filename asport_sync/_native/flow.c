@@ -6,18 +6,18 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Datagrams of one socket that may wait for Python's word on their sources, and how many sources it is asked about at a
- * time: a crowd that outruns Python loses its first packets, as UDP would. */
+/* Limits per socket: bytes of datagrams that wait for Python's decision on their sources, and sources that it is asked
+ * about at a time. When sources come faster than Python decides, their first packets are dropped, as UDP may do. */
 #define WAITING_BYTES (512U * 1024U)
 #define WAITING_SOURCES 4096
 
-/* Nanoseconds. How precise the order of the list of flows is: a busy one moves ten times a second and not for each of
- * its packets. */
+/* Nanoseconds. Precision of the order in the lists of associations: a busy one moves ten times a second, not for each
+ * packet. */
 #define ORDER_PRECISION (100 * AQ_NSEC_PER_MSEC)
-/* Packets of a user that make a short exchange: two questions, and each of them once more. */
+/* Maximum of packets from the visitor in a short exchange: two questions, each of them sent twice. */
 #define SHORT_EXCHANGE 4
-/* Nanoseconds that packets to a service without an answer are kept: a refusal comes within a round trip of the local
- * network. And their bytes, of all flows of a connection. */
+/* Nanoseconds for which packets to a service that has not answered are kept: a refusal comes within a round trip of the
+ * local network. And the maximum of their bytes, for all associations of a connection. */
 #define KEPT_TIME AQ_NSEC_PER_SEC
 #define KEPT_BYTES (1024U * 1024U)
 
@@ -50,7 +50,7 @@ aq_flows *aq_flows_new(aq_id connection, aq_ready *ready, aq_counters *counters,
     return flows;
 }
 
-/* Frees what was sent before this. The mutex is held, or nobody else has the table any more. */
+/* Frees the kept packets sent before this time. The mutex is held, or no other thread has the table any more. */
 static void drop_kept(aq_flows *flows, uint64_t before)
 {
     while (flows->kept_first != NULL && flows->kept_first->sent < before) {
@@ -95,7 +95,7 @@ aq_flow *aq_flows_find(aq_flows *flows, uint16_t association)
     return page != NULL ? page[association & 0xff] : NULL;
 }
 
-/* The flow is the newest of a list from now on. The mutex is held. */
+/* Makes the association the newest of a list. The mutex is held. */
 static void place_flow(aq_flows *flows, aq_flow *flow, int is_done, uint64_t now)
 {
     aq_flow_list *list = &flows->lists[is_done];
@@ -132,7 +132,8 @@ static void unlink_flow(aq_flows *flows, aq_flow *flow)
     flows->count--;
 }
 
-/* Both addresses, with their zones. Keys with a local address are longer than any without of the same family. */
+/* Writes the key of both addresses, with their scopes. A key with a local address is longer than any without one of the
+ * same family. */
 static size_t source_key(const aq_udp_source *source, uint8_t key[AQ_MAP_KEY_MAX])
 {
     size_t length = aq_address_key(&source->peer, key);
@@ -189,7 +190,8 @@ int64_t aq_flow_forget(aq_flows *flows, uint16_t association)
     return flow != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-/* Adds the flows of a list that were last active before this, of this host where it is not NULL. The mutex is held. */
+/* Adds the associations of a list that were last active before this time; only those of `host` if it is not NULL. The
+ * mutex is held. */
 static uint32_t list_idle(const aq_flow_list *list, const aq_address *host, uint64_t before, uint16_t *out,
                           uint32_t found, uint32_t most)
 {
@@ -237,7 +239,7 @@ void aq_flow_keep(aq_flow *flow, const uint8_t *payload, size_t length, uint64_t
         drop_kept(flows, flows->kept_first->sent + 1);
     kept = malloc(size);
     if (kept == NULL)
-        return; /* it leaves all the same */
+        return; /* it is sent all the same */
     kept->next = NULL;
     kept->sent = now;
     kept->length = length;
@@ -261,7 +263,7 @@ void aq_flow_each_kept(aq_flow *flow, uint64_t now, void (*send)(void *, aq_flow
     }
 }
 
-/* ---- addresses that get no association ------------------------------------------------------------------------ */
+/* ---- addresses that get no new associations ------------------------------------------------------------------- */
 
 void aq_flows_turn_away(aq_flows *flows, const aq_address *from, uint64_t until)
 {
@@ -362,7 +364,7 @@ static aq_waiting_source *waiting_source(aq_udp *udp, const aq_udp_source *sourc
     return aq_map_get(&udp->waiting_by_source, key, source_key(source, key));
 }
 
-/* What a datagram costs while it waits. */
+/* Bytes that a waiting datagram occupies. */
 static size_t waiting_size(size_t length)
 {
     return sizeof(waiting_datagram) + length;
@@ -387,7 +389,7 @@ static aq_waiting_source *new_source(aq_udp *udp, const aq_udp_source *source)
     return waiting;
 }
 
-/* Takes the source off the list; its datagrams are the caller's. */
+/* Removes the source from the list; its datagrams pass to the caller. */
 static waiting_datagram *take_source(aq_udp *udp, aq_waiting_source *source)
 {
     waiting_datagram *first = source->first;
@@ -433,7 +435,7 @@ void aq_udp_drop_source(aq_udp *udp, const aq_udp_source *source)
     pthread_mutex_unlock(&udp->flows->mutex);
 }
 
-/* ---- the end of a socket ---------------------------------------------------------------------------------------- */
+/* ---- closing a socket ------------------------------------------------------------------------------------------- */
 
 static void count_lost(aq_udp *udp, uint32_t lost)
 {
@@ -482,7 +484,7 @@ void aq_udp_free(aq_udp *udp)
 
 /* ---- the path of a datagram into the connection -------------------------------------------------------------- */
 
-/* One UDP packet of a known association goes into the queue. The mutex is held. */
+/* Queues one UDP packet of a known association. The mutex is held. */
 static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64_t now)
 {
     aq_flows *flows = flow->socket->flows;
@@ -542,7 +544,7 @@ static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_udp_
     udp->waiting_bytes += waiting_size(length);
 }
 
-/* Zones count: two interfaces may have the same link-local address behind them. */
+/* Scopes count: two interfaces may lead to the same link-local address. */
 static int same_source(const aq_udp_source *first, const aq_udp_source *second)
 {
     return aq_address_equal(&first->peer, &second->peer) && first->peer.scope == second->peer.scope &&
@@ -560,7 +562,7 @@ static aq_flow *flow_of(aq_udp *udp, const aq_udp_source *source)
     return aq_map_get(&udp->by_source, key, source_key(source, key));
 }
 
-/* No host has these for its own, so nothing can be sent from them. */
+/* Returns whether this is a multicast or broadcast address: no host owns it, so nothing can be sent from it. */
 static int is_group(const aq_sockaddr *address)
 {
     if (address->sa.sa_family == AF_INET)
@@ -574,24 +576,24 @@ static void source_of(const aq_udp *udp, const aq_udp_message *message, aq_udp_s
     if (udp->has_many_addresses && !is_group(&message->local))
         aq_sockaddr_to(&message->local, &source->local);
     else
-        memset(&source->local, 0, sizeof(source->local)); /* answers leave from where the kernel says */
+        memset(&source->local, 0, sizeof(source->local)); /* the kernel chooses the source of answers */
 }
 
-/* Errors that a UDP socket reports about something sent earlier; the socket itself is fine. */
+/* Errors that a UDP socket reports about an earlier datagram; the socket itself is fine. */
 static int is_weather(int64_t error)
 {
     return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH || error == -EHOSTDOWN ||
            error == -ENETDOWN || error == -EMSGSIZE || error == -EPROTO || error == -ENOPROTOOPT;
 }
 
-/* Those that say that nobody takes what was sent. */
+/* Errors which mean that the destination does not take what was sent. */
 static int is_refusal(int64_t error)
 {
     return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH || error == -EHOSTDOWN ||
            error == -EPROTO || error == -ENOPROTOOPT;
 }
 
-/* Each datagram of a message, which may be many that the kernel has put together. The mutex is held. */
+/* Handles each datagram of a message, into which the kernel may have merged many. The mutex is held. */
 static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batch *batch, uint64_t now)
 {
     size_t step = message->segment != 0 ? message->segment : message->length;
@@ -617,7 +619,7 @@ static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batc
     } while (offset < message->length);
 }
 
-/* How many datagrams the kernel has joined in a message. */
+/* Returns how many datagrams the kernel has merged into a message. */
 static uint32_t segments_of(const aq_udp_message *message)
 {
     if (message->segment == 0 || message->length == 0)
@@ -702,7 +704,7 @@ static int64_t link_flow(aq_udp *udp, aq_flow *flow)
     return AQ_OK;
 }
 
-/* What waited for the association follows, in order. Returns whether there was anything. The mutex is held. */
+/* Queues the datagrams that waited for the association, in order. Returns whether there were any. The mutex is held. */
 static int64_t replay(aq_udp *udp, aq_flow *flow)
 {
     aq_waiting_source *source = waiting_source(udp, &flow->source);
@@ -756,7 +758,7 @@ int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_udp_source *sour
     set_prefix(flow, prefix, prefix_length);
     flow->active = aq_now();
 
-    /* Both at once: a reader that came in between would overtake what waited. */
+    /* Both under one lock: a reader between them would overtake the datagrams that waited. */
     pthread_mutex_lock(&udp->flows->mutex);
     result = link_flow(udp, flow);
     if (result == AQ_OK)

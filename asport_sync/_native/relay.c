@@ -1,5 +1,5 @@
-/* The blocking driver of aq_stream_pump(): a worker thread that stays in here until its stream is over. The other
- * driver is the engine's epoll (tcp.c, aq_engine_serve); both move bytes with the same function.
+/* The blocking driver of aq_stream_pump(): a worker that stays here until its stream is over. The other driver is the
+ * engine's epoll (tcp.c, aq_engine_serve); both move bytes with the same function.
  */
 #include "engine.h"
 
@@ -8,7 +8,7 @@
 #include <poll.h>
 #include <stdlib.h>
 
-/* Bytes per direction before the other direction has its turn. */
+/* Bytes per direction before the other direction gets its turn. */
 #define BUDGET (1024U * 1024U)
 
 aq_wake *aq_engine_borrow_wake(aq_engine *engine)
@@ -33,11 +33,11 @@ aq_wake *aq_engine_borrow_wake(aq_engine *engine)
 void aq_engine_return_wake(aq_engine *engine, aq_wake *wake)
 {
     pthread_mutex_lock(&engine->wakes_mutex);
-    engine->wakes[engine->wakes_idle++] = wake; /* as large as wakes_all */
+    engine->wakes[engine->wakes_idle++] = wake; /* has the capacity of wakes_all */
     pthread_mutex_unlock(&engine->wakes_mutex);
 }
 
-/* What the engine may have changed for good; each is looked at before the pump and again before sleeping. */
+/* Returns the permanent state changes made by other threads. Read before aq_stream_pump() and again before sleeping. */
 static unsigned endings(aq_stream *stream)
 {
     return (unsigned)atomic_load(&stream->dead) | (atomic_load(&stream->rx_reset) ? 4U : 0U) |
@@ -63,7 +63,7 @@ static void wait_for(aq_stream *stream, int fd, unsigned need, unsigned seen, aq
         timeout = (int)until_look; /* less than AQ_KEEPALIVE_MOST seconds */
     fds[0].events = (short)(((need & AQ_NEED_READ) ? POLLIN : 0) | ((need & AQ_NEED_WRITE) ? POLLOUT : 0));
     if (fds[0].events == 0 && stream->hung_up)
-        fds[0].fd = -1; /* it would report the hang-up for ever; what is still to come is in the pipes */
+        fds[0].fd = -1; /* poll would keep reporting the hang-up; the remaining data is in the pipes */
     atomic_store(&stream->wants, (need & (AQ_NEED_SPACE | AQ_NEED_DATA)) | AQ_NEED_END);
     aq_wake_prepare(wake);
     if (endings(stream) == seen && !worth_a_look(stream, need)) {

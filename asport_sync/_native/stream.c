@@ -1,8 +1,8 @@
-/* The path of a TCP byte, both ends alike:
+/* The path of a TCP byte, the same at both ends:
  *
- *   1. aq_stream_pump reads the socket into the free room of tx and tells the engine
- *   2. conn.c packs bytes of tx into packets; they stay until acknowledged (aq_pipe_release)
- *   3. the peer's conn.c copies them once, into rx, and wakes the owner (aq_stream_signal)
+ *   1. aq_stream_pump reads the socket into the free room of tx and notifies the engine
+ *   2. conn_send.c packs bytes of tx into packets; they stay until acknowledged (aq_pipe_release)
+ *   3. the peer's conn_streams.c copies them once, into rx, and the engine wakes the owner (aq_stream_signal)
  *   4. aq_stream_pump writes them to the socket and reports them as consumed (credit)
  */
 #include "stream.h"
@@ -18,8 +18,9 @@
 #include <sys/uio.h>
 
 #define READ_LEAST AQ_SEGMENT_SMALL
-/* Bytes: 4 ms at 1 Gbit/s, for which the engine may be busy with others. With a quarter of that a single stream through
- * a socket paced at 2.4 Gbit/s lost 3 % and cost a third more processor time; with this much it lost nothing. */
+/* Bytes: 4 ms at 1 Gbit/s, during which the engine may be busy with others. With a quarter of that a single stream
+ * through a socket paced at 2.4 Gbit/s lost 3 % and cost a third more processor time; with this much it lost nothing.
+ */
 #define UNSENT_MOST (512 * 1024)
 #define READ_MOST (16U * AQ_SEGMENT_LARGE) /* about 256 KiB: larger reads no longer save anything measurable */
 #define VECTORS 16
@@ -85,14 +86,14 @@ aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_cred
 void aq_stream_destroy(void *object)
 {
     aq_stream *stream = object;
-    /* Bytes that came and were never taken still count against the connection's window. */
+    /* Received bytes that were never taken still count against the connection's window. */
     aq_credit *credit = stream->credit;
     aq_count(stream->counters, AQ_C_stream_bytes_dropped,
              aq_pipe_readable(&stream->tx) + aq_pipe_readable(&stream->rx));
     atomic_fetch_add(&credit->owed, aq_pipe_written(&stream->rx) - stream->credited);
     aq_credit_grow(credit, 0 - stream->grown);
-    /* A stream of the peer's counts against its limit until now, not only until QUIC has closed it: that bounds what it
-     * makes us hold. */
+    /* A stream of the peer counts against the stream limit until now, not only until QUIC has closed it. This bounds
+     * the memory that the peer can make us hold. */
     if (stream->peer_opened)
         atomic_fetch_add(&credit->streams, 1);
     if (stream->peer_opened || atomic_load(&credit->owed) >= credit->threshold) {
@@ -108,21 +109,22 @@ void aq_stream_destroy(void *object)
 
 void aq_stream_notify(aq_stream *stream)
 {
-    /* Orders what the caller published before the look at the flag: the engine clears it first and looks then. */
+    /* Orders what the caller has published before the check of the flag: the engine clears the flag first, then looks
+     * at the stream. */
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&stream->node.queued))
         return;
-    /* The list's reference is taken first: once it is in the list, the engine may be done with it at any moment. */
+    /* Take the list's reference first: once the stream is in the list, the engine may be done with it at any moment. */
     if (aq_slab_get(stream->table, stream->id) == NULL)
-        return; /* the name is gone: nobody is left to look */
+        return; /* the id is gone: both sides are done with the stream */
     if (!aq_ready_add(stream->ready, &stream->node))
         aq_slab_put(stream->table, stream->id);
 }
 
 void aq_stream_signal(aq_stream *stream, unsigned what)
 {
-    /* Pairs with aq_wake_prepare() in the relay: either this sees `wants`, or the worker sees what was published
-     * before. */
+    /* Pairs with aq_wake_prepare() in relay.c: either this sees `wants`, or the worker sees what was published before.
+     */
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&stream->wants, memory_order_relaxed) & what) {
         aq_wake *wake = atomic_load(&stream->wake);
@@ -131,43 +133,42 @@ void aq_stream_signal(aq_stream *stream, unsigned what)
     }
 }
 
-/* The ends of a relay
+/* How a relay ends
  *
- * TCP passes a reset on behind every byte that came before it, and so does a relay:
- * - A socket that can't be written any more may still have something to read. It is read to its end; a FIN in front of
- *   the reset is a FIN of the stream, too, and the peer is asked to send no more.
- * - Where the socket did not end in order, RESET_STREAM goes out once everything that was read is acknowledged.
- * - A RESET_STREAM of the peer's, or the end of the connection, counts once everything that came has been written. The
- *   socket is closed, which resets its connection, once its peer's kernel has all of it: a reset takes unsent bytes
- *   with it.
- * Each of these is given up, and counted, where nothing has moved for AQ_ENDING_PATIENCE.
- */
+ * In TCP a reset follows every byte sent before it, and so it does in a relay:
+ * - A socket that can no longer be written may still have data to read. It is read to its end. A FIN in front of the
+ *   reset becomes a FIN of the stream, too, and the peer is sent STOP_SENDING.
+ * - If the socket did not end in order, RESET_STREAM is sent once everything that was read is acknowledged.
+ * - RESET_STREAM from the peer, or the end of the connection, takes effect once all received data has been written.
+ *   Closing the socket resets its connection and discards unsent bytes, so it is closed only once the TCP peer's kernel
+ *   has all of them.
+ * Each of these is given up, and counted, when nothing has moved for AQ_ENDING_PATIENCE. */
 
-/* close() will reset the TCP connection. */
+/* Makes close() reset the TCP connection. */
 static void reset_on_close(int fd)
 {
     struct linger hard = {.l_onoff = 1, .l_linger = 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
 }
 
-/* Urgent bytes stay in their place among the others; without it the kernel cuts them out. */
+/* Keeps urgent bytes in their place in the byte stream; otherwise the kernel takes them out. */
 static void keep_urgent(int fd)
 {
     int one = 1;
     setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one));
 }
 
-/* A relay passes on what it gets; holding small pieces back would add to their delay. */
+/* Disables Nagle's algorithm: holding small pieces back would add to their delay. */
 static void hold_nothing_back(int fd)
 {
     int one = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }
 
-/* The kernel takes no more that it may not send yet than UNSENT_MOST, and asks for more below half of that. Otherwise
- * it takes what net.ipv4.tcp_wmem allows, 4 MiB, for each reader that does not read, out of what all TCP connections of
- * the machine share (net.ipv4.tcp_mem); what waits here instead is bounded by flow control and budget. Bytes that are
- * under way don't count, so distant readers are as fast as before. */
+/* Limits data that the kernel holds but may not send yet to UNSENT_MOST; the socket is writable again below half of
+ * that. Otherwise the kernel takes up to net.ipv4.tcp_wmem, 4 MiB, for each receiver that does not read, from memory
+ * that all TCP connections of the machine share (net.ipv4.tcp_mem). Data that waits here instead is bounded by flow
+ * control and receive budget. Bytes in flight do not count, so distant receivers stay as fast. */
 static void keep_unsent_here(int fd)
 {
     int most = UNSENT_MOST;
@@ -207,17 +208,17 @@ static void abort_with(aq_stream *stream, enum aq_stream_end end)
         stream->result.error = atomic_load_explicit(&stream->rx_code, memory_order_relaxed);
 }
 
-/* Nothing can be written to the socket any more. */
+/* The socket can no longer be written. */
 static void lose_socket(aq_stream *stream, int error)
 {
     if (stream->socket_error == 0)
         stream->socket_error = error;
     stream->rx_lost = 1;
-    stream->can_read = 1; /* what is left to read is announced no more */
+    stream->can_read = 1; /* epoll does not report again what is left to read */
 }
 
-/* Whether to go on waiting for something that no end of a direction needs. `moved` differs from the last call's where
- * anything has happened since. */
+/* Returns whether to go on waiting during the end of a relay: there is progress, or the grace period is not over.
+ * Progress means that `moved` differs from its value in the last call. */
 static int is_patient(aq_stream *stream, uint64_t moved)
 {
     uint64_t now = aq_now();
@@ -232,7 +233,8 @@ static int is_patient(aq_stream *stream, uint64_t moved)
     return now - stream->waits_since < AQ_ENDING_PATIENCE;
 }
 
-/* Bytes written to a TCP socket that its peer's kernel has not acknowledged; 0 where none of them matters any more. */
+/* Returns the bytes written to a TCP socket that its peer's kernel has not acknowledged; 0 also where they no longer
+ * matter because the connection is closed. */
 static uint64_t queued_in_socket(int fd)
 {
     struct tcp_info info;
@@ -245,19 +247,19 @@ static uint64_t queued_in_socket(int fd)
     return (uint64_t)queued;
 }
 
-/* Bytes in tx whose acknowledgement the reset has to wait for. */
+/* Returns the bytes in tx whose acknowledgement the reset has to wait for. */
 static uint64_t unacknowledged(const aq_stream *stream)
 {
     uint64_t released = aq_pipe_released(&stream->tx);
     if (atomic_load(&stream->tx_fin) || atomic_load(&stream->tx_stopped) || atomic_load(&stream->dead))
         return 0;
-    /* Nobody misses the stream of a connection that said nothing and was never announced to the peer. */
+    /* A stream without data that was never opened in QUIC is unknown to the peer: nothing to wait for. */
     if (stream->result.sent == 0 && !atomic_load(&stream->opened))
         return 0;
     return aq_pipe_written(&stream->tx) - released;
 }
 
-/* The rest of an aborted stream: what it waits for, or 0. */
+/* Finishes an aborted stream. Returns what it waits for as AQ_NEED bits; 0: it is over. */
 static unsigned settle(aq_stream *stream, int fd)
 {
     uint64_t queued = 0, unacked = 0, none = 0;
@@ -276,7 +278,7 @@ static unsigned settle(aq_stream *stream, int fd)
         atomic_compare_exchange_strong(&stream->reset, &none, AQ_STREAM_ABORTED + 1))
         aq_stream_notify(stream);
     if (queued > 0 || unacked > 0) {
-        aq_pipe_trim(&stream->tx); /* nothing is read any more */
+        aq_pipe_trim(&stream->tx); /* nothing more is read */
         return AQ_NEED_PAUSE;
     }
     stream->over = 1;
@@ -286,7 +288,7 @@ static unsigned settle(aq_stream *stream, int fd)
 
 static uint64_t unsent(const aq_stream *stream)
 {
-    /* taken first: it never passes written. */
+    /* Load taken first: it never passes written. */
     uint64_t taken = aq_pipe_taken(&stream->tx);
     return aq_pipe_written(&stream->tx) - taken;
 }
@@ -302,7 +304,7 @@ int aq_stream_may_read(const aq_stream *stream)
     return aq_pipe_room(&stream->tx) > 0 && unsent(stream) + AQ_SEGMENT_LARGE <= most;
 }
 
-/* Room for what comes from the socket. Returns the number of vectors; 0: there is none now. */
+/* Finds room for data from the socket. Returns the number of vectors; 0: there is no room now. */
 static int find_room(aq_stream *stream, struct iovec *vectors)
 {
     size_t want = stream->read_want;
@@ -314,7 +316,7 @@ static int find_room(aq_stream *stream, struct iovec *vectors)
     count = aq_pipe_space(&stream->tx, vectors, VECTORS, want);
     if (count >= 0)
         return count;
-    /* The bytes wait in the socket, whose other end is held up. */
+    /* The data waits in the socket, which slows down the TCP peer. */
     aq_count(stream->counters, AQ_C_memory_failures, 1);
     stream->starved = 1;
     return 0;
@@ -332,8 +334,8 @@ static void adapt_read_want(aq_stream *stream, size_t got)
 static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
 {
     struct iovec vectors[VECTORS];
-    uint8_t unwanted[4096]; /* a page: this is no place to be fast */
-    /* The peer wants no more of it. It is taken all the same, for who sends it must not stand still. */
+    uint8_t unwanted[4096]; /* a page: this path need not be fast */
+    /* After STOP_SENDING data is still read, and dropped, so that its sender does not block. */
     int is_unwanted = atomic_load_explicit(&stream->tx_stopped, memory_order_acquire);
     ssize_t got;
     int count = 1;
@@ -357,20 +359,20 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
             adapt_read_want(stream, length);
         }
         *budget = *budget > length ? *budget - length : 0;
-        /* Less than there was room for: the socket is empty, and whatever comes, an end too, is announced anew. Not so
-         * once a hang-up was announced, for that comes once, or urgent data, in front of which reading stops. */
+        /* A short read means that the socket is empty, and epoll reports whatever comes next, including an end. The
+         * exceptions are a hang-up, which is reported only once, and urgent data, in front of which a read stops. */
         stream->can_read =
             length == offered || stream->read_ended || stream->hung_up || stream->urgent || stream->rx_lost;
         return 1;
     }
     if (got == 0) {
         stream->tx_done = 1;
-        /* A reset that was told to a write is told no more, and reading seems to end in order; EPIPE is how the kernel
-         * names one that came behind a FIN. */
+        /* A reset that a write has reported is not reported again, and reading then seems to end in order. It does so
+         * only with EPIPE, the kernel's error for a reset that came after a FIN. */
         if (stream->socket_error == 0 || stream->socket_error == EPIPE)
             atomic_store_explicit(&stream->tx_fin, 1, memory_order_release);
         if (stream->hung_up && !stream->rx_done)
-            aq_stream_socket_failed(stream, fd, 0); /* that was announced together with the end, and only once */
+            aq_stream_socket_failed(stream, fd, 0); /* it was reported together with the end, and only once */
         return 1;
     }
     if (errno == EAGAIN && stream->gone) {
@@ -388,7 +390,7 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
 static int write_socket(aq_stream *stream, int fd, uint64_t *budget)
 {
     struct iovec vectors[VECTORS];
-    /* fin before readable: once fin is seen, every byte before it is. */
+    /* Load fin before readable: once fin is seen, so is every byte before it. */
     int fin = atomic_load_explicit(&stream->rx_fin, memory_order_acquire);
     int count = aq_pipe_peek(&stream->rx, vectors, VECTORS, READ_MOST);
     struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)count};
@@ -396,8 +398,8 @@ static int write_socket(aq_stream *stream, int fd, uint64_t *budget)
     if (count == 0) {
         if (fin) {
             stream->rx_done = 1;
-            /* With both directions over, closing says the same. It fails only where the peer has gone already, which
-             * reading will tell. */
+            /* With both directions over, close() also sends the FIN. shutdown() fails only if the TCP peer is gone
+             * already, which reading will report. */
             if (!stream->tx_done)
                 shutdown(fd, SHUT_WR);
         }
@@ -427,7 +429,7 @@ static void drop_received(aq_stream *stream)
     aq_pipe_release(&stream->rx, aq_pipe_taken(&stream->rx));
 }
 
-/* Counts what was taken from rx into the connection's credit. Returns 1 when the engine should extend windows. */
+/* Adds what was taken from rx to the connection's credit. Returns 1 when the engine should extend windows. */
 static int report_consumed(aq_stream *stream)
 {
     uint64_t taken = aq_pipe_taken(&stream->rx), more = taken - stream->credited, owed;
@@ -438,13 +440,13 @@ static int report_consumed(aq_stream *stream)
     return owed >= stream->credit->threshold || taken >= atomic_load(&stream->report_at);
 }
 
-/* Whether anything has ended that the stream can't outlast. */
+/* Aborts the stream if something has ended that it cannot outlast. */
 static void look_at_ends(aq_stream *stream)
 {
     int dead = atomic_load_explicit(&stream->dead, memory_order_acquire);
     int reset = atomic_load_explicit(&stream->rx_reset, memory_order_acquire);
     int stopped = atomic_load_explicit(&stream->tx_stopped, memory_order_acquire);
-    /* After the loads above: every byte in front of what they say is seen. */
+    /* After the loads above: every byte that precedes what they report is visible. */
     int is_empty = aq_pipe_readable(&stream->rx) == 0 && !atomic_load_explicit(&stream->rx_fin, memory_order_acquire);
     if (stream->aborted)
         return;
@@ -460,7 +462,7 @@ static void look_at_ends(aq_stream *stream)
         abort_with(stream, AQ_END_SOCKET_ERROR);
 }
 
-/* Whether it goes on only until it has passed on what it has. */
+/* Returns whether the relay only has to pass on the data it holds. */
 static int is_ending(const aq_stream *stream)
 {
     return stream->rx_lost || atomic_load(&stream->dead) || (!stream->rx_done && atomic_load(&stream->rx_reset)) ||
@@ -476,7 +478,7 @@ static void cut_short(aq_stream *stream)
                                                   : AQ_END_PEER_RESET);
 }
 
-/* Both directions have ended in order: what is still in the socket follows once it is closed, and then its FIN. */
+/* Both directions have ended in order: after close() the kernel sends what is still in the socket, and then the FIN. */
 static unsigned finish(aq_stream *stream, int fd)
 {
     struct linger off = {0};
@@ -488,7 +490,7 @@ static unsigned finish(aq_stream *stream, int fd)
 static unsigned what_it_needs(const aq_stream *stream)
 {
     unsigned need = 0;
-    /* Once the connection is gone nothing is read any more; what came before is still written. */
+    /* Once the connection is gone, nothing more is read; received data is still written. */
     if (!stream->tx_done && !atomic_load_explicit(&stream->dead, memory_order_acquire)) {
         if (!stream->can_read)
             need |= AQ_NEED_READ;
@@ -515,7 +517,7 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_
            write_socket(stream, fd, &write_budget))
         ;
     tell |= report_consumed(stream);
-    /* Whatever the socket does: what has ended may be all that will ever happen to the stream. */
+    /* Regardless of the socket: an end may be the last event that this stream ever sees. */
     look_at_ends(stream);
     while (!stream->aborted && !stream->tx_done && stream->can_read && read_budget > 0 &&
            !atomic_load_explicit(&stream->dead, memory_order_acquire) && read_socket(stream, fd, &read_budget))
@@ -529,7 +531,7 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_
         return finish(stream, fd);
     need = what_it_needs(stream);
     if (need & AQ_NEED_READ)
-        aq_pipe_trim(&stream->tx); /* it may be long: an idle stream keeps no room that it does not use */
+        aq_pipe_trim(&stream->tx); /* the wait may be long: an idle stream keeps no unused room */
     if (write_budget == 0 || read_budget == 0)
         need |= AQ_NEED_TURN;
     if (need & AQ_NEED_MEMORY)
@@ -549,7 +551,7 @@ void aq_stream_socket_failed(aq_stream *stream, int fd, int error)
     socklen_t length = sizeof(error);
     stream->can_read = stream->can_write = 1;
     stream->hung_up = 1;
-    if (error == 0 && stream->tx_done) /* else reading tells */
+    if (error == 0 && stream->tx_done) /* otherwise reading reports it */
         getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
     if (error != 0 || stream->tx_done)
         lose_socket(stream, error != 0 ? error : ECONNRESET);
@@ -559,7 +561,7 @@ int aq_stream_look_after(aq_stream *stream, int fd, uint64_t now)
 {
     if (aq_keepalive_look(&stream->keepalive, fd, stream->result.received, now) != AQ_PEER_GONE)
         return 0;
-    lose_socket(stream, ETIMEDOUT); /* as the kernel would say it, later */
+    lose_socket(stream, ETIMEDOUT); /* as the kernel would report it later */
     stream->gone = 1;
     return 1;
 }
@@ -581,7 +583,7 @@ void aq_stream_leave(aq_stream *stream)
 void aq_stream_close(aq_stream *stream)
 {
     atomic_store(&stream->quic_closed, 1);
-    /* Not relayed yet: what came waits for whoever relays later, even if the connection has ended meanwhile. */
+    /* If it was not relayed yet, received data waits for a later relay, even if the connection has ended meanwhile. */
     if (atomic_load(&stream->relay_over))
         aq_slab_remove(stream->table, stream->id);
 }

@@ -1,13 +1,14 @@
-/* A bidirectional stream that carries one TCP connection: two pipes between the engine and whoever owns the TCP socket.
+/* A bidirectional stream that carries one TCP connection: two pipes between the engine and the owner of the TCP socket.
  *
- * The owner of the socket is a worker thread inside aq_stream_relay(), or the engine itself once the stream is
- * attached. Both drive the same aq_stream_pump(), which never blocks.
+ * The owner of the socket is a worker inside aq_stream_relay(), or the engine itself once the stream is attached. Both
+ * drive the same aq_stream_pump(), which never blocks.
  *
  *   TCP -> QUIC:  owner writes tx, engine reads it; bytes stay in tx until acknowledged
- *   QUIC -> TCP:  engine writes rx, owner reads it; the QUIC window is extended by what the owner took
+ *   QUIC -> TCP:  engine writes rx, owner reads it; the QUIC window is extended by what the owner has taken
  *
- * The end, in stages: the owner sets relay_over when it will not look again; the engine sets quic_closed when QUIC is
- * done with the stream. Whoever comes second removes the name; the last reference frees.
+ * The end has two steps, in any order: the owner sets relay_over when it no longer uses the stream; the engine sets
+ * quic_closed when QUIC is done with it. The second of them removes the id from the table; the last reference frees the
+ * stream.
  */
 #ifndef AQ_STREAM_H
 #define AQ_STREAM_H
@@ -21,17 +22,17 @@
 
 #include <stdatomic.h>
 
-/* Stream error code of a relay that was cut short. The reference resets with 0 also after an orderly end, so another
- * value tells the two apart. AQ_STREAM_REFUSED is in aq_api.h. */
+/* Stream error code of a relay that was cut short. The reference implementation resets with 0 even after an orderly
+ * end, so a different value tells the two apart. AQ_STREAM_REFUSED is in aq_api.h. */
 #define AQ_STREAM_ABORTED 1
 
 #define AQ_STREAM_HEADER_MAX 64
 
-/* Bytes read from a socket that may wait in tx to be sent for the first time. Enough for the longest turn of the
- * engine; what waits longer leaves the processor's cache, and the peer of the socket learns too late how fast it goes.
- */
+/* Maximum of bytes read from a socket that wait in tx to be sent for the first time. Enough for the longest turn of the
+ * engine. More would leave the processor's cache and delay the back-pressure on the TCP peer. */
 #define AQ_READ_AHEAD (256ULL * 1024)
-/* And so many where all pipes together hold much: thousands of streams that can't send must not hold 256 KiB each. */
+/* Maximum once all pipes together hold AQ_PIPES_MUCH: thousands of streams that cannot send must not hold 256 KiB each.
+ */
 #define AQ_READ_AHEAD_SCARCE (32ULL * 1024)
 #define AQ_PIPES_MUCH (256ULL * 1024 * 1024)
 
@@ -40,35 +41,34 @@
 #define AQ_NEED_WRITE 2U   /* the socket to become writable */
 #define AQ_NEED_SPACE 4U   /* room in tx */
 #define AQ_NEED_DATA 8U    /* bytes or an end in rx */
-#define AQ_NEED_TURN 16U   /* nothing: the budget is used up, call again */
+#define AQ_NEED_TURN 16U   /* nothing: the budget is used up; call again */
 #define AQ_NEED_END 32U    /* always: a reset, STOP_SENDING, the end of the connection */
-#define AQ_NEED_MEMORY 64U /* there is none to read into: call again after a pause */
-#define AQ_NEED_PAUSE 128U /* nothing tells when what it waits for has happened: call again after a pause */
+#define AQ_NEED_MEMORY 64U /* memory to read into: call again after a pause */
+#define AQ_NEED_PAUSE 128U /* something that is not signalled: call again after a pause */
 
-/* A pause lasts AQ_PAUSE_LEAST << stream->pause nanoseconds: from 10 ms, which is short beside what a user notices, to
- * 1.28 s, so that thousands of streams that wait for nothing cost next to nothing. */
+/* A pause lasts AQ_PAUSE_LEAST << stream->pause nanoseconds: from 10 ms, too short to be noticed, to 1.28 s, so that
+ * thousands of waiting streams cost next to nothing. */
 #define AQ_PAUSE_LEAST (10 * AQ_NSEC_PER_MSEC)
 #define AQ_PAUSES 8
-/* A relay that has to end (the peer or the socket has gone, or the peer has reset) first passes on what it has. It is
- * cut short where nothing of that has moved for so long, nanoseconds: a program that is only busy reads again by then,
- * and memory for one that does not must not be held for ever. */
+/* Grace period, nanoseconds. A relay that has to end (its peer or socket is gone, or the peer has reset the stream)
+ * first passes on the data it holds. It is cut short when none of that data has moved for this long: a program that is
+ * merely busy reads again by then, and memory must not be held for ever for one that does not. */
 #define AQ_ENDING_PATIENCE (30 * AQ_NSEC_PER_SEC)
 
-/* What one connection owes its peer: bytes that were consumed and streams that are over, not yet returned as credit.
+/* Flow-control credit that one connection has not yet returned to its peer: bytes consumed and streams finished.
  * Outlives the connection. */
 typedef struct aq_credit {
-    aq_ready_node node; /* first: "return credit" for the engine */
+    aq_ready_node node; /* first member; queued: the engine returns credit */
     _Atomic uint32_t references;
-    _Atomic uint64_t owed;     /* bytes */
-    _Atomic uint64_t streams;  /* streams of the peer that are over on this side too: it may open as many new ones */
-    _Atomic uint32_t accepted; /* sockets that came from public listeners and are open */
-    _Atomic uint32_t *accepted_in_all; /* the same of all connections: the engine's, which outlives this; immutable */
-    struct aq_stream
-        *newest;            /* [engine] of those sockets that it serves, the one that was attached last; no reference */
-    _Atomic uint64_t grown; /* bytes of windows beyond the first of each stream, of streams whose memory is in use; also
-                               counted in the budget */
-    aq_account account;     /* what is held of what the peer has sent */
-    uint64_t threshold;     /* immutable, as are the next two: owed bytes of which the engine should hear */
+    _Atomic uint64_t owed;     /* bytes consumed */
+    _Atomic uint64_t streams;  /* the peer's streams that are over on this side too: it may open as many new ones */
+    _Atomic uint32_t accepted; /* open sockets accepted from public listeners */
+    _Atomic uint32_t *accepted_in_all; /* for all connections: the engine's counter, which outlives this; immutable */
+    struct aq_stream *newest; /* engine thread only: the accepted socket that it has attached last; no reference */
+    _Atomic uint64_t grown; /* bytes that windows have grown beyond each stream's first, for streams whose memory is in
+                               use; also counted in the budget */
+    aq_account account;     /* memory held for data that the peer has sent */
+    uint64_t threshold;     /* owed bytes at which the engine is notified; immutable, as are the next two */
     aq_id connection;
     aq_ready *ready;
 } aq_credit;
@@ -76,10 +76,10 @@ typedef struct aq_credit {
 aq_credit *aq_credit_new(uint64_t threshold, aq_id connection, aq_ready *ready);
 void aq_credit_ref(aq_credit *credit);
 void aq_credit_unref(aq_credit *credit);
-/* Windows of its streams have grown by so many bytes, modulo 2^64: they may have shrunk. Any thread. */
+/* Adds to the growth of its streams' windows, modulo 2^64, so that it can also be negative. Any thread. */
 void aq_credit_grow(aq_credit *credit, uint64_t bytes);
 
-/* ngtcp2's stream user data points to one of these inside the object that the stream belongs to. */
+/* ngtcp2's stream user data points to one of these, inside the object that the stream belongs to. */
 enum aq_stream_tag { AQ_TAG_BIDI, AQ_TAG_OUTGOING, AQ_TAG_INCOMING };
 
 #define AQ_TAGGED(pointer, type) ((type *)(void *)((char *)(pointer)-offsetof(type, tag)))
@@ -87,87 +87,88 @@ enum aq_stream_tag { AQ_TAG_BIDI, AQ_TAG_OUTGOING, AQ_TAG_INCOMING };
 struct aq_conn;
 
 typedef struct aq_stream {
-    aq_ready_node node; /* first: "look at this stream" for the engine */
+    aq_ready_node node; /* first member; queued: the engine looks at the stream */
     enum aq_stream_tag tag;
 
-    /* immutable once the stream has its name */
+    /* immutable once the stream has its id */
     aq_id id;
     aq_id connection;
     aq_slab *table;
     aq_ready *ready;
     aq_counters *counters;
     aq_credit *credit; /* one reference */
-    aq_address peer;   /* whose TCP connection it is, as Connect says; set before anybody but the engine knows of it */
+    aq_address peer;   /* the visitor's address, as in Connect; set before other threads can see the stream */
     uint64_t began;    /* aq_now() of its creation */
 
     /* engine only */
     _Alignas(64) struct aq_conn *conn; /* NULL once the connection is gone */
     int64_t quic_id;                   /* -1: waits for stream credit */
     struct aq_stream *previous, *next; /* all streams of the connection */
-    /* In the queue of streams with something to send, or of those that wait to be opened. */
+    /* Links in the queue of streams with data to send, or of those that wait to be opened. */
     struct aq_stream *queue_previous, *queue_next;
     struct aq_stream *header_previous, *header_next; /* peer's streams whose header is incomplete, oldest first */
     uint64_t window;                                 /* flow-control window that the peer has now */
-    uint64_t most_window;                            /* it may grow to this */
-    uint64_t grown;                                  /* by how much it has; also counted in credit->grown */
+    uint64_t most_window;                            /* maximum that it may grow to */
+    uint64_t grown;                                  /* bytes it has grown; also counted in credit->grown */
     uint64_t returned;                               /* bytes of rx already returned as stream credit */
-    uint64_t returned_at;                            /* when */
+    uint64_t returned_at;                            /* time of the last return */
     uint64_t quantum;                                /* bytes left in this turn of the round robin */
-    uint64_t deadline; /* until the header, then the dialling, must be complete; UINT64_MAX: neither */
-    /* By their sockets: those that are being dialled, in the engine's list; those that were accepted and are attached,
-     * in their connection's, the newest first. */
+    uint64_t deadline;                               /* for the header, then for dialling; UINT64_MAX: none */
+    /* Links in a list of sockets: in the engine's list of those being dialled, or in the connection's list of those
+     * accepted and attached, newest first. */
     struct aq_stream *socket_previous, *socket_next;
-    uint64_t bulk_bytes, bulk_since; /* bytes moved, and when, at the last look at how fast it goes */
+    uint64_t bulk_bytes, bulk_since; /* bytes moved, and time, at the last check of the throughput */
     uint8_t header[AQ_STREAM_HEADER_MAX];
     uint8_t header_length;
     uint8_t dial_wanted, dialling;
-    uint8_t accepted; /* counts in credit->accepted; its owner's, set before anybody but the engine knows of it */
+    uint8_t accepted; /* counts in credit->accepted; owner of the socket only, set before other threads can see the
+                         stream */
     uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
-    uint8_t stop_sent;              /* the peer was asked to send no more, after an end of our own in order */
-    uint8_t resting;                /* in one of the engine's lists of streams that pause */
-    struct aq_stream *rest_next;    /* in that list */
-    uint64_t rest_until;            /* when it leaves it */
-    struct aq_stream *touched_next; /* in the engine's list of streams whose owners have to hear of something */
-    struct aq_stream *look_previous, *look_next; /* streams that the engine relays and whose socket it looks at again */
-    uint64_t look_at;                            /* when */
+    uint8_t stop_sent;                           /* STOP_SENDING was sent after an orderly end of our own direction */
+    uint8_t resting;                             /* in one of the engine's lists of pausing streams */
+    struct aq_stream *rest_next;                 /* in that list */
+    uint64_t rest_until;                         /* end of the pause */
+    struct aq_stream *touched_next;              /* in the engine's list of streams whose owners must be notified */
+    struct aq_stream *look_previous, *look_next; /* list of attached streams whose TCP peer is checked */
+    uint64_t look_at;                            /* time of the next check */
     uint8_t looked_after;                        /* in that list */
     int attached_fd;                             /* -1: not attached */
 
     /* owner of the socket only (a worker, or the engine when attached) */
     _Alignas(64) aq_stream_result result;
-    size_t read_want;     /* adapts: small for interactive use, large for bulk */
+    size_t read_want;     /* adapts: small for interactive use, large for large transfers */
     uint64_t credited;    /* bytes of rx counted into credit->owed */
-    uint64_t waits_since; /* aq_now() when something last moved while it has to end; 0: it has not to */
-    uint64_t waits_moved; /* what had moved then, see is_patient() */
+    uint64_t waits_since; /* aq_now() of the last progress while it is ending; 0: it is not */
+    uint64_t waits_moved; /* measure of that progress, see is_patient() */
     aq_keepalive keepalive;
-    int socket_error; /* errno: the first that the socket told; 0: none */
+    int socket_error; /* errno: the first that the socket reported; 0: none */
     uint8_t can_read, can_write, tx_done, rx_done, hung_up;
-    uint8_t rx_lost;    /* the socket takes nothing any more: what comes is dropped */
-    uint8_t aborted;    /* nothing is moved any more; the socket is to be reset */
-    uint8_t cut;        /* at once, whatever is still under way */
-    uint8_t over;       /* the pump has answered 0 */
-    uint8_t pause;      /* how long the next one is, see AQ_PAUSE_LEAST */
-    uint8_t starved;    /* the last turn found no memory to read into */
-    uint8_t read_ended; /* epoll has announced the end of what the peer sends, which it does once */
-    uint8_t gone;       /* the socket's peer is: nothing comes but what the socket has already */
-    uint8_t urgent;     /* epoll has announced urgent data: a read stops in front of it, with more to come */
+    uint8_t rx_lost;    /* the socket can no longer be written: received data is dropped */
+    uint8_t aborted;    /* no more data is moved; the socket is to be reset */
+    uint8_t cut;        /* aborted at once, whatever data is still in flight */
+    uint8_t over;       /* aq_stream_pump() has returned 0 */
+    uint8_t pause;      /* length of the next pause, see AQ_PAUSE_LEAST */
+    uint8_t starved;    /* the last call found no memory to read into */
+    uint8_t read_ended; /* epoll has reported the end of the TCP peer's data, which it does only once */
+    uint8_t gone;       /* the TCP peer is gone: only data already in the socket can be read */
+    uint8_t urgent;     /* epoll has reported urgent data: a read stops in front of it although more follows */
 
     /* shared */
-    aq_pipe tx;                 /* producer: owner, consumer: engine */
-    aq_pipe rx;                 /* producer: engine, consumer: owner */
-    _Atomic int tx_fin;         /* owner -> engine: FIN after the last byte */
-    _Atomic int tx_stopped;     /* engine -> owner: the peer wants no more (STOP_SENDING) */
-    _Atomic int rx_fin;         /* engine -> owner: no bytes follow; set after they are published */
-    _Atomic int rx_reset;       /* engine -> owner: the peer gave up; set after the bytes before it are published */
-    _Atomic int rx_code;        /* engine -> owner: with this code, INT32_MAX for larger ones; set before rx_reset */
-    _Atomic int opened;         /* engine -> owner: QUIC has the stream; until then it waits for credit */
-    _Atomic int dead;           /* engine -> owner: connection gone (1) or engine stopped (2) */
-    _Atomic uint64_t reset;     /* any -> engine: reset with this code - 1; 0: no */
-    _Atomic int local_reset;    /* any -> owner: aq_stream_reset() was called, or its memory is needed */
-    _Atomic uint64_t report_at; /* engine -> owner: consumption that the engine wants to hear of */
+    aq_pipe tx;              /* producer: owner, consumer: engine */
+    aq_pipe rx;              /* producer: engine, consumer: owner */
+    _Atomic int tx_fin;      /* owner -> engine: FIN after the last byte */
+    _Atomic int tx_stopped;  /* engine -> owner: the peer reads no more (STOP_SENDING) */
+    _Atomic int rx_fin;      /* engine -> owner: no more bytes follow; set after the last are published */
+    _Atomic int rx_reset;    /* engine -> owner: the peer has reset it; set after the bytes before that are published */
+    _Atomic int rx_code;     /* engine -> owner: code of that reset, INT32_MAX for larger ones; set before rx_reset */
+    _Atomic int opened;      /* engine -> owner: open in QUIC; until then it waits for stream credit */
+    _Atomic int dead;        /* engine -> owner: connection gone (1) or engine stopped (2) */
+    _Atomic uint64_t reset;  /* any -> engine: reset with this value - 1 as code; 0: no reset */
+    _Atomic int local_reset; /* any -> owner: aq_stream_reset() was called, or its memory is needed */
+    _Atomic uint64_t report_at; /* engine -> owner: bytes taken from rx at which to notify the engine */
     _Atomic unsigned wants;     /* owner -> engine: AQ_NEED bits while it sleeps */
-    _Atomic(aq_wake *) wake; /* the sleeping worker's; wakes live as long as the engine, so a late signal is harmless */
-    _Atomic int owned;       /* a worker relays, or the engine is attached */
+    _Atomic(aq_wake *) wake;    /* the sleeping worker's; lives as long as the engine, so a late signal is harmless */
+    _Atomic int owned;          /* a worker relays it, or it is attached to the engine */
     _Atomic int relay_over;
     _Atomic int quic_closed;
 } aq_stream;
@@ -181,47 +182,45 @@ typedef struct {
     const _Atomic uint32_t *keepalive; /* seconds, see aq_keepalive; NULL: none */
 } aq_stream_setup;
 
-/* [any] The name is still to be given (aq_slab_add). NULL: no memory. */
+/* [any] Creates a stream without an id, which aq_slab_add() gives it. Returns NULL without memory. */
 aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_credit *credit);
 void aq_stream_destroy(void *stream); /* the slab's destructor */
 
-/* [any, holding a reference] The engine should look at the stream. */
+/* [any, holding a reference] Notifies the engine that it should look at the stream. */
 void aq_stream_notify(aq_stream *stream);
 
-/* [owner, engine] Whether the socket may be read now: tx has room, and not so much waits in it that more would only
- * grow cold there. */
+/* [owner, engine] Returns whether the socket may be read now: tx has room, and little enough in it waits to be sent. */
 int aq_stream_may_read(const aq_stream *stream);
 
-/* [engine] Something that the owner may wait for has happened: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_END. */
+/* [engine] Wakes a worker that waits for one of these: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_END. */
 void aq_stream_signal(aq_stream *stream, unsigned what);
 
-/* [owner] Before anything else with this socket, before it connects if it is dialled here. Whoever closes it, the
- * kernel when the process is killed too, resets the TCP connection, until the pump has seen both directions end in
- * order.
- */
+/* [owner] Sets the socket's options; called before any other use of the socket, and before connect() where it is
+ * dialled here. From then on closing the socket resets the TCP connection, also when the process is killed, until
+ * aq_stream_pump() has seen both directions end in order. */
 void aq_stream_begin(aq_stream *stream, int fd);
-/* [any] The same for all that is accepted from this socket: on Linux a connection has the options that its listener had
- * when it was established, which saves eight system calls for each. Those that are in the backlog already have none of
- * them. keepalive: seconds, see aq_keepalive. */
+/* [any] Sets the same options on a listening socket: on Linux a connection inherits the options that its listener had
+ * when the connection was established, which saves eight system calls for each. Connections already in the backlog have
+ * none of them. keepalive: seconds, see aq_keepalive. */
 void aq_stream_prepare(int fd, uint32_t keepalive);
 
-/* [owner] Moves bytes both ways between the socket and the pipes; in each direction until the system call that uses up
- * `budget` bytes. Returns what it needs next as AQ_NEED bits; 0: over, see result, and the socket is to be closed. */
+/* [owner] Moves bytes in both directions between the socket and the pipes; in each direction until the system call that
+ * uses up its budget of bytes. Returns what it needs next as AQ_NEED bits; 0: the relay is over, see result, and the
+ * caller closes the socket. */
 unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget);
 
-/* [owner] The socket reported an error or a hang-up; the pump is to be called after it. error: 0, or what the socket
- * has told once. */
+/* [owner] Handles an error or hang-up of the socket; aq_stream_pump() must be called after it. error: what the socket
+ * has already reported, as it does so only once; 0: not asked yet. */
 void aq_stream_socket_failed(aq_stream *stream, int fd, int error);
 
-/* [owner] Looks whether the socket's peer is still there. Returns 1 where it is not: the pump is to be called after it.
- */
+/* [owner] Checks whether the TCP peer is gone. Returns 1 if it is: aq_stream_pump() must be called after it. */
 int aq_stream_look_after(aq_stream *stream, int fd, uint64_t now);
 
-/* [owner] It will not look again. */
+/* [owner] Ends the owner's use of the stream. */
 void aq_stream_leave(aq_stream *stream);
-/* [any] Nobody will ever relay it. 0: somebody does already. */
+/* [any] Marks a stream that will never be relayed. Returns 0 if it has an owner already. */
 int aq_stream_disown(aq_stream *stream);
-/* [engine] QUIC is done with it. */
+/* [engine] Marks the stream as closed by QUIC. */
 void aq_stream_close(aq_stream *stream);
 
 #endif

@@ -1,11 +1,12 @@
-/* TCP sockets in the engine's epoll: connections of public listeners, connections to the local service, and whatever
- * was attached. All of it runs on the engine thread.
+/* TCP sockets in the engine's epoll: visitors' connections from listeners, connections to the local service, and
+ * attached sockets. Engine thread only.
  *
  *   accepted:  listener readable -> aq_engine_accept -> stream with Connect -> adopt
- *   dialled:   Connect complete (conn_streams.c) -> aq_engine_dial -> socket connected -> pump
+ *   dialled:   Connect complete (conn_streams.c) -> aq_engine_dial -> socket connected -> aq_stream_pump
  *   attached:  aq_stream_attach() -> command -> adopt
  *
- * and then aq_engine_serve for every turn that brings something, until the end or until a worker takes over.
+ * After that aq_engine_serve runs in every turn in which the stream has work, until the stream ends or a worker takes
+ * over.
  */
 #include "engine.h"
 
@@ -18,27 +19,28 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define READ_SHORT (64U * 1024U) /* bytes per stream and turn from its socket */
+#define READ_SHORT (64U * 1024U) /* bytes read from a socket per stream and turn */
 #define READ_LONG (256U * 1024U)
-#define WRITE_BUDGET (256U * 1024U) /* and to it: what came in a batch of packets is gone before the next one comes */
-#define ACCEPTS_PER_TURN 64         /* then the other sockets have their turn */
-#define LOOKS_PER_TURN 256          /* likewise; a look takes about 2 µs */
-/* A stream that moves so much in so little time is worth a worker's wake-ups: 64 MiB/s. */
+#define WRITE_BUDGET (256U * 1024U) /* bytes written likewise; one batch of packets is gone before the next comes */
+#define ACCEPTS_PER_TURN 64         /* then the other sockets get their turn */
+#define LOOKS_PER_TURN 256          /* likewise; a check takes about 2 µs */
+/* A large transfer: a stream this fast (64 MiB/s) is worth a worker's wake-ups. */
 #define BULK_BYTES (16ULL * 1024 * 1024)
 #define BULK_TIME (250 * AQ_NSEC_PER_MSEC)
-/* Rest of a listener. Without descriptors or memory the connections stay in the backlog; other errors say nothing about
- * when they will be over. */
+/* Back-off of a listener after an error. Without descriptors or memory, connections stay in the backlog; other errors
+ * do not tell when they will pass. */
 #define REST_WITHOUT_RESOURCES (100 * AQ_NSEC_PER_MSEC)
 #define REST_AFTER_ERROR AQ_NSEC_PER_SEC
-/* Python hears of a listener's troubles so often, and of so many ends of streams at the most as it has asked for. */
+/* Period of the reports to Python: at most one of each listener's errors, and as many stream ends as it has asked for.
+ */
 #define REPORT_PERIOD AQ_NSEC_PER_SEC
 
-/* ---- the end ------------------------------------------------------------------------------------------------- */
+/* ---- stream ends --------------------------------------------------------------------------------------------- */
 
 void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result)
 {
     aq_count(&engine->counters, (enum aq_counter)(AQ_C_relays_finished + result->end), 1);
-    /* The kernel names what the network last said of a far end that is gone. */
+    /* On a timeout the kernel reports the last ICMP error, if there was one, instead of ETIMEDOUT. */
     if (result->end == AQ_END_SOCKET_ERROR &&
         (result->error == ETIMEDOUT || result->error == EHOSTUNREACH || result->error == ENETUNREACH))
         aq_count(&engine->counters, AQ_C_relays_timed_out, 1);
@@ -53,7 +55,7 @@ static void report_begin(aq_engine *engine, const aq_stream *stream)
     if (aq_events_backlog(&engine->events) < AQ_EVENTS_WAITING)
         aq_events_post(&engine->events, &event);
     else
-        aq_count(&engine->counters, AQ_C_events_dropped, 1); /* it would have been a line of the log */
+        aq_count(&engine->counters, AQ_C_events_dropped, 1); /* would have been one log line */
 }
 
 static void report_end(aq_engine *engine, aq_stream *stream)
@@ -80,7 +82,7 @@ static void report_end(aq_engine *engine, aq_stream *stream)
         aq_events_post(&engine->events, &event);
     } else {
         engine->reports_left_out++;
-        aq_count(&engine->counters, AQ_C_events_dropped, 1); /* it would have been a line of the log */
+        aq_count(&engine->counters, AQ_C_events_dropped, 1); /* would have been one log line */
     }
 }
 
@@ -101,7 +103,7 @@ static void end_dialling(aq_engine *engine, aq_stream *stream)
     stream->socket_previous = stream->socket_next = NULL;
 }
 
-/* ---- far ends that may have gone --------------------------------------------------------------------------- */
+/* ---- TCP peers that may be gone ---------------------------------------------------------------------------- */
 
 static void look_no_more(aq_engine *engine, aq_stream *stream)
 {
@@ -119,8 +121,8 @@ static void look_no_more(aq_engine *engine, aq_stream *stream)
     stream->look_previous = stream->look_next = NULL;
 }
 
-/* Its socket may hold bytes that are not acknowledged. Only such streams are in the list, so those that are idle cost
- * nothing. */
+/* Schedules a check of a stream whose socket may hold unacknowledged bytes. Only such streams are in the list, so idle
+ * streams cost nothing. */
 static void look_later(aq_engine *engine, aq_stream *stream)
 {
     if (stream->looked_after || aq_keepalive_due(&stream->keepalive, stream->result.received) == UINT64_MAX)
@@ -138,7 +140,7 @@ static void look_later(aq_engine *engine, aq_stream *stream)
 
 void aq_engine_run_looks(aq_engine *engine)
 {
-    /* All streams have the same period, so the first is the next. */
+    /* Streams have the same period, unless the setting has changed since, so the first is due next. */
     for (int i = 0; i < LOOKS_PER_TURN && engine->look_first != NULL && engine->look_first->look_at <= engine->now;
          i++) {
         aq_stream *stream = engine->look_first;
@@ -152,7 +154,7 @@ void aq_engine_run_looks(aq_engine *engine)
 
 /* ---- relaying ------------------------------------------------------------------------------------------------ */
 
-/* Accepted sockets that the engine serves, of one connection, the newest first. */
+/* One connection's list of accepted sockets that the engine serves, newest first. */
 static void enter_sockets(aq_stream *stream)
 {
     if (!stream->accepted)
@@ -176,8 +178,8 @@ static void leave_sockets(aq_stream *stream)
     stream->socket_previous = stream->socket_next = NULL;
 }
 
-/* A stream that nobody can serve: both its ends see a reset. The socket, which is begun (aq_stream_begin), is closed.
- */
+/* Ends a stream that cannot be served: both its ends see a reset. Closes the socket, on which aq_stream_begin() has
+ * run. */
 static void give_up(aq_engine *engine, aq_stream *stream, int fd, int error)
 {
     look_no_more(engine, stream);
@@ -196,7 +198,7 @@ static int watch(aq_engine *engine, const aq_stream *stream, int fd)
     return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, fd, &interest);
 }
 
-/* The socket is begun (aq_stream_begin). */
+/* The socket has its options, from aq_stream_begin() or from its listener (aq_stream_prepare). */
 static void attach(aq_engine *engine, aq_stream *stream, int fd)
 {
     if (watch(engine, stream, fd) != 0) {
@@ -206,7 +208,7 @@ static void attach(aq_engine *engine, aq_stream *stream, int fd)
     stream->attached_fd = fd;
     enter_sockets(stream);
     stream->bulk_since = engine->now;
-    /* epoll tells at once what the socket is ready for; trying it here would often be a system call for nothing. */
+    /* epoll reports at once what the socket is ready for; trying it here would often waste a system call. */
     stream->can_read = stream->can_write = 0;
 }
 
@@ -216,7 +218,7 @@ void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
     attach(engine, stream, fd);
 }
 
-/* Whether a worker is to take over. */
+/* Returns whether a worker should take over. */
 static int wants_worker(aq_engine *engine, aq_stream *stream)
 {
     uint64_t moved = stream->result.sent + stream->result.received;
@@ -269,7 +271,7 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
     }
     end_dialling(engine, stream);
     look_no_more(engine, stream);
-    aq_fd_close(stream->attached_fd); /* leaves epoll by itself */
+    aq_fd_close(stream->attached_fd); /* also removes it from epoll */
     stream->attached_fd = -1;
     leave_sockets(stream);
     report_end(engine, stream);
@@ -281,12 +283,12 @@ void aq_engine_take_back(aq_engine *engine, aq_stream *stream)
     int fd = stream->attached_fd;
     stream->attached_fd = -1;
     leave_sockets(stream);
-    give_up(engine, stream, fd, EMFILE); /* a reset for the public peer too, as aq_stream_begin() has set it up */
+    give_up(engine, stream, fd, EMFILE); /* the visitor sees a reset too, prepared by aq_stream_begin() */
 }
 
 /* ---- dialling the local service ------------------------------------------------------------------------------ */
 
-/* Python takes over: it knows every address of the service, and says why none of them answers. */
+/* Leaves the stream to Python, which knows every address of the service and reports why none of them answers. */
 static void leave_to_python(aq_engine *engine, aq_stream *stream)
 {
     aq_event event = {.type = AQ_EVENT_STREAM,
@@ -326,15 +328,15 @@ void aq_engine_dial(aq_engine *engine, aq_stream *stream)
     const aq_conn *conn = stream->conn;
     stream->dial_wanted = 0;
     if (conn != NULL && conn->quic == NULL)
-        return; /* about to be cut off */
+        return; /* the connection is over and its streams are about to be reset */
     if (atomic_exchange(&stream->owned, 1))
-        return; /* its connection has ended, and it with it */
+        return; /* it has ended with its connection */
     stream->reported = 1;
     if (conn == NULL || !begin_dialling(engine, stream, &conn->dial_to)) {
         leave_to_python(engine, stream);
         return;
     }
-    /* Until the socket is connected the pump finds that it can do nothing with it. */
+    /* Keeps aq_stream_pump() from using the socket before it is connected. */
     stream->can_read = stream->can_write = 0;
     stream->dialling = 1;
     stream->deadline = engine->now + conn->dial_timeout;
@@ -348,14 +350,14 @@ void aq_engine_dial(aq_engine *engine, aq_stream *stream)
     engine->dial_last = stream;
 }
 
-/* The socket of a stream that is being dialled has reported something. Returns whether it is, or was, connected;
- * *error: how that has ended already, which the socket tells only once. */
+/* Handles events of a socket that is being dialled. Returns whether it is, or was, connected; *error: the error that
+ * has ended the connection already, as SO_ERROR reports it only once. */
 static int dialled(aq_engine *engine, aq_stream *stream, uint32_t events, int *error)
 {
     socklen_t length = sizeof(*error);
     if (events & (EPOLLERR | EPOLLHUP))
         getsockopt(stream->attached_fd, SOL_SOCKET, SO_ERROR, error, &length);
-    /* These two need a connection; a service that is not there refuses it. */
+    /* ECONNRESET and EPIPE mean that there was a connection; a service that does not listen refuses it instead. */
     if (*error != 0 && *error != ECONNRESET && *error != EPIPE) {
         leave_to_python(engine, stream);
         return 0;
@@ -368,8 +370,8 @@ static int dialled(aq_engine *engine, aq_stream *stream, uint32_t events, int *e
 
 void aq_engine_dial_timers(aq_engine *engine)
 {
-    /* All connections of a client have the same time-out, so the first is the next; where they have not, one that is
-     * due waits behind another. */
+    /* All connections of a client have the same timeout, so the first stream is due next. If timeouts differ, a stream
+     * that is due may wait behind one that is not. */
     while (engine->dial_first != NULL && engine->dial_first->deadline <= engine->now)
         leave_to_python(engine, engine->dial_first);
 }
@@ -428,7 +430,7 @@ void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener)
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, listener->fd, NULL);
 }
 
-/* Every error is counted; Python hears of them now and then. */
+/* Reports an error to Python, at most once per REPORT_PERIOD. The callers count every error. */
 static void report_trouble(aq_engine *engine, aq_listener *listener, int error)
 {
     aq_event event = {.type = AQ_EVENT_ACCEPT_FAILED,
@@ -444,7 +446,7 @@ static void report_trouble(aq_engine *engine, aq_listener *listener, int error)
 static void accept_failed(aq_engine *engine, aq_listener *listener, int error)
 {
     int short_of = error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
-    /* Never the end of a listener: the tunnel would stay up and look well, and nobody could reach it. */
+    /* No error ends a listener: the tunnel would stay up and look healthy, yet be unreachable. */
     aq_count(&engine->counters, AQ_C_tcp_accept_errors, 1);
     report_trouble(engine, listener, error);
     if (error == EMFILE)
@@ -461,7 +463,7 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     aq_sockaddr_to(from, &peer);
     stream = aq_conn_new_stream(conn, header, aq_connect_encode(header, &peer), &error);
     if (stream == NULL) {
-        aq_fd_close(fd); /* a reset */
+        aq_fd_close(fd); /* a reset, if the socket has its listener's options */
         aq_count(&engine->counters, AQ_C_tcp_drop_stream_limit, 1);
         report_trouble(engine, listener, 0);
         return;
@@ -476,13 +478,13 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     aq_engine_touch(engine, conn);
     report_begin(engine, stream);
     if (listener->inherited && listener->keepalive == stream->keepalive.idle)
-        attach(engine, stream, fd); /* its listener has begun it, see aq_stream_prepare() */
+        attach(engine, stream, fd); /* the options are its listener's, see aq_stream_prepare() */
     else
         aq_engine_attach(engine, stream, fd);
     aq_slab_put(&engine->streams, stream->id);
 }
 
-/* The next connection, non-blocking; -1 with errno. */
+/* Accepts the next connection, non-blocking. Returns -1 with errno on failure. */
 static int accept_connection(int listener, aq_sockaddr *from)
 {
     socklen_t length = sizeof(*from);
@@ -490,7 +492,7 @@ static int accept_connection(int listener, aq_sockaddr *from)
     int error;
     if (fd >= 0 || (errno != ENOSYS && errno != EPERM))
         return fd;
-    /* A container's filter knows only the older call. */
+    /* A container's seccomp filter may know only the older call. */
     length = sizeof(*from);
     fd = aq_fd_keep(accept(listener, &from->sa, &length));
     if (fd < 0 || (fcntl(fd, F_SETFL, O_NONBLOCK) == 0 && fcntl(fd, F_SETFD, FD_CLOEXEC) == 0))
@@ -501,8 +503,8 @@ static int accept_connection(int listener, aq_sockaddr *from)
     return -1;
 }
 
-/* Whether that is what became of one connection before it was accepted: accept(2) passes on what the network said. The
- * next one may fare better at once. */
+/* Returns whether the error concerns one connection only: accept(2) passes on network errors of the connection it would
+ * return. The next connection may succeed at once. */
 static int is_of_one_connection(int error)
 {
     switch (error) {
@@ -523,14 +525,14 @@ static int is_of_one_connection(int error)
     }
 }
 
-/* 0: nothing more now. */
+/* Returns 0 if nothing more can be accepted now. */
 static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
 {
     aq_sockaddr from;
     int fd;
     if (!aq_shares_allow(engine, conn->credit)) {
         aq_count(&engine->counters, AQ_C_tcp_accept_put_off, 1);
-        report_trouble(engine, listener, EDQUOT); /* which accept(2) does not say */
+        report_trouble(engine, listener, EDQUOT); /* accept(2) never returns it */
         aq_engine_rest(engine, listener->id, listener->fd, REST_WITHOUT_RESOURCES);
         return 0;
     }
@@ -540,7 +542,7 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
         return 1;
     }
     if (errno == EAGAIN) {
-        listener->inherited = 1; /* the backlog is empty: whatever is in it later came after aq_stream_prepare() */
+        listener->inherited = 1; /* the backlog is empty: later connections come after aq_stream_prepare() */
         return 0;
     }
     if (is_of_one_connection(errno)) {
@@ -564,7 +566,7 @@ void aq_engine_accept(aq_engine *engine, aq_id id)
         for (int i = 0; i < ACCEPTS_PER_TURN && accept_one(engine, listener, conn); i++)
             ;
     } else {
-        /* Who comes now waits in the backlog for the connection that takes the port over, or for its end. */
+        /* New visitors wait in the backlog until another connection takes over the port, or the port is closed. */
         aq_engine_unlisten_tcp(engine, listener);
     }
     if (conn != NULL)

@@ -1,5 +1,5 @@
-/* The way of a received packet: aq_udp_receive_batch() -> describe() -> read_control().
- * The way of a sent one: aq_udp_send() or aq_udp_out_add() .. aq_udp_out_flush() -> send_datagrams() -> send_once().
+/* Path of a received packet: aq_udp_receive_batch() -> describe() -> read_control().
+ * Path of a sent packet: aq_udp_send() or aq_udp_out_add() .. aq_udp_out_flush() -> send_datagrams() -> send_once().
  */
 #include "udp.h"
 
@@ -28,26 +28,27 @@
 
 #define ECN_MASK 3 /* the two low bits of TOS and traffic class, RFC 3168 section 5 */
 
-/* One QUIC connection at 1 Gbit/s and 20 ms fills 2.5 MB; the kernel reports twice what it is asked for. Bytes. */
+/* Bytes. One QUIC connection at 1 Gbit/s and 20 ms fills 2.5 MB; the kernel reports twice the requested size. */
 #define QUIC_BUFFER (4 << 20)
-/* A service socket has one application behind it; there may be thousands of them. Bytes. */
+/* Bytes. A service socket has one application behind it; there may be thousands of such sockets. */
 #define SERVICE_BUFFER (1 << 20)
 
-/* Every kernel with segmentation takes this many segments in one send; newer ones take more. */
+/* Maximum of segments in one send: every kernel with segmentation takes this many, newer ones take more. */
 #define TRAIN_SEGMENTS 64
-/* Largest train: what fits an IPv4 packet of 65,535 bytes behind its headers, with room for IP options. Bytes. */
+/* Bytes of the largest train: what fits into an IPv4 packet of 65,535 bytes after its headers, with room for IP
+ * options. */
 #define TRAIN_BYTES 65487
-/* Largest UDP payload: 65,535 less the UDP header; IPv4 takes 20 bytes less, which the kernel enforces. */
+/* Bytes of the largest UDP payload: 65,535 less the UDP header. IPv4 takes 20 bytes less, which the kernel enforces. */
 #define DATAGRAM_BYTES 65527
 
-/* A socket that so much was read from without a pause may have been full, with something dropped behind the last
- * datagram. Bytes; well below any buffer in use, which the kernel fills with its own overhead for the most part. */
+/* Bytes. After reading this much without a pause, the socket may have been full and datagrams may have been dropped
+ * after the last one read. Well below any buffer in use, most of which the kernel fills with its own overhead. */
 #define BURST_BYTES (64U * 1024U)
-/* What a message counts for besides its payload: small ones fill a buffer, too. Bytes. */
+/* Bytes that each message counts for in addition to its payload: small messages fill a buffer, too. */
 #define MESSAGE_BYTES 1024U
 
-/* Bytes of control data: packet information and traffic class, each in both families at most, the segment size, and how
- * much the kernel has dropped. */
+/* Bytes of control data: packet information and traffic class, each in both families at most, the segment size, and the
+ * kernel's count of drops. */
 #define CONTROL_BYTES                                                                                                  \
     (CMSG_SPACE(sizeof(struct in_pktinfo)) + CMSG_SPACE(sizeof(struct in6_pktinfo)) + 4 * CMSG_SPACE(sizeof(int)))
 
@@ -65,7 +66,7 @@ static void map_ipv4(struct in6_addr *out, const void *ipv4)
     memcpy(out->s6_addr + 12, ipv4, 4);
 }
 
-/* Whether packets to or from this address are IPv4 on the wire; *ipv4 is set then. */
+/* Returns whether packets to or from this address are IPv4 on the wire; sets *ipv4 if so. */
 static int is_ipv4(const aq_sockaddr *address, struct in_addr *ipv4)
 {
     if (address->sa.sa_family == AF_INET) {
@@ -141,7 +142,7 @@ static int set_option(int fd, int level, int name, int value)
     return setsockopt(fd, level, name, &value, sizeof(value)) == 0 ? 0 : -errno;
 }
 
-/* -1 when the kernel doesn't know the option. */
+/* Returns -1 if the kernel does not know the option. */
 static int get_option(int fd, int level, int name)
 {
     int value = 0;
@@ -159,7 +160,7 @@ static int set_nonblocking(int fd)
     return fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 ? 0 : -errno;
 }
 
-/* Never shrinks what an administrator's default grants already. Returns the size in force. */
+/* Never shrinks a larger default that the administrator has set. Returns the size in force. */
 static int enlarge_buffer(int fd, int force, int plain, int bytes)
 {
     if (get_option(fd, SOL_SOCKET, plain) < bytes && set_option(fd, SOL_SOCKET, force, bytes) != 0)
@@ -167,8 +168,8 @@ static int enlarge_buffer(int fd, int force, int plain, int bytes)
     return get_option(fd, SOL_SOCKET, plain);
 }
 
-/* A whole network may be delivered to this machine by a local route. Of IPv4 the kernel sends from such an address as
- * it is; of IPv6 it takes only what an interface has, unless it is told not to look. */
+/* A local route may deliver a whole network to this machine. The kernel sends from such an address with IPv4; with IPv6
+ * it requires that an interface has the address, unless IPV6_FREEBIND is set. */
 static void answer_from_routed(int fd)
 {
     set_option(fd, IPPROTO_IPV6, IPV6_FREEBIND, 1);
@@ -181,7 +182,7 @@ int aq_udp_setup_quic(int fd, int *got_receive, int *got_send)
 
     if (error == 0 && family != AF_INET && family != AF_INET6)
         error = -EAFNOSUPPORT;
-    /* Without packet information a wildcard socket would answer from an address that the peer never spoke to. Without
+    /* Without packet information a wildcard socket would answer from an address that the peer never sent to. Without
      * PMTUDISC_PROBE the kernel fragments the MTU probes, and every probe "succeeds". On a dual-stack socket the IPv4
      * options govern the mapped addresses. */
     if (error == 0 && family == AF_INET6) {
@@ -217,7 +218,7 @@ int aq_udp_setup_service(int fd, int has_many_addresses)
         error = set_option(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1);
     if (has_many_addresses && family == AF_INET6)
         answer_from_routed(fd);
-    /* Also for IPv4 on a dual-stack socket: of a broadcast only this tells which address may answer it. */
+    /* Also for IPv4 on a dual-stack socket: for a broadcast only this tells which address may answer it. */
     if (error == 0 && has_many_addresses && !(family == AF_INET6 && get_option(fd, IPPROTO_IPV6, IPV6_V6ONLY) == 1))
         error = set_option(fd, IPPROTO_IP, IP_PKTINFO, 1);
     if (error != 0)
@@ -238,9 +239,9 @@ int aq_udp_has_many_addresses(const aq_sockaddr *bound)
     return bound->sa.sa_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&bound->in6.sin6_addr);
 }
 
-/* ---- what the kernel dropped ------------------------------------------------------------------------------------ */
+/* ---- drops by the kernel ---------------------------------------------------------------------------------------- */
 
-/* The kernel's own figure; 0 on kernels before 4.12. */
+/* Returns the kernel's count of drops; 0 on kernels before 4.12. */
 static uint32_t dropped_so_far(int fd)
 {
     uint32_t memory[SK_MEMINFO_VARS] = {0};
@@ -257,9 +258,9 @@ void aq_udp_losses_begin(aq_udp_losses *losses, int fd)
 
 static uint32_t news(aq_udp_losses *losses, uint32_t dropped)
 {
-    uint32_t more = dropped - losses->dropped; /* the figure wraps */
+    uint32_t more = dropped - losses->dropped; /* the count wraps */
 
-    /* A datagram carries the figure of the moment when it came, which may be older than the last one seen. */
+    /* A datagram carries the count at its arrival, which may be older than the last one seen. */
     if (more > INT32_MAX)
         return 0;
     losses->dropped = dropped;
@@ -273,7 +274,7 @@ uint32_t aq_udp_losses_read(aq_udp_losses *losses, int fd, const aq_udp_message 
     for (int i = 0; i < count && losses->read < BURST_BYTES; i++)
         losses->read += messages[i].length + MESSAGE_BYTES;
     if (count < most) {
-        /* Empty now: nothing is dropped before it has filled again. */
+        /* The socket is empty: nothing is dropped until it has filled again. */
         if (losses->read >= BURST_BYTES)
             lost += news(losses, dropped_so_far(fd));
         losses->read = 0;
@@ -292,7 +293,7 @@ size_t aq_udp_route_mtu(const aq_sockaddr *remote)
     struct in_addr ipv4;
     int fd, mtu;
 
-    /* Only a connected socket has a route to ask for. */
+    /* The kernel reports the MTU of a connected socket only. */
     if (is_ipv4(remote, &ipv4)) {
         uint16_t port = remote->sa.sa_family == AF_INET ? remote->in.sin_port : remote->in6.sin6_port;
         memset(&to, 0, sizeof(to));
@@ -343,7 +344,8 @@ void aq_udp_receiver_free(aq_udp_receiver *receiver)
     free(receiver);
 }
 
-/* The kernel writes some of these as one byte (IP_TOS), others as an int (IPV6_TCLASS, UDP_GRO). -1: neither. */
+/* Reads a number that the kernel writes as one byte (IP_TOS) or as an int (IPV6_TCLASS, UDP_GRO). Returns -1 if it is
+ * neither. */
 static int control_number(struct cmsghdr *control)
 {
     int number;
@@ -355,9 +357,10 @@ static int control_number(struct cmsghdr *control)
     return control->cmsg_len >= CMSG_LEN(1) ? *CMSG_DATA(control) : -1;
 }
 
-/* Where a datagram was sent to. What had arrived before the socket was asked for it has no answer in ipi_spec_dst; the
- * destination in its header is the same but for broadcasts. Left out, the first packet of a connection would be of
- * another path than all others, and a handshake has one only (RFC 9000 section 9). */
+/* Returns the address that a datagram was sent to. ipi_spec_dst is empty for datagrams that arrived before the socket
+ * was asked for it; the destination in their header is the same except for broadcasts. Without that fallback the first
+ * packet of a connection would seem to use another path than all others, and a handshake has only one path (RFC 9000,
+ * section 9). */
 static struct in_addr destination_of(const struct in_pktinfo *information)
 {
     return information->ipi_spec_dst.s_addr != INADDR_ANY ? information->ipi_spec_dst : information->ipi_addr;
@@ -380,7 +383,8 @@ static void read_control(struct cmsghdr *control, aq_udp_message *out)
         struct in_addr destination;
         memcpy(&information, CMSG_DATA(control), sizeof(information));
         destination = destination_of(&information);
-        /* One socket, one family: an address that came as IPv4 here and mapped there would look like two paths. */
+        /* One family per socket: the same address, plain IPv4 in one place and mapped in another, would look like two
+         * paths. */
         if (out->peer.sa.sa_family == AF_INET6) {
             out->local.in6.sin6_family = AF_INET6;
             map_ipv4(&out->local.in6.sin6_addr, &destination);
@@ -393,7 +397,7 @@ static void read_control(struct cmsghdr *control, aq_udp_message *out)
         memcpy(&information, CMSG_DATA(control), sizeof(information));
         out->local.in6.sin6_family = AF_INET6;
         out->local.in6.sin6_addr = information.ipi6_addr;
-        /* Only a link-local address means nothing without its interface. */
+        /* Only link-local addresses require their interface. */
         if (IN6_IS_ADDR_LINKLOCAL(&information.ipi6_addr))
             out->local.in6.sin6_scope_id = (uint32_t)information.ipi6_ifindex;
     }
@@ -406,7 +410,7 @@ static void describe(struct mmsghdr *received, aq_udp_message *out)
     memset(out, 0, sizeof(*out));
     memcpy(&out->peer, header->msg_name, sizeof(out->peer));
     if (out->peer.sa.sa_family == AF_INET6)
-        out->peer.in6.sin6_flowinfo = 0; /* a flow label is no part of a path's identity */
+        out->peer.in6.sin6_flowinfo = 0; /* a flow label is not part of a path's identity */
     out->data = header->msg_iov->iov_base;
     out->length = received->msg_len;
     out->truncated = (header->msg_flags & MSG_TRUNC) != 0;
@@ -416,7 +420,7 @@ static void describe(struct mmsghdr *received, aq_udp_message *out)
         out->segment = 0;
 }
 
-/* recvmmsg() as far as it is needed here, of recvmsg(): for systems that refuse the former. */
+/* Does with recvmsg() what is needed here of recvmmsg(), for systems that refuse the latter. */
 static int receive_singly(aq_udp_receiver *receiver, int fd, int most)
 {
     int count = 0;
@@ -438,7 +442,7 @@ static int receive_messages(aq_udp_receiver *receiver, int fd, int most)
     do {
         count = recvmmsg(fd, receiver->headers, (unsigned int)most, MSG_DONTWAIT, NULL);
     } while (count < 0 && errno == EINTR);
-    /* A container's filter knows only the older call. */
+    /* A container's seccomp filter may know only the older call. */
     return count < 0 && (errno == ENOSYS || errno == EPERM) ? receive_singly(receiver, fd, most) : count;
 }
 
@@ -464,12 +468,12 @@ int aq_udp_receive_batch(aq_udp_receiver *receiver, int fd, aq_udp_message *out,
 
 /* ---- send --------------------------------------------------------------------------------------------------- */
 
-/* Where datagrams go and from where: what all sends of one call share. */
+/* Destination and source of datagrams, shared by all sends of one call. */
 typedef struct {
     int fd;
-    aq_sockaddr peer; /* the kernel takes it without const */
+    aq_sockaddr peer; /* sendmsg() takes it without const */
     control_buffer control;
-    size_t control_used; /* source address and ECN; the segment size of a train follows them */
+    size_t control_used; /* bytes of source address and ECN; the segment size of a train follows them */
 } sender;
 
 static size_t put_control(sender *way, size_t at, int level, int type, const void *data, size_t length)
@@ -491,7 +495,7 @@ static void sender_init(sender *way, int fd, const aq_sockaddr *peer, const aq_s
     way->fd = fd;
     if (peer != NULL)
         way->peer = *peer;
-    /* A packet to a mapped address leaves through the IPv4 code of the kernel, which reads IPv4 control messages. */
+    /* The kernel sends packets to mapped addresses through its IPv4 code, which reads IPv4 control messages. */
     if (local != NULL && is_ipv4(local, &ipv4)) {
         struct in_pktinfo information = {.ipi_spec_dst = ipv4};
         used = put_control(way, used, IPPROTO_IP, IP_PKTINFO, &information, sizeof(information));
@@ -499,7 +503,7 @@ static void sender_init(sender *way, int fd, const aq_sockaddr *peer, const aq_s
         struct in6_pktinfo information = {.ipi6_addr = local->in6.sin6_addr, .ipi6_ifindex = local->in6.sin6_scope_id};
         used = put_control(way, used, IPPROTO_IPV6, IPV6_PKTINFO, &information, sizeof(information));
     }
-    /* On a connected socket the family on the wire is not known here; each IP version skips the other's messages. */
+    /* On a connected socket the family on the wire is unknown here; each IP version ignores the other's messages. */
     if (traffic_class != 0 && (peer == NULL || is_ipv4(peer, &ipv4)))
         used = put_control(way, used, IPPROTO_IP, IP_TOS, &traffic_class, sizeof(traffic_class));
     if (traffic_class != 0 && (peer == NULL || !is_ipv4(peer, &ipv4)))
@@ -507,10 +511,10 @@ static void sender_init(sender *way, int fd, const aq_sockaddr *peer, const aq_s
     way->control_used = used;
 }
 
-/* One sendmsg: a train when segment is not 0. Returns 0 or the errno. */
+/* Calls sendmsg once; sends a train if segment is not 0. Returns 0 or the errno. */
 static int send_once(sender *way, const uint8_t *data, size_t length, size_t segment)
 {
-    struct iovec vector = {.iov_base = (void *)(uintptr_t)data, .iov_len = length}; /* only read, whatever its type */
+    struct iovec vector = {.iov_base = (void *)(uintptr_t)data, .iov_len = length}; /* only read, despite its type */
     struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
     size_t control_length = way->control_used;
 
@@ -530,8 +534,8 @@ static int send_once(sender *way, const uint8_t *data, size_t length, size_t seg
     }
 }
 
-/* Kernels before 4.18 ignore the control message and would send a train as one huge datagram. Asked once per process.
- */
+/* Returns whether the kernel segments. Kernels before 4.18 ignore the control message and would send a train as one
+ * huge datagram. Asked once per process. */
 static int kernel_segments(int fd)
 {
     static _Atomic int answer; /* 0: not asked yet, 1: yes, -1: no. Racing threads find the same answer */
@@ -544,7 +548,7 @@ static int kernel_segments(int fd)
     return known > 0;
 }
 
-/* Bytes of the next send: as many whole segments as a train may have, the last one perhaps short. */
+/* Returns the bytes of the next send: as many whole segments as a train may have; the last one may be short. */
 static size_t train_length(size_t length, size_t segment)
 {
     size_t most = segment == 0 || segment > TRAIN_BYTES ? 1 : TRAIN_BYTES / segment;
@@ -554,12 +558,12 @@ static size_t train_length(size_t length, size_t segment)
     return length > most * segment ? most * segment : length;
 }
 
-/* The common core of both ways to send. Returns 0, 1 (socket full) or -errno as aq_udp_send() does; *done counts the
- * bytes that need no further care, sent or lost, *lost the datagrams that the kernel refused. */
+/* Common core of both ways to send. Returns 0, 1 (socket full) or -errno as aq_udp_send() does. *done counts the bytes
+ * that are dealt with, sent or lost; *lost counts the datagrams that the kernel refused. */
 static int send_datagrams(sender *way, const uint8_t *data, size_t length, size_t segment, int *gso, size_t *done,
                           uint64_t *lost)
 {
-    size_t singly = 0; /* up to here datagrams go one by one, because their train was refused */
+    size_t singly = 0; /* up to here datagrams are sent one by one, because their train was refused */
     int refused = 0, problem = 0;
 
     if (segment == 0 || segment > length)
@@ -576,15 +580,15 @@ static int send_datagrams(sender *way, const uint8_t *data, size_t length, size_
         if (error == EAGAIN || error == EWOULDBLOCK)
             return 1;
         if (is_train && (error == EIO || error == EMSGSIZE || error == EINVAL)) {
-            /* EIO: this device can't checksum or segment, now or ever. The others: a segment is longer than the path
-             * takes (older kernels say EINVAL), which need not hold for the next train. */
+            /* EIO: this device cannot checksum or segment at all. The others: a segment is longer than the path MTU
+             * (older kernels report EINVAL), which need not hold for the next train. */
             if (error == EIO)
                 *gso = 0;
             singly = *done + now;
             continue;
         }
         if (error == ECONNREFUSED && !refused) {
-            /* The answer to an earlier datagram; this one has not left yet. */
+            /* The answer to an earlier datagram; this one has not been sent yet. */
             refused = 1;
             problem = -error;
             continue;
@@ -595,7 +599,7 @@ static int send_datagrams(sender *way, const uint8_t *data, size_t length, size_
         }
         refused = 0;
         *done += now;
-        if (*done >= length) /* asked last: an empty datagram is a datagram */
+        if (*done >= length) /* checked last: an empty datagram is a datagram, too */
             return problem;
     }
 }
@@ -616,12 +620,12 @@ struct aq_udp_out {
     int fd;
     int connected; /* 1: peer is not used */
     aq_sockaddr peer;
-    aq_sockaddr local; /* the source; AF_UNSPEC: the kernel's choice */
+    aq_sockaddr local; /* source address; AF_UNSPEC: the kernel chooses */
     size_t segment;    /* size of the run's first datagram; the others are no longer */
     size_t used;       /* bytes collected */
-    size_t count;      /* datagrams collected; 0: no run, the fields above mean nothing */
+    size_t count;      /* datagrams collected; 0: no run, the fields above are unused */
     int ended;         /* the run's last datagram is shorter or empty, so nothing may follow it */
-    int gso;           /* cleared for good once a device turns out not to segment */
+    int gso;           /* cleared permanently once a device turns out not to segment */
     uint8_t bytes[DATAGRAM_BYTES];
 };
 
@@ -696,7 +700,7 @@ void aq_udp_out_flush(aq_udp_out *out, uint64_t *dropped)
         return;
     sender_init(&way, out->fd, out->connected ? NULL : &out->peer, &out->local, 0);
     if (send_datagrams(&way, out->bytes, out->used, out->segment, &out->gso, &done, dropped) > 0) {
-        /* The socket is full. Waiting would hold up every other flow, so UDP's own answer it is. */
+        /* The socket is full. Waiting would delay every other association, so the rest is dropped, as UDP may do. */
         *dropped += out->count - (out->segment == 0 ? 0 : done / out->segment);
     }
     out->count = 0;
