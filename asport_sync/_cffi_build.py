@@ -1,8 +1,8 @@
-"""What cffi needs to make ``asport_sync._aq``: the boundary, its C side, and the flags both share.
+"""Describes ``asport_sync._aq`` for cffi: the boundary, its C side, and the flags both share.
 
-Only run while the package is built, as a file and not as a part of the package (which cannot be imported without the
-module that is being made). ``setup.py`` adds what is known late: which ngtcp2 is linked, the flags of
-``vendor/hardening.py`` that the compiler knows, and our own compiled sources.
+Run only while the package is built, as a file and not as part of the package, which cannot be imported before this
+module exists. ``setup.py`` adds what is known late: the linked ngtcp2, the flags of ``vendor/hardening.py`` that the
+compiler supports, and our own compiled sources.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RELATIVE = Path("asport_sync", "_native")
 
 
 def _sources() -> list[str]:
-    """Our C files, in a fixed order so that two builds are alike. Test programs lie beside what they test."""
+    """Return our C files in a fixed order, so that builds are reproducible, without the test programs among them."""
     return sorted(str(_RELATIVE / file.name) for file in _NATIVE.glob("*.c") if not file.name.endswith("_test.c"))
 
 
@@ -41,12 +41,12 @@ ffibuilder.set_source(
     extra_compile_args=[
         "-std=gnu11",
         "-O3",
-        # Only PyInit is exported; the macro around it in Python.h says so.
+        # Only PyInit is exported, by its macro in Python.h.
         "-fvisibility=hidden",
         "-pthread",
     ],
     extra_link_args=[
-        # The symbols of a static ngtcp2 stay ours alone, whatever else this process loads.
+        # Keeps the symbols of a static ngtcp2 private, whatever else this process loads.
         "-O3",
         "-Wl,--exclude-libs,ALL",
         "-Wl,--as-needed",

@@ -1,11 +1,11 @@
-"""What our build of ngtcp2 changes in its source: three faults, BBR, pacing, and how it bears bad paths.
+"""Changes that our build of ngtcp2 makes in its source: three faults, BBR, pacing, and robustness on bad paths.
 
-The faults let a peer end the process: ``early-confirmation``, ``connection-id-limit`` and ``last-packet-numbers``.
-With libraries that are not ours, the engine stops peers before they get there.
+The faults let a peer end the process: ``early-confirmation``, ``connection-id-limit`` and ``last-packet-numbers``. With
+other builds of the library, the engine stops peers before they reach those faults.
 
-As released, BBR is slow on paths that lose packets at random, as radio links and long lines do. The effect, in Mbit/s
-of goodput (medians, with one stream and with eight) on an emulated path of 100 Mbit/s, 50 ms round trip, 1 % random
-loss each way and a queue of one round trip:
+The released BBR is slow on paths with random packet loss, such as radio links and long lines. The table shows goodput
+in Mbit/s (medians, with one stream and with eight) on an emulated path of 100 Mbit/s, 50 ms round-trip time, 1 % random
+loss in each direction and a queue of one round trip:
 
 =========================================  ==  ==
 as released                                78  59
@@ -14,8 +14,8 @@ with all three of BBR                      95  94
 BBR of Linux, through another tunnel       97  98
 =========================================  ==  ==
 
-Nothing of the source is kept here but the expressions by which the places are found. Each change is made where its
-expressions match exactly once, and left out, with a line that says so, where they do not.
+The only parts of the source kept here are the expressions that find the places to change. A change is made if each of
+its expressions matches exactly once; otherwise it is left out, and a line reports that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 from vendor.distribution import version_tuple
 
 RELEASES = ((1, 24),)
-"""The series for which this was written and measured. Another may have solved it in its own way."""
+"""The release series for which this was written and measured. Others may have solved it in a different way."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Adjustment:
     file: str
     """Path below the source's folder."""
     edits: tuple[tuple[str, str], ...]
-    """Regular expressions and what takes their place (as in ``re.sub``), one after the other. All of them or none."""
+    """Regular expressions and their replacements (as in ``re.sub``), in order. All are applied or none."""
     more: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
-    """Further files with their edits, which belong to the same all or none."""
+    """Further files with their edits, subject to the same all or none."""
 
     @property
     def files(self) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
-        """Every file with its edits."""
+        """All files with their edits."""
         return ((self.file, self.edits), *self.more)
 
 
@@ -85,7 +85,7 @@ ADJUSTMENTS = (
                 r"(?=\) \{)",
                 "rv != NGTCP2_ERR_CONN_ID_BLOCKED",
             ),
-            # The new path's validation would leak with it.
+            # Otherwise the new path's validation would leak.
             (
                 r"(?<=\n    rv = conn_abort_pv\(conn, ts\);\n    if \(rv != 0\) \{\n)"
                 r"(?=      return rv;\n    \}\n  \}\n\n  conn->pv = pv;\n)",
@@ -300,7 +300,7 @@ ADJUSTMENTS = (
                 "\n                         conn->remote.transport_params->max_ack_delay);"
                 "\n      }\n",
             ),
-            # It is an exponent, and could reach any height now.
+            # An exponent, which would otherwise grow without bound now.
             (r"(?<=\n)  (\+\+cstat->pto_count;\n)", r"  if (cstat->pto_count < 20) {\n    \1  }\n"),
         ),
     ),
@@ -365,29 +365,29 @@ ADJUSTMENTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be changed in one source folder."""
+    """The changes to make in one source folder."""
 
     texts: dict[str, str]
-    """The files' new content, by path below the folder."""
+    """New content of the files, by path below the folder."""
     applied: tuple[str, ...]
-    """Names of the adjustments in it."""
+    """Names of the adjustments included."""
     missing: tuple[str, ...]
-    """Names of those whose places were not found."""
+    """Names of the adjustments whose places were not found."""
 
 
 def known(version: str) -> bool:
-    """Whether the adjustments were made for this release."""
+    """Return whether the adjustments were made for this release."""
     return version_tuple(version)[:2] in RELEASES
 
 
 def fingerprint(version: str) -> str:
-    """Of all that is changed in a release, so that another change is another build; empty where nothing is."""
+    """Return a hash of all changes to a release, so that another change is another build; empty without changes."""
     parts = [each.files for each in ADJUSTMENTS] if known(version) else []
     return hashlib.sha256(repr(parts).encode()).hexdigest() if parts else ""
 
 
 def plan(source: Path, adjustments: Sequence[Adjustment] | None = None) -> Plan:
-    """What the adjustments, ours unless others are given, make of the source in a folder. Nothing is written."""
+    """Apply adjustments (by default ours) to the source in a folder, in memory only. Nothing is written."""
     texts: dict[str, str] = {}
     applied, missing = [], []
     for each in ADJUSTMENTS if adjustments is None else adjustments:
@@ -408,11 +408,11 @@ def plan(source: Path, adjustments: Sequence[Adjustment] | None = None) -> Plan:
 
 
 def write(made: Plan, source: Path) -> None:
-    """Change the source in a folder of ours."""
+    """Write the planned changes to the source in a folder of ours."""
     for name, text in made.texts.items():
         (source / name).write_bytes(text.encode("latin-1"))
 
 
 def _read(file: Path) -> str:
-    # Any byte is a character of this encoding, so whatever is not touched stays as it is.
+    # Every byte is a character of this encoding, so everything else is preserved.
     return file.read_bytes().decode("latin-1") if file.is_file() else ""

@@ -1,8 +1,8 @@
-"""Fetch packages with apt and leave the system's own apt as it was.
+"""Fetch packages with apt without changing the system's own apt state.
 
-apt does the parts that should not be written twice: mirrors, proxies, signatures, hashes. But each call gets a source
-list, a state folder and a cache of its own, and the hooks of the system's configuration are cleared: images made for
-containers carry one that empties /var/cache/apt after every update, under the feet of an installation beside us.
+apt handles mirrors, proxies, signatures and hashes, which should not be implemented again. Each call gets its own
+source list, state folder and cache. The hooks of the system's configuration are cleared: container images have one that
+empties /var/cache/apt after every update, even while another installation is using it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _LOOSER = (
     "Acquire::Min-ValidTime",  # lets an index live longer than its signer says
     "Acquire::gpgv::Options",  # anything that gpgv knows
 )
-"""What a system's configuration may have set and ours leaves at apt's defaults."""
+"""Settings that the system's configuration may have changed and ours resets to apt's defaults."""
 _WEAK_HASHES = ("MD5", "MD5Sum", "SHA1", "RIPE-MD/160", "RIPEMD160")
-"""As gpgv and apt name them. apt refuses them by itself, but its configuration can lower that to a warning."""
+"""Names used by gpgv and apt. apt refuses them by default, but its configuration can lower that to a warning."""
 _EXPIRED = re.compile(r"Release file for \S+ is (?:expired|not valid yet) \([^)]*\)")
 UPDATE_TIMEOUT = 180.0
-"""Seconds for fetching one suite's index: some 12 MB, over a slow line."""
+"""Seconds for fetching one suite's index: about 12 MB, over a slow line."""
 FETCH_TIMEOUT = 120.0
 """Seconds for fetching less than 1 MB of packages."""
 
@@ -50,10 +50,10 @@ class Source:
     suites: tuple[str, ...]
     components: tuple[str, ...]
     signed_by: str = ""
-    """Key file, fingerprint or the key itself with its line breaks; empty means apt's common keyrings."""
+    """Key file, fingerprint, or the key itself with its line breaks; empty: apt's common keyrings."""
 
     def deb822(self, kind: str) -> str:
-        """The entry as a stanza of a ``.sources`` file; ``kind`` is ``deb`` or ``deb-src``."""
+        """Return the entry as a stanza of a ``.sources`` file; ``kind`` is ``deb`` or ``deb-src``."""
         lines = [
             f"Types: {kind}",
             f"URIs: {self.uri}",
@@ -69,7 +69,7 @@ _ONE_LINE = re.compile(r"deb(?:-src)?\s+(?:\[(?P<options>[^\]]*)\]\s*)?(?P<uri>\
 
 
 def parse_one_line(text: str) -> list[Source]:
-    """Entries of a ``.list`` file: ``deb [options] uri suite components``."""
+    """Return the entries of a ``.list`` file: ``deb [options] uri suite components``."""
     sources = []
     for line in text.splitlines():
         match = _ONE_LINE.fullmatch(line.partition("#")[0].strip())
@@ -83,9 +83,9 @@ def parse_one_line(text: str) -> list[Source]:
 
 
 def parse_deb822(text: str) -> list[Source]:
-    """Entries of a ``.sources`` file, one for each address of each enabled stanza."""
+    """Return the entries of a ``.sources`` file, one for each URI of each enabled stanza."""
     sources = []
-    # A comment line is no part of the stanza around it, and does not end it either.
+    # A comment line is not part of the stanza around it, and does not end it.
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     for stanza in re.split(r"\n\s*\n", "\n".join(lines)):
         fields: dict[str, str] = {}
@@ -113,7 +113,7 @@ def parse_deb822(text: str) -> list[Source]:
 
 
 def system_sources() -> list[Source]:
-    """The entries of this machine's own apt configuration, in apt's order; unreadable files are passed over."""
+    """Return the entries of this machine's apt configuration, in apt's order; unreadable files are skipped."""
     places = run(["apt-config", "shell", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d"])
     found = dict(re.findall(r"^(LIST|PARTS)='(.*)'$", places, re.MULTILINE))
     files = [Path(found.get("LIST", "/etc/apt/sources.list"))]
@@ -130,10 +130,10 @@ def system_sources() -> list[Source]:
 
 
 def archive(sources: Iterable[Source], distribution: Distribution) -> Source | None:
-    """The entry that is this machine's mirror of the distribution's main archive, or None.
+    """Return the entry for this machine's mirror of the distribution's main archive, or None.
 
-    Third parties sometimes use the release's code name for their suite as well; among several candidates the one
-    signed by the distribution's keyring, or else named like the distribution, is taken.
+    Third parties sometimes use the release's code name for their suite, too. Among several candidates the one signed
+    by the distribution's keyring is taken, or else the one named like the distribution.
     """
     apt = distribution.apt
     if apt is None:
@@ -154,13 +154,13 @@ def archive(sources: Iterable[Source], distribution: Distribution) -> Source | N
 
 
 def with_suite(source: Source, apt: AptNames, suite: str, components: Sequence[str]) -> Source:
-    """The same mirror, pointing at another suite. Without a key of its own, only the archive's keyring is trusted."""
+    """Return the same mirror for another suite. Without a key of its own, only the archive's keyring is trusted."""
     keyring = apt.keyring if Path(apt.keyring).is_file() else ""
     return replace(source, suites=(suite,), components=tuple(components), signed_by=source.signed_by or keyring)
 
 
 class ReleaseExpired(Refused):
-    """The index of the suite is older than its signer allows: somebody may serve an old one on purpose."""
+    """The suite's index is older than its signer allows: an attacker may be serving an old one on purpose."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -168,11 +168,11 @@ class ReleaseExpired(Refused):
             "a release: ASPORT_NGTCP2_SOURCE=/path/to/ngtcp2.tar.xz"
         )
         self.reason = reason
-        """What apt says, with the address and since when."""
+        """The message of apt, with the address and the time of expiry."""
 
 
 class PrivateApt:
-    """apt-get with a source list, state and cache in one folder of ours; :func:`private` makes them."""
+    """apt-get with a source list, state and cache in one folder of ours; created by :func:`private`."""
 
     def __init__(self, folder: Path, source: Source, kind: str, *, accept_expired: bool = False) -> None:
         """Write the configuration. ``kind`` is ``deb`` or ``deb-src``."""
@@ -196,19 +196,19 @@ class PrivateApt:
             "Acquire::Retries": "2",
             "Acquire::http::Timeout": "20",
             "Acquire::https::Timeout": "20",
-            # Whatever the system's configuration allows: what is not signed, or weakly, or long ago, is not built.
+            # Whatever the system's configuration allows: unsigned, weakly signed or expired sources are not built.
             "Acquire::AllowInsecureRepositories": "false",
             "Acquire::AllowWeakRepositories": "false",
             "Acquire::AllowDowngradeToInsecureRepositories": "false",
             "APT::Get::AllowUnauthenticated": "false",
-            "Acquire::Check-Date": "true",  # without it the next one has no effect
+            "Acquire::Check-Date": "true",  # otherwise the next setting has no effect
             "Acquire::Check-Valid-Until": "false" if accept_expired else "true",
             **{f"APT::Hashes::{name}::Untrusted": "true" for name in _WEAK_HASHES},
-            # Without it a failed fetch is a warning and a return code of 0.
+            # Otherwise a failed fetch is a warning with exit code 0.
             "APT::Update::Error-Mode": "any",
         }
         if os.geteuid() == 0:
-            # apt would fetch as the user _apt, who cannot write here, and warn about it.
+            # Otherwise apt fetches as the user _apt, which cannot write here, and warns about it.
             settings["APT::Sandbox::User"] = "root"
         lines = [f"#clear {name};" for name in (*HOOKS, *_LOOSER)]
         lines += [f'{name} "{value}";' for name, value in settings.items()]
@@ -219,9 +219,10 @@ class PrivateApt:
 
         Raises:
             StepFailed: apt-get failed; one line says why.
+            ReleaseExpired: The index is out of date.
         """
-        # A file given with -c is read after the system's configuration, one named by $APT_CONFIG before it, where
-        # #clear would have nothing to clear yet.
+        # A file given with -c is read after the system's configuration, so that #clear takes effect. A file named by
+        # $APT_CONFIG would be read before it.
         try:
             run(["apt-get", "-c", str(self._configuration), "-q", *arguments], cwd=self.downloads, timeout=timeout)
         except StepFailed as failure:
@@ -232,13 +233,13 @@ class PrivateApt:
 
 @contextlib.contextmanager
 def private(folder: Path, source: Source, kind: str, *, accept_expired: bool = False) -> Iterator[PrivateApt]:
-    """An updated private apt for one suite; its lists and downloads are gone when the block ends.
+    """Provide an updated private apt for one suite; its lists and downloads are removed when the block ends.
 
     Args:
-        folder: Where to work; must not exist yet.
+        folder: Working folder; must not exist yet.
         source: Mirror and suite.
         kind: ``deb`` or ``deb-src``.
-        accept_expired: Take an index whose time is over. Its signature counts all the same.
+        accept_expired: Accept an expired index. Its signature is still checked.
 
     Raises:
         StepFailed: apt-get is missing, or failed; one line says why.
@@ -255,7 +256,7 @@ def private(folder: Path, source: Source, kind: str, *, accept_expired: bool = F
 
 
 def find_archive(distribution: Distribution) -> tuple[Source, AptNames]:
-    """This machine's mirror of the main archive, with the names that go with it.
+    """Return this machine's mirror of the main archive, with the names that belong to it.
 
     Raises:
         StepFailed: No apt here, or no such entry among its sources.

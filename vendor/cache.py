@@ -1,8 +1,8 @@
 """The folder that keeps fetched and built third-party files, outside the source tree.
 
-What is in it ends up in the extension module, so it is used only where nobody but the user who builds, and root, may
-have changed it, and where it still is what it was when it was published: beside each file or folder lies a list of
-SHA-256 sums (``NAME.sha256``).
+Its content ends up in the extension module. It is therefore used only if no one but the building user and root can have
+changed it, and if it still is what was published: next to each file or folder is a list of SHA-256 sums
+(``NAME.sha256``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def folder(env: Mapping[str, str] = os.environ) -> Path:
-    """``$ASPORT_CACHE``, else ``$XDG_CACHE_HOME/asport-sync``, else ``~/.cache/asport-sync``. Not created here."""
+    """Return ``$ASPORT_CACHE``, ``$XDG_CACHE_HOME/asport-sync`` or ``~/.cache/asport-sync``, without creating it."""
     if chosen := env.get("ASPORT_CACHE"):
         return Path(chosen).absolute()
     base = env.get("XDG_CACHE_HOME", "")
@@ -32,13 +32,13 @@ def folder(env: Mapping[str, str] = os.environ) -> Path:
 
 @contextlib.contextmanager
 def locked(cache: Path) -> Iterator[None]:
-    """Hold the cache for writing. A second build waits here and then finds what the first one made.
+    """Lock the cache for writing. A second build waits here and then finds the result of the first.
 
-    The kernel drops the lock when its holder dies, so there is never a stale one.
+    The kernel releases the lock when its holder dies, so it cannot become stale.
 
     Raises:
-        Refused: Somebody else may write to the cache.
-        StepFailed: It can't be made or written to.
+        Refused: Another user may write to the cache.
+        StepFailed: The cache cannot be created or written to.
     """
     try:
         make_folder(cache)
@@ -59,22 +59,22 @@ def locked(cache: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch(cache: Path) -> Iterator[Path]:
-    """A folder for unfinished work, on the cache's own file system so that a rename publishes the result whole."""
+    """Provide a folder for unfinished work, on the cache's file system, so that a rename publishes it atomically."""
     make_folder(cache)
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=cache, ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
 def publish(finished: Path, place: Path) -> Path:
-    """Move a finished folder or file to its place in one step; whoever looks sees nothing or all of it.
+    """Move a finished folder or file to its place atomically; other processes see nothing or all of it.
 
     Args:
-        finished: In a folder that nobody else may write to, as that of :func:`scratch`. A folder that is at the place
-            already, and damaged, goes there.
-        place: Where it is to be. Its sums are written beside it, for :func:`kept`.
+        finished: In a folder that no other user may write to, such as that of :func:`scratch`. A damaged folder that is
+            at the place already is moved there.
+        place: The destination. The sums are written next to it, for :func:`kept`.
     """
     for path in (finished, *_below(finished)):
-        # Whatever the umask was: else the user's own cache would be refused the next time.
+        # Independent of the umask: otherwise the user's own cache could be refused the next time.
         if not path.is_symlink():
             path.chmod(stat.S_IMODE(path.stat().st_mode) & ~_OTHERS_WRITE)
     make_folder(place.parent)
@@ -91,22 +91,22 @@ def publish(finished: Path, place: Path) -> Path:
 
 
 def make_folder(place: Path) -> None:
-    """Make a folder, and those above it that are missing, in which nobody else may write whatever the umask is."""
+    """Create a folder and its missing parents, which no other user may write to, whatever the umask is."""
     missing = [folder for folder in (place, *place.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(0o755, exist_ok=True)
 
 
 def kept(cache: Path, place: Path, *, digest: str = "") -> bool:
-    """Whether a file or folder is in the cache, and is what was published there.
+    """Return whether a file or folder is in the cache and is what was published there.
 
     Args:
         cache: The cache folder.
-        place: Below it.
-        digest: SHA-256 of the file, for one that was published before sums were written.
+        place: A file or folder below it.
+        digest: SHA-256 of the file, for a file that was published before sums were written.
 
     Raises:
-        Refused: Somebody else may have changed it.
+        Refused: Another user may have changed it.
     """
     if not place.exists():
         return False
@@ -117,28 +117,29 @@ def kept(cache: Path, place: Path, *, digest: str = "") -> bool:
 
 
 def check(cache: Path, place: Path) -> None:
-    """Make sure that only the user who builds, and root, may write to something in the cache; see :func:`doubt`.
+    """Make sure that only the building user and root may write to something in the cache; see :func:`doubt`.
 
     Raises:
-        Refused: Somebody else may, or owns it.
+        Refused: Another user may write to it or owns it.
     """
     if problem := doubt(cache, place):
         raise Refused(f"{problem}: remove {cache}, or name another folder in ASPORT_CACHE")
 
 
 def doubt(cache: Path, place: Path) -> str:
-    """What is wrong with the owner or the mode of something in the cache; empty where nothing is.
+    """Return what is wrong with the owner or mode of something in the cache; empty if nothing is.
 
     Args:
-        cache: The cache folder; what is above it is the user's choice.
-        place: The cache folder itself, or a file or folder below it. The folders between count, and all that is below.
+        cache: The cache folder. The folders above it are the user's choice and are not checked.
+        place: The cache folder itself, or a file or folder below it. The folders between and everything below the place
+            are checked, too.
     """
     if place == cache:
         paths = [cache]
     else:
         between = [folder for folder in place.parents if folder.is_relative_to(cache)]
         there = [path for path in (place, _record(place)) if path.exists()]
-        # A link below it is as safe as the folder that it is in, and leads to what is looked at as well.
+        # A link below it is as safe as the folder that contains it, and its target is checked as well.
         below = [path for path in _below(place) if not path.is_symlink()]
         paths = [*reversed(between), *there, *below]
     for path in paths:
@@ -155,12 +156,12 @@ def _record(place: Path) -> Path:
 
 
 def _below(place: Path) -> list[Path]:
-    """Everything in a folder, sorted; links are not followed. Nothing for a file."""
+    """Return everything in a folder, sorted, without following links; nothing for a file."""
     return sorted(Path(folder, name) for folder, folders, files in os.walk(place) for name in (*folders, *files))
 
 
 def _sums(place: Path, name: str) -> str:
-    """A line for each file, as sha256sum writes it, and for each symbolic link, with another name for the place."""
+    """Return a line for each file, as sha256sum writes it, and for each symbolic link; ``name`` replaces the place."""
     lines = []
     for path in (place, *_below(place)):
         shown = Path(name, path.relative_to(place))

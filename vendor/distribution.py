@@ -1,4 +1,4 @@
-"""What this Linux distribution calls the packages we need, and the exact commands that install them."""
+"""The names of the packages we need on this Linux distribution, and the exact commands that install them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OS_RELEASE = Path("/etc/os-release")
 
 
 def load_table() -> dict[str, Any]:
-    """The whole of ``packages.json``, entries marked ``like`` completed from the entry they name."""
+    """Return all of ``packages.json``, with entries marked ``like`` completed from the entry they name."""
     table: dict[str, Any] = json.loads(TABLE_FILE.read_text())
     entries = table["distributions"]
     for key, entry in entries.items():
@@ -26,18 +26,18 @@ def load_table() -> dict[str, Any]:
 
 
 def minimum(name: str) -> str:
-    """Lowest version that works, of ``ngtcp2``, ``gnutls`` or ``python``."""
+    """Return the minimum version of ``ngtcp2``, ``gnutls`` or ``python``."""
     return str(load_table()["minimum"][name])
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
-    """The leading dotted number of a version, for comparing: ``1.24.0-1`` gives ``(1, 24, 0)``."""
+    """Return the leading dotted number of a version, for comparison: ``1.24.0-1`` gives ``(1, 24, 0)``."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
 def parse_os_release(text: str) -> dict[str, str]:
-    """The fields of an os-release file (see os-release(5))."""
+    """Return the fields of an os-release file (see os-release(5))."""
     fields = {}
     for line in text.splitlines():
         key, separator, value = line.strip().partition("=")
@@ -47,26 +47,26 @@ def parse_os_release(text: str) -> dict[str, str]:
 
 
 def as_root(command: str) -> str:
-    """What to type for a command that needs root. Containers have root and no sudo."""
+    """Return what to type for a command that needs root. Containers have root and no sudo."""
     return command if os.geteuid() == 0 else f"sudo {command}"
 
 
 @dataclass(frozen=True)
 class AptNames:
-    """What apt needs to know about a distribution that has it."""
+    """What apt needs to know about a distribution that uses it."""
 
     keyring: str
     """File with the archive's keys."""
     suites: tuple[str, ...]
-    """Suite names that, besides the release's code name, mark an apt source as the main archive."""
+    """Suite names that, in addition to the release's code name, identify an apt source as the main archive."""
     source_package: str
     source_suite: str
     """Suite whose source package is recent enough to build from."""
     source_components: tuple[str, ...]
     runtime: tuple[str, ...]
-    """Packages that the ngtcp2 development packages depend on, besides GnuTLS."""
+    """Packages that the ngtcp2 development packages depend on, in addition to GnuTLS."""
     newer_suite: str
-    """Suite to take ngtcp2 from where this release's own is too old; empty where there is none."""
+    """Suite to take ngtcp2 from if this release's own is too old; empty: none."""
     newer_components: tuple[str, ...]
 
 
@@ -84,12 +84,12 @@ class Distribution:
     apt: AptNames | None
 
     def package_names(self, needs: Iterable[str]) -> list[str]:
-        """Packages that provide the named needs (keys of ``packages`` in the table), each once, in order."""
+        """Return the packages that provide the named needs (keys of ``packages`` in the table), each once, in order."""
         names = [name for need in needs for name in self.packages.get(need, ())]
         return list(dict.fromkeys(names))
 
     def install_command(self, needs: Iterable[str]) -> str:
-        """The line a person types to get the named needs, or a description where the distribution isn't known."""
+        """Return the line to type to get the named needs, or a description if the distribution is unknown."""
         needs = list(needs)
         if not self.key:
             return "install, with this system's package manager: " + ", ".join(needs)
@@ -98,11 +98,11 @@ class Distribution:
         return " && ".join(as_root(shlex.join(command)) for command in commands)
 
     def ngtcp2_commands(self, mirror: str, *, newer_configured: bool = False) -> list[str]:
-        """The lines a person types to get a recent enough system ngtcp2.
+        """Return the lines to type to get a recent enough system ngtcp2.
 
         Args:
-            mirror: This machine's mirror of the main archive, empty where not known. Only used with a newer suite.
-            newer_configured: That suite is among the machine's apt sources already.
+            mirror: This machine's mirror of the main archive; empty: unknown. Only used with a newer suite.
+            newer_configured: Whether that suite is among the machine's apt sources already.
         """
         if self.apt is None or not self.apt.newer_suite:
             return [self.install_command(["ngtcp2"])]
@@ -118,7 +118,7 @@ class Distribution:
 
 
 def detect(os_release: str | None = None) -> Distribution:
-    """The distribution that an os-release text describes; this machine's own by default."""
+    """Return the distribution that an os-release text describes; by default this machine's."""
     if os_release is None:
         os_release = OS_RELEASE.read_text() if OS_RELEASE.exists() else ""
     fields = parse_os_release(os_release)
@@ -127,7 +127,7 @@ def detect(os_release: str | None = None) -> Distribution:
     key = next((candidate for candidate in candidates if candidate in entries), "")
     entry = entries.get(key, {})
     version = fields.get("VERSION_ID", "")
-    # A derivative numbers its releases its own way, so its version says nothing about the parent's suites.
+    # A derivative has its own release numbers, so its version says nothing about the parent's suites.
     exact = key == candidates[0]
     return Distribution(
         key=key,
