@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sets up a machine for the Makefile: installs what is missing as root or with a sudo that needs no password, else says which
-# command does. vendor/machine.py does that; here is what it needs itself, a Python that is recent enough.
+# Sets up a machine for the Makefile: installs what is missing, as root or with a sudo that needs no password, or else
+# names the command that does. vendor/machine.py does that; this script provides the recent enough Python that it needs.
 # usage: bootstrap.sh [python]
 set -eu
 
@@ -11,7 +11,7 @@ recent_enough() {
     command -v "$python" >/dev/null 2>&1 && "$python" -c "$recent"
 }
 
-# All that the Makefile needs, as in packages.json: in one go, so that nobody is asked to install packages twice.
+# Everything that the Makefile needs, as in packages.json: at once, so that packages need not be installed twice.
 packages='gcc libc6-dev make pkg-config libgnutls28-dev python3 python3-dev python3-venv curl iproute2 xz-utils'
 
 if ! recent_enough && command -v apt-get >/dev/null 2>&1; then
@@ -25,7 +25,7 @@ if ! recent_enough && command -v apt-get >/dev/null 2>&1; then
         exit 1
     fi
     echo "installing $packages" >&2
-    # Standard output belongs to the target that was asked for. A refresh that fails in part is no reason to stop.
+    # Standard output belongs to the requested target. A partly failed refresh is no reason to stop.
     # shellcheck disable=SC2086 # both are lists of words
     {
         $as_root apt-get update </dev/null >&2 || echo "the package lists could not all be refreshed" >&2

@@ -1,9 +1,9 @@
 """Install what the Makefile needs and this machine lacks, or say what to type.
 
-Run as ``python3 -m vendor.machine`` before anything else; where nothing is missing it only looks, in a fraction of a
-second. Packages are installed without a question being asked, and only as root or where sudo needs no password.
-``python3 -m vendor.machine NEED ...`` does the same for needs that one target alone has, and is no failure where they
-can't be had: the target goes on without them and says so.
+Run as ``python3 -m vendor.machine`` before anything else; if nothing is missing, the check takes a fraction of a
+second. Packages are installed without asking, and only as root or if sudo needs no password.
+``python3 -m vendor.machine NEED ...`` does the same for needs of a single target, and succeeds even if they are
+unavailable: the target continues without them and says so.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ HEADERS = "#include <stdio.h>\n#include <sys/epoll.h>\n#include <linux/udp.h>\ni
 
 
 def has_program(*names: str) -> bool:
-    """One of the programs is there. The sbin folders count: a user's PATH may lack them, a root shell's never does."""
+    """Return whether one of the programs is installed, in PATH or the sbin folders, which a user's PATH may lack."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     return any(shutil.which(name, path=path) for name in names)
 
 
 def has_compiler(compiler: Sequence[str] = ()) -> bool:
-    """A C compiler that finds the headers of the C library and the kernel; ``$CC`` or cc unless one is named."""
+    """Return whether the C compiler (default: ``$CC`` or cc) finds the headers of the C library and the kernel."""
     compiler = compiler or shlex.split(os.environ.get("CC", "cc"))
     try:
         done = subprocess.run([*compiler, "-fsyntax-only", "-xc", "-"], input=HEADERS, text=True, capture_output=True)
@@ -40,14 +40,14 @@ def has_compiler(compiler: Sequence[str] = ()) -> bool:
 
 
 def has_gnutls() -> bool:
-    """GnuTLS with its headers, any version."""
+    """Return whether GnuTLS is installed with its headers, in any version."""
     if not has_program("pkg-config"):
         return False
     return subprocess.run(["pkg-config", "--exists", "gnutls"], capture_output=True).returncode == 0
 
 
 def has_fuzzer() -> bool:
-    """A clang with libFuzzer, which some distributions package apart from it."""
+    """Return whether clang is installed with libFuzzer, which some distributions package separately."""
     if not has_program("clang"):
         return False
     command = ["clang", "-fsanitize=fuzzer,address", "-xc", "-", "-o", "/dev/null"]
@@ -56,17 +56,17 @@ def has_fuzzer() -> bool:
 
 
 def has_python_headers() -> bool:
-    """The headers of the Python that runs this, which is the one the virtual environment is made of."""
+    """Return whether the headers of this Python exist, from which the virtual environment is made."""
     return python_header().is_file()
 
 
 def python_header() -> Path:
-    """Where the first of those headers is, or would be."""
+    """Return the path of the first of those headers, existing or not."""
     return Path(sysconfig.get_path("include"), "Python.h")
 
 
 def has_venv() -> bool:
-    """The standard library's venv with the pip it installs, which Debian packages apart from Python."""
+    """Return whether venv and the pip it installs exist, which Debian packages separately from Python."""
     return find_spec("venv") is not None and find_spec("ensurepip") is not None
 
 
@@ -81,20 +81,20 @@ PROBES: dict[str, Callable[[], bool]] = {
     "ip": lambda: has_program("ip"),
     "xz": lambda: has_program("xz"),
 }
-"""Every need of the Makefile, named as in packages.json, and how to see whether it is met."""
+"""All needs of the Makefile, named as in packages.json, and how to check whether each is met."""
 
 EXTRA_PROBES: dict[str, Callable[[], bool]] = {"clang": has_fuzzer}
-"""The same for needs that only one target has."""
+"""The same for needs of a single target."""
 
 
 def missing(needs: Sequence[str] = ()) -> list[str]:
-    """Which of the needs are not met; of the Makefile's own ones where none are named."""
+    """Return the needs that are not met; by default of those of the Makefile."""
     probes = {need: EXTRA_PROBES[need] for need in needs} or PROBES
     return [need for need, probe in probes.items() if not probe()]
 
 
 def privilege() -> list[str] | None:
-    """What to put before a command that needs root: nothing, sudo, or None where there is no way."""
+    """Return what to put before a command that needs root: nothing or sudo; None if neither works."""
     if os.geteuid() == 0:
         return []
     if shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0:
@@ -103,20 +103,20 @@ def privilege() -> list[str] | None:
 
 
 def install(distribution: Distribution, needs: Sequence[str], prefix: Sequence[str]) -> None:
-    """Install the packages for the needs. A failed refresh is not the end: the lists at hand may do."""
+    """Install the packages for the needs, even after a failed refresh: the existing lists may be good enough."""
     names = distribution.package_names(needs)
-    # Given to the command itself, as sudo passes no environment on.
+    # Passed with env, as sudo does not pass on the environment.
     start = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive"]
     wait = ["-o", "DPkg::Lock::Timeout=300"] if distribution.apt else []
     print(f"installing {' '.join(names)}", file=sys.stderr, flush=True)
-    # Nothing of this belongs to the output of the target that was asked for.
+    # None of this belongs to the output of the requested target.
     if distribution.refresh and subprocess.run([*start, *distribution.refresh], stdout=sys.stderr).returncode != 0:
         print("the package lists could not all be refreshed; trying with what there is", file=sys.stderr, flush=True)
     subprocess.run([*start, *distribution.install, *wait, *names], stdout=sys.stderr, stdin=subprocess.DEVNULL)
 
 
 def main(needs: Sequence[str] = ()) -> int:
-    """Look, install where allowed, look again."""
+    """Check, install if allowed, check again."""
     lacking = missing(needs)
     if not lacking:
         return 0

@@ -1,19 +1,19 @@
-"""Which ngtcp2 the extension module is linked with.
+"""Chooses the ngtcp2 that the extension module is linked with.
 
-The ways, in order; each that fails says why in one line and the next is tried:
+The ways are tried in order; each failure is reported in one line:
 
 1. a folder or tarball named by ``ASPORT_NGTCP2_SOURCE``, built static;
 2. the distribution's source package from its newest suite, fetched by apt with a private state, built static;
 3. the system's ``libngtcp2`` and ``libngtcp2_crypto_gnutls``, found by pkg-config.
 
-A release's own packages lag behind by years and carry known faults, so they come last. ``ASPORT_NGTCP2`` narrows the
-choice: ``bundled`` leaves out way 3, ``system`` is way 3 alone (for those who package asport-sync), ``auto`` is the
-default. What is asked for by name is never silently replaced: a source given in ``ASPORT_NGTCP2_SOURCE`` that does not
-build is an error. Nor does ``auto`` go on to the system's library where what it has must not be used (a cache that
-others may write to, an index that has expired) or where only a tool is missing. Where it does go on, the extension
-module says so when it is used.
+The packages of a release lag behind by years and contain known faults, so they come last. ``ASPORT_NGTCP2`` narrows the
+choice: ``bundled`` excludes way 3, ``system`` is way 3 alone (for packagers of asport-sync), ``auto`` is the default. A
+library that was explicitly requested is never silently replaced: a source given in ``ASPORT_NGTCP2_SOURCE`` that does
+not build is an error. ``auto`` does not continue to the system's library if what it found must not be used (a cache
+that other users may write to, an expired index) or if only a tool is missing. If it does continue, the extension module
+says so when it is used.
 
-Run as ``python -m vendor.ngtcp2``: prints what was chosen, and builds it where it has to be built.
+Run as ``python -m vendor.ngtcp2`` to print the choice; it is built first if necessary.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
-    # Run by its path: the folder above is not on the search path then.
+    # If run by path, the parent folder is not on the search path.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vendor import apt, cache, machine, static_build
@@ -37,9 +37,9 @@ from vendor.steps import Refused, StepFailed, ToolMissing, run, say
 
 CHOICES = ("auto", "bundled", "system")
 PACKAGES = ("libngtcp2", "libngtcp2_crypto_gnutls")
-"""pkg-config names, of one release each time."""
+"""pkg-config names, always of the same release."""
 TOOLS = ("compiler", "make", "pkg-config", "gnutls", "python-headers")
-"""What it takes to build the extension module, as named in packages.json."""
+"""What is needed to build the extension module, named as in packages.json."""
 
 
 class LibraryMissing(Exception):
@@ -51,22 +51,22 @@ class Library:
     """An ngtcp2 that can be linked."""
 
     origin: str
-    """``bundled`` (static, in the extension module) or ``system`` (shared, found again at run time)."""
+    """``bundled`` (static, in the extension module) or ``system`` (shared, located again at run time)."""
     version: str
     compile_args: tuple[str, ...]
     archives: tuple[str, ...]
-    """Static libraries, in link order, to stand after our own objects."""
+    """Static libraries in link order, to be placed after our own objects."""
     link_args: tuple[str, ...]
     licence: Path | None
-    """The text that has to accompany a binary with the library in it; None where nothing is bundled."""
+    """The text that must accompany a binary containing the library; None if nothing is bundled."""
     adjusted: bool = False
-    """Built from a source that we changed, see ``adjustments``."""
+    """Whether it was built from a source that we changed, see ``adjustments``."""
     fallback: bool = False
-    """The system's, and nobody asked for it: the source of a current release could not be had."""
+    """Whether it is the system's, without being requested: the source of a current release was unavailable."""
 
     @property
     def description(self) -> str:
-        """The origin as the extension module tells it."""
+        """The origin as the extension module reports it."""
         if self.adjusted:
             return f"{self.origin}, adjusted"
         return f"{self.origin}, fallback" if self.fallback else self.origin
@@ -76,11 +76,12 @@ def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | Non
     """Find or build the library.
 
     Args:
-        env: Where ``ASPORT_NGTCP2``, ``ASPORT_NGTCP2_SOURCE`` and the cache's place are looked up.
+        env: Contains ``ASPORT_NGTCP2``, ``ASPORT_NGTCP2_SOURCE`` and the variables that choose the cache folder.
         distribution: Names to use in messages and for apt; this machine's by default.
 
     Raises:
-        LibraryMissing: With every way that was tried, why it failed, and the commands that help on this distribution.
+        LibraryMissing: No way worked. Lists every way tried with its failure, and the commands that help on this
+            distribution.
     """
     distribution = distribution or detect()
     wanted = env.get("ASPORT_NGTCP2", "") or "auto"
@@ -117,7 +118,7 @@ def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | Non
 def require_tools(
     compiler: Sequence[str], env: Mapping[str, str] = os.environ, distribution: Distribution | None = None
 ) -> None:
-    """Make sure that what every extension module is built with is there.
+    """Make sure that the tools for building any extension module are installed.
 
     Args:
         compiler: The command that our own code is compiled with.
@@ -125,7 +126,7 @@ def require_tools(
         distribution: Names to use in messages; this machine's by default.
 
     Raises:
-        LibraryMissing: A line for each thing that is missing, and the command that installs all of it.
+        LibraryMissing: Something is missing. Has a line for each thing, and the command that installs all of them.
     """
     problems = []
     if shutil.which(compiler[0]) is None:
@@ -148,10 +149,10 @@ Way = tuple[str, Callable[[], Library]]
 
 
 def first_that_works(ways: list[Way], distribution: Distribution) -> Library:
-    """The library that the first working way gives; every failure is reported when it happens.
+    """Return the library from the first way that works; report every failure when it happens.
 
     Raises:
-        LibraryMissing: None of them works, or one has what must not be used.
+        LibraryMissing: None of them works, a tool is missing, or one found something that must not be used.
     """
     failures = []
     for name, way in ways:
@@ -171,7 +172,7 @@ def first_that_works(ways: list[Way], distribution: Distribution) -> Library:
 
 
 def bundled(origin: static_build.Origin, gnutls: str, root: Path, env: Mapping[str, str]) -> Library:
-    """A static build of the given source."""
+    """Build the given source as a static library."""
     folder = static_build.build(origin, gnutls=gnutls, root=root, env=env)
     return Library(
         origin="bundled",
@@ -185,7 +186,7 @@ def bundled(origin: static_build.Origin, gnutls: str, root: Path, env: Mapping[s
 
 
 def system() -> Library:
-    """The library that pkg-config knows."""
+    """Return the library that pkg-config finds."""
     lowest = minimum("ngtcp2")
     versions = {name: _module_version(name) for name in PACKAGES}
     for name, version in versions.items():
@@ -202,10 +203,10 @@ def system() -> Library:
 
 
 def probe_gnutls() -> str:
-    """Version of the GnuTLS that can be compiled against.
+    """Return the version of the GnuTLS that is available to compile against.
 
     Raises:
-        StepFailed: A tool or the headers are missing, or too old.
+        StepFailed: A tool or the headers are missing or too old.
     """
     lowest = minimum("gnutls")
     version = _module_version("gnutls")
@@ -227,7 +228,7 @@ def _module_version(name: str) -> str:
 
 
 def pkg_config(*arguments: str) -> tuple[str, ...]:
-    """What pkg-config answers, split into words."""
+    """Return the output of pkg-config, split into words."""
     return tuple(shlex.split(run([_pkg_config_program(), *arguments])))
 
 
@@ -236,13 +237,13 @@ def _pkg_config_program() -> str:
 
 
 def help_tools(distribution: Distribution) -> str:
-    """One line: what to type to get all that the build needs."""
+    """Return one line: what to type to get everything that the build needs."""
     command = distribution.install_command(TOOLS)
     return f"Run: {command}" if distribution.key else command
 
 
 def help_library(distribution: Distribution) -> str:
-    """What to type to get an ngtcp2 that is recent enough."""
+    """Return what to type to get a recent enough ngtcp2."""
     mirror, suites = "", set[str]()
     if distribution.apt is not None:
         try:

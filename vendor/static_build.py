@@ -1,8 +1,8 @@
-"""A static ngtcp2 with its GnuTLS helper, built from source into the cache folder.
+"""Builds a static ngtcp2 with its GnuTLS helper from source into the cache folder.
 
-What the build depends on is part of the folder's name, so builds never overwrite each other and a finished one is
-final: ``<cache>/ngtcp2/<version>-gnutls<version>-<machine>-<hash>/{include,lib,COPYING}``. Where the source was changed
-(see ``adjustments``), ``ADJUSTED`` beside them lists how.
+The folder's name contains everything that the build depends on, so builds never overwrite each other and a finished one
+is final: ``<cache>/ngtcp2/<version>-gnutls<version>-<machine>-<hash>/{include,lib,COPYING}``. If the source was changed
+(see ``adjustments``), ``ADJUSTED`` next to them lists the changes.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ CONFIGURE = (
     "--with-pic",
     "--disable-dependency-tracking",
 )
-# The library's asserts stay in (no NDEBUG): an abort is better than a corrupted process.
+# The library's asserts stay enabled (no NDEBUG): an abort is better than a corrupted process.
 CFLAGS = "-O3"
 KNOWN = {"ngtcp2_1.24.0.orig.tar.xz": "7fa5ec2be0f0cbed8bc4ec89c0787dfa9d8ce678f1ed9477c52f30eb1a591207"}
-"""SHA-256 of source tarballs that this was tested with. These are used whatever the age of the index they came by."""
+"""SHA-256 of source tarballs that were tested. These are used regardless of the age of the index that lists them."""
 ADJUSTED = "ADJUSTED"
-"""Name of the file that lists the adjustments in a build, one a line."""
+"""Name of the file that lists the adjustments in a build, one per line."""
 ARCHIVES = ("libngtcp2_crypto_gnutls.a", "libngtcp2.a")
 """In link order: the helper calls the library."""
 BUILD_TIMEOUT = 900.0
 """Seconds; two cores need 15 to 30."""
 
 _FROM_OUTSIDE = ("CFLAGS", "CPPFLAGS", "LDFLAGS", "LIBS", "CXXFLAGS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "DESTDIR")
-# What automake's configure calls unsafe, and what its lists of files and flags can't hold.
+# Characters that automake's configure calls unsafe, and those that its lists of files and flags cannot contain.
 _NOT_FOR_CONFIGURE = re.compile(r"[\s\"'`#$&\\]")
 _ORIGINAL = re.compile(r"(?P<name>ngtcp2_(?P<version>[0-9][0-9.]*)[^/]*\.orig\.tar\.(?:xz|gz|bz2))")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Source of ngtcp2: a folder with a ``configure`` script in it, or a tarball of such a folder."""
+    """Source of ngtcp2: a folder with a ``configure`` script, or a tarball of such a folder."""
 
     path: Path
     version: str
     digest: str
-    """Of the content, so that a changed source is a new build."""
+    """SHA-256 of the content, so that a changed source is a new build."""
 
 
 def from_path(path: Path) -> Origin:
-    """The source that the user names.
+    """Return the source at a path, a folder or tarball.
 
     Raises:
-        StepFailed: Nothing usable there.
+        StepFailed: There is no usable source.
     """
     mode = _mode(path)
     if stat.S_ISDIR(mode):
@@ -88,9 +88,9 @@ def from_path(path: Path) -> Origin:
 
 
 def _mode(path: Path) -> int:
-    """What is at a path, as in ``st_mode``, or 0 where nothing is.
+    """Return the ``st_mode`` of a path, or 0 if nothing exists there.
 
-    Not Path.is_file(): from Python 3.14 on it also says no where it may not look.
+    Not Path.is_file(): from Python 3.14 on it also returns False without permission to look.
     """
     try:
         return path.stat().st_mode
@@ -115,16 +115,16 @@ def _acceptable(origin: Origin) -> Origin:
 
 
 def from_distribution(distribution: Distribution, root: Path, *, refresh: bool = False) -> Origin:
-    """The distribution's own source package, fetched once and then kept in the cache.
+    """Return the distribution's own source package, fetched once and then kept in the cache.
 
     Args:
         distribution: This machine's.
         root: The cache folder.
-        refresh: Fetch again although there is one in the cache; the newer of the two is used.
+        refresh: Fetch again even if there is one in the cache; the newer of the two is used.
 
     Raises:
-        StepFailed: Nothing cached, and apt could not fetch it.
-        Refused: What is cached may have been changed by others, or what apt can fetch is out of date.
+        StepFailed: Nothing is cached, and apt could not fetch it.
+        Refused: Other users may have changed the content of the cache, or what apt can fetch is out of date.
     """
     if refresh or not _newest(root):
         with cache.locked(root):
@@ -137,7 +137,7 @@ def from_distribution(distribution: Distribution, root: Path, *, refresh: bool =
 
 
 def _newest(root: Path) -> Path | None:
-    """The newest tarball in the cache that is what was fetched."""
+    """Return the newest tarball in the cache that is unchanged since it was fetched."""
     named = [(version_tuple(match["version"]), file) for file in _tarballs(_sources(root)) if (match := _match(file))]
     for _, file in sorted(named, reverse=True):
         if cache.kept(root, file, digest=KNOWN.get(file.name, "")):
@@ -165,20 +165,20 @@ def _fetch(distribution: Distribution, root: Path) -> None:
     try:
         _download(source, names, root)
     except apt.ReleaseExpired as problem:
-        # It may hide a newer source, but brings in none that is older than what is known by its content.
+        # An expired index may hide a newer source, but cannot introduce one other than those known by their hash.
         if not _download(source, names, root, known_only=True):
             raise
         say(f"{problem.reason}; the source in it is one that was tested, by its SHA-256")
 
 
 def _download(source: apt.Source, names: AptNames, root: Path, *, known_only: bool = False) -> bool:
-    """Put the tarballs of the source package into the cache; whether there was one.
+    """Put the tarballs of the source package into the cache; return whether there were any.
 
     Args:
         source: Mirror and suite.
-        names: What the package is called.
+        names: The name of the package.
         root: The cache folder.
-        known_only: Take those that are known by their content only, also by an index that has expired.
+        known_only: Take only tarballs with a hash in ``KNOWN``, even from an expired index.
     """
     published = False
     with (
@@ -193,7 +193,7 @@ def _download(source: apt.Source, names: AptNames, root: Path, *, known_only: bo
         for file in _tarballs(private.downloads):
             if _match(file) is None:
                 continue
-            # apt has checked the .dsc against the signed index, and this makes the tarball the one it describes.
+            # apt has checked the .dsc against the signed index; this checks the tarball against the .dsc.
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             if digest != hashes.get(file.name):
                 raise StepFailed(f"the checksum of {file.name} is not the one in {description.name}")
@@ -205,7 +205,7 @@ def _download(source: apt.Source, names: AptNames, root: Path, *, known_only: bo
 
 
 def dsc_sha256(text: str) -> dict[str, str]:
-    """File name to SHA-256, from the ``Checksums-Sha256`` field of a Debian source description."""
+    """Return SHA-256 by file name, from the ``Checksums-Sha256`` field of a Debian source description."""
     match = re.search(r"^Checksums-Sha256:[ \t]*\n((?:[ \t]+\S.*\n)+)", text, re.MULTILINE)
     rows = (line.split() for line in match[1].splitlines()) if match else ()
     return {row[2]: row[0].lower() for row in rows if len(row) == 3}
@@ -216,7 +216,7 @@ def _flags(compiler: str) -> str:
 
 
 def cache_key(origin: Origin, gnutls: str, machine: str, compiler: str) -> str:
-    """Folder name for a build: everything that its outcome depends on."""
+    """Return the folder name of a build, which contains everything that its result depends on."""
     flags = [_flags(compiler), *hardening.relocation(compiler, {Path("/"): "."})]
     recipe = "\n".join([origin.digest, compiler, *flags, *CONFIGURE, adjustments.fingerprint(origin.version)])
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
@@ -224,18 +224,18 @@ def cache_key(origin: Origin, gnutls: str, machine: str, compiler: str) -> str:
 
 
 def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = os.environ) -> Path:
-    """The folder with the finished library, built now unless it is in the cache already.
+    """Return the folder with the finished library; build it unless it is in the cache.
 
     Args:
         origin: What to build.
-        gnutls: Version of the GnuTLS it is built against.
+        gnutls: Version of the GnuTLS to build against.
         root: The cache folder.
         env: ``CC`` is used; flags meant for our own code are not.
 
     Raises:
         StepFailed: configure or make failed; the line names their log.
         ToolMissing: There is no make.
-        Refused: What is in the cache may have been changed by others.
+        Refused: Other users may have changed the content of the cache.
     """
     machine = os.uname().machine
     place = root / "ngtcp2" / cache_key(origin, gnutls, machine, env.get("CC", ""))
@@ -254,7 +254,7 @@ def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = o
                 )
             say(f"building ngtcp2 {origin.version} with GnuTLS {gnutls} (some 20 s)")
             logs = root / "logs"
-            cache.check(root, logs)  # what can be put there would be written through
+            cache.check(root, logs)  # a link placed there would be written through
             with cache.scratch(root) as folder:
                 cache.publish(_make(origin, folder, logs / f"{place.name}.log", env), place)
     cache.check(root, place)
@@ -268,9 +268,9 @@ def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Pa
     work, finished = folder / "work", folder / "finished"
     work.mkdir()
     environment = {name: value for name, value in env.items() if name not in _FROM_OUTSIDE}
-    # Out of the source folder: one that the user named is left as it was.
+    # Built outside the source folder: one that was named in the environment is left unchanged.
     configure = [str(source.absolute() / "configure"), f"--prefix={finished}", *CONFIGURE]
-    # The folders have names of the moment, and are nobody's business where the module is used. Asserts name files.
+    # Asserts contain file names. The folders' names are temporary and must not be visible where the module is used.
     compiler, names = env.get("CC", ""), {folder: ".", source.absolute(): f"ngtcp2-{origin.version}"}
     configure.append(f"CFLAGS={' '.join([_flags(compiler), *hardening.relocation(compiler, names)])}")
     jobs = f"-j{len(os.sched_getaffinity(0))}"
@@ -279,7 +279,7 @@ def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Pa
     missing = [name for name in ARCHIVES if not (finished / "lib" / name).is_file()]
     if missing:
         raise StepFailed(f"the build made no {' and no '.join(missing)}, see {log}")
-    # These hold the path of the unfinished folder, or are documentation.
+    # These contain the path of the unfinished folder, or are documentation.
     shutil.rmtree(finished / "lib" / "pkgconfig", ignore_errors=True)
     shutil.rmtree(finished / "share", ignore_errors=True)
     for file in (finished / "lib").glob("*.la"):
@@ -291,7 +291,7 @@ def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Pa
 
 
 def _adjust(source: Path, version: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The source with our adjustments, as far as they fit, and their names. Writes below ``folder`` only."""
+    """Apply the adjustments that fit; return the source and their names. Writes below ``folder`` only."""
     if not adjustments.known(version):
         say(f"ngtcp2 {version} is built without our adjustments, which were not made for it")
         return source, ()
@@ -301,7 +301,7 @@ def _adjust(source: Path, version: str, folder: Path) -> tuple[Path, tuple[str, 
     if not plan.applied:
         return source, ()
     if not source.is_relative_to(folder):
-        # With the times of the files: generated ones that look older than what they come from are generated again.
+        # Keeps file times: generated files that look older than their sources would be generated again.
         source = shutil.copytree(source, folder / "copy", symlinks=True, ignore=shutil.ignore_patterns(".git"))
     adjustments.write(plan, source)
     say(f"adjusted: {', '.join(plan.applied)} (vendor/adjustments.py)")
@@ -311,7 +311,7 @@ def _adjust(source: Path, version: str, folder: Path) -> tuple[Path, tuple[str, 
 def _unpack(tarball: Path, folder: Path) -> Path:
     folder.mkdir()
     with tarfile.open(tarball) as tar:
-        # Pythons before 3.10.12 and 3.11.4 have no filters; what is unpacked is signed or was named by the user.
+        # Python before 3.10.12 and 3.11.4 has no filters; the tarball is signed or was named in the environment.
         if hasattr(tarfile, "data_filter"):
             tar.extractall(folder, filter="data")
         else:

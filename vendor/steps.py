@@ -1,4 +1,4 @@
-"""What every step of the native build shares: one way to fail, to report and to run a command."""
+"""Shared by all steps of the native build: how to fail, to report and to run a command."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 
 
 class StepFailed(Exception):
-    """One way of getting the library did not work; the text is one line saying why. The next way may be tried."""
+    """One way of getting the library failed; the text is one line saying why. The next way may be tried."""
 
     def __init__(self, text: str, output: str = "") -> None:
         super().__init__(text)
         self.output = output
-        """What the command that failed wrote to standard error, where one did and there is no log of it."""
+        """Standard error of the command that failed; empty if there was none or its output is in a log."""
 
 
 class Refused(Exception):
-    """What is there must not be used; the text is one line with what to do. No other way is tried in its place."""
+    """Something exists that must not be used; the text is one line saying what to do. No other way is tried."""
 
 
 class ToolMissing(Refused):
-    """A program is not installed that every machine can have; the text is its name, a need of packages.json."""
+    """A program that is available for every machine is not installed; the text is its name, as in packages.json."""
 
 
 def say(line: str) -> None:
-    """Report progress on standard error, where pip and make show or keep it; standard output stays machine-readable."""
+    """Report progress on standard error, which pip and make show or keep; standard output stays machine-readable."""
     print(f"ngtcp2: {line}", file=sys.stderr, flush=True)
 
 
@@ -39,17 +39,18 @@ def run(
     log: Path | None = None,
     timeout: float = 600,
 ) -> str:
-    """Run a command to its end and return what it wrote to standard output.
+    """Run a command to completion and return its standard output.
 
     Args:
         command: Program and arguments; never a shell line.
         cwd: Folder to run in.
-        env: The whole environment; ``None`` is the current one. The locale is always C, as answers are parsed.
+        env: The whole environment; ``None``: the current one. The locale is always C, as the output is parsed.
         log: File that receives both output streams; the returned text is then empty.
         timeout: Seconds after which the command is killed.
 
     Raises:
-        StepFailed: The program is missing, took too long or returned non-zero; names the last line it wrote.
+        StepFailed: The program is missing, took too long or returned non-zero; quotes its last line of output or names
+            the log.
     """
     environment = {**(os.environ if env is None else env), "LC_ALL": "C"}
     name = Path(command[0]).name
@@ -85,6 +86,6 @@ def run(
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty, which is where most tools put their reason."""
+    """Return the last non-empty line, where most tools put the reason of a failure."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""

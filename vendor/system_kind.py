@@ -1,9 +1,9 @@
-"""The distribution's own ngtcp2 packages, unpacked beside the system instead of installed.
+"""Unpacks the distribution's own ngtcp2 packages into the cache instead of installing them.
 
-For building and testing against the system's kind of library on a machine that has not got it. Where pkg-config finds
-one that is recent enough already, that one is used and nothing is fetched.
+For building and testing against the system's library on a machine that lacks it. If pkg-config finds a recent enough
+one, that one is used and nothing is fetched.
 
-Run as ``python -m vendor.system_kind``: prints shell commands that set the environment in which a build with
+Run as ``python -m vendor.system_kind`` to print shell commands that set the environment in which a build with
 ``ASPORT_NGTCP2=system`` finds the library, at compile time and at run time.
 """
 
@@ -23,15 +23,15 @@ from vendor.steps import Refused, StepFailed, run, say
 
 
 def unpacked(distribution: Distribution, root: Path) -> Path:
-    """The folder with the unpacked packages, fetched now unless it is in the cache already.
+    """Return the folder with the unpacked packages; fetch them unless they are in the cache.
 
     Args:
         distribution: This machine's.
         root: The cache folder.
 
     Raises:
-        StepFailed: No apt here, or the packages could not be had.
-        Refused: What is in the cache may have been changed by others, or the mirror is out of date.
+        StepFailed: There is no apt, or the packages could not be fetched.
+        Refused: Other users may have changed the content of the cache, or the mirror is out of date.
     """
     source, names = apt.find_archive(distribution)
     suite, components = names.newer_suite, names.newer_components
@@ -59,14 +59,14 @@ def unpacked(distribution: Distribution, root: Path) -> Path:
 
 
 def relocated(text: str, place: Path) -> str:
-    """A pkg-config file that was written for ``/usr``, for files that are below ``place`` now."""
+    """Return a pkg-config file written for ``/usr``, changed for files that are now below ``place``."""
     return re.sub(r"^prefix=/usr$", lambda _: f"prefix={place}/usr", text, flags=re.MULTILINE)
 
 
 def environment(place: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables with which pkg-config, the linker and the loader find the library below ``place``.
+    """Return the variables with which pkg-config, the linker and the loader find the library below ``place``.
 
-    What ``env`` holds in them already is kept, after ours.
+    Their values in ``env`` are kept, after ours.
     """
     folders = sorted({file.parent for name in PACKAGES for file in (place / "usr").rglob(f"{name}.pc")})
     if not folders:
@@ -79,7 +79,7 @@ def environment(place: Path, env: Mapping[str, str] = os.environ) -> dict[str, s
 
 
 def main() -> int:
-    """Print the environment; nothing where the system has the library itself."""
+    """Print the environment; nothing if the system has the library itself."""
     try:
         library = system()
     except StepFailed as failure:
