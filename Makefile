@@ -1,12 +1,12 @@
-# Every target sets up what it needs, on a bare machine too, and does nothing twice: what is set up is remembered by the
-# stamp files below, and made again only when what it was made from has changed.
+# Every target sets up what it needs, even on a bare machine, and does nothing twice: the stamp files below record what
+# is set up, and it is made again only when its sources have changed.
 #
 # PYTHON=...   the Python to use, 3.10 or later (python3)
 # ARGS=...     more arguments, for pytest in "test", for the program in "demo", "faults", "soak", "bench" and "fuzz"
-# JOBS=...     how many processes "test" and "check" share the tests among (twice the processors: most tests wait)
-# SUITE=...    which tests "test-system" and "sanitize" run
+# JOBS=...     number of processes that run the tests in "test" and "check" (twice the processors: most tests wait)
+# SUITE=...    the tests that "test-system" and "sanitize" run
 # SANITIZE=... the sanitizer of "sanitize", as the compiler names it (thread)
-# The build also listens to ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
+# The build also uses ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
 
 PYTHON ?= python3
 ARGS ?=
@@ -14,31 +14,31 @@ JOBS ?= $(shell expr 2 '*' "$$(getconf _NPROCESSORS_ONLN)")
 SUITE ?= tests/engine tests/e2e/test_smoke.py tests/hostile/independent
 SANITIZE ?= thread
 
-# What "check" runs.
+# The tests that "check" runs.
 CHECKED := $(wildcard tests/test_*.py) $(addprefix tests/,cli config engine runtime support testing tunnel vendor wire) \
 	$(addprefix tests/e2e/test_,smoke.py tcp.py udp.py)
 
 comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
-# The installed package and the tests as seen from it, for the second kind of ngtcp2. See test-system.
+# The installed package and a copy of the tests, for the second kind of ngtcp2. See test-system.
 SYSTEM := build/system-kind
 SANITIZED := build/sanitized/$(firstword $(subst $(comma), ,$(SANITIZE)))
 
 # Warnings in our own C are errors here; see setup.py.
 export ASPORT_WERROR ?= 1
-# What pip is told elsewhere about newer releases of itself does not matter.
+# Newer releases of pip do not matter.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DECLARED := pyproject.toml setup.py asport_sync/_version.py
-# The folder as well, for files that were taken away.
+# The folder itself as well, to detect removed files.
 NATIVE := asport_sync/_native $(wildcard asport_sync/_native/*.[ch]) asport_sync/_cffi_build.py setup.py \
 	asport_sync/_version.py $(wildcard vendor/*.py) vendor/packages.json
 C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch] bench/*/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# Setting up runs one thing at a time; the native build uses all cores by itself.
+# Setup steps run one at a time; the native build uses all cores on its own.
 .NOTPARALLEL:
 .PHONY: help demo test check faults lint format wheel interop soak bench fuzz sanitize system-ngtcp2 test-system build \
 	machine clean
@@ -55,7 +55,7 @@ test: build ## Run the tests (ARGS="-k name").
 check: lint build ## What to run while working: lint, and the tests that tell most in little time (90 seconds).
 	$(BIN)/python -m pytest -q -n $(JOBS) $(CHECKED) $(ARGS)
 
-# For a part, call the programs by themselves: each has --only.
+# To run a part, call the programs individually: each has --only.
 faults: build ## Bad paths, recovery and floods at length: 50 minutes (ARGS=--write-docs).
 	$(BIN)/python -m pytest -q -m faults tests/path
 	$(BIN)/python -m tests.faults $(ARGS)
@@ -92,7 +92,7 @@ bench: build $(VENV)/.bench ## Measure beside other tunnels, building them first
 soak: build ## Twenty minutes of mixed traffic with lost connections; nothing may grow (ARGS="--minutes 2").
 	$(BIN)/python -m tests.soak $(ARGS)
 
-# Where clang or atheris can't be had, their targets are left out, with the reason.
+# If clang or atheris is unavailable, its fuzz targets are skipped and the reason is printed.
 fuzz: build ## Fuzz codec, units and engine (installs clang and atheris; ARGS="--seconds 60").
 	@$(PYTHON) -m vendor.machine clang
 	@$(BIN)/pip install -q --group fuzz || echo "atheris could not be installed" >&2
@@ -101,8 +101,8 @@ fuzz: build ## Fuzz codec, units and engine (installs clang and atheris; ARGS="-
 system-ngtcp2: machine ## Fetch the distribution's ngtcp2 without installing it, and show how to build with it.
 	@$(PYTHON) -m vendor.system_kind
 
-# The package is installed, not linked to the source tree, and the tests run from a copy: so this also shows that what is
-# installed is complete.
+# The package is installed, not linked to the source tree, and the tests run from a copy: this also shows that the
+# installed package is complete.
 test-system: build ## Build with the distribution's ngtcp2 and run engine, smoke and trap tests on that (SUITE="tests/e2e ...").
 	rm -rf $(SYSTEM) build/lib.*
 	mkdir -p $(SYSTEM)
@@ -115,8 +115,8 @@ test-system: build ## Build with the distribution's ngtcp2 and run engine, smoke
 		'from asport_sync._aq import ffi, lib; assert ffi.string(lib.aq_ngtcp2_origin()) == b"system"' && \
 		../../$(BIN)/python -m pytest -q $(SUITE) $(ARGS)
 
-# The package is installed beside the other, as above, and the sanitizer's library preloaded, as Python is not built with
-# it. Only what ends a test counts: LeakSanitizer is off, for Python frees little at its end.
+# The package is installed separately, as above, and the sanitizer's library is preloaded, as Python is not built with
+# it. Only what ends a test counts: LeakSanitizer is off, because Python frees little at exit.
 sanitize: build ## Run engine and tunnel under a sanitizer (SANITIZE=thread or address,undefined; SUITE="tests/e2e ...").
 	rm -rf $(SANITIZED) build/lib.*
 	mkdir -p $(SANITIZED)
@@ -131,7 +131,7 @@ clean: ## Remove everything that was made here (not the cache folder).
 	rm -rf $(VENV) build dist *.egg-info asport_sync/_aq*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-# --- setting up ----------------------------------------------------------------------------------------------------------
+# --- setup ---------------------------------------------------------------------------------------------------------------
 
 build: $(VENV)/.native ## Install the package into .venv, with the native engine built in place.
 
@@ -147,12 +147,12 @@ $(VENV)/.tools: pyproject.toml $(VENV)/.python
 	$(BIN)/pip install -q --group dev
 	@touch $@
 
-# Already installed, so pip only adds what the extra asks for.
+# Already installed, so pip only adds what the extra requires.
 $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/pip install -q 'asport-sync[bench]'
 	@touch $@
 
-# This builds the engine as well. The warning silenced is about folders named like the package in the working directory.
+# This also builds the engine. The silenced warning is about folders in the working directory named like the package.
 $(VENV)/.installed: $(DECLARED) $(VENV)/.tools
 	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/pip install -q --no-build-isolation --editable .
 	@touch $@ $(VENV)/.native
