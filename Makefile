@@ -138,9 +138,10 @@ build: $(VENV)/.native ## Install the package into .venv, with the native engine
 machine:
 	@sh vendor/bootstrap.sh $(PYTHON)
 
+# 25.1 is the first pip with --group. Without the bound pip calls itself up to date when it cannot reach the index.
 $(VENV)/.python: | machine
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install -q --upgrade 'pip>=25.1' # the first with --group; without the bound pip calls itself up to date when it can't look
+	$(BIN)/pip install -q --upgrade 'pip>=25.1'
 	@touch $@
 
 $(VENV)/.tools: pyproject.toml $(VENV)/.python

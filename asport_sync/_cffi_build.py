@@ -1,4 +1,4 @@
-"""Describes ``asport_sync._aq`` for cffi: the boundary, its C side, and the flags both share.
+"""Describe ``asport_sync._aq`` for cffi: the boundary, its C side, and the flags both share.
 
 Run only while the package is built, as a file and not as part of the package, which cannot be imported before this
 module exists. ``setup.py`` adds what is known late: the linked ngtcp2, the flags of ``vendor/hardening.py`` that the

@@ -1,4 +1,4 @@
-"""Finds or builds the native library under asport_sync. This folder contains no third-party source.
+"""Find or build the native library under asport_sync. This folder contains no third-party source.
 
 Used during the build and by the Makefile; never installed, never imported at run time, and without dependencies
 outside the standard library.

@@ -88,7 +88,7 @@ EXTRA_PROBES: dict[str, Callable[[], bool]] = {"clang": has_fuzzer}
 
 
 def missing(needs: Sequence[str] = ()) -> list[str]:
-    """Return the needs that are not met; by default of those of the Makefile."""
+    """Return the needs that are not met; by default those of the Makefile."""
     probes = {need: EXTRA_PROBES[need] for need in needs} or PROBES
     return [need for need, probe in probes.items() if not probe()]
 

@@ -1,4 +1,4 @@
-"""Chooses the ngtcp2 that the extension module is linked with.
+"""Choose the ngtcp2 that the extension module is linked with.
 
 The ways are tried in order; each failure is reported in one line:
 

@@ -1,4 +1,4 @@
-"""Builds a static ngtcp2 with its GnuTLS helper from source into the cache folder.
+"""Build a static ngtcp2 with its GnuTLS helper from source into the cache folder.
 
 The folder's name contains everything that the build depends on, so builds never overwrite each other and a finished one
 is final: ``<cache>/ngtcp2/<version>-gnutls<version>-<machine>-<hash>/{include,lib,COPYING}``. If the source was changed

@@ -1,4 +1,4 @@
-"""Unpacks the distribution's own ngtcp2 packages into the cache instead of installing them.
+"""Unpack the distribution's own ngtcp2 packages into the cache instead of installing them.
 
 For building and testing against the system's library on a machine that lacks it. If pkg-config finds a recent enough
 one, that one is used and nothing is fetched.

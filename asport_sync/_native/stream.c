@@ -142,7 +142,8 @@ void aq_stream_signal(aq_stream *stream, unsigned what)
  * - RESET_STREAM from the peer, or the end of the connection, takes effect once all received data has been written.
  *   Closing the socket resets its connection and discards unsent bytes, so it is closed only once the TCP peer's kernel
  *   has all of them.
- * Each of these is given up, and counted, when nothing has moved for AQ_ENDING_PATIENCE. */
+ * Each of these waits is cut short, and counted, when nothing has moved for AQ_ENDING_PATIENCE.
+ */
 
 /* Makes close() reset the TCP connection. */
 static void reset_on_close(int fd)
