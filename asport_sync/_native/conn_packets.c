@@ -136,7 +136,7 @@ void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, 
 {
     aq_event event = {.type = AQ_EVENT_COMMAND, .length = (uint32_t)length, .value = (uint64_t)carrier};
     aq_count(conn->host->counters, AQ_C_commands_received, 1);
-    /* A heartbeat asks for nothing, and last_received already records its arrival. A client should get none, so there
+    /* A heartbeat needs no answer, and last_received already records its arrival. A client should get none, so there
      * Python is notified. */
     if (conn->is_server && data[1] == AQ_COMMAND_HEARTBEAT && carrier == AQ_CARRIER_DATAGRAM)
         return;
