@@ -3,6 +3,8 @@
 The names are those of the configuration files. Values are stored converted: durations as seconds, sizes as bytes, paths
 absolute if they came from a file. :mod:`asport_sync.config.load` and ``from_options`` create and validate instances;
 the constructors take converted values and validate nothing. All are immutable: any thread may read them.
+
+docs/configuration.md is generated from the docstrings and the metadata of the fields (tests/config/reference.py).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from asport_sync.config.reader import (
     Source,
     bare,
     build,
+    documented,
     gather,
     key,
     names_of,
@@ -54,10 +57,10 @@ T = TypeVar("T")
 
 WITHOUT_EFFECT: Mapping[str, str] = {
     "max_packet_size": "UDP packets of every size are carried whole",
-    "buffer_pool_size": "memory for UDP packets is taken as they come, up to a fixed amount",
-    "healthy_check": "a lost connection is noticed and replaced at once",
-    "gc_interval": "fragments are dropped when gc_lifetime is over, without regular looks",
-    "zero_rtt_handshake": "nothing of ASPORT may be sent early",
+    "buffer_pool_size": "memory for UDP packets is allocated as they come, up to a fixed amount",
+    "healthy_check": "a lost connection is detected by its silence and replaced immediately",
+    "gc_interval": "fragments are dropped when gc_lifetime is over, without periodic scans",
+    "zero_rtt_handshake": "ASPORT cannot use TLS early data",
 }
 """Keys that are accepted and validated for compatibility, but have no effect; and why."""
 
@@ -76,24 +79,41 @@ _MOST_CLIENTS = 10000
 
 
 def _choice(choices: Mapping[str, object]) -> Mapping[str, Key]:
-    return scalar(lambda value: values.choice(value, choices))
+    return scalar(lambda value: values.choice(value, choices), accepts=values.words(choices))
 
 
 def _integer(low: int, high: int, unit: str = "") -> Mapping[str, Key]:
-    return scalar(lambda value: values.integer(value, low, high, unit))
+    limits = f"`{low}` to `{high}`" if high < 2**63 - 1 else f"`{low}` or more"
+    return scalar(
+        lambda value: values.integer(value, low, high, unit), accepts=f"whole number{unit and f' of {unit}'}, {limits}"
+    )
 
 
-_BOOLEAN = scalar(values.boolean)
-_DURATION = key(lambda item: values.duration(item.value, bare_seconds=item.source.path is None))
-_KEEPALIVE = key(lambda item: values.keepalive(item.value, bare_seconds=item.source.path is None))
+_BOOLEAN = scalar(values.boolean, accepts="`true`, `false`")
+_DURATION = key(
+    lambda item: values.duration(item.value, bare_seconds=item.source.path is None),
+    accepts="duration, `1ms` to `100years`",
+)
+_KEEPALIVE = key(
+    lambda item: values.keepalive(item.value, bare_seconds=item.source.path is None),
+    accepts="`off`, or a duration, `1s` to `9h`",
+)
 _DIALECT = _choice(values.DIALECTS)
-_NETWORK = scalar(values.networks)
-_PATH = key(lambda item: values.file_path(item.value, item.source.directory))
-_PASSWORD = scalar(values.secret)
-_RESET_KEY = scalar(values.reset_key)
+_NETWORK = scalar(values.networks, accepts=f"{values.words(values.NETWORKS)}; or a list of these")
+_PATH = key(lambda item: values.file_path(item.value, item.source.directory), accepts="path")
+_PASSWORD = scalar(values.secret, accepts="text, not empty")
+_RESET_KEY = scalar(values.reset_key, accepts="text of at least 32 characters")
 # Keys whose value may instead be the first line of a file, named by the key with the suffix "_file".
 _IN_FILES: Mapping[str, Callable[[object], object]] = {"password": values.secret, "reset_key": values.reset_key}
-_CREDENTIAL = key(lambda item: credential(item.value, item.source.directory))
+_CREDENTIAL = key(lambda item: credential(item.value, item.source.directory), accepts="path of a file, or PEM text")
+
+
+def _with_inherited_keys(cls: type[T]) -> type[T]:
+    """Adds the inherited keys to the docstring of a dataclass, so that ``help`` shows all of them."""
+    for base in cls.__bases__:
+        if cls.__doc__ and base.__doc__:
+            cls.__doc__ = cls.__doc__.rstrip() + "\n" + base.__doc__.partition("Attributes:\n")[2]
+    return cls
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------------
@@ -101,20 +121,28 @@ _CREDENTIAL = key(lambda item: credential(item.value, item.source.directory))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificatesConfig:
-    """The certificates by which a client trusts its server.
+    """The table ``certificates``: by which certificates and keys a client trusts its server.
 
     Attributes:
-        paths: Files with trusted certificates, PEM or DER. They must exist when the configuration is read.
-        pem: Trusted certificates as PEM text, or None.
-        pins: SHA-256 of the keys that the server's own certificate may have, as ``sha256//`` and base64 or as
-            hexadecimal digits; empty: any key. Checked in addition to everything else, and also with
-            ``skip_certificate_verification``.
-        disable_native: Whether the system's certificates are not trusted.
+        paths: Files with trusted certificates, PEM or DER: those of a certificate authority, or the server's own if it
+            is self-signed. The files must exist.
+        pem: Trusted certificates as PEM text, in addition to those of ``paths``.
+        pins: SHA-256 hashes of public keys, as ``asport-sync pin`` prints them. The server's own certificate must have
+            one of these keys, in addition to all other verification, and also with ``skip_certificate_verification``.
+        disable_native: Whether to ignore the system's certificate authorities, and to trust only ``paths`` and ``pem``.
     """
 
-    paths: tuple[Path, ...] = field(default=(), metadata=key(lambda item: _existing_files(item)))
-    pem: str | None = field(default=None, repr=False, metadata=scalar(pem))
-    pins: tuple[bytes, ...] = field(default=(), metadata=scalar(values.pins))
+    paths: tuple[Path, ...] = field(
+        default=(), metadata=key(lambda item: _existing_files(item), accepts="list of paths")
+    )
+    pem: str | None = field(default=None, repr=False, metadata=scalar(pem, accepts="PEM text"))
+    pins: tuple[bytes, ...] = field(
+        default=(),
+        metadata=documented(
+            scalar(values.pins, accepts="list, not empty, of `sha256//` and base64, or of 64 hexadecimal digits"),
+            since="0.1.1",
+        ),
+    )
     disable_native: bool = field(default=False, metadata=_BOOLEAN)
 
 
@@ -123,43 +151,51 @@ class TlsConfig:
     """TLS keys of both sides.
 
     Attributes:
-        alpn: Application protocols in order of preference (RFC 7301). Never empty: QUIC requires one (RFC 9001, section
-            8.1).
-        zero_rtt_handshake: Without effect. False; TLS early data (RFC 8446, section 2.3) is never used.
+        alpn: Names of application protocols in order of preference (RFC 7301). Client and server must have one in
+            common, because QUIC requires it (RFC 9001, section 8.1).
+        zero_rtt_handshake: Without effect, see :data:`WITHOUT_EFFECT`.
     """
 
-    alpn: tuple[str, ...] = field(default=("asport",), metadata=scalar(values.protocols))
+    alpn: tuple[str, ...] = field(
+        default=("asport",), metadata=scalar(values.protocols, accepts="list, not empty, of names of 1 to 255 bytes")
+    )
     zero_rtt_handshake: bool = field(default=False, metadata=_BOOLEAN)
 
 
+@_with_inherited_keys
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsClientConfig(TlsConfig):
     """TLS keys of a client.
 
     Attributes:
-        server_name: Name that the certificate must have and that SNI sends; None: the host of ``server``, see
-            :attr:`ClientConfig.server_name`. Alias ``sni``.
-        certificates: Trust anchors and pins.
-        disable_sni: Whether to send no SNI.
-        skip_certificate_verification: Whether to accept any certificate, subject to ``certificates.pins``. Alias
-            ``skip_cert_verify``.
+        server_name: Name or IP address that the server's certificate must be valid for. A name is also sent to the
+            server as SNI. If not given, it is the host of ``server``.
+        certificates: Which certificates and keys to trust: a table (:class:`CertificatesConfig`).
+        disable_sni: Whether to send no SNI, so that the TLS handshake does not name the server. The certificate is
+            still verified.
+        skip_certificate_verification: Whether to accept a certificate of any issuer, name and dates. Unless
+            ``certificates.pins`` is given, anyone on the path can then pose as the server.
     """
 
-    server_name: str | None = field(default=None, metadata=scalar(values.host, "sni"))
+    server_name: str | None = field(default=None, metadata=scalar(values.host, "sni", accepts="name or IP address"))
     certificates: CertificatesConfig = field(
-        default_factory=CertificatesConfig, metadata=key(lambda item: _certificates(item))
+        default_factory=CertificatesConfig, metadata=key(lambda item: _certificates(item), accepts="table, see below")
     )
     disable_sni: bool = field(default=False, metadata=_BOOLEAN)
-    skip_certificate_verification: bool = field(default=False, metadata=scalar(values.boolean, "skip_cert_verify"))
+    skip_certificate_verification: bool = field(
+        default=False, metadata=scalar(values.boolean, "skip_cert_verify", accepts=_BOOLEAN["key"].accepts)
+    )
 
 
+@_with_inherited_keys
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsServerConfig(TlsConfig):
     """TLS keys of a server.
 
     Attributes:
-        certificate: The certificate chain without the root, leaf first.
-        private_key: Its key: PKCS#8, PKCS#1 or SEC1.
+        certificate: The certificate chain: the server's own certificate first, then those of its issuers without the
+            root. It is read when the server starts.
+        private_key: The private key of ``certificate`` in PKCS#8, PKCS#1 or SEC1 form, not encrypted.
     """
 
     certificate: Credential = field(metadata=_CREDENTIAL)
@@ -171,42 +207,57 @@ class TlsServerConfig(TlsConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonConfig:
-    """Keys common to client and server.
+    """Keys common to client and server. Durations are in seconds, sizes in bytes.
 
     Attributes:
-        congestion_control: Default "bbr"; the reference implementation's is cubic.
-        handshake_timeout: Seconds from the QUIC handshake until the client has joined (ServerHello), 3 s.
-        task_negotiation_timeout: Seconds for the header of a stream, 3 s.
-        max_packet_size: Without effect. 1350; values above 65,507 count as 65,507.
-        buffer_pool_size: Without effect. 32.
-        send_window: Maximum bytes per stream that are queued and not acknowledged, 16 MiB; at least 16 KiB.
-        receive_window: Maximum bytes per stream that the peer may send before they are consumed, 8 MiB; 16 KiB to 1
-            GiB.
-        receive_memory: Receive budget in bytes, for data of all peers; at least 64 MiB. Default: a quarter of the
-            memory available to the process, at most 1 GiB.
-        log_level: Default "warn".
-        max_workers: Maximum large transfers that are relayed by a worker thread each; the engine relays all other
-            streams. Default: none on up to two processors, else one per processor.
-        tcp_keepalive: TCP keepalive: seconds of silence after which the peer of a public or local TCP connection is
-            probed, 60 s; 0: never. If it answers nothing for twice that time, it counts as gone.
-        keylog: File for TLS secrets in the NSS key log format, for debugging; None: the environment decides.
-        max_udp_payload: Maximum UDP payload in bytes that carries QUIC, 1200 to 65527; default: what interface and path
-            allow, up to 32 KiB.
+        congestion_control: Congestion control algorithm of this side's QUIC packets. The reference implementation's
+            default is ``cubic``.
+        handshake_timeout: Maximum time from the QUIC handshake until the client has joined: a client waits that long
+            for ServerHello, a server for ClientHello.
+        task_negotiation_timeout: Maximum time for the header of a stream to arrive.
+        max_packet_size: Without effect, see :data:`WITHOUT_EFFECT`. Values above 65,507 count as 65,507.
+        buffer_pool_size: Without effect, see :data:`WITHOUT_EFFECT`.
+        send_window: Maximum bytes per stream that are queued or sent and not acknowledged yet.
+        receive_window: Maximum bytes per stream that the peer may send before they are consumed.
+        receive_memory: Maximum bytes received from all peers and not consumed yet (the receive budget). As it is used
+            up, windows shrink; then the newest streams with slow readers are reset, or the connection that holds most
+            is closed.
+        log_level: Least severe level that a command logs; the options ``-v`` and ``--log-level`` override it. Programs
+            configure :mod:`logging` instead.
+        max_workers: Maximum number of large transfers that have a thread (worker) of their own; the engine relays all
+            other streams.
+        tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
+            service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that time,
+            and at least 4 s, counts as gone.
+        keylog: File to which TLS secrets are written in the NSS key log format, for debugging: anyone who can read it
+            can decrypt the traffic. If not given, the environment variable ``SSLKEYLOGFILE`` names the file, if set.
+        max_udp_payload: Maximum UDP payload in bytes of this side's QUIC packets. By default they are as large as
+            interface and path allow, up to 32 KiB.
     """
 
     congestion_control: CongestionControl = field(default="bbr", metadata=_choice(values.CONGESTION_CONTROLS))
     handshake_timeout: float = field(default=3.0, metadata=_DURATION)
     task_negotiation_timeout: float = field(default=3.0, metadata=_DURATION)
-    max_packet_size: int = field(default=1350, metadata=scalar(values.packet_size))
+    max_packet_size: int = field(
+        default=1350, metadata=scalar(values.packet_size, accepts="whole number of bytes, `1` or more")
+    )
     buffer_pool_size: int = field(default=32, metadata=_integer(0, _LARGEST_BUFFER_POOL))
     send_window: int = field(default=16 << 20, metadata=_integer(_SMALLEST_WINDOW, 2**64 - 1, "bytes"))
     receive_window: int = field(default=8 << 20, metadata=_integer(_SMALLEST_WINDOW, _LARGEST_RECEIVE_WINDOW, "bytes"))
     receive_memory: int = field(
-        default_factory=values.memory_to_receive, metadata=_integer(values.SMALLEST_RECEIVE_MEMORY, 2**63 - 1, "bytes")
+        default_factory=values.memory_to_receive,
+        metadata=documented(
+            _integer(values.SMALLEST_RECEIVE_MEMORY, 2**63 - 1, "bytes"),
+            since="Unreleased",
+            default="a quarter of the memory available to the process, from 64 MiB to 1 GiB",
+        ),
     )
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
-    max_workers: int = field(default_factory=values.spare_workers, metadata=_integer(0, _MOST_WORKERS))
-    tcp_keepalive: float = field(default=60.0, metadata=_KEEPALIVE)
+    max_workers: int = field(
+        default_factory=values.spare_workers,
+        metadata=documented(_integer(0, _MOST_WORKERS), default="one per processor, none on up to two processors"),
+    )
+    tcp_keepalive: float = field(default=60.0, metadata=documented(_KEEPALIVE, since="Unreleased"))
     keylog: Path | None = field(default=None, metadata=_PATH)
     # 1200: RFC 9000, section 14. 65527: the maximum UDP payload, section 18.2.
     max_udp_payload: int = field(default=65527, metadata=_integer(1200, 65527, "bytes"))
@@ -223,48 +274,59 @@ def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, s
 # --- client -----------------------------------------------------------------------------------------------------------
 
 
+@_with_inherited_keys
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig(CommonConfig):
-    """All client settings, in addition to the keys of :class:`CommonConfig`.
+    """All settings of a client, in addition to its TLS keys (:class:`TlsClientConfig`).
+
+    Durations are in seconds, sizes in bytes; docs/configuration.md has the forms that files and options accept.
 
     Attributes:
-        server: The public server. Required.
-        local: The local service that the tunnel makes public. Required.
-        uuid: The user. Required.
-        password: The user's password; not shown by ``repr``. Required, unless ``password_file`` gives it.
-        password_file: File whose first line is the password, or None.
-        network: Default "both".
-        udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames ("native", the default) or streams ("quic").
-        udp_timeout: Seconds without traffic after which a UDP association ends, 5 min; sooner only by eviction.
-        expected_port_range: Public ports to ask for, 1 to 65535. Alias ``port``.
-        healthy_check: Without effect. 20 s.
-        timeout: Seconds for a whole attempt to connect, 8 s.
-        heartbeat: Seconds between Heartbeat commands, 3 s.
-        gc_interval: Without effect. 3 s.
-        gc_lifetime: Seconds that fragments of incomplete UDP packets are kept, 15 s.
-        proxy_protocol: PROXY protocol header for the local service, with the visitor's address and the public address
-            and port that they used; default "none".
-        dialect: Meaning of the mode byte; default "draft". Must match the server's release.
-        dial_timeout: Seconds for the TCP connection to the local service, 5 s.
-        tls: The TLS keys.
+        server: The server, as name or IP address, and its UDP port.
+        local: The local service that the tunnel makes public, as name or IP address, and its TCP and UDP port.
+        uuid: The user on the server.
+        password: The user's password; not shown by ``repr``. Not required if ``password_file`` is given.
+        password_file: File whose first line is the password, instead of ``password``.
+        network: The networks for which a public port is requested.
+        udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames (``native``), or streams (``quic``), on which
+            lost packets are retransmitted.
+        udp_timeout: Time without traffic after which a UDP association ends. It ends sooner only by eviction.
+        expected_port_range: Public ports to ask for. The server chooses one of them that the user may open and that is
+            free.
+        healthy_check: Without effect, see :data:`WITHOUT_EFFECT`.
+        timeout: Maximum time for the QUIC handshake of an attempt to connect.
+        heartbeat: Time between Heartbeat commands to the server.
+        gc_interval: Without effect, see :data:`WITHOUT_EFFECT`.
+        gc_lifetime: Time for which fragments of an incomplete UDP packet are kept.
+        proxy_protocol: Version of the PROXY protocol header that tells the local service the visitor's address, and the
+            public address and port that they used. UDP packets have it only with ``v2``.
+        dialect: Dialect of the protocol (meaning of the mode byte) that the server speaks: ``draft`` up to release 0.1
+            of the reference implementation, ``flags`` since 0.2. With a server of this project the default is right,
+            unless that server is set to ``flags``.
+        dial_timeout: Maximum time to open a TCP connection to the local service.
+        tls: The TLS keys. Files and options have them at the top level, or in the table ``security.tls``.
     """
 
-    server: HostPort = field(metadata=scalar(values.host_port))
-    local: HostPort = field(metadata=scalar(values.host_port))
-    uuid: uuid_module.UUID = field(metadata=scalar(values.identifier))
+    server: HostPort = field(metadata=scalar(values.host_port, accepts="`host:port`"))
+    local: HostPort = field(metadata=scalar(values.host_port, accepts="`host:port`"))
+    uuid: uuid_module.UUID = field(metadata=scalar(values.identifier, accepts="UUID"))
     password: str = field(repr=False, metadata=_PASSWORD)
     password_file: Path | None = field(default=None, metadata=_PATH)
     network: Network = field(default="both", metadata=_NETWORK)
     udp_forward_mode: UdpForwardMode = field(default="native", metadata=_choice(values.UDP_FORWARD_MODES))
     udp_timeout: float = field(default=300.0, metadata=_DURATION)
-    expected_port_range: PortRange = field(default=ALL_PORTS, metadata=scalar(values.port_range, "port"))
+    expected_port_range: PortRange = field(
+        default=ALL_PORTS, metadata=scalar(values.port_range, "port", accepts="port, `[start, end]` or `{start, end}`")
+    )
     healthy_check: float = field(default=20.0, metadata=_DURATION)
     timeout: float = field(default=8.0, metadata=_DURATION)
     heartbeat: float = field(default=3.0, metadata=_DURATION)
     gc_interval: float = field(default=3.0, metadata=_DURATION)
     gc_lifetime: float = field(default=15.0, metadata=_DURATION)
     proxy_protocol: ProxyProtocol = field(default="none", metadata=_choice(values.PROXY_PROTOCOLS))
-    dialect: FixedDialectName = field(default="draft", metadata=scalar(values.client_dialect))
+    dialect: FixedDialectName = field(
+        default="draft", metadata=scalar(values.client_dialect, accepts=values.words(values.FIXED_DIALECTS))
+    )
     dial_timeout: float = field(default=5.0, metadata=_DURATION)
     tls: TlsClientConfig = field(default_factory=TlsClientConfig)
 
@@ -297,79 +359,96 @@ class ClientConfig(CommonConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserConfig:
-    """One user of a server.
+    """A user of a server: an entry of the table ``users``, UUID = password, or UUID = table with these keys.
 
     Attributes:
-        uuid: Unique on the server.
-        password: Not shown by ``repr``.
-        password_file: File whose first line is the password, or None.
-        dialect: Meaning of the mode byte that this user sends; None: that of the entry of ``proxies``.
-        max_clients: Maximum clients of this user at the same time; None: that of the entry of ``proxies``.
+        uuid: The user's UUID: the key of the entry. Each UUID may occur only once on a server.
+        password: The user's password; not shown by ``repr``. Not required if ``password_file`` is given.
+        password_file: File whose first line is the password, instead of ``password``.
+        dialect: Dialect of the protocol that this user's clients speak; ``auto``: identified by the mode byte if
+            possible. If not given, that of the entry of ``proxies`` applies.
+        max_clients: Maximum clients of this user at the same time. If not given, that of the entry of ``proxies``
+            applies.
     """
 
     uuid: uuid_module.UUID
     password: str = field(repr=False, metadata=_PASSWORD)
     password_file: Path | None = field(default=None, metadata=_PATH)
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
-    max_clients: int | None = field(default=None, metadata=_integer(1, _MOST_CLIENTS))
+    max_clients: int | None = field(default=None, metadata=documented(_integer(1, _MOST_CLIENTS), since="Unreleased"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyConfig:
-    """An entry of ``proxies``: users and what they may open.
+    """An entry of ``proxies``: users, and what they may open.
 
     Attributes:
-        users: In a file, a table ``uuid = "password"``, or ``uuid = {password, password_file, dialect, max_clients}``.
-            Never empty.
-        bind_ip: Address of the public sockets, default ``::``; ``0.0.0.0`` instead if the host has no IPv6.
-        allow_ports: Default: the system's ephemeral range when the configuration is created.
-        only_v6: Whether an IPv6 ``bind_ip`` accepts IPv6 only; None: the system's default.
-        allow_network: Default "both".
-        dialect: Meaning of the mode byte that these users send; None: the server's ``dialect``.
-        max_clients: Maximum clients of each user at the same time, 64; up to 10,000.
+        users: The users by their UUID: the password, or a table with the keys of a user.
+        bind_ip: Address of the public sockets. ``::`` includes IPv4, and becomes ``0.0.0.0`` if the host has no IPv6.
+        allow_ports: Public ports that these users may open.
+        only_v6: Whether public sockets on an IPv6 ``bind_ip`` accept IPv6 only. If not given, the system's default
+            applies.
+        allow_network: The networks for which these users may open ports.
+        dialect: Dialect of the protocol that these users' clients speak; ``auto``: identified by the mode byte if
+            possible. If not given, the server's ``dialect`` applies.
+        max_clients: Maximum clients of each of these users at the same time.
     """
 
-    users: tuple[UserConfig, ...] = field(metadata=key(lambda item: _users(item)))
-    bind_ip: IPAddress = field(default=ipaddress.IPv6Address("::"), metadata=scalar(values.ip))
-    allow_ports: PortSet = field(default_factory=ephemeral_ports, metadata=scalar(values.port_set))
+    users: tuple[UserConfig, ...] = field(
+        metadata=key(lambda item: _users(item), accepts="table, not empty: UUID = password, or UUID = table")
+    )
+    bind_ip: IPAddress = field(default=ipaddress.IPv6Address("::"), metadata=scalar(values.ip, accepts="IP address"))
+    allow_ports: PortSet = field(
+        default_factory=ephemeral_ports,
+        metadata=documented(
+            scalar(values.port_set, accepts="port, `{start, end}`, or a list of these and of `[start, end]`"),
+            default="the system's ephemeral ports",
+        ),
+    )
     only_v6: bool | None = field(default=None, metadata=_BOOLEAN)
     allow_network: Network = field(default="both", metadata=_NETWORK)
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
-    max_clients: int = field(default=_CLIENTS, metadata=_integer(1, _MOST_CLIENTS))
+    max_clients: int = field(default=_CLIENTS, metadata=documented(_integer(1, _MOST_CLIENTS), since="Unreleased"))
 
 
+@_with_inherited_keys
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig(CommonConfig):
-    """All server settings, in addition to the keys of :class:`CommonConfig`.
+    """All settings of a server, in addition to its TLS keys (:class:`TlsServerConfig`).
+
+    Durations are in seconds, sizes in bytes; docs/configuration.md has the forms that files and options accept.
 
     Attributes:
-        server: Address and port of the QUIC socket. The host is an IP address; port 0 lets the system choose. Required.
-        proxies: Users and what they may open; may be empty. Required.
-        only_v6: Whether the QUIC socket accepts IPv6 only; None: the system's default.
-        authentication_failed_reply: Whether a client that fails to authenticate is notified, default True.
-        max_idle_time: QUIC idle timeout in seconds, 10 s.
-        udp_session_timeout: Seconds without traffic after which a UDP association ends, 5 min; sooner only by eviction.
-        dialect: Meaning of the mode byte of users without a dialect; default "auto": identified by the byte if
-            possible.
-        ambiguous_dialect: How "auto" interprets mode bytes 1 and 2, whose meaning differs between the two dialects;
-            default "both": serve what the user may use of either meaning.
-        reset_key: Secret from which the key of stateless resets (RFC 9000 section 10.3) is derived, for servers that
-            replace each other; at least 32 characters or bytes. None: it is derived from the private key, this machine
-            and ``server``. Not shown by ``repr``.
-        reset_key_file: File whose first line is that secret, or None.
-        tls: The TLS keys.
+        server: IP address and UDP port on which clients are accepted; port 0 lets the system choose. The parameter
+            ``listen`` of ``asport_sync.Server`` is the same.
+        proxies: Users and what they may open. The list may be empty.
+        only_v6: Whether the QUIC socket on an IPv6 address accepts IPv6 only. If not given, the system's default
+            applies.
+        authentication_failed_reply: Whether a client that fails to authenticate is notified of the reason. If not, its
+            connection is closed without one.
+        max_idle_time: QUIC idle timeout: a connection without packets for that long is closed.
+        udp_session_timeout: Time without traffic after which a UDP association ends. It ends sooner only by eviction.
+        dialect: Dialect of the protocol (meaning of the mode byte) of users without a ``dialect`` of their own;
+            ``auto``: identified by the mode byte if possible.
+        ambiguous_dialect: How ``auto`` interprets mode bytes 1 and 2, whose meaning differs between the two dialects;
+            ``both``: whatever the user may use of either meaning is served.
+        reset_key: Secret from which the key of stateless resets (RFC 9000, section 10.3) is derived, for servers that
+            replace each other; not shown by ``repr``. If not given, that key is derived from the private key, this
+            machine and ``server``.
+        reset_key_file: File whose first line is that secret, instead of ``reset_key``.
+        tls: The TLS keys. Files and options have them at the top level, or in the table ``security.tls``.
     """
 
-    server: HostPort = field(metadata=scalar(values.ip_port))
-    proxies: tuple[ProxyConfig, ...] = field(metadata=key(lambda item: _proxies(item)))
+    server: HostPort = field(metadata=scalar(values.ip_port, accepts="`ip:port`"))
+    proxies: tuple[ProxyConfig, ...] = field(metadata=key(lambda item: _proxies(item), accepts="list of tables"))
     only_v6: bool | None = field(default=None, metadata=_BOOLEAN)
     authentication_failed_reply: bool = field(default=True, metadata=_BOOLEAN)
     max_idle_time: float = field(default=10.0, metadata=_DURATION)
     udp_session_timeout: float = field(default=300.0, metadata=_DURATION)
     dialect: DialectName = field(default="auto", metadata=_DIALECT)
     ambiguous_dialect: AmbiguousDialectName = field(default="both", metadata=_choice(values.AMBIGUOUS_DIALECTS))
-    reset_key: bytes | None = field(default=None, repr=False, metadata=_RESET_KEY)
-    reset_key_file: Path | None = field(default=None, metadata=_PATH)
+    reset_key: bytes | None = field(default=None, repr=False, metadata=documented(_RESET_KEY, since="Unreleased"))
+    reset_key_file: Path | None = field(default=None, metadata=documented(_PATH, since="Unreleased"))
     tls: TlsServerConfig
 
     @classmethod

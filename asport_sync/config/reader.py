@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from asport_sync.config.values import BadValue, KeyPath, dotted, kind
 from asport_sync.errors import ConfigError
@@ -173,26 +173,40 @@ def parsed_all(items: Iterable[Item], parse: Callable[[Item], T]) -> tuple[T, ..
     return tuple(parsed)
 
 
+FIRST_RELEASE: Final = "0.1.0"
+
+
 class Key(NamedTuple):
-    """How to read the key of a dataclass field.
+    """How to read the key of a dataclass field, and what docs/configuration.md says of it besides its description.
 
     Attributes:
         parse: Converts an item to the field's value.
         aliases: Other names of the key.
+        accepts: Type, unit and range of the values in a file, as Markdown.
+        default: The default in words, if the field's default is no constant.
+        since: The first release with this key, or "Unreleased"; a heading of CHANGELOG.md.
     """
 
     parse: Callable[[Item], object]
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...]
+    accepts: str
+    default: str = ""
+    since: str = FIRST_RELEASE
 
 
-def key(parse: Callable[[Item], object], *aliases: str) -> Mapping[str, Key]:
+def key(parse: Callable[[Item], object], *aliases: str, accepts: str) -> Mapping[str, Key]:
     """Returns the metadata of a dataclass field that is a key."""
-    return {"key": Key(parse, aliases)}
+    return {"key": Key(parse, aliases, accepts)}
 
 
-def scalar(parse: Callable[[object], object], *aliases: str) -> Mapping[str, Key]:
+def scalar(parse: Callable[[object], object], *aliases: str, accepts: str) -> Mapping[str, Key]:
     """Returns the metadata of a field whose parser needs only the value, not its place."""
-    return key(lambda item: parse(item.value), *aliases)
+    return key(lambda item: parse(item.value), *aliases, accepts=accepts)
+
+
+def documented(metadata: Mapping[str, Key], *, since: str = FIRST_RELEASE, default: str = "") -> Mapping[str, Key]:
+    """Returns the metadata of a key with its first release, or with its default in words."""
+    return {"key": metadata["key"]._replace(since=since, default=default)}
 
 
 def names_of(cls: type) -> dict[str, str]:

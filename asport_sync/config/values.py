@@ -279,6 +279,13 @@ def choice(value: object, choices: Mapping[str, T]) -> T:
     raise BadValue(f"expected one of {names}, not {shown(value)}")
 
 
+def words(choices: Mapping[str, object]) -> str:
+    """Returns the words that :func:`choice` accepts, as Markdown: those that are their own meaning, then the others."""
+    names = ", ".join(f"`{word}`" for word, meaning in choices.items() if word == meaning)
+    others = ", ".join(f"`{word}`" for word, meaning in choices.items() if word != meaning)
+    return f"{names} (also {others})" if others else names
+
+
 def networks(value: object) -> Network:
     """Returns a network from its name, or the union of a list of names."""
     if not isinstance(value, (list, tuple)):
@@ -581,7 +588,12 @@ def _split_port(value: object) -> HostPort:
 
 
 class PortRange(NamedTuple):
-    """Ports from start to end, inclusive; start is never above end."""
+    """Ports from start to end, inclusive.
+
+    Attributes:
+        start: The first port.
+        end: The last port, not below ``start``.
+    """
 
     start: int
     end: int

@@ -1,0 +1,169 @@
+"""The reference of all configuration keys, from the model: ``python -m tests.config.reference [--write-docs]``.
+
+Descriptions are those of the docstrings in asport_sync/config/model.py, everything else is in the fields and their
+metadata. Prints the reference, or puts it into docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from asport_sync.config import (
+    WITHOUT_EFFECT,
+    CertificatesConfig,
+    ClientConfig,
+    PortRange,
+    ProxyConfig,
+    ServerConfig,
+    TlsClientConfig,
+    TlsServerConfig,
+    UserConfig,
+)
+from asport_sync.config.model import CommonConfig, TlsConfig
+from asport_sync.config.reader import FIRST_RELEASE, Key
+from tests.support.page import Place
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+PLACE = Place("tests.config.reference", PAGE)
+
+
+class Section(NamedTuple):
+    """One table of the page.
+
+    Attributes:
+        title: Its heading.
+        cls: The class whose own keys it has, without the inherited ones.
+        parameters: Where these keys are in the library, as Markdown.
+    """
+
+    title: str
+    cls: type
+    parameters: str
+
+
+CLIENT, SERVER = "`asport_sync.Client`", "`asport_sync.Server`"
+SECTIONS = [
+    Section("Client and server", CommonConfig, f"Parameters of {CLIENT} and {SERVER}."),
+    Section("Client and server: TLS", TlsConfig, f"Parameters of {CLIENT} and {SERVER}."),
+    Section("Client", ClientConfig, f"Parameters of {CLIENT}."),
+    Section("Client: TLS", TlsClientConfig, f"Parameters of {CLIENT}."),
+    Section(
+        "Client: the table certificates", CertificatesConfig, f"In the parameter `certificates` of {CLIENT}, a dict."
+    ),
+    Section("Server", ServerConfig, f"Parameters of {SERVER}."),
+    Section("Server: TLS", TlsServerConfig, f"Parameters of {SERVER}."),
+    Section("Server: an entry of proxies", ProxyConfig, f"In the parameter `proxies` of {SERVER}, a list of dicts."),
+    Section(
+        "Server: a user in the table users",
+        UserConfig,
+        f"In `users` of a dict in the parameter `proxies` of {SERVER}: passwords, or dicts with these keys.",
+    ),
+    Section(
+        "A range of ports",
+        PortRange,
+        f"In the parameter `expected_port_range` of {CLIENT}, and in `allow_ports` of a dict in the parameter "
+        f"`proxies` of {SERVER}.",
+    ),
+]
+
+# Fields of the model that are no key of their table: whose keys have tables of their own, or that name the table.
+NO_KEYS = {(ClientConfig, "tls"), (ServerConfig, "tls"), (UserConfig, "uuid")}
+
+
+class Row(NamedTuple):
+    """One key, as Markdown. The fields are the columns of the tables."""
+
+    key: str
+    values: str
+    default: str
+    since: str
+    meaning: str
+
+
+def own_fields(cls: type) -> list[str]:
+    """The fields that a class has not inherited."""
+    return list(inspect.get_annotations(cls))
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """What the docstring of a class says of each attribute, as one line."""
+    _, _, listed = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def meaning(cls: type, name: str) -> str:
+    """The description of a key as Markdown; empty if there is none."""
+    text = descriptions(cls).get(name, "").replace("``", "`")
+    text = text.replace("Without effect, see :data:`WITHOUT_EFFECT`", f"Without effect: {WITHOUT_EFFECT.get(name)}")
+    text = text.replace("; not shown by `repr`", "").replace(": a table (:class:`CertificatesConfig`)", "")
+    return re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", text)
+
+
+def written(value: Any, values: str) -> str:
+    """A default as in a configuration file."""
+    if value is None or value == ():
+        return "not set"
+    if isinstance(value, bool):
+        return f"`{value}`".lower()
+    if isinstance(value, PortRange):
+        return f"`[{value.start}, {value.end}]`"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`".replace("'", '"')
+    if "duration" in values:
+        minutes, seconds = divmod(value, 60)
+        return f"`{minutes:g}m`" if minutes > 1 and not seconds else f"`{value:g}s`"
+    return f"`{value}` ({value >> 20} MiB)" if isinstance(value, int) and value >= 1 << 20 else f"`{value}`"
+
+
+def default(field: dataclasses.Field[Any], found: Key) -> str:
+    """The default of a key as Markdown."""
+    if found.default:
+        return found.default
+    if field.default is not dataclasses.MISSING:
+        return written(field.default, found.accepts)
+    return "required" if field.default_factory is dataclasses.MISSING else "not set"
+
+
+def rows(cls: type) -> Iterator[Row]:
+    """The keys of a class, in its order."""
+    if cls is PortRange:
+        for name in own_fields(cls):
+            yield Row(f"`{name}`", "port, `1` to `65535`", "required", FIRST_RELEASE, meaning(cls, name))
+        return
+    for field in dataclasses.fields(cls):
+        found = field.metadata.get("key")
+        if field.name in own_fields(cls) and isinstance(found, Key):
+            names = ", ".join(f"`{name}`" for name in (field.name, *found.aliases))
+            yield Row(names, found.accepts, default(field, found), found.since, meaning(cls, field.name))
+
+
+def reference() -> str:
+    """All tables."""
+    lines = []
+    for section in SECTIONS:
+        lines += [f"## {section.title}", "", section.parameters, ""]
+        lines += [f"| {' | '.join(Row._fields)} |", "| --- " * len(Row._fields) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows(section.cls)]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def main() -> None:
+    """Print the reference, or write it down where that was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.config.reference", description=__doc__)
+    parser.add_argument("--write-docs", action="store_true", help="put the reference into docs/configuration.md")
+    if parser.parse_args().write_docs:
+        PLACE.put(reference())
+    else:
+        print(reference())
+
+
+if __name__ == "__main__":
+    main()

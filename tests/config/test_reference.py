@@ -1,0 +1,89 @@
+"""docs/configuration.md has every key of the model, and says of each what the model says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from asport_sync.config import ClientConfig, ServerConfig, model
+from asport_sync.config.model import TlsClientConfig, TlsServerConfig
+from asport_sync.config.reader import FIRST_RELEASE, Key, names_of
+
+from .reference import NO_KEYS, PAGE, PLACE, SECTIONS, descriptions, own_fields, reference, rows
+
+CLASSES = [section.cls for section in SECTIONS]
+CHANGES = (Path(__file__).resolve().parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")
+# How many keys the first release had, counted once in each section. A key that is added later says since when.
+KEYS_OF_THE_FIRST_RELEASE = 58
+
+every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+
+
+def test_the_page_is_what_the_model_says() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert f"{PLACE.begin}\n\n{reference()}\n\n{PLACE.end}\n" in text, (
+        "run python -m tests.config.reference --write-docs"
+    )
+
+
+def test_every_class_of_the_model_is_in_the_page() -> None:
+    found = {each for each in vars(model).values() if isinstance(each, type) and each.__name__.endswith("Config")}
+    assert found == {cls for cls in CLASSES if cls.__name__.endswith("Config")}
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if dataclasses.is_dataclass(cls)], ids=lambda cls: cls.__name__)
+def test_every_field_is_a_key_with_a_row(cls: type) -> None:
+    keys = {name for row in rows(cls) for name in re.findall(r"`(\w+)`", row.key)}
+    own = set(own_fields(cls))
+    assert keys == {name for name, field in names_of(cls).items() if field in own}
+    assert own - set(names_of(cls)) == {name for owner, name in NO_KEYS if owner is cls}
+
+
+@every_class
+def test_every_key_has_a_description_and_each_description_a_key(cls: type) -> None:
+    for row in rows(cls):
+        assert re.fullmatch(r"[A-Z`].{10,}\.", row.meaning), f"{cls.__name__}.{row.key}: {row.meaning!r}"
+        assert row.values, f"{cls.__name__}.{row.key}"
+    fields = [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else own_fields(cls)
+    assert sorted(descriptions(cls)) == sorted(fields)
+
+
+@every_class
+def test_rows_are_written_for_files(cls: type) -> None:
+    for row in rows(cls):
+        assert not re.search(r"\bNone\b|\bTrue\b|\bFalse\b|``|:\w+:`|\||\n", " ".join(row)), row
+
+
+@pytest.mark.parametrize("cls", [ClientConfig, ServerConfig, TlsClientConfig, TlsServerConfig])
+def test_help_has_inherited_keys_too(cls: type) -> None:
+    assert cls.__doc__
+    assert [name for name in names_of(cls).values() if f" {name}: " not in cls.__doc__] == []
+
+
+@every_class
+def test_a_default_that_is_no_constant_has_words(cls: type) -> None:
+    for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
+        found = field.metadata.get("key")
+        if isinstance(found, Key) and callable(field.default_factory) and not isinstance(field.default_factory, type):
+            assert found.default, f"{cls.__name__}.{field.name}"
+
+
+def test_since_when_is_a_release_that_names_the_key() -> None:
+    releases = dict(re.findall(r"^## (\S+)[^\n]*\n(.*?)(?=^## |\Z)", CHANGES, re.MULTILINE | re.DOTALL))
+    of_the_first = 0
+    for cls in CLASSES:
+        for row in rows(cls):
+            assert row.since in releases, f"{cls.__name__}.{row.key}"
+            if row.since == FIRST_RELEASE:
+                of_the_first += 1
+            else:
+                assert re.search(rf"[`.]{row.key.strip('`')}`", releases[row.since]), f"{cls.__name__}.{row.key}"
+    assert of_the_first == KEYS_OF_THE_FIRST_RELEASE, "a new key says since when: documented(..., since='Unreleased')"
+
+
+def test_the_keys_of_the_table_security_are_named() -> None:
+    prose, _, _ = PAGE.read_text(encoding="utf-8").partition(PLACE.begin)
+    assert [name for name in (*model._SECURITY, *model._NOISE, *model._MISPLACED) if f"`{name}`" not in prose] == []
