@@ -6,7 +6,7 @@ import dataclasses
 import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from asport_sync.forked import kept_from_children
+from asport_sync.forked import new_socket
 from asport_sync.hidden import HiddenBytes
 
 from . import reasons
@@ -315,7 +315,7 @@ def event_of(engine: Engine, raw: Any) -> Event:
             Stream(engine, raw.stream),
             from_address(raw.peer) if raw.peer.family else None,
             raw.code / 1e9,
-            kept_from_children(socket.socket(fileno=raw.value)),
+            new_socket(fileno=raw.value),
         )
     if kind == lib.AQ_EVENT_ACCEPT_FAILED:
         return AcceptFailed(connection, Listener(engine, raw.socket), raw.code)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from asport_sync.forked import kept_from_children
+from asport_sync.forked import new_socket
 from asport_sync.hidden import HiddenBytes
 from asport_sync.runtime import sockets
 from asport_sync.runtime.selecting import SelectorThread
@@ -79,7 +79,7 @@ class NetworkWatch:
         """Starts watching. If the system does not support it, logs that at level debug and reports nothing."""
         try:
             kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-            self._socket = kept_from_children(socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE))
+            self._socket = new_socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
             self._socket.bind((0, _GROUPS))
         except (OSError, AttributeError) as problem:
             _log.debug("changes of the network are not noticed: %s", problem)

@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Iterable
 
-from asport_sync.forked import kept_from_children
+from asport_sync.forked import new_socket
 from asport_sync.runtime.threads import StopSignal
 from asport_sync.runtime.timers import LONGEST_WAIT
 
@@ -107,7 +107,7 @@ def any_address(host: str, *, only_v6: bool | None = None) -> str:
     if only_v6 or ":" not in bare or not ipaddress.ip_address(bare).is_unspecified:
         return host
     try:
-        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+        new_socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
     except OSError as problem:
         if problem.errno == errno.EAFNOSUPPORT:
             return "0.0.0.0"
@@ -120,7 +120,7 @@ def is_here(host: str) -> bool:
     A socket bound to an absent address works once the address is added.
     """
     try:
-        with socket.socket(family_of(host), socket.SOCK_DGRAM) as sock:
+        with new_socket(family_of(host), socket.SOCK_DGRAM) as sock:
             _bind(sock, host, 0)
     except OSError as problem:
         return problem.errno != errno.EADDRNOTAVAIL
@@ -175,7 +175,7 @@ def _keep_urgent(sock: socket.socket) -> None:
 
 def _bound(kind: socket.SocketKind, host: str, port: int, only_v6: bool | None) -> socket.socket:
     family = family_of(host)
-    sock = kept_from_children(socket.socket(family, kind))
+    sock = new_socket(family, kind)
     try:
         if kind is socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -236,7 +236,7 @@ def dial_tcp(
     for address in addresses:
         sock: socket.socket | None = None
         try:
-            sock = kept_from_children(socket.socket(family_of(address[0]), socket.SOCK_STREAM))
+            sock = new_socket(family_of(address[0]), socket.SOCK_STREAM)
             # A relay passes data on as it comes; delaying small segments would add latency.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _keep_urgent(sock)
@@ -282,7 +282,7 @@ def _connect(sock: socket.socket, address: SocketAddress, timeout: float, stop: 
 
 def unbound_udp(host: str) -> socket.socket:
     """Returns a UDP socket of the family of an IP literal, neither bound nor connected."""
-    return kept_from_children(socket.socket(family_of(host), socket.SOCK_DGRAM))
+    return new_socket(family_of(host), socket.SOCK_DGRAM)
 
 
 def connected_udp(address: SocketAddress) -> socket.socket:
