@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.bounds.stalling import FLOOD, SMALL_BUFFER, Ends, ask
+from tests.bounds.stalling import SMALL_BUFFER, STREAM, Ends, ask
 from tests.support.services import Address
 from tests.support.traffic import receive_exactly
 
@@ -86,7 +86,7 @@ def throughput(public: Address) -> float:
     with contextlib.ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
         for _ in range(OTHERS):
-            user = stack.enter_context(ask(public, FLOOD))
+            user = stack.enter_context(ask(public, STREAM))
             user.setblocking(False)
             selector.register(user, selectors.EVENT_READ)
         received, begins = 0, time.monotonic() + WARM_UP
@@ -104,7 +104,7 @@ def throughput(public: Address) -> float:
 def slow_reader(address: Address) -> Iterator[None]:
     """A connection through which a little is read each time."""
     over = threading.Event()
-    with ask(address, FLOOD, receive_buffer=SMALL_BUFFER) as user:
+    with ask(address, STREAM, receive_buffer=SMALL_BUFFER) as user:
 
         def read() -> None:
             while not over.wait(0.1):

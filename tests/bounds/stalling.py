@@ -17,13 +17,14 @@ from tests.support.services import CHUNK, Address, TcpService
 
 HOST = "127.0.0.1"
 # What the first byte of a connection asks the service for.
-ECHO, FLOOD, DEAF, GIVE = b"e", b"f", b"d", b"g"
+ECHO, FLOOD, STREAM, DEAF, GIVE = b"e", b"f", b"s", b"d", b"g"
 # Bytes that GIVE gives, and its end of stream.
 GIVEN = 1 << 20
 # Of a stalled user's socket: a small one, so that the bytes are in the tunnel's memory and not in the kernel's.
 SMALL_BUFFER = 4096
-# Of a flood's socket, for the same reason, and because many of them would use up what all TCP connections of the
-# machine may have (net.ipv4.tcp_mem). The kernel takes twice as much.
+# Of the socket of FLOOD, for the same reason, and because many of them would use up the memory that all TCP connections
+# of the machine share (net.ipv4.tcp_mem). The kernel takes twice as much. STREAM measures throughput
+# and has no limit.
 _FLOOD_BUFFER = 32768
 _PERIOD = 256
 _BLOCK = bytes(range(_PERIOD)) * 256
@@ -47,8 +48,9 @@ class Moods(TcpService):
     def handle(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):  # users leave as they like here
             mood = connection.recv(1)
-            if mood == FLOOD:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _FLOOD_BUFFER)
+            if mood in (FLOOD, STREAM):
+                if mood == FLOOD:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _FLOOD_BUFFER)
                 sent = 0
                 while True:
                     # The kernel takes a part; what arrives has its period all the same.
@@ -117,7 +119,7 @@ def ask(public: Address, mood: bytes, *, receive_buffer: int | None = None) -> s
 
     Args:
         public: The public port.
-        mood: ECHO, FLOOD, DEAF or GIVE.
+        mood: ECHO, FLOOD, STREAM, DEAF or GIVE.
         receive_buffer: Bytes that the kernel may keep for it, so that less is on its way.
     """
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
