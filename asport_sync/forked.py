@@ -11,11 +11,20 @@ import socket
 import threading
 import weakref
 
-# Guarded by _creating.
+# Guarded by no_fork.
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-# Held from the creation of a socket to its registration, and during a fork: otherwise a child forked in between by
-# another thread keeps a copy. Reentrant, because a signal handler may fork in the middle of a creation.
-_creating = threading.RLock()
+no_fork = threading.RLock()
+"""Held from the creation of a socket to its registration, while a socket is closed or handed over, and during a fork.
+
+Otherwise a child that another thread forks in between keeps a copy. Reentrant, because a signal handler may fork while
+its thread holds the lock.
+"""
+
+
+class _Socket(socket.socket):
+    def close(self) -> None:
+        with no_fork:  # Python forgets the number before the system closes it
+            super().close()
 
 
 def new_socket(family: int = -1, kind: int = -1, protocol: int = -1, fileno: int | None = None) -> socket.socket:
@@ -24,8 +33,8 @@ def new_socket(family: int = -1, kind: int = -1, protocol: int = -1, fileno: int
     Raises:
         OSError: The system refuses it.
     """
-    with _creating:
-        sock = socket.socket(family, kind, protocol, fileno)
+    with no_fork:
+        sock = _Socket(family, kind, protocol, fileno)
         _sockets.add(sock)
     return sock
 
@@ -33,7 +42,7 @@ def new_socket(family: int = -1, kind: int = -1, protocol: int = -1, fileno: int
 def _after_fork_in_child() -> None:
     for sock in tuple(_sockets):
         sock.close()
-    _creating.release()
+    no_fork.release()
 
 
-os.register_at_fork(before=_creating.acquire, after_in_parent=_creating.release, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=_after_fork_in_child)

@@ -466,7 +466,7 @@ static int64_t tell_connection(aq_engine *engine, aq_engine_command *command)
 
 int aq_api_duplicate(int fd)
 {
-    return aq_fd_keep(fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    return AQ_FD_OPEN(fcntl(fd, F_DUPFD_CLOEXEC, 3));
 }
 
 aq_id aq_credentials_new(aq_engine *engine, const aq_credentials_options *options, char *text, size_t text_length)

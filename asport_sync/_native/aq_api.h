@@ -73,7 +73,7 @@ enum aq_event_type {
      * for lack of memory. At most once a second for each listener. */
     AQ_EVENT_ACCEPT_FAILED = 11,
     /* A worker should relay this stream; peer, code = its duration so far in nanoseconds, value = its socket, handed
-     * over. */
+     * over: see aq_descriptor_taken(). */
     AQ_EVENT_STREAM_BULK = 12,
     /* The pump should read this UDP socket from now on; socket. */
     AQ_EVENT_UDP_BULK = 13,
@@ -246,6 +246,8 @@ int64_t aq_clock_watch(void);
 void aq_malloc_arenas(int32_t most);
 /* [any] In a forked child, which has one thread: closes its copies of the engines' descriptors. */
 void aq_forked(void);
+/* [any] Python owns this descriptor now, closes it, and does so in a forked child too. */
+void aq_descriptor_taken(int32_t fd);
 /* [any] Computes the SHA-256 of the SubjectPublicKeyInfo (RFC 7469 section 2.4) of the first certificate in PEM or DER,
  * 32 bytes. */
 int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);

@@ -1,5 +1,6 @@
 #include "descriptors.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
@@ -9,6 +10,33 @@
 #define BITS 64
 
 static _Atomic uint64_t marks[MOST / BITS];
+
+/* Held while one of our descriptors is open without its mark, and during a fork. */
+static pthread_mutex_t no_fork = PTHREAD_MUTEX_INITIALIZER;
+
+void aq_fd_forbid_forks(void)
+{
+    pthread_mutex_lock(&no_fork);
+}
+
+static void allow_forks(void)
+{
+    pthread_mutex_unlock(&no_fork);
+}
+
+int aq_fd_opened(int fd)
+{
+    aq_fd_keep(fd);
+    allow_forks();
+    return fd;
+}
+
+/* When the library is loaded, so that no engine exists before. Fails only without memory; then a child may keep a copy
+ * of a descriptor that another thread was opening. */
+__attribute__((constructor)) static void watch_forks(void)
+{
+    pthread_atfork(aq_fd_forbid_forks, allow_forks, allow_forks);
+}
 
 int aq_fd_keep(int fd)
 {
@@ -26,7 +54,14 @@ int aq_fd_release(int fd)
 
 void aq_fd_close(int fd)
 {
+    aq_fd_forbid_forks();
     close(aq_fd_release(fd));
+    allow_forks();
+}
+
+void aq_descriptor_taken(int32_t fd)
+{
+    aq_fd_release(fd);
 }
 
 void aq_forked(void)

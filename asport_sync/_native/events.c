@@ -1,11 +1,12 @@
 #include "events.h"
 
+#include "descriptors.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #define FIRST_CAPACITY 256U /* events, 90 KiB; always available, even without memory to grow */
 
@@ -30,7 +31,7 @@ int aq_events_init(aq_events *events, aq_counters *counters)
 static void drop(const aq_event *event)
 {
     if (event->type == AQ_EVENT_STREAM_BULK)
-        close((int)event->value);
+        aq_fd_close((int)event->value);
 }
 
 void aq_events_destroy(aq_events *events)

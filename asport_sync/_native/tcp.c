@@ -238,7 +238,7 @@ static void hand_to_worker(aq_engine *engine, aq_stream *stream)
                       .stream = stream->id,
                       .peer = stream->peer,
                       .code = engine->now - stream->began,
-                      .value = (uint64_t)aq_fd_release(stream->attached_fd)};
+                      .value = (uint64_t)stream->attached_fd};
     atomic_fetch_sub(&engine->workers_free, 1);
     look_no_more(engine, stream);
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, stream->attached_fd, NULL);
@@ -311,7 +311,7 @@ static int begin_dialling(aq_engine *engine, aq_stream *stream, const aq_address
 {
     aq_sockaddr address;
     socklen_t length = aq_sockaddr_from(&address, to, 0);
-    int fd = aq_fd_keep(socket(address.sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    int fd = AQ_FD_OPEN(socket(address.sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (fd < 0)
         return 0;
     aq_stream_begin(stream, fd);
@@ -488,13 +488,13 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
 static int accept_connection(int listener, aq_sockaddr *from)
 {
     socklen_t length = sizeof(*from);
-    int fd = aq_fd_keep(accept4(listener, &from->sa, &length, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    int fd = AQ_FD_OPEN(accept4(listener, &from->sa, &length, SOCK_NONBLOCK | SOCK_CLOEXEC));
     int error;
     if (fd >= 0 || (errno != ENOSYS && errno != EPERM))
         return fd;
     /* A container's seccomp filter may know only the older call. */
     length = sizeof(*from);
-    fd = aq_fd_keep(accept(listener, &from->sa, &length));
+    fd = AQ_FD_OPEN(accept(listener, &from->sa, &length));
     if (fd < 0 || (fcntl(fd, F_SETFL, O_NONBLOCK) == 0 && fcntl(fd, F_SETFD, FD_CLOEXEC) == 0))
         return fd;
     error = errno;

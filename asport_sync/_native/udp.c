@@ -3,6 +3,8 @@
  */
 #include "udp.h"
 
+#include "descriptors.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -301,13 +303,13 @@ size_t aq_udp_route_mtu(const aq_sockaddr *remote)
         to.in.sin_port = port;
         to.in.sin_addr = ipv4;
     }
-    fd = socket(to.sa.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    fd = AQ_FD_OPEN(socket(to.sa.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
     if (fd < 0)
         return 0;
     mtu = -1;
     if (connect(fd, &to.sa, aq_sockaddr_length(&to)) == 0)
         mtu = to.sa.sa_family == AF_INET ? get_option(fd, IPPROTO_IP, IP_MTU) : get_option(fd, IPPROTO_IPV6, IPV6_MTU);
-    close(fd);
+    aq_fd_close(fd);
     return mtu > 0 ? (size_t)mtu : 0;
 }
 

@@ -6,7 +6,7 @@ import dataclasses
 import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from asport_sync.forked import new_socket
+from asport_sync.forked import new_socket, no_fork
 from asport_sync.hidden import HiddenBytes
 
 from . import reasons
@@ -274,6 +274,14 @@ Event: TypeAlias = (
 )
 
 
+def _taken(descriptor: int) -> socket.socket:
+    """The socket of a descriptor that the engine hands over. The engine's mark goes once it is registered here."""
+    with no_fork:
+        sock = new_socket(fileno=descriptor)
+        lib.aq_descriptor_taken(descriptor)
+    return sock
+
+
 def event_of(engine: Engine, raw: Any) -> Event:
     """Returns the object for one record of the engine."""
     kind = raw.type
@@ -315,7 +323,7 @@ def event_of(engine: Engine, raw: Any) -> Event:
             Stream(engine, raw.stream),
             from_address(raw.peer) if raw.peer.family else None,
             raw.code / 1e9,
-            new_socket(fileno=raw.value),
+            _taken(raw.value),
         )
     if kind == lib.AQ_EVENT_ACCEPT_FAILED:
         return AcceptFailed(connection, Listener(engine, raw.socket), raw.code)

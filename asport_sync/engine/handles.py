@@ -11,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from asport_sync.errors import AsportError
+from asport_sync.forked import no_fork
 from asport_sync.hidden import HiddenBytes
 
 from .binding import SocketAddress, ffi, from_address, lib, nanoseconds, to_address
@@ -70,13 +71,14 @@ class Stream(Handle):
 
     def attach(self, sock: socket.socket) -> None:
         """Lets the engine thread relay. Takes ownership of the socket, even if this raises."""
-        descriptor = sock.detach()
-        try:
-            self.engine.check()
-        except AsportError:
-            os.close(descriptor)
-            raise
-        self.engine.call(lib.aq_stream_attach, self.id, descriptor)
+        with no_fork:
+            descriptor = sock.detach()
+            try:
+                self.engine.check()
+            except AsportError:
+                os.close(descriptor)
+                raise
+            self.engine.call(lib.aq_stream_attach, self.id, descriptor)
 
     def reset(self, code: int = 1) -> None:
         """Sends RESET_STREAM and STOP_SENDING (RFC 9000 sections 19.4 and 19.5)."""

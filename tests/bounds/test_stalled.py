@@ -43,6 +43,20 @@ def local() -> Iterator[Moods]:
             service.over.set()
 
 
+def sender(user: socket.socket) -> Callable[[], int]:
+    """A function that sends as much as a non-blocking socket takes now, and returns how much it has taken in all."""
+    sent = 0
+
+    def send() -> int:
+        nonlocal sent
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += user.send(bytes(CHUNK))
+        return sent
+
+    return send
+
+
 def wait_until_still(figure: Callable[[], int]) -> None:
     """Waits until a figure that grows grows no more."""
     last, since = figure(), time.monotonic()
@@ -125,20 +139,13 @@ def test_a_service_that_does_not_read(certificate: Certificate, tmp_path: Path, 
     ):
         before = made.memory()
         user.setblocking(False)
-        sent = 0
-
-        def send() -> int:
-            nonlocal sent
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    sent += user.send(bytes(CHUNK))
-            return sent
-
-        wait_until_still(send)
+        sending = sender(user)
+        wait_until_still(sending)
+        stopped_at = sending()
         with old_udp(made) as exchange:
             echoes(made, 10 * MIB)
             exchange()
-        assert send() == sent
+        assert sending() == stopped_at
         for now, then in zip(made.memory(), before, strict=True):
             assert now - then < ONE_STREAM
 
@@ -291,15 +298,7 @@ def test_the_kernel_holds_little_for_a_service_that_does_not_read(
         user.setblocking(False)
         listener.settimeout(TIMEOUT)
         service, dialled_from = listener.accept()
-        sent = 0
-
-        def send() -> int:
-            nonlocal sent
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    sent += user.send(bytes(CHUNK))
-            return sent
-
+        sending = sender(user)
         with service:
-            wait_until_still(send)
+            wait_until_still(sending)
             assert 0 < unacknowledged(dialled_from, service.getsockname()) < UNTAKEN

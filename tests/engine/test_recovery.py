@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -70,8 +71,9 @@ def test_the_networks_word_that_nobody_is_there_makes_silence(certificate: Certi
             expect_closed(client, connection)
 
 
-def test_noise_is_a_hint_but_not_again_and_again(certificate: Certificate) -> None:
-    """It may be the stateless reset of a server with another key, and may be forged."""
+@contextlib.contextmanager
+def silence_only_by_a_hint(certificate: Certificate) -> Iterator[tuple[Side, Connection, Middle]]:
+    """A client, its connection, which reports silence only where something hints at it, and the path."""
     with Side("server") as server, Side("client") as client:
         _, address = listen(server, certificate)
         with Middle(address) as middle:
@@ -80,23 +82,29 @@ def test_noise_is_a_hint_but_not_again_and_again(certificate: Certificate) -> No
             )
             client.expect(Connected)
             accepted = server.expect(Connected).connection
-
-            def noise_after_a_moment() -> None:
-                wait_until(lambda: connection.info().silence > 0.15, 15, "the handshake is long over")
-                before = connection.info().packets_received
-                assert middle.client is not None
-                middle.front.sendto(b"\x40" + bytes(42), middle.client)
-                wait_until(lambda: connection.info().packets_received > before, 15, "the noise is there")
-
-            noise_after_a_moment()
-            assert client.expect(Silence).silent
-            connection.probe(15.0)
-            assert client.expect(Probed).alive
-            assert not client.expect(Silence).silent
-            noise_after_a_moment()
-            assert not [event for event in client.seen() if isinstance(event, Silence)]
+            yield client, connection, middle
             connection.close()
             expect_closed(server, accepted)
+
+
+def test_noise_is_a_hint_but_not_again_and_again(certificate: Certificate) -> None:
+    """It may be the stateless reset of a server with another key, and may be forged."""
+    with silence_only_by_a_hint(certificate) as (client, connection, middle):
+
+        def noise_after_a_moment() -> None:
+            wait_until(lambda: connection.info().silence > 0.15, 15, "the handshake is long over")
+            before = connection.info().packets_received
+            assert middle.client is not None
+            middle.front.sendto(b"\x40" + bytes(42), middle.client)
+            wait_until(lambda: connection.info().packets_received > before, 15, "the noise is there")
+
+        noise_after_a_moment()
+        assert client.expect(Silence).silent
+        connection.probe(15.0)
+        assert client.expect(Probed).alive
+        assert not client.expect(Silence).silent
+        noise_after_a_moment()
+        assert not [event for event in client.seen() if isinstance(event, Silence)]
 
 
 def test_a_question_that_can_not_leave_is_waited_for(certificate: Certificate) -> None:
@@ -128,26 +136,17 @@ def test_a_question_that_can_not_leave_is_waited_for(certificate: Certificate) -
 def test_a_question_outlasts_an_outage_unless_something_hints_that_the_peer_is_gone(
     certificate: Certificate, hint: bool
 ) -> None:
-    with Side("server") as server, Side("client") as client:
-        _, address = listen(server, certificate)
-        with Middle(address) as middle:
-            connection = connect(
-                client, certificate, middle.front.getsockname(), Transport(max_streams_bidi=1, silence=1000.0)
-            )
-            client.expect(Connected)
-            accepted = server.expect(Connected).connection
-            wait_until(lambda: connection.info().silence > 0.15, 15, "the handshake is long over")
-            middle.cut = True
-            if hint:
-                middle.to_client(b"\x40" + bytes(42))
-                assert client.expect(Silence).silent
-            connection.probe(0.05, 1000.0 if hint else 15.0)
-            time.sleep(0.5)
-            middle.cut = hint
-            assert client.expect(Probed).alive is not hint
-            middle.cut = False
-            connection.close()
-            expect_closed(server, accepted)
+    with silence_only_by_a_hint(certificate) as (client, connection, middle):
+        wait_until(lambda: connection.info().silence > 0.15, 15, "the handshake is long over")
+        middle.cut = True
+        if hint:
+            middle.to_client(b"\x40" + bytes(42))
+            assert client.expect(Silence).silent
+        connection.probe(0.05, 1000.0 if hint else 15.0)
+        time.sleep(0.5)
+        middle.cut = hint
+        assert client.expect(Probed).alive is not hint
+        middle.cut = False
 
 
 def test_without_being_asked_nobody_tells_of_silence(certificate: Certificate) -> None:

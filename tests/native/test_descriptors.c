@@ -4,8 +4,14 @@
 #include "check.h"
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+/* Without the lock nearly every child has a copy. */
+#define FORKS 1000
 
 static int is_open(int fd)
 {
@@ -64,8 +70,53 @@ static void what_failed_is_not_marked(void)
     aq_forked();
 }
 
+static atomic_int over;
+static atomic_ulong opened;
+
+static void *open_and_close(void *unused)
+{
+    (void)unused;
+    while (!atomic_load(&over)) {
+        aq_fd_close(AQ_FD_OPEN(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)));
+        atomic_fetch_add(&opened, 1);
+    }
+    return NULL;
+}
+
+/* How many descriptors from the fourth on a child has that it was not to have. */
+static int left_in_a_child(void)
+{
+    int status, left = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        aq_forked();
+        for (int fd = 3; fd < 64; fd++)
+            left += is_open(fd);
+        _exit(left);
+    }
+    CHECK(waitpid(child, &status, 0) == child);
+    return status;
+}
+
+/* Whatever other threads are opening at the time of the fork. */
+static void a_child_has_nothing_that_was_being_opened(void)
+{
+    pthread_t threads[4];
+    int left = 0, before = left_in_a_child();
+    for (int i = 0; i < 4; i++)
+        CHECK_INT(pthread_create(&threads[i], NULL, open_and_close, NULL), 0);
+    for (int i = 0; i < FORKS; i++)
+        left += left_in_a_child() != before;
+    atomic_store(&over, 1);
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    CHECK_INT(left, 0);
+    CHECK(atomic_load(&opened) > 0);
+}
+
 int main(void)
 {
+    a_child_has_nothing_that_was_being_opened();
     a_child_closes_what_is_marked();
     a_number_that_was_closed_is_anybodys();
     what_failed_is_not_marked();

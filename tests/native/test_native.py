@@ -62,7 +62,7 @@ class NativeTest:
     prepare: Callable[[Path], None] | None = None
 
 
-FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c")
+FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c", "descriptors.c")
 STREAM = ("stream.c", "keepalive.c", "pipe.c", "budget.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
 
 ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
@@ -77,15 +77,15 @@ TESTS = (
     NativeTest("map", ("map.c",)),
     NativeTest("rotation", ("rotation.c", "random.c")),
     NativeTest("source", ("source.c", "map.c")),
-    NativeTest("descriptors", ("descriptors.c",)),
+    NativeTest("descriptors", ("descriptors.c",), threaded=True),
     NativeTest("packet", ("packet.c",)),
     NativeTest("assembler", ("packet.c",)),
     NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
     NativeTest("dgram", ("dgram.c",), threaded=True),
     NativeTest("message", ("message.c", "packet.c", "budget.c", "reserve.c"), wraps=("malloc",)),
-    NativeTest("events", ("events.c", "clock.c"), threaded=True, wraps=("malloc",)),
+    NativeTest("events", ("events.c", "clock.c", "descriptors.c"), threaded=True, wraps=("malloc",)),
     NativeTest("ready", ("ready.c", "wake.c"), threaded=True),
-    NativeTest("udp", ("udp.c",)),
+    NativeTest("udp", ("udp.c", "descriptors.c")),
     NativeTest("flow", FLOW),
     NativeTest("flow_packets", FLOW, threaded=True),
     NativeTest("stream", STREAM, wraps=("malloc",)),
