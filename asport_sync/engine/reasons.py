@@ -16,10 +16,10 @@ CRYPTO_ERROR = 0x100
 class Fault(enum.Enum):
     """Who has to fix it."""
 
-    SENDER = "whoever ends the connection with that code"
-    RECEIVER = "whoever is told"
+    SENDER = "the side that ends the connection with that code"
+    RECEIVER = "the side that receives the code"
     SERVER = "the server, whichever side noticed"
-    BOTH = "settings that do not fit together"
+    BOTH = "settings that do not match"
     NOBODY = "nobody"
 
 
@@ -41,7 +41,7 @@ class Meaning:
 
 
 _REPORT = "report it, with what --version prints on both sides"
-_LOG = "its log says why"
+_LOG = "see its log"
 _CHECK = "asport-sync server check, on the server, says what is wrong with its certificate"
 _BROKEN_TLS = f"a program in between changes packets, or one side has a faulty TLS; {_REPORT}"
 
@@ -52,17 +52,17 @@ def _broken(name: str, means: str) -> Meaning:
 
 
 TRANSPORT: dict[int, Meaning] = {
-    0x00: Meaning("NO_ERROR", Fault.NOBODY, "it was closed in the orderly way", "nothing"),
-    0x01: Meaning("INTERNAL_ERROR", Fault.SENDER, "it can't go on, for want of memory or by a fault of its own", _LOG),
+    0x00: Meaning("NO_ERROR", Fault.NOBODY, "it was closed normally", "nothing"),
+    0x01: Meaning("INTERNAL_ERROR", Fault.SENDER, "it cannot continue: internal error or lack of memory", _LOG),
     0x02: Meaning(
         "CONNECTION_REFUSED",
         Fault.SENDER,
-        "it takes no more connections, in all or from that address",
+        "it accepts no more connections, in total or from that address",
         "try again later; the counters connections_refused and connections_refused_source say which limit it is",
     ),
     0x03: _broken("FLOW_CONTROL_ERROR", "more data was sent than was allowed"),
     0x04: _broken("STREAM_LIMIT_ERROR", "more streams were opened than were allowed"),
-    0x05: _broken("STREAM_STATE_ERROR", "a frame came for a stream that does not take it"),
+    0x05: _broken("STREAM_STATE_ERROR", "a frame arrived for a stream that does not allow it"),
     0x06: _broken("FINAL_SIZE_ERROR", "the length of a stream changed"),
     0x07: _broken("FRAME_ENCODING_ERROR", "a frame could not be read"),
     0x08: _broken("TRANSPORT_PARAMETER_ERROR", "the transport parameters could not be read, or contradict the packets"),
@@ -71,38 +71,39 @@ TRANSPORT: dict[int, Meaning] = {
     0x0B: Meaning(
         "INVALID_TOKEN",
         Fault.NOBODY,
-        "the address was to be proven by a token that does not fit, such as one of a server that was restarted",
-        "a client tries again by itself; where it goes on, see whether two servers share one address",
+        "the address validation token is not valid, for example because the server was restarted",
+        "a client retries automatically; if it keeps failing, check whether two servers share one address",
     ),
     0x0C: Meaning("APPLICATION_ERROR", Fault.SENDER, "the program closed the connection during the handshake", _LOG),
-    0x0D: _broken("CRYPTO_BUFFER_EXCEEDED", "more of the handshake was sent ahead than can be kept"),
-    0x0E: _broken("KEY_UPDATE_ERROR", "keys were changed against the rules"),
+    0x0D: _broken("CRYPTO_BUFFER_EXCEEDED", "more handshake data was sent out of order than can be buffered"),
+    0x0E: _broken("KEY_UPDATE_ERROR", "a key update violated the rules"),
     0x0F: Meaning(
         "AEAD_LIMIT_REACHED",
         Fault.NOBODY,
-        "the keys have protected as much as they may, or very many packets were forged",
-        "a client connects anew by itself",
+        "the keys have reached their usage limit, or very many packets were forged",
+        "a client reconnects automatically",
     ),
     0x10: Meaning(
         "NO_VIABLE_PATH",
         Fault.NOBODY,
         "no path between the two carries QUIC, which needs 1,200 bytes of UDP payload",
-        "see the firewalls and the MTU of tunnels on the way",
+        "check firewalls and the MTU of tunnels on the path",
     ),
-    0x11: _broken("VERSION_NEGOTIATION_ERROR", "the version of QUIC was negotiated against the rules"),
+    0x11: _broken("VERSION_NEGOTIATION_ERROR", "the version negotiation violated the rules"),
 }
 """Transport error codes except those of TLS."""
 
 ALERTS: dict[int, Meaning] = {
-    0: Meaning("close_notify", Fault.NOBODY, "TLS ended without saying why", _REPORT),
-    10: Meaning("unexpected_message", Fault.RECEIVER, "a TLS message came that does not belong there", _BROKEN_TLS),
+    0: Meaning("close_notify", Fault.NOBODY, "TLS was closed without a reason", _REPORT),
+    10: Meaning("unexpected_message", Fault.RECEIVER, "a TLS message arrived out of place", _BROKEN_TLS),
     20: Meaning("bad_record_mac", Fault.RECEIVER, "a TLS record could not be verified", _BROKEN_TLS),
     22: Meaning("record_overflow", Fault.RECEIVER, "a TLS record was too long", _BROKEN_TLS),
     40: Meaning(
         "handshake_failure",
         Fault.BOTH,
-        "no cipher, group or signature was found that both sides take; most likely the server's certificate may not "
-        "sign handshakes (keyUsage without digitalSignature), or its key is of a kind that the client does not take",
+        "client and server have no cipher, group or signature algorithm in common; most likely the server's "
+        "certificate may not sign handshakes (keyUsage without digitalSignature), or the client does not support its kind "
+        "of key",
         _CHECK,
     ),
     42: Meaning(
@@ -115,7 +116,7 @@ ALERTS: dict[int, Meaning] = {
     43: Meaning(
         "unsupported_certificate",
         Fault.SERVER,
-        "the server's certificate is not one for TLS servers, or is of a kind that the client does not take",
+        "the server's certificate is not for TLS servers, or the client does not support its kind",
         f"an extendedKeyUsage has to have serverAuth in it; {_CHECK}",
     ),
     44: Meaning(
@@ -128,12 +129,12 @@ ALERTS: dict[int, Meaning] = {
         "certificate_expired",
         Fault.SERVER,
         "the server's certificate, or that of an issuer, has expired or is not valid yet",
-        "renew it and restart the server; where it is valid, a clock is wrong, most likely the client's",
+        "renew it and restart the server; if it is valid, a clock is wrong, most likely the client's",
     ),
     46: Meaning(
         "certificate_unknown",
         Fault.BOTH,
-        "the client does not accept the server's certificate for a reason that no other alert has",
+        "the client rejects the server's certificate for a reason that has no alert of its own",
         f"the client's log says why; {_CHECK}",
     ),
     47: Meaning(
@@ -143,16 +144,16 @@ ALERTS: dict[int, Meaning] = {
         "unknown_ca",
         Fault.BOTH,
         "the client does not trust the issuer of the server's certificate",
-        "the server's file must have the issuers' certificates behind its own; for an authority of your own or a "
+        "the server's file must contain the issuers' certificates after its own; for a private authority or a "
         "self-signed certificate the client needs certificates.paths",
     ),
-    49: Meaning("access_denied", Fault.SENDER, "its TLS does not let the other side in", _LOG),
+    49: Meaning("access_denied", Fault.SENDER, "its TLS library denies access", _LOG),
     50: Meaning("decode_error", Fault.RECEIVER, "a TLS message could not be read", _BROKEN_TLS),
     51: Meaning(
         "decrypt_error",
         Fault.RECEIVER,
         "a signature or checksum of the TLS handshake is wrong",
-        f"on the server see whether certificate and private key were replaced while it started; else {_BROKEN_TLS}",
+        f"check whether certificate and private key were replaced while the server started; otherwise {_BROKEN_TLS}",
     ),
     70: Meaning(
         "protocol_version",
@@ -167,23 +168,29 @@ ALERTS: dict[int, Meaning] = {
         "a server's RSA key needs 2,048 bits or more; update the TLS library of the other side",
     ),
     80: Meaning(
-        "internal_error", Fault.SENDER, "its TLS can't go on, for want of memory or by a fault of its own", _LOG
+        "internal_error",
+        Fault.SENDER,
+        "its TLS library cannot continue: internal error or lack of memory",
+        _LOG,
     ),
-    86: Meaning("inappropriate_fallback", Fault.RECEIVER, "an older TLS was asked for without need", _BROKEN_TLS),
-    90: Meaning("user_canceled", Fault.NOBODY, "the handshake was given up", "try again"),
+    86: Meaning("inappropriate_fallback", Fault.RECEIVER, "an older TLS version was requested needlessly", _BROKEN_TLS),
+    90: Meaning("user_canceled", Fault.NOBODY, "the handshake was cancelled", "try again"),
     109: Meaning(
         "missing_extension",
         Fault.RECEIVER,
         "the TLS handshake lacks an extension, such as the transport parameters of QUIC",
-        "see whether the other side speaks QUIC version 1, and ASPORT",
+        "check whether the other side speaks QUIC version 1 and ASPORT",
     ),
     110: Meaning(
-        "unsupported_extension", Fault.RECEIVER, "the TLS handshake has an extension nobody asked for", _BROKEN_TLS
+        "unsupported_extension",
+        Fault.RECEIVER,
+        "a TLS extension was not requested",
+        _BROKEN_TLS,
     ),
     112: Meaning(
         "unrecognized_name",
         Fault.BOTH,
-        "the server does not know the name that the client calls it by (SNI)",
+        "the server does not know the name in the client's SNI",
         "compare server and server_name of the client with the names of the server; disable_sni sends none",
     ),
     113: Meaning(
@@ -192,21 +199,19 @@ ALERTS: dict[int, Meaning] = {
         "the OCSP answer that came with the server's certificate is not valid",
         "renew it on the server",
     ),
-    115: Meaning(
-        "unknown_psk_identity", Fault.BOTH, "the server does not know the key that was agreed on before", _BROKEN_TLS
-    ),
+    115: Meaning("unknown_psk_identity", Fault.BOTH, "the server does not know the pre-shared key", _BROKEN_TLS),
     116: Meaning(
         "certificate_required",
         Fault.BOTH,
-        "the server asks for a certificate of the client, of which ASPORT has none",
-        "see whether something else listens at that address and port",
+        "the server asks for a client certificate, which ASPORT does not use",
+        "check whether another program listens at that address and port",
     ),
-    117: Meaning("general_error", Fault.SENDER, "its TLS says no more than that it failed", _LOG),
+    117: Meaning("general_error", Fault.SENDER, "its TLS library failed without a specific reason", _LOG),
     120: Meaning(
         "no_application_protocol",
         Fault.BOTH,
         "client and server have no application protocol (ALPN) in common",
-        "compare alpn on both sides; without it something else may listen at that address and port",
+        "compare alpn on both sides; another program may listen at that address and port",
     ),
     121: Meaning(
         "ech_required",
@@ -224,7 +229,7 @@ def meaning_of(code: int) -> Meaning:
     if 0 <= alert <= 0xFF:
         unknown = f"TLS failed with alert {alert}, which TLS 1.3 does not have"
         return ALERTS.get(alert) or Meaning("CRYPTO_ERROR", Fault.SENDER, unknown, _LOG)
-    unknown = "the connection failed for a reason that QUIC has no name for"
+    unknown = "the connection failed for a reason that QUIC does not define"
     return TRANSPORT.get(code) or Meaning("unknown code", Fault.SENDER, unknown, _LOG)
 
 
@@ -243,5 +248,5 @@ def describe(code: int, *, here: str, sender: str) -> str:
     if found.fault is Fault.NOBODY:
         return f"{ended}; what to do: {found.cure}"
     if culprit is None:
-        return f"{ended}; client and server do not fit together: {found.cure}"
+        return f"{ended}; their settings do not match: {found.cure}"
     return f"{ended}; the fault is {'this' if culprit == here else 'the'} {culprit}'s: {found.cure}"

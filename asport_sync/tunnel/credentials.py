@@ -131,7 +131,7 @@ def load_client(config: ClientConfig, engine: Engine, log: logging.Logger | None
             if found:
                 last = max(found, key=lambda each: each.not_after)
                 dates.append(
-                    (f"{_name(source, key)}: a certificate to trust", last, "servers it stands for are refused")
+                    (f"{_name(source, key)}: a certificate to trust", last, "servers that depend on it are refused")
                 )
     make = functools.partial(
         engine.client_credentials,
@@ -272,8 +272,8 @@ def _of_server(source: Credential, chain: Sequence[Certificate]) -> Validity:
         faults.append("is not for TLS servers (extendedKeyUsage without serverAuth), so clients refuse it")
     if chain and not chain[0].names:
         faults.append(
-            "has no DNS name or IP address in its subjectAltName, so clients refuse it (RFC 9525): make it anew, with "
-            "openssl: -addext subjectAltName=DNS:NAME"
+            "has no DNS name or IP address in its subjectAltName, so clients refuse it (RFC 9525): create a new one, "
+            "with openssl: -addext subjectAltName=DNS:NAME"
         )
     if not all(each.strong for each in chain):
         faults.append("or an issuer's has a key that is too short, so clients refuse it: RSA needs 2,048 bits")

@@ -94,7 +94,7 @@ def test_every_code_has_words_a_fault_and_a_cure(code: int, side: str) -> None:
         Fault.SENDER: (f"the fault is the {other}'s", f"the fault is this {side}'s"),
         Fault.RECEIVER: (f"the fault is this {side}'s", f"the fault is the {other}'s"),
         Fault.SERVER: (f"the fault is {'this' if side == 'server' else 'the'} server's",) * 2,
-        Fault.BOTH: ("client and server do not fit together",) * 2,
+        Fault.BOTH: ("their settings do not match",) * 2,
         Fault.NOBODY: ("what to do",) * 2,
     }[meaning.fault]
     assert f"; {expected[0]}: " in peers.describe()
