@@ -102,8 +102,8 @@ ALERTS: dict[int, Meaning] = {
         "handshake_failure",
         Fault.BOTH,
         "client and server have no cipher, group or signature algorithm in common; most likely the server's "
-        "certificate may not sign handshakes (keyUsage without digitalSignature), or the client does not support its kind "
-        "of key",
+        "certificate may not sign handshakes (keyUsage without digitalSignature), or the client does not support its "
+        "kind of key",
         _CHECK,
     ),
     42: Meaning(

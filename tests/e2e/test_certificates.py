@@ -311,7 +311,7 @@ class Failure:
             Failure(
                 r"the server's certificate isn't accepted: .*name in the certificate does not match.*; what to do: .*"
                 r"server_name.*; otherwise asport-sync server check",
-                r"the client ended it with code 0x12a \(bad_certificate\): .*do not fit together: the name in",
+                r"the client ended it with code 0x12a \(bad_certificate\): .*their settings do not match: the name in",
                 client={"server_name": "example.org"},
             ),
             id="wrong name",
@@ -319,7 +319,7 @@ class Failure:
         pytest.param(
             Failure(
                 r"the server's certificate isn't accepted: .*issuer is unknown.*; what to do: .*certificates\.paths",
-                r"the client ended it with code 0x130 \(unknown_ca\): .*client and server do not fit together: the se",
+                r"the client ended it with code 0x130 \(unknown_ca\): .*their settings do not match: the se",
                 client={"certificates": "another"},
             ),
             id="unknown issuer",

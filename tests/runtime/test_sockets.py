@@ -84,7 +84,7 @@ def test_without_ipv6_any_address_is_one_of_ipv4(monkeypatch: pytest.MonkeyPatch
     def no_socket(*_: object) -> socket.socket:
         raise problem
 
-    monkeypatch.setattr(socket, "socket", no_socket)
+    monkeypatch.setattr(sockets, "new_socket", no_socket)
     assert sockets.any_address("::") == sockets.any_address("0:0::0", only_v6=False) == "0.0.0.0"
     assert sockets.any_address("::", only_v6=True) == "::"
     assert sockets.any_address("::1") == "::1"
