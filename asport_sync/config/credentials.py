@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from asport_sync.config.values import (
     CREDENTIAL_PREFIX,
@@ -28,6 +29,28 @@ _LONGEST_LINE: Final = 65536
 """Bytes. Bounds reading if the path names a device or another endless file."""
 _LARGEST: Final = 16 << 20
 """Bytes of certificates or of a key: the engine's maximum, see INPUT_MOST in tls.c."""
+_FIFO_TIMEOUT: Final = 10.0
+"""Seconds that a program gets to write to a FIFO, such as one that fetches a secret."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a file for reading. If it is a FIFO, waits for the first data, but not without limit.
+
+    Raises:
+        OSError: It cannot be opened, or nothing was written to the FIFO in time.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            waiting = select.poll()
+            waiting.register(descriptor, select.POLLIN)
+            if not waiting.poll(_FIFO_TIMEOUT * 1000):
+                raise TimeoutError(errno.ETIMEDOUT, f"a FIFO to which nothing was written within {_FIFO_TIMEOUT:g} s")
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +77,7 @@ class Credential:
         if self.path is None:
             return HiddenBytes(self.data or b"")
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 content = file.read(_LARGEST + 1)
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", path=str(self.path), key=key) from None
@@ -123,7 +146,7 @@ def first_line(path: Path, written: object) -> str:
     """
     name = printable(str(path))
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             line = file.readline(_LONGEST_LINE + 1)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG) and _may_be_a_secret(written, path):

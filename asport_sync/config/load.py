@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from asport_sync.config.credentials import open_file
 from asport_sync.config.formats import FORMATS, parse
 from asport_sync.config.model import ClientConfig, ServerConfig, Side, read_client, read_server
 from asport_sync.config.reader import ConfigErrors, Source, bare
@@ -122,7 +123,8 @@ def _unreadable(path: Path, error: OSError | ValueError) -> ConfigError:
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        with open_file(path) as file:
+            content = file.read()
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     try:
