@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -34,6 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{alone.MARK}: {alone.MEANING}")
     for mark, meaning in LEFT_OUT.items():
         config.addinivalue_line("markers", f"{mark}: {meaning}; run by -m {mark} only")
+    # nohup and some supervisors start programs with SIGHUP ignored, and the commands under test would inherit that.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if preloaded():
         first = threading.Thread()  # with which ThreadSanitizer starts one of its own, that stays
         first.start()
