@@ -71,7 +71,9 @@ def test_associations_are_no_more_than_the_client_can_afford(betrayal: Betrayal)
         return made + refused + dropped == 8000
 
     wait_until(settled, READY_TIMEOUT, "each was looked at, or dropped and counted")
-    assert 0 < counter(betrayal.client, "udp_associations") <= most
+    # Associations that are idle for a second make room, so a slow machine makes more of them than there are places.
+    made, evicted = (counter(betrayal.client, f"udp_associations{what}") for what in ("", "_evicted"))
+    assert 0 < made - evicted <= most
 
 
 def test_streams_that_never_say_what_they_are_end_with_the_time_for_it(betrayal: Betrayal) -> None:
