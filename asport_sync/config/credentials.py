@@ -45,7 +45,7 @@ def open_file(path: Path) -> BinaryIO:
             waiting = select.poll()
             waiting.register(descriptor, select.POLLIN)
             if not waiting.poll(_FIFO_TIMEOUT * 1000):
-                raise TimeoutError(errno.ETIMEDOUT, f"a FIFO to which nothing was written within {_FIFO_TIMEOUT:g} s")
+                raise TimeoutError(errno.ETIMEDOUT, f"nothing was written to the FIFO within {_FIFO_TIMEOUT:g} s")
         os.set_blocking(descriptor, True)
         return os.fdopen(descriptor, "rb")
     except BaseException:
@@ -100,7 +100,7 @@ def credential(value: object, directory: Path | None) -> Credential:
     """
     if isinstance(value, (bytes, bytearray)):
         if not value:
-            raise BadValue("expected a path, PEM text or bytes, not zero bytes")
+            raise BadValue("expected a path, PEM text or bytes, not empty bytes")
         return Credential(data=HiddenBytes(value))
     if isinstance(value, str) and _PEM_MARK in value:
         return Credential(data=HiddenBytes(text(value).encode()))
@@ -122,15 +122,15 @@ def existing_file(value: object, directory: Path | None) -> Path:
     path = file_path(value, directory)
     # A key pasted in place of its path must not be shown. Base64 has no dot, and keys in use are longer than this.
     like_a_path = "." in path.name or len(str(value)) < 40
-    name = f": {printable(str(path))}" if like_a_path else ", and the text is too long to be shown, for it may be a key"
+    name = f": {printable(str(path))}" if like_a_path else "; the path is not shown because it may be a key"
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             return path
-        problem = "this is a directory, not a file"
+        problem = "is a directory, not a file"
     except FileNotFoundError:
-        problem = "there is no such file"
+        problem = "no such file"
     except (OSError, ValueError) as error:
-        problem = f"this file cannot be used ({getattr(error, 'strerror', None) or 'not a path'})"
+        problem = f"cannot be used ({getattr(error, 'strerror', None) or 'not a path'})"
     raise BadValue(problem + name)
 
 
@@ -150,7 +150,7 @@ def first_line(path: Path, written: object) -> str:
             line = file.readline(_LONGEST_LINE + 1)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG) and _may_be_a_secret(written, path):
-            raise BadValue("there is no such file; its name is not shown, for it may be the secret itself") from None
+            raise BadValue("no such file; its name is not shown because it may be the secret itself") from None
         raise BadValue(f"{name} cannot be read: {error.strerror}") from None
     if len(line) > _LONGEST_LINE:
         raise BadValue(f"the first line of {name} is longer than {_LONGEST_LINE} bytes")
@@ -193,7 +193,7 @@ def loose_permissions(path: str | os.PathLike[str], *, secret: bool = True) -> s
         return None
     what = f"{os.fspath(path)} holds a secret and" if secret else f"{os.fspath(path)}"
     if found.st_uid not in (0, os.geteuid()):
-        return f"{what} belongs to another user (uid {found.st_uid}), who can change it: chown it"
+        return f"{what} belongs to another user (uid {found.st_uid}), who can modify it: chown it"
     mode = stat.S_IMODE(found.st_mode)
     group, everybody = stat.S_IWGRP, stat.S_IWOTH
     if secret:

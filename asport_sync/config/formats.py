@@ -88,14 +88,14 @@ _JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+',
 
 def _read_json(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
     def constant(name: str) -> NoReturn:
-        raise Syntax(f"{name} is not a number of JSON")
+        raise Syntax(f"{name} is not a valid JSON number")
 
     try:
         tree: object = json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
         raise Syntax(f"{error.msg[:1].lower()}{error.msg[1:]} (column {error.colno})", error.lineno) from None
     except ValueError:  # Python's limit on digits
-        raise Syntax("a number in it has too many digits") from None
+        raise Syntax("a number has too many digits") from None
     _LineFinder(text, _JSON_TOKEN, ":", lines, repeated).value(())
     return tree
 
@@ -133,7 +133,7 @@ def _read_toml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) ->
         # The parsers give the place in their text only; other ValueErrors are Python's own, about numbers and dates.
         place = re.search(r" \(at (?:line ([0-9]+), column [0-9]+|end of document)\)\Z", str(error))
         if place is None:
-            raise Syntax("a number or date in it is out of range") from None
+            raise Syntax("a number or date is out of range") from None
         problem = str(error)[: place.start()]
         line = int(place[1]) if place[1] else text.count("\n") + 1
         raise Syntax(f"{problem[:1].lower()}{problem[1:]}", line) from None

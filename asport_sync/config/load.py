@@ -58,7 +58,7 @@ def find(kind: Side) -> Path:
             if found is not None and stat.S_ISREG(found.st_mode):
                 return path
     looked = ", ".join(str(directory) for directory in directories)
-    raise ConfigError(f"no {kind} configuration: there is no {kind}{_one_of()} in any of {looked}")
+    raise ConfigError(f"no {kind} configuration: no {kind}{_one_of()} in any of {looked}")
 
 
 def _xdg_directories() -> Iterator[Path]:
@@ -98,8 +98,8 @@ def _with_extension(path: Path) -> Path:
     for candidate in candidates:
         if _look(candidate) is not None:
             return candidate
-    tried = "" if path.suffix.lower() in FORMATS else f", nor with {_one_of()} added"
-    raise ConfigError(f"there is no such file{tried}", path=str(path))
+    tried = "" if path.suffix.lower() in FORMATS else f", nor with {_one_of()} appended"
+    raise ConfigError(f"no such file{tried}", path=str(path))
 
 
 def _look(path: Path) -> os.stat_result | None:
@@ -117,7 +117,7 @@ def _look(path: Path) -> os.stat_result | None:
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> ConfigError:
-    problem = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "this is not a path"
+    problem = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "not a path"
     return ConfigError(problem, path=str(path))
 
 
@@ -131,7 +131,7 @@ def _text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-        wrong = f"byte 0x{content[error.start]:02x} is out of place"
-        hint = "it looks like UTF-16, save it as UTF-8" if utf16 else wrong
+        wrong = f"invalid byte 0x{content[error.start]:02x}"
+        hint = "it looks like UTF-16; save it as UTF-8" if utf16 else wrong
         line = None if utf16 else content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"not UTF-8 text: {hint}", path=str(path), line=line) from None

@@ -512,7 +512,7 @@ def _from_file(gathered: Mapping[str, Item], name: str, parse: Callable[[object]
     # Placeholder: an error has been reported, so this never becomes part of a configuration.
     unusable: dict[str, object] = {name: "", in_file: None}
     if name in gathered:
-        file.source.report(f"given together with {name}: only one of them can hold", file.at)
+        file.source.report(f"given together with {name}: only one of them is allowed", file.at)
         return unusable
     try:
         path = file.parsed(lambda item: values.file_path(item.value, item.source.directory))
@@ -555,7 +555,7 @@ def _users(item: Item) -> tuple[UserConfig, ...]:
     expected = 'a table of UUID = "password"'
     users = item.table(expected)
     if not users:
-        raise BadValue(f"expected {expected}, not an empty one")
+        raise BadValue(f"expected {expected}, not an empty table")
     return parsed_all(users.values(), _user)
 
 
@@ -565,7 +565,7 @@ def _user(item: Item) -> UserConfig:
         uuid = values.identifier(written)
     except BadValue as error:
         # The password may be in the place of the UUID, so it is not shown.
-        item.source.report(f"a key here is not usable: {error.problem}", item.at, shown_as=item.at[:-1])
+        item.source.report(f"invalid key: {error.problem}", item.at, shown_as=item.at[:-1])
         raise Invalid from None
     if isinstance(item.value, Mapping):
         return _table(UserConfig, item, item.table(), "server", uuid=uuid)
@@ -617,7 +617,7 @@ def _hint(name: str, side: Side, here: list[str]) -> str:
     for place, names in _PLACES[other].items():
         if name in names:
             inside = "" if place == "the top level" else f", in {place}"
-            return f": this is a key of the {other}{inside}; a {side} has none of this name"
+            return f": this is a key of the {other}{inside}; a {side} has no such key"
     # Most likely a key of this table is meant, then one of another table, then one of the other side.
     candidates = [(similarity(name, each), each, "") for each in here]
     for place, names in _PLACES[side].items():
@@ -714,7 +714,7 @@ def read_client(tree: Mapping[str, object], source: Source) -> ClientConfig:
     def check(config: ClientConfig, keys: _Sorted) -> None:
         trust = config.tls.certificates
         if trust.disable_native and not (trust.paths or trust.pem or config.tls.skip_certificate_verification):
-            problem = "no certificate would be trusted: disable_native is set, and neither paths nor pem has any"
+            problem = "no certificate would be trusted: disable_native is set, and neither paths nor pem is given"
             source.report(problem, keys.tls["certificates"].at)
 
     return _read(Item(tree, (), source), "client", ClientConfig, TlsClientConfig, check)

@@ -205,7 +205,7 @@ def text(value: object) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadValue("this text holds half of a surrogate pair, which no UTF-8 text can") from None
+        raise BadValue("contains half of a surrogate pair, which UTF-8 cannot encode") from None
     return value
 
 
@@ -221,7 +221,7 @@ def reset_key(value: object) -> bytes:
     """Returns a secret for stateless reset keys: text of at least 32 characters, or as many bytes."""
     given = value if isinstance(value, (bytes, bytearray)) else text(value)
     if len(given) < _SHORTEST_RESET_KEY:
-        raise BadValue(f"shorter than {_SHORTEST_RESET_KEY} characters; openssl rand -base64 32 prints a good one")
+        raise BadValue(f"shorter than {_SHORTEST_RESET_KEY} characters; generate one with: openssl rand -base64 32")
     return HiddenBytes(given.encode() if isinstance(given, str) else given)
 
 
@@ -299,7 +299,7 @@ def networks(value: object) -> Network:
 def client_dialect(value: object) -> FixedDialectName:
     """Returns the dialect of a client. A client cannot learn its server's, so "auto" is rejected."""
     if choice(value, DIALECTS) == "auto":
-        raise BadValue('a client cannot find out what its server speaks: write "draft" or "flags", not "auto"')
+        raise BadValue('a client cannot detect the dialect of its server: write "draft" or "flags", not "auto"')
     return choice(value, FIXED_DIALECTS)
 
 
@@ -325,14 +325,14 @@ def protocols(value: object) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)):
         raise BadValue(f'expected a list, such as ["asport"], not {shown(value)}')
     if not value:
-        raise BadValue('expected a list of one protocol or more, such as ["asport"], not an empty list')
+        raise BadValue('expected a list of at least one protocol, such as ["asport"], not an empty list')
     return tuple(_each(value, _protocol))
 
 
 def _protocol(value: object) -> str:
     name = text(value)
     if not 1 <= len(name.encode()) <= 255:
-        raise BadValue("expected the name of a protocol, of 1 to 255 bytes")
+        raise BadValue("expected a protocol name of 1 to 255 bytes")
     return name
 
 
@@ -348,7 +348,7 @@ def pins(value: object) -> tuple[bytes, ...]:
     if not isinstance(value, (list, tuple)):
         raise BadValue(f"expected a list, such as {example}, not {kind(value)}")
     if not value:
-        raise BadValue(f"expected one pin or more, such as {example}: with none, leave the key out")
+        raise BadValue(f"expected at least one pin, such as {example}: to use none, omit the key")
     return tuple(_each(value, _pin))
 
 
@@ -358,7 +358,7 @@ def _pin(value: object) -> bytes:
     if written.startswith(PIN_PREFIX):
         encoded = written[len(PIN_PREFIX) :]
         if not re.fullmatch(r"[A-Za-z0-9+/]{43}=", encoded, re.ASCII):
-            raise BadValue(f'expected 44 characters of base64, the last a "=", behind {PIN_PREFIX}')
+            raise BadValue(f'expected 44 characters of base64, the last a "=", after {PIN_PREFIX}')
         return binascii.a2b_base64(encoded)
     if not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{2}(:[0-9a-f]{2}){31}", written, re.IGNORECASE | re.ASCII):
         raise BadValue(f"expected {PIN_PREFIX} and base64, or the 64 hexadecimal digits of a SHA-256")
@@ -398,11 +398,11 @@ def _credential_path(name: str) -> Path:
     directory = credentials_directory()
     if directory is None:
         raise BadValue(
-            f"{CREDENTIAL_PREFIX} names a credential of systemd, but CREDENTIALS_DIRECTORY is not set: "
+            f"{CREDENTIAL_PREFIX} names a systemd credential, but CREDENTIALS_DIRECTORY is not set: "
             "does the unit have LoadCredential= for it?"
         )
     if name in ("", ".", "..") or "/" in name:
-        raise BadValue(f'expected the name of a credential behind {CREDENTIAL_PREFIX}, without "/"')
+        raise BadValue(f'expected the name of a credential after {CREDENTIAL_PREFIX}, without "/"')
     return directory / name
 
 
@@ -471,7 +471,9 @@ def _sum_of_parts(value: str, example: str) -> int:
     while match := part.match(value, position):
         number, unit = match.groups()
         if unit not in _NANOSECONDS:
-            raise BadValue(f'{example}, not {shown(value)}: "{unit[:20]}" is none of ns, us, ms, s, m, h, d, w, M, y')
+            raise BadValue(
+                f'{example}, not {shown(value)}: "{unit[:20]}" is not one of ns, us, ms, s, m, h, d, w, M, y'
+            )
         total += int(number) * _NANOSECONDS[unit]
         position = match.end()
     if not value or position != len(value):

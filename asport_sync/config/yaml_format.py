@@ -61,7 +61,7 @@ def read(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> objec
         line = text.count("\n", 0, error.position) + 1
         raise Syntax(f"the character U+{ord(text[error.position]):04X} is not allowed", line) from None
     except (ValueError, OverflowError):  # such as an escape beyond the last code point
-        raise Syntax("an escape or number in it is out of range") from None
+        raise Syntax("an escape or number is out of range") from None
     return _YamlTree(lines, repeated).value(root, ()) if root else None
 
 
@@ -87,7 +87,7 @@ class _YamlTree:
     def value(self, node: yaml.Node, at: KeyPath) -> object:
         self._nodes += 1
         if self._nodes > _MOST_YAML_NODES:
-            raise Syntax(f"more than {_MOST_YAML_NODES} values, after aliases are followed")
+            raise Syntax(f"more than {_MOST_YAML_NODES} values after alias expansion")
         line = node.start_mark.line + 1
         self._lines.setdefault(at, line)
         if isinstance(node, yaml.MappingNode) and node.tag == _YAML + "map":
@@ -96,7 +96,7 @@ class _YamlTree:
             return [self.value(each, (*at, index)) for index, each in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return _yaml_scalar(node, line)
-        raise Syntax("tags other than those of plain YAML are not supported", line)
+        raise Syntax("only the standard YAML tags are supported", line)
 
     def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, object]:
         mapping: dict[str, object] = {}
@@ -133,4 +133,4 @@ def _yaml_scalar(node: yaml.ScalarNode, line: int) -> object:
     if tag in ("int", "float", "bool"):
         # 0123 could mean 123 or four characters, which matters in a password.
         raise Syntax("a number in an unusual form: write plain decimal digits, or put text in quotes", line)
-    raise Syntax("tags other than those of plain YAML are not supported", line)
+    raise Syntax("only the standard YAML tags are supported", line)

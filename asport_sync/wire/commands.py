@@ -87,7 +87,7 @@ class Address:
         try:
             ip = ip_address(host)
         except ValueError:
-            raise LocalProtocolError(f"{host!r} is no IP address: expected an IPv4 or IPv6 literal") from None
+            raise LocalProtocolError(f"{host!r} is not an IP address: expected an IPv4 or IPv6 literal") from None
         return cls(ip, port)
 
     @property

@@ -110,7 +110,7 @@ def encode_mode(mode: ForwardMode, dialect: Dialect) -> int:
         LocalProtocolError: ``mode`` names no network, or AUTO cannot express it.
     """
     if not mode.tcp and mode.udp is None:
-        raise LocalProtocolError("a ClientHello asks for no network, expected tcp, udp or both")
+        raise LocalProtocolError("a ClientHello requests no network, expected tcp, udp or both")
     if dialect is Dialect.DRAFT:
         return _DRAFT_BYTES[mode]
     if dialect is Dialect.FLAGS:

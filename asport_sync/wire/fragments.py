@@ -52,7 +52,9 @@ def plan(max_datagram_size: int, address: Address, payload_length: int) -> list[
     later = max_datagram_size - PACKET_FIXED_LENGTH - address_length(None)
     if first < min(payload_length, 1):
         needed = max_datagram_size - first + min(payload_length, 1)
-        raise LocalProtocolError(f"datagrams of {max_datagram_size} bytes hold no fragment, expected {needed} or more")
+        raise LocalProtocolError(
+            f"datagrams of {max_datagram_size} bytes are too small for a fragment, expected at least {needed}"
+        )
     if payload_length <= first:
         return [payload_length]
     full, last = divmod(payload_length - first, later)

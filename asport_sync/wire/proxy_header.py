@@ -66,7 +66,7 @@ def udp_header(source: Address | None, destination: Address) -> bytes:
 
 def _required(source: Address | None) -> Address:
     if source is None:
-        raise LocalProtocolError("a PROXY header needs the public peer's address, and the server sent none")
+        raise LocalProtocolError("a PROXY header needs the visitor's address, but the server sent none")
     return source
 
 

@@ -34,4 +34,4 @@ def context(password: str) -> bytes:
         return HiddenBytes(password.encode("utf-8"))
     except UnicodeEncodeError:
         # The original error contains the whole password, so it must not be chained.
-        raise LocalProtocolError("the password is no valid Unicode text, expected text that UTF-8 can hold") from None
+        raise LocalProtocolError("the password is not valid Unicode, expected text that UTF-8 can encode") from None

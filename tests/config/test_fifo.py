@@ -21,7 +21,7 @@ def fifo(tmp_path: Path) -> Path:
 
 def test_a_fifo_without_a_writer_is_an_error(fifo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(credentials, "_FIFO_TIMEOUT", 0.1)
-    nothing = r"client.yaml: .*a FIFO to which nothing was written within 0.1 s"
+    nothing = r"client.yaml: .*nothing was written to the FIFO within 0.1 s"
     with pytest.raises(ConfigError, match=nothing):
         Credential(path=fifo).read("certificate")
     with pytest.raises(ConfigError, match=nothing):

@@ -188,7 +188,7 @@ def test_default_directories(homes: dict[str, Path], monkeypatch: pytest.MonkeyP
         find("server")
     directories = f"., {homes['work']}/.config/asport, /etc/xdg/asport"
     assert str(caught.value) == (
-        f"no server configuration: there is no server.json, .toml, .yaml or .yml in any of {directories}"
+        f"no server configuration: no server.json, .toml, .yaml or .yml in any of {directories}"
     )
 
 
@@ -208,18 +208,18 @@ def test_extensions_are_tried(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("none", "there is no such file, nor with .json, .toml, .yaml or .yml added"),
-        ("none.toml", "there is no such file"),
+        ("none", "no such file, nor with .json, .toml, .yaml or .yml appended"),
+        ("none.toml", "no such file"),
         ("a.ron", "expected a file name that ends in .json, .toml, .yaml or .yml, not .ron"),
         ("plain", "expected a file name that ends in .json, .toml, .yaml or .yml"),
         ("directory.yaml", "cannot be read: Is a directory"),
-        ("a\0b", "this is not a path"),
+        ("a\0b", "not a path"),
         ("x" * 300 + ".yaml", "cannot be read: File name too long"),
         ("x" * 300, "cannot be read: File name too long"),
         ("loop.yaml", "cannot be read: Too many levels of symbolic links"),
         ("loop", "cannot be read: Too many levels of symbolic links"),
-        ("plain/client.yaml", "there is no such file"),
-        ("dangling.yaml", "there is no such file"),
+        ("plain/client.yaml", "no such file"),
+        ("dangling.yaml", "no such file"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, problem: str) -> None:
@@ -281,8 +281,8 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "problem"),
     [
-        (b"a = 1\nb = '\xe4'\n", 2, "not UTF-8 text: byte 0xe4 is out of place"),
-        ("server = 1".encode("utf-16"), None, "not UTF-8 text: it looks like UTF-16, save it as UTF-8"),
+        (b"a = 1\nb = '\xe4'\n", 2, "not UTF-8 text: invalid byte 0xe4"),
+        ("server = 1".encode("utf-16"), None, "not UTF-8 text: it looks like UTF-16; save it as UTF-8"),
     ],
 )
 def test_files_that_are_not_utf_8(tmp_path: Path, content: bytes, line: int | None, problem: str) -> None:
@@ -314,8 +314,8 @@ def test_missing_certificates_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors) as caught:
         load_server(write(tmp_path, "server.toml", toml(tree)))
     assert lines_of(caught.value) == [
-        f"3: certificate: there is no such file: {tmp_path}/certificate.pem",
-        f"4: private_key: this is a directory, not a file: {tmp_path}/directory",
+        f"3: certificate: no such file: {tmp_path}/certificate.pem",
+        f"4: private_key: is a directory, not a file: {tmp_path}/directory",
     ]
 
 
@@ -389,18 +389,18 @@ def test_errors_can_be_copied(clone: Any) -> None:
         ("client", {"Heart-Beat": "8s"}, "Heart-Beat", 'did you mean "heartbeat"?'),
         ("client", {"skip_cert_verfy": True}, "skip_cert_verfy", 'did you mean "skip_cert_verify"?'),
         ("client", {"secruity": {}}, "secruity", 'did you mean "security"?'),
-        ("client", {"proxies": []}, "proxies", "this is a key of the server; a client has none of this name"),
+        ("client", {"proxies": []}, "proxies", "this is a key of the server; a client has no such key"),
         (
             "client",
             {"allow_ports": 1},
             "allow_ports",
-            "this is a key of the server, in an entry of proxies; a client has none of this name",
+            "this is a key of the server, in an entry of proxies; a client has no such key",
         ),
         (
             "client",
             {"private_key": "x"},
             "private_key",
-            "this is a key of the server, in the top level or [security.tls]; a client has none of this name",
+            "this is a key of the server, in the top level or [security.tls]; a client has no such key",
         ),
         ("client", {"paths": []}, "paths", "it belongs to the table certificates"),
         ("client", {"noise": {}}, "noise", "it belongs to [security]"),
@@ -428,7 +428,7 @@ def test_errors_can_be_copied(clone: Any) -> None:
         ("client", {"certificates": {"path": []}}, "certificates.path", 'did you mean "paths"?'),
         ("client", {"security": {"tls": {"local": "x"}}}, "security.tls.local", "it belongs to the top level"),
         ("client", {"security": {"tsl": {}}}, "security.tsl", 'did you mean "tls"?'),
-        ("server", {"heartbeat": "3s"}, "heartbeat", "this is a key of the client; a server has none of this name"),
+        ("server", {"heartbeat": "3s"}, "heartbeat", "this is a key of the client; a server has no such key"),
         ("server", {"users": {}}, "users", "it belongs to an entry of proxies"),
         ("server", {"password": "x"}, "password", "it belongs to the table of a user"),
         ("server", {"proxies": [entry(alpn=[])]}, "proxies[0].alpn", "it belongs to the top level or [security.tls]"),

@@ -71,7 +71,7 @@ def test_refused_pins(tmp_path: Path, suffix: str, value: Any, problem: str) -> 
     [
         (BASE64, "expected a list, such as"),
         ({}, "expected a list, such as"),
-        ([], "with none, leave the key out"),
+        ([], "to use none, omit the key"),
     ],
 )
 def test_what_is_no_list_of_pins(value: Any, problem: str) -> None:

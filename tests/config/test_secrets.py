@@ -74,7 +74,7 @@ def test_refused_password_file(tmp_path: Path, content: bytes | None, problem: s
 
 @pytest.mark.parametrize("secret", ["correct-horse-battery", "/A1b2C3d4+A1b2C3d4", "A1b2/C3d4/A1b2C3d4", "x" * 300])
 def test_a_secret_where_its_path_belongs_is_not_shown(tmp_path: Path, secret: str) -> None:
-    hidden = "there is no such file; its name is not shown, for it may be the secret itself"
+    hidden = "no such file; its name is not shown because it may be the secret itself"
     with pytest.raises(ConfigError) as caught:
         load_client(write(tmp_path, "client.json", WRITERS[".json"](client_with_file(password_file=secret))))
     assert str(caught.value).endswith(f": password_file: {hidden}")
@@ -96,7 +96,7 @@ def test_password_and_password_file_exclude_each_other(tmp_path: Path) -> None:
     both = {"password": "x", "password_file": str(file)}
     with pytest.raises(ConfigError) as caught:
         ClientConfig.from_options(**client(**both))
-    assert str(caught.value) == "password_file: given together with password: only one of them can hold"
+    assert str(caught.value) == "password_file: given together with password: only one of them is allowed"
     with pytest.raises(ConfigError) as caught:
         ServerConfig.from_options(**server(proxies=[{"users": {UUID: both}}]))
     assert caught.value.key == f"proxies[0].users.{UUID}.password_file"
@@ -114,9 +114,9 @@ def test_reset_key_file(tmp_path: Path) -> None:
     ("content", "changes", "problem"),
     [
         ("", {}, "the first line of {} is empty"),
-        ("x" * 31, {}, "shorter than 32 characters; openssl rand -base64 32 prints a good one"),
+        ("x" * 31, {}, "shorter than 32 characters; generate one with: openssl rand -base64 32"),
         (None, {}, "{} cannot be read: No such file or directory"),
-        ("x" * 32, {"reset_key": "x" * 32}, "given together with reset_key: only one of them can hold"),
+        ("x" * 32, {"reset_key": "x" * 32}, "given together with reset_key: only one of them is allowed"),
     ],
 )
 def test_refused_reset_key_file(tmp_path: Path, content: str | None, changes: dict[str, Any], problem: str) -> None:
@@ -283,7 +283,7 @@ def test_a_pasted_key_is_not_shown(pasted: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ServerConfig.from_options(**server(private_key=pasted))
     assert "Y3JldHN" not in str(caught.value)
-    assert str(caught.value).startswith("private_key: there is no such file, and the text is too long to be shown")
+    assert str(caught.value).startswith("private_key: no such file; the path is not shown")
 
 
 # --- certificates and keys -------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_files_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     found = loose_permissions(path, secret=secret)
     assert found is not None
-    assert f"belongs to another user (uid {path.stat().st_uid}), who can change it: chown it" in found
+    assert f"belongs to another user (uid {path.stat().st_uid}), who can modify it: chown it" in found
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid)
     assert loose_permissions(path, secret=secret) is None
 

@@ -65,9 +65,9 @@ def test_version_2(source: Address, destination: Address, family: int, rest: str
 
 def test_unknown_source_is_refused() -> None:
     for version in (1, 2):
-        with pytest.raises(LocalProtocolError, match="needs the public peer's address"):
+        with pytest.raises(LocalProtocolError, match="needs the visitor's address"):
             tcp_header(version, None, LOCAL_IPV4)
-    with pytest.raises(LocalProtocolError, match="needs the public peer's address"):
+    with pytest.raises(LocalProtocolError, match="needs the visitor's address"):
         udp_header(None, LOCAL_IPV4)
 
 
