@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         for problem in loose:
             _log.warning("%s", problem)
-        _log.debug("at most %s file descriptors", descriptors.raise_limit() or "any number of")
+        _log.debug("file descriptor limit: %s", descriptors.raise_limit() or "none")
         # Import only the side that runs: each is about a megabyte.
         if isinstance(settings, config.ClientConfig):
             from asport_sync.tunnel.client import Client
@@ -74,7 +74,7 @@ def pin(arguments: argparse.Namespace) -> int:
     try:
         found = certificate_pin(certificate.read())
     except EngineError:
-        problem = "no certificate in it, neither in PEM nor in DER"
+        problem = "contains no certificate in PEM or DER"
         raise ConfigError(problem, path=None if certificate.path is None else str(certificate.path)) from None
     output.say(config.written_pin(found))
     return 0

@@ -73,14 +73,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="asport-sync",
         description="A reverse tunnel over QUIC: makes a local service reachable on a server's port.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions of everything, and end")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions of all components and exit")
     sides = parser.add_subparsers(metavar="COMMAND", required=True)
-    for side, what in (("client", "make a local service public"), ("server", "lend public ports to clients")):
+    for side, what in (("client", "make a local service public"), ("server", "open public ports for clients")):
         actions = sides.add_parser(side, help=what, description=f"The {side}: {what}.").add_subparsers(
             metavar="ACTION", required=True
         )
         _run(actions.add_parser("run", help="run until SIGINT, SIGTERM or SIGHUP"), side)
-        _check(actions.add_parser("check", help="say what is wrong with the configuration, or ok"), side)
+        _check(actions.add_parser("check", help="validate the configuration: print ok, or all errors"), side)
     pin = sides.add_parser("pin", help="print the pin of a certificate", description=commands.pin.__doc__)
     _pin(pin)
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
@@ -122,11 +122,11 @@ def _run(parser: argparse.ArgumentParser, side: str) -> None:
     _file(parser, side)
     level = parser.add_mutually_exclusive_group()
     level.add_argument(
-        "--log-level", choices=sorted(LOG_LEVELS, key=list(LOG_LEVELS).index), help="instead of log_level"
+        "--log-level",
+        choices=sorted(LOG_LEVELS, key=list(LOG_LEVELS).index),
+        help="overrides log_level of the configuration",
     )
-    level.add_argument(
-        "-v", "--verbose", action="count", default=0, help="log level info, or debug where it is given twice"
-    )
+    level.add_argument("-v", "--verbose", action="count", default=0, help="log level info; if given twice, debug")
     parser.set_defaults(call=commands.run)
 
 
@@ -137,12 +137,12 @@ def _check(parser: argparse.ArgumentParser, side: str) -> None:
 
 def _pin(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("certificate", metavar="CERTIFICATE", nargs="?", help="a certificate in PEM or DER")
+    source.add_argument("certificate", metavar="CERTIFICATE", nargs="?", help="certificate file in PEM or DER")
     source.add_argument(
         "-c",
         "--config",
         metavar="FILE",
-        help="the configuration of a server; default: the one that server run would take",
+        help="server configuration; default: the file that server run would use",
     )
     parser.set_defaults(call=commands.pin)
 
@@ -153,5 +153,6 @@ def _file(parser: argparse.ArgumentParser, side: str) -> None:
         "-c",
         "--config",
         metavar="FILE",
-        help=f"configuration; default: {side}.yaml, .yml, .toml or .json here, or in asport/ of the XDG folders",
+        help=f"configuration; default: {side}.yaml, .yml, .toml or .json in the working directory, or in asport/ of "
+        "the XDG configuration directories",
     )

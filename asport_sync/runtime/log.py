@@ -112,7 +112,7 @@ class DescriptorHandler(logging.Handler):
         except Exception as problem:
             # handleError() would write to stderr directly, and block if its reader is stalled.
             place = f"{record.pathname}:{record.lineno}"
-            line = printable(f"ERROR {record.name}: the line of {place} can't be formatted: {problem!r}") + "\n"
+            line = printable(f"ERROR {record.name}: cannot format the log line of {place}: {problem!r}") + "\n"
         with self._guard:
             if self._closed or self._lines.qsize() >= self._most:
                 self._dropped += 1
@@ -159,7 +159,7 @@ class DescriptorHandler(logging.Handler):
         if not lost:
             return 0
         record = logging.makeLogRecord({"name": f"{ROOT}.log", "levelno": logging.WARNING, "levelname": "WARNING"})
-        record.msg = f"{lost} lines are missing here: nobody took them"
+        record.msg = f"{lost} log lines dropped: the reader did not keep up"
         return 0 if self._write(self.format(record) + "\n") else lost
 
     def _write(self, line: str) -> bool:

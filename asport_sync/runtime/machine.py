@@ -82,7 +82,7 @@ class NetworkWatch:
             self._socket = new_socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
             self._socket.bind((0, _GROUPS))
         except (OSError, AttributeError) as problem:
-            _log.debug("changes of the network are not noticed: %s", problem)
+            _log.debug("network changes cannot be detected: %s", problem)
             self.close()
             return
         self.look_again()

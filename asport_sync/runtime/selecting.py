@@ -209,7 +209,7 @@ class SelectorThread:
         try:
             key.data()
         except Exception:
-            self._say("a socket could not be served")
+            self._say("socket callback failed")
             if not isinstance(key.fileobj, int):
                 self.pause(key.fileobj, _PAUSE_AFTER_FAULT)
 
@@ -217,7 +217,7 @@ class SelectorThread:
         try:
             self._timers.run()
         except Exception:
-            self._say("a timer failed")
+            self._say("timer callback failed")
 
     def _queued(self) -> None:
         # Only the calls that are queued now: calls that queue calls must not starve the sockets.
@@ -229,7 +229,7 @@ class SelectorThread:
             try:
                 call()
             except Exception:
-                self._say("a call failed")
+                self._say("queued call failed")
 
     def _say(self, what: str) -> None:
         # If there is not even memory for the log line, continuing matters more.

@@ -178,7 +178,7 @@ class WorkerPool:
                 raise LifecycleError("the worker pool is stopped")
             if not self._give(task):
                 if len(self._waiting) >= self._most_waiting:
-                    raise RuntimeError(f"{self._most_waiting} tasks wait for a thread")
+                    raise RuntimeError(f"{self._most_waiting} tasks are already waiting for a thread")
                 self._waiting.append(task)
 
     def offer(self, function: Callable[..., object], *arguments: object) -> bool:
@@ -243,7 +243,7 @@ class WorkerPool:
                 function(*arguments)
             except Exception:
                 with contextlib.suppress(MemoryError):
-                    _log.exception("a worker's task failed")
+                    _log.exception("worker task failed")
             # Objects that the task referred to must not stay alive while this thread is idle.
             worker.task = None
             del function, arguments

@@ -65,7 +65,7 @@ class Relay(ABC):
         """
         with self._lock:
             if self._running or self._closing:
-                raise RuntimeError("a relay can be started once")
+                raise RuntimeError("a relay can be started only once")
             self._front = socket.socket(self._listen_family, self._kind)
             try:
                 self._bind()

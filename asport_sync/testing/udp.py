@@ -104,7 +104,9 @@ class UdpRelay(Relay):
         super().__init__(socket.SOCK_DGRAM, target, listen)
         sources = list(source_addresses) or _loopback_addresses(self._target)
         if rebind_address and len(sources) < 2:
-            raise ValueError(f"rebind_address needs source_addresses, at least 2, as {target[0]} is not in 127.0.0.0/8")
+            raise ValueError(
+                f"rebind_address needs at least 2 source_addresses, because {target[0]} is not in 127.0.0.0/8"
+            )
         self._sources = itertools.cycle(sources) if sources else None
         self._source = next(self._sources) if self._sources else None
         self._can_change_address = len(sources) > 1
@@ -185,10 +187,10 @@ class UdpRelay(Relay):
         """
         check_flag("new_address", new_address)
         if new_address and not self._can_change_address:
-            raise ValueError("new_address needs source_addresses, at least 2, as the target is not in 127.0.0.0/8")
+            raise ValueError("new_address needs at least 2 source_addresses, because the target is not in 127.0.0.0/8")
         with self._lock:
             if not self._running or self._closing:
-                raise RuntimeError("the relay isn't running")
+                raise RuntimeError("the relay is not running")
             self._rebind(new_address)
 
     @property

@@ -130,7 +130,7 @@ def test_a_system_without_rtnetlink_is_borne(monkeypatch: pytest.MonkeyPatch, ca
         watch = NetworkWatch(thread, lambda: SERVER, lambda: None)
         thread.call_and_wait(watch.open)
     watch.close()
-    assert "changes of the network are not noticed" in caplog.text
+    assert "network changes cannot be detected" in caplog.text
 
 
 def test_sleep_is_told_once() -> None:

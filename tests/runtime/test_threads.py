@@ -181,7 +181,7 @@ def test_tasks_that_wait_are_limited() -> None:
     gate = Gate()
     for _ in range(3):
         pool.submit(gate.task)
-    with pytest.raises(RuntimeError, match="2 tasks wait"):
+    with pytest.raises(RuntimeError, match="2 tasks are already waiting"):
         pool.submit(gate.task)
     gate.opened.set()
     for _ in range(3):
