@@ -59,9 +59,9 @@ const char *aq_strerror(int64_t error, char *buffer, size_t length)
         [-AQ_ERR_INVALID] = "an argument is out of range",
         [-AQ_ERR_MEMORY] = "out of memory",
         [-AQ_ERR_LIMIT] = "a table or queue of the engine is full",
-        [-AQ_ERR_STATE] = "not possible in this state",
+        [-AQ_ERR_STATE] = "not allowed in this state",
         [-AQ_ERR_TLS] = "TLS failed",
-        [-AQ_ERR_TIMEOUT] = "nothing came within the time given",
+        [-AQ_ERR_TIMEOUT] = "timed out",
     };
     char system[128];
     const char *text = "unknown error";

@@ -398,11 +398,11 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
     }
     if (conn->half_open && conn->packets_received >= AQ_PACKETS_BEFORE_ADMISSION) {
         aq_count(conn->host->counters, AQ_C_connections_flooding, 1);
-        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "too many packets before admission", now);
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "too many packets before authentication", now);
         return AQ_READ_OVER;
     }
     if (conn->packets_received >= AQ_MOST_PACKETS_RECEIVED) {
-        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "packets may run out of numbers", now);
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "packet numbers are almost used up", now);
         return AQ_READ_OVER;
     }
     conn->now = now;
@@ -441,7 +441,7 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
                       ngtcp2_conn_get_tls_alert(conn->quic), problem, now);
         return AQ_READ_OVER;
     case NGTCP2_ERR_RECV_VERSION_NEGOTIATION:
-        aq_conn_close(conn, AQ_CLOSE_VERSION, 0, "the server speaks no QUIC version of ours", now);
+        aq_conn_close(conn, AQ_CLOSE_VERSION, 0, "no QUIC version in common with the server", now);
         return AQ_READ_OVER;
     default:
         close_for(conn, result, now);
@@ -467,7 +467,7 @@ static void give_up_commands(aq_conn *conn, uint64_t now)
         aq_conn_drop_incoming(conn, incoming);
         aq_count(conn->host->counters, AQ_C_commands_late, 1);
         if (!conn->admitted)
-            aq_conn_violation(conn, "a command that was not complete in time");
+            aq_conn_violation(conn, "a command was not complete in time");
         ngtcp2_conn_shutdown_stream_read(conn->quic, 0, id, 0);
     }
     aq_conn_end_late_headers(conn, now);

@@ -156,7 +156,7 @@ void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length)
         else
             aq_conn_receive_command(conn, data, (size_t)header, AQ_CARRIER_DATAGRAM, NULL);
     } else {
-        aq_conn_violation(conn, header < 0 ? problem : "a DATAGRAM that ends inside its command");
+        aq_conn_violation(conn, header < 0 ? problem : "a DATAGRAM frame ended inside its command");
     }
 }
 
@@ -393,11 +393,11 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
     aq_flow *flow;
 
     if (aq_packet_decode(data, length, &header, &problem) != 1) {
-        aq_conn_violation(conn, problem[0] != '\0' ? problem : "a DATAGRAM that ends inside its Packet header");
+        aq_conn_violation(conn, problem[0] != '\0' ? problem : "a DATAGRAM frame ended inside its Packet header");
         return;
     }
     if (header.size > length - header.header) {
-        aq_conn_violation(conn, "a Packet whose size is larger than the DATAGRAM that holds it");
+        aq_conn_violation(conn, "a Packet is larger than the DATAGRAM frame that contains it");
         return;
     }
     if (!conn->udp_allowed) {

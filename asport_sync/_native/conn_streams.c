@@ -454,7 +454,7 @@ int aq_conn_shed(aq_conn *conn, uint64_t now)
     }
     if (held > goal + coming) {
         aq_count(conn->host->counters, AQ_C_connections_shed, 1);
-        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "more received than there is memory for", now);
+        aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "receive budget exhausted", now);
     }
     return coming > 0;
 }
@@ -488,7 +488,7 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
     whole = aq_command_length(stream->header, had + step, &problem);
     if (whole > 0 && stream->header[1] != AQ_COMMAND_CONNECT) {
         whole = -1;
-        problem = "a bidirectional stream that does not begin with Connect";
+        problem = "a bidirectional stream did not begin with Connect";
     }
     if (whole < 0) {
         aq_conn_violation(conn, problem);
@@ -531,7 +531,7 @@ static int receive_bidi(aq_conn *conn, aq_stream *stream, int fin, const uint8_t
         ngtcp2_conn_extend_max_stream_offset(conn->quic, stream->quic_id, (uint64_t)used);
         aq_conn_consumed(conn, (uint64_t)used);
         if (!stream->header_done && fin) {
-            aq_conn_violation(conn, "a stream that ended inside its Connect command");
+            aq_conn_violation(conn, "a stream ended inside its Connect command");
             end_header(conn, stream);
             stream->shut_sent = 1;
             ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_ABORTED);
@@ -601,7 +601,7 @@ static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uin
     outcome = aq_incoming_feed(incoming, data, length, &command, &command_length, &used, &problem);
     if (outcome == 0) {
         if (fin) {
-            aq_conn_violation(conn, "a stream that ended inside its command");
+            aq_conn_violation(conn, "a stream ended inside its command");
             outcome = -1;
         } else {
             return;

@@ -188,7 +188,8 @@ int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sock
     if (result < 0)
         aq_count(counters, AQ_C_quic_send_errors, 1);
     if (is_denied(result))
-        say_once(endpoint, AQ_SAID_SEND, "the system refuses to send a QUIC packet (a firewall or a filter?)", result);
+        say_once(endpoint, AQ_SAID_SEND, "the system refuses to send QUIC packets (check firewall and seccomp filter)",
+                 result);
     if (!endpoint->is_server && is_unreachable(result))
         aq_conn_suspect(conn, conn->now);
     if (result == 1)

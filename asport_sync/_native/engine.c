@@ -576,7 +576,7 @@ static int wait_for_events(aq_engine *engine, struct epoll_event *events, const 
     if (count < 0 && errno != EINTR)
         count = epoll_pwait(engine->epoll, events, EPOLL_EVENTS, milliseconds, NULL);
     if (count < 0 && errno != EINTR) {
-        aq_events_say_once(&engine->events, &engine->said, AQ_SAID_WAIT, "the engine can't wait for its sockets",
+        aq_events_say_once(&engine->events, &engine->said, AQ_SAID_WAIT, "the engine cannot wait for its sockets",
                            errno);
         nap(CANNOT_WAIT);
     }

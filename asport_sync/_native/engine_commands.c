@@ -142,11 +142,11 @@ static void log_buffers(aq_engine *engine, const aq_endpoint *endpoint)
     int length;
     if (endpoint->receive_buffer >= BUFFER_WORTH && endpoint->send_buffer >= BUFFER_WORTH)
         return;
-    length =
-        snprintf((char *)event.data, sizeof(event.data),
-                 "the kernel grants the QUIC socket %d bytes to receive and %d to send; more avoids losses at high "
-                 "rates: sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304",
-                 endpoint->receive_buffer, endpoint->send_buffer);
+    length = snprintf(
+        (char *)event.data, sizeof(event.data),
+        "the kernel limits the QUIC socket's buffers to %d bytes (receive) and %d bytes (send); larger ones avoid "
+        "losses at high rates: sysctl net.core.rmem_max=4194304 net.core.wmem_max=4194304",
+        endpoint->receive_buffer, endpoint->send_buffer);
     event.length = (uint32_t)length < sizeof(event.data) ? (uint32_t)length : (uint32_t)sizeof(event.data) - 1;
     aq_events_post(&engine->events, &event);
 }

@@ -38,7 +38,7 @@ static aq_conn *who_holds_most(aq_engine *engine)
 
 static void say_used_up(aq_engine *engine)
 {
-    static const char text[] = "receive_memory is used up: connections whose readers are slow are reset for it";
+    static const char text[] = "receive_memory is used up: resetting connections with slow readers";
     aq_event event = {.type = AQ_EVENT_LOG, .code = 30, .length = sizeof(text) - 1}; /* logging.WARNING */
     if (engine->relieve_said != 0 && engine->now - engine->relieve_said < SAY_AGAIN)
         return;

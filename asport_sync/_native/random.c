@@ -24,7 +24,8 @@ void aq_random(void *out, size_t length)
         size_t step = length < 256 ? length : 256; /* maximum of getentropy() */
         if (getentropy(at, step) != 0 && !read_device(at, step)) {
             /* Connection IDs and reset tokens must be unpredictable, so there is no alternative. */
-            fputs("asport-sync: the system has no random numbers: neither getrandom() nor /dev/urandom\n", stderr);
+            fputs("asport-sync: the system provides no random numbers: neither getrandom() nor /dev/urandom works\n",
+                  stderr);
             abort();
         }
         at += step;

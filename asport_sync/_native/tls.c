@@ -335,7 +335,7 @@ static int load_identity(const report *to, const aq_credentials_options *options
                 "certificate: in the wrong order: that of the private key is number %u of %u; expected " EXPECTED_CHAIN,
                 place, all);
         } else {
-            fail(to, AQ_ERR_TLS, "private key: does not belong to the certificate; expected the key it was made with");
+            fail(to, AQ_ERR_TLS, "private key: does not belong to the certificate; expected its key");
         }
     } else if (code < 0) {
         fail_gnutls(to, code, "certificate");
@@ -353,7 +353,7 @@ free_chain:
 
 static int load_trust(const report *to, const aq_credentials_options *options, aq_credentials *credentials)
 {
-    const char *why = "none was given and the system's are not trusted";
+    const char *why = "none was given, and the system's are not trusted";
     int from_system = 0, given = 0;
 
     if (options->system_trust) {
@@ -375,7 +375,7 @@ static int load_trust(const report *to, const aq_credentials_options *options, a
     }
     if (from_system + given == 0)
         return fail(to, AQ_ERR_TLS, "no certificate authority to verify the server with: %s", why);
-    snprintf(to->text, to->text_length, "certificate authorities: %d of the system, %d given", from_system, given);
+    snprintf(to->text, to->text_length, "certificate authorities: %d from the system, %d given", from_system, given);
     return 0;
 }
 
@@ -391,7 +391,7 @@ static int load_alpn(const report *to, const aq_credentials_options *options, aq
     while (at < options->alpn_length) {
         size_t length = credentials->alpn[at++];
         if (length == 0 || length > options->alpn_length - at)
-            return fail(to, AQ_ERR_INVALID, "ALPN: protocol %u has a wrong length", credentials->protocol_count + 1);
+            return fail(to, AQ_ERR_INVALID, "ALPN: protocol %u has an invalid length", credentials->protocol_count + 1);
         if (credentials->protocol_count == ALPN_MOST)
             return fail(to, AQ_ERR_INVALID, "ALPN: more than %d protocols", ALPN_MOST);
         credentials->protocols[credentials->protocol_count++] = datum(credentials->alpn + at, length);
@@ -415,15 +415,15 @@ static int check_options(const report *to, const aq_credentials_options *options
         options->trust_length > INPUT_MOST || options->alpn_length > UINT16_MAX || options->pins_length > INPUT_MOST)
         return fail(to, AQ_ERR_INVALID, "a certificate, key, ALPN list or list of pins is too long");
     if (options->pins_length % AQ_PIN_LENGTH != 0)
-        return fail(to, AQ_ERR_INVALID, "pins: each has %d bytes", AQ_PIN_LENGTH);
+        return fail(to, AQ_ERR_INVALID, "pins: expected %d bytes each", AQ_PIN_LENGTH);
     if (options->server && options->pins_length > 0)
-        return fail(to, AQ_ERR_INVALID, "pins: a server has none, clients show no certificate");
+        return fail(to, AQ_ERR_INVALID, "pins: not allowed for a server, as clients present no certificate");
     if (options->server && options->certificate_length == 0)
-        return fail(to, AQ_ERR_INVALID, "certificate: a server needs one");
+        return fail(to, AQ_ERR_INVALID, "certificate: required for a server");
     if (options->server && options->private_key_length == 0)
-        return fail(to, AQ_ERR_INVALID, "private key: a server needs one");
+        return fail(to, AQ_ERR_INVALID, "private key: required for a server");
     if (!options->server && (options->certificate_length > 0 || options->private_key_length > 0))
-        return fail(to, AQ_ERR_INVALID, "certificate: a client has none, the protocol knows it by its token");
+        return fail(to, AQ_ERR_INVALID, "certificate: not allowed for a client, which authenticates with a token");
     return 0;
 }
 
@@ -459,7 +459,7 @@ aq_credentials *aq_tls_credentials_new(const aq_credentials_options *options, in
         return NULL;
     credentials = calloc(1, sizeof(*credentials) + options->alpn_length + options->pins_length);
     if (credentials == NULL) {
-        fail(&to, AQ_ERR_MEMORY, "no memory");
+        fail(&to, AQ_ERR_MEMORY, "out of memory");
         return NULL;
     }
     atomic_init(&credentials->references, 1);

@@ -19,7 +19,7 @@ try:
     from asport_sync import _aq
 except ImportError as problem:
     raise NativeLibraryError(
-        f"the compiled extension asport_sync._aq can't be loaded ({problem}); {_MEND}"
+        f"the compiled extension asport_sync._aq cannot be loaded ({problem}); {_MEND}"
     ) from problem
 
 ffi: Any = _aq.ffi

@@ -34,7 +34,7 @@ class Engine:
         if pointer == ffi.NULL:
             problem = error_of(error[0])
             needs = "; it needs epoll and eventfd" if error_number(problem) in (errno.EPERM, errno.ENOSYS) else ""
-            raise EngineError(error[0], f"no engine can be made: {problem}{needs}")
+            raise EngineError(error[0], f"cannot create an engine: {problem}{needs}")
         self._pointer: Any = pointer
         self._lock = threading.Lock()  # guards _thread, _closed
         self._thread: threading.Thread | None = None
@@ -53,7 +53,7 @@ class Engine:
         with self._lock:
             self.check()
             if self._thread is not None:
-                raise LifecycleError("this engine is started already")
+                raise LifecycleError("this engine is already started")
             thread = threading.Thread(
                 target=lib.aq_engine_run, args=(self._pointer,), name="asport-engine", daemon=True
             )

@@ -48,7 +48,7 @@ class Closed:
         """Describes the end for a log line: what happened, the code as on the wire, and what to do."""
         here, other = ("client", "server") if self.endpoint is None else ("server", "client")
         if self.cause is CloseCause.INTERNAL:
-            return f"internal: a fault on this side, code {self.code:#x} of ngtcp2"
+            return f"internal error on this side (ngtcp2 error {self.code:#x})"
         if self.cause is CloseCause.PEER_TRANSPORT:
             return reasons.describe(self.code, here=here, sender=other)
         if self.cause is CloseCause.PEER_FAULT:
@@ -56,15 +56,15 @@ class Closed:
         if self.cause in (CloseCause.TLS, CloseCause.CERTIFICATE):
             return reasons.describe(reasons.CRYPTO_ERROR + self.code, here=here, sender=here)
         if self.cause is CloseCause.PEER_APPLICATION:
-            foreign = ", which ASPORT does not have" if self.code else ""
-            return f"the {other} closed it, code {self.code:#x}{foreign}"
+            foreign = ", which ASPORT does not define" if self.code else ""
+            return f"closed by the {other} with code {self.code:#x}{foreign}"
         return {
-            CloseCause.LOCAL: f"this {here} closed it",
-            CloseCause.IDLE: f"nothing heard of the {other} any more",
-            CloseCause.HANDSHAKE_TIMEOUT: f"the {other} did not finish the QUIC handshake in time",
-            CloseCause.STATELESS_RESET: f"the {other} does not know it any more: it has restarted",
-            CloseCause.VERSION: "no common version of QUIC",
-            CloseCause.UNREACHABLE: "nobody answers at that address and port: is the server running, and is UDP open?",
+            CloseCause.LOCAL: f"closed by this {here}",
+            CloseCause.IDLE: f"no packets from the {other} (idle timeout)",
+            CloseCause.HANDSHAKE_TIMEOUT: f"the {other} did not complete the QUIC handshake in time",
+            CloseCause.STATELESS_RESET: f"the {other} has restarted (stateless reset)",
+            CloseCause.VERSION: "no QUIC version in common",
+            CloseCause.UNREACHABLE: "unreachable (ICMP error): is the server running, and is UDP to its port allowed?",
         }[self.cause]
 
     @property

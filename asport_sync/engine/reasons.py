@@ -52,7 +52,7 @@ def _broken(name: str, means: str) -> Meaning:
 
 
 TRANSPORT: dict[int, Meaning] = {
-    0x00: Meaning("NO_ERROR", Fault.NOBODY, "it was closed normally", "nothing"),
+    0x00: Meaning("NO_ERROR", Fault.NOBODY, "closed normally", "nothing"),
     0x01: Meaning("INTERNAL_ERROR", Fault.SENDER, "it cannot continue: internal error or lack of memory", _LOG),
     0x02: Meaning(
         "CONNECTION_REFUSED",
@@ -244,9 +244,10 @@ def describe(code: int, *, here: str, sender: str) -> str:
     found = meaning_of(code)
     receiver = "client" if sender == "server" else "server"
     culprit = {Fault.SENDER: sender, Fault.RECEIVER: receiver, Fault.SERVER: "server"}.get(found.fault)
-    ended = f"{'this' if sender == here else 'the'} {sender} ended it with code {code:#x} ({found.name}): {found.means}"
+    by = "this" if sender == here else "the"
+    ended = f"closed by {by} {sender} with code {code:#x} ({found.name}): {found.means}"
     if found.fault is Fault.NOBODY:
         return f"{ended}; what to do: {found.cure}"
     if culprit is None:
-        return f"{ended}; their settings do not match: {found.cure}"
-    return f"{ended}; the fault is {'this' if culprit == here else 'the'} {culprit}'s: {found.cure}"
+        return f"{ended}; settings of client and server do not match; what to do: {found.cure}"
+    return f"{ended}; at fault: {'this' if culprit == here else 'the'} {culprit}; what to do: {found.cure}"

@@ -101,14 +101,14 @@ class StreamResult:
     def describe(self) -> str:
         """Describes the end for a log line."""
         if self.end is StreamEnd.SOCKET_ERROR:
-            return f"local socket failed: {os.strerror(self.error)}"
+            return f"local socket error: {os.strerror(self.error)}"
         if self.end is StreamEnd.PEER_RESET and self.error == STREAM_REFUSED:
-            return "refused by the peer (its log says why)"
+            return "refused by the peer (see its log)"
         return {
             StreamEnd.FINISHED: "finished",
             StreamEnd.PEER_RESET: "reset by the peer",
             StreamEnd.CONNECTION: "the QUIC connection ended",
-            StreamEnd.LOCAL_RESET: "reset on this side",
+            StreamEnd.LOCAL_RESET: "reset by this side",
             StreamEnd.STOPPED: "stopped",
         }[self.end]
 

@@ -87,14 +87,14 @@ def test_every_code_has_words_a_fault_and_a_cure(code: int, side: str) -> None:
     meaning = meaning_of(code)
     for event, sender in ((peers, f"the {other}"), (ours, f"this {side}")):
         said = event.describe()
-        assert said.startswith(f"{sender} ended it with code {code:#x} ({NAMES[code]}): {meaning.means}; ")
+        assert said.startswith(f"closed by {sender} with code {code:#x} ({NAMES[code]}): {meaning.means}; ")
         assert said.endswith(f": {meaning.cure}")
         assert said.isprintable()
     expected = {
-        Fault.SENDER: (f"the fault is the {other}'s", f"the fault is this {side}'s"),
-        Fault.RECEIVER: (f"the fault is this {side}'s", f"the fault is the {other}'s"),
-        Fault.SERVER: (f"the fault is {'this' if side == 'server' else 'the'} server's",) * 2,
-        Fault.BOTH: ("their settings do not match",) * 2,
+        Fault.SENDER: (f"at fault: the {other}; what to do", f"at fault: this {side}; what to do"),
+        Fault.RECEIVER: (f"at fault: this {side}; what to do", f"at fault: the {other}; what to do"),
+        Fault.SERVER: (f"at fault: {'this' if side == 'server' else 'the'} server; what to do",) * 2,
+        Fault.BOTH: ("settings of client and server do not match; what to do",) * 2,
         Fault.NOBODY: ("what to do",) * 2,
     }[meaning.fault]
     assert f"; {expected[0]}: " in peers.describe()
@@ -104,7 +104,7 @@ def test_every_code_has_words_a_fault_and_a_cure(code: int, side: str) -> None:
 @pytest.mark.parametrize("code", [*range(0x100, 0x200), 0x12, 0xFF, 0x200, 2**62 - 1])
 def test_codes_without_a_name_have_words_too(code: int) -> None:
     said = describe(code, here="client", sender="server")
-    assert said.startswith(f"the server ended it with code {code:#x} (")
+    assert said.startswith(f"closed by the server with code {code:#x} (")
     if code not in NAMES:
         assert f"alert {code - 0x100}" in said if 0x100 <= code < 0x200 else "does not define" in said
 
@@ -118,8 +118,8 @@ def test_every_cause_has_words(cause: CloseCause, side: str) -> None:
 
 
 def test_application_codes() -> None:
-    assert closed(CloseCause.PEER_APPLICATION, 0, "client").describe() == "the server closed it, code 0x0"
-    assert "ASPORT does not have" in closed(CloseCause.PEER_APPLICATION, 5, "server").describe()
+    assert closed(CloseCause.PEER_APPLICATION, 0, "client").describe() == "closed by the server with code 0x0"
+    assert "ASPORT does not define" in closed(CloseCause.PEER_APPLICATION, 5, "server").describe()
 
 
 def test_what_is_a_matter_of_settings() -> None:

@@ -155,8 +155,8 @@ static void test_server_credentials(void)
         int64_t error;
         const char *text;
     } bad[] = {
-        {NULL, "key.pem", AQ_ERR_INVALID, "certificate: a server needs one"},
-        {"chain.pem", NULL, AQ_ERR_INVALID, "private key: a server needs one"},
+        {NULL, "key.pem", AQ_ERR_INVALID, "certificate: required for a server"},
+        {"chain.pem", NULL, AQ_ERR_INVALID, "private key: required for a server"},
         {"key.pem", "key.pem", AQ_ERR_TLS, "certificate: holds a private key; expected the server's certificate"},
         {"key-locked.pem", "key.pem", AQ_ERR_TLS, "certificate: holds an encrypted private key"},
         {"key.der", "key.pem", AQ_ERR_TLS, "certificate: holds a private key"},
@@ -197,11 +197,11 @@ static void test_client_credentials(void)
     aq_credentials_options options = {0};
 
     expect_accepted(client_credentials("root.pem"));
-    expect_text("0 of the system, 1 given");
+    expect_text("0 from the system, 1 given");
     expect_accepted(client_credentials("root.der"));
-    expect_text("0 of the system, 1 given");
+    expect_text("0 from the system, 1 given");
     expect_accepted(client_credentials("authorities.pem"));
-    expect_text("0 of the system, 2 given");
+    expect_text("0 from the system, 2 given");
     expect_refused(client_credentials(NULL), AQ_ERR_TLS, "no certificate authority to verify the server with");
     expect_refused(client_credentials("key.pem"), AQ_ERR_TLS, "certificate authorities: holds a private key; expected");
     expect_refused(client_credentials("junk"), AQ_ERR_TLS, "certificate authorities: neither PEM text nor one DER");
@@ -212,7 +212,7 @@ static void test_client_credentials(void)
     extra.system_trust = 1;
     expect_accepted(client_credentials("root.pem"));
     expect_text("1 given");
-    if (strstr(last_text, " 0 of the system") == NULL)
+    if (strstr(last_text, " 0 from the system") == NULL)
         expect_accepted(client_credentials(NULL));
     else
         expect_refused(client_credentials(NULL), AQ_ERR_TLS, "no certificate authority to verify the server with");
@@ -234,10 +234,10 @@ static void test_alpn_list(void)
         const char *text; /* NULL: good */
     } lists[] = {
         {"", 0, "at least one protocol"},
-        {"\0", 1, "protocol 1 has a wrong length"},
-        {"\1", 1, "protocol 1 has a wrong length"},
-        {"\1a\3bc", 5, "protocol 2 has a wrong length"},
-        {"\1a\0", 3, "protocol 2 has a wrong length"},
+        {"\0", 1, "protocol 1 has an invalid length"},
+        {"\1", 1, "protocol 1 has an invalid length"},
+        {"\1a\3bc", 5, "protocol 2 has an invalid length"},
+        {"\1a\0", 3, "protocol 2 has an invalid length"},
         {"\1a\1b\1c\1d\1e\1f\1g\1h", 16, NULL},
         {"\37abcdefghijklmnopqrstuvwxyz01234", 32, NULL},
         {"\1a\1b\1c\1d\1e\1f\1g\1h\1i", 18, "more than 8 protocols"},
