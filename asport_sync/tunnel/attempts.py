@@ -154,7 +154,7 @@ class Connector:
                 except Stopping:
                     raise
                 except Exception as problem:
-                    _log.exception("the attempt to connect failed in a way nobody foresaw")
+                    _log.exception("unexpected error while connecting")
                     self._give_up_attempts()
                     self._pause(ConnectError(f"{type(problem).__name__}: {problem}"))
 
@@ -178,7 +178,7 @@ class Connector:
                 if message.word is Word.FAILED:
                     self._lost(message)
                 if message.word is Word.SILENT:
-                    _log.info("%s: silent; trying to connect anew beside it", self._config.server)
+                    _log.info("%s: connection silent; opening a new one in parallel", self._config.server)
                     self._begin_round(0.0)
                     return
             elif message.word is Word.NETWORK:
@@ -192,7 +192,7 @@ class Connector:
         except (EngineError, OSError) as problem:
             # No route to the server now, or the server allows no migration. The probe shows whether the old address
             # still works.
-            _log.info("%s: the connection can't follow this machine's address: %s", self._config.server, problem)
+            _log.info("%s: connection migration failed: %s", self._config.server, problem)
         self._door.probe(link, _PROBE)
 
     def _lost(self, message: Message) -> None:
@@ -271,7 +271,7 @@ class Connector:
                 self._move(self._current)
 
     def _heard(self) -> None:
-        _log.info("%s: heard again", self._config.server)
+        _log.info("%s: connection no longer silent", self._config.server)
         self._backoff.succeeded()
 
     def _begin_round(self, delay: float) -> None:
@@ -292,7 +292,7 @@ class Connector:
             del self._alive[link]
             self._door.give_up(link)
             limit = self._config.timeout + _ATTEMPT_GRACE
-            self._attempt_failed(HandshakeTimeout(f"no QUIC handshake within {limit:g} s"), link, steady=True)
+            self._attempt_failed(HandshakeTimeout(f"QUIC handshake not complete within {limit:g} s"), link, steady=True)
         if now < self._next:
             return
         if not self._turn:
@@ -333,7 +333,7 @@ class Connector:
         Raises:
             _Failed: It was the last one of a round, or the client was refused.
         """
-        problem = problem or ConnectError("no connection")
+        problem = problem or ConnectError("connection failed")
         if not isinstance(problem, ConnectError):
             self._give_up_attempts()
             raise _Failed(problem)
@@ -407,7 +407,7 @@ class Connector:
             if self._wants_addresses and not self._addresses and self._lookups == 0:
                 host = self._config.server[0]
                 self._wants_addresses = False
-                raise _Failed(ConnectError(f"{host} can't be resolved: {found.strerror or found}"), steady=True)
+                raise _Failed(ConnectError(f"cannot resolve {host}: {found.strerror or found}"), steady=True)
             new: Iterable[SocketAddress] = ()
         else:
             new = [address for address in found if address not in self._addresses]

@@ -50,13 +50,13 @@ class Validity:
             first, last = certificate.not_before, certificate.not_after
             left = last - now
             if now < first:
-                lines.append(f"{name} is not valid before {_date(first)}: {cure}; or is this machine's clock wrong?")
+                lines.append(f"{name} is not valid before {_date(first)}: {cure}; or correct this machine's clock")
             elif left < 0:
-                lines.append(f"{name} has expired on {_date(last)}: {cure}")
+                lines.append(f"{name} expired on {_date(last)}: {cure}")
             elif left < SOON:
                 days = int(left // 86400)
                 when = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
-                lines.append(f"{name} ends on {_date(last)}, {when}: {cure}")
+                lines.append(f"{name} expires on {_date(last)}, {when}: {cure}")
         return lines
 
     def problems(self, now: float) -> list[str]:
@@ -131,7 +131,7 @@ def load_client(config: ClientConfig, engine: Engine, log: logging.Logger | None
             if found:
                 last = max(found, key=lambda each: each.not_after)
                 dates.append(
-                    (f"{_name(source, key)}: a certificate to trust", last, "servers that depend on it are refused")
+                    (f"{_name(source, key)}: the trusted certificate", last, "servers that depend on it are rejected")
                 )
     make = functools.partial(
         engine.client_credentials,
@@ -203,7 +203,7 @@ def make_credentials(make: _Make, path: os.PathLike[str] | None, log: logging.Lo
             raise ConfigError(str(problem), key="keylog") from problem
         log.warning("SSLKEYLOGFILE is ignored: %s", problem)
         return credentials
-    log.warning("TLS secrets are written to %s: whoever can read that file can read all traffic", file)
+    log.warning("TLS secrets are written to %s: anyone who can read it can decrypt all traffic", file)
     loose = loose_permissions(file)  # of an existing file; a new one is accessible to its owner only
     if loose is not None:
         log.warning("%s", loose)
@@ -232,7 +232,7 @@ def _check_keylog(path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK))
     except FileNotFoundError as problem:
         if not os.access(path.parent, os.W_OK | os.X_OK):
-            said = problem.strerror if not path.parent.exists() else "its folder can't be written"
+            said = problem.strerror if not path.parent.exists() else "its folder is not writable"
             raise ConfigError(f"key log {path}: {said}", key="keylog") from None
     except OSError as problem:
         raise ConfigError(f"key log {path}: {problem.strerror}", key="keylog") from None
@@ -269,17 +269,17 @@ def _of_server(source: Credential, chain: Sequence[Certificate]) -> Validity:
     if chain and not chain[0].signs:
         faults.append("may not sign handshakes (keyUsage without digitalSignature), so no client can connect")
     if chain and not chain[0].serves:
-        faults.append("is not for TLS servers (extendedKeyUsage without serverAuth), so clients refuse it")
+        faults.append("is not for TLS servers (extendedKeyUsage without serverAuth), so clients reject it")
     if chain and not chain[0].names:
         faults.append(
-            "has no DNS name or IP address in its subjectAltName, so clients refuse it (RFC 9525): create a new one, "
+            "has no DNS name or IP address in its subjectAltName, so clients reject it (RFC 9525): create a new one, "
             "with openssl: -addext subjectAltName=DNS:NAME"
         )
     if not all(each.strong for each in chain):
-        faults.append("or an issuer's has a key that is too short, so clients refuse it: RSA needs 2,048 bits")
+        faults.append("or an issuer's has a key that is too short, so clients reject it: RSA needs 2,048 bits")
     if not all(each.sealed for each in chain):
-        faults.append("or an issuer's is signed by too weak an algorithm, such as SHA-1, so clients refuse it")
-    cure = "clients refuse a server without a valid one; renew it and restart the server"
+        faults.append("or an issuer's is signed by too weak an algorithm, such as SHA-1, so clients reject it")
+    cure = "clients reject a server without a valid certificate; renew it and restart the server"
     dates = [
         (f"{name}: the certificate" if place == 1 else f"{name}: certificate {place} of the chain", each, cure)
         for place, each in enumerate(chain, 1)

@@ -119,10 +119,16 @@ _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
     ServerHelloCode.AUTH_FAILED: (AuthenticationFailed, "authentication failed: unknown UUID or wrong password"),
     ServerHelloCode.BIND_FAILED: (
         BindFailed,
-        "bind failed: the server could open no port of the expected range, all may be in use (its log says why)",
+        "bind failed: the server could not open any port of the expected range; all may be in use (see its log)",
     ),
-    ServerHelloCode.PORT_DENIED: (PortDenied, "port denied: the server allows this user no port of the expected range"),
-    ServerHelloCode.NETWORK_DENIED: (NetworkDenied, "network denied: the user may not use the network asked for"),
+    ServerHelloCode.PORT_DENIED: (
+        PortDenied,
+        "port denied: the server does not allow this user any port of the expected range",
+    ),
+    ServerHelloCode.NETWORK_DENIED: (
+        NetworkDenied,
+        "network denied: the server does not allow this user the requested network",
+    ),
 }
 
 
@@ -152,7 +158,7 @@ class ClientRun(Run):
         )
         self._mode_byte = encode_mode(self._mode, Dialect(config.dialect))
         self._hint = hint(self._mode_byte, Dialect(config.dialect))
-        self._asked = f"asked for {self._mode}, mode byte {self._mode_byte} in dialect '{config.dialect}'"
+        self._asked = f"requested {self._mode}, mode byte {self._mode_byte} in dialect '{config.dialect}'"
         self._service = LocalService(
             host=config.local.host,
             port=config.local.port,
@@ -239,7 +245,7 @@ class ClientRun(Run):
             self._sleep = SleepWatch(self.pump, clock_watch(), lambda: self._happened(Word.RESUMED), self._asleep)
             self.pump.call(self._sleep.open)
         except EngineError as problem:
-            _log.debug("that this machine was asleep is not noticed: %s", problem)
+            _log.debug("resume from sleep cannot be detected: %s", problem)
         self._connector.start()
 
     def end(self, deadline: float) -> bool:
@@ -308,7 +314,7 @@ class ClientRun(Run):
         except EngineClosed:
             raise Stopping from None
         except (OSError, EngineError) as problem:
-            raise ConnectError(f"{sockets.text(address)} can't be used: {problem}") from problem
+            raise ConnectError(f"cannot use {sockets.text(address)}: {problem}") from problem
         self.counters.add("attempts")
         self.pump.call(self._network.look_again)
         return link
@@ -346,7 +352,7 @@ class ClientRun(Run):
             return False
         if moved:
             self.counters.add("migrations")
-            _log.info("%s: the connection has followed this machine's address", self._config.server)
+            _log.info("%s: connection migrated to this machine's new address", self._config.server)
         return moved
 
     def failed(self, failure: AsportError, delay: float | None) -> None:
@@ -357,9 +363,9 @@ class ClientRun(Run):
             self._changed.notify_all()
         self.counters.add("attempts_failed")
         if delay is None:
-            when = "other attempts are under way"
+            when = "other attempts in progress"
         else:
-            when = f"next attempt {f'in {delay:.1f} s' if delay else 'at once'}"
+            when = f"retrying in {delay:.1f} s" if delay else "retrying immediately"
         if news:
             _log.warning("%s: %s; %s", self._config.server, failure, when)
         else:
@@ -449,7 +455,7 @@ class ClientRun(Run):
             self._tell(link, Word.HEARD)
         else:
             self.give_up(link)
-            self._tell(link, Word.FAILED, ConnectError("connection lost: replaced, for it was silent"), steady=True)
+            self._tell(link, Word.FAILED, ConnectError("connection lost: silent, replaced by a new one"), steady=True)
             self._greet(successor)
 
     def _greet(self, link: Link) -> None:
@@ -470,7 +476,7 @@ class ClientRun(Run):
             self.counters.add("udp_on_streams_instead")
             self.limit.warning(
                 _log,
-                "%s: the server takes no QUIC DATAGRAM frames; UDP packets travel on streams, as with "
+                "%s: the server does not accept QUIC DATAGRAM frames; UDP payloads are sent on streams, as with "
                 "udp_forward_mode: quic",
                 config.server,
             )
@@ -485,7 +491,7 @@ class ClientRun(Run):
         try:
             command = decode(event.data)[0]
             if event.carrier is not Carrier.STREAM:
-                raise RemoteProtocolError(f"{type(command).__name__} in a DATAGRAM")
+                raise RemoteProtocolError(f"{type(command).__name__} in a DATAGRAM frame")
             first = link.handshake.server_hello is None
             link.handshake.receive(command)
         except RemoteProtocolError as problem:
@@ -505,7 +511,7 @@ class ClientRun(Run):
                 text = f"{text}; expected_port_range is {self._config.expected_port_range}"
             if link.same_port and hello.code in _REFUSALS_OF_PORTS:
                 self._port = None
-                self._tell(link, Word.FAILED, ConnectError("the port of before is not to be had; asking for any"))
+                self._tell(link, Word.FAILED, ConnectError("previous port unavailable; requesting any allowed port"))
             else:
                 self._tell(link, Word.FAILED, kind(text))
             return
@@ -543,7 +549,7 @@ class ClientRun(Run):
             return
         if link.abandoned or not self._mode.tcp:
             self.counters.add("streams_refused_no_tcp")
-            self.limit.warning(_log, "%s: a TCP connection came that was not asked for", self._config.server)
+            self.limit.warning(_log, "%s: refused a TCP connection: not requested", self._config.server)
             event.stream.refuse()
         elif link.public is not None:
             self._serve(link, link.public, event.stream, command.address)
@@ -558,14 +564,14 @@ class ClientRun(Run):
             self.workers.submit(self._service.serve, link.connection, stream, source, public)
         except (LifecycleError, RuntimeError) as problem:
             self.counters.add("streams_refused_no_thread")
-            self.limit.warning(_log, "a connection was dropped: %s", problem)
+            self.limit.warning(_log, "connection dropped: %s", problem)
             stream.refuse()
 
     def _flow_wanted(self, link: Link, event: Event) -> None:
         assert isinstance(event, FlowWanted)
         if link.abandoned or self._mode.udp is None:
             self.counters.add("flows_refused_no_udp")
-            self.limit.warning(_log, "%s: a UDP packet came that was not asked for", self._config.server)
+            self.limit.warning(_log, "%s: refused a UDP association: not requested", self._config.server)
             self.pump.call(self._refuse_flow, link.connection, event.association)
             return
         self.pump.call(link.flows.wanted, event.association, event.peer)
@@ -595,7 +601,7 @@ class ClientRun(Run):
         # Not a reason to close: the rest of what the server sends may be valid, and the reference does not close
         # either.
         self.counters.add("server_violations")
-        self.limit.warning(_log, "%s broke the rules: %s", self._config.server, problem)
+        self.limit.warning(_log, "%s: protocol violation: %s", self._config.server, problem)
 
     def _closed(self, link: Link, event: Event) -> None:
         assert isinstance(event, Closed)

@@ -104,7 +104,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
             raise LifecycleError(problem)
         with self._lock:
             if self._run is not None or self._starter is not None:
-                raise LifecycleError(f"this {type(self).__name__} is started already")
+                raise LifecycleError(f"this {type(self).__name__} is already started")
             self._unwanted = False
             self._starter = threading.get_ident()
             try:
@@ -228,7 +228,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnyRun]):
         self._check_process()
         run = self._run
         if run is None:
-            raise LifecycleError(f"this {type(self).__name__} isn't started")
+            raise LifecycleError(f"this {type(self).__name__} is not started")
         return run
 
     def _check_process(self) -> None:

@@ -18,11 +18,11 @@ class Word(enum.Enum):
     CONNECTED = "its QUIC handshake was complete before that of any other attempt"
     JOINED = "ServerHello success"
     FAILED = "refused, failed or lost"
-    SILENT = "nothing is heard of the server any more"
-    HEARD = "the server is heard again"
+    SILENT = "the connection is silent"
+    HEARD = "the connection is no longer silent"
     ADDRESSES = "the name was looked up"
     NETWORK = "this machine's address towards the server has changed"
-    RESUMED = "this machine was asleep"
+    RESUMED = "this machine has resumed from sleep"
 
 
 @dataclasses.dataclass(eq=False)
@@ -85,25 +85,25 @@ def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportErro
     cause, detail = event.cause, f", {event.reason!r}" if event.reason else ""
     if cause is CloseCause.CERTIFICATE:
         said = f": {event.reason.rstrip('.')}" if event.reason else ""
-        return CertificateError(f"the server's certificate isn't accepted{said}; what to do: {event.cure}")
+        return CertificateError(f"server certificate rejected{said}; what to do: {event.cure}")
     if cause is CloseCause.PEER_APPLICATION and state in (ClientState.AWAITING_HELLO, ClientState.REFUSED):
         # A refusal by the reference looks like this: it closes before the reason has been sent. A server whose dialect
         # lacks the mode byte does the same.
         return RefusedError(
-            f"refused: the server closed the connection without a reason (code {event.code}{detail})"
+            f"refused: the server closed the connection without giving a reason (code {event.code}{detail})"
             f"{'; ' if asked else ''}{asked}"
         )
     if cause is CloseCause.HANDSHAKE_TIMEOUT or (cause is CloseCause.IDLE and state is ClientState.IDLE):
-        return HandshakeTimeout("the server doesn't answer")
+        return HandshakeTimeout("no answer from the server")
     if state is ClientState.AUTHENTICATED:
         causes = {
-            CloseCause.PEER_APPLICATION: f"closed by the server, code {event.code}",
-            CloseCause.IDLE: "nothing heard of the server any more",
-            CloseCause.STATELESS_RESET: "the server has restarted",
+            CloseCause.PEER_APPLICATION: f"closed by the server with code {event.code:#x}",
+            CloseCause.IDLE: "no packets from the server (idle timeout)",
+            CloseCause.STATELESS_RESET: "the server has restarted (stateless reset)",
         }
         return ConnectError(f"connection lost: {causes.get(cause, event.describe())}{detail}")
     if cause is CloseCause.UNREACHABLE:
-        return ConnectError("nobody answers at that address and port: is the server running, and is UDP open?")
+        return ConnectError("unreachable (ICMP error): is the server running, and is UDP to its port allowed?")
     if cause is CloseCause.VERSION:
-        return ConnectError("the server speaks no QUIC version that we do")
-    return ConnectError(f"no connection: {event.describe()}{detail}")
+        return ConnectError("no QUIC version in common with the server")
+    return ConnectError(f"connection failed: {event.describe()}{detail}")

@@ -138,7 +138,7 @@ class Run(abc.ABC):
         except AsportError:
             raise
         except RuntimeError as problem:  # raised by threading
-            hint = "is there a limit of processes or memory, or a filter that refuses clone3?"
+            hint = "check the limits of processes and memory, and whether a seccomp filter refuses clone3"
             raise LifecycleError(f"{problem}: {hint}") from problem
 
     def stop(self, timeout: float) -> None:
@@ -157,7 +157,7 @@ class Run(abc.ABC):
         if not ended and not self._events.is_alive():
             # A thread inside the system's resolver can't be interrupted. It ends with the resolver's answer and finds a
             # closed engine.
-            self.log.warning("a name is still being looked up; the thread ends with the answer")
+            self.log.warning("a name lookup is still in progress; its thread ends when the resolver returns")
         self.engine.close()
         self.stopping.close()
 
@@ -208,7 +208,7 @@ class Run(abc.ABC):
                 pass  # the timer's connection has ended meanwhile
             except Exception:
                 with contextlib.suppress(MemoryError):
-                    self.log.exception("a timer failed")
+                    self.log.exception("timer callback failed")
         # Threads that wait for the end must wake up even if the engine ended without being stopped.
         self.stopping.set()
 
@@ -230,7 +230,7 @@ class Run(abc.ABC):
         except Exception:
             with contextlib.suppress(MemoryError):
                 self.counters.add("events_failed")
-                self.log.exception("%s could not be handled", type(event).__name__)
+                self.log.exception("handling of %s failed", type(event).__name__)
 
 
 def carrier_towards(connection: Connection, udp: UdpMode | None) -> Carrier | None:
@@ -261,9 +261,9 @@ def say_what_has_no_effect(config: ClientConfig | ServerConfig, log: logging.Log
 def say_what_is_not_verified(tls: TlsClientConfig, log: logging.Logger) -> None:
     """Logs a warning if the server's certificate is not verified, or only its key is."""
     if tls.skip_certificate_verification and tls.certificates.pins:
-        log.warning("of the server's certificate only its pinned key is verified: no name, no dates, no issuer")
+        log.warning("verifying only the pinned key; name, validity and issuer are not checked")
     elif tls.skip_certificate_verification:
-        log.warning("the server's certificate is not verified: anybody on the path can be the server")
+        log.warning("the server's certificate is not verified: anyone on the path can impersonate the server")
 
 
 def say_which_library(log: logging.Logger) -> None:
@@ -271,10 +271,10 @@ def say_which_library(log: logging.Logger) -> None:
     linked = versions()
     if linked["ngtcp2_origin"] == "system, fallback":
         log.warning(
-            "ngtcp2 %s is the system's, as the build could not get the source of a current release: old ones "
-            "have known faults. Build again, with ASPORT_NGTCP2=bundled to hear what is missing, or with =system if "
-            "this is meant",
+            "using the system's ngtcp2 %s: the build could not get the source of a current release, and old ones have "
+            "known faults; rebuild with ASPORT_NGTCP2=bundled to see what is missing, or with =system if this is "
+            "intended",
             linked["ngtcp2"],
         )
     elif linked["ngtcp2_origin"] == "system":
-        log.info("ngtcp2 %s is the system's", linked["ngtcp2"])
+        log.info("using the system's ngtcp2 %s", linked["ngtcp2"])

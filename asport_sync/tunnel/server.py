@@ -37,7 +37,7 @@ class Server(Lifecycle[ServerConfig, ServerRun]):
     def __init__(self, listen: str | tuple[str, int] | None = None, **options: object) -> None:
         if listen is not None:
             if "server" in options:
-                raise ConfigError("this is the same as listen: give one of them", key="server")
+                raise ConfigError("same as listen: give only one of them", key="server")
             options["server"] = listen
         try:
             config = ServerConfig.from_options(**options)

@@ -240,13 +240,13 @@ class ServerRun(Run):
                     reset_key=self._reset_key(loaded.private_key, self._address),
                 )
         except OSError as problem:
-            raise ConfigError(f"can't listen on {config.server}: {problem.strerror}", key="server") from problem
+            raise ConfigError(f"cannot listen on {config.server}: {problem.strerror}", key="server") from problem
         except EngineError as problem:
             # Configuration files are checked, but a program may have constructed the configuration itself.
-            raise ConfigError(f"can't listen on {config.server}: {problem}; asked for {transport}") from problem
+            raise ConfigError(f"cannot listen on {config.server}: {problem}; requested {transport}") from problem
         say_what_has_no_effect(config, _log)
         if not sockets.is_here(host):
-            _log.warning("%s is not an address of this machine yet; clients can come once it is", host)
+            _log.warning("%s is not an address of this machine yet; clients can connect once it is", host)
         _log.info("accepting clients on %s, users: %d", sockets.text(self._address), len(self._users))
 
     def _reset_key(self, private_key: bytes, address: SocketAddress) -> bytes:
@@ -256,8 +256,8 @@ class ServerRun(Run):
         machine = machine_id()
         if machine is None:
             _log.info(
-                "this system has no machine id (/etc/machine-id): should the server be killed, its clients will learn "
-                "of its restart a little later, unless reset_key is set"
+                "no machine id (/etc/machine-id): if the server is killed, clients notice its restart a little later; "
+                "set reset_key to avoid this"
             )
             machine = HiddenBytes(os.urandom(16))
         return stateless_reset_key(private_key, machine, address)
@@ -312,14 +312,14 @@ class ServerRun(Run):
         }
         self._users.update(changed)
         if changed or host != self._config.server.host:
-            _log.warning("this system has no IPv6: 0.0.0.0, all IPv4 addresses, in place of ::")
+            _log.warning("this system has no IPv6: using 0.0.0.0 (all IPv4 addresses) instead of ::")
 
     def _say_what_is_shared(self) -> None:
         shared = shared_ports(self._users.values())
         if len(shared) >= _WIDE:
             _log.warning(
-                "several users share %d ports, %s: a port that one has left may be another's a moment later; better "
-                "give each allow_ports of its own",
+                "several users share %d ports, %s: a port that one user releases may go to another a moment later; "
+                "give each user their own allow_ports",
                 len(shared),
                 shared,
             )
@@ -357,7 +357,7 @@ class ServerRun(Run):
         try:
             command, length = (Heartbeat(), len(_HEARTBEAT)) if event.data == _HEARTBEAT else decode(event.data)
             if isinstance(command, Heartbeat) != (event.carrier is Carrier.DATAGRAM):
-                raise RemoteProtocolError(f"{type(command).__name__} in the wrong carrier, a {event.carrier.name}")
+                raise RemoteProtocolError(f"{type(command).__name__} in the wrong carrier: {event.carrier.name}")
             peer.handshake.receive(command)
             if isinstance(command, ClientHello):
                 self._decide(peer, command, dialect_of_hint(event.data[length:]))
@@ -379,18 +379,18 @@ class ServerRun(Run):
             self._refuse(
                 peer,
                 ServerHelloCode.NETWORK_DENIED,
-                f"asked for {_either(asked)}, user {user.uuid} may use {user.allow_network}",
+                f"requested {_either(asked)}, user {user.uuid} may use {user.allow_network}",
             )
             return
         if len(asked) == 1 and whole.mode != asked[0].mode:
-            _log.info("%s: asked for %s, gets %s only", peer.label, asked[0].mode, whole)
+            _log.info("%s: requested %s, granted only %s", peer.label, asked[0].mode, whole)
         ports = user.allow_ports.intersection(hello.port_start, hello.port_end)
         if not ports:
             asked_ports = f"{hello.port_start}-{hello.port_end}"
             self._refuse(
                 peer,
                 ServerHelloCode.PORT_DENIED,
-                f"asked for {asked_ports}, user {user.uuid} may use {user.allow_ports}",
+                f"requested {asked_ports}, user {user.uuid} may use {user.allow_ports}",
             )
             return
         self._find_place(Claim(peer, user, asked, whole, whole, list(whole.parts), ports))
@@ -522,10 +522,10 @@ class ServerRun(Run):
     def _refuse_place(self, claim: Claim) -> None:
         user = claim.user
         if claim.has_place:
-            why = f"asked for {_either(claim.asked)}, user {user.uuid}, ports {claim.ports}, {_why_none(claim)}"
+            why = f"requested {_either(claim.asked)}, user {user.uuid}, ports {claim.ports}, {_why_none(claim)}"
         else:
             self.counters.add("clients_refused_limit")
-            why = f"user {user.uuid} has {user.max_clients} clients, the most that max_clients allows"
+            why = f"user {user.uuid} already has {user.max_clients} clients, the maximum (max_clients)"
         if not (claim.peer.gone or claim.peer.closing):
             self._refuse(claim.peer, ServerHelloCode.BIND_FAILED, why)
 
@@ -540,7 +540,7 @@ class ServerRun(Run):
         self._close_quietly(rival.connection)
         self.counters.add("ports_taken_over")
         number = 0 if port is None else port.number
-        _log.info("%s: silent; its port %d goes to %s", rival.label, number, claim.peer.label)
+        _log.info("%s: silent; its port %d is taken over by %s", rival.label, number, claim.peer.label)
         self._clients.setdefault(claim.user.uuid, {})[claim.peer.connection.id] = claim.peer
         claim.has_place = True
         if port is not None and number not in claim.ports:
@@ -575,13 +575,15 @@ class ServerRun(Run):
             if binding.problem is not None:
                 self.counters.add("binds_put_off")
                 said = binding.problem.strerror
-                self.limit.warning(_log, "%s: no port yet: %s", peer.label, said, source=claim.user.uuid)
+                self.limit.warning(
+                    _log, "%s: no public port yet: %s; retrying", peer.label, said, source=claim.user.uuid
+                )
             self.timers.after(binding.delay, lambda: self._search(claim, binding))
         elif binding.port is not None:
             self._admit(claim, binding.port)
         elif binding.problem is not None:
             said = binding.problem.strerror
-            detail = f"asked for {_either(claim.asked)}, user {claim.user.uuid}, ports {claim.ports}: {said}"
+            detail = f"requested {_either(claim.asked)}, user {claim.user.uuid}, ports {claim.ports}: {said}"
             self._refuse(peer, ServerHelloCode.BIND_FAILED, detail)
         else:
             claim.denied = binding.denied or claim.denied
@@ -628,13 +630,15 @@ class ServerRun(Run):
             self.counters.add("udp_on_streams_instead")
             self.limit.warning(
                 _log,
-                "%s: asked for UDP native and takes no QUIC DATAGRAM frames; its packets travel on streams, as with "
-                "udp_forward_mode: quic",
+                "%s: requested UDP native but does not accept QUIC DATAGRAM frames; UDP payloads are sent on streams, "
+                "as with udp_forward_mode: quic",
                 peer.label,
                 source=claim.user.uuid,
             )
         if not sockets.is_here(port.place.ip):
-            problem = "%s: port %d is on %s, which is not an address of this machine yet; it works once it is"
+            problem = (
+                "%s: port %d is on %s, which is not an address of this machine yet; visitors can connect once it is"
+            )
             self.limit.warning(_log, problem, peer.label, port.number, port.place.ip, source=claim.user.uuid)
         self.counters.add("clients_admitted")
         _log.info("%s: user %s has port %d for %s", peer.label, claim.user.uuid, port.number, claim.grant)
@@ -645,14 +649,14 @@ class ServerRun(Run):
             return
         self.counters.add("ambiguous_modes")
         if len(claim.grant.meanings) > 1:
-            assumed = "both are served"
+            assumed = "serving both"
         elif len(claim.whole.meanings) > 1:
-            assumed = f"no port is free for both, so it is taken for {claim.grant.meanings[0]}"
+            assumed = f"no port is free for both, assuming {claim.grant.meanings[0]}"
         else:
-            assumed = f"it is taken for {claim.grant.meanings[0]}, as the user may use {claim.user.allow_network} only"
+            assumed = f"assuming {claim.grant.meanings[0]}, because the user may use only {claim.user.allow_network}"
         _log.info(
-            "%s: asked for %s, by the same mode byte: %s; the key dialect, of the server, the entry of proxies or the "
-            "user, settles it",
+            "%s: ambiguous mode byte: %s; %s; to resolve it, set the key dialect of the server, the entry of proxies "
+            "or the user",
             claim.peer.label,
             _either(claim.asked),
             assumed,
@@ -681,7 +685,7 @@ class ServerRun(Run):
         try:
             connection.close(0)
         except EngineClosed:
-            _log.debug("closed already")
+            _log.debug("connection already closed")
 
     # --- everything else ---
 
@@ -701,7 +705,7 @@ class ServerRun(Run):
                     source=source_of(event.peer[0]),
                 )
             said = f", {event.reason}" if event.reason else ""
-            level("client %s: no connection: %s%s", sockets.text(event.peer), event.describe(), said)
+            level("client %s: connection failed: %s%s", sockets.text(event.peer), event.describe(), said)
             return
         peer.gone = True
         if peer.deadline is not None:
@@ -712,7 +716,7 @@ class ServerRun(Run):
             self._try_again(claim)
         level = _log.info if peer.user is not None else _log.debug
         level(
-            "%s: connection over after %.1f s: %s%s",
+            "%s: connection ended after %.1f s: %s%s",
             peer.label,
             time.monotonic() - peer.began,
             event.describe(),
@@ -756,7 +760,7 @@ class ServerRun(Run):
         try:
             connection.remove_flow(association)
         except EngineClosed:
-            _log.debug("association %d: gone already", association)
+            _log.debug("association %d: already removed", association)
 
 
 def _is_silent(peer: Peer) -> bool:

@@ -81,7 +81,7 @@ class Relays:
         except EngineClosed:
             sock.close()
             self._counters.add("streams_gone_before_relay")
-            self._log.info("%s: the QUIC connection ended before the relay began", label)
+            self._log.info("%s: the QUIC connection ended before the relay started", label)
         except EngineError as problem:
             # Nothing can relay the stream, and its peer must not wait forever.
             sock.close()  # no effect if ``attach`` has already taken the descriptor
@@ -101,12 +101,12 @@ class Relays:
 
     def begun(self, event: StreamBegun) -> None:
         """Logs that the engine relays a stream from now on."""
-        self._log.debug("%s: begins", self._label(event))
+        self._log.debug("%s: relay started", self._label(event))
 
     def ended(self, event: StreamEnded) -> None:
         """Logs that a stream has ended."""
         if event.left_out:
-            self._log.info("%d connections more have ended, too many for a line each", event.left_out)
+            self._log.info("%d more connections closed (log rate limit)", event.left_out)
         self._report(self._label(event), event.lasted, event.result)
 
     def _work(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
@@ -124,7 +124,7 @@ class Relays:
         except EngineError as problem:
             # Most likely no descriptor is left to wake this thread with. The engine's own loop needs none.
             self._counters.add("relays_without_worker")
-            self._limit.warning(self._log, "%s: no worker can relay it: %s", label, problem)
+            self._limit.warning(self._log, "%s: no worker can relay it: %s; the engine relays it", label, problem)
             self.attach(stream, sock, label)
         except BaseException:
             sock.close()
@@ -138,7 +138,7 @@ class Relays:
             self._engine.share_streams(1)
 
     def _label(self, event: StreamBegun | StreamBulk | StreamEnded) -> str:
-        peer = sockets.text(event.peer) if event.peer else "an unnamed peer"
+        peer = sockets.text(event.peer) if event.peer else "an unknown address"
         return f"{self._place(event.connection)}connection from {peer}"
 
     def _report(self, label: str, lasted: float, result: StreamResult) -> None:
@@ -194,7 +194,7 @@ class PublicListener:
             self._not_opened(problem)
         else:
             if self._failures:
-                self._log.info("port %d accepts now", self._port)
+                self._log.info("port %d: accepting connections now", self._port)
 
     def close(self) -> None:
         """Stops accepting. Accepted connections continue. Idempotent."""
@@ -208,9 +208,12 @@ class PublicListener:
     def failed(self, error: int) -> None:
         """Logs an error that the engine reports for the listener."""
         if error == 0:
-            what = "connections dropped: too many wait for the client"
+            what = "connections dropped: too many are waiting for the client"
         elif error == errno.EDQUOT:
-            what = "has its share of the descriptors and few are free; more connections wait (LimitNOFILE, ulimit -n)"
+            what = (
+                "its fair share of descriptors is used up and few are free; further connections wait in the backlog "
+                "(LimitNOFILE, ulimit -n)"
+            )
         else:
             what = f"accept failed: {os.strerror(error)}"
         self._limit.warning(self._log, "port %d: %s", self._port, what, kind=error, source=self._port)
@@ -219,10 +222,10 @@ class PublicListener:
         self._counters.add("listener_open_errors")
         self._failures += 1
         if self._failures == _OPEN_TRIES:
-            self._log.error("port %d does not accept: %s", self._port, problem)
+            self._log.error("port %d: cannot accept connections: %s", self._port, problem)
             return
         if self._failures == 1:
-            self._log.warning("port %d does not accept yet: %s; trying again", self._port, problem)
+            self._log.warning("port %d: cannot accept connections yet: %s; retrying", self._port, problem)
         self._opening = self._timers.after(_PAUSE_BETWEEN_OPENS, self.open)
 
 
@@ -280,7 +283,7 @@ class LocalService:
             source: The visitor, as reported by the server.
             public: The public address and port, for the PROXY header.
         """
-        label = f"connection from {source or 'an unnamed peer'}"
+        label = f"connection from {source or 'an unknown address'}"
         try:
             sock, address = self._connect(source, public)
         except sockets.Stopped:
@@ -291,9 +294,9 @@ class LocalService:
         except OSError as problem:
             self.counters.add("connections_dropped_local_service")
             target = sockets.text((self.host, self.port))
-            self._refuse(stream, label, f"{target} can't be reached: {problem.strerror or problem}", problem.errno)
+            self._refuse(stream, label, f"cannot reach {target}: {problem.strerror or problem}", problem.errno)
         else:
-            self.log.debug("%s: begins", label)
+            self.log.debug("%s: relay started", label)
             self.relays.attach(stream, sock, label)
             self._tell(connection, address, _NAME_LASTS)
 
@@ -328,4 +331,4 @@ class LocalService:
         try:
             stream.refuse()
         except EngineClosed:
-            self.log.debug("%s: was over already", label)
+            self.log.debug("%s: stream already closed", label)

@@ -43,9 +43,7 @@ _EVICTED_SHARE = 64  # and at most one in 64 of all
 # maximum already: each costs Python a tenth of a millisecond on a server and more on a client, time that a flood must
 # not take from others.
 _NEWCOMERS_PER_SECOND = 2500
-_NONE_TO_EVICT = (
-    f"and none was idle for {_EVICTABLE_AFTER:g} s, or {_NEWCOMERS_PER_SECOND} have made room in the last one"
-)
+_NONE_TO_EVICT = f"none was idle for {_EVICTABLE_AFTER:g} s, or {_NEWCOMERS_PER_SECOND} were evicted in the last second"
 # While others want some, one source address has at most half of the associations, so that it can't shut out all others.
 # No less, because many visitors share one address behind a proxy or a carrier-grade NAT.
 _MOST_OF_ONE_SOURCE = LAST_ASSOCIATION // 2
@@ -164,7 +162,7 @@ class _Reader:
         except EngineError as problem:
             # Otherwise nothing would read the socket.
             self._counters.add("udp_give_back_errors")
-            self._log.debug("giving a UDP socket back: %s", problem)
+            self._log.debug("cannot return a UDP socket to the engine: %s", problem)
             self.begin()
 
     def _readable(self) -> None:
@@ -179,7 +177,7 @@ class _Reader:
         except EngineError as problem:
             # Includes ICMP errors about the service, such as "port unreachable".
             self._counters.add("udp_read_errors")
-            self._log.debug("reading a UDP socket: %s", problem)
+            self._log.debug("cannot read a UDP socket: %s", problem)
             self._pump.pause(self._sock, _PAUSE_AFTER_ERROR)
 
 
@@ -303,7 +301,7 @@ class PublicUdp:
             self._not_opened(problem)
             return
         if self._failures:
-            self._log.info("UDP port %d is forwarded now", self._port)
+            self._log.info("UDP port %d: forwarding now", self._port)
         self._reader = _Reader(self._pump, self._sock, self._udp, self._counters, self._log)
         self._expiry.begin()
 
@@ -328,10 +326,10 @@ class PublicUdp:
         self._counters.add("udp_open_errors")
         self._failures += 1
         if self._failures == _OPEN_TRIES:
-            self._log.error("UDP port %d is not forwarded: %s", self._port, problem)
+            self._log.error("UDP port %d: cannot forward: %s", self._port, problem)
             return
         if self._failures == 1:
-            self._log.warning("UDP port %d is not forwarded yet: %s; trying again", self._port, problem)
+            self._log.warning("UDP port %d: cannot forward yet: %s; retrying", self._port, problem)
         self._opening = self._pump.after(_PAUSE_BETWEEN_OPENS, self.open)
 
     def busy(self, udp: UdpSocket) -> None:
@@ -381,16 +379,16 @@ class PublicUdp:
         if self._shares.full(source[0]):
             counter, of = "udp_sources_refused_share", source[0]
             self._connection.refuse_flows(source, _REFUSAL_LASTS)
-            what = f"{sockets.host_text(source[0])} has half of {LAST_ASSOCIATION} places or more"
+            what = f"{sockets.host_text(source[0])} has at least half of {LAST_ASSOCIATION} associations"
         else:
             counter, of = "udp_sources_refused_table_full", ""
             self._connection.refuse_flows(None, _REFUSAL_LASTS)
-            what = f"{len(self._associations)} places of {LAST_ASSOCIATION} for a port are taken"
-            what += f", {len(self._budget)} of {self._budget.most} for all ports"
+            what = f"{len(self._associations)} of {LAST_ASSOCIATION} associations of the port are in use"
+            what += f", {len(self._budget)} of {self._budget.most} of all ports"
         self._counters.add(counter)
         self._limit.warning(
             self._log,
-            "UDP port %d: no place for a new source: %s, %s (udp_session_timeout is %g s)",
+            "UDP port %d: no association for a new source: %s; %s (udp_session_timeout is %g s)",
             self._port,
             what,
             _NONE_TO_EVICT,
@@ -645,7 +643,7 @@ class LocalFlows:
                 flow.udp.close()
         if flow.sock is not None:
             flow.sock.close()
-        self._log.debug("association %d: over", association)
+        self._log.debug("association %d: ended", association)
 
     def busy(self, udp: UdpSocket) -> None:
         """Begins to read an association's busy socket, which the engine has handed over to the pump."""
@@ -723,7 +721,7 @@ class LocalFlows:
         udp.add_flow(flow.association, flow.peer, prefix)
 
     def _dial(self, addresses: Addresses) -> tuple[socket.socket, SocketAddress]:
-        problem: OSError = OSError(f"the address of {self._target.host} isn't known")
+        problem: OSError = OSError(f"no address of {self._target.host} is known")
         for address in addresses:
             try:
                 return sockets.connected_udp(address), address
@@ -739,13 +737,13 @@ class LocalFlows:
     def _no_place(self, association: int, peer: SocketAddress) -> None:
         if self._shares.full(peer[0]):
             counter = "udp_flows_refused_share"
-            what = f"{sockets.host_text(peer[0])} has half of {self._budget.most} places or more"
+            what = f"{sockets.host_text(peer[0])} has at least half of {self._budget.most} associations"
             self._refuse_more(peer)
         else:
             counter = "udp_flows_refused_limit"
-            what = f"all {self._budget.most} places are taken"
+            what = f"all {self._budget.most} associations are in use"
             self._refuse_more(None)
-        what += f", {_NONE_TO_EVICT} (udp_timeout is {self._timeout:g} s); there is one place for four descriptors"
+        what += f"; {_NONE_TO_EVICT} (udp_timeout is {self._timeout:g} s); the maximum is one per four descriptors"
         what += " (LimitNOFILE, ulimit -n)"
         self._refuse(association, counter, what)
 
@@ -771,7 +769,7 @@ class LocalFlows:
             self._counters.add("udp_service_away")
             self._target.trouble.warning(
                 self._log,
-                "the local service takes no UDP at %s: %s",
+                "the local service does not accept UDP at %s: %s",
                 sockets.text(flow.address),
                 os.strerror(error),
             )
@@ -819,14 +817,14 @@ class LocalFlows:
         except (EngineError, LocalProtocolError) as problem:
             # Its next datagram requests a new association.
             self.end(flow.association)
-            self._log.debug("association %d: not moved: %s", flow.association, problem)
+            self._log.debug("association %d: cannot be moved: %s", flow.association, problem)
             return True
         self._counters.add("udp_associations_moved")
         self._target.changes.log(
             logging.INFO,
             self._log,
-            "the local service %s at %s; UDP goes on with %s",
-            "does not answer" if error is None else f"takes no UDP ({os.strerror(error)})",
+            "the local service %s at %s; UDP continues at %s",
+            "does not answer" if error is None else f"does not accept UDP ({os.strerror(error)})",
             sockets.text(former),
             sockets.text(flow.address),
         )

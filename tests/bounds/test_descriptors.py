@@ -44,7 +44,7 @@ def test_old_work_goes_on_without_descriptors(
                     user.sendall(b"x")
                     source = crowd.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
                     source.sendto(b"x", public)
-                short.wait_for("Too many open files|share of the descriptors", TIMEOUT)
+                short.wait_for("Too many open files|share of descriptors", TIMEOUT)
                 assert descriptors_of(short.pid) <= most
                 old.goes_on()
             # Not before the limit is lifted: the crowd's leavings may hold what is short for a moment longer.

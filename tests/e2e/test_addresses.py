@@ -45,7 +45,7 @@ def test_a_server_on_a_system_without_ipv6(certificate: Certificate, tmp_path: P
     argv = command("server", "run", "-c", str(write_config(tmp_path, "server", options)), "-v")
     argv = refused([IPV6_SOCKETS], errno.EAFNOSUPPORT, argv)
     with TcpEcho() as service, Process(argv, name="server") as server:
-        server.wait_for("this system has no IPv6: 0.0.0.0", READY_TIMEOUT)
+        server.wait_for("this system has no IPv6: using 0.0.0.0", READY_TIMEOUT)
         address = ("127.0.0.1", server_address(server)[1])
         with Client(**client_options(certificate, address, service.address)) as client:
             _, port = client.wait_ready(READY_TIMEOUT)
@@ -76,7 +76,7 @@ def test_ipv4_addresses_are_logged_as_such(certificate: Certificate, tmp_path: P
                     process.wait_for(r"association \d+: packets from 127\.0\.0\.1:\d+", READY_TIMEOUT)
             for process in (server, client):
                 process.wait_for(r"connection from 127\.0\.0\.1:\d+", READY_TIMEOUT)
-        server.wait_for(r"client 127\.0\.0\.1:\d+: connection over", READY_TIMEOUT)
+        server.wait_for(r"client 127\.0\.0\.1:\d+: connection ended", READY_TIMEOUT)
         assert "::ffff:" not in server.output() + client.output()
 
 

@@ -139,7 +139,7 @@ def endless_key(made: Certificate, directory: Path) -> Certificate:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (another_key, r"private-key\.pem: private_key: does not belong to the certificate; expected the key it was"),
+        (another_key, r"private-key\.pem: private_key: does not belong to the certificate; expected its key"),
         (encrypted_pkcs8, r"encrypted\.pem: private_key: is encrypted; expected an unencrypted .*: openssl pkey -in /"),
         (encrypted_sec1, r"encrypted\.pem: private_key: is encrypted; expected an unencrypted .*: openssl pkey -in /"),
         (swapped, r"private-key\.pem: certificate: holds a private key; expected the server's certificate, then"),
@@ -211,14 +211,14 @@ def test_check_refuses_a_key_log_that_cannot_be_written(certificate: Certificate
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        ({"ends": -DAY}, r"the certificate has expired on \d{4}-\d\d-\d\d \d\d:\d\d UTC: clients refuse"),
+        ({"ends": -DAY}, r"the certificate expired on \d{4}-\d\d-\d\d \d\d:\d\d UTC: clients reject"),
         ({"begins": DAY}, r"the certificate is not valid before \d{4}-.* UTC: .* clock wrong\?"),
-        ({"ends": 10 * DAY + DAY / 2}, r"the certificate ends on \d{4}-.* UTC, in 10 days: .*renew it and restart"),
+        ({"ends": 10 * DAY + DAY / 2}, r"the certificate expires on \d{4}-.* UTC, in 10 days: .*renew it and restart"),
         ({"for_handshakes": False}, r"the certificate may not sign handshakes \(keyUsage without digitalSignature\)"),
         (weakly_signed, r"the certificate or an issuer's is signed by too weak an algorithm, such as SHA-1"),
         (
             with_common_name_only,
-            r"the certificate has no DNS name or IP address in its subjectAltName, so clients refuse it \(RFC 9525",
+            r"the certificate has no DNS name or IP address in its subjectAltName, so clients reject it \(RFC 9525",
         ),
     ],
     ids=["expired", "not yet valid", "ends soon", "no handshakes", "weakly signed", "no name"],
@@ -243,7 +243,7 @@ def test_what_clients_refuse_is_warned_of(
 def test_what_a_client_trusts_that_has_expired_is_warned_of(tmp_path: Path) -> None:
     made = self_signed(tmp_path / "made", begins=-3 * DAY, ends=-DAY)
     path = write_config(tmp_path, "client", client_options(made, NOWHERE, NOWHERE))
-    said = rf"{made.trusted}: a certificate to trust has expired on \d{{4}}-"
+    said = rf"{made.trusted}: the trusted certificate expired on \d{{4}}-"
     status, text = run("client", "check", path)
     assert status == 0
     assert re.match(rf"asport-sync: warning: {said}", text), text
@@ -276,50 +276,52 @@ class Failure:
     [
         pytest.param(
             Failure(
-                r"the server ended it with code 0x128 \(handshake_failure\): .*keyUsage without digitalSignature.*"
+                r"closed by the server with code 0x128 \(handshake_failure\): .*keyUsage without digitalSignature.*"
                 r"asport-sync server check",
-                r"this server ended it with code 0x128 \(handshake_failure\): .*asport-sync server check",
+                r"closed by this server with code 0x128 \(handshake_failure\): .*asport-sync server check",
                 made={"for_handshakes": False},
             ),
             id="no handshakes",
         ),
         pytest.param(
             Failure(
-                r"the server ended it with code 0x178 \(no_application_protocol\): .*compare alpn on both sides",
-                r"this server ended it with code 0x178 \(no_application_protocol\): .*compare alpn on both sides",
+                r"closed by the server with code 0x178 \(no_application_protocol\): .*compare alpn on both sides",
+                r"closed by this server with code 0x178 \(no_application_protocol\): .*compare alpn on both sides",
                 client={"alpn": ["another"]},
             ),
             id="alpn",
         ),
         pytest.param(
             Failure(
-                r"the server's certificate isn't accepted: .*expired.*; what to do: renew it and restart the server",
-                r"the client ended it with code 0x12d \(certificate_expired\): .*fault is this server's: renew it",
+                r"server certificate rejected: .*expired.*; what to do: renew it and restart the server",
+                r"closed by the client with code 0x12d \(certificate_expired\): .*at fault: this server; what to do: ren",
                 made={"begins": -3 * DAY, "ends": -DAY},
             ),
             id="expired",
         ),
         pytest.param(
             Failure(
-                r"the server's certificate isn't accepted: .*not yet.*; what to do: renew it .*clock",
-                r"the client ended it with code 0x12d \(certificate_expired\): .* clock",
+                r"server certificate rejected: .*not yet.*; what to do: renew it .*clock",
+                r"closed by the client with code 0x12d \(certificate_expired\): .* clock",
                 made={"begins": DAY, "ends": 30 * DAY},
             ),
             id="not yet valid",
         ),
         pytest.param(
             Failure(
-                r"the server's certificate isn't accepted: .*name in the certificate does not match.*; what to do: .*"
+                r"server certificate rejected: .*name in the certificate does not match.*; what to do: .*"
                 r"server_name.*; otherwise asport-sync server check",
-                r"the client ended it with code 0x12a \(bad_certificate\): .*their settings do not match: the name in",
+                r"closed by the client with code 0x12a \(bad_certificate\): "
+                r".*settings of client and server do not match; what to do: the name in",
                 client={"server_name": "example.org"},
             ),
             id="wrong name",
         ),
         pytest.param(
             Failure(
-                r"the server's certificate isn't accepted: .*issuer is unknown.*; what to do: .*certificates\.paths",
-                r"the client ended it with code 0x130 \(unknown_ca\): .*their settings do not match: the se",
+                r"server certificate rejected: .*issuer is unknown.*; what to do: .*certificates\.paths",
+                r"closed by the client with code 0x130 \(unknown_ca\): "
+                r".*settings of client and server do not match; what to do: the se",
                 client={"certificates": "another"},
             ),
             id="unknown issuer",
@@ -337,7 +339,7 @@ def test_both_sides_say_why_there_is_no_connection(tmp_path: Path, failure: Fail
         with client_process(tmp_path, made, address, NOWHERE, **options) as client:
             client.wait_for(rf"WARNING client: .*: {failure.client_says}", READY_TIMEOUT)
             server.wait_for(
-                rf"INFO server: client 127\.0\.0\.1:\d+: no connection: {failure.server_says}", READY_TIMEOUT
+                rf"INFO server: client 127\.0\.0\.1:\d+: connection failed: {failure.server_says}", READY_TIMEOUT
             )
 
 
@@ -396,4 +398,4 @@ def test_a_stranger_with_nothing_in_common(
 
         wait_until(told, READY_TIMEOUT, "the server refuses the handshake")
         assert ended == [code]
-        server.wait_for(rf"no connection: this server ended it with code {code:#x} \({name}\): \S+", READY_TIMEOUT)
+        server.wait_for(rf"connection failed: closed by this server with code {code:#x} \({name}\): \S+", READY_TIMEOUT)

@@ -63,7 +63,7 @@ def test_a_signal_ends_a_command_with_traffic_running(
             assert process.wait(END) == 0, process.description()
         assert "Traceback" not in process.output()
         # The other side was told, and doesn't have to wait for a timeout.
-        other.wait_for("closed by the server" if which == "server" else "connection over", READY_TIMEOUT)
+        other.wait_for("closed by the server" if which == "server" else "connection ended", READY_TIMEOUT)
 
 
 LOADED = """
@@ -152,7 +152,7 @@ def test_what_a_stranger_says_is_no_command_to_a_terminal(certificate: Certifica
         stranger.close(error_code=0, frame_type=0, reason_phrase="a\x1b[2J\x9b31m\u202eb")
         for data, _ in stranger.datagrams_to_send(now=time.time()):
             sock.send(data)
-        server.wait_for(r"no connection: .* a\\x1b\[2J\\x9b31m\\u202eb", READY_TIMEOUT)
+        server.wait_for(r"connection failed: .* a\\x1b\[2J\\x9b31m\\u202eb", READY_TIMEOUT)
 
 
 def test_loose_permissions_are_warned_of(certificate: Certificate, tmp_path: Path) -> None:
@@ -402,8 +402,8 @@ def test_a_handler_that_stops_may_be_called_twice(certificate: Certificate) -> N
 @pytest.mark.parametrize(
     ("origin", "line"),
     [
-        ("system, fallback", r"WARNING .*ngtcp2 \S+ is the system's, as the build could not get the source"),
-        ("system", r"INFO .*ngtcp2 \S+ is the system's$"),
+        ("system, fallback", r"WARNING .*using the system's ngtcp2 \S+: the build could not get the source"),
+        ("system", r"INFO .*using the system's ngtcp2 \S+$"),
         ("bundled, adjusted", ""),
     ],
 )
@@ -428,7 +428,7 @@ def test_a_library_that_nobody_chose_is_told_at_start(
             with Process(client_argv, name="client", environment=environment) as client:
                 public_port(client)
                 for output in (server.output(), client.output()):
-                    told = [text for text in output.splitlines() if "is the system's" in text]
+                    told = [text for text in output.splitlines() if "using the system's ngtcp2" in text]
                     assert len(told) == (1 if line else 0), output
                     assert not line or re.search(line, told[0])
     with Process(command("--version"), environment=environment) as asked:

@@ -61,7 +61,7 @@ def test_a_server_without_descriptors_recovers_and_leaves_no_stream(certificate:
             for _ in range(100):
                 connection = crowd.enter_context(socket.create_connection(public, timeout=TIMEOUT))
                 connection.sendall(b"x")
-            server.wait_for("Too many open files|share of the descriptors", TIMEOUT)
+            server.wait_for("Too many open files|share of descriptors", TIMEOUT)
             crowd.close()
             wait_until(lambda: answers(public), TIMEOUT, "the listener serves again")
 
@@ -136,7 +136,7 @@ def test_flooded_ports_leave_their_share_to_others(certificate: Certificate, tmp
         flooded = [join(deaf) for _ in range(ports)]
         for public in flooded:
             flood(stack, public, 2 * MOST // ports)
-        server.wait_for("has its share of the descriptors and few are free", TIMEOUT)
+        server.wait_for("its fair share of descriptors is used up and few are free", TIMEOUT)
         wait_until(lambda: descriptors_of(server.pid) > MOST * 0.6, TIMEOUT, "most descriptors are in use")
         assert [answers(idle, TIMEOUT) for _ in range(ANSWERS)] == [True] * ANSWERS, server.description()
         for _ in range(3):

@@ -191,9 +191,9 @@ def test_a_byte_that_the_dialect_has_not(certificate: Certificate) -> None:
 @pytest.mark.parametrize(
     ("allowed", "asked", "dialect", "words"),
     [
-        ("tcp", "udp", "draft", "asked for udp native, mode byte 1 in dialect 'draft'"),
-        ("udp", "tcp", "flags", "asked for tcp, mode byte 1 in dialect 'flags'"),
-        ("tcp", "udp", "flags", "asked for udp native, mode byte 2 in dialect 'flags'"),
+        ("tcp", "udp", "draft", "requested udp native, mode byte 1 in dialect 'draft'"),
+        ("udp", "tcp", "flags", "requested tcp, mode byte 1 in dialect 'flags'"),
+        ("tcp", "udp", "flags", "requested udp native, mode byte 2 in dialect 'flags'"),
     ],
 )
 def test_a_refusal_at_default_settings_names_the_dialect(
@@ -470,7 +470,7 @@ def test_a_port_that_the_system_refuses_is_not_said_to_be_in_use(
         with Process(unprivileged(argv), name="server") as server:
             with (
                 Client(**client_options(certificate, server_address(server), NOWHERE)) as client,
-                pytest.raises(BindFailed, match="could open no port of the expected range"),
+                pytest.raises(BindFailed, match="could not open any port of the expected range"),
             ):
                 client.wait_ready(READY_TIMEOUT)
             said = f"all in use or {DENIED}" if in_use else rf"\d, {DENIED}"

@@ -125,9 +125,9 @@ def test_a_c_library_that_starts_no_threads_is_said(certificate: Certificate, tm
 @pytest.mark.parametrize(
     ("calls", "line"),
     [
-        (("epoll_pwait2", "epoll_pwait", "epoll_wait"), "the engine can't wait for its sockets"),
+        (("epoll_pwait2", "epoll_pwait", "epoll_wait"), "the engine cannot wait for its sockets"),
         (("recvmmsg", "recvmsg"), "the system refuses to receive QUIC packets"),
-        (("sendmsg",), "the system refuses to send a QUIC packet"),
+        (("sendmsg",), "the system refuses to send QUIC packets"),
     ],
     ids=["wait", "receive", "send"],
 )

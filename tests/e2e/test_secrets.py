@@ -164,7 +164,7 @@ def test_the_commands_at_their_loudest(certificate: Certificate, tmp_path: Path)
                     assert echo(("127.0.0.1", int(found[1])), b"hello") == b"hello"
                 said.append(shown_by_the_system(client))
             said.append(client.output())
-        wait_until(lambda: "connection over" in server.output(), READY_TIMEOUT, "the server sees the client go")
+        wait_until(lambda: "connection ended" in server.output(), READY_TIMEOUT, "the server sees the client go")
         said.append(shown_by_the_system(server))
     said.append(server.output())
     assert re.search("DEBUG", said[-1])

@@ -401,7 +401,7 @@ def test_a_hang_up_is_an_orderly_end_that_asks_for_a_new_start(
             process.send_signal(signal.SIGHUP)
             assert process.wait(END) == 129, process.description()
         assert "stopping: SIGHUP" in process.output()
-        other.wait_for("closed by the server" if which == "server" else "connection over", READY_TIMEOUT)
+        other.wait_for("closed by the server" if which == "server" else "connection ended", READY_TIMEOUT)
 
 
 def becomes(change: str, process: Process) -> Process:

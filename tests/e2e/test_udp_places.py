@@ -243,7 +243,7 @@ def test_the_service_listens_on_another_address_of_its_name(
                     assert user.recv(100) == b"%d" % number
             assert moved(opened) == 1
             assert opened.engine_counter("client", "udp_service_refused") == 1
-    lines = [record.getMessage() for record in caplog.records if "UDP goes on with" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "UDP continues at" in record.getMessage()]
     assert len(lines) == 1
     assert first in lines[0]
 
@@ -308,7 +308,7 @@ def test_a_service_that_is_away_is_said_once_a_minute(
 
         wait_until(lambda: refused(3), READY_TIMEOUT, "it is counted again and again")
         assert opened.engine_counter("client", "udp_service_refused") >= 3
-        lines = [record for record in caplog.records if "takes no UDP at" in record.getMessage()]
+        lines = [record for record in caplog.records if "does not accept UDP at" in record.getMessage()]
         assert [record.levelname for record in lines] == ["WARNING"]
         assert f"127.0.0.1:{local[1]}: Connection refused" in lines[0].getMessage()
         assert PASSWORD not in caplog.text

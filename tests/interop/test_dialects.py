@@ -39,7 +39,7 @@ def test_every_mode(pairing: Pairing, open_tunnel: TunnelOpener, network: Networ
             assert udp.received == 20 + user.resent
         if isinstance(tunnel.server, OurServer):
             ambiguous = _is_ambiguous(pairing, network, mode)
-            assert any("by the same mode byte" in line for line in tunnel.server.log.lines) == ambiguous
+            assert any("ambiguous mode byte" in line for line in tunnel.server.log.lines) == ambiguous
 
 
 def _is_ambiguous(pairing: Pairing, network: Network, mode: UdpMode) -> bool:

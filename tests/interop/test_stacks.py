@@ -355,7 +355,7 @@ def test_our_client_migrates(stack: Stack, authority_certificate: Certificate, t
                     for turn in range(1, TURNS + 1):
                         exchange(user, turn)
                         come_from(mine[turn % 2])
-                        wait_for_line(client, "the connection has followed this machine's address", turn)
+                        wait_for_line(client, "connection migrated to this machine's new address", turn)
                         exchange(user, TURNS + turn)
                         datagrams.ask(b"%d" % turn, b"%d" % turn)
                         at = wait_for_line(server, "client at", turn + 1)

@@ -314,7 +314,7 @@ def test_a_connection_follows_the_address_of_this_machine() -> None:
 def test_a_server_that_does_not_answer_then_is_called_anew(word: Word) -> None:
     with scene_of() as scene:
         connection = joined(scene)
-        connection.migration_problem = EngineError(-6, "not possible in this state")
+        connection.migration_problem = EngineError(-6, "not allowed in this state")
         happened(scene, word)
         wait_until(lambda: connection.probes, TIMEOUT, "it is asked")
         scene.engine.post(fake.probed(connection, alive=False))

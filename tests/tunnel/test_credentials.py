@@ -23,14 +23,14 @@ CERTIFICATE = Certificate(not_before=0, not_after=100 * DAY)
 @pytest.mark.parametrize(
     ("now", "said"),
     [
-        (-1, "it is not valid before 1970-01-01 00:00 UTC: renew it; or is this machine's clock wrong?"),
+        (-1, "it is not valid before 1970-01-01 00:00 UTC: renew it; or correct this machine's clock"),
         (0, ""),
         (86 * DAY, ""),
-        (86 * DAY + 1, "it ends on 1970-04-11 00:00 UTC, in 13 days: renew it"),
-        (98 * DAY + 1, "it ends on 1970-04-11 00:00 UTC, in 1 day: renew it"),
-        (99 * DAY + 1, "it ends on 1970-04-11 00:00 UTC, within a day: renew it"),
-        (100 * DAY, "it ends on 1970-04-11 00:00 UTC, within a day: renew it"),
-        (100 * DAY + 1, "it has expired on 1970-04-11 00:00 UTC: renew it"),
+        (86 * DAY + 1, "it expires on 1970-04-11 00:00 UTC, in 13 days: renew it"),
+        (98 * DAY + 1, "it expires on 1970-04-11 00:00 UTC, in 1 day: renew it"),
+        (99 * DAY + 1, "it expires on 1970-04-11 00:00 UTC, within a day: renew it"),
+        (100 * DAY, "it expires on 1970-04-11 00:00 UTC, within a day: renew it"),
+        (100 * DAY + 1, "it expired on 1970-04-11 00:00 UTC: renew it"),
     ],
 )
 def test_dates(now: float, said: str) -> None:
@@ -80,8 +80,8 @@ def test_dates_are_looked_at_once_a_day(
             days.append((hour, caplog.messages[0]))
             caplog.clear()
     assert [hour for hour, _ in days] == [24 * day for day in range(87, 102)]
-    assert "ends on 1970-04-11 00:00 UTC, in 13 days" in days[0][1]
-    assert "has expired on 1970-04-11 00:00 UTC" in days[-1][1]
+    assert "expires on 1970-04-11 00:00 UTC, in 13 days" in days[0][1]
+    assert "expired on 1970-04-11 00:00 UTC" in days[-1][1]
 
 
 def test_the_start_says_what_never_changes(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> None:

@@ -82,7 +82,7 @@ def test_start_and_stop_and_start_again(make: Callable[[], Played]) -> None:
         played.start()
         assert played.running
         assert played.stats()["running"] is True
-        with pytest.raises(LifecycleError, match="started already"):
+        with pytest.raises(LifecycleError, match="already started"):
             played.start()
         played.stop()
         played.stop()
@@ -95,7 +95,7 @@ def test_start_and_stop_and_start_again(make: Callable[[], Played]) -> None:
 def test_what_was_never_started_can_be_stopped(make: Callable[[], Played]) -> None:
     played = make()
     played.stop()
-    with pytest.raises(LifecycleError, match="isn't started"):
+    with pytest.raises(LifecycleError, match="is not started"):
         played.wait_ready(0)
 
 
@@ -125,7 +125,7 @@ def test_a_start_that_fails_leaves_nothing_and_may_be_tried_again() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
         server = PlayedServer(listen=other.getsockname())
-        with pytest.raises(ConfigError, match="can't listen"):
+        with pytest.raises(ConfigError, match="cannot listen"):
             server.start()
         assert not server.running
         assert server.engines[0].closed == 1
@@ -202,7 +202,7 @@ def test_a_handler_may_stop_what_its_thread_is_starting() -> None:
 
 def test_a_handler_may_not_start_what_its_thread_is_starting() -> None:
     def handler(server: Server) -> None:
-        with pytest.raises(LifecycleError, match="started already"):
+        with pytest.raises(LifecycleError, match="already started"):
             server.start()
 
     with InterruptedServer("start", handler) as server:

@@ -26,10 +26,10 @@ def config(**options: Any) -> ClientConfig:
     [
         ({}, ""),
         ({"certificates": {"pins": ["00" * 32]}}, ""),
-        ({"skip_certificate_verification": True}, "anybody on the path can be the server"),
+        ({"skip_certificate_verification": True}, "anyone on the path can impersonate the server"),
         (
             {"skip_certificate_verification": True, "certificates": {"pins": ["00" * 32]}},
-            "only its pinned key is verified: no name, no dates, no issuer",
+            "verifying only the pinned key; name, validity and issuer are not checked",
         ),
     ],
 )
@@ -62,8 +62,8 @@ def test_a_key_log_is_reported(
     made: list[Any] = [make_credentials(making, None, log), make_credentials(making, keys, log)]
     assert made == [str(tmp_path / "environment"), str(keys)]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
-    assert f"written to {tmp_path / 'environment'}: whoever can read that file" in caplog.text
-    assert f"written to {keys}: whoever can read that file" in caplog.text
+    assert f"written to {tmp_path / 'environment'}: anyone who can read it" in caplog.text
+    assert f"written to {keys}: anyone who can read it" in caplog.text
     keys.touch()
     keys.chmod(0o644)
     caplog.clear()

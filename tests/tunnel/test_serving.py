@@ -192,19 +192,19 @@ def test_the_mode_byte_decides_sockets_and_carrier(
         assert len(connection.udp) == int(udp)
 
 
-SETTLED_BY = "the key dialect, of the server, the entry of proxies or the user, settles it"
-EITHER_1 = "asked for tcp (dialect 'flags') or udp native (dialect 'draft'), by the same mode byte: "
-EITHER_2 = "asked for udp native (dialect 'flags') or udp quic (dialect 'draft'), by the same mode byte: "
+SETTLED_BY = "set the key dialect of the server, the entry of proxies or the user"
+EITHER_1 = "ambiguous mode byte: tcp (dialect 'flags') or udp native (dialect 'draft'); "
+EITHER_2 = "ambiguous mode byte: udp native (dialect 'flags') or udp quic (dialect 'draft'); "
 
 
 @pytest.mark.parametrize(
     ("mode", "allowed", "carrier", "asked", "tcp", "udp", "said"),
     [
-        (1, "both", Carrier.DATAGRAM, False, True, True, EITHER_1 + "both are served"),
-        (1, "tcp", None, False, True, False, EITHER_1 + "it is taken for tcp (dialect 'flags'), as the user may"),
-        (1, "udp", Carrier.DATAGRAM, False, False, True, EITHER_1 + "it is taken for udp native (dialect 'draft'), as"),
-        (2, "both", Carrier.DATAGRAM, True, False, True, EITHER_2 + "both are served"),
-        (2, "udp", Carrier.DATAGRAM, True, False, True, EITHER_2 + "both are served"),
+        (1, "both", Carrier.DATAGRAM, False, True, True, EITHER_1 + "serving both"),
+        (1, "tcp", None, False, True, False, EITHER_1 + "assuming tcp (dialect 'flags'), because the user may"),
+        (1, "udp", Carrier.DATAGRAM, False, False, True, EITHER_1 + "assuming udp native (dialect 'draft'), because"),
+        (2, "both", Carrier.DATAGRAM, True, False, True, EITHER_2 + "serving both"),
+        (2, "udp", Carrier.DATAGRAM, True, False, True, EITHER_2 + "serving both"),
     ],
 )
 def test_a_mode_that_means_two_things_gets_both_of_what_is_allowed(
@@ -277,7 +277,7 @@ def test_where_no_port_is_free_for_both_meanings_there_is_one_for_one(
         connection = scene.join(mode=1)
         assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
         assert (len(connection.listeners), len(connection.udp)) == (tcp, udp)
-    assert f"no port is free for both, so it is taken for {network}" in caplog.text
+    assert f"no port is free for both, assuming {network}" in caplog.text
 
 
 @pytest.mark.parametrize("udp_taken", [False, True])
@@ -307,14 +307,14 @@ def test_two_live_clients_do_not_share_a_port_by_mistake(scene: Scene) -> None:
 def test_refusals_name_the_dialects(caplog: pytest.LogCaptureFixture) -> None:
     with scene_of(proxy={"allow_network": "tcp"}) as scene:
         assert answers(scene.join(mode=2)) == [ServerHello(ServerHelloCode.NETWORK_DENIED)]
-        assert "asked for udp native (dialect 'flags') or udp quic (dialect 'draft'), user" in caplog.text
+        assert "requested udp native (dialect 'flags') or udp quic (dialect 'draft'), user" in caplog.text
         caplog.clear()
         scene.join(mode=2, behind=b"\x01")
-        assert "asked for udp quic (dialect 'draft'), user" in caplog.text
+        assert "requested udp quic (dialect 'draft'), user" in caplog.text
         caplog.clear()
         with socket.create_server((HOST, scene.number)):
             assert answers(scene.join(mode=1)) == [ServerHello(ServerHelloCode.BIND_FAILED)]
-        assert "asked for tcp (dialect 'flags') or udp native (dialect 'draft'), user" in caplog.text
+        assert "requested tcp (dialect 'flags') or udp native (dialect 'draft'), user" in caplog.text
 
 
 def test_flags_are_granted_in_part_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -326,7 +326,7 @@ def test_flags_are_granted_in_part_and_that_is_logged(caplog: pytest.LogCaptureF
         assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
         assert connection.admitted == [None]
         assert connection.udp == []
-    assert "asked for tcp and udp native, gets tcp only" in caplog.text
+    assert "requested tcp and udp native, granted only tcp" in caplog.text
 
 
 def test_heartbeats_are_welcome_at_any_time(scene: Scene) -> None:
@@ -454,7 +454,7 @@ def test_a_want_of_descriptors_puts_the_answer_off(
     scarce += [number] * 2
     connection = scene.join()
     assert connection.sent == []
-    assert "no port yet: as the test says" in caplog.text
+    assert "no public port yet: as the test says" in caplog.text
     for _ in range(2):
         scene.pass_time(0.2)
     assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
@@ -598,7 +598,7 @@ def test_troubles_of_a_listener_are_told(scene: Scene, caplog: pytest.LogCapture
         scene.run.handle(fake.accept_failed(connection, listener, error))
     assert [record.getMessage() for record in caplog.records] == [
         f"port {scene.number}: accept failed: Too many open files",
-        f"port {scene.number}: connections dropped: too many wait for the client",
+        f"port {scene.number}: connections dropped: too many are waiting for the client",
     ]
     assert connection.closed is None
     assert not listener.closed
@@ -917,7 +917,7 @@ def test_a_user_has_no_more_than_max_clients(two_each: Scene, caplog: pytest.Log
         two_each.run.handle(fake.probed(client, alive=True))
     two_each.settle()
     assert answers(third) == [ServerHello(ServerHelloCode.BIND_FAILED)]
-    assert f"user {ALICE} has 2 clients, the most that max_clients allows" in caplog.text
+    assert f"user {ALICE} already has 2 clients, the maximum (max_clients)" in caplog.text
     assert two_each.counter("clients_refused_limit") == 1
     assert len(two_each.run._ports) == held
     # Others have places of their own, and one that is left is free for the next.
@@ -1041,7 +1041,7 @@ def test_without_a_machine_id_every_start_has_another_reset_key(
         with caplog.at_level(logging.INFO, "asport_sync"), scene_of() as scene:
             keys.add(scene.engine.listening[0]["reset_key"])
     assert len(keys) == 2
-    assert "this system has no machine id" in caplog.text
+    assert "no machine id" in caplog.text
 
 
 def test_an_address_that_is_taken_is_a_configuration_error() -> None:
@@ -1059,7 +1059,7 @@ def test_settings_that_the_engine_refuses_are_a_configuration_error() -> None:
     engine.listen_problem = EngineError(-3, "an argument is out of range")
     config = ServerConfig.from_options(server=f"{HOST}:0", certificate=PEM, private_key=PEM, proxies=[])
     run = ServerRun(dataclasses.replace(config, send_window=5), engine.as_real())
-    with pytest.raises(ConfigError, match=rf"can't listen on {HOST}:0: an argument is out of range; .*send_window=5,"):
+    with pytest.raises(ConfigError, match=rf"cannot listen on {HOST}:0: an argument is out of range; .*send_window=5,"):
         run.start()
     run.stop(TIMEOUT)
 

@@ -163,7 +163,7 @@ def test_a_line_tells_the_end_of_an_attached_stream(scene: Scene, caplog: pytest
     assert [record.getMessage() for record in caplog.records] == [
         f"place 1: connection from 203.0.113.7:54321: {text}",
         f"place 1: connection from [2001:db8::1]:443: {text.replace('2.5', '1.5')}",
-        f"place 1: connection from an unnamed peer: {text.replace('2.5', '1.5')}",
+        f"place 1: connection from an unknown address: {text.replace('2.5', '1.5')}",
     ]
 
 
@@ -171,7 +171,7 @@ def test_a_line_tells_how_many_had_none(scene: Scene, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO, "asport_sync"):
         scene.relays.ended(stream_ended(scene.connection, scene.stream(), left_out=1800))
     first, second = (record.getMessage() for record in caplog.records)
-    assert first == "1800 connections more have ended, too many for a line each"
+    assert first == "1800 more connections closed (log rate limit)"
     assert second.startswith("place 1: connection from ")
 
 
@@ -359,8 +359,8 @@ def test_a_listener_that_cannot_be_opened_is_tried_again(port: Port, caplog: pyt
     assert len(port.connection.listeners) == 1
     assert port.tries == 5
     assert [record.getMessage() for record in caplog.records] == [
-        f"port {port.number} does not accept yet: Too many open files; trying again",
-        f"port {port.number} accepts now",
+        f"port {port.number}: cannot accept connections yet: Too many open files; retrying",
+        f"port {port.number}: accepting connections now",
     ]
 
 
@@ -371,7 +371,7 @@ def test_a_listener_that_can_never_be_opened_is_given_up(port: Port, caplog: pyt
         port.pass_time(1)
     assert port.tries == 60
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
-    assert f"port {port.number} does not accept: Too many open files" in caplog.text
+    assert f"port {port.number}: cannot accept connections: Too many open files" in caplog.text
 
 
 def test_a_listener_that_was_closed_is_not_opened_any_more(port: Port) -> None:
@@ -405,8 +405,8 @@ def test_a_share_that_is_used_up_is_not_called_a_failure(port: Port, caplog: pyt
     port.public.open()
     port.public.failed(errno.EDQUOT)
     assert caplog.messages == [
-        f"port {port.number}: has its share of the descriptors and few are free; more connections wait "
-        "(LimitNOFILE, ulimit -n)"
+        f"port {port.number}: its fair share of descriptors is used up and few are free; further connections wait "
+        "in the backlog (LimitNOFILE, ulimit -n)"
     ]
 
 
@@ -425,7 +425,7 @@ def test_connections_over_the_stream_limit_are_told_of(port: Port, caplog: pytes
     port.public.open()
     port.public.failed(0)
     assert [record.getMessage() for record in caplog.records] == [
-        f"port {port.number}: connections dropped: too many wait for the client"
+        f"port {port.number}: connections dropped: too many are waiting for the client"
     ]
 
 
@@ -496,7 +496,7 @@ def test_a_service_that_is_not_there_is_a_refusal(scene: Scene, caplog: pytest.L
     stream = serve(scene, scene.service((HOST, port)))
     wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
     assert scene.counter("connections_dropped_local_service") == 1
-    expected = f"connection from 203.0.113.7:54321 dropped: {HOST}:{port} can't be reached: Connection refused"
+    expected = f"connection from 203.0.113.7:54321 dropped: cannot reach {HOST}:{port}: Connection refused"
     assert expected in caplog.text
 
 
@@ -509,7 +509,7 @@ def test_a_service_that_is_not_there_is_told_of_once_a_minute(scene: Scene, capl
     streams = [serve(scene, service) for _ in range(30)]
     wait_until(lambda: all(stream.said == ["refuse"] for stream in streams), TIMEOUT, "all are refused")
     assert len(warnings()) == 1
-    assert caplog.text.count("can't be reached: Connection refused") == 30
+    assert caplog.text.count("cannot reach") == 30
     with TcpEcho() as echo:
         # Another kind of failure has a line of its own.
         service.host, service.port = echo.address

@@ -177,7 +177,12 @@ def test_where_no_association_is_idle_a_line_says_so_once(public: Public, caplog
     assert public.pump.counter("udp_sources_refused_table_full") == 2
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    for part in (f"UDP port {public.address[1]}: no place", "65535 for a port", "for all ports", "udp_session_timeout"):
+    for part in (
+        f"UDP port {public.address[1]}: no association",
+        "65535 associations of the port",
+        "of all ports",
+        "udp_session_timeout",
+    ):
         assert part in record.getMessage()
 
 
@@ -666,7 +671,7 @@ def test_a_socket_that_cannot_be_opened_is_tried_again(
     pump.pass_time(1)
     assert pump.counter("udp_open_errors") == 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "is not forwarded yet: Too many open files" in caplog.text
+    assert "cannot forward yet: Too many open files" in caplog.text
     unopened.failing = False
     pump.pass_time(1)
     source = unopened.public.source()
@@ -868,7 +873,7 @@ def test_where_no_place_is_to_be_had_a_line_says_why(local: Local, caplog: pytes
     assert local.pump.connection.idle_hosts[-1] == PEER[0]
     assert len(local.pump.connection.udp) == 11
     (record,) = caplog.records
-    for part in (PEER[0], "half of 10 places", "udp_timeout is 60 s", "LimitNOFILE"):
+    for part in (PEER[0], "half of 10 associations", "udp_timeout is 60 s", "LimitNOFILE"):
         assert part in record.getMessage()
 
 
@@ -1094,7 +1099,10 @@ def test_a_refusal_leads_to_the_next_address(pump: Pump, several: Local, caplog:
     assert former.fileno() == -1
     assert pump.counter("udp_associations_moved") == 1
     assert messages(caplog) == [
-        ("INFO", "the local service takes no UDP (Connection refused) at 127.0.0.1:9; UDP goes on with 127.0.0.2:9")
+        (
+            "INFO",
+            "the local service does not accept UDP (Connection refused) at 127.0.0.1:9; UDP continues at 127.0.0.2:9",
+        )
     ]
     # Others begin with the address that has not refused, and one that was there already needs no line.
     several.want(2)
@@ -1119,7 +1127,7 @@ def test_where_all_addresses_refuse_a_line_a_minute_says_so(
         pump.pass_time(2)
     assert not pump.udp.closed
     assert [level for level, _ in messages(caplog)] == ["WARNING"]
-    assert "takes no UDP at 127.0.0." in caplog.text
+    assert "does not accept UDP at 127.0.0." in caplog.text
     several.refuse(pump.udp)
     several.refuse(pump.udp)
     settled(pump)
