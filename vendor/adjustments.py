@@ -54,9 +54,10 @@ class Adjustment:
 ADJUSTMENTS = (
     Adjustment(
         "early-confirmation",
-        "HANDSHAKE_DONE from a server that has not got the client's Finished yet makes the client throw its handshake "
-        "keys away while it is still in the handshake, and the next packet or write reads them through a null pointer. "
-        "Here it is the protocol violation that it is (RFC 9000 section 19.20: sent once the handshake is complete).",
+        "If a server sends HANDSHAKE_DONE before it has received the client's Finished, the client discards its "
+        "handshake keys while still in the handshake, and the next packet or write dereferences a null pointer. Here "
+        "it is treated as the protocol violation that it is (RFC 9000 section 19.20: sent only once the handshake is "
+        "complete).",
         "lib/ngtcp2_conn.c",
         (
             (
@@ -68,11 +69,11 @@ ADJUSTMENTS = (
     ),
     Adjustment(
         "connection-id-limit",
-        "A peer that never acknowledges RETIRE_CONNECTION_ID fills the list of those that are under way, of sixteen. "
-        "What the next change of path gets then is an error that the release asserts not to get: a client aborts a "
-        "server with some twenty packets, without a password. Here it ends its own connection, with "
-        "CONNECTION_ID_LIMIT_ERROR. The header says that it is so; without it the engine limits the sequence numbers "
-        "(compat.h).",
+        "A peer that never acknowledges RETIRE_CONNECTION_ID fills the list of those in flight, which has sixteen "
+        "entries. The next change of path then fails with an error that the release asserts not to occur: a client "
+        "aborts a server with about twenty packets, without a password. Here it ends only its own connection, with "
+        "CONNECTION_ID_LIMIT_ERROR. A macro in the header announces this adjustment; without it the engine limits "
+        "the sequence numbers (compat.h).",
         "lib/ngtcp2_conn.c",
         (
             (
@@ -106,10 +107,9 @@ ADJUSTMENTS = (
     ),
     Adjustment(
         "last-packet-numbers",
-        "The release asserts that a packet's number, as it completes it from the bytes that are sent, is not among the "
-        "last 2^32 of the 2^62 that there are. A peer that skips as many numbers as it may with each packet gets there "
-        "after 2^31 of them, in an hour or a few. Here the packet is discarded, as both callers do with numbers above "
-        "the last.",
+        "The release asserts that a packet number, once expanded from its encoded bytes, is not among the last 2^32 "
+        "of all 2^62. A peer that skips as many numbers as allowed with each packet gets there after 2^31 packets, "
+        "in one hour or a few. Here the packet is discarded, as both callers do with numbers above the maximum.",
         "lib/ngtcp2_pkt.c",
         ((r"\n    assert\(cand <= NGTCP2_MAX_VARINT - win\);(?=\n    return \(int64_t\)\(cand \+ win\);)", ""),),
         (
@@ -126,11 +126,11 @@ ADJUSTMENTS = (
     ),
     Adjustment(
         "bandwidth-filter",
-        "The estimate of the bandwidth is the best of the last two probing cycles, and the filter behind it moves on "
-        "once per cycle. The release never leaves the phase in which it does, and moves it on in every round trip of "
-        "DOWN and CRUISE. So the estimate is the best of two round trips; random loss and the pacing margin shrink "
-        "it round by round until the next probe. Here the phase ends with the move, as in Linux. 78 to 80 Mbit/s with "
-        "one stream, and the ground for the other two.",
+        "The bandwidth estimate is the maximum of the last two probing cycles, and its filter advances once per "
+        "cycle. The release never leaves the phase in which the filter advances, so it advances in every round trip "
+        "of DOWN and CRUISE. The estimate is then the maximum of two round trips; random loss and the pacing margin "
+        "reduce it round by round until the next probe. Here the phase ends when the filter advances, as in Linux. "
+        "78 to 80 Mbit/s with one stream; the next two adjustments depend on it.",
         "lib/ngtcp2_bbr.c",
         (
             (
@@ -143,9 +143,10 @@ ADJUSTMENTS = (
     ),
     Adjustment(
         "loss-threshold",
-        "The release takes a round with more than 2 % loss for congestion. A path that loses 1 % at random has such "
-        "rounds all the time, and where the window is small a single packet is more than that. Here it takes 10 %, and "
-        "more than four packets. With short-term-bounds: 80 to 95 Mbit/s with one stream, 59 to 94 with eight.",
+        "The release treats a round with more than 2 % loss as congestion. A path that loses 1 % at random has such "
+        "rounds all the time, and with a small window a single packet is more than 2 %. Here the threshold is 10 % "
+        "and more than four packets. Together with short-term-bounds: 80 to 95 Mbit/s with one stream, 59 to 94 with "
+        "eight.",
         "lib/ngtcp2_bbr.c",
         (
             (r"(?<=#define NGTCP2_BBR_LOSS_THRESH_NUMER )2\b", "10"),
@@ -154,9 +155,9 @@ ADJUSTMENTS = (
     ),
     Adjustment(
         "short-term-bounds",
-        "The release lowers its short-term bounds after any lost packet in DOWN, DRAIN and CRUISE. What is lost in "
-        "DOWN was sent by the probe before, which has been answered already, and a single packet says nothing about "
-        "the path. Here only CRUISE lowers them, and only for a loss that counts as congestion.",
+        "The release lowers its short-term bounds after any lost packet in DOWN, DRAIN and CRUISE. Packets lost in "
+        "DOWN were sent by the preceding probe, whose losses have been handled already, and a single packet says "
+        "nothing about the path. Here only CRUISE lowers the bounds, and only for a loss that counts as congestion.",
         "lib/ngtcp2_bbr.c",
         (
             (
@@ -168,13 +169,12 @@ ADJUSTMENTS = (
     ),
     Adjustment(
         "seen-empty",
-        "BBR halves what is in flight for 200 ms every 5 s, to see the round trip time of the empty path, unless a "
-        "sample below the least one came meanwhile. On a steady path the least one was the luck of a moment, and "
-        "nothing comes below it, though the queue is empty after every probe for bandwidth. Here a sample that is no "
-        "more than a sixteenth above the least shows the empty path as well: the least stays what it is, and the five "
-        "seconds begin anew. Where a queue stands, as beside other connections, nothing changes. Transfers of two "
-        "seconds with eight streams, in the middle of which the pause fell: 94 to 95 Mbit/s on paths of 100 Mbit/s "
-        "(88 to 91).",
+        "BBR halves the data in flight for 200 ms every 5 s to measure the round-trip time of the empty path, unless "
+        "a sample below the minimum arrived meanwhile. On a steady path the minimum was a lucky sample that is never "
+        "undercut, although the queue is empty after every bandwidth probe. Here a sample at most one sixteenth above "
+        "the minimum also shows the empty path: the minimum stays as it is, and the five seconds start again. With a "
+        "standing queue, as next to other connections, nothing changes. Transfers of two seconds with eight streams "
+        "that the pause would interrupt: 94 to 95 Mbit/s on paths of 100 Mbit/s (88 to 91).",
         "lib/ngtcp2_bbr.c",
         (
             (
@@ -189,15 +189,15 @@ ADJUSTMENTS = (
     ),
     Adjustment(
         "path-mtu-black-hole",
-        "The release never doubts a path MTU that it has found. When a path gets narrower, as when a route changes to "
-        "one through a tunnel, every full packet vanishes from then on, while the small ones keep the connection "
-        "alive: transfers hang until a timeout ends the connection, or for ever. Here the size falls to what QUIC "
-        "takes for granted, 1,200 bytes, and the search begins anew (RFC 9000 section 14.3, RFC 8899 section 4.3): "
-        "when three probe timeouts have passed without an acknowledgement, or larger packets were lost four times "
-        "while none of them was acknowledged and smaller ones were. Whoever loses packets for other reasons than "
-        "their size has one of them acknowledged long before. After an outage the search waits for the first "
-        "acknowledgement, or its probes would be lost in it. Only on a confirmed connection, whose own first search "
-        "has begun by then, and between path validations, which begin one of their own.",
+        "The release never re-checks a path MTU that it has found. If the path becomes narrower, as when a route "
+        "changes to one through a tunnel, every full packet is lost from then on, while small ones keep the "
+        "connection alive: transfers hang until a timeout ends the connection, or forever. Here the size falls back "
+        "to the QUIC minimum of 1,200 bytes, and the search starts again (RFC 9000 section 14.3, RFC 8899 section "
+        "4.3), if three probe timeouts have passed without an acknowledgement, or if larger packets were lost four "
+        "times while only smaller ones were acknowledged. If packets are lost for other reasons than their size, a "
+        "large one is acknowledged long before that. After an outage the search waits for the first "
+        "acknowledgement, because its probes would be lost in the outage. Only on a confirmed connection, whose own "
+        "first search has started by then, and between path validations, which start a search of their own.",
         "lib/ngtcp2_conn.c",
         (
             (
@@ -282,12 +282,12 @@ ADJUSTMENTS = (
     ),
     Adjustment(
         "probe-interval",
-        "The release doubles the time between probes without end. Once a path has been dead for some seconds the next "
-        "probe is as many seconds away, and on one that comes and goes the few that are left may all fall into its "
-        "gaps until the idle timeout, 10 s, ends the connection; heartbeats do not help, as a full congestion window "
-        "holds them up. Here probes of a confirmed connection are at most 1 s apart, or one probe timeout where that "
-        "is longer. It costs two packets per interval until the idle timeout. With 0.3 s of outage after every 0.3 s "
-        "one connection in a few did not last before.",
+        "The release doubles the time between probes without limit. Once a path has been dead for some seconds, the "
+        "next probe is as many seconds away, and on an intermittent path the few remaining probes may all fall into "
+        "outages until the idle timeout, 10 s, ends the connection; heartbeats do not help, because a full "
+        "congestion window blocks them. Here probes of a confirmed connection are at most 1 s apart, or one probe "
+        "timeout if that is longer. It costs two packets per interval until the idle timeout. Without it, one "
+        "connection in a few did not survive 0.3 s of outage after every 0.3 s.",
         "lib/ngtcp2_conn.c",
         (
             (
@@ -306,16 +306,16 @@ ADJUSTMENTS = (
     ),
     Adjustment(
         "pacing-granularity",
-        "The release lets nothing leave before its time, to the nanosecond. At several Gbit/s a train of 64 KiB is due "
-        "every 65 us, which is as long as it takes to fall asleep and wake up: the sender spends its time with timers, "
-        "and its peer waits for it. Here a packet may leave up to 250 us early, and what it takes is added to the time "
-        "of the next one, so that the rate on average is the same. At 100 Mbit/s that is two packets; below 2 Gbit/s "
-        "less than the 64 KiB that leave at once in any case. Eight streams on loopback: 7.0 to 8.0 Gbit/s (5.7 to "
-        "6.8), 1.6 s of CPU per GiB (1.8).\n"
-        "And after every packet the release asks to be called when the next one may leave, whether there is one or "
-        "not. That ends a sleep, or the look around before it, which may be what the answer to the packet comes in. "
-        "Here it asks only once it has held something back, and only then is what its caller comes late made up for. "
-        "Idle ping on loopback: 56 us (148), of a datagram 45 us (116).",
+        "The release sends no packet before its time, to the nanosecond. At several Gbit/s a train of 64 KiB is due "
+        "every 65 us, which is as long as falling asleep and waking up take: the sender spends its time on timers, "
+        "and its peer waits for it. Here a packet may leave up to 250 us early, and the time gained is added to the "
+        "delay of the next one, so that the average rate is the same. At 100 Mbit/s that is two packets; below 2 "
+        "Gbit/s it is less than the 64 KiB that leave at once in any case. Eight streams on loopback: 7.0 to 8.0 "
+        "Gbit/s (5.7 to 6.8), 1.6 s of CPU per GiB (1.8).\n"
+        "In addition, after every packet the release requests a timer for the time of the next one, whether there "
+        "is one or not. The timer interrupts a sleep or the busy polling before it, in which the answer to the "
+        "packet may arrive. Here a timer is requested only once something has been held back, and only then is "
+        "lateness of the caller compensated. Idle ping on loopback: 56 us (148), of a datagram 45 us (116).",
         "lib/ngtcp2_conn.c",
         (
             (

@@ -164,8 +164,8 @@ class ReleaseExpired(Refused):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"{reason}: set this machine's clock, name an up-to-date mirror in its apt sources, or give the source of "
-            "a release: ASPORT_NGTCP2_SOURCE=/path/to/ngtcp2.tar.xz"
+            f"{reason}: correct this machine's clock, use an up-to-date mirror in its apt sources, or provide the "
+            "source of a release: ASPORT_NGTCP2_SOURCE=/path/to/ngtcp2.tar.xz"
         )
         self.reason = reason
         """The message of apt, with the address and the time of expiry."""
@@ -265,5 +265,5 @@ def find_archive(distribution: Distribution) -> tuple[Source, AptNames]:
         raise StepFailed("no apt on this system")
     source = archive(system_sources(), distribution)
     if source is None:
-        raise StepFailed(f"no mirror of the {distribution.name} archive among the apt sources")
+        raise StepFailed(f"the apt sources contain no mirror of the {distribution.name} archive")
     return source, distribution.apt

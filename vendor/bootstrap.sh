@@ -28,14 +28,14 @@ if ! recent_enough && command -v apt-get >/dev/null 2>&1; then
     # Standard output belongs to the requested target. A partly failed refresh is no reason to stop.
     # shellcheck disable=SC2086 # both are lists of words
     {
-        $as_root apt-get update </dev/null >&2 || echo "the package lists could not all be refreshed" >&2
+        $as_root apt-get update </dev/null >&2 || echo "not all package lists could be refreshed" >&2
         $as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
             -o DPkg::Lock::Timeout=300 $packages </dev/null >&2
     }
 fi
 
 if ! recent_enough; then
-    echo "$python is not Python 3.10 or later. Install one, or name one: make PYTHON=/path/to/python3 ..." >&2
+    echo "$python is not Python 3.10 or later. Install it, or name one: make PYTHON=/path/to/python3 ..." >&2
     exit 1
 fi
 CDPATH= cd -- "$(dirname -- "$0")/.."

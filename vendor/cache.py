@@ -46,13 +46,13 @@ def locked(cache: Path) -> Iterator[None]:
         held = (cache / "lock").open("w")
     except OSError as problem:
         raise StepFailed(
-            f"the cache folder {cache} can't be used ({problem.strerror}): name another folder in ASPORT_CACHE"
+            f"cannot use the cache folder {cache} ({problem.strerror}): name another folder in ASPORT_CACHE"
         ) from problem
     with held as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another build holds the cache; waiting for it")
+            say("waiting for another build, which holds the cache lock")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -145,9 +145,9 @@ def doubt(cache: Path, place: Path) -> str:
     for path in paths:
         status = path.stat()
         if status.st_uid not in (0, os.geteuid()):
-            return f"{path} is not used, as it belongs to user {status.st_uid}, and user {os.geteuid()} is building"
+            return f"{path} is not used: it belongs to user {status.st_uid}, and user {os.geteuid()} is building"
         if status.st_mode & _OTHERS_WRITE:
-            return f"{path} is not used, as other users may write to it (mode {stat.S_IMODE(status.st_mode):04o})"
+            return f"{path} is not used: other users may write to it (mode {stat.S_IMODE(status.st_mode):04o})"
     return ""
 
 

@@ -111,7 +111,9 @@ def install(distribution: Distribution, needs: Sequence[str], prefix: Sequence[s
     print(f"installing {' '.join(names)}", file=sys.stderr, flush=True)
     # None of this belongs to the output of the requested target.
     if distribution.refresh and subprocess.run([*start, *distribution.refresh], stdout=sys.stderr).returncode != 0:
-        print("the package lists could not all be refreshed; trying with what there is", file=sys.stderr, flush=True)
+        print(
+            "not all package lists could be refreshed; continuing with the existing ones", file=sys.stderr, flush=True
+        )
     subprocess.run([*start, *distribution.install, *wait, *names], stdout=sys.stderr, stdin=subprocess.DEVNULL)
 
 
@@ -130,7 +132,7 @@ def main(needs: Sequence[str] = ()) -> int:
     print(f"missing on this machine: {', '.join(lacking)}. Run:", file=sys.stderr)
     print(f"  {distribution.install_command(lacking)}", file=sys.stderr)
     if "python-headers" in lacking:
-        print(f"(the headers have to be those of {sys.executable}; PYTHON=... chooses another Python)", file=sys.stderr)
+        print(f"(the headers must be those of {sys.executable}; PYTHON=... selects another Python)", file=sys.stderr)
     return 0 if needs else 1
 
 

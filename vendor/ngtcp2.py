@@ -109,8 +109,8 @@ def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | Non
     if wanted == "auto" and library.origin == "system":
         library = replace(library, fallback=True)
         say(
-            f"warning: fell back to the system's ngtcp2 {library.version}, for the reason above. Old releases have "
-            "known faults. ASPORT_NGTCP2=bundled makes this an error, ASPORT_NGTCP2=system says that it is meant"
+            f"warning: fell back to the system's ngtcp2 {library.version}, for the reason above; old releases have "
+            "known faults: ASPORT_NGTCP2=bundled makes this an error, ASPORT_NGTCP2=system states that it is intended"
         )
     return library
 
@@ -130,11 +130,11 @@ def require_tools(
     """
     problems = []
     if shutil.which(compiler[0]) is None:
-        problems.append(f"there is no C compiler: {compiler[0]} is not installed")
+        problems.append(f"no C compiler: {compiler[0]} is not installed")
     elif not machine.has_compiler(compiler):
-        problems.append(f"{compiler[0]} finds no headers of the C library or of Linux, or does not work at all")
+        problems.append(f"{compiler[0]} does not find the headers of the C library or of Linux, or does not work")
     if not machine.has_python_headers():
-        problems.append(f"the headers of this Python are not installed: there is no {machine.python_header()}")
+        problems.append(f"the headers of this Python are not installed: no {machine.python_header()}")
     try:
         probe_gnutls()
     except StepFailed as failure:
@@ -258,8 +258,8 @@ def help_library(distribution: Distribution) -> str:
     lines = [
         f"On {distribution.name or 'this system'} the packaged library can be used. Run:",
         *(f"  {command}" for command in commands),
-        "and repeat with ASPORT_NGTCP2=system in the environment. Or give the source of a release,",
-        f"{minimum('ngtcp2')} or later, as folder or tarball: ASPORT_NGTCP2_SOURCE=/path/to/ngtcp2.tar.xz",
+        "and repeat with ASPORT_NGTCP2=system in the environment. Or provide the source of a release,",
+        f"{minimum('ngtcp2')} or later, as a folder or tarball: ASPORT_NGTCP2_SOURCE=/path/to/ngtcp2.tar.xz",
     ]
     return "\n".join(lines)
 
@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     shown.add_argument("--print", action="store_true", help="everything, one item in a line (default)")
     shown.add_argument("--cflags", action="store_true", help="compiler arguments only")
     shown.add_argument("--libs", action="store_true", help="linker arguments only, static libraries included")
-    parser.add_argument("--refresh", action="store_true", help="look for a newer source package first")
+    parser.add_argument("--refresh", action="store_true", help="check for a newer source package first")
     options = parser.parse_args(arguments)
     try:
         if options.refresh:

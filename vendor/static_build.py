@@ -80,7 +80,7 @@ def from_path(path: Path) -> Origin:
             member = next((entry for entry in tar if re.fullmatch(r"[^/]+/configure", entry.name)), None)
             content = tar.extractfile(member) if member else None
             if content is None:
-                raise StepFailed(f"{path} has no configure script (a release tarball has one, a snapshot has not)")
+                raise StepFailed(f"{path} has no configure script (a release tarball has one, a snapshot does not)")
             version = _configured_version(content.read().decode(errors="replace"))
     except (tarfile.TarError, OSError) as error:
         raise StepFailed(f"{path} cannot be read as a tarball: {error}") from error
@@ -142,7 +142,7 @@ def _newest(root: Path) -> Path | None:
     for _, file in sorted(named, reverse=True):
         if cache.kept(root, file, digest=KNOWN.get(file.name, "")):
             return file
-        say(f"{file} is not what was fetched once, and is left out")
+        say(f"{file} is not used: its checksum differs from the file that was fetched")
     return None
 
 
@@ -168,7 +168,7 @@ def _fetch(distribution: Distribution, root: Path) -> None:
         # An expired index may hide a newer source, but cannot introduce one other than those known by their hash.
         if not _download(source, names, root, known_only=True):
             raise
-        say(f"{problem.reason}; the source in it is one that was tested, by its SHA-256")
+        say(f"{problem.reason}; its source is accepted because its SHA-256 is that of a tested release")
 
 
 def _download(source: apt.Source, names: AptNames, root: Path, *, known_only: bool = False) -> bool:
@@ -244,15 +244,15 @@ def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = o
     with cache.locked(root):
         if not cache.kept(root, place):
             if place.is_dir():
-                say(f"{place} is not what was built once, and is built anew")
+                say(f"{place} differs from what was built, and is rebuilt")
             if shutil.which("make", path=env.get("PATH")) is None:
                 raise ToolMissing("make")
             if _NOT_FOR_CONFIGURE.search(str(root)):
                 raise StepFailed(
-                    f"configure takes no folder with a space, a quote or one of #$&\\ in its name, as {root} has: name "
+                    f"configure does not accept a path with a space, a quote or one of #$&\\, such as {root}: name "
                     "another folder in ASPORT_CACHE"
                 )
-            say(f"building ngtcp2 {origin.version} with GnuTLS {gnutls} (some 20 s)")
+            say(f"building ngtcp2 {origin.version} with GnuTLS {gnutls} (about 20 s)")
             logs = root / "logs"
             cache.check(root, logs)  # a link placed there would be written through
             with cache.scratch(root) as folder:
@@ -293,11 +293,11 @@ def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Pa
 def _adjust(source: Path, version: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
     """Apply the adjustments that fit; return the source and their names. Writes below ``folder`` only."""
     if not adjustments.known(version):
-        say(f"ngtcp2 {version} is built without our adjustments, which were not made for it")
+        say(f"ngtcp2 {version} is built without our adjustments, which are for other versions")
         return source, ()
     plan = adjustments.plan(source)
     if plan.missing:
-        say(f"ngtcp2 {version} is built without {', '.join(plan.missing)}: the place is not in its source")
+        say(f"ngtcp2 {version} is built without {', '.join(plan.missing)}: the code that they change was not found")
     if not plan.applied:
         return source, ()
     if not source.is_relative_to(folder):
@@ -318,5 +318,5 @@ def _unpack(tarball: Path, folder: Path) -> Path:
             tar.extractall(folder)
     tops = [top for top in folder.iterdir() if (top / "configure").is_file()]
     if len(tops) != 1:
-        raise StepFailed(f"{tarball} does not hold one folder with a configure script")
+        raise StepFailed(f"{tarball} does not contain exactly one folder with a configure script")
     return tops[0]

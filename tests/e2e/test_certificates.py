@@ -294,7 +294,8 @@ class Failure:
         pytest.param(
             Failure(
                 r"server certificate rejected: .*expired.*; what to do: renew it and restart the server",
-                r"closed by the client with code 0x12d \(certificate_expired\): .*at fault: this server; what to do: ren",
+                r"closed by the client with code 0x12d \(certificate_expired\): "
+                r".*at fault: this server; what to do: renew it",
                 made={"begins": -3 * DAY, "ends": -DAY},
             ),
             id="expired",

@@ -132,7 +132,7 @@ def test_another_suite_keeps_mirror_and_key() -> None:
 def test_without_a_mirror_the_step_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(apt, "system_sources", list)
-    with pytest.raises(StepFailed, match="no mirror of the Debian 12 archive among the apt sources"):
+    with pytest.raises(StepFailed, match="the apt sources contain no mirror of the Debian 12 archive"):
         apt.find_archive(DEBIAN_12)
 
 
@@ -279,7 +279,7 @@ def test_an_index_out_of_its_time_is_refused_in_one_line(
         update(tmp_path, repository.source)
     (line,) = str(caught.value).splitlines()
     assert line.startswith("Release file for file:")
-    assert "set this machine's clock" in line
+    assert "correct this machine's clock" in line
     assert "ASPORT_NGTCP2_SOURCE=" in line
 
 

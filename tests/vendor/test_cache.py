@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, name: str) -> Non
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
     with (
-        pytest.raises(StepFailed, match=rf"the cache folder {tmp_path / name} can't be used \(.*\): .* ASPORT_CACHE$"),
+        pytest.raises(StepFailed, match=rf"cannot use the cache folder {tmp_path / name} \(.*\): .* ASPORT_CACHE$"),
         cache.locked(tmp_path / name),
     ):
         pass
@@ -104,7 +104,7 @@ def test_what_others_may_write_to_is_refused(root: Path, part: str, bit: int) ->
     with pytest.raises(Refused, match="other users may write to it") as caught:
         cache.kept(root, place)
     (line,) = str(caught.value).splitlines()
-    assert line.startswith(f"{file} is not used, ")
+    assert line.startswith(f"{file} is not used: ")
     assert f"remove {root}, or name another folder in ASPORT_CACHE" in line
 
 

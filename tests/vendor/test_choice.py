@@ -90,8 +90,8 @@ def test_the_system_comes_next(
     assert capfd.readouterr().err.splitlines() == [
         "ngtcp2: source package: configure failed: see some.log",
         "ngtcp2: using system ngtcp2 1.11.0",
-        "ngtcp2: warning: fell back to the system's ngtcp2 1.11.0, for the reason above. Old releases have known "
-        "faults. ASPORT_NGTCP2=bundled makes this an error, ASPORT_NGTCP2=system says that it is meant",
+        "ngtcp2: warning: fell back to the system's ngtcp2 1.11.0, for the reason above; old releases have known "
+        "faults: ASPORT_NGTCP2=bundled makes this an error, ASPORT_NGTCP2=system states that it is intended",
     ]
     assert library.description == "system, fallback"
     # Where it was asked for, it is no fallback.

@@ -90,13 +90,13 @@ def without_python_headers(folder: Path) -> str:
 
 def test_no_compiler(tree: Path, tmp_path: Path) -> None:
     environment = {**machine(tmp_path), "CC": "no-such-compiler -pthread"}
-    assert install(tree, environment)[-3:] == told("there is no C compiler: no-such-compiler is not installed")
+    assert install(tree, environment)[-3:] == told("no C compiler: no-such-compiler is not installed")
 
 
 def test_a_compiler_without_the_headers_of_the_c_library(tree: Path, tmp_path: Path) -> None:
     environment = {**machine(tmp_path), "CC": "gcc -nostdinc"}
     assert install(tree, environment)[-3:] == told(
-        "gcc finds no headers of the C library or of Linux, or does not work at all"
+        "gcc does not find the headers of the C library or of Linux, or does not work"
     )
 
 
@@ -107,9 +107,7 @@ def test_no_make(tree: Path, tmp_path: Path) -> None:
 
 def test_no_python_headers(tree: Path, tmp_path: Path) -> None:
     environment = {**machine(tmp_path), "PYTHONPATH": without_python_headers(tmp_path)}
-    assert install(tree, environment)[-3:] == told(
-        "the headers of this Python are not installed: there is no /none/Python.h"
-    )
+    assert install(tree, environment)[-3:] == told("the headers of this Python are not installed: no /none/Python.h")
 
 
 def test_no_gnutls_headers(tree: Path, tmp_path: Path) -> None:
@@ -123,8 +121,8 @@ def test_nothing_at_all(tree: Path, tmp_path: Path) -> None:
         "PYTHONPATH": without_python_headers(tmp_path),
     }
     assert install(tree, environment)[-6:] == told(
-        "there is no C compiler: cc is not installed",
-        "the headers of this Python are not installed: there is no /none/Python.h",
+        "no C compiler: cc is not installed",
+        "the headers of this Python are not installed: no /none/Python.h",
         "pkg-config is not installed",
         "make is not installed",
     )

@@ -184,7 +184,7 @@ def test_a_tarball_is_looked_at_before_each_use(
     origin.path.write_bytes(origin.path.read_bytes()[:-1])
     capfd.readouterr()
     assert static_build.from_distribution(DEBIAN_12, tmp_path / "cache") == origin
-    assert f"{origin.path} is not what was fetched" in capfd.readouterr().err
+    assert f"{origin.path} is not used: its checksum differs" in capfd.readouterr().err
     assert calls(archive) == ["update", "source --download-only ngtcp2"] * 2
 
 
@@ -226,7 +226,7 @@ def test_an_archive_that_is_out_of_date_is_refused_in_one_line(archive: Path, tm
     with pytest.raises(apt.ReleaseExpired) as caught:
         static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
     (line,) = str(caught.value).splitlines()
-    assert line.startswith(f"Release file for {ADDRESS} is expired (invalid since 3d 2h): set this machine's clock")
+    assert line.startswith(f"Release file for {ADDRESS} is expired (invalid since 3d 2h): correct this machine's clock")
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["lock"]
 
 
@@ -239,7 +239,7 @@ def test_an_archive_that_is_out_of_date_may_have_what_is_known(
     monkeypatch.setattr(static_build, "KNOWN", {name: hashlib.sha256((archive / name).read_bytes()).hexdigest()})
     origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
     assert origin.path.name == name
-    assert "is expired (invalid since 3d 2h); the source in it is one that was tested" in capfd.readouterr().err
+    assert "is expired (invalid since 3d 2h); its source is accepted" in capfd.readouterr().err
 
 
 def test_an_unreachable_archive_is_one_line(archive: Path, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_damaged_build_is_built_anew(tmp_path: Path, capfd: pytest.CaptureFixt
     (place / "lib" / "libngtcp2.a").write_text("something else")
     assert build(origin, tmp_path / "cache") == place
     assert (place / "lib" / "libngtcp2.a").read_text() == ""
-    assert f"{place} is not what was built once, and is built anew" in capfd.readouterr().err
+    assert f"{place} differs from what was built, and is rebuilt" in capfd.readouterr().err
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
 
 
@@ -328,7 +328,7 @@ def test_a_build_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_configure_does_not_take_is_named(tmp_path: Path) -> None:
     origin = static_build.from_path(make_source(tmp_path))
-    with pytest.raises(StepFailed, match=r"a space, .*, as /.*/the cache has: name another folder in ASPORT_CACHE$"):
+    with pytest.raises(StepFailed, match=r"a space, .*, such as /.*/the cache: name another folder in ASPORT_CACHE$"):
         build(origin, tmp_path / "the cache")
     assert not (tmp_path / "runs").exists()
 
@@ -338,7 +338,7 @@ def test_logs_that_others_may_write_to_are_refused(tmp_path: Path) -> None:
     logs = tmp_path / "cache" / "logs"
     logs.mkdir(parents=True)
     logs.chmod(0o775)
-    with pytest.raises(Refused, match=r"/logs is not used, as other users may write to it"):
+    with pytest.raises(Refused, match=r"/logs is not used: other users may write to it"):
         build(origin, tmp_path / "cache")
     assert not (tmp_path / "runs").exists()
 
