@@ -1,4 +1,4 @@
-"""Comments, docstrings and documentation use the terms of docs/glossary.md, and plain English."""
+"""Comments, docstrings, documentation and messages use the terms of docs/glossary.md, and plain English."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support import literals
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "asport_sync"
@@ -38,10 +40,10 @@ _RETIRED = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): term for pattern, 
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "glossary.md")]
 SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted((PACKAGE / "_native").glob("*.[ch]"))]
 
-Line = tuple[int, str]
+VENDOR = [*sorted((ROOT / "vendor").glob("*.py")), *sorted((ROOT / "vendor").glob("*.sh")), ROOT / "setup.py"]
 
 
-def prose_of_page(text: str) -> Iterator[Line]:
+def prose_of_page(text: str) -> Iterator[literals.Line]:
     """Lines that somebody has written: not code, and not what a program has put between its markers."""
     is_code = is_generated = False
     for number, line in enumerate(text.splitlines(), 1):
@@ -52,7 +54,7 @@ def prose_of_page(text: str) -> Iterator[Line]:
             yield number, re.sub(r"`[^`]*`", "", line)
 
 
-def prose_of_python(text: str) -> Iterator[Line]:
+def prose_of_python(text: str) -> Iterator[literals.Line]:
     """Comments and docstrings."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
@@ -62,29 +64,39 @@ def prose_of_python(text: str) -> Iterator[Line]:
             yield from enumerate(node.value.value.splitlines(), node.lineno)
 
 
-def prose_of_c(text: str) -> Iterator[Line]:
+def prose_of_c(text: str) -> Iterator[literals.Line]:
     """Comments. No string of ours holds what begins one."""
     for comment in re.finditer(r"/\*.*?\*/|//[^\n]*", text, re.DOTALL):
         first = text.count("\n", 0, comment.start()) + 1
         yield from enumerate(comment[0].splitlines(), first)
 
 
-def prose(path: Path) -> Iterator[Line]:
+def lines(path: Path) -> Iterator[literals.Line]:
+    """All prose of a file, then its string literals: what users read."""
     text = path.read_text(encoding="utf-8")
-    read = {".md": prose_of_page, ".py": prose_of_python}.get(path.suffix, prose_of_c)
-    return read(text)
+    if path.suffix == ".md":
+        yield from prose_of_page(text)
+    elif path.suffix == ".py":
+        yield from prose_of_python(text)
+        for first, literal in literals.of_python(text):
+            yield first, " ".join(literal.split())
+    elif path.suffix == ".sh":
+        yield from literals.of_shell(text)
+    else:
+        yield from prose_of_c(text)
+        yield from literals.of_c(text)
 
 
 def found(path: Path) -> list[str]:
     return [
         f'{path.relative_to(ROOT)}:{number}: "{match[0]}": write {term}'
-        for number, line in prose(path)
+        for number, line in lines(path)
         for pattern, term in _RETIRED.items()
         if (match := pattern.search(line))
     ]
 
 
-@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES, *VENDOR], ids=lambda path: str(path.relative_to(ROOT)))
 def test_retired_words_do_not_come_back(path: Path) -> None:
     assert found(path) == []
 
@@ -95,7 +107,12 @@ def test_retired_words_do_not_come_back(path: Path) -> None:
         ("page.md", "First.\n\nA stranger came.\n"),
         ("module.py", '"""First.\n\nA stranger came."""\n'),
         ("module.py", "x = 1\n\n# A stranger came.\n"),
+        ("module.py", 'x = "first"\n\nlog.info("%s: a stranger came", x)\n'),
+        ("module.py", 'x = "first"\n\nlog.info(f"{x}: a stranger came from {x}")\n'),
+        ("module.py", 'x = 1\n\ny = ("a "\n"stranger came")\n'),
         ("module.c", "int x;\n/* First.\n * A stranger came. */\n"),
+        ("module.c", 'int x;\nchar quote = \'"\';\nlog("a stranger came");\n'),
+        ("script.sh", 'echo "first"\n# Second.\necho "a stranger came"\n'),
     ],
 )
 def test_they_are_found_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
