@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from asport_sync import Client, config
+from tests.support import literals
 from tests.support.certificates import self_signed, write_private
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +73,64 @@ def test_the_operations_page_names_counters_that_exist() -> None:
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     assert len(named) > 10
     assert named <= existing
+
+
+# --- log lines --------------------------------------------------------------------------------------------------------
+
+# What lines on the page have in place of what a program inserts.
+INSERTED = re.compile(
+    r"\d+|ADDRESS:PORT|FIRST-LAST|\b(?:this|the|server|client|"
+    r"ACTION|ADDRESS|CODE|DATE|DIALECT|FILE|LOCAL|N|NAME|NETWORKS?|PORTS|RANGE|REASON|SERVER|SIGNAL|UUID|VERSION|VISITOR)\b"
+)
+# Where something is inserted in the source.
+ARGUMENT = re.compile(r"%(?:[srdg]|\.\df)")
+
+
+def pieces() -> set[str]:
+    """What the package's texts are made of: string literals, cut where something is inserted. Not lone words: keys."""
+    package = ROOT / "asport_sync"
+    texts = [text for file in package.rglob("*.py") for _, text in literals.of_python(file.read_text(encoding="utf-8"))]
+    texts += [text for file in NATIVE.glob("*.c") for _, text in literals.of_c(file.read_text(encoding="utf-8"))]
+    return {piece for text in texts for piece in ARGUMENT.split(text) if not piece.isalnum()}
+
+
+def is_made_of(text: str, known: set[str]) -> bool:
+    """Whether a text is a sequence of whole pieces and insertions. The first may be cut, the last one by "..."."""
+    whole, cut, _ = text.partition("...")
+    reached = {0} | {length for piece in known for length in range(1, len(piece)) if piece[-length:] == whole[:length]}
+    for start in range(len(whole)):
+        if start in reached:
+            reached |= {start + len(piece) for piece in known if piece and whole.startswith(piece, start)}
+            reached |= {inserted.end() for inserted in [INSERTED.match(whole, start)] if inserted is not None}
+    ends = [whole[start:] for start in reached if start < len(whole)] if cut else []
+    return len(whole) in reached or any(piece.startswith(end) for end in ends for piece in known)
+
+
+def documented_lines(header: str, column: int) -> list[str]:
+    """The code spans in one column of the table of docs/operations.md with this header row."""
+    rows = page("operations.md").partition(f"{header}\n")[2].partition("\n\n")[0].splitlines()[1:]
+    return [span for row in rows for span in re.findall(r"`([^`]+)`", row.removeprefix("| ").split(" | ")[column])]
+
+
+def test_log_lines_on_the_operations_page_exist() -> None:
+    known = pieces()
+    lines = documented_lines("| line | level | when |", 0)
+    refusals = [line for column in (0, 1) for line in documented_lines("| client | server | what to do |", column)]
+    renamed = documented_lines("| old | new |", 1)
+    assert min(len(lines), len(refusals), len(renamed)) > 8
+    parts = re.compile("(?:client|server|lifecycle|log): ")
+    texts = [parts.sub("", line, count=1) for line in [*lines, *refusals, *renamed]]
+    assert [text for text in texts if not is_made_of(text, known)] == []
+    assert not any(is_made_of(text, known) for text in documented_lines("| old | new |", 0))
+
+
+def test_a_line_that_was_renamed_is_found() -> None:
+    known = {"accepting clients on ", ", users: ", ": ", " is public on port "}
+    assert is_made_of("accepting clients on ADDRESS:PORT, users: N", known)
+    assert is_made_of("clients on ADDRESS:PORT, us...", known)
+    assert not is_made_of("accepting clients at ADDRESS:PORT, users: N", known)
+    assert not is_made_of("accepting clients on ADDRESS:PORT, N users", known)
+    assert not is_made_of("accepting clients on ADDRESS:PORT, us", known)
 
 
 def test_the_architecture_page_names_every_c_file() -> None:

@@ -179,7 +179,7 @@ def loose_permissions(path: str | os.PathLike[str], *, secret: bool = True) -> s
 
     Args:
         path: The file. Symbolic links are followed.
-        secret: Whether it holds a password or a private key; otherwise everybody may read it.
+        secret: Whether it holds a password or a private key; otherwise everyone may read it.
 
     Returns:
         What is wrong and how to fix it; None if nothing is, or if the file cannot be examined. Credentials of systemd
@@ -193,7 +193,7 @@ def loose_permissions(path: str | os.PathLike[str], *, secret: bool = True) -> s
         return None
     what = f"{os.fspath(path)} holds a secret and" if secret else f"{os.fspath(path)}"
     if found.st_uid not in (0, os.geteuid()):
-        return f"{what} belongs to another user (uid {found.st_uid}), who can modify it: chown it"
+        return f"{what} belongs to another user (uid {found.st_uid}), who can modify it: run chown on it"
     mode = stat.S_IMODE(found.st_mode)
     group, everybody = stat.S_IWGRP, stat.S_IWOTH
     if secret:
@@ -206,6 +206,6 @@ def loose_permissions(path: str | os.PathLike[str], *, secret: bool = True) -> s
         for verb, bits in (("read", stat.S_IRGRP | stat.S_IROTH), ("changed", stat.S_IWGRP | stat.S_IWOTH))
         if loose & bits
     ]
-    who = "everybody" if loose & everybody else "its group"
+    who = "everyone" if loose & everybody else "its group"
     mended = mode & (0o700 if secret else 0o755)
-    return f"{what} can be {' and '.join(verbs)} by {who} (mode {mode:04o}): chmod {mended:o} it"
+    return f"{what} can be {' and '.join(verbs)} by {who} (mode {mode:04o}): run chmod {mended:o} on it"

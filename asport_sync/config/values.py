@@ -399,7 +399,7 @@ def _credential_path(name: str) -> Path:
     if directory is None:
         raise BadValue(
             f"{CREDENTIAL_PREFIX} names a systemd credential, but CREDENTIALS_DIRECTORY is not set: "
-            "does the unit have LoadCredential= for it?"
+            "add LoadCredential= to the unit"
         )
     if name in ("", ".", "..") or "/" in name:
         raise BadValue(f'expected the name of a credential after {CREDENTIAL_PREFIX}, without "/"')

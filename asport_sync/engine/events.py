@@ -64,7 +64,9 @@ class Closed:
             CloseCause.HANDSHAKE_TIMEOUT: f"the {other} did not complete the QUIC handshake in time",
             CloseCause.STATELESS_RESET: f"the {other} has restarted (stateless reset)",
             CloseCause.VERSION: "no QUIC version in common",
-            CloseCause.UNREACHABLE: "unreachable (ICMP error): is the server running, and is UDP to its port allowed?",
+            CloseCause.UNREACHABLE: (
+                "server unreachable (ICMP error): check that it is running and that UDP to its port is allowed"
+            ),
         }[self.cause]
 
     @property

@@ -55,7 +55,7 @@ class Validity:
                 lines.append(f"{name} expired on {_date(last)}: {cure}")
             elif left < SOON:
                 days = int(left // 86400)
-                when = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
+                when = ("within a day", "in 1 day")[days] if days < 2 else f"in {days} days"
                 lines.append(f"{name} expires on {_date(last)}, {when}: {cure}")
         return lines
 

@@ -102,8 +102,6 @@ def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportErro
             CloseCause.STATELESS_RESET: "the server has restarted (stateless reset)",
         }
         return ConnectError(f"connection lost: {causes.get(cause, event.describe())}{detail}")
-    if cause is CloseCause.UNREACHABLE:
-        return ConnectError("unreachable (ICMP error): is the server running, and is UDP to its port allowed?")
-    if cause is CloseCause.VERSION:
-        return ConnectError("no QUIC version in common with the server")
+    if cause in (CloseCause.UNREACHABLE, CloseCause.VERSION):
+        return ConnectError(event.describe())
     return ConnectError(f"connection failed: {event.describe()}{detail}")

@@ -365,7 +365,7 @@ def test_a_file_without_secrets_that_others_can_change(
     assert main(["client", "check", "-c", str(path)]) == 0
     output = capsys.readouterr()
     assert output.out == "ok\n"
-    assert output.err == f"asport-sync: warning: {path} can be changed by its group (mode 0664): chmod 644 it\n"
+    assert output.err == f"asport-sync: warning: {path} can be changed by its group (mode 0664): run chmod 644 on it\n"
 
 
 def test_certificates_that_others_can_change(
@@ -377,7 +377,7 @@ def test_certificates_that_others_can_change(
     trusted.chmod(0o646)
     path = write(tmp_path / "client.json", {**CLIENT, "certificates": {"paths": ["ca.pem"]}})
     assert main(["client", "check", "-c", str(path)]) == 0
-    assert f"{trusted} can be changed by everybody (mode 0646): chmod 644 it" in capsys.readouterr().err
+    assert f"{trusted} can be changed by everyone (mode 0646): run chmod 644 on it" in capsys.readouterr().err
 
 
 def test_credentials_of_systemd(

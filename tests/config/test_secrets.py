@@ -334,10 +334,10 @@ def test_trusted_certificates_are_pem_text() -> None:
         (0o600, None),
         (0o400, None),
         (0o711, None),
-        (0o640, "can be read by its group (mode 0640): chmod 600 it"),
-        (0o644, "can be read by everybody (mode 0644): chmod 600 it"),
-        (0o444, "can be read by everybody (mode 0444): chmod 400 it"),
-        (0o604, "can be read by everybody (mode 0604): chmod 600 it"),
+        (0o640, "can be read by its group (mode 0640): run chmod 600 on it"),
+        (0o644, "can be read by everyone (mode 0644): run chmod 600 on it"),
+        (0o444, "can be read by everyone (mode 0444): run chmod 400 on it"),
+        (0o604, "can be read by everyone (mode 0604): run chmod 600 on it"),
     ],
 )
 def test_loose_permissions(tmp_path: Path, mode: int, text: str | None) -> None:
@@ -351,11 +351,11 @@ def test_loose_permissions(tmp_path: Path, mode: int, text: str | None) -> None:
     [
         (0o644, False, None),
         (0o755, False, None),
-        (0o620, True, "holds a secret and can be changed by its group (mode 0620): chmod 600 it"),
-        (0o660, True, "holds a secret and can be read and changed by its group (mode 0660): chmod 600 it"),
-        (0o666, True, "holds a secret and can be read and changed by everybody (mode 0666): chmod 600 it"),
-        (0o664, False, "can be changed by its group (mode 0664): chmod 644 it"),
-        (0o666, False, "can be changed by everybody (mode 0666): chmod 644 it"),
+        (0o620, True, "holds a secret and can be changed by its group (mode 0620): run chmod 600 on it"),
+        (0o660, True, "holds a secret and can be read and changed by its group (mode 0660): run chmod 600 on it"),
+        (0o666, True, "holds a secret and can be read and changed by everyone (mode 0666): run chmod 600 on it"),
+        (0o664, False, "can be changed by its group (mode 0664): run chmod 644 on it"),
+        (0o666, False, "can be changed by everyone (mode 0666): run chmod 644 on it"),
     ],
 )
 def test_files_that_others_can_change(tmp_path: Path, mode: int, secret: bool, text: str | None) -> None:
@@ -374,7 +374,7 @@ def test_files_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     found = loose_permissions(path, secret=secret)
     assert found is not None
-    assert f"belongs to another user (uid {path.stat().st_uid}), who can modify it: chown it" in found
+    assert f"belongs to another user (uid {path.stat().st_uid}), who can modify it: run chown on it" in found
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid)
     assert loose_permissions(path, secret=secret) is None
 

@@ -159,7 +159,7 @@ def test_loose_permissions_are_warned_of(certificate: Certificate, tmp_path: Pat
     path = write_config(tmp_path, "client", client_options(certificate, ("127.0.0.1", 9), ("127.0.0.1", 9)))
     path.chmod(0o644)
     with Process(command("client", "run", "-c", str(path)), name="client") as client:
-        client.wait_for(r"WARNING cli: .*client\.json holds a secret and can be read by everybody", READY_TIMEOUT)
+        client.wait_for(r"WARNING cli: .*client\.json holds a secret and can be read by everyone", READY_TIMEOUT)
 
 
 def test_key_log(certificate: Certificate, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import uuid
 from pathlib import Path
@@ -31,10 +32,12 @@ from tests.e2e.tunnels import (
     READY_TIMEOUT,
     both_echoes,
     client_options,
+    client_process,
     command,
     counter,
     server_address,
     server_options,
+    server_process,
     tunnel,
     write_config,
 )
@@ -57,6 +60,49 @@ def join(certificate: Certificate, server: dict[str, Any], client: dict[str, Any
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def documented(row: int, column: int) -> str:
+    """A line of the table of refusals in docs/operations.md, as a regular expression. "the same": as a row above."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+    table = page.read_text(encoding="utf-8").partition("| client | server | what to do |\n")[2].splitlines()
+    cell = table[1 + row].removeprefix("| ").split(" | ")[column]
+    if cell == "the same":
+        return documented(row - 1, column)
+    placeholder = r"\b(?:DIALECT|FIRST\\-LAST|N|NETWORKS?|PORTS|RANGE|REASON)\b|\bUUID(?! or)\b"
+    return re.sub(placeholder, lambda _: r"\S.*", re.escape(cell.strip("`")))
+
+
+@pytest.mark.parametrize(
+    ("row", "proxy", "client"),
+    [
+        pytest.param(0, {}, {"password": "wrong"}, id="authentication failed"),
+        pytest.param(1, {}, {"expected_port_range": 19999}, id="port denied"),
+        pytest.param(2, {}, {}, id="bind failed"),
+        pytest.param(5, {"allow_network": "tcp"}, {"network": "udp"}, id="network denied"),
+    ],
+)
+def test_both_sides_say_why_a_client_is_refused(
+    certificate: Certificate, tmp_path: Path, row: int, proxy: dict[str, Any], client: dict[str, Any]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        proxy = {"allow_ports": other.getsockname()[1], **proxy}
+        with (
+            server_process(tmp_path, certificate, proxy=proxy) as server,
+            client_process(tmp_path, certificate, server_address(server), NOWHERE, **client) as refused,
+        ):
+            refused.wait_for(rf"WARNING client: 127\.0\.0\.1:\d+: {documented(row, 0)}$", READY_TIMEOUT)
+            server.wait_for(rf"WARNING server: client 127\.0\.0\.1:\d+: {documented(row, 1)}$", READY_TIMEOUT)
+
+
+def test_both_sides_say_that_a_user_has_all_their_clients(certificate: Certificate, tmp_path: Path) -> None:
+    with server_process(tmp_path, certificate, proxy={"max_clients": 1}) as server:
+        options = client_options(certificate, server_address(server), NOWHERE)
+        with Client(**options) as first:
+            first.wait_ready(READY_TIMEOUT)
+            with client_process(tmp_path, certificate, server_address(server), NOWHERE) as second:
+                second.wait_for(rf"WARNING client: 127\.0\.0\.1:\d+: {documented(4, 0)}$", READY_TIMEOUT)
+                server.wait_for(rf"WARNING server: client 127\.0\.0\.1:\d+: {documented(4, 1)}$", READY_TIMEOUT)
 
 
 GUESS = "a guessed password"
@@ -475,3 +521,5 @@ def test_a_port_that_the_system_refuses_is_not_said_to_be_in_use(
                 client.wait_ready(READY_TIMEOUT)
             said = f"all in use or {DENIED}" if in_use else rf"\d, {DENIED}"
             server.wait_for(rf"WARNING server: .*bind failed: .*{said}", READY_TIMEOUT)
+            if not in_use:
+                server.wait_for(rf"WARNING server: client 127\.0\.0\.1:\d+: {documented(3, 1)}$", READY_TIMEOUT)

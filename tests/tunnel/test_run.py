@@ -68,7 +68,7 @@ def test_a_key_log_is_reported(
     keys.chmod(0o644)
     caplog.clear()
     make_credentials(making, keys, log)
-    assert f"{keys} holds a secret and can be read by everybody (mode 0644)" in caplog.text
+    assert f"{keys} holds a secret and can be read by everyone (mode 0644)" in caplog.text
 
 
 def test_a_key_log_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
