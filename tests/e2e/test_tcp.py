@@ -651,7 +651,7 @@ def test_a_connection_that_begins_is_a_line_at_debug(certificate: Certificate, t
         with Process(command("client", "run", "-c", str(client_path), "-vv"), name="client") as client:
             port = public_port(client)
             with connect(("127.0.0.1", port)) as user:
-                begins = rf"connection from 127\.0\.0\.1:{user.getsockname()[1]}: begins"
+                begins = rf"connection from 127\.0\.0\.1:{user.getsockname()[1]}: relay started"
                 server.wait_for(rf"DEBUG server: port {port}: {begins}", READY_TIMEOUT)
                 client.wait_for(rf"DEBUG client: {begins}", READY_TIMEOUT)
                 user.sendall(b"x")

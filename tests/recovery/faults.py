@@ -357,7 +357,7 @@ class CertificateWrong(Loopback):
         self.start_server(Authority().issue(self.directory / f"wrong {self._number}"))
         client = self.client
         wait_until(
-            lambda: "certificate isn't accepted" in client.output()[seen:], BACK, "the client says what is wrong"
+            lambda: "certificate rejected" in client.output()[seen:], BACK, "the client says what is wrong"
         )
         assert not self.answers()
         self.server.kill()
