@@ -15,14 +15,14 @@
 #include <unistd.h>
 
 /* Maximum sizes of the id tables. Ids have 24 bits of index. */
-#define MOST_CREDENTIALS 4096
-#define MOST_ENDPOINTS 4096
-#define MOST_CONNECTIONS 65536
-#define MOST_STREAMS 1048576
-#define MOST_UDP 262144
-#define MOST_LISTENERS 262144
+#define MAX_CREDENTIALS 4096
+#define MAX_ENDPOINTS 4096
+#define MAX_CONNECTIONS 65536
+#define MAX_STREAMS 1048576
+#define MAX_UDP 262144
+#define MAX_LISTENERS 262144
 /* Maximum number of workers that relay at the same time. Each costs a thread, so Python's own limit is far lower. */
-#define MOST_WAKES 16384
+#define MAX_WAKES 16384
 /* Receive budget until Python sets another one; bytes. */
 #define RECEIVE_MEMORY (1024ULL * 1024 * 1024)
 /* Bytes of segments kept for reuse; beyond that, memory goes back to the allocator. */
@@ -94,12 +94,12 @@ int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t
     return failed ? AQ_ERR_TLS : AQ_OK;
 }
 
-void aq_malloc_arenas(int32_t most)
+void aq_malloc_arenas(int32_t max)
 {
 #ifdef __GLIBC__
-    mallopt(M_ARENA_MAX, most);
+    mallopt(M_ARENA_MAX, max);
 #else
-    AQ_UNUSED(most);
+    AQ_UNUSED(max);
 #endif
 }
 
@@ -108,10 +108,10 @@ int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *o
     return aq_tls_certificate_pin(certificate, length, out);
 }
 
-int64_t aq_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+int64_t aq_certificates_read(const uint8_t *data, size_t length, aq_certificate *out, uint32_t max, char *text,
                              size_t text_length)
 {
-    return aq_tls_certificates_look(data, length, out, most, text, text_length);
+    return aq_tls_certificates_read(data, length, out, max, text, text_length);
 }
 
 uint32_t aq_counter_count(void)
@@ -192,7 +192,7 @@ static void release_engine(aq_engine *engine)
     free(engine->heap);
     free(engine->all_endpoints);
     free(engine->closing_fds);
-    free(engine->resting);
+    free(engine->backed_off);
     free(engine->host.train);
     if (engine->host.udp_out != NULL)
         aq_udp_out_free(engine->host.udp_out);
@@ -211,17 +211,17 @@ static int64_t init_tables(aq_engine *engine)
 {
     int woken;
     int64_t problem = AQ_ERR_MEMORY;
-    if (aq_slab_init(&engine->credentials, AQ_KIND_CREDENTIALS, MOST_CREDENTIALS, destroy_credentials) != AQ_OK)
+    if (aq_slab_init(&engine->credentials, AQ_KIND_CREDENTIALS, MAX_CREDENTIALS, destroy_credentials) != AQ_OK)
         return AQ_ERR_MEMORY;
-    if (aq_slab_init(&engine->endpoints, AQ_KIND_ENDPOINT, MOST_ENDPOINTS, destroy_nothing) != AQ_OK)
+    if (aq_slab_init(&engine->endpoints, AQ_KIND_ENDPOINT, MAX_ENDPOINTS, destroy_nothing) != AQ_OK)
         goto no_endpoints;
-    if (aq_slab_init(&engine->connections, AQ_KIND_CONNECTION, MOST_CONNECTIONS, aq_conn_destroy) != AQ_OK)
+    if (aq_slab_init(&engine->connections, AQ_KIND_CONNECTION, MAX_CONNECTIONS, aq_conn_destroy) != AQ_OK)
         goto no_connections;
-    if (aq_slab_init(&engine->streams, AQ_KIND_STREAM, MOST_STREAMS, aq_stream_destroy) != AQ_OK)
+    if (aq_slab_init(&engine->streams, AQ_KIND_STREAM, MAX_STREAMS, aq_stream_destroy) != AQ_OK)
         goto no_streams;
-    if (aq_slab_init(&engine->udps, AQ_KIND_UDP, MOST_UDP, destroy_udp) != AQ_OK)
+    if (aq_slab_init(&engine->udps, AQ_KIND_UDP, MAX_UDP, destroy_udp) != AQ_OK)
         goto no_udps;
-    if (aq_slab_init(&engine->listeners, AQ_KIND_LISTENER, MOST_LISTENERS, destroy_listener) != AQ_OK)
+    if (aq_slab_init(&engine->listeners, AQ_KIND_LISTENER, MAX_LISTENERS, destroy_listener) != AQ_OK)
         goto no_listeners;
     if (aq_reserve_init(&engine->reserve, &engine->counters) != AQ_OK)
         goto no_reserve;
@@ -265,7 +265,7 @@ static void release_ready(aq_engine *engine)
         else if (node->kind == AQ_READY_CREDIT)
             aq_credit_unref((aq_credit *)(void *)node);
         else
-            aq_flows_unref((aq_flows *)(void *)node);
+            aq_assocs_unref((aq_assocs *)(void *)node);
     }
 }
 
@@ -307,11 +307,11 @@ aq_engine *aq_engine_new(int64_t *error)
         *error = AQ_ERR_SYSTEM - errno;
     engine->receiver = aq_udp_receiver_new();
     engine->host.udp_out = aq_udp_out_new();
-    engine->host.train_capacity = AQ_TRAIN_MOST + 65536; /* a whole train followed by one packet of any size */
+    engine->host.train_capacity = AQ_TRAIN_MAX + 65536; /* a whole train followed by one packet of any size */
     engine->host.train = malloc(engine->host.train_capacity);
-    engine->wakes = calloc(MOST_WAKES, sizeof(*engine->wakes));
-    engine->wakes_all = calloc(MOST_WAKES, sizeof(*engine->wakes_all));
-    engine->wakes_all_capacity = MOST_WAKES;
+    engine->wakes = calloc(MAX_WAKES, sizeof(*engine->wakes));
+    engine->wakes_all = calloc(MAX_WAKES, sizeof(*engine->wakes_all));
+    engine->wakes_all_capacity = MAX_WAKES;
     if (engine->epoll < 0 || engine->receiver == NULL || engine->host.udp_out == NULL || engine->host.train == NULL ||
         engine->wakes == NULL || engine->wakes_all == NULL || (*error = init_tables(engine)) != AQ_OK) {
         release_engine(engine);
@@ -322,7 +322,7 @@ aq_engine *aq_engine_new(int64_t *error)
     engine->host.counters = &engine->counters;
     engine->host.reserve = &engine->reserve;
     engine->host.budget = &engine->budget;
-    atomic_init(&engine->budget.most, RECEIVE_MEMORY);
+    atomic_init(&engine->budget.max, RECEIVE_MEMORY);
     engine->host.events = &engine->events;
     engine->host.connections = &engine->connections;
     engine->host.ready = &engine->ready;
@@ -334,7 +334,7 @@ aq_engine *aq_engine_new(int64_t *error)
     engine->host.idle = &engine->idle;
     engine->host.accepted = &engine->accepted;
     engine->host.interactive_at = &engine->interactive_at;
-    engine->host.said = &engine->said;
+    engine->host.logged = &engine->logged;
     engine->host.engine = engine;
     aq_engine_host_functions(&engine->host);
     if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, engine->wake.fd, &interest) != 0) {
@@ -401,12 +401,12 @@ void aq_engine_free(aq_engine *engine)
     free(engine);
 }
 
-int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t most, int32_t timeout_ms)
+int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t max, int32_t timeout_ms)
 {
     int64_t result;
     if (!aq_api_enter_until_closed(engine)) /* while stopping, queued events are still returned */
         return AQ_ERR_STOPPED;
-    result = most == 0 ? AQ_ERR_INVALID : aq_events_take(&engine->events, events, most, timeout_ms);
+    result = max == 0 ? AQ_ERR_INVALID : aq_events_take(&engine->events, events, max, timeout_ms);
     aq_api_leave(engine);
     return result;
 }
@@ -505,7 +505,7 @@ static int transport_is_valid(const aq_transport_options *options)
            options->receive_window >= 16384 && options->connection_window >= options->receive_window &&
            options->connection_window < 1ULL << 62 && options->datagram_queue >= 65536 &&
            options->datagram_queue <= 1ULL << 32 && options->max_streams_bidi <= 1U << 20 &&
-           options->max_streams_uni >= AQ_STREAMS_BEFORE_ADMISSION && options->max_streams_uni <= 1U << 20 &&
+           options->max_streams_uni >= AQ_STREAMS_BEFORE_JOIN && options->max_streams_uni <= 1U << 20 &&
            options->idle_timeout < UINT64_MAX / 4 && options->keep_alive < UINT64_MAX / 4 &&
            options->silence < UINT64_MAX / 4 && options->handshake_timeout < UINT64_MAX / 4 &&
            options->command_timeout < UINT64_MAX / 4 && options->fragment_lifetime < UINT64_MAX / 4;
@@ -588,18 +588,18 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
     return tell_bytes(engine, &command, data, length);
 }
 
-int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp)
+int64_t aq_connection_set_joined(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp)
 {
-    aq_engine_command command = {.kind = AQ_DO_ADMIT, .id = connection, .a = carrier, .b = udp != 0};
+    aq_engine_command command = {.kind = AQ_DO_SET_JOINED, .id = connection, .a = carrier, .b = udp != 0};
     if (carrier > AQ_CARRIER_UNKNOWN)
         return AQ_ERR_INVALID;
     return tell_connection(engine, &command);
 }
 
-int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout, uint64_t patience)
+int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout, uint64_t grace_period)
 {
-    aq_engine_command command = {.kind = AQ_DO_PROBE, .id = connection, .a = timeout, .b = patience};
-    if (timeout >= UINT64_MAX / 4 || patience >= UINT64_MAX / 4)
+    aq_engine_command command = {.kind = AQ_DO_PROBE, .id = connection, .a = timeout, .b = grace_period};
+    if (timeout >= UINT64_MAX / 4 || grace_period >= UINT64_MAX / 4)
         return AQ_ERR_INVALID;
     return ask(engine, &command);
 }

@@ -173,11 +173,11 @@ int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address
     return result;
 }
 
-int64_t aq_streams_report(aq_engine *engine, uint32_t most, int begins)
+int64_t aq_streams_report(aq_engine *engine, uint32_t max, int begins)
 {
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
-    atomic_store(&engine->report_streams, most);
+    atomic_store(&engine->report_streams, max);
     atomic_store(&engine->report_begins, begins != 0);
     aq_api_leave(engine);
     return AQ_OK;
@@ -189,7 +189,7 @@ int64_t aq_receive_memory(aq_engine *engine, uint64_t bytes)
         return AQ_ERR_INVALID;
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
-    atomic_store(&engine->budget.most, bytes);
+    atomic_store(&engine->budget.max, bytes);
     aq_api_leave(engine);
     return AQ_OK;
 }
@@ -197,7 +197,7 @@ int64_t aq_receive_memory(aq_engine *engine, uint64_t bytes)
 int64_t aq_streams_keepalive(aq_engine *engine, uint64_t idle)
 {
     uint64_t seconds = idle / AQ_NSEC_PER_SEC + (idle % AQ_NSEC_PER_SEC != 0);
-    if (seconds > AQ_KEEPALIVE_MOST)
+    if (seconds > AQ_KEEPALIVE_MAX)
         return AQ_ERR_INVALID;
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
@@ -222,7 +222,7 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
 {
     aq_engine_command command = {.kind = AQ_DO_WATCH_UDP};
     int64_t result, watched;
-    aq_udp *udp = aq_udp_new(conn->flows, fd, is_public, &result);
+    aq_udp *udp = aq_udp_new(conn->assocs, fd, is_public, &result);
     if (udp != NULL) {
         result = aq_slab_add(&engine->udps, udp);
         udp->id = result;
@@ -315,7 +315,7 @@ int64_t aq_udp_receive(aq_engine *engine, aq_id id)
         if (batch.asked > 0)
             aq_engine_ask_about(engine, udp, &batch);
         if (batch.forwarded > 0)
-            aq_flows_signal(udp->flows);
+            aq_assocs_signal(udp->assocs);
         aq_slab_put(&engine->udps, id);
     }
     aq_api_leave(engine);
@@ -367,22 +367,22 @@ int64_t aq_udp_refuse(aq_engine *engine, aq_id id, const aq_address *peer, const
     return udp != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
-int64_t aq_flow_add(aq_engine *engine, aq_id id, uint16_t association, const aq_address *peer, const aq_address *local,
-                    const uint8_t *prefix, size_t prefix_length)
+int64_t aq_association_add(aq_engine *engine, aq_id id, uint16_t association, const aq_address *peer,
+                           const aq_address *local, const uint8_t *prefix, size_t prefix_length)
 {
     const aq_udp_source source = source_of(peer, local);
-    aq_engine_command command = {.kind = AQ_DO_FLOW_READY, .a = association, .b = 1};
+    aq_engine_command command = {.kind = AQ_DO_ASSOCIATION_READY, .a = association, .b = 1};
     aq_udp *udp;
     int64_t result = AQ_ERR_GONE;
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
-        result = aq_flow_new(udp, association, &source, prefix, prefix_length);
+        result = aq_assoc_new(udp, association, &source, prefix, prefix_length);
         if (result >= 0) {
-            command.id = udp->flows->connection;
+            command.id = udp->assocs->connection;
             if (result > 0)
-                aq_flows_signal(udp->flows);
+                aq_assocs_signal(udp->assocs);
             result = AQ_OK;
             if (!udp->is_public)
                 aq_engine_tell(engine, &command);
@@ -393,9 +393,9 @@ int64_t aq_flow_add(aq_engine *engine, aq_id id, uint16_t association, const aq_
     return result;
 }
 
-int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association)
+int64_t aq_association_remove(aq_engine *engine, aq_id connection, uint16_t association)
 {
-    aq_engine_command command = {.kind = AQ_DO_FLOW_READY, .id = connection, .a = association, .b = 0};
+    aq_engine_command command = {.kind = AQ_DO_ASSOCIATION_READY, .id = connection, .a = association, .b = 0};
     aq_conn *conn;
     int64_t result = AQ_ERR_GONE;
     if (!aq_api_enter(engine))
@@ -403,7 +403,7 @@ int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association
     conn = aq_slab_get(&engine->connections, connection);
     if (conn != NULL) {
         result = AQ_OK;
-        aq_flow_forget(conn->flows, association); /* already gone is fine, too */
+        aq_assoc_forget(conn->assocs, association); /* already gone is fine, too */
         aq_engine_tell(engine, &command);
         aq_slab_put(&engine->connections, connection);
     }
@@ -411,7 +411,7 @@ int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association
     return result;
 }
 
-int64_t aq_flows_refuse(aq_engine *engine, aq_id connection, const aq_address *from, uint64_t duration)
+int64_t aq_associations_refuse(aq_engine *engine, aq_id connection, const aq_address *from, uint64_t duration)
 {
     aq_conn *conn;
     uint64_t now = aq_now();
@@ -419,7 +419,7 @@ int64_t aq_flows_refuse(aq_engine *engine, aq_id connection, const aq_address *f
         return AQ_ERR_STOPPED;
     conn = aq_slab_get(&engine->connections, connection);
     if (conn != NULL) {
-        aq_flows_turn_away(conn->flows, from, duration < UINT64_MAX - now ? now + duration : UINT64_MAX);
+        aq_assocs_refuse(conn->assocs, from, duration < UINT64_MAX - now ? now + duration : UINT64_MAX);
         aq_slab_put(&engine->connections, connection);
     }
     aq_api_leave(engine);
@@ -433,8 +433,8 @@ static uint64_t moment_before(uint64_t duration)
     return now > duration ? now - duration : 0;
 }
 
-int64_t aq_flows_idle(aq_engine *engine, aq_id connection, const aq_address *host, uint64_t idle,
-                      uint16_t *associations, uint32_t most)
+int64_t aq_associations_idle(aq_engine *engine, aq_id connection, const aq_address *host, uint64_t idle,
+                             uint16_t *associations, uint32_t max)
 {
     aq_conn *conn;
     int64_t result = AQ_ERR_GONE;
@@ -442,15 +442,15 @@ int64_t aq_flows_idle(aq_engine *engine, aq_id connection, const aq_address *hos
         return AQ_ERR_STOPPED;
     conn = aq_slab_get(&engine->connections, connection);
     if (conn != NULL) {
-        result = aq_flows_list_idle(conn->flows, host, moment_before(idle), associations, most);
+        result = aq_assocs_list_idle(conn->assocs, host, moment_before(idle), associations, max);
         aq_slab_put(&engine->connections, connection);
     }
     aq_api_leave(engine);
     return result;
 }
 
-int64_t aq_flows_unanswered(aq_engine *engine, aq_id connection, uint64_t silence, uint64_t recent,
-                            uint16_t *associations, uint32_t most)
+int64_t aq_associations_unanswered(aq_engine *engine, aq_id connection, uint64_t silence, uint64_t recent,
+                                   uint16_t *associations, uint32_t max)
 {
     aq_conn *conn;
     int64_t result = AQ_ERR_GONE;
@@ -459,7 +459,7 @@ int64_t aq_flows_unanswered(aq_engine *engine, aq_id connection, uint64_t silenc
     conn = aq_slab_get(&engine->connections, connection);
     if (conn != NULL) {
         result =
-            aq_flows_list_unanswered(conn->flows, moment_before(silence), moment_before(recent), associations, most);
+            aq_assocs_list_unanswered(conn->assocs, moment_before(silence), moment_before(recent), associations, max);
         aq_slab_put(&engine->connections, connection);
     }
     aq_api_leave(engine);

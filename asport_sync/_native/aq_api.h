@@ -41,7 +41,7 @@ typedef struct {
 
 enum aq_congestion { AQ_CONGESTION_CUBIC = 0, AQ_CONGESTION_RENO = 1, AQ_CONGESTION_BBR = 2 };
 
-/* How UDP payloads travel to the peer. UNKNOWN only in aq_connection_admit(): the engine finds out what the peer
+/* How UDP payloads travel to the peer. UNKNOWN only in aq_connection_set_joined(): the engine finds out what the peer
  * accepts, and Packets wait until then. */
 enum aq_carrier { AQ_CARRIER_DATAGRAM = 0, AQ_CARRIER_STREAM = 1, AQ_CARRIER_UNKNOWN = 2 };
 
@@ -61,7 +61,7 @@ enum aq_event_type {
      * reported since the previous event. */
     AQ_EVENT_STREAM_ENDED = 6,
     /* A Packet for an unknown association; value = id, peer = its address. The payload waits. */
-    AQ_EVENT_FLOW_WANTED = 7,
+    AQ_EVENT_ASSOCIATION_WANTED = 7,
     /* The result of aq_connection_probe(); value = 1 alive, 0 silent. */
     AQ_EVENT_PROBED = 8,
     /* code = severity as in Python's logging (10 debug .. 40 error), data = text. */
@@ -74,9 +74,9 @@ enum aq_event_type {
     AQ_EVENT_ACCEPT_FAILED = 11,
     /* A worker should relay this stream; peer, code = its duration so far in nanoseconds, value = its socket, handed
      * over: see aq_descriptor_taken(). */
-    AQ_EVENT_STREAM_BULK = 12,
+    AQ_EVENT_STREAM_LARGE_TRANSFER = 12,
     /* The pump should read this UDP socket from now on; socket. */
-    AQ_EVENT_UDP_BULK = 13,
+    AQ_EVENT_UDP_LARGE_TRANSFER = 13,
     /* value = 1: no packet from the peer for aq_transport_options.silence, or a hint that it is gone; 0: packets arrive
      * again. */
     AQ_EVENT_SILENCE = 14,
@@ -221,7 +221,7 @@ typedef struct {
     uint64_t datagram_limit;           /* current maximum DATAGRAM payload */
     uint64_t silence;                  /* nanoseconds since the last packet from the peer */
     uint64_t streams;                  /* open bidirectional streams */
-    uint64_t flows;                    /* UDP associations */
+    uint64_t associations;             /* UDP associations */
     uint64_t datagrams_queued;         /* bytes of UDP packets waiting to be sent */
 } aq_connection_info;
 
@@ -242,8 +242,8 @@ int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t
 /* [any] Returns a descriptor, owned by the caller, that becomes readable when the system clock jumps, as it does when
  * the machine resumes. Reading it then fails with ECANCELED and rearms it. */
 int64_t aq_clock_watch(void);
-/* [any] Limits malloc() to `most` arenas, if the C library is glibc. Call before other threads exist. */
-void aq_malloc_arenas(int32_t most);
+/* [any] Limits malloc() to `max` arenas, if the C library is glibc. Call before other threads exist. */
+void aq_malloc_arenas(int32_t max);
 /* [any] In a forked child, which has one thread: closes its copies of the engines' descriptors. */
 void aq_forked(void);
 /* [any] Python owns this descriptor now, closes it, and does so in a forked child too. */
@@ -251,9 +251,9 @@ void aq_descriptor_taken(int32_t fd);
 /* [any] Computes the SHA-256 of the SubjectPublicKeyInfo (RFC 7469 section 2.4) of the first certificate in PEM or DER,
  * 32 bytes. */
 int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
-/* [any] Examines the first `most` certificates of PEM text or DER. Returns how many there are in total; AQ_ERR_TLS if
+/* [any] Examines the first `max` certificates of PEM text or DER. Returns how many there are in total; AQ_ERR_TLS if
  * there are none, and `text` says what was found instead. */
-int64_t aq_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+int64_t aq_certificates_read(const uint8_t *data, size_t length, aq_certificate *out, uint32_t max, char *text,
                              size_t text_length);
 uint32_t aq_counter_count(void);             /* [any] */
 const char *aq_counter_name(uint32_t index); /* [any] NULL past the end */
@@ -277,9 +277,9 @@ void aq_engine_close(aq_engine *engine);
 /* [any] Frees a closed engine. No thread may use the pointer any more. */
 void aq_engine_free(aq_engine *engine);
 
-/* [events] Takes up to `most` events; waits up to timeout_ms (-1: indefinitely). Returns their number, 0 on timeout, or
+/* [events] Takes up to `max` events; waits up to timeout_ms (-1: indefinitely). Returns their number, 0 on timeout, or
  * AQ_ERR_STOPPED once stopped and drained. */
-int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t most, int32_t timeout_ms);
+int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t max, int32_t timeout_ms);
 
 /* [any] Copies up to `count` counters, in the order of aq_counter_name(). Returns how many. */
 int64_t aq_engine_counters(aq_engine *engine, uint64_t *values, uint32_t count);
@@ -331,13 +331,13 @@ int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8
  * Before it, a client may have four unidirectional streams open and its Packets are dropped; a server is trusted from
  * the start, since it was verified. AQ_CARRIER_UNKNOWN is for servers, once: the client's response to an unfinished
  * Packet shows whether it accepts only DATAGRAMs or only streams. udp = 0: Packets stay blocked. */
-int64_t aq_connection_admit(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp);
+int64_t aq_connection_set_joined(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp);
 
 /* [any] Sends PINGs until the peer answers; AQ_EVENT_PROBED follows on an answer, or after `timeout` without one. PINGs
- * may be lost in an outage, so `timeout` starts only after `patience` unless something suggests that the peer has lost
- * the connection (a stateless reset, undecryptable packets, an ICMP error). The same holds while a full congestion
+ * may be lost in an outage, so `timeout` starts only after `grace_period` unless something suggests that the peer has
+ * lost the connection (a stateless reset, undecryptable packets, an ICMP error). The same holds while a full congestion
  * window holds the PINGs back. */
-int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout, uint64_t patience);
+int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout, uint64_t grace_period);
 
 int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connection_info *info); /* [any] */
 
@@ -356,10 +356,10 @@ int64_t aq_listener_close(aq_engine *engine, aq_id listener); /* [any] nothing i
  * AQ_EVENT_STREAM as without this call. to NULL: stops dialling. */
 int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address *to, uint64_t timeout, uint64_t valid);
 
-/* [any] Reports ends of attached streams by AQ_EVENT_STREAM_ENDED from now on, at most `most` per second; 0, the
+/* [any] Reports ends of attached streams by AQ_EVENT_STREAM_ENDED from now on, at most `max` per second; 0, the
  * default: none. Ends are counted in any case. With `begins`, also posts AQ_EVENT_STREAM_BEGUN for streams that the
  * engine accepts or dials. */
-int64_t aq_streams_report(aq_engine *engine, uint32_t most, int begins);
+int64_t aq_streams_report(aq_engine *engine, uint32_t max, int begins);
 
 /* [any] Sets the receive budget: the bytes received from all peers that the engine may hold, initially 1 GiB. As it is
  * used up, windows shrink; if that is not enough, streams with slow readers are reset and the connections that hold the
@@ -371,8 +371,8 @@ int64_t aq_receive_memory(aq_engine *engine, uint64_t bytes);
  * most 32,767; 0, the default: no probes. */
 int64_t aq_streams_keepalive(aq_engine *engine, uint64_t idle);
 
-/* [any] Adds `workers` free workers for attached streams that turn out to be large transfers: AQ_EVENT_STREAM_BULK
- * hands over one stream with its socket for each. */
+/* [any] Adds `workers` free workers for attached streams that turn out to be large transfers:
+ * AQ_EVENT_STREAM_LARGE_TRANSFER hands over one stream with its socket for each. */
 int64_t aq_streams_share(aq_engine *engine, uint32_t workers);
 
 /* [any] Opens a bidirectional stream that begins with `header` (at most 64 bytes). It may have to wait for the peer's
@@ -402,11 +402,11 @@ int64_t aq_udp_close(aq_engine *engine, aq_id udp); /* [pump] also removes its a
 
 /* [pump] The association of a local socket continues on another socket, `fd`, connected to another address of the
  * service; duplicated. What was sent within the last second to a service that has never answered is sent again.
- * `prefix` replaces that of aq_flow_add(). Waits for the engine thread. */
+ * `prefix` replaces that of aq_association_add(). Waits for the engine thread. */
 int64_t aq_udp_move(aq_engine *engine, aq_id udp, int32_t fd, const uint8_t *prefix, size_t prefix_length);
 
-/* [pump] Reads one batch from a socket left to the pump by AQ_EVENT_UDP_BULK. Returns the number of datagrams, 0 if it
- * is empty. */
+/* [pump] Reads one batch from a socket left to the pump by AQ_EVENT_UDP_LARGE_TRANSFER. Returns the number of
+ * datagrams, 0 if it is empty. */
 int64_t aq_udp_receive(aq_engine *engine, aq_id udp);
 /* [pump] Returns the socket to the engine. On an error the pump must go on reading it. */
 int64_t aq_udp_return(aq_engine *engine, aq_id udp);
@@ -423,24 +423,24 @@ int64_t aq_udp_refuse(aq_engine *engine, aq_id udp, const aq_address *peer, cons
  * every answer), and the socket is connected to the service. `prefix` (at most 64 bytes) precedes every datagram sent
  * to the socket. Waiting datagrams follow immediately. AQ_ERR_LIMIT: the id or the source already has an association.
  * AQ_ERR_INVALID: also a `local` for a socket that has only one address. */
-int64_t aq_flow_add(aq_engine *engine, aq_id udp, uint16_t association, const aq_address *peer, const aq_address *local,
-                    const uint8_t *prefix, size_t prefix_length);
+int64_t aq_association_add(aq_engine *engine, aq_id udp, uint16_t association, const aq_address *peer,
+                           const aq_address *local, const uint8_t *prefix, size_t prefix_length);
 
 /* [pump] Removes an association, or refuses a requested one (its waiting packets are dropped and counted). */
-int64_t aq_flow_remove(aq_engine *engine, aq_id connection, uint16_t association);
+int64_t aq_association_remove(aq_engine *engine, aq_id connection, uint16_t association);
 
 /* [pump] Refuses new associations for an address, whatever its port (NULL: for all addresses), for `duration`.
  * Datagrams and Packets that would need one are dropped and counted, without AQ_EVENT_SOURCE_UNKNOWN or
- * AQ_EVENT_FLOW_WANTED. */
-int64_t aq_flows_refuse(aq_engine *engine, aq_id connection, const aq_address *from, uint64_t duration);
+ * AQ_EVENT_ASSOCIATION_WANTED. */
+int64_t aq_associations_refuse(aq_engine *engine, aq_id connection, const aq_address *from, uint64_t duration);
 
-/* [pump] Lists at most `most` associations that have been idle for `idle`, in the order of eviction: first the longest
+/* [pump] Lists at most `max` associations that have been idle for `idle`, in the order of eviction: first the longest
  * idle of those that were short exchanges (at most four packets) and have been answered, then the longest idle of all
  * others. `host`: only those of this address, whatever its port; NULL: all. Returns how many. */
-int64_t aq_flows_idle(aq_engine *engine, aq_id connection, const aq_address *host, uint64_t idle,
-                      uint16_t *associations, uint32_t most);
+int64_t aq_associations_idle(aq_engine *engine, aq_id connection, const aq_address *host, uint64_t idle,
+                             uint16_t *associations, uint32_t max);
 
 /* [pump] Lists associations whose visitor has sent within `recent` and has waited for an answer longer than `silence`.
  * Returns how many. */
-int64_t aq_flows_unanswered(aq_engine *engine, aq_id connection, uint64_t silence, uint64_t recent,
-                            uint16_t *associations, uint32_t most);
+int64_t aq_associations_unanswered(aq_engine *engine, aq_id connection, uint64_t silence, uint64_t recent,
+                                   uint16_t *associations, uint32_t max);

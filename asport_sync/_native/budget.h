@@ -16,7 +16,7 @@
 #define AQ_ACCOUNT_FREE (64ULL * 1024)
 
 typedef struct aq_budget {
-    _Atomic uint64_t most;    /* maximum in bytes */
+    _Atomic uint64_t max;     /* maximum in bytes */
     _Atomic uint64_t used;    /* sum of what each account holds beyond AQ_ACCOUNT_FREE */
     _Atomic uint64_t library; /* bytes held by the library; only used to decide when to return memory to the system */
     _Atomic uint64_t grown;   /* bytes by which stream windows exceed their initial size: may arrive at any time */
@@ -33,15 +33,15 @@ void aq_account_remove(aq_account *account, uint64_t bytes);
 /* Returns the bytes left in the budget; 0 once it is used up. */
 static inline uint64_t aq_budget_left(const aq_budget *budget)
 {
-    uint64_t most = atomic_load_explicit(&budget->most, memory_order_relaxed);
+    uint64_t max = atomic_load_explicit(&budget->max, memory_order_relaxed);
     uint64_t used = atomic_load_explicit(&budget->used, memory_order_relaxed);
-    return used < most ? most - used : 0;
+    return used < max ? max - used : 0;
 }
 
 /* Returns whether at most an eighth is left, which starts load shedding. */
 static inline int aq_budget_is_short(const aq_budget *budget)
 {
-    return aq_budget_left(budget) <= atomic_load_explicit(&budget->most, memory_order_relaxed) / 8;
+    return aq_budget_left(budget) <= atomic_load_explicit(&budget->max, memory_order_relaxed) / 8;
 }
 
 /* Returns the maximum total growth, in bytes, of the stream windows of a connection that have grown by `own` so far.
@@ -49,10 +49,10 @@ static inline int aq_budget_is_short(const aq_budget *budget)
  * One connection may use half of what the others leave of that, so that later ones get something too. */
 static inline uint64_t aq_budget_growth(const aq_budget *budget, uint64_t own)
 {
-    uint64_t most = atomic_load_explicit(&budget->most, memory_order_relaxed) / 2;
+    uint64_t max = atomic_load_explicit(&budget->max, memory_order_relaxed) / 2;
     uint64_t all = atomic_load_explicit(&budget->grown, memory_order_relaxed);
     uint64_t others = all > own ? all - own : 0;
-    return others < most ? (most - others) / 2 : 0;
+    return others < max ? (max - others) / 2 : 0;
 }
 
 /* The library's allocator for one connection: malloc(), or the emergency reserve if that fails. All of it is counted in

@@ -46,18 +46,18 @@ static inline void aq_compat_settings(ngtcp2_settings *settings, const uint16_t 
  * builds, a client may issue at most sixteen connection IDs to a server during the lifetime of a connection, including
  * that of the handshake. Each migration of a client uses up one of them, a NAT rebinding none. */
 #ifdef AQ_NGTCP2_CHECKS_RETIRED_IDS
-#define AQ_MOST_PEER_ID INT64_MAX
+#define AQ_MAX_PEER_ID INT64_MAX
 #else
-#define AQ_MOST_PEER_ID 15 /* the first is 0 */
+#define AQ_MAX_PEER_ID 15 /* the first is 0 */
 #endif
 
 /* Packets received after which a connection is closed. A peer that skips as many packet numbers as it may reaches the
  * last ones after 2^31 packets. Builds of the library other than ours abort there, so with them the connection is
  * closed earlier. */
 #ifdef AQ_NGTCP2_BEARS_LAST_NUMBERS
-#define AQ_MOST_PACKETS_RECEIVED UINT64_MAX
+#define AQ_MAX_PACKETS_RECEIVED UINT64_MAX
 #else
-#define AQ_MOST_PACKETS_RECEIVED ((UINT64_C(1) << 31) - (UINT64_C(1) << 20))
+#define AQ_MAX_PACKETS_RECEIVED ((UINT64_C(1) << 31) - (UINT64_C(1) << 20))
 #endif
 
 /* Up to 1.21, a client aborts if the server has its connection ID retired before the client has sent Finished. */
@@ -82,17 +82,17 @@ static inline size_t aq_compat_send_quantum(ngtcp2_conn *quic, size_t packet)
     size_t quantum = ngtcp2_conn_get_send_quantum(quic);
 #if NGTCP2_VERSION_NUM < 0x011100
     ngtcp2_conn_info info;
-    size_t least = 10 * packet;
+    size_t min = 10 * packet;
     ngtcp2_conn_get_conn_info(quic, &info);
     if (info.smoothed_rtt > 0) {
         double millisecond = (double)info.cwnd / (double)info.smoothed_rtt * (double)AQ_NSEC_PER_MSEC;
         if (millisecond < (double)quantum)
             quantum = (size_t)millisecond;
     } else {
-        quantum = least;
+        quantum = min;
     }
-    if (quantum < least)
-        quantum = least;
+    if (quantum < min)
+        quantum = min;
 #else
     AQ_UNUSED(packet);
 #endif

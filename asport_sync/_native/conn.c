@@ -6,19 +6,19 @@
 
 /* Interval of PINGs while the peer is probed (aq_conn_probe). */
 #define PROBE_PING (20 * AQ_NSEC_PER_MSEC)
-/* A hint that the peer is gone counts only if nothing has arrived for SUSPECT_LEAST, and the next one only after
+/* A hint that the peer is gone counts only if nothing has arrived for SUSPECT_MIN, and the next one only after
  * SUSPECT_PAUSE: a hint may be late or forged, and must not cost more than an occasional attempt. */
-#define SUSPECT_LEAST (100 * AQ_NSEC_PER_MSEC)
+#define SUSPECT_MIN (100 * AQ_NSEC_PER_MSEC)
 #define SUSPECT_PAUSE (10 * AQ_NSEC_PER_SEC)
 /* Streams that are cut off immediately when a connection ends. Further ones follow in later turns, so that other
  * connections do not have to wait for all of them. */
 #define CUT_AT_ONCE 256
 /* Closing and draining last three PTO (RFC 9000 section 10.2), within these bounds. */
-#define KEEP_LEAST (100 * AQ_NSEC_PER_MSEC)
-#define KEEP_MOST (10 * AQ_NSEC_PER_SEC)
+#define KEEP_MIN (100 * AQ_NSEC_PER_MSEC)
+#define KEEP_MAX (10 * AQ_NSEC_PER_SEC)
 /* Maximum for a client that was never admitted: it controls how slow its path looks, and its place is needed for
  * others. */
-#define KEEP_MOST_HALF_OPEN AQ_NSEC_PER_SEC
+#define KEEP_MAX_HALF_OPEN AQ_NSEC_PER_SEC
 /* The path counts as alive for this long without a packet: with data in flight, acknowledgements and probes arrive at
  * shorter intervals, unless they are lost. */
 #define ALIVE_WITHOUT_PACKETS (250 * AQ_NSEC_PER_MSEC)
@@ -38,13 +38,13 @@ static int is_too_much(aq_conn *conn, const aq_event *event)
 {
     if (event->type == AQ_EVENT_CLOSED)
         return !conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
-    if (event->type != AQ_EVENT_COMMAND && event->type != AQ_EVENT_VIOLATION && event->type != AQ_EVENT_FLOW_WANTED &&
-        event->type != AQ_EVENT_UDP_REFUSED)
+    if (event->type != AQ_EVENT_COMMAND && event->type != AQ_EVENT_VIOLATION &&
+        event->type != AQ_EVENT_ASSOCIATION_WANTED && event->type != AQ_EVENT_UDP_REFUSED)
         return 0;
-    if (!conn->admitted && conn->events_before_admission >= AQ_EVENTS_BEFORE_ADMISSION)
+    if (!conn->joined && conn->events_before_join >= AQ_EVENTS_BEFORE_JOIN)
         return 1;
-    if (!conn->admitted)
-        conn->events_before_admission++;
+    if (!conn->joined)
+        conn->events_before_join++;
     return aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
 }
 
@@ -82,22 +82,22 @@ static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code,
 
 /* How long the path counts as alive without a packet. No limit for an unauthenticated client: its deadlines are
  * absolute. */
-static uint64_t patience(const aq_conn *conn)
+static uint64_t grace_period(const aq_conn *conn)
 {
-    return conn->admitted ? ALIVE_WITHOUT_PACKETS : UINT64_MAX;
+    return conn->joined ? ALIVE_WITHOUT_PACKETS : UINT64_MAX;
 }
 
 uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now)
 {
-    uint64_t since = now > conn->last_received ? now - conn->last_received : 0, most = patience(conn);
-    return conn->alive + (since < most ? since : most);
+    uint64_t since = now > conn->last_received ? now - conn->last_received : 0, max = grace_period(conn);
+    return conn->alive + (since < max ? since : max);
 }
 
 /* When aq_conn_alive_time() reaches `time` if nothing arrives before; UINT64_MAX: not without a packet. */
 static uint64_t when_alive(const aq_conn *conn, uint64_t time)
 {
     uint64_t since = time > conn->alive ? time - conn->alive : 0;
-    return since <= patience(conn) ? conn->last_received + since : UINT64_MAX;
+    return since <= grace_period(conn) ? conn->last_received + since : UINT64_MAX;
 }
 
 static void heard(aq_conn *conn, uint64_t now)
@@ -120,14 +120,14 @@ static void end_quic(aq_conn *conn)
 }
 
 /* Cuts off everything on the connection, and removes its id from the table. */
-static void cut_off(aq_conn *conn, int dead, uint32_t most)
+static void cut_off(aq_conn *conn, int dead, uint32_t max)
 {
     /* ngtcp2 first: it points into buffers that are freed afterwards. */
     end_quic(conn);
-    aq_conn_cut_streams(conn, dead, most);
+    aq_conn_cut_streams(conn, dead, max);
     if (conn->streams != NULL)
         conn->host->end_later(conn->host->engine, conn);
-    if (conn->flows != NULL)
+    if (conn->assocs != NULL)
         aq_conn_cut_packets(conn);
     free(conn->blocked);
     conn->blocked = NULL;
@@ -137,9 +137,9 @@ static void cut_off(aq_conn *conn, int dead, uint32_t most)
     }
 }
 
-int aq_conn_cut_some(aq_conn *conn, uint32_t most)
+int aq_conn_cut_some(aq_conn *conn, uint32_t max)
 {
-    aq_conn_cut_streams(conn, 1, most);
+    aq_conn_cut_streams(conn, 1, max);
     return conn->streams != NULL;
 }
 
@@ -157,10 +157,11 @@ void aq_conn_free(aq_conn *conn)
 
 void aq_conn_destroy(void *object)
 {
-    /* flows lives until here: the pump takes a reference to it through a connection that may end meanwhile. */
+    /* The table of associations lives until here: the pump takes a reference to it through a connection that may end
+     * meanwhile. */
     aq_conn *conn = object;
-    if (conn->flows != NULL)
-        aq_flows_unref(conn->flows);
+    if (conn->assocs != NULL)
+        aq_assocs_unref(conn->assocs);
     if (conn->credit != NULL)
         aq_credit_unref(conn->credit);
     explicit_bzero(conn->reset_key, sizeof(conn->reset_key));
@@ -223,13 +224,13 @@ static void enter_end(aq_conn *conn, enum aq_conn_state state, enum aq_close_cau
                       const char *reason, size_t length, uint64_t now)
 {
     uint64_t keep = 3 * ngtcp2_conn_get_pto(conn->quic);
-    uint64_t most = conn->half_open ? KEEP_MOST_HALF_OPEN : KEEP_MOST;
-    if (keep < KEEP_LEAST)
-        keep = KEEP_LEAST;
-    if (keep > most)
-        keep = most;
+    uint64_t max = conn->half_open ? KEEP_MAX_HALF_OPEN : KEEP_MAX;
+    if (keep < KEEP_MIN)
+        keep = KEEP_MIN;
+    if (keep > max)
+        keep = max;
     if (!conn->handshake_done)
-        aq_count(conn->host->counters, AQ_C_handshakes_failed, 1);
+        aq_count(conn->host->counters, AQ_C_quic_handshakes_failed, 1);
     aq_count(conn->host->counters, AQ_C_connections_closed, 1);
     conn->keep_until = now + keep;
     conn->state = state;
@@ -326,7 +327,7 @@ void aq_conn_handshake_done(aq_conn *conn)
     conn->state = AQ_CONN_OPEN;
     if (conn->half_open)
         conn->host->validated(conn);
-    aq_count(conn->host->counters, AQ_C_handshakes_completed, 1);
+    aq_count(conn->host->counters, AQ_C_quic_handshakes_completed, 1);
     conn->announced = 1;
     event.length = (uint32_t)aq_tls_session_alpn(conn->tls, event.data, sizeof(event.data));
     aq_sockaddr_to(&conn->remote, &event.peer);
@@ -396,12 +397,12 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
         answer_late(conn, local, remote, length);
         return AQ_READ_OK;
     }
-    if (conn->half_open && conn->packets_received >= AQ_PACKETS_BEFORE_ADMISSION) {
+    if (conn->half_open && conn->packets_received >= AQ_PACKETS_BEFORE_JOIN) {
         aq_count(conn->host->counters, AQ_C_connections_flooding, 1);
         aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "too many packets before authentication", now);
         return AQ_READ_OVER;
     }
-    if (conn->packets_received >= AQ_MOST_PACKETS_RECEIVED) {
+    if (conn->packets_received >= AQ_MAX_PACKETS_RECEIVED) {
         aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "packet numbers are almost used up", now);
         return AQ_READ_OVER;
     }
@@ -466,7 +467,7 @@ static void give_up_commands(aq_conn *conn, uint64_t now)
         int64_t id = incoming->quic_id;
         aq_conn_drop_incoming(conn, incoming);
         aq_count(conn->host->counters, AQ_C_commands_late, 1);
-        if (!conn->admitted)
+        if (!conn->joined)
             aq_conn_violation(conn, "a command was not complete in time");
         ngtcp2_conn_shutdown_stream_read(conn->quic, 0, id, 0);
     }
@@ -525,7 +526,7 @@ void aq_conn_suspect(aq_conn *conn, uint64_t now)
 {
     conn->suspected = now;
     if (conn->state == AQ_CONN_OPEN && conn->options.silence > 0 && !conn->silent &&
-        now - conn->last_received >= SUSPECT_LEAST && now >= conn->suspect_next) {
+        now - conn->last_received >= SUSPECT_MIN && now >= conn->suspect_next) {
         conn->suspect_next = now + SUSPECT_PAUSE;
         post_silence(conn, 1);
     }
@@ -619,33 +620,33 @@ int64_t aq_conn_set_heartbeat(aq_conn *conn, const uint8_t *data, size_t length,
     return AQ_OK;
 }
 
-int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp)
+int64_t aq_conn_set_joined(aq_conn *conn, enum aq_carrier carrier, int udp)
 {
-    if (carrier == AQ_CARRIER_UNKNOWN && (!conn->is_server || conn->admitted))
+    if (carrier == AQ_CARRIER_UNKNOWN && (!conn->is_server || conn->joined))
         return AQ_ERR_INVALID;
     conn->carrier = carrier;
     if (carrier == AQ_CARRIER_UNKNOWN)
         aq_conn_ask_carrier(conn);
     conn->udp_allowed = udp;
-    if (conn->is_server && !conn->admitted) {
-        if (conn->options.max_streams_uni > AQ_STREAMS_BEFORE_ADMISSION)
-            ngtcp2_conn_extend_max_streams_uni(conn->quic, conn->options.max_streams_uni - AQ_STREAMS_BEFORE_ADMISSION);
+    if (conn->is_server && !conn->joined) {
+        if (conn->options.max_streams_uni > AQ_STREAMS_BEFORE_JOIN)
+            ngtcp2_conn_extend_max_streams_uni(conn->quic, conn->options.max_streams_uni - AQ_STREAMS_BEFORE_JOIN);
     }
-    conn->admitted = 1;
+    conn->joined = 1;
     aq_conn_return_credit(conn);
     leave_half_open(conn);
     conn->host->touch(conn->host->engine, conn);
     return AQ_OK;
 }
 
-int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t patience, uint64_t now)
+int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t grace_period, uint64_t now)
 {
     if (conn->state != AQ_CONN_OPEN)
         return AQ_ERR_STATE;
     conn->probe_from = now;
     conn->probe_deadline = now + timeout;
     conn->probe_timeout = timeout;
-    conn->probe_until = now + patience;
+    conn->probe_until = now + grace_period;
     conn->probe_packets = conn->packets_sent;
     conn->probe_held = 0;
     ngtcp2_conn_set_keep_alive_timeout(conn->quic, PROBE_PING);
@@ -695,9 +696,9 @@ int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now)
     info->datagram_limit = conn->handshake_done ? aq_conn_datagram_limit(conn) : 0;
     info->silence = now - conn->last_received;
     info->streams = conn->streams_count;
-    pthread_mutex_lock(&conn->flows->mutex);
-    info->flows = conn->flows->count;
-    pthread_mutex_unlock(&conn->flows->mutex);
-    info->datagrams_queued = atomic_load(&conn->flows->has_queue) ? aq_dgram_waiting(&conn->flows->queue) : 0;
+    pthread_mutex_lock(&conn->assocs->mutex);
+    info->associations = conn->assocs->count;
+    pthread_mutex_unlock(&conn->assocs->mutex);
+    info->datagrams_queued = atomic_load(&conn->assocs->has_queue) ? aq_dgram_waiting(&conn->assocs->queue) : 0;
     return AQ_OK;
 }

@@ -17,7 +17,7 @@
 #include "compat.h"
 #include "counters.h"
 #include "events.h"
-#include "flow.h"
+#include "association.h"
 #include "message.h"
 #include "packet.h"
 #include "slab.h"
@@ -27,10 +27,10 @@
 
 #include <stdatomic.h>
 
-#define AQ_SCID_LENGTH 8    /* of every connection id of ours; byte 0 is reserved for the number of an engine thread */
-#define AQ_CIDS_MOST 16     /* active_connection_id_limit 8, some retired ids, and the client's first choice */
-#define AQ_TRAIN_MOST 65487 /* bytes of one segmented send: IPv4's 65,507 minus room for IPv6 extension */
-#define AQ_SEGMENTS_MOST 64 /* UDP_MAX_SEGMENTS of kernels before 6.9 */
+#define AQ_SCID_LENGTH 8   /* of every connection id of ours; byte 0 is reserved for the number of an engine thread */
+#define AQ_CIDS_MAX 16     /* active_connection_id_limit 8, some retired ids, and the client's first choice */
+#define AQ_TRAIN_MAX 65487 /* bytes of one segmented send: IPv4's 65,507 minus room for IPv6 extension */
+#define AQ_SEGMENTS_MAX 64 /* UDP_MAX_SEGMENTS of kernels before 6.9 */
 /* Maximum backlog of events. Beyond it, events that a peer can repeat at will are dropped, and new clients are closed
  * after their handshake. */
 #define AQ_EVENTS_WAITING 4096
@@ -52,23 +52,23 @@
  * owners of many fast streams, and a short wait on a slow path. */
 #define AQ_STREAM_TURN 4
 /* Maximum number of open unidirectional streams of an unauthenticated client. ClientHello needs one. */
-#define AQ_STREAMS_BEFORE_ADMISSION 4
+#define AQ_STREAMS_BEFORE_JOIN 4
 /* Unused credit of a connection, in bytes. Its maximum starts at AQ_CONN_FIRST_WINDOW, doubles while the peer uses it
  * up quickly, and shrinks as the receive budget is used up: a connection may have 1/AQ_BUDGET_SHARE of what remains of
- * the budget, but at least AQ_CONN_LEAST_WINDOW. Credit is returned when bytes arrive in order, not when they are
+ * the budget, but at least AQ_CONN_MIN_WINDOW. Credit is returned when bytes arrive in order, not when they are
  * consumed, so streams whose readers stall do not hold up others. */
 #define AQ_CONN_FIRST_WINDOW (1024ULL * 1024)
-#define AQ_CONN_LEAST_WINDOW (256ULL * 1024)
+#define AQ_CONN_MIN_WINDOW (256ULL * 1024)
 #define AQ_BUDGET_SHARE 16
 /* Flow-control window of an unauthenticated client's connection, bytes. A ClientHello has less than 64. */
-#define AQ_WINDOW_BEFORE_ADMISSION (16U * 1024U)
+#define AQ_WINDOW_BEFORE_JOIN (16U * 1024U)
 /* Maximum number of command and violation events of an unauthenticated client: its ClientHello and, if the client sends
  * more than it should, the first few events that show it. */
-#define AQ_EVENTS_BEFORE_ADMISSION 4
+#define AQ_EVENTS_BEFORE_JOIN 4
 /* Maximum number of packets of an unauthenticated client; beyond it, the connection is closed. A handshake takes about
  * ten packets in each direction, three times as many with losses and path MTU probes. After a refusal the client may go
  * on with heartbeats for a while. */
-#define AQ_PACKETS_BEFORE_ADMISSION 512
+#define AQ_PACKETS_BEFORE_JOIN 512
 /* Flow-control window of a unidirectional stream: the largest Packet with its header, plus a margin. */
 #define AQ_UNI_WINDOW (128U * 1024)
 
@@ -87,10 +87,10 @@ typedef struct aq_conn_host {
     aq_udp_out *udp_out;
     aq_reserve *reserve; /* emergency reserve for open connections, used when malloc() fails */
     aq_budget *budget;   /* receive budget */
-    uint8_t *train;      /* buffer for outgoing packets: AQ_TRAIN_MOST plus one packet */
+    uint8_t *train;      /* buffer for outgoing packets: AQ_TRAIN_MAX plus one packet */
     size_t train_capacity;
     const uint64_t *idle;       /* [engine] total nanoseconds of idle wait */
-    unsigned *said;             /* warnings already logged, see events.h; NULL: no logging */
+    unsigned *logged;           /* warnings already logged, see events.h; NULL: no logging */
     _Atomic uint32_t *accepted; /* open sockets accepted from public listeners, over all connections */
     uint64_t *interactive_at;   /* [engine] time of the last short message: on a stream, or a few UDP datagrams */
     void *engine;
@@ -101,7 +101,7 @@ typedef struct aq_conn_host {
                          aq_stream *stream); /* rx grew or ended, or tx shrank: notifies the owner after this batch */
     int (*route)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid, struct aq_conn *conn); /* 0 or AQ_ERR_MEMORY */
     void (*unroute)(struct aq_endpoint *endpoint, const ngtcp2_cid *cid);
-    void (*relieve)(void *engine);           /* the receive budget is short: makes connections give up memory */
+    void (*shed_load)(void *engine);         /* the receive budget is short: makes connections give up memory */
     void (*validated)(struct aq_conn *conn); /* server: the address of an unauthenticated client is validated */
     void (*leave_half_open)(struct aq_conn *conn);
     /* As aq_udp_send(). If it returns 1, the endpoint calls aq_conn_unblock() later. */
@@ -128,13 +128,13 @@ typedef struct aq_conn {
     struct aq_endpoint *endpoint;
     aq_id id;
     enum aq_conn_state state;
-    int is_server, admitted, udp_allowed, named;
+    int is_server, joined, udp_allowed, named;
     int announced; /* known to Python: from its own aq_connect(), or from AQ_EVENT_CONNECTED */
     /* Server: counts among the endpoint's half-open connections until the client is admitted or the connection is
      * freed. */
     int half_open;
-    struct aq_source *source;         /* its entry in the endpoint's sources, once its address is validated */
-    uint32_t events_before_admission; /* up to AQ_EVENTS_BEFORE_ADMISSION */
+    struct aq_source *source;    /* its entry in the endpoint's sources, once its address is validated */
+    uint32_t events_before_join; /* up to AQ_EVENTS_BEFORE_JOIN */
     enum aq_carrier carrier;
     /* Server that was not told the carrier, all [engine]. question: the Packet header without payload or FIN that asks
      * the client; NULL: none. question_deadline: when the lack of an answer counts as `quic`; UINT64_MAX: the question
@@ -151,7 +151,7 @@ typedef struct aq_conn {
     ngtcp2_conn *quic; /* NULL once closing or draining */
     aq_tls_session *tls;
     ngtcp2_crypto_conn_ref reference; /* fixed address: TLS points here */
-    ngtcp2_cid cids[AQ_CIDS_MOST];    /* connection ids that the endpoint routes here */
+    ngtcp2_cid cids[AQ_CIDS_MAX];     /* connection ids that the endpoint routes here */
     size_t cids_length;
     aq_sockaddr remote; /* the peer's address on ngtcp2's current path */
 
@@ -191,7 +191,7 @@ typedef struct aq_conn {
     aq_incoming *incoming;                       /* all messages, newest first */
     aq_incoming *incoming_first, *incoming_last; /* incomplete messages, oldest first */
 
-    aq_flows *flows;
+    aq_assocs *assocs;
     aq_assembler *assembler;
     uint64_t assembler_expiry, assembler_dropped;
     size_t assembler_held;   /* its bytes that are counted in the account */
@@ -249,8 +249,8 @@ typedef struct aq_conn {
     aq_id endpoint_id;     /* 0 on a client */
 } aq_conn;
 
-/* Cuts off at most `most` streams of an ended connection. Returns whether more are left. */
-int aq_conn_cut_some(aq_conn *conn, uint32_t most);
+/* Cuts off at most `max` streams of an ended connection. Returns whether more are left. */
+int aq_conn_cut_some(aq_conn *conn, uint32_t max);
 
 /* Arguments of aq_conn_new(), which returns NULL and sets *error on failure. `header` is the client's Initial on a
  * server, NULL on a client. */
@@ -302,13 +302,13 @@ aq_stream *aq_conn_new_stream(aq_conn *conn, const uint8_t *header, size_t lengt
 /* Commands from other threads, carried out by the engine. */
 int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length);
 int64_t aq_conn_set_heartbeat(aq_conn *conn, const uint8_t *data, size_t length, uint64_t interval, uint64_t now);
-int64_t aq_conn_admit(aq_conn *conn, enum aq_carrier carrier, int udp);
-int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t patience, uint64_t now);
+int64_t aq_conn_set_joined(aq_conn *conn, enum aq_carrier carrier, int udp);
+int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t grace_period, uint64_t now);
 int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now); /* before the socket is swapped */
 int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now);
 /* A local UDP socket has been replaced: sends what its service may not have received through the new one. */
 void aq_conn_udp_moved(aq_conn *conn, aq_udp *udp, uint64_t now);
-void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now);
+void aq_conn_association_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now);
 void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream); /* a stream opened here; takes over a reference */
 void aq_conn_update_stream(aq_stream *stream, uint64_t now); /* the owner moved data */
 void aq_conn_datagrams_ready(aq_conn *conn);
@@ -369,7 +369,7 @@ static inline void aq_conn_consumed(aq_conn *conn, uint64_t bytes)
 {
     conn->consumed += bytes;
 }
-void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t most);
+void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t max);
 void aq_conn_cut_packets(aq_conn *conn);
 void aq_conn_count_incomplete(aq_conn *conn);                  /* what the assembler has dropped since the last call */
 void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream); /* the peer reads no more of it */

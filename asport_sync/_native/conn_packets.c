@@ -32,7 +32,7 @@
 #define ANSWER_ROUND_TRIPS 4
 /* Maximum of that time, nanoseconds. Clients give up a command that is not complete after 3 s, which must not be taken
  * for an answer. */
-#define ANSWER_TIME_MOST (5 * AQ_NSEC_PER_SEC / 2)
+#define ANSWER_TIME_MAX (5 * AQ_NSEC_PER_SEC / 2)
 
 /* ---- commands ------------------------------------------------------------------------------------------------ */
 
@@ -191,7 +191,7 @@ void aq_conn_carrier_asked(aq_conn *conn, const aq_outgoing *outgoing)
         return;
     ngtcp2_conn_get_conn_info(conn->quic, &info);
     time = ANSWER_TIME + ANSWER_ROUND_TRIPS * info.smoothed_rtt;
-    conn->question_deadline = conn->now + (time < ANSWER_TIME_MOST ? time : ANSWER_TIME_MOST);
+    conn->question_deadline = conn->now + (time < ANSWER_TIME_MAX ? time : ANSWER_TIME_MAX);
 }
 
 void aq_conn_carrier_refused(aq_conn *conn, const aq_outgoing *outgoing)
@@ -223,45 +223,45 @@ void aq_conn_carrier_timer(aq_conn *conn, uint64_t now)
 /* ---- UDP packets from the peer ------------------------------------------------------------------------------- */
 
 /* The caller holds the table's mutex. */
-static void send_out(aq_conn *conn, const aq_flow *flow, const uint8_t *payload, size_t length)
+static void send_out(aq_conn *conn, const aq_assoc *assoc, const uint8_t *payload, size_t length)
 {
     uint64_t dropped = 0;
-    const aq_sockaddr *to = flow->to.sa.sa_family == AF_UNSPEC ? NULL : &flow->to;
-    const aq_sockaddr *from = flow->from.sa.sa_family == AF_UNSPEC ? NULL : &flow->from;
-    aq_udp_out_add(conn->host->udp_out, flow->socket->fd, to, from, flow->prefix, flow->prefix_length, payload, length,
-                   &dropped);
+    const aq_sockaddr *to = assoc->to.sa.sa_family == AF_UNSPEC ? NULL : &assoc->to;
+    const aq_sockaddr *from = assoc->from.sa.sa_family == AF_UNSPEC ? NULL : &assoc->from;
+    aq_udp_out_add(conn->host->udp_out, assoc->socket->fd, to, from, assoc->prefix, assoc->prefix_length, payload,
+                   length, &dropped);
     if (dropped > 0)
         aq_count(conn->host->counters, AQ_C_packet_drop_socket, dropped);
 }
 
 /* The caller holds the table's mutex. */
-static void deliver(aq_conn *conn, aq_flow *flow, const uint8_t *payload, size_t length)
+static void deliver(aq_conn *conn, aq_assoc *assoc, const uint8_t *payload, size_t length)
 {
-    if (!flow->socket->is_public && !flow->was_answered)
-        aq_flow_keep(flow, payload, length, conn->now);
-    send_out(conn, flow, payload, length);
-    aq_flow_seen(flow, !flow->socket->is_public, conn->now);
+    if (!assoc->socket->is_public && !assoc->was_answered)
+        aq_assoc_keep(assoc, payload, length, conn->now);
+    send_out(conn, assoc, payload, length);
+    aq_assoc_seen(assoc, !assoc->socket->is_public, conn->now);
     aq_count(conn->host->counters, AQ_C_packets_received, 1);
 }
 
 /* Sends a kept packet of a local socket's association once more. */
-static void send_again(void *context, aq_flow *flow, const uint8_t *payload, size_t length)
+static void send_again(void *context, aq_assoc *assoc, const uint8_t *payload, size_t length)
 {
-    send_out(context, flow, payload, length);
+    send_out(context, assoc, payload, length);
 }
 
 void aq_conn_udp_moved(aq_conn *conn, aq_udp *udp, uint64_t now)
 {
-    pthread_mutex_lock(&conn->flows->mutex);
+    pthread_mutex_lock(&conn->assocs->mutex);
     if (udp->only != NULL)
-        aq_flow_each_kept(udp->only, now, send_again, conn);
-    pthread_mutex_unlock(&conn->flows->mutex);
+        aq_assoc_each_kept(udp->only, now, send_again, conn);
+    pthread_mutex_unlock(&conn->assocs->mutex);
 }
 
 /* Keeps a client's Packet for an association that does not exist yet, while Python decides. */
-static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assembled *packet)
+static void wait_for_assoc(aq_conn *conn, uint16_t association, const aq_assembled *packet)
 {
-    aq_event event = {.type = AQ_EVENT_FLOW_WANTED, .value = association, .peer = packet->address};
+    aq_event event = {.type = AQ_EVENT_ASSOCIATION_WANTED, .value = association, .peer = packet->address};
     aq_waiting_list *list;
     aq_waiting_packet *waiting;
     int asked = 0, refused = 0;
@@ -275,9 +275,9 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
     for (waiting = list->first; waiting != NULL && !asked; waiting = waiting->next)
         asked = waiting->association == association;
     if (!asked) {
-        pthread_mutex_lock(&conn->flows->mutex);
-        refused = aq_flows_turns_away(conn->flows, &packet->address, conn->now);
-        pthread_mutex_unlock(&conn->flows->mutex);
+        pthread_mutex_lock(&conn->assocs->mutex);
+        refused = aq_assocs_refuses(conn->assocs, &packet->address, conn->now);
+        pthread_mutex_unlock(&conn->assocs->mutex);
     }
     if (refused) {
         aq_count(conn->host->counters, AQ_C_packet_drop_association_refused, 1);
@@ -309,9 +309,9 @@ static void wait_for_flow(aq_conn *conn, uint16_t association, const aq_assemble
     aq_account_add(&conn->credit->account, sizeof(*waiting) + packet->length);
 }
 
-/* Passes a client's Packets that wait for an association to its flow, or drops them if that is NULL. The caller holds
+/* Passes a client's Packets that wait for an association to it, or drops them if that is NULL. The caller holds
  * the table's mutex. */
-static void end_waiting(aq_conn *conn, uint16_t association, aq_flow *flow)
+static void end_waiting(aq_conn *conn, uint16_t association, aq_assoc *assoc)
 {
     aq_waiting_list none = {0}, *list = conn->waiting != NULL ? &conn->waiting[association % AQ_WAITING_LISTS] : &none;
     aq_waiting_packet **link = &list->first, *last = NULL;
@@ -326,23 +326,23 @@ static void end_waiting(aq_conn *conn, uint16_t association, aq_flow *flow)
         conn->waiting_count--;
         conn->waiting_bytes -= waiting->length;
         aq_account_remove(&conn->credit->account, sizeof(*waiting) + waiting->length);
-        if (flow != NULL)
-            deliver(conn, flow, waiting->data, waiting->length);
+        if (assoc != NULL)
+            deliver(conn, assoc, waiting->data, waiting->length);
         else
             aq_count(conn->host->counters, AQ_C_packet_drop_association_refused, 1);
         free(waiting);
     }
     list->last = last;
-    if (flow != NULL)
-        flow->is_open = 1;
+    if (assoc != NULL)
+        assoc->is_open = 1;
 }
 
-void aq_conn_flow_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now)
+void aq_conn_association_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now)
 {
     conn->now = now;
-    pthread_mutex_lock(&conn->flows->mutex);
-    end_waiting(conn, association, accepted ? aq_flows_find(conn->flows, association) : NULL);
-    pthread_mutex_unlock(&conn->flows->mutex);
+    pthread_mutex_lock(&conn->assocs->mutex);
+    end_waiting(conn, association, accepted ? aq_assocs_find(conn->assocs, association) : NULL);
+    pthread_mutex_unlock(&conn->assocs->mutex);
 }
 
 void aq_conn_count_incomplete(aq_conn *conn)
@@ -390,7 +390,7 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
     const char *problem = "";
     aq_packet_header header;
     aq_assembled packet;
-    aq_flow *flow;
+    aq_assoc *assoc;
 
     if (aq_packet_decode(data, length, &header, &problem) != 1) {
         aq_conn_violation(conn, problem[0] != '\0' ? problem : "a DATAGRAM frame ended inside its Packet header");
@@ -401,15 +401,15 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
         return;
     }
     if (!conn->udp_allowed) {
-        aq_count(conn->host->counters, AQ_C_packet_drop_not_admitted, 1);
+        aq_count(conn->host->counters, AQ_C_packet_drop_not_joined, 1);
         return;
     }
     if (conn->is_server) {
         /* Before anything is kept for it: a server assigned every valid ASSOC_ID itself. */
         int known;
-        pthread_mutex_lock(&conn->flows->mutex);
-        known = aq_flows_find(conn->flows, header.association) != NULL;
-        pthread_mutex_unlock(&conn->flows->mutex);
+        pthread_mutex_lock(&conn->assocs->mutex);
+        known = aq_assocs_find(conn->assocs, header.association) != NULL;
+        pthread_mutex_unlock(&conn->assocs->mutex);
         if (!known) {
             aq_count(conn->host->counters, AQ_C_packet_drop_unknown_association, 1);
             return;
@@ -423,21 +423,21 @@ void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, e
     }
     if (!assemble(conn, &header, data + header.header, &packet))
         return;
-    pthread_mutex_lock(&conn->flows->mutex);
-    flow = aq_flows_find(conn->flows, header.association);
-    if (flow != NULL && conn->is_server && !aq_address_equal(&flow->source.peer, &packet.address))
+    pthread_mutex_lock(&conn->assocs->mutex);
+    assoc = aq_assocs_find(conn->assocs, header.association);
+    if (assoc != NULL && conn->is_server && !aq_address_equal(&assoc->source.peer, &packet.address))
         aq_count(conn->host->counters, AQ_C_packet_drop_wrong_address, 1);
-    else if (flow != NULL) {
-        /* Another thread adds the flow and notifies the engine afterwards: this packet may arrive in between. */
-        if (!flow->is_open)
-            end_waiting(conn, header.association, flow);
-        deliver(conn, flow, packet.payload, packet.length);
+    else if (assoc != NULL) {
+        /* Another thread adds the association and notifies the engine afterwards: this packet may arrive in between. */
+        if (!assoc->is_open)
+            end_waiting(conn, header.association, assoc);
+        deliver(conn, assoc, packet.payload, packet.length);
     }
-    pthread_mutex_unlock(&conn->flows->mutex);
-    if (flow == NULL && conn->is_server)
+    pthread_mutex_unlock(&conn->assocs->mutex);
+    if (assoc == NULL && conn->is_server)
         aq_count(conn->host->counters, AQ_C_packet_drop_unknown_association, 1);
-    else if (flow == NULL)
-        wait_for_flow(conn, header.association, &packet);
+    else if (assoc == NULL)
+        wait_for_assoc(conn, header.association, &packet);
 }
 
 /* ---- UDP packets to the peer --------------------------------------------------------------------------------- */
@@ -466,23 +466,23 @@ void aq_conn_datagrams_ready(aq_conn *conn)
 /* Removes the packet at the head of the queue, sent or not. */
 void aq_conn_advance_datagram(aq_conn *conn)
 {
-    aq_dgram_pop(&conn->flows->queue);
+    aq_dgram_pop(&conn->assocs->queue);
     conn->fragment_total = conn->fragment_next = 0;
     conn->fragment_offset = 0;
 }
 
 void aq_conn_rewind_datagrams(aq_conn *conn)
 {
-    if (!aq_dgram_may_rewind(&conn->flows->queue))
+    if (!aq_dgram_may_rewind(&conn->assocs->queue))
         return;
-    pthread_mutex_lock(&conn->flows->mutex);
-    aq_dgram_rewind(&conn->flows->queue);
-    pthread_mutex_unlock(&conn->flows->mutex);
+    pthread_mutex_lock(&conn->assocs->mutex);
+    aq_dgram_rewind(&conn->assocs->queue);
+    pthread_mutex_unlock(&conn->assocs->mutex);
 }
 
 void aq_conn_trim_datagrams(aq_conn *conn)
 {
-    aq_dgram *queue = &conn->flows->queue;
+    aq_dgram *queue = &conn->assocs->queue;
     /* The packet at the head may be half sent. It is finished first, otherwise its fragments were sent in vain. */
     while (conn->fragment_next == 0 && aq_dgram_front(queue) != NULL && aq_dgram_waiting(queue) > queue->limit) {
         aq_conn_advance_datagram(conn);
@@ -492,7 +492,7 @@ void aq_conn_trim_datagrams(aq_conn *conn)
 
 void aq_conn_packets_to_streams(aq_conn *conn)
 {
-    aq_dgram *queue = &conn->flows->queue;
+    aq_dgram *queue = &conn->assocs->queue;
     uint64_t credit = ngtcp2_conn_get_streams_uni_left(conn->quic);
     aq_dgram_record *record;
     for (aq_outgoing *outgoing = conn->out_first; outgoing != NULL && credit > 0; outgoing = outgoing->queue_next)
@@ -513,10 +513,10 @@ void aq_conn_packets_to_streams(aq_conn *conn)
 
 void aq_conn_cut_packets(aq_conn *conn)
 {
-    aq_flows_kill(conn->flows);
-    if (atomic_load(&conn->flows->has_queue)) {
-        while (aq_dgram_front(&conn->flows->queue) != NULL) {
-            aq_dgram_pop(&conn->flows->queue);
+    aq_assocs_kill(conn->assocs);
+    if (atomic_load(&conn->assocs->has_queue)) {
+        while (aq_dgram_front(&conn->assocs->queue) != NULL) {
+            aq_dgram_pop(&conn->assocs->queue);
             aq_count(conn->host->counters, AQ_C_packet_drop_connection_closed, 1);
         }
     }

@@ -200,7 +200,7 @@ static ngtcp2_ssize datagram_stage(aq_conn *conn, packet_target *target, int *er
     uint8_t scratch[AQ_PACKET_HEADER_MAX];
     aq_dgram_record *record;
     size_t limit = aq_conn_datagram_limit(conn);
-    int queued = atomic_load(&conn->flows->has_queue) && conn->carrier == AQ_CARRIER_DATAGRAM;
+    int queued = atomic_load(&conn->assocs->has_queue) && conn->carrier == AQ_CARRIER_DATAGRAM;
 
     while (conn->heartbeat_due || queued) {
         ngtcp2_vec vectors[2] = {{.base = conn->heartbeat, .len = conn->heartbeat_length}, {.base = NULL, .len = 0}};
@@ -208,7 +208,7 @@ static ngtcp2_ssize datagram_stage(aq_conn *conn, packet_target *target, int *er
         ngtcp2_ssize result;
         if (!is_heartbeat) {
             aq_conn_trim_datagrams(conn);
-            record = aq_dgram_front(&conn->flows->queue);
+            record = aq_dgram_front(&conn->assocs->queue);
             if (record == NULL) {
                 aq_conn_rewind_datagrams(conn);
                 break;
@@ -355,7 +355,7 @@ int aq_conn_write(aq_conn *conn, uint64_t now)
     conn->now = now;
     if (ngtcp2_conn_get_handshake_completed(conn->quic)) {
         aq_conn_open_waiting(conn);
-        if (conn->carrier != AQ_CARRIER_DATAGRAM && atomic_load(&conn->flows->has_queue)) {
+        if (conn->carrier != AQ_CARRIER_DATAGRAM && atomic_load(&conn->assocs->has_queue)) {
             aq_conn_trim_datagrams(conn);
             if (conn->carrier == AQ_CARRIER_STREAM)
                 aq_conn_packets_to_streams(conn);
@@ -367,11 +367,11 @@ int aq_conn_write(aq_conn *conn, uint64_t now)
     hard_size = ngtcp2_conn_get_max_tx_udp_payload_size(conn->quic);
     limit = aq_compat_send_quantum(conn->quic, path_size);
     conn->stream_quantum = AQ_STREAM_TURN * limit;
-    if (limit > AQ_TRAIN_MOST)
-        limit = AQ_TRAIN_MOST;
+    if (limit > AQ_TRAIN_MAX)
+        limit = AQ_TRAIN_MAX;
     limit = limit / path_size * path_size;
-    if (limit > AQ_SEGMENTS_MOST * path_size)
-        limit = AQ_SEGMENTS_MOST * path_size;
+    if (limit > AQ_SEGMENTS_MAX * path_size)
+        limit = AQ_SEGMENTS_MAX * path_size;
     if (limit < path_size)
         limit = path_size;
 

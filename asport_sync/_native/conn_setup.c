@@ -41,7 +41,7 @@ static int on_new_cid(ngtcp2_conn *quic, ngtcp2_cid *cid, uint8_t *token, size_t
         return NGTCP2_ERR_CALLBACK_FAILURE;
     if (ngtcp2_crypto_generate_stateless_reset_token(token, conn->reset_key, sizeof(conn->reset_key), cid) != 0)
         return NGTCP2_ERR_CALLBACK_FAILURE;
-    if (conn->cids_length == AQ_CIDS_MOST || conn->host->route(conn->endpoint, cid, conn) != 0)
+    if (conn->cids_length == AQ_CIDS_MAX || conn->host->route(conn->endpoint, cid, conn) != 0)
         return NGTCP2_ERR_CALLBACK_FAILURE;
     conn->cids[conn->cids_length++] = *cid;
     return 0;
@@ -98,14 +98,14 @@ static int on_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2
     return result;
 }
 
-/* See AQ_MOST_PEER_ID. ngtcp2 processes no frame before this returns. */
+/* See AQ_MAX_PEER_ID. ngtcp2 processes no frame before this returns. */
 static int on_decrypt_at_server(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
                                 const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length,
                                 const uint8_t *aad, size_t aad_length)
 {
     int result = on_decrypt(out, aead, context, in, length, nonce, nonce_length, aad, aad_length);
-    if (result == 0 && AQ_MOST_PEER_ID != INT64_MAX &&
-        aq_frames_newest_id(out, length - aead->max_overhead) > AQ_MOST_PEER_ID)
+    if (result == 0 && AQ_MAX_PEER_ID != INT64_MAX &&
+        aq_frames_newest_id(out, length - aead->max_overhead) > AQ_MAX_PEER_ID)
         return stop_for(NGTCP2_CONNECTION_ID_LIMIT_ERROR);
     return result;
 }
@@ -219,20 +219,20 @@ static void fill_settings(aq_conn *conn, const aq_conn_setup *setup, ngtcp2_sett
     /* Below the maximum of the options: sizes that fit Ethernet in common tunnels, down to IPv6's minimum. */
     static const uint16_t common[] = {1420, 1372, 1280};
     size_t probes = 0, route = largest_payload(setup->remote);
-    size_t most = conn->options.max_udp_payload < route ? conn->options.max_udp_payload : route;
-    size_t usual = most < ETHERNET_PAYLOAD ? most : ETHERNET_PAYLOAD;
+    size_t max = conn->options.max_udp_payload < route ? conn->options.max_udp_payload : route;
+    size_t usual = max < ETHERNET_PAYLOAD ? max : ETHERNET_PAYLOAD;
 
     ngtcp2_settings_default(settings);
     settings->initial_ts = setup->now;
     settings->handshake_timeout = conn->options.handshake_timeout;
     settings->cc_algo = algorithms[conn->options.congestion];
-    settings->max_tx_udp_payload_size = most;
+    settings->max_tx_udp_payload_size = max;
     /* The usual size first, so that it is found within a round trip. Larger sizes are tried only if it got through,
      * smaller ones only if it did not. */
     if (usual > NGTCP2_MAX_UDP_PAYLOAD_SIZE)
         conn->probes[probes++] = (uint16_t)usual;
-    if (most > usual)
-        conn->probes[probes++] = (uint16_t)most;
+    if (max > usual)
+        conn->probes[probes++] = (uint16_t)max;
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(common); i++) {
         if (common[i] < usual)
             conn->probes[probes++] = common[i];
@@ -258,7 +258,7 @@ static int fill_params(aq_conn *conn, const aq_conn_setup *setup, const ngtcp2_c
     params->initial_max_stream_data_bidi_remote = window;
     params->initial_max_stream_data_uni = AQ_UNI_WINDOW;
     params->initial_max_streams_bidi = options->max_streams_bidi;
-    params->initial_max_streams_uni = conn->is_server ? AQ_STREAMS_BEFORE_ADMISSION : options->max_streams_uni;
+    params->initial_max_streams_uni = conn->is_server ? AQ_STREAMS_BEFORE_JOIN : options->max_streams_uni;
     params->max_idle_timeout = options->idle_timeout;
     params->max_datagram_frame_size = options->datagrams ? UINT16_MAX : 0;
     params->active_connection_id_limit = ACTIVE_CID_LIMIT - 1;
@@ -334,7 +334,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->endpoint = setup->endpoint;
     conn->endpoint_id = setup->endpoint_id;
     conn->is_server = setup->header != NULL;
-    conn->admitted = conn->udp_allowed = conn->announced = !conn->is_server;
+    conn->joined = conn->udp_allowed = conn->announced = !conn->is_server;
     conn->options = *setup->options;
     conn->remote = *setup->remote;
     conn->now = conn->handshake_at = conn->last_received = setup->now;
@@ -362,13 +362,13 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->credit = aq_credit_new(conn->options.connection_window / CREDIT_PARTS, name, host->ready);
     if (conn->credit != NULL)
         conn->credit->accepted_in_all = host->accepted;
-    conn->granted = conn->is_server ? AQ_WINDOW_BEFORE_ADMISSION : AQ_CONN_LEAST_WINDOW;
+    conn->granted = conn->is_server ? AQ_WINDOW_BEFORE_JOIN : AQ_CONN_MIN_WINDOW;
     if (conn->granted > conn->options.connection_window)
         conn->granted = conn->options.connection_window;
     conn->window = AQ_CONN_FIRST_WINDOW;
     conn->window_from_at = setup->now;
-    conn->flows = aq_flows_new(name, host->ready, host->counters, conn->options.datagram_queue);
-    if (conn->credit != NULL && conn->flows != NULL) {
+    conn->assocs = aq_assocs_new(name, host->ready, host->counters, conn->options.datagram_queue);
+    if (conn->credit != NULL && conn->assocs != NULL) {
         conn->credit->account.budget = host->budget;
         conn->memory_source = (aq_memory){host->reserve, &conn->credit->account};
         conn->memory =

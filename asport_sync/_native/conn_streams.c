@@ -85,8 +85,8 @@ static void link_stream(aq_conn *conn, aq_stream *stream)
         conn->streams->previous = stream;
     conn->streams = stream;
     conn->streams_count++;
-    stream->most_window = conn->options.receive_window;
-    stream->window = stream->most_window < AQ_FIRST_WINDOW ? stream->most_window : AQ_FIRST_WINDOW;
+    stream->max_window = conn->options.receive_window;
+    stream->window = stream->max_window < AQ_FIRST_WINDOW ? stream->max_window : AQ_FIRST_WINDOW;
     stream->returned_at = conn->now;
     atomic_store(&stream->report_at, stream->window / 4);
 }
@@ -159,9 +159,9 @@ static void unlink_stream(aq_conn *conn, aq_stream *stream)
     aq_slab_put(stream->table, stream->id);
 }
 
-void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t most)
+void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t max)
 {
-    for (; conn->streams != NULL && most > 0; most--) {
+    for (; conn->streams != NULL && max > 0; max--) {
         atomic_store(&conn->streams->dead, dead);
         unlink_stream(conn, conn->streams);
     }
@@ -235,8 +235,8 @@ void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream)
 static uint64_t connection_credit(aq_conn *conn)
 {
     uint64_t share = aq_budget_left(conn->host->budget) / AQ_BUDGET_SHARE;
-    uint64_t most = conn->window < share ? conn->window : share;
-    return most > AQ_CONN_LEAST_WINDOW ? most : AQ_CONN_LEAST_WINDOW;
+    uint64_t max = conn->window < share ? conn->window : share;
+    return max > AQ_CONN_MIN_WINDOW ? max : AQ_CONN_MIN_WINDOW;
 }
 
 /* Doubles the window if half of it was used up within four round trips, or within the time for which a busy machine may
@@ -257,16 +257,16 @@ static void grow_connection(aq_conn *conn)
 
 static void extend_connection(aq_conn *conn)
 {
-    uint64_t unused = conn->granted - conn->delivered, held = conn->granted - conn->consumed, most, more;
+    uint64_t unused = conn->granted - conn->delivered, held = conn->granted - conn->consumed, max, more;
     /* Before admission there is one small window for everything: what fills it, consumed or not, is all that may
      * arrive. */
-    if (!conn->admitted || !conn->handshake_done)
+    if (!conn->joined || !conn->handshake_done)
         return;
     grow_connection(conn);
-    most = connection_credit(conn);
-    if (unused + most / 4 > most || held >= conn->options.connection_window)
+    max = connection_credit(conn);
+    if (unused + max / 4 > max || held >= conn->options.connection_window)
         return;
-    more = most - unused;
+    more = max - unused;
     if (more > conn->options.connection_window - held)
         more = conn->options.connection_window - held;
     conn->granted += more;
@@ -289,16 +289,16 @@ void aq_conn_return_credit(aq_conn *conn)
 static uint64_t window_growth(const aq_conn *conn, const aq_stream *stream)
 {
     uint64_t grow = stream->window < AQ_SECOND_WINDOW ? AQ_SECOND_WINDOW - stream->window : stream->window;
-    uint64_t most =
+    uint64_t max =
         conn->options.connection_window / 2 < AQ_WINDOW_GROWTH ? conn->options.connection_window / 2 : AQ_WINDOW_GROWTH;
     uint64_t grown = atomic_load_explicit(&conn->credit->grown, memory_order_relaxed);
     uint64_t part = aq_budget_growth(conn->host->budget, grown);
     uint64_t left = aq_budget_left(conn->host->budget) / AQ_WINDOW_SHARE, share;
-    if (most > part)
-        most = part;
-    share = grown < most ? (most - grown) / AQ_WINDOW_SHARE : 0;
-    if (grow > stream->most_window - stream->window)
-        grow = stream->most_window - stream->window;
+    if (max > part)
+        max = part;
+    share = grown < max ? (max - grown) / AQ_WINDOW_SHARE : 0;
+    if (grow > stream->max_window - stream->window)
+        grow = stream->max_window - stream->window;
     if (share > left)
         share = left;
     return grow < share ? grow : share;
@@ -308,7 +308,7 @@ static uint64_t window_growth(const aq_conn *conn, const aq_stream *stream)
 static uint64_t window_shrinking(const aq_conn *conn, const aq_stream *stream, uint64_t delta)
 {
     const aq_budget *budget = conn->host->budget;
-    if (aq_budget_left(budget) > atomic_load_explicit(&budget->most, memory_order_relaxed) / 4)
+    if (aq_budget_left(budget) > atomic_load_explicit(&budget->max, memory_order_relaxed) / 4)
         return 0;
     return stream->grown < delta ? stream->grown : delta;
 }
@@ -319,7 +319,7 @@ static void return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now)
     if (delta < stream->window / 4)
         return;
     shrink = window_shrinking(conn, stream, delta);
-    if (shrink == 0 && stream->window < stream->most_window) {
+    if (shrink == 0 && stream->window < stream->max_window) {
         ngtcp2_conn_info info;
         ngtcp2_conn_get_conn_info(conn->quic, &info);
         if (now - stream->returned_at < 4 * info.smoothed_rtt)
@@ -426,7 +426,7 @@ int aq_conn_make_room(aq_conn *conn, const aq_stream *stream)
 static uint64_t to_shed(const aq_conn *conn, uint64_t held)
 {
     uint64_t left = aq_budget_left(conn->host->budget);
-    uint64_t quarter = atomic_load_explicit(&conn->host->budget->most, memory_order_relaxed) / 4;
+    uint64_t quarter = atomic_load_explicit(&conn->host->budget->max, memory_order_relaxed) / 4;
     uint64_t need = left < quarter ? quarter - left : 0;
     if (need < held / 16)
         need = held / 16;
@@ -591,7 +591,7 @@ static void receive_uni(aq_conn *conn, aq_incoming *incoming, int fin, const uin
     size_t command_length, used;
     const char *problem = "";
     int outcome;
-    if (conn->admitted)
+    if (conn->joined)
         ngtcp2_conn_extend_max_stream_offset(conn->quic, incoming->quic_id, length);
     aq_conn_consumed(conn, length);
     if (incoming->done) {
@@ -781,13 +781,13 @@ static int on_stream_reset(ngtcp2_conn *quic, int64_t id, uint64_t final_size, u
     return 0;
 }
 
-static int on_extend_stream(ngtcp2_conn *quic, int64_t id, uint64_t most, void *user, void *stream_user)
+static int on_extend_stream(ngtcp2_conn *quic, int64_t id, uint64_t max, void *user, void *stream_user)
 {
     aq_conn *conn = user;
     enum aq_stream_tag *tag = stream_user;
     AQ_UNUSED(quic);
     AQ_UNUSED(id);
-    AQ_UNUSED(most);
+    AQ_UNUSED(max);
     if (tag != NULL && *tag == AQ_TAG_BIDI) {
         aq_stream *stream = AQ_TAGGED(tag, aq_stream);
         stream->blocked = 0;
@@ -802,11 +802,11 @@ static int on_extend_stream(ngtcp2_conn *quic, int64_t id, uint64_t most, void *
     return 0;
 }
 
-static int on_extend_streams(ngtcp2_conn *quic, uint64_t most, void *user)
+static int on_extend_streams(ngtcp2_conn *quic, uint64_t max, void *user)
 {
     aq_conn *conn = user;
     AQ_UNUSED(quic);
-    AQ_UNUSED(most);
+    AQ_UNUSED(max);
     conn->host->touch(conn->host->engine, conn); /* aq_conn_write() opens waiting streams */
     return 0;
 }

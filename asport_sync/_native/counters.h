@@ -31,13 +31,13 @@
     X(connections_refused)        /* over a limit of the endpoint, or with an invalid Retry token */                   \
     X(connections_refused_source) /* too many unauthenticated clients of this source */                                \
     X(connections_flooding)       /* closed for too many packets before authentication */                              \
-    X(initials_put_off)           /* dropped: handshakes have used up their share of the time */                       \
+    X(initials_deferred)          /* dropped: handshakes have used up their share of the time */                       \
     X(initials_dropped)           /* the first packet of a new connection was not a valid one */                       \
     X(answers_suppressed) /* stateless answers over the rate limit, or not sent because the socket buffer was full */  \
     X(connections_closed)                                                                                              \
     X(connections_migrated) /* clients: moved to another local address */                                              \
-    X(handshakes_completed)                                                                                            \
-    X(handshakes_failed)                                                                                               \
+    X(quic_handshakes_completed)                                                                                       \
+    X(quic_handshakes_failed)                                                                                          \
     X(streams_opened)                                                                                                  \
     X(streams_accepted)                                                                                                \
     X(streams_reset_by_peer)                                                                                           \
@@ -54,32 +54,32 @@
     X(relays_stopped)                                                                                                  \
     X(tcp_accepted)                                                                                                    \
     X(tcp_accept_errors)                                                                                               \
-    X(tcp_accept_put_off) /* the port has used its fair share of the descriptors; connections wait in the backlog */   \
-    X(tcp_taken_back) /* reset, from a port above its fair share, for a port below its own or for a joining client */  \
+    X(tcp_accept_deferred) /* the port has used its fair share of the descriptors; connections wait in the backlog */  \
+    X(tcp_shed) /* reset, from a port above its fair share, for a port below its own or for a joining client */        \
     X(tcp_drop_stream_limit) /* too many streams already wait for the peer to grant one, or no memory */               \
     X(tcp_dialled)           /* connections to the local service opened by the engine */                               \
     X(tcp_dial_failures)     /* left to Python, which tries again and reports the reason */                            \
     X(relays_timed_out)      /* included in relays_socket_error: the TCP peer stopped responding */                    \
-    X(relays_cut_short)      /* the remaining data made no progress for AQ_ENDING_PATIENCE */                          \
+    X(relays_cut_short)      /* the remaining data made no progress for AQ_ENDING_GRACE_PERIOD */                      \
     X(stream_bytes_dropped)  /* read from a socket or the peer, but not passed on because the other side had ended */  \
     X(stream_bytes_sent)                                                                                               \
     X(stream_bytes_received)                                                                                           \
     X(commands_sent)                                                                                                   \
     X(command_drop_queue_full) /* the peer accepts none: it grants no streams or does not acknowledge */               \
     X(commands_received)                                                                                               \
-    X(command_bytes_ignored)    /* bytes after a command on its stream */                                              \
-    X(commands_late)            /* streams ended because their command was not complete in time */                     \
-    X(violations)               /* data from a peer that breaks the framing rules */                                   \
-    X(packets_sent)             /* whole UDP packets handed to QUIC */                                                 \
-    X(packets_received)         /* whole UDP packets received through QUIC */                                          \
-    X(packet_drop_queue_full)   /* oldest dropped: more than datagram_queue bytes were waiting */                      \
-    X(packet_drop_ring_full)    /* newest dropped: the engine was too slow to make room */                             \
-    X(packet_drop_too_big)      /* more than 255 fragments, or the path MTU shrank meanwhile */                        \
-    X(carrier_asked)            /* clients whose carrier was probed with a Packet sent without its payload */          \
-    X(carrier_told_datagram)    /* of those, the ones that refused it on a stream */                                   \
-    X(carrier_taken_stream)     /* of those, the ones that did not refuse it in time */                                \
-    X(packet_drop_carrier)      /* the peer accepts no DATAGRAM frames */                                              \
-    X(packet_drop_not_admitted) /* before authentication, or UDP not granted */                                        \
+    X(command_bytes_ignored)  /* bytes after a command on its stream */                                                \
+    X(commands_late)          /* streams ended because their command was not complete in time */                       \
+    X(violations)             /* data from a peer that breaks the framing rules */                                     \
+    X(packets_sent)           /* whole UDP packets handed to QUIC */                                                   \
+    X(packets_received)       /* whole UDP packets received through QUIC */                                            \
+    X(packet_drop_queue_full) /* oldest dropped: more than datagram_queue bytes were waiting */                        \
+    X(packet_drop_ring_full)  /* newest dropped: the engine was too slow to make room */                               \
+    X(packet_drop_too_big)    /* more than 255 fragments, or the path MTU shrank meanwhile */                          \
+    X(carrier_asked)          /* clients whose carrier was probed with a Packet sent without its payload */            \
+    X(carrier_told_datagram)  /* of those, the ones that refused it on a stream */                                     \
+    X(carrier_taken_stream)   /* of those, the ones that did not refuse it in time */                                  \
+    X(packet_drop_carrier)    /* the peer accepts no DATAGRAM frames */                                                \
+    X(packet_drop_not_joined) /* before authentication, or UDP not granted */                                          \
     X(packet_drop_unknown_association)                                                                                 \
     X(packet_drop_wrong_address)                                                                                       \
     X(packet_drop_association_refused) /* waited for an association that was refused */                                \

@@ -6,10 +6,10 @@
 
 /* Number of descriptors that can be marked: the kernel's default maximum per process (fs.nr_open). The marks take 128
  * KiB, of which only written pages use memory. A descriptor with a higher number stays open in a child. */
-#define MOST (1 << 20)
+#define MAX_DESCRIPTORS (1 << 20)
 #define BITS 64
 
-static _Atomic uint64_t marks[MOST / BITS];
+static _Atomic uint64_t marks[MAX_DESCRIPTORS / BITS];
 
 /* Held while one of our descriptors is open without its mark, and during a fork. */
 static pthread_mutex_t no_fork = PTHREAD_MUTEX_INITIALIZER;
@@ -40,14 +40,14 @@ __attribute__((constructor)) static void watch_forks(void)
 
 int aq_fd_keep(int fd)
 {
-    if (fd >= 0 && fd < MOST)
+    if (fd >= 0 && fd < MAX_DESCRIPTORS)
         atomic_fetch_or_explicit(&marks[fd / BITS], 1ULL << (fd % BITS), memory_order_relaxed);
     return fd;
 }
 
 int aq_fd_release(int fd)
 {
-    if (fd >= 0 && fd < MOST)
+    if (fd >= 0 && fd < MAX_DESCRIPTORS)
         atomic_fetch_and_explicit(&marks[fd / BITS], ~(1ULL << (fd % BITS)), memory_order_relaxed);
     return fd;
 }
@@ -66,7 +66,7 @@ void aq_descriptor_taken(int32_t fd)
 
 void aq_forked(void)
 {
-    for (int i = 0; i < MOST / BITS; i++) {
+    for (int i = 0; i < MAX_DESCRIPTORS / BITS; i++) {
         uint64_t word = atomic_exchange_explicit(&marks[i], 0, memory_order_relaxed);
         for (int bit = 0; word != 0; bit++, word >>= 1) {
             if (word & 1)

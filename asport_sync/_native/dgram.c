@@ -7,7 +7,7 @@
 #define WRAP_MARK 0x80000000U
 #define ALIGNMENT 16U
 /* Minimum size in bytes. A ring must hold several of the largest records, whatever the limit. */
-#define LEAST_CAPACITY (512U * 1024U)
+#define MIN_CAPACITY (512U * 1024U)
 /* Offset in bytes from which on an empty queue returns to the ring's beginning; larger than any record. */
 #define REWIND_AFTER (128U * 1024U)
 
@@ -19,7 +19,7 @@ static uint64_t record_size(size_t payload)
 
 int aq_dgram_init(aq_dgram *queue, uint64_t limit)
 {
-    uint64_t capacity = LEAST_CAPACITY;
+    uint64_t capacity = MIN_CAPACITY;
     void *ring;
     while (capacity < 2 * limit)
         capacity *= 2;

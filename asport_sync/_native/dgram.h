@@ -1,5 +1,5 @@
 /* UDP packets waiting to be sent on a connection: a byte ring with one producer, the thread that reads a UDP socket
- * (pump or engine) and holds the mutex of the flows, and one consumer, the engine thread.
+ * (pump or engine) and holds the mutex of the associations, and one consumer, the engine thread.
  *
  * A record is a whole UDP packet after its Packet header for the unfragmented case. Whether it must be fragmented is
  * decided when it is sent, by the path MTU at that time. Limited in bytes: the consumer drops the oldest records beyond

@@ -20,14 +20,14 @@
 /* How long tokens are made with the same key. After as long again, knowing the key is useless. Much longer than a token
  * is valid. */
 #define TOKEN_KEY_LIFETIME (3600 * AQ_NSEC_PER_SEC)
-/* Handshakes may use 1/HANDSHAKE_SHARE of the engine's time, and its idle time. So joined clients keep most of the
+/* Handshakes may use 1/HANDSHAKE_PART of the engine's time, and its idle time. So joined clients keep most of the
  * engine however many others try to connect; what joined clients do not need is available to the others. */
-#define HANDSHAKE_SHARE 8
+#define HANDSHAKE_PART 8
 /* Handshakes get no idle time while at least this many clients are, or recently were, unauthenticated (decays by 50 per
  * second): while the engine sleeps, other programs use the processors, among them the services of its own clients.
  * Clients that join are authenticated as fast as they arrive, so even a large number of them stays below this limit, or
  * drops below it again. */
-#define MANY_FOR_NOTHING 250
+#define MANY_UNAUTHENTICATED 250
 /* Maximum time saved up for handshakes, or overdrawn: many clients that arrive at once, after a restart or a network
  * failure, are not delayed at first. */
 #define HANDSHAKE_CREDIT ((int64_t)(100 * AQ_NSEC_PER_MSEC))
@@ -153,7 +153,7 @@ void aq_endpoint_leave_half_open(aq_conn *conn)
     conn->half_open = 0;
     conn->endpoint->half_open--;
     if (conn->source != NULL)
-        aq_sources_leave(&conn->endpoint->sources, conn->source, conn->admitted, aq_now());
+        aq_sources_leave(&conn->endpoint->sources, conn->source, conn->joined, aq_now());
     conn->source = NULL;
 }
 
@@ -171,11 +171,11 @@ static int is_denied(int error)
     return error == -EPERM || error == -EACCES || error == -ENOSYS;
 }
 
-static void say_once(const aq_endpoint *endpoint, unsigned bit, const char *what, int error)
+static void log_once(const aq_endpoint *endpoint, unsigned bit, const char *what, int error)
 {
     const aq_conn_host *host = endpoint->host;
-    if (host->said != NULL)
-        aq_events_say_once(host->events, host->said, bit, what, -error);
+    if (host->logged != NULL)
+        aq_events_log_once(host->events, host->logged, bit, what, -error);
 }
 
 int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sockaddr *local, uint8_t ecn,
@@ -188,7 +188,7 @@ int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sock
     if (result < 0)
         aq_count(counters, AQ_C_quic_send_errors, 1);
     if (is_denied(result))
-        say_once(endpoint, AQ_SAID_SEND, "the system refuses to send QUIC packets (check firewall and seccomp filter)",
+        log_once(endpoint, AQ_LOGGED_SEND, "the system refuses to send QUIC packets (check firewall and seccomp filter)",
                  result);
     if (!endpoint->is_server && is_unreachable(result))
         aq_conn_suspect(conn, conn->now);
@@ -272,12 +272,12 @@ static void reset_stateless(aq_endpoint *endpoint, const arrival *packet, const 
 {
     /* 16 bytes of token and at least 5 of noise. Shorter than the packet that it answers, so that two endpoints cannot
      * reset each other in a loop. */
-    enum { LEAST = NGTCP2_STATELESS_RESET_TOKENLEN + NGTCP2_MIN_STATELESS_RESET_RANDLEN };
+    enum { MIN_LENGTH = NGTCP2_STATELESS_RESET_TOKENLEN + NGTCP2_MIN_STATELESS_RESET_RANDLEN };
     uint8_t out[64], noise[64], token[NGTCP2_STATELESS_RESET_TOKENLEN];
     size_t noise_length = NGTCP2_MIN_STATELESS_RESET_RANDLEN;
     ngtcp2_cid cid;
     ngtcp2_ssize length;
-    if (packet->length <= LEAST + 1 || !may_answer(endpoint, AQ_ANSWER_RESET, packet->now))
+    if (packet->length <= MIN_LENGTH + 1 || !may_answer(endpoint, AQ_ANSWER_RESET, packet->now))
         return;
     if (packet->length <= 43)
         noise_length = packet->length - 1 - NGTCP2_STATELESS_RESET_TOKENLEN;
@@ -415,8 +415,8 @@ static int can_be_client(const aq_sockaddr *remote)
 static int may_begin(aq_endpoint *endpoint, uint64_t now)
 {
     uint64_t idle = *endpoint->host->idle;
-    endpoint->handshake_credit += (int64_t)((now - endpoint->credit_at) / HANDSHAKE_SHARE);
-    if (endpoint->half_open + aq_sources_spent(&endpoint->sources, now) < MANY_FOR_NOTHING)
+    endpoint->handshake_credit += (int64_t)((now - endpoint->credit_at) / HANDSHAKE_PART);
+    if (endpoint->half_open + aq_sources_failures(&endpoint->sources, now) < MANY_UNAUTHENTICATED)
         endpoint->handshake_credit += (int64_t)(idle - endpoint->idle_seen);
     endpoint->credit_at = now;
     endpoint->idle_seen = idle;
@@ -470,7 +470,7 @@ static aq_conn *meet(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_
         if (ngtcp2_accept(&header, packet->data, packet->length) == 0) {
             if (may_begin(endpoint, packet->now))
                 return accept_client(endpoint, packet, &header);
-            aq_count(endpoint->host->counters, AQ_C_initials_put_off, 1);
+            aq_count(endpoint->host->counters, AQ_C_initials_deferred, 1);
             return NULL;
         }
         if ((packet->data[0] & 0x80) == 0)
@@ -499,7 +499,7 @@ static void read_packet(aq_endpoint *endpoint, aq_conn *conn, const arrival *pac
         break;
     }
     if (aq_budget_is_short(endpoint->host->budget))
-        endpoint->host->relieve(endpoint->host->engine);
+        endpoint->host->shed_load(endpoint->host->engine);
 }
 
 static void receive_one(aq_endpoint *endpoint, const arrival *packet)
@@ -538,7 +538,7 @@ static void receive_error(aq_endpoint *endpoint, int error, uint64_t now)
     aq_conn *conn = endpoint->first;
     aq_count(endpoint->host->counters, AQ_C_quic_receive_errors, 1);
     if (is_denied(error))
-        say_once(endpoint, AQ_SAID_RECEIVE, "the system refuses to receive QUIC packets", error);
+        log_once(endpoint, AQ_LOGGED_RECEIVE, "the system refuses to receive QUIC packets", error);
     if (endpoint->is_server || conn == NULL || !is_unreachable(error))
         return;
     /* Before the handshake is complete, an ICMP error ends the wait early. Afterwards anyone could forge one, so it is
@@ -580,11 +580,11 @@ static void receive_message(aq_endpoint *endpoint, const aq_udp_message *message
     aq_count(endpoint->host->counters, AQ_C_quic_datagrams_received, packets);
 }
 
-uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now)
+uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int max, uint64_t now)
 {
     aq_udp_message messages[AQ_UDP_MESSAGES];
     uint64_t bytes = 0;
-    int count = aq_udp_receive_batch(receiver, endpoint->fd, messages, most);
+    int count = aq_udp_receive_batch(receiver, endpoint->fd, messages, max);
     if (count >= 0)
         endpoint->read_errors = 0;
     else if (endpoint->read_errors < UINT32_MAX)
@@ -592,7 +592,7 @@ uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int 
     if (count < 0)
         receive_error(endpoint, count, now);
     else
-        count_lost(endpoint, aq_udp_losses_read(&endpoint->losses, endpoint->fd, messages, count, most));
+        count_lost(endpoint, aq_udp_losses_read(&endpoint->losses, endpoint->fd, messages, count, max));
     for (int i = 0; i < count; i++) {
         bytes += messages[i].length;
         receive_message(endpoint, &messages[i], now);

@@ -47,8 +47,8 @@ aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *c
                              const aq_transport_options *options, const aq_sockaddr *remote, int64_t *error);
 void aq_endpoint_free(aq_endpoint *endpoint); /* also closes fd; its connections must be freed already */
 
-/* Reads at most `most` recvmmsg() messages, each of which may hold many packets. Returns their bytes. */
-uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int most, uint64_t now);
+/* Reads at most `max` recvmmsg() messages, each of which may hold many packets. Returns their bytes. */
+uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int max, uint64_t now);
 void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now);
 
 /* Charge the engine time spent on an unauthenticated client to the admission budget: start, do the work, charge. */

@@ -40,8 +40,8 @@
 /* A socket with this many datagrams in this time is worth waking the pump for: 80,000 per second. */
 #define UDP_BUSY_DATAGRAMS 20000
 #define UDP_BUSY_TIME (250 * AQ_NSEC_PER_MSEC)
-#define UDP_REFUSALS_APART AQ_NSEC_PER_SEC /* minimum interval between events about one local socket */
-#define UDP_REST (100 * AQ_NSEC_PER_MSEC)  /* back-off of a UDP socket that cannot be read now */
+#define UDP_REFUSALS_APART AQ_NSEC_PER_SEC    /* minimum interval between events about one local socket */
+#define UDP_BACK_OFF (100 * AQ_NSEC_PER_MSEC) /* back-off of a UDP socket that cannot be read now */
 /* The loop sleeps this long after a turn with an error that would be reported again immediately. Long enough for other
  * work on the processor, short compared with any packet's time on the path. Nanoseconds. */
 #define AFTER_FAULT (1 * AQ_NSEC_PER_MSEC)
@@ -306,13 +306,13 @@ static void run_ready(aq_engine *engine)
             }
             aq_credit_unref(credit);
         } else {
-            aq_flows *flows = (aq_flows *)(void *)node;
-            aq_conn *conn = aq_slab_get(&engine->connections, flows->connection);
+            aq_assocs *assocs = (aq_assocs *)(void *)node;
+            aq_conn *conn = aq_slab_get(&engine->connections, assocs->connection);
             if (conn != NULL) {
                 aq_conn_datagrams_ready(conn);
-                aq_slab_put(&engine->connections, flows->connection);
+                aq_slab_put(&engine->connections, assocs->connection);
             }
-            aq_flows_unref(flows);
+            aq_assocs_unref(assocs);
         }
     }
 }
@@ -332,7 +332,7 @@ int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp)
 void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch)
 {
     aq_event event = {.type = AQ_EVENT_SOURCE_UNKNOWN, .socket = udp->id};
-    aq_conn *conn = aq_slab_get(&engine->connections, udp->flows->connection);
+    aq_conn *conn = aq_slab_get(&engine->connections, udp->assocs->connection);
     for (uint32_t i = 0; i < batch->asked; i++) {
         event.peer = batch->sources[i].peer;
         event.local = batch->sources[i].local;
@@ -340,7 +340,7 @@ void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *bat
             aq_udp_drop_source(udp, &batch->sources[i]);
     }
     if (conn != NULL)
-        aq_slab_put(&engine->connections, udp->flows->connection);
+        aq_slab_put(&engine->connections, udp->assocs->connection);
 }
 
 /* Returns whether the pump should read the socket from now on. */
@@ -358,7 +358,7 @@ static int wants_pump(aq_engine *engine, aq_udp *udp, uint32_t received)
 
 static void hand_to_pump(aq_engine *engine, const aq_udp *udp)
 {
-    aq_event event = {.type = AQ_EVENT_UDP_BULK, .connection = udp->flows->connection, .socket = udp->id};
+    aq_event event = {.type = AQ_EVENT_UDP_LARGE_TRANSFER, .connection = udp->assocs->connection, .socket = udp->id};
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL);
     aq_count(&engine->counters, AQ_C_udp_shared, 1);
     aq_events_post(&engine->events, &event);
@@ -382,7 +382,7 @@ static void service_event(aq_engine *engine, aq_id id)
     int64_t result = AQ_OK;
     if (udp == NULL)
         return;
-    conn = aq_slab_get(&engine->connections, udp->flows->connection);
+    conn = aq_slab_get(&engine->connections, udp->assocs->connection);
     if (conn == NULL)
         result = AQ_ERR_GONE;
     for (int i = 0; i < UDP_BATCHES && result == AQ_OK; i++) {
@@ -405,12 +405,12 @@ static void service_event(aq_engine *engine, aq_id id)
         epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL); /* Python is about to close it */
     } else if (result != AQ_OK) {
         aq_count(&engine->counters, AQ_C_udp_receive_errors, 1);
-        aq_engine_rest(engine, id, udp->fd, UDP_REST);
+        aq_engine_back_off(engine, id, udp->fd, UDP_BACK_OFF);
     } else if (wants_pump(engine, udp, received)) {
         hand_to_pump(engine, udp);
     }
     if (conn != NULL)
-        aq_slab_put(&engine->connections, udp->flows->connection);
+        aq_slab_put(&engine->connections, udp->assocs->connection);
     aq_slab_put(&engine->udps, id);
 }
 
@@ -466,9 +466,9 @@ static void sweep_endpoints(aq_engine *engine)
 static void run_timers(aq_engine *engine)
 {
     aq_engine_dial_timers(engine);
-    aq_engine_run_looks(engine);
-    if (engine->resting_length > 0)
-        aq_engine_run_resting(engine);
+    aq_engine_run_checks(engine);
+    if (engine->backed_off_length > 0)
+        aq_engine_run_back_offs(engine);
     aq_engine_run_pauses(engine, engine->now);
     while (engine->heap_length > 0 && engine->heap[0]->expiry <= engine->now) {
         aq_conn *conn = engine->heap[0];
@@ -495,7 +495,7 @@ static void run_timers(aq_engine *engine)
 static void run_writes(aq_engine *engine)
 {
     aq_conn *conn = engine->touched_first, *next;
-    int most = aq_engine_is_interactive(engine) ? TRAINS_SHORT : TRAINS_LONG;
+    int max = aq_engine_is_interactive(engine) ? TRAINS_SHORT : TRAINS_LONG;
     engine->touched_first = engine->touched_last = NULL;
     for (; conn != NULL; conn = next) {
         int trains = 0, more;
@@ -504,7 +504,7 @@ static void run_writes(aq_engine *engine)
         conn->touched = 0;
         do {
             more = aq_conn_write(conn, engine->now);
-        } while (more && ++trains < most);
+        } while (more && ++trains < max);
         aq_endpoint_charge(conn->endpoint, began);
         if (conn->endpoint->blocked != conn->endpoint->waits_writable)
             engine->endpoints_dirty = 1; /* EPOLLOUT must be enabled or disabled */
@@ -548,11 +548,11 @@ static uint64_t next_timer(const aq_engine *engine)
         expiry = engine->dial_first->deadline;
     if (aq_engine_memory_timer(engine) < expiry)
         expiry = aq_engine_memory_timer(engine);
-    if (engine->look_first != NULL && engine->look_first->look_at < expiry)
-        expiry = engine->look_first->look_at;
-    for (size_t i = 0; i < engine->resting_length; i++) {
-        if (engine->resting[i].until < expiry)
-            expiry = engine->resting[i].until;
+    if (engine->check_first != NULL && engine->check_first->check_at < expiry)
+        expiry = engine->check_first->check_at;
+    for (size_t i = 0; i < engine->backed_off_length; i++) {
+        if (engine->backed_off[i].until < expiry)
+            expiry = engine->backed_off[i].until;
     }
     return expiry;
 }
@@ -576,7 +576,7 @@ static int wait_for_events(aq_engine *engine, struct epoll_event *events, const 
     if (count < 0 && errno != EINTR)
         count = epoll_pwait(engine->epoll, events, EPOLL_EVENTS, milliseconds, NULL);
     if (count < 0 && errno != EINTR) {
-        aq_events_say_once(&engine->events, &engine->said, AQ_SAID_WAIT, "the engine cannot wait for its sockets",
+        aq_events_log_once(&engine->events, &engine->logged, AQ_LOGGED_WAIT, "the engine cannot wait for its sockets",
                            errno);
         nap(CANNOT_WAIT);
     }
@@ -784,7 +784,7 @@ void aq_engine_host_functions(aq_conn_host *host)
     host->touch = aq_engine_touch;
     host->touch_stream = aq_engine_touch_stream;
     host->end_later = end_later;
-    host->relieve = aq_engine_relieve;
+    host->shed_load = aq_engine_shed_load;
     host->forget = forget;
     host->route = aq_endpoint_route;
     host->unroute = aq_endpoint_unroute;

@@ -27,12 +27,12 @@ enum aq_command_kind {
     AQ_DO_EXPORT,
     AQ_DO_SEND,
     AQ_DO_HEARTBEAT,
-    AQ_DO_ADMIT,
+    AQ_DO_SET_JOINED,
     AQ_DO_PROBE,
     AQ_DO_INFO,
     AQ_DO_OPEN_STREAM,
     AQ_DO_ATTACH,
-    AQ_DO_FLOW_READY,
+    AQ_DO_ASSOCIATION_READY,
     AQ_DO_WATCH_UDP,
     AQ_DO_CLOSE_UDP,
     AQ_DO_MOVE_UDP,
@@ -43,7 +43,7 @@ enum aq_command_kind {
 };
 
 /* Queue limit of commands for the engine; producers block when it is full. */
-#define AQ_COMMANDS_MOST 16384
+#define AQ_COMMANDS_MAX 16384
 #define AQ_COMMAND_BYTES 256 /* maximum for aq_connection_send() */
 
 /* One command for the engine. A command whose caller waits for it lives on the caller's stack; others live on the heap
@@ -100,7 +100,7 @@ typedef struct {
     aq_stream *first, *last;
 } aq_pause_list;
 
-/* How many descriptors public TCP connections may use, see share.c. Engine thread only. */
+/* How many descriptors public TCP connections may use, see fair_share.c. Engine thread only. */
 typedef struct {
     aq_listener *first; /* listeners in service */
     uint32_t ports;     /* their number */
@@ -108,10 +108,10 @@ typedef struct {
     uint32_t limit;
     uint32_t others;  /* open descriptors in addition to accepted sockets */
     uint32_t budget;  /* maximum number of accepted sockets */
-    uint64_t looked;  /* time of the last check; 0: check now */
+    uint64_t checked; /* time of the last check; 0: check now */
     uint64_t counted; /* time when open descriptors were last counted; 0: never */
     uint64_t took;    /* nanoseconds that counting took */
-} aq_shares;
+} aq_fair_shares;
 
 enum aq_engine_state { AQ_ENGINE_NEW, AQ_ENGINE_RUNNING, AQ_ENGINE_STOPPED };
 
@@ -156,8 +156,8 @@ struct aq_engine {
     aq_udp_receiver *receiver;
     int epoll;
     int has_epoll_pwait2;
-    unsigned said; /* bits of the messages already logged, see events.h */
-    int faulty;    /* an error in this turn would end the next idle wait immediately */
+    unsigned logged; /* bits of the messages already logged, see events.h */
+    int faulty;      /* an error in this turn would end the next idle wait immediately */
     aq_conn *touched_first, *touched_last;
     aq_stream *touched_streams, *touched_streams_last; /* each with a reference */
     aq_pause_list pauses[AQ_PAUSES];                   /* indexed by stream->pause */
@@ -167,22 +167,22 @@ struct aq_engine {
     uint32_t heap_length, heap_capacity;
     aq_endpoint **all_endpoints;
     size_t endpoints_length, endpoints_capacity;
-    int endpoints_dirty;               /* some may be over, or wait for room in their socket */
-    aq_stream *dial_first, *dial_last; /* being dialled, by deadline */
-    aq_stream *look_first, *look_last; /* with sockets to be checked, by look_at */
-    aq_shares shares;
+    int endpoints_dirty;                 /* some may be over, or wait for room in their socket */
+    aq_stream *dial_first, *dial_last;   /* being dialled, by deadline */
+    aq_stream *check_first, *check_last; /* with sockets to be checked, by look_at */
+    aq_fair_shares shares;
     struct {
         aq_id id;
         uint64_t until;
-    } * resting; /* listeners and UDP sockets in back-off, out of epoll */
-    size_t resting_length, resting_capacity;
+    } * backed_off; /* listeners and UDP sockets in back-off, out of epoll */
+    size_t backed_off_length, backed_off_capacity;
     int *closing_fds; /* to be closed once the datagrams collected for them are sent */
     size_t closing_fds_length, closing_fds_capacity;
     uint64_t now;
     uint64_t read;             /* bytes of QUIC packets received in the last turn */
     uint64_t idle;             /* total nanoseconds of idle waits */
-    uint64_t relieve_next;     /* no load shedding before this time */
-    uint64_t relieve_said;     /* time of the last log line about load shedding; 0: never */
+    uint64_t shed_next;        /* no load shedding before this time */
+    uint64_t shed_logged;      /* time of the last log line about load shedding; 0: never */
     uint64_t memory_next;      /* time of the next memory check */
     uint64_t memory_peak;      /* maximum number of bytes in use since memory was last returned, estimated */
     int memory_skipped;        /* this turn passed without a check */
@@ -227,14 +227,14 @@ int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint);
 int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp);
 /* [engine or pump] Asks Python about each new source. If it cannot be asked, the waiting datagrams are dropped. */
 void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch);
-/* engine_rest.c */
-void aq_engine_rest(aq_engine *engine, aq_id id, int fd, uint64_t duration);
-void aq_engine_rest_stream(aq_engine *engine, aq_stream *stream); /* for the length of stream->pause */
-void aq_engine_run_pauses(aq_engine *engine, uint64_t until);     /* those that end by then */
-uint64_t aq_engine_next_pause(const aq_engine *engine);           /* end of the next one; UINT64_MAX: none */
-void aq_engine_run_resting(aq_engine *engine);
+/* engine_back_off.c */
+void aq_engine_back_off(aq_engine *engine, aq_id id, int fd, uint64_t duration);
+void aq_engine_pause_stream(aq_engine *engine, aq_stream *stream); /* for the length of stream->pause */
+void aq_engine_run_pauses(aq_engine *engine, uint64_t until);      /* those that end by then */
+uint64_t aq_engine_next_pause(const aq_engine *engine);            /* end of the next one; UINT64_MAX: none */
+void aq_engine_run_back_offs(aq_engine *engine);
 /* engine_memory.c */
-void aq_engine_relieve(void *engine);                     /* sheds load if the receive budget is short */
+void aq_engine_shed_load(void *engine);                   /* sheds load if the receive budget is short */
 void aq_engine_give_back_memory(aq_engine *engine);       /* to the system, after a large drop in use */
 uint64_t aq_engine_memory_timer(const aq_engine *engine); /* time of the next check; UINT64_MAX: never */
 /* tcp.c */
@@ -242,19 +242,20 @@ void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes ov
 void aq_engine_serve(aq_engine *engine, aq_stream *stream);          /* moves what can be moved */
 void aq_engine_dial(aq_engine *engine, aq_stream *stream);
 void aq_engine_dial_timers(aq_engine *engine);
-void aq_engine_run_looks(aq_engine *engine); /* checks sockets whose TCP peers may be gone */
+void aq_engine_run_checks(aq_engine *engine); /* checks sockets whose TCP peers may be gone */
 void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events);
 int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener, aq_credit *credit);
 int64_t aq_engine_listen_again(aq_engine *engine, aq_listener *listener); /* after a back-off */
 void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener);
 void aq_engine_accept(aq_engine *engine, aq_id id);
-void aq_engine_take_back(aq_engine *engine, aq_stream *stream); /* resets an accepted, attached stream */
-/* share.c */
-void aq_shares_look(aq_engine *engine);                          /* call before accepting */
-int aq_shares_allow(aq_engine *engine, const aq_credit *credit); /* whether this connection's port may accept one */
-void aq_shares_enter(aq_engine *engine, aq_listener *listener);  /* now in service */
-void aq_shares_leave(aq_engine *engine, aq_listener *listener);
-void aq_shares_short(aq_engine *engine); /* call when accept() found no descriptor */
+void aq_engine_shed_stream(aq_engine *engine, aq_stream *stream); /* resets an accepted, attached stream */
+/* fair_share.c */
+void aq_fair_shares_check(aq_engine *engine); /* call before accepting */
+int aq_fair_shares_allow(aq_engine *engine,
+                         const aq_credit *credit);                   /* whether this connection's port may accept one */
+void aq_fair_shares_enter(aq_engine *engine, aq_listener *listener); /* now in service */
+void aq_fair_shares_leave(aq_engine *engine, aq_listener *listener);
+void aq_fair_shares_short(aq_engine *engine); /* call when accept() found no descriptor */
 void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result); /* [any] */
 void aq_engine_run_commands(aq_engine *engine);
 

@@ -20,10 +20,10 @@ static int hand_over(aq_engine *engine, aq_engine_command *command)
     int accepted;
     command->next = NULL;
     pthread_mutex_lock(&engine->command_mutex);
-    if (engine->commands_length >= AQ_COMMANDS_MOST && !atomic_load(&engine->stopping)) {
+    if (engine->commands_length >= AQ_COMMANDS_MAX && !atomic_load(&engine->stopping)) {
         aq_count(&engine->counters, AQ_C_commands_waited, 1);
         engine->commands_waiters++;
-        while (engine->commands_length >= AQ_COMMANDS_MOST && !atomic_load(&engine->stopping))
+        while (engine->commands_length >= AQ_COMMANDS_MAX && !atomic_load(&engine->stopping))
             pthread_cond_wait(&engine->command_done, &engine->command_mutex);
         engine->commands_waiters--;
     }
@@ -301,16 +301,16 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
         return aq_conn_send_command(conn, command->data, command->length);
     case AQ_DO_HEARTBEAT:
         return aq_conn_set_heartbeat(conn, command->data, command->length, command->a, engine->now);
-    case AQ_DO_ADMIT:
-        return aq_conn_admit(conn, (enum aq_carrier)command->a, command->b != 0);
+    case AQ_DO_SET_JOINED:
+        return aq_conn_set_joined(conn, (enum aq_carrier)command->a, command->b != 0);
     case AQ_DO_PROBE:
         return aq_conn_probe(conn, command->a, command->b, engine->now);
     case AQ_DO_MIGRATE:
         return do_migrate(engine, conn, command->fd);
     case AQ_DO_INFO:
         return aq_conn_get_info(conn, command->output, engine->now);
-    case AQ_DO_FLOW_READY:
-        aq_conn_flow_ready(conn, (uint16_t)command->a, command->b != 0, engine->now);
+    case AQ_DO_ASSOCIATION_READY:
+        aq_conn_association_ready(conn, (uint16_t)command->a, command->b != 0, engine->now);
         return AQ_OK;
     case AQ_DO_DIAL:
         conn->dial_to = dial->to;
@@ -360,7 +360,7 @@ static int64_t do_move_udp(aq_engine *engine, const aq_engine_command *command)
 {
     const aq_move_request *request = command->input;
     aq_udp *udp = aq_slab_get(&engine->udps, command->id);
-    aq_conn *conn = udp != NULL ? aq_slab_get(&engine->connections, udp->flows->connection) : NULL;
+    aq_conn *conn = udp != NULL ? aq_slab_get(&engine->connections, udp->assocs->connection) : NULL;
     int64_t result = conn != NULL && conn->quic != NULL ? AQ_OK : AQ_ERR_GONE;
     if (result == AQ_OK) {
         int64_t watched;
@@ -378,7 +378,7 @@ static int64_t do_move_udp(aq_engine *engine, const aq_engine_command *command)
     }
     aq_fd_close(command->fd);
     if (conn != NULL)
-        aq_slab_put(&engine->connections, udp->flows->connection);
+        aq_slab_put(&engine->connections, udp->assocs->connection);
     if (udp != NULL)
         aq_slab_put(&engine->udps, command->id);
     return result;

@@ -30,7 +30,7 @@ int aq_events_init(aq_events *events, aq_counters *counters)
 /* Closes the descriptor that an undelivered event would have handed over. */
 static void drop(const aq_event *event)
 {
-    if (event->type == AQ_EVENT_STREAM_BULK)
+    if (event->type == AQ_EVENT_STREAM_LARGE_TRANSFER)
         aq_fd_close((int)event->value);
 }
 
@@ -88,14 +88,14 @@ uint32_t aq_events_backlog(aq_events *events)
     return length;
 }
 
-void aq_events_say_once(aq_events *events, unsigned *said, unsigned bit, const char *what, int error)
+void aq_events_log_once(aq_events *events, unsigned *logged, unsigned bit, const char *what, int error)
 {
     aq_event event = {.type = AQ_EVENT_LOG, .code = 30}; /* WARNING in Python's logging */
     char words[128];
     int length;
-    if (*said & bit)
+    if (*logged & bit)
         return;
-    *said |= bit;
+    *logged |= bit;
     length = snprintf((char *)event.data, sizeof(event.data), "%s: %s", what, strerror_r(error, words, sizeof(words)));
     event.length = (uint32_t)length < sizeof(event.data) ? (uint32_t)length : (uint32_t)sizeof(event.data) - 1;
     aq_events_post(events, &event);
@@ -109,7 +109,7 @@ void aq_events_close(aq_events *events)
     pthread_mutex_unlock(&events->mutex);
 }
 
-int64_t aq_events_take(aq_events *events, aq_event *out, uint32_t most, int32_t timeout_ms)
+int64_t aq_events_take(aq_events *events, aq_event *out, uint32_t max, int32_t timeout_ms)
 {
     struct timespec deadline;
     int64_t result;
@@ -130,7 +130,7 @@ int64_t aq_events_take(aq_events *events, aq_event *out, uint32_t most, int32_t 
     if (events->length == 0) {
         result = events->closed ? AQ_ERR_STOPPED : 0;
     } else {
-        uint32_t count = events->length < most ? events->length : most;
+        uint32_t count = events->length < max ? events->length : max;
         for (uint32_t i = 0; i < count; i++)
             out[i] = events->ring[(events->first + i) & (events->capacity - 1)];
         events->first = (events->first + count) & (events->capacity - 1);

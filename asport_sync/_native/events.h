@@ -24,13 +24,13 @@ int aq_events_init(aq_events *events, aq_counters *counters); /* returns 0 or AQ
 void aq_events_destroy(aq_events *events);
 void aq_events_post(aq_events *events, const aq_event *event); /* [any] copies */
 uint32_t aq_events_backlog(aq_events *events);                 /* [any] returns the number of waiting events */
-/* [engine] Posts a log line at level WARNING: `what` and the text of an errno. Only once for each bit of *said, because
- * the cause is unlikely to change while this process runs. */
-enum { AQ_SAID_WAIT = 1, AQ_SAID_RECEIVE = 2, AQ_SAID_SEND = 4 };
-void aq_events_say_once(aq_events *events, unsigned *said, unsigned bit, const char *what, int error);
+/* [engine] Posts a log line at level WARNING: `what` and the text of an errno. Only once for each bit of *logged,
+ * because the cause is unlikely to change while this process runs. */
+enum { AQ_LOGGED_WAIT = 1, AQ_LOGGED_RECEIVE = 2, AQ_LOGGED_SEND = 4 };
+void aq_events_log_once(aq_events *events, unsigned *logged, unsigned bit, const char *what, int error);
 void aq_events_close(aq_events *events); /* [any] the consumer gets the waiting events, then AQ_ERR_STOPPED */
-/* [events] Takes up to `most` events, waiting up to timeout_ms for the first; negative: without a limit. Returns their
+/* [events] Takes up to `max` events, waiting up to timeout_ms for the first; negative: without a limit. Returns their
  * number, 0 after the timeout, or AQ_ERR_STOPPED. */
-int64_t aq_events_take(aq_events *events, aq_event *out, uint32_t most, int32_t timeout_ms);
+int64_t aq_events_take(aq_events *events, aq_event *out, uint32_t max, int32_t timeout_ms);
 
 #endif

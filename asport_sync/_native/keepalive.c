@@ -9,14 +9,14 @@
 /* Number of checks within the time after which a silent peer is gone. This many guarantee an interval between two
  * checks that is silent if the peer is, and one that contains the answer to a retransmission or window probe if there
  * is one. */
-#define LOOKS 4
+#define CHECKS 4
 /* Nanoseconds. The kernel's timestamp of the last acknowledgement has the resolution of its ticks, at most 10 ms. The
  * last check may have seen an acknowledgement that arrived this close to it. */
 #define COARSE (20 * AQ_NSEC_PER_MSEC)
 
 void aq_keepalive_init(aq_keepalive *keepalive, uint32_t idle)
 {
-    *keepalive = (aq_keepalive){.idle = idle, .looked = aq_now(), .written = UINT64_MAX};
+    *keepalive = (aq_keepalive){.idle = idle, .checked = aq_now(), .written = UINT64_MAX};
 }
 
 /* Returns the seconds between two probes. */
@@ -27,7 +27,7 @@ static uint32_t interval(const aq_keepalive *keepalive)
 
 /* Returns the nanoseconds of silence after which the peer is gone. They include the wait for the last probe's answer.
  */
-static uint64_t patience(const aq_keepalive *keepalive)
+static uint64_t grace_period(const aq_keepalive *keepalive)
 {
     return (keepalive->idle + AQ_KEEPALIVE_PROBES * interval(keepalive)) * AQ_NSEC_PER_SEC;
 }
@@ -51,14 +51,14 @@ void aq_keepalive_begin(const aq_keepalive *keepalive, int fd)
 
 uint64_t aq_keepalive_period(const aq_keepalive *keepalive)
 {
-    return patience(keepalive) / LOOKS;
+    return grace_period(keepalive) / CHECKS;
 }
 
 uint64_t aq_keepalive_due(const aq_keepalive *keepalive, uint64_t written)
 {
     if (keepalive->idle == 0 || (!keepalive->waits && written == keepalive->written))
         return UINT64_MAX;
-    return keepalive->looked + aq_keepalive_period(keepalive);
+    return keepalive->checked + aq_keepalive_period(keepalive);
 }
 
 /* Returns the nanoseconds since the last acknowledgement from the peer, new or duplicate. */
@@ -73,16 +73,16 @@ static uint64_t silence(int fd)
 
 static int is_gone(aq_keepalive *keepalive, int fd, uint64_t now)
 {
-    uint64_t silent = silence(fd), most = patience(keepalive);
-    if (silent + COARSE < now - keepalive->looked)
+    uint64_t silent = silence(fd), max = grace_period(keepalive);
+    if (silent + COARSE < now - keepalive->checked)
         keepalive->takes_nothing = 1;
-    if (keepalive->takes_nothing && most < AQ_KEEPALIVE_LENIENCE)
-        most = AQ_KEEPALIVE_LENIENCE;
+    if (keepalive->takes_nothing && max < AQ_KEEPALIVE_LENIENCE)
+        max = AQ_KEEPALIVE_LENIENCE;
     /* When a check first found the bytes, they may already have waited for one period. */
-    return silent >= most && now - keepalive->since + aq_keepalive_period(keepalive) >= most;
+    return silent >= max && now - keepalive->since + aq_keepalive_period(keepalive) >= max;
 }
 
-enum aq_keepalive_state aq_keepalive_look(aq_keepalive *keepalive, int fd, uint64_t written, uint64_t now)
+enum aq_keepalive_state aq_keepalive_check(aq_keepalive *keepalive, int fd, uint64_t written, uint64_t now)
 {
     uint64_t acknowledged;
     int queued = 0, gone = 0;
@@ -95,7 +95,7 @@ enum aq_keepalive_state aq_keepalive_look(aq_keepalive *keepalive, int fd, uint6
     } else if (queued > 0) {
         gone = is_gone(keepalive, fd, now);
     }
-    keepalive->looked = now;
+    keepalive->checked = now;
     keepalive->written = written;
     keepalive->acknowledged = acknowledged;
     keepalive->waits = queued > 0;

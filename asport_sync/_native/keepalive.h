@@ -14,7 +14,7 @@
 #include "aq.h"
 
 /* Seconds: the maximum of TCP_KEEPIDLE on Linux. */
-#define AQ_KEEPALIVE_MOST 32767U
+#define AQ_KEEPALIVE_MAX 32767U
 /* Unanswered probes after which the peer is considered gone. */
 #define AQ_KEEPALIVE_PROBES 3U
 /* Nanoseconds of silence allowed to a peer that answered but acknowledged no new data. Window probes are up to 120 s
@@ -25,7 +25,7 @@ typedef struct {
     uint32_t idle;         /* seconds of silence before the first probe; 0: no keepalive, and nothing below is used */
     uint8_t waits;         /* 1: the last check found unacknowledged bytes */
     uint8_t takes_nothing; /* 1: the peer has answered since it last acknowledged new data */
-    uint64_t looked;       /* aq_now() of the last check */
+    uint64_t checked;      /* aq_now() of the last check */
     uint64_t since;        /* aq_now() of the check since which bytes have waited and none was acknowledged */
     uint64_t written;      /* bytes written to the socket by the last check; UINT64_MAX before the first */
     uint64_t acknowledged; /* of those, bytes acknowledged by the peer's kernel */
@@ -46,6 +46,6 @@ uint64_t aq_keepalive_period(const aq_keepalive *keepalive);
 
 /* Checks the socket. The peer is gone if bytes have waited and nothing was received from it for about twice `idle`, or
  * for at least AQ_KEEPALIVE_LENIENCE if it has answered without acknowledging new data. */
-enum aq_keepalive_state aq_keepalive_look(aq_keepalive *keepalive, int fd, uint64_t written, uint64_t now);
+enum aq_keepalive_state aq_keepalive_check(aq_keepalive *keepalive, int fd, uint64_t written, uint64_t now);
 
 #endif

@@ -19,7 +19,7 @@
 
 #define CONNECT_FIXED 2 /* bytes before the address */
 #define PACKET_FIXED 10
-#define SIZE_MOST UINT16_MAX /* the size field has two bytes; a whole packet is limited to the same size */
+#define PACKET_SIZE_MAX UINT16_MAX /* the size field has two bytes; a whole packet is limited to the same size */
 
 static uint16_t load16(const uint8_t *data)
 {
@@ -176,7 +176,7 @@ int aq_fragment_plan(size_t limit, size_t payload, int ipv6, size_t *first, size
     size_t header = PACKET_FIXED + (ipv6 ? ADDRESS_IPV6 : ADDRESS_IPV4);
     size_t later;
 
-    if (payload > SIZE_MOST || limit < header + (payload > 0))
+    if (payload > PACKET_SIZE_MAX || limit < header + (payload > 0))
         return 0;
     if (payload <= limit - header) {
         *first = payload;
@@ -202,16 +202,16 @@ typedef struct incomplete {
     struct incomplete *next;          /* in its bucket */
     uint64_t started;                 /* when the first fragment arrived */
     uint32_t key;
-    uint32_t length; /* payload bytes so far; at most SIZE_MOST */
+    uint32_t length; /* payload bytes so far; at most PACKET_SIZE_MAX */
     uint8_t total, present;
     aq_address address;    /* valid once fragment 0 has arrived */
     fragment *fragments[]; /* `total` entries; NULL: missing */
 } incomplete;
 
 struct aq_assembler {
-    uint32_t most_packets, packets;
-    size_t most_bytes, bytes; /* payload held */
-    uint64_t lifetime;        /* nanoseconds, from the first fragment on */
+    uint32_t max_packets, packets;
+    size_t max_bytes, bytes; /* payload held */
+    uint64_t lifetime;       /* nanoseconds, from the first fragment on */
     uint64_t dropped;
     incomplete *oldest, *newest;
     uint8_t *whole; /* buffer of the packet returned last */
@@ -221,22 +221,22 @@ struct aq_assembler {
 };
 
 /* There is about one bucket per packet, up to this maximum. A peer can make keys collide on purpose, but a search never
- * visits more than most_packets entries. */
+ * visits more than max_packets entries. */
 #define BUCKETS_MAX 1024U
 
-aq_assembler *aq_assembler_new(uint32_t most_packets, size_t most_bytes, uint64_t lifetime)
+aq_assembler *aq_assembler_new(uint32_t max_packets, size_t max_bytes, uint64_t lifetime)
 {
     aq_assembler *assembler;
     uint32_t buckets = 1;
 
-    assert(most_packets > 0 && most_bytes >= SIZE_MOST);
-    while (buckets < most_packets && buckets < BUCKETS_MAX)
+    assert(max_packets > 0 && max_bytes >= PACKET_SIZE_MAX);
+    while (buckets < max_packets && buckets < BUCKETS_MAX)
         buckets *= 2;
     assembler = calloc(1, sizeof(*assembler) + buckets * sizeof(assembler->buckets[0]));
     if (assembler == NULL)
         return NULL;
-    assembler->most_packets = most_packets;
-    assembler->most_bytes = most_bytes;
+    assembler->max_packets = max_packets;
+    assembler->max_bytes = max_bytes;
     assembler->lifetime = lifetime;
     assembler->bucket_mask = buckets - 1;
     return assembler;
@@ -293,7 +293,7 @@ static incomplete *add_entry(aq_assembler *assembler, uint32_t key, uint8_t tota
 
     if (entry == NULL)
         return NULL;
-    if (assembler->packets == assembler->most_packets)
+    if (assembler->packets == assembler->max_packets)
         give_up(assembler, assembler->oldest);
     entry->key = key;
     entry->total = total;
@@ -321,14 +321,14 @@ void aq_assembler_free(aq_assembler *assembler)
 }
 
 /* Keeps one fragment. Drops the oldest other packets to make room. That is always enough, because no packet alone
- * exceeds most_bytes. */
+ * exceeds max_bytes. */
 static int keep(aq_assembler *assembler, incomplete *entry, const aq_packet_header *header, const uint8_t *payload)
 {
     fragment *copy = malloc(sizeof(*copy) + header->size);
 
     if (copy == NULL)
         return AQ_ASSEMBLY_MEMORY;
-    while (assembler->bytes + header->size > assembler->most_bytes)
+    while (assembler->bytes + header->size > assembler->max_bytes)
         give_up(assembler, assembler->oldest != entry ? assembler->oldest : entry->newer);
     copy->size = header->size;
     if (header->size > 0)
@@ -399,7 +399,7 @@ int aq_assembler_add(aq_assembler *assembler, const aq_packet_header *header, co
     } else if (entry->fragments[header->index] != NULL) {
         return AQ_ASSEMBLY_DUPLICATE;
     }
-    if (entry->length + header->size > SIZE_MOST)
+    if (entry->length + header->size > PACKET_SIZE_MAX)
         result = AQ_ASSEMBLY_TOO_BIG;
     else if (entry->present + 1 == entry->total)
         result = join(assembler, entry, header, payload, out);

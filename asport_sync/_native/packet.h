@@ -80,7 +80,7 @@ typedef struct {
  * least 65,535, so that every packet has room), and their lifetime in nanoseconds from the first fragment on. Packet
  * IDs repeat after 65,536 packets. The lifetime should be shorter than the time in which a fast sender sends that many,
  * or fragments of different packets may be combined. Returns NULL if there is no memory. */
-aq_assembler *aq_assembler_new(uint32_t most_packets, size_t most_bytes, uint64_t lifetime);
+aq_assembler *aq_assembler_new(uint32_t max_packets, size_t max_bytes, uint64_t lifetime);
 void aq_assembler_free(aq_assembler *assembler);
 /* Adds a fragment; `payload` is lent and has header->size bytes. A packet of one fragment is complete at once and not
  * copied. Drops packets that are too old at `now` first; then, if room is needed, the oldest incomplete ones. */

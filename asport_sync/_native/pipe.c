@@ -11,14 +11,14 @@
 
 /* ---- pool ---------------------------------------------------------------------------------------------------- */
 
-int aq_pool_init(aq_pool *pool, uint64_t most_idle)
+int aq_pool_init(aq_pool *pool, uint64_t max_idle)
 {
     if (pthread_mutex_init(&pool->mutex, NULL) != 0)
         return AQ_ERR_MEMORY;
     pool->small = NULL;
     pool->large = NULL;
     pool->idle = 0;
-    pool->most_idle = most_idle;
+    pool->max_idle = max_idle;
     pool->reserve = NULL;
     atomic_init(&pool->live, 0);
     return 0;
@@ -124,7 +124,7 @@ static void pool_give(aq_pool *pool, aq_account *account, aq_segment *chain)
             aq_reserve_give(pool->reserve, segment);
             continue;
         }
-        if (segment->capacity > pool->most_idle - pool->idle)
+        if (segment->capacity > pool->max_idle - pool->idle)
             list = &surplus;
         else
             pool->idle += segment->capacity;
@@ -203,9 +203,9 @@ static uint32_t tail_rest(const aq_pipe *pipe)
     return pipe->tail == NULL ? 0 : pipe->tail->capacity - pipe->tail_used;
 }
 
-/* Adds spare segments until the tail and at most `most` segments in all have `want` free bytes. Returns how many of
- * these bytes are available: fewer if `most` or memory does not allow more. */
-static size_t reserve(aq_pipe *pipe, size_t want, uint32_t capacity, size_t most)
+/* Adds spare segments until the tail and at most `max` segments in all have `want` free bytes. Returns how many of
+ * these bytes are available: fewer if `max` or memory does not allow more. */
+static size_t reserve(aq_pipe *pipe, size_t want, uint32_t capacity, size_t max)
 {
     size_t have = tail_rest(pipe);
     size_t used = have > 0;
@@ -213,7 +213,7 @@ static size_t reserve(aq_pipe *pipe, size_t want, uint32_t capacity, size_t most
     aq_segment *last = pipe->tail, *segment;
 
     for (segment = pipe->spare; segment != NULL; segment = segment->next) {
-        if (have >= want || used == most)
+        if (have >= want || used == max)
             break;
         have += segment->capacity;
         used++;
@@ -222,8 +222,8 @@ static size_t reserve(aq_pipe *pipe, size_t want, uint32_t capacity, size_t most
     if (have >= want)
         return want;
     missing = (want - have + capacity - 1) / capacity;
-    if (missing > most - used)
-        missing = most - used;
+    if (missing > max - used)
+        missing = max - used;
     if (missing == 0)
         return have;
 
@@ -273,7 +273,7 @@ static uint32_t capacity_for(size_t want)
     return want <= AQ_SEGMENT_SMALL ? AQ_SEGMENT_SMALL : AQ_SEGMENT_LARGE;
 }
 
-int aq_pipe_space(aq_pipe *pipe, struct iovec *vectors, int most_vectors, size_t want)
+int aq_pipe_space(aq_pipe *pipe, struct iovec *vectors, int max_vectors, size_t want)
 {
     /* Chosen by the requested size, not by the room: a large transfer at its limit must keep using large segments. */
     uint32_t capacity = capacity_for(want);
@@ -284,9 +284,9 @@ int aq_pipe_space(aq_pipe *pipe, struct iovec *vectors, int most_vectors, size_t
 
     if (want > room)
         want = (size_t)room;
-    if (want == 0 || most_vectors <= 0)
+    if (want == 0 || max_vectors <= 0)
         return 0;
-    want = reserve(pipe, want, capacity, (size_t)most_vectors);
+    want = reserve(pipe, want, capacity, (size_t)max_vectors);
     if (want == 0)
         return -1;
     if (rest > 0) {
@@ -346,7 +346,7 @@ static void pick_up_first(aq_pipe *pipe)
         pipe->head = pipe->at = atomic_load_explicit(&pipe->first, memory_order_relaxed);
 }
 
-int aq_pipe_peek(aq_pipe *pipe, struct iovec *vectors, int most_vectors, size_t want)
+int aq_pipe_peek(aq_pipe *pipe, struct iovec *vectors, int max_vectors, size_t want)
 {
     uint64_t readable = aq_pipe_readable(pipe);
     aq_segment *segment;
@@ -355,12 +355,12 @@ int aq_pipe_peek(aq_pipe *pipe, struct iovec *vectors, int most_vectors, size_t 
 
     if (want > readable)
         want = (size_t)readable;
-    if (want == 0 || most_vectors <= 0)
+    if (want == 0 || max_vectors <= 0)
         return 0;
     pick_up_first(pipe);
     segment = pipe->at;
     offset = pipe->at_taken;
-    while (want > 0 && count < most_vectors) {
+    while (want > 0 && count < max_vectors) {
         uint32_t rest = segment->capacity - offset;
 
         if (rest > 0) {

@@ -40,17 +40,17 @@ typedef struct aq_segment {
 } aq_segment;
 
 /* Recycles segments for all pipes of one engine. Any thread; guarded by its mutex. Last in, first out, so that segments
- * are reused while still in the CPU cache. Keeps at most `most_idle` bytes for reuse and frees further segments. */
+ * are reused while still in the CPU cache. Keeps at most `max_idle` bytes for reuse and frees further segments. */
 typedef struct aq_pool {
     pthread_mutex_t mutex;
     aq_segment *small, *large; /* guarded by mutex */
     uint64_t idle;             /* payload bytes kept for reuse; guarded by mutex */
-    uint64_t most_idle;        /* maximum of idle; immutable */
+    uint64_t max_idle;         /* maximum of idle; immutable */
     aq_reserve *reserve;       /* immutable once set; NULL: none */
     _Atomic uint64_t live;     /* payload bytes in use by pipes, for memory accounting and tests */
 } aq_pool;
 
-int aq_pool_init(aq_pool *pool, uint64_t most_idle);
+int aq_pool_init(aq_pool *pool, uint64_t max_idle);
 void aq_pool_destroy(aq_pool *pool); /* after all its pipes */
 void aq_pool_shrink(aq_pool *pool);  /* frees the segments kept for reuse */
 
@@ -78,10 +78,10 @@ typedef struct aq_pipe {
 void aq_pipe_init(aq_pipe *pipe, aq_pool *pool, uint64_t limit);
 void aq_pipe_destroy(aq_pipe *pipe); /* neither side uses it any more */
 
-/* [producer] Reserves free room as at most `most_vectors` vectors and `want` bytes in all, never beyond the limit.
+/* [producer] Reserves free room as at most `max_vectors` vectors and `want` bytes in all, never beyond the limit.
  * `want` also selects the kind of segment: small up to AQ_SEGMENT_SMALL, else large. Returns the number of vectors, 0
  * if the pipe is full, or -1 if there is no memory. Room that is not committed stays reserved for the next call. */
-int aq_pipe_space(aq_pipe *pipe, struct iovec *vectors, int most_vectors, size_t want);
+int aq_pipe_space(aq_pipe *pipe, struct iovec *vectors, int max_vectors, size_t want);
 void aq_pipe_commit(aq_pipe *pipe, size_t length); /* [producer] publishes the first `length` bytes of that room */
 
 /* [producer] Returns reserved room to the pool. Call it before a long wait: otherwise an idle pipe keeps what a large
@@ -98,9 +98,9 @@ uint64_t aq_pipe_written(const aq_pipe *pipe);  /* [any] */
 uint64_t aq_pipe_taken(const aq_pipe *pipe);    /* [any] */
 uint64_t aq_pipe_released(const aq_pipe *pipe); /* [any] */
 
-/* [consumer] Describes the bytes from `taken` on as at most `most_vectors` vectors and `want` bytes. Returns the number
+/* [consumer] Describes the bytes from `taken` on as at most `max_vectors` vectors and `want` bytes. Returns the number
  * of vectors. */
-int aq_pipe_peek(aq_pipe *pipe, struct iovec *vectors, int most_vectors, size_t want);
+int aq_pipe_peek(aq_pipe *pipe, struct iovec *vectors, int max_vectors, size_t want);
 void aq_pipe_take(aq_pipe *pipe, size_t length);     /* [consumer] advances `taken`; length <= readable */
 void aq_pipe_release(aq_pipe *pipe, uint64_t up_to); /* [consumer] sets `released`; returns the segments below it */
 

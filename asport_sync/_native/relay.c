@@ -1,5 +1,5 @@
-/* The blocking driver of aq_stream_pump(): a worker that stays here until its stream is over. The other driver is the
- * engine's epoll (tcp.c, aq_engine_serve); both move bytes with the same function.
+/* The blocking driver of aq_stream_transfer(): a worker that stays here until its stream is over. The other driver is
+ * the engine's epoll (tcp.c, aq_engine_serve); both move bytes with the same function.
  */
 #include "engine.h"
 
@@ -37,7 +37,8 @@ void aq_engine_return_wake(aq_engine *engine, aq_wake *wake)
     pthread_mutex_unlock(&engine->wakes_mutex);
 }
 
-/* Returns the permanent state changes made by other threads. Read before aq_stream_pump() and again before sleeping. */
+/* Returns the permanent state changes made by other threads. Read before aq_stream_transfer() and again before
+ * sleeping. */
 static unsigned endings(aq_stream *stream)
 {
     return (unsigned)atomic_load(&stream->dead) | (atomic_load(&stream->rx_reset) ? 4U : 0U) |
@@ -45,7 +46,7 @@ static unsigned endings(aq_stream *stream)
            (atomic_load(&stream->local_reset) ? 32U : 0U);
 }
 
-static int worth_a_look(aq_stream *stream, unsigned need)
+static int worth_a_check(aq_stream *stream, unsigned need)
 {
     if ((need & AQ_NEED_DATA) && aq_pipe_readable(&stream->rx) > 0)
         return 1;
@@ -56,17 +57,17 @@ static void wait_for(aq_stream *stream, int fd, unsigned need, unsigned seen, aq
 {
     struct pollfd fds[2] = {{.fd = fd}, {.fd = wake->fd, .events = POLLIN}};
     int timeout =
-        need & (AQ_NEED_MEMORY | AQ_NEED_PAUSE) ? (int)((AQ_PAUSE_LEAST << stream->pause) / AQ_NSEC_PER_MSEC) : -1;
-    uint64_t look = aq_keepalive_due(&stream->keepalive, stream->result.received), now = aq_now();
-    uint64_t until_look = look > now ? (look - now) / AQ_NSEC_PER_MSEC + 1 : 0; /* milliseconds */
-    if (look != UINT64_MAX && (timeout < 0 || until_look < (uint64_t)timeout))
-        timeout = (int)until_look; /* less than AQ_KEEPALIVE_MOST seconds */
+        need & (AQ_NEED_MEMORY | AQ_NEED_PAUSE) ? (int)((AQ_PAUSE_MIN << stream->pause) / AQ_NSEC_PER_MSEC) : -1;
+    uint64_t check = aq_keepalive_due(&stream->keepalive, stream->result.received), now = aq_now();
+    uint64_t until_check = check > now ? (check - now) / AQ_NSEC_PER_MSEC + 1 : 0; /* milliseconds */
+    if (check != UINT64_MAX && (timeout < 0 || until_check < (uint64_t)timeout))
+        timeout = (int)until_check; /* less than AQ_KEEPALIVE_MAX seconds */
     fds[0].events = (short)(((need & AQ_NEED_READ) ? POLLIN : 0) | ((need & AQ_NEED_WRITE) ? POLLOUT : 0));
     if (fds[0].events == 0 && stream->hung_up)
         fds[0].fd = -1; /* poll would keep reporting the hang-up; the remaining data is in the pipes */
     atomic_store(&stream->wants, (need & (AQ_NEED_SPACE | AQ_NEED_DATA)) | AQ_NEED_END);
     aq_wake_prepare(wake);
-    if (endings(stream) == seen && !worth_a_look(stream, need)) {
+    if (endings(stream) == seen && !worth_a_check(stream, need)) {
         while (poll(fds, 2, timeout) < 0 && errno == EINTR)
             ;
     }
@@ -107,11 +108,11 @@ int64_t aq_stream_relay(aq_engine *engine, aq_id id, int32_t fd, aq_stream_resul
         aq_stream_begin(stream, fd);
         for (;;) {
             unsigned seen = endings(stream);
-            unsigned need = aq_stream_pump(stream, fd, BUDGET, BUDGET);
+            unsigned need = aq_stream_transfer(stream, fd, BUDGET, BUDGET);
             if (need == 0)
                 break;
             if (aq_keepalive_due(&stream->keepalive, stream->result.received) <= (now = aq_now()))
-                need |= aq_stream_look_after(stream, fd, now) ? AQ_NEED_TURN : 0;
+                need |= aq_stream_check_peer(stream, fd, now) ? AQ_NEED_TURN : 0;
             if ((need & AQ_NEED_TURN) == 0)
                 wait_for(stream, fd, need, seen, wake);
         }

@@ -49,9 +49,9 @@ static void *drop(aq_slab *slab, aq_slab_slot *slot)
     return object;
 }
 
-int aq_slab_init(aq_slab *slab, enum aq_kind kind, uint32_t most, aq_destroy destroy)
+int aq_slab_init(aq_slab *slab, enum aq_kind kind, uint32_t max, aq_destroy destroy)
 {
-    assert((uint32_t)kind < UINT32_C(1) << KIND_BITS && most <= INDEX_MASK);
+    assert((uint32_t)kind < UINT32_C(1) << KIND_BITS && max <= INDEX_MASK);
     slab->slots = calloc(FIRST_CAPACITY, sizeof(*slab->slots));
     if (slab->slots == NULL)
         return AQ_ERR_MEMORY;
@@ -61,7 +61,7 @@ int aq_slab_init(aq_slab *slab, enum aq_kind kind, uint32_t most, aq_destroy des
     }
     slab->length = 0;
     slab->capacity = FIRST_CAPACITY;
-    slab->most = most;
+    slab->max = max;
     slab->first_free = NO_SLOT;
     slab->named = 0;
     slab->kind = kind;
@@ -92,7 +92,7 @@ static int64_t free_slot(aq_slab *slab)
         slab->first_free = slab->slots[index].next_free;
         return index;
     }
-    if (slab->length >= slab->most)
+    if (slab->length >= slab->max)
         return AQ_ERR_LIMIT;
     if (slab->length == slab->capacity) {
         aq_slab_slot *slots = realloc(slab->slots, (size_t)slab->capacity * 2 * sizeof(*slots));

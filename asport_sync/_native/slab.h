@@ -38,16 +38,16 @@ typedef struct aq_slab_slot {
 
 typedef struct aq_slab {
     pthread_mutex_t mutex;
-    aq_slab_slot *slots;             /* guarded by mutex, as are the next three lines */
-    uint32_t length, capacity, most; /* slots ever used, slots allocated, maximum (immutable) */
-    uint32_t first_free;             /* UINT32_MAX: none */
-    uint32_t named;                  /* number of valid ids */
-    enum aq_kind kind;               /* immutable */
-    aq_destroy destroy;              /* immutable */
+    aq_slab_slot *slots;            /* guarded by mutex, as are the next three lines */
+    uint32_t length, capacity, max; /* slots ever used, slots allocated, maximum (immutable) */
+    uint32_t first_free;            /* UINT32_MAX: none */
+    uint32_t named;                 /* number of valid ids */
+    enum aq_kind kind;              /* immutable */
+    aq_destroy destroy;             /* immutable */
 } aq_slab;
 
-/* Creates a table for up to `most` objects (at most 2^24 - 1) at a time. Returns 0 or AQ_ERR_MEMORY. */
-int aq_slab_init(aq_slab *slab, enum aq_kind kind, uint32_t most, aq_destroy destroy);
+/* Creates a table for up to `max` objects (at most 2^24 - 1) at a time. Returns 0 or AQ_ERR_MEMORY. */
+int aq_slab_init(aq_slab *slab, enum aq_kind kind, uint32_t max, aq_destroy destroy);
 void aq_slab_destroy(aq_slab *slab); /* destroys the remaining objects, even if references exist */
 
 /* Returns a new id for the object, or AQ_ERR_LIMIT or AQ_ERR_MEMORY. The id holds one reference. */

@@ -5,9 +5,9 @@
 
 #define PREFIX_BYTES 8 /* bytes of an IPv6 address that identify a source: a /64 */
 /* A source is forgiven one failure per period: ten per second. */
-#define SPENT_LASTS (100 * AQ_NSEC_PER_MSEC)
+#define FAILURE_LASTS (100 * AQ_NSEC_PER_MSEC)
 /* The same for the count of all sources together: fifty per second are harmless. */
-#define TOTAL_LASTS (20 * AQ_NSEC_PER_MSEC)
+#define TOTAL_FAILURE_LASTS (20 * AQ_NSEC_PER_MSEC)
 
 /* Writes the key of an address's source. Returns its length. */
 static size_t source_key(const aq_sockaddr *address, uint8_t key[AQ_ADDRESS_KEY_MAX])
@@ -28,36 +28,36 @@ static size_t source_key(const aq_sockaddr *address, uint8_t key[AQ_ADDRESS_KEY_
 
 int aq_sources_init(aq_sources *sources, const uint8_t secret[16])
 {
-    sources->spent = NULL;
-    sources->total = (aq_spent){.at = 0, .clients = 0};
+    sources->failures = NULL;
+    sources->total = (aq_failures){.at = 0, .clients = 0};
     return aq_map_init(&sources->by_key, secret);
 }
 
 void aq_sources_destroy(aq_sources *sources)
 {
     aq_map_destroy(&sources->by_key);
-    free(sources->spent);
+    free(sources->failures);
 }
 
 /* Applies the decay up to `now`: one client less per `lasts` nanoseconds. */
-static void forget(aq_spent *spent, uint64_t lasts, uint64_t now)
+static void forget(aq_failures *failures, uint64_t lasts, uint64_t now)
 {
-    uint64_t over = now > spent->at ? (now - spent->at) / lasts : 0;
-    if (over >= spent->clients) { /* also if there were none */
-        spent->clients = 0;
-        spent->at = now;
+    uint64_t over = now > failures->at ? (now - failures->at) / lasts : 0;
+    if (over >= failures->clients) { /* also if there were none */
+        failures->clients = 0;
+        failures->at = now;
     } else {
-        spent->clients -= (uint32_t)over;
-        spent->at += over * lasts;
+        failures->clients -= (uint32_t)over;
+        failures->at += over * lasts;
     }
 }
 
 /* Returns the recent failures of a source as of `now`. */
-static aq_spent *spent_by(aq_sources *sources, const uint8_t *key, size_t length, uint64_t now)
+static aq_failures *failures_of(aq_sources *sources, const uint8_t *key, size_t length, uint64_t now)
 {
-    aq_spent *spent = &sources->spent[aq_map_hash(&sources->by_key, key, length) % AQ_SPENT_PLACES];
-    forget(spent, SPENT_LASTS, now);
-    return spent;
+    aq_failures *failures = &sources->failures[aq_map_hash(&sources->by_key, key, length) % AQ_FAILURE_SLOTS];
+    forget(failures, FAILURE_LASTS, now);
+    return failures;
 }
 
 uint32_t aq_sources_clients(aq_sources *sources, const aq_sockaddr *address, uint64_t now)
@@ -66,12 +66,12 @@ uint32_t aq_sources_clients(aq_sources *sources, const aq_sockaddr *address, uin
     size_t length = source_key(address, key);
     const aq_source *source = aq_map_get(&sources->by_key, key, length);
     return (source != NULL ? source->clients : 0) +
-           (sources->spent != NULL ? spent_by(sources, key, length, now)->clients : 0);
+           (sources->failures != NULL ? failures_of(sources, key, length, now)->clients : 0);
 }
 
-uint32_t aq_sources_spent(aq_sources *sources, uint64_t now)
+uint32_t aq_sources_failures(aq_sources *sources, uint64_t now)
 {
-    forget(&sources->total, TOTAL_LASTS, now);
+    forget(&sources->total, TOTAL_FAILURE_LASTS, now);
     return sources->total.clients;
 }
 
@@ -93,14 +93,14 @@ aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address)
     return source;
 }
 
-void aq_sources_leave(aq_sources *sources, aq_source *source, int admitted, uint64_t now)
+void aq_sources_leave(aq_sources *sources, aq_source *source, int joined, uint64_t now)
 {
-    if (!admitted && aq_sources_spent(sources, now) < AQ_SPENT_MOST)
+    if (!joined && aq_sources_failures(sources, now) < AQ_FAILURES_MAX)
         sources->total.clients++;
-    if (!admitted && sources->spent == NULL)
-        sources->spent = calloc(AQ_SPENT_PLACES, sizeof(*sources->spent));
-    if (!admitted && sources->spent != NULL)
-        spent_by(sources, source->key, source->key_length, now)->clients++;
+    if (!joined && sources->failures == NULL)
+        sources->failures = calloc(AQ_FAILURE_SLOTS, sizeof(*sources->failures));
+    if (!joined && sources->failures != NULL)
+        failures_of(sources, source->key, source->key_length, now)->clients++;
     if (--source->clients > 0)
         return;
     aq_map_remove(&sources->by_key, source->key, source->key_length);

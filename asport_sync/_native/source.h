@@ -18,31 +18,31 @@ typedef struct aq_source {
 
 /* Hash slots for recent failures. Sources with the same slot share its count, which is rare with this many; in return,
  * slots need no cleanup. */
-#define AQ_SPENT_PLACES 4096
+#define AQ_FAILURE_SLOTS 4096
 
 /* Maximum of the count for all sources: it is back at zero ten seconds after the end of a long flood. */
-#define AQ_SPENT_MOST 500
+#define AQ_FAILURES_MAX 500
 
 /* Number of clients that left without having been authenticated; decays with time. */
 typedef struct {
     uint64_t at; /* time up to which the decay is applied */
     uint32_t clients;
-} aq_spent;
+} aq_failures;
 
 typedef struct {
-    aq_map by_key;   /* at most one entry per counted client */
-    aq_spent *spent; /* AQ_SPENT_PLACES slots; NULL: none needed yet, or no memory */
-    aq_spent total;  /* of all sources, up to AQ_SPENT_MOST; decays faster */
+    aq_map by_key;         /* at most one entry per counted client */
+    aq_failures *failures; /* AQ_FAILURE_SLOTS slots; NULL: none needed yet, or no memory */
+    aq_failures total;     /* of all sources, up to AQ_FAILURES_MAX; decays faster */
 } aq_sources;
 
 int aq_sources_init(aq_sources *sources, const uint8_t secret[16]); /* returns 0 or AQ_ERR_MEMORY */
 void aq_sources_destroy(aq_sources *sources);                       /* after every client has left */
-/* Returns how many unauthenticated clients the source of `address` has, plus its recent failures (aq_spent). */
+/* Returns how many unauthenticated clients the source of `address` has, plus its recent failures (aq_failures). */
 uint32_t aq_sources_clients(aq_sources *sources, const aq_sockaddr *address, uint64_t now);
-/* Returns the recent failures of all sources, at most AQ_SPENT_MOST. */
-uint32_t aq_sources_spent(aq_sources *sources, uint64_t now);
+/* Returns the recent failures of all sources, at most AQ_FAILURES_MAX. */
+uint32_t aq_sources_failures(aq_sources *sources, uint64_t now);
 /* Counts one more client; aq_sources_leave() ends that. Returns its source, or NULL if there is no memory. */
 aq_source *aq_sources_enter(aq_sources *sources, const aq_sockaddr *address);
-void aq_sources_leave(aq_sources *sources, aq_source *source, int admitted, uint64_t now);
+void aq_sources_leave(aq_sources *sources, aq_source *source, int joined, uint64_t now);
 
 #endif

@@ -1,9 +1,9 @@
 /* The path of a TCP byte, the same at both ends:
  *
- *   1. aq_stream_pump reads the socket into the free room of tx and notifies the engine
+ *   1. aq_stream_transfer reads the socket into the free room of tx and notifies the engine
  *   2. conn_send.c packs bytes of tx into packets; they stay until acknowledged (aq_pipe_release)
  *   3. the peer's conn_streams.c copies them once, into rx, and the engine wakes the owner (aq_stream_signal)
- *   4. aq_stream_pump writes them to the socket and reports them as consumed (credit)
+ *   4. aq_stream_transfer writes them to the socket and reports them as consumed (credit)
  */
 #include "stream.h"
 
@@ -17,12 +17,12 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#define READ_LEAST AQ_SEGMENT_SMALL
+#define READ_MIN AQ_SEGMENT_SMALL
 /* Bytes: 4 ms at 1 Gbit/s, during which the engine may be busy with others. With a quarter of that a single stream
  * through a socket paced at 2.4 Gbit/s lost 3 % and cost a third more processor time; with this much it lost nothing.
  */
-#define UNSENT_MOST (512 * 1024)
-#define READ_MOST (16U * AQ_SEGMENT_LARGE) /* about 256 KiB: larger reads no longer save anything measurable */
+#define UNSENT_MAX (512 * 1024)
+#define READ_MAX (16U * AQ_SEGMENT_LARGE) /* about 256 KiB: larger reads no longer save anything measurable */
 #define VECTORS 16
 
 aq_credit *aq_credit_new(uint64_t threshold, aq_id connection, aq_ready *ready)
@@ -72,7 +72,7 @@ aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_cred
     stream->quic_id = -1;
     stream->deadline = UINT64_MAX;
     stream->attached_fd = -1;
-    stream->read_want = READ_LEAST;
+    stream->read_want = READ_MIN;
     stream->began = aq_now();
     stream->can_read = stream->can_write = 1;
     aq_keepalive_init(&stream->keepalive, setup->keepalive != NULL ? atomic_load(setup->keepalive) : 0);
@@ -142,7 +142,7 @@ void aq_stream_signal(aq_stream *stream, unsigned what)
  * - RESET_STREAM from the peer, or the end of the connection, takes effect once all received data has been written.
  *   Closing the socket resets its connection and discards unsent bytes, so it is closed only once the TCP peer's kernel
  *   has all of them.
- * Each of these waits is cut short, and counted, when nothing has moved for AQ_ENDING_PATIENCE.
+ * Each of these waits is cut short, and counted, when nothing has moved for AQ_ENDING_GRACE_PERIOD.
  */
 
 /* Makes close() reset the TCP connection. */
@@ -166,14 +166,14 @@ static void hold_nothing_back(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }
 
-/* Limits data that the kernel holds but may not send yet to UNSENT_MOST; the socket is writable again below half of
+/* Limits data that the kernel holds but may not send yet to UNSENT_MAX; the socket is writable again below half of
  * that. Otherwise the kernel takes up to net.ipv4.tcp_wmem, 4 MiB, for each receiver that does not read, from memory
  * that all TCP connections of the machine share (net.ipv4.tcp_mem). Data that waits here instead is bounded by flow
  * control and receive budget. Bytes in flight do not count, so distant receivers stay as fast. */
 static void keep_unsent_here(int fd)
 {
-    int most = UNSENT_MOST;
-    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &most, sizeof(most));
+    int max = UNSENT_MAX;
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &max, sizeof(max));
 }
 
 static void set_options(int fd, const aq_keepalive *keepalive)
@@ -220,7 +220,7 @@ static void lose_socket(aq_stream *stream, int error)
 
 /* Returns whether to go on waiting during the end of a relay: there is progress, or the grace period is not over.
  * Progress means that `moved` differs from its value in the last call. */
-static int is_patient(aq_stream *stream, uint64_t moved)
+static int is_within_grace_period(aq_stream *stream, uint64_t moved)
 {
     uint64_t now = aq_now();
     if (stream->waits_since == 0 || stream->waits_moved != moved) {
@@ -231,7 +231,7 @@ static int is_patient(aq_stream *stream, uint64_t moved)
     }
     if (stream->pause < AQ_PAUSES - 1)
         stream->pause++;
-    return now - stream->waits_since < AQ_ENDING_PATIENCE;
+    return now - stream->waits_since < AQ_ENDING_GRACE_PERIOD;
 }
 
 /* Returns the bytes written to a TCP socket that its peer's kernel has not acknowledged; 0 also where they no longer
@@ -269,7 +269,7 @@ static unsigned settle(aq_stream *stream, int fd)
     if (!stream->cut) {
         queued = stream->rx_lost ? 0 : queued_in_socket(fd);
         unacked = unacknowledged(stream);
-        if ((queued > 0 || unacked > 0) && !is_patient(stream, queued + unacked)) {
+        if ((queued > 0 || unacked > 0) && !is_within_grace_period(stream, queued + unacked)) {
             aq_count(stream->counters, AQ_C_relays_cut_short, 1);
             stream->cut = 1;
             queued = unacked = 0;
@@ -301,8 +301,8 @@ static int is_scarce(const aq_stream *stream)
 
 int aq_stream_may_read(const aq_stream *stream)
 {
-    uint64_t most = is_scarce(stream) ? AQ_READ_AHEAD_SCARCE : AQ_READ_AHEAD;
-    return aq_pipe_room(&stream->tx) > 0 && unsent(stream) + AQ_SEGMENT_LARGE <= most;
+    uint64_t max = is_scarce(stream) ? AQ_READ_AHEAD_SCARCE : AQ_READ_AHEAD;
+    return aq_pipe_room(&stream->tx) > 0 && unsent(stream) + AQ_SEGMENT_LARGE <= max;
 }
 
 /* Finds room for data from the socket. Returns the number of vectors; 0: there is no room now. */
@@ -325,10 +325,10 @@ static int find_room(aq_stream *stream, struct iovec *vectors)
 
 static void adapt_read_want(aq_stream *stream, size_t got)
 {
-    if (got >= stream->read_want && stream->read_want < READ_MOST)
-        stream->read_want = stream->read_want * 8 < READ_MOST ? stream->read_want * 8 : READ_MOST;
+    if (got >= stream->read_want && stream->read_want < READ_MAX)
+        stream->read_want = stream->read_want * 8 < READ_MAX ? stream->read_want * 8 : READ_MAX;
     else if (got < stream->read_want / 8)
-        stream->read_want = stream->read_want / 8 > READ_LEAST ? stream->read_want / 8 : READ_LEAST;
+        stream->read_want = stream->read_want / 8 > READ_MIN ? stream->read_want / 8 : READ_MIN;
 }
 
 /* TCP -> tx. Returns 1 while there may be more at once. */
@@ -393,7 +393,7 @@ static int write_socket(aq_stream *stream, int fd, uint64_t *budget)
     struct iovec vectors[VECTORS];
     /* Load fin before readable: once fin is seen, so is every byte before it. */
     int fin = atomic_load_explicit(&stream->rx_fin, memory_order_acquire);
-    int count = aq_pipe_peek(&stream->rx, vectors, VECTORS, READ_MOST);
+    int count = aq_pipe_peek(&stream->rx, vectors, VECTORS, READ_MAX);
     struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)count};
     ssize_t put;
     if (count == 0) {
@@ -442,7 +442,7 @@ static int report_consumed(aq_stream *stream)
 }
 
 /* Aborts the stream if something has ended that it cannot outlast. */
-static void look_at_ends(aq_stream *stream)
+static void check_ends(aq_stream *stream)
 {
     int dead = atomic_load_explicit(&stream->dead, memory_order_acquire);
     int reset = atomic_load_explicit(&stream->rx_reset, memory_order_acquire);
@@ -503,7 +503,7 @@ static unsigned what_it_needs(const aq_stream *stream)
     return need;
 }
 
-unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget)
+unsigned aq_stream_transfer(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget)
 {
     uint64_t sent = stream->result.sent;
     int tell = 0, ended = stream->tx_done;
@@ -519,11 +519,11 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_
         ;
     tell |= report_consumed(stream);
     /* Regardless of the socket: an end may be the last event that this stream ever sees. */
-    look_at_ends(stream);
+    check_ends(stream);
     while (!stream->aborted && !stream->tx_done && stream->can_read && read_budget > 0 &&
            !atomic_load_explicit(&stream->dead, memory_order_acquire) && read_socket(stream, fd, &read_budget))
         ;
-    look_at_ends(stream);
+    check_ends(stream);
     if (tell || stream->tx_done != ended || stream->result.sent != sent)
         aq_stream_notify(stream);
     if (stream->aborted)
@@ -538,7 +538,8 @@ unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_
     if (need & AQ_NEED_MEMORY)
         stream->pause = 0;
     if (is_ending(stream)) {
-        if (!is_patient(stream, stream->result.sent + aq_pipe_taken(&stream->rx) + aq_pipe_released(&stream->tx))) {
+        if (!is_within_grace_period(stream,
+                                    stream->result.sent + aq_pipe_taken(&stream->rx) + aq_pipe_released(&stream->tx))) {
             cut_short(stream);
             return settle(stream, fd);
         }
@@ -558,9 +559,9 @@ void aq_stream_socket_failed(aq_stream *stream, int fd, int error)
         lose_socket(stream, error != 0 ? error : ECONNRESET);
 }
 
-int aq_stream_look_after(aq_stream *stream, int fd, uint64_t now)
+int aq_stream_check_peer(aq_stream *stream, int fd, uint64_t now)
 {
-    if (aq_keepalive_look(&stream->keepalive, fd, stream->result.received, now) != AQ_PEER_GONE)
+    if (aq_keepalive_check(&stream->keepalive, fd, stream->result.received, now) != AQ_PEER_GONE)
         return 0;
     lose_socket(stream, ETIMEDOUT); /* as the kernel would report it later */
     stream->gone = 1;

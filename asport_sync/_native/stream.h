@@ -1,7 +1,7 @@
 /* A bidirectional stream that carries one TCP connection: two pipes between the engine and the owner of the TCP socket.
  *
  * The owner of the socket is a worker inside aq_stream_relay(), or the engine itself once the stream is attached. Both
- * drive the same aq_stream_pump(), which never blocks.
+ * drive the same aq_stream_transfer(), which never blocks.
  *
  *   TCP -> QUIC:  owner writes tx, engine reads it; bytes stay in tx until acknowledged
  *   QUIC -> TCP:  engine writes rx, owner reads it; the QUIC window is extended by what the owner has taken
@@ -46,14 +46,14 @@
 #define AQ_NEED_MEMORY 64U /* memory to read into: call again after a pause */
 #define AQ_NEED_PAUSE 128U /* something that is not signalled: call again after a pause */
 
-/* A pause lasts AQ_PAUSE_LEAST << stream->pause nanoseconds: from 10 ms, too short to be noticed, to 1.28 s, so that
+/* A pause lasts AQ_PAUSE_MIN << stream->pause nanoseconds: from 10 ms, too short to be noticed, to 1.28 s, so that
  * thousands of waiting streams cost next to nothing. */
-#define AQ_PAUSE_LEAST (10 * AQ_NSEC_PER_MSEC)
+#define AQ_PAUSE_MIN (10 * AQ_NSEC_PER_MSEC)
 #define AQ_PAUSES 8
 /* Grace period, nanoseconds. A relay that has to end (its peer or socket is gone, or the peer has reset the stream)
  * first passes on the data it holds. It is cut short when none of that data has moved for this long: a program that is
  * merely busy reads again by then, and memory must not be held for ever for one that does not. */
-#define AQ_ENDING_PATIENCE (30 * AQ_NSEC_PER_SEC)
+#define AQ_ENDING_GRACE_PERIOD (30 * AQ_NSEC_PER_SEC)
 
 /* Flow-control credit that one connection has not yet returned to its peer: bytes consumed and streams finished.
  * Outlives the connection. */
@@ -108,7 +108,7 @@ typedef struct aq_stream {
     struct aq_stream *queue_previous, *queue_next;
     struct aq_stream *header_previous, *header_next; /* peer's streams whose header is incomplete, oldest first */
     uint64_t window;                                 /* flow-control window that the peer has now */
-    uint64_t most_window;                            /* maximum that it may grow to */
+    uint64_t max_window;                             /* maximum that it may grow to */
     uint64_t grown;                                  /* bytes it has grown; also counted in credit->grown */
     uint64_t returned;                               /* bytes of rx already returned as stream credit */
     uint64_t returned_at;                            /* time of the last return */
@@ -117,37 +117,37 @@ typedef struct aq_stream {
     /* Links in a list of sockets: in the engine's list of those being dialled, or in the connection's list of those
      * accepted and attached, newest first. */
     struct aq_stream *socket_previous, *socket_next;
-    uint64_t bulk_bytes, bulk_since; /* bytes moved, and time, at the last check of the throughput */
+    uint64_t large_bytes, large_since; /* bytes moved, and time, at the last check of the throughput */
     uint8_t header[AQ_STREAM_HEADER_MAX];
     uint8_t header_length;
     uint8_t dial_wanted, dialling;
     uint8_t accepted; /* counts in credit->accepted; owner of the socket only, set before other threads can see the
                          stream */
     uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
-    uint8_t stop_sent;                           /* STOP_SENDING was sent after an orderly end of our own direction */
-    uint8_t resting;                             /* in one of the engine's lists of pausing streams */
-    struct aq_stream *rest_next;                 /* in that list */
-    uint64_t rest_until;                         /* end of the pause */
-    struct aq_stream *touched_next;              /* in the engine's list of streams whose owners must be notified */
-    struct aq_stream *look_previous, *look_next; /* list of attached streams whose TCP peer is checked */
-    uint64_t look_at;                            /* time of the next check */
-    uint8_t looked_after;                        /* in that list */
-    int attached_fd;                             /* -1: not attached */
+    uint8_t stop_sent;                             /* STOP_SENDING was sent after an orderly end of our own direction */
+    uint8_t pausing;                               /* in one of the engine's lists of pausing streams */
+    struct aq_stream *pause_next;                  /* in that list */
+    uint64_t pause_until;                          /* end of the pause */
+    struct aq_stream *touched_next;                /* in the engine's list of streams whose owners must be notified */
+    struct aq_stream *check_previous, *check_next; /* list of attached streams whose TCP peer is checked */
+    uint64_t check_at;                             /* time of the next check */
+    uint8_t check_scheduled;                       /* in that list */
+    int attached_fd;                               /* -1: not attached */
 
     /* owner of the socket only (a worker, or the engine when attached) */
     _Alignas(64) aq_stream_result result;
     size_t read_want;     /* adapts: small for interactive use, large for large transfers */
     uint64_t credited;    /* bytes of rx counted into credit->owed */
     uint64_t waits_since; /* aq_now() of the last progress while it is ending; 0: it is not */
-    uint64_t waits_moved; /* measure of that progress, see is_patient() */
+    uint64_t waits_moved; /* measure of that progress, see is_within_grace_period() */
     aq_keepalive keepalive;
     int socket_error; /* errno: the first that the socket reported; 0: none */
     uint8_t can_read, can_write, tx_done, rx_done, hung_up;
     uint8_t rx_lost;    /* the socket can no longer be written: received data is dropped */
     uint8_t aborted;    /* no more data is moved; the socket is to be reset */
     uint8_t cut;        /* aborted at once, whatever data is still in flight */
-    uint8_t over;       /* aq_stream_pump() has returned 0 */
-    uint8_t pause;      /* length of the next pause, see AQ_PAUSE_LEAST */
+    uint8_t over;       /* aq_stream_transfer() has returned 0 */
+    uint8_t pause;      /* length of the next pause, see AQ_PAUSE_MIN */
     uint8_t starved;    /* the last call found no memory to read into */
     uint8_t read_ended; /* epoll has reported the end of the TCP peer's data, which it does only once */
     uint8_t gone;       /* the TCP peer is gone: only data already in the socket can be read */
@@ -197,7 +197,7 @@ void aq_stream_signal(aq_stream *stream, unsigned what);
 
 /* [owner] Sets the socket's options; called before any other use of the socket, and before connect() where it is
  * dialled here. From then on closing the socket resets the TCP connection, also when the process is killed, until
- * aq_stream_pump() has seen both directions end in order. */
+ * aq_stream_transfer() has seen both directions end in order. */
 void aq_stream_begin(aq_stream *stream, int fd);
 /* [any] Sets the same options on a listening socket: on Linux a connection inherits the options that its listener had
  * when the connection was established, which saves eight system calls for each. Connections already in the backlog have
@@ -207,14 +207,14 @@ void aq_stream_prepare(int fd, uint32_t keepalive);
 /* [owner] Moves bytes in both directions between the socket and the pipes; in each direction until the system call that
  * uses up its budget of bytes. Returns what it needs next as AQ_NEED bits; 0: the relay is over, see result, and the
  * caller closes the socket. */
-unsigned aq_stream_pump(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget);
+unsigned aq_stream_transfer(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget);
 
-/* [owner] Handles an error or hang-up of the socket; aq_stream_pump() must be called after it. error: what the socket
- * has already reported, as it does so only once; 0: not asked yet. */
+/* [owner] Handles an error or hang-up of the socket; aq_stream_transfer() must be called after it. error: what the
+ * socket has already reported, as it does so only once; 0: not asked yet. */
 void aq_stream_socket_failed(aq_stream *stream, int fd, int error);
 
-/* [owner] Checks whether the TCP peer is gone. Returns 1 if it is: aq_stream_pump() must be called after it. */
-int aq_stream_look_after(aq_stream *stream, int fd, uint64_t now);
+/* [owner] Checks whether the TCP peer is gone. Returns 1 if it is: aq_stream_transfer() must be called after it. */
+int aq_stream_check_peer(aq_stream *stream, int fd, uint64_t now);
 
 /* [owner] Ends the owner's use of the stream. */
 void aq_stream_leave(aq_stream *stream);

@@ -2,7 +2,7 @@
  * attached sockets. Engine thread only.
  *
  *   accepted:  listener readable -> aq_engine_accept -> stream with Connect -> adopt
- *   dialled:   Connect complete (conn_streams.c) -> aq_engine_dial -> socket connected -> aq_stream_pump
+ *   dialled:   Connect complete (conn_streams.c) -> aq_engine_dial -> socket connected -> aq_stream_transfer
  *   attached:  aq_stream_attach() -> command -> adopt
  *
  * After that aq_engine_serve runs in every turn in which the stream has work, until the stream ends or a worker takes
@@ -23,14 +23,14 @@
 #define READ_LONG (256U * 1024U)
 #define WRITE_BUDGET (256U * 1024U) /* bytes written likewise; one batch of packets is gone before the next comes */
 #define ACCEPTS_PER_TURN 64         /* then the other sockets get their turn */
-#define LOOKS_PER_TURN 256          /* likewise; a check takes about 2 µs */
+#define CHECKS_PER_TURN 256         /* likewise; a check takes about 2 µs */
 /* A large transfer: a stream this fast (64 MiB/s) is worth a worker's wake-ups. */
-#define BULK_BYTES (16ULL * 1024 * 1024)
-#define BULK_TIME (250 * AQ_NSEC_PER_MSEC)
+#define LARGE_BYTES (16ULL * 1024 * 1024)
+#define LARGE_TIME (250 * AQ_NSEC_PER_MSEC)
 /* Back-off of a listener after an error. Without descriptors or memory, connections stay in the backlog; other errors
  * do not tell when they will pass. */
-#define REST_WITHOUT_RESOURCES (100 * AQ_NSEC_PER_MSEC)
-#define REST_AFTER_ERROR AQ_NSEC_PER_SEC
+#define BACK_OFF_WITHOUT_RESOURCES (100 * AQ_NSEC_PER_MSEC)
+#define BACK_OFF_AFTER_ERROR AQ_NSEC_PER_SEC
 /* Period of the reports to Python: at most one of each listener's errors, and as many stream ends as it has asked for.
  */
 #define REPORT_PERIOD AQ_NSEC_PER_SEC
@@ -67,16 +67,16 @@ static void report_end(aq_engine *engine, aq_stream *stream)
                       .code = engine->now - stream->began,
                       .value = engine->reports_left_out,
                       .result = stream->result};
-    uint32_t most = atomic_load_explicit(&engine->report_streams, memory_order_relaxed);
+    uint32_t max = atomic_load_explicit(&engine->report_streams, memory_order_relaxed);
     aq_engine_count_end(engine, &stream->result);
     aq_count(&engine->counters, AQ_C_streams_attached, 1);
-    if (most == 0)
+    if (max == 0)
         return;
     if (engine->now - engine->reports_since >= REPORT_PERIOD) {
         engine->reports_since = engine->now;
         engine->reports = 0;
     }
-    if (engine->reports < most && aq_events_backlog(&engine->events) < AQ_EVENTS_WAITING) {
+    if (engine->reports < max && aq_events_backlog(&engine->events) < AQ_EVENTS_WAITING) {
         engine->reports++;
         engine->reports_left_out = 0;
         aq_events_post(&engine->events, &event);
@@ -105,50 +105,50 @@ static void end_dialling(aq_engine *engine, aq_stream *stream)
 
 /* ---- TCP peers that may be gone ---------------------------------------------------------------------------- */
 
-static void look_no_more(aq_engine *engine, aq_stream *stream)
+static void cancel_check(aq_engine *engine, aq_stream *stream)
 {
-    if (!stream->looked_after)
+    if (!stream->check_scheduled)
         return;
-    stream->looked_after = 0;
-    if (stream->look_previous != NULL)
-        stream->look_previous->look_next = stream->look_next;
+    stream->check_scheduled = 0;
+    if (stream->check_previous != NULL)
+        stream->check_previous->check_next = stream->check_next;
     else
-        engine->look_first = stream->look_next;
-    if (stream->look_next != NULL)
-        stream->look_next->look_previous = stream->look_previous;
+        engine->check_first = stream->check_next;
+    if (stream->check_next != NULL)
+        stream->check_next->check_previous = stream->check_previous;
     else
-        engine->look_last = stream->look_previous;
-    stream->look_previous = stream->look_next = NULL;
+        engine->check_last = stream->check_previous;
+    stream->check_previous = stream->check_next = NULL;
 }
 
 /* Schedules a check of a stream whose socket may hold unacknowledged bytes. Only such streams are in the list, so idle
  * streams cost nothing. */
-static void look_later(aq_engine *engine, aq_stream *stream)
+static void schedule_check(aq_engine *engine, aq_stream *stream)
 {
-    if (stream->looked_after || aq_keepalive_due(&stream->keepalive, stream->result.received) == UINT64_MAX)
+    if (stream->check_scheduled || aq_keepalive_due(&stream->keepalive, stream->result.received) == UINT64_MAX)
         return;
-    stream->looked_after = 1;
-    stream->look_at = engine->now + aq_keepalive_period(&stream->keepalive);
-    stream->look_next = NULL;
-    stream->look_previous = engine->look_last;
-    if (engine->look_last != NULL)
-        engine->look_last->look_next = stream;
+    stream->check_scheduled = 1;
+    stream->check_at = engine->now + aq_keepalive_period(&stream->keepalive);
+    stream->check_next = NULL;
+    stream->check_previous = engine->check_last;
+    if (engine->check_last != NULL)
+        engine->check_last->check_next = stream;
     else
-        engine->look_first = stream;
-    engine->look_last = stream;
+        engine->check_first = stream;
+    engine->check_last = stream;
 }
 
-void aq_engine_run_looks(aq_engine *engine)
+void aq_engine_run_checks(aq_engine *engine)
 {
     /* Streams have the same period, unless the setting has changed since, so the first is due next. */
-    for (int i = 0; i < LOOKS_PER_TURN && engine->look_first != NULL && engine->look_first->look_at <= engine->now;
+    for (int i = 0; i < CHECKS_PER_TURN && engine->check_first != NULL && engine->check_first->check_at <= engine->now;
          i++) {
-        aq_stream *stream = engine->look_first;
-        look_no_more(engine, stream);
-        if (aq_stream_look_after(stream, stream->attached_fd, engine->now))
+        aq_stream *stream = engine->check_first;
+        cancel_check(engine, stream);
+        if (aq_stream_check_peer(stream, stream->attached_fd, engine->now))
             aq_engine_touch_stream(engine, stream);
         else
-            look_later(engine, stream);
+            schedule_check(engine, stream);
     }
 }
 
@@ -182,7 +182,7 @@ static void leave_sockets(aq_stream *stream)
  * run. */
 static void give_up(aq_engine *engine, aq_stream *stream, int fd, int error)
 {
-    look_no_more(engine, stream);
+    cancel_check(engine, stream);
     aq_fd_close(fd);
     stream->result.end = AQ_END_SOCKET_ERROR;
     stream->result.error = error;
@@ -207,7 +207,7 @@ static void attach(aq_engine *engine, aq_stream *stream, int fd)
     }
     stream->attached_fd = fd;
     enter_sockets(stream);
-    stream->bulk_since = engine->now;
+    stream->large_since = engine->now;
     /* epoll reports at once what the socket is ready for; trying it here would often waste a system call. */
     stream->can_read = stream->can_write = 0;
 }
@@ -222,25 +222,25 @@ void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
 static int wants_worker(aq_engine *engine, aq_stream *stream)
 {
     uint64_t moved = stream->result.sent + stream->result.received;
-    int is_bulk;
-    if (moved - stream->bulk_bytes < BULK_BYTES)
+    int is_large_transfer;
+    if (moved - stream->large_bytes < LARGE_BYTES)
         return 0;
-    is_bulk = engine->now - stream->bulk_since < BULK_TIME;
-    stream->bulk_bytes = moved;
-    stream->bulk_since = engine->now;
-    return is_bulk && atomic_load_explicit(&engine->workers_free, memory_order_relaxed) > 0;
+    is_large_transfer = engine->now - stream->large_since < LARGE_TIME;
+    stream->large_bytes = moved;
+    stream->large_since = engine->now;
+    return is_large_transfer && atomic_load_explicit(&engine->workers_free, memory_order_relaxed) > 0;
 }
 
 static void hand_to_worker(aq_engine *engine, aq_stream *stream)
 {
-    aq_event event = {.type = AQ_EVENT_STREAM_BULK,
+    aq_event event = {.type = AQ_EVENT_STREAM_LARGE_TRANSFER,
                       .connection = stream->connection,
                       .stream = stream->id,
                       .peer = stream->peer,
                       .code = engine->now - stream->began,
                       .value = (uint64_t)stream->attached_fd};
     atomic_fetch_sub(&engine->workers_free, 1);
-    look_no_more(engine, stream);
+    cancel_check(engine, stream);
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, stream->attached_fd, NULL);
     stream->attached_fd = -1;
     leave_sockets(stream);
@@ -251,26 +251,26 @@ static void hand_to_worker(aq_engine *engine, aq_stream *stream)
 
 void aq_engine_serve(aq_engine *engine, aq_stream *stream)
 {
-    unsigned need = aq_stream_pump(stream, stream->attached_fd,
-                                   aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG, WRITE_BUDGET);
+    unsigned need = aq_stream_transfer(stream, stream->attached_fd,
+                                       aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG, WRITE_BUDGET);
     if (need & AQ_NEED_TURN)
         aq_engine_touch_stream(engine, stream);
     if (need & AQ_NEED_MEMORY) {
         if (stream->conn != NULL && stream->conn->quic != NULL && aq_conn_make_room(stream->conn, stream))
             aq_engine_touch_stream(engine, stream);
         else
-            aq_engine_rest_stream(engine, stream);
+            aq_engine_pause_stream(engine, stream);
     }
     if (need & AQ_NEED_PAUSE)
-        aq_engine_rest_stream(engine, stream);
+        aq_engine_pause_stream(engine, stream);
     if (need != 0) {
-        look_later(engine, stream);
+        schedule_check(engine, stream);
         if (wants_worker(engine, stream))
             hand_to_worker(engine, stream);
         return;
     }
     end_dialling(engine, stream);
-    look_no_more(engine, stream);
+    cancel_check(engine, stream);
     aq_fd_close(stream->attached_fd); /* also removes it from epoll */
     stream->attached_fd = -1;
     leave_sockets(stream);
@@ -278,7 +278,7 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
     aq_stream_leave(stream);
 }
 
-void aq_engine_take_back(aq_engine *engine, aq_stream *stream)
+void aq_engine_shed_stream(aq_engine *engine, aq_stream *stream)
 {
     int fd = stream->attached_fd;
     stream->attached_fd = -1;
@@ -296,7 +296,7 @@ static void leave_to_python(aq_engine *engine, aq_stream *stream)
                       .stream = stream->id,
                       .length = stream->header_length};
     end_dialling(engine, stream);
-    look_no_more(engine, stream);
+    cancel_check(engine, stream);
     if (stream->attached_fd >= 0)
         aq_fd_close(stream->attached_fd);
     stream->attached_fd = -1;
@@ -336,11 +336,11 @@ void aq_engine_dial(aq_engine *engine, aq_stream *stream)
         leave_to_python(engine, stream);
         return;
     }
-    /* Keeps aq_stream_pump() from using the socket before it is connected. */
+    /* Keeps aq_stream_transfer() from using the socket before it is connected. */
     stream->can_read = stream->can_write = 0;
     stream->dialling = 1;
     stream->deadline = engine->now + conn->dial_timeout;
-    stream->bulk_since = engine->now;
+    stream->large_since = engine->now;
     stream->socket_next = NULL;
     stream->socket_previous = engine->dial_last;
     if (engine->dial_last != NULL)
@@ -417,7 +417,7 @@ int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener, aq_credit
     if (result == AQ_OK) {
         listener->credit = credit;
         aq_credit_ref(credit);
-        aq_shares_enter(engine, listener);
+        aq_fair_shares_enter(engine, listener);
     }
     return result;
 }
@@ -425,7 +425,7 @@ int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener, aq_credit
 void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener)
 {
     if (listener->credit != NULL && !listener->over)
-        aq_shares_leave(engine, listener);
+        aq_fair_shares_leave(engine, listener);
     listener->over = 1;
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, listener->fd, NULL);
 }
@@ -450,8 +450,9 @@ static void accept_failed(aq_engine *engine, aq_listener *listener, int error)
     aq_count(&engine->counters, AQ_C_tcp_accept_errors, 1);
     report_trouble(engine, listener, error);
     if (error == EMFILE)
-        aq_shares_short(engine);
-    aq_engine_rest(engine, listener->id, listener->fd, short_of ? REST_WITHOUT_RESOURCES : REST_AFTER_ERROR);
+        aq_fair_shares_short(engine);
+    aq_engine_back_off(engine, listener->id, listener->fd,
+                       short_of ? BACK_OFF_WITHOUT_RESOURCES : BACK_OFF_AFTER_ERROR);
 }
 
 static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *conn, int fd, const aq_sockaddr *from)
@@ -530,10 +531,10 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
 {
     aq_sockaddr from;
     int fd;
-    if (!aq_shares_allow(engine, conn->credit)) {
-        aq_count(&engine->counters, AQ_C_tcp_accept_put_off, 1);
+    if (!aq_fair_shares_allow(engine, conn->credit)) {
+        aq_count(&engine->counters, AQ_C_tcp_accept_deferred, 1);
         report_trouble(engine, listener, EDQUOT); /* accept(2) never returns it */
-        aq_engine_rest(engine, listener->id, listener->fd, REST_WITHOUT_RESOURCES);
+        aq_engine_back_off(engine, listener->id, listener->fd, BACK_OFF_WITHOUT_RESOURCES);
         return 0;
     }
     fd = accept_connection(listener->fd, &from);
@@ -562,7 +563,7 @@ void aq_engine_accept(aq_engine *engine, aq_id id)
     conn = aq_slab_get(&engine->connections, listener->connection);
     if (conn != NULL && conn->quic != NULL) {
         conn->now = engine->now;
-        aq_shares_look(engine);
+        aq_fair_shares_check(engine);
         for (int i = 0; i < ACCEPTS_PER_TURN && accept_one(engine, listener, conn); i++)
             ;
     } else {

@@ -26,7 +26,7 @@
     "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:"                          \
     "-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:%PROFILE_MEDIUM:%DISABLE_TLS13_COMPAT_MODE"
 
-#define ALPN_MOST 8       /* GnuTLS silently ignores protocols after the eighth */
+#define ALPN_MAX 8        /* GnuTLS silently ignores protocols after the eighth */
 #define ALERT_NO_ALPN 120 /* no_application_protocol, RFC 7301 section 3.2 */
 #define ALERT_UNEXPECTED_MESSAGE 10
 /* RFC 8446 section 6.2: alerts that tell a server why its certificate is refused. */
@@ -42,8 +42,8 @@
 #define KEYLOG_LABEL_MAX 64                /* characters; the longest label in use has 31 */
 #define PROBLEM_LENGTH 512                 /* bytes kept of the reason for refusing a certificate */
 #define LONGEST_CLIENT_MESSAGE (16 * 1024) /* bytes of a handshake message; a ClientHello may hold large key shares */
-#define CHAIN_MOST 16                      /* certificates that GnuTLS sorts: its DEFAULT_MAX_VERIFY_DEPTH */
-#define INPUT_MOST (16 << 20)              /* bytes of one input: above any real one, within GnuTLS's unsigned int */
+#define CHAIN_MAX 16                       /* certificates that GnuTLS sorts: its DEFAULT_MAX_VERIFY_DEPTH */
+#define INPUT_MAX (16 << 20)               /* bytes of one input: above any real one, within GnuTLS's unsigned int */
 
 struct aq_credentials {
     _Atomic uint32_t references; /* any thread */
@@ -52,8 +52,8 @@ struct aq_credentials {
     gnutls_certificate_credentials_t certificates;
     int server;
     int verify;
-    int keylog;                          /* file descriptor; -1: no key log */
-    gnutls_datum_t protocols[ALPN_MOST]; /* point into alpn */
+    int keylog;                         /* file descriptor; -1: no key log */
+    gnutls_datum_t protocols[ALPN_MAX]; /* point into alpn */
     unsigned int protocol_count;
     const uint8_t *pins; /* AQ_PIN_LENGTH bytes each, after the list in alpn */
     size_t pin_count;    /* 0: any key is accepted */
@@ -314,7 +314,7 @@ static int load_identity(const report *to, const aq_credentials_options *options
 
     code = gnutls_x509_crt_list_import2(&chain, &count, &chain_input, format, GNUTLS_X509_CRT_LIST_SORT);
     if (code == GNUTLS_E_UNIMPLEMENTED_FEATURE) {
-        return fail(to, AQ_ERR_TLS, "certificate: has more than %d certificates; expected " EXPECTED_CHAIN, CHAIN_MOST);
+        return fail(to, AQ_ERR_TLS, "certificate: has more than %d certificates; expected " EXPECTED_CHAIN, CHAIN_MAX);
     }
     if (code < 0)
         return fail_certificate(to, code, &chain_input, "certificate", EXPECTED_CHAIN);
@@ -392,8 +392,8 @@ static int load_alpn(const report *to, const aq_credentials_options *options, aq
         size_t length = credentials->alpn[at++];
         if (length == 0 || length > options->alpn_length - at)
             return fail(to, AQ_ERR_INVALID, "ALPN: protocol %u has an invalid length", credentials->protocol_count + 1);
-        if (credentials->protocol_count == ALPN_MOST)
-            return fail(to, AQ_ERR_INVALID, "ALPN: more than %d protocols", ALPN_MOST);
+        if (credentials->protocol_count == ALPN_MAX)
+            return fail(to, AQ_ERR_INVALID, "ALPN: more than %d protocols", ALPN_MAX);
         credentials->protocols[credentials->protocol_count++] = datum(credentials->alpn + at, length);
         at += length;
     }
@@ -411,8 +411,8 @@ static int load_alpn(const report *to, const aq_credentials_options *options, aq
 
 static int check_options(const report *to, const aq_credentials_options *options)
 {
-    if (options->certificate_length > INPUT_MOST || options->private_key_length > INPUT_MOST ||
-        options->trust_length > INPUT_MOST || options->alpn_length > UINT16_MAX || options->pins_length > INPUT_MOST)
+    if (options->certificate_length > INPUT_MAX || options->private_key_length > INPUT_MAX ||
+        options->trust_length > INPUT_MAX || options->alpn_length > UINT16_MAX || options->pins_length > INPUT_MAX)
         return fail(to, AQ_ERR_INVALID, "a certificate, key, ALPN list or list of pins is too long");
     if (options->pins_length % AQ_PIN_LENGTH != 0)
         return fail(to, AQ_ERR_INVALID, "pins: expected %d bytes each", AQ_PIN_LENGTH);
@@ -522,7 +522,7 @@ int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_
     unsigned int count = 0;
     int code;
 
-    if (length == 0 || length > INPUT_MOST)
+    if (length == 0 || length > INPUT_MAX)
         return AQ_ERR_INVALID;
     code = gnutls_x509_crt_list_import2(&chain, &count, &input, format_of(&input), 0);
     if (code < 0)
@@ -550,7 +550,7 @@ static int has_name(gnutls_x509_crt_t certificate, int wanted)
     }
 }
 
-static void look_at(gnutls_x509_crt_t certificate, aq_certificate *out)
+static void read_certificate(gnutls_x509_crt_t certificate, aq_certificate *out)
 {
     unsigned int usage = 0, critical, bits = 0;
     int algorithm = gnutls_x509_crt_get_pk_algorithm(certificate, &bits);
@@ -570,7 +570,7 @@ static void look_at(gnutls_x509_crt_t certificate, aq_certificate *out)
                    gnutls_sign_is_secure2((gnutls_sign_algorithm_t)signature, GNUTLS_SIGN_FLAG_SECURE_FOR_CERTS) != 0);
 }
 
-int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+int64_t aq_tls_certificates_read(const uint8_t *data, size_t length, aq_certificate *out, uint32_t max, char *text,
                                  size_t text_length)
 {
     int64_t error = AQ_OK;
@@ -581,7 +581,7 @@ int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certific
     int code;
 
     snprintf(text, text_length, "%s", "");
-    if (length == 0 || length > INPUT_MOST)
+    if (length == 0 || length > INPUT_MAX)
         return AQ_ERR_INVALID;
     code = gnutls_x509_crt_list_import2(&list, &count, &input, format_of(&input), 0);
     if (code < 0 || count == 0) {
@@ -590,8 +590,8 @@ int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certific
         return error;
     }
     for (unsigned int i = 0; i < count; i++) {
-        if (i < most)
-            look_at(list[i], &out[i]);
+        if (i < max)
+            read_certificate(list[i], &out[i]);
         gnutls_x509_crt_deinit(list[i]);
     }
     gnutls_free(list);

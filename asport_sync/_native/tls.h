@@ -16,8 +16,8 @@
 /* See aq_certificate_pin(). */
 int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out);
 
-/* See aq_certificates_look(). */
-int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+/* See aq_certificates_read(). */
+int64_t aq_tls_certificates_read(const uint8_t *data, size_t length, aq_certificate *out, uint32_t max, char *text,
                                  size_t text_length);
 
 /* Certificates, key, trust, pins and ALPN of one side. Immutable after creation, shared by threads and sessions,

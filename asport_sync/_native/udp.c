@@ -269,13 +269,13 @@ static uint32_t news(aq_udp_losses *losses, uint32_t dropped)
     return more;
 }
 
-uint32_t aq_udp_losses_read(aq_udp_losses *losses, int fd, const aq_udp_message *messages, int count, int most)
+uint32_t aq_udp_losses_read(aq_udp_losses *losses, int fd, const aq_udp_message *messages, int count, int max)
 {
     uint32_t lost = count > 0 ? news(losses, messages[count - 1].dropped) : 0;
 
     for (int i = 0; i < count && losses->read < BURST_BYTES; i++)
         losses->read += messages[i].length + MESSAGE_BYTES;
-    if (count < most) {
+    if (count < max) {
         /* The socket is empty: nothing is dropped until it has filled again. */
         if (losses->read >= BURST_BYTES)
             lost += news(losses, dropped_so_far(fd));
@@ -423,10 +423,10 @@ static void describe(struct mmsghdr *received, aq_udp_message *out)
 }
 
 /* Does with recvmsg() what is needed here of recvmmsg(), for systems that refuse the latter. */
-static int receive_singly(aq_udp_receiver *receiver, int fd, int most)
+static int receive_singly(aq_udp_receiver *receiver, int fd, int max)
 {
     int count = 0;
-    while (count < most) {
+    while (count < max) {
         ssize_t length = recvmsg(fd, &receiver->headers[count].msg_hdr, MSG_DONTWAIT);
         if (length < 0 && errno == EINTR)
             continue;
@@ -437,30 +437,30 @@ static int receive_singly(aq_udp_receiver *receiver, int fd, int most)
     return count > 0 ? count : -1;
 }
 
-static int receive_messages(aq_udp_receiver *receiver, int fd, int most)
+static int receive_messages(aq_udp_receiver *receiver, int fd, int max)
 {
     int count;
 
     do {
-        count = recvmmsg(fd, receiver->headers, (unsigned int)most, MSG_DONTWAIT, NULL);
+        count = recvmmsg(fd, receiver->headers, (unsigned int)max, MSG_DONTWAIT, NULL);
     } while (count < 0 && errno == EINTR);
     /* A container's seccomp filter may know only the older call. */
-    return count < 0 && (errno == ENOSYS || errno == EPERM) ? receive_singly(receiver, fd, most) : count;
+    return count < 0 && (errno == ENOSYS || errno == EPERM) ? receive_singly(receiver, fd, max) : count;
 }
 
-int aq_udp_receive_batch(aq_udp_receiver *receiver, int fd, aq_udp_message *out, int most)
+int aq_udp_receive_batch(aq_udp_receiver *receiver, int fd, aq_udp_message *out, int max)
 {
     int count;
 
-    if (most > AQ_UDP_MESSAGES)
-        most = AQ_UDP_MESSAGES;
-    for (int i = 0; i < most; i++) {
+    if (max > AQ_UDP_MESSAGES)
+        max = AQ_UDP_MESSAGES;
+    for (int i = 0; i < max; i++) {
         receiver->names[i].sa.sa_family = AF_UNSPEC;
         receiver->headers[i].msg_hdr.msg_namelen = sizeof(receiver->names[i]);
         receiver->headers[i].msg_hdr.msg_controllen = sizeof(receiver->controls[i].bytes);
         receiver->headers[i].msg_hdr.msg_flags = 0;
     }
-    count = receive_messages(receiver, fd, most);
+    count = receive_messages(receiver, fd, max);
     if (count < 0)
         return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
     for (int i = 0; i < count; i++)
@@ -553,11 +553,11 @@ static int kernel_segments(int fd)
 /* Returns the bytes of the next send: as many whole segments as a train may have; the last one may be short. */
 static size_t train_length(size_t length, size_t segment)
 {
-    size_t most = segment == 0 || segment > TRAIN_BYTES ? 1 : TRAIN_BYTES / segment;
+    size_t max = segment == 0 || segment > TRAIN_BYTES ? 1 : TRAIN_BYTES / segment;
 
-    if (most > TRAIN_SEGMENTS)
-        most = TRAIN_SEGMENTS;
-    return length > most * segment ? most * segment : length;
+    if (max > TRAIN_SEGMENTS)
+        max = TRAIN_SEGMENTS;
+    return length > max * segment ? max * segment : length;
 }
 
 /* Common core of both ways to send. Returns 0, 1 (socket full) or -errno as aq_udp_send() does. *done counts the bytes

@@ -56,7 +56,7 @@ aq_udp_receiver *aq_udp_receiver_new(void);
 void aq_udp_receiver_free(aq_udp_receiver *receiver);
 /* Calls recvmmsg once. Returns the number of messages in out[0..most), 0 when the socket is empty, or -errno (also for
  * transient errors such as ECONNREFUSED: the caller counts them and may call again). most <= AQ_UDP_MESSAGES. */
-int aq_udp_receive_batch(aq_udp_receiver *receiver, int fd, aq_udp_message *out, int most);
+int aq_udp_receive_batch(aq_udp_receiver *receiver, int fd, aq_udp_message *out, int max);
 
 /* Counts the datagrams of a socket that the kernel drops: no room in its buffer, or a bad checksum. A datagram carries
  * the kernel's count at its arrival (SO_RXQ_OVFL, which costs nothing until something is dropped). The kernel is asked
@@ -70,7 +70,7 @@ typedef struct {
  * now on. */
 void aq_udp_losses_begin(aq_udp_losses *losses, int fd);
 /* Called after each aq_udp_receive_batch() that did not fail. */
-uint32_t aq_udp_losses_read(aq_udp_losses *losses, int fd, const aq_udp_message *messages, int count, int most);
+uint32_t aq_udp_losses_read(aq_udp_losses *losses, int fd, const aq_udp_message *messages, int count, int max);
 uint32_t aq_udp_losses_end(aq_udp_losses *losses, int fd); /* called before the socket is closed or passed on */
 
 /* Sends `length` bytes as datagrams of `segment` bytes each (the last may be shorter) to peer (NULL: connected socket),

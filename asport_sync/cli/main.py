@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 _FAILED = 1
-_PATIENCE = 500  # grace period in milliseconds for a full pipe to accept the last line
+_GRACE_PERIOD = 500  # grace period in milliseconds for a full pipe to accept the last line
 _INTERRUPTED = 130  # 128 + SIGINT, as in shells
 _NOT_READ = 141  # 128 + SIGPIPE, as in shells
 
@@ -53,7 +53,7 @@ def _complain(problem: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # no descriptor, so it is no pipe
         poll = select.poll()
         poll.register(sys.stderr, select.POLLOUT)
-        if not poll.poll(_PATIENCE):
+        if not poll.poll(_GRACE_PERIOD):
             return
     output.complain(problem)
 

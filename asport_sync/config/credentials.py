@@ -28,7 +28,7 @@ _PEM_MARK: Final = "-----BEGIN "
 _LONGEST_LINE: Final = 65536
 """Bytes. Bounds reading if the path names a device or another endless file."""
 _LARGEST: Final = 16 << 20
-"""Bytes of certificates or of a key: the engine's maximum, see INPUT_MOST in tls.c."""
+"""Bytes of certificates or of a key: the engine's maximum, see INPUT_MAX in tls.c."""
 _FIFO_TIMEOUT: Final = 10.0
 """Seconds that a program gets to write to a FIFO, such as one that fetches a secret."""
 

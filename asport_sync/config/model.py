@@ -71,10 +71,10 @@ _SMALLEST_WINDOW = 16384
 _LARGEST_RECEIVE_WINDOW = 1 << 30
 """Bytes. All streams of a connection together may have that much in flight."""
 _LARGEST_BUFFER_POOL = 1 << 20
-_MOST_WORKERS = 65535
+_MAX_WORKERS = 65535
 _CLIENTS = 64
 """Per user: more than a household or a small office has, and few compared with the maximum."""
-_MOST_CLIENTS = 10000
+_MAX_CLIENTS = 10000
 """As many as the engine's maximum of connections."""
 
 
@@ -255,7 +255,7 @@ class CommonConfig:
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
     max_workers: int = field(
         default_factory=values.spare_workers,
-        metadata=documented(_integer(0, _MOST_WORKERS), default="one per processor, none on up to two processors"),
+        metadata=documented(_integer(0, _MAX_WORKERS), default="one per processor, none on up to two processors"),
     )
     tcp_keepalive: float = field(default=60.0, metadata=documented(_KEEPALIVE, since="Unreleased"))
     keylog: Path | None = field(default=None, metadata=_PATH)
@@ -375,7 +375,7 @@ class UserConfig:
     password: str = field(repr=False, metadata=_PASSWORD)
     password_file: Path | None = field(default=None, metadata=_PATH)
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
-    max_clients: int | None = field(default=None, metadata=documented(_integer(1, _MOST_CLIENTS), since="Unreleased"))
+    max_clients: int | None = field(default=None, metadata=documented(_integer(1, _MAX_CLIENTS), since="Unreleased"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -408,7 +408,7 @@ class ProxyConfig:
     only_v6: bool | None = field(default=None, metadata=_BOOLEAN)
     allow_network: Network = field(default="both", metadata=_NETWORK)
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
-    max_clients: int = field(default=_CLIENTS, metadata=documented(_integer(1, _MOST_CLIENTS), since="Unreleased"))
+    max_clients: int = field(default=_CLIENTS, metadata=documented(_integer(1, _MAX_CLIENTS), since="Unreleased"))
 
 
 @_with_inherited_keys

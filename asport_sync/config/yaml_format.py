@@ -10,7 +10,7 @@ import yaml
 from asport_sync.config.formats import Syntax
 from asport_sync.config.values import KeyPath
 
-_MOST_YAML_NODES: Final = 100_000
+_MAX_YAML_NODES: Final = 100_000
 """Aliases let a short YAML file expand to a tree of any size. Sensible files are far below this."""
 
 
@@ -86,8 +86,8 @@ class _YamlTree:
 
     def value(self, node: yaml.Node, at: KeyPath) -> object:
         self._nodes += 1
-        if self._nodes > _MOST_YAML_NODES:
-            raise Syntax(f"more than {_MOST_YAML_NODES} values after alias expansion")
+        if self._nodes > _MAX_YAML_NODES:
+            raise Syntax(f"more than {_MAX_YAML_NODES} values after alias expansion")
         line = node.start_mark.line + 1
         self._lines.setdefault(at, line)
         if isinstance(node, yaml.MappingNode) and node.tag == _YAML + "map":

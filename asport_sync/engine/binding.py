@@ -132,13 +132,13 @@ def clock_watch() -> int:
     return result
 
 
-def limit_arenas(most: int) -> None:
+def limit_arenas(maximum: int) -> None:
     """Limits the number of malloc() arenas if the C library is glibc.
 
     Each arena reserves 64 MiB of address space, as much as eight threads with large stacks, however little it holds.
     Must be called before there are other threads.
     """
-    lib.aq_malloc_arenas(most)
+    lib.aq_malloc_arenas(maximum)
 
 
 def versions() -> dict[str, str]:

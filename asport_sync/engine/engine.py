@@ -115,31 +115,31 @@ class Engine:
             self._handed_over = self._handed_over[1:]
         return events
 
-    def report_streams(self, most: int, *, begins: bool = False) -> None:
-        """Enables StreamEnded for attached streams, at most ``most`` per second (default: 0). All ends are counted.
+    def report_streams(self, maximum: int, *, begins: bool = False) -> None:
+        """Enables StreamEnded for attached streams, at most ``maximum`` per second (default: 0). All ends are counted.
 
         With ``begins``, also enables StreamBegun for streams that the engine accepts or dials.
         """
-        self.call(lib.aq_streams_report, most, begins)
+        self.call(lib.aq_streams_report, maximum, begins)
 
     def keep_streams_alive(self, idle: float) -> None:
         """Sets TCP keepalive for sockets of streams that begin from now on: idle time in seconds; 0: off."""
         self.call(lib.aq_streams_keepalive, nanoseconds(idle))
 
     def share_streams(self, workers: int) -> None:
-        """Reports ``workers`` more free workers for large transfers; StreamBulk hands one over to each."""
+        """Reports ``workers`` more free workers for large transfers; StreamLargeTransfer hands one over to each."""
         self.call(lib.aq_streams_share, workers)
 
-    def receive_memory(self, most: int) -> None:
+    def receive_memory(self, maximum: int) -> None:
         """Sets the receive budget: bytes of unconsumed data of all peers that the engine may hold; 1 GiB by default.
 
         As it fills up, flow-control windows shrink; if that does not suffice, streams with slow readers are reset, and
         the connections that hold the most are closed.
         """
-        self.call(lib.aq_receive_memory, most)
+        self.call(lib.aq_receive_memory, maximum)
 
     def share_udp(self, on: bool) -> None:
-        """Sets whether the engine may leave UDP sockets with much traffic to the pump; UdpBulk hands them over."""
+        """Sets whether the engine may leave busy UDP sockets to the pump; UdpLargeTransfer hands them over."""
         self.call(lib.aq_udp_share, int(on))
 
     def server_credentials(
@@ -199,7 +199,7 @@ class Engine:
         while room < count:
             room = count
             found = ffi.new("aq_certificate[]", room)
-            count = int(lib.aq_certificates_look(content, len(content), found, room, text, 512))
+            count = int(lib.aq_certificates_read(content, len(content), found, room, text, 512))
             if count < 0:
                 detail = ffi.string(text).decode("utf-8", "replace")
                 raise EngineError(count, detail) if detail else error_of(count)

@@ -150,7 +150,7 @@ class StreamBegun:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class StreamBulk:
+class StreamLargeTransfer:
     """A worker should relay this stream: it is a large transfer.
 
     Attributes:
@@ -182,7 +182,7 @@ class AcceptFailed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceUnknown:
-    """A public UDP socket has datagrams from a new source. They wait for ``add_flow`` or ``refuse``.
+    """A public UDP socket has datagrams from a new source. They wait for ``add_association`` or ``refuse``.
 
     Attributes:
         local: The local address that they were sent to, with port 0, if the socket is bound to the unspecified address;
@@ -196,7 +196,7 @@ class SourceUnknown:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class UdpBulk:
+class UdpLargeTransfer:
     """The pump should read this UDP socket, which has much traffic, until it gives it back."""
 
     connection: Connection
@@ -219,8 +219,8 @@ class UdpRefused:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class FlowWanted:
-    """A Packet for an unknown association; it waits for ``UdpSocket.add_flow`` or ``remove_flow``."""
+class AssociationWanted:
+    """A Packet for an unknown association; it waits for ``UdpSocket.add_association`` or ``remove_association``."""
 
     connection: Connection
     association: int
@@ -264,11 +264,11 @@ Event: TypeAlias = (
     | StreamOpened
     | StreamBegun
     | StreamEnded
-    | StreamBulk
+    | StreamLargeTransfer
     | AcceptFailed
-    | FlowWanted
+    | AssociationWanted
     | SourceUnknown
-    | UdpBulk
+    | UdpLargeTransfer
     | UdpRefused
     | Probed
     | Silence
@@ -306,8 +306,8 @@ def event_of(engine: Engine, raw: Any) -> Event:
         return StreamOpened(connection, Stream(engine, raw.stream), data)
     if kind == lib.AQ_EVENT_COMMAND:
         return CommandReceived(connection, HiddenBytes(data), Carrier(raw.value))
-    if kind == lib.AQ_EVENT_FLOW_WANTED:
-        return FlowWanted(connection, raw.value, from_address(raw.peer))
+    if kind == lib.AQ_EVENT_ASSOCIATION_WANTED:
+        return AssociationWanted(connection, raw.value, from_address(raw.peer))
     if kind == lib.AQ_EVENT_SOURCE_UNKNOWN:
         return SourceUnknown(
             connection,
@@ -315,12 +315,12 @@ def event_of(engine: Engine, raw: Any) -> Event:
             from_address(raw.peer),
             from_address(raw.local) if raw.local.family else None,
         )
-    if kind == lib.AQ_EVENT_UDP_BULK:
-        return UdpBulk(connection, UdpSocket(engine, raw.socket))
+    if kind == lib.AQ_EVENT_UDP_LARGE_TRANSFER:
+        return UdpLargeTransfer(connection, UdpSocket(engine, raw.socket))
     if kind == lib.AQ_EVENT_UDP_REFUSED:
         return UdpRefused(connection, UdpSocket(engine, raw.socket), raw.code, bool(raw.value))
-    if kind == lib.AQ_EVENT_STREAM_BULK:
-        return StreamBulk(
+    if kind == lib.AQ_EVENT_STREAM_LARGE_TRANSFER:
+        return StreamLargeTransfer(
             connection,
             Stream(engine, raw.stream),
             from_address(raw.peer) if raw.peer.family else None,

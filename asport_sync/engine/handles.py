@@ -103,7 +103,7 @@ class UdpSocket(Handle):
     """A UDP socket that belongs to a connection. All methods: pump thread only."""
 
     def receive(self) -> int:
-        """Reads and forwards a batch of datagrams from a socket that UdpBulk handed over; returns their number."""
+        """Forwards a batch of datagrams from a socket that UdpLargeTransfer handed over; returns their number."""
         return self.engine.call(lib.aq_udp_receive, self.id)
 
     def give_back(self) -> None:
@@ -125,7 +125,7 @@ class UdpSocket(Handle):
         """
         self.engine.call(lib.aq_udp_refuse, self.id, to_address(source), _address_or_null(local))
 
-    def add_flow(
+    def add_association(
         self, association: int, peer: SocketAddress, prefix: bytes = b"", local: SocketAddress | None = None
     ) -> None:
         """Adds an association; datagrams that waited for it are forwarded at once.
@@ -140,7 +140,7 @@ class UdpSocket(Handle):
             EngineError: The ID or the source already has an association.
         """
         self.engine.call(
-            lib.aq_flow_add, self.id, association, to_address(peer), _address_or_null(local), prefix, len(prefix)
+            lib.aq_association_add, self.id, association, to_address(peer), _address_or_null(local), prefix, len(prefix)
         )
 
     def move(self, sock: socket.socket, prefix: bytes = b"") -> None:
@@ -150,7 +150,7 @@ class UdpSocket(Handle):
 
         Args:
             sock: Replaces the previous socket; remains the caller's.
-            prefix: As for ``add_flow``.
+            prefix: As for ``add_association``.
 
         Raises:
             EngineError: Out of descriptors or memory.
@@ -193,7 +193,7 @@ class Connection(Handle):
         """Sends a command of at most 16 bytes as a DATAGRAM every ``interval`` seconds; 0 stops it."""
         self.engine.call(lib.aq_connection_heartbeat, self.id, command, len(command), nanoseconds(interval))
 
-    def admit(self, carrier: Carrier | None, *, ask: bool = False) -> None:
+    def set_joined(self, carrier: Carrier | None, *, ask: bool = False) -> None:
         """Lifts the limits of an unauthenticated peer.
 
         Args:
@@ -203,18 +203,18 @@ class Connection(Handle):
         """
         chosen = int(Carrier.DATAGRAM if carrier is None else carrier)
         self.engine.call(
-            lib.aq_connection_admit, self.id, lib.AQ_CARRIER_UNKNOWN if ask else chosen, int(carrier is not None)
+            lib.aq_connection_set_joined, self.id, lib.AQ_CARRIER_UNKNOWN if ask else chosen, int(carrier is not None)
         )
 
-    def probe(self, timeout: float, patience: float = 0.0) -> None:
+    def probe(self, timeout: float, grace_period: float = 0.0) -> None:
         """Sends keep-alive probes until the peer answers. Probed follows.
 
         Args:
             timeout: Seconds until the peer counts as dead.
-            patience: Grace period in seconds before ``timeout`` starts, if there is no hint that the peer has lost the
-                connection or a full congestion window delays the first PING.
+            grace_period: Seconds before ``timeout`` starts, if there is no hint that the peer has lost the connection
+                or a full congestion window delays the first PING.
         """
-        self.engine.call(lib.aq_connection_probe, self.id, nanoseconds(timeout), nanoseconds(patience))
+        self.engine.call(lib.aq_connection_probe, self.id, nanoseconds(timeout), nanoseconds(grace_period))
 
     def migrate(self, sock: socket.socket) -> bool:
         """Migrates a client's connection to the local address that the kernel now chooses towards the server.
@@ -255,7 +255,7 @@ class Connection(Handle):
             datagram_limit=raw.datagram_limit,
             silence=raw.silence / 1e9,
             streams=raw.streams,
-            flows=raw.flows,
+            associations=raw.associations,
             datagrams_queued=raw.datagrams_queued,
         )
 
@@ -295,41 +295,43 @@ class Connection(Handle):
         """Adds a UDP socket to the connection; the socket remains the caller's. Pump thread only."""
         return UdpSocket(self.engine, self.engine.call(lib.aq_udp_open, self.id, sock.fileno(), int(public)))
 
-    def remove_flow(self, association: int) -> None:
-        """Removes an association, or refuses one that FlowWanted asked for. Pump thread only."""
-        self.engine.call(lib.aq_flow_remove, self.id, association)
+    def remove_association(self, association: int) -> None:
+        """Removes an association, or refuses one that AssociationWanted asked for. Pump thread only."""
+        self.engine.call(lib.aq_association_remove, self.id, association)
 
-    def refuse_flows(self, source: SocketAddress | None, lasts: float) -> None:
+    def refuse_associations(self, source: SocketAddress | None, lasts: float) -> None:
         """Refuses new associations for some time. Pump thread only.
 
-        Neither SourceUnknown nor FlowWanted is reported; packets that would cause one are dropped and counted.
+        Neither SourceUnknown nor AssociationWanted is reported; packets that would cause one are dropped and counted.
 
         Args:
             source: Only from this address, any port; None: from all addresses.
             lasts: Seconds.
         """
-        self.engine.call(lib.aq_flows_refuse, self.id, _address_or_null(source), nanoseconds(lasts))
+        self.engine.call(lib.aq_associations_refuse, self.id, _address_or_null(source), nanoseconds(lasts))
 
-    def idle_flows(self, idle: float, most: int = 1024, host: SocketAddress | None = None) -> list[int]:
+    def idle_associations(self, idle: float, maximum: int = 1024, host: SocketAddress | None = None) -> list[int]:
         """Returns associations without traffic for ``idle`` seconds, in order of eviction. Pump thread only.
 
         The longest idle of those with one or two answered questions come first, then the longest idle of all others.
 
         Args:
             idle: Seconds.
-            most: Maximum number.
+            maximum: Number of associations.
             host: Only those of this address, any port; None: of all addresses.
         """
-        out = ffi.new("uint16_t[]", most)
+        out = ffi.new("uint16_t[]", maximum)
         address = ffi.NULL if host is None else to_address(host)
-        count = self.engine.call(lib.aq_flows_idle, self.id, address, nanoseconds(idle), out, most)
+        count = self.engine.call(lib.aq_associations_idle, self.id, address, nanoseconds(idle), out, maximum)
         return list(ffi.unpack(out, count))
 
-    def unanswered_flows(self, silence: float, recent: float, most: int = 1024) -> list[int]:
+    def unanswered_associations(self, silence: float, recent: float, maximum: int = 1024) -> list[int]:
         """Returns associations that wait for an answer of the local service. Pump thread only.
 
         Their visitor has sent within ``recent`` seconds and has waited longer than ``silence`` seconds.
         """
-        out = ffi.new("uint16_t[]", most)
-        count = self.engine.call(lib.aq_flows_unanswered, self.id, nanoseconds(silence), nanoseconds(recent), out, most)
+        out = ffi.new("uint16_t[]", maximum)
+        count = self.engine.call(
+            lib.aq_associations_unanswered, self.id, nanoseconds(silence), nanoseconds(recent), out, maximum
+        )
         return list(ffi.unpack(out, count))

@@ -133,7 +133,7 @@ class ConnectionInfo:
     datagram_limit: int
     silence: float
     streams: int
-    flows: int
+    associations: int
     datagrams_queued: int
 
 

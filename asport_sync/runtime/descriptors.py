@@ -7,7 +7,7 @@ import resource
 
 from asport_sync.runtime.process import limits
 
-MOST = 1 << 20
+MAX_DESCRIPTORS = 1 << 20
 """More is never needed: that many connections take tens of gigabytes. Also the kernel's default upper bound
 (fs.nr_open)."""
 
@@ -21,12 +21,12 @@ def limit() -> int | None:
 
 
 def raise_limit() -> int | None:
-    """Raises the soft limit to the hard limit, but not above ``MOST``; returns the resulting soft limit.
+    """Raises the soft limit to the hard limit, but not above ``MAX_DESCRIPTORS``; returns the resulting soft limit.
 
     For commands only: a program that uses the library may have reasons for a low limit, such as calls of select().
     """
     soft, hard = limits(resource.RLIMIT_NOFILE) or (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         # ValueError: above the kernel's limit (fs.nr_open), which may have been lowered meanwhile.
         with contextlib.suppress(ValueError, OSError):

@@ -30,7 +30,7 @@ LEVELS = {
 }
 """The levels that configuration files name."""
 
-_MOST_LINES = 4096  # maximum queued: half a megabyte, and a minute of a busy server at level info
+_MAX_LINES = 4096  # maximum queued: half a megabyte, and a minute of a busy server at level info
 _RETRY = 0.05  # seconds between attempts to write to a full descriptor that cannot be waited for
 _LAST_MOMENT = 0.25  # seconds that close() waits for each further line; an active reader needs microseconds
 
@@ -91,7 +91,7 @@ class DescriptorHandler(logging.Handler):
         most: Maximum number of queued lines.
     """
 
-    def __init__(self, descriptor: int, most: int = _MOST_LINES) -> None:
+    def __init__(self, descriptor: int, most: int = _MAX_LINES) -> None:
         super().__init__()
         self._descriptor = descriptor
         self._most = most

@@ -19,7 +19,7 @@ _log = logging.getLogger("asport_sync.runtime")
 
 _REFUSED = frozenset({errno.EPERM, errno.ENOSYS})  # errors of a container's seccomp filter for unknown system calls
 _PAUSE_AFTER_FAULT = 1.0  # seconds that a socket is not polled after an unexpected exception in its handler
-_MOST_CALLS = 16384  # queue limit; producers block when it is full
+_MAX_CALLS = 16384  # queue limit; producers block when it is full
 
 
 class HasFileno(Protocol):
@@ -39,12 +39,10 @@ class SelectorThread:
     Args:
         name: The thread's name.
         clock: Monotonic time in seconds.
-        most_calls: Maximum number of queued calls.
+        max_calls: Maximum number of queued calls.
     """
 
-    def __init__(
-        self, name: str, clock: Callable[[], float] = time.monotonic, *, most_calls: int = _MOST_CALLS
-    ) -> None:
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic, *, max_calls: int = _MAX_CALLS) -> None:
         self._selector: selectors.BaseSelector = selectors.DefaultSelector()
         self._paused: dict[HasFileno, Timer] = {}
         self._timers = Timers(clock)
@@ -52,7 +50,7 @@ class SelectorThread:
         # Guards _calls, _held_up, _woken, _ended, _stopping and the writing end of the pipe.
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._most_calls = most_calls
+        self._max_calls = max_calls
         self._held_up = 0
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._woken = False  # a byte is in the pipe: no further write is needed
@@ -91,9 +89,9 @@ class SelectorThread:
     def offer(self, function: Callable[..., object], *arguments: object) -> bool:
         """Like ``call``, but after the thread has ended does nothing and returns False."""
         with self._lock:
-            if len(self._calls) >= self._most_calls and not self._ended and not self._is_inside():
+            if len(self._calls) >= self._max_calls and not self._ended and not self._is_inside():
                 self._held_up += 1
-                self._room.wait_for(lambda: len(self._calls) < self._most_calls or self._ended)
+                self._room.wait_for(lambda: len(self._calls) < self._max_calls or self._ended)
             if self._ended:
                 return False
             self._calls.append(lambda: function(*arguments))
@@ -224,7 +222,7 @@ class SelectorThread:
         for _ in range(len(self._calls)):
             with self._lock:
                 call = self._calls.popleft()
-                if len(self._calls) == self._most_calls // 2:
+                if len(self._calls) == self._max_calls // 2:
                     self._room.notify_all()
             try:
                 call()

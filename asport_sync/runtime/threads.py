@@ -22,7 +22,7 @@ _log = logging.getLogger("asport_sync.runtime")
 
 _IDLE_TIME = 30.0  # seconds until an idle worker ends: longer than the pauses of a browsing visitor
 
-_MOST_WAITING = 16384  # tasks: as many as the streams a server may open to a client
+_MAX_WAITING = 16384  # tasks: as many as the streams a server may open to a client
 
 Task = tuple[Callable[..., object], tuple[object, ...]]
 
@@ -126,17 +126,17 @@ class WorkerPool:
     """Runs functions in threads that are reused. Any thread.
 
     The most recently idle worker is used first: its stack is warm, and the others can time out. Once there are ``most``
-    threads, tasks are queued in order of submission; beyond ``most_waiting`` queued tasks they are rejected.
+    threads, tasks are queued in order of submission; beyond ``max_waiting`` queued tasks they are rejected.
 
     Args:
         most: Maximum number of threads.
         idle_time: Seconds after which an idle worker ends.
-        most_waiting: Maximum number of queued tasks.
+        max_waiting: Maximum number of queued tasks.
     """
 
-    def __init__(self, most: int, *, idle_time: float = _IDLE_TIME, most_waiting: int = _MOST_WAITING) -> None:
+    def __init__(self, most: int, *, idle_time: float = _IDLE_TIME, max_waiting: int = _MAX_WAITING) -> None:
         self._most = max(1, most)
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
         self._idle_time = idle_time
         # Guards everything below. Reentrant: a signal handler that stops the pool may interrupt a thread that holds it.
         self._lock = threading.RLock()
@@ -177,8 +177,8 @@ class WorkerPool:
             if self._stopped:
                 raise LifecycleError("the worker pool is stopped")
             if not self._give(task):
-                if len(self._waiting) >= self._most_waiting:
-                    raise RuntimeError(f"{self._most_waiting} tasks are already waiting for a thread")
+                if len(self._waiting) >= self._max_waiting:
+                    raise RuntimeError(f"{self._max_waiting} tasks are already waiting for a thread")
                 self._waiting.append(task)
 
     def offer(self, function: Callable[..., object], *arguments: object) -> bool:

@@ -11,7 +11,7 @@ LONGEST_WAIT = 86400.0
 """Seconds. poll and epoll take 32-bit milliseconds, so waits are limited to about 24 days; one wake-up per day costs
 nothing."""
 
-_LEAST_SWEPT = 64  # timers; a smaller heap is not swept
+_MIN_SWEPT = 64  # timers; a smaller heap is not swept
 
 
 class Timer:
@@ -48,7 +48,7 @@ class Timers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._heap: list[tuple[float, int, Timer]] = []
-        self._sweep_at = _LEAST_SWEPT  # heap length at which cancelled timers are removed
+        self._sweep_at = _MIN_SWEPT  # heap length at which cancelled timers are removed
         self._order = itertools.count()  # ties fire in the order they were set
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class Timers:
         """Removes cancelled timers before they are due, so that at most half of the heap is cancelled timers."""
         self._heap = [entry for entry in self._heap if entry[2].pending]
         heapq.heapify(self._heap)
-        self._sweep_at = max(_LEAST_SWEPT, 2 * len(self._heap))
+        self._sweep_at = max(_MIN_SWEPT, 2 * len(self._heap))
 
     def _drop_cancelled(self) -> None:
         while self._heap and not self._heap[0][2].pending:

@@ -20,7 +20,7 @@ Route = TypeVar("Route")
 
 # Seconds after which a held-back packet is sent even if none has overtaken it: otherwise the last packet of an exchange
 # would be lost, not late.
-HELD_AT_MOST = 0.1
+MAX_HOLD = 0.1
 
 # Set in the first byte of every packet of a QUIC handshake, and of no later packet (RFC 9000 section 17).
 LONG_HEADER = 0x80
@@ -223,7 +223,7 @@ class Direction(Generic[Route]):
             self._send(packet, route, arrival)
         if held < faults.reordering:
             counters.reordered += 1
-            self._held.append(_Held(packet, route, faults.reordering_depth, now + HELD_AT_MOST))
+            self._held.append(_Held(packet, route, faults.reordering_depth, now + MAX_HOLD))
         else:
             self._send(packet, route, arrival)
             self._overtake(arrival)

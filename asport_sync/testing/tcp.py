@@ -16,7 +16,7 @@ from asport_sync.testing.relay import Address, Relay
 
 # Bytes that the relay holds per direction of a connection, and that it asks the kernel to hold: few, so that a slow
 # receiver soon slows down its sender.
-_HELD_MOST = 65536
+_HELD_MAX = 65536
 # Seconds of a limited rate that may be used at once: with millisecond timers an even rate needs that much.
 _BURST = 0.02
 
@@ -79,7 +79,7 @@ class TcpRelayCounters:
 
     Attributes:
         to_target: Bytes of the visitors.
-        to_user: Bytes of the service.
+        to_visitor: Bytes of the service.
         accepted: Accepted connections.
         connect_failures: Accepted connections that were reset because the target did not answer.
         resets_made: Connections reset by ``reset_after``.
@@ -88,7 +88,7 @@ class TcpRelayCounters:
     """
 
     to_target: TcpCounters
-    to_user: TcpCounters
+    to_visitor: TcpCounters
     accepted: int
     connect_failures: int
     resets_made: int
@@ -122,14 +122,14 @@ class _Way:
 class _Connection:
     """A visitor's connection and the one to the target. Guarded by the relay's lock."""
 
-    __slots__ = ("connected", "target", "to_target", "to_user", "user")
+    __slots__ = ("connected", "target", "to_target", "to_visitor", "visitor")
 
     def __init__(
-        self, user: socket.socket, target: socket.socket, to_target: TcpCounters, to_user: TcpCounters
+        self, visitor: socket.socket, target: socket.socket, to_target: TcpCounters, to_visitor: TcpCounters
     ) -> None:
-        self.user, self.target = user, target
-        self.to_target = _Way(user, target, to_target)
-        self.to_user = _Way(target, user, to_user)
+        self.visitor, self.target = visitor, target
+        self.to_target = _Way(visitor, target, to_target)
+        self.to_visitor = _Way(target, visitor, to_visitor)
         self.connected = False
 
 
@@ -143,7 +143,7 @@ class TcpRelay(Relay):
     Args:
         target: Host and port of the service.
         to_target: Faults from visitors to the service; default none.
-        to_user: Faults in the other direction; default none.
+        to_visitor: Faults in the other direction; default none.
         listen: Host and port for visitors; default: loopback of the target's family, on a port that the kernel chooses.
 
     Raises:
@@ -155,11 +155,11 @@ class TcpRelay(Relay):
         target: Address,
         *,
         to_target: TcpFaults | None = None,
-        to_user: TcpFaults | None = None,
+        to_visitor: TcpFaults | None = None,
         listen: Address | None = None,
     ) -> None:
         super().__init__(socket.SOCK_STREAM, target, listen)
-        self._faults = (to_target or TcpFaults(), to_user or TcpFaults())
+        self._faults = (to_target or TcpFaults(), to_visitor or TcpFaults())
         self._counters = (TcpCounters(), TcpCounters())
         self._connections: set[_Connection] = set()
         self._due: dict[_Connection, float] = {}  # when to serve a connection without an event
@@ -180,13 +180,13 @@ class TcpRelay(Relay):
             self._wake()
 
     @property
-    def to_user(self) -> TcpFaults:
+    def to_visitor(self) -> TcpFaults:
         """Faults from the service to visitors."""
         with self._lock:
             return self._faults[1]
 
-    @to_user.setter
-    def to_user(self, faults: TcpFaults) -> None:
+    @to_visitor.setter
+    def to_visitor(self, faults: TcpFaults) -> None:
         with self._lock:
             self._faults = (self._faults[0], faults)
             self._wake()
@@ -197,7 +197,7 @@ class TcpRelay(Relay):
         with self._lock:
             return TcpRelayCounters(
                 to_target=dataclasses.replace(self._counters[0]),
-                to_user=dataclasses.replace(self._counters[1]),
+                to_visitor=dataclasses.replace(self._counters[1]),
                 accepted=self._accepted,
                 connect_failures=self._connect_failures,
                 resets_made=self._resets_made,
@@ -210,7 +210,7 @@ class TcpRelay(Relay):
     def _bind(self) -> None:
         self._front.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Inherited by accepted connections.
-        self._front.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MOST)
+        self._front.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MAX)
         self._front.bind(self._listen)
         self._front.listen(1024)
         self._front.setblocking(False)
@@ -251,17 +251,17 @@ class TcpRelay(Relay):
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while True:
-                user, _ = self._front.accept()
+                visitor, _ = self._front.accept()
                 self._accepted += 1
-                user.setblocking(False)
+                visitor.setblocking(False)
                 target = socket.socket(self._family, socket.SOCK_STREAM)
                 target.setblocking(False)
-                target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MOST)
-                for sock in (user, target):
+                target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_MAX)
+                for sock in (visitor, target):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with contextlib.suppress(BlockingIOError, OSError):  # the result is known once it is writable
                     target.connect(self._target)
-                connection = _Connection(user, target, *self._counters)
+                connection = _Connection(visitor, target, *self._counters)
                 self._connections.add(connection)
                 self._selector.register(target, selectors.EVENT_WRITE, connection)
 
@@ -274,7 +274,7 @@ class TcpRelay(Relay):
                 return None
             connection.connected = True
         times = []
-        for way, faults in zip((connection.to_target, connection.to_user), self._faults, strict=True):
+        for way, faults in zip((connection.to_target, connection.to_visitor), self._faults, strict=True):
             try:
                 due = self._move(way, faults, now)
             except OSError:  # one side has reset it
@@ -287,7 +287,7 @@ class TcpRelay(Relay):
                 return None
             if due is not None:
                 times.append(due)
-        if connection.to_target.ended and connection.to_user.ended and self._all_read(connection):
+        if connection.to_target.ended and connection.to_visitor.ended and self._all_read(connection):
             self._end(connection)
             return None
         self._watch(connection, now)
@@ -310,8 +310,8 @@ class TcpRelay(Relay):
         return due
 
     def _take(self, way: _Way, faults: TcpFaults, now: float) -> float | None:
-        while way.sender_ended is None and way.held < _HELD_MOST:
-            room = _HELD_MOST - way.held
+        while way.sender_ended is None and way.held < _HELD_MAX:
+            room = _HELD_MAX - way.held
             if faults.rate is not None:
                 # Unused rate does not accumulate beyond the burst.
                 way.taken = max(way.taken, now - max(_BURST, 1 / faults.rate))
@@ -341,12 +341,12 @@ class TcpRelay(Relay):
         limits = (faults.end_after, faults.reset_after, faults.half_open_after)
         borders = [limit for limit in limits if limit is not None]
         while way.pieces and way.pieces[0][0] <= now and not way.ended:
-            most = min(borders) - way.through if borders else _HELD_MOST
-            if most <= 0:
+            room = min(borders) - way.through if borders else _HELD_MAX
+            if room <= 0:
                 break
             ready_at, data = way.pieces.popleft()
             try:
-                sent = way.receiver.send(data[:most])
+                sent = way.receiver.send(data[:room])
             except BlockingIOError:
                 way.pieces.appendleft((ready_at, data))
                 return
@@ -370,17 +370,17 @@ class TcpRelay(Relay):
 
     @staticmethod
     def _all_read(connection: _Connection) -> bool:
-        return all(way.sender_ended is not None for way in (connection.to_target, connection.to_user))
+        return all(way.sender_ended is not None for way in (connection.to_target, connection.to_visitor))
 
     def _watch(self, connection: _Connection, now: float) -> None:
         """Registers the sockets for the events that the directions wait for."""
-        ways = zip((connection.to_target, connection.to_user), self._faults, strict=True)
-        wanted = {connection.user: 0, connection.target: 0}
+        ways = zip((connection.to_target, connection.to_visitor), self._faults, strict=True)
+        wanted = {connection.visitor: 0, connection.target: 0}
         for way, faults in ways:
             if _is_half_open(way, faults):
                 continue
             limited = faults.rate is not None and (now - way.taken) * faults.rate < 1
-            if way.sender_ended is None and way.held < _HELD_MOST and not limited:
+            if way.sender_ended is None and way.held < _HELD_MAX and not limited:
                 wanted[way.sender] |= selectors.EVENT_READ
             if way.pieces and way.pieces[0][0] <= now:
                 wanted[way.receiver] |= selectors.EVENT_WRITE
@@ -396,15 +396,15 @@ class TcpRelay(Relay):
 
     def _reset(self, connection: _Connection) -> None:
         """Resets both sides with RST, by closing with SO_LINGER 0."""
-        for sock in (connection.user, connection.target):
+        for sock in (connection.visitor, connection.target):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._end(connection)
 
     def _end(self, connection: _Connection) -> None:
-        for way in (connection.to_target, connection.to_user):
+        for way in (connection.to_target, connection.to_visitor):
             way.discard()
-        for sock in (connection.user, connection.target):
+        for sock in (connection.visitor, connection.target):
             with contextlib.suppress(KeyError):
                 self._selector.unregister(sock)
             sock.close()

@@ -35,11 +35,11 @@ from asport_sync.tunnel.link import Link, Message, Word
 
 _log = logger("client")
 
-_MOST_ALIVE = 16  # maximum number of concurrent attempts; one more ends the oldest, which is at least a few seconds old
+_MAX_ALIVE = 16  # maximum number of concurrent attempts; one more ends the oldest, which is at least a few seconds old
 _NEXT_ADDRESS = 0.25  # seconds until the server's next address is tried as well (RFC 8305 section 5)
-_LOOKUP_PATIENCE = 0.3  # seconds that a look-up may take before the addresses of the previous one are used
+_LOOKUP_GRACE_PERIOD = 0.3  # seconds that a look-up may take before the addresses of the previous one are used
 _LOOKUP_AGAIN = 2.0  # seconds until another look-up is started while one hangs, as when the network was down
-_MOST_LOOKUPS = 4  # maximum number of concurrent look-ups
+_MAX_LOOKUPS = 4  # maximum number of concurrent look-ups
 _ATTEMPT_GRACE = 1.0  # seconds beyond the engine's own timeout until an attempt without an event is given up
 _PROBE = 1.0  # seconds that the server gets to answer after this machine was asleep or changed its address
 _LAST_WORD = 3.0  # seconds added to the ServerHello deadline while the previous connection is probed first
@@ -308,7 +308,7 @@ class Connector:
             self._attempt_failed(problem, None, steady=True)
             return
         self._alive[link] = now + self._config.timeout + _ATTEMPT_GRACE
-        if len(self._alive) > _MOST_ALIVE:
+        if len(self._alive) > _MAX_ALIVE:
             oldest = next(iter(self._alive))
             del self._alive[oldest]
             self._door.give_up(oldest)
@@ -368,7 +368,7 @@ class Connector:
             self._wants_addresses = True
             self._look_up(host, port, now)
             # The system's resolver may block for any time, most of all while the network is down.
-            self._next = now + (_LOOKUP_PATIENCE if self._addresses else _LOOKUP_AGAIN)
+            self._next = now + (_LOOKUP_GRACE_PERIOD if self._addresses else _LOOKUP_AGAIN)
             return False
         if not self._addresses:
             self._look_up(host, port, now)
@@ -379,7 +379,7 @@ class Connector:
         return True
 
     def _look_up(self, host: str, port: int, now: float) -> None:
-        if self._lookups >= _MOST_LOOKUPS or (self._lookups > 0 and now - self._asked < _LOOKUP_AGAIN):
+        if self._lookups >= _MAX_LOOKUPS or (self._lookups > 0 and now - self._asked < _LOOKUP_AGAIN):
             return
 
         def work() -> None:

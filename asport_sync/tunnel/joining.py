@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from asport_sync.config import ClientConfig
 from asport_sync.engine import (
+    AssociationWanted,
     Carrier,
     Closed,
     CommandReceived,
@@ -18,14 +19,13 @@ from asport_sync.engine import (
     Credentials,
     Engine,
     Event,
-    FlowWanted,
     Probed,
     Silence,
     SocketAddress,
     Stream,
     StreamOpened,
     Transport,
-    UdpBulk,
+    UdpLargeTransfer,
     UdpRefused,
     Violation,
     clock_watch,
@@ -62,7 +62,7 @@ from asport_sync.tunnel.run import (
     say_what_is_not_verified,
 )
 from asport_sync.tunnel.tcp import LocalService
-from asport_sync.tunnel.udp import LocalFlows, LocalTarget
+from asport_sync.tunnel.udp import LocalAssociations, LocalTarget
 from asport_sync.wire import (
     Address,
     ClientHello,
@@ -86,19 +86,19 @@ _log = logger("client")
 # Maximum number of UDP associations, each with a socket of its own. Somewhat more than half of the kernel's default
 # range of local ports (28,232), which other programs on this machine need as well. Each takes 1.5 KiB here, and two or
 # three in the kernel.
-_MOST_FLOWS = 16384
-_DESCRIPTORS_PER_FLOW = 2  # the socket, and the engine's duplicate of it
-_MOST_HELD_STREAMS = 256  # maximum of streams that wait for the ServerHello; a server has no reason to open any earlier
+_MAX_ASSOCIATIONS = 16384
+_DESCRIPTORS_PER_ASSOCIATION = 2  # the socket, and the engine's duplicate of it
+_MAX_HELD_STREAMS = 256  # maximum of streams that wait for the ServerHello; a server has no reason to open any earlier
 _MAX_STREAMS = 16384  # maximum number of visitors' TCP connections at the same time
 _IDLE_TIMEOUT = 30.0  # seconds; the minimum of both sides applies (RFC 9000 section 10.1), by default the server's 10 s
 _LONGEST_HEARTBEAT = 86400.0  # seconds, as far as timeouts depend on it: a multiple of it must fit the engine's clock
 # Seconds without a packet in either direction until a keep-alive probe is sent. A restarted server answers it with a
 # stateless reset, so its clients notice the restart and have a new handshake within a second. It costs an idle client
 # 200 bytes per second, in both directions and including all headers.
-_SIGN_OF_LIFE = 0.75
+_KEEP_ALIVE_PROBE = 0.75
 # Seconds without a packet from the server until another connection is attempted in addition to this one: three
 # keep-alive probes. The engine adds one probe timeout (RFC 9002 section 6.2.1), about three round trips.
-_SILENCE = 3 * _SIGN_OF_LIFE
+_SILENCE = 3 * _KEEP_ALIVE_PROBE
 # Seconds that the server gets to answer while a newer connection waits to take over: three round trips, within these
 # bounds.
 _ASKED_SHORTEST = 0.2
@@ -170,7 +170,7 @@ class ClientRun(Run):
             log=_log,
         )
         self._target = LocalTarget(config.local.host, config.local.port, self.pump, self.workers)
-        self._flow_budget = Slots(flow_budget(descriptors.limit()))
+        self._association_budget = Slots(association_budget(descriptors.limit()))
         self._credentials: Credentials | None = None
         self._connector = Connector(config, self, backoff or Backoff(), self.workers, self.stopping)
         self._network = NetworkWatch(self.pump, self._towards, lambda: self._happened(Word.NETWORK))
@@ -190,8 +190,8 @@ class ClientRun(Run):
             CommandReceived: self._command,
             Violation: self._violation,
             StreamOpened: self._stream,
-            FlowWanted: self._flow_wanted,
-            UdpBulk: self._udp_bulk,
+            AssociationWanted: self._association_wanted,
+            UdpLargeTransfer: self._udp_large_transfer,
             UdpRefused: self._udp_refused,
             Probed: self._probed,
             Silence: self._silence,
@@ -260,7 +260,7 @@ class ClientRun(Run):
             self._current = self._chosen = self._public = None
             self._changed.notify_all()
         for link in links:
-            self.pump.call(link.flows.close)
+            self.pump.call(link.associations.close)
         return ended
 
     def stats(self) -> dict[str, object]:
@@ -298,18 +298,18 @@ class ClientRun(Run):
                     server_name=config.server_name,
                     send_sni=not config.tls.disable_sni,
                 )
-                flows = LocalFlows(
+                associations = LocalAssociations(
                     self.pump,
                     connection,
                     self._target,
                     proxy=config.proxy_protocol == "v2",
                     timeout=config.udp_timeout,
-                    budget=self._flow_budget,
+                    budget=self._association_budget,
                     counters=self.counters,
                     log=_log,
                     limit=self.limit,
                 )
-                link = self._links[connection.id] = Link(connection, address, flows)
+                link = self._links[connection.id] = Link(connection, address, associations)
                 self._server = address
         except EngineClosed:
             raise Stopping from None
@@ -379,7 +379,7 @@ class ClientRun(Run):
             congestion=CONGESTION[config.congestion_control],
             max_udp_payload=config.max_udp_payload,
             idle_timeout=max(_IDLE_TIMEOUT, 3 * heartbeat),
-            keep_alive=_SIGN_OF_LIFE,
+            keep_alive=_KEEP_ALIVE_PROBE,
             silence=_SILENCE,
             handshake_timeout=config.timeout,
             command_timeout=config.task_negotiation_timeout,
@@ -480,9 +480,9 @@ class ClientRun(Run):
                 "udp_forward_mode: quic",
                 config.server,
             )
-        connection.admit(carrier)
+        connection.set_joined(carrier)
         if self._mode.udp is not None:
-            self.pump.call(link.flows.open)
+            self.pump.call(link.associations.open)
 
     def _command(self, link: Link, event: Event) -> None:
         assert isinstance(event, CommandReceived)
@@ -498,7 +498,7 @@ class ClientRun(Run):
             self._broke_rules(str(problem))
             return
         if isinstance(command, Dissociate):
-            self.pump.call(link.flows.end, command.assoc_id)
+            self.pump.call(link.associations.end, command.assoc_id)
         elif isinstance(command, ServerHello) and first:
             self._answered(link, command)
 
@@ -532,7 +532,7 @@ class ClientRun(Run):
             self._service.announce(link.connection)
         while link.held:
             self._serve(link, link.public, *link.held.popleft())
-        self.pump.call(link.flows.joined, link.public)
+        self.pump.call(link.associations.joined, link.public)
         self.pump.call(self._network.look_again)
         self._tell(link, Word.JOINED)
 
@@ -553,7 +553,7 @@ class ClientRun(Run):
             event.stream.refuse()
         elif link.public is not None:
             self._serve(link, link.public, event.stream, command.address)
-        elif len(link.held) < _MOST_HELD_STREAMS:
+        elif len(link.held) < _MAX_HELD_STREAMS:
             link.held.append((event.stream, command.address))
         else:
             self.counters.add("streams_refused_before_server_hello")
@@ -567,23 +567,23 @@ class ClientRun(Run):
             self.limit.warning(_log, "connection dropped: %s", problem)
             stream.refuse()
 
-    def _flow_wanted(self, link: Link, event: Event) -> None:
-        assert isinstance(event, FlowWanted)
+    def _association_wanted(self, link: Link, event: Event) -> None:
+        assert isinstance(event, AssociationWanted)
         if link.abandoned or self._mode.udp is None:
-            self.counters.add("flows_refused_no_udp")
+            self.counters.add("udp_associations_refused_no_udp")
             self.limit.warning(_log, "%s: refused a UDP association: not requested", self._config.server)
-            self.pump.call(self._refuse_flow, link.connection, event.association)
+            self.pump.call(self._refuse_association, link.connection, event.association)
             return
-        self.pump.call(link.flows.wanted, event.association, event.peer)
+        self.pump.call(link.associations.wanted, event.association, event.peer)
 
-    def _refuse_flow(self, connection: Connection, association: int) -> None:
+    def _refuse_association(self, connection: Connection, association: int) -> None:
         # The pump thread.
         with contextlib.suppress(EngineClosed):
-            connection.remove_flow(association)
+            connection.remove_association(association)
 
-    def _udp_bulk(self, link: Link, event: Event) -> None:
-        assert isinstance(event, UdpBulk)
-        self.pump.call(link.flows.busy, event.udp)
+    def _udp_large_transfer(self, link: Link, event: Event) -> None:
+        assert isinstance(event, UdpLargeTransfer)
+        self.pump.call(link.associations.busy, event.udp)
 
     def _udp_refused(self, link: Link, event: Event) -> None:
         assert isinstance(event, UdpRefused)
@@ -591,7 +591,7 @@ class ClientRun(Run):
 
     def _service_refused(self, link: Link, event: UdpRefused) -> None:
         # The pump thread.
-        link.flows.refused(event.udp, event.error, answered=event.answered)
+        link.associations.refused(event.udp, event.error, answered=event.answered)
 
     def _violation(self, link: Link, event: Event) -> None:
         assert isinstance(event, Violation)
@@ -617,7 +617,7 @@ class ClientRun(Run):
         state = link.handshake.state
         link.handshake.close()
         self._service.forget(link.connection)
-        self.pump.call(link.flows.close)
+        self.pump.call(link.associations.close)
         while link.held:
             # Streams outlive their connection until they are relayed, attached or reset.
             with contextlib.suppress(EngineClosed):
@@ -631,12 +631,12 @@ class ClientRun(Run):
 # --- pure functions --------------------------------------------------------------------------------------------------
 
 
-def flow_budget(limit: int | None) -> int:
+def association_budget(limit: int | None) -> int:
     """Returns the maximum number of UDP associations, given the limit of descriptors of the process (None: no limit).
 
     Half of the descriptors remain for TCP and everything else.
     """
-    return _MOST_FLOWS if limit is None else min(_MOST_FLOWS, limit // (2 * _DESCRIPTORS_PER_FLOW))
+    return _MAX_ASSOCIATIONS if limit is None else min(_MAX_ASSOCIATIONS, limit // (2 * _DESCRIPTORS_PER_ASSOCIATION))
 
 
 def _again(failure: AsportError) -> AsportError:

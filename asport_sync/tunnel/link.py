@@ -8,7 +8,7 @@ import enum
 
 from asport_sync.engine import CloseCause, Closed, Connection, SocketAddress, Stream
 from asport_sync.errors import AsportError, CertificateError, ConnectError, HandshakeTimeout, RefusedError
-from asport_sync.tunnel.udp import LocalFlows
+from asport_sync.tunnel.udp import LocalAssociations
 from asport_sync.wire import Address, ClientHandshake, ClientState
 
 
@@ -39,7 +39,7 @@ class Link:
 
     connection: Connection
     remote: SocketAddress
-    flows: LocalFlows  # pump thread only
+    associations: LocalAssociations  # pump thread only
     handshake: ClientHandshake = dataclasses.field(default_factory=ClientHandshake)
     held: collections.deque[tuple[Stream, Address | None]] = dataclasses.field(default_factory=collections.deque)
     public: Address | None = None

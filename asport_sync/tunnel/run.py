@@ -18,8 +18,8 @@ from asport_sync.engine import (
     Event,
     LogRecord,
     StreamBegun,
-    StreamBulk,
     StreamEnded,
+    StreamLargeTransfer,
     versions,
 )
 from asport_sync.errors import AsportError, EngineClosed, EngineError, LifecycleError
@@ -37,7 +37,7 @@ _engine_log = logger("engine")
 _DIALLERS = 64  # threads above max_workers, so that dialling and look-ups continue while all of those relay
 _CARRIERS = {UdpMode.NATIVE: Carrier.DATAGRAM, UdpMode.QUIC: Carrier.STREAM}
 # Minimum DATAGRAM payload in bytes: the header of a Packet with an IPv6 address, and one byte of its payload.
-_LEAST_DATAGRAM = 30
+_MIN_DATAGRAM = 30
 
 _DAY = 86400.0  # seconds between two checks of certificate dates
 
@@ -220,8 +220,8 @@ class Run(abc.ABC):
                 self.relays.begun(event)
             elif isinstance(event, StreamEnded):
                 self.relays.ended(event)
-            elif isinstance(event, StreamBulk):
-                self.relays.bulk(event)
+            elif isinstance(event, StreamLargeTransfer):
+                self.relays.large_transfer(event)
             else:
                 self.handle(event)
         except EngineClosed as gone:
@@ -242,7 +242,7 @@ def carrier_towards(connection: Connection, udp: UdpMode | None) -> Carrier | No
     Raises:
         EngineClosed: The connection is over.
     """
-    if udp is UdpMode.NATIVE and connection.info().datagram_limit < _LEAST_DATAGRAM:
+    if udp is UdpMode.NATIVE and connection.info().datagram_limit < _MIN_DATAGRAM:
         return Carrier.STREAM
     return None if udp is None else _CARRIERS[udp]
 

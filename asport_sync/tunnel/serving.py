@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from asport_sync.config import PortSet, ServerConfig
 from asport_sync.engine import (
     AcceptFailed,
+    AssociationWanted,
     Carrier,
     Closed,
     CommandReceived,
@@ -24,13 +25,12 @@ from asport_sync.engine import (
     Endpoint,
     Engine,
     Event,
-    FlowWanted,
     Probed,
     SocketAddress,
     SourceUnknown,
     StreamOpened,
     Transport,
-    UdpBulk,
+    UdpLargeTransfer,
     Violation,
     derive_key,
 )
@@ -55,7 +55,7 @@ from asport_sync.tunnel.ports import Binding, Leases, Place, PortTable, PublicPo
 from asport_sync.tunnel.run import CONGESTION, Run, carrier_towards, say_what_has_no_effect
 from asport_sync.tunnel.sessions import SharedBudget
 from asport_sync.tunnel.tcp import PublicListener
-from asport_sync.tunnel.udp import MOST_ASSOCIATIONS, PublicUdp
+from asport_sync.tunnel.udp import MAX_ASSOCIATIONS, PublicUdp
 from asport_sync.wire import (
     ClientHello,
     Dialect,
@@ -195,7 +195,7 @@ class ServerRun(Run):
         self._leases = Leases()
         self._clients: dict[uuid.UUID, dict[int, Peer]] = {}  # by user: the clients that have a port or search for one
         self._asked: dict[int, dict[Claim, None]] = {}  # by connection: the claims that wait for its answer, in order
-        self._associations: SharedBudget[PublicUdp] = SharedBudget(MOST_ASSOCIATIONS)  # pump thread only
+        self._associations: SharedBudget[PublicUdp] = SharedBudget(MAX_ASSOCIATIONS)  # pump thread only
         self._handlers: dict[type, Callable[..., None]] = {
             Connected: self._connected,
             Closed: self._closed,
@@ -203,9 +203,9 @@ class ServerRun(Run):
             Violation: self._violation,
             StreamOpened: self._stream,
             AcceptFailed: self._accept_failed,
-            FlowWanted: self._flow_wanted,
+            AssociationWanted: self._association_wanted,
             SourceUnknown: self._source_unknown,
-            UdpBulk: self._udp_bulk,
+            UdpLargeTransfer: self._udp_large_transfer,
             Probed: self._probed,
         }
 
@@ -573,7 +573,7 @@ class ServerRun(Run):
             binding.abandon()
         elif not binding.advance(_BINDS_PER_SLICE):
             if binding.problem is not None:
-                self.counters.add("binds_put_off")
+                self.counters.add("binds_deferred")
                 said = binding.problem.strerror
                 self.limit.warning(
                     _log, "%s: no public port yet: %s; retrying", peer.label, said, source=claim.user.uuid
@@ -618,7 +618,7 @@ class ServerRun(Run):
                 )
                 self.pump.call_and_wait(peer.udp.open)
             connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, port.number)))
-            connection.admit(carrier, ask=ask)
+            connection.set_joined(carrier, ask=ask)
         except EngineError:
             self._release(peer)
             raise
@@ -693,7 +693,7 @@ class ServerRun(Run):
         with self._lock:
             peer = self._peers.pop(event.connection.id, None)
         if peer is None:
-            self.counters.add("handshakes_failed")
+            self.counters.add("joins_failed")
             level: Callable[..., object] = _log.debug
             if event.setting_at_fault:
                 # Clients can't fix it, and their users may not report it.
@@ -744,21 +744,21 @@ class ServerRun(Run):
         if peer is not None and peer.udp is not None:
             self.pump.call(peer.udp.missed, event.udp, event.source, event.local)
 
-    def _udp_bulk(self, event: UdpBulk) -> None:
+    def _udp_large_transfer(self, event: UdpLargeTransfer) -> None:
         peer = self._peers.get(event.connection.id)
         if peer is not None and peer.udp is not None:
             self.pump.call(peer.udp.busy, event.udp)
 
-    def _flow_wanted(self, event: FlowWanted) -> None:
+    def _association_wanted(self, event: AssociationWanted) -> None:
         # Only the server creates associations. The packet is dropped and counted; if its association has just ended,
         # neither side is at fault.
         self.counters.add("packets_unknown_association")
-        self.pump.call(self._refuse_flow, event.connection, event.association)
+        self.pump.call(self._refuse_association, event.connection, event.association)
 
-    def _refuse_flow(self, connection: Connection, association: int) -> None:
+    def _refuse_association(self, connection: Connection, association: int) -> None:
         # The pump thread.
         try:
-            connection.remove_flow(association)
+            connection.remove_association(association)
         except EngineClosed:
             _log.debug("association %d: already removed", association)
 

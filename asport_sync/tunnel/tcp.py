@@ -16,7 +16,16 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from asport_sync.engine import Connection, Engine, Listener, Stream, StreamBegun, StreamBulk, StreamEnded, StreamResult
+from asport_sync.engine import (
+    Connection,
+    Engine,
+    Listener,
+    Stream,
+    StreamBegun,
+    StreamEnded,
+    StreamLargeTransfer,
+    StreamResult,
+)
 from asport_sync.errors import EngineClosed, EngineError, LocalProtocolError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
@@ -90,7 +99,7 @@ class Relays:
             with contextlib.suppress(EngineClosed):
                 stream.reset()
 
-    def bulk(self, event: StreamBulk) -> None:
+    def large_transfer(self, event: StreamLargeTransfer) -> None:
         """Hands a large transfer to a worker, which relays it from here on."""
         label = self._label(event)
         began = time.monotonic() - event.lasted
@@ -137,7 +146,7 @@ class Relays:
         with contextlib.suppress(EngineClosed):
             self._engine.share_streams(1)
 
-    def _label(self, event: StreamBegun | StreamBulk | StreamEnded) -> str:
+    def _label(self, event: StreamBegun | StreamLargeTransfer | StreamEnded) -> str:
         peer = sockets.text(event.peer) if event.peer else "an unknown address"
         return f"{self._place(event.connection)}connection from {peer}"
 

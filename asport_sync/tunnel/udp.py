@@ -26,7 +26,7 @@ from asport_sync.tunnel.sessions import LAST_ASSOCIATION, AssociationTable, Shar
 from asport_sync.wire import Address, Dissociate, encode, proxy_header
 
 _BATCHES_PER_TURN = 4  # recvmmsg calls of up to 64 messages; then the other sockets are read
-_LOOK_PERIOD = 1.0  # seconds between checks whether a busy socket is still busy
+_CHECK_PERIOD = 1.0  # seconds between checks whether a busy socket is still busy
 _QUIET_BELOW = 20000  # datagrams per second below which the engine alone is better; it hands sockets over above 80,000
 _PAUSE_AFTER_ERROR = 0.1  # seconds of back-off after a socket could not be read
 _ENDED_AT_ONCE = 256  # associations; each costs a Dissociate, which the peer must keep up with
@@ -46,7 +46,7 @@ _NEWCOMERS_PER_SECOND = 2500
 _NONE_TO_EVICT = f"none was idle for {_EVICTABLE_AFTER:g} s, or {_NEWCOMERS_PER_SECOND} were evicted in the last second"
 # While others want some, one source address has at most half of the associations, so that it can't shut out all others.
 # No less, because many visitors share one address behind a proxy or a carrier-grade NAT.
-_MOST_OF_ONE_SOURCE = LAST_ASSOCIATION // 2
+_MAX_OF_ONE_SOURCE = LAST_ASSOCIATION // 2
 _OPEN_TRIES = 60  # maximum number of attempts to open a public socket
 _PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, after which a lack of descriptors or memory counts as permanent
 _REFRESH_AFTER = 30.0  # seconds until the local service's name is looked up again
@@ -59,7 +59,7 @@ _LINE_PERIOD = 60.0  # seconds between two log lines about the same problem of a
 # Errors for lack of a descriptor, memory or a local port for another socket.
 _NO_MORE_SOCKETS = sockets.OUT_OF_RESOURCES | {errno.EAGAIN}
 
-MOST_ASSOCIATIONS = 262144
+MAX_ASSOCIATIONS = 262144
 """Maximum UDP associations of all public ports of a server: four times the number of IDs; 0.6 KiB each, 160 MiB."""
 
 SHORTEST_EXPIRY_PERIOD = 1.0
@@ -101,7 +101,7 @@ class _Expiry:
     def _look(self) -> None:
         self.begin()
         try:
-            idle = self._connection.idle_flows(self._timeout, _ENDED_AT_ONCE)
+            idle = self._connection.idle_associations(self._timeout, _ENDED_AT_ONCE)
             for association in idle:
                 self._expired(association)
         except EngineClosed:
@@ -148,10 +148,10 @@ class _Reader:
 
     def _look_later(self) -> None:
         self._datagrams = 0
-        self._look = self._pump.after(_LOOK_PERIOD, self._still_busy)
+        self._look = self._pump.after(_CHECK_PERIOD, self._still_busy)
 
     def _still_busy(self) -> None:
-        if self._datagrams >= _LOOK_PERIOD * _QUIET_BELOW:
+        if self._datagrams >= _CHECK_PERIOD * _QUIET_BELOW:
             self._look_later()
             return
         self.end()
@@ -244,7 +244,7 @@ class _Places:
 
     def free(self, host: SocketAddress | None, idle: float, most: int) -> int:
         """Ends up to ``most`` associations of a host, or of any, that were idle for so long; returns how many."""
-        evicted = self._connection.idle_flows(idle, most, host)
+        evicted = self._connection.idle_associations(idle, most, host)
         for association in evicted:
             self._end(association)
         self._counters.add("udp_associations_evicted", len(evicted))
@@ -280,11 +280,11 @@ class PublicUdp:
         self._timeout = timeout
         self._counters = counters
         self._log = log
-        self._budget: SharedBudget[PublicUdp] = SharedBudget(MOST_ASSOCIATIONS) if budget is None else budget
+        self._budget: SharedBudget[PublicUdp] = SharedBudget(MAX_ASSOCIATIONS) if budget is None else budget
         self._udp: UdpSocket | None = None
         self._reader: _Reader | None = None
         self._associations = AssociationTable()
-        self._shares = SourceShares(_MOST_OF_ONE_SOURCE)
+        self._shares = SourceShares(_MAX_OF_ONE_SOURCE)
         self._places = _Places(connection, LAST_ASSOCIATION, self._shares, counters, self._dissociate)
         self._limit = RateLimit(5, _LINE_PERIOD, each=1)
         self._expiry = _Expiry(pump, connection, timeout, self._expired)
@@ -353,7 +353,7 @@ class PublicUdp:
         association = self._associations.allocate()
         assert association is not None
         try:
-            udp.add_flow(association, source, local=local)
+            udp.add_association(association, source, local=local)
         except EngineClosed:
             raise
         except EngineError as problem:
@@ -378,11 +378,11 @@ class PublicUdp:
             return True
         if self._shares.full(source[0]):
             counter, of = "udp_sources_refused_share", source[0]
-            self._connection.refuse_flows(source, _REFUSAL_LASTS)
+            self._connection.refuse_associations(source, _REFUSAL_LASTS)
             what = f"{sockets.host_text(source[0])} has at least half of {LAST_ASSOCIATION} associations"
         else:
             counter, of = "udp_sources_refused_table_full", ""
-            self._connection.refuse_flows(None, _REFUSAL_LASTS)
+            self._connection.refuse_associations(None, _REFUSAL_LASTS)
             what = f"{len(self._associations)} of {LAST_ASSOCIATION} associations of the port are in use"
             what += f", {len(self._budget)} of {self._budget.most} of all ports"
         self._counters.add(counter)
@@ -412,7 +412,7 @@ class PublicUdp:
     def _dissociate(self, association: int) -> None:
         # In this order: from now on, what the client still sends for it is dropped, and its ID stays in use until the
         # client is notified.
-        self._connection.remove_flow(association)
+        self._connection.remove_association(association)
         try:
             self._connection.send(encode(Dissociate(association)))
         except EngineClosed:
@@ -522,7 +522,7 @@ class LocalTarget:
             call(self.addresses)
 
 
-class _Flow:
+class _LocalAssociation:
     """One association of a client, with its socket once the service's address is known.
 
     Attributes:
@@ -541,7 +541,7 @@ class _Flow:
         self.reader: _Reader | None = None
 
 
-class LocalFlows:
+class LocalAssociations:
     """The associations of one connection to a server. The pump thread.
 
     Args:
@@ -581,8 +581,8 @@ class LocalFlows:
         self._public: Address | None = None  # the public address and port
         # Requested before the ServerHello. Bounded, because the engine requests only associations with waiting packets.
         self._early: dict[int, SocketAddress] = {}
-        self._flows: dict[int, _Flow] = {}
-        self._by_udp: dict[int, _Flow] = {}  # by the engine's ID of the socket
+        self._by_association: dict[int, _LocalAssociation] = {}
+        self._by_udp: dict[int, _LocalAssociation] = {}  # by the engine's ID of the socket
         self._shares = SourceShares(max(1, budget.most // 2))
         self._places = _Places(connection, budget.most, self._shares, counters, self.end)
         self._expiry = _Expiry(pump, connection, timeout, self.end)
@@ -605,7 +605,7 @@ class LocalFlows:
 
     def wanted(self, association: int, peer: SocketAddress) -> None:
         """Creates an association for a Packet that waits for it."""
-        if self._closed or association in self._flows:
+        if self._closed or association in self._by_association:
             return
         if self._public is None:
             self._early[association] = peer
@@ -620,36 +620,36 @@ class LocalFlows:
             self._no_place(association, peer)
             return
         self._shares.take(association, peer[0])
-        flow = self._flows[association] = _Flow(association, peer)
-        self._target.ask(lambda addresses: self._connect(flow, addresses))
+        assoc = self._by_association[association] = _LocalAssociation(association, peer)
+        self._target.ask(lambda addresses: self._connect(assoc, addresses))
 
     def end(self, association: int) -> None:
         """Ends an association that was dissociated or is idle. Does nothing if there is none."""
-        flow = self._flows.pop(association, None)
-        if flow is None:
+        assoc = self._by_association.pop(association, None)
+        if assoc is None:
             if self._early.pop(association, None) is not None:
                 with contextlib.suppress(EngineClosed):
-                    self._connection.remove_flow(association)
+                    self._connection.remove_association(association)
             return
         self._budget.give_back()
         self._shares.give_back(association)
-        if flow.reader is not None:
-            flow.reader.end()
+        if assoc.reader is not None:
+            assoc.reader.end()
         with contextlib.suppress(EngineClosed):
-            if flow.udp is None:
-                self._connection.remove_flow(association)
+            if assoc.udp is None:
+                self._connection.remove_association(association)
             else:
-                del self._by_udp[flow.udp.id]
-                flow.udp.close()
-        if flow.sock is not None:
-            flow.sock.close()
+                del self._by_udp[assoc.udp.id]
+                assoc.udp.close()
+        if assoc.sock is not None:
+            assoc.sock.close()
         self._log.debug("association %d: ended", association)
 
     def busy(self, udp: UdpSocket) -> None:
         """Begins to read an association's busy socket, which the engine has handed over to the pump."""
-        flow = self._by_udp.get(udp.id)
-        if flow is not None and flow.reader is not None:
-            flow.reader.begin()
+        assoc = self._by_udp.get(udp.id)
+        if assoc is not None and assoc.reader is not None:
+            assoc.reader.begin()
 
     def refused(self, udp: UdpSocket, error: int, *, answered: bool) -> None:
         """Handles a service that does not take an association's datagrams.
@@ -660,14 +660,14 @@ class LocalFlows:
             answered: Whether the service has answered from its current address: it may then come back there, and the
                 association moves only if the name no longer resolves to that address.
         """
-        flow = self._by_udp.get(udp.id)
-        if flow is None or flow.address is None:
+        assoc = self._by_udp.get(udp.id)
+        if assoc is None or assoc.address is None:
             return
-        self._target.refuses(flow.address)
-        flow.tried = (*flow.tried, flow.address)
-        if not answered and self._move(flow, self._target.addresses, error):
+        self._target.refuses(assoc.address)
+        assoc.tried = (*assoc.tried, assoc.address)
+        if not answered and self._move(assoc, self._target.addresses, error):
             return
-        self._target.ask_again(lambda addresses: self._is_elsewhere(flow, addresses, error))
+        self._target.ask_again(lambda addresses: self._is_elsewhere(assoc, addresses, error))
 
     def close(self) -> None:
         """Ends all associations of a connection that is over. Idempotent."""
@@ -676,33 +676,33 @@ class LocalFlows:
         self._expiry.end()
         if self._silence is not None:
             self._silence.cancel()
-        for association in list(self._flows):
+        for association in list(self._by_association):
             self.end(association)
 
     # --- new associations ---
 
-    def _connect(self, flow: _Flow, addresses: Addresses) -> None:
-        if self._flows.get(flow.association) is not flow:
+    def _connect(self, assoc: _LocalAssociation, addresses: Addresses) -> None:
+        if self._by_association.get(assoc.association) is not assoc:
             return  # dissociated while the name was looked up
         try:
             try:
-                self._open(flow, addresses)
+                self._open(assoc, addresses)
             except (OSError, EngineError) as problem:
                 # Other code in this process, or other programs on this machine, hold what the budget counted on.
-                if not _is_want(problem) or not self._places.make(flow.peer):
+                if not _is_want(problem) or not self._places.make(assoc.peer):
                     raise
-                self._open(flow, addresses)
+                self._open(assoc, addresses)
         except EngineClosed:
-            self.end(flow.association)
+            self.end(assoc.association)
             return
         except (OSError, EngineError, LocalProtocolError) as problem:
-            self.end(flow.association)
-            self._refuse(flow.association, "udp_flows_refused_local_service", str(problem))
+            self.end(assoc.association)
+            self._refuse(assoc.association, "udp_associations_refused_local_service", str(problem))
             return
         self._counters.add("udp_associations")
-        self._log.debug("association %d: packets from %s", flow.association, sockets.text(flow.peer))
+        self._log.debug("association %d: packets from %s", assoc.association, sockets.text(assoc.peer))
 
-    def _open(self, flow: _Flow, addresses: Addresses) -> None:
+    def _open(self, assoc: _LocalAssociation, addresses: Addresses) -> None:
         """Opens the socket of an association.
 
         Raises:
@@ -710,15 +710,15 @@ class LocalFlows:
         """
         sock, address = self._dial(addresses)
         try:
-            prefix = self._prefix(flow.peer)
+            prefix = self._prefix(assoc.peer)
             udp = self._connection.open_udp(sock, public=False)
         except BaseException:
             sock.close()
             raise
-        flow.sock, flow.udp, flow.address = sock, udp, address
-        flow.reader = _Reader(self._pump, sock, udp, self._counters, self._log)
-        self._by_udp[udp.id] = flow
-        udp.add_flow(flow.association, flow.peer, prefix)
+        assoc.sock, assoc.udp, assoc.address = sock, udp, address
+        assoc.reader = _Reader(self._pump, sock, udp, self._counters, self._log)
+        self._by_udp[udp.id] = assoc
+        udp.add_association(assoc.association, assoc.peer, prefix)
 
     def _dial(self, addresses: Addresses) -> tuple[socket.socket, SocketAddress]:
         problem: OSError = OSError(f"no address of {self._target.host} is known")
@@ -736,11 +736,11 @@ class LocalFlows:
 
     def _no_place(self, association: int, peer: SocketAddress) -> None:
         if self._shares.full(peer[0]):
-            counter = "udp_flows_refused_share"
+            counter = "udp_associations_refused_share"
             what = f"{sockets.host_text(peer[0])} has at least half of {self._budget.most} associations"
             self._refuse_more(peer)
         else:
-            counter = "udp_flows_refused_limit"
+            counter = "udp_associations_refused_limit"
             what = f"all {self._budget.most} associations are in use"
             self._refuse_more(None)
         what += f"; {_NONE_TO_EVICT} (udp_timeout is {self._timeout:g} s); the maximum is one per four descriptors"
@@ -751,26 +751,26 @@ class LocalFlows:
         self._counters.add(counter)
         self._limit.warning(self._log, "association %d refused: %s", association, why, kind=counter)
         with contextlib.suppress(EngineClosed):
-            self._connection.remove_flow(association)
+            self._connection.remove_association(association)
 
     def _refuse_more(self, peer: SocketAddress | None) -> None:
         with contextlib.suppress(EngineClosed):
-            self._connection.refuse_flows(peer, _REFUSAL_LASTS)
+            self._connection.refuse_associations(peer, _REFUSAL_LASTS)
 
     # --- a service that has moved or is unavailable ---
 
-    def _is_elsewhere(self, flow: _Flow, addresses: Addresses, error: int) -> None:
+    def _is_elsewhere(self, assoc: _LocalAssociation, addresses: Addresses, error: int) -> None:
         """Handles the look-up of a name whose service refuses datagrams."""
-        if self._flows.get(flow.association) is not flow or flow.address is None:
+        if self._by_association.get(assoc.association) is not assoc or assoc.address is None:
             return
         # If the address is still the service's, all of them have been tried, or it will come back there.
-        if flow.address in addresses or not self._move(flow, addresses, error):
-            flow.tried = ()
+        if assoc.address in addresses or not self._move(assoc, addresses, error):
+            assoc.tried = ()
             self._counters.add("udp_service_away")
             self._target.trouble.warning(
                 self._log,
                 "the local service does not accept UDP at %s: %s",
-                sockets.text(flow.address),
+                sockets.text(assoc.address),
                 os.strerror(error),
             )
 
@@ -778,46 +778,46 @@ class LocalFlows:
         """Checks for associations whose service may have moved. Not used with an IP literal, which can't move."""
         self._silence = self._pump.after(_SILENCE_PERIOD, self._look_for_silence)
         try:
-            silent = self._connection.unanswered_flows(_SILENT_AFTER, _STILL_SENDING)
+            silent = self._connection.unanswered_associations(_SILENT_AFTER, _STILL_SENDING)
         except EngineClosed:
             self._silence.cancel()
             return
-        flows = [self._flows[association] for association in silent if association in self._flows]
-        if flows:
-            self._target.ask_again(lambda addresses: self._are_elsewhere(flows, addresses))
+        assocs = [self._by_association[association] for association in silent if association in self._by_association]
+        if assocs:
+            self._target.ask_again(lambda addresses: self._are_elsewhere(assocs, addresses))
 
-    def _are_elsewhere(self, flows: list[_Flow], addresses: Addresses) -> None:
-        for flow in flows:
-            if self._flows.get(flow.association) is flow and flow.address not in addresses:
-                self._move(flow, addresses, None)
+    def _are_elsewhere(self, assocs: list[_LocalAssociation], addresses: Addresses) -> None:
+        for assoc in assocs:
+            if self._by_association.get(assoc.association) is assoc and assoc.address not in addresses:
+                self._move(assoc, addresses, None)
 
-    def _move(self, flow: _Flow, addresses: Addresses, error: int | None) -> bool:
+    def _move(self, assoc: _LocalAssociation, addresses: Addresses, error: int | None) -> bool:
         """Moves an association to another address of the service that was not tried; returns whether there was one.
 
         Args:
-            flow: The association.
+            assoc: The association.
             addresses: The service's.
             error: The reason, as errno; None: it does not answer.
         """
-        former = flow.address
-        untried = [address for address in addresses if address not in (*flow.tried, former)]
-        if not untried or former is None or flow.udp is None or flow.sock is None:
+        former = assoc.address
+        untried = [address for address in addresses if address not in (*assoc.tried, former)]
+        if not untried or former is None or assoc.udp is None or assoc.sock is None:
             return False
         try:
-            sock, flow.address = self._dial(untried)
+            sock, assoc.address = self._dial(untried)
         except OSError:
             return False
-        if flow.reader is not None:
-            flow.reader.end()
-        flow.sock.close()
-        flow.sock = sock
-        flow.reader = _Reader(self._pump, sock, flow.udp, self._counters, self._log)
+        if assoc.reader is not None:
+            assoc.reader.end()
+        assoc.sock.close()
+        assoc.sock = sock
+        assoc.reader = _Reader(self._pump, sock, assoc.udp, self._counters, self._log)
         try:
-            flow.udp.move(sock, self._prefix(flow.peer))
+            assoc.udp.move(sock, self._prefix(assoc.peer))
         except (EngineError, LocalProtocolError) as problem:
             # Its next datagram requests a new association.
-            self.end(flow.association)
-            self._log.debug("association %d: cannot be moved: %s", flow.association, problem)
+            self.end(assoc.association)
+            self._log.debug("association %d: cannot be moved: %s", assoc.association, problem)
             return True
         self._counters.add("udp_associations_moved")
         self._target.changes.log(
@@ -826,7 +826,7 @@ class LocalFlows:
             "the local service %s at %s; UDP continues at %s",
             "does not answer" if error is None else f"does not accept UDP ({os.strerror(error)})",
             sockets.text(former),
-            sockets.text(flow.address),
+            sockets.text(assoc.address),
         )
         return True
 

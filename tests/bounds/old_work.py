@@ -13,7 +13,7 @@ from tests.support.traffic import connect, receive_exactly
 from tests.support.waiting import wait_until
 
 # Seconds for an answer that must come. Only a failure waits so long.
-PATIENCE = 20.0
+GRACE_PERIOD = 20.0
 # Seconds after which a datagram counts as lost.
 RESEND_AFTER = 1.0
 ROUNDS = 5
@@ -46,7 +46,7 @@ class OldWork:
                 return True
             return False
 
-        wait_until(answered, PATIENCE, "a datagram comes back")
+        wait_until(answered, GRACE_PERIOD, "a datagram comes back")
 
 
 @contextlib.contextmanager

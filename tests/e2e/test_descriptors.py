@@ -97,7 +97,7 @@ def test_a_command_takes_the_descriptors_it_may_have(certificate: Certificate, t
 
 
 ANSWERS = 5  # of a port that is not flooded
-MOST = 1000  # descriptors of the server
+MAX_DESCRIPTORS = 1000  # descriptors of the server
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def test_flooded_ports_leave_their_share_to_others(certificate: Certificate, tmp
     ):
         address = server_address(server)
         # Not from the start: a sanitizer needs more by itself.
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (MOST, MOST))
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (MAX_DESCRIPTORS, MAX_DESCRIPTORS))
 
         def join(service: Address) -> Address:
             options = client_options(certificate, address, service)
@@ -135,9 +135,9 @@ def test_flooded_ports_leave_their_share_to_others(certificate: Certificate, tmp
         idle = join(echo.address)
         flooded = [join(deaf) for _ in range(ports)]
         for public in flooded:
-            flood(stack, public, 2 * MOST // ports)
+            flood(stack, public, 2 * MAX_DESCRIPTORS // ports)
         server.wait_for("its fair share of descriptors is used up and few are free", TIMEOUT)
-        wait_until(lambda: descriptors_of(server.pid) > MOST * 0.6, TIMEOUT, "most descriptors are in use")
+        wait_until(lambda: descriptors_of(server.pid) > MAX_DESCRIPTORS * 0.6, TIMEOUT, "most descriptors are in use")
         assert [answers(idle, TIMEOUT) for _ in range(ANSWERS)] == [True] * ANSWERS, server.description()
         for _ in range(3):
             late = join(echo.address)

@@ -130,7 +130,7 @@ def test_a_server_that_breaks_every_rule_is_borne(certificate: Certificate) -> N
             connection = side.expect(Connected).connection
             asked, _ = decode(side.expect(CommandReceived).data)
             assert isinstance(asked, ClientHello)
-            connection.admit(None)
+            connection.set_joined(None)
             for data in MALFORMED.values():
                 connection.send(data)
             connection.send(encode(asked))
@@ -145,7 +145,7 @@ def test_a_server_that_breaks_every_rule_is_borne(certificate: Certificate) -> N
 
 
 # As in engine.py: clients of one address that have not joined.
-MOST_OF_ONE_ADDRESS = 200
+MAX_OF_ONE_ADDRESS = 200
 
 
 def test_who_guesses_passwords_holds_up_newcomers_of_his_address_alone(certificate: Certificate) -> None:
@@ -159,9 +159,9 @@ def test_who_guesses_passwords_holds_up_newcomers_of_his_address_alone(certifica
     ):
         public = before.wait_ready(READY_TIMEOUT)
         wrong = encode(ClientHello(uuid.UUID(USER), bytes(TOKEN_LENGTH), 3, 1, 65535))
-        for _ in range(MOST_OF_ONE_ADDRESS):
+        for _ in range(MAX_OF_ONE_ADDRESS):
             connect(guesser, certificate, server.address)
-        for _ in range(MOST_OF_ONE_ADDRESS):
+        for _ in range(MAX_OF_ONE_ADDRESS):
             guess = guesser.expect(Connected).connection
             with contextlib.suppress(EngineClosed):  # the server may have waited long enough
                 guess.send(wrong)

@@ -133,12 +133,12 @@ def test_many_users_keep_their_answers(certificate: Certificate, mode: str) -> N
             for user in users:
                 user.__exit__()
         assert len(service.sources) == len(users)
-        assert flows(opened) == (len(users), len(users))
+        assert associations(opened) == (len(users), len(users))
 
 
-def flows(opened: Tunnel) -> tuple[int, int]:
+def associations(opened: Tunnel) -> tuple[int, int]:
     """Associations of server and client."""
-    return tuple(side.stats()["connections"][0]["flows"] for side in (opened.server, opened.client))  # type: ignore
+    return tuple(side.stats()["connections"][0]["associations"] for side in (opened.server, opened.client))  # type: ignore
 
 
 def test_the_server_ends_idle_associations(certificate: Certificate) -> None:
@@ -147,8 +147,8 @@ def test_the_server_ends_idle_associations(certificate: Certificate) -> None:
         with tunnel(certificate, service.address, server={"udp_session_timeout": 0.5}) as opened:
             with UdpPeer(opened.public) as user:
                 user.ask(b"one", b"one")
-                assert flows(opened) == (1, 1)
-                wait_until(lambda: flows(opened) == (0, 0), READY_TIMEOUT, "both sides forget the association")
+                assert associations(opened) == (1, 1)
+                wait_until(lambda: associations(opened) == (0, 0), READY_TIMEOUT, "both sides forget the association")
                 user.ask(b"two", b"two")
             assert len(service.sources) == 2
 
@@ -158,9 +158,9 @@ def test_the_client_ends_idle_associations(certificate: Certificate) -> None:
     with UdpEcho() as service, tunnel(certificate, service.address, client={"udp_timeout": 0.5}) as opened:
         with UdpPeer(opened.public) as user:
             user.ask(b"one", b"one")
-            wait_until(lambda: flows(opened) == (1, 0), READY_TIMEOUT, "the client forgets the association")
+            wait_until(lambda: associations(opened) == (1, 0), READY_TIMEOUT, "the client forgets the association")
             user.ask(b"two", b"two")
-            assert flows(opened) == (1, 1)
+            assert associations(opened) == (1, 1)
         assert len(service.sources) == 2
 
 
@@ -171,10 +171,10 @@ def test_busy_associations_do_not_end(certificate: Certificate) -> None:
             with UdpPeer(opened.public) as user, UdpPeer(opened.public) as idle:
                 user.ask(b"busy", b"busy")
                 idle.ask(b"only once", b"only once")
-                assert flows(opened) == (2, 2)
+                assert associations(opened) == (2, 2)
                 number = 0
                 # Until the idle one has ended, the busy one must not.
-                while flows(opened) != (1, 1):
+                while associations(opened) != (1, 1):
                     payload = b"%d" % number
                     user.ask(payload, payload)
                     number += 1
@@ -239,7 +239,7 @@ def test_the_service_comes_back(certificate: Certificate, mode: str) -> None:
         local = service.address
     with tunnel(certificate, local, client=udp_mode(mode)) as opened, UdpPeer(opened.public) as user:
         user.send(b"to nobody")
-        wait_until(lambda: flows(opened) == (1, 1), READY_TIMEOUT, "the association is there")
+        wait_until(lambda: associations(opened) == (1, 1), READY_TIMEOUT, "the association is there")
         user.expect_late(b"to nobody")  # where it is still under way it finds the service
         with UdpEcho(*local):
             user.ask(b"hello", b"hello", attempts=10)

@@ -168,7 +168,7 @@ def test_flooded_ports_leave_associations_to_others(
 ) -> None:
     """The server's associations are used up: a port below its fair share is served all the same, at once."""
     most = 120
-    monkeypatch.setattr(serving, "MOST_ASSOCIATIONS", most)
+    monkeypatch.setattr(serving, "MAX_ASSOCIATIONS", most)
     with UdpEcho() as service, several_ports(certificate, service.address, flooded + 1) as ports:
         *others, last = ports.publics
         crowds = [Crowd(public) for public in others]
@@ -187,7 +187,7 @@ def test_flooded_ports_leave_associations_to_others(
         assert users.answered == fair
         connections = ports.server.stats()["connections"]
         assert isinstance(connections, list)
-        assert sum(connection["flows"] for connection in connections) <= most
+        assert sum(connection["associations"] for connection in connections) <= most
 
 
 # --- where the local service is ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ PUBLIC_PORT = 20000
 CONNECTIONS = 25
 # Seconds for what takes four, on a machine that has much else to do. Without keepalive it would be for ever, and a
 # quarter of an hour where data waits.
-PATIENCE = 60.0
+GRACE_PERIOD = 60.0
 
 
 @pytest.fixture
@@ -76,12 +76,12 @@ def test_what_has_vanished_gives_back_its_connections(
         pairs = []
         for _ in range(CONNECTIONS):
             user = stack.enter_context(users.socket())
-            user.settimeout(PATIENCE)
+            user.settimeout(GRACE_PERIOD)
             user.connect((path.address_a, PUBLIC_PORT))
             user.sendall(b"here")
             service, _ = listener.accept()
             stack.enter_context(service)
-            service.settimeout(PATIENCE)
+            service.settimeout(GRACE_PERIOD)
             assert receive_exactly(service, 4) == b"here"
             service.sendall(b"there")
             assert receive_exactly(user, 5) == b"there"
@@ -100,7 +100,7 @@ def test_what_has_vanished_gives_back_its_connections(
         for process, count in before.items():
             wait_until(
                 lambda process=process, count=count: descriptors(process) <= count,  # type: ignore[misc]
-                PATIENCE,
+                GRACE_PERIOD,
                 f"{process.name} has its descriptors back",
                 detail=process.description,
             )

@@ -118,10 +118,10 @@ class Pair:
     server_connection: Connection
     client_connection: Connection
 
-    def admit(self, carrier: Carrier | None) -> None:
+    def set_joined(self, carrier: Carrier | None) -> None:
         """Both sides trust each other from here on."""
-        self.server_connection.admit(carrier)
-        self.client_connection.admit(carrier)
+        self.server_connection.set_joined(carrier)
+        self.client_connection.set_joined(carrier)
 
 
 def server_credentials(engine: Engine, certificate: Certificate) -> Credentials:
@@ -193,7 +193,7 @@ def connected(
     one_engine: bool = False,
     server_transport: Transport = SERVER_TRANSPORT,
     client_transport: Transport = CLIENT_TRANSPORT,
-    admitted: bool = True,
+    joined: bool = True,
 ) -> Iterator[Pair]:
     """Two connected sides, with an engine each or with one engine for both.
 
@@ -202,7 +202,7 @@ def connected(
         one_engine: One for both sides.
         server_transport: Settings of the server's side.
         client_transport: Settings of the client's side.
-        admitted: The server takes more from the client than a ClientHello, though no UDP yet.
+        joined: The server takes more from the client than a ClientHello, though no UDP yet.
     """
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Side("server"))
@@ -211,8 +211,8 @@ def connected(
         client_connection = connect(client, certificate, address, client_transport)
         client.expect(Connected, lambda event: event.connection == client_connection)
         server_connection = server.expect(Connected, lambda event: event.endpoint is not None).connection
-        if admitted:
-            server_connection.admit(None)
+        if joined:
+            server_connection.set_joined(None)
         yield Pair(server, client, endpoint, server_connection, client_connection)
 
 
@@ -270,14 +270,14 @@ def open_stream(pair: Pair) -> tuple[Stream, Stream]:
 def echo(pair: Pair, size: int) -> None:
     """Sends bytes through one stream and back."""
     stream, opened = open_stream(pair)
-    public, user = tcp_pair()
+    public, visitor = tcp_pair()
     local, service = tcp_pair()
-    with user, service:
+    with visitor, service:
         relays = [Relay(stream, public), Relay(opened, local)]
         for relay in relays:
             relay.start()
         data = os.urandom(size)
-        sender = threading.Thread(target=user.sendall, args=(data,))
+        sender = threading.Thread(target=visitor.sendall, args=(data,))
         sender.start()
         received = b""
         while len(received) < size:
@@ -287,14 +287,14 @@ def echo(pair: Pair, size: int) -> None:
             service.sendall(chunk)
             returned = b""
             while len(returned) < len(chunk):
-                returned += user.recv(len(chunk) - len(returned))
+                returned += visitor.recv(len(chunk) - len(returned))
             assert returned == chunk
         sender.join()
         assert received == data
-        user.shutdown(socket.SHUT_WR)
+        visitor.shutdown(socket.SHUT_WR)
         assert service.recv(1) == b""
         service.shutdown(socket.SHUT_WR)
-        assert user.recv(1) == b""
+        assert visitor.recv(1) == b""
         for relay in relays:
             result = relay.finish()
             assert isinstance(result, StreamResult)
@@ -308,16 +308,16 @@ def running_relays(pair: Pair) -> Iterator[tuple[list[Relay], socket.socket, soc
     Yields the server's and the client's relay, the socket of the public user, and that of the local service.
     """
     stream, opened = open_stream(pair)
-    public, user = tcp_pair()
+    public, visitor = tcp_pair()
     local, service = tcp_pair()
     relays = [Relay(stream, public), Relay(opened, local)]
     for relay in relays:
         relay.start()
-    with user, service:
-        user.sendall(b"?")
+    with visitor, service:
+        visitor.sendall(b"?")
         assert service.recv(1) == b"?"
         service.sendall(b"!")
-        assert user.recv(1) == b"!"
-        yield relays, user, service
+        assert visitor.recv(1) == b"!"
+        yield relays, visitor, service
     for relay in relays:
         relay.finish()

@@ -18,7 +18,7 @@ from asport_sync.engine import Carrier, Connected, Connection, SourceUnknown, Vi
 from asport_sync.wire import Address as WireAddress
 from asport_sync.wire import Packet, decode, encode
 from tests.engine.pair import ALPN, EVENT_TIMEOUT, Side, connected, listen
-from tests.engine.test_flows import open_flow
+from tests.engine.test_traffic import open_association
 from tests.support.certificates import Certificate
 from tests.support.services import Address
 from tests.support.waiting import wait_until
@@ -121,24 +121,24 @@ class Scene:
         self.client = client
         self._public = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._public.bind(("127.0.0.1", 0))
-        self.user = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.user.settimeout(EVENT_TIMEOUT)
-        self.user.connect(self._public.getsockname())
+        self.visitor = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.visitor.settimeout(EVENT_TIMEOUT)
+        self.visitor.connect(self._public.getsockname())
         self.udp = connection.open_udp(self._public, public=True)
-        connection.admit(Carrier.DATAGRAM, ask=True)
+        connection.set_joined(Carrier.DATAGRAM, ask=True)
         for payload in PAYLOADS:
-            self.user.send(payload)
+            self.visitor.send(payload)
         server.expect(SourceUnknown)
-        self.udp.add_flow(ASSOCIATION, self.user.getsockname())
+        self.udp.add_association(ASSOCIATION, self.visitor.getsockname())
 
     def close(self) -> None:
         self.udp.close()
         self._public.close()
-        self.user.close()
+        self.visitor.close()
 
     def answer(self) -> bytes:
         """A Packet from the client, with the payload "answer"."""
-        host, port = self.user.getsockname()
+        host, port = self.visitor.getsockname()
         return encode(Packet(ASSOCIATION, 0, 1, 0, WireAddress.from_text(host, port), b"answer"))
 
 
@@ -172,8 +172,8 @@ def test_a_client_that_stops_the_question_gets_datagrams(certificate: Certificat
         assert scene.server.counter("carrier_taken_stream") == 0
         # Certain is certain: a later Packet on a stream changes nothing.
         scene.client.send_on_stream(scene.answer())
-        assert scene.user.recv(100) == b"answer"
-        scene.user.send(b"one more")
+        assert scene.visitor.recv(100) == b"answer"
+        scene.visitor.send(b"one more")
         expect(scene.client.by_datagram, [*PAYLOADS, b"one more"])
 
 
@@ -189,8 +189,8 @@ def test_a_client_that_reads_the_question_gets_streams(certificate: Certificate)
         assert (packet.assoc_id, packet.payload, len(question)) == (0, b"?", HEADER)
         assert scene.server.counter("carrier_taken_stream") == 1
         scene.client.send_on_stream(scene.answer())
-        assert scene.user.recv(100) == b"answer"
-        scene.user.send(b"one more")
+        assert scene.visitor.recv(100) == b"answer"
+        scene.visitor.send(b"one more")
         expect(scene.client.by_stream, [*PAYLOADS, b"one more"])
 
 
@@ -198,8 +198,8 @@ def test_the_first_packet_of_the_client_corrects_what_was_guessed(certificate: C
     with scene_of(certificate, stops=False) as scene:
         expect(scene.client.by_stream, PAYLOADS)
         scene.client.send_datagram(scene.answer())
-        assert scene.user.recv(100) == b"answer"
-        scene.user.send(b"one more")
+        assert scene.visitor.recv(100) == b"answer"
+        scene.visitor.send(b"one more")
         expect(scene.client.by_datagram, [b"one more"])
 
 
@@ -207,7 +207,7 @@ def test_a_client_that_sends_without_having_been_sent_anything_is_believed(certi
     """The number of an association can be guessed. The question is taken back, whether it is open still or not."""
     with scene_of(certificate, stops=False) as scene:
         scene.client.send_datagram(scene.answer())
-        assert scene.user.recv(100) == b"answer"
+        assert scene.visitor.recv(100) == b"answer"
         wait_until(
             lambda: sorted(scene.client.by_datagram + scene.client.by_stream) == sorted(PAYLOADS),
             EVENT_TIMEOUT,
@@ -215,18 +215,18 @@ def test_a_client_that_sends_without_having_been_sent_anything_is_believed(certi
         )
         wait_until(lambda: scene.client.resets, EVENT_TIMEOUT, "the question is taken back")
         expected = [*scene.client.by_datagram, b"one more"]
-        scene.user.send(b"one more")
+        scene.visitor.send(b"one more")
         expect(scene.client.by_datagram, expected)
 
 
 def test_our_client_takes_either_carrier_and_sees_no_fault_in_the_question(certificate: Certificate) -> None:
-    with connected(certificate, admitted=False) as pair:
-        pair.server_connection.admit(Carrier.DATAGRAM, ask=True)
-        pair.client_connection.admit(Carrier.DATAGRAM)
-        with open_flow(pair) as flow:
-            flow.to_user(b"answer")
-            assert flow.user.recv(100) == b"answer"
-            flow.to_service(b"question")
-            assert flow.service.recv(100) == b"question"
+    with connected(certificate, joined=False) as pair:
+        pair.server_connection.set_joined(Carrier.DATAGRAM, ask=True)
+        pair.client_connection.set_joined(Carrier.DATAGRAM)
+        with open_association(pair) as assoc:
+            assoc.to_visitor(b"answer")
+            assert assoc.visitor.recv(100) == b"answer"
+            assoc.to_service(b"question")
+            assert assoc.service.recv(100) == b"question"
         assert not [event for event in pair.client.seen() if isinstance(event, Violation)]
         assert pair.client.counter("violations") == 0

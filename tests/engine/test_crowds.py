@@ -36,7 +36,7 @@ def test_streams_of_a_connection_that_is_over_let_others_through(certificate: Ce
             connect(client, certificate, address, settings)
             client.expect(Connected)
             connections.append(server.expect(Connected).connection)
-            connections[-1].admit(None)
+            connections[-1].set_joined(None)
         victim, bystander = connections
         server.engine.report_streams(2 * MANY)
         for _ in range(MANY):

@@ -88,27 +88,27 @@ def test_who_calls_before_the_server_listens_gets_in(certificate: Certificate, b
 
 
 def test_version_negotiation(certificate: Certificate) -> None:
-    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw_socket:
         _, address = listen(server, certificate)
-        stranger.settimeout(15)
-        stranger.sendto(long_header(0x1A2A3A4A, 1200), address)
-        answer = stranger.recv(2000)
+        raw_socket.settimeout(15)
+        raw_socket.sendto(long_header(0x1A2A3A4A, 1200), address)
+        answer = raw_socket.recv(2000)
         assert answer[0] & 0x80
         assert answer[1:5] == bytes(4)  # version 0
         assert answer[5:23] == b"\x08" + b"S" * 8 + b"\x08" + b"D" * 8
         assert bytes((0, 0, 0, 1)) in [answer[at : at + 4] for at in range(23, len(answer), 4)]
         # What is too short for an Initial is not answered, or a spoofed source would be hit by more than was sent.
-        stranger.settimeout(0.3)
-        stranger.sendto(long_header(0x1A2A3A4A, 100), address)
+        raw_socket.settimeout(0.3)
+        raw_socket.sendto(long_header(0x1A2A3A4A, 100), address)
         with pytest.raises(TimeoutError):
-            stranger.recv(2000)
+            raw_socket.recv(2000)
 
 
 @pytest.mark.parametrize("length", [0, 1, 20, 21, 60, 1200, 1500])
 def test_noise_is_dropped_and_counted(certificate: Certificate, length: int) -> None:
-    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw_socket:
         _, address = listen(server, certificate)
-        stranger.sendto((b"\x40" + os.urandom(length))[:length], address)
+        raw_socket.sendto((b"\x40" + os.urandom(length))[:length], address)
         name = "quic_drop_short" if length < 21 else "quic_drop_unknown_connection"
         wait_until(lambda: server.counter(name) == 1, 15, name)
 
@@ -140,20 +140,20 @@ def test_a_client_whose_nat_forgets_it_keeps_its_streams(certificate: Certificat
             client.expect(Connected)
             accepted = server.expect(Connected).connection
             stream = accepted.open_stream(HEADER)
-            public, user = tcp_pair()
+            public, visitor = tcp_pair()
             local, service = tcp_pair()
             relays = [Relay(stream, public), Relay(client.expect(StreamOpened).stream, local)]
             for relay in relays:
                 relay.start()
-            with user, service:
+            with visitor, service:
                 before = accepted.info().peer
                 for _ in range(3):
                     middle.rebind()
                     service.sendall(b"!" * 1000)
                     received = b""
                     while len(received) < 1000:
-                        received += user.recv(1000)
-                    user.sendall(b"?")
+                        received += visitor.recv(1000)
+                    visitor.sendall(b"?")
                     assert service.recv(1) == b"?"
                 wait_until(lambda: accepted.info().peer != before, 15, "the server has taken the new address")
             connection.close()

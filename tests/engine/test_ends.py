@@ -36,7 +36,7 @@ by_both = pytest.mark.parametrize("relayed_by", ["engine", "workers"])
 def relayed(pair: Pair, relayed_by: str) -> Iterator[tuple[socket.socket, socket.socket, list[Relay]]]:
     """The user's and the service's end of a stream that is relayed on either side, and the relays of workers."""
     streams = open_stream(pair)
-    (public, user), (local, service) = tcp_pair(), tcp_pair()
+    (public, visitor), (local, service) = tcp_pair(), tcp_pair()
     relays: list[Relay] = []
     for stream, sock in zip(streams, (public, local), strict=True):
         if relayed_by == "engine":
@@ -44,23 +44,23 @@ def relayed(pair: Pair, relayed_by: str) -> Iterator[tuple[socket.socket, socket
         else:
             relays.append(Relay(stream, sock))
             relays[-1].start()
-    with user, service:
-        yield user, service, relays
+    with visitor, service:
+        yield visitor, service, relays
     for relay in relays:
         relay.finish()
 
 
 def played_plainly(steps: tuple[Step, ...]) -> dict[Who, Seen]:
-    user, service = tcp_pair()
-    return Play(steps, user, lambda: service).run()
+    visitor, service = tcp_pair()
+    return Play(steps, visitor, lambda: service).run()
 
 
 @by_both
 def test_every_end_is_as_on_a_plain_connection(certificate: Certificate, relayed_by: str) -> None:
     with connected(certificate) as pair:
         for steps in (steps for length in (1, 2, 3) for steps in sequences(length)):
-            with relayed(pair, relayed_by) as (user, service, _):
-                through = Play(steps, user, lambda service=service: service).run()  # type: ignore[misc]
+            with relayed(pair, relayed_by) as (visitor, service, _):
+                through = Play(steps, visitor, lambda service=service: service).run()  # type: ignore[misc]
             assert through == played_plainly(steps), steps
         wait_until(lambda: pair.server_connection.info().streams == 0, EVENT_TIMEOUT, "no stream is left")
         for side in (pair.server, pair.client):
@@ -91,11 +91,11 @@ def test_all_that_was_read_reaches_a_slow_reader_before_the_reset(certificate: C
         client_transport=Transport(max_streams_bidi=64, **narrow),  # type: ignore[arg-type]
     ) as pair:
         pair.client.engine.report_streams(100)
-        with relayed(pair, relayed_by) as (user, service, relays):
+        with relayed(pair, relayed_by) as (visitor, service, relays):
             fill(service)  # the user reads nothing yet
             service.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             service.close()
-            received, was_reset = receive_slowly(user)
+            received, was_reset = receive_slowly(visitor)
             result = relays[1].finish() if relays else pair.client.expect(StreamEnded).result
         assert isinstance(result, StreamResult)
         assert result.end is StreamEnd.SOCKET_ERROR
@@ -114,9 +114,9 @@ def test_what_a_user_said_waits_for_the_peers_credit_though_he_has_gone(certific
         _, taken = open_stream(pair)
         for said in (b"something", b""):
             stream = pair.server_connection.open_stream(HEADER)
-            public, user = tcp_pair()
-            user.sendall(said)
-            reset(user)
+            public, visitor = tcp_pair()
+            visitor.sendall(said)
+            reset(visitor)
             stream.attach(public)
         # Nobody misses the one that said nothing; its place among those that wait is free.
         wait_until(lambda: pair.server.counter("relays_socket_error") == 1, EVENT_TIMEOUT, "one relay is over")

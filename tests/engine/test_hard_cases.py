@@ -62,13 +62,13 @@ def relayed(pair: Pair) -> Iterator[tuple[Relay, Relay, socket.socket, socket.so
     """Yields the server's and the client's relay, the user and the service."""
     stream = pair.server_connection.open_stream(HEADER)
     opened = pair.client.expect(StreamOpened)
-    public, user = tcp_pair()
+    public, visitor = tcp_pair()
     local, service = tcp_pair()
     relays = Relay(stream, public), Relay(opened.stream, local)
     for relay in relays:
         relay.start()
-    with user, service:
-        yield *relays, user, service
+    with visitor, service:
+        yield *relays, visitor, service
     for side in (pair.server, pair.client):
         side.close()
     for relay in relays:
@@ -108,15 +108,15 @@ def test_a_datagram_for_a_connection_that_is_gone(certificate: Certificate) -> N
 
 
 def test_a_connection_ends_under_a_user_who_reads_slowly(certificate: Certificate) -> None:
-    with connected(certificate) as pair, relayed(pair) as (relay, _, user, service):
+    with connected(certificate) as pair, relayed(pair) as (relay, _, visitor, service):
         fill(service)
         pair.client_connection.close()
         expect_closed(pair.server, pair.server_connection)
-        user.sendall(b"!")  # readable, but there is nobody left to send it to
+        visitor.sendall(b"!")  # readable, but there is nobody left to send it to
         assert processor_share() < SPINNING
         received = 0
         with contextlib.suppress(ConnectionResetError):
-            while chunk := user.recv(1 << 20):
+            while chunk := visitor.recv(1 << 20):
                 received += len(chunk)
         assert received > 0
         result = relay.finish()
@@ -127,9 +127,9 @@ def test_a_connection_ends_under_a_user_who_reads_slowly(certificate: Certificat
 @pytest.mark.parametrize("ending", ["close", "reset"])
 def test_a_service_leaves_while_its_answer_is_stuck(certificate: Certificate, ending: str) -> None:
     narrow = Transport(max_streams_bidi=64, send_window=262144)
-    with connected(certificate, client_transport=narrow) as pair, relayed(pair) as (_, relay, user, service):
-        user.sendall(b"GET")
-        user.shutdown(socket.SHUT_WR)
+    with connected(certificate, client_transport=narrow) as pair, relayed(pair) as (_, relay, visitor, service):
+        visitor.sendall(b"GET")
+        visitor.shutdown(socket.SHUT_WR)
         assert service.recv(10) == b"GET"
         assert service.recv(10) == b""
         fill(service)
@@ -143,21 +143,21 @@ def test_a_service_leaves_while_its_answer_is_stuck(certificate: Certificate, en
 def test_a_refused_stream_is_reset_under_a_silent_user(certificate: Certificate) -> None:
     with connected(certificate) as pair:
         stream = pair.server_connection.open_stream(HEADER)
-        public, user = tcp_pair()
-        with user:
+        public, visitor = tcp_pair()
+        with visitor:
             relay = Relay(stream, public)
             relay.start()
             pair.client.expect(StreamOpened).stream.refuse()
-            expect_reset(user)
+            expect_reset(visitor)
             assert relay.finish() == StreamResult(0, 0, StreamEnd.PEER_RESET, error=STREAM_REFUSED)
 
 
 def test_a_stream_is_reset_after_its_answer_has_ended(certificate: Certificate) -> None:
-    with connected(certificate) as pair, relayed(pair) as (relay, _, user, service):
+    with connected(certificate) as pair, relayed(pair) as (relay, _, visitor, service):
         service.sendall(b"all")
         service.shutdown(socket.SHUT_WR)
-        assert user.recv(10) == b"all"
-        assert user.recv(10) == b""
+        assert visitor.recv(10) == b"all"
+        assert visitor.recv(10) == b""
         relay.stream.reset()
         result = relay.finish()
         assert isinstance(result, StreamResult)
@@ -193,10 +193,10 @@ def test_rubbish_is_no_sign_of_life(certificate: Certificate) -> None:
         wait_until(lambda: middle.from_client, 15, "a packet with the server's connection ID")
         peer = connection.info().peer
         middle.cut = True
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-            stranger.bind(("127.0.0.2", 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw_socket:
+            raw_socket.bind(("127.0.0.2", 0))
             connection.probe(0.5)
-            stranger.sendto(b"\x40" + middle.from_client[1:17] + os.urandom(40), address)
+            raw_socket.sendto(b"\x40" + middle.from_client[1:17] + os.urandom(40), address)
             assert not server.expect(Probed).alive
         assert connection.info().peer == peer
 
@@ -204,21 +204,21 @@ def test_rubbish_is_no_sign_of_life(certificate: Certificate) -> None:
 def test_a_stalled_path_drops_the_oldest_datagrams(certificate: Certificate) -> None:
     narrow = Transport(datagram_queue=65536, idle_timeout=30.0)
     with through_middle(certificate, narrow) as (server, connection, client, middle, _):
-        connection.admit(Carrier.DATAGRAM)
-        client.admit(Carrier.DATAGRAM)
+        connection.set_joined(Carrier.DATAGRAM)
+        client.set_joined(Carrier.DATAGRAM)
         with (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as public,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as user,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor,
         ):
-            for sock in (public, user):
+            for sock in (public, visitor):
                 sock.bind(("127.0.0.1", 0))
             udp = connection.open_udp(public, public=True)
-            user.sendto(b"first", public.getsockname())
-            assert server.expect(SourceUnknown).source == user.getsockname()
-            udp.add_flow(1, user.getsockname())
+            visitor.sendto(b"first", public.getsockname())
+            assert server.expect(SourceUnknown).source == visitor.getsockname()
+            udp.add_association(1, visitor.getsockname())
             middle.cut = True
             for number in range(1500):
-                user.sendto(b"%04d" % number + bytes(996), public.getsockname())
+                visitor.sendto(b"%04d" % number + bytes(996), public.getsockname())
                 if number % 16 == 15:
                     connection.info()  # the engine has had a turn
             wait_until(lambda: server.counter("packet_drop_queue_full") > 1000, 15, "the oldest are dropped")

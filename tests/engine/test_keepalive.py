@@ -37,7 +37,7 @@ GONE = 4.0
 # Several times as long as it takes to be given up.
 STALL = 3.5 * GONE
 # Seconds for what takes GONE, on a machine that has much else to do.
-PATIENCE = 60.0
+GRACE_PERIOD = 60.0
 DRIVERS = ["attached", "worker"]
 # The connection has to outlast the stall.
 TRANSPORT = dataclasses.replace(CLIENT_TRANSPORT, keep_alive=1.0)
@@ -70,7 +70,7 @@ def relayed(
 
 
 def finished(relay: Relay) -> StreamResult:
-    relay.join(PATIENCE)
+    relay.join(GRACE_PERIOD)
     assert isinstance(relay.outcome, StreamResult), relay.outcome
     return relay.outcome
 
@@ -80,11 +80,11 @@ def pair_across(path: NetworkPath) -> tuple[socket.socket, socket.socket]:
     with path.a.socket() as listener:
         listener.bind((path.address_a, 0))
         listener.listen()
-        user = path.b.socket()
-        user.connect(listener.getsockname())
+        visitor = path.b.socket()
+        visitor.connect(listener.getsockname())
         public, _ = listener.accept()
-    user.settimeout(PATIENCE)
-    return public, user
+    visitor.settimeout(GRACE_PERIOD)
+    return public, visitor
 
 
 @pytest.mark.parametrize(
@@ -94,20 +94,20 @@ def pair_across(path: NetworkPath) -> tuple[socket.socket, socket.socket]:
 def test_a_far_end_that_is_gone_is_given_up(
     certificate: Certificate, path: NetworkPath, driver: str, waiting: int
 ) -> None:
-    public, user = pair_across(path)
+    public, visitor = pair_across(path)
     local, service = tcp_pair()
-    with connected(certificate, client_transport=TRANSPORT) as pair, user, service:
+    with connected(certificate, client_transport=TRANSPORT) as pair, visitor, service:
         pair.server.engine.keep_streams_alive(KEEPALIVE)
         with relayed(pair, public, local, driver) as end:
-            user.sendall(b"here")
+            visitor.sendall(b"here")
             assert receive_exactly(service, 4) == b"here"
             service.sendall(b"there")
-            assert receive_exactly(user, 5) == b"there"
+            assert receive_exactly(visitor, 5) == b"there"
             path.change(black_hole=True)
-            service.settimeout(PATIENCE)
+            service.settimeout(GRACE_PERIOD)
             sender = threading.Thread(target=send_until_refused, args=(service, waiting))
             sender.start()
-            wait_until(lambda: pair.server.counter("relays_socket_error") == 1, PATIENCE, "it is given up")
+            wait_until(lambda: pair.server.counter("relays_socket_error") == 1, GRACE_PERIOD, "it is given up")
             sender.join()
             result = end()
             assert (result.end, result.error) == (StreamEnd.SOCKET_ERROR, errno.ETIMEDOUT)
@@ -147,60 +147,60 @@ def test_a_reader_that_stalls_is_not_taken_for_one_that_is_gone(
         pair.server.engine.keep_streams_alive(KEEPALIVE)
         readers = []
         for driver in DRIVERS:
-            public, user = pair_with_buffer(buffer)
+            public, visitor = pair_with_buffer(buffer)
             local, service = tcp_pair()
-            stack.enter_context(user)
+            stack.enter_context(visitor)
             stack.enter_context(service)
             stack.enter_context(relayed(pair, public, local, driver))
             data = os.urandom(size)
-            service.settimeout(PATIENCE)
+            service.settimeout(GRACE_PERIOD)
             sender = threading.Thread(target=send_and_end, args=(service, data))
             sender.start()
-            readers.append((user, data, sender))
+            readers.append((visitor, data, sender))
         time.sleep(STALL)
         assert pair.server.counter("relays_timed_out") == 0
-        for user, data, sender in readers:
-            assert receive_exactly(user, size) == data
-            assert user.recv(1) == b""
-            user.shutdown(socket.SHUT_WR)
+        for visitor, data, sender in readers:
+            assert receive_exactly(visitor, size) == data
+            assert visitor.recv(1) == b""
+            visitor.shutdown(socket.SHUT_WR)
             sender.join()
         wait_until(lambda: pair.server.counter("relays_finished") == 2, EVENT_TIMEOUT, "both end in order")
 
 
 def test_a_slow_reader_is_not_taken_for_one_that_is_gone(certificate: Certificate) -> None:
     """Its window is closed most of the time, and opens by a little. By TCP_USER_TIMEOUT Linux would end it, too."""
-    public, user = pair_with_buffer(4096)
+    public, visitor = pair_with_buffer(4096)
     local, service = tcp_pair()
     data = os.urandom(1 << 20)
-    with connected(certificate, client_transport=TRANSPORT) as pair, user, service:
+    with connected(certificate, client_transport=TRANSPORT) as pair, visitor, service:
         pair.server.engine.keep_streams_alive(KEEPALIVE)
         with relayed(pair, public, local, "attached"):
-            service.settimeout(PATIENCE)
+            service.settimeout(GRACE_PERIOD)
             sender = threading.Thread(target=send_and_end, args=(service, data))
             sender.start()
             received = b""
             until = time.monotonic() + STALL
             while time.monotonic() < until:
-                received += receive_exactly(user, 4096)
+                received += receive_exactly(visitor, 4096)
                 time.sleep(0.7)
-            assert received + receive_exactly(user, len(data) - len(received)) == data
+            assert received + receive_exactly(visitor, len(data) - len(received)) == data
             sender.join()
 
 
 def test_a_reader_that_stalled_and_reads_again_may_be_given_up_later(
     certificate: Certificate, path: NetworkPath
 ) -> None:
-    public, user = pair_across(path)
+    public, visitor = pair_across(path)
     local, service = tcp_pair()
     size = 30 << 20
-    with connected(certificate, client_transport=TRANSPORT) as pair, user, service:
+    with connected(certificate, client_transport=TRANSPORT) as pair, visitor, service:
         pair.server.engine.keep_streams_alive(KEEPALIVE)
-        service.settimeout(PATIENCE)
+        service.settimeout(GRACE_PERIOD)
         with relayed(pair, public, local, "attached") as end:
             sender = threading.Thread(target=send_until_refused, args=(service, size))
             sender.start()
             time.sleep(2 * GONE)
-            assert len(receive_exactly(user, size // 2)) == size // 2
+            assert len(receive_exactly(visitor, size // 2)) == size // 2
             path.change(black_hole=True)
             result = end_within(pair, end)
             assert (result.end, result.error) == (StreamEnd.SOCKET_ERROR, errno.ETIMEDOUT)
@@ -208,17 +208,17 @@ def test_a_reader_that_stalled_and_reads_again_may_be_given_up_later(
 
 
 def end_within(pair: Pair, end: Callable[[], StreamResult]) -> StreamResult:
-    wait_until(lambda: pair.server.counter("relays_socket_error") == 1, PATIENCE, "it is given up")
+    wait_until(lambda: pair.server.counter("relays_socket_error") == 1, GRACE_PERIOD, "it is given up")
     return end()
 
 
 @pytest.mark.parametrize("idle", [KEEPALIVE, 60.0, 0.0])
 def test_what_a_socket_is_told(certificate: Certificate, idle: float) -> None:
-    public, user = tcp_pair()
+    public, visitor = tcp_pair()
     local, service = tcp_pair()
     with (
         connected(certificate, client_transport=TRANSPORT) as pair,
-        user,
+        visitor,
         service,
         socket.socket(fileno=os.dup(public.fileno())) as watched,
     ):
@@ -226,7 +226,7 @@ def test_what_a_socket_is_told(certificate: Certificate, idle: float) -> None:
             pair.server.engine.keep_streams_alive(60.0)  # the last word counts
         pair.server.engine.keep_streams_alive(idle)
         with relayed(pair, public, local, "attached"):
-            user.sendall(b"here")
+            visitor.sendall(b"here")
             assert receive_exactly(service, 4) == b"here"
             assert watched.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE) == 1
             assert watched.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == (idle > 0)
@@ -260,25 +260,25 @@ def say(sock: socket.socket) -> None:
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_urgent_bytes_keep_their_place(certificate: Certificate, driver: str) -> None:
     """In both directions. Each round waits for the one before, so nothing that follows pushes what got stuck."""
-    public, user = tcp_pair()
+    public, visitor = tcp_pair()
     local, service = tcp_pair()
-    with connected(certificate, client_transport=TRANSPORT) as pair, user, service:
+    with connected(certificate, client_transport=TRANSPORT) as pair, visitor, service:
         with relayed(pair, public, local, driver):
             for _ in range(20):
-                say(user)
+                say(visitor)
                 assert receive_exactly(service, len(SAID)) == SAID
                 say(service)
-                assert receive_exactly(user, len(SAID)) == SAID
+                assert receive_exactly(visitor, len(SAID)) == SAID
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_reading_goes_on_behind_an_urgent_byte(certificate: Certificate, driver: str) -> None:
     """A read stops in front of it, with all that follows there already: nothing more will be announced."""
-    public, user = tcp_pair()
+    public, visitor = tcp_pair()
     local, service = tcp_pair()
-    with connected(certificate, client_transport=TRANSPORT) as pair, user, service:
-        user.sendall(b"before")
-        user.send(b"!", socket.MSG_OOB)
-        user.sendall(b"after")
+    with connected(certificate, client_transport=TRANSPORT) as pair, visitor, service:
+        visitor.sendall(b"before")
+        visitor.send(b"!", socket.MSG_OOB)
+        visitor.sendall(b"after")
         with relayed(pair, public, local, driver):
             assert receive_exactly(service, 12) == b"before!after"

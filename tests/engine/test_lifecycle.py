@@ -209,7 +209,7 @@ def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> in
         "aq_connection_export": (b"label", 5, b"context", 7, ffi.new("uint8_t[32]"), 32),
         "aq_connection_send": (b"\0\5", 2),
         "aq_connection_heartbeat": (b"\0\5", 2, 1_000_000_000),
-        "aq_connection_admit": (0, 1),
+        "aq_connection_set_joined": (0, 1),
         "aq_connection_probe": (1_000_000, 0),
         "aq_connection_migrate": (sock.fileno(),),
         "aq_connection_info_get": (ffi.new("aq_connection_info *"),),
@@ -225,12 +225,12 @@ def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> in
         "aq_udp_receive": (),
         "aq_udp_return": (),
         "aq_udp_refuse": (address, address),
-        "aq_flow_add": (1, address, address, b"", 0),
-        "aq_flow_remove": (1,),
-        "aq_flows_refuse": (address, 1_000_000_000),
+        "aq_association_add": (1, address, address, b"", 0),
+        "aq_association_remove": (1,),
+        "aq_associations_refuse": (address, 1_000_000_000),
         "aq_udp_move": (sock.fileno(), b"", 0),
-        "aq_flows_idle": (address, 1_000_000_000, ffi.new("uint16_t[8]"), 8),
-        "aq_flows_unanswered": (1_000_000_000, 1_000_000_000, ffi.new("uint16_t[8]"), 8),
+        "aq_associations_idle": (address, 1_000_000_000, ffi.new("uint16_t[8]"), 8),
+        "aq_associations_unanswered": (1_000_000_000, 1_000_000_000, ffi.new("uint16_t[8]"), 8),
     }
     result = int(getattr(lib, name)(pointer, handle, *arguments[name]))
     if attached >= 0:
@@ -294,7 +294,7 @@ def test_stale_credentials(certificate: Certificate) -> None:
 def test_stale_connection_stream_and_socket(certificate: Certificate) -> None:
     with connected(certificate) as pair, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        pair.admit(None)
+        pair.set_joined(None)
         connection = pair.server_connection
         stream = connection.open_stream(HEADER)
         udp = connection.open_udp(sock, public=True)
@@ -415,12 +415,12 @@ def test_reset_from_another_thread_ends_a_blocked_relay(certificate: Certificate
 
 
 def test_one_relay_per_stream(certificate: Certificate) -> None:
-    with connected(certificate) as pair, running_relays(pair) as (relays, user, service):
+    with connected(certificate) as pair, running_relays(pair) as (relays, visitor, service):
         one, two = tcp_pair()
         with one, two, pytest.raises(EngineError) as caught:
             relays[0].stream.relay(one)
         assert caught.value.code in (lib.AQ_ERR_STATE, lib.AQ_ERR_GONE)
-        user.sendall(b"still there")
+        visitor.sendall(b"still there")
         assert service.recv(11) == b"still there"
 
 

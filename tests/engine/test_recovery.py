@@ -115,7 +115,7 @@ def test_a_question_that_can_not_leave_is_waited_for(certificate: Certificate) -
             connection = connect(client, certificate, middle.front.getsockname(), CLIENT_TRANSPORT)
             client.expect(Connected)
             accepted = server.expect(Connected)
-            accepted.connection.admit(None)
+            accepted.connection.set_joined(None)
             assert accepted.endpoint is not None
             pair = Pair(server, client, accepted.endpoint, accepted.connection, connection)
             with running_relays(pair) as (_, _, service):
@@ -212,15 +212,15 @@ def test_a_connection_follows_its_address(certificate: Certificate) -> None:
         connection = namespace.call(lambda: connect(client, certificate, remote, CLIENT_TRANSPORT))
         client.expect(Connected)
         accepted = server.expect(Connected).connection
-        accepted.admit(None)
+        accepted.set_joined(None)
         assert accepted.info().peer[0] == mine[0]
         pair = Pair(server, client, endpoint, accepted, connection)
-        with running_relays(pair) as (relays, user, service):
+        with running_relays(pair) as (relays, visitor, service):
             for turn in range(1, moves + 1):
                 come_from(mine[turn % 3])
                 wait_until(lambda: moved(namespace, connection), 15, "it has a connection id to spare, and moves")
                 data = bytes((turn,)) * 5000
-                user.sendall(data)
+                visitor.sendall(data)
                 received = b""
                 while len(received) < len(data):
                     received += service.recv(len(data))
@@ -228,7 +228,7 @@ def test_a_connection_follows_its_address(certificate: Certificate) -> None:
                 service.sendall(data)
                 received = b""
                 while len(received) < len(data):
-                    received += user.recv(len(data))
+                    received += visitor.recv(len(data))
                 assert received == data
                 connection.probe(15.0)
                 assert client.expect(Probed).alive
@@ -240,7 +240,7 @@ def test_a_connection_follows_its_address(certificate: Certificate) -> None:
             with pytest.raises(EngineError):
                 moved(namespace, connection)
             come_from(mine[0])
-            user.sendall(b"!")
+            visitor.sendall(b"!")
             assert service.recv(1) == b"!"
             connection.close()
             expect_closed(server, accepted)

@@ -11,11 +11,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from asport_sync.engine import Carrier, SourceUnknown, StreamBulk, StreamEnd, StreamResult, UdpBulk, UdpSocket
+from asport_sync.engine import (
+    Carrier,
+    SourceUnknown,
+    StreamEnd,
+    StreamLargeTransfer,
+    StreamResult,
+    UdpLargeTransfer,
+    UdpSocket,
+)
 from asport_sync.errors import EngineClosed
 from tests.engine.pair import EVENT_TIMEOUT, Pair, Relay, Side, connected, expect_closed, open_stream, tcp_pair
-from tests.engine.test_flows import Flow, expect_count, open_flow, udp_socket
 from tests.engine.test_hard_cases import SPINNING, processor_share
+from tests.engine.test_traffic import OpenAssociation, expect_count, open_association, udp_socket
 from tests.support.certificates import Certificate
 from tests.support.sanitized import needs_speed
 from tests.support.traffic import STUCK_FOR
@@ -26,7 +34,7 @@ BLOCK = random.Random(1).randbytes(1_000_003)
 # What every stream of these tests moves at least. Streams are handed over where 16 MiB have taken less than 0.25 s.
 ENOUGH = 64 << 20
 # Seconds until a machine with other work has been fast enough for once.
-BULK_TIMEOUT = 60.0
+LARGE_TRANSFER_TIMEOUT = 60.0
 SOURCE = ("203.0.113.7", 54321)
 
 
@@ -60,7 +68,7 @@ class Flood:
 
     def _join(self) -> None:
         for thread in self._threads:
-            thread.join(BULK_TIMEOUT)
+            thread.join(LARGE_TRANSFER_TIMEOUT)
             assert not thread.is_alive()
         assert self.right
 
@@ -89,42 +97,45 @@ class Flood:
 def attached(pair: Pair) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A stream that both engines relay; yields the user and the service."""
     stream, opened = open_stream(pair)
-    public, user = tcp_pair()
+    public, visitor = tcp_pair()
     local, service = tcp_pair()
-    with user, service:
+    with visitor, service:
         stream.attach(public)
         opened.attach(local)
-        yield user, service
+        yield visitor, service
 
 
-def expect_bulk(side: Side) -> StreamBulk:
+def expect_large_transfer(side: Side) -> StreamLargeTransfer:
     def handed_over() -> bool:
-        return any(isinstance(event, StreamBulk) for event in side.seen())
+        return any(isinstance(event, StreamLargeTransfer) for event in side.seen())
 
     wait_until(
-        handed_over, BULK_TIMEOUT, f"{side.name} hands a stream over", detail=lambda: str(side.engine.counters())
+        handed_over,
+        LARGE_TRANSFER_TIMEOUT,
+        f"{side.name} hands a stream over",
+        detail=lambda: str(side.engine.counters()),
     )
-    return side.expect(StreamBulk)
+    return side.expect(StreamLargeTransfer)
 
 
 @pytest.mark.parametrize("one", ["server", "client"])
 @pytest.mark.parametrize("direction", ["to the service", "to the user"])
 def test_a_worker_takes_over_a_stream_that_moves_much(certificate: Certificate, one: str, direction: str) -> None:
-    with connected(certificate) as pair, attached(pair) as (user, service):
+    with connected(certificate) as pair, attached(pair) as (visitor, service):
         side, other = (pair.server, pair.client) if one == "server" else (pair.client, pair.server)
         side.engine.share_streams(1)
         # Something is on its way against the stream, too.
-        source, target = (user, service) if direction == "to the service" else (service, user)
+        source, target = (visitor, service) if direction == "to the service" else (service, visitor)
         target.sendall(b"against the stream")
         flood = Flood(source, target)
-        bulk = expect_bulk(side)
-        assert bulk.connection == (pair.server_connection if one == "server" else pair.client_connection)
-        assert bulk.peer == (None if one == "server" else SOURCE)
-        assert 0 < bulk.lasted < BULK_TIMEOUT
-        assert bulk.sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        large_transfer = expect_large_transfer(side)
+        assert large_transfer.connection == (pair.server_connection if one == "server" else pair.client_connection)
+        assert large_transfer.peer == (None if one == "server" else SOURCE)
+        assert 0 < large_transfer.lasted < LARGE_TRANSFER_TIMEOUT
+        assert large_transfer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
         # Nobody relays for a moment; nothing is lost over it.
         time.sleep(0.2)
-        relay = Relay(bulk.stream, bulk.sock)
+        relay = Relay(large_transfer.stream, large_transfer.sock)
         relay.start()
         moved = flood.end()
         assert source.recv(100) == b"against the stream"
@@ -146,10 +157,10 @@ def test_a_worker_takes_over_a_stream_that_moves_much(certificate: Certificate, 
 
 
 def test_without_workers_nothing_is_handed_over(certificate: Certificate) -> None:
-    with connected(certificate) as pair, attached(pair) as (user, service):
-        Flood(user, service).end()
+    with connected(certificate) as pair, attached(pair) as (visitor, service):
+        Flood(visitor, service).end()
         service.shutdown(socket.SHUT_WR)
-        assert user.recv(1) == b""
+        assert visitor.recv(1) == b""
         for side in (pair.server, pair.client):
             expect_count(side, "relays_finished", 1)
             assert side.counter("streams_shared") == 0
@@ -158,11 +169,11 @@ def test_without_workers_nothing_is_handed_over(certificate: Certificate) -> Non
 
 def test_what_moves_little_is_not_handed_over(certificate: Certificate) -> None:
     """Little in a second, however much it becomes in the end."""
-    with connected(certificate) as pair, attached(pair) as (user, service):
+    with connected(certificate) as pair, attached(pair) as (visitor, service):
         pair.server.engine.share_streams(1)
         received = 0
         for _ in range(10):
-            sender = threading.Thread(target=user.sendall, args=(bytes(2 << 20),))
+            sender = threading.Thread(target=visitor.sendall, args=(bytes(2 << 20),))
             sender.start()
             wanted = received + (2 << 20)
             while received < wanted:
@@ -178,26 +189,26 @@ def test_there_are_as_many_workers_as_there_are(certificate: Certificate) -> Non
     with connected(certificate) as pair, attached(pair) as one, attached(pair) as two:
         pair.server.engine.share_streams(1)
         floods = [Flood(*one), Flood(*two)]
-        bulk = expect_bulk(pair.server)
-        relay = Relay(bulk.stream, bulk.sock)
+        large_transfer = expect_large_transfer(pair.server)
+        relay = Relay(large_transfer.stream, large_transfer.sock)
         relay.start()
         before = [flood.received for flood in floods]
         wait_until(
             lambda: all(flood.received > start + ENOUGH for flood, start in zip(floods, before, strict=True)),
-            BULK_TIMEOUT,
+            LARGE_TRANSFER_TIMEOUT,
             "both move much",
         )
         assert pair.server.counter("streams_shared") == 1
         assert pair.server.seen() == []
         pair.server.engine.share_streams(1)
-        second = expect_bulk(pair.server)
-        assert second.stream != bulk.stream
+        second = expect_large_transfer(pair.server)
+        assert second.stream != large_transfer.stream
         second_relay = Relay(second.stream, second.sock)
         second_relay.start()
-        for flood, (user, service) in zip(floods, (one, two), strict=True):
+        for flood, (visitor, service) in zip(floods, (one, two), strict=True):
             flood.end()
             service.shutdown(socket.SHUT_WR)
-            assert user.recv(1) == b""
+            assert visitor.recv(1) == b""
         for each in (relay, second_relay):
             result = each.finish()
             assert isinstance(result, StreamResult)
@@ -206,26 +217,26 @@ def test_there_are_as_many_workers_as_there_are(certificate: Certificate) -> Non
 
 
 def test_a_stream_may_be_given_back(certificate: Certificate) -> None:
-    with connected(certificate) as pair, attached(pair) as (user, service):
+    with connected(certificate) as pair, attached(pair) as (visitor, service):
         pair.server.engine.share_streams(1)
-        flood = Flood(user, service)
-        bulk = expect_bulk(pair.server)
-        bulk.stream.attach(bulk.sock)
+        flood = Flood(visitor, service)
+        large_transfer = expect_large_transfer(pair.server)
+        large_transfer.stream.attach(large_transfer.sock)
         flood.end()
         service.shutdown(socket.SHUT_WR)
-        assert user.recv(1) == b""
+        assert visitor.recv(1) == b""
         expect_count(pair.server, "streams_attached", 1)
         assert pair.server.counter("streams_shared") == 1
 
 
 def test_a_connection_ends_between_engine_and_worker(certificate: Certificate) -> None:
-    with connected(certificate) as pair, attached(pair) as (user, service):
+    with connected(certificate) as pair, attached(pair) as (visitor, service):
         pair.client.engine.share_streams(1)
-        flood = Flood(user, service)
-        bulk = expect_bulk(pair.client)
+        flood = Flood(visitor, service)
+        large_transfer = expect_large_transfer(pair.client)
         pair.client_connection.close()
         expect_closed(pair.client, pair.client_connection)
-        relay = Relay(bulk.stream, bulk.sock)
+        relay = Relay(large_transfer.stream, large_transfer.sock)
         relay.start()
         result = relay.finish()
         flood.expect_break()
@@ -236,12 +247,12 @@ def test_a_connection_ends_between_engine_and_worker(certificate: Certificate) -
 
 
 def test_the_engine_ends_between_engine_and_worker(certificate: Certificate) -> None:
-    with connected(certificate) as pair, attached(pair) as (user, service):
+    with connected(certificate) as pair, attached(pair) as (visitor, service):
         pair.client.engine.share_streams(1)
-        flood = Flood(user, service)
-        bulk = expect_bulk(pair.client)
+        flood = Flood(visitor, service)
+        large_transfer = expect_large_transfer(pair.client)
         pair.client.close()
-        relay = Relay(bulk.stream, bulk.sock)
+        relay = Relay(large_transfer.stream, large_transfer.sock)
         relay.start()
         assert isinstance(relay.finish(), EngineClosed)
         flood.expect_break()
@@ -254,9 +265,9 @@ SEGMENTS = 60
 SEGMENT = bytes(10)
 
 
-def flood_datagrams(flow: Flow, until: Callable[[], bool], what: str, *, to: str = "public") -> None:
+def flood_datagrams(assoc: OpenAssociation, until: Callable[[], bool], what: str, *, to: str = "public") -> None:
     """Sends datagrams as fast as it goes, many per call."""
-    sock, target = (flow.user, flow.public_socket) if to == "public" else (flow.service, flow.local_socket)
+    sock, target = (assoc.visitor, assoc.public_socket) if to == "public" else (assoc.service, assoc.local_socket)
     sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(SEGMENT))
 
     def send() -> bool:
@@ -264,7 +275,7 @@ def flood_datagrams(flow: Flow, until: Callable[[], bool], what: str, *, to: str
             sock.sendto(SEGMENT * SEGMENTS, target.getsockname())
         return until()
 
-    wait_until(send, BULK_TIMEOUT, what)
+    wait_until(send, LARGE_TRANSFER_TIMEOUT, what)
     sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 0)
 
 
@@ -285,26 +296,26 @@ def drain_socket(sock: socket.socket) -> None:
     sock.settimeout(EVENT_TIMEOUT)
 
 
-def bulk_of(side: Side) -> UdpBulk | None:
-    return next((event for event in side.seen() if isinstance(event, UdpBulk)), None)
+def large_transfer_of(side: Side) -> UdpLargeTransfer | None:
+    return next((event for event in side.seen() if isinstance(event, UdpLargeTransfer)), None)
 
 
 @pytest.mark.parametrize("one", ["server", "client"])
 def test_the_pump_reads_a_busy_socket_until_it_gives_it_back(certificate: Certificate, one: str) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
+        pair.set_joined(Carrier.DATAGRAM)
         side = pair.server if one == "server" else pair.client
         side.engine.share_udp(True)
-        with open_flow(pair) as flow:
-            udp, answers = (flow.public, flow.service) if one == "server" else (flow.local, flow.user)
-            send = flow.to_service if one == "server" else flow.to_user
+        with open_association(pair) as assoc:
+            udp, answers = (assoc.public, assoc.service) if one == "server" else (assoc.local, assoc.visitor)
+            send = assoc.to_service if one == "server" else assoc.to_visitor
             flood_datagrams(
-                flow,
-                lambda: bulk_of(side) is not None,
+                assoc,
+                lambda: large_transfer_of(side) is not None,
                 "the socket is handed over",
                 to="public" if one == "server" else "local",
             )
-            event = side.expect(UdpBulk)
+            event = side.expect(UdpLargeTransfer)
             assert event.udp == udp
             assert event.connection == (pair.server_connection if one == "server" else pair.client_connection)
             drain(udp)
@@ -329,79 +340,81 @@ def test_the_pump_reads_a_busy_socket_until_it_gives_it_back(certificate: Certif
 def test_new_sources_of_a_busy_socket(certificate: Certificate) -> None:
     """The pump's reads ask about them as the engine's do."""
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
+        pair.set_joined(Carrier.DATAGRAM)
         pair.server.engine.share_udp(True)
-        with open_flow(pair) as flow, udp_socket() as stranger:
-            flood_datagrams(flow, lambda: bulk_of(pair.server) is not None, "the socket is handed over")
-            drain(flow.public)
-            stranger.sendto(b"hello", flow.public_socket.getsockname())
-            wait_until(lambda: flow.public.receive() == 1, EVENT_TIMEOUT, "the datagram is read")
+        with open_association(pair) as assoc, udp_socket() as raw_socket:
+            flood_datagrams(assoc, lambda: large_transfer_of(pair.server) is not None, "the socket is handed over")
+            drain(assoc.public)
+            raw_socket.sendto(b"hello", assoc.public_socket.getsockname())
+            wait_until(lambda: assoc.public.receive() == 1, EVENT_TIMEOUT, "the datagram is read")
             asked = pair.server.expect(SourceUnknown)
-            assert (asked.udp, asked.source) == (flow.public, stranger.getsockname())
-            flow.public.refuse(asked.source)
+            assert (asked.udp, asked.source) == (assoc.public, raw_socket.getsockname())
+            assoc.public.refuse(asked.source)
             expect_count(pair.server, "udp_drop_no_association", 1)
 
 
 def test_a_busy_socket_that_is_given_back_is_handed_over_again(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
+        pair.set_joined(Carrier.DATAGRAM)
         pair.server.engine.share_udp(True)
-        with open_flow(pair) as flow:
+        with open_association(pair) as assoc:
             for count in (1, 2):
-                flood_datagrams(flow, lambda: bulk_of(pair.server) is not None, "the socket is handed over")
-                pair.server.expect(UdpBulk)
+                flood_datagrams(assoc, lambda: large_transfer_of(pair.server) is not None, "the socket is handed over")
+                pair.server.expect(UdpLargeTransfer)
                 assert pair.server.counter("udp_shared") == count
-                flow.public.give_back()
+                assoc.public.give_back()
 
 
 def test_a_busy_socket_stays_the_engine_s_unless_shared(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with open_flow(pair) as flow:
+        pair.set_joined(Carrier.DATAGRAM)
+        with open_association(pair) as assoc:
             for on in (False, True, False):
                 pair.server.engine.share_udp(on)
                 before = pair.server.counter("udp_received")
                 if on:
-                    flood_datagrams(flow, lambda: bulk_of(pair.server) is not None, "the socket is handed over")
-                    pair.server.expect(UdpBulk)
-                    flow.public.give_back()
+                    flood_datagrams(
+                        assoc, lambda: large_transfer_of(pair.server) is not None, "the socket is handed over"
+                    )
+                    pair.server.expect(UdpLargeTransfer)
+                    assoc.public.give_back()
                 else:
                     flood_datagrams(
-                        flow,
+                        assoc,
                         lambda before=before: pair.server.counter("udp_received") > before + 200_000,  # type: ignore[misc]
                         "many datagrams are read",
                     )
-                    assert bulk_of(pair.server) is None
+                    assert large_transfer_of(pair.server) is None
             assert pair.server.counter("udp_shared") == 1
 
 
 def test_the_end_of_a_socket_that_the_pump_reads(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
+        pair.set_joined(Carrier.DATAGRAM)
         pair.server.engine.share_udp(True)
-        with open_flow(pair) as flow:
-            flood_datagrams(flow, lambda: bulk_of(pair.server) is not None, "the socket is handed over")
-            flow.public.close()
-            for call in (flow.public.receive, flow.public.give_back, flow.public.close):
+        with open_association(pair) as assoc:
+            flood_datagrams(assoc, lambda: large_transfer_of(pair.server) is not None, "the socket is handed over")
+            assoc.public.close()
+            for call in (assoc.public.receive, assoc.public.give_back, assoc.public.close):
                 with pytest.raises(EngineClosed):
                     call()
-            flow.user.send(b"nobody reads it")
+            assoc.visitor.send(b"nobody reads it")
             assert processor_share() < SPINNING
 
 
 def test_the_end_of_a_connection_whose_sockets_are_still_open(certificate: Certificate) -> None:
     """Datagrams that come before Python has closed them are nobody's; the engine doesn't spin over them."""
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with open_flow(pair) as flow:
+        pair.set_joined(Carrier.DATAGRAM)
+        with open_association(pair) as assoc:
             pair.server_connection.close()
             expect_closed(pair.server, pair.server_connection)
             expect_closed(pair.client, pair.client_connection)
             for _ in range(20):
-                flow.to_service(b"too late")
-                flow.to_user(b"too late")
+                assoc.to_service(b"too late")
+                assoc.to_visitor(b"too late")
             assert processor_share() < SPINNING
             with pytest.raises(EngineClosed):
-                flow.public.receive()
-            flow.public.close()
-            flow.local.close()
+                assoc.public.receive()
+            assoc.public.close()
+            assoc.local.close()

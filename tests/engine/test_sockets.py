@@ -42,8 +42,8 @@ from tests.engine.pair import (
     expect_reset,
     tcp_pair,
 )
-from tests.engine.test_flows import expect_count
 from tests.engine.test_hard_cases import SPINNING, processor_share
+from tests.engine.test_traffic import expect_count
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
 from tests.support.services import Address
@@ -89,23 +89,23 @@ def test_an_accepted_connection_is_a_stream_with_its_address(certificate: Certif
     with connected(certificate) as pair, listening(host) as listener:
         report_streams(pair)
         accepts = pair.server_connection.accept(listener)
-        with user_of(listener) as user:
+        with user_of(listener) as visitor:
             opened = pair.client.expect(StreamOpened)
-            source = user.getsockname()[:2]
+            source = visitor.getsockname()[:2]
             assert opened.header == encode(Connect(WireAddress.from_text(*source)))
             local, service = tcp_pair()
             with service:
                 opened.stream.attach(local)
                 senders = [
                     threading.Thread(target=send_and_end, args=(end, data))
-                    for end, data in ((user, question), (service, answer))
+                    for end, data in ((visitor, question), (service, answer))
                 ]
                 for sender in senders:
                     sender.start()
                 received: list[bytes] = []
                 reader = threading.Thread(target=lambda: received.append(receive_to_end(service)))
                 reader.start()
-                assert receive_to_end(user) == answer
+                assert receive_to_end(visitor) == answer
                 for thread in (*senders, reader):
                     thread.join()
                 assert received == [question]
@@ -132,9 +132,9 @@ def test_who_connects_before_the_port_is_in_service_is_served_the_same(certifica
             early.send(b"!", socket.MSG_OOB)  # which would be cut out of the stream
             assert service.recv(1) == b"!"
             pair.server_connection.close()
-            for user in (early, late):
+            for visitor in (early, late):
                 with pytest.raises(ConnectionResetError):
-                    user.recv(1)
+                    visitor.recv(1)
         accepts.close()
 
 
@@ -142,16 +142,16 @@ def test_a_crowd_is_accepted(certificate: Certificate) -> None:
     """More than one turn takes, and more than the client grants at a time."""
     with connected(certificate) as pair, listening() as listener, contextlib.ExitStack() as crowd:
         accepts = pair.server_connection.accept(listener)
-        users = [crowd.enter_context(user_of(listener)) for _ in range(150)]
-        wanted = {encode(Connect(WireAddress.from_text(*user.getsockname()))) for user in users}
+        visitors = [crowd.enter_context(user_of(listener)) for _ in range(150)]
+        wanted = {encode(Connect(WireAddress.from_text(*visitor.getsockname()))) for visitor in visitors}
         seen = set()
-        for _ in users:
+        for _ in visitors:
             opened = pair.client.expect(StreamOpened)
             seen.add(opened.header)
             opened.stream.refuse()
         assert seen == wanted
-        for user in users:
-            expect_reset(user)
+        for visitor in visitors:
+            expect_reset(visitor)
         expect_count(pair.server, "tcp_accepted", 150)
         accepts.close()
 
@@ -190,7 +190,7 @@ def test_a_port_outlives_the_connection_that_it_served(certificate: Certificate)
         accepts = pair.server_connection.accept(listener)
         pair.client_connection.close()
         expect_closed(pair.server, pair.server_connection)
-        with user_of(listener) as user:
+        with user_of(listener) as visitor:
             assert processor_share() < SPINNING
             for call in (
                 lambda: pair.server_connection.accept(listener),
@@ -203,9 +203,9 @@ def test_a_port_outlives_the_connection_that_it_served(certificate: Certificate)
             with connected(certificate) as other:
                 again = other.server_connection.accept(listener)
                 opened = other.client.expect(StreamOpened)
-                assert opened.header == encode(Connect(WireAddress.from_text(*user.getsockname())))
+                assert opened.header == encode(Connect(WireAddress.from_text(*visitor.getsockname())))
                 opened.stream.refuse()
-                expect_reset(user)
+                expect_reset(visitor)
                 again.close()
         assert pair.server.counter("tcp_accepted") == 0
 
@@ -215,9 +215,9 @@ def test_two_listeners_of_one_connection(certificate: Certificate) -> None:
         listeners = [pair.server_connection.accept(sock) for sock in (one, two)]
         assert listeners[0].id != listeners[1].id
         listeners[0].close()
-        with user_of(two) as user:
+        with user_of(two) as visitor:
             assert pair.client.expect(StreamOpened).header == encode(
-                Connect(WireAddress.from_text(*user.getsockname()))
+                Connect(WireAddress.from_text(*visitor.getsockname()))
             )
         listeners[1].close()
 
@@ -243,11 +243,11 @@ def test_connections_are_dropped_where_too_many_wait_for_credit(certificate: Cer
         # Now and then is enough.
         assert pair.server.seen() == []
         # The place of one that is over is another's.
-        for user in (first, *waiting):
+        for visitor in (first, *waiting):
             opened.stream.refuse()
-            expect_reset(user)
-            user.close()
-            if user is not waiting[-1]:
+            expect_reset(visitor)
+            visitor.close()
+            if visitor is not waiting[-1]:
                 opened = pair.client.expect(StreamOpened)
         with user_of(listener):
             pair.client.expect(StreamOpened).stream.refuse()
@@ -275,13 +275,13 @@ def no_descriptors_left() -> Iterator[None]:
 def test_without_descriptors_connections_wait(certificate: Certificate) -> None:
     with connected(certificate) as pair, listening() as listener, listening() as other:
         accepts = pair.server_connection.accept(listener)
-        with socket.socket() as user:
-            user.settimeout(EVENT_TIMEOUT)
+        with socket.socket() as visitor:
+            visitor.settimeout(EVENT_TIMEOUT)
             with no_descriptors_left():
                 with pytest.raises(EngineError) as caught:
                     pair.server_connection.accept(other)
                 assert not isinstance(caught.value, EngineClosed)
-                user.connect(listener.getsockname())
+                visitor.connect(listener.getsockname())
                 failed = pair.server.expect(AcceptFailed)
                 assert (failed.connection, failed.listener) == (pair.server_connection, accepts)
                 assert failed.error == errno.EMFILE
@@ -293,36 +293,36 @@ def test_without_descriptors_connections_wait(certificate: Certificate) -> None:
                 assert pair.client.seen() == []
             opened = pair.client.expect(StreamOpened)
             opened.stream.refuse()
-            expect_reset(user)
+            expect_reset(visitor)
         accepts.close()
 
 
 def test_a_listener_is_closed_while_it_rests(certificate: Certificate) -> None:
-    with connected(certificate) as pair, listening() as listener, socket.socket() as user:
+    with connected(certificate) as pair, listening() as listener, socket.socket() as visitor:
         accepts = pair.server_connection.accept(listener)
-        user.settimeout(EVENT_TIMEOUT)
+        visitor.settimeout(EVENT_TIMEOUT)
         with no_descriptors_left():
-            user.connect(listener.getsockname())
+            visitor.connect(listener.getsockname())
             pair.server.expect(AcceptFailed)
             accepts.close()
         again = pair.server_connection.accept(listener)
         pair.client.expect(StreamOpened).stream.refuse()
-        expect_reset(user)
+        expect_reset(visitor)
         again.close()
 
 
 def test_the_end_of_the_engine_ends_what_it_accepted(certificate: Certificate) -> None:
     with connected(certificate) as pair, listening() as listener:
         pair.server_connection.accept(listener)
-        with user_of(listener) as user:
+        with user_of(listener) as visitor:
             opened = pair.client.expect(StreamOpened)
             local, service = tcp_pair()
             with service:
                 opened.stream.attach(local)
-                user.sendall(b"x")
+                visitor.sendall(b"x")
                 assert service.recv(1) == b"x"
                 pair.server.close()
-                for end in (user, service):
+                for end in (visitor, service):
                     with contextlib.suppress(ConnectionResetError):
                         assert end.recv(1) == b""
         address = listener.getsockname()
@@ -379,9 +379,9 @@ class SilentService(Service):
 
 def public_stream(pair: Pair) -> socket.socket:
     """The user of a stream that the server opens and has attached."""
-    public, user = tcp_pair()
+    public, visitor = tcp_pair()
     pair.server_connection.open_stream(HEADER).attach(public)
-    return user
+    return visitor
 
 
 @pytest.mark.parametrize("host", [HOST, "::1"], ids=["IPv4", "IPv6"])
@@ -390,14 +390,14 @@ def test_a_service_is_dialled(certificate: Certificate, host: str) -> None:
     with connected(certificate) as pair, Service(host) as service:
         report_streams(pair)
         pair.client_connection.dial(service.address, 5.0)
-        with public_stream(pair) as user:
+        with public_stream(pair) as visitor:
             with service.accept() as accepted:
-                sender = threading.Thread(target=send_and_end, args=(user, data))
+                sender = threading.Thread(target=send_and_end, args=(visitor, data))
                 sender.start()
                 assert receive_to_end(accepted) == data
                 sender.join()
                 accepted.sendall(b"thanks")
-            assert receive_to_end(user) == b"thanks"
+            assert receive_to_end(visitor) == b"thanks"
         ended = pair.client.expect(StreamEnded)
         assert (ended.connection, ended.peer) == (pair.client_connection, SOURCE)
         assert ended.result == StreamResult(6, len(data), StreamEnd.FINISHED)
@@ -408,9 +408,9 @@ def test_a_service_is_dialled(certificate: Certificate, host: str) -> None:
 def test_a_service_that_speaks_first(certificate: Certificate) -> None:
     with connected(certificate) as pair, Service() as service:
         pair.client_connection.dial(service.address, 5.0)
-        with public_stream(pair) as user, service.accept() as accepted:
+        with public_stream(pair) as visitor, service.accept() as accepted:
             accepted.sendall(b"220 hello")
-            assert user.recv(100) == b"220 hello"
+            assert visitor.recv(100) == b"220 hello"
 
 
 def test_from_the_public_port_to_the_service_without_python(certificate: Certificate) -> None:
@@ -421,15 +421,15 @@ def test_from_the_public_port_to_the_service_without_python(certificate: Certifi
         with contextlib.ExitStack() as stack:
             pairs = []
             for _ in range(20):
-                user = stack.enter_context(user_of(listener))
-                pairs.append((user, stack.enter_context(service.accept())))
-            for number, (user, accepted) in enumerate(pairs):
-                user.sendall(block[number:])
-                user.shutdown(socket.SHUT_WR)
+                visitor = stack.enter_context(user_of(listener))
+                pairs.append((visitor, stack.enter_context(service.accept())))
+            for number, (visitor, accepted) in enumerate(pairs):
+                visitor.sendall(block[number:])
+                visitor.shutdown(socket.SHUT_WR)
                 assert receive_to_end(accepted) == block[number:]
                 accepted.sendall(block[:number])
                 accepted.shutdown(socket.SHUT_WR)
-                assert receive_to_end(user) == block[:number]
+                assert receive_to_end(visitor) == block[:number]
         for side in (pair.server, pair.client):
             expect_count(side, "relays_finished", 20)
             assert side.seen() == []
@@ -440,10 +440,10 @@ def test_a_service_that_resets(certificate: Certificate) -> None:
     with connected(certificate) as pair, Service() as service:
         report_streams(pair)
         pair.client_connection.dial(service.address, 5.0)
-        with public_stream(pair) as user:
+        with public_stream(pair) as visitor:
             reset(service.accept())
             with pytest.raises(ConnectionResetError):
-                user.recv(1)
+                visitor.recv(1)
         ended = pair.client.expect(StreamEnded)
         assert (ended.result.end, ended.result.error) == (StreamEnd.SOCKET_ERROR, errno.ECONNRESET)
         assert pair.server.expect(StreamEnded).result.end is StreamEnd.PEER_RESET
@@ -461,8 +461,8 @@ def test_a_service_that_resets_at_once_is_dialled_once(certificate: Certificate)
         resetting = threading.Thread(target=reset_all)
         resetting.start()
         for _ in range(200):
-            with public_stream(pair) as user, pytest.raises(ConnectionResetError):
-                user.recv(1)
+            with public_stream(pair) as visitor, pytest.raises(ConnectionResetError):
+                visitor.recv(1)
         resetting.join()
         counters = pair.client.engine.counters()
         assert (counters["tcp_dialled"], counters["tcp_dial_failures"]) == (200, 0)
@@ -480,8 +480,8 @@ def serve(opened: StreamOpened, expected: bytes) -> None:
 def test_a_service_that_refuses_is_left_to_python(certificate: Certificate) -> None:
     with connected(certificate) as pair:
         pair.client_connection.dial((HOST, free_port(HOST)), 5.0)
-        with public_stream(pair) as user:
-            user.sendall(b"early")
+        with public_stream(pair) as visitor:
+            visitor.sendall(b"early")
             opened = pair.client.expect(StreamOpened)
             assert opened.connection == pair.client_connection
             assert pair.client.counter("tcp_dial_failures") == 1
@@ -493,9 +493,9 @@ def test_a_service_that_refuses_is_left_to_python(certificate: Certificate) -> N
 def test_a_service_that_does_not_answer_is_left_to_python(certificate: Certificate) -> None:
     with connected(certificate) as pair, SilentService() as service:
         pair.client_connection.dial(service.address, 0.5)
-        with public_stream(pair) as user:
+        with public_stream(pair) as visitor:
             began = time.monotonic()
-            user.sendall(b"early")
+            visitor.sendall(b"early")
             opened = pair.client.expect(StreamOpened)
             assert time.monotonic() - began > 0.4
             assert pair.client.counter("tcp_dial_failures") == 1
@@ -505,13 +505,13 @@ def test_a_service_that_does_not_answer_is_left_to_python(certificate: Certifica
 def test_dialling_that_failed_may_be_refused_or_reset(certificate: Certificate) -> None:
     with connected(certificate) as pair:
         pair.client_connection.dial((HOST, free_port(HOST)), 5.0)
-        with public_stream(pair) as user:
+        with public_stream(pair) as visitor:
             pair.client.expect(StreamOpened).stream.refuse()
-            expect_reset(user)
-        with public_stream(pair) as user:
+            expect_reset(visitor)
+        with public_stream(pair) as visitor:
             pair.client.expect(StreamOpened).stream.reset()
             with pytest.raises(ConnectionResetError):
-                user.recv(1)
+                visitor.recv(1)
         wait_until(lambda: pair.client_connection.info().streams == 0, EVENT_TIMEOUT, "no stream is left")
 
 
@@ -521,8 +521,8 @@ def test_dialling_is_over_after_a_while(certificate: Certificate) -> None:
         with public_stream(pair), service.accept():
             pass
         time.sleep(0.6)
-        with public_stream(pair) as user:
-            user.sendall(b"late")
+        with public_stream(pair) as visitor:
+            visitor.sendall(b"late")
             serve(pair.client.expect(StreamOpened), b"late")
         assert (pair.client.counter("tcp_dialled"), pair.client.counter("tcp_dial_failures")) == (1, 0)
 
@@ -531,12 +531,12 @@ def test_the_last_word_on_dialling_counts(certificate: Certificate) -> None:
     with connected(certificate) as pair, Service() as one, Service() as two:
         for service in (one, two):
             pair.client_connection.dial(service.address, 5.0)
-            with public_stream(pair) as user, service.accept() as accepted:
-                user.sendall(b"x")
+            with public_stream(pair) as visitor, service.accept() as accepted:
+                visitor.sendall(b"x")
                 assert accepted.recv(1) == b"x"
         pair.client_connection.dial(None)
-        with public_stream(pair) as user:
-            user.sendall(b"nobody dials")
+        with public_stream(pair) as visitor:
+            visitor.sendall(b"nobody dials")
             serve(pair.client.expect(StreamOpened), b"nobody dials")
         assert pair.client.counter("tcp_dialled") == 2
 
@@ -552,13 +552,13 @@ def test_dialling_is_each_connection_s_own(certificate: Certificate) -> None:
             "the second connection",
         )
         assert second_server is not None
-        public, user = tcp_pair()
-        with user:
+        public, visitor = tcp_pair()
+        with visitor:
             second_server.open_stream(HEADER).attach(public)
             opened = pair.client.expect(StreamOpened)
             assert opened.connection == second
             opened.stream.refuse()
-            expect_reset(user)
+            expect_reset(visitor)
         with public_stream(pair), service.accept():
             pass
 
@@ -580,13 +580,13 @@ def test_a_connection_ends_while_its_service_is_dialled(certificate: Certificate
     with connected(certificate) as pair, SilentService() as service:
         report_streams(pair)
         pair.client_connection.dial(service.address, 30.0)
-        with public_stream(pair) as user:
+        with public_stream(pair) as visitor:
             dialling(pair)
             pair.client_connection.close()
             ended = pair.client.expect(StreamEnded)
             assert (ended.peer, ended.result) == (SOURCE, StreamResult(0, 0, StreamEnd.CONNECTION))
             with pytest.raises(ConnectionResetError):
-                user.recv(1)
+                visitor.recv(1)
         assert pair.client.expect(Closed).connection == pair.client_connection
         assert processor_share() < SPINNING
         assert pair.client.seen() == []
@@ -596,9 +596,9 @@ def test_what_came_before_the_end_reaches_a_service_that_is_slow_to_answer(certi
     with connected(certificate) as pair, SilentService() as service:
         report_streams(pair)
         pair.client_connection.dial(service.address, 30.0)
-        with public_stream(pair) as user:
-            user.sendall(b"last words")
-            user.shutdown(socket.SHUT_WR)
+        with public_stream(pair) as visitor:
+            visitor.sendall(b"last words")
+            visitor.shutdown(socket.SHUT_WR)
             wait_until(
                 lambda: pair.server.counter("stream_bytes_sent") >= 10, EVENT_TIMEOUT, "the client has what was said"
             )
@@ -619,8 +619,8 @@ def test_a_service_does_not_answer_and_its_connection_ends(certificate: Certific
     """What came is Python's then, although the connection is gone."""
     with connected(certificate) as pair, SilentService() as service:
         pair.client_connection.dial(service.address, 1.0)
-        with public_stream(pair) as user:
-            user.sendall(b"last words")
+        with public_stream(pair) as visitor:
+            visitor.sendall(b"last words")
             wait_until(
                 lambda: pair.server.counter("stream_bytes_sent") >= 10, EVENT_TIMEOUT, "the client has what was said"
             )
@@ -640,9 +640,9 @@ def test_a_user_leaves_while_the_service_is_dialled(certificate: Certificate) ->
     with connected(certificate) as pair, SilentService() as service:
         report_streams(pair)
         pair.client_connection.dial(service.address, 30.0)
-        user = public_stream(pair)
+        visitor = public_stream(pair)
         dialling(pair)
-        reset(user)
+        reset(visitor)
         assert pair.client.expect(StreamEnded).result == StreamResult(0, 0, StreamEnd.PEER_RESET, error=1)
         wait_until(lambda: pair.client_connection.info().streams == 0, EVENT_TIMEOUT, "no stream is left")
 
@@ -652,8 +652,8 @@ def test_the_engine_ends_while_a_service_is_dialled(certificate: Certificate, ho
     with connected(certificate) as pair, SilentService() as service:
         report_streams(pair)
         pair.client_connection.dial(service.address, 30.0)
-        with public_stream(pair) as user:
-            user.sendall(b"never read")
+        with public_stream(pair) as visitor:
+            visitor.sendall(b"never read")
             dialling(pair)
             if how == "stop":
                 pair.client.engine.stop()
@@ -666,25 +666,25 @@ def test_many_are_dialled_at_a_time(certificate: Certificate) -> None:
     """Some answer, some time out, some are given up in between: all are done with."""
     with connected(certificate, client_transport=CLIENT_TRANSPORT, server_transport=SERVER_TRANSPORT) as pair:
         with SilentService() as silent, Service() as good, contextlib.ExitStack() as stack:
-            users: dict[str, list[socket.socket]] = {"silent": [], "good": [], "reset": []}
+            visitors: dict[str, list[socket.socket]] = {"silent": [], "good": [], "reset": []}
             for number in range(30):
                 kind = ("silent", "good", "reset")[number % 3]
                 pair.client_connection.dial(good.address if kind == "good" else silent.address, 1.5)
-                users[kind].append(stack.enter_context(public_stream(pair)))
+                visitors[kind].append(stack.enter_context(public_stream(pair)))
                 wait_until(
                     lambda number=number: pair.client_connection.info().streams == number + 1,  # type: ignore[misc]
                     EVENT_TIMEOUT,
                     "the stream is there",
                 )
-            for user in users["reset"]:
-                reset(user)
+            for visitor in visitors["reset"]:
+                reset(visitor)
             for _ in range(10):
                 stack.enter_context(good.accept()).sendall(b"!")
-            assert [user.recv(1) for user in users["good"]] == [b"!"] * 10
+            assert [visitor.recv(1) for visitor in visitors["good"]] == [b"!"] * 10
             for _ in range(10):
                 pair.client.expect(StreamOpened).stream.refuse()
-            for user in users["silent"]:
-                expect_reset(user)
+            for visitor in visitors["silent"]:
+                expect_reset(visitor)
             assert pair.client.counter("tcp_dialled") == 10
             assert pair.client.counter("tcp_dial_failures") == 10
             expect_count(pair.client, "relays_peer_reset", 10)

@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #define WATCHDOG_SECONDS 90
-#define TURNS_MOST 200000
+#define TURNS_MAX 200000
 #define CLIENT_HELLO_LENGTH 55
 
 static struct {
@@ -123,7 +123,7 @@ static void is_connected(const aq_engine *engine)
 {
     CHECK_INT(it.events[AQ_EVENT_CONNECTED], 1);
     CHECK_INT(it.events[AQ_EVENT_CLOSED], 0);
-    CHECK_INT(counted(engine, AQ_C_handshakes_completed), 1);
+    CHECK_INT(counted(engine, AQ_C_quic_handshakes_completed), 1);
 }
 
 /* ---- the traps ----------------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ static int oversize_datagram(aq_engine *engine, unsigned moment)
         return 1;
     case 1:
         is_connected(engine);
-        CHECK_INT(aq_connection_admit(engine, it.connection, AQ_CARRIER_DATAGRAM, 1), AQ_OK);
+        CHECK_INT(aq_connection_set_joined(engine, it.connection, AQ_CARRIER_DATAGRAM, 1), AQ_OK);
         it.udp = socket(AF_INET, SOCK_DGRAM, 0);
         it.user = socket(AF_INET, SOCK_DGRAM, 0);
         here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -411,7 +411,7 @@ static int oversize_datagram(aq_engine *engine, unsigned moment)
         source.port = ntohs(from.sin_port);
         it.udp_id = aq_udp_open(engine, it.connection, it.udp, 1);
         CHECK(it.udp_id > 0);
-        CHECK_INT(aq_flow_add(engine, it.udp_id, 7, &source, NULL, NULL, 0), AQ_OK);
+        CHECK_INT(aq_association_add(engine, it.udp_id, 7, &source, NULL, NULL, 0), AQ_OK);
         CHECK_INT(send(it.user, bytes, sizeof(bytes), 0), sizeof(bytes));
         CHECK_INT(send(it.user, bytes, 100, 0), 100);
         return 1;
@@ -453,7 +453,7 @@ static int silent_after_initial(aq_engine *engine, unsigned moment)
         raw_turn(0);
         return 1;
     case 150: /* fifteen seconds; the connection is forgotten three PTO after its end */
-        CHECK_INT(counted(engine, AQ_C_handshakes_failed), 1);
+        CHECK_INT(counted(engine, AQ_C_quic_handshakes_failed), 1);
         CHECK_INT(engine->all_endpoints[0]->half_open, 0);
         CHECK_INT(engine->all_endpoints[0]->connections, 0);
         return 0;
@@ -583,7 +583,7 @@ static int truncated(aq_engine *engine, unsigned moment)
         return 1;
     case 40: /* the Initial is sent again after a second */
         CHECK_INT(counted(engine, AQ_C_quic_drop_truncated), 1);
-        CHECK_INT(counted(engine, AQ_C_handshakes_completed), 2);
+        CHECK_INT(counted(engine, AQ_C_quic_handshakes_completed), 2);
         return 0;
     default:
         later(100);
@@ -652,7 +652,7 @@ static int stalled_command(aq_engine *engine, unsigned moment)
         serve(engine, &RAW_GENEROUS);
     } else if (moment == 1) {
         is_connected(engine);
-        CHECK_INT(aq_connection_admit(engine, it.connection, AQ_CARRIER_STREAM, 1), AQ_OK);
+        CHECK_INT(aq_connection_set_joined(engine, it.connection, AQ_CARRIER_STREAM, 1), AQ_OK);
         raw_stream(2, (const uint8_t *)"\0\4", 2, 0);
     } else if (moment < 50) { /* nothing arrives for 4.7 seconds */
         it.silent = 1;
@@ -735,7 +735,7 @@ static int sparse_data(aq_engine *engine, unsigned moment)
         return 1;
     case 1:
         is_connected(engine);
-        CHECK_INT(aq_connection_admit(engine, it.connection, AQ_CARRIER_DATAGRAM, 1), AQ_OK);
+        CHECK_INT(aq_connection_set_joined(engine, it.connection, AQ_CARRIER_DATAGRAM, 1), AQ_OK);
         return 1;
     case 2: /* until the credit has left, in the library's own time */
         later(100);
@@ -769,7 +769,7 @@ static int too_much_sparse_data(aq_engine *engine, unsigned moment)
         return 1;
     case 1:
         is_connected(engine);
-        CHECK_INT(aq_connection_admit(engine, it.connection, AQ_CARRIER_DATAGRAM, 1), AQ_OK);
+        CHECK_INT(aq_connection_set_joined(engine, it.connection, AQ_CARRIER_DATAGRAM, 1), AQ_OK);
         CHECK_INT(aq_receive_memory(engine, 128 * 1024), AQ_OK);
         return 1;
     case 2: /* until the credit has left, in the library's own time */
@@ -831,7 +831,7 @@ static int stop_sending_alone(aq_engine *engine, unsigned moment)
         return 1;
     case 1:
         is_connected(engine);
-        CHECK_INT(aq_connection_admit(engine, it.connection, AQ_CARRIER_DATAGRAM, 0), AQ_OK);
+        CHECK_INT(aq_connection_set_joined(engine, it.connection, AQ_CARRIER_DATAGRAM, 0), AQ_OK);
         open_streams(engine, 1, 1000);
         return 1;
     case 10:
@@ -959,7 +959,7 @@ static int last_packet_numbers(aq_engine *engine, unsigned moment)
         raw_send(RAW_APPLICATION, &PING, 1);
         return 1;
     default:
-        CHECK_INT(it.events[AQ_EVENT_CLOSED], AQ_MOST_PACKETS_RECEIVED == UINT64_MAX ? 0 : 1);
+        CHECK_INT(it.events[AQ_EVENT_CLOSED], AQ_MAX_PACKETS_RECEIVED == UINT64_MAX ? 0 : 1);
         return 0;
     }
 }
@@ -1034,7 +1034,7 @@ static void sleep_turn(aq_engine *engine, const struct timespec *wait)
 
     if (sleep > 0 && (it.shortest_sleep == 0 || sleep < it.shortest_sleep))
         it.shortest_sleep = sleep;
-    CHECK(++it.turns < TURNS_MOST);
+    CHECK(++it.turns < TURNS_MAX);
     sim_now += 1000;
     take_events(engine);
     if (sim_peer != NULL && !it.silent)

@@ -25,7 +25,7 @@ a packet number among the last 2^32 aborts                    test_traps.c, last
 a packet half built (WRITE_MORE) when something else is done  test_traps.c, half_built_packets
 another time stamp for update_pkt_tx_time than for the write  conn_send.c uses one; shows in throughput only
 a datagram too large for the path stalls its queue            test_traps.c, oversize_datagram
-the packet size falls to 1200 after a migration               test_flows.py, test_fragment_boundaries: cut when sent
+the packet size falls to 1200 after a migration               test_traffic.py, test_fragment_boundaries: cut when sent
 no path MTU black-hole detection                              test_a_path_that_narrows
 nothing is verified unless told                               test_connections.py, test_certificate_refused
 resumption skips verification                                 test_no_session_is_resumed; native/test_tls.c
@@ -148,7 +148,7 @@ def joined(
     client.expect(Connected)
     accepted = server.expect(Connected)
     assert accepted.endpoint is not None
-    accepted.connection.admit(None)
+    accepted.connection.set_joined(None)
     return Pair(server, client, accepted.endpoint, accepted.connection, client_connection)
 
 
@@ -234,13 +234,13 @@ def test_a_path_that_narrows(certificate: Certificate) -> None:
             wait_until(lambda: pair.server_connection.info().path_payload > 1200, 15, "a larger packet got through")
             middle.widest = 1200
             stream, opened = open_stream(pair)
-            public, user = tcp_pair()
+            public, visitor = tcp_pair()
             local, service = tcp_pair()
             relays = [Relay(stream, public), Relay(opened, local)]
             for relay in relays:
                 relay.start()
-            with user, service:
-                user.sendall(os.urandom(100_000))
+            with visitor, service:
+                visitor.sendall(os.urandom(100_000))
                 # Both: what the services still hold unread must not reset the stream of the one that closes later.
                 causes = {side.expect(Closed).cause for side in (server, client)}
             assert causes == {CloseCause.IDLE}
@@ -315,13 +315,13 @@ def test_windows_smaller_than_what_passes(certificate: Certificate) -> None:
 @pytest.mark.parametrize("length", [22, 23, 42, 43, 44, 100, 1200])
 def test_resets_do_not_chase_each_other(certificate: Certificate, length: int) -> None:
     """A stateless reset looks like a packet of a connection that is gone; answered in kind, it would never end."""
-    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw_socket:
         _, address = listen(server, certificate)
-        stranger.settimeout(0.3)
-        stranger.sendto(b"\x40" + os.urandom(length - 1), address)
+        raw_socket.settimeout(0.3)
+        raw_socket.sendto(b"\x40" + os.urandom(length - 1), address)
         wait_until(lambda: server.counter("quic_drop_unknown_connection") == 1, 15, "the packet came")
         try:
-            answer = stranger.recv(2000)
+            answer = raw_socket.recv(2000)
         except TimeoutError:
             answer = b""
         assert len(answer) < length

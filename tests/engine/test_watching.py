@@ -26,7 +26,7 @@ import pytest
 from asport_sync.engine import Carrier, SourceUnknown, StreamOpened, error_number
 from asport_sync.errors import EngineClosed, EngineError
 from tests.engine.pair import EVENT_TIMEOUT, connected, expect_reset
-from tests.engine.test_flows import expect_count, expect_source, open_flow, udp_socket
+from tests.engine.test_traffic import expect_count, expect_source, open_association, udp_socket
 from tests.engine.test_sockets import listening, no_descriptors_left, user_of
 from tests.support.certificates import Certificate
 from tests.support.waiting import wait_until
@@ -42,7 +42,7 @@ def expect_refused(call):
     assert error_number(caught.value) == errno.ENOSPC
 
 with connected(certificate) as pair:
-    pair.admit(Carrier.DATAGRAM)
+    pair.set_joined(Carrier.DATAGRAM)
 """
 
 OPEN = """
@@ -58,25 +58,25 @@ OPEN = """
 """
 
 GIVE_BACK = """
-    with open_flow(pair) as flow:
+    with open_association(pair) as assoc:
         # As if the engine had left the socket to the pump; there it would have been taken out.
-        expect_refused(flow.public.give_back)
-        flow.public.give_back()
-        flow.to_service(b"goes on")
-        assert flow.service.recv(100) == b"goes on"
+        expect_refused(assoc.public.give_back)
+        assoc.public.give_back()
+        assoc.to_service(b"goes on")
+        assert assoc.service.recv(100) == b"goes on"
 """
 
-UDP_RESTS = """
-    with open_flow(pair) as flow:
+UDP_BACK_OFF = """
+    with open_association(pair) as assoc:
         refuse(3)
-        library.fail_reading(flow.public_socket.getsockname()[1])
-        flow.user.send(b"waits")
+        library.fail_reading(assoc.public_socket.getsockname()[1])
+        assoc.visitor.send(b"waits")
         expect_count(pair.server, "watch_failures", 3)
         assert pair.server.counter("udp_receive_errors") == 1
-        assert flow.service.recv(100) == b"waits"
+        assert assoc.service.recv(100) == b"waits"
 """
 
-LISTENER_RESTS = """
+LISTENER_BACK_OFF = """
     with listening() as listener, socket.socket() as user:
         accepts = pair.server_connection.accept(listener)
         user.settimeout(EVENT_TIMEOUT)
@@ -114,9 +114,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         pytest.param(OPEN, id="UDP socket opened"),
         pytest.param(GIVE_BACK, id="UDP socket given back"),
-        pytest.param(UDP_RESTS, id="UDP socket rested"),
+        pytest.param(UDP_BACK_OFF, id="UDP socket rested"),
         pytest.param(LISTENER, id="listener opened"),
-        pytest.param(LISTENER_RESTS, id="listener rested"),
+        pytest.param(LISTENER_BACK_OFF, id="listener rested"),
     ],
 )
 def test_what_cannot_be_watched(certificate: Certificate, library: Path, body: str) -> None:

@@ -38,7 +38,7 @@ BEFORE = (
     "udp_drop_no_association",
 )
 BEHIND = (
-    "packet_drop_not_admitted",
+    "packet_drop_not_joined",
     "packet_drop_unknown_association",
     "packet_drop_wrong_address",
     "packet_drop_association_refused",

@@ -67,7 +67,7 @@ def send_all(sock: socket.socket, data: bytes) -> threading.Thread:
 def test_a_reset_of_the_service_reaches_the_user(certificate: Certificate, listener: socket.socket) -> None:
     """In the middle of an answer; a clean end would make it look complete."""
     data = seeded_bytes(5, 4 * MIB)
-    relay = TcpRelay(listener.getsockname(), to_user=TcpFaults(reset_after=2 * MIB))
+    relay = TcpRelay(listener.getsockname(), to_visitor=TcpFaults(reset_after=2 * MIB))
     with relay, ends(certificate, beyond=relay, listener=listener) as (user, service):
         sender = send_all(service, data)
         received, reset = until_the_end(user)
@@ -93,7 +93,7 @@ def test_a_reset_of_the_user_reaches_the_service(certificate: Certificate, liste
 def test_an_end_in_one_direction(certificate: Certificate, listener: socket.socket) -> None:
     """The user gets the end of the answer, and what it still sends arrives."""
     answer, more = seeded_bytes(7, MIB), seeded_bytes(8, 3 * MIB)
-    relay = TcpRelay(listener.getsockname(), to_user=TcpFaults(end_after=MIB))
+    relay = TcpRelay(listener.getsockname(), to_visitor=TcpFaults(end_after=MIB))
     with relay, ends(certificate, beyond=relay, listener=listener) as (user, service):
         service.sendall(answer)
         assert receive_to_end(user) == answer
@@ -104,14 +104,14 @@ def test_an_end_in_one_direction(certificate: Certificate, listener: socket.sock
         assert service.recv(1) == b""
 
 
-@pytest.mark.parametrize("direction", ["to_target", "to_user"])
+@pytest.mark.parametrize("direction", ["to_target", "to_visitor"])
 def test_a_slow_reader_gets_everything(certificate: Certificate, direction: str) -> None:
     slow = TcpFaults(rate=4 * MIB)
     with ExchangeService() as service:
         relay = (
             TcpRelay(service.address, to_target=slow)
             if direction == "to_target"
-            else TcpRelay(service.address, to_user=slow)
+            else TcpRelay(service.address, to_visitor=slow)
         )
         with relay, tunnel(certificate, relay.address, client={"network": "tcp"}) as opened:
             assert use(opened.public, 1, 4 * MIB).whole

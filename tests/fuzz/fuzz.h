@@ -56,11 +56,11 @@ static inline uint32_t fuzz_below(fuzz_input *input, uint32_t below)
     return (below > 256 ? fuzz_u16(input) : fuzz_u8(input)) % below;
 }
 
-/* The next bytes themselves, at most `most` and no more than there are. */
-static inline const uint8_t *fuzz_bytes(fuzz_input *input, size_t most, size_t *length)
+/* The next bytes themselves, at most `max` and no more than there are. */
+static inline const uint8_t *fuzz_bytes(fuzz_input *input, size_t max, size_t *length)
 {
     const uint8_t *bytes = input->at;
-    *length = most < input->left ? most : input->left;
+    *length = max < input->left ? max : input->left;
     input->at += *length;
     input->left -= *length;
     return bytes;

@@ -6,8 +6,8 @@
 #include "packet.h"
 
 #define LIFETIME 1000
-#define PACKETS_MOST 6
-#define BYTES_MOST 70000
+#define PACKETS_MAX 6
+#define BYTES_MAX 70000
 
 static uint8_t mark(const aq_packet_header *header)
 {
@@ -66,7 +66,7 @@ static void add(aq_assembler *assembler, fuzz_input *input, uint64_t now)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_input input = {data, size};
-    aq_assembler *assembler = aq_assembler_new(1 + fuzz_u8(&input) % PACKETS_MOST, BYTES_MOST, LIFETIME);
+    aq_assembler *assembler = aq_assembler_new(1 + fuzz_u8(&input) % PACKETS_MAX, BYTES_MAX, LIFETIME);
     uint64_t now = 0, next;
 
     if (assembler == NULL)

@@ -327,7 +327,7 @@ static void do_connection(aq_engine *engine)
         break;
     case 3:
     case 4:
-        aq_connection_admit(engine, connection, what / 8 % 3, what & 128);
+        aq_connection_set_joined(engine, connection, what / 8 % 3, what & 128);
         break;
     case 5:
         aq_connection_probe(engine, connection, (uint64_t)fuzz_u8(&run.input) * AQ_NSEC_PER_MSEC,
@@ -509,15 +509,15 @@ static void do_udp(aq_engine *engine)
     case 8:
         peer = address();
         prefix = fuzz_bytes(&run.input, what / 16 * 5U, &length);
-        aq_flow_add(engine, pick(AQ_KIND_UDP), association, &peer, what & 16 ? &local : NULL, prefix, length);
+        aq_association_add(engine, pick(AQ_KIND_UDP), association, &peer, what & 16 ? &local : NULL, prefix, length);
         break;
     case 9:
-        aq_flow_remove(engine, pick(AQ_KIND_CONNECTION), association);
+        aq_association_remove(engine, pick(AQ_KIND_CONNECTION), association);
         break;
     case 10:
-        aq_flows_idle(engine, pick(AQ_KIND_CONNECTION), NULL, (uint64_t)what * AQ_NSEC_PER_MSEC, idle, 8);
-        aq_flows_unanswered(engine, pick(AQ_KIND_CONNECTION), (uint64_t)what * AQ_NSEC_PER_MSEC, AQ_NSEC_PER_SEC, idle,
-                            8);
+        aq_associations_idle(engine, pick(AQ_KIND_CONNECTION), NULL, (uint64_t)what * AQ_NSEC_PER_MSEC, idle, 8);
+        aq_associations_unanswered(engine, pick(AQ_KIND_CONNECTION), (uint64_t)what * AQ_NSEC_PER_MSEC, AQ_NSEC_PER_SEC,
+                                   idle, 8);
         break;
     case 12:
         prefix = fuzz_bytes(&run.input, what / 16 * 5U, &length);
@@ -528,7 +528,8 @@ static void do_udp(aq_engine *engine)
         aq_streams_share(engine, what / 16 % 4);
         aq_streams_keepalive(engine, what / 16 % 3 * AQ_NSEC_PER_SEC);
         peer = address();
-        aq_flows_refuse(engine, pick(AQ_KIND_CONNECTION), what & 64 ? &peer : NULL, (uint64_t)what * AQ_NSEC_PER_MSEC);
+        aq_associations_refuse(engine, pick(AQ_KIND_CONNECTION), what & 64 ? &peer : NULL,
+                               (uint64_t)what * AQ_NSEC_PER_MSEC);
         aq_streams_report(engine, what & 64, what & 32);
         break;
     default:
@@ -665,9 +666,9 @@ static void take_events(aq_engine *engine)
                 remember(event->connection);
             if (event->type == AQ_EVENT_STREAM)
                 remember(event->stream);
-            if (event->type == AQ_EVENT_SOURCE_UNKNOWN || event->type == AQ_EVENT_FLOW_WANTED)
+            if (event->type == AQ_EVENT_SOURCE_UNKNOWN || event->type == AQ_EVENT_ASSOCIATION_WANTED)
                 run.source = event->peer;
-            if (event->type == AQ_EVENT_STREAM_BULK)
+            if (event->type == AQ_EVENT_STREAM_LARGE_TRANSFER)
                 aq_stream_attach(engine, event->stream, (int)event->value);
         }
     }

@@ -3,7 +3,7 @@
 
 #include "message.h"
 
-#define PIECES_MOST 32
+#define PIECES_MAX 32
 
 typedef struct {
     int outcome;
@@ -51,7 +51,7 @@ static result feed(const uint8_t *data, size_t size, const uint8_t *cuts, size_t
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_input input = {data, size};
-    size_t cuts_length = fuzz_u8(&input) % PIECES_MOST, length;
+    size_t cuts_length = fuzz_u8(&input) % PIECES_MAX, length;
     const uint8_t *cuts = fuzz_bytes(&input, cuts_length, &cuts_length);
     const uint8_t *stream = fuzz_bytes(&input, input.left, &length);
     result pieces = feed(stream, length, cuts, cuts_length), whole = feed(stream, length, NULL, 0);

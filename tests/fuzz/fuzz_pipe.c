@@ -37,10 +37,10 @@ static void produce(state *it, fuzz_input *input)
 {
     struct iovec vectors[VECTORS];
     size_t want = fuzz_u16(input), room = 0, length;
-    int most = 1 + fuzz_u8(input) % VECTORS, count;
+    int max = 1 + fuzz_u8(input) % VECTORS, count;
 
-    count = aq_pipe_space(&it->pipe, vectors, most, want);
-    MUST(count >= -1 && count <= most);
+    count = aq_pipe_space(&it->pipe, vectors, max, want);
+    MUST(count >= -1 && count <= max);
     if (count <= 0)
         return;
     for (int i = 0; i < count; i++) {
@@ -76,10 +76,10 @@ static void consume(state *it, fuzz_input *input)
 {
     struct iovec vectors[VECTORS];
     size_t want = fuzz_u16(input), seen = 0;
-    int most = 1 + fuzz_u8(input) % VECTORS, count;
+    int max = 1 + fuzz_u8(input) % VECTORS, count;
 
-    count = aq_pipe_peek(&it->pipe, vectors, most, want);
-    MUST(count >= 0 && count <= most);
+    count = aq_pipe_peek(&it->pipe, vectors, max, want);
+    MUST(count >= 0 && count <= max);
     for (int i = 0; i < count; i++) {
         const uint8_t *bytes = vectors[i].iov_base;
         for (size_t at = 0; at < vectors[i].iov_len; at++)

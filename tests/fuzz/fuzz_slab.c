@@ -6,7 +6,7 @@
 #include "slab.h"
 
 #define OBJECTS 256
-#define MOST 40 /* objects that the table takes at once */
+#define MAX_OBJECTS 40 /* objects that the table takes at once */
 
 typedef struct {
     aq_id id;
@@ -44,7 +44,7 @@ static void add(aq_slab *slab, fuzz_input *input)
     id = aq_slab_add(slab, one);
     fuzz_allocations_left = FUZZ_NO_FAILURE;
     if (id < 0) {
-        MUST(id == AQ_ERR_MEMORY || (id == AQ_ERR_LIMIT && alive == MOST));
+        MUST(id == AQ_ERR_MEMORY || (id == AQ_ERR_LIMIT && alive == MAX_OBJECTS));
         return;
     }
     for (uint32_t i = 0; i < made; i++)
@@ -90,7 +90,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     aq_slab slab;
 
     made = alive = named = 0;
-    if (aq_slab_init(&slab, AQ_KIND_STREAM, MOST, destroy) != 0)
+    if (aq_slab_init(&slab, AQ_KIND_STREAM, MAX_OBJECTS, destroy) != 0)
         return 0;
     while (input.left > 0) {
         uint8_t what = fuzz_u8(&input), which = fuzz_u8(&input);

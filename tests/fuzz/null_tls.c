@@ -13,7 +13,7 @@
 
 #define TAG 16
 #define IV 12
-#define MESSAGE_MOST 2048
+#define MESSAGE_MAX 2048
 #define FLAG_NO_ALPN 1
 #define FLAG_BAD_CERTIFICATE 2
 #define FORGED 0xee /* last byte of a tag that does not fit */
@@ -27,7 +27,7 @@ struct aq_tls_session {
     uint8_t flags; /* of the peer's message */
     int done;
     size_t have[2]; /* bytes of the message in Initial and Handshake packets */
-    uint8_t message[2][MESSAGE_MOST];
+    uint8_t message[2][MESSAGE_MAX];
 };
 
 int gnutls_rnd(gnutls_rnd_level_t level, void *data, size_t length)
@@ -46,10 +46,10 @@ int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_
     return AQ_ERR_INVALID; /* there are no certificates here */
 }
 
-int64_t aq_tls_certificates_look(const uint8_t *data, size_t length, aq_certificate *out, uint32_t most, char *text,
+int64_t aq_tls_certificates_read(const uint8_t *data, size_t length, aq_certificate *out, uint32_t max, char *text,
                                  size_t text_length)
 {
-    (void)data, (void)length, (void)out, (void)most, (void)text, (void)text_length;
+    (void)data, (void)length, (void)out, (void)max, (void)text, (void)text_length;
     return AQ_ERR_INVALID;
 }
 
@@ -244,7 +244,7 @@ int ngtcp2_crypto_version_negotiation_cb(ngtcp2_conn *quic, uint32_t version, co
 
 static int submit(ngtcp2_conn *quic, ngtcp2_encryption_level level, int with_parameters)
 {
-    uint8_t message[MESSAGE_MOST];
+    uint8_t message[MESSAGE_MAX];
     ngtcp2_ssize length = 0;
 
     if (with_parameters)
@@ -310,7 +310,7 @@ int aq_tls_session_receive(aq_tls_session *session, ngtcp2_conn *quic, ngtcp2_en
     (void)offset;
     if (level == NGTCP2_ENCRYPTION_LEVEL_1RTT)
         return 0;
-    if (length > MESSAGE_MOST - session->have[stage])
+    if (length > MESSAGE_MAX - session->have[stage])
         return NGTCP2_ERR_CRYPTO;
     memcpy(message + session->have[stage], data, length);
     session->have[stage] += length;
@@ -326,7 +326,7 @@ int aq_tls_session_receive(aq_tls_session *session, ngtcp2_conn *quic, ngtcp2_en
         ngtcp2_conn_set_tls_alert(quic, 42);
         return NGTCP2_ERR_CRYPTO;
     }
-    session->have[stage] = MESSAGE_MOST; /* what comes behind it is too much */
+    session->have[stage] = MESSAGE_MAX; /* what comes behind it is too much */
     return act(quic, session, level, message + 3, whole - 3) != 0 ? NGTCP2_ERR_CRYPTO : 0;
 }
 

@@ -376,20 +376,20 @@ void raw_end_stream(uint64_t id, int stop, uint64_t code)
     raw_send(RAW_APPLICATION, frame, (size_t)(at - frame));
 }
 
-void raw_credit(uint64_t id, uint64_t most)
+void raw_credit(uint64_t id, uint64_t max)
 {
     uint8_t frame[64], *at = frame;
 
     *at++ = 0x10;
-    at = raw_put_varint(at, most);
+    at = raw_put_varint(at, max);
     *at++ = 0x12;
-    at = raw_put_varint(at, most % 1024);
+    at = raw_put_varint(at, max % 1024);
     *at++ = 0x13;
-    at = raw_put_varint(at, most % 1024);
+    at = raw_put_varint(at, max % 1024);
     if (id != RAW_NO_STREAM) {
         *at++ = 0x11;
         at = raw_put_varint(at, id);
-        at = raw_put_varint(at, most);
+        at = raw_put_varint(at, max);
     }
     raw_send(RAW_APPLICATION, frame, (size_t)(at - frame));
 }

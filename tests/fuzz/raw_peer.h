@@ -40,7 +40,7 @@ void raw_datagram(const uint8_t *data, size_t length);
 void raw_end_stream(uint64_t id, int stop, uint64_t code);
 #define RAW_NO_STREAM UINT64_MAX
 /* MAX_DATA, MAX_STREAM_DATA of this stream, MAX_STREAMS, of so much. */
-void raw_credit(uint64_t id, uint64_t most);
+void raw_credit(uint64_t id, uint64_t max);
 /* A client's packets come from this port from now on. */
 void raw_move(uint16_t port);
 /* NEW_CONNECTION_ID, written to `at`: the end of it. RFC 9000 section 19.15. */

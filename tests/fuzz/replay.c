@@ -3,11 +3,11 @@
  */
 #include "fuzz.h"
 
-#define INPUT_MOST 65536
+#define INPUT_MAX 65536
 
 int main(int count, char **names)
 {
-    static uint8_t bytes[INPUT_MOST];
+    static uint8_t bytes[INPUT_MAX];
 
     for (int i = 1; i < count; i++) {
         FILE *file = fopen(names[i], "rb");

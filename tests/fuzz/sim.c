@@ -270,18 +270,18 @@ int __wrap_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event
     return 0;
 }
 
-int __real_epoll_wait(int epoll, struct epoll_event *events, int most, int timeout);
-int __wrap_epoll_wait(int epoll, struct epoll_event *events, int most, int timeout);
+int __real_epoll_wait(int epoll, struct epoll_event *events, int max, int timeout);
+int __wrap_epoll_wait(int epoll, struct epoll_event *events, int max, int timeout);
 
 /* What is ready: QUIC sockets here, all others in the kernel. */
-int __wrap_epoll_wait(int epoll, struct epoll_event *events, int most, int timeout)
+int __wrap_epoll_wait(int epoll, struct epoll_event *events, int max, int timeout)
 {
-    int count = __real_epoll_wait(epoll, events, most, 0);
+    int count = __real_epoll_wait(epoll, events, max, 0);
 
     (void)timeout;
     if (count < 0)
         count = 0;
-    for (int i = 0; i < SOCKETS && count < most; i++) {
+    for (int i = 0; i < SOCKETS && count < max; i++) {
         uint32_t ready = 0;
         if (sockets[i].fd < 0)
             continue;
@@ -304,17 +304,17 @@ long __wrap_syscall(long number, ...)
     va_list arguments;
     struct epoll_event *events;
     const struct timespec *wait;
-    int epoll, most;
+    int epoll, max;
 
     MUST(number == SYS_epoll_pwait2); /* the engine makes no other */
     va_start(arguments, number);
     epoll = va_arg(arguments, int);
     events = va_arg(arguments, struct epoll_event *);
-    most = va_arg(arguments, int);
+    max = va_arg(arguments, int);
     wait = va_arg(arguments, const struct timespec *);
     va_end(arguments);
     sim_sleep(the_engine, wait);
-    return __wrap_epoll_wait(epoll, events, most, 0);
+    return __wrap_epoll_wait(epoll, events, max, 0);
 }
 
 int __wrap_nanosleep(const struct timespec *duration, struct timespec *rest);
@@ -421,10 +421,10 @@ static void receive(quic_socket *at, struct mmsghdr *into)
     free(one);
 }
 
-int __real_recvmmsg(int fd, struct mmsghdr *messages, unsigned most, int flags, struct timespec *timeout);
-int __wrap_recvmmsg(int fd, struct mmsghdr *messages, unsigned most, int flags, struct timespec *timeout);
+int __real_recvmmsg(int fd, struct mmsghdr *messages, unsigned max, int flags, struct timespec *timeout);
+int __wrap_recvmmsg(int fd, struct mmsghdr *messages, unsigned max, int flags, struct timespec *timeout);
 
-int __wrap_recvmmsg(int fd, struct mmsghdr *messages, unsigned most, int flags, struct timespec *timeout)
+int __wrap_recvmmsg(int fd, struct mmsghdr *messages, unsigned max, int flags, struct timespec *timeout)
 {
     quic_socket *at = by_fd(fd);
     unsigned count = 0;
@@ -432,8 +432,8 @@ int __wrap_recvmmsg(int fd, struct mmsghdr *messages, unsigned most, int flags, 
     if (fails())
         return -1;
     if (at == NULL)
-        return __real_recvmmsg(fd, messages, most, flags, timeout);
-    while (count < most && at->first != NULL)
+        return __real_recvmmsg(fd, messages, max, flags, timeout);
+    while (count < max && at->first != NULL)
         receive(at, &messages[count++]);
     if (count == 0)
         errno = EAGAIN;

@@ -12,17 +12,17 @@ from tests.hostile.measure import FULL, QUICK, Result, measure, scene
 from tests.support.page import Place
 from tests.support.program import run_program
 
-_LEAST_SHARE = 0.5  # of an honest client's throughput, during a flood
-_MOST_AMPLIFICATION = 3.0  # RFC 9000 section 8.1
+_MIN_SHARE = 0.5  # of an honest client's throughput, during a flood
+_MAX_AMPLIFICATION = 3.0  # RFC 9000 section 8.1
 _SHOWN = (
     "retries_sent",
     "connections_refused",
     "connections_refused_source",
     "connections_flooding",
-    "initials_put_off",
+    "initials_deferred",
     "initials_dropped",
-    "handshakes_completed",
-    "handshakes_failed",
+    "quic_handshakes_completed",
+    "quic_handshakes_failed",
     "handshake_timeouts",
     "connections_broken_off",
     "refusals_delayed",
@@ -32,7 +32,7 @@ _SHOWN = (
     "quic_drop_short",
     "quic_drop_unknown_connection",
     "tcp_accepted",
-    "tcp_accept_put_off",
+    "tcp_accept_deferred",
     "tcp_drop_stream_limit",
     "udp_associations",
     "udp_associations_evicted",
@@ -80,9 +80,9 @@ def failures(results: Sequence[Result]) -> list[str]:
     """What is not as it must be."""
     found = []
     for result in results:
-        if result.share < _LEAST_SHARE:
+        if result.share < _MIN_SHARE:
             found.append(f"{result.flood.name}: an honest client keeps {result.share:.2f} of its throughput")
-        if (result.cost.amplification or 0) > _MOST_AMPLIFICATION:
+        if (result.cost.amplification or 0) > _MAX_AMPLIFICATION:
             found.append(f"{result.flood.name}: amplified {result.cost.amplification:.2f} times")
     return found
 

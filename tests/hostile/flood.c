@@ -150,8 +150,8 @@ static void send_burst(int fd, unsigned count, int one_source)
     }
 }
 
-/* How many are due by now, at most `most`; sleeps where none are. */
-static unsigned due(uint64_t began, double rate, uint64_t done, uint64_t count, unsigned most)
+/* How many are due by now, at most `max`; sleeps where none are. */
+static unsigned due(uint64_t began, double rate, uint64_t done, uint64_t count, unsigned max)
 {
     double wanted = (double)(now() - began) * 1e-9 * rate;
     uint64_t allowed = wanted < (double)count ? (uint64_t)wanted : count;
@@ -160,7 +160,7 @@ static unsigned due(uint64_t began, double rate, uint64_t done, uint64_t count, 
         nanosleep(&pause, NULL);
         return 0;
     }
-    return allowed - done < most ? (unsigned)(allowed - done) : most;
+    return allowed - done < max ? (unsigned)(allowed - done) : max;
 }
 
 static void flood_udp(uint64_t until, uint64_t count, double rate, int one_source)

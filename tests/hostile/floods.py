@@ -146,9 +146,9 @@ def _tcp(how: str, rate: int, most: int) -> Callable[[Target, float], list[str]]
     return argv
 
 
-def _strangers(kind: str, most: int, rate: int, sources: int) -> Callable[[Target, float], list[str]]:
+def _unauthenticated(kind: str, most: int, rate: int, sources: int) -> Callable[[Target, float], list[str]]:
     def argv(target: Target, seconds: float) -> list[str]:
-        command = [sys.executable, "-m", "tests.hostile.strangers", kind, str(target.quic)]
+        command = [sys.executable, "-m", "tests.hostile.unauthenticated", kind, str(target.quic)]
         return [*command, str(seconds), str(most), str(rate), str(sources)]
 
     return argv
@@ -163,35 +163,37 @@ FLOODS = (
         "silent",
         "handshakes from one address, then silence",
         "300/s",
-        _strangers("silent", 10**6, _HANDSHAKES, 1),
+        _unauthenticated("silent", 10**6, _HANDSHAKES, 1),
         unit="tried",
     ),
     Flood(
         "silent-many",
         "handshakes from 64 addresses, then silence",
         "300/s",
-        _strangers("silent", 10**6, _HANDSHAKES, 64),
+        _unauthenticated("silent", 10**6, _HANDSHAKES, 64),
         unit="tried",
     ),
-    Flood("leave", "handshakes, closed at once", "300/s", _strangers("leave", 10**6, _HANDSHAKES, 4), unit="tried"),
+    Flood(
+        "leave", "handshakes, closed at once", "300/s", _unauthenticated("leave", 10**6, _HANDSHAKES, 4), unit="tried"
+    ),
     Flood(
         "commands",
         "wrong commands before ClientHello",
         "300/s",
-        _strangers("commands", 10**6, _HANDSHAKES, 4),
+        _unauthenticated("commands", 10**6, _HANDSHAKES, 4),
         unit="tried",
     ),
     Flood(
         "datagrams",
         "DATAGRAMs before ClientHello",
         "20/s, each with 1,000/s",
-        _strangers("datagrams", 10**6, 20, 1),
+        _unauthenticated("datagrams", 10**6, 20, 1),
     ),
     Flood(
         "streams",
         "endless streams before ClientHello",
         "40/s, each with 16 of 60 kB",
-        _strangers("streams", 10**6, 40, 1),
+        _unauthenticated("streams", 10**6, 40, 1),
         unit="tried",
     ),
     Flood("short", "packets of no connection, 60 bytes", "20,000/s", _udp(_short_header, 20_000)),

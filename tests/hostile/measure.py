@@ -23,7 +23,7 @@ from tests.support.ports import free_port
 from tests.support.services import Address
 
 _CPUCLOCK_SCHED = 2  # linux/posix-timers.h
-_LOOK_PERIOD = 0.02  # seconds between looks at the memory
+_CHECK_PERIOD = 0.02  # seconds between looks at the memory
 _WARM_UP = 0.7  # seconds that a flood runs before the honest client is looked at
 _COOL_DOWN = 1.0  # seconds after it: what it has opened is closed
 _JOIN_LIMIT = 20.0  # seconds that an honest client gets to join
@@ -185,7 +185,7 @@ def cost_of(place: Scene, flood: Flood, seconds: float, settle: float) -> Cost:
     peak = memory
     while process.poll() is None:
         peak = max(peak, server.memory())
-        time.sleep(_LOOK_PERIOD)
+        time.sleep(_CHECK_PERIOD)
     sent = finish(process)
     cpu = server.cpu_seconds() - cpu
     time.sleep(settle)

@@ -26,7 +26,7 @@ from tests.e2e.tunnels import (
 )
 from tests.hostile.floods import FLOODS, Flood, Target, finish, run
 from tests.hostile.measure import server_process
-from tests.hostile.strangers import strangers
+from tests.hostile.unauthenticated import unauthenticated_clients
 from tests.support.certificates import Certificate
 from tests.support.limits import with_descriptors
 from tests.support.services import TcpEcho
@@ -35,10 +35,10 @@ from tests.support.waiting import wait_until
 
 DATA = bytes(range(256)) * 64
 # Connections of one source that are not admitted yet, and all without a proof of address: defaults of Engine.listen().
-MOST_PER_SOURCE = 200
+MAX_PER_SOURCE = 200
 RETRY_THRESHOLD = 100
 # Connections that are not admitted: well beyond those from which on handshakes have a share of the engine's time only,
-# MANY_FOR_NOTHING of _native/endpoint.c, and fewer than the server takes.
+# MANY_UNAUTHENTICATED of _native/endpoint.c, and fewer than the server takes.
 MANY = 800
 
 BY_NAME = {flood.name: flood for flood in FLOODS}
@@ -105,13 +105,13 @@ def test_one_source_gets_so_many_connections_without_joining(
         both_echoes() as (service, _),
         tunnel(certificate, service.address, server={"handshake_timeout": 3.0}) as crowd,
     ):
-        with strangers(crowd.server.address, "silent") as silent:
-            while silent.outcome.tried < MOST_PER_SOURCE + 150 and silent.outcome.refused == 0:
+        with unauthenticated_clients(crowd.server.address, "silent") as silent:
+            while silent.outcome.tried < MAX_PER_SOURCE + 150 and silent.outcome.refused == 0:
                 assert silent.begin(READY_TIMEOUT)
             wait_until(lambda: silent.outcome.refused > 0, READY_TIMEOUT, "some are refused")
             # Some that have their place may be in the handshake still.
-            wait_until(lambda: silent.outcome.connected >= MOST_PER_SOURCE, READY_TIMEOUT, "so many get in")
-            assert silent.outcome.connected <= MOST_PER_SOURCE + RETRY_THRESHOLD
+            wait_until(lambda: silent.outcome.connected >= MAX_PER_SOURCE, READY_TIMEOUT, "so many get in")
+            assert silent.outcome.connected <= MAX_PER_SOURCE + RETRY_THRESHOLD
             assert engine_counters(crowd)["connections_refused_source"] > 0
             assert engine_counters(crowd)["connections_refused"] == 0
             # From another address one gets in, and what stands goes on.
@@ -139,14 +139,14 @@ def test_many_that_never_join_have_their_share_of_time_and_no_more(certificate: 
     with (
         both_echoes() as (service, _),
         tunnel(certificate, service.address, server={"handshake_timeout": 30.0}) as crowd,
-        strangers(crowd.server.address, "silent", sources=8) as silent,
+        unauthenticated_clients(crowd.server.address, "silent", sources=8) as silent,
     ):
-        while silent.outcome.tried < MANY and engine_counters(crowd)["initials_put_off"] == 0:
+        while silent.outcome.tried < MANY and engine_counters(crowd)["initials_deferred"] == 0:
             # As many at a time as there may be, and without asking for figures that are as long to collect as it takes
             # the engine: then hardly anything depends on how fast this side is.
             for _ in range(100):
                 assert silent.begin(READY_TIMEOUT)
-        assert engine_counters(crowd)["initials_put_off"] > 0
+        assert engine_counters(crowd)["initials_deferred"] > 0
         # Whoever wants to join has part of that share, and what stands goes on.
         join_and_leave(crowd, certificate)
         assert echo(crowd.public, DATA) == DATA
@@ -154,7 +154,7 @@ def test_many_that_never_join_have_their_share_of_time_and_no_more(certificate: 
 
 @pytest.mark.parametrize("kind", ["unknown", "commands"])
 def test_who_says_the_wrong_thing_first_is_cut_off(crowd: Tunnel, kind: str) -> None:
-    with strangers(crowd.server.address, kind) as rude:
+    with unauthenticated_clients(crowd.server.address, kind) as rude:
         for _ in range(20):
             assert rude.begin(READY_TIMEOUT)
         wait_until(lambda: rude.outcome.ended == 20, READY_TIMEOUT, "all are closed")
@@ -171,7 +171,7 @@ def test_streams_before_a_hello_that_do_not_end_are_given_up(certificate: Certif
             service.address,
             server={"handshake_timeout": 60.0, "task_negotiation_timeout": 1.0},
         ) as crowd,
-        strangers(crowd.server.address, "streams") as slow,
+        unauthenticated_clients(crowd.server.address, "streams") as slow,
     ):
         for _ in range(4):
             assert slow.begin(READY_TIMEOUT)
@@ -182,7 +182,7 @@ def test_streams_before_a_hello_that_do_not_end_are_given_up(certificate: Certif
 
 
 def test_datagrams_before_a_hello_are_not_many(crowd: Tunnel) -> None:
-    with strangers(crowd.server.address, "datagrams") as chatty:
+    with unauthenticated_clients(crowd.server.address, "datagrams") as chatty:
         for _ in range(4):
             assert chatty.begin(READY_TIMEOUT)
         while chatty.outcome.ended < 4:
@@ -220,7 +220,7 @@ def test_silent_connections_to_one_port_leave_half_of_the_descriptors(certificat
         with Client(**joined) as first, Client(**joined) as second:
             crowded, other = first.wait_ready(READY_TIMEOUT), second.wait_ready(READY_TIMEOUT)
             with flooded(flood, Target(server.address[1], crowded[1], tmp_path), 60.0):
-                wait_until(lambda: server.stats()["tcp_accept_put_off"] > 0, READY_TIMEOUT, "the share is used up")
+                wait_until(lambda: server.stats()["tcp_accept_deferred"] > 0, READY_TIMEOUT, "the share is used up")
                 for _ in range(20):
                     assert echo(other, DATA) == DATA
                 assert server.stats()["tcp_accept_errors"] == 0
@@ -230,7 +230,7 @@ def test_silent_connections_to_one_port_leave_half_of_the_descriptors(certificat
 def test_ports_of_one_address_leave_associations_to_others(certificate: Certificate, tmp_path: Path) -> None:
     with both_echoes() as (service, datagrams), tunnel(certificate, service.address) as crowd:
         with flooded(BY_NAME["udp-ports"], target_of(crowd, tmp_path), 60.0):
-            wait_for_counter(crowd.client, "udp_flows_refused_share", 1)
+            wait_for_counter(crowd.client, "udp_associations_refused_share", 1)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
             other.settimeout(0.5)
 

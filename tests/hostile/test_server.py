@@ -13,7 +13,7 @@ import pytest
 from asport_sync import Client
 from asport_sync.engine import Carrier, CommandReceived, Connected, Connection
 from asport_sync.runtime import descriptors
-from asport_sync.tunnel.joining import flow_budget
+from asport_sync.tunnel.joining import association_budget
 from asport_sync.wire import Address, Dissociate, Packet, ServerHello, ServerHelloCode, encode
 from tests.e2e.tunnels import READY_TIMEOUT, client_options, counter
 from tests.engine.pair import Side, listen
@@ -51,13 +51,13 @@ def betrayal(certificate: Certificate) -> Iterator[Betrayal]:
         connection = server.expect(Connected).connection
         server.expect(CommandReceived)  # its ClientHello; whoever it is
         connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, PORT)))
-        connection.admit(Carrier.STREAM)
+        connection.set_joined(Carrier.STREAM)
         client.wait_ready(READY_TIMEOUT)
         yield Betrayal(server, client, connection)
 
 
 def test_associations_are_no_more_than_the_client_can_afford(betrayal: Betrayal) -> None:
-    most = flow_budget(descriptors.limit())
+    most = association_budget(descriptors.limit())
     peers = [Address.from_text(f"198.51.100.{number}", 4711) for number in range(3)]
     for association in range(1, 8001):
         betrayal.connection.send(encode(Packet(association, 0, 1, 0, peers[association % 3], b"x" * 100)))
@@ -65,7 +65,7 @@ def test_associations_are_no_more_than_the_client_can_afford(betrayal: Betrayal)
     def settled() -> bool:
         made, refused = (
             counter(betrayal.client, "udp_associations"),
-            sum(counter(betrayal.client, f"udp_flows_refused_{why}") for why in ("limit", "share")),
+            sum(counter(betrayal.client, f"udp_associations_refused_{why}") for why in ("limit", "share")),
         )
         dropped = betrayal.engine_counter("packet_drop_waiting_full")
         return made + refused + dropped == 8000

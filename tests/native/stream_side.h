@@ -46,14 +46,14 @@ static inline void surroundings_init(void)
     CHECK(credit != NULL);
 }
 
-/* aq_stream_pump() with what an owner does before: it asks the kernel whether there is something to read. */
+/* aq_stream_transfer() with what an owner does before: it asks the kernel whether there is something to read. */
 static inline unsigned pump(aq_stream *stream, int fd, uint64_t budget)
 {
     struct pollfd ready_to = {.fd = fd, .events = POLLIN};
 
     if (poll(&ready_to, 1, 0) == 1 && (ready_to.revents & POLLIN))
         stream->can_read = 1;
-    return aq_stream_pump(stream, fd, budget, budget);
+    return aq_stream_transfer(stream, fd, budget, budget);
 }
 
 static inline aq_stream *new_stream(uint64_t send_window, uint64_t receive_window)

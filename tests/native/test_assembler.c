@@ -52,9 +52,9 @@ static int add(aq_assembler *assembler, uint16_t association, uint16_t packet, u
     return result;
 }
 
-static aq_assembler *new_assembler(uint32_t most_packets, size_t most_bytes)
+static aq_assembler *new_assembler(uint32_t max_packets, size_t max_bytes)
 {
-    aq_assembler *assembler = aq_assembler_new(most_packets, most_bytes, LIFETIME);
+    aq_assembler *assembler = aq_assembler_new(max_packets, max_bytes, LIFETIME);
 
     CHECK(assembler != NULL);
     return assembler;
@@ -340,8 +340,8 @@ static void test_forget(void)
 /* Whatever a peer may send: no answer but the known ones, and the bounds hold. */
 static void test_random_fragments(void)
 {
-    enum { MOST_PACKETS = 5 };
-    aq_assembler *assembler = new_assembler(MOST_PACKETS, 65535);
+    enum { MAX_PACKETS = 5 };
+    aq_assembler *assembler = new_assembler(MAX_PACKETS, 65535);
     uint64_t state = 99, counts[6] = {0};
     int i;
 

@@ -29,7 +29,7 @@ static uint64_t held(const aq_account *account)
 
 static void test_accounts(void)
 {
-    aq_budget budget = {.most = 100 * 1024};
+    aq_budget budget = {.max = 100 * 1024};
     aq_account one = {.budget = &budget}, other = {.budget = &budget}, none = {0};
 
     aq_account_add(&one, AQ_ACCOUNT_FREE);
@@ -53,7 +53,7 @@ static void test_accounts(void)
 
 static void test_memory(void)
 {
-    aq_budget budget = {.most = 100 * 1024};
+    aq_budget budget = {.max = 100 * 1024};
     aq_account account = {.budget = &budget};
     aq_memory memory = {&reserve, &account};
     uint8_t *block, *zeros, *large;
@@ -72,7 +72,7 @@ static void test_memory(void)
     CHECK(large != NULL && atomic_load(&budget.used) > 0);
 
     /* Used up: what is small goes on, what is large does not. */
-    atomic_store(&budget.most, 1);
+    atomic_store(&budget.max, 1);
     CHECK(aq_memory_malloc(8192, &memory) == NULL);
     CHECK(aq_memory_calloc(2, 4096, &memory) == NULL);
     CHECK(aq_memory_realloc(block, 9000, &memory) == NULL);
@@ -83,7 +83,7 @@ static void test_memory(void)
 
     /* From the reserve, where malloc() has nothing. */
     no_memory = 1;
-    atomic_store(&budget.most, 100 * 1024);
+    atomic_store(&budget.max, 100 * 1024);
     large = aq_memory_malloc(3000, &memory);
     no_memory = 0;
     CHECK(large != NULL && aq_reserve_owns(&reserve, large));
@@ -102,7 +102,7 @@ static void test_memory(void)
 
 static void test_growth(void)
 {
-    aq_budget budget = {.most = 64};
+    aq_budget budget = {.max = 64};
     CHECK_INT(aq_budget_growth(&budget, 0), 16); /* half of half of it */
     atomic_store(&budget.grown, 16);
     CHECK_INT(aq_budget_growth(&budget, 16), 16); /* its own is no others' */
@@ -124,7 +124,7 @@ static void *add_and_remove(void *context)
 
 static void test_threads(void)
 {
-    aq_budget budget = {.most = 1};
+    aq_budget budget = {.max = 1};
     aq_account accounts[2] = {{.budget = &budget}, {.budget = &budget}};
     pthread_t threads[THREADS];
 

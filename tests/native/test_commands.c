@@ -36,7 +36,7 @@ static void *tell_one(void *context)
 
 static void fill(void)
 {
-    for (int i = 0; i < AQ_COMMANDS_MOST; i++)
+    for (int i = 0; i < AQ_COMMANDS_MAX; i++)
         CHECK_INT(tell(), AQ_OK);
 }
 

@@ -141,19 +141,19 @@ static void test_full(void)
     size_t i;
 
     for (i = 0; i < AQ_ARRAY_LENGTH(SIZES); i++) {
-        uint64_t size = taken_by(SIZES[i]), most, number, oldest = 0;
+        uint64_t size = taken_by(SIZES[i]), max, number, oldest = 0;
         aq_dgram queue;
 
         init(&queue, 1);
-        most = queue.capacity / size;
-        for (number = 0; number < most; number++)
+        max = queue.capacity / size;
+        for (number = 0; number < max; number++)
             CHECK(put(&queue, number, SIZES[i])); /* far beyond the limit: that one is the consumer's business */
         CHECK(aq_dgram_reserve(&queue, SIZES[i]) == NULL);
         CHECK(aq_dgram_reserve(&queue, SIZES[i]) == NULL);
-        CHECK_INT(aq_dgram_waiting(&queue), most * size);
+        CHECK_INT(aq_dgram_waiting(&queue), max * size);
 
         /* With every record that goes there is room for another, except for what the unused end costs. */
-        while (oldest < most * 3) {
+        while (oldest < max * 3) {
             CHECK(number > oldest);
             get(&queue, oldest++, SIZES[i]);
             while (put(&queue, number, SIZES[i]))
@@ -172,14 +172,14 @@ static void test_full(void)
 /* Leaves the cursors `before_end` bytes before the end of an empty ring. */
 static void advance(aq_dgram *queue, uint64_t before_end)
 {
-    uint64_t least = taken_by(0), left = queue->capacity - before_end;
+    uint64_t min = taken_by(0), left = queue->capacity - before_end;
 
     CHECK_INT(before_end % 16, 0);
     while (left > 0) {
-        uint64_t step = left < 2 * least ? left : least;
+        uint64_t step = left < 2 * min ? left : min;
 
-        CHECK(put(queue, 0, (size_t)(step - least)));
-        get(queue, 0, (size_t)(step - least));
+        CHECK(put(queue, 0, (size_t)(step - min)));
+        get(queue, 0, (size_t)(step - min));
         left -= step;
     }
     CHECK_INT(aq_dgram_waiting(queue), 0);

@@ -30,9 +30,9 @@ static void test_a_share_of_the_time(void)
     aq_conn_host host;
     prepare(&endpoint, &host);
     CHECK(!may_begin(&endpoint, BEGIN));
-    CHECK(may_begin(&endpoint, BEGIN + HANDSHAKE_SHARE * MS));
+    CHECK(may_begin(&endpoint, BEGIN + HANDSHAKE_PART * MS));
     CHECK_INT(endpoint.handshake_credit, MS);
-    CHECK(may_begin(&endpoint, BEGIN + 3 * HANDSHAKE_SHARE * MS));
+    CHECK(may_begin(&endpoint, BEGIN + 3 * HANDSHAKE_PART * MS));
     CHECK_INT(endpoint.handshake_credit, 3 * MS);
     aq_sources_destroy(&endpoint.sources);
 }
@@ -57,30 +57,30 @@ static void test_what_is_left_over(void)
     aq_endpoint endpoint;
     aq_conn_host host;
     prepare(&endpoint, &host);
-    endpoint.half_open = MANY_FOR_NOTHING - 1;
+    endpoint.half_open = MANY_UNAUTHENTICATED - 1;
     slept = 5 * MS;
     CHECK(may_begin(&endpoint, BEGIN + 8 * MS));
-    CHECK_INT(endpoint.handshake_credit, 5 * MS + 8 * MS / HANDSHAKE_SHARE);
+    CHECK_INT(endpoint.handshake_credit, 5 * MS + 8 * MS / HANDSHAKE_PART);
 
-    endpoint.half_open = MANY_FOR_NOTHING;
+    endpoint.half_open = MANY_UNAUTHENTICATED;
     endpoint.handshake_credit = 0;
     slept = 13 * MS;
     CHECK(may_begin(&endpoint, BEGIN + 16 * MS));
-    CHECK_INT(endpoint.handshake_credit, 8 * MS / HANDSHAKE_SHARE);
+    CHECK_INT(endpoint.handshake_credit, 8 * MS / HANDSHAKE_PART);
 
     /* What was slept meanwhile is not made up for. */
     endpoint.half_open = 0;
     endpoint.handshake_credit = 0;
     slept = 14 * MS;
     CHECK(may_begin(&endpoint, BEGIN + 24 * MS));
-    CHECK_INT(endpoint.handshake_credit, MS + 8 * MS / HANDSHAKE_SHARE);
+    CHECK_INT(endpoint.handshake_credit, MS + 8 * MS / HANDSHAKE_PART);
     aq_sources_destroy(&endpoint.sources);
 }
 
 /* Those that left without having joined count with those that are there, for as long as they are remembered. */
 static void test_those_who_left_count_for_a_while(void)
 {
-    static aq_source *entered[MANY_FOR_NOTHING];
+    static aq_source *entered[MANY_UNAUTHENTICATED];
     aq_endpoint endpoint;
     aq_conn_host host;
     aq_sockaddr from;
@@ -96,7 +96,7 @@ static void test_those_who_left_count_for_a_while(void)
         aq_sources_leave(&endpoint.sources, entered[i], 0, BEGIN);
     slept = 5 * MS;
     CHECK(may_begin(&endpoint, BEGIN + 8 * MS));
-    CHECK_INT(endpoint.handshake_credit, 8 * MS / HANDSHAKE_SHARE);
+    CHECK_INT(endpoint.handshake_credit, 8 * MS / HANDSHAKE_PART);
     endpoint.handshake_credit = 0;
     endpoint.credit_at = BEGIN + AQ_NSEC_PER_SEC;
     slept = 10 * MS;

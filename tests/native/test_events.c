@@ -76,14 +76,14 @@ static void test_nothing_there(void)
     aq_events_destroy(&events);
 }
 
-/* Takes up to `most` and compares them with what was posted. */
-static uint64_t take(aq_events *events, uint64_t from, uint32_t most, uint32_t expected)
+/* Takes up to `max` and compares them with what was posted. */
+static uint64_t take(aq_events *events, uint64_t from, uint32_t max, uint32_t expected)
 {
     static aq_event out[5000];
     uint32_t backlog = aq_events_backlog(events), i;
 
-    CHECK(most <= AQ_ARRAY_LENGTH(out));
-    CHECK_INT(aq_events_take(events, out, most, 0), expected);
+    CHECK(max <= AQ_ARRAY_LENGTH(out));
+    CHECK_INT(aq_events_take(events, out, max, 0), expected);
     for (i = 0; i < expected; i++)
         check_event(&out[i], from + i);
     CHECK_INT(aq_events_backlog(events), backlog - expected);
@@ -297,7 +297,7 @@ static void test_many_producers(void)
 static int hand_over(aq_events *events)
 {
     int ends[2];
-    aq_event event = {.type = AQ_EVENT_STREAM_BULK};
+    aq_event event = {.type = AQ_EVENT_STREAM_LARGE_TRANSFER};
 
     CHECK_INT(pipe(ends), 0);
     event.value = (uint64_t)ends[1];
@@ -325,7 +325,7 @@ static void test_hand_over(void)
     CHECK_INT(aq_events_init(&events, &counters), AQ_OK);
     taken = hand_over(&events);
     CHECK_INT(aq_events_take(&events, &out, 1, 0), 1);
-    CHECK_INT(out.type, AQ_EVENT_STREAM_BULK);
+    CHECK_INT(out.type, AQ_EVENT_STREAM_LARGE_TRANSFER);
     other.value = out.value;
     aq_events_post(&events, &other); /* a number, and no descriptor */
     for (i = 0; i < FEW; i++)

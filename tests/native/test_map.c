@@ -168,7 +168,7 @@ static void check_against(const aq_map *map, const struct model *model)
     CHECK_INT(used, count);
 }
 
-static void test_model(struct model *model, uint32_t most, uint64_t seed)
+static void test_model(struct model *model, uint32_t max, uint64_t seed)
 {
     uint64_t state = seed;
     uint32_t count = 0;
@@ -181,7 +181,7 @@ static void test_model(struct model *model, uint32_t most, uint64_t seed)
         uint32_t k = check_below(&state, KEYS);
         int *value = &values[check_below(&state, 4096)];
 
-        if (check_below(&state, 2) == 0 && (model->value[k] != NULL || count < most)) {
+        if (check_below(&state, 2) == 0 && (model->value[k] != NULL || count < max)) {
             count += model->value[k] == NULL;
             CHECK_INT(aq_map_put(&map, model->key[k], model->length[k], value), 0);
             model->value[k] = value;

@@ -62,7 +62,18 @@ class NativeTest:
     prepare: Callable[[Path], None] | None = None
 
 
-FLOW = ("flow.c", "dgram.c", "map.c", "packet.c", "udp.c", "ready.c", "wake.c", "clock.c", "random.c", "descriptors.c")
+ASSOCIATION = (
+    "association.c",
+    "dgram.c",
+    "map.c",
+    "packet.c",
+    "udp.c",
+    "ready.c",
+    "wake.c",
+    "clock.c",
+    "random.c",
+    "descriptors.c",
+)
 STREAM = ("stream.c", "keepalive.c", "pipe.c", "budget.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
 
 ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
@@ -86,8 +97,8 @@ TESTS = (
     NativeTest("events", ("events.c", "clock.c", "descriptors.c"), threaded=True, wraps=("malloc",)),
     NativeTest("ready", ("ready.c", "wake.c"), threaded=True),
     NativeTest("udp", ("udp.c", "descriptors.c")),
-    NativeTest("flow", FLOW),
-    NativeTest("flow_packets", FLOW, threaded=True),
+    NativeTest("association", ASSOCIATION),
+    NativeTest("association_packets", ASSOCIATION, threaded=True),
     NativeTest("stream", STREAM, wraps=("malloc",)),
     NativeTest("stream_ends", STREAM, wraps=("aq_now",)),
     NativeTest("stream_threads", STREAM, threaded=True),

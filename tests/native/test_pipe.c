@@ -11,7 +11,7 @@
 #define WATCHDOG_SECONDS 90
 #define TURN AQ_NSEC_PER_MSEC /* longer than a yield takes, shorter than another process's turn */
 #define PATTERN_LENGTH 65521  /* prime: no chunk or segment size falls into step with it */
-#define MOST_VECTORS 16
+#define MAX_VECTORS 16
 #define TRANSFER (UINT64_C(64) << 20) /* bytes through every pipe of the threaded test */
 
 static uint8_t pattern[PATTERN_LENGTH];
@@ -67,9 +67,9 @@ static size_t total(const struct iovec *vectors, int count)
 /* Reserves, fills and commits up to `want` bytes. Returns how many. */
 static size_t produce(aq_pipe *pipe, size_t want, size_t commit_at_most)
 {
-    struct iovec vectors[MOST_VECTORS];
+    struct iovec vectors[MAX_VECTORS];
     uint64_t position = aq_pipe_written(pipe);
-    int count = aq_pipe_space(pipe, vectors, MOST_VECTORS, want);
+    int count = aq_pipe_space(pipe, vectors, MAX_VECTORS, want);
     size_t left, length;
     int i;
 
@@ -90,15 +90,15 @@ static size_t produce(aq_pipe *pipe, size_t want, size_t commit_at_most)
 }
 
 /* Looks at up to `want` bytes and checks every one of them. Returns how many there were. */
-static size_t inspect(aq_pipe *pipe, size_t want, int most_vectors)
+static size_t inspect(aq_pipe *pipe, size_t want, int max_vectors)
 {
-    struct iovec vectors[MOST_VECTORS];
+    struct iovec vectors[MAX_VECTORS];
     uint64_t position = aq_pipe_taken(pipe);
-    int count = aq_pipe_peek(pipe, vectors, most_vectors, want);
+    int count = aq_pipe_peek(pipe, vectors, max_vectors, want);
     size_t length;
     int i;
 
-    CHECK(count >= 0 && count <= most_vectors);
+    CHECK(count >= 0 && count <= max_vectors);
     length = total(vectors, count);
     CHECK(length <= want);
     for (i = 0; i < count; i++) {
@@ -147,7 +147,7 @@ static void test_segment_choice(void)
         {AQ_SEGMENT_LARGE + 1, 2 * AQ_SEGMENT_LARGE},
         {16 * AQ_SEGMENT_LARGE, 16 * AQ_SEGMENT_LARGE},
     };
-    struct iovec vectors[MOST_VECTORS];
+    struct iovec vectors[MAX_VECTORS];
     aq_pool pool;
     size_t i;
 
@@ -157,7 +157,7 @@ static void test_segment_choice(void)
         int count;
 
         aq_pipe_init(&pipe, &pool, 1 << 20);
-        count = aq_pipe_space(&pipe, vectors, MOST_VECTORS, cases[i].want);
+        count = aq_pipe_space(&pipe, vectors, MAX_VECTORS, cases[i].want);
         CHECK_INT(total(vectors, count), cases[i].want);
         CHECK_INT(atomic_load(&pool.live), cases[i].live);
         aq_pipe_destroy(&pipe);
@@ -174,34 +174,34 @@ static void test_segment_choice(void)
 static void test_limit(void)
 {
     const uint64_t limit = 50000;
-    struct iovec vectors[MOST_VECTORS];
+    struct iovec vectors[MAX_VECTORS];
     aq_pool pool;
     aq_pipe pipe;
     int count;
 
     CHECK_INT(aq_pool_init(&pool, 1 << 20), 0);
     aq_pipe_init(&pipe, &pool, limit);
-    count = aq_pipe_space(&pipe, vectors, MOST_VECTORS, 1 << 20);
+    count = aq_pipe_space(&pipe, vectors, MAX_VECTORS, 1 << 20);
     CHECK_INT(total(vectors, count), limit);
     CHECK_INT(produce(&pipe, 1 << 20, SIZE_MAX), limit);
     CHECK_INT(aq_pipe_room(&pipe), 0);
-    CHECK_INT(aq_pipe_space(&pipe, vectors, MOST_VECTORS, 1), 0);
+    CHECK_INT(aq_pipe_space(&pipe, vectors, MAX_VECTORS, 1), 0);
     CHECK_INT(aq_pipe_write(&pipe, "x", 1), -1);
     CHECK_INT(aq_pipe_written(&pipe), limit);
 
     /* taking makes no room, releasing does */
-    CHECK_INT(inspect(&pipe, 100, MOST_VECTORS), 100);
+    CHECK_INT(inspect(&pipe, 100, MAX_VECTORS), 100);
     aq_pipe_take(&pipe, 100);
     CHECK_INT(aq_pipe_room(&pipe), 0);
     aq_pipe_release(&pipe, 60);
     CHECK_INT(aq_pipe_room(&pipe), 60);
-    count = aq_pipe_space(&pipe, vectors, MOST_VECTORS, 1000);
+    count = aq_pipe_space(&pipe, vectors, MAX_VECTORS, 1000);
     CHECK_INT(total(vectors, count), 60);
     CHECK_INT(aq_pipe_write(&pipe, pattern, 61), -1);
     CHECK_INT(produce(&pipe, 1000, SIZE_MAX), 60);
     CHECK_INT(aq_pipe_room(&pipe), 0);
     CHECK_INT(aq_pipe_readable(&pipe), limit - 100 + 60);
-    CHECK_INT(inspect(&pipe, SIZE_MAX, MOST_VECTORS), limit - 100 + 60);
+    CHECK_INT(inspect(&pipe, SIZE_MAX, MAX_VECTORS), limit - 100 + 60);
     aq_pipe_destroy(&pipe);
     CHECK_INT(atomic_load(&pool.live), 0);
     aq_pool_destroy(&pool);
@@ -209,7 +209,7 @@ static void test_limit(void)
 
 static void test_vector_bounds(void)
 {
-    struct iovec vectors[MOST_VECTORS];
+    struct iovec vectors[MAX_VECTORS];
     aq_pool pool;
     aq_pipe pipe;
     int count;
@@ -231,8 +231,8 @@ static void test_vector_bounds(void)
     CHECK_INT(produce(&pipe, 1 << 20, 40000), 40000);
     CHECK_INT(inspect(&pipe, SIZE_MAX, 1), AQ_SEGMENT_SMALL);
     CHECK_INT(inspect(&pipe, SIZE_MAX, 2), AQ_SEGMENT_SMALL + AQ_SEGMENT_LARGE);
-    CHECK_INT(inspect(&pipe, SIZE_MAX, MOST_VECTORS), 40010);
-    CHECK_INT(inspect(&pipe, 5, MOST_VECTORS), 5);
+    CHECK_INT(inspect(&pipe, SIZE_MAX, MAX_VECTORS), 40010);
+    CHECK_INT(inspect(&pipe, 5, MAX_VECTORS), 5);
     aq_pipe_destroy(&pipe);
     CHECK_INT(atomic_load(&pool.live), 0);
     aq_pool_destroy(&pool);
@@ -240,7 +240,7 @@ static void test_vector_bounds(void)
 
 static void test_reserved_room_stays(void)
 {
-    struct iovec before[MOST_VECTORS], after[MOST_VECTORS];
+    struct iovec before[MAX_VECTORS], after[MAX_VECTORS];
     aq_pool pool;
     aq_pipe pipe;
     uint64_t live;
@@ -251,9 +251,9 @@ static void test_reserved_room_stays(void)
     for (i = 0; i < 2; i++) { /* without and with a segment that holds data */
         int j;
 
-        count = aq_pipe_space(&pipe, before, MOST_VECTORS, 60000);
+        count = aq_pipe_space(&pipe, before, MAX_VECTORS, 60000);
         live = atomic_load(&pool.live);
-        CHECK_INT(aq_pipe_space(&pipe, after, MOST_VECTORS, 60000), count);
+        CHECK_INT(aq_pipe_space(&pipe, after, MAX_VECTORS, 60000), count);
         for (j = 0; j < count; j++) {
             CHECK(after[j].iov_base == before[j].iov_base);
             CHECK_INT(after[j].iov_len, before[j].iov_len);
@@ -261,17 +261,17 @@ static void test_reserved_room_stays(void)
         CHECK_INT(atomic_load(&pool.live), live);
 
         /* less is answered from what is there; more adds to it */
-        CHECK_INT(aq_pipe_space(&pipe, after, MOST_VECTORS, 1), 1);
+        CHECK_INT(aq_pipe_space(&pipe, after, MAX_VECTORS, 1), 1);
         CHECK(after[0].iov_base == before[0].iov_base);
         CHECK_INT(atomic_load(&pool.live), live);
-        CHECK(aq_pipe_space(&pipe, after, MOST_VECTORS, 120000) > count);
+        CHECK(aq_pipe_space(&pipe, after, MAX_VECTORS, 120000) > count);
         CHECK(after[0].iov_base == before[0].iov_base);
         CHECK(atomic_load(&pool.live) > live);
 
         aq_pipe_trim(&pipe);
         CHECK_INT(atomic_load(&pool.live), i == 0 ? 0 : AQ_SEGMENT_SMALL);
         CHECK_INT(produce(&pipe, 10, SIZE_MAX), 10);
-        CHECK_INT(inspect(&pipe, SIZE_MAX, MOST_VECTORS), 10 * (i + 1));
+        CHECK_INT(inspect(&pipe, SIZE_MAX, MAX_VECTORS), 10 * (i + 1));
     }
     aq_pipe_destroy(&pipe);
     CHECK_INT(atomic_load(&pool.live), 0);
@@ -281,7 +281,7 @@ static void test_reserved_room_stays(void)
 /* A send pipe: bytes taken (sent) stay where they are until released (acknowledged). */
 static void test_take_ahead_of_release(void)
 {
-    struct iovec vectors[MOST_VECTORS];
+    struct iovec vectors[MAX_VECTORS];
     aq_pool pool;
     aq_pipe pipe;
     uint64_t position = 0;
@@ -290,7 +290,7 @@ static void test_take_ahead_of_release(void)
     CHECK_INT(aq_pool_init(&pool, 0), 0); /* what is released is freed at once: the sanitizer sees a use too many */
     aq_pipe_init(&pipe, &pool, 1 << 20);
     CHECK_INT(produce(&pipe, 5 * AQ_SEGMENT_LARGE, SIZE_MAX), 5 * AQ_SEGMENT_LARGE);
-    count = aq_pipe_peek(&pipe, vectors, MOST_VECTORS, SIZE_MAX);
+    count = aq_pipe_peek(&pipe, vectors, MAX_VECTORS, SIZE_MAX);
     CHECK_INT(total(vectors, count), 5 * AQ_SEGMENT_LARGE);
     aq_pipe_take(&pipe, 5 * AQ_SEGMENT_LARGE);
     CHECK_INT(aq_pipe_readable(&pipe), 0);
@@ -315,7 +315,7 @@ static void test_take_ahead_of_release(void)
     CHECK_INT(aq_pipe_room(&pipe), 1 << 20);
     CHECK_INT(produce(&pipe, 2, SIZE_MAX), 2);
     CHECK_INT(atomic_load(&pool.live), AQ_SEGMENT_LARGE + AQ_SEGMENT_SMALL);
-    CHECK_INT(inspect(&pipe, SIZE_MAX, MOST_VECTORS), 2);
+    CHECK_INT(inspect(&pipe, SIZE_MAX, MAX_VECTORS), 2);
     aq_pipe_take(&pipe, 2);
     aq_pipe_release(&pipe, aq_pipe_taken(&pipe) - 1);
     CHECK_INT(atomic_load(&pool.live), AQ_SEGMENT_SMALL);
@@ -352,7 +352,7 @@ static void test_release_at_the_edge(void)
 
 static void test_destroy_in_every_state(void)
 {
-    struct iovec vectors[MOST_VECTORS];
+    struct iovec vectors[MAX_VECTORS];
     aq_pool pool;
     int state;
 
@@ -362,11 +362,11 @@ static void test_destroy_in_every_state(void)
 
         aq_pipe_init(&pipe, &pool, 1 << 20);
         if (state >= 1)
-            CHECK(aq_pipe_space(&pipe, vectors, MOST_VECTORS, 50000) > 0);
+            CHECK(aq_pipe_space(&pipe, vectors, MAX_VECTORS, 50000) > 0);
         if (state >= 2)
             CHECK_INT(produce(&pipe, 50000, 20000), 20000);
         if (state >= 3)
-            CHECK_INT(inspect(&pipe, SIZE_MAX, MOST_VECTORS), 20000);
+            CHECK_INT(inspect(&pipe, SIZE_MAX, MAX_VECTORS), 20000);
         if (state >= 4)
             aq_pipe_take(&pipe, 20000);
         if (state >= 5)
@@ -379,49 +379,49 @@ static void test_destroy_in_every_state(void)
 
 static void test_pool(void)
 {
-    struct iovec vectors[MOST_VECTORS];
-    const uint64_t most_idle = 2 * AQ_SEGMENT_LARGE + AQ_SEGMENT_SMALL;
+    struct iovec vectors[MAX_VECTORS];
+    const uint64_t max_idle = 2 * AQ_SEGMENT_LARGE + AQ_SEGMENT_SMALL;
     aq_pool pool;
     aq_pipe pipe;
     void *warm;
 
-    CHECK_INT(aq_pool_init(&pool, most_idle), 0);
+    CHECK_INT(aq_pool_init(&pool, max_idle), 0);
     aq_pipe_init(&pipe, &pool, 1 << 20);
-    CHECK_INT(aq_pipe_space(&pipe, vectors, MOST_VECTORS, 10 * AQ_SEGMENT_LARGE), 10);
+    CHECK_INT(aq_pipe_space(&pipe, vectors, MAX_VECTORS, 10 * AQ_SEGMENT_LARGE), 10);
     aq_pipe_trim(&pipe);
     CHECK_INT(pool.idle, 2 * AQ_SEGMENT_LARGE); /* the rest went back to the allocator */
-    CHECK_INT(aq_pipe_space(&pipe, vectors, MOST_VECTORS, 1), 1);
+    CHECK_INT(aq_pipe_space(&pipe, vectors, MAX_VECTORS, 1), 1);
     CHECK_INT(pool.idle, 2 * AQ_SEGMENT_LARGE); /* a large one never serves for a small one */
     aq_pipe_trim(&pipe);
-    CHECK_INT(pool.idle, most_idle);
+    CHECK_INT(pool.idle, max_idle);
 
     /* last in, first out */
-    CHECK_INT(aq_pipe_space(&pipe, vectors, MOST_VECTORS, AQ_SEGMENT_LARGE), 1);
+    CHECK_INT(aq_pipe_space(&pipe, vectors, MAX_VECTORS, AQ_SEGMENT_LARGE), 1);
     warm = vectors[0].iov_base;
     aq_pipe_trim(&pipe);
-    CHECK_INT(aq_pipe_space(&pipe, vectors, MOST_VECTORS, AQ_SEGMENT_LARGE), 1);
+    CHECK_INT(aq_pipe_space(&pipe, vectors, MAX_VECTORS, AQ_SEGMENT_LARGE), 1);
     CHECK(vectors[0].iov_base == warm);
 
     /* as many as are idle, the others new */
-    CHECK_INT(aq_pipe_space(&pipe, vectors, MOST_VECTORS, 5 * AQ_SEGMENT_LARGE), 5);
+    CHECK_INT(aq_pipe_space(&pipe, vectors, MAX_VECTORS, 5 * AQ_SEGMENT_LARGE), 5);
     CHECK_INT(pool.idle, AQ_SEGMENT_SMALL);
     CHECK_INT(atomic_load(&pool.live), 5 * AQ_SEGMENT_LARGE);
     aq_pipe_destroy(&pipe);
     CHECK_INT(atomic_load(&pool.live), 0);
-    CHECK_INT(pool.idle, most_idle);
+    CHECK_INT(pool.idle, max_idle);
     aq_pool_destroy(&pool);
 }
 
 /* Random operations against three numbers: what the cursors must be and, through the pattern, every byte between them.
  */
-static void test_model(uint64_t most_idle, uint64_t limit, uint64_t seed)
+static void test_model(uint64_t max_idle, uint64_t limit, uint64_t seed)
 {
     uint64_t state = seed, written = 0, taken = 0, released = 0;
     aq_pool pool;
     aq_pipe pipe;
     int i;
 
-    CHECK_INT(aq_pool_init(&pool, most_idle), 0);
+    CHECK_INT(aq_pool_init(&pool, max_idle), 0);
     aq_pipe_init(&pipe, &pool, limit);
     for (i = 0; i < 20000; i++) {
         size_t size = check_below(&state, check_below(&state, 4) == 0 ? 70000 : 3000);
@@ -441,7 +441,7 @@ static void test_model(uint64_t most_idle, uint64_t limit, uint64_t seed)
             break;
         }
         case 3: {
-            size_t there = inspect(&pipe, size, 1 + (int)check_below(&state, MOST_VECTORS));
+            size_t there = inspect(&pipe, size, 1 + (int)check_below(&state, MAX_VECTORS));
 
             CHECK(there > 0 || size == 0 || written == taken);
             aq_pipe_take(&pipe, there);
@@ -476,7 +476,7 @@ static void test_model(uint64_t most_idle, uint64_t limit, uint64_t seed)
 struct transfer {
     const char *name;
     uint64_t limit;
-    uint64_t most_idle;
+    uint64_t max_idle;
     uint32_t largest_write; /* the producer wants 1 .. this */
     uint32_t largest_take;  /* the consumer takes 1 .. this */
     uint32_t largest_lag;   /* 0: a receive pipe, which releases what it takes; else it lags behind by up to this */
@@ -540,7 +540,7 @@ static void *consume_all(void *unused)
     uint64_t state = 8, taken = 0;
 
     while (taken < TRANSFER) {
-        size_t size = inspect(&run.pipe, 1 + check_below(&state, transfer->largest_take), MOST_VECTORS);
+        size_t size = inspect(&run.pipe, 1 + check_below(&state, transfer->largest_take), MAX_VECTORS);
 
         aq_pipe_take(&run.pipe, size);
         taken += size;
@@ -565,7 +565,7 @@ static void test_transfer(const struct transfer *transfer)
     pthread_t producer, consumer;
     aq_pool pool;
 
-    CHECK_INT(aq_pool_init(&pool, transfer->most_idle), 0);
+    CHECK_INT(aq_pool_init(&pool, transfer->max_idle), 0);
     run.transfer = transfer;
     aq_pipe_init(&run.pipe, &pool, transfer->limit);
     CHECK_INT(pthread_create(&consumer, NULL, consume_all, NULL), 0);
@@ -594,7 +594,7 @@ static void *read_newborns(void *unused)
 
         while ((pipe = atomic_exchange(&newborn, NULL)) == NULL)
             wait_a_moment();
-        while (inspect(pipe, SIZE_MAX, MOST_VECTORS) == 0)
+        while (inspect(pipe, SIZE_MAX, MAX_VECTORS) == 0)
             wait_a_moment();
         atomic_store(&newborn_read, 1);
     }
@@ -628,26 +628,22 @@ static void test_first_byte(void)
 int main(void)
 {
     static const struct transfer transfers[] = {
-        {.name = "bulk, receive",
-         .limit = 1 << 20,
-         .most_idle = 1 << 20,
-         .largest_write = 65536,
-         .largest_take = 65536},
+        {.name = "bulk, receive", .limit = 1 << 20, .max_idle = 1 << 20, .largest_write = 65536, .largest_take = 65536},
         {.name = "packets in, bulk out",
          .limit = 300000,
-         .most_idle = 1 << 20,
+         .max_idle = 1 << 20,
          .largest_write = 1400,
          .largest_take = 262144,
          .copies = 1},
         {.name = "bulk, send, acknowledged late",
          .limit = 500000,
-         .most_idle = 0,
+         .max_idle = 0,
          .largest_write = 262144,
          .largest_take = 1400,
          .largest_lag = 400000},
         {.name = "narrow",
          .limit = 3000,
-         .most_idle = 10000,
+         .max_idle = 10000,
          .largest_write = 5000,
          .largest_take = 5000,
          .largest_lag = 1000},

@@ -168,19 +168,19 @@ static void test_reference_outlives_name(void)
 
 static void test_limit(void)
 {
-    enum { MOST = 1000 };
+    enum { MAX_OBJECTS = 1000 };
     _Atomic int destroyed = 0;
     struct thing *surplus;
     aq_slab slab;
-    aq_id ids[MOST], id;
+    aq_id ids[MAX_OBJECTS], id;
     int i;
 
-    CHECK_INT(aq_slab_init(&slab, AQ_KIND_STREAM, MOST, destroy_thing), 0);
-    for (i = 0; i < MOST; i++) {
+    CHECK_INT(aq_slab_init(&slab, AQ_KIND_STREAM, MAX_OBJECTS, destroy_thing), 0);
+    for (i = 0; i < MAX_OBJECTS; i++) {
         ids[i] = aq_slab_add(&slab, new_thing(&slab, &destroyed));
         CHECK(ids[i] > 0);
     }
-    CHECK_INT(aq_slab_count(&slab), MOST);
+    CHECK_INT(aq_slab_count(&slab), MAX_OBJECTS);
     surplus = new_thing(&slab, &destroyed);
     CHECK_INT(aq_slab_add(&slab, surplus), AQ_ERR_LIMIT);
     CHECK_INT(surplus->mark, ALIVE); /* still the caller's */
@@ -191,10 +191,10 @@ static void test_limit(void)
     CHECK_INT(destroyed, 1);
 
     /* what is left goes with the table, references or not */
-    for (i = 0; i < MOST; i++)
+    for (i = 0; i < MAX_OBJECTS; i++)
         ((struct thing *)slab.slots[i].object)->slab = NULL;
     aq_slab_destroy(&slab);
-    CHECK_INT(destroyed, MOST + 1);
+    CHECK_INT(destroyed, MAX_OBJECTS + 1);
 }
 
 struct visits {

@@ -117,27 +117,27 @@ static void test_those_for_nothing_count_for_a_while(void)
 /* Of all sources together, fifty a second are forgotten, and no more are counted than are forgotten soon. */
 static void test_those_for_nothing_of_all_sources(void)
 {
-    static aq_source *entered[2 * AQ_SPENT_MOST];
+    static aq_source *entered[2 * AQ_FAILURES_MAX];
     aq_sources sources;
     CHECK_INT(aq_sources_init(&sources, SECRET), 0);
-    CHECK_INT(aq_sources_spent(&sources, 100 * SECOND), 0);
+    CHECK_INT(aq_sources_failures(&sources, 100 * SECOND), 0);
     for (uint32_t i = 0; i < AQ_ARRAY_LENGTH(entered); i++) {
         char text[32];
         snprintf(text, sizeof(text), "198.51.%u.%u", i % 2, i % 10);
         entered[i] = enter(&sources, text, (uint16_t)(1024 + i));
         CHECK(entered[i] != NULL);
     }
-    CHECK_INT(aq_sources_spent(&sources, 100 * SECOND), 0); /* those that are there are not among them */
+    CHECK_INT(aq_sources_failures(&sources, 100 * SECOND), 0); /* those that are there are not among them */
     for (int i = 0; i < 100; i++)
         aq_sources_leave(&sources, entered[i], i < 60, 100 * SECOND);
-    CHECK_INT(aq_sources_spent(&sources, 100 * SECOND), 40);
-    CHECK_INT(aq_sources_spent(&sources, 100 * SECOND + SECOND / 2), 15);
-    CHECK_INT(aq_sources_spent(&sources, 90 * SECOND), 15);
-    CHECK_INT(aq_sources_spent(&sources, 101 * SECOND), 0);
+    CHECK_INT(aq_sources_failures(&sources, 100 * SECOND), 40);
+    CHECK_INT(aq_sources_failures(&sources, 100 * SECOND + SECOND / 2), 15);
+    CHECK_INT(aq_sources_failures(&sources, 90 * SECOND), 15);
+    CHECK_INT(aq_sources_failures(&sources, 101 * SECOND), 0);
     for (uint32_t i = 100; i < AQ_ARRAY_LENGTH(entered); i++)
         aq_sources_leave(&sources, entered[i], 0, 200 * SECOND);
-    CHECK_INT(aq_sources_spent(&sources, 200 * SECOND), AQ_SPENT_MOST);
-    CHECK_INT(aq_sources_spent(&sources, 210 * SECOND), 0);
+    CHECK_INT(aq_sources_failures(&sources, 200 * SECOND), AQ_FAILURES_MAX);
+    CHECK_INT(aq_sources_failures(&sources, 210 * SECOND), 0);
     aq_sources_destroy(&sources);
 }
 

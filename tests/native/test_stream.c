@@ -1,4 +1,4 @@
-/* aq_stream_pump() over socket pairs, with the engine's side played by hand. */
+/* aq_stream_transfer() over socket pairs, with the engine's side played by hand. */
 #include "stream_side.h"
 
 #include <stdlib.h>
@@ -225,7 +225,7 @@ static void drop(aq_stream *stream)
 static void test_read_ahead(int scarce)
 {
     aq_stream *stream = new_stream(4 * sizeof(bytes), WINDOW);
-    uint64_t most = scarce ? 2 * AQ_READ_AHEAD_SCARCE : 2 * AQ_READ_AHEAD;
+    uint64_t max = scarce ? 2 * AQ_READ_AHEAD_SCARCE : 2 * AQ_READ_AHEAD;
     int ends[2], large = 2 * sizeof(bytes);
 
     open_pair(0, ends);
@@ -237,7 +237,7 @@ static void test_read_ahead(int scarce)
         CHECK(send(ends[1], bytes, sizeof(bytes), MSG_DONTWAIT) > 0 || errno == EAGAIN);
         pump(stream, ends[0], UINT64_MAX);
     }
-    CHECK(stream->result.sent > most / 4 && stream->result.sent <= most);
+    CHECK(stream->result.sent > max / 4 && stream->result.sent <= max);
     CHECK_INT(pump(stream, ends[0], UINT64_MAX), AQ_NEED_SPACE | AQ_NEED_DATA);
     /* and goes on once they have left */
     {

@@ -398,17 +398,17 @@ static void test_patience(void)
         CHECK(need & AQ_NEED_PAUSE);
         /* The peer's kernel takes some of it behind our back; from then on nothing moves. */
         do {
-            later += AQ_ENDING_PATIENCE / 4;
+            later += AQ_ENDING_GRACE_PERIOD / 4;
             need = pump(stream, ends[0], BUDGET);
         } while (stream->pause == 0);
         for (int turn = 0; turn < 2; turn++) {
             CHECK(need & AQ_NEED_PAUSE);
             CHECK_INT(cut_short(), before);
-            later += AQ_ENDING_PATIENCE / 4;
+            later += AQ_ENDING_GRACE_PERIOD / 4;
             need = pump(stream, ends[0], BUDGET);
         }
         CHECK(stream->pause > 1); /* so far it is looked at less and less often */
-        later += AQ_ENDING_PATIENCE;
+        later += AQ_ENDING_GRACE_PERIOD;
         CHECK_INT(pump(stream, ends[0], BUDGET), 0);
         CHECK_INT(cut_short(), before + 1);
         CHECK_INT(stream->result.end, i == 0 ? AQ_END_SOCKET_ERROR : i == 2 ? AQ_END_CONNECTION : AQ_END_PEER_RESET);

@@ -68,7 +68,7 @@ static struct {
     int ends[2];
 } echo;
 
-static int worth_a_look(aq_stream *stream, unsigned need, int fin)
+static int worth_a_check(aq_stream *stream, unsigned need, int fin)
 {
     return ((need & AQ_NEED_DATA) && (aq_pipe_readable(&stream->rx) > 0 || fin != atomic_load(&stream->rx_fin))) ||
            ((need & AQ_NEED_SPACE) && aq_stream_may_read(stream));
@@ -92,7 +92,7 @@ static void *own(void *unused)
         items[0].events = (short)((need & AQ_NEED_READ ? POLLIN : 0) | (need & AQ_NEED_WRITE ? POLLOUT : 0));
         atomic_store(&stream->wants, (need & (AQ_NEED_SPACE | AQ_NEED_DATA)) | AQ_NEED_END);
         aq_wake_prepare(&echo.wake);
-        while (!worth_a_look(stream, need, fin) && poll(items, 2, -1) < 0)
+        while (!worth_a_check(stream, need, fin) && poll(items, 2, -1) < 0)
             CHECK_INT(errno, EINTR);
         atomic_store(&stream->wants, 0);
         aq_wake_cancel(&echo.wake);
@@ -112,8 +112,8 @@ static void *own(void *unused)
 static void *write_all(void *unused)
 {
     for (size_t sent = 0; sent < ECHO_BYTES;) {
-        size_t at = sent % sizeof(bytes), most = sizeof(bytes) - at;
-        ssize_t put = write(echo.ends[1], bytes + at, most < ECHO_BYTES - sent ? most : ECHO_BYTES - sent);
+        size_t at = sent % sizeof(bytes), max = sizeof(bytes) - at;
+        ssize_t put = write(echo.ends[1], bytes + at, max < ECHO_BYTES - sent ? max : ECHO_BYTES - sent);
 
         CHECK(put > 0);
         sent += (size_t)put;

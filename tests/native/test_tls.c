@@ -14,8 +14,8 @@
 
 #define WATCHDOG_SECONDS 60
 #define TEXT_LENGTH 400
-#define FILE_MOST 65536
-#define PACKET_MOST 1500
+#define FILE_MAX 65536
+#define PACKET_MAX 1500
 #define ROUNDS 20 /* exchanges of packets; a handshake takes three */
 #define ALERT_BAD_CERTIFICATE 42
 #define ALERT_UNEXPECTED_MESSAGE 10
@@ -26,7 +26,7 @@ static const char *material; /* directory of the files */
 /* ---- credentials -------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    uint8_t data[FILE_MOST];
+    uint8_t data[FILE_MAX];
     size_t length;
 } content;
 
@@ -516,16 +516,16 @@ static size_t produce(pair *both, side *one, uint8_t *packet)
         ngtcp2_ccerr_default(&error);
         ngtcp2_ccerr_set_tls_alert(&error, (uint8_t)one->alert, NULL, 0);
         length =
-            ngtcp2_conn_write_connection_close(one->quic, NULL, &information, packet, PACKET_MOST, &error, both->now);
+            ngtcp2_conn_write_connection_close(one->quic, NULL, &information, packet, PACKET_MAX, &error, both->now);
     } else if (one->error == NGTCP2_ERR_PROTO) {
         ngtcp2_ccerr error;
         ngtcp2_ccerr_set_liberr(&error, one->error, NULL, 0);
         length =
-            ngtcp2_conn_write_connection_close(one->quic, NULL, &information, packet, PACKET_MOST, &error, both->now);
+            ngtcp2_conn_write_connection_close(one->quic, NULL, &information, packet, PACKET_MAX, &error, both->now);
     } else if (one->error != 0) {
         length = 0;
     } else {
-        length = ngtcp2_conn_write_pkt(one->quic, NULL, &information, packet, PACKET_MOST, both->now);
+        length = ngtcp2_conn_write_pkt(one->quic, NULL, &information, packet, PACKET_MAX, both->now);
     }
     CHECK(length >= 0);
     return (size_t)length;
@@ -533,7 +533,7 @@ static size_t produce(pair *both, side *one, uint8_t *packet)
 
 static void transfer(pair *both, side *from, side *to)
 {
-    uint8_t packet[PACKET_MOST];
+    uint8_t packet[PACKET_MAX];
     size_t length;
 
     for (int i = 0; i < ROUNDS && (length = produce(both, from, packet)) > 0; i++) {
@@ -709,7 +709,7 @@ static void test_look_at_certificates(void)
         const aq_certificate *one = &found[cases[i].at];
         load(&input, cases[i].file);
         memset(found, 0, sizeof(found));
-        CHECK_INT(aq_tls_certificates_look(input.data, input.length, found, 2, last_text, sizeof(last_text)),
+        CHECK_INT(aq_tls_certificates_read(input.data, input.length, found, 2, last_text, sizeof(last_text)),
                   cases[i].count);
         CHECK_INT(one->names, cases[i].names);
         CHECK_INT(one->signs, cases[i].signs);
@@ -721,12 +721,12 @@ static void test_look_at_certificates(void)
     /* No more is written than there is room for. */
     load(&input, "chain.pem");
     memset(found, 0, sizeof(found));
-    CHECK_INT(aq_tls_certificates_look(input.data, input.length, found, 1, last_text, sizeof(last_text)), 2);
+    CHECK_INT(aq_tls_certificates_read(input.data, input.length, found, 1, last_text, sizeof(last_text)), 2);
     CHECK_INT(found[1].not_after, 0);
-    CHECK_INT(aq_tls_certificates_look(input.data, 0, found, 2, last_text, sizeof(last_text)), AQ_ERR_INVALID);
+    CHECK_INT(aq_tls_certificates_read(input.data, 0, found, 2, last_text, sizeof(last_text)), AQ_ERR_INVALID);
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(bad); i++) {
         load(&input, bad[i].file);
-        CHECK_INT(aq_tls_certificates_look(input.data, input.length, found, 2, last_text, sizeof(last_text)),
+        CHECK_INT(aq_tls_certificates_read(input.data, input.length, found, 2, last_text, sizeof(last_text)),
                   AQ_ERR_TLS);
         expect_text(bad[i].text);
     }

@@ -3,7 +3,7 @@
 
 #include "check.h"
 
-#define MOST 4096
+#define MAX_LENGTH 4096
 
 /* A message with a body of so many bytes; returns its whole length. */
 static size_t put(uint8_t *out, uint8_t type, size_t body)
@@ -30,11 +30,11 @@ static enum aq_tls_verdict judge(aq_tls_messages *messages, int is_server, enum 
     return verdict;
 }
 
-static const size_t pieces[] = {1, 2, 3, 4, 5, 7, 64, MOST};
+static const size_t pieces[] = {1, 2, 3, 4, 5, 7, 64, MAX_LENGTH};
 
 static void test_handshakes(void)
 {
-    uint8_t data[MOST];
+    uint8_t data[MAX_LENGTH];
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(pieces); i++) {
         aq_tls_messages server = {0}, client = {0};
         size_t length = put(data, 1, 300);
@@ -113,7 +113,7 @@ static void test_longest(void)
     static uint8_t body[1 << 16];
     aq_tls_messages messages = {0};
     size_t left = 0xffffff;
-    CHECK_INT(judge(&messages, 0, AQ_TLS_ONE_RTT, header, sizeof(header), MOST), AQ_TLS_DISCARD);
+    CHECK_INT(judge(&messages, 0, AQ_TLS_ONE_RTT, header, sizeof(header), MAX_LENGTH), AQ_TLS_DISCARD);
     memset(body, 24, sizeof(body)); /* would be a KeyUpdate if it began a message */
     while (left > 0) {
         size_t here = left < sizeof(body) ? left : sizeof(body);

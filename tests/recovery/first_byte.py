@@ -14,7 +14,7 @@ from tests.support.waiting import NeverHappened
 INTERVAL = 0.01
 # Questions that may wait for an answer at the same time. Those before hang at an old listener, or in a network that is
 # away, and the newest are the ones that count.
-MOST_OPEN = 20
+MAX_OPEN = 20
 
 
 def first_byte(public: Address, timeout: float) -> float:
@@ -51,7 +51,7 @@ def first_byte(public: Address, timeout: float) -> float:
                 user.connect_ex(public)
                 waiting.append(user)
                 selector.register(user, selectors.EVENT_WRITE)
-                if len(waiting) > MOST_OPEN:
+                if len(waiting) > MAX_OPEN:
                     drop(waiting[0])
             for key, events in selector.select(max(0.0, next_question - time.monotonic())):
                 found = key.fileobj

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.recovery.faults import FULL, Fault, Scale
 
 # What a promise may be missed by in tests: the machine may be busy with something else. The table shows the figures.
-PATIENCE = 3.0
+GRACE_PERIOD = 3.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ def test_the_soft_limit_counts_and_is_raised_to_the_hard_one(limits: tuple[int, 
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
     assert descriptors.limit() == 500
     raised = descriptors.raise_limit()
-    assert raised == (descriptors.MOST if hard == INFINITY else min(hard, descriptors.MOST))
+    assert raised == (descriptors.MAX_DESCRIPTORS if hard == INFINITY else min(hard, descriptors.MAX_DESCRIPTORS))
     assert descriptors.limit() == raised
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
 
@@ -31,8 +31,8 @@ def test_the_soft_limit_counts_and_is_raised_to_the_hard_one(limits: tuple[int, 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ((1024, 1 << 30), (descriptors.MOST, 1 << 30)),
-        ((1024, INFINITY), (descriptors.MOST, INFINITY)),
+        ((1024, 1 << 30), (descriptors.MAX_DESCRIPTORS, 1 << 30)),
+        ((1024, INFINITY), (descriptors.MAX_DESCRIPTORS, INFINITY)),
         ((1 << 25, 1 << 30), None),
         ((1024, 1024), None),
         ((INFINITY, INFINITY), None),

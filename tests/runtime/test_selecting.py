@@ -142,7 +142,7 @@ def test_one_that_was_never_started_leaves_nothing() -> None:
 
 
 def test_who_has_too_many_calls_for_it_waits(caplog: pytest.LogCaptureFixture) -> None:
-    thread = SelectorThread("selector-test", most_calls=10)
+    thread = SelectorThread("selector-test", max_calls=10)
     thread.start()
     go_on = threading.Event()
     made: list[int] = []
@@ -167,7 +167,7 @@ def test_who_has_too_many_calls_for_it_waits(caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_caller_that_waits_is_let_go_when_the_thread_ends() -> None:
-    thread = SelectorThread("selector-test", most_calls=1)
+    thread = SelectorThread("selector-test", max_calls=1)
     thread.start()
     go_on = threading.Event()
     thread.call(go_on.wait, TIMEOUT)

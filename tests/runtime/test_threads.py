@@ -177,7 +177,7 @@ def test_a_stop_signal_is_seen_by_waiting_threads_and_by_poll() -> None:
 
 
 def test_tasks_that_wait_are_limited() -> None:
-    pool = WorkerPool(1, most_waiting=2)
+    pool = WorkerPool(1, max_waiting=2)
     gate = Gate()
     for _ in range(3):
         pool.submit(gate.task)

@@ -21,10 +21,10 @@ from tests.soak.pair import Pair
 from tests.support.services import CHUNK
 
 # Seconds without progress after which a transfer has failed.
-PATIENCE = 30.0
+GRACE_PERIOD = 30.0
 MIB = 1 << 20
 # Faults that are kept; more say nothing new.
-MOST_FAULTS = 50
+MAX_FAULTS = 50
 HARD_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -93,11 +93,11 @@ class Users:
     def _fault(self, text: str) -> None:
         with self._lock:
             self.counts["faults"] += 1
-            if len(self.faults) < MOST_FAULTS:
+            if len(self.faults) < MAX_FAULTS:
                 self.faults.append(f"{time.strftime('%H:%M:%S')} {self.pair.name}: {text}")
 
     def _connect(self, first: bytes) -> socket.socket:
-        connection = socket.create_connection(self.pair.public, timeout=PATIENCE)
+        connection = socket.create_connection(self.pair.public, timeout=GRACE_PERIOD)
         try:
             connection.sendall(first)
         except BaseException:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from asport_sync.testing import Faults
-from asport_sync.testing.faults import HELD_AT_MOST, Direction
+from asport_sync.testing.faults import MAX_HOLD, Direction
 
 COUNT = 4000
 LONG = b"\xc0"  # the first byte of a QUIC long header
@@ -141,9 +141,9 @@ def test_a_packet_held_back_goes_on_when_nothing_comes() -> None:
     path = direction(reordering=1.0)
     path.offer(payload(0), "there", 5.0)
     assert list(path.due(5.0)) == []
-    assert path.next_time() == 5.0 + HELD_AT_MOST
+    assert path.next_time() == 5.0 + MAX_HOLD
     assert path.snapshot().in_flight == 1
-    assert [packet for packet, _ in path.due(5.0 + HELD_AT_MOST)] == [payload(0)]
+    assert [packet for packet, _ in path.due(5.0 + MAX_HOLD)] == [payload(0)]
 
 
 def test_delay_and_jitter_keep_the_order() -> None:

@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 
 def adds_up(relay: TcpRelay) -> None:
     counters = relay.counters
-    for way in (counters.to_target, counters.to_user):
+    for way in (counters.to_target, counters.to_visitor):
         assert way.received == way.delivered + way.discarded + way.held
 
 
@@ -34,11 +34,11 @@ def pair(**faults: Any) -> Iterator[tuple[TcpRelay, socket.socket, socket.socket
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(SECONDS)
         with TcpRelay(listener.getsockname(), **faults) as relay:
-            with connect(relay.address) as user:
+            with connect(relay.address) as visitor:
                 service, _ = listener.accept()
                 with service:
                     service.settimeout(SECONDS)
-                    yield relay, user, service
+                    yield relay, visitor, service
                     adds_up(relay)
     adds_up(relay)
 
@@ -65,7 +65,7 @@ def test_bytes_and_ends_pass(host: str) -> None:
         counters = relay.counters
         assert counters.accepted == 1
         assert counters.to_target == TcpCounters(received=len(data), delivered=len(data), ends=1)
-        assert counters.to_user.delivered == len(sink_answer(data))
+        assert counters.to_visitor.delivered == len(sink_answer(data))
     with TcpSource(MIB, host=host) as source, TcpRelay(source.address) as relay:
         assert upload(relay.address, data[:MIB]) == source.data
 
@@ -81,9 +81,9 @@ def test_many_connections() -> None:
 def test_a_slow_reader() -> None:
     """The rate is what is asked for, and the sender feels it."""
     rate = 400_000
-    with pair(to_target=TcpFaults(rate=rate)) as (relay, user, service):
+    with pair(to_target=TcpFaults(rate=rate)) as (relay, visitor, service):
         data = seeded_bytes(2, 8 * MIB)
-        sender = threading.Thread(target=_send, args=(user, data))
+        sender = threading.Thread(target=_send, args=(visitor, data))
         sender.start()
         start = time.monotonic()
         assert receive_exactly(service, 200_000) == data[:200_000]
@@ -92,7 +92,7 @@ def test_a_slow_reader() -> None:
         # The rest would take 20 s.
         assert sender.is_alive()
         assert relay.counters.to_target.held <= 65536
-        user.shutdown(socket.SHUT_RDWR)
+        visitor.shutdown(socket.SHUT_RDWR)
         sender.join()
 
 
@@ -102,89 +102,89 @@ def _send(sock: socket.socket, data: bytes) -> None:
 
 
 def test_a_rate_of_one_byte_per_second_still_moves() -> None:
-    with pair(to_user=TcpFaults(rate=1)) as (_, user, service):
+    with pair(to_visitor=TcpFaults(rate=1)) as (_, visitor, service):
         service.sendall(b"ab")
-        assert user.recv(10) == b"a"
+        assert visitor.recv(10) == b"a"
 
 
 def test_half_open_and_back() -> None:
-    with pair() as (relay, user, service):
+    with pair() as (relay, visitor, service):
         relay.to_target = TcpFaults(half_open=True)
         assert relay.to_target.half_open
-        user.sendall(b"nobody hears this")
+        visitor.sendall(b"nobody hears this")
         service.sendall(b"but this")
-        assert receive_exactly(user, 8) == b"but this"
+        assert receive_exactly(visitor, 8) == b"but this"
         service.settimeout(QUIET)
         with pytest.raises(TimeoutError):
             service.recv(100)
         service.settimeout(SECONDS)
         relay.to_target = TcpFaults()
         assert receive_exactly(service, 17) == b"nobody hears this"
-        user.shutdown(socket.SHUT_WR)
+        visitor.shutdown(socket.SHUT_WR)
         assert service.recv(1) == b""
 
 
 def test_half_open_after_some_bytes() -> None:
-    with pair(to_user=TcpFaults(half_open_after=1000)) as (relay, user, service):
+    with pair(to_visitor=TcpFaults(half_open_after=1000)) as (relay, visitor, service):
         service.sendall(seeded_bytes(3, 5000))
-        assert receive_exactly(user, 1000) == seeded_bytes(3, 5000)[:1000]
-        user.settimeout(QUIET)
+        assert receive_exactly(visitor, 1000) == seeded_bytes(3, 5000)[:1000]
+        visitor.settimeout(QUIET)
         with pytest.raises(TimeoutError):
-            user.recv(1)
+            visitor.recv(1)
         assert relay.counters.open == 1
-        assert relay.counters.to_user.delivered == 1000
+        assert relay.counters.to_visitor.delivered == 1000
 
 
 def test_reset_after_some_bytes() -> None:
-    with pair(to_target=TcpFaults(reset_after=1000)) as (relay, user, service):
-        user.sendall(seeded_bytes(4, 5000))
+    with pair(to_target=TcpFaults(reset_after=1000)) as (relay, visitor, service):
+        visitor.sendall(seeded_bytes(4, 5000))
         received, reset = until_reset(service)
         assert reset
         assert seeded_bytes(4, 5000)[:1000].startswith(received)
         with pytest.raises(ConnectionResetError):
-            user.recv(1)
+            visitor.recv(1)
         assert relay.counters.to_target.delivered == 1000
         assert (relay.counters.resets_made, relay.counters.open) == (1, 0)
 
 
 def test_an_end_in_one_direction_and_data_in_the_other() -> None:
-    with pair(to_target=TcpFaults(end_after=1000)) as (relay, user, service):
-        user.sendall(seeded_bytes(5, 5000))
+    with pair(to_target=TcpFaults(end_after=1000)) as (relay, visitor, service):
+        visitor.sendall(seeded_bytes(5, 5000))
         assert receive_to_end(service) == seeded_bytes(5, 5000)[:1000]
         data = seeded_bytes(6, 2 * MIB)
         sender = threading.Thread(target=_send, args=(service, data))
         sender.start()
-        assert receive_exactly(user, len(data)) == data
+        assert receive_exactly(visitor, len(data)) == data
         sender.join()
-        user.sendall(b"more that nobody reads")
+        visitor.sendall(b"more that nobody reads")
         wait_until(lambda: relay.counters.to_target.discarded == 4022, SECONDS, "it was discarded")
-        user.shutdown(socket.SHUT_WR)
+        visitor.shutdown(socket.SHUT_WR)
         service.shutdown(socket.SHUT_WR)
-        assert user.recv(1) == b""
+        assert visitor.recv(1) == b""
         wait_until(lambda: relay.counters.open == 0, SECONDS, "the connection is over")
-        assert (relay.counters.to_target.ends, relay.counters.to_user.ends) == (1, 1)
+        assert (relay.counters.to_target.ends, relay.counters.to_visitor.ends) == (1, 1)
 
 
 def test_delay() -> None:
-    with pair(to_target=TcpFaults(delay=0.05), to_user=TcpFaults(delay=0.03)) as (_, user, service):
+    with pair(to_target=TcpFaults(delay=0.05), to_visitor=TcpFaults(delay=0.03)) as (_, visitor, service):
         start = time.monotonic()
-        user.sendall(b"question")
+        visitor.sendall(b"question")
         assert receive_exactly(service, 8) == b"question"
         service.sendall(b"answer")
-        assert receive_exactly(user, 6) == b"answer"
+        assert receive_exactly(visitor, 6) == b"answer"
         assert time.monotonic() - start >= 0.08
         start = time.monotonic()
-        user.shutdown(socket.SHUT_WR)
+        visitor.shutdown(socket.SHUT_WR)
         assert service.recv(1) == b""
         assert time.monotonic() - start >= 0.05
 
 
 @pytest.mark.parametrize("side", ["user", "service"])
 def test_resets_pass(side: str) -> None:
-    with pair() as (relay, user, service):
-        user.sendall(b"x")
+    with pair() as (relay, visitor, service):
+        visitor.sendall(b"x")
         assert service.recv(1) == b"x"
-        ending, other = (user, service) if side == "user" else (service, user)
+        ending, other = (visitor, service) if side == "user" else (service, visitor)
         ending.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         ending.close()
         with pytest.raises(ConnectionResetError):
@@ -196,8 +196,11 @@ def test_nobody_listens_at_the_target() -> None:
     with TcpEcho() as service:
         target = service.address
     with TcpRelay(target) as relay:
-        with pytest.raises(ConnectionResetError), connect(relay.address) as user:  # the reset may be quicker than this
-            user.recv(1)
+        with (
+            pytest.raises(ConnectionResetError),
+            connect(relay.address) as visitor,
+        ):  # the reset may be quicker than this
+            visitor.recv(1)
         assert relay.counters.connect_failures == 1
 
 
@@ -215,11 +218,11 @@ def test_start_and_close() -> None:
 
 
 def test_close_resets_what_is_left() -> None:
-    with pair() as (relay, user, service):
-        user.sendall(b"x")
+    with pair() as (relay, visitor, service):
+        visitor.sendall(b"x")
         assert service.recv(1) == b"x"
         relay.close()
-        for end in (user, service):
+        for end in (visitor, service):
             with pytest.raises(ConnectionResetError):
                 end.recv(1)
 

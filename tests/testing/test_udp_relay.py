@@ -19,7 +19,7 @@ SECONDS = 10.0
 QUIET = 0.3  # seconds without another datagram after which none is expected
 
 
-def user(address: Address) -> socket.socket:
+def visitor(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.settimeout(SECONDS)
@@ -40,7 +40,7 @@ def adds_up(counters: DirectionCounters) -> None:
 def exchange(relay: UdpRelay, count: int) -> list[bytes]:
     """Send numbers, a few at a time so that no buffer overflows; what came back."""
     received = []
-    with user(relay.address) as sock:
+    with visitor(relay.address) as sock:
         for number in range(count):
             sock.send(b"%d" % number)
             if number % 20 == 19:
@@ -56,12 +56,12 @@ def exchange(relay: UdpRelay, count: int) -> list[bytes]:
 def test_it_carries_both_ways_for_many_clients(host: str) -> None:
     with UdpEcho(host) as service, UdpRelay(service.address) as relay, contextlib.ExitStack() as stack:
         assert relay.address[0] == host
-        users = [stack.enter_context(user(relay.address)) for _ in range(10)]
-        for number, sock in enumerate(users):
+        visitors = [stack.enter_context(visitor(relay.address)) for _ in range(10)]
+        for number, sock in enumerate(visitors):
             assert ask(sock, b"%d" % number) == b"%d" % number
-        assert ask(users[0], b"") == b""
+        assert ask(visitors[0], b"") == b""
         largest = b"x" * LARGEST_DATAGRAM
-        assert ask(users[0], largest) == largest
+        assert ask(visitors[0], largest) == largest
         assert len(service.sources) == 10
         counters = relay.counters
         assert counters.clients == 10
@@ -73,7 +73,7 @@ def test_it_carries_both_ways_for_many_clients(host: str) -> None:
 
 def test_families_may_differ() -> None:
     with UdpEcho("127.0.0.1") as service, UdpRelay(service.address, listen=("::1", 0)) as relay:
-        with user(relay.address) as sock:
+        with visitor(relay.address) as sock:
             assert ask(sock, b"hello") == b"hello"
 
 
@@ -131,14 +131,14 @@ def test_directions_have_generators_of_their_own() -> None:
 def test_delay() -> None:
     with UdpEcho() as service, UdpRelay(service.address, to_target=Faults(delay=0.05)) as relay:
         relay.to_client = Faults(delay=0.03)
-        with user(relay.address) as sock:
+        with visitor(relay.address) as sock:
             start = time.monotonic()
             assert ask(sock, b"hello") == b"hello"
             assert time.monotonic() - start >= 0.08
 
 
 def test_faults_change_while_it_runs() -> None:
-    with UdpEcho() as service, UdpRelay(service.address) as relay, user(relay.address) as sock:
+    with UdpEcho() as service, UdpRelay(service.address) as relay, visitor(relay.address) as sock:
         assert ask(sock, b"open") == b"open"
         relay.to_client = Faults(black_hole=True)
         sock.send(b"closed one way")
@@ -153,7 +153,7 @@ def test_faults_change_while_it_runs() -> None:
 
 
 def test_outages_begin_when_they_are_set() -> None:
-    with UdpEcho() as service, UdpRelay(service.address) as relay, user(relay.address) as sock:
+    with UdpEcho() as service, UdpRelay(service.address) as relay, visitor(relay.address) as sock:
         time.sleep(0.05)
         relay.set_faults(Faults(up_time=3600, down_time=1))
         assert ask(sock, b"hello") == b"hello"
@@ -164,7 +164,7 @@ def test_outages_begin_when_they_are_set() -> None:
 
 
 def test_rebinding_the_port() -> None:
-    with UdpEcho() as service, UdpRelay(service.address) as relay, user(relay.address) as sock:
+    with UdpEcho() as service, UdpRelay(service.address) as relay, visitor(relay.address) as sock:
         for _ in range(12):  # more often than forgotten ports are kept
             assert ask(sock, b"hello") == b"hello"
             relay.rebind()
@@ -175,7 +175,7 @@ def test_rebinding_the_port() -> None:
 
 
 def test_rebinding_the_address() -> None:
-    with UdpEcho() as service, UdpRelay(service.address) as relay, user(relay.address) as sock:
+    with UdpEcho() as service, UdpRelay(service.address) as relay, visitor(relay.address) as sock:
         for _ in range(3):
             assert ask(sock, b"hello") == b"hello"
             relay.rebind(new_address=True)
@@ -184,7 +184,7 @@ def test_rebinding_the_address() -> None:
 
 def test_rebinding_again_and_again() -> None:
     with UdpEcho() as service:
-        with UdpRelay(service.address, rebind_every=0.02, rebind_address=True) as relay, user(relay.address) as sock:
+        with UdpRelay(service.address, rebind_every=0.02, rebind_address=True) as relay, visitor(relay.address) as sock:
 
             def rebound() -> bool:
                 with contextlib.suppress(TimeoutError):
@@ -212,7 +212,7 @@ class Slow(UdpService):
 
 
 def test_what_comes_to_a_forgotten_port_is_dropped_and_counted() -> None:
-    with Slow(lambda payload: payload) as service, UdpRelay(service.address) as relay, user(relay.address) as sock:
+    with Slow(lambda payload: payload) as service, UdpRelay(service.address) as relay, visitor(relay.address) as sock:
         assert ask(sock, b"hello") == b"hello"
         relay.rebind()
         service.again()
@@ -226,7 +226,7 @@ def test_what_comes_to_a_forgotten_port_is_dropped_and_counted() -> None:
 def test_nobody_listens_at_the_target() -> None:
     with UdpEcho() as service:
         target = service.address
-    with UdpRelay(target) as relay, user(relay.address) as sock:
+    with UdpRelay(target) as relay, visitor(relay.address) as sock:
         for number in range(5):
             sock.send(b"hello")
             wait_until(lambda: relay.counters.to_target.received == number + 1, SECONDS, "it came")  # noqa: B023
@@ -238,7 +238,7 @@ def test_nobody_listens_at_the_target() -> None:
 def test_what_the_kernel_refuses_is_counted() -> None:
     """A datagram that IPv6 can carry, and IPv4 can't."""
     with UdpEcho("127.0.0.1") as service, UdpRelay(service.address, listen=("::1", 0)) as relay:
-        with user(relay.address) as sock:
+        with visitor(relay.address) as sock:
             sock.send(bytes(LARGEST_DATAGRAM + 1))
             wait_until(lambda: relay.counters.to_target.refused == 1, SECONDS, "the kernel says so")
             assert ask(sock, b"hello") == b"hello"
@@ -247,7 +247,7 @@ def test_what_the_kernel_refuses_is_counted() -> None:
 
 def test_what_the_kernel_dropped_is_counted() -> None:
     """While the relay can't read, because somebody holds its lock, the socket's buffer overflows."""
-    with UdpEcho() as service, UdpRelay(service.address) as relay, user(relay.address) as sock:
+    with UdpEcho() as service, UdpRelay(service.address) as relay, visitor(relay.address) as sock:
         buffer = relay._front.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         sent = buffer // 1000
         with relay._lock:
@@ -264,7 +264,7 @@ def test_what_the_kernel_dropped_is_counted() -> None:
 
 def test_what_is_on_its_way_at_the_end_is_abandoned() -> None:
     with UdpEcho() as service, UdpRelay(service.address, to_target=Faults(delay=3600)) as relay:
-        with user(relay.address) as sock:
+        with visitor(relay.address) as sock:
             sock.send(b"hello")
             wait_until(lambda: relay.counters.to_target.in_flight == 1, SECONDS, "it is on its way")
     assert relay.counters.to_target.abandoned == 1

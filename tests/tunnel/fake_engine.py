@@ -92,14 +92,14 @@ class FakeUdpSocket:
         self.connection = connection
         self.sock = sock
         self.public = public
-        self.flows: dict[int, tuple[real.SocketAddress, bytes]] = {}
+        self.associations: dict[int, tuple[real.SocketAddress, bytes]] = {}
         self.locals: dict[int, real.SocketAddress | None] = {}
         self.refused: list[real.SocketAddress] = []
         self.refused_at: list[real.SocketAddress | None] = []
         self.reads = 0
         self.given_back = 0
         self.give_back_problem: EngineError | None = None
-        self.refuses_flows = False
+        self.refuses_associations = False
         self.moved: list[tuple[real.SocketAddress, bytes]] = []  # to where, with which prefix
         self.move_problem: EngineError | None = None
         self.closed = False
@@ -130,7 +130,7 @@ class FakeUdpSocket:
         self.refused.append(source)
         self.refused_at.append(local)
 
-    def add_flow(
+    def add_association(
         self,
         association: int,
         peer: real.SocketAddress,
@@ -138,9 +138,9 @@ class FakeUdpSocket:
         local: real.SocketAddress | None = None,
     ) -> None:
         self._check()
-        if self.refuses_flows:
+        if self.refuses_associations:
             raise EngineError(LIMIT, "the id or the source has an association already")
-        self.flows[association] = (peer, prefix)
+        self.associations[association] = (peer, prefix)
         self.locals[association] = local
 
     def move(self, sock: socket.socket, prefix: bytes = b"") -> None:
@@ -165,7 +165,7 @@ class FakeConnection:
         self.secret = f"secret {number}".encode()
         self.sent: list[bytes] = []
         self.closed: tuple[int, float] | None = None
-        self.admitted: list[real.Carrier | None] = []
+        self.joined: list[real.Carrier | None] = []
         self.asked = False  # which carrier it takes
         self.heartbeats: list[tuple[bytes, float]] = []
         self.probes: list[float] = []
@@ -180,7 +180,7 @@ class FakeConnection:
         self.idle: list[int] = []
         self.idle_asked: list[float] = []
         self.idle_hosts: list[str | None] = []  # of whom they had to be
-        self.idle_most: list[int] = []
+        self.idle_max: list[int] = []
         self.unanswered: list[int] = []
         self.unanswered_asked: list[tuple[float, float]] = []
         self.streams: list[FakeStream] = []
@@ -210,14 +210,14 @@ class FakeConnection:
         self._check()
         self.heartbeats.append((command, interval))
 
-    def admit(self, carrier: real.Carrier | None, *, ask: bool = False) -> None:
+    def set_joined(self, carrier: real.Carrier | None, *, ask: bool = False) -> None:
         self._check()
-        self.admitted.append(carrier)
+        self.joined.append(carrier)
         self.asked |= ask
 
-    def probe(self, timeout: float, patience: float = 0.0) -> None:
+    def probe(self, timeout: float, grace_period: float = 0.0) -> None:
         self._check()
-        self.probes.append(timeout + patience)
+        self.probes.append(timeout + grace_period)
 
     def migrate(self, sock: socket.socket) -> bool:
         self._check()
@@ -255,26 +255,26 @@ class FakeConnection:
         self.udp.append(FakeUdpSocket(self, sock, public))
         return self.udp[-1]
 
-    def remove_flow(self, association: int) -> None:
+    def remove_association(self, association: int) -> None:
         self._check()
         self.removed.append(association)
 
-    def refuse_flows(self, source: real.SocketAddress | None, lasts: float) -> None:
+    def refuse_associations(self, source: real.SocketAddress | None, lasts: float) -> None:
         self._check()
         assert lasts > 0
         self.refused_for_now.append(source)
 
-    def unanswered_flows(self, silence: float, recent: float, most: int = 1024) -> list[int]:
+    def unanswered_associations(self, silence: float, recent: float, maximum: int = 1024) -> list[int]:
         self._check()
         self.unanswered_asked.append((silence, recent))
-        return self.unanswered[:most]
+        return self.unanswered[:maximum]
 
-    def idle_flows(self, idle: float, most: int = 1024, host: real.SocketAddress | None = None) -> list[int]:
+    def idle_associations(self, idle: float, maximum: int = 1024, host: real.SocketAddress | None = None) -> list[int]:
         self._check()
         self.idle_asked.append(idle)
         self.idle_hosts.append(None if host is None else host[0])
-        self.idle_most.append(most)
-        found, self.idle = self.idle[:most], self.idle[most:]
+        self.idle_max.append(maximum)
+        found, self.idle = self.idle[:maximum], self.idle[maximum:]
         return found
 
 
@@ -319,8 +319,8 @@ class FakeEngine:
     def start(self) -> None:
         self.started += 1
 
-    def report_streams(self, most: int, *, begins: bool = False) -> None:
-        self.reports_streams, self.reports_begins = most, begins
+    def report_streams(self, maximum: int, *, begins: bool = False) -> None:
+        self.reports_streams, self.reports_begins = maximum, begins
 
     def keep_streams_alive(self, idle: float) -> None:
         self.keepalive = idle
@@ -441,14 +441,14 @@ def stream_ended(
     return real.StreamEnded(cast(Any, connection), cast(Any, stream), peer, lasted, stream.result, left_out)
 
 
-def stream_bulk(
+def stream_large_transfer(
     connection: FakeConnection,
     stream: FakeStream,
     sock: socket.socket,
     peer: real.SocketAddress | None = PEER,
     lasted: float = 1.5,
-) -> real.StreamBulk:
-    return real.StreamBulk(cast(Any, connection), cast(Any, stream), peer, lasted, sock)
+) -> real.StreamLargeTransfer:
+    return real.StreamLargeTransfer(cast(Any, connection), cast(Any, stream), peer, lasted, sock)
 
 
 def accept_failed(connection: FakeConnection, listener: FakeListener, error: int) -> real.AcceptFailed:
@@ -464,8 +464,8 @@ def source_unknown(
     return real.SourceUnknown(cast(Any, connection), cast(Any, udp), source, local)
 
 
-def udp_bulk(connection: FakeConnection, udp: FakeUdpSocket) -> real.UdpBulk:
-    return real.UdpBulk(cast(Any, connection), cast(Any, udp))
+def udp_large_transfer(connection: FakeConnection, udp: FakeUdpSocket) -> real.UdpLargeTransfer:
+    return real.UdpLargeTransfer(cast(Any, connection), cast(Any, udp))
 
 
 def udp_refused(
@@ -474,8 +474,10 @@ def udp_refused(
     return real.UdpRefused(cast(Any, connection), cast(Any, udp), error, answered)
 
 
-def flow_wanted(connection: FakeConnection, association: int, peer: real.SocketAddress = PEER) -> real.FlowWanted:
-    return real.FlowWanted(cast(Any, connection), association, peer)
+def association_wanted(
+    connection: FakeConnection, association: int, peer: real.SocketAddress = PEER
+) -> real.AssociationWanted:
+    return real.AssociationWanted(cast(Any, connection), association, peer)
 
 
 def probed(connection: FakeConnection, *, alive: bool) -> real.Probed:

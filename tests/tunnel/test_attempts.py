@@ -33,7 +33,7 @@ from tests.tunnel.scene import (
 )
 
 # Seconds that a server gives a client that does not authenticate, where its configuration says nothing else.
-SERVER_PATIENCE = float(
+SERVER_GRACE_PERIOD = float(
     next(str(field.default) for field in dataclasses.fields(ServerConfig) if field.name == "handshake_timeout")
 )
 
@@ -121,7 +121,7 @@ def test_a_server_that_answers_slowly_is_not_called_again(monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("brisk")
 def test_the_number_of_attempts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "_MOST_ALIVE", 3)
+    monkeypatch.setattr(attempts, "_MAX_ALIVE", 3)
     with scene_of(nothing) as scene:
         scene.attempts(8)
         open_ones = [each for each in list(scene.engine.connections) if each.closed is None]
@@ -196,7 +196,7 @@ def standing() -> Iterator[tuple[Scene, FakeConnection]]:
         scene.attempts(2)
         wait_until(lambda: first.probes, TIMEOUT, "the open connection is probed once more")
         # The next one does not authenticate meanwhile, and a server closes it after this time.
-        assert first.probes[0] < SERVER_PATIENCE
+        assert first.probes[0] < SERVER_GRACE_PERIOD
         yield scene, first
 
 

@@ -28,9 +28,9 @@ from asport_sync.errors import (
 from asport_sync.runtime import sockets
 from asport_sync.tunnel import attempts, joining
 from asport_sync.tunnel.credentials import trusted_certificates
-from asport_sync.tunnel.joining import ClientRun, flow_budget
+from asport_sync.tunnel.joining import ClientRun, association_budget
 from asport_sync.tunnel.link import Link, why_closed
-from asport_sync.tunnel.udp import LocalFlows
+from asport_sync.tunnel.udp import LocalAssociations
 from asport_sync.wire import (
     Address,
     ClientHello,
@@ -76,7 +76,7 @@ def test_a_client_joins() -> None:
         expected = ClientHello(ALICE, token_of(connection, ALICE, PASSWORD), 3, 1, 65535)
         assert [decode(data)[0] for data in connection.sent] == [expected]
         assert connection.heartbeats == [(encode(Heartbeat()), 3.0)]
-        assert connection.admitted == [Carrier.DATAGRAM]
+        assert connection.joined == [Carrier.DATAGRAM]
         wait_until(lambda: scene.backoff.successes == 1, TIMEOUT, "the success is noted")
 
 
@@ -96,7 +96,7 @@ def test_the_hello_asks_for_what_is_configured(options: dict[str, Any], mode: in
         hello = decode(connection.sent[0])[0]
         assert isinstance(hello, ClientHello)
         assert (hello.mode, hello.port_start, hello.port_end) == (mode, 2000, 3000)
-        assert connection.admitted == [carrier]
+        assert connection.joined == [carrier]
         # Behind it, for a mode that means two things, which of them.
         said = {"draft": b"\x01", "flags": b"\x02"}[options.get("dialect", "draft")]
         assert connection.sent[0] == encode(hello) + (said if mode in (1, 2) else b"")
@@ -119,7 +119,7 @@ def test_to_a_server_that_takes_no_datagram_frames_packets_go_on_streams(
         accept(scene, connection)
 
     with scene_of(join, **options) as scene:
-        assert scene.ready().admitted == [carrier]
+        assert scene.ready().joined == [carrier]
         instead = int(limit == 0 and not options)
         assert scene.counter("udp_on_streams_instead") == instead
     told = [record for record in caplog.records if "DATAGRAM frames" in record.getMessage()]
@@ -229,7 +229,7 @@ def test_late_words_of_a_connection_that_was_given_up_count_no_more() -> None:
         stream = FakeStream(encode(Connect(None)))
         scene.post_command(late, encode(ServerHello(ServerHelloCode.SUCCESS, 1)))
         scene.engine.post(fake.stream_opened(late, stream))
-        scene.engine.post(fake.flow_wanted(late, 4))
+        scene.engine.post(fake.association_wanted(late, 4))
         scene.engine.post(fake.closed(late))
         wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "the stream is refused")
         assert scene.run.public == (SERVER[0], PORT)
@@ -416,7 +416,7 @@ def test_a_worker_relays_what_moves_much() -> None:
         stream = FakeStream(encode(Connect(None)))
         ours, theirs = socket.socketpair()
         with theirs:
-            scene.engine.post(fake.stream_bulk(connection, stream, ours))
+            scene.engine.post(fake.stream_large_transfer(connection, stream, ours))
             wait_until(lambda: stream.said == ["relay"], TIMEOUT, "a worker relays it")
             stream.finish()
             theirs.settimeout(TIMEOUT)
@@ -451,21 +451,21 @@ def test_the_end_of_a_stream_is_told(caplog: pytest.LogCaptureFixture) -> None:
 def test_the_pump_reads_a_busy_socket() -> None:
     with sockets.bind_udp("127.0.0.1", 0) as service, scene_of(local=service.getsockname()) as scene:
         connection = scene.ready()
-        scene.engine.post(fake.flow_wanted(connection, 3, PUBLIC_PEER))
-        wait_until(lambda: connection.udp and connection.udp[0].flows, TIMEOUT, "the association is there")
+        scene.engine.post(fake.association_wanted(connection, 3, PUBLIC_PEER))
+        wait_until(lambda: connection.udp and connection.udp[0].associations, TIMEOUT, "the association is there")
         udp = connection.udp[0]
         service.sendto(b"x", udp.sock.getsockname())
         scene.run.pump.call_and_wait(lambda: None)
         assert udp.reads == 0
-        scene.engine.post(fake.udp_bulk(connection, udp))
+        scene.engine.post(fake.udp_large_transfer(connection, udp))
         wait_until(lambda: udp.reads >= 2, TIMEOUT, "the socket is read")
 
 
 def test_a_service_that_refuses_is_told_of() -> None:
     with sockets.bind_udp("127.0.0.1", 0) as service, scene_of(local=service.getsockname()) as scene:
         connection = scene.ready()
-        scene.engine.post(fake.flow_wanted(connection, 3, PUBLIC_PEER))
-        wait_until(lambda: connection.udp and connection.udp[0].flows, TIMEOUT, "the association is there")
+        scene.engine.post(fake.association_wanted(connection, 3, PUBLIC_PEER))
+        wait_until(lambda: connection.udp and connection.udp[0].associations, TIMEOUT, "the association is there")
         scene.engine.post(fake.udp_refused(connection, connection.udp[0], errno.ECONNREFUSED))
         wait_until(lambda: scene.counter("udp_service_away") == 1, TIMEOUT, "it is counted")
 
@@ -502,7 +502,7 @@ def test_early_streams_of_a_refused_client_are_refused() -> None:
 
 
 def test_too_many_early_streams_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "_MOST_HELD_STREAMS", 1)
+    monkeypatch.setattr(joining, "_MAX_HELD_STREAMS", 1)
     streams = [FakeStream(encode(Connect(None))) for _ in range(2)]
 
     def early(scene: Scene, connection: FakeConnection) -> None:
@@ -583,10 +583,10 @@ def test_an_association_gets_a_socket_and_loses_it() -> None:
         service.bind(("127.0.0.1", 0))
         with scene_of(local=service.getsockname()) as scene:
             connection = scene.ready()
-            scene.engine.post(fake.flow_wanted(connection, 0, PUBLIC_PEER))
-            wait_until(lambda: connection.udp and connection.udp[0].flows, TIMEOUT, "the association is there")
+            scene.engine.post(fake.association_wanted(connection, 0, PUBLIC_PEER))
+            wait_until(lambda: connection.udp and connection.udp[0].associations, TIMEOUT, "the association is there")
             udp = connection.udp[0]
-            assert udp.flows == {0: (PUBLIC_PEER, b"")}
+            assert udp.associations == {0: (PUBLIC_PEER, b"")}
             assert udp.sock.getpeername() == service.getsockname()
             scene.post_command(connection, encode(Dissociate(0)))
             wait_until(lambda: udp.closed and udp.sock.fileno() == -1, TIMEOUT, "its socket is closed")
@@ -597,7 +597,7 @@ def test_associations_that_come_too_early_wait_for_the_answer() -> None:
 
     def early(scene: Scene, connection: FakeConnection) -> None:
         scene.engine.post(fake.connected(connection, server=False))
-        scene.engine.post(fake.flow_wanted(connection, 7, PUBLIC_PEER))
+        scene.engine.post(fake.association_wanted(connection, 7, PUBLIC_PEER))
 
     with scene_of(early, proxy_protocol="v2") as scene:
         scene.attempts(1)
@@ -606,28 +606,28 @@ def test_associations_that_come_too_early_wait_for_the_answer() -> None:
         scene.run.pump.call_and_wait(lambda: None)
         assert connection.udp == []
         scene.post_command(connection, encode(ServerHello(ServerHelloCode.SUCCESS, PORT)))
-        wait_until(lambda: connection.udp and connection.udp[0].flows, TIMEOUT, "the association is there")
+        wait_until(lambda: connection.udp and connection.udp[0].associations, TIMEOUT, "the association is there")
         expected = proxy_header.udp_header(Address.from_text(*PUBLIC_PEER), Address.from_text(SERVER[0], PORT))
-        assert connection.udp[0].flows == {7: (PUBLIC_PEER, expected)}
+        assert connection.udp[0].associations == {7: (PUBLIC_PEER, expected)}
 
 
 def test_the_public_address_has_no_zone() -> None:
-    link = Link(cast(Connection, FakeEngine().new_connection()), ("fe80::1%7", 443), cast(LocalFlows, None))
+    link = Link(cast(Connection, FakeEngine().new_connection()), ("fe80::1%7", 443), cast(LocalAssociations, None))
     assert link.public_address(PORT) == Address.from_text("fe80::1", PORT)
 
 
 def test_udp_that_was_not_asked_for_is_dropped() -> None:
     with scene_of(network="tcp") as scene:
         connection = scene.ready()
-        scene.engine.post(fake.flow_wanted(connection, 3))
+        scene.engine.post(fake.association_wanted(connection, 3))
         wait_until(lambda: connection.removed == [3], TIMEOUT, "the association is refused")
-        assert scene.counter("flows_refused_no_udp") == 1
+        assert scene.counter("udp_associations_refused_no_udp") == 1
 
 
 def test_the_associations_of_a_lost_connection_are_closed() -> None:
     with scene_of() as scene:
         connection = scene.ready()
-        scene.engine.post(fake.flow_wanted(connection, 1, PUBLIC_PEER))
+        scene.engine.post(fake.association_wanted(connection, 1, PUBLIC_PEER))
         wait_until(lambda: connection.udp, TIMEOUT, "the association is there")
         scene.engine.post(fake.closed(connection, CloseCause.IDLE))
         wait_until(lambda: connection.udp[0].sock.fileno() == -1, TIMEOUT, "its socket is closed")
@@ -650,7 +650,7 @@ def test_an_answer_to_an_attempt_that_was_just_given_up_makes_nothing_public() -
     ("limit", "budget"), [(None, 16384), (1 << 20, 16384), (16384, 4096), (1024, 256), (256, 64), (3, 0)]
 )
 def test_associations_leave_half_of_the_descriptors(limit: int | None, budget: int) -> None:
-    assert flow_budget(limit) == budget
+    assert association_budget(limit) == budget
 
 
 def test_who_waits_learns_that_the_client_was_stopped() -> None:

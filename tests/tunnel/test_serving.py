@@ -158,7 +158,7 @@ def reachable(number: int) -> bool:
 def test_a_client_with_the_right_token_gets_its_port(scene: Scene) -> None:
     connection = scene.join()
     assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
-    assert connection.admitted == [Carrier.DATAGRAM]
+    assert connection.joined == [Carrier.DATAGRAM]
     assert connection.closed is None
     (listener,) = connection.listeners
     assert listener.sock.getsockname() == (HOST, scene.number)
@@ -186,7 +186,7 @@ def test_the_mode_byte_decides_sockets_and_carrier(
     with scene_of(dialect=dialect) as scene:
         connection = scene.join(mode=mode)
         assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
-        assert connection.admitted == [carrier]
+        assert connection.joined == [carrier]
         assert reachable(scene.number) == tcp
         assert len(connection.listeners) == int(tcp)
         assert len(connection.udp) == int(udp)
@@ -220,7 +220,7 @@ def test_a_mode_that_means_two_things_gets_both_of_what_is_allowed(
     with scene_of(proxy={"allow_network": allowed}) as scene, caplog.at_level(logging.INFO, "asport_sync"):
         connection = scene.join(mode=mode)
         assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
-        assert (connection.admitted, connection.asked) == ([carrier], asked)
+        assert (connection.joined, connection.asked) == ([carrier], asked)
         assert (len(connection.listeners), len(connection.udp)) == (int(tcp), int(udp))
         assert scene.counter("ambiguous_modes") == 1
     assert caplog.text.count(said) == 1
@@ -231,7 +231,7 @@ def test_a_client_without_datagram_frames_is_not_asked_for_its_carrier(scene: Sc
     connection = scene.connect()
     connection.datagram_limit = 0
     scene.hello(connection, mode=2)
-    assert (connection.admitted, connection.asked) == ([Carrier.STREAM], False)
+    assert (connection.joined, connection.asked) == ([Carrier.STREAM], False)
     assert scene.counter("udp_on_streams_instead") == 0
 
 
@@ -249,7 +249,7 @@ def test_a_client_that_names_its_dialect_gets_what_it_asked_for(
 ) -> None:
     with scene_of() as scene:
         connection = scene.join(mode=mode, behind=behind)
-        assert (connection.admitted, connection.asked) == ([carrier], False)
+        assert (connection.joined, connection.asked) == ([carrier], False)
         assert (len(connection.listeners), len(connection.udp)) == (int(tcp), int(udp))
         assert scene.counter("ambiguous_modes") == 0
 
@@ -258,7 +258,7 @@ def test_a_client_that_names_its_dialect_gets_what_it_asked_for(
 def test_a_dialect_that_is_configured_counts_whatever_the_client_says(options: dict[str, Any]) -> None:
     with scene_of(**options) as scene:
         connection = scene.join(mode=1, behind=b"\x02")
-        assert connection.admitted == [Carrier.DATAGRAM]
+        assert connection.joined == [Carrier.DATAGRAM]
         assert connection.listeners == []
 
 
@@ -324,7 +324,7 @@ def test_flags_are_granted_in_part_and_that_is_logged(caplog: pytest.LogCaptureF
     ):
         connection = scene.join(mode=3)
         assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
-        assert connection.admitted == [None]
+        assert connection.joined == [None]
         assert connection.udp == []
     assert "requested tcp and udp native, granted only tcp" in caplog.text
 
@@ -403,7 +403,7 @@ def test_a_refused_client_is_told_why(
         assert answers(connection) == [ServerHello(code)]
         # Not at once: the reason must arrive first.
         assert connection.closed == (0, 3.0)
-        assert connection.admitted == []
+        assert connection.joined == []
         assert scene.counter(f"refused_{code.name.lower()}") == 1
         # What it says now counts no more, and doesn't cut the reason short.
         scene.hello(connection)
@@ -458,7 +458,7 @@ def test_a_want_of_descriptors_puts_the_answer_off(
     for _ in range(2):
         scene.pass_time(0.2)
     assert answers(connection) == [ServerHello(SUCCESS, scene.number)]
-    assert scene.counter("binds_put_off") == 2
+    assert scene.counter("binds_deferred") == 2
 
 
 def test_a_want_of_descriptors_that_lasts_is_a_bind_failure_with_its_reason(
@@ -572,7 +572,7 @@ def test_a_stream_of_the_client_costs_the_connection(scene: Scene) -> None:
 
 def test_a_packet_for_an_association_that_is_over_is_only_dropped(scene: Scene) -> None:
     connection = scene.join()
-    scene.run.handle(fake.flow_wanted(connection, 7))
+    scene.run.handle(fake.association_wanted(connection, 7))
     scene.settle()
     assert connection.removed == [7]
     assert connection.closed is None
@@ -585,7 +585,7 @@ def test_events_of_unknown_connections_are_ignored(scene: Scene) -> None:
     scene.run.handle(fake.probed(stranger, alive=False))
     scene.run.handle(fake.closed(stranger, CloseCause.HANDSHAKE_TIMEOUT))
     assert stranger.closed is None
-    assert scene.counter("handshakes_failed") == 1
+    assert scene.counter("joins_failed") == 1
 
 
 # --- what the engine reports of public sockets ------------------------------------------------------------------------
@@ -618,7 +618,7 @@ def test_a_new_source_becomes_an_association(scene: Scene) -> None:
     udp = connection.udp[0]
     scene.run.handle(fake.source_unknown(connection, udp, ("198.51.100.9", 5353)))
     scene.settle()
-    assert udp.flows == {1: (("198.51.100.9", 5353), b"")}
+    assert udp.associations == {1: (("198.51.100.9", 5353), b"")}
     scene.run.handle(fake.source_unknown(connection, udp, ("198.51.100.9", 5353), ("192.0.2.2", 0)))
     scene.settle()
     assert udp.locals == {1: None, 2: ("192.0.2.2", 0)}
@@ -646,7 +646,7 @@ def test_who_takes_no_datagram_frames_gets_streams(
     connection = scene.connect()
     connection.datagram_limit = limit
     scene.hello(connection)
-    assert connection.admitted == [carrier]
+    assert connection.joined == [carrier]
     assert scene.counter("udp_on_streams_instead") == int(carrier is Carrier.STREAM)
     told = [record for record in caplog.records if "DATAGRAM frames" in record.getMessage()]
     assert len(told) == int(carrier is Carrier.STREAM)
@@ -657,7 +657,7 @@ def test_without_udp_datagram_frames_do_not_matter(caplog: pytest.LogCaptureFixt
         connection = scene.connect()
         connection.datagram_limit = 0
         scene.hello(connection, mode=0)
-        assert connection.admitted == [None]
+        assert connection.joined == [None]
     assert "DATAGRAM frames" not in caplog.text
 
 
@@ -668,7 +668,7 @@ def test_the_pump_reads_a_busy_socket(scene: Scene) -> None:
         user.send(b"x")
         scene.settle()
         assert udp.reads == 0
-        scene.run.handle(fake.udp_bulk(connection, udp))
+        scene.run.handle(fake.udp_large_transfer(connection, udp))
         wait_until(lambda: udp.reads >= 2, TIMEOUT, "the socket is read")
 
 
@@ -682,9 +682,9 @@ def test_reports_that_come_too_late_are_ignored(ended: bool, caplog: pytest.LogC
             scene.run.handle(fake.closed(connection))
             scene.run.handle(fake.accept_failed(connection, listener, errno.EMFILE))
         scene.run.handle(fake.source_unknown(connection, udp))
-        scene.run.handle(fake.udp_bulk(connection, udp))
+        scene.run.handle(fake.udp_large_transfer(connection, udp))
         scene.settle()
-        assert udp.flows == {}
+        assert udp.associations == {}
         assert (udp.refused, udp.reads) == ([], 0)
     assert caplog.records == []
 

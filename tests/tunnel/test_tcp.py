@@ -31,8 +31,8 @@ from tests.tunnel.fake_engine import (
     FakeListener,
     FakeStream,
     gone,
-    stream_bulk,
     stream_ended,
+    stream_large_transfer,
 )
 
 HOST = "127.0.0.1"
@@ -73,11 +73,11 @@ class Scene:
         self.streams.append(FakeStream(b""))
         return self.streams[-1]
 
-    def bulk(self, stream: FakeStream) -> socket.socket:
+    def large_transfer(self, stream: FakeStream) -> socket.socket:
         """The engine hands a stream over; returns the other end of its socket."""
         ours, theirs = socket.socketpair()
         theirs.settimeout(TIMEOUT)
-        self.relays.bulk(stream_bulk(self.connection, stream, ours))
+        self.relays.large_transfer(stream_large_transfer(self.connection, stream, ours))
         return theirs
 
     def idle(self) -> None:
@@ -177,7 +177,7 @@ def test_a_line_tells_how_many_had_none(scene: Scene, caplog: pytest.LogCaptureF
 
 def test_a_worker_relays_what_moves_much(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     stream = scene.stream()
-    with caplog.at_level(logging.INFO, "asport_sync"), scene.bulk(stream) as theirs:
+    with caplog.at_level(logging.INFO, "asport_sync"), scene.large_transfer(stream) as theirs:
         wait_until(lambda: stream.said == ["relay"], TIMEOUT, "a worker relays it")
         assert scene.engine.shared == []
         stream.finish()
@@ -194,7 +194,7 @@ def test_a_worker_relays_what_moves_much(scene: Scene, caplog: pytest.LogCapture
 def test_a_stopped_pool_leaves_the_relay_to_the_engine(scene: Scene) -> None:
     assert scene.workers.stop(TIMEOUT)
     stream = scene.stream()
-    with scene.bulk(stream):
+    with scene.large_transfer(stream):
         assert stream.said == ["attach"]
         assert scene.engine.shared == [1]
 
@@ -205,7 +205,7 @@ def test_without_a_thread_the_engine_relays(scene: Scene, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(threading.Thread, "start", start)
     stream = scene.stream()
-    with scene.bulk(stream):
+    with scene.large_transfer(stream):
         assert stream.said == ["attach"]
         assert scene.engine.shared == [1]
 
@@ -216,13 +216,13 @@ def test_while_all_workers_dial_the_engine_relays(scene: Scene) -> None:
     for _ in range(WORKERS):
         scene.workers.submit(answered.wait, TIMEOUT)
     stream = scene.stream()
-    with scene.bulk(stream):
+    with scene.large_transfer(stream):
         assert stream.said == ["attach"]
         assert scene.engine.shared == [1]
         answered.set()
     scene.idle()
     next_one = scene.stream()
-    with scene.bulk(next_one):
+    with scene.large_transfer(next_one):
         wait_until(lambda: next_one.said == ["relay"], TIMEOUT, "a worker relays it")
 
 
@@ -230,7 +230,7 @@ def test_what_no_worker_can_relay_is_relayed_by_the_engine(scene: Scene, caplog:
     for number in range(1, 4):  # each gives its place back
         stream = scene.stream()
         stream.relay_problem = DESCRIPTORS
-        with scene.bulk(stream):
+        with scene.large_transfer(stream):
             scene.idle()
         assert stream.said == ["relay", "attach"]
         assert scene.counter("relays_without_worker") == number
@@ -243,7 +243,7 @@ def test_a_relay_that_cannot_begin_ends_its_stream(scene: Scene, caplog: pytest.
     """The other end would wait for ever."""
     stream = scene.stream()
     stream.relay_problem = stream.attach_problem = DESCRIPTORS
-    with scene.bulk(stream) as theirs:
+    with scene.large_transfer(stream) as theirs:
         assert theirs.recv(1) == b""
         scene.idle()
         assert stream.said == ["relay", "attach", "reset"]
@@ -259,7 +259,7 @@ def test_a_worker_whose_relay_fails_is_free_again(
 ) -> None:
     stream = scene.stream()
     stream.relay_problem = problem
-    with scene.bulk(stream) as theirs:
+    with scene.large_transfer(stream) as theirs:
         assert theirs.recv(1) == b""
         scene.idle()
     assert stream.said == ["relay"]
@@ -269,7 +269,7 @@ def test_a_worker_whose_relay_fails_is_free_again(
 
 def test_the_end_of_the_engine_under_a_worker_is_no_error(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     stream = scene.stream()
-    with scene.bulk(stream):
+    with scene.large_transfer(stream):
         wait_until(lambda: stream.said == ["relay"], TIMEOUT, "a worker relays it")
         scene.engine.stop()
         stream.finish()

@@ -18,7 +18,7 @@ from asport_sync.runtime.log import RateLimit
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import Slots, WorkerPool
 from asport_sync.tunnel.sessions import AssociationTable, SharedBudget, SourceShares
-from asport_sync.tunnel.udp import LocalFlows, LocalTarget, PublicUdp, expiry_period
+from asport_sync.tunnel.udp import LocalAssociations, LocalTarget, PublicUdp, expiry_period
 from asport_sync.wire import Address, Dissociate, decode, proxy_header
 from tests.runtime.clock import VirtualClock
 from tests.support.waiting import wait_until
@@ -116,7 +116,7 @@ def public(pump: Pump) -> Iterator[Public]:
 
 def test_each_source_becomes_an_association(public: Public) -> None:
     first, second = public.source(), public.source()
-    assert public.pump.udp.flows == {1: (first, b""), 2: (second, b"")}
+    assert public.pump.udp.associations == {1: (first, b""), 2: (second, b"")}
     assert public.pump.udp.public
     assert public.pump.udp.refused == []
     assert public.pump.counter("udp_associations") == 2
@@ -126,9 +126,9 @@ def test_somebody_at_two_addresses_of_the_server_is_two_sources(public: Public) 
     source = ("198.51.100.1", 1)
     for local in (("192.0.2.1", 0), ("192.0.2.2", 0)):
         public.pump.do(public.public.missed, public.pump.udp, source, local)
-    assert public.pump.udp.flows == {1: (source, b""), 2: (source, b"")}
+    assert public.pump.udp.associations == {1: (source, b""), 2: (source, b"")}
     assert public.pump.udp.locals == {1: ("192.0.2.1", 0), 2: ("192.0.2.2", 0)}
-    public.pump.udp.refuses_flows = True
+    public.pump.udp.refuses_associations = True
     public.pump.do(public.public.missed, public.pump.udp, source, ("192.0.2.3", 0))
     assert (public.pump.udp.refused, public.pump.udp.refused_at) == ([source], [("192.0.2.3", 0)])
 
@@ -143,18 +143,18 @@ def test_a_full_table_refuses(public: Public) -> None:
     assert public.pump.connection.refused_for_now == [None]
     public.miss(refused)
     assert public.pump.udp.refused == [refused, refused]
-    assert list(public.pump.udp.flows) == [1]
+    assert list(public.pump.udp.associations) == [1]
 
 
 def test_in_a_full_table_idle_associations_make_room(public: Public) -> None:
     public.public._associations = AssociationTable(most=2)
     for number in (1, 2):
         public.source()
-        assert len(public.pump.udp.flows) == number
+        assert len(public.pump.udp.associations) == number
     connection = public.pump.connection
     connection.idle = [1]
     public.source()
-    assert sorted(public.pump.udp.flows) == [1, 2, 3]
+    assert sorted(public.pump.udp.associations) == [1, 2, 3]
     assert (connection.idle_asked, connection.idle_hosts) == ([1.0], [None])
     assert [decode(data)[0] for data in connection.sent] == [Dissociate(1)]
     assert connection.removed == [1]
@@ -164,7 +164,7 @@ def test_in_a_full_table_idle_associations_make_room(public: Public) -> None:
     connection.idle = [2, 3]
     public.source()
     public.source()
-    assert sorted(public.pump.udp.flows) == [1, 2, 3, 4, 5]
+    assert sorted(public.pump.udp.associations) == [1, 2, 3, 4, 5]
     assert connection.idle_asked == [1.0, 1.0]
     assert public.pump.counter("udp_sources_refused_table_full") == 0
 
@@ -231,13 +231,13 @@ def test_one_address_takes_no_more_than_half_from_others(public: Public) -> None
     public.public._shares = public.public._places._shares = SourceShares(most=2)
     for _ in range(4):
         public.source()
-    assert len(public.pump.udp.flows) == 4
+    assert len(public.pump.udp.associations) == 4
     # Another one gets a place of the one that has too many, also a busy one.
     connection.idle = [1]
     public.miss(("198.51.100.2", 1))
     assert (connection.idle_asked, connection.idle_hosts) == ([0.0], ["198.51.100.1"])
     assert connection.removed == [1]
-    assert public.pump.udp.flows[5] == (("198.51.100.2", 1), b"")
+    assert public.pump.udp.associations[5] == (("198.51.100.2", 1), b"")
     # Who has half or more gets a place of his own, where one is idle, ...
     connection.idle = [2]
     public.source()
@@ -290,7 +290,7 @@ def test_ports_share_one_budget(pump: Pump) -> None:
         assert connections[0].removed == [1, *expected]
         assert connections[0].idle_asked[-1] == 0.0
     # No more of it than what it had beyond its share.
-    assert connections[0].idle_most[-3:] == [2, 1, 1]
+    assert connections[0].idle_max[-3:] == [2, 1, 1]
     assert len(budget) == 6
     # Each has its share of two now, and no more.
     for port in ports:
@@ -313,7 +313,7 @@ def test_a_port_whose_connection_has_ended_gives_up_all(pump: Pump) -> None:
     other = Public(pump, budget=budget)
     connection.is_gone = True
     other.source()
-    assert pump.udp.flows == {1: (("198.51.100.1", 1), b"")}
+    assert pump.udp.associations == {1: (("198.51.100.1", 1), b"")}
     assert ended.public._udp is None
     assert len(budget) == 1
     ended.close()
@@ -321,7 +321,7 @@ def test_a_port_whose_connection_has_ended_gives_up_all(pump: Pump) -> None:
 
 
 def test_an_id_that_the_engine_refuses_is_free_again(public: Public) -> None:
-    public.pump.udp.refuses_flows = True
+    public.pump.udp.refuses_associations = True
     refused = public.source()
     assert public.pump.counter("udp_sources_refused_by_engine") == 1
     assert public.pump.udp.refused == [refused]
@@ -342,7 +342,7 @@ def test_a_source_of_another_socket_is_left_alone(public: Public, pump: Pump) ->
     other = Public(pump)
     pump.do(public.public.missed, pump.udp, PEER)
     pump.do(other.public.missed, mine, PEER)
-    assert mine.flows == pump.udp.flows == {}
+    assert mine.associations == pump.udp.associations == {}
     assert mine.refused == pump.udp.refused == []
     other.close()
 
@@ -447,7 +447,7 @@ def busy(request: pytest.FixtureRequest, pump: Pump) -> Iterator[Busy]:
         sides.append(local)
         local.want(1)
         # Connected to the service, so only that can send: the socket is the service's for these tests.
-        begin = local.flows.busy
+        begin = local.associations.busy
     busy = Busy(pump, pump.udp, begin)
     if request.param == "local":
         busy.sender.close()
@@ -610,7 +610,7 @@ def test_another_s_socket_is_not_read(pump: Pump) -> None:
     public, local = Public(pump), Local(pump)
     local.want(1)
     stranger = FakeUdpSocket(pump.connection, public.sock, True)
-    for begin in (public.public.busy, local.flows.busy):
+    for begin in (public.public.busy, local.associations.busy):
         pump.do(begin, cast(UdpSocket, stranger))
     busy = Busy(pump, stranger, None)
     busy.send()
@@ -626,12 +626,12 @@ def test_a_closed_busy_socket_is_left_alone(pump: Pump) -> None:
     local.want(1)
     theirs = pump.udp
     pump.do(public.public.busy, cast(UdpSocket, mine))
-    pump.do(local.flows.busy, cast(UdpSocket, theirs))
+    pump.do(local.associations.busy, cast(UdpSocket, theirs))
     pump.do(public.public.close)
-    pump.do(local.flows.end, 1)
+    pump.do(local.associations.end, 1)
     assert mine.closed
     assert theirs.closed
-    for begin, udp in ((public.public.busy, mine), (local.flows.busy, theirs)):
+    for begin, udp in ((public.public.busy, mine), (local.associations.busy, theirs)):
         pump.do(begin, cast(UdpSocket, udp))  # it was on its way
     pump.pass_time(10)
     busy = Busy(pump, mine, None)
@@ -675,7 +675,7 @@ def test_a_socket_that_cannot_be_opened_is_tried_again(
     unopened.failing = False
     pump.pass_time(1)
     source = unopened.public.source()
-    assert pump.udp.flows == {1: (source, b"")}
+    assert pump.udp.associations == {1: (source, b"")}
     assert unopened.tries == 3
     unopened.public.close()
 
@@ -702,7 +702,7 @@ def test_a_closed_public_socket_is_left_alone(public: Public) -> None:
     public.pump.do(public.public.close)
     assert public.pump.udp.closed
     public.source()
-    assert public.pump.udp.flows == {}
+    assert public.pump.udp.associations == {}
     assert public.pump.udp.refused == []
     public.pump.do(public.public.close)
 
@@ -729,7 +729,7 @@ class Local:
         self.address = sockets.local_address(self.service)
         self.budget = Slots(most)
         self.target = LocalTarget(host, self.address[1], pump.thread, pump.workers, pump.clock)
-        self.flows = LocalFlows(
+        self.associations = LocalAssociations(
             pump.thread,
             cast(Connection, pump.connection),
             self.target,
@@ -744,23 +744,23 @@ class Local:
             self.join()
 
     def join(self) -> None:
-        self.pump.do(self.flows.joined, PUBLIC)
+        self.pump.do(self.associations.joined, PUBLIC)
 
     def open(self) -> None:
-        self.pump.do(self.flows.open)
+        self.pump.do(self.associations.open)
 
     def close(self) -> None:
-        self.pump.do(self.flows.close)
+        self.pump.do(self.associations.close)
         self.service.close()
 
     def want(self, association: int, peer: SocketAddress = PEER) -> None:
-        self.pump.do(self.flows.wanted, association, peer)
+        self.pump.do(self.associations.wanted, association, peer)
 
     def refuse(self, udp: FakeUdpSocket, *, answered: bool = False) -> None:
         """The service does not take what comes through this socket."""
 
         def refused() -> None:
-            self.flows.refused(cast(UdpSocket, udp), errno.ECONNREFUSED, answered=answered)
+            self.associations.refused(cast(UdpSocket, udp), errno.ECONNREFUSED, answered=answered)
 
         self.pump.do(refused)
 
@@ -776,8 +776,8 @@ def test_an_association_gets_a_socket_of_its_own(local: Local) -> None:
     local.want(0)
     local.want(1)
     first, second = local.pump.connection.udp
-    assert first.flows == {0: (PEER, b"")}
-    assert second.flows == {1: (PEER, b"")}
+    assert first.associations == {0: (PEER, b"")}
+    assert second.associations == {1: (PEER, b"")}
     assert not first.public
     first.sock.send(b"x")
     assert local.service.recvfrom(10) == (b"x", first.sock.getsockname())
@@ -797,7 +797,7 @@ def test_a_header_goes_in_front_of_every_datagram(pump: Pump) -> None:
     local = Local(pump, proxy=True)
     local.want(1)
     expected = proxy_header.udp_header(Address.from_text(*PEER), PUBLIC)
-    assert pump.udp.flows == {1: (PEER, expected)}
+    assert pump.udp.associations == {1: (PEER, expected)}
     local.close()
 
 
@@ -808,14 +808,14 @@ def test_associations_that_come_too_early_wait_for_the_answer(pump: Pump) -> Non
     local.want(2)
     local.want(3, OTHER)
     assert (pump.connection.udp, pump.connection.removed) == ([], [])
-    pump.do(local.flows.end, 2)
+    pump.do(local.associations.end, 2)
     assert pump.connection.removed == [2]
     local.join()
     expected = [
         {1: (PEER, proxy_header.udp_header(Address.from_text(*PEER), PUBLIC))},
         {3: (OTHER, proxy_header.udp_header(Address.from_text(*OTHER), PUBLIC))},
     ]
-    assert [udp.flows for udp in pump.connection.udp] == expected
+    assert [udp.associations for udp in pump.connection.udp] == expected
     local.close()
 
 
@@ -832,14 +832,14 @@ def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
     local.want(1)
     local.want(2, OTHER)
     assert pump.connection.removed == [2]
-    assert pump.counter("udp_flows_refused_limit") == 1
+    assert pump.counter("udp_associations_refused_limit") == 1
     assert pump.connection.refused_for_now == [None]
-    pump.do(local.flows.end, 1)
+    pump.do(local.associations.end, 1)
     assert pump.udp.closed
     assert pump.udp.sock.fileno() == -1
-    pump.do(local.flows.end, 1)
+    pump.do(local.associations.end, 1)
     local.want(2)
-    assert pump.udp.flows == {2: (PEER, b"")}
+    assert pump.udp.associations == {2: (PEER, b"")}
     local.close()
     assert local.budget.take()
 
@@ -863,7 +863,7 @@ def test_where_no_place_is_to_be_had_a_line_says_why(local: Local, caplog: pytes
         local.want(association)
     assert len(local.pump.connection.udp) == 10
     local.want(10)
-    assert local.pump.counter("udp_flows_refused_share") == 1
+    assert local.pump.counter("udp_associations_refused_share") == 1
     assert local.pump.connection.refused_for_now == [PEER]
     assert local.pump.connection.removed == [10]
     # Another one gets a place of the one that has more than half.
@@ -893,7 +893,7 @@ def test_places_follow_the_descriptors_that_there_are(pump: Pump, monkeypatch: p
     pump.connection.idle = [1]
     local.want(2)
     assert [udp.closed for udp in pump.connection.udp] == [True, False]
-    assert pump.udp.flows == {2: (PEER, b"")}
+    assert pump.udp.associations == {2: (PEER, b"")}
     monkeypatch.setattr(sockets, "connected_udp", connected_udp)
     open_udp = pump.connection.open_udp
 
@@ -904,13 +904,13 @@ def test_places_follow_the_descriptors_that_there_are(pump: Pump, monkeypatch: p
     monkeypatch.setattr(pump.connection, "open_udp", refuse_once)
     pump.connection.idle = [2]
     local.want(3)
-    assert pump.udp.flows == {3: (PEER, b"")}
+    assert pump.udp.associations == {3: (PEER, b"")}
     assert pump.counter("udp_associations_evicted") == 2
     # Where nobody is idle there is a refusal, and no place is lost.
     monkeypatch.setattr(sockets, "connected_udp", refuse)
     local.want(4)
-    assert pump.counter("udp_flows_refused_local_service") == 1
-    pump.do(local.flows.end, 3)
+    assert pump.counter("udp_associations_refused_local_service") == 1
+    pump.do(local.associations.end, 3)
     assert [local.budget.take() for _ in range(11)] == [True] * 10 + [False]
     local.close()
 
@@ -932,7 +932,7 @@ def test_idle_associations_are_closed(pump: Pump) -> None:
 
 def test_nothing_is_made_for_a_connection_that_is_over(local: Local) -> None:
     local.want(1)
-    local.pump.do(local.flows.close)
+    local.pump.do(local.associations.close)
     assert local.pump.udp.closed
     local.want(2)
     assert len(local.pump.connection.udp) == 1
@@ -952,7 +952,7 @@ def test_what_the_engine_refuses_is_refused_and_counted(local: Local) -> None:
     local.pump.connection.open_udp = open_udp  # type: ignore[method-assign]
     local.want(1)
     assert local.pump.connection.removed == [1, 1]
-    assert local.pump.counter("udp_flows_refused_local_service") == 1
+    assert local.pump.counter("udp_associations_refused_local_service") == 1
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -1006,13 +1006,13 @@ def test_an_association_waits_for_the_name(pump: Pump, named: Local) -> None:
     named.want(1)
     wait_until(lambda: pump.connection.udp, TIMEOUT, "the association is there")
     settled(pump)
-    assert pump.udp.flows == {1: (PEER, b"")}
+    assert pump.udp.associations == {1: (PEER, b"")}
 
 
 def test_an_association_that_is_over_before_the_name_is_known(pump: Pump, named: Local) -> None:
     def both() -> None:
-        named.flows.wanted(1, PEER)
-        named.flows.end(1)
+        named.associations.wanted(1, PEER)
+        named.associations.end(1)
 
     pump.do(both)
     settled(pump)
@@ -1034,7 +1034,7 @@ def test_the_name_is_looked_up_again_after_a_while_of_use(pump: Pump, named: Loc
     named.want(4)
     settled(pump)
     # The old address is used on: a resolver that fails doesn't mean that the service has moved.
-    assert [list(each.flows) for each in pump.connection.udp] == [[1], [2], [3], [4]]
+    assert [list(each.associations) for each in pump.connection.udp] == [[1], [2], [3], [4]]
 
 
 def test_a_name_without_an_address_is_a_refusal(pump: Pump, named: Local, resolver: Resolver) -> None:
@@ -1042,7 +1042,7 @@ def test_a_name_without_an_address_is_a_refusal(pump: Pump, named: Local, resolv
     named.want(1)
     settled(pump)
     assert pump.connection.udp == []
-    assert pump.counter("udp_flows_refused_local_service") == 1
+    assert pump.counter("udp_associations_refused_local_service") == 1
     named.want(1)
     settled(pump)
     assert resolver.asked == 1
@@ -1051,14 +1051,14 @@ def test_a_name_without_an_address_is_a_refusal(pump: Pump, named: Local, resolv
     named.want(1)
     settled(pump)
     assert resolver.asked == 2
-    assert pump.udp.flows == {1: (PEER, b"")}
+    assert pump.udp.associations == {1: (PEER, b"")}
 
 
 def test_a_service_that_cannot_be_reached_is_a_refusal(pump: Pump, named: Local, resolver: Resolver) -> None:
     resolver.answer = [("::ffff:0:0:1%nowhere", 5)]
     named.want(1)
     settled(pump)
-    assert pump.counter("udp_flows_refused_local_service") == 1
+    assert pump.counter("udp_associations_refused_local_service") == 1
     assert named.budget.take()
 
 
@@ -1107,7 +1107,7 @@ def test_a_refusal_leads_to_the_next_address(pump: Pump, several: Local, caplog:
     # Others begin with the address that has not refused, and one that was there already needs no line.
     several.want(2)
     assert pump.udp.sock.getpeername() == SECOND
-    pump.do(several.flows.end, 2)
+    pump.do(several.associations.end, 2)
     assert pump.udp.closed
     assert not udp.closed
 
@@ -1218,10 +1218,10 @@ def test_what_cannot_move_ends(pump: Pump, several: Local) -> None:
 
 def test_a_busy_socket_that_moves_is_the_engine_s_again(pump: Pump, several: Local) -> None:
     several.want(1)
-    pump.do(several.flows.busy, cast(UdpSocket, pump.udp))
+    pump.do(several.associations.busy, cast(UdpSocket, pump.udp))
     several.refuse(pump.udp)
     assert pump.udp.moved == [(SECOND, b"")]
-    busy = Busy(pump, pump.udp, several.flows.busy)
+    busy = Busy(pump, pump.udp, several.associations.busy)
     assert busy.settle() == 0
     busy.begin()  # it may become busy again
     busy.sender.close()
@@ -1240,9 +1240,9 @@ def test_without_a_thread_for_the_look_up_the_association_is_refused(
         named.open()
         named.want(1)
     assert pump.connection.removed == [1, 1]
-    assert pump.counter("udp_flows_refused_local_service") == 1
+    assert pump.counter("udp_associations_refused_local_service") == 1
     named.want(1)
     settled(pump)
-    assert pump.udp.flows == {1: (PEER, b"")}
-    pump.do(named.flows.end, 1)
+    assert pump.udp.associations == {1: (PEER, b"")}
+    pump.do(named.associations.end, 1)
     assert [named.budget.take() for _ in range(11)] == [True] * 10 + [False]

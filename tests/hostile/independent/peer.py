@@ -29,7 +29,7 @@ from tests.hostile.independent.frames import Message, message, number
 from tests.support.certificates import Certificate
 from tests.support.waiting import NeverHappened
 
-PATIENCE = 20.0
+GRACE_PERIOD = 20.0
 """Seconds until what must happen has happened. Only a failure waits so long."""
 
 LONGEST_FLIGHT = 1 << 17
@@ -354,7 +354,7 @@ class Peer:
         Raises:
             NeverHappened: None of these.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + GRACE_PERIOD
         while True:
             self.flush()
             if self.connection.closed is not None or self.gave_up is not None or condition():
@@ -464,6 +464,6 @@ def hostile_server(
 
 
 def _next(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
-    if not select.select([sock], [], [], PATIENCE)[0]:
+    if not select.select([sock], [], [], GRACE_PERIOD)[0]:
         raise NeverHappened("a client sends something")
     return sock.recvfrom(65536)

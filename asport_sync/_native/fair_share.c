@@ -15,14 +15,14 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-#define RESERVE_PART 8  /* 1/RESERVE_PART of all descriptors is reserved for joining clients */
-#define RESERVE_LEAST 8 /* minimum of that reserve */
-#define BUDGET_LEAST 4  /* the budget is at least 1/BUDGET_LEAST of all descriptors, whatever else is open */
-#define FREE_PART 4     /* 1/FREE_PART of the budget is left to ports below their share */
-#define LOOK_PERIOD (100 * AQ_NSEC_PER_MSEC) /* maximum age of the known limit and use */
+#define RESERVE_PART 8    /* 1/RESERVE_PART of all descriptors is reserved for joining clients */
+#define RESERVE_MIN 8     /* minimum of that reserve */
+#define BUDGET_MIN_PART 4 /* the budget is at least 1/BUDGET_MIN_PART of all descriptors, whatever else is open */
+#define FREE_PART 4       /* 1/FREE_PART of the budget is left to ports below their share */
+#define CHECK_PERIOD (100 * AQ_NSEC_PER_MSEC) /* maximum age of the known limit and use */
 /* Counting open descriptors may take 1/COUNT_PART of the engine's time: before Linux 6.2 it reads a directory. */
 #define COUNT_PART 100
-#define TAKEN_PER_LOOK 64       /* connections reset at once to refill the reserve */
+#define SHED_PER_CHECK 64       /* connections reset at once to refill the reserve */
 #define USUAL_DESCRIPTORS 1024U /* assumed limit if the system does not report one */
 #define DESCRIPTORS_PER_PORT 4  /* a TCP and a UDP socket, each duplicated for the engine */
 
@@ -50,32 +50,32 @@ static uint32_t accepted(aq_engine *engine)
     return atomic_load_explicit(&engine->accepted, memory_order_relaxed);
 }
 
-static uint32_t budget_of(const aq_shares *shares)
+static uint32_t budget_of(const aq_fair_shares *shares)
 {
-    uint32_t limit = shares->limit, reserve = limit / RESERVE_PART, least = limit / BUDGET_LEAST, taken;
+    uint32_t limit = shares->limit, reserve = limit / RESERVE_PART, min = limit / BUDGET_MIN_PART, taken;
     if (limit == UINT32_MAX)
         return limit;
-    if (reserve < RESERVE_LEAST)
-        reserve = RESERVE_LEAST;
+    if (reserve < RESERVE_MIN)
+        reserve = RESERVE_MIN;
     taken = shares->others > limit ? limit : shares->others;
-    return limit - taken > reserve + least ? limit - taken - reserve : least;
+    return limit - taken > reserve + min ? limit - taken - reserve : min;
 }
 
-static uint32_t share_of(const aq_shares *shares)
+static uint32_t share_of(const aq_fair_shares *shares)
 {
     uint32_t share = shares->budget / (shares->ports + 1);
     return share > 0 ? share : 1;
 }
 
 /* Returns whether the count of open descriptors matters: not while use is far below the limit. */
-static int may_matter(const aq_shares *shares, uint32_t all)
+static int may_matter(const aq_fair_shares *shares, uint32_t all)
 {
     return shares->counted == 0 || all + shares->others >= shares->limit / 2;
 }
 
-static void look(aq_engine *engine)
+static void check(aq_engine *engine)
 {
-    aq_shares *shares = &engine->shares;
+    aq_fair_shares *shares = &engine->shares;
     uint32_t all = accepted(engine), open;
     struct rlimit limit;
     /* Read each time, because it may have been raised. */
@@ -93,7 +93,7 @@ static void look(aq_engine *engine)
         shares->counted = engine->now;
         shares->took = aq_now() - began;
     }
-    shares->looked = engine->now;
+    shares->checked = engine->now;
     shares->budget = budget_of(shares);
 }
 
@@ -101,50 +101,50 @@ static void look(aq_engine *engine)
 
 /* Resets the newest connection of the port with the most, if these are more than `share`. Returns whether there was
  * one. Connections relayed by a worker are left alone. */
-static int take_back(aq_engine *engine, uint32_t share)
+static int shed_newest(aq_engine *engine, uint32_t share)
 {
     aq_credit *largest = NULL;
-    uint32_t most = share;
+    uint32_t max = share;
     for (aq_listener *listener = engine->shares.first; listener != NULL; listener = listener->next) {
         uint32_t own = atomic_load_explicit(&listener->credit->accepted, memory_order_relaxed);
-        if (own > most && listener->credit->newest != NULL) {
+        if (own > max && listener->credit->newest != NULL) {
             largest = listener->credit;
-            most = own;
+            max = own;
         }
     }
     if (largest == NULL)
         return 0;
-    aq_count(&engine->counters, AQ_C_tcp_taken_back, 1);
-    aq_engine_take_back(engine, largest->newest);
+    aq_count(&engine->counters, AQ_C_tcp_shed, 1);
+    aq_engine_shed_stream(engine, largest->newest);
     return 1;
 }
 
 /* ---- for tcp.c ----------------------------------------------------------------------------------------------- */
 
-void aq_shares_look(aq_engine *engine)
+void aq_fair_shares_check(aq_engine *engine)
 {
-    const aq_shares *shares = &engine->shares;
-    if (shares->looked != 0 && engine->now - shares->looked < LOOK_PERIOD)
+    const aq_fair_shares *shares = &engine->shares;
+    if (shares->checked != 0 && engine->now - shares->checked < CHECK_PERIOD)
         return;
-    look(engine);
-    for (int i = 0; i < TAKEN_PER_LOOK && accepted(engine) > shares->budget; i++) {
-        if (!take_back(engine, share_of(shares)))
+    check(engine);
+    for (int i = 0; i < SHED_PER_CHECK && accepted(engine) > shares->budget; i++) {
+        if (!shed_newest(engine, share_of(shares)))
             break;
     }
 }
 
-int aq_shares_allow(aq_engine *engine, const aq_credit *credit)
+int aq_fair_shares_allow(aq_engine *engine, const aq_credit *credit)
 {
-    const aq_shares *shares = &engine->shares;
+    const aq_fair_shares *shares = &engine->shares;
     uint32_t all = accepted(engine), share = share_of(shares);
     if (atomic_load_explicit(&credit->accepted, memory_order_relaxed) >= share)
         return all < shares->budget - shares->budget / FREE_PART;
     if (all >= shares->budget)
-        take_back(engine, share);
+        shed_newest(engine, share);
     return 1;
 }
 
-void aq_shares_enter(aq_engine *engine, aq_listener *listener)
+void aq_fair_shares_enter(aq_engine *engine, aq_listener *listener)
 {
     listener->next = engine->shares.first;
     if (listener->next != NULL)
@@ -152,11 +152,11 @@ void aq_shares_enter(aq_engine *engine, aq_listener *listener)
     engine->shares.first = listener;
     engine->shares.ports++;
     engine->shares.others += DESCRIPTORS_PER_PORT; /* an estimate, in case they are not counted now */
-    engine->shares.looked = 0;
-    aq_shares_look(engine);
+    engine->shares.checked = 0;
+    aq_fair_shares_check(engine);
 }
 
-void aq_shares_leave(aq_engine *engine, aq_listener *listener)
+void aq_fair_shares_leave(aq_engine *engine, aq_listener *listener)
 {
     if (listener->previous != NULL)
         listener->previous->next = listener->next;
@@ -170,11 +170,11 @@ void aq_shares_leave(aq_engine *engine, aq_listener *listener)
         engine->shares.others -= DESCRIPTORS_PER_PORT;
 }
 
-void aq_shares_short(aq_engine *engine)
+void aq_fair_shares_short(aq_engine *engine)
 {
-    aq_shares *shares = &engine->shares;
+    aq_fair_shares *shares = &engine->shares;
     uint32_t all = accepted(engine);
     if (shares->limit != UINT32_MAX && shares->limit > all)
         shares->others = shares->limit - all;
-    shares->looked = 0;
+    shares->checked = 0;
 }

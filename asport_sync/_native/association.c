@@ -1,4 +1,4 @@
-#include "flow.h"
+#include "association.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -35,101 +35,101 @@ struct aq_waiting_source {
 
 /* ---- the table --------------------------------------------------------------------------------------------- */
 
-aq_flows *aq_flows_new(aq_id connection, aq_ready *ready, aq_counters *counters, uint64_t queue_limit)
+aq_assocs *aq_assocs_new(aq_id connection, aq_ready *ready, aq_counters *counters, uint64_t queue_limit)
 {
-    aq_flows *flows = calloc(1, sizeof(*flows));
-    if (flows == NULL)
+    aq_assocs *assocs = calloc(1, sizeof(*assocs));
+    if (assocs == NULL)
         return NULL;
-    flows->node.kind = AQ_READY_FLOWS;
-    atomic_init(&flows->references, 1);
-    flows->connection = connection;
-    flows->ready = ready;
-    flows->counters = counters;
-    flows->queue_limit = queue_limit;
-    pthread_mutex_init(&flows->mutex, NULL);
-    return flows;
+    assocs->node.kind = AQ_READY_ASSOCIATIONS;
+    atomic_init(&assocs->references, 1);
+    assocs->connection = connection;
+    assocs->ready = ready;
+    assocs->counters = counters;
+    assocs->queue_limit = queue_limit;
+    pthread_mutex_init(&assocs->mutex, NULL);
+    return assocs;
 }
 
 /* Frees the kept packets sent before this time. The mutex is held, or no other thread has the table any more. */
-static void drop_kept(aq_flows *flows, uint64_t before)
+static void drop_kept(aq_assocs *assocs, uint64_t before)
 {
-    while (flows->kept_first != NULL && flows->kept_first->sent < before) {
-        aq_kept_packet *kept = flows->kept_first;
-        flows->kept_first = kept->next;
-        flows->kept_bytes -= sizeof(*kept) + kept->length;
+    while (assocs->kept_first != NULL && assocs->kept_first->sent < before) {
+        aq_kept_packet *kept = assocs->kept_first;
+        assocs->kept_first = kept->next;
+        assocs->kept_bytes -= sizeof(*kept) + kept->length;
         free(kept);
     }
-    if (flows->kept_first == NULL)
-        flows->kept_last = NULL;
+    if (assocs->kept_first == NULL)
+        assocs->kept_last = NULL;
 }
 
-void aq_flows_ref(aq_flows *flows)
+void aq_assocs_ref(aq_assocs *assocs)
 {
-    atomic_fetch_add_explicit(&flows->references, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&assocs->references, 1, memory_order_relaxed);
 }
 
-void aq_flows_unref(aq_flows *flows)
+void aq_assocs_unref(aq_assocs *assocs)
 {
-    if (atomic_fetch_sub_explicit(&flows->references, 1, memory_order_acq_rel) != 1)
+    if (atomic_fetch_sub_explicit(&assocs->references, 1, memory_order_acq_rel) != 1)
         return;
-    for (size_t i = 0; i < AQ_ARRAY_LENGTH(flows->pages); i++)
-        free(flows->pages[i]);
-    drop_kept(flows, UINT64_MAX);
-    if (atomic_load(&flows->has_queue))
-        aq_dgram_destroy(&flows->queue);
-    pthread_mutex_destroy(&flows->mutex);
-    free(flows);
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(assocs->pages); i++)
+        free(assocs->pages[i]);
+    drop_kept(assocs, UINT64_MAX);
+    if (atomic_load(&assocs->has_queue))
+        aq_dgram_destroy(&assocs->queue);
+    pthread_mutex_destroy(&assocs->mutex);
+    free(assocs);
 }
 
-void aq_flows_kill(aq_flows *flows)
+void aq_assocs_kill(aq_assocs *assocs)
 {
-    pthread_mutex_lock(&flows->mutex);
-    flows->dead = 1;
-    drop_kept(flows, UINT64_MAX);
-    pthread_mutex_unlock(&flows->mutex);
+    pthread_mutex_lock(&assocs->mutex);
+    assocs->dead = 1;
+    drop_kept(assocs, UINT64_MAX);
+    pthread_mutex_unlock(&assocs->mutex);
 }
 
-aq_flow *aq_flows_find(aq_flows *flows, uint16_t association)
+aq_assoc *aq_assocs_find(aq_assocs *assocs, uint16_t association)
 {
-    aq_flow **page = flows->pages[association >> 8];
+    aq_assoc **page = assocs->pages[association >> 8];
     return page != NULL ? page[association & 0xff] : NULL;
 }
 
 /* Makes the association the newest of a list. The mutex is held. */
-static void place_flow(aq_flows *flows, aq_flow *flow, int is_done, uint64_t now)
+static void place_assoc(aq_assocs *assocs, aq_assoc *assoc, int is_done, uint64_t now)
 {
-    aq_flow_list *list = &flows->lists[is_done];
-    flow->is_done = is_done != 0;
-    flow->placed = now;
-    flow->newer = NULL;
-    flow->older = list->newest;
+    aq_assoc_list *list = &assocs->lists[is_done];
+    assoc->is_done = is_done != 0;
+    assoc->placed = now;
+    assoc->newer = NULL;
+    assoc->older = list->newest;
     if (list->newest != NULL)
-        list->newest->newer = flow;
+        list->newest->newer = assoc;
     else
-        list->oldest = flow;
-    list->newest = flow;
+        list->oldest = assoc;
+    list->newest = assoc;
 }
 
 /* The mutex is held. */
-static void displace_flow(aq_flows *flows, aq_flow *flow)
+static void displace_assoc(aq_assocs *assocs, aq_assoc *assoc)
 {
-    aq_flow_list *list = &flows->lists[flow->is_done];
-    if (flow->older != NULL)
-        flow->older->newer = flow->newer;
+    aq_assoc_list *list = &assocs->lists[assoc->is_done];
+    if (assoc->older != NULL)
+        assoc->older->newer = assoc->newer;
     else
-        list->oldest = flow->newer;
-    if (flow->newer != NULL)
-        flow->newer->older = flow->older;
+        list->oldest = assoc->newer;
+    if (assoc->newer != NULL)
+        assoc->newer->older = assoc->older;
     else
-        list->newest = flow->older;
+        list->newest = assoc->older;
 }
 
 /* The mutex is held. */
-static void unlink_flow(aq_flows *flows, aq_flow *flow)
+static void unlink_assoc(aq_assocs *assocs, aq_assoc *assoc)
 {
-    flows->pages[flow->association >> 8][flow->association & 0xff] = NULL;
-    displace_flow(flows, flow);
-    flows->count--;
+    assocs->pages[assoc->association >> 8][assoc->association & 0xff] = NULL;
+    displace_assoc(assocs, assoc);
+    assocs->count--;
 }
 
 /* Writes the key of both addresses, with their scopes. A key with a local address is longer than any without one of the
@@ -142,136 +142,136 @@ static size_t source_key(const aq_udp_source *source, uint8_t key[AQ_MAP_KEY_MAX
     return length;
 }
 
-void aq_flow_seen(aq_flow *flow, int from_user, uint64_t now)
+void aq_assoc_seen(aq_assoc *assoc, int from_visitor, uint64_t now)
 {
-    aq_flows *flows = flow->socket->flows;
+    aq_assocs *assocs = assoc->socket->assocs;
     int is_done;
 
-    flow->active = now;
-    if (from_user) {
-        flow->asked = (uint8_t)(flow->asked + (flow->asked < UINT8_MAX));
-        if (flow->unanswered_since == 0)
-            flow->unanswered_since = now;
+    assoc->active = now;
+    if (from_visitor) {
+        assoc->asked = (uint8_t)(assoc->asked + (assoc->asked < UINT8_MAX));
+        if (assoc->unanswered_since == 0)
+            assoc->unanswered_since = now;
     } else {
-        flow->was_answered = 1;
-        flow->unanswered_since = 0;
+        assoc->was_answered = 1;
+        assoc->unanswered_since = 0;
     }
-    is_done = !from_user && flow->asked <= SHORT_EXCHANGE;
-    if (is_done != flow->is_done || now > flow->placed + ORDER_PRECISION) {
-        displace_flow(flows, flow);
-        place_flow(flows, flow, is_done, now);
+    is_done = !from_visitor && assoc->asked <= SHORT_EXCHANGE;
+    if (is_done != assoc->is_done || now > assoc->placed + ORDER_PRECISION) {
+        displace_assoc(assocs, assoc);
+        place_assoc(assocs, assoc, is_done, now);
     }
 }
 
 /* The mutex is held. */
-static void drop_flow(aq_flow *flow)
+static void drop_assoc(aq_assoc *assoc)
 {
-    aq_udp *udp = flow->socket;
+    aq_udp *udp = assoc->socket;
     uint8_t key[AQ_MAP_KEY_MAX];
     if (udp->is_public)
-        aq_map_remove(&udp->by_source, key, source_key(&flow->source, key));
-    if (udp->only == flow)
+        aq_map_remove(&udp->by_source, key, source_key(&assoc->source, key));
+    if (udp->only == assoc)
         udp->only = NULL;
-    if (udp->last == flow)
+    if (udp->last == assoc)
         udp->last = NULL;
-    free(flow);
+    free(assoc);
 }
 
-int64_t aq_flow_forget(aq_flows *flows, uint16_t association)
+int64_t aq_assoc_forget(aq_assocs *assocs, uint16_t association)
 {
-    aq_flow *flow;
-    pthread_mutex_lock(&flows->mutex);
-    flow = aq_flows_find(flows, association);
-    if (flow != NULL) {
-        unlink_flow(flows, flow);
-        drop_flow(flow);
+    aq_assoc *assoc;
+    pthread_mutex_lock(&assocs->mutex);
+    assoc = aq_assocs_find(assocs, association);
+    if (assoc != NULL) {
+        unlink_assoc(assocs, assoc);
+        drop_assoc(assoc);
     }
-    pthread_mutex_unlock(&flows->mutex);
-    return flow != NULL ? AQ_OK : AQ_ERR_GONE;
+    pthread_mutex_unlock(&assocs->mutex);
+    return assoc != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
 /* Adds the associations of a list that were last active before this time; only those of `host` if it is not NULL. The
  * mutex is held. */
-static uint32_t list_idle(const aq_flow_list *list, const aq_address *host, uint64_t before, uint16_t *out,
-                          uint32_t found, uint32_t most)
+static uint32_t list_idle(const aq_assoc_list *list, const aq_address *host, uint64_t before, uint16_t *out,
+                          uint32_t found, uint32_t max)
 {
-    for (const aq_flow *flow = list->oldest; flow != NULL && flow->placed < before && found < most;
-         flow = flow->newer) {
-        if (flow->active < before && (host == NULL || aq_address_same_host(&flow->source.peer, host)))
-            out[found++] = flow->association;
+    for (const aq_assoc *assoc = list->oldest; assoc != NULL && assoc->placed < before && found < max;
+         assoc = assoc->newer) {
+        if (assoc->active < before && (host == NULL || aq_address_same_host(&assoc->source.peer, host)))
+            out[found++] = assoc->association;
     }
     return found;
 }
 
-uint32_t aq_flows_list_idle(aq_flows *flows, const aq_address *host, uint64_t before, uint16_t *out, uint32_t most)
+uint32_t aq_assocs_list_idle(aq_assocs *assocs, const aq_address *host, uint64_t before, uint16_t *out, uint32_t max)
 {
     uint32_t found;
-    pthread_mutex_lock(&flows->mutex);
-    found = list_idle(&flows->lists[1], host, before, out, 0, most);
-    found = list_idle(&flows->lists[0], host, before, out, found, most);
-    pthread_mutex_unlock(&flows->mutex);
+    pthread_mutex_lock(&assocs->mutex);
+    found = list_idle(&assocs->lists[1], host, before, out, 0, max);
+    found = list_idle(&assocs->lists[0], host, before, out, found, max);
+    pthread_mutex_unlock(&assocs->mutex);
     return found;
 }
 
-uint32_t aq_flows_list_unanswered(aq_flows *flows, uint64_t since, uint64_t active, uint16_t *out, uint32_t most)
+uint32_t aq_assocs_list_unanswered(aq_assocs *assocs, uint64_t since, uint64_t active, uint16_t *out, uint32_t max)
 {
     uint32_t found = 0;
-    pthread_mutex_lock(&flows->mutex);
-    for (const aq_flow *flow = flows->lists[0].newest;
-         flow != NULL && flow->placed + ORDER_PRECISION >= active && found < most; flow = flow->older) {
-        if (flow->active >= active && flow->unanswered_since != 0 && flow->unanswered_since < since)
-            out[found++] = flow->association;
+    pthread_mutex_lock(&assocs->mutex);
+    for (const aq_assoc *assoc = assocs->lists[0].newest;
+         assoc != NULL && assoc->placed + ORDER_PRECISION >= active && found < max; assoc = assoc->older) {
+        if (assoc->active >= active && assoc->unanswered_since != 0 && assoc->unanswered_since < since)
+            out[found++] = assoc->association;
     }
-    pthread_mutex_unlock(&flows->mutex);
+    pthread_mutex_unlock(&assocs->mutex);
     return found;
 }
 
 /* ---- packets to a service that has not answered yet; the mutex is held ------------------------------------------ */
 
-void aq_flow_keep(aq_flow *flow, const uint8_t *payload, size_t length, uint64_t now)
+void aq_assoc_keep(aq_assoc *assoc, const uint8_t *payload, size_t length, uint64_t now)
 {
-    aq_flows *flows = flow->socket->flows;
+    aq_assocs *assocs = assoc->socket->assocs;
     size_t size = sizeof(aq_kept_packet) + length;
     aq_kept_packet *kept;
 
-    drop_kept(flows, now > KEPT_TIME ? now - KEPT_TIME : 0);
-    while (flows->kept_first != NULL && flows->kept_bytes + size > KEPT_BYTES)
-        drop_kept(flows, flows->kept_first->sent + 1);
+    drop_kept(assocs, now > KEPT_TIME ? now - KEPT_TIME : 0);
+    while (assocs->kept_first != NULL && assocs->kept_bytes + size > KEPT_BYTES)
+        drop_kept(assocs, assocs->kept_first->sent + 1);
     kept = malloc(size);
     if (kept == NULL)
         return; /* it is sent all the same */
     kept->next = NULL;
     kept->sent = now;
     kept->length = length;
-    kept->association = flow->association;
+    kept->association = assoc->association;
     if (length > 0)
         memcpy(kept->data, payload, length);
-    if (flows->kept_last != NULL)
-        flows->kept_last->next = kept;
+    if (assocs->kept_last != NULL)
+        assocs->kept_last->next = kept;
     else
-        flows->kept_first = kept;
-    flows->kept_last = kept;
-    flows->kept_bytes += size;
+        assocs->kept_first = kept;
+    assocs->kept_last = kept;
+    assocs->kept_bytes += size;
 }
 
-void aq_flow_each_kept(aq_flow *flow, uint64_t now, void (*send)(void *, aq_flow *, const uint8_t *, size_t),
-                       void *context)
+void aq_assoc_each_kept(aq_assoc *assoc, uint64_t now, void (*send)(void *, aq_assoc *, const uint8_t *, size_t),
+                        void *context)
 {
-    for (aq_kept_packet *kept = flow->socket->flows->kept_first; kept != NULL; kept = kept->next) {
-        if (kept->association == flow->association && kept->sent + KEPT_TIME >= now)
-            send(context, flow, kept->data, kept->length);
+    for (aq_kept_packet *kept = assoc->socket->assocs->kept_first; kept != NULL; kept = kept->next) {
+        if (kept->association == assoc->association && kept->sent + KEPT_TIME >= now)
+            send(context, assoc, kept->data, kept->length);
     }
 }
 
 /* ---- addresses that get no new associations ------------------------------------------------------------------- */
 
-void aq_flows_turn_away(aq_flows *flows, const aq_address *from, uint64_t until)
+void aq_assocs_refuse(aq_assocs *assocs, const aq_address *from, uint64_t until)
 {
     aq_address host = from != NULL ? *from : (aq_address){0};
-    aq_refusal *place = &flows->refusals[0];
-    pthread_mutex_lock(&flows->mutex);
+    aq_refusal *place = &assocs->refusals[0];
+    pthread_mutex_lock(&assocs->mutex);
     for (size_t i = 0; i < AQ_REFUSALS; i++) {
-        aq_refusal *refusal = &flows->refusals[i];
+        aq_refusal *refusal = &assocs->refusals[i];
         if (refusal->until != 0 && aq_address_same_host(&refusal->from, &host)) {
             place = refusal;
             break;
@@ -281,13 +281,13 @@ void aq_flows_turn_away(aq_flows *flows, const aq_address *from, uint64_t until)
     }
     place->from = host;
     place->until = until;
-    pthread_mutex_unlock(&flows->mutex);
+    pthread_mutex_unlock(&assocs->mutex);
 }
 
-int aq_flows_turns_away(const aq_flows *flows, const aq_address *from, uint64_t now)
+int aq_assocs_refuses(const aq_assocs *assocs, const aq_address *from, uint64_t now)
 {
     for (size_t i = 0; i < AQ_REFUSALS; i++) {
-        const aq_refusal *refusal = &flows->refusals[i];
+        const aq_refusal *refusal = &assocs->refusals[i];
         if (now < refusal->until && (refusal->from.family == 0 || aq_address_same_host(&refusal->from, from)))
             return 1;
     }
@@ -296,7 +296,7 @@ int aq_flows_turns_away(const aq_flows *flows, const aq_address *from, uint64_t 
 
 /* ---- sockets ----------------------------------------------------------------------------------------------- */
 
-aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
+aq_udp *aq_udp_new(aq_assocs *assocs, int fd, int is_public, int64_t *error)
 {
     aq_udp *udp;
     aq_sockaddr bound;
@@ -316,14 +316,14 @@ aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
         *error = AQ_ERR_SYSTEM + failed;
         return NULL;
     }
-    pthread_mutex_lock(&flows->mutex);
-    *error = flows->dead ? AQ_ERR_GONE : AQ_OK;
-    if (*error == AQ_OK && !atomic_load(&flows->has_queue)) {
-        *error = aq_dgram_init(&flows->queue, flows->queue_limit);
+    pthread_mutex_lock(&assocs->mutex);
+    *error = assocs->dead ? AQ_ERR_GONE : AQ_OK;
+    if (*error == AQ_OK && !atomic_load(&assocs->has_queue)) {
+        *error = aq_dgram_init(&assocs->queue, assocs->queue_limit);
         if (*error == AQ_OK)
-            atomic_store(&flows->has_queue, 1);
+            atomic_store(&assocs->has_queue, 1);
     }
-    pthread_mutex_unlock(&flows->mutex);
+    pthread_mutex_unlock(&assocs->mutex);
     if (*error != AQ_OK)
         return NULL;
     udp = calloc(1, sizeof(*udp));
@@ -342,8 +342,8 @@ aq_udp *aq_udp_new(aq_flows *flows, int fd, int is_public, int64_t *error)
     udp->has_many_addresses = has_many_addresses;
     udp->losses = losses;
     udp->family = bound.sa.sa_family;
-    udp->flows = flows;
-    aq_flows_ref(flows);
+    udp->assocs = assocs;
+    aq_assocs_ref(assocs);
     *error = AQ_OK;
     return udp;
 
@@ -414,7 +414,7 @@ static void drop_source(aq_udp *udp, aq_waiting_source *source)
     waiting_datagram *datagram = take_source(udp, source), *next;
     for (; datagram != NULL; datagram = next) {
         next = datagram->next;
-        aq_count(udp->flows->counters, AQ_C_udp_drop_no_association, 1);
+        aq_count(udp->assocs->counters, AQ_C_udp_drop_no_association, 1);
         free(datagram);
     }
 }
@@ -428,11 +428,11 @@ static void drop_waiting(aq_udp *udp)
 void aq_udp_drop_source(aq_udp *udp, const aq_udp_source *source)
 {
     aq_waiting_source *waiting;
-    pthread_mutex_lock(&udp->flows->mutex);
+    pthread_mutex_lock(&udp->assocs->mutex);
     waiting = waiting_source(udp, source);
     if (waiting != NULL)
         drop_source(udp, waiting);
-    pthread_mutex_unlock(&udp->flows->mutex);
+    pthread_mutex_unlock(&udp->assocs->mutex);
 }
 
 /* ---- closing a socket ------------------------------------------------------------------------------------------- */
@@ -440,35 +440,35 @@ void aq_udp_drop_source(aq_udp *udp, const aq_udp_source *source)
 static void count_lost(aq_udp *udp, uint32_t lost)
 {
     if (lost > 0)
-        aq_count(udp->flows->counters, AQ_C_udp_drop_kernel, lost);
+        aq_count(udp->assocs->counters, AQ_C_udp_drop_kernel, lost);
 }
 
 /* The mutex is held. */
-static void end_flow(aq_flows *flows, aq_flow *flow)
+static void end_assoc(aq_assocs *assocs, aq_assoc *assoc)
 {
-    unlink_flow(flows, flow);
-    drop_flow(flow);
+    unlink_assoc(assocs, assoc);
+    drop_assoc(assoc);
 }
 
 void aq_udp_detach(aq_udp *udp)
 {
-    aq_flows *flows = udp->flows;
-    pthread_mutex_lock(&flows->mutex);
+    aq_assocs *assocs = udp->assocs;
+    pthread_mutex_lock(&assocs->mutex);
     if (!udp->closed)
         count_lost(udp, aq_udp_losses_end(&udp->losses, udp->fd));
     udp->closed = 1;
     if (udp->only != NULL)
-        end_flow(flows, udp->only);
-    for (size_t i = 0; udp->is_public && i < AQ_ARRAY_LENGTH(flows->lists); i++) {
-        aq_flow *flow, *next;
-        for (flow = flows->lists[i].oldest; flow != NULL; flow = next) {
-            next = flow->newer;
-            if (flow->socket == udp)
-                end_flow(flows, flow);
+        end_assoc(assocs, udp->only);
+    for (size_t i = 0; udp->is_public && i < AQ_ARRAY_LENGTH(assocs->lists); i++) {
+        aq_assoc *assoc, *next;
+        for (assoc = assocs->lists[i].oldest; assoc != NULL; assoc = next) {
+            next = assoc->newer;
+            if (assoc->socket == udp)
+                end_assoc(assocs, assoc);
         }
     }
     drop_waiting(udp);
-    pthread_mutex_unlock(&flows->mutex);
+    pthread_mutex_unlock(&assocs->mutex);
 }
 
 void aq_udp_free(aq_udp *udp)
@@ -478,38 +478,38 @@ void aq_udp_free(aq_udp *udp)
         aq_map_destroy(&udp->by_source);
         aq_map_destroy(&udp->waiting_by_source);
     }
-    aq_flows_unref(udp->flows);
+    aq_assocs_unref(udp->assocs);
     free(udp);
 }
 
 /* ---- the path of a datagram into the connection -------------------------------------------------------------- */
 
 /* Queues one UDP packet of a known association. The mutex is held. */
-static void forward(aq_flow *flow, const uint8_t *payload, size_t length, uint64_t now)
+static void forward(aq_assoc *assoc, const uint8_t *payload, size_t length, uint64_t now)
 {
-    aq_flows *flows = flow->socket->flows;
+    aq_assocs *assocs = assoc->socket->assocs;
     aq_dgram_record *record;
-    uint16_t packet = flow->next_packet++;
+    uint16_t packet = assoc->next_packet++;
     if (length > UINT16_MAX) {
-        aq_count(flows->counters, AQ_C_packet_drop_too_big, 1);
+        aq_count(assocs->counters, AQ_C_packet_drop_too_big, 1);
         return;
     }
-    record = aq_dgram_reserve(&flows->queue, length);
+    record = aq_dgram_reserve(&assocs->queue, length);
     if (record == NULL) {
-        aq_count(flows->counters, AQ_C_packet_drop_ring_full, 1);
+        aq_count(assocs->counters, AQ_C_packet_drop_ring_full, 1);
         return;
     }
-    record->header = flow->header_length;
-    record->ipv6 = flow->source.peer.family == 6;
+    record->header = assoc->header_length;
+    record->ipv6 = assoc->source.peer.family == 6;
     record->payload = (uint32_t)length;
-    memcpy(record->data, flow->header, flow->header_length);
+    memcpy(record->data, assoc->header, assoc->header_length);
     record->data[4] = (uint8_t)(packet >> 8);
     record->data[5] = (uint8_t)packet;
     record->data[8] = (uint8_t)(length >> 8);
     record->data[9] = (uint8_t)length;
-    memcpy(record->data + flow->header_length, payload, length);
-    aq_dgram_commit(&flows->queue, record);
-    aq_flow_seen(flow, flow->socket->is_public, now);
+    memcpy(record->data + assoc->header_length, payload, length);
+    aq_dgram_commit(&assocs->queue, record);
+    aq_assoc_seen(assoc, assoc->socket->is_public, now);
 }
 
 /* The mutex is held. */
@@ -518,8 +518,8 @@ static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_udp_
 {
     aq_waiting_source *source = waiting_source(udp, from);
     waiting_datagram *datagram = NULL;
-    if (udp->is_public && source == NULL && aq_flows_turns_away(udp->flows, &from->peer, now)) {
-        aq_count(udp->flows->counters, AQ_C_udp_drop_no_association, 1);
+    if (udp->is_public && source == NULL && aq_assocs_refuses(udp->assocs, &from->peer, now)) {
+        aq_count(udp->assocs->counters, AQ_C_udp_drop_no_association, 1);
         return;
     }
     if (udp->waiting_bytes + waiting_size(length) <= WAITING_BYTES &&
@@ -529,7 +529,7 @@ static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_udp_
         udp->is_public) /* the owner of a local socket is about to add its association anyway */
         batch->sources[batch->asked++] = *from;
     if (datagram == NULL || source == NULL) {
-        aq_count(udp->flows->counters, AQ_C_packet_drop_waiting_full, 1);
+        aq_count(udp->assocs->counters, AQ_C_packet_drop_waiting_full, 1);
         free(datagram);
         return;
     }
@@ -552,7 +552,7 @@ static int same_source(const aq_udp_source *first, const aq_udp_source *second)
 }
 
 /* The mutex is held. */
-static aq_flow *flow_of(aq_udp *udp, const aq_udp_source *source)
+static aq_assoc *assoc_of(aq_udp *udp, const aq_udp_source *source)
 {
     uint8_t key[AQ_MAP_KEY_MAX];
     if (!udp->is_public)
@@ -580,7 +580,7 @@ static void source_of(const aq_udp *udp, const aq_udp_message *message, aq_udp_s
 }
 
 /* Errors that a UDP socket reports about an earlier datagram; the socket itself is fine. */
-static int is_weather(int64_t error)
+static int is_transient_error(int64_t error)
 {
     return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH || error == -EHOSTDOWN ||
            error == -ENETDOWN || error == -EMSGSIZE || error == -EPROTO || error == -ENOPROTOOPT;
@@ -599,18 +599,18 @@ static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batc
     size_t step = message->segment != 0 ? message->segment : message->length;
     size_t offset = 0;
     aq_udp_source source;
-    aq_flow *flow;
+    aq_assoc *assoc;
 
     source_of(udp, message, &source);
-    flow = flow_of(udp, &source);
-    udp->last = flow;
+    assoc = assoc_of(udp, &source);
+    udp->last = assoc;
     do {
         size_t length = message->length - offset;
         if (length > step)
             length = step;
         batch->received++;
-        if (flow != NULL) {
-            forward(flow, message->data + offset, length, now);
+        if (assoc != NULL) {
+            forward(assoc, message->data + offset, length, now);
             batch->forwarded++;
         } else {
             wait_for_association(udp, batch, &source, message->data + offset, length, now);
@@ -629,7 +629,7 @@ static uint32_t segments_of(const aq_udp_message *message)
 
 int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
 {
-    aq_flows *flows = udp->flows;
+    aq_assocs *assocs = udp->assocs;
     aq_udp_message messages[AQ_UDP_MESSAGES];
     uint64_t now = aq_now();
     int count, gone;
@@ -637,22 +637,22 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
     batch->received = batch->forwarded = batch->asked = 0;
     batch->more = batch->refused = 0;
     count = aq_udp_receive_batch(receiver, udp->fd, messages, AQ_UDP_MESSAGES);
-    if (count < 0 && is_weather(count)) {
+    if (count < 0 && is_transient_error(count)) {
         if (!udp->is_public && is_refusal(count)) {
             batch->refused = -count;
-            pthread_mutex_lock(&flows->mutex);
+            pthread_mutex_lock(&assocs->mutex);
             batch->was_answered = udp->only != NULL && udp->only->was_answered;
-            pthread_mutex_unlock(&flows->mutex);
+            pthread_mutex_unlock(&assocs->mutex);
         }
-        aq_count(flows->counters, batch->refused != 0 ? AQ_C_udp_service_refused : AQ_C_udp_receive_errors, 1);
+        aq_count(assocs->counters, batch->refused != 0 ? AQ_C_udp_service_refused : AQ_C_udp_receive_errors, 1);
         batch->more = 1;
         return AQ_OK;
     }
     if (count < 0)
         return AQ_ERR_SYSTEM + count;
     batch->more = count == AQ_UDP_MESSAGES;
-    pthread_mutex_lock(&flows->mutex);
-    gone = flows->dead || udp->closed;
+    pthread_mutex_lock(&assocs->mutex);
+    gone = assocs->dead || udp->closed;
     for (int i = 0; i < count; i++) {
         if (gone)
             batch->received += segments_of(&messages[i]);
@@ -661,53 +661,53 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
     }
     if (!gone)
         count_lost(udp, aq_udp_losses_read(&udp->losses, udp->fd, messages, count, AQ_UDP_MESSAGES));
-    pthread_mutex_unlock(&flows->mutex);
-    aq_count(flows->counters, AQ_C_udp_received, batch->received);
+    pthread_mutex_unlock(&assocs->mutex);
+    aq_count(assocs->counters, AQ_C_udp_received, batch->received);
     if (gone)
-        aq_count(flows->counters, AQ_C_packet_drop_connection_closed, batch->received);
+        aq_count(assocs->counters, AQ_C_packet_drop_connection_closed, batch->received);
     return gone ? AQ_ERR_GONE : AQ_OK;
 }
 
-void aq_flows_signal(aq_flows *flows)
+void aq_assocs_signal(aq_assocs *assocs)
 {
-    aq_flows_ref(flows);
-    if (!aq_ready_add(flows->ready, &flows->node))
-        aq_flows_unref(flows);
+    aq_assocs_ref(assocs);
+    if (!aq_ready_add(assocs->ready, &assocs->node))
+        aq_assocs_unref(assocs);
 }
 
 /* ---- new associations ---------------------------------------------------------------------------------------- */
 
 /* The mutex is held. */
-static int64_t link_flow(aq_udp *udp, aq_flow *flow)
+static int64_t link_assoc(aq_udp *udp, aq_assoc *assoc)
 {
-    aq_flows *flows = udp->flows;
-    aq_flow ***page = &flows->pages[flow->association >> 8];
+    aq_assocs *assocs = udp->assocs;
+    aq_assoc ***page = &assocs->pages[assoc->association >> 8];
     uint8_t key[AQ_MAP_KEY_MAX];
-    size_t key_length = source_key(&flow->source, key);
+    size_t key_length = source_key(&assoc->source, key);
     int64_t result;
 
-    if (flows->dead || udp->closed)
+    if (assocs->dead || udp->closed)
         return AQ_ERR_GONE;
     if (udp->is_public ? aq_map_get(&udp->by_source, key, key_length) != NULL : udp->only != NULL)
         return AQ_ERR_LIMIT;
     if (*page == NULL && (*page = calloc(256, sizeof(**page))) == NULL)
         return AQ_ERR_MEMORY;
-    if ((*page)[flow->association & 0xff] != NULL)
+    if ((*page)[assoc->association & 0xff] != NULL)
         return AQ_ERR_LIMIT;
-    if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, flow)) != AQ_OK)
+    if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, assoc)) != AQ_OK)
         return result;
-    (*page)[flow->association & 0xff] = flow;
-    place_flow(flows, flow, 0, flow->active);
-    flows->count++;
+    (*page)[assoc->association & 0xff] = assoc;
+    place_assoc(assocs, assoc, 0, assoc->active);
+    assocs->count++;
     if (!udp->is_public)
-        udp->only = flow;
+        udp->only = assoc;
     return AQ_OK;
 }
 
 /* Queues the datagrams that waited for the association, in order. Returns whether there were any. The mutex is held. */
-static int64_t replay(aq_udp *udp, aq_flow *flow)
+static int64_t replay(aq_udp *udp, aq_assoc *assoc)
 {
-    aq_waiting_source *source = waiting_source(udp, &flow->source);
+    aq_waiting_source *source = waiting_source(udp, &assoc->source);
     uint64_t now = aq_now();
     waiting_datagram *datagram, *next;
 
@@ -715,17 +715,17 @@ static int64_t replay(aq_udp *udp, aq_flow *flow)
         return 0;
     for (datagram = take_source(udp, source); datagram != NULL; datagram = next) {
         next = datagram->next;
-        forward(flow, datagram->data, datagram->length, now);
+        forward(assoc, datagram->data, datagram->length, now);
         free(datagram);
     }
     return 1;
 }
 
-static void set_prefix(aq_flow *flow, const uint8_t *prefix, size_t length)
+static void set_prefix(aq_assoc *assoc, const uint8_t *prefix, size_t length)
 {
-    flow->prefix_length = (uint8_t)length;
+    assoc->prefix_length = (uint8_t)length;
     if (length > 0)
-        memcpy(flow->prefix, prefix, length);
+        memcpy(assoc->prefix, prefix, length);
 }
 
 static int is_known_family(int family)
@@ -733,39 +733,39 @@ static int is_known_family(int family)
     return family == 4 || family == 6;
 }
 
-int64_t aq_flow_new(aq_udp *udp, uint16_t association, const aq_udp_source *source, const uint8_t *prefix,
-                    size_t prefix_length)
+int64_t aq_assoc_new(aq_udp *udp, uint16_t association, const aq_udp_source *source, const uint8_t *prefix,
+                     size_t prefix_length)
 {
-    aq_flow *flow;
+    aq_assoc *assoc;
     int64_t result;
 
-    if (!is_known_family(source->peer.family) || prefix_length > AQ_FLOW_PREFIX_MAX ||
+    if (!is_known_family(source->peer.family) || prefix_length > AQ_ASSOC_PREFIX_MAX ||
         (source->local.family != 0 && (!udp->has_many_addresses || !is_known_family(source->local.family))))
         return AQ_ERR_INVALID;
-    flow = calloc(1, sizeof(*flow));
-    if (flow == NULL)
+    assoc = calloc(1, sizeof(*assoc));
+    if (assoc == NULL)
         return AQ_ERR_MEMORY;
-    flow->association = association;
-    flow->source = *source;
-    flow->source.local.port = 0;
-    flow->socket = udp;
-    flow->to.sa.sa_family = flow->from.sa.sa_family = AF_UNSPEC;
+    assoc->association = association;
+    assoc->source = *source;
+    assoc->source.local.port = 0;
+    assoc->socket = udp;
+    assoc->to.sa.sa_family = assoc->from.sa.sa_family = AF_UNSPEC;
     if (udp->is_public)
-        aq_sockaddr_from(&flow->to, &source->peer, udp->family);
+        aq_sockaddr_from(&assoc->to, &source->peer, udp->family);
     if (source->local.family != 0)
-        aq_sockaddr_from(&flow->from, &source->local, udp->family);
-    flow->header_length = (uint8_t)aq_packet_encode(flow->header, association, 0, 1, 0, 0, &source->peer);
-    set_prefix(flow, prefix, prefix_length);
-    flow->active = aq_now();
+        aq_sockaddr_from(&assoc->from, &source->local, udp->family);
+    assoc->header_length = (uint8_t)aq_packet_encode(assoc->header, association, 0, 1, 0, 0, &source->peer);
+    set_prefix(assoc, prefix, prefix_length);
+    assoc->active = aq_now();
 
     /* Both under one lock: a reader between them would overtake the datagrams that waited. */
-    pthread_mutex_lock(&udp->flows->mutex);
-    result = link_flow(udp, flow);
+    pthread_mutex_lock(&udp->assocs->mutex);
+    result = link_assoc(udp, assoc);
     if (result == AQ_OK)
-        result = replay(udp, flow);
-    pthread_mutex_unlock(&udp->flows->mutex);
+        result = replay(udp, assoc);
+    pthread_mutex_unlock(&udp->assocs->mutex);
     if (result < 0)
-        free(flow);
+        free(assoc);
     return result;
 }
 
@@ -775,13 +775,13 @@ int64_t aq_udp_replace(aq_udp *udp, int fd, const uint8_t *prefix, size_t prefix
     int64_t result = AQ_OK;
     int failed;
 
-    if (udp->is_public || prefix_length > AQ_FLOW_PREFIX_MAX)
+    if (udp->is_public || prefix_length > AQ_ASSOC_PREFIX_MAX)
         return AQ_ERR_INVALID;
     aq_udp_losses_begin(&losses, fd);
     failed = aq_udp_setup_service(fd, 0);
     if (failed != 0)
         return AQ_ERR_SYSTEM + failed;
-    pthread_mutex_lock(&udp->flows->mutex);
+    pthread_mutex_lock(&udp->assocs->mutex);
     if (udp->only == NULL) {
         result = AQ_ERR_GONE;
     } else {
@@ -794,6 +794,6 @@ int64_t aq_udp_replace(aq_udp *udp, int fd, const uint8_t *prefix, size_t prefix
             udp->only->was_answered = 0;
         }
     }
-    pthread_mutex_unlock(&udp->flows->mutex);
+    pthread_mutex_unlock(&udp->assocs->mutex);
     return result;
 }

@@ -21,40 +21,40 @@ from tests.support.waiting import wait_until
 
 COMMAND = encode(Dissociate(1))
 # As in conn.h.
-EVENTS_BEFORE_ADMISSION = 4
-PACKETS_BEFORE_ADMISSION = 512
+EVENTS_BEFORE_JOIN = 4
+PACKETS_BEFORE_JOIN = 512
 
 
 def test_only_the_first_commands_are_heard_before_admission(certificate: Certificate) -> None:
-    with connected(certificate, admitted=False) as pair:
+    with connected(certificate, joined=False) as pair:
         for _ in range(50):
             pair.client_connection.send(COMMAND)
         wait_until(lambda: pair.server.counter("commands_received") == 50, 15, "all have come")
         pair.server_connection.info()  # the engine has had a turn
-        assert len(pair.server.seen()) == EVENTS_BEFORE_ADMISSION
-        assert pair.server.counter("events_dropped") == 50 - EVENTS_BEFORE_ADMISSION
-        pair.server_connection.admit(None)
+        assert len(pair.server.seen()) == EVENTS_BEFORE_JOIN
+        assert pair.server.counter("events_dropped") == 50 - EVENTS_BEFORE_JOIN
+        pair.server_connection.set_joined(None)
         pair.client_connection.send(COMMAND)
-        wait_until(lambda: len(pair.server.seen()) == EVENTS_BEFORE_ADMISSION + 1, 15, "from here on all are heard")
+        wait_until(lambda: len(pair.server.seen()) == EVENTS_BEFORE_JOIN + 1, 15, "from here on all are heard")
 
 
 def test_commands_need_the_window_that_comes_with_admission(certificate: Certificate) -> None:
     """A window of 16 KiB is there before, and is not given back; with admission all of it is."""
     large = COMMAND + bytes(252)  # what follows a command on its stream is ignored, and counts
-    with connected(certificate, admitted=False) as pair:
+    with connected(certificate, joined=False) as pair:
         for _ in range(200):
             pair.client_connection.send(large)
         wait_until(lambda: pair.server.counter("commands_received") == 64, 15, "16 KiB of commands")
         pair.client_connection.send(large)
         pair.server_connection.info()
         assert pair.server.counter("commands_received") == 64
-        pair.server_connection.admit(None)
+        pair.server_connection.set_joined(None)
         wait_until(lambda: pair.server.counter("commands_received") == 201, 15, "the rest")
         assert pair.server.expect(CommandReceived).data == COMMAND
 
 
 def test_a_client_that_sends_much_and_does_not_join_is_cut_off(certificate: Certificate) -> None:
-    with connected(certificate, admitted=False) as pair:
+    with connected(certificate, joined=False) as pair:
         pair.client_connection.heartbeat(b"\0\5", 0.001)
         closed = expect_closed(pair.server, pair.server_connection)
         assert closed.cause is CloseCause.LOCAL
@@ -62,18 +62,16 @@ def test_a_client_that_sends_much_and_does_not_join_is_cut_off(certificate: Cert
         expect_closed(pair.client, pair.client_connection)
     with connected(certificate) as pair:
         pair.client_connection.heartbeat(b"\0\5", 0.001)
-        wait_until(
-            lambda: pair.server_connection.info().packets_received > 2 * PACKETS_BEFORE_ADMISSION, 30, "many packets"
-        )
+        wait_until(lambda: pair.server_connection.info().packets_received > 2 * PACKETS_BEFORE_JOIN, 30, "many packets")
         assert pair.server.counter("connections_flooding") == 0
 
 
 def test_a_first_packet_that_is_none_leaves_nothing(certificate: Certificate) -> None:
     with Side("server") as server, Side("client") as client:
         _, address = listen(server, certificate, max_connections=1)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw_socket:
             for number, packet in enumerate(initials(5), start=1):
-                stranger.sendto(packet[:-1] + bytes([packet[-1] ^ 1]), address)
+                raw_socket.sendto(packet[:-1] + bytes([packet[-1] ^ 1]), address)
                 wait_until(lambda: server.counter("initials_dropped") == number, 15, "dropped")  # noqa: B023
         connect(client, certificate, address)
         client.expect(Connected)
@@ -85,7 +83,7 @@ def test_a_client_that_has_joined_counts_no_more(certificate: Certificate) -> No
         for _ in range(4):
             connect(client, certificate, address, CLIENT_TRANSPORT)
             client.expect(Connected)
-            server.expect(Connected).connection.admit(None)
+            server.expect(Connected).connection.set_joined(None)
         assert server.counter("retries_sent") == 0
         # Those that are connected and not admitted do count.
         for _ in range(3):
@@ -103,21 +101,21 @@ def test_handshakes_for_nothing_use_up_what_a_source_has(certificate: Certificat
         _, address = listen(server, certificate, max_half_open_per_source=crowd)
 
         def come_and_go() -> None:
-            before = server.counter("handshakes_completed"), server.counter("connections_refused_source")
+            before = server.counter("quic_handshakes_completed"), server.counter("connections_refused_source")
             for _ in range(crowd):
                 connect(client, certificate, address)
             wait_until(
                 lambda: (
-                    server.counter("handshakes_completed") + server.counter("connections_refused_source")
+                    server.counter("quic_handshakes_completed") + server.counter("connections_refused_source")
                     >= sum(before) + crowd
                 ),
                 15,
                 "all are served or refused",
             )
-            for _ in range(server.counter("handshakes_completed") - before[0]):
+            for _ in range(server.counter("quic_handshakes_completed") - before[0]):
                 connection = server.expect(Connected).connection
                 if joins:
-                    connection.admit(None)
+                    connection.set_joined(None)
                 connection.close()
 
         come_and_go()
@@ -186,13 +184,13 @@ def test_no_client_can_move_to_the_port_of_a_service(certificate: Certificate, s
 def test_a_half_open_connection_ends_with_the_time_for_its_handshake(certificate: Certificate) -> None:
     with Side("server") as server, Side("client") as client, contextlib.ExitStack() as stack:
         _, address = listen(server, certificate, Transport(handshake_timeout=0.5), max_connections=2)
-        stranger = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        raw_socket = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         for packet in initials(2):
-            stranger.sendto(packet, address)
+            raw_socket.sendto(packet, address)
         wait_until(lambda: server.counter("connections_accepted") == 2, 15, "two are half-open")
         connection = connect(client, certificate, address)
         assert expect_closed(client, connection).cause is CloseCause.PEER_TRANSPORT
-        wait_until(lambda: server.counter("handshakes_failed") == 2, 15, "both have timed out")
+        wait_until(lambda: server.counter("quic_handshakes_failed") == 2, 15, "both have timed out")
 
         def gets_in() -> bool:
             connect(client, certificate, address)
@@ -205,14 +203,14 @@ def test_a_half_open_connection_ends_with_the_time_for_its_handshake(certificate
 @pytest.mark.parametrize("length", [21, 22, 23, 24, 43, 44, 60, 1200])
 def test_a_reset_is_shorter_than_what_it_answers(certificate: Certificate, length: int) -> None:
     """So two servers that are made to talk to each other come to an end (RFC 9000 section 10.3.3)."""
-    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+    with Side("server") as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw_socket:
         _, address = listen(server, certificate)
-        stranger.settimeout(15)
-        stranger.sendto(b"\x40" + os.urandom(length - 1), address)
+        raw_socket.settimeout(15)
+        raw_socket.sendto(b"\x40" + os.urandom(length - 1), address)
         wait_until(lambda: server.counter("quic_drop_unknown_connection") == 1, 15, "it is nobody's")
         if length <= 22:
             assert server.counter("stateless_resets_sent") == 0
         else:
-            answer = stranger.recv(2000)
+            answer = raw_socket.recv(2000)
             assert 22 <= len(answer) < length
             assert answer[0] & 0xC0 == 0x40

@@ -1,5 +1,5 @@
 /* The table of UDP associations, and what happens to datagrams of sources that have none yet. */
-#include "flow_side.h"
+#include "association_side.h"
 
 #define WATCHDOG_SECONDS 60
 #define SOURCE_PORT 20000
@@ -15,105 +15,105 @@ static void test_table(void)
 {
     static const uint16_t IDS[] = {0, 1, 255, 256, 65535};
     const aq_address bad = {.family = 5, .port = 1}, again = source(3), other = source(99);
-    uint8_t prefix[AQ_FLOW_PREFIX_MAX + 1] = "prefix";
+    uint8_t prefix[AQ_ASSOC_PREFIX_MAX + 1] = "prefix";
     aq_address here;
-    aq_flows *flows = new_flows();
-    aq_udp *udp = open_udp(flows, open_socket(AF_INET, &here), 1);
+    aq_assocs *assocs = new_assocs();
+    aq_udp *udp = open_udp(assocs, open_socket(AF_INET, &here), 1);
     size_t i;
 
     for (i = 0; i < AQ_ARRAY_LENGTH(IDS); i++) {
         const aq_address peer = source((uint16_t)i);
-        const aq_flow *flow;
+        const aq_assoc *assoc;
 
-        CHECK(aq_flows_find(flows, IDS[i]) == NULL);
-        CHECK_INT(aq_flow_new(udp, IDS[i], FROM(&peer), prefix, i), AQ_OK);
-        flow = aq_flows_find(flows, IDS[i]);
-        CHECK(flow != NULL && flow->socket == udp && aq_address_equal(&flow->source.peer, &peer));
-        CHECK_INT(flow->association, IDS[i]);
-        CHECK_INT(flow->to.in.sin_port, htons(peer.port));
-        CHECK_INT(flow->prefix_length, i);
-        CHECK_BYTES(flow->prefix, prefix, i);
-        CHECK_INT(flows->count, i + 1);
+        CHECK(aq_assocs_find(assocs, IDS[i]) == NULL);
+        CHECK_INT(aq_assoc_new(udp, IDS[i], FROM(&peer), prefix, i), AQ_OK);
+        assoc = aq_assocs_find(assocs, IDS[i]);
+        CHECK(assoc != NULL && assoc->socket == udp && aq_address_equal(&assoc->source.peer, &peer));
+        CHECK_INT(assoc->association, IDS[i]);
+        CHECK_INT(assoc->to.in.sin_port, htons(peer.port));
+        CHECK_INT(assoc->prefix_length, i);
+        CHECK_BYTES(assoc->prefix, prefix, i);
+        CHECK_INT(assocs->count, i + 1);
     }
-    CHECK_INT(aq_flow_new(udp, 256, FROM(&other), NULL, 0), AQ_ERR_LIMIT); /* the id is taken */
-    CHECK_INT(aq_flow_new(udp, 257, FROM(&again), NULL, 0), AQ_ERR_LIMIT); /* the source is taken */
-    CHECK(aq_flows_find(flows, 257) == NULL);
-    CHECK_INT(aq_flow_new(udp, 7, FROM(&bad), NULL, 0), AQ_ERR_INVALID);
-    CHECK_INT(aq_flow_new(udp, 7, FROM(&other), prefix, AQ_FLOW_PREFIX_MAX + 1), AQ_ERR_INVALID);
-    CHECK_INT(flows->count, 5);
-    CHECK_INT(aq_flow_new(udp, 7, FROM(&other), prefix, AQ_FLOW_PREFIX_MAX),
+    CHECK_INT(aq_assoc_new(udp, 256, FROM(&other), NULL, 0), AQ_ERR_LIMIT); /* the id is taken */
+    CHECK_INT(aq_assoc_new(udp, 257, FROM(&again), NULL, 0), AQ_ERR_LIMIT); /* the source is taken */
+    CHECK(aq_assocs_find(assocs, 257) == NULL);
+    CHECK_INT(aq_assoc_new(udp, 7, FROM(&bad), NULL, 0), AQ_ERR_INVALID);
+    CHECK_INT(aq_assoc_new(udp, 7, FROM(&other), prefix, AQ_ASSOC_PREFIX_MAX + 1), AQ_ERR_INVALID);
+    CHECK_INT(assocs->count, 5);
+    CHECK_INT(aq_assoc_new(udp, 7, FROM(&other), prefix, AQ_ASSOC_PREFIX_MAX),
               AQ_OK); /* none of them took id or source */
-    CHECK_BYTES(aq_flows_find(flows, 7)->prefix, prefix, AQ_FLOW_PREFIX_MAX);
+    CHECK_BYTES(aq_assocs_find(assocs, 7)->prefix, prefix, AQ_ASSOC_PREFIX_MAX);
 
-    CHECK_INT(aq_flow_forget(flows, 8), AQ_ERR_GONE);
-    CHECK_INT(aq_flow_forget(flows, 256), AQ_OK);
-    CHECK_INT(aq_flow_forget(flows, 256), AQ_ERR_GONE);
-    CHECK_INT(aq_flow_new(udp, 256, FROM(&again), NULL, 0), AQ_OK); /* id and source are free again */
-    CHECK_INT(flows->count, 6);
+    CHECK_INT(aq_assoc_forget(assocs, 8), AQ_ERR_GONE);
+    CHECK_INT(aq_assoc_forget(assocs, 256), AQ_OK);
+    CHECK_INT(aq_assoc_forget(assocs, 256), AQ_ERR_GONE);
+    CHECK_INT(aq_assoc_new(udp, 256, FROM(&again), NULL, 0), AQ_OK); /* id and source are free again */
+    CHECK_INT(assocs->count, 6);
     close_udp(udp);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
 static void test_idle_and_detach(void)
 {
     aq_address here;
-    aq_flows *flows = new_flows();
-    aq_udp *udps[2] = {open_udp(flows, open_socket(AF_INET, &here), 1),
-                       open_udp(flows, open_socket(AF_INET6, &here), 1)};
+    aq_assocs *assocs = new_assocs();
+    aq_udp *udps[2] = {open_udp(assocs, open_socket(AF_INET, &here), 1),
+                       open_udp(assocs, open_socket(AF_INET6, &here), 1)};
     uint16_t out[40], i;
     uint32_t count = 0;
-    aq_flow *flow, *before = NULL;
+    aq_assoc *assoc, *before = NULL;
 
     /* Sources are told apart per socket; the ids are the connection's. */
     for (i = 0; i < 40; i++) {
         const aq_address peer = source(i / 2);
 
-        CHECK_INT(aq_flow_new(udps[i % 2], (uint16_t)(1000 - i), FROM(&peer), NULL, 0), AQ_OK);
-        flow = aq_flows_find(flows, (uint16_t)(1000 - i));
-        CHECK(flow->active <= aq_now());
-        flow->active = flow->placed = 100U + i;
+        CHECK_INT(aq_assoc_new(udps[i % 2], (uint16_t)(1000 - i), FROM(&peer), NULL, 0), AQ_OK);
+        assoc = aq_assocs_find(assocs, (uint16_t)(1000 - i));
+        CHECK(assoc->active <= aq_now());
+        assoc->active = assoc->placed = 100U + i;
     }
-    CHECK_INT(aq_flows_list_idle(flows, NULL, 100, out, 40), 0);
-    CHECK_INT(aq_flows_list_idle(flows, NULL, 105, out, 40), 5); /* older than that, not as old */
+    CHECK_INT(aq_assocs_list_idle(assocs, NULL, 100, out, 40), 0);
+    CHECK_INT(aq_assocs_list_idle(assocs, NULL, 105, out, 40), 5); /* older than that, not as old */
     for (i = 0; i < 5; i++)
         CHECK_INT(out[i], 1000 - i);
-    CHECK_INT(aq_flows_list_idle(flows, NULL, UINT64_MAX, out, 3), 3);
-    CHECK_INT(aq_flows_list_idle(flows, NULL, UINT64_MAX, out, 0), 0);
-    CHECK_INT(aq_flows_list_idle(flows, NULL, UINT64_MAX, out, 40), 40);
-    CHECK_INT(aq_flow_forget(flows, 1000), AQ_OK); /* the oldest, one in the middle, the newest */
-    CHECK_INT(aq_flow_forget(flows, 981), AQ_OK);
-    CHECK_INT(aq_flow_forget(flows, 961), AQ_OK);
+    CHECK_INT(aq_assocs_list_idle(assocs, NULL, UINT64_MAX, out, 3), 3);
+    CHECK_INT(aq_assocs_list_idle(assocs, NULL, UINT64_MAX, out, 0), 0);
+    CHECK_INT(aq_assocs_list_idle(assocs, NULL, UINT64_MAX, out, 40), 40);
+    CHECK_INT(aq_assoc_forget(assocs, 1000), AQ_OK); /* the oldest, one in the middle, the newest */
+    CHECK_INT(aq_assoc_forget(assocs, 981), AQ_OK);
+    CHECK_INT(aq_assoc_forget(assocs, 961), AQ_OK);
 
     aq_udp_detach(udps[0]);
-    CHECK_INT(flows->count, 18);
-    for (flow = flows->lists[0].oldest; flow != NULL; before = flow, flow = flow->newer, count++) {
-        CHECK(flow->socket == udps[1] && flow->older == before);
-        CHECK(aq_flows_find(flows, flow->association) == flow);
+    CHECK_INT(assocs->count, 18);
+    for (assoc = assocs->lists[0].oldest; assoc != NULL; before = assoc, assoc = assoc->newer, count++) {
+        CHECK(assoc->socket == udps[1] && assoc->older == before);
+        CHECK(aq_assocs_find(assocs, assoc->association) == assoc);
     }
-    CHECK(flows->lists[0].newest == before);
+    CHECK(assocs->lists[0].newest == before);
     CHECK_INT(count, 18);
     for (i = 0; i < 40; i += 2)
-        CHECK(aq_flows_find(flows, (uint16_t)(1000 - i)) == NULL);
+        CHECK(aq_assocs_find(assocs, (uint16_t)(1000 - i)) == NULL);
     aq_udp_detach(udps[0]); /* harmless */
-    CHECK_INT(aq_flows_list_idle(flows, NULL, UINT64_MAX, out, 40), 18);
+    CHECK_INT(aq_assocs_list_idle(assocs, NULL, UINT64_MAX, out, 40), 18);
     close_udp(udps[1]);
     close_udp(udps[0]);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
 /* A packet of the association in this direction at this moment. */
-static void seen(aq_flows *flows, uint16_t association, int from_user, uint64_t now)
+static void seen(aq_assocs *assocs, uint16_t association, int from_visitor, uint64_t now)
 {
-    pthread_mutex_lock(&flows->mutex);
-    aq_flow_seen(aq_flows_find(flows, association), from_user, now);
-    pthread_mutex_unlock(&flows->mutex);
+    pthread_mutex_lock(&assocs->mutex);
+    aq_assoc_seen(aq_assocs_find(assocs, association), from_visitor, now);
+    pthread_mutex_unlock(&assocs->mutex);
 }
 
-static void expect_idle(aq_flows *flows, const aq_address *host, uint64_t before, const uint16_t *ids, uint32_t count)
+static void expect_idle(aq_assocs *assocs, const aq_address *host, uint64_t before, const uint16_t *ids, uint32_t count)
 {
     uint16_t out[8];
 
-    CHECK_INT(aq_flows_list_idle(flows, host, before, out, AQ_ARRAY_LENGTH(out)), count);
+    CHECK_INT(aq_assocs_list_idle(assocs, host, before, out, AQ_ARRAY_LENGTH(out)), count);
     for (uint32_t i = 0; i < count; i++)
         CHECK_INT(out[i], ids[i]);
 }
@@ -125,60 +125,60 @@ static void test_who_makes_room(void)
     const uint64_t second = AQ_NSEC_PER_SEC, start = aq_now() + second;
     const uint16_t order[] = {ANSWERED, LATER, ASKING, TALKING, AGAIN}, one[] = {AGAIN}, busy[] = {LATER, ASKING};
     aq_address here;
-    aq_flows *flows = new_flows();
-    aq_udp *udp = open_udp(flows, open_socket(AF_INET, &here), 1);
+    aq_assocs *assocs = new_assocs();
+    aq_udp *udp = open_udp(assocs, open_socket(AF_INET, &here), 1);
     uint16_t out[8];
 
     for (uint16_t i = 0; i < COUNT; i++) {
         const aq_address peer = source(i < AGAIN ? i : 300); /* another host */
 
-        CHECK_INT(aq_flow_new(udp, i, FROM(&peer), NULL, 0), AQ_OK);
-        seen(flows, i, 1, start + i * second);
+        CHECK_INT(aq_assoc_new(udp, i, FROM(&peer), NULL, 0), AQ_OK);
+        seen(assocs, i, 1, start + i * second);
     }
-    seen(flows, ANSWERED, 0, start + 10 * second);
-    seen(flows, LATER, 0, start + 11 * second);
+    seen(assocs, ANSWERED, 0, start + 10 * second);
+    seen(assocs, LATER, 0, start + 11 * second);
     for (int i = 0; i < 9; i++) /* no short exchange any more */
-        seen(flows, TALKING, i % 2 == 0, start + (11 + (uint64_t)i) * second);
-    seen(flows, AGAIN, 0, start + 5 * second);
-    seen(flows, AGAIN, 1, start + 20 * second); /* it waits again */
-    expect_idle(flows, NULL, start, NULL, 0);
-    expect_idle(flows, NULL, UINT64_MAX, order, COUNT);
-    expect_idle(flows, NULL, UINT64_MAX, order, COUNT); /* to ask changes nothing */
+        seen(assocs, TALKING, i % 2 == 0, start + (11 + (uint64_t)i) * second);
+    seen(assocs, AGAIN, 0, start + 5 * second);
+    seen(assocs, AGAIN, 1, start + 20 * second); /* it waits again */
+    expect_idle(assocs, NULL, start, NULL, 0);
+    expect_idle(assocs, NULL, UINT64_MAX, order, COUNT);
+    expect_idle(assocs, NULL, UINT64_MAX, order, COUNT); /* to ask changes nothing */
     {
         const aq_address host = source(300);
-        expect_idle(flows, &host, UINT64_MAX, one, 1);
-        expect_idle(flows, &host, start + 20 * second, NULL, 0);
+        expect_idle(assocs, &host, UINT64_MAX, one, 1);
+        expect_idle(assocs, &host, start + 20 * second, NULL, 0);
     }
 
     /* Those that still send and wait. */
-    CHECK_INT(aq_flows_list_unanswered(flows, start + 20 * second, start + 20 * second, out, 8), 0);
-    CHECK_INT(aq_flows_list_unanswered(flows, start + 21 * second, start + 20 * second, out, 8), 1);
+    CHECK_INT(aq_assocs_list_unanswered(assocs, start + 20 * second, start + 20 * second, out, 8), 0);
+    CHECK_INT(aq_assocs_list_unanswered(assocs, start + 21 * second, start + 20 * second, out, 8), 1);
     CHECK_INT(out[0], AGAIN);
-    CHECK_INT(aq_flows_list_unanswered(flows, start + 21 * second, start, out, 8), 3);
+    CHECK_INT(aq_assocs_list_unanswered(assocs, start + 21 * second, start, out, 8), 3);
     CHECK_INT(out[1], TALKING);
     CHECK_INT(out[2], ASKING);
-    seen(flows, AGAIN, 0, start + 30 * second);
-    seen(flows, TALKING, 0, start + 30 * second);
-    seen(flows, ANSWERED, 1, start + 30 * second);
-    expect_idle(flows, NULL, start + 30 * second, busy, 2);
-    CHECK_INT(aq_flows_list_unanswered(flows, start + 30 * second, start, out, 8), 1);
+    seen(assocs, AGAIN, 0, start + 30 * second);
+    seen(assocs, TALKING, 0, start + 30 * second);
+    seen(assocs, ANSWERED, 1, start + 30 * second);
+    expect_idle(assocs, NULL, start + 30 * second, busy, 2);
+    CHECK_INT(aq_assocs_list_unanswered(assocs, start + 30 * second, start, out, 8), 1);
     CHECK_INT(out[0], ASKING);
 
     /* A busy one does not move for each of its packets; that it is busy counts all the same. */
-    seen(flows, ASKING, 1, start + 40 * second);
-    CHECK_INT(aq_flows_find(flows, ASKING)->placed, start + 40 * second);
-    seen(flows, ASKING, 1, start + 40 * second + 1);
-    CHECK_INT(aq_flows_find(flows, ASKING)->placed, start + 40 * second);
-    CHECK_INT(aq_flows_list_idle(flows, NULL, start + 40 * second + 1, out, 8), COUNT - 1);
+    seen(assocs, ASKING, 1, start + 40 * second);
+    CHECK_INT(aq_assocs_find(assocs, ASKING)->placed, start + 40 * second);
+    seen(assocs, ASKING, 1, start + 40 * second + 1);
+    CHECK_INT(aq_assocs_find(assocs, ASKING)->placed, start + 40 * second);
+    CHECK_INT(aq_assocs_list_idle(assocs, NULL, start + 40 * second + 1, out, 8), COUNT - 1);
     close_udp(udp);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
-static void note(void *context, aq_flow *flow, const uint8_t *payload, size_t length)
+static void note(void *context, aq_assoc *assoc, const uint8_t *payload, size_t length)
 {
     char *text = context;
 
-    CHECK_INT(flow->association, 1);
+    CHECK_INT(assoc->association, 1);
     memcpy(text + strlen(text), payload, length);
 }
 
@@ -187,17 +187,17 @@ static const char *kept(aq_udp *udp, uint64_t now)
     static char text[64];
 
     memset(text, 0, sizeof(text));
-    pthread_mutex_lock(&udp->flows->mutex);
-    aq_flow_each_kept(udp->only, now, note, text);
-    pthread_mutex_unlock(&udp->flows->mutex);
+    pthread_mutex_lock(&udp->assocs->mutex);
+    aq_assoc_each_kept(udp->only, now, note, text);
+    pthread_mutex_unlock(&udp->assocs->mutex);
     return text;
 }
 
 static void keep(aq_udp *udp, const void *payload, size_t length, uint64_t now)
 {
-    pthread_mutex_lock(&udp->flows->mutex);
-    aq_flow_keep(udp->only, payload, length, now);
-    pthread_mutex_unlock(&udp->flows->mutex);
+    pthread_mutex_lock(&udp->assocs->mutex);
+    aq_assoc_keep(udp->only, payload, length, now);
+    pthread_mutex_unlock(&udp->assocs->mutex);
 }
 
 static void test_kept_packets(void)
@@ -206,14 +206,14 @@ static void test_kept_packets(void)
     const aq_address peer = source(1), other = source(2);
     const uint64_t start = aq_now(), second = AQ_NSEC_PER_SEC;
     aq_address here;
-    aq_flows *flows = new_flows();
-    aq_udp *udp = open_udp(flows, open_socket(AF_INET, &here), 0);
-    aq_udp *another = open_udp(flows, open_socket(AF_INET, &here), 0);
+    aq_assocs *assocs = new_assocs();
+    aq_udp *udp = open_udp(assocs, open_socket(AF_INET, &here), 0);
+    aq_udp *another = open_udp(assocs, open_socket(AF_INET, &here), 0);
     int next = open_socket(AF_INET, &here);
 
     CHECK_INT(aq_udp_replace(udp, next, NULL, 0), AQ_ERR_GONE);
-    CHECK_INT(aq_flow_new(udp, 1, FROM(&peer), NULL, 0), AQ_OK);
-    CHECK_INT(aq_flow_new(another, 2, FROM(&other), NULL, 0), AQ_OK);
+    CHECK_INT(aq_assoc_new(udp, 1, FROM(&peer), NULL, 0), AQ_OK);
+    CHECK_INT(aq_assoc_new(another, 2, FROM(&other), NULL, 0), AQ_OK);
     CHECK(strcmp(kept(udp, start), "") == 0);
     keep(udp, "a", 1, start);
     keep(another, "x", 1, start);
@@ -223,39 +223,39 @@ static void test_kept_packets(void)
     CHECK(strcmp(kept(udp, start + second + 1), "b") == 0); /* too old by now: the refusal would have come */
     CHECK(strcmp(kept(udp, start + 3 * second), "") == 0);
     keep(udp, "c", 1, start + 3 * second);
-    CHECK(flows->kept_first == flows->kept_last);
+    CHECK(assocs->kept_first == assocs->kept_last);
     CHECK(strcmp(kept(udp, start + 3 * second), "c") == 0);
 
     /* A megabyte at most, the latest of it. */
     for (uint64_t i = 0; i < 40; i++) {
         keep(another, large, sizeof(large), start + 3 * second + i);
-        CHECK(flows->kept_bytes <= 1024 * 1024);
+        CHECK(assocs->kept_bytes <= 1024 * 1024);
     }
-    CHECK(flows->kept_bytes > 1024 * 1024 - 61000);
+    CHECK(assocs->kept_bytes > 1024 * 1024 - 61000);
     CHECK(strcmp(kept(udp, start + 3 * second), "") == 0);
 
     /* Where the service is elsewhere, whether it has answered is open again. */
-    seen(flows, 1, 0, start);
-    CHECK(aq_flows_find(flows, 1)->was_answered);
-    CHECK_INT(aq_udp_replace(udp, next, large, AQ_FLOW_PREFIX_MAX + 1), AQ_ERR_INVALID);
+    seen(assocs, 1, 0, start);
+    CHECK(aq_assocs_find(assocs, 1)->was_answered);
+    CHECK_INT(aq_udp_replace(udp, next, large, AQ_ASSOC_PREFIX_MAX + 1), AQ_ERR_INVALID);
     CHECK_INT(aq_udp_replace(udp, -1, NULL, 0), AQ_ERR_SYSTEM - EBADF);
-    CHECK(aq_flows_find(flows, 1)->was_answered);
+    CHECK(aq_assocs_find(assocs, 1)->was_answered);
     CHECK_INT(aq_udp_replace(udp, next, (const uint8_t *)"prefix", 6), AQ_OK);
     CHECK_INT(close(next), 0);
-    CHECK(!aq_flows_find(flows, 1)->was_answered);
-    CHECK_BYTES(aq_flows_find(flows, 1)->prefix, "prefix", 6);
+    CHECK(!aq_assocs_find(assocs, 1)->was_answered);
+    CHECK_BYTES(aq_assocs_find(assocs, 1)->prefix, "prefix", 6);
     close_udp(udp);
     close_udp(another);
-    aq_flows_kill(flows);
-    CHECK(flows->kept_first == NULL && flows->kept_last == NULL && flows->kept_bytes == 0);
-    end_flows(flows);
+    aq_assocs_kill(assocs);
+    CHECK(assocs->kept_first == NULL && assocs->kept_last == NULL && assocs->kept_bytes == 0);
+    end_assocs(assocs);
 }
 
 /* A local socket whose service is not there: what the kernel says about it comes with the next read. */
 static void test_refused(void)
 {
     aq_address here, nobody;
-    aq_flows *flows = new_flows();
+    aq_assocs *assocs = new_assocs();
     int fd = open_socket(AF_INET, &here), gone = open_socket(AF_INET, &nobody);
     aq_udp *udp;
     aq_sockaddr name;
@@ -263,8 +263,8 @@ static void test_refused(void)
     aq_sockaddr_from(&name, &nobody, 0);
     CHECK_INT(connect(fd, &name.sa, aq_sockaddr_length(&name)), 0);
     CHECK_INT(close(gone), 0);
-    udp = open_udp(flows, fd, 0);
-    CHECK_INT(aq_flow_new(udp, 1, FROM(&nobody), NULL, 0), AQ_OK);
+    udp = open_udp(assocs, fd, 0);
+    CHECK_INT(aq_assoc_new(udp, 1, FROM(&nobody), NULL, 0), AQ_OK);
     for (int answered = 0; answered < 2; answered++) {
         CHECK_INT(send(fd, "x", 1, 0), 1);
         CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_OK);
@@ -273,10 +273,10 @@ static void test_refused(void)
         CHECK_INT(counted(AQ_C_udp_service_refused), 1);
         read_batch(udp, 0, 0, 0);
         CHECK_INT(batch.refused, 0);
-        seen(flows, 1, 0, aq_now());
+        seen(assocs, 1, 0, aq_now());
     }
     close_udp(udp);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
 static void test_dead(void)
@@ -284,26 +284,26 @@ static void test_dead(void)
     const aq_address peer = source(1), late = source(2);
     int64_t error = 0;
     aq_address here;
-    aq_flows *flows = new_flows();
+    aq_assocs *assocs = new_assocs();
     int fd = open_socket(AF_INET, &here), other = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &here);
-    aq_udp *udp = open_udp(flows, fd, 1);
+    aq_udp *udp = open_udp(assocs, fd, 1);
 
-    CHECK_INT(aq_flow_new(udp, 1, FROM(&peer), NULL, 0), AQ_OK);
-    aq_flows_kill(flows);
-    CHECK_INT(aq_flow_new(udp, 2, FROM(&late), NULL, 0), AQ_ERR_GONE);
+    CHECK_INT(aq_assoc_new(udp, 1, FROM(&peer), NULL, 0), AQ_OK);
+    aq_assocs_kill(assocs);
+    CHECK_INT(aq_assoc_new(udp, 2, FROM(&late), NULL, 0), AQ_ERR_GONE);
     CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_ERR_GONE);
-    CHECK(aq_udp_new(flows, other, 1, &error) == NULL);
+    CHECK(aq_udp_new(assocs, other, 1, &error) == NULL);
     CHECK_INT(error, AQ_ERR_GONE);
-    CHECK_INT(aq_flow_forget(flows, 1), AQ_OK); /* tidying up is still possible */
+    CHECK_INT(aq_assoc_forget(assocs, 1), AQ_OK); /* tidying up is still possible */
     close_udp(udp);
     CHECK_INT(close(other), 0);
     CHECK_INT(close(sender), 0);
-    end_flows(flows);
+    end_assocs(assocs);
 
-    flows = new_flows();
-    CHECK(aq_udp_new(flows, other, 1, &error) == NULL); /* closed above */
+    assocs = new_assocs();
+    CHECK(aq_udp_new(assocs, other, 1, &error) == NULL); /* closed above */
     CHECK_INT(error, AQ_ERR_SYSTEM - EBADF);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
 /* ---- datagrams ------------------------------------------------------------------------------------------------- */
@@ -312,10 +312,10 @@ static void test_unknown_sources(int family)
 {
     const char *text[] = {"a0", "b0", "a1", "", "b1", "a2"}; /* the empty one is a's */
     aq_address here, a, b, c;
-    aq_flows *flows = new_flows();
+    aq_assocs *assocs = new_assocs();
     int fd = open_socket(family, &here), from_a = open_socket(family, &a), from_b = open_socket(family, &b);
     int from_c = open_socket(family, &c);
-    aq_udp *udp = open_udp(flows, fd, 1);
+    aq_udp *udp = open_udp(assocs, fd, 1);
     size_t i;
 
     read_batch(udp, 0, 0, 0); /* nothing there yet */
@@ -323,14 +323,14 @@ static void test_unknown_sources(int family)
         send_to(text[i][0] == 'b' ? from_b : from_a, fd, &here, text[i], strlen(text[i]));
     read_batch(udp, 6, 0, 2);
     CHECK(aq_address_equal(&batch.sources[0].peer, &a) && aq_address_equal(&batch.sources[1].peer, &b));
-    nothing_left(flows); /* nothing for the engine before somebody decides */
-    add_flow(udp, 11, &a, 1);
-    CHECK(told(flows));
-    next_packet(flows, 11, 0, &a, "a0", 2);
-    next_packet(flows, 11, 1, &a, "a1", 2);
-    next_packet(flows, 11, 2, &a, "", 0);
-    next_packet(flows, 11, 3, &a, "a2", 2);
-    nothing_left(flows);
+    nothing_left(assocs); /* nothing for the engine before somebody decides */
+    add_association(udp, 11, &a, 1);
+    CHECK(told(assocs));
+    next_packet(assocs, 11, 0, &a, "a0", 2);
+    next_packet(assocs, 11, 1, &a, "a1", 2);
+    next_packet(assocs, 11, 2, &a, "", 0);
+    next_packet(assocs, 11, 3, &a, "a2", 2);
+    nothing_left(assocs);
 
     /* b was not answered: it is not asked about again, and what comes waits behind the rest. a goes straight on. */
     send_to(from_b, fd, &here, "b2", 2);
@@ -339,26 +339,26 @@ static void test_unknown_sources(int family)
     send_to(from_b, fd, &here, "b3", 2);
     read_batch(udp, 4, 1, 1);
     CHECK(aq_address_equal(&batch.sources[0].peer, &c));
-    CHECK(told(flows));
-    next_packet(flows, 11, 4, &a, "a3", 2);
-    nothing_left(flows);
-    add_flow(udp, 12, &c, 1); /* the one behind */
-    add_flow(udp, 13, &b, 1);
-    CHECK(told(flows)); /* twice is once */
-    next_packet(flows, 12, 0, &c, "c0", 2);
-    next_packet(flows, 13, 0, &b, "b0", 2);
-    next_packet(flows, 13, 1, &b, "b1", 2);
-    next_packet(flows, 13, 2, &b, "b2", 2);
-    next_packet(flows, 13, 3, &b, "b3", 2);
-    nothing_left(flows);
+    CHECK(told(assocs));
+    next_packet(assocs, 11, 4, &a, "a3", 2);
+    nothing_left(assocs);
+    add_association(udp, 12, &c, 1); /* the one behind */
+    add_association(udp, 13, &b, 1);
+    CHECK(told(assocs)); /* twice is once */
+    next_packet(assocs, 12, 0, &c, "c0", 2);
+    next_packet(assocs, 13, 0, &b, "b0", 2);
+    next_packet(assocs, 13, 1, &b, "b1", 2);
+    next_packet(assocs, 13, 2, &b, "b2", 2);
+    next_packet(assocs, 13, 3, &b, "b3", 2);
+    nothing_left(assocs);
 
     /* a forgotten source is unknown again; a refused one is asked about again; what waits when the socket goes is
      * counted */
     send_to(from_a, fd, &here, "a4", 2);
     read_batch(udp, 1, 1, 0);
-    CHECK(told(flows));
-    next_packet(flows, 11, 5, &a, "a4", 2);
-    CHECK_INT(aq_flow_forget(flows, 11), AQ_OK);
+    CHECK(told(assocs));
+    next_packet(assocs, 11, 5, &a, "a4", 2);
+    CHECK_INT(aq_assoc_forget(assocs, 11), AQ_OK);
     aq_udp_drop_source(udp, FROM(&a)); /* nothing of it waits: nothing happens */
     for (i = 0; i < 2; i++) {
         send_to(from_a, fd, &here, "a5", 2);
@@ -368,13 +368,13 @@ static void test_unknown_sources(int family)
         aq_udp_drop_source(udp, FROM(i == 0 ? &a : &b)); /* of another source nothing waits */
         CHECK_INT(counted(AQ_C_udp_drop_no_association), i == 0 ? 2 : 0);
     }
-    add_flow(udp, 14, &(aq_address){.family = 4, .ip = {192, 0, 2, 1}, .port = 9}, 0); /* nor of this one */
-    CHECK_INT(aq_flow_new(udp, 13, FROM(&a), NULL, 0), AQ_ERR_LIMIT);                  /* no answer: it waits on */
-    nothing_left(flows);
+    add_association(udp, 14, &(aq_address){.family = 4, .ip = {192, 0, 2, 1}, .port = 9}, 0); /* nor of this one */
+    CHECK_INT(aq_assoc_new(udp, 13, FROM(&a), NULL, 0), AQ_ERR_LIMIT); /* no answer: it waits on */
+    nothing_left(assocs);
     close_udp(udp);
     CHECK_INT(counted(AQ_C_udp_drop_no_association), 2);
     CHECK_INT(close(from_a) | close(from_b) | close(from_c), 0);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
 /* From an address of 127.0.0.0/8, which no other socket may have. */
@@ -396,9 +396,9 @@ static void test_many_sources(void)
     enum { WAITING = 4096, SENDERS = WAITING + 2 };
     static aq_address sources[SENDERS];
     aq_address here;
-    aq_flows *flows = new_flows();
+    aq_assocs *assocs = new_assocs();
     int fd = open_socket(AF_INET, &here), i, j;
-    aq_udp *udp = open_udp(flows, fd, 1);
+    aq_udp *udp = open_udp(assocs, fd, 1);
 
     for (i = 0; i < SENDERS; i++)
         sources[i] = (aq_address){.family = 4, .ip = {127, 1, (uint8_t)(i >> 8), (uint8_t)i}, .port = SOURCE_PORT};
@@ -420,16 +420,16 @@ static void test_many_sources(void)
     read_batch(udp, 2, 0, 1);
     CHECK(aq_address_equal(&batch.sources[0].peer, &sources[WAITING]));
     CHECK_INT(counted(AQ_C_packet_drop_waiting_full), 1);
-    add_flow(udp, 1, &sources[WAITING], 1);
-    add_flow(udp, 2, &sources[WAITING - 1], 1);
-    CHECK(told(flows));
-    next_packet(flows, 1, 0, &sources[WAITING], "room", 4);
-    next_packet(flows, 2, 0, &sources[WAITING - 1], "first", 5);
-    next_packet(flows, 2, 1, &sources[WAITING - 1], "second", 6);
-    nothing_left(flows);
+    add_association(udp, 1, &sources[WAITING], 1);
+    add_association(udp, 2, &sources[WAITING - 1], 1);
+    CHECK(told(assocs));
+    next_packet(assocs, 1, 0, &sources[WAITING], "room", 4);
+    next_packet(assocs, 2, 0, &sources[WAITING - 1], "first", 5);
+    next_packet(assocs, 2, 1, &sources[WAITING - 1], "second", 6);
+    nothing_left(assocs);
     close_udp(udp);
     CHECK_INT(counted(AQ_C_udp_drop_no_association), WAITING - 2);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
 /* A socket on all addresses: who writes to two of them is two sources, and each is answered from where it wrote to. */
@@ -440,7 +440,7 @@ static void test_two_addresses(int family)
     aq_address peer;
     aq_sockaddr bound = {.in = {.sin_family = AF_INET, .sin_addr = any}}, to;
     aq_udp_source sources[2];
-    aq_flows *flows = new_flows();
+    aq_assocs *assocs = new_assocs();
     aq_udp *udp;
     int fd = socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0), sender = open_socket(AF_INET, &peer);
     socklen_t length = sizeof(bound);
@@ -451,7 +451,7 @@ static void test_two_addresses(int family)
     }
     CHECK_INT(bind(fd, &bound.sa, aq_sockaddr_length(&bound)), 0);
     CHECK_INT(getsockname(fd, &bound.sa, &length), 0);
-    udp = open_udp(flows, fd, 1);
+    udp = open_udp(assocs, fd, 1);
     CHECK(udp->has_many_addresses);
     for (uint8_t i = 0; i < 6; i++) {
         const aq_address here = {.family = 4,
@@ -466,12 +466,12 @@ static void test_two_addresses(int family)
         CHECK_INT(sources[i].local.family, family == AF_INET ? 4 : 6);
         CHECK_INT(sources[i].local.ip[family == AF_INET ? 3 : 15], 2 + i);
         CHECK_INT(sources[i].local.port, 0);
-        CHECK_INT(aq_flow_new(udp, (uint16_t)(20 + i), &sources[i], NULL, 0), 1);
-        aq_flows_signal(flows);
+        CHECK_INT(aq_assoc_new(udp, (uint16_t)(20 + i), &sources[i], NULL, 0), 1);
+        aq_assocs_signal(assocs);
     }
-    CHECK(told(flows));
+    CHECK(told(assocs));
     for (uint8_t i = 0; i < 6; i++)
-        next_packet(flows, (uint16_t)(20 + i / 3), i % 3, &sources[0].peer, &(uint8_t){(uint8_t)(i / 3 + i % 3 * 2)},
+        next_packet(assocs, (uint16_t)(20 + i / 3), i % 3, &sources[0].peer, &(uint8_t){(uint8_t)(i / 3 + i % 3 * 2)},
                     1);
     /* Both are known now, one after the other. */
     for (uint8_t i = 0; i < 2; i++) {
@@ -481,24 +481,24 @@ static void test_two_addresses(int family)
         send_to(sender, fd, &here, "x", 1);
     }
     read_batch(udp, 2, 2, 0);
-    CHECK(told(flows));
-    next_packet(flows, 21, 3, &sources[0].peer, "x", 1);
-    next_packet(flows, 20, 3, &sources[0].peer, "x", 1);
+    CHECK(told(assocs));
+    next_packet(assocs, 21, 3, &sources[0].peer, "x", 1);
+    next_packet(assocs, 20, 3, &sources[0].peer, "x", 1);
     for (uint16_t i = 0; i < 2; i++) {
-        to = aq_flows_find(flows, (uint16_t)(20 + i))->from;
+        to = aq_assocs_find(assocs, (uint16_t)(20 + i))->from;
         CHECK_INT(to.sa.sa_family, family);
         CHECK_INT(((uint8_t *)(family == AF_INET ? (void *)&to.in.sin_addr
                                                  : (void *)&to.in6.sin6_addr))[family == AF_INET ? 3 : 15],
                   2 + i);
     }
-    CHECK_INT(aq_flow_new(udp, 22, &sources[1], NULL, 0), AQ_ERR_LIMIT);
-    CHECK_INT(aq_flow_forget(flows, 21), AQ_OK);
-    CHECK_INT(aq_flow_new(udp, 22, &sources[1], NULL, 0), AQ_OK); /* and only its own place was free */
+    CHECK_INT(aq_assoc_new(udp, 22, &sources[1], NULL, 0), AQ_ERR_LIMIT);
+    CHECK_INT(aq_assoc_forget(assocs, 21), AQ_OK);
+    CHECK_INT(aq_assoc_new(udp, 22, &sources[1], NULL, 0), AQ_OK); /* and only its own place was free */
     sources[0].local.family = 5;
-    CHECK_INT(aq_flow_new(udp, 23, &sources[0], NULL, 0), AQ_ERR_INVALID);
+    CHECK_INT(aq_assoc_new(udp, 23, &sources[0], NULL, 0), AQ_ERR_INVALID);
     close_udp(udp);
     CHECK_INT(close(sender), 0);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
 /* What the kernel had no room for is counted, also before the socket was set up, and once where it changes hands. */
@@ -506,7 +506,7 @@ static void test_dropped_by_the_kernel(void)
 {
     enum { SENT = 3000 };
     aq_address here, peer;
-    aq_flows *flows = new_flows();
+    aq_assocs *assocs = new_assocs();
     int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer), small = 4096;
     aq_sockaddr to;
     socklen_t length = aq_sockaddr_from(&to, &here, 0);
@@ -517,7 +517,7 @@ static void test_dropped_by_the_kernel(void)
     for (int i = 0; i < SENT; i++)
         CHECK_INT(sendto(sender, "x", 1, 0, &to.sa, length), 1);
     for (int owner = 0; owner < 2; owner++) {
-        udp = open_udp(flows, fd, 1);
+        udp = open_udp(assocs, fd, 1);
         CHECK_INT(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)), 0);
         for (int i = 0; i < SENT; i++)
             CHECK_INT(sendto(sender, "x", 1, 0, &to.sa, length), 1);
@@ -536,56 +536,56 @@ static void test_dropped_by_the_kernel(void)
     CHECK_INT(received + dropped, 3 * SENT);
     CHECK_INT(close(fd), 0);
     CHECK_INT(close(sender), 0);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
 /* Whoever reads a socket that was closed meanwhile learns it, and nothing of it gets into the connection. */
 static void test_detached(void)
 {
     aq_address here, peer;
-    aq_flows *flows = new_flows();
+    aq_assocs *assocs = new_assocs();
     int fd = open_socket(AF_INET, &here), sender = open_socket(AF_INET, &peer);
-    aq_udp *udp = open_udp(flows, fd, 1);
+    aq_udp *udp = open_udp(assocs, fd, 1);
 
-    add_flow(udp, 1, &peer, 0);
+    add_association(udp, 1, &peer, 0);
     send_to(sender, fd, &here, "late", 4);
     aq_udp_detach(udp);
     CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_ERR_GONE);
     CHECK_INT(counted(AQ_C_udp_received), 1);
     CHECK_INT(counted(AQ_C_packet_drop_connection_closed), 1);
-    CHECK_INT(aq_flow_new(udp, 1, FROM(&peer), NULL, 0), AQ_ERR_GONE);
-    nothing_left(flows);
+    CHECK_INT(aq_assoc_new(udp, 1, FROM(&peer), NULL, 0), AQ_ERR_GONE);
+    nothing_left(assocs);
     close_udp(udp);
     CHECK_INT(close(sender), 0);
-    end_flows(flows);
+    end_assocs(assocs);
 }
 
 static void test_addresses_that_get_no_association(void)
 {
     const aq_address other_port = {.family = 4, .ip = {192, 0, 2, 0}, .port = 9}, other = source(256);
     const aq_address first = source(0);
-    aq_flows *flows = new_flows();
-    CHECK(!aq_flows_turns_away(flows, &first, 5));
-    aq_flows_turn_away(flows, &first, 10);
-    CHECK(aq_flows_turns_away(flows, &first, 9));
-    CHECK(aq_flows_turns_away(flows, &other_port, 9));
-    CHECK(!aq_flows_turns_away(flows, &other, 9));
-    CHECK(!aq_flows_turns_away(flows, &first, 10));
-    aq_flows_turn_away(flows, &first, 20); /* the same once more takes no place */
+    aq_assocs *assocs = new_assocs();
+    CHECK(!aq_assocs_refuses(assocs, &first, 5));
+    aq_assocs_refuse(assocs, &first, 10);
+    CHECK(aq_assocs_refuses(assocs, &first, 9));
+    CHECK(aq_assocs_refuses(assocs, &other_port, 9));
+    CHECK(!aq_assocs_refuses(assocs, &other, 9));
+    CHECK(!aq_assocs_refuses(assocs, &first, 10));
+    aq_assocs_refuse(assocs, &first, 20); /* the same once more takes no place */
     for (uint16_t i = 1; i < AQ_REFUSALS; i++) {
         const aq_address next = source((uint16_t)(256 * i));
-        aq_flows_turn_away(flows, &next, 20U + i);
+        aq_assocs_refuse(assocs, &next, 20U + i);
     }
     for (uint16_t i = 0; i < AQ_REFUSALS; i++) {
         const aq_address each = source((uint16_t)(256 * i));
-        CHECK(aq_flows_turns_away(flows, &each, 19));
+        CHECK(aq_assocs_refuses(assocs, &each, 19));
     }
     /* One too many: the one that would end first is asked about again. */
-    aq_flows_turn_away(flows, NULL, 15);
-    CHECK(!aq_flows_turns_away(flows, &first, 15));
-    CHECK(aq_flows_turns_away(flows, &first, 14)); /* as is everybody */
-    CHECK(aq_flows_turns_away(flows, &other, 15));
-    end_flows(flows);
+    aq_assocs_refuse(assocs, NULL, 15);
+    CHECK(!aq_assocs_refuses(assocs, &first, 15));
+    CHECK(aq_assocs_refuses(assocs, &first, 14)); /* as is everybody */
+    CHECK(aq_assocs_refuses(assocs, &other, 15));
+    end_assocs(assocs);
 }
 
 int main(void)

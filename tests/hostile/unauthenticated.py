@@ -1,7 +1,7 @@
 """Clients that get through the QUIC handshake and then do everything but join.
 
-``python -m tests.hostile.strangers KIND PORT SECONDS COUNT RATE SOURCES`` runs one kind of them, at most RATE a second,
-from as many addresses 127.9.0.1, 127.9.0.2 ... and prints what became of them.
+``python -m tests.hostile.unauthenticated KIND PORT SECONDS COUNT RATE SOURCES`` runs one kind of them, at most RATE a
+second, from as many addresses 127.9.0.1, 127.9.0.2 ... and prints what became of them.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _send_streams(connection: Connection) -> None:
     ):
         service.bind(("127.0.0.1", 0))
         local.connect(service.getsockname())
-        connection.admit(Carrier.STREAM)
-        connection.open_udp(local, public=False).add_flow(1, ("198.51.100.1", 4711))
+        connection.set_joined(Carrier.STREAM)
+        connection.open_udp(local, public=False).add_association(1, ("198.51.100.1", 4711))
         for _ in range(_STREAMS_AT_ONCE):
             service.sendto(bytes(_STREAM_BYTES), local.getsockname())
 
@@ -96,7 +96,7 @@ ACTS: dict[str, Act] = {
 }
 
 
-class Strangers:
+class UnauthenticatedClients:
     """Connections of one engine, and the thread that hears of them."""
 
     def __init__(self, server: tuple[str, int], act: Act, sources: int) -> None:
@@ -109,7 +109,7 @@ class Strangers:
         self._connected: set[int] = set()
         self._thread = threading.Thread(target=self._collect, daemon=True)
 
-    def __enter__(self) -> Strangers:
+    def __enter__(self) -> UnauthenticatedClients:
         self._engine.start()
         self._credentials = self._engine.client_credentials(alpn=[b"asport"], system_trust=False, verify=False)
         self._thread.start()
@@ -163,15 +163,15 @@ class Strangers:
 
 
 @contextlib.contextmanager
-def strangers(server: tuple[str, int], kind: str, sources: int = 1) -> Iterator[Strangers]:
+def unauthenticated_clients(server: tuple[str, int], kind: str, sources: int = 1) -> Iterator[UnauthenticatedClients]:
     """Clients of a kind, as far as ``begin`` is called."""
-    with Strangers(server, ACTS[kind], sources) as crowd:
+    with UnauthenticatedClients(server, ACTS[kind], sources) as crowd:
         yield crowd
 
 
 def main() -> None:
     kind, port, seconds, count, rate, sources = sys.argv[1], *map(float, sys.argv[2:])
-    with strangers(("127.0.0.1", int(port)), kind, int(sources)) as crowd:
+    with unauthenticated_clients(("127.0.0.1", int(port)), kind, int(sources)) as crowd:
         began = time.monotonic()
         until = began + seconds
         while time.monotonic() < until and crowd.outcome.tried < count:

@@ -17,10 +17,10 @@ import pytest
 
 from asport_sync.engine import (
     STREAM_REFUSED,
+    AssociationWanted,
     Carrier,
     CloseCause,
     CommandReceived,
-    FlowWanted,
     Probed,
     SourceUnknown,
     StreamEnd,
@@ -59,7 +59,7 @@ CARRIERS = pytest.mark.parametrize("carrier", list(Carrier), ids=lambda carrier:
 # What connections send at most in one datagram, on an interface that takes more (conn_setup.c).
 LARGEST_PAYLOAD = 32736
 # An address that is nobody's (RFC 5737).
-STRANGER = ("203.0.113.99", 9999)
+OTHER_PEER = ("203.0.113.99", 9999)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_one_byte_behind_a_client_hello_comes_with_it(certificate: Certificate) 
 
 def test_many_commands_before_and_after_admission(certificate: Certificate) -> None:
     """Streams that have ended give their credit back, also to a peer that is not admitted."""
-    with connected(certificate, admitted=False) as pair:
+    with connected(certificate, joined=False) as pair:
         for number in range(100):
             pair.client_connection.send(encode(Dissociate(number)))
         expect_count(pair.server, "commands_received", 100)
@@ -131,7 +131,7 @@ def test_many_commands_before_and_after_admission(certificate: Certificate) -> N
         seen = {pair.server.expect(CommandReceived).data for _ in range(4)}
         assert seen < {encode(Dissociate(number)) for number in range(100)}
         expect_count(pair.server, "events_dropped", 96)
-        pair.admit(Carrier.DATAGRAM)
+        pair.set_joined(Carrier.DATAGRAM)
         for number in range(2000):
             pair.client_connection.send(encode(Dissociate(number)))
         seen = {pair.server.expect(CommandReceived).data for _ in range(2000)}
@@ -194,7 +194,7 @@ def test_echo(certificate: Certificate, one_engine: bool, size: int) -> None:
 class OpenStream:
     """A stream whose ends are TCP connections of the test."""
 
-    user: socket.socket
+    visitor: socket.socket
     service: socket.socket
     relays: list[Relay]
 
@@ -207,8 +207,8 @@ class OpenStream:
 
 @contextlib.contextmanager
 def relayed_stream(pair: Pair) -> Iterator[OpenStream]:
-    with running_relays(pair) as (relays, user, service):
-        yield OpenStream(user, service, relays)
+    with running_relays(pair) as (relays, visitor, service):
+        yield OpenStream(visitor, service, relays)
 
 
 @pytest.mark.parametrize("first", ["public", "service"])
@@ -216,7 +216,7 @@ def test_half_close_keeps_the_other_direction(certificate: Certificate, first: s
     """The side that ends last sends all it has, long after the other direction ended."""
     answer = os.urandom(3_000_000)
     with connected(certificate) as pair, relayed_stream(pair) as stream:
-        early, late = (stream.user, stream.service) if first == "public" else (stream.service, stream.user)
+        early, late = (stream.visitor, stream.service) if first == "public" else (stream.service, stream.visitor)
         early.sendall(b"the question")
         early.shutdown(socket.SHUT_WR)
         assert receive_to_end(late) == b"the question"
@@ -230,7 +230,7 @@ def test_half_close_keeps_the_other_direction(certificate: Certificate, first: s
 @pytest.mark.parametrize("side", ["public", "service"])
 def test_reset_passes_through(certificate: Certificate, side: str) -> None:
     with connected(certificate) as pair, relayed_stream(pair) as stream:
-        one, other = (stream.user, stream.service) if side == "public" else (stream.service, stream.user)
+        one, other = (stream.visitor, stream.service) if side == "public" else (stream.service, stream.visitor)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         one.close()  # sends RST
         with pytest.raises(ConnectionResetError):
@@ -244,34 +244,34 @@ def test_a_refused_stream_is_reset(certificate: Certificate) -> None:
     """As if the local service could not be reached: a clean end would look like an empty answer."""
     with connected(certificate) as pair:
         stream = pair.server_connection.open_stream(HEADER)
-        public, user = tcp_pair()
-        with public, user:
+        public, visitor = tcp_pair()
+        with public, visitor:
             relay = Relay(stream, public)
             relay.start()
             pair.client.expect(StreamOpened).stream.refuse()
-            expect_reset(user)
+            expect_reset(visitor)
             assert relay.finish() == StreamResult(0, 0, StreamEnd.PEER_RESET, error=STREAM_REFUSED)
 
 
 def test_attached_streams_end_with_an_event(certificate: Certificate) -> None:
     with connected(certificate) as pair:
         stream, opened = open_stream(pair)
-        public, user = tcp_pair()
+        public, visitor = tcp_pair()
         local, service = tcp_pair()
-        with user, service:
+        with visitor, service:
             for side in (pair.server, pair.client):
                 side.engine.report_streams(100)
             stream.attach(public)
             opened.attach(local)
             assert public.fileno() == local.fileno() == -1
             data = os.urandom(2_000_000)
-            sender = threading.Thread(target=send_and_end, args=(user, data))
+            sender = threading.Thread(target=send_and_end, args=(visitor, data))
             sender.start()
             assert receive_to_end(service) == data
             sender.join()
             service.sendall(b"thanks")
             service.shutdown(socket.SHUT_WR)
-            assert receive_to_end(user) == b"thanks"
+            assert receive_to_end(visitor) == b"thanks"
             ended = pair.server.expect(StreamEnded)
             assert (ended.stream, ended.connection) == (stream, pair.server_connection)
             assert ended.result == StreamResult(len(data), 6, StreamEnd.FINISHED)
@@ -287,21 +287,21 @@ def test_ends_of_attached_streams_are_counted_and_not_reported_unless_asked_for(
     with connected(certificate) as pair:
         for ending in (StreamEnd.FINISHED, StreamEnd.SOCKET_ERROR):
             stream, opened = open_stream(pair)
-            public, user = tcp_pair()
+            public, visitor = tcp_pair()
             local, service = tcp_pair()
-            with user, service:
+            with visitor, service:
                 stream.attach(public)
                 opened.attach(local)
-                user.sendall(b"question")
+                visitor.sendall(b"question")
                 if ending is StreamEnd.FINISHED:
-                    user.shutdown(socket.SHUT_WR)
+                    visitor.shutdown(socket.SHUT_WR)
                     assert receive_to_end(service) == b"question"
                     service.shutdown(socket.SHUT_WR)
-                    assert receive_to_end(user) == b""
+                    assert receive_to_end(visitor) == b""
                 else:
                     assert service.recv(100) == b"question"
-                    user.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                    user.close()
+                    visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    visitor.close()
                     with pytest.raises(ConnectionResetError):
                         service.recv(1)
         for side, broken in ((pair.server, "relays_socket_error"), (pair.client, "relays_peer_reset")):
@@ -317,11 +317,11 @@ def test_ends_beyond_so_many_a_second_are_left_out_and_told_later(certificate: C
         def begin_and_end() -> None:
             stream, opened = open_stream(pair)
             opened.refuse()
-            public, user = tcp_pair()
-            with user:
-                user.shutdown(socket.SHUT_WR)
+            public, visitor = tcp_pair()
+            with visitor:
+                visitor.shutdown(socket.SHUT_WR)
                 stream.attach(public)
-                expect_reset(user)
+                expect_reset(visitor)
 
         for _ in range(8):
             begin_and_end()
@@ -353,11 +353,11 @@ def test_more_streams_than_the_peer_grants_wait_for_credit(certificate: Certific
 
 
 @dataclasses.dataclass
-class Flow:
+class OpenAssociation:
     """One association: the user's socket, and the service's with the address that reaches it."""
 
     pair: Pair
-    user: socket.socket
+    visitor: socket.socket
     service: socket.socket
     public: UdpSocket
     local: UdpSocket
@@ -366,9 +366,9 @@ class Flow:
 
     def to_service(self, payload: bytes) -> None:
         """Sends one datagram into the tunnel."""
-        self.user.send(payload)
+        self.visitor.send(payload)
 
-    def to_user(self, payload: bytes) -> None:
+    def to_visitor(self, payload: bytes) -> None:
         """Sends one datagram back."""
         self.service.sendto(payload, self.local_socket.getsockname())
 
@@ -390,9 +390,9 @@ def udp_socket() -> socket.socket:
 
 
 @contextlib.contextmanager
-def open_flow(
+def open_association(
     pair: Pair, *, peer: Address | None = None, prefix: bytes = b"", association: int = ASSOCIATION
-) -> Iterator[Flow]:
+) -> Iterator[OpenAssociation]:
     """One association, through which the datagram "first" has passed.
 
     Args:
@@ -401,42 +401,42 @@ def open_flow(
         prefix: Goes in front of each datagram to the service.
         association: Its ID.
     """
-    with udp_socket() as public_socket, udp_socket() as user, udp_socket() as local_socket, udp_socket() as service:
-        user.connect(public_socket.getsockname())
+    with udp_socket() as public_socket, udp_socket() as visitor, udp_socket() as local_socket, udp_socket() as service:
+        visitor.connect(public_socket.getsockname())
         local_socket.connect(service.getsockname())
         public = pair.server_connection.open_udp(public_socket, public=True)
         local = pair.client_connection.open_udp(local_socket, public=False)
-        user.send(b"first")
-        expect_source(pair, public, user)
-        public.add_flow(association, user.getsockname())
-        wanted = pair.client.expect(FlowWanted)
-        assert (wanted.association, wanted.peer) == (association, user.getsockname())
-        local.add_flow(association, peer or wanted.peer, prefix)
+        visitor.send(b"first")
+        expect_source(pair, public, visitor)
+        public.add_association(association, visitor.getsockname())
+        wanted = pair.client.expect(AssociationWanted)
+        assert (wanted.association, wanted.peer) == (association, visitor.getsockname())
+        local.add_association(association, peer or wanted.peer, prefix)
         assert service.recv(100) == prefix + b"first"
-        yield Flow(pair, user, service, public, local, public_socket, local_socket)
+        yield OpenAssociation(pair, visitor, service, public, local, public_socket, local_socket)
         with contextlib.suppress(EngineError):  # where the test has ended the connection
             public.close()
             local.close()
 
 
-def expect_source(pair: Pair, public: UdpSocket, user: socket.socket) -> None:
+def expect_source(pair: Pair, public: UdpSocket, visitor: socket.socket) -> None:
     """Waits until the server's engine asks about a source."""
     asked = pair.server.expect(SourceUnknown)
-    assert (asked.connection, asked.udp, asked.source) == (pair.server_connection, public, user.getsockname())
+    assert (asked.connection, asked.udp, asked.source) == (pair.server_connection, public, visitor.getsockname())
 
 
 @CARRIERS
 def test_datagrams_of_all_sizes_in_order(certificate: Certificate, carrier: Carrier) -> None:
     sizes = [0, 1, 2, 1100, 1150, 1200, 1400, 1450, 1500, 3000, 9000, 30_000, LARGEST_DATAGRAM]
     with connected(certificate) as pair:
-        pair.admit(carrier)
-        with open_flow(pair) as flow:
+        pair.set_joined(carrier)
+        with open_association(pair) as assoc:
             for size in sizes:
                 payload = os.urandom(size)
-                flow.to_service(payload)
-                assert flow.service.recv(LARGEST_DATAGRAM) == payload, size
-                flow.to_user(payload[::-1])
-                assert flow.user.recv(LARGEST_DATAGRAM) == payload[::-1], size
+                assoc.to_service(payload)
+                assert assoc.service.recv(LARGEST_DATAGRAM) == payload, size
+                assoc.to_visitor(payload[::-1])
+                assert assoc.visitor.recv(LARGEST_DATAGRAM) == payload[::-1], size
 
 
 @CARRIERS
@@ -448,89 +448,89 @@ def test_fragment_boundaries(certificate: Certificate, carrier: Carrier) -> None
         server_transport=dataclasses.replace(SERVER_TRANSPORT, max_udp_payload=1452),
         client_transport=dataclasses.replace(CLIENT_TRANSPORT, max_udp_payload=1452),
     ) as pair:
-        pair.admit(carrier)
-        with open_flow(pair) as flow:
+        pair.set_joined(carrier)
+        with open_association(pair) as assoc:
             limit = pair.server_connection.info().datagram_limit
             first, rest = limit - 17, limit - 11  # header of 10 bytes with an IPv4 address of 7, or with None
             for whole in (first, first + rest, first + 2 * rest):
                 for size in range(whole - 2, whole + 3):
                     payload = random.Random(size).randbytes(size)
-                    flow.to_service(payload)
-                    assert flow.service.recv(LARGEST_DATAGRAM) == payload, size
+                    assoc.to_service(payload)
+                    assert assoc.service.recv(LARGEST_DATAGRAM) == payload, size
 
 
 @CARRIERS
 def test_datagrams_stay_in_order(certificate: Certificate, carrier: Carrier) -> None:
     with connected(certificate) as pair:
-        pair.admit(carrier)
-        with open_flow(pair) as flow:
+        pair.set_joined(carrier)
+        with open_association(pair) as assoc:
             for number in range(50):
-                flow.user.send(number.to_bytes(2, "big") + bytes(random.Random(number).randrange(4000)))
-            assert [int.from_bytes(flow.service.recv(5000)[:2], "big") for _ in range(50)] == list(range(50))
+                assoc.visitor.send(number.to_bytes(2, "big") + bytes(random.Random(number).randrange(4000)))
+            assert [int.from_bytes(assoc.service.recv(5000)[:2], "big") for _ in range(50)] == list(range(50))
 
 
 def test_a_prefix_goes_in_front_of_each_datagram(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with open_flow(pair, prefix=b"prefix ") as flow:
+        pair.set_joined(Carrier.DATAGRAM)
+        with open_association(pair, prefix=b"prefix ") as assoc:
             for payload in (b"", b"x", bytes(3000)):
-                flow.to_service(payload)
-                assert flow.service.recv(LARGEST_DATAGRAM) == b"prefix " + payload
-                flow.to_user(payload)
-                assert flow.user.recv(LARGEST_DATAGRAM) == payload
+                assoc.to_service(payload)
+                assert assoc.service.recv(LARGEST_DATAGRAM) == b"prefix " + payload
+                assoc.to_visitor(payload)
+                assert assoc.visitor.recv(LARGEST_DATAGRAM) == payload
 
 
 def test_who_is_refused_for_now_is_not_asked_about(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with open_flow(pair) as flow, udp_socket() as late:
-            pair.server_connection.refuse_flows(late.getsockname(), 3600.0)
-            late.sendto(b"from the same address", flow.public_socket.getsockname())
+        pair.set_joined(Carrier.DATAGRAM)
+        with open_association(pair) as assoc, udp_socket() as late:
+            pair.server_connection.refuse_associations(late.getsockname(), 3600.0)
+            late.sendto(b"from the same address", assoc.public_socket.getsockname())
             expect_count(pair.server, "udp_drop_no_association", 1)
-            flow.to_service(b"still there")
-            assert flow.service.recv(100) == b"still there"
+            assoc.to_service(b"still there")
+            assert assoc.service.recv(100) == b"still there"
             assert pair.server.seen() == []
             # The last word counts.
-            pair.server_connection.refuse_flows(late.getsockname(), 0.0)
-            late.sendto(b"once more", flow.public_socket.getsockname())
-            expect_source(pair, flow.public, late)
+            pair.server_connection.refuse_associations(late.getsockname(), 0.0)
+            late.sendto(b"once more", assoc.public_socket.getsockname())
+            expect_source(pair, assoc.public, late)
             # The same at the other end, for everybody.
-            pair.client_connection.refuse_flows(None, 3600.0)
-            flow.public.add_flow(ASSOCIATION + 1, late.getsockname())
+            pair.client_connection.refuse_associations(None, 3600.0)
+            assoc.public.add_association(ASSOCIATION + 1, late.getsockname())
             expect_count(pair.client, "packet_drop_association_refused", 1)
             assert pair.client.seen() == []
-            pair.client_connection.refuse_flows(None, 0.0)
-            late.sendto(b"and once more", flow.public_socket.getsockname())
-            assert pair.client.expect(FlowWanted).peer == late.getsockname()
+            pair.client_connection.refuse_associations(None, 0.0)
+            late.sendto(b"and once more", assoc.public_socket.getsockname())
+            assert pair.client.expect(AssociationWanted).peer == late.getsockname()
 
 
 def test_who_is_asked_about_already_is_not_turned_away(certificate: Certificate) -> None:
     """Refusals are for new associations: what waits for a word gets it, and its packets in order."""
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
+        pair.set_joined(Carrier.DATAGRAM)
         with (
             udp_socket() as public_socket,
-            udp_socket() as user,
+            udp_socket() as visitor,
             udp_socket() as local_socket,
             udp_socket() as service,
         ):
-            user.connect(public_socket.getsockname())
+            visitor.connect(public_socket.getsockname())
             local_socket.connect(service.getsockname())
             public = pair.server_connection.open_udp(public_socket, public=True)
             local = pair.client_connection.open_udp(local_socket, public=False)
-            user.send(b"1")
-            expect_source(pair, public, user)
-            pair.server_connection.refuse_flows(None, 3600.0)
-            user.send(b"2")
+            visitor.send(b"1")
+            expect_source(pair, public, visitor)
+            pair.server_connection.refuse_associations(None, 3600.0)
+            visitor.send(b"2")
             expect_count(pair.server, "udp_received", 2)
-            public.add_flow(ASSOCIATION, user.getsockname())
-            wanted = pair.client.expect(FlowWanted)
-            pair.client_connection.refuse_flows(None, 3600.0)
-            user.send(b"3")
+            public.add_association(ASSOCIATION, visitor.getsockname())
+            wanted = pair.client.expect(AssociationWanted)
+            pair.client_connection.refuse_associations(None, 3600.0)
+            visitor.send(b"3")
             expect_count(pair.server, "packets_sent", 3)
             pair.server_connection.send(encode(Dissociate(ASSOCIATION + 1)))
             pair.client.expect(CommandReceived)  # and so the Packet before it has come too
-            local.add_flow(ASSOCIATION, wanted.peer)
+            local.add_association(ASSOCIATION, wanted.peer)
             assert [service.recv(100) for _ in range(3)] == [b"1", b"2", b"3"]
             assert pair.server.counter("udp_drop_no_association") == 0
             assert pair.client.counter("packet_drop_association_refused") == 0
@@ -542,56 +542,58 @@ def test_who_is_asked_about_already_is_not_turned_away(certificate: Certificate)
 def test_an_answer_to_another_address_is_dropped(certificate: Certificate, carrier: Carrier) -> None:
     """A client may answer the source of an association, and nobody else."""
     with connected(certificate) as pair:
-        pair.admit(carrier)
-        with open_flow(pair, peer=STRANGER) as flow:
-            flow.to_user(b"not for the user")
+        pair.set_joined(carrier)
+        with open_association(pair, peer=OTHER_PEER) as assoc:
+            assoc.to_visitor(b"not for the user")
             expect_count(pair.server, "packet_drop_wrong_address", 1)
-            flow.to_service(b"still there")
-            assert flow.service.recv(100) == b"still there"
-            flow.user.setblocking(False)
+            assoc.to_service(b"still there")
+            assert assoc.service.recv(100) == b"still there"
+            assoc.visitor.setblocking(False)
             with pytest.raises(BlockingIOError):
-                flow.user.recv(100)
+                assoc.visitor.recv(100)
 
 
 def test_packets_are_dropped_where_udp_was_not_asked_for(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.server_connection.admit(Carrier.DATAGRAM)
-        pair.client_connection.admit(None)
-        with udp_socket() as public_socket, udp_socket() as user:
-            user.connect(public_socket.getsockname())
+        pair.server_connection.set_joined(Carrier.DATAGRAM)
+        pair.client_connection.set_joined(None)
+        with udp_socket() as public_socket, udp_socket() as visitor:
+            visitor.connect(public_socket.getsockname())
             public = pair.server_connection.open_udp(public_socket, public=True)
-            user.send(b"not wanted")
-            expect_source(pair, public, user)
-            public.add_flow(1, user.getsockname())
-            expect_count(pair.client, "packet_drop_not_admitted", 1)
+            visitor.send(b"not wanted")
+            expect_source(pair, public, visitor)
+            public.add_association(1, visitor.getsockname())
+            expect_count(pair.client, "packet_drop_not_joined", 1)
             assert pair.client.seen() == []
 
 
 def test_an_association_is_known_once(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with open_flow(pair) as flow:
-            for association, peer in ((ASSOCIATION, STRANGER), (ASSOCIATION + 1, flow.user.getsockname())):
+        pair.set_joined(Carrier.DATAGRAM)
+        with open_association(pair) as assoc:
+            for association, peer in ((ASSOCIATION, OTHER_PEER), (ASSOCIATION + 1, assoc.visitor.getsockname())):
                 with pytest.raises(EngineError):
-                    flow.public.add_flow(association, peer)
+                    assoc.public.add_association(association, peer)
 
 
 def test_idle_associations_are_found_and_forgotten(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with open_flow(pair) as flow:
-            assert pair.server_connection.idle_flows(3600) == []
+        pair.set_joined(Carrier.DATAGRAM)
+        with open_association(pair) as assoc:
+            assert pair.server_connection.idle_associations(3600) == []
             wait_until(
-                lambda: pair.server_connection.idle_flows(0.05) == [ASSOCIATION], EVENT_TIMEOUT, "the flow is idle"
+                lambda: pair.server_connection.idle_associations(0.05) == [ASSOCIATION],
+                EVENT_TIMEOUT,
+                "the association is idle",
             )
-            flow.to_service(b"busy again")
-            assert flow.service.recv(100) == b"busy again"
-            assert pair.server_connection.idle_flows(3600) == []
-            pair.server_connection.remove_flow(ASSOCIATION)
-            assert pair.server_connection.idle_flows(0) == []
-            assert pair.server_connection.info().flows == 0
-            flow.user.send(b"from an unknown source")
-            expect_source(pair, flow.public, flow.user)
+            assoc.to_service(b"busy again")
+            assert assoc.service.recv(100) == b"busy again"
+            assert pair.server_connection.idle_associations(3600) == []
+            pair.server_connection.remove_association(ASSOCIATION)
+            assert pair.server_connection.idle_associations(0) == []
+            assert pair.server_connection.info().associations == 0
+            assoc.visitor.send(b"from an unknown source")
+            expect_source(pair, assoc.public, assoc.visitor)
 
 
 @CARRIERS
@@ -599,68 +601,68 @@ def test_what_waited_for_an_association_comes_before_what_did_not(certificate: C
     """Packets go on arriving while the association is added, in the same turn of the engine too."""
     most = 150
     with connected(certificate) as pair:
-        pair.admit(carrier)
+        pair.set_joined(carrier)
         with udp_socket() as public_socket, udp_socket() as service:
             public = pair.server_connection.open_udp(public_socket, public=True)
             for association in range(40):
-                with udp_socket() as user, udp_socket() as local_socket:
-                    user.connect(public_socket.getsockname())
+                with udp_socket() as visitor, udp_socket() as local_socket:
+                    visitor.connect(public_socket.getsockname())
                     local_socket.connect(service.getsockname())
                     local = pair.client_connection.open_udp(local_socket, public=False)
-                    user.send(b"0")
-                    expect_source(pair, public, user)
-                    public.add_flow(association, user.getsockname())
+                    visitor.send(b"0")
+                    expect_source(pair, public, visitor)
+                    public.add_association(association, visitor.getsockname())
                     for number in range(1, most):
-                        user.send(b"%d" % number)
-                    wanted = pair.client.expect(FlowWanted)
-                    local.add_flow(association, wanted.peer)
+                        visitor.send(b"%d" % number)
+                    wanted = pair.client.expect(AssociationWanted)
+                    local.add_association(association, wanted.peer)
                     assert [int(service.recv(100)) for _ in range(most)] == list(range(most))
-                    pair.server_connection.remove_flow(association)
+                    pair.server_connection.remove_association(association)
                     local.close()
             public.close()
 
 
 def test_a_refused_association_drops_its_packets(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with udp_socket() as public_socket, udp_socket() as user:
-            user.connect(public_socket.getsockname())
+        pair.set_joined(Carrier.DATAGRAM)
+        with udp_socket() as public_socket, udp_socket() as visitor:
+            visitor.connect(public_socket.getsockname())
             public = pair.server_connection.open_udp(public_socket, public=True)
-            user.send(b"refused")
-            expect_source(pair, public, user)
-            public.add_flow(9, user.getsockname())
-            wanted = pair.client.expect(FlowWanted)
-            wanted.connection.remove_flow(wanted.association)
+            visitor.send(b"refused")
+            expect_source(pair, public, visitor)
+            public.add_association(9, visitor.getsockname())
+            wanted = pair.client.expect(AssociationWanted)
+            wanted.connection.remove_association(wanted.association)
             expect_count(pair.client, "packet_drop_association_refused", 1)
             # The next packet asks again.
-            user.send(b"again")
-            assert pair.client.expect(FlowWanted).association == 9
+            visitor.send(b"again")
+            assert pair.client.expect(AssociationWanted).association == 9
             public.close()
 
 
 def test_datagrams_wait_for_the_word_on_their_source(certificate: Certificate) -> None:
     """The engine asks once; what comes meanwhile waits, and follows in order."""
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with udp_socket() as public_socket, udp_socket() as user, udp_socket() as other:
-            for sock in (user, other):
+        pair.set_joined(Carrier.DATAGRAM)
+        with udp_socket() as public_socket, udp_socket() as visitor, udp_socket() as other:
+            for sock in (visitor, other):
                 sock.connect(public_socket.getsockname())
             public = pair.server_connection.open_udp(public_socket, public=True)
             for number in range(20):
-                user.send(b"%d" % number)
-            expect_source(pair, public, user)
+                visitor.send(b"%d" % number)
+            expect_source(pair, public, visitor)
             other.send(b"also new")
             expect_source(pair, public, other)
-            user.send(b"20")
+            visitor.send(b"20")
             expect_count(pair.server, "udp_received", 22)
             assert pair.server.seen() == []
-            public.add_flow(3, user.getsockname())
-            wanted = pair.client.expect(FlowWanted)
+            public.add_association(3, visitor.getsockname())
+            wanted = pair.client.expect(AssociationWanted)
             with udp_socket() as local_socket, udp_socket() as service:
                 local_socket.connect(service.getsockname())
                 local = pair.client_connection.open_udp(local_socket, public=False)
-                local.add_flow(3, wanted.peer)
-                user.send(b"21")
+                local.add_association(3, wanted.peer)
+                visitor.send(b"21")
                 assert [service.recv(100) for _ in range(22)] == [b"%d" % number for number in range(22)]
                 local.close()
             public.close()
@@ -669,56 +671,56 @@ def test_datagrams_wait_for_the_word_on_their_source(certificate: Certificate) -
 
 def test_a_refused_source_is_asked_about_again(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with udp_socket() as public_socket, udp_socket() as user:
-            user.connect(public_socket.getsockname())
+        pair.set_joined(Carrier.DATAGRAM)
+        with udp_socket() as public_socket, udp_socket() as visitor:
+            visitor.connect(public_socket.getsockname())
             public = pair.server_connection.open_udp(public_socket, public=True)
-            public.refuse(user.getsockname())  # nothing waits: nothing happens
+            public.refuse(visitor.getsockname())  # nothing waits: nothing happens
             for number in range(3):
-                user.send(b"one")
-                expect_source(pair, public, user)
-                user.send(b"two")
+                visitor.send(b"one")
+                expect_source(pair, public, visitor)
+                visitor.send(b"two")
                 expect_count(pair.server, "udp_received", 2 * number + 2)
-                public.refuse(user.getsockname())
+                public.refuse(visitor.getsockname())
                 assert pair.server.counter("udp_drop_no_association") == 2 * number + 2
             assert pair.server.seen() == pair.client.seen() == []
             public.close()
             with pytest.raises(EngineClosed):
-                public.refuse(user.getsockname())
+                public.refuse(visitor.getsockname())
 
 
 def test_a_source_is_told_apart_by_the_address_that_it_wrote_to(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
+        pair.set_joined(Carrier.DATAGRAM)
         with (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as public_socket,
             udp_socket() as bound,
-            udp_socket() as user,
+            udp_socket() as visitor,
         ):
             public_socket.bind(("0.0.0.0", 0))
             port = public_socket.getsockname()[1]
             public = pair.server_connection.open_udp(public_socket, public=True)
-            source = user.getsockname()
+            source = visitor.getsockname()
             for number in (2, 3):
-                user.sendto(b"x", (f"127.0.0.{number}", port))
+                visitor.sendto(b"x", (f"127.0.0.{number}", port))
                 asked = pair.server.expect(SourceUnknown)
                 assert (asked.source, asked.local) == (source, (f"127.0.0.{number}", 0))
             # Each has its own answer: one is refused, and the other goes on.
             public.refuse(source, ("127.0.0.3", 0))
             assert pair.server.counter("udp_drop_no_association") == 1
-            public.add_flow(1, source, local=("127.0.0.2", 0))
-            assert pair.client.expect(FlowWanted).association == 1
+            public.add_association(1, source, local=("127.0.0.2", 0))
+            assert pair.client.expect(AssociationWanted).association == 1
             with pytest.raises(EngineError):
-                public.add_flow(2, source, local=("127.0.0.2", 0))
+                public.add_association(2, source, local=("127.0.0.2", 0))
             public.close()
             # A socket with one address has no choice.
             public = pair.server_connection.open_udp(bound, public=True)
-            user.sendto(b"x", bound.getsockname())
+            visitor.sendto(b"x", bound.getsockname())
             assert pair.server.expect(SourceUnknown).local is None
             with pytest.raises(EngineError):
-                public.add_flow(3, source, local=("127.0.0.1", 0))
-            public.add_flow(3, source)
-            assert pair.client.expect(FlowWanted).association == 3
+                public.add_association(3, source, local=("127.0.0.1", 0))
+            public.add_association(3, source)
+            assert pair.client.expect(AssociationWanted).association == 3
             public.close()
 
 
@@ -736,13 +738,13 @@ def test_stop_reaches_a_relay_that_outlived_its_connection(certificate: Certific
     """What came before the end still waits for a service that does not read; the engine's stop ends that wait."""
     with connected(certificate) as pair:
         stream, opened = open_stream(pair)
-        public, user = tcp_pair()
+        public, visitor = tcp_pair()
         local, service = tcp_pair()
-        with user, service:
+        with visitor, service:
             relays = [Relay(stream, public), Relay(opened, local)]
             for relay in relays:
                 relay.start()
-            fill(user)
+            fill(visitor)
             pair.server_connection.close()
             expect_closed(pair.client, pair.client_connection)
             relays[0].finish()
@@ -757,35 +759,35 @@ def test_stop_reaches_a_relay_that_outlived_its_connection(certificate: Certific
 def test_an_association_goes_on_with_another_socket(certificate: Certificate, carrier: Carrier) -> None:
     """The service refuses: what it did not take is sent to where it is now, and answers come from there."""
     with connected(certificate) as pair:
-        pair.admit(carrier)
-        with open_flow(pair, prefix=b"old ") as flow, udp_socket() as elsewhere, udp_socket() as sock:
-            flow.service.close()
-            flow.to_service(b"lost")
+        pair.set_joined(carrier)
+        with open_association(pair, prefix=b"old ") as assoc, udp_socket() as elsewhere, udp_socket() as sock:
+            assoc.service.close()
+            assoc.to_service(b"lost")
             told = pair.client.expect(UdpRefused)
-            assert (told.connection, told.udp) == (pair.client_connection, flow.local)
+            assert (told.connection, told.udp) == (pair.client_connection, assoc.local)
             assert (told.error, told.answered) == (errno.ECONNREFUSED, False)
             sock.connect(elsewhere.getsockname())
-            flow.local.move(sock, b"new ")
+            assoc.local.move(sock, b"new ")
             receive_until(elsewhere, b"new lost")
-            flow.to_service(b"more")
+            assoc.to_service(b"more")
             assert elsewhere.recv(100) == b"new more"
             elsewhere.sendto(b"answer", sock.getsockname())
-            assert flow.user.recv(100) == b"answer"
+            assert assoc.visitor.recv(100) == b"answer"
             assert pair.client.counter("udp_service_refused") == 1
             elsewhere.close()
-            flow.to_service(b"to nobody")
+            assoc.to_service(b"to nobody")
             told = pair.client.expect(UdpRefused)
             assert (told.error, told.answered) == (errno.ECONNREFUSED, True)
 
 
 def test_refusals_are_told_of_once_a_second(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with open_flow(pair) as flow:
-            flow.service.close()
+        pair.set_joined(Carrier.DATAGRAM)
+        with open_association(pair) as assoc:
+            assoc.service.close()
             began = time.monotonic()
             for number in range(1, 6):
-                flow.to_service(b"x")
+                assoc.to_service(b"x")
                 wait_until(
                     lambda number=number: pair.client.counter("udp_service_refused") == number,  # type: ignore[misc]
                     EVENT_TIMEOUT,
@@ -798,29 +800,29 @@ def test_refusals_are_told_of_once_a_second(certificate: Certificate) -> None:
 
 def test_a_socket_that_cannot_take_its_place(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with open_flow(pair) as flow:
+        pair.set_joined(Carrier.DATAGRAM)
+        with open_association(pair) as assoc:
             with pytest.raises(EngineError):
-                flow.public.move(flow.local_socket)  # a public socket has no association of its own
+                assoc.public.move(assoc.local_socket)  # a public socket has no association of its own
             with pytest.raises(EngineError):
-                flow.local.move(flow.local_socket, bytes(65))
-            flow.to_service(b"goes on")
-            assert flow.service.recv(100) == b"goes on"
-            pair.client_connection.remove_flow(ASSOCIATION)
+                assoc.local.move(assoc.local_socket, bytes(65))
+            assoc.to_service(b"goes on")
+            assert assoc.service.recv(100) == b"goes on"
+            pair.client_connection.remove_association(ASSOCIATION)
             with pytest.raises(EngineClosed):
-                flow.local.move(flow.local_socket)
+                assoc.local.move(assoc.local_socket)
 
 
 def test_associations_without_answers(certificate: Certificate) -> None:
     with connected(certificate) as pair:
-        pair.admit(Carrier.DATAGRAM)
-        with open_flow(pair) as flow:
+        pair.set_joined(Carrier.DATAGRAM)
+        with open_association(pair) as assoc:
             for side in (pair.client_connection, pair.server_connection):
-                assert side.unanswered_flows(3600, 3600) == []
-                assert side.unanswered_flows(0, 3600) == [ASSOCIATION]
-            flow.to_user(b"answer")
-            assert flow.user.recv(100) == b"answer"
+                assert side.unanswered_associations(3600, 3600) == []
+                assert side.unanswered_associations(0, 3600) == [ASSOCIATION]
+            assoc.to_visitor(b"answer")
+            assert assoc.visitor.recv(100) == b"answer"
             for side in (pair.client_connection, pair.server_connection):
-                assert side.unanswered_flows(0, 3600) == []
-                assert side.idle_flows(0, 10, ("127.0.0.1", 0)) == [ASSOCIATION]
-                assert side.idle_flows(0, 10, ("127.0.0.2", 0)) == []
+                assert side.unanswered_associations(0, 3600) == []
+                assert side.idle_associations(0, 10, ("127.0.0.1", 0)) == [ASSOCIATION]
+                assert side.idle_associations(0, 10, ("127.0.0.2", 0)) == []

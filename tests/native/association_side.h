@@ -1,10 +1,10 @@
 /* What the tests of UDP associations share: loopback sockets, and the engine's side played by hand, which reads what
  * the pump left in the queue.
  */
-#ifndef FLOW_SIDE_H
-#define FLOW_SIDE_H
+#ifndef ASSOCIATION_SIDE_H
+#define ASSOCIATION_SIDE_H
 
-#include "flow.h"
+#include "association.h"
 
 #include "check.h"
 
@@ -74,10 +74,10 @@ static inline void send_to(int from, int fd, const aq_address *to, const void *d
         sched_yield();
 }
 
-static inline aq_udp *open_udp(aq_flows *flows, int fd, int is_public)
+static inline aq_udp *open_udp(aq_assocs *assocs, int fd, int is_public)
 {
     int64_t error = 1;
-    aq_udp *udp = aq_udp_new(flows, fd, is_public, &error);
+    aq_udp *udp = aq_udp_new(assocs, fd, is_public, &error);
 
     CHECK_INT(error, AQ_OK);
     CHECK(udp != NULL);
@@ -102,38 +102,38 @@ static inline void read_batch(aq_udp *udp, uint32_t received, uint32_t forwarded
     CHECK_INT(batch.asked, asked);
     CHECK_INT(counted(AQ_C_udp_received), received);
     if (batch.forwarded > 0)
-        aq_flows_signal(udp->flows);
+        aq_assocs_signal(udp->assocs);
 }
 
 /* Adds an association; `waited`: something of its source follows at once. */
-static inline void add_flow(aq_udp *udp, uint16_t association, const aq_address *peer, int waited)
+static inline void add_association(aq_udp *udp, uint16_t association, const aq_address *peer, int waited)
 {
-    CHECK_INT(aq_flow_new(udp, association, FROM(peer), NULL, 0), waited);
+    CHECK_INT(aq_assoc_new(udp, association, FROM(peer), NULL, 0), waited);
     if (waited)
-        aq_flows_signal(udp->flows);
+        aq_assocs_signal(udp->assocs);
 }
 
 /* ---- the engine's side ----------------------------------------------------------------------------------------- */
 
 /* Whether the engine was told to look; gives back the list's reference as the engine does. */
-static inline int told(aq_flows *flows)
+static inline int told(aq_assocs *assocs)
 {
     aq_ready_node *node = aq_ready_take(&ready);
 
     if (node == NULL)
         return 0;
-    CHECK(node == &flows->node && node->next == NULL);
-    CHECK_INT(node->kind, AQ_READY_FLOWS);
+    CHECK(node == &assocs->node && node->next == NULL);
+    CHECK_INT(node->kind, AQ_READY_ASSOCIATIONS);
     CHECK_INT(atomic_exchange(&node->queued, 0), 1);
-    aq_flows_unref(flows);
+    aq_assocs_unref(assocs);
     return 1;
 }
 
 /* The oldest packet in the queue is this one. */
-static inline void next_packet(aq_flows *flows, uint16_t association, uint16_t packet, const aq_address *address,
+static inline void next_packet(aq_assocs *assocs, uint16_t association, uint16_t packet, const aq_address *address,
                                const void *expected, size_t length)
 {
-    aq_dgram_record *record = aq_dgram_front(&flows->queue);
+    aq_dgram_record *record = aq_dgram_front(&assocs->queue);
     aq_packet_header header;
     const char *problem = NULL;
 
@@ -149,32 +149,32 @@ static inline void next_packet(aq_flows *flows, uint16_t association, uint16_t p
     CHECK_INT(header.size, length);
     CHECK(aq_address_equal(&header.address, address));
     CHECK_BYTES(record->data + record->header, expected, length);
-    aq_dgram_pop(&flows->queue);
+    aq_dgram_pop(&assocs->queue);
 }
 
-static inline void nothing_left(aq_flows *flows)
+static inline void nothing_left(aq_assocs *assocs)
 {
-    CHECK(aq_dgram_front(&flows->queue) == NULL);
-    CHECK(!told(flows));
+    CHECK(aq_dgram_front(&assocs->queue) == NULL);
+    CHECK(!told(assocs));
 }
 
-static inline aq_flows *new_flows(void)
+static inline aq_assocs *new_assocs(void)
 {
-    aq_flows *flows = aq_flows_new(CONNECTION, &ready, &counters, 64 * 1024);
+    aq_assocs *assocs = aq_assocs_new(CONNECTION, &ready, &counters, 64 * 1024);
 
-    CHECK(flows != NULL);
-    CHECK_INT(flows->connection, CONNECTION);
-    return flows;
+    CHECK(assocs != NULL);
+    CHECK_INT(assocs->connection, CONNECTION);
+    return assocs;
 }
 
 /* The last reference: whoever forgot one makes the leak checker speak. */
-static inline void end_flows(aq_flows *flows)
+static inline void end_assocs(aq_assocs *assocs)
 {
-    CHECK_INT(flows->count, 0);
-    for (size_t i = 0; i < AQ_ARRAY_LENGTH(flows->lists); i++)
-        CHECK(flows->lists[i].oldest == NULL && flows->lists[i].newest == NULL);
-    CHECK_INT(atomic_load(&flows->references), 1);
-    aq_flows_unref(flows);
+    CHECK_INT(assocs->count, 0);
+    for (size_t i = 0; i < AQ_ARRAY_LENGTH(assocs->lists); i++)
+        CHECK(assocs->lists[i].oldest == NULL && assocs->lists[i].newest == NULL);
+    CHECK_INT(atomic_load(&assocs->references), 1);
+    aq_assocs_unref(assocs);
     for (size_t i = 0; i < AQ_COUNTER_COUNT; i++)
         CHECK_INT(atomic_load(&counters.value[i]), 0); /* every one was expected */
 }
