@@ -205,6 +205,27 @@ def test_ngtcp2_versions_differ_in_one_file() -> None:
     assert users <= {"compat.h", "compat.c"}
 
 
+TLS_FILES = {"tls.c", "tls.h", "tls_credentials.c", "tls_session.c"}
+
+
+def test_the_tls_library_is_used_behind_the_seam_only() -> None:
+    """No file but these names GnuTLS or ngtcp2's helper for it, compat.h included; all others use ``handshake.h``."""
+    library = re.compile(r"(?<!\w)(gnutls|ngtcp2_crypto)", re.IGNORECASE)
+    users = {path.name for path in c_files() if library.search(without_comments(path.read_text(encoding="utf-8")))}
+    assert users == TLS_FILES
+    included = {path.name for path in c_files() if '#include "tls.h"' in path.read_text(encoding="utf-8")}
+    assert included == {name for name in TLS_FILES if name.endswith(".c")}
+
+
+def without_comments(text: str) -> str:
+    return re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+
+
+def test_the_handshake_layer_is_selected_in_one_file() -> None:
+    naming = re.compile(r"&\s*aq_handshake_gnutls\b")
+    assert {path.name for path in c_files() if naming.search(path.read_text(encoding="utf-8"))} == {"handshake.c"}
+
+
 def test_the_boundary_has_no_preprocessor_lines() -> None:
     """cffi reads the same text as the C compiler, and has no preprocessor."""
     text = (NATIVE / "aq_api.h").read_text(encoding="utf-8")
@@ -220,7 +241,7 @@ def test_descriptors_of_the_engine_are_closed_with_their_marks() -> None:
         "clock",
         "descriptors",
         "random",
-        "tls",
+        "tls_credentials",
         "wake",
     }  # never marked, or not any more
     plain = {path.stem for path in NATIVE.glob("*.c") if re.search(r"(?<!\w)close\([^)]", path.read_text())}

@@ -5,8 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
-#include <gnutls/crypto.h>
-#include <gnutls/gnutls.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +45,7 @@ const char *aq_ngtcp2_origin(void)
 
 const char *aq_gnutls_version(void)
 {
-    return gnutls_check_version(NULL);
+    return aq_handshake->version();
 }
 
 const char *aq_strerror(int64_t error, char *buffer, size_t length)
@@ -76,22 +74,13 @@ const char *aq_strerror(int64_t error, char *buffer, size_t length)
 
 int32_t aq_equal(const uint8_t *first, const uint8_t *second, size_t length)
 {
-    return gnutls_memcmp(first, second, length) == 0;
+    return aq_handshake->equal(first, second, length);
 }
 
 int64_t aq_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t *salt, size_t salt_length,
                       const uint8_t *info, size_t info_length, uint8_t *out)
 {
-    /* GnuTLS only reads what these point to. */
-    gnutls_datum_t key = {(void *)(uintptr_t)secret, (unsigned)secret_length};
-    gnutls_datum_t with = {(void *)(uintptr_t)salt, (unsigned)salt_length};
-    gnutls_datum_t what = {(void *)(uintptr_t)info, (unsigned)info_length};
-    uint8_t extracted[32];
-    gnutls_datum_t middle = {extracted, sizeof(extracted)};
-    int failed = gnutls_hkdf_extract(GNUTLS_MAC_SHA256, &key, &with, extracted) != 0 ||
-                 gnutls_hkdf_expand(GNUTLS_MAC_SHA256, &middle, &what, out, 32) != 0;
-    gnutls_memset(extracted, 0, sizeof(extracted));
-    return failed ? AQ_ERR_TLS : AQ_OK;
+    return aq_handshake->derive_key(secret, secret_length, salt, salt_length, info, info_length, out);
 }
 
 void aq_malloc_arenas(int32_t max)
@@ -105,13 +94,13 @@ void aq_malloc_arenas(int32_t max)
 
 int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out)
 {
-    return aq_tls_certificate_pin(certificate, length, out);
+    return aq_handshake->certificate_pin(certificate, length, out);
 }
 
 int64_t aq_certificates_read(const uint8_t *data, size_t length, aq_certificate *out, uint32_t max, char *text,
                              size_t text_length)
 {
-    return aq_tls_certificates_read(data, length, out, max, text, text_length);
+    return aq_handshake->certificates_read(data, length, out, max, text, text_length);
 }
 
 uint32_t aq_counter_count(void)
@@ -152,7 +141,7 @@ void aq_api_leave(aq_engine *engine)
 
 static void destroy_credentials(void *object)
 {
-    aq_tls_credentials_unref(object);
+    aq_handshake->credentials_unref(object);
 }
 
 static void destroy_udp(void *object)
@@ -319,6 +308,7 @@ aq_engine *aq_engine_new(int64_t *error)
         return NULL;
     }
     aq_ready_init(&engine->ready, &engine->wake);
+    engine->host.handshake = aq_handshake;
     engine->host.counters = &engine->counters;
     engine->host.reserve = &engine->reserve;
     engine->host.budget = &engine->budget;
@@ -477,11 +467,11 @@ aq_id aq_credentials_new(aq_engine *engine, const aq_credentials_options *option
         text[0] = '\0';
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
-    credentials = aq_tls_credentials_new(options, &result, text, text_length);
+    credentials = aq_handshake->credentials_new(options, &result, text, text_length);
     if (credentials != NULL) {
         result = aq_slab_add(&engine->credentials, credentials);
         if (result < 0)
-            aq_tls_credentials_unref(credentials);
+            aq_handshake->credentials_unref(credentials);
     }
     aq_api_leave(engine);
     return result;

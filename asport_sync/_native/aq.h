@@ -3,8 +3,8 @@
  *
  * A file includes only files listed before it. Layers, lowest first:
  *   0 counters reserve budget pipe packet map slab rotation tls_messages frames descriptors
- *   1 wake ready udp source events keepalive     2 tls compat     3 stream dgram association message     4 conn
- *   5 endpoint     6 engine tcp fair_share     7 relay api
+ *   1 wake ready udp source events keepalive     2 compat reading handshake tls
+ *   3 stream dgram association message     4 conn     5 endpoint     6 engine tcp fair_share     7 relay api
  */
 #ifndef AQ_H
 #define AQ_H

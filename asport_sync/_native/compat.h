@@ -7,7 +7,6 @@
 #include "aq.h"
 
 #include <ngtcp2/ngtcp2.h>
-#include <ngtcp2/ngtcp2_crypto.h>
 
 #if NGTCP2_VERSION_NUM < 0x010b00
 #error "ngtcp2 1.11 or newer is needed; run: python3 vendor/ngtcp2.py"

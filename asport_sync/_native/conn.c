@@ -1,6 +1,8 @@
 /* Arriving packets of a connection, its timers, and its end. Its beginning is in conn_setup.c. */
 #include "conn.h"
 
+#include "reading.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -115,7 +117,7 @@ static void end_quic(aq_conn *conn)
         ngtcp2_conn_del(conn->quic);
     conn->quic = NULL;
     if (conn->tls != NULL)
-        aq_tls_session_free(conn->tls);
+        conn->host->handshake->session_free(conn->tls);
     conn->tls = NULL;
 }
 
@@ -321,7 +323,7 @@ void aq_conn_handshake_done(aq_conn *conn)
 {
     aq_event event = {.type = AQ_EVENT_CONNECTED};
     conn->handshake_done = 1;
-    conn->handshake_alert = aq_tls_session_check(conn->tls);
+    conn->handshake_alert = conn->host->handshake->session_check(conn->tls);
     if (conn->handshake_alert != 0 || (!conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING))
         return;
     conn->state = AQ_CONN_OPEN;
@@ -329,7 +331,7 @@ void aq_conn_handshake_done(aq_conn *conn)
         conn->host->validated(conn);
     aq_count(conn->host->counters, AQ_C_quic_handshakes_completed, 1);
     conn->announced = 1;
-    event.length = (uint32_t)aq_tls_session_alpn(conn->tls, event.data, sizeof(event.data));
+    event.length = (uint32_t)conn->host->handshake->session_alpn(conn->tls, event.data, sizeof(event.data));
     aq_sockaddr_to(&conn->remote, &event.peer);
     aq_conn_post(conn, &event);
 }
@@ -337,7 +339,7 @@ void aq_conn_handshake_done(aq_conn *conn)
 /* The handshake is complete, but there will be no connection. */
 static void give_up_handshake(aq_conn *conn, uint64_t now)
 {
-    const char *problem = aq_tls_session_certificate_problem(conn->tls);
+    const char *problem = conn->host->handshake->session_certificate_problem(conn->tls);
     conn->state = AQ_CONN_OPEN;
     if (conn->half_open)
         conn->host->validated(conn);
@@ -374,7 +376,7 @@ static void after_callbacks(aq_conn *conn, uint64_t now)
  * has a code for is the peer's, any other is ours. */
 static void close_for(aq_conn *conn, int result, uint64_t now)
 {
-    uint64_t code = ngtcp2_err_infer_quic_transport_error_code(result), fault = aq_conn_take_fault();
+    uint64_t code = ngtcp2_err_infer_quic_transport_error_code(result), fault = aq_reading_take_fault();
     if (result == NGTCP2_ERR_CALLBACK_FAILURE && fault != 0)
         aq_conn_close(conn, AQ_CLOSE_PEER_FAULT, fault, "", now);
     else if (code == NGTCP2_INTERNAL_ERROR || code == NGTCP2_NO_ERROR || code == NGTCP2_NO_VIABLE_PATH ||
@@ -409,14 +411,13 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
     conn->now = now;
     ngtcp2_addr_init(&path.local, &local_copy.sa, aq_sockaddr_length(&local_copy));
     ngtcp2_addr_init(&path.remote, &remote_copy.sa, aq_sockaddr_length(&remote_copy));
-    aq_conn_take_decrypted();
-    aq_conn_take_fault();
+    aq_reading_begin();
     result = ngtcp2_conn_read_pkt(conn->quic, &path, &info, data, length, now);
     switch (result) {
     case 0:
         conn->packets_received++;
         conn->bytes_received += length;
-        if (aq_conn_take_decrypted()) {
+        if (aq_reading_was_authentic()) {
             heard(conn, now);
             note_path(conn);
         } else {
@@ -437,7 +438,7 @@ enum aq_read aq_conn_read(aq_conn *conn, const aq_sockaddr *local, const aq_sock
     case NGTCP2_ERR_DROP_CONN:
         return AQ_READ_DROP;
     case NGTCP2_ERR_CRYPTO:
-        problem = aq_tls_session_certificate_problem(conn->tls);
+        problem = conn->host->handshake->session_certificate_problem(conn->tls);
         aq_conn_close(conn, problem[0] != '\0' ? AQ_CLOSE_CERTIFICATE : AQ_CLOSE_TLS,
                       ngtcp2_conn_get_tls_alert(conn->quic), problem, now);
         return AQ_READ_OVER;

@@ -18,11 +18,11 @@
 #include "counters.h"
 #include "events.h"
 #include "association.h"
+#include "handshake.h"
 #include "message.h"
 #include "packet.h"
 #include "slab.h"
 #include "stream.h"
-#include "tls.h"
 #include "udp.h"
 
 #include <stdatomic.h>
@@ -79,6 +79,7 @@ struct aq_conn;
 
 /* What a connection needs from the layers above it. One per engine, immutable. */
 typedef struct aq_conn_host {
+    const aq_handshake_ops *handshake; /* the handshake layer */
     aq_counters *counters;
     aq_events *events;
     aq_slab *connections;
@@ -150,8 +151,7 @@ typedef struct aq_conn {
     aq_memory memory_source;
     ngtcp2_conn *quic; /* NULL once closing or draining */
     aq_tls_session *tls;
-    ngtcp2_crypto_conn_ref reference; /* fixed address: TLS points here */
-    ngtcp2_cid cids[AQ_CIDS_MAX];     /* connection ids that the endpoint routes here */
+    ngtcp2_cid cids[AQ_CIDS_MAX]; /* connection ids that the endpoint routes here */
     size_t cids_length;
     aq_sockaddr remote; /* the peer's address on ngtcp2's current path */
 
@@ -240,13 +240,13 @@ typedef struct aq_conn {
 #endif
     aq_address dial_to; /* client: where the engine dials for the peer's streams; family 0: it does not dial */
     uint64_t dial_timeout, dial_until;
-    int handshake_done;    /* the callback has run */
-    int handshake_seen;    /* and has been acted on */
-    int handshake_alert;   /* TLS alert that ends the connection after a complete handshake; 0: none */
-    int handshake_written; /* client: Finished has been sent */
-    int writing;           /* inside the loop of aq_conn_write() that builds packets */
-    uint8_t reset_key[32]; /* for the stateless reset tokens of further connection ids */
-    aq_id endpoint_id;     /* 0 on a client */
+    int handshake_done;                     /* the callback has run */
+    int handshake_seen;                     /* and has been acted on */
+    int handshake_alert;                    /* TLS alert that ends the connection after a complete handshake; 0: none */
+    int handshake_written;                  /* client: Finished has been sent */
+    int writing;                            /* inside the loop of aq_conn_write() that builds packets */
+    uint8_t reset_key[AQ_TOKEN_KEY_LENGTH]; /* for the stateless reset tokens of further connection ids */
+    aq_id endpoint_id;                      /* 0 on a client */
 } aq_conn;
 
 /* Cuts off at most `max` streams of an ended connection. Returns whether more are left. */
@@ -261,7 +261,7 @@ typedef struct {
     aq_credentials *credentials;
     const aq_transport_options *options;
     const aq_sockaddr *local, *remote;
-    const uint8_t *reset_key; /* server: 32 bytes */
+    const uint8_t *reset_key; /* server: AQ_TOKEN_KEY_LENGTH bytes */
     const char *server_name;  /* client */
     int send_sni;
     /* server */
@@ -327,8 +327,6 @@ static inline void aq_conn_give_back(aq_conn *conn, void *memory)
 /* Clock for the peer's deadlines. It stops while nothing arrives: an interrupted path is not the peer's fault. */
 uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now);
 void aq_conn_end_late_headers(aq_conn *conn, uint64_t now);
-int aq_conn_take_decrypted(void);  /* whether a packet was authentic since the last call */
-uint64_t aq_conn_take_fault(void); /* QUIC error code of what a callback rejected since the last call; 0: none */
 int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, too many events wait */
 void aq_conn_violation(aq_conn *conn, const char *problem);
 /* There is no memory for bytes of this stream. Cuts off the newest attached stream whose reader is behind, if it began

@@ -1,8 +1,7 @@
 /* Creation of a connection: settings, transport parameters, callbacks, connection ids. */
 #include "conn.h"
-#include "frames.h"
+#include "reading.h"
 
-#include <gnutls/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,27 +18,13 @@
 
 /* ---- callbacks of the connection as a whole -------------------------------------------------------------------- */
 
-static ngtcp2_conn *get_quic(ngtcp2_crypto_conn_ref *reference)
-{
-    aq_conn *conn = reference->user_data;
-    return conn->quic;
-}
-
-static void on_random(uint8_t *out, size_t length, const ngtcp2_rand_ctx *context)
-{
-    AQ_UNUSED(context);
-    if (gnutls_rnd(GNUTLS_RND_NONCE, out, length) != 0)
-        aq_random(out, length);
-}
-
 static int on_new_cid(ngtcp2_conn *quic, ngtcp2_cid *cid, uint8_t *token, size_t length, void *user)
 {
     aq_conn *conn = user;
     AQ_UNUSED(quic);
     cid->datalen = length;
-    if (gnutls_rnd(GNUTLS_RND_NONCE, cid->data, length) != 0)
-        return NGTCP2_ERR_CALLBACK_FAILURE;
-    if (ngtcp2_crypto_generate_stateless_reset_token(token, conn->reset_key, sizeof(conn->reset_key), cid) != 0)
+    conn->host->handshake->random(cid->data, length);
+    if (conn->host->handshake->reset_token(token, conn->reset_key, cid) != 0)
         return NGTCP2_ERR_CALLBACK_FAILURE;
     if (conn->cids_length == AQ_CIDS_MAX || conn->host->route(conn->endpoint, cid, conn) != 0)
         return NGTCP2_ERR_CALLBACK_FAILURE;
@@ -61,60 +46,12 @@ static int on_remove_cid(ngtcp2_conn *quic, const ngtcp2_cid *cid, void *user)
     return 0;
 }
 
-/* Whether the packet being read was authentic. ngtcp2 returns 0 also for packets that it discards, which anyone can
- * send. The callback gets no connection to record this in, but runs inside aq_conn_read(), on its thread. */
-static _Thread_local int decrypted;
-
-int aq_conn_take_decrypted(void)
-{
-    int result = decrypted;
-    decrypted = 0;
-    return result;
-}
-
-/* QUIC error code for which a callback of ours had to stop ngtcp2. Not in the connection, for the same reason. */
-static _Thread_local uint64_t fault;
-
-uint64_t aq_conn_take_fault(void)
-{
-    uint64_t result = fault;
-    fault = 0;
-    return result;
-}
-
-static int stop_for(uint64_t code)
-{
-    fault = code;
-    return NGTCP2_ERR_CALLBACK_FAILURE;
-}
-
-static int on_decrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
-                      const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length, const uint8_t *aad,
-                      size_t aad_length)
-{
-    int result = ngtcp2_crypto_decrypt_cb(out, aead, context, in, length, nonce, nonce_length, aad, aad_length);
-    if (result == 0)
-        decrypted = 1;
-    return result;
-}
-
-/* See AQ_MAX_PEER_ID. ngtcp2 processes no frame before this returns. */
-static int on_decrypt_at_server(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *context,
-                                const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length,
-                                const uint8_t *aad, size_t aad_length)
-{
-    int result = on_decrypt(out, aead, context, in, length, nonce, nonce_length, aad, aad_length);
-    if (result == 0 && AQ_MAX_PEER_ID != INT64_MAX &&
-        aq_frames_newest_id(out, length - aead->max_overhead) > AQ_MAX_PEER_ID)
-        return stop_for(NGTCP2_CONNECTION_ID_LIMIT_ERROR);
-    return result;
-}
-
 static int on_crypto_data(ngtcp2_conn *quic, ngtcp2_encryption_level level, uint64_t offset, const uint8_t *data,
                           size_t length, void *user)
 {
     const aq_conn *conn = user;
-    return aq_tls_session_receive(conn->tls, quic, level, offset, data, length);
+    AQ_UNUSED(quic);
+    return conn->host->handshake->session_receive(conn->tls, level, offset, data, length);
 }
 
 static int on_handshake_completed(ngtcp2_conn *quic, void *user)
@@ -150,7 +87,7 @@ static int on_handshake_confirmed(ngtcp2_conn *quic, void *user)
 {
     const aq_conn *conn = user;
     AQ_UNUSED(quic);
-    return conn->handshake_written ? 0 : stop_for(NGTCP2_PROTOCOL_VIOLATION);
+    return conn->handshake_written ? 0 : aq_reading_stop(NGTCP2_PROTOCOL_VIOLATION);
 }
 
 static int on_stateless_reset(ngtcp2_conn *quic, const ngtcp2_pkt_stateless_reset *reset, void *user)
@@ -170,29 +107,17 @@ static int on_datagram(ngtcp2_conn *quic, uint32_t flags, const uint8_t *data, s
     return 0;
 }
 
-static void fill_callbacks(ngtcp2_callbacks *callbacks, int is_server)
+static void fill_callbacks(const aq_conn *conn, ngtcp2_callbacks *callbacks)
 {
     memset(callbacks, 0, sizeof(*callbacks));
-    if (is_server) {
-        callbacks->recv_client_initial = ngtcp2_crypto_recv_client_initial_cb;
-    } else {
-        callbacks->client_initial = ngtcp2_crypto_client_initial_cb;
+    conn->host->handshake->set_callbacks(callbacks, conn->is_server);
+    if (!conn->is_server) {
         callbacks->handshake_confirmed = on_handshake_confirmed;
         callbacks->dcid_status = on_dcid_status;
-        callbacks->recv_retry = ngtcp2_crypto_recv_retry_cb;
     }
     callbacks->recv_crypto_data = on_crypto_data;
-    callbacks->encrypt = ngtcp2_crypto_encrypt_cb;
-    callbacks->decrypt = is_server ? on_decrypt_at_server : on_decrypt;
-    callbacks->hp_mask = ngtcp2_crypto_hp_mask_cb;
-    callbacks->rand = on_random;
     callbacks->get_new_connection_id = on_new_cid;
     callbacks->remove_connection_id = on_remove_cid;
-    callbacks->update_key = ngtcp2_crypto_update_key_cb;
-    callbacks->delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb;
-    callbacks->delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb;
-    callbacks->get_path_challenge_data = ngtcp2_crypto_get_path_challenge_data_cb;
-    callbacks->version_negotiation = ngtcp2_crypto_version_negotiation_cb;
     callbacks->handshake_completed = on_handshake_completed;
     callbacks->recv_stateless_reset = on_stateless_reset;
     callbacks->recv_datagram = on_datagram;
@@ -270,16 +195,15 @@ static int fill_params(aq_conn *conn, const aq_conn_setup *setup, const ngtcp2_c
             params->retry_scid_present = 1;
         }
         params->stateless_reset_token_present = 1;
-        return ngtcp2_crypto_generate_stateless_reset_token(params->stateless_reset_token, conn->reset_key,
-                                                            sizeof(conn->reset_key), scid);
+        return conn->host->handshake->reset_token(params->stateless_reset_token, conn->reset_key, scid);
     }
     return 0;
 }
 
-static int random_cid(ngtcp2_cid *cid)
+static void random_cid(const aq_conn *conn, ngtcp2_cid *cid)
 {
     cid->datalen = AQ_SCID_LENGTH;
-    return gnutls_rnd(GNUTLS_RND_NONCE, cid->data, cid->datalen);
+    conn->host->handshake->random(cid->data, cid->datalen);
 }
 
 static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
@@ -294,9 +218,9 @@ static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
 
     ngtcp2_addr_init(&path.local, &local.sa, aq_sockaddr_length(&local));
     ngtcp2_addr_init(&path.remote, &remote.sa, aq_sockaddr_length(&remote));
-    if (random_cid(&scid) != 0 || random_cid(&dcid) != 0)
-        return AQ_ERR_TLS;
-    fill_callbacks(&callbacks, conn->is_server);
+    random_cid(conn, &scid);
+    random_cid(conn, &dcid);
+    fill_callbacks(conn, &callbacks);
     fill_settings(conn, setup, &settings);
     if (fill_params(conn, setup, &scid, &params) != 0)
         return AQ_ERR_TLS;
@@ -308,7 +232,7 @@ static int start_quic(aq_conn *conn, const aq_conn_setup *setup)
                                         &params, &conn->memory, conn);
     if (result != 0)
         return AQ_ERR_MEMORY;
-    ngtcp2_conn_set_tls_native_handle(conn->quic, aq_tls_session_native(conn->tls));
+    conn->host->handshake->session_attach(conn->tls, conn->quic);
     ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->keep_alive);
     conn->cids[conn->cids_length++] = scid;
     if (conn->host->route(conn->endpoint, &scid, conn) != 0)
@@ -344,8 +268,6 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->gso = conn->options.gso;
     conn->stream_quantum = AQ_STREAM_TURN * NGTCP2_MAX_UDP_PAYLOAD_SIZE;
     conn->keep_alive = conn->options.keep_alive > 0 ? conn->options.keep_alive : UINT64_MAX;
-    conn->reference.get_conn = get_quic;
-    conn->reference.user_data = conn;
     if (setup->reset_key != NULL)
         memcpy(conn->reset_key, setup->reset_key, sizeof(conn->reset_key));
     else
@@ -373,8 +295,7 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
         conn->memory_source = (aq_memory){host->reserve, &conn->credit->account};
         conn->memory =
             (ngtcp2_mem){&conn->memory_source, aq_memory_malloc, aq_memory_free, aq_memory_calloc, aq_memory_realloc};
-        conn->tls =
-            aq_tls_session_new(setup->credentials, &conn->reference, setup->server_name, setup->send_sni, error);
+        conn->tls = host->handshake->session_new(setup->credentials, setup->server_name, setup->send_sni, error);
         if (conn->tls != NULL)
             *error = start_quic(conn, setup);
     }

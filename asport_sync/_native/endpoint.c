@@ -3,7 +3,6 @@
 #include "descriptors.h"
 
 #include <errno.h>
-#include <gnutls/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -31,6 +30,7 @@
 /* Maximum time saved up for handshakes, or overdrawn: many clients that arrive at once, after a restart or a network
  * failure, are not delayed at first. */
 #define HANDSHAKE_CREDIT ((int64_t)(100 * AQ_NSEC_PER_MSEC))
+_Static_assert(AQ_ROTATING_KEY_LENGTH == AQ_TOKEN_KEY_LENGTH, "the rotating key makes Retry tokens");
 /* Services that are prone to reflection (echo, DNS, NTP ...) are never QUIC clients. RFC 9308 section 8.1. */
 #define LOWEST_CLIENT_PORT 1024
 
@@ -69,7 +69,7 @@ aq_endpoint *aq_endpoint_new(const aq_conn_host *host, int fd, aq_credentials *c
     endpoint->is_server = endpoint->accepting = remote == NULL;
     endpoint->fd = fd;
     endpoint->credentials = credentials;
-    aq_tls_credentials_ref(credentials);
+    host->handshake->credentials_ref(credentials);
     endpoint->options = *options;
     *error = AQ_OK;
     return endpoint;
@@ -90,7 +90,7 @@ void aq_endpoint_free(aq_endpoint *endpoint)
     count_lost(endpoint, aq_udp_losses_end(&endpoint->losses, endpoint->fd));
     aq_map_destroy(&endpoint->routes);
     aq_sources_destroy(&endpoint->sources);
-    aq_tls_credentials_unref(endpoint->credentials);
+    endpoint->host->handshake->credentials_unref(endpoint->credentials);
     aq_fd_close(endpoint->fd);
     explicit_bzero(endpoint->reset_key, sizeof(endpoint->reset_key));
     explicit_bzero(&endpoint->token_key, sizeof(endpoint->token_key));
@@ -284,8 +284,7 @@ static void reset_stateless(aq_endpoint *endpoint, const arrival *packet, const 
     else
         noise_length = 43 - NGTCP2_STATELESS_RESET_TOKENLEN;
     ngtcp2_cid_init(&cid, ids->dcid, ids->dcidlen);
-    if (ngtcp2_crypto_generate_stateless_reset_token(token, endpoint->reset_key, sizeof(endpoint->reset_key), &cid) !=
-        0)
+    if (endpoint->host->handshake->reset_token(token, endpoint->reset_key, &cid) != 0)
         return;
     aq_random(noise, noise_length);
     length = ngtcp2_pkt_write_stateless_reset(out, sizeof(out), token, noise, noise_length);
@@ -301,8 +300,7 @@ static void refuse(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pk
     ngtcp2_ssize length;
     if (!may_answer(endpoint, AQ_ANSWER_REFUSAL, packet->now))
         return;
-    length = ngtcp2_crypto_write_connection_close(out, sizeof(out), header->version, &header->scid, &header->dcid, code,
-                                                  NULL, 0);
+    length = endpoint->host->handshake->write_refusal(out, sizeof(out), header, code);
     if (length > 0)
         send_alone(endpoint, packet->remote, packet->local, out, (size_t)length);
 }
@@ -317,19 +315,15 @@ static uint64_t time_of_day(void)
 
 static void send_retry(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header)
 {
-    uint8_t token[NGTCP2_CRYPTO_MAX_RETRY_TOKENLEN2], out[NGTCP2_MAX_UDP_PAYLOAD_SIZE];
+    const aq_handshake_ops *handshake = endpoint->host->handshake;
+    uint8_t out[NGTCP2_MAX_UDP_PAYLOAD_SIZE];
     ngtcp2_cid scid;
-    ngtcp2_ssize token_length, length;
+    ngtcp2_ssize length;
     scid.datalen = AQ_SCID_LENGTH;
-    if (gnutls_rnd(GNUTLS_RND_NONCE, scid.data, scid.datalen) != 0) /* without a system call */
-        return;
-    token_length = ngtcp2_crypto_generate_retry_token2(
-        token, aq_rotating_key_get(&endpoint->token_key, 0, packet->now), AQ_ROTATING_KEY_LENGTH, header->version,
-        &packet->remote->sa, (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &scid, &header->dcid, time_of_day());
-    if (token_length < 0)
-        return;
-    length = ngtcp2_crypto_write_retry(out, sizeof(out), header->version, &header->scid, &scid, &header->dcid, token,
-                                       (size_t)token_length);
+    handshake->random(scid.data, scid.datalen);
+    length =
+        handshake->write_retry(out, sizeof(out), header, &scid, &packet->remote->sa, aq_sockaddr_length(packet->remote),
+                               aq_rotating_key_get(&endpoint->token_key, 0, packet->now), time_of_day());
     if (length > 0 && (size_t)length <= 3 * packet->length) {
         aq_count(endpoint->host->counters, AQ_C_retries_sent, 1);
         send_alone(endpoint, packet->remote, packet->local, out, (size_t)length);
@@ -340,15 +334,14 @@ static void send_retry(aq_endpoint *endpoint, const arrival *packet, const ngtcp
  * made before this process started: the client cannot continue with such a token and should be refused at once. */
 static int check_token(aq_endpoint *endpoint, const arrival *packet, const ngtcp2_pkt_hd *header, ngtcp2_cid *original)
 {
-    if (header->tokenlen == 0 || header->token[0] != NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2)
+    if (header->tokenlen == 0)
         return 0;
     for (int before = 0; before < 2; before++) {
-        if (ngtcp2_crypto_verify_retry_token2(original, header->token, header->tokenlen,
-                                              aq_rotating_key_get(&endpoint->token_key, before, packet->now),
-                                              AQ_ROTATING_KEY_LENGTH, header->version, &packet->remote->sa,
-                                              (ngtcp2_socklen)aq_sockaddr_length(packet->remote), &header->dcid,
-                                              RETRY_LIFETIME, time_of_day()) == 0)
-            return 1;
+        int result = endpoint->host->handshake->check_retry(
+            header, &packet->remote->sa, aq_sockaddr_length(packet->remote),
+            aq_rotating_key_get(&endpoint->token_key, before, packet->now), RETRY_LIFETIME, time_of_day(), original);
+        if (result >= 0)
+            return result;
     }
     aq_count(endpoint->host->counters, AQ_C_retry_tokens_invalid, 1);
     return -1;

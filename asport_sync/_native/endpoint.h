@@ -25,7 +25,7 @@ typedef struct aq_endpoint {
     uint32_t read_errors;            /* consecutive reads that returned only an error; saturates */
     aq_credentials *credentials;
     aq_transport_options options;
-    uint8_t reset_key[32];
+    uint8_t reset_key[AQ_TOKEN_KEY_LENGTH];
     aq_rotating_key token_key; /* for Retry tokens */
     uint32_t retry_threshold, max_half_open, max_half_open_per_source, max_connections;
     uint32_t half_open; /* connections whose client is unauthenticated; also while they are closing */

@@ -268,8 +268,8 @@ static int64_t do_set_credentials(aq_engine *engine, aq_engine_command *command)
         return AQ_ERR_GONE;
     credentials = aq_slab_get(&engine->credentials, (aq_id)command->a);
     if (credentials != NULL) {
-        aq_tls_credentials_ref(credentials);
-        aq_tls_credentials_unref(endpoint->credentials);
+        engine->host.handshake->credentials_ref(credentials);
+        engine->host.handshake->credentials_unref(endpoint->credentials);
         endpoint->credentials = credentials;
         aq_slab_put(&engine->credentials, (aq_id)command->a);
     }
@@ -295,8 +295,8 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
     case AQ_DO_EXPORT:
         if (conn->state != AQ_CONN_OPEN)
             return AQ_ERR_STATE;
-        return aq_tls_session_export(conn->tls, request->label, request->label_length, request->context,
-                                     request->context_length, command->output, request->out_length);
+        return conn->host->handshake->session_export(conn->tls, request->label, request->label_length, request->context,
+                                                     request->context_length, command->output, request->out_length);
     case AQ_DO_SEND:
         return aq_conn_send_command(conn, command->data, command->length);
     case AQ_DO_HEARTBEAT:

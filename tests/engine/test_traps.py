@@ -96,7 +96,7 @@ from tests.engine.pair import (
     open_stream,
     tcp_pair,
 )
-from tests.fuzz.targets import ALLOCATIONS, CALLS, NATIVE, SIMULATED
+from tests.fuzz.targets import ALLOCATIONS, CALLS, NATIVE, SIMULATED, TLS
 from tests.support.certificates import Certificate
 from tests.support.compiling import compiler_or_skip
 from tests.support.sanitized import without
@@ -361,7 +361,7 @@ def raw_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
             *library.compile_args,
             str(HERE / "test_traps.c"),
             *(str(FUZZ / name) for name in own),
-            *(str(path) for path in sorted(NATIVE.glob("*.c")) if path.name not in SIMULATED | {"tls.c"}),
+            *(str(path) for path in sorted(NATIVE.glob("*.c")) if path.name not in SIMULATED | TLS),
             *(f"-Wl,--wrap={name}" for name in (*ALLOCATIONS, *CALLS)),
             *library.archives,
             *library.link_args,

@@ -1,22 +1,23 @@
-/* Stands in for tls.c and ngtcp2's TLS helper: packets with a tag of zeros, no header protection, and a handshake of
- * two messages. So a fuzzer's bytes get as far as what is behind decryption, and a peer can be played by hand.
+/* A handshake layer without TLS (handshake.h): packets with a tag of zeros, no header protection, and a handshake of
+ * two messages. So a fuzzer's bytes get as far as what is behind decryption, and a peer can be played by hand. It needs
+ * neither GnuTLS nor ngtcp2's helper for it.
  *
  * A message of the handshake: flags (1 byte), length (2 bytes), transport parameters. The client's is in Initial
  * packets, the server's in Handshake packets behind one empty message in Initial ones; the client ends with an empty
  * message in a Handshake packet.
  */
-#include "sim.h"
+#include "handshake.h"
+#include "reading.h"
 
-#include "tls.h"
-
-#include <gnutls/crypto.h>
+#include "fuzz.h"
 
 #define TAG 16
 #define IV 12
 #define MESSAGE_MAX 2048
 #define FLAG_NO_ALPN 1
 #define FLAG_BAD_CERTIFICATE 2
-#define FORGED 0xee /* last byte of a tag that does not fit */
+#define RETRY_TOKEN 0xb7 /* first byte of a Retry token, as in the corpus */
+#define FORGED 0xee      /* last byte of a tag that does not fit */
 
 struct aq_credentials {
     int references;
@@ -24,37 +25,31 @@ struct aq_credentials {
 
 struct aq_tls_session {
     aq_credentials *credentials;
+    ngtcp2_conn *quic;
     uint8_t flags; /* of the peer's message */
     int done;
     size_t have[2]; /* bytes of the message in Initial and Handshake packets */
     uint8_t message[2][MESSAGE_MAX];
 };
 
-int gnutls_rnd(gnutls_rnd_level_t level, void *data, size_t length)
-{
-    (void)level;
-    aq_random(data, length);
-    return 0;
-}
-
-/* ---- tls.h --------------------------------------------------------------------------------------------------------
+/* ---- credentials and sessions -------------------------------------------------------------------------------------
  */
 
-int64_t aq_tls_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out)
+static int64_t null_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *out)
 {
     (void)certificate, (void)length, (void)out;
     return AQ_ERR_INVALID; /* there are no certificates here */
 }
 
-int64_t aq_tls_certificates_read(const uint8_t *data, size_t length, aq_certificate *out, uint32_t max, char *text,
-                                 size_t text_length)
+static int64_t null_certificates_read(const uint8_t *data, size_t length, aq_certificate *out, uint32_t max, char *text,
+                                      size_t text_length)
 {
     (void)data, (void)length, (void)out, (void)max, (void)text, (void)text_length;
     return AQ_ERR_INVALID;
 }
 
-aq_credentials *aq_tls_credentials_new(const aq_credentials_options *options, int64_t *error, char *text,
-                                       size_t text_length)
+static aq_credentials *null_credentials_new(const aq_credentials_options *options, int64_t *error, char *text,
+                                            size_t text_length)
 {
     aq_credentials *credentials = malloc(sizeof(*credentials));
     (void)options, (void)text, (void)text_length;
@@ -64,48 +59,53 @@ aq_credentials *aq_tls_credentials_new(const aq_credentials_options *options, in
     return credentials;
 }
 
-void aq_tls_credentials_ref(aq_credentials *credentials)
+static void null_credentials_ref(aq_credentials *credentials)
 {
     credentials->references++;
 }
 
-void aq_tls_credentials_unref(aq_credentials *credentials)
+static void null_credentials_unref(aq_credentials *credentials)
 {
+    if (credentials == NULL)
+        return;
     MUST(credentials->references > 0);
     if (--credentials->references == 0)
         free(credentials);
 }
 
-aq_tls_session *aq_tls_session_new(aq_credentials *credentials, ngtcp2_crypto_conn_ref *reference,
-                                   const char *server_name, int send_sni, int64_t *error)
+static aq_tls_session *null_session_new(aq_credentials *credentials, const char *server_name, int send_sni,
+                                        int64_t *error)
 {
     aq_tls_session *session = calloc(1, sizeof(*session));
-    (void)reference, (void)server_name, (void)send_sni;
+    (void)server_name, (void)send_sni;
     *error = session != NULL ? AQ_OK : AQ_ERR_MEMORY;
     if (session != NULL) {
         session->credentials = credentials;
-        aq_tls_credentials_ref(credentials);
+        null_credentials_ref(credentials);
     }
     return session;
 }
 
-void aq_tls_session_free(aq_tls_session *session)
+static void null_session_free(aq_tls_session *session)
 {
-    aq_tls_credentials_unref(session->credentials);
+    if (session == NULL)
+        return;
+    null_credentials_unref(session->credentials);
     free(session);
 }
 
-void *aq_tls_session_native(aq_tls_session *session)
+static void null_session_attach(aq_tls_session *session, ngtcp2_conn *quic)
 {
-    return session;
+    session->quic = quic;
+    ngtcp2_conn_set_tls_native_handle(quic, session);
 }
 
-int aq_tls_session_check(aq_tls_session *session)
+static int null_session_check(aq_tls_session *session)
 {
     return session->flags & FLAG_NO_ALPN ? 120 : 0;
 }
 
-size_t aq_tls_session_alpn(aq_tls_session *session, uint8_t *out, size_t length)
+static size_t null_session_alpn(aq_tls_session *session, uint8_t *out, size_t length)
 {
     (void)session;
     MUST(length >= 6);
@@ -113,8 +113,8 @@ size_t aq_tls_session_alpn(aq_tls_session *session, uint8_t *out, size_t length)
     return 6;
 }
 
-int aq_tls_session_export(aq_tls_session *session, const uint8_t *label, size_t label_length, const uint8_t *context,
-                          size_t context_length, uint8_t *out, size_t out_length)
+static int null_session_export(aq_tls_session *session, const uint8_t *label, size_t label_length,
+                               const uint8_t *context, size_t context_length, uint8_t *out, size_t out_length)
 {
     (void)label, (void)label_length, (void)context, (void)context_length;
     MUST(session != NULL && session->done);
@@ -122,7 +122,7 @@ int aq_tls_session_export(aq_tls_session *session, const uint8_t *label, size_t 
     return 0;
 }
 
-const char *aq_tls_session_certificate_problem(aq_tls_session *session)
+static const char *null_session_certificate_problem(aq_tls_session *session)
 {
     return session->flags & FLAG_BAD_CERTIFICATE ? "the certificate is not good" : "";
 }
@@ -171,9 +171,9 @@ static int install_rx(ngtcp2_conn *quic)
     return ngtcp2_conn_install_rx_key(quic, zeros, 32, &AEAD_CONTEXT, zeros, IV, &CIPHER_CONTEXT);
 }
 
-int ngtcp2_crypto_encrypt_cb(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *aead_context,
-                             const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length,
-                             const uint8_t *aad, size_t aad_length)
+static int on_encrypt(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *aead_context,
+                      const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length, const uint8_t *aad,
+                      size_t aad_length)
 {
     (void)aead, (void)aead_context, (void)nonce, (void)nonce_length, (void)aad, (void)aad_length;
     if (length > 0)
@@ -182,29 +182,41 @@ int ngtcp2_crypto_encrypt_cb(uint8_t *out, const ngtcp2_crypto_aead *aead, const
     return 0;
 }
 
-int ngtcp2_crypto_decrypt_cb(uint8_t *out, const ngtcp2_crypto_aead *aead, const ngtcp2_crypto_aead_ctx *aead_context,
-                             const uint8_t *in, size_t length, const uint8_t *nonce, size_t nonce_length,
-                             const uint8_t *aad, size_t aad_length)
+static int decrypt(int is_server, uint8_t *out, const uint8_t *in, size_t length)
 {
-    (void)aead, (void)aead_context, (void)nonce, (void)nonce_length, (void)aad, (void)aad_length;
     if (length < TAG || in[length - 1] == FORGED)
         return NGTCP2_ERR_DECRYPT;
     memmove(out, in, length - TAG);
-    return 0;
+    return aq_reading_decrypted(is_server, out, length - TAG);
 }
 
-int ngtcp2_crypto_hp_mask_cb(uint8_t *out, const ngtcp2_crypto_cipher *hp, const ngtcp2_crypto_cipher_ctx *hp_context,
-                             const uint8_t *sample)
+static int on_decrypt_at_client(uint8_t *out, const ngtcp2_crypto_aead *aead,
+                                const ngtcp2_crypto_aead_ctx *aead_context, const uint8_t *in, size_t length,
+                                const uint8_t *nonce, size_t nonce_length, const uint8_t *aad, size_t aad_length)
+{
+    (void)aead, (void)aead_context, (void)nonce, (void)nonce_length, (void)aad, (void)aad_length;
+    return decrypt(0, out, in, length);
+}
+
+static int on_decrypt_at_server(uint8_t *out, const ngtcp2_crypto_aead *aead,
+                                const ngtcp2_crypto_aead_ctx *aead_context, const uint8_t *in, size_t length,
+                                const uint8_t *nonce, size_t nonce_length, const uint8_t *aad, size_t aad_length)
+{
+    (void)aead, (void)aead_context, (void)nonce, (void)nonce_length, (void)aad, (void)aad_length;
+    return decrypt(1, out, in, length);
+}
+
+static int on_hp_mask(uint8_t *out, const ngtcp2_crypto_cipher *hp, const ngtcp2_crypto_cipher_ctx *hp_context,
+                      const uint8_t *sample)
 {
     (void)hp, (void)hp_context, (void)sample;
     memset(out, 0, NGTCP2_HP_SAMPLELEN);
     return 0;
 }
 
-int ngtcp2_crypto_update_key_cb(ngtcp2_conn *quic, uint8_t *rx_secret, uint8_t *tx_secret,
-                                ngtcp2_crypto_aead_ctx *rx_context, uint8_t *rx_iv, ngtcp2_crypto_aead_ctx *tx_context,
-                                uint8_t *tx_iv, const uint8_t *current_rx, const uint8_t *current_tx, size_t length,
-                                void *user)
+static int on_update_key(ngtcp2_conn *quic, uint8_t *rx_secret, uint8_t *tx_secret, ngtcp2_crypto_aead_ctx *rx_context,
+                         uint8_t *rx_iv, ngtcp2_crypto_aead_ctx *tx_context, uint8_t *tx_iv, const uint8_t *current_rx,
+                         const uint8_t *current_tx, size_t length, void *user)
 {
     (void)quic, (void)current_rx, (void)current_tx, (void)user;
     memset(rx_secret, 0, length);
@@ -215,24 +227,24 @@ int ngtcp2_crypto_update_key_cb(ngtcp2_conn *quic, uint8_t *rx_secret, uint8_t *
     return 0;
 }
 
-void ngtcp2_crypto_delete_crypto_aead_ctx_cb(ngtcp2_conn *quic, ngtcp2_crypto_aead_ctx *aead_context, void *user)
+static void on_delete_aead(ngtcp2_conn *quic, ngtcp2_crypto_aead_ctx *aead_context, void *user)
 {
     (void)quic, (void)aead_context, (void)user;
 }
 
-void ngtcp2_crypto_delete_crypto_cipher_ctx_cb(ngtcp2_conn *quic, ngtcp2_crypto_cipher_ctx *cipher, void *user)
+static void on_delete_cipher(ngtcp2_conn *quic, ngtcp2_crypto_cipher_ctx *cipher, void *user)
 {
     (void)quic, (void)cipher, (void)user;
 }
 
-int ngtcp2_crypto_get_path_challenge_data_cb(ngtcp2_conn *quic, uint8_t *data, void *user)
+static int on_path_challenge(ngtcp2_conn *quic, uint8_t *data, void *user)
 {
     (void)quic, (void)user;
     aq_random(data, NGTCP2_PATH_CHALLENGE_DATALEN);
     return 0;
 }
 
-int ngtcp2_crypto_version_negotiation_cb(ngtcp2_conn *quic, uint32_t version, const ngtcp2_cid *dcid, void *user)
+static int on_version_negotiation(ngtcp2_conn *quic, uint32_t version, const ngtcp2_cid *dcid, void *user)
 {
     (void)dcid, (void)user;
     return ngtcp2_conn_install_vneg_initial_key(quic, version, &AEAD_CONTEXT, zeros, &CIPHER_CONTEXT, &AEAD_CONTEXT,
@@ -257,7 +269,7 @@ static int submit(ngtcp2_conn *quic, ngtcp2_encryption_level level, int with_par
     return ngtcp2_conn_submit_crypto_data(quic, level, message, (size_t)length + 3);
 }
 
-int ngtcp2_crypto_client_initial_cb(ngtcp2_conn *quic, void *user)
+static int on_client_initial(ngtcp2_conn *quic, void *user)
 {
     (void)user;
     if (install_initial(quic) != 0)
@@ -266,13 +278,13 @@ int ngtcp2_crypto_client_initial_cb(ngtcp2_conn *quic, void *user)
     return submit(quic, NGTCP2_ENCRYPTION_LEVEL_INITIAL, 1) != 0 ? NGTCP2_ERR_CALLBACK_FAILURE : 0;
 }
 
-int ngtcp2_crypto_recv_client_initial_cb(ngtcp2_conn *quic, const ngtcp2_cid *dcid, void *user)
+static int on_recv_client_initial(ngtcp2_conn *quic, const ngtcp2_cid *dcid, void *user)
 {
     (void)dcid, (void)user;
     return install_initial(quic) != 0 ? NGTCP2_ERR_CALLBACK_FAILURE : 0;
 }
 
-int ngtcp2_crypto_recv_retry_cb(ngtcp2_conn *quic, const ngtcp2_pkt_hd *header, void *user)
+static int on_recv_retry(ngtcp2_conn *quic, const ngtcp2_pkt_hd *header, void *user)
 {
     (void)header, (void)user;
     return install_initial(quic) != 0 ? NGTCP2_ERR_CALLBACK_FAILURE : 0;
@@ -300,9 +312,10 @@ static int act(ngtcp2_conn *quic, aq_tls_session *session, ngtcp2_encryption_lev
     return 0;
 }
 
-int aq_tls_session_receive(aq_tls_session *session, ngtcp2_conn *quic, ngtcp2_encryption_level level, uint64_t offset,
-                           const uint8_t *data, size_t length)
+static int null_session_receive(aq_tls_session *session, ngtcp2_encryption_level level, uint64_t offset,
+                                const uint8_t *data, size_t length)
 {
+    ngtcp2_conn *quic = session->quic;
     int stage = level == NGTCP2_ENCRYPTION_LEVEL_INITIAL ? 0 : 1;
     uint8_t *message = session->message[stage];
     size_t whole;
@@ -332,54 +345,119 @@ int aq_tls_session_receive(aq_tls_session *session, ngtcp2_conn *quic, ngtcp2_en
 
 /* ---- packets without a connection ------------------------------------------------------------------------------- */
 
-int ngtcp2_crypto_generate_stateless_reset_token(uint8_t *token, const uint8_t *secret, size_t secret_length,
-                                                 const ngtcp2_cid *cid)
+static void null_random(void *out, size_t length)
 {
-    (void)secret, (void)secret_length;
+    aq_random(out, length);
+}
+
+static void on_random(uint8_t *out, size_t length, const ngtcp2_rand_ctx *random_context)
+{
+    (void)random_context;
+    aq_random(out, length);
+}
+
+static int null_reset_token(uint8_t *token, const uint8_t *secret, const ngtcp2_cid *cid)
+{
+    (void)secret;
     memset(token, 0, NGTCP2_STATELESS_RESET_TOKENLEN);
     memcpy(token, cid->data, cid->datalen < NGTCP2_STATELESS_RESET_TOKENLEN ? cid->datalen : 16);
     return 0;
 }
 
-ngtcp2_ssize ngtcp2_crypto_generate_retry_token2(uint8_t *token, const uint8_t *secret, size_t secret_length,
-                                                 uint32_t version, const ngtcp2_sockaddr *remote,
-                                                 ngtcp2_socklen remote_length, const ngtcp2_cid *scid,
-                                                 const ngtcp2_cid *original, ngtcp2_tstamp now)
+/* A token: RETRY_TOKEN, length of the original connection ID, the ID. */
+static ngtcp2_ssize null_write_retry(uint8_t *out, size_t room, const ngtcp2_pkt_hd *header, const ngtcp2_cid *scid,
+                                     const struct sockaddr *remote, socklen_t remote_length, const uint8_t *secret,
+                                     uint64_t now)
 {
-    (void)secret, (void)secret_length, (void)version, (void)remote, (void)remote_length, (void)scid, (void)now;
-    token[0] = NGTCP2_CRYPTO_TOKEN_MAGIC_RETRY2;
-    token[1] = (uint8_t)original->datalen;
-    memcpy(token + 2, original->data, original->datalen);
-    return 2 + (ngtcp2_ssize)original->datalen;
+    uint8_t token[2 + NGTCP2_MAX_CIDLEN] = {RETRY_TOKEN, (uint8_t)header->dcid.datalen};
+    (void)remote, (void)remote_length, (void)secret, (void)now;
+    memcpy(token + 2, header->dcid.data, header->dcid.datalen);
+    return ngtcp2_pkt_write_retry(out, room, header->version, &header->scid, scid, &header->dcid, token,
+                                  2 + header->dcid.datalen, on_encrypt, &AEAD, &AEAD_CONTEXT);
 }
 
-int ngtcp2_crypto_verify_retry_token2(ngtcp2_cid *original, const uint8_t *token, size_t length, const uint8_t *secret,
-                                      size_t secret_length, uint32_t version, const ngtcp2_sockaddr *remote,
-                                      ngtcp2_socklen remote_length, const ngtcp2_cid *dcid, ngtcp2_duration timeout,
-                                      ngtcp2_tstamp now)
+static int null_check_retry(const ngtcp2_pkt_hd *header, const struct sockaddr *remote, socklen_t remote_length,
+                            const uint8_t *secret, uint64_t lifetime, uint64_t now, ngtcp2_cid *original)
 {
-    (void)secret, (void)secret_length, (void)version, (void)remote, (void)remote_length, (void)dcid, (void)timeout;
-    (void)now;
-    if (length < 2 || token[1] > NGTCP2_MAX_CIDLEN || length != 2U + token[1])
-        return NGTCP2_CRYPTO_ERR_UNREADABLE_TOKEN;
+    const uint8_t *token = header->token;
+    (void)remote, (void)remote_length, (void)secret, (void)lifetime, (void)now;
+    if (header->tokenlen == 0 || token[0] != RETRY_TOKEN)
+        return 0;
+    if (header->tokenlen < 2 || token[1] > NGTCP2_MAX_CIDLEN || header->tokenlen != 2U + token[1])
+        return -1;
     ngtcp2_cid_init(original, token + 2, token[1]);
-    return 0;
+    return 1;
 }
 
-ngtcp2_ssize ngtcp2_crypto_write_retry(uint8_t *out, size_t room, uint32_t version, const ngtcp2_cid *dcid,
-                                       const ngtcp2_cid *scid, const ngtcp2_cid *original, const uint8_t *token,
-                                       size_t token_length)
-{
-    return ngtcp2_pkt_write_retry(out, room, version, dcid, scid, original, token, token_length,
-                                  ngtcp2_crypto_encrypt_cb, &AEAD, &AEAD_CONTEXT);
-}
-
-ngtcp2_ssize ngtcp2_crypto_write_connection_close(uint8_t *out, size_t room, uint32_t version, const ngtcp2_cid *dcid,
-                                                  const ngtcp2_cid *scid, uint64_t code, const uint8_t *reason,
-                                                  size_t reason_length)
+static ngtcp2_ssize null_write_refusal(uint8_t *out, size_t room, const ngtcp2_pkt_hd *header, uint64_t code)
 {
     ngtcp2_crypto_cipher hp = {&key};
-    return ngtcp2_pkt_write_connection_close(out, room, version, dcid, scid, code, reason, reason_length,
-                                             ngtcp2_crypto_encrypt_cb, &AEAD, &AEAD_CONTEXT, zeros,
-                                             ngtcp2_crypto_hp_mask_cb, &hp, &CIPHER_CONTEXT);
+    return ngtcp2_pkt_write_connection_close(out, room, header->version, &header->scid, &header->dcid, code, NULL, 0,
+                                             on_encrypt, &AEAD, &AEAD_CONTEXT, zeros, on_hp_mask, &hp, &CIPHER_CONTEXT);
 }
+
+static void null_set_callbacks(ngtcp2_callbacks *callbacks, int is_server)
+{
+    if (is_server) {
+        callbacks->recv_client_initial = on_recv_client_initial;
+    } else {
+        callbacks->client_initial = on_client_initial;
+        callbacks->recv_retry = on_recv_retry;
+    }
+    callbacks->encrypt = on_encrypt;
+    callbacks->decrypt = is_server ? on_decrypt_at_server : on_decrypt_at_client;
+    callbacks->hp_mask = on_hp_mask;
+    callbacks->rand = on_random;
+    callbacks->update_key = on_update_key;
+    callbacks->delete_crypto_aead_ctx = on_delete_aead;
+    callbacks->delete_crypto_cipher_ctx = on_delete_cipher;
+    callbacks->get_path_challenge_data = on_path_challenge;
+    callbacks->version_negotiation = on_version_negotiation;
+}
+
+/* ---- the boundary -------------------------------------------------------------------------------------------------
+ */
+
+static const char *null_version(void)
+{
+    return "none";
+}
+
+static int64_t null_derive_key(const uint8_t *secret, size_t secret_length, const uint8_t *salt, size_t salt_length,
+                               const uint8_t *info, size_t info_length, uint8_t *out)
+{
+    (void)secret, (void)secret_length, (void)salt, (void)salt_length, (void)info, (void)info_length, (void)out;
+    return AQ_ERR_TLS;
+}
+
+static int32_t null_equal(const uint8_t *first, const uint8_t *second, size_t length)
+{
+    return memcmp(first, second, length) == 0;
+}
+
+static const aq_handshake_ops NULL_HANDSHAKE = {
+    .credentials_new = null_credentials_new,
+    .credentials_ref = null_credentials_ref,
+    .credentials_unref = null_credentials_unref,
+    .session_new = null_session_new,
+    .session_free = null_session_free,
+    .session_attach = null_session_attach,
+    .session_receive = null_session_receive,
+    .session_check = null_session_check,
+    .session_alpn = null_session_alpn,
+    .session_export = null_session_export,
+    .session_certificate_problem = null_session_certificate_problem,
+    .set_callbacks = null_set_callbacks,
+    .random = null_random,
+    .reset_token = null_reset_token,
+    .write_retry = null_write_retry,
+    .check_retry = null_check_retry,
+    .write_refusal = null_write_refusal,
+    .version = null_version,
+    .certificate_pin = null_certificate_pin,
+    .certificates_read = null_certificates_read,
+    .derive_key = null_derive_key,
+    .equal = null_equal,
+};
+
+const aq_handshake_ops *const aq_handshake = &NULL_HANDSHAKE; /* in place of handshake.c */

@@ -98,6 +98,9 @@ def _engine(name: str, about: str, *sources: str, without: frozenset[str], flag:
 SIMULATED = frozenset({"clock.c", "random.c"})
 """What sim.c has its own of."""
 
+TLS = frozenset({"handshake.c", "tls.c", "tls_credentials.c", "tls_session.c"})
+"""What null_tls.c takes the place of."""
+
 TARGETS: tuple[Target, ...] = (
     _unit("packet", "lengths, headers and plans for fragments", "packet.c", max_length=128),
     _unit("assembler", "fragments of UDP packets, in any order", "packet.c"),
@@ -114,7 +117,7 @@ TARGETS: tuple[Target, ...] = (
         "null_tls.c",
         "raw_peer.c",
         "raw_null.c",
-        without=SIMULATED | {"tls.c"},
+        without=SIMULATED | TLS,
         flag="-DNULL_TLS",
         share=5.0,
     ),

@@ -9,12 +9,13 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz import targets
 from tests.native import tls_material
 from tests.support import compiling, sanitized
 from tests.support.compiling import compiler_or_skip
@@ -51,6 +52,8 @@ class NativeTest:
         threaded: It starts threads, so it runs under the thread sanitizer too.
         wraps: Functions of the libraries that the program has its own of (the linker's ``--wrap``).
         ngtcp2: It needs the QUIC and TLS libraries that the package is built with.
+        tls: It needs the TLS library and ngtcp2's helper for it. If not, it is linked without them.
+        headers: Further folders of files that it includes.
         prepare: Writes into an empty directory the files that the program wants; it gets the directory as its argument.
     """
 
@@ -59,6 +62,8 @@ class NativeTest:
     threaded: bool = False
     wraps: tuple[str, ...] = ()
     ngtcp2: bool = False
+    tls: bool = True
+    headers: tuple[Path, ...] = ()
     prepare: Callable[[Path], None] | None = None
 
 
@@ -77,6 +82,7 @@ ASSOCIATION = (
 STREAM = ("stream.c", "keepalive.c", "pipe.c", "budget.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
 
 ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
+TLS = ("tls.c", "tls_credentials.c", "tls_messages.c", "tls_session.c")
 # What setup.py tells the compiler. For every program, so that all are linked with the same objects.
 ORIGIN = ('-DAQ_BUILD_ID="test"', '-DAQ_NGTCP2_ORIGIN="test"')
 
@@ -104,7 +110,16 @@ TESTS = (
     NativeTest("stream_threads", STREAM, threaded=True),
     NativeTest("tls_messages", ("tls_messages.c",)),
     NativeTest("frames", ("frames.c",)),
-    NativeTest("tls", ("tls.c", "tls_messages.c"), ngtcp2=True, prepare=tls_material.write),
+    NativeTest("tls", (*TLS, "frames.c", "random.c", "reading.c"), ngtcp2=True, prepare=tls_material.write),
+    NativeTest(
+        "handshake",
+        tuple(name for name in ALL if name not in targets.TLS),
+        threaded=True,
+        wraps=("malloc", "calloc", "realloc"),
+        ngtcp2=True,
+        tls=False,
+        headers=(HERE.parent / "fuzz",),
+    ),
     NativeTest("endpoint", tuple(name for name in ALL if name != "endpoint.c"), ngtcp2=True),
     NativeTest("commands", ALL, threaded=True, ngtcp2=True),
     NativeTest(
@@ -209,8 +224,19 @@ def test_native(test: NativeTest, variant: str, tmp_path: Path, tmp_path_factory
     if reason:
         pytest.skip(f"{shlex.join([*command, *flags])} {reason}")
     libraries = ngtcp2_libraries() if test.ngtcp2 else Libraries()
+    if not test.tls:
+        # By name: the folder of a bundled ngtcp2 names the version of GnuTLS as well.
+        rest = tuple(arg for arg in libraries.link_args if "gnutls" not in Path(arg).name)
+        libraries = replace(libraries, link_args=rest)
     sources = [HERE / f"test_{test.name}.c", *(NATIVE / source for source in test.sources)]
-    program = linked(sources, (*WARNINGS, *flags, *ORIGIN), libraries, tmp_path / "program", wraps=test.wraps)
+    program = linked(
+        sources,
+        (*WARNINGS, *flags, *ORIGIN),
+        libraries,
+        tmp_path / "program",
+        headers=(HERE, NATIVE, *test.headers),
+        wraps=test.wraps,
+    )
     arguments = []
     if test.prepare is not None:
         material = tmp_path / "material"

@@ -1,5 +1,5 @@
-/* tls.c: credentials of every kind and with every fault, and handshakes between two ngtcp2 connections that hand each
- * other their packets in memory. The only argument is the directory that tls_material.py has filled. */
+/* tls.c and its parts: credentials of every kind and with every fault, and handshakes between two ngtcp2 connections
+ * that hand each other their packets in memory. The only argument is the directory that tls_material.py has filled. */
 #include "tls.h"
 
 #include "check.h"
@@ -275,14 +275,14 @@ static void test_keylog_path(void)
 
 typedef struct {
     ngtcp2_conn *quic;
-    ngtcp2_crypto_conn_ref reference;
-    aq_tls_session *tls; /* NULL: a peer of another make */
-    int unfiltered;      /* every message reaches GnuTLS, as with a peer of another make */
-    gnutls_session_t native;
-    int completed;       /* both handshake and aq_tls_session_check() */
-    int error;           /* what ngtcp2 answered to a packet, 0 so far */
-    int alert;           /* sent to the peer; 0: none */
-    uint64_t peer_close; /* error code in the peer's CONNECTION_CLOSE */
+    ngtcp2_crypto_conn_ref reference; /* of a peer of another make */
+    aq_tls_session *tls;              /* NULL: a peer of another make */
+    int unfiltered;                   /* every message reaches GnuTLS, as with a peer of another make */
+    gnutls_session_t native;          /* known from the start of the connection on */
+    int completed;                    /* both handshake and aq_tls_session_check() */
+    int error;                        /* what ngtcp2 answered to a packet, 0 so far */
+    int alert;                        /* sent to the peer; 0: none */
+    uint64_t peer_close;              /* error code in the peer's CONNECTION_CLOSE */
 } side;
 
 typedef struct {
@@ -319,30 +319,16 @@ static int on_crypto_data(ngtcp2_conn *quic, ngtcp2_encryption_level level, uint
 {
     const side *one = user_data;
     if (one->tls != NULL && !one->unfiltered)
-        return aq_tls_session_receive(one->tls, quic, level, offset, data, length);
+        return aq_tls_session_receive(one->tls, level, offset, data, length);
     return ngtcp2_crypto_recv_crypto_data_cb(quic, level, offset, data, length, user_data);
 }
 
 static void set_callbacks(ngtcp2_callbacks *callbacks, int server)
 {
     memset(callbacks, 0, sizeof(*callbacks));
-    if (server) {
-        callbacks->recv_client_initial = ngtcp2_crypto_recv_client_initial_cb;
-    } else {
-        callbacks->client_initial = ngtcp2_crypto_client_initial_cb;
-        callbacks->recv_retry = ngtcp2_crypto_recv_retry_cb;
-    }
+    aq_handshake_gnutls.set_callbacks(callbacks, server);
     callbacks->recv_crypto_data = on_crypto_data;
-    callbacks->encrypt = ngtcp2_crypto_encrypt_cb;
-    callbacks->decrypt = ngtcp2_crypto_decrypt_cb;
-    callbacks->hp_mask = ngtcp2_crypto_hp_mask_cb;
-    callbacks->update_key = ngtcp2_crypto_update_key_cb;
-    callbacks->delete_crypto_aead_ctx = ngtcp2_crypto_delete_crypto_aead_ctx_cb;
-    callbacks->delete_crypto_cipher_ctx = ngtcp2_crypto_delete_crypto_cipher_ctx_cb;
-    callbacks->version_negotiation = ngtcp2_crypto_version_negotiation_cb;
-    callbacks->get_path_challenge_data = ngtcp2_crypto_get_path_challenge_data_cb;
     callbacks->get_new_connection_id = new_connection_id;
-    callbacks->rand = random_bytes;
 }
 
 /* id: the server's, the destination that the client began with. */
@@ -371,7 +357,11 @@ static void start_quic(pair *both, side *one, int server, const ngtcp2_cid *dest
                                          &callbacks, &settings, &params, NULL, one),
                   0);
     }
-    ngtcp2_conn_set_tls_native_handle(one->quic, one->native);
+    if (one->tls == NULL)
+        ngtcp2_conn_set_tls_native_handle(one->quic, one->native);
+    else
+        aq_tls_session_attach(one->tls, one->quic);
+    one->native = ngtcp2_conn_get_tls_native_handle(one->quic);
 }
 
 /* A peer of another make: its own certificates, no ALPN, tickets on the server. */
@@ -436,9 +426,8 @@ static void start_tls(side *one, const roles *who, int server)
         one->native = foreign_session(who->other, &one->reference, server, who->other_alpn);
         return;
     }
-    one->tls = aq_tls_session_new(credentials, &one->reference, server ? NULL : who->name, who->send_sni, &last_error);
+    one->tls = aq_tls_session_new(credentials, server ? NULL : who->name, who->send_sni, &last_error);
     CHECK(one->tls != NULL);
-    one->native = aq_tls_session_native(one->tls);
 }
 
 static void start_roles(pair *both, const roles *who)
@@ -814,16 +803,15 @@ static void test_a_handshake_without_the_check(void)
 static void test_names_of_a_session(void)
 {
     aq_credentials *client = client_credentials("root.pem");
-    ngtcp2_crypto_conn_ref reference = {0};
     char name[256];
 
     memset(name, 'a', sizeof(name));
     name[254] = 0;
-    CHECK(aq_tls_session_new(client, &reference, name, 1, &last_error) == NULL);
+    CHECK(aq_tls_session_new(client, name, 1, &last_error) == NULL);
     CHECK_INT(last_error, AQ_ERR_INVALID);
-    CHECK(aq_tls_session_new(client, &reference, "", 1, &last_error) == NULL);
+    CHECK(aq_tls_session_new(client, "", 1, &last_error) == NULL);
     CHECK_INT(last_error, AQ_ERR_INVALID);
-    CHECK(aq_tls_session_new(client, &reference, NULL, 1, &last_error) == NULL);
+    CHECK(aq_tls_session_new(client, NULL, 1, &last_error) == NULL);
     CHECK_INT(last_error, AQ_ERR_INVALID);
     aq_tls_session_free(NULL);
     aq_tls_credentials_unref(client);
@@ -842,7 +830,7 @@ static void check_sni(const char *name, int send_sni, const char *expected)
     start(&both, server, client, name, send_sni);
     run(&both);
     expect_connected(&both);
-    code = gnutls_server_name_get(aq_tls_session_native(both.server.tls), seen, &length, &type, 0);
+    code = gnutls_server_name_get(both.server.native, seen, &length, &type, 0);
     if (expected == NULL) {
         CHECK_INT(code, GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE);
     } else {
@@ -873,8 +861,8 @@ static void test_parameters(void)
     start(&both, server, client, "example.test", 1);
     run(&both);
     expect_connected(&both);
-    sessions[0] = aq_tls_session_native(both.client.tls);
-    sessions[1] = aq_tls_session_native(both.server.tls);
+    sessions[0] = both.client.native;
+    sessions[1] = both.server.native;
     for (size_t i = 0; i < 2; i++) {
         CHECK_INT(gnutls_protocol_get_version(sessions[i]), GNUTLS_TLS1_3);
         CHECK_INT(gnutls_cipher_get(sessions[i]), GNUTLS_CIPHER_AES_128_GCM);
@@ -1168,6 +1156,69 @@ static void test_keylog(void)
     CHECK_INT(unsetenv("SSLKEYLOGFILE"), 0);
 }
 
+/* ---- packets without a connection --------------------------------------------------------------------------- */
+
+#define LIFETIME (10 * AQ_NSEC_PER_SEC)
+#define NOW (1000 * AQ_NSEC_PER_SEC)
+
+/* The token of a Retry packet counts for its address, key and connection ID, while it lasts. */
+static void test_retry(void)
+{
+    static const uint8_t key[AQ_TOKEN_KEY_LENGTH] = {1}, other_key[AQ_TOKEN_KEY_LENGTH] = {2};
+    const aq_handshake_ops *tls = &aq_handshake_gnutls;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(4433)}, other = address;
+    const struct sockaddr *remote = (struct sockaddr *)&address;
+    const socklen_t length = sizeof(address);
+    ngtcp2_pkt_hd header = {.version = NGTCP2_PROTO_VER_V1}, next;
+    ngtcp2_cid scid, original = {0};
+    uint8_t packet[PACKET_MAX], token[PACKET_MAX];
+    ngtcp2_ssize written;
+    size_t token_at;
+
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ngtcp2_cid_init(&header.dcid, (const uint8_t *)"12345678", 8);
+    ngtcp2_cid_init(&header.scid, (const uint8_t *)"abcd", 4);
+    ngtcp2_cid_init(&scid, (const uint8_t *)"87654321", 8);
+    CHECK_INT(tls->check_retry(&header, remote, length, key, LIFETIME, NOW, &original), 0); /* no token */
+    written = tls->write_retry(packet, sizeof(packet), &header, &scid, remote, length, key, NOW);
+    /* Flags, version, both connection IDs with their lengths; the token; the integrity tag (RFC 9000 section 17.2.5).
+     */
+    token_at = 1 + 4 + 1 + 4 + 1 + 8;
+    CHECK(written > (ngtcp2_ssize)token_at + 16);
+    next = header;
+    next.dcid = scid;
+    next.tokenlen = (size_t)written - token_at - 16;
+    memcpy(token, packet + token_at, next.tokenlen);
+    next.token = token;
+    CHECK_INT(tls->check_retry(&next, remote, length, key, LIFETIME, NOW + LIFETIME / 2, &original), 1);
+    CHECK(ngtcp2_cid_eq(&original, &header.dcid));
+    CHECK_INT(tls->check_retry(&next, remote, length, other_key, LIFETIME, NOW, &original), -1);
+    CHECK_INT(tls->check_retry(&next, remote, length, key, LIFETIME, NOW + 2 * LIFETIME, &original), -1);
+    CHECK_INT(tls->check_retry(&next, (struct sockaddr *)&other, length, key, LIFETIME, NOW, &original), -1);
+    next.dcid = header.dcid;
+    CHECK_INT(tls->check_retry(&next, remote, length, key, LIFETIME, NOW, &original), -1);
+    next.dcid = scid;
+    token[0] ^= 1; /* the kind of token */
+    CHECK_INT(tls->check_retry(&next, remote, length, key, LIFETIME, NOW, &original), 0);
+}
+
+static void test_reset_tokens(void)
+{
+    static const uint8_t key[AQ_TOKEN_KEY_LENGTH] = {1}, other_key[AQ_TOKEN_KEY_LENGTH] = {2};
+    uint8_t tokens[4][NGTCP2_STATELESS_RESET_TOKENLEN];
+    ngtcp2_cid one, other;
+
+    ngtcp2_cid_init(&one, (const uint8_t *)"12345678", 8);
+    ngtcp2_cid_init(&other, (const uint8_t *)"12345679", 8);
+    CHECK_INT(aq_handshake_gnutls.reset_token(tokens[0], key, &one), 0);
+    CHECK_INT(aq_handshake_gnutls.reset_token(tokens[1], key, &one), 0);
+    CHECK_INT(aq_handshake_gnutls.reset_token(tokens[2], key, &other), 0);
+    CHECK_INT(aq_handshake_gnutls.reset_token(tokens[3], other_key, &one), 0);
+    CHECK_BYTES(tokens[0], tokens[1], sizeof(tokens[0]));
+    CHECK(memcmp(tokens[0], tokens[2], sizeof(tokens[0])) != 0);
+    CHECK(memcmp(tokens[0], tokens[3], sizeof(tokens[0])) != 0);
+}
+
 int main(int count, char **arguments)
 {
     static void (*const tests[])(void) = {
@@ -1191,6 +1242,8 @@ int main(int count, char **arguments)
         test_tickets,
         test_messages_after_the_handshake,
         test_no_resumption,
+        test_retry,
+        test_reset_tokens,
     };
 
     if (count != 2) {
