@@ -188,8 +188,8 @@ int aq_endpoint_transmit(aq_conn *conn, const aq_sockaddr *remote, const aq_sock
     if (result < 0)
         aq_count(counters, AQ_C_quic_send_errors, 1);
     if (is_denied(result))
-        log_once(endpoint, AQ_LOGGED_SEND, "the system refuses to send QUIC packets (check firewall and seccomp filter)",
-                 result);
+        log_once(endpoint, AQ_LOGGED_SEND,
+                 "the system refuses to send QUIC packets (check firewall and seccomp filter)", result);
     if (!endpoint->is_server && is_unreachable(result))
         aq_conn_suspect(conn, conn->now);
     if (result == 1)

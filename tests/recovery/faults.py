@@ -356,9 +356,7 @@ class CertificateWrong(Loopback):
         seen = len(self.client.output())
         self.start_server(Authority().issue(self.directory / f"wrong {self._number}"))
         client = self.client
-        wait_until(
-            lambda: "certificate rejected" in client.output()[seen:], BACK, "the client says what is wrong"
-        )
+        wait_until(lambda: "certificate rejected" in client.output()[seen:], BACK, "the client says what is wrong")
         assert not self.answers()
         self.server.kill()
         ready = self.start_server()
