@@ -15,7 +15,7 @@ SUITE ?= tests/engine tests/e2e/test_smoke.py tests/hostile/independent
 SANITIZE ?= thread
 
 # The tests that "check" runs.
-CHECKED := $(wildcard tests/test_*.py) $(addprefix tests/,cli config engine runtime support testing tunnel vendor wire) \
+CHECKED := $(wildcard tests/test_*.py) $(addprefix tests/,cli client config engine host runtime server support testing vendor wire) \
 	$(addprefix tests/e2e/test_,smoke.py tcp.py udp.py) \
 	--ignore tests/engine/test_keepalive.py
 

@@ -32,8 +32,8 @@ from asport_sync.errors import (
 )
 
 if TYPE_CHECKING:
-    from asport_sync.tunnel.client import Client
-    from asport_sync.tunnel.server import Server
+    from asport_sync.client.client import Client
+    from asport_sync.server.server import Server
 
 __all__ = [
     "AsportError",
@@ -64,11 +64,11 @@ if not TYPE_CHECKING:  # a type checker would assume that every submodule is def
         # Loaded on first use: wire format, configuration and errors need no compiled extension, and this package is
         # imported before any of them.
         if name == "Client":
-            from asport_sync.tunnel.client import Client
+            from asport_sync.client.client import Client
 
             return Client
         if name == "Server":
-            from asport_sync.tunnel.server import Server
+            from asport_sync.server.server import Server
 
             return Server
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,11 +24,14 @@ ALLOWED = {
     "config": {"errors", "hidden"},
     "runtime": {"errors", "forked", "hidden"},
     "engine": {"errors", "hidden", "forked", "_aq", "_version"},
-    "tunnel": {"errors", "hidden", "wire", "config", "runtime", "engine"},
-    "cli": {"errors", "_version", "config", "runtime", "engine", "tunnel"},
+    "host": {"errors", "wire", "config", "runtime", "engine"},
+    # The two sides never import each other.
+    "client": {"errors", "wire", "config", "runtime", "engine", "host"},
+    "server": {"errors", "hidden", "wire", "config", "runtime", "engine", "host"},
+    "cli": {"errors", "_version", "config", "runtime", "engine", "host", "client", "server"},
     # For programs that test themselves; of no use to any other room.
     "testing": set(),
-    "": {"errors", "_version", "config", "engine", "tunnel"},
+    "": {"errors", "_version", "config", "engine", "client", "server"},
     "__main__": {"cli"},
     "_version": set(),
     "_cffi_build": {"_version"},

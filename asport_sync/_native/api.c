@@ -401,6 +401,15 @@ int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t max, int32_
     return result;
 }
 
+int64_t aq_events_wake(aq_engine *engine)
+{
+    if (!aq_api_enter_until_closed(engine))
+        return AQ_ERR_STOPPED;
+    aq_events_wake_consumer(&engine->events);
+    aq_api_leave(engine);
+    return AQ_OK;
+}
+
 int64_t aq_engine_counters(aq_engine *engine, uint64_t *values, uint32_t count)
 {
     uint32_t i;

@@ -281,6 +281,9 @@ void aq_engine_free(aq_engine *engine);
  * AQ_ERR_STOPPED once stopped and drained. */
 int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t max, int32_t timeout_ms);
 
+/* [any] Ends the current aq_events_wait(), or else the next one, even without an event. */
+int64_t aq_events_wake(aq_engine *engine);
+
 /* [any] Copies up to `count` counters, in the order of aq_counter_name(). Returns how many. */
 int64_t aq_engine_counters(aq_engine *engine, uint64_t *values, uint32_t count);
 

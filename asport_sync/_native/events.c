@@ -101,6 +101,17 @@ void aq_events_log_once(aq_events *events, unsigned *logged, unsigned bit, const
     aq_events_post(events, &event);
 }
 
+void aq_events_wake_consumer(aq_events *events)
+{
+    pthread_mutex_lock(&events->mutex);
+    events->woken = 1;
+    if (events->waiting) {
+        events->waiting = 0;
+        pthread_cond_signal(&events->filled);
+    }
+    pthread_mutex_unlock(&events->mutex);
+}
+
 void aq_events_close(aq_events *events)
 {
     pthread_mutex_lock(&events->mutex);
@@ -119,14 +130,14 @@ int64_t aq_events_take(aq_events *events, aq_event *out, uint32_t max, int32_t t
         deadline.tv_nsec = (long)(at % AQ_NSEC_PER_SEC);
     }
     pthread_mutex_lock(&events->mutex);
-    while (events->length == 0 && !events->closed && timeout_ms != 0) {
+    while (events->length == 0 && !events->closed && !events->woken && timeout_ms != 0) {
         events->waiting = 1;
         if (timeout_ms < 0)
             pthread_cond_wait(&events->filled, &events->mutex);
         else if (pthread_cond_timedwait(&events->filled, &events->mutex, &deadline) == ETIMEDOUT)
             break;
     }
-    events->waiting = 0;
+    events->waiting = events->woken = 0;
     if (events->length == 0) {
         result = events->closed ? AQ_ERR_STOPPED : 0;
     } else {

@@ -16,6 +16,7 @@ typedef struct aq_events {
     uint32_t capacity;     /* power of two */
     uint32_t first, length;
     int waiting; /* 1: the consumer is blocked */
+    int woken;   /* 1: the consumer's next wait ends, even without an event */
     int closed;
     aq_counters *counters; /* immutable */
 } aq_events;
@@ -28,9 +29,10 @@ uint32_t aq_events_backlog(aq_events *events);                 /* [any] returns 
  * because the cause is unlikely to change while this process runs. */
 enum { AQ_LOGGED_WAIT = 1, AQ_LOGGED_RECEIVE = 2, AQ_LOGGED_SEND = 4 };
 void aq_events_log_once(aq_events *events, unsigned *logged, unsigned bit, const char *what, int error);
-void aq_events_close(aq_events *events); /* [any] the consumer gets the waiting events, then AQ_ERR_STOPPED */
+void aq_events_wake_consumer(aq_events *events); /* [any] ends the consumer's current wait, or else its next one */
+void aq_events_close(aq_events *events);         /* [any] the consumer gets the waiting events, then AQ_ERR_STOPPED */
 /* [events] Takes up to `max` events, waiting up to timeout_ms for the first; negative: without a limit. Returns their
- * number, 0 after the timeout, or AQ_ERR_STOPPED. */
+ * number, 0 after the timeout or a wake-up, or AQ_ERR_STOPPED. */
 int64_t aq_events_take(aq_events *events, aq_event *out, uint32_t max, int32_t timeout_ms);
 
 #endif

@@ -40,11 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
         _log.debug("file descriptor limit: %s", descriptors.raise_limit() or "none")
         # Import only the side that runs: each is about a megabyte.
         if isinstance(settings, config.ClientConfig):
-            from asport_sync.tunnel.client import Client
+            from asport_sync.client.client import Client
 
             ended_by = Client.from_config(settings).run_forever()
         else:
-            from asport_sync.tunnel.server import Server
+            from asport_sync.server.server import Server
 
             ended_by = Server.from_config(settings).run_forever()
     finally:
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Prints ok for a valid configuration, or raises what is wrong with it or with the files that it names."""
-    from asport_sync.tunnel.credentials import try_out  # not at the top, for the same reason
+    from asport_sync.host.credentials import try_out  # not at the top, for the same reason
 
     settings, loose = _load(arguments.side, arguments.config)
     for problem in loose:

@@ -115,6 +115,14 @@ class Engine:
             self._handed_over = self._handed_over[1:]
         return events
 
+    def wake(self) -> None:
+        """Ends the current ``wait``, or else the next one, even without an event. Any thread.
+
+        Raises:
+            EngineClosed: The engine is closed.
+        """
+        self.call(lib.aq_events_wake)
+
     def report_streams(self, maximum: int, *, begins: bool = False) -> None:
         """Enables StreamEnded for attached streams, at most ``maximum`` per second (default: 0). All ends are counted.
 

@@ -29,7 +29,7 @@ def _address_or_null(address: SocketAddress | None) -> Any:
 class Handle:
     """Identifies an object of an engine."""
 
-    engine: Engine = dataclasses.field(repr=False, compare=False)
+    engine: Engine = dataclasses.field(repr=False)  # compared too: ids are unique within an engine only
     id: int
 
 

@@ -53,6 +53,17 @@ def machine_id() -> bytes | None:
     return None
 
 
+class _Route:
+    """A server, and the local address that the kernel last chose towards it."""
+
+    __slots__ = ("before", "changed", "server")
+
+    def __init__(self, server: SocketAddress, before: str | None, changed: Callable[[], object]) -> None:
+        self.server = server
+        self.before = before
+        self.changed = changed
+
+
 class NetworkWatch:
     """Reports when this machine's local address towards a server changes.
 
@@ -61,19 +72,12 @@ class NetworkWatch:
 
     Args:
         thread: The thread it runs in.
-        towards: The server; None: not known yet.
-        changed: Called in the thread. There is a route to the server at that time; it may be lost again soon.
     """
 
-    def __init__(
-        self, thread: SelectorThread, towards: Callable[[], SocketAddress | None], changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, thread: SelectorThread) -> None:
         self._thread = thread
-        self._towards = towards
-        self._changed = changed
         self._socket: socket.socket | None = None
-        self._server: SocketAddress | None = None  # the server that _before belongs to
-        self._before: str | None = None
+        self._routes: dict[object, _Route] = {}  # by owner
 
     def open(self) -> None:
         """Starts watching. If the system does not support it, logs that at level debug and reports nothing."""
@@ -85,17 +89,25 @@ class NetworkWatch:
             _log.debug("network changes cannot be detected: %s", problem)
             self.close()
             return
-        self.look_again()
         self._thread.watch(self._socket, self._told)
 
-    def look_again(self) -> None:
-        """Records the address towards a server that is new or has changed.
+    def watch_route(self, owner: object, server: SocketAddress, changed: Callable[[], object]) -> None:
+        """Records the address towards a server that is new or has changed. Later changes are compared with it.
 
-        Later changes are compared with it. Must be called for each new server before its path can have changed.
+        Must be called for each new server before its path can have changed.
+
+        Args:
+            owner: Whose server it is; replaces the owner's previous one.
+            server: The server.
+            changed: Called in the thread. There is a route to the server at that time; it may be lost again soon.
         """
-        server = self._towards()
-        if server != self._server:
-            self._server, self._before = server, _address_towards(server)
+        route = self._routes.get(owner)
+        if route is None or route.server != server:
+            self._routes[owner] = _Route(server, _address_towards(server), changed)
+
+    def forget(self, owner: object) -> None:
+        """Ends the reports about an owner's server."""
+        self._routes.pop(owner, None)
 
     def close(self) -> None:
         """Closes the socket. The thread must have ended, or never have watched it."""
@@ -109,23 +121,21 @@ class NetworkWatch:
             while self._socket.recv(_READ):
                 pass
         self._thread.pause(self._socket, _SETTLE)
-        self._thread.after(_SETTLE, self._look)
+        self._thread.after(_SETTLE, self._check)
 
-    def _look(self) -> None:
-        self.look_again()
-        now = _address_towards(self._server)
-        if now == self._before:
-            return
-        self._before = now
-        _log.debug("this machine's address towards the server is %s", now)
-        if now is not None:
-            self._changed()
+    def _check(self) -> None:
+        addresses = {server: _address_towards(server) for server in {route.server for route in self._routes.values()}}
+        for route in list(self._routes.values()):
+            now = addresses[route.server]
+            if now != route.before:
+                route.before = now
+                _log.debug("this machine's address towards the server is %s", now)
+                if now is not None:
+                    route.changed()
 
 
-def _address_towards(server: SocketAddress | None) -> str | None:
+def _address_towards(server: SocketAddress) -> str | None:
     """Returns the source address that the kernel would choose; None if there is no route."""
-    if server is None:
-        return None
     try:
         with sockets.connected_udp(server) as sock:
             return sockets.local_address(sock)[0]

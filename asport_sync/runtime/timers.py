@@ -57,9 +57,13 @@ class Timers:
 
     def after(self, delay: float, call: Callable[[], None]) -> Timer:
         """Calls ``call()`` once ``delay`` seconds have passed."""
+        return self.at(self._clock() + delay, call)
+
+    def at(self, when: float, call: Callable[[], None]) -> Timer:
+        """Calls ``call()`` at a time of the clock."""
         if len(self._heap) >= self._sweep_at:
             self._sweep()
-        timer = Timer(self._clock() + delay, call)
+        timer = Timer(when, call)
         heapq.heappush(self._heap, (timer.when, next(self._order), timer))
         return timer
 

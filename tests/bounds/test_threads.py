@@ -23,7 +23,7 @@ from tests.support.certificates import Certificate
 from tests.support.leaks import belongings, check_nothing_left
 from tests.support.traffic import expect_reset
 from tests.support.waiting import wait_until
-from asport_sync.tunnel import tcp
+from asport_sync.client import local_tcp
 certificate = Certificate(*map(Path, sys.argv[1:4]))
 
 @contextlib.contextmanager
@@ -56,9 +56,9 @@ check_nothing_left(before)
 
 RUNNING = """
 # A name is looked up by a worker for every connection, and every worker needs a thread.
-tcp._NAME_LASTS = 0.0
+local_tcp._NAME_LASTS = 0.0
 with tunnel(certificate, ("localhost", int(sys.argv[4]))) as made:
-    workers = made.client._running().workers
+    workers = made.client._running().host.workers
     workers._idle_time = 0.05
     with old_work(made.public, udp=False) as old:
         wait_until(lambda: workers.threads == 0, 20, "no worker is left")

@@ -87,7 +87,7 @@ def test_what_runs_loads_no_library_that_it_does_not_use(certificate: Certificat
         process.send_signal(signal.SIGTERM)
         assert process.wait(END) == 0, process.description()
         loaded = process.wait_for(r"loaded: (.*)", READY_TIMEOUT)[1].split()
-    assert f"asport_sync.tunnel.{side}" in loaded
+    assert f"asport_sync.{side}.{side}" in loaded
     assert not {"ssl", "_ssl", "_hashlib", "yaml", "asport_sync.wire.fragments"} & set(loaded)
 
 
@@ -368,14 +368,14 @@ import json, os, signal
 from asport_sync import Server
 server = Server(**json.loads(os.environ["SERVER_OPTIONS"]))
 server.start()
-run_stop = server._run.engine.stop
+run_stop = server._host.engine.stop
 def interrupted():
     # The second signal finds the main thread inside stop().
     os.kill(os.getpid(), signal.SIGTERM)
     for _ in range(100):
         pass
     run_stop()
-server._run.engine.stop = interrupted
+server._host.engine.stop = interrupted
 signal.signal(signal.SIGTERM, lambda *_: server.stop())
 print("started", flush=True)
 signal.pause()

@@ -90,7 +90,7 @@ def test_a_second_hello(certificate: Certificate) -> None:
     with guest(certificate, joins=True) as (server, side, connection):
         connection.send(hello(connection, free_port()))
         assert expect_closed(side, connection).cause is CloseCause.PEER_APPLICATION
-        assert counter(server, "counters", "clients_admitted") == 1
+        assert counter(server, "counters", "clients_joined") == 1
 
 
 def test_a_token_of_another_connection(certificate: Certificate) -> None:

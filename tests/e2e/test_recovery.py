@@ -407,6 +407,6 @@ def test_an_outage_in_the_middle_of_packets_costs_packets_and_no_connection(cert
         time.sleep(4.5)  # longer than task_negotiation_timeout, shorter than max_idle_time
         relay.set_faults(Faults())
         wait_until(lambda: answered(users[0]), BACK, "the service answers again", detail=lambda: str(client.stats()))
-        assert counter(server, "clients_admitted") == 1
+        assert counter(server, "clients_joined") == 1
         assert counter(server, "connections_broken_off") == 0
         assert client.port == public[1]

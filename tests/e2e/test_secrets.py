@@ -11,7 +11,7 @@ import pytest
 
 from asport_sync import AuthenticationFailed, Client, ConfigError, Server
 from asport_sync.engine import CommandReceived, Connection
-from asport_sync.tunnel.serving import ServerRun
+from asport_sync.server.session import ServerSession
 from tests.e2e.tunnels import (
     PASSWORD,
     READY_TIMEOUT,
@@ -60,14 +60,14 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[CommandReceived]:
     """Every command that a server gets from now on."""
     seen: list[CommandReceived] = []
-    handle = ServerRun.handle
+    handle = ServerSession.handle
 
-    def recorded(self: ServerRun, event: Any) -> None:
+    def recorded(self: ServerSession, event: Any) -> None:
         if isinstance(event, CommandReceived):
             seen.append(event)
         handle(self, event)
 
-    monkeypatch.setattr(ServerRun, "handle", recorded)
+    monkeypatch.setattr(ServerSession, "handle", recorded)
     return seen
 
 

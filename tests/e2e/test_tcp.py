@@ -30,6 +30,7 @@ from tests.e2e.tunnels import (
 from tests.support import proxy_protocol
 from tests.support.certificates import Certificate
 from tests.support.data import digest, seeded_bytes
+from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.sanitized import needs_speed, preloaded
 from tests.support.services import (
@@ -241,8 +242,7 @@ def test_reset_by_the_service(certificate: Certificate) -> None:
 
 def test_nobody_listens_behind(certificate: Certificate) -> None:
     """The public side sees a reset and no end, which would look like an empty answer; the tunnel lives on."""
-    with TcpEcho() as gone:
-        local = gone.address
+    local = ("127.0.0.1", free_port())
     with tunnel(certificate, local) as opened:
         for _ in range(3):
             expect_reset(opened.public)

@@ -28,6 +28,7 @@ from tests.e2e.tunnels import (
 from tests.support import proxy_protocol
 from tests.support.certificates import Certificate
 from tests.support.data import seeded_bytes
+from tests.support.ports import free_port
 from tests.support.sanitized import needs_speed
 from tests.support.services import (
     LARGEST_DATAGRAM,
@@ -235,8 +236,7 @@ def test_proxy_protocol_version_1_has_none_for_udp(certificate: Certificate) -> 
 @MODES
 def test_the_service_comes_back(certificate: Certificate, mode: str) -> None:
     """ICMP says that nobody listens; the association outlives that."""
-    with UdpEcho() as service:
-        local = service.address
+    local = ("127.0.0.1", free_port())
     with tunnel(certificate, local, client=udp_mode(mode)) as opened, UdpPeer(opened.public) as user:
         user.send(b"to nobody")
         wait_until(lambda: associations(opened) == (1, 1), READY_TIMEOUT, "the association is there")

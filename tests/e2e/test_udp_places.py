@@ -15,7 +15,7 @@ import pytest
 
 from asport_sync import Client, Server
 from asport_sync.runtime import sockets
-from asport_sync.tunnel import serving
+from asport_sync.server import session as server_session
 from tests.e2e.tunnels import (
     PASSWORD,
     READY_TIMEOUT,
@@ -31,6 +31,7 @@ from tests.e2e.tunnels import (
 )
 from tests.support.certificates import Certificate
 from tests.support.limits import with_descriptors
+from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.services import Address, UdpEcho
 from tests.support.traffic import UdpPeer
@@ -168,7 +169,7 @@ def test_flooded_ports_leave_associations_to_others(
 ) -> None:
     """The server's associations are used up: a port below its fair share is served all the same, at once."""
     most = 120
-    monkeypatch.setattr(serving, "MAX_ASSOCIATIONS", most)
+    monkeypatch.setattr(server_session, "MAX_ASSOCIATIONS", most)
     with UdpEcho() as service, several_ports(certificate, service.address, flooded + 1) as ports:
         *others, last = ports.publics
         crowds = [Crowd(public) for public in others]
@@ -297,8 +298,7 @@ def test_an_association_follows_its_service(
 def test_a_service_that_is_away_is_said_once_a_minute(
     certificate: Certificate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with UdpEcho() as service:
-        local = service.address
+    local = ("127.0.0.1", free_port())
     with tunnel(certificate, local) as opened, UdpPeer(opened.public) as first, UdpPeer(opened.public) as second:
 
         def refused(count: int) -> bool:

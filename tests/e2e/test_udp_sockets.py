@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from asport_sync import Client
+from asport_sync.client.session import ClientSession
 from asport_sync.engine import Transport
-from asport_sync.tunnel.joining import ClientRun
-from asport_sync.tunnel.serving import ServerRun
-from asport_sync.tunnel.udp import PublicUdp
+from asport_sync.server.public_udp import PublicUdp
+from asport_sync.server.session import ServerSession
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
     Tunnel,
@@ -310,7 +310,7 @@ def test_what_the_kernel_drops_is_counted(certificate: Certificate, tmp_path: Pa
 # --- peers without DATAGRAM frames ------------------------------------------------------------------------------------
 
 
-def without_datagrams(monkeypatch: pytest.MonkeyPatch, side: type[ServerRun] | type[ClientRun]) -> None:
+def without_datagrams(monkeypatch: pytest.MonkeyPatch, side: type[ServerSession] | type[ClientSession]) -> None:
     """This side takes no DATAGRAM frames (RFC 9221 section 3)."""
     transport: Callable[[Any], Transport] = side._transport
     monkeypatch.setattr(side, "_transport", lambda run: dataclasses.replace(transport(run), datagrams=False))
@@ -320,7 +320,7 @@ def without_datagrams(monkeypatch: pytest.MonkeyPatch, side: type[ServerRun] | t
 def test_a_peer_without_datagram_frames_gets_streams(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, side: str
 ) -> None:
-    without_datagrams(monkeypatch, ClientRun if side == "client" else ServerRun)
+    without_datagrams(monkeypatch, ClientSession if side == "client" else ServerSession)
     with UdpEcho() as service, tunnel(certificate, service.address) as opened, UdpPeer(opened.public) as user:
         for size in SIZES:
             payload = seeded_bytes(size, size)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from asport_sync import Client
+from asport_sync.client.backend import max_associations
 from asport_sync.engine import Carrier, CommandReceived, Connected, Connection
 from asport_sync.runtime import descriptors
-from asport_sync.tunnel.joining import association_budget
 from asport_sync.wire import Address, Dissociate, Packet, ServerHello, ServerHelloCode, encode
 from tests.e2e.tunnels import READY_TIMEOUT, client_options, counter
 from tests.engine.pair import Side, listen
@@ -57,7 +57,7 @@ def betrayal(certificate: Certificate) -> Iterator[Betrayal]:
 
 
 def test_associations_are_no_more_than_the_client_can_afford(betrayal: Betrayal) -> None:
-    most = association_budget(descriptors.limit())
+    most = max_associations(descriptors.limit())
     peers = [Address.from_text(f"198.51.100.{number}", 4711) for number in range(3)]
     for association in range(1, 8001):
         betrayal.connection.send(encode(Packet(association, 0, 1, 0, peers[association % 3], b"x" * 100)))

@@ -232,6 +232,34 @@ static void test_blocking(void)
     }
 }
 
+/* A wake-up ends the wait that is in progress, or else the next one, once. */
+static void test_wake(void)
+{
+    blocked side = {.timeout_ms = -1};
+    aq_event out;
+    pthread_t thread;
+
+    CHECK_INT(aq_events_init(&side.events, &counters), AQ_OK);
+    CHECK_INT(pthread_create(&thread, NULL, block, &side), 0);
+    wait_until_blocked(&side.events);
+    aq_events_wake_consumer(&side.events);
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    CHECK_INT(side.result, 0);
+
+    aq_events_wake_consumer(&side.events);
+    aq_events_wake_consumer(&side.events);
+    CHECK_INT(aq_events_take(&side.events, &out, 1, -1), 0);
+    CHECK_INT(aq_events_take(&side.events, &out, 1, 1), 0);
+
+    /* an event that is there comes with it, and uses it up */
+    post(&side.events, 7);
+    aq_events_wake_consumer(&side.events);
+    CHECK_INT(aq_events_take(&side.events, &out, 1, -1), 1);
+    check_event(&out, 7);
+    CHECK_INT(side.events.woken, 0);
+    aq_events_destroy(&side.events);
+}
+
 /* ---- many producers -------------------------------------------------------------------------------------------- */
 
 static aq_events shared;
@@ -364,6 +392,7 @@ int main(void)
     test_close();
     test_no_memory();
     test_blocking();
+    test_wake();
     test_many_producers();
     test_hand_over();
     return check_done();

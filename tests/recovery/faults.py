@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 from asport_sync import Client
-from asport_sync.engine import Engine
+from asport_sync.host.host import Host
 from asport_sync.runtime import sockets
-from asport_sync.tunnel.joining import ClientRun
+from asport_sync.runtime.log import logger
 from tests.e2e.tunnels import (
     SERVER_READY,
     both_echoes,
@@ -482,16 +482,19 @@ class Observed(Client):
         super().__init__(**options)
         self.asleep = 0.0
 
-    def _new_run(self, engine: Engine) -> ClientRun:
-        return ClientRun(self.config, engine, asleep=lambda: self.asleep)
+    def _new_host(self) -> Host:
+        config = self.config
+        return Host(
+            self._new_engine(), config.max_workers, config.tcp_keepalive, logger("client"), asleep=lambda: self.asleep
+        )
 
     def sleep(self, seconds: float) -> None:
         """Sleep, with no time passing for anybody else: the clocks differ by more, and the kernel says so."""
-        assert self._run is not None
-        watch = self._run._sleep
+        assert self._host is not None
+        watch = self._host.machine._sleep
         assert watch is not None
         self.asleep += seconds
-        self._run.pump.call(watch._look)
+        self._host.pump.call(watch._look)
 
 
 class Suspended(Inside):

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from asport_sync import Client, RefusedError, Server
-from asport_sync.engine import Engine
+from asport_sync.client.connector import Happened, Report
+from asport_sync.client.session import ClientSession
 from asport_sync.errors import EngineClosed
+from asport_sync.host.host import Host
 from asport_sync.runtime.backoff import Backoff
-from asport_sync.tunnel.joining import ClientRun
-from asport_sync.tunnel.link import Message, Word
 from tests.e2e.tunnels import READY_TIMEOUT, client_options, counter, server_options
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
@@ -39,8 +39,8 @@ class AtOnce(Backoff):
 class Restless(Client):
     """A client without pauses between its attempts."""
 
-    def _new_run(self, engine: Engine) -> ClientRun:
-        return ClientRun(self.config, engine, AtOnce())
+    def _new_session(self, host: Host) -> ClientSession:
+        return ClientSession(self.config, host, AtOnce())
 
 
 class Tunnel:
@@ -54,19 +54,20 @@ class Tunnel:
 
     def reconnect(self, turn: int) -> None:
         """End the connection, in one of the ways in which connections end, and wait until another one stands."""
-        run = self.client._run
-        server = self.server._run
-        assert run is not None
+        session = self.client._session
+        server = self.server._session
+        assert session is not None
         assert server is not None
-        current = run._current
+        current = session._connector.in_use
         assert current is not None
-        wait_until(lambda: run._connector._current is current, READY_TIMEOUT, "the connector knows")
         if turn % 3 == 0:
             # Given up although it lives: the attempt beside it finds that out, and goes.
             attempts = counter(self.client, "attempts")
-            run._connector.tell(Message(current, Word.SILENT))
+            session.host.call(session._report, Report(Happened.SILENT, current))
             wait_until(lambda: counter(self.client, "attempts") > attempts, READY_TIMEOUT, "an attempt is made")
-        ends = [current.connection] if turn % 3 == 1 else [peer.connection for peer in list(server._peers.values())]
+        ends = (
+            [current.connection] if turn % 3 == 1 else [peer.connection for peer in list(server._connections.values())]
+        )
         for connection in ends:
             with contextlib.suppress(EngineClosed):  # the newcomer of above, or what it has replaced after all
                 connection.close(0)
@@ -135,6 +136,6 @@ def test_nothing_stays_of_a_reconnect(turns: int, certificate: Certificate) -> N
 
 def drained(server: Server, client: Client) -> bool:
     """Whether the one connection is all that either side knows of."""
-    assert server._run is not None
-    assert client._run is not None
-    return len(server._run._peers) == 1 and len(client._run._links) == 1
+    assert server._session is not None
+    assert client._session is not None
+    return len(server._session._connections) == 1 and len(client._session._connections) == 1

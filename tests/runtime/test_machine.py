@@ -71,12 +71,10 @@ def test_changes_of_address_are_told() -> None:
     if reason is not None:
         pytest.skip(reason)
     changes = threading.Semaphore(0)
-    server: list[SocketAddress | None] = [None]
     with Namespace() as namespace, selector_thread(namespace) as thread:
-        watch = NetworkWatch(thread, lambda: server[0], changes.release)
+        watch = NetworkWatch(thread)
         thread.call_and_wait(watch.open)
-        server[0] = SERVER
-        thread.call_and_wait(watch.look_again)
+        thread.call_and_wait(watch.watch_route, "client", SERVER, changes.release)
         namespace.configure(["link", "add", "one", "type", "veth", "peer", "name", "other"])
         namespace.configure(["link", "set", "one", "up"])
         namespace.configure(["link", "set", "other", "up"])
@@ -103,31 +101,36 @@ def test_a_server_that_becomes_known_is_no_change() -> None:
     if reason is not None:
         pytest.skip(reason)
     changes = threading.Semaphore(0)
-    server: list[SocketAddress | None] = [None]
     with Namespace() as namespace, selector_thread(namespace) as thread:
         namespace.configure(["link", "add", "one", "type", "veth", "peer", "name", "other"])
         namespace.configure(["link", "set", "one", "up"])
         namespace.configure(["link", "set", "other", "up"])
         namespace.configure(["address", "add", "10.9.0.1/24", "dev", "one"])
         namespace.configure(["address", "add", "10.77.0.1/24", "dev", "other"])
-        watch = NetworkWatch(thread, lambda: server[0], changes.release)
+        watch = NetworkWatch(thread)
         thread.call_and_wait(watch.open)
         for number, known in enumerate([("10.9.0.99", 443), ("10.77.0.99", 443), None, ("10.9.0.99", 443)]):
-            server[0] = known
+            if known is None:
+                thread.call_and_wait(watch.forget, "client")
+            else:
+                thread.call_and_wait(watch.watch_route, "client", known, changes.release)
             namespace.configure(["address", "add", f"10.78.{number}.1/24", "dev", "other"])
             assert not changes.acquire(timeout=5 * machine._SETTLE), f"towards {known}"
         # Once it is known nothing is missed, not even by the first message.
-        server[0] = ("10.77.0.99", 443)
-        thread.call_and_wait(watch.look_again)
+        thread.call_and_wait(watch.watch_route, "client", ("10.77.0.99", 443), changes.release)
+        others: list[int] = []
+        for number in range(2):
+            thread.call_and_wait(watch.watch_route, number, ("10.9.0.99", 443), lambda: others.append(1))
         namespace.configure(["route", "replace", "10.77.0.0/24", "dev", "other", "src", "10.78.0.1"])
         assert changes.acquire(timeout=TIMEOUT), "another address towards it"
+        assert others == [], "nothing has changed towards the servers of others"
     watch.close()
 
 
 def test_a_system_without_rtnetlink_is_borne(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delattr(socket, "AF_NETLINK")
     with selector_thread() as thread, caplog.at_level("DEBUG", "asport_sync"):
-        watch = NetworkWatch(thread, lambda: SERVER, lambda: None)
+        watch = NetworkWatch(thread)
         thread.call_and_wait(watch.open)
     watch.close()
     assert "network changes cannot be detected" in caplog.text

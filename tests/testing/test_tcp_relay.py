@@ -13,6 +13,7 @@ import pytest
 
 from asport_sync.testing import TcpCounters, TcpFaults, TcpRelay
 from tests.support.data import seeded_bytes
+from tests.support.ports import free_port
 from tests.support.services import TcpEcho, TcpSink, TcpSource, sink_answer
 from tests.support.traffic import connect, echo, receive_exactly, receive_to_end, upload
 from tests.support.waiting import wait_until
@@ -193,8 +194,7 @@ def test_resets_pass(side: str) -> None:
 
 
 def test_nobody_listens_at_the_target() -> None:
-    with TcpEcho() as service:
-        target = service.address
+    target = ("127.0.0.1", free_port())
     with TcpRelay(target) as relay:
         with (
             pytest.raises(ConnectionResetError),

@@ -1,0 +1,132 @@
+"""Where a client's streams and associations end: the seam between the tunnel and what it makes public."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from asport_sync.client.local_tcp import LocalService
+from asport_sync.client.local_udp import LocalAssociations, LocalTarget
+from asport_sync.config import ClientConfig
+from asport_sync.engine import Connection, SocketAddress, Stream, UdpSocket
+from asport_sync.host.host import Host
+from asport_sync.runtime import descriptors
+from asport_sync.runtime.threads import Slots
+from asport_sync.wire import Address
+
+# Maximum number of UDP associations, each with a socket of its own. Somewhat more than half of the kernel's default
+# range of local ports (28,232), which other programs on this machine need as well. Each takes 1.5 KiB here, and two or
+# three in the kernel.
+_MAX_ASSOCIATIONS = 16384
+_DESCRIPTORS_PER_ASSOCIATION = 2  # the socket, and the engine's duplicate of it
+
+
+class Associations(Protocol):
+    """The UDP associations of one connection. The pump thread only."""
+
+    def open(self) -> None:
+        """Begins: associations may be wanted from now on."""
+
+    def joined(self, public: Address) -> None:
+        """Tells the public address and port, which were not known before."""
+
+    def wanted(self, association: int, peer: SocketAddress) -> None:
+        """Creates an association for a Packet that waits for it, or refuses it. ``peer`` is the visitor."""
+
+    def end(self, association: int) -> None:
+        """Ends an association that the server has dissociated. Does nothing if there is none."""
+
+    def busy(self, udp: UdpSocket) -> None:
+        """Begins to read a socket that the engine has handed over to the pump."""
+
+    def refused(self, udp: UdpSocket, error: int, *, answered: bool) -> None:
+        """Handles a socket that does not take datagrams, as ``engine.UdpRefused``."""
+
+    def close(self) -> None:
+        """Ends all associations of a connection that is over. Idempotent."""
+
+
+class Backend(Protocol):
+    """What a client makes public."""
+
+    def announce(self, connection: Connection) -> None:
+        """Prepares for streams, which may arrive on this connection from now on. The events thread; must not block."""
+
+    def serve(self, connection: Connection, stream: Stream, source: Address | None, public: Address) -> None:
+        """Takes a new stream. The events thread; must not block.
+
+        Args:
+            connection: To the server.
+            stream: The stream; reset if it can't be served.
+            source: The visitor, as reported by the server.
+            public: The public address and port.
+
+        Raises:
+            LifecycleError: The client is being stopped.
+            RuntimeError: No thread is available.
+        """
+
+    def forget(self, connection: Connection) -> None:
+        """Forgets a connection that is over. The events thread; must not block."""
+
+    def associations(self, connection: Connection) -> Associations:
+        """Returns the associations of a new connection. The events thread; must not block."""
+
+
+class DialledBackend:
+    """Dials the address in the key ``local``.
+
+    Args:
+        config: The client's configuration.
+        host: The session's host.
+    """
+
+    def __init__(self, config: ClientConfig, host: Host) -> None:
+        self._config = config
+        self._host = host
+        self._tcp = LocalService(
+            host=config.local.host,
+            port=config.local.port,
+            dial_timeout=config.dial_timeout,
+            proxy_version={"none": None, "v1": 1, "v2": 2}[config.proxy_protocol],
+            relays=host.relays,
+            stop=host.stopping,
+            counters=host.counters,
+            log=host.log,
+        )
+        self._udp = LocalTarget(config.local.host, config.local.port, host.pump, host.workers)
+        self._slots = Slots(max_associations(descriptors.limit()))
+
+    def announce(self, connection: Connection) -> None:
+        """Lets the engine dial, if it can."""
+        self._tcp.announce(connection)
+
+    def serve(self, connection: Connection, stream: Stream, source: Address | None, public: Address) -> None:
+        """Lets a worker dial."""
+        self._host.workers.submit(self._tcp.serve, connection, stream, source, public)
+
+    def forget(self, connection: Connection) -> None:
+        """Forgets what the engine may dial."""
+        self._tcp.forget(connection)
+
+    def associations(self, connection: Connection) -> Associations:
+        """Returns associations with a socket each, connected to the local service."""
+        host = self._host
+        return LocalAssociations(
+            host.pump,
+            connection,
+            self._udp,
+            proxy=self._config.proxy_protocol == "v2",
+            timeout=self._config.udp_timeout,
+            budget=self._slots,
+            counters=host.counters,
+            log=host.log,
+            limit=host.limit,
+        )
+
+
+def max_associations(limit: int | None) -> int:
+    """Returns the maximum number of UDP associations, given the process's limit of descriptors (None: no limit).
+
+    Half of the descriptors remain for TCP and everything else.
+    """
+    return _MAX_ASSOCIATIONS if limit is None else min(_MAX_ASSOCIATIONS, limit // (2 * _DESCRIPTORS_PER_ASSOCIATION))

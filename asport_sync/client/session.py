@@ -1,0 +1,637 @@
+"""A client tunnel: its connections to the server, the handshake, and the server's streams and associations."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from asport_sync.client import connector as machine
+from asport_sync.client.backend import Backend, DialledBackend
+from asport_sync.client.connection import ServerConnection, is_steady, why_closed
+from asport_sync.client.connector import Connector, Happened, Report
+from asport_sync.config import ClientConfig, TlsClientConfig
+from asport_sync.engine import (
+    AssociationWanted,
+    Carrier,
+    Closed,
+    CommandReceived,
+    Connected,
+    Connection,
+    Credentials,
+    Event,
+    Probed,
+    Silence,
+    SocketAddress,
+    Stream,
+    StreamOpened,
+    Transport,
+    UdpLargeTransfer,
+    UdpRefused,
+    Violation,
+)
+from asport_sync.errors import (
+    AsportError,
+    AuthenticationFailed,
+    BindFailed,
+    CertificateError,
+    ConnectError,
+    EngineClosed,
+    EngineError,
+    HandshakeTimeout,
+    LifecycleError,
+    NetworkDenied,
+    PortDenied,
+    RefusedError,
+    RemoteProtocolError,
+)
+from asport_sync.host.credentials import Loaded, load_client
+from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect, remaining
+from asport_sync.host.session import Session
+from asport_sync.runtime import sockets
+from asport_sync.runtime.backoff import Backoff
+from asport_sync.runtime.log import logger
+from asport_sync.runtime.timers import Timer
+from asport_sync.wire import (
+    Address,
+    ClientHello,
+    Connect,
+    Dialect,
+    Dissociate,
+    ForwardMode,
+    Heartbeat,
+    ServerHello,
+    ServerHelloCode,
+    UdpMode,
+    decode,
+    encode,
+    encode_mode,
+    hint,
+    token,
+)
+
+_log = logger("client")
+
+_MAX_HELD_STREAMS = 256  # streams that wait for the ServerHello; a server has no reason to open any earlier
+_MAX_STREAMS = 16384  # visitors' TCP connections at the same time
+_IDLE_TIMEOUT = 30.0  # seconds; the minimum of both sides applies (RFC 9000 section 10.1), by default the server's 10 s
+_MAX_HEARTBEAT = 86400.0  # seconds, as far as timeouts depend on it: a multiple of it must fit the engine's clock
+# Seconds without a packet in either direction until a keep-alive probe is sent. A restarted server answers it with a
+# stateless reset, so its clients notice the restart and have a new handshake within a second. It costs an idle client
+# 200 bytes per second, in both directions and including all headers.
+_KEEP_ALIVE = 0.75
+# Seconds without a packet from the server until another connection is attempted in addition to this one: three
+# keep-alive probes. The engine adds one probe timeout (RFC 9002 section 6.2.1), about three round trips.
+_SILENCE = 3 * _KEEP_ALIVE
+_PROBE = 1.0  # seconds that the server gets to answer after this machine was suspended or changed its address
+# Seconds that the server gets to answer while a newer connection waits to take over: three round trips, within these
+# bounds.
+_MIN_LAST_PROBE = 0.2
+_MAX_LAST_PROBE = 1.0
+# Seconds that it gets if nothing hints that it has forgotten the connection: the path may have outages. In an outage, a
+# connection with a full congestion window sends only probes (RFC 9002 section 6.2), which our build keeps at most one
+# second apart. The value is below the 3 s after which servers close a connection that does not authenticate, as the
+# newer one must not do before the answer.
+_LAST_PROBE_IN_OUTAGE = 2.5
+
+# Refusals that depend on the requested ports.
+_REFUSALS_OF_PORTS = (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED)
+
+# Refusals that depend on how the server reads the mode byte.
+_REFUSALS_OF_A_MODE = (ServerHelloCode.BIND_FAILED, ServerHelloCode.NETWORK_DENIED)
+
+_REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
+    ServerHelloCode.AUTH_FAILED: (AuthenticationFailed, "authentication failed: unknown UUID or wrong password"),
+    ServerHelloCode.BIND_FAILED: (
+        BindFailed,
+        "bind failed: the server could not open any port of the expected range; all may be in use (see its log)",
+    ),
+    ServerHelloCode.PORT_DENIED: (
+        PortDenied,
+        "port denied: the server does not allow this user any port of the expected range",
+    ),
+    ServerHelloCode.NETWORK_DENIED: (
+        NetworkDenied,
+        "network denied: the server does not allow this user the requested network",
+    ),
+}
+
+_Action: TypeAlias = "machine.Action[ServerConnection]"
+
+
+class ClientSession(Session):
+    """A client tunnel between start and stop.
+
+    The connector decides which connections there are; this class carries its decisions out, and handles the events of
+    the connections. The events thread owns everything, unless noted otherwise.
+
+    Args:
+        config: The client's configuration.
+        host: The host that it belongs to.
+        backoff: Chooses the time of the next attempt.
+        backend: Serves streams and associations; None: the address in the key ``local``.
+    """
+
+    def __init__(
+        self, config: ClientConfig, host: Host, backoff: Backoff | None = None, backend: Backend | None = None
+    ) -> None:
+        super().__init__(host, _log)
+        self._config = config
+        self._mode = ForwardMode(
+            tcp=config.network in ("tcp", "both"),
+            udp=UdpMode(config.udp_forward_mode) if config.network in ("udp", "both") else None,
+        )
+        self._mode_byte = encode_mode(self._mode, Dialect(config.dialect))
+        self._hint = hint(self._mode_byte, Dialect(config.dialect))
+        self._asked = f"requested {self._mode}, mode byte {self._mode_byte} in dialect '{config.dialect}'"
+        self._backend = DialledBackend(config, host) if backend is None else backend
+        self._loaded: Loaded | None = None  # set by prepare()
+        self._connections: dict[Connection, ServerConnection] = {}
+        self._connector: Connector[ServerConnection] = Connector(
+            (config.server.host, config.server.port),
+            config.timeout,
+            config.handshake_timeout,
+            backoff or Backoff(),
+            _packets_received,
+        )
+        self._reports: collections.deque[Report[ServerConnection]] = collections.deque()  # not handled yet
+        self._is_handling = False  # a report is being handled
+        self._timer: Timer | None = None  # the connector's
+        self._port: int | None = None  # the latest public port, which may be requested again
+        self._actions: dict[type, Callable[..., None]] = {
+            machine.Resolve: self._resolve,
+            machine.Open: self._open_connection,
+            machine.Greet: self._greet,
+            machine.Close: self._give_up,
+            machine.Probe: self._probe,
+            machine.NoteFailure: self._note_failure,
+            machine.Failed: self._failed,
+        }
+        self._handlers: dict[type, Callable[..., None]] = {
+            Connected: self._connected,
+            Closed: self._closed,
+            CommandReceived: self._command_received,
+            Violation: self._violation,
+            StreamOpened: self._stream_opened,
+            AssociationWanted: self._association_wanted,
+            UdpLargeTransfer: self._udp_large_transfer,
+            UdpRefused: self._udp_refused,
+            Probed: self._probed,
+            Silence: self._silence,
+        }
+        self._changed = threading.Condition()  # guards what follows, which any thread may read
+        self._public: SocketAddress | None = None
+        self._failure: AsportError | None = None  # why the latest attempt failed; None if it did not
+        self._is_closed = False
+
+    # --- any thread ---
+
+    @property
+    def public(self) -> SocketAddress | None:
+        """The server's address and the public port; None while not connected."""
+        with self._changed:
+            return self._public
+
+    @property
+    def status(self) -> str:
+        """The current state in one line."""
+        with self._changed:
+            if self._public is not None:
+                return f"public on {sockets.text(self._public)}"
+            return f"not connected: {self._failure or 'connecting'}"
+
+    def wait_ready(self, timeout: float | None) -> SocketAddress:
+        """See ``Client.wait_ready``."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while self._public is None:
+                if self._is_closed or self.host.stopping.is_set():
+                    raise LifecycleError("the client was stopped")
+                failure = self._failure
+                if isinstance(failure, (RefusedError, CertificateError)):
+                    raise _again(failure)
+                left = None if deadline is None else remaining(deadline)
+                if left == 0:
+                    raise _again(failure) if failure else HandshakeTimeout(f"not connected within {timeout:g} s")
+                self._changed.wait(left)
+            return self._public
+
+    def stats(self) -> dict[str, object]:
+        """Returns statistics of the client and its connections."""
+        connections = []
+        for each in list(self._connections.values()):
+            if not each.given_up:
+                with contextlib.suppress(EngineClosed):
+                    connections.append(dataclasses.asdict(each.connection.info()))
+        return {"public": self.public, "connections": connections}
+
+    # --- start and stop ---
+
+    def prepare(self) -> None:
+        """Loads what the client trusts.
+
+        Raises:
+            ConfigError: The trusted certificates or the key log aren't usable.
+        """
+        self._loaded = load_client(self._config, self.host.engine, _log)
+
+    def open(self) -> None:
+        """Begins to connect."""
+        assert self._loaded is not None
+        self.host.warn_of(self._loaded.validity)
+        log_verification(self._config.tls)
+        log_keys_without_effect(self._config, _log)
+        self.host.machine.watch(self._resumed)
+        self._report(Report(Happened.START))
+
+    def close(self) -> None:
+        """Closes local UDP sockets. The events thread and the pump have ended."""
+        with self._changed:
+            self._public = None
+            self._is_closed = True
+            self._changed.notify_all()
+        for each in self._connections.values():
+            self.host.pump.call(each.associations.close)
+        self._connections.clear()
+
+    # --- the connector ---
+
+    def _report(self, report: Report[ServerConnection]) -> None:
+        """Passes a report to the connector and carries out what it decides."""
+        self._reports.append(report)
+        if self._is_handling:
+            return
+        self._is_handling = True
+        try:
+            while self._reports:
+                before, was_in_use = self._connector.state, self._connector.in_use
+                for action in self._connector.handle(self._reports.popleft(), self.host.clock()):
+                    self._carry_out(action)
+                self._log_change(before, self._connector.state, self._connector.in_use is was_in_use)
+        finally:
+            self._is_handling = False
+            self._publish()
+            self._set_timer()
+
+    def _carry_out(self, action: _Action) -> None:
+        try:
+            self._actions[type(action)](action)
+        except EngineClosed as gone:
+            _log.debug("%s: %s", type(action).__name__, gone)  # Closed follows
+
+    def _set_timer(self) -> None:
+        wake_at = self._connector.wake_at
+        if self._timer is not None:
+            if self._timer.pending and self._timer.when == wake_at:
+                return
+            self._timer.cancel()
+        self._timer = None
+        if wake_at < machine.NEVER:
+            self._timer = self.host.timers.at(wake_at, self._wake)
+
+    def _wake(self) -> None:
+        self._report(Report(Happened.TIMER))
+
+    def _publish(self) -> None:
+        """Makes the state visible to other threads."""
+        in_use = self._connector.in_use
+        public = None if in_use is None or in_use.public is None else (in_use.remote[0], in_use.public.port)
+        with self._changed:
+            if public != self._public:
+                self._public = public
+                self._changed.notify_all()
+
+    def _log_change(self, before: machine.State, after: machine.State, same: bool) -> None:
+        if before is machine.State.JOINED and after is machine.State.SILENT:
+            _log.info("%s: connection silent; opening a new one in parallel", self._config.server)
+        elif before in (machine.State.SILENT, machine.State.CHECKING) and after is machine.State.JOINED and same:
+            _log.info("%s: connection no longer silent", self._config.server)
+
+    def _resolve(self, _: machine.Resolve) -> None:
+        try:
+            self.host.workers.submit(self._look_up)
+        except (LifecycleError, RuntimeError) as problem:
+            self._report(Report(Happened.RESOLVED, addresses=OSError(str(problem))))
+
+    def _look_up(self) -> None:
+        # Worker thread.
+        found: list[SocketAddress] | OSError
+        try:
+            found = sockets.resolve(self._config.server.host, self._config.server.port, socket.SOCK_DGRAM)
+        except OSError as problem:
+            found = problem
+        self.host.call(self._report, Report(Happened.RESOLVED, addresses=found))
+
+    def _open_connection(self, action: machine.Open) -> None:
+        try:
+            opened = self._connect(action.address)
+        except EngineClosed:
+            return  # the client is being stopped
+        except (OSError, EngineError) as problem:
+            text = f"cannot use {sockets.text(action.address)}: {problem}"
+            self._report(Report(Happened.NOT_OPENED, problem=ConnectError(text)))
+        except Exception as problem:
+            _log.exception("unexpected error while connecting")
+            unexpected = ConnectError(f"{type(problem).__name__}: {problem}")
+            self._report(Report(Happened.NOT_OPENED, problem=unexpected))
+        else:
+            self._report(Report(Happened.OPENED, opened))
+
+    def _connect(self, address: SocketAddress) -> ServerConnection:
+        """Begins a handshake."""
+        config = self._config
+        with sockets.unbound_udp(address[0]) as sock:
+            connection = self.host.engine.connect(
+                sock,
+                self._credentials(),
+                self._transport(),
+                remote=address,
+                server_name=config.server_name,
+                send_sni=not config.tls.disable_sni,
+            )
+        opened = ServerConnection(connection, address, self._backend.associations(connection))
+        self._connections[connection] = opened
+        self.host.router.add_connection(connection, self)
+        self.host.counters.add("attempts")
+        if self._connector.in_use is None:
+            self.host.machine.watch_route(self, address, self._address_changed)
+        return opened
+
+    def _credentials(self) -> Credentials:
+        assert self._loaded is not None
+        return self._loaded.credentials
+
+    def _transport(self) -> Transport:
+        config = self._config
+        heartbeat = min(config.heartbeat, _MAX_HEARTBEAT)
+        return Transport(
+            congestion=CONGESTION[config.congestion_control],
+            max_udp_payload=config.max_udp_payload,
+            idle_timeout=max(_IDLE_TIMEOUT, 3 * heartbeat),
+            keep_alive=_KEEP_ALIVE,
+            silence=_SILENCE,
+            handshake_timeout=config.timeout,
+            command_timeout=config.task_negotiation_timeout,
+            send_window=config.send_window,
+            receive_window=config.receive_window,
+            fragment_lifetime=config.gc_lifetime,
+            max_streams_bidi=_MAX_STREAMS if self._mode.tcp else 0,
+        )
+
+    def _give_up(self, action: machine.Close[ServerConnection]) -> None:
+        action.connection.given_up = True
+        action.connection.connection.close(0)
+
+    def _probe(self, action: machine.Probe[ServerConnection]) -> None:
+        connection = action.connection.connection
+        moved = action.migrate and self._migrate(action.connection)
+        if not action.is_last:
+            connection.probe(_PROBE)
+            return
+        # A new path has an unknown round-trip time.
+        limit = _MAX_LAST_PROBE if moved else 3 * connection.info().smoothed_rtt
+        limit = min(_MAX_LAST_PROBE, max(_MIN_LAST_PROBE, limit))
+        connection.probe(limit, _LAST_PROBE_IN_OUTAGE - limit)
+
+    def _migrate(self, each: ServerConnection) -> bool:
+        """Moves a connection to this machine's current address; returns whether that is a different one."""
+        try:
+            with sockets.unbound_udp(each.remote[0]) as sock:
+                moved = each.connection.migrate(sock)
+        except EngineClosed:
+            return False
+        except (EngineError, OSError) as problem:
+            _log.info("%s: connection migration failed: %s", self._config.server, problem)
+            return False
+        if moved:
+            self.host.counters.add("migrations")
+            _log.info("%s: connection migrated to this machine's new address", self._config.server)
+        return moved
+
+    def _note_failure(self, action: machine.NoteFailure[ServerConnection]) -> None:
+        each = action.connection
+        where = self._config.server if each is None else sockets.text(each.remote)
+        _log.info("%s: %s", where, action.problem)
+
+    def _failed(self, action: machine.Failed) -> None:
+        failure, delay = action.problem, action.delay
+        with self._changed:
+            news = str(failure) != str(self._failure)
+            self._failure = failure
+            self._changed.notify_all()
+        self.host.counters.add("attempts_failed")
+        if delay is None:
+            when = "other attempts in progress"
+        else:
+            when = f"retrying in {delay:.1f} s" if delay else "retrying immediately"
+        if news:
+            _log.warning("%s: %s; %s", self._config.server, failure, when)
+        else:
+            kind = type(failure).__name__
+            self.host.limit.warning(_log, "%s: %s; %s", self._config.server, failure, when, kind=kind)
+        self._publish()
+        self.host.report_status()
+
+    # --- this machine: the pump thread ---
+
+    def _address_changed(self) -> None:
+        self._happened(Happened.ADDRESS_CHANGED, "network_changes")
+
+    def _resumed(self) -> None:
+        self._happened(Happened.RESUMED, "resumes")
+
+    def _happened(self, what: Happened, counter: str) -> None:
+        self.host.counters.add(counter)
+        _log.info("%s", what.value)
+        self.host.call(self._report, Report(what))
+
+    # --- events of connections ---
+
+    def handle(self, event: Event) -> None:
+        """Handles an event."""
+        each = self._connections.get(event.connection)  # type: ignore[union-attr]  # the host keeps LogRecord
+        if each is not None:
+            self._handlers[type(event)](each, event)
+
+    def _connected(self, each: ServerConnection, _: Connected) -> None:
+        self._report(Report(Happened.CONNECTED, each))
+
+    def _silence(self, each: ServerConnection, event: Silence) -> None:
+        self._report(Report(Happened.SILENT if event.silent else Happened.HEARD, each))
+
+    def _probed(self, each: ServerConnection, event: Probed) -> None:
+        self._report(Report(Happened.ALIVE if event.alive else Happened.DEAD, each))
+
+    def _greet(self, action: machine.Greet[ServerConnection]) -> None:
+        """Sends the ClientHello, starts heartbeats, and lets the server's Packets in."""
+        each = action.connection
+        config, connection = self._config, each.connection
+        each.handshake.send_hello()
+        proof = connection.export(token.label(config.uuid), token.context(config.password), token.TOKEN_LENGTH)
+        first, last = config.expected_port_range.start, config.expected_port_range.end
+        if self._port is not None and first < last:
+            # Request the previous port. It may be taken: another client may have reached a restarted server first.
+            each.same_port = True
+            first = last = self._port
+        connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, first, last)) + self._hint)
+        connection.heartbeat(encode(Heartbeat()), config.heartbeat)
+        # The handshake has authenticated the server. What it sends after its ServerHello may arrive before it.
+        carrier = carrier_towards(connection, self._mode.udp)
+        if self._mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM:
+            self.host.counters.add("udp_on_streams_instead")
+            self.host.limit.warning(
+                _log,
+                "%s: the server does not accept QUIC DATAGRAM frames; UDP payloads are sent on streams, as with "
+                "udp_forward_mode: quic",
+                config.server,
+            )
+        connection.set_joined(carrier)
+        if self._mode.udp is not None:
+            self.host.pump.call(each.associations.open)
+
+    def _command_received(self, each: ServerConnection, event: CommandReceived) -> None:
+        if each.given_up:
+            return
+        try:
+            command = decode(event.data)[0]
+            if event.carrier is not Carrier.STREAM:
+                raise RemoteProtocolError(f"{type(command).__name__} in a DATAGRAM frame")
+            first = each.handshake.server_hello is None
+            each.handshake.receive(command)
+        except RemoteProtocolError as problem:
+            self._broke_rules(str(problem))
+            return
+        if isinstance(command, Dissociate):
+            self.host.pump.call(each.associations.end, command.assoc_id)
+        elif isinstance(command, ServerHello) and first:
+            if command.port is None:
+                self._refused(each, command)
+            else:
+                self._joined(each, command.port)
+
+    def _refused(self, each: ServerConnection, hello: ServerHello) -> None:
+        kind, text = _REFUSALS[hello.code]
+        if hello.code in _REFUSALS_OF_A_MODE:
+            text = f"{text}; {self._asked}"
+        if hello.code in _REFUSALS_OF_PORTS:
+            text = f"{text}; expected_port_range is {self._config.expected_port_range}"
+        problem: AsportError = kind(text)
+        if each.same_port and hello.code in _REFUSALS_OF_PORTS:
+            self._port = None
+            problem = ConnectError("previous port unavailable; requesting any allowed port")
+        self._report(Report(Happened.ENDED, each, problem))
+
+    def _joined(self, each: ServerConnection, port: int) -> None:
+        each.public = each.public_address(port)
+        self._port = port
+        self._report(Report(Happened.JOINED, each))
+        with self._changed:
+            self._failure = None
+        self.host.counters.add("joined")
+        _log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, port, self._mode)
+        self.host.report_status()
+        if self._mode.tcp:
+            self._backend.announce(each.connection)
+        while each.held:
+            self._serve(each, each.public, *each.held.popleft())
+        self.host.pump.call(each.associations.joined, each.public)
+        self.host.machine.watch_route(self, each.remote, self._address_changed)
+
+    def _stream_opened(self, each: ServerConnection, event: StreamOpened) -> None:
+        try:
+            command = decode(event.header)[0]
+            each.handshake.receive(command)
+            if not isinstance(command, Connect):
+                raise RemoteProtocolError(f"{type(command).__name__} on a bidirectional stream")
+        except RemoteProtocolError as problem:
+            self._broke_rules(str(problem))
+            event.stream.reset()
+            return
+        if each.given_up or not self._mode.tcp:
+            self.host.counters.add("streams_refused_no_tcp")
+            self.host.limit.warning(_log, "%s: refused a TCP connection: not requested", self._config.server)
+            event.stream.refuse()
+        elif each.public is not None:
+            self._serve(each, each.public, event.stream, command.address)
+        elif len(each.held) < _MAX_HELD_STREAMS:
+            each.held.append((event.stream, command.address))
+        else:
+            self.host.counters.add("streams_refused_before_server_hello")
+            event.stream.refuse()
+
+    def _serve(self, each: ServerConnection, public: Address, stream: Stream, source: Address | None) -> None:
+        try:
+            self._backend.serve(each.connection, stream, source, public)
+        except (LifecycleError, RuntimeError) as problem:
+            self.host.counters.add("streams_refused_no_thread")
+            self.host.limit.warning(_log, "connection dropped: %s", problem)
+            stream.refuse()
+
+    def _association_wanted(self, each: ServerConnection, event: AssociationWanted) -> None:
+        if each.given_up or self._mode.udp is None:
+            self.host.counters.add("udp_associations_refused_no_udp")
+            self.host.limit.warning(_log, "%s: refused a UDP association: not requested", self._config.server)
+            self.host.pump.call(_refuse_association, each.connection, event.association)
+            return
+        self.host.pump.call(each.associations.wanted, event.association, event.peer)
+
+    def _udp_large_transfer(self, each: ServerConnection, event: UdpLargeTransfer) -> None:
+        self.host.pump.call(each.associations.busy, event.udp)
+
+    def _udp_refused(self, each: ServerConnection, event: UdpRefused) -> None:
+        refused = functools.partial(each.associations.refused, event.udp, event.error, answered=event.answered)
+        self.host.pump.call(refused)
+
+    def _violation(self, _: ServerConnection, event: Violation) -> None:
+        self._broke_rules(event.problem)
+
+    def _broke_rules(self, problem: str) -> None:
+        # Not a reason to close: the rest of what the server sends may be valid, and the reference does not close
+        # either.
+        self.host.counters.add("server_violations")
+        self.host.limit.warning(_log, "%s: protocol violation: %s", self._config.server, problem)
+
+    def _closed(self, each: ServerConnection, event: Closed) -> None:
+        del self._connections[each.connection]
+        state = each.handshake.state
+        each.handshake.close()
+        self._backend.forget(each.connection)
+        self.host.pump.call(each.associations.close)
+        while each.held:
+            # Streams outlive their connection until they are relayed, attached or reset.
+            with contextlib.suppress(EngineClosed):
+                each.held.popleft()[0].refuse()
+        problem = why_closed(event, state, self._asked)
+        self._report(Report(Happened.ENDED, each, problem, steady=is_steady(event, state)))
+
+
+def _refuse_association(connection: Connection, association: int) -> None:
+    # The pump thread.
+    with contextlib.suppress(EngineClosed):
+        connection.remove_association(association)
+
+
+def _packets_received(each: ServerConnection) -> int:
+    try:
+        return each.connection.info().packets_received
+    except EngineClosed:
+        return 0
+
+
+def log_verification(tls: TlsClientConfig) -> None:
+    """Logs a warning if the server's certificate is not verified, or only its key is."""
+    if tls.skip_certificate_verification and tls.certificates.pins:
+        _log.warning("verifying only the pinned key; name, validity and issuer are not checked")
+    elif tls.skip_certificate_verification:
+        _log.warning("the server's certificate is not verified: anyone on the path can impersonate the server")
+
+
+def _again(failure: AsportError) -> AsportError:
+    """Returns the failure as a new exception, because several threads may raise it."""
+    return type(failure)(str(failure))

@@ -1,0 +1,353 @@
+"""A host: the engine, its threads, and what the sessions on it share."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from asport_sync.config import ClientConfig, ServerConfig, without_effect
+from asport_sync.engine import (
+    Carrier,
+    CongestionControl,
+    Connection,
+    Engine,
+    Event,
+    LogRecord,
+    StreamBegun,
+    StreamEnded,
+    StreamLargeTransfer,
+    StreamOpened,
+    versions,
+)
+from asport_sync.errors import AsportError, EngineClosed, EngineError, LifecycleError
+from asport_sync.host.credentials import Validity
+from asport_sync.host.machine import MachineWatch
+from asport_sync.host.relays import Relays
+from asport_sync.host.router import Router
+from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.log import RateLimit, logger
+from asport_sync.runtime.machine import asleep_since_boot
+from asport_sync.runtime.selecting import SelectorThread
+from asport_sync.runtime.threads import StopSignal, WorkerPool
+from asport_sync.runtime.timers import Timers
+from asport_sync.wire import UdpMode
+
+if TYPE_CHECKING:
+    from asport_sync.host.session import Session
+
+_engine_log = logger("engine")
+
+_DIALLERS = 64  # threads above max_workers, so that dialling and look-ups continue while all of those relay
+_CARRIERS = {UdpMode.NATIVE: Carrier.DATAGRAM, UdpMode.QUIC: Carrier.STREAM}
+# Minimum DATAGRAM payload in bytes: the header of a Packet with an IPv6 address, and one byte of its payload.
+_MIN_DATAGRAM = 30
+
+_DAY = 86400.0  # seconds between two checks of certificate dates
+
+_PAUSE_AFTER_ERROR = 0.1  # seconds until the next wait for events after one failed
+
+CONGESTION = {
+    "bbr": CongestionControl.BBR,
+    "cubic": CongestionControl.CUBIC,
+    "new_reno": CongestionControl.RENO,
+}
+"""Congestion control algorithms, by their names in the configuration."""
+
+Result = TypeVar("Result")
+
+
+class Host:
+    """The engine with its threads, shared by any number of sessions. Started once, stopped once.
+
+    The events thread handles the engine's events and makes the decisions of all sessions; it owns ``timers`` and
+    ``router``. The pump thread owns the UDP sockets of public ports and local services.
+
+    Args:
+        engine: Not started; owned by this object from now on.
+        max_workers: Maximum number of streams relayed by workers at the same time; with 0 the pump reads no sockets
+            either.
+        tcp_keepalive: Seconds of silence after which TCP keepalive probes a connection; 0: never.
+        log: Receives its log lines.
+        clock: Monotonic time in seconds, for the timers.
+        wall: Time of day in seconds since 1970, to compare with the dates of certificates.
+        asleep: Returns how many seconds this machine has been suspended since an arbitrary moment.
+
+    Attributes:
+        stopping: Set as soon as the end has begun.
+        report: Called with one line on the current state; set by its consumer.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_workers: int,
+        tcp_keepalive: float,
+        log: logging.Logger,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        asleep: Callable[[], float] = asleep_since_boot,
+    ) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.counters = Counters()
+        self.limit = RateLimit()
+        self.stopping = StopSignal()
+        self.workers = WorkerPool(max_workers + _DIALLERS)
+        self.relays = Relays(engine, self.workers, max_workers, self.counters, log, self._stream_label)
+        self.pump = SelectorThread("asport-pump")
+        self.machine = MachineWatch(self.pump, asleep)
+        self.timers = Timers(clock)
+        self.router = Router()
+        self.log = log
+        self._began = time.monotonic()
+        self._shares_udp = max_workers > 0
+        self._tcp_keepalive = tcp_keepalive
+        self._wall = wall
+        self._sessions: list[Session] = []  # appended by the starting thread before the session is opened
+        self._validities: list[Validity] = []  # appended by the events thread, which checks them once a day
+        self.timers.after(_DAY, self._check_dates)
+        # Calls for the events thread: any number of producers, one consumer. Not limited, as each producer waits for
+        # the result or has few calls: a look-up, a change of the network.
+        self.report: Callable[[str], object] = lambda text: None
+        self._calls: collections.deque[Callable[[], object]] = collections.deque()
+        self._events = threading.Thread(target=self._run, name="asport-events", daemon=True)
+        self._handlers: dict[type, Callable[..., None]] = {
+            LogRecord: self._log_record,
+            StreamBegun: self.relays.stream_begun,
+            StreamEnded: self.relays.stream_ended,
+            StreamLargeTransfer: self.relays.stream_large_transfer,
+        }
+
+    # --- any thread ---
+
+    def start(self) -> None:
+        """Starts the threads.
+
+        Raises:
+            LifecycleError: The system can't create a thread.
+        """
+        with _thread_problems():
+            self.engine.start()
+            self.engine.keep_streams_alive(self._tcp_keepalive)
+            self.relays.begin()
+            self.engine.share_udp(self._shares_udp)
+            self.pump.start()
+            self._events.start()
+            log_library(self.log)
+
+    def add(self, session: Session) -> None:
+        """Starts a session. The host's threads are running.
+
+        Raises:
+            ConfigError: Something that the session needs isn't usable.
+            LifecycleError: The system can't create a thread, or the host is stopped.
+        """
+        session.prepare()
+        self._sessions.append(session)
+        with _thread_problems():
+            self.run(session.open)
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Runs ``function(*arguments)`` in the events thread, after earlier calls. Lost once that thread has ended."""
+        self._calls.append(lambda: function(*arguments))
+        with contextlib.suppress(EngineClosed):
+            self.engine.wake()
+
+    def run(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Runs ``function(*arguments)`` in the events thread and returns its result, or raises its exception.
+
+        Deadlocks if called from the events thread, or while holding anything it waits for.
+
+        Raises:
+            LifecycleError: The events thread has ended.
+        """
+        results: list[Result] = []
+        problems: list[BaseException] = []
+        done = threading.Event()
+
+        def and_tell() -> None:
+            try:
+                results.append(function(*arguments))
+            except BaseException as problem:
+                problems.append(problem)
+            finally:
+                done.set()
+
+        self.call(and_tell)
+        while not done.wait(0.1 if self._events.is_alive() else 0):
+            if not self._events.is_alive() and not done.is_set():
+                raise LifecycleError("the host is stopped")
+        if problems:
+            raise problems[0]
+        return results[0]
+
+    def stop(self, timeout: float) -> None:
+        """Closes all connections, ends all threads and frees everything. Also for use after a failed ``start``."""
+        deadline = time.monotonic() + timeout
+        self.stopping.set()
+        # Notifies the peers; relays in workers and the event loop end with EngineClosed.
+        self.engine.stop()
+        if self._events.ident is not None:
+            self._events.join(remaining(deadline))
+        ended = self.pump.stop(remaining(deadline))
+        self.machine.close()
+        for session in self._sessions:
+            session.close()
+        ended &= self.workers.stop(remaining(deadline))
+        # If the events thread is blocked, most likely in the program's own log handler, another log line would block
+        # the caller as well.
+        if not ended and not self._events.is_alive():
+            # A thread inside the system's resolver can't be interrupted. It ends with the resolver's answer and finds a
+            # closed engine.
+            self.log.warning("a name lookup is still in progress; its thread ends when the resolver returns")
+        self.engine.close()
+        self.stopping.close()
+
+    @property
+    def status(self) -> str:
+        """The current state of all sessions in one line."""
+        return "; ".join(session.status for session in self._sessions)
+
+    def report_status(self) -> None:
+        """Reports the current state, for example to the service manager."""
+        self.report(self.status)
+
+    def stats(self) -> dict[str, object]:
+        """Returns the statistics of the host."""
+        return {
+            "uptime": time.monotonic() - self._began,
+            "engine": self.engine.counters(),
+            "counters": self.counters.snapshot(),
+            "workers": {
+                "running": self.workers.running,
+                "threads": self.workers.threads,
+                "waiting": self.workers.waiting,
+            },
+            "pump": {"calls": self.pump.waiting, "held_up": self.pump.held_up},
+        }
+
+    # --- the events thread ---
+
+    def warn_of(self, validity: Validity) -> None:
+        """Warns of certificates that prevent connections now or will do so soon; repeats those about dates daily."""
+        self._validities.append(validity)
+        for problem in validity.problems(self._wall()):
+            self.log.warning("%s", problem)
+
+    def _check_dates(self) -> None:
+        self.timers.after(_DAY, self._check_dates)
+        for validity in self._validities:
+            for problem in validity.ends(self._wall()):
+                self.log.warning("%s", problem)
+
+    def _run(self) -> None:
+        while True:
+            wait = self.timers.remaining()
+            try:
+                # The wait rounds down to whole milliseconds; half a millisecond more keeps the loop from spinning.
+                events = self.engine.wait(None if wait is None else wait + 0.0005)
+            except EngineClosed:
+                break
+            except (EngineError, MemoryError):
+                with contextlib.suppress(MemoryError):
+                    self.log.exception("waiting for events failed")
+                time.sleep(_PAUSE_AFTER_ERROR)
+                continue
+            for event in events:
+                self._handle(event)
+            while self._calls:
+                self._guarded(self._calls.popleft(), "callback")
+            self._guarded(self.timers.run, "timer callback")
+        # Threads that wait for the end must wake up even if the engine ended without being stopped.
+        self.stopping.set()
+
+    def _handle(self, event: Event) -> None:
+        try:
+            handler = self._handlers.get(type(event))
+            if handler is not None:
+                handler(event)
+                return
+            session = self.router.route(event)
+            if session is not None:
+                session.handle(event)
+            elif isinstance(event, StreamOpened):
+                event.stream.refuse()  # its connection is over; the stream outlives it until it is reset
+        except EngineClosed as gone:
+            # The connection ended while its event was being handled; Closed follows.
+            self.log.debug("%s: %s", type(event).__name__, gone)
+        except Exception:
+            with contextlib.suppress(MemoryError):
+                self.counters.add("events_failed")
+                self.log.exception("handling of %s failed", type(event).__name__)
+
+    def _guarded(self, call: Callable[[], object], what: str) -> None:
+        try:
+            call()
+        except EngineClosed:
+            pass  # the connection that it is about has ended meanwhile
+        except Exception:
+            with contextlib.suppress(MemoryError):
+                self.log.exception("%s failed", what)
+
+    def _log_record(self, event: LogRecord) -> None:
+        _engine_log.log(event.level, "%s", event.message)
+
+    def _stream_label(self, connection: Connection) -> str:
+        session = self.router.session_of(connection)
+        return "" if session is None else session.stream_label(connection)
+
+
+@contextlib.contextmanager
+def _thread_problems() -> Iterator[None]:
+    """Converts the errors of ``threading`` that the system can't create a thread."""
+    try:
+        yield
+    except AsportError:
+        raise
+    except RuntimeError as problem:
+        hint = "check the limits of processes and memory, and whether a seccomp filter refuses clone3"
+        raise LifecycleError(f"{problem}: {hint}") from problem
+
+
+def carrier_towards(connection: Connection, udp: UdpMode | None) -> Carrier | None:
+    """Returns the carrier of Packets to a peer whose QUIC handshake is complete, given the agreed UDP mode.
+
+    A peer that takes no DATAGRAM frames (RFC 9221 section 3) gets streams instead: a receiver accepts either carrier,
+    and the tunnel's TCP should not be lost because of UDP.
+
+    Raises:
+        EngineClosed: The connection is over.
+    """
+    if udp is UdpMode.NATIVE and connection.info().datagram_limit < _MIN_DATAGRAM:
+        return Carrier.STREAM
+    return None if udp is None else _CARRIERS[udp]
+
+
+def remaining(deadline: float) -> float:
+    """Returns the seconds until a time of the monotonic clock, at least 0."""
+    return max(0.0, deadline - time.monotonic())
+
+
+def log_keys_without_effect(config: ClientConfig | ServerConfig, log: logging.Logger) -> None:
+    """Logs a line for each key that was set but has no effect."""
+    for name, why in without_effect(config):
+        log.info("%s has no effect: %s", name, why)
+
+
+def log_library(log: logging.Logger) -> None:
+    """Logs which ngtcp2 is used if it is the system's; a warning if it is only a fallback."""
+    linked = versions()
+    if linked["ngtcp2_origin"] == "system, fallback":
+        log.warning(
+            "using the system's ngtcp2 %s: the build could not get the source of a current release, and old ones have "
+            "known faults; rebuild with ASPORT_NGTCP2=bundled to see what is missing, or with =system if this is "
+            "intended",
+            linked["ngtcp2"],
+        )
+    elif linked["ngtcp2_origin"] == "system":
+        log.info("using the system's ngtcp2 %s", linked["ngtcp2"])

@@ -1,0 +1,298 @@
+"""Starting, waiting and stopping: the common base of ``Server`` and ``Client``."""
+
+from __future__ import annotations
+
+import abc
+import enum
+import os
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from asport_sync.config import ClientConfig, ServerConfig
+from asport_sync.engine import Engine
+from asport_sync.errors import EngineClosed, LifecycleError
+from asport_sync.host.host import Host
+from asport_sync.host.session import Session
+from asport_sync.runtime import notify
+from asport_sync.runtime.log import logger
+from asport_sync.runtime.signals import Termination
+from asport_sync.runtime.threads import what_is_replaced
+
+_log = logger("lifecycle")
+
+AnyConfig = TypeVar("AnyConfig", bound="ClientConfig | ServerConfig")
+AnySession = TypeVar("AnySession", bound=Session)
+Self = TypeVar("Self", bound="Lifecycle[Any, Any]")
+
+STOP_TIMEOUT = 5.0
+"""Maximum number of seconds that ``stop`` takes by default."""
+
+
+class State(enum.Enum):
+    """The states of a lifecycle."""
+
+    STOPPED = "not started, or stopped"
+    STARTING = "a thread is inside start()"
+    CANCELLED = "a thread is inside start(), and stops what it has started"
+    RUNNING = "started"
+    STOPPING = "a thread stops it"
+
+
+class Step(enum.Enum):
+    """What changes the state."""
+
+    START = "start() was called"
+    STARTED = "everything is started"
+    FAILED = "start() has failed"
+    STOP = "stop() was called"
+    ENDED = "everything is stopped"
+
+
+TABLE: Mapping[State, Mapping[Step, State]] = {
+    State.STOPPED: {Step.START: State.STARTING},
+    State.STARTING: {Step.STARTED: State.RUNNING, Step.FAILED: State.STOPPED, Step.STOP: State.CANCELLED},
+    State.CANCELLED: {Step.STARTED: State.STOPPING, Step.FAILED: State.STOPPED},
+    State.RUNNING: {Step.STOP: State.STOPPING},
+    State.STOPPING: {Step.ENDED: State.STOPPED},
+}
+"""The next state by state and step. A step that is not listed changes nothing."""
+
+
+class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
+    """Something that can be started and stopped, more than once. Any thread.
+
+    It has a host of its own while it is started.
+
+    Args:
+        config: Its configuration.
+    """
+
+    def __init__(self, config: AnyConfig) -> None:
+        self._config = config
+        # Guards everything below; never held while something is started or stopped. Reentrant, because a signal handler
+        # that calls stop() may interrupt a thread that holds it.
+        self._changed = threading.Condition(threading.RLock())
+        self._state = State.STOPPED
+        self._owner: int | None = None  # the thread inside start(), or inside stop() in STOPPING
+        self._readers: set[int] = set()  # threads inside stats()
+        self._stop_is_due = False  # a signal handler's stop() waits for its thread's stats() to end
+        self._host: Host | None = None
+        self._session: AnySession | None = None
+        self._process: int | None = None  # the process that called start()
+
+    @classmethod
+    def from_config(cls: type[Self], source: str | os.PathLike[str] | AnyConfig | None = None) -> Self:
+        """Creates an instance from a configuration file.
+
+        Args:
+            source: The file; None: the file that ``asport_sync.config.find`` finds. May also be a configuration that
+                was already read.
+
+        Raises:
+            ConfigError: The file can't be read, or something in it is wrong.
+        """
+        made = cls.__new__(cls)
+        Lifecycle.__init__(made, cls._load(source))
+        return made
+
+    @staticmethod
+    @abc.abstractmethod
+    def _load(source: Any) -> Any:
+        """Returns the configuration that ``from_config`` was given or pointed to."""
+
+    @abc.abstractmethod
+    def _new_host(self) -> Host:
+        """Creates the host."""
+
+    @abc.abstractmethod
+    def _new_session(self, host: Host) -> AnySession:
+        """Creates the session that ``start`` starts."""
+
+    def _new_engine(self) -> Engine:
+        engine = Engine()
+        engine.receive_memory(self._config.receive_memory)
+        return engine
+
+    @property
+    def config(self) -> AnyConfig:
+        """The configuration."""
+        return self._config
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started and not yet stopped."""
+        return self._session is not None and self._process == os.getpid()
+
+    def start(self) -> None:
+        """Starts in the background and returns.
+
+        Raises:
+            LifecycleError: Already started, possibly before a fork; or this program's threads are not real threads
+                (gevent); or the system can't create a thread.
+            ConfigError: An address can't be bound, or a certificate or key isn't usable.
+        """
+        self._check_process()
+        problem = what_is_replaced()
+        if problem is not None:
+            raise LifecycleError(problem)
+        with self._changed:
+            if not self._step(Step.START):
+                raise LifecycleError(f"this {type(self).__name__} is already started")
+            self._owner = threading.get_ident()
+        try:
+            host, session = self._start_host()
+        except BaseException:
+            self._step(Step.FAILED)
+            raise
+        with self._changed:
+            self._host, self._session, self._process = host, session, os.getpid()
+            self._step(Step.STARTED)
+            cancelled = self._state is State.STOPPING
+        if cancelled:  # stop() was called meanwhile
+            self._stop(STOP_TIMEOUT)
+
+    def _start_host(self) -> tuple[Host, AnySession]:
+        host = self._new_host()
+        try:
+            host.start()
+            session = self._new_session(host)
+            host.add(session)
+        except BaseException:
+            host.stop(STOP_TIMEOUT)
+            raise
+        return host, session
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Closes connections and ports and ends the threads. Idempotent; ``start`` may follow.
+
+        Does nothing in a forked child of the process that started it, because everything belongs to the parent.
+
+        A signal handler may call it. If it interrupts a ``start``, ``stop`` or ``stats`` of its own thread, it returns
+        at once: when the handler has returned, the stop continues, or follows the start or the statistics.
+
+        Args:
+            timeout: Maximum number of seconds to wait for threads.
+        """
+        if self._process not in (None, os.getpid()):
+            return
+        thread = threading.get_ident()
+        with self._changed:
+            if thread in self._readers:  # it may hold locks that other threads need in order to end
+                self._stop_is_due = True
+                return
+            self._step(Step.STOP)
+            if self._owner == thread and self._state is not State.STOPPED:
+                return  # the interrupted start() or stop() does it
+            if self._state is State.STOPPING and self._owner is None:
+                self._owner = thread
+            else:
+                self._changed.wait_for(lambda: self._state is State.STOPPED)
+                return
+        self._stop(timeout)
+
+    def _stop(self, timeout: float) -> None:
+        """Stops everything. The state is STOPPING, and this thread its owner."""
+        try:
+            if self._host is not None:
+                self._host.stop(timeout)
+        finally:
+            with self._changed:
+                self._host = self._session = self._process = None
+                self._step(Step.ENDED)
+
+    def _step(self, step: Step) -> bool:
+        """Changes the state; returns whether the step is listed for the current one."""
+        with self._changed:
+            after = TABLE[self._state].get(step)
+            if after is None:
+                return False
+            self._state = after
+            if after in (State.STOPPED, State.RUNNING):
+                self._owner = None
+                self._changed.notify_all()
+            return True
+
+    def run_forever(self) -> str | None:
+        """Starts, if not yet started, and returns after a signal or a ``stop`` from another thread.
+
+        The signals are SIGINT, SIGTERM and, unless the program ignores or handles it, SIGHUP. They are handled only if
+        this runs in the main thread, where they are unblocked meanwhile; the previous handlers are restored. A second
+        signal has the effect that it would have without this call. systemd is notified of start and stop if it
+        requested that (Type=notify).
+
+        Returns:
+            The signal's name; None: ``stop`` was called.
+
+        Raises:
+            LifecycleError: In a forked child of the process that started it, or as for ``start``.
+            ConfigError: As for ``start``.
+        """
+        with Termination() as termination:
+            self._check_process()
+            if not self.running:
+                self.start()
+            host = self._host
+            if host is None:
+                return None  # stopped by another thread meanwhile
+            host.report = notify.status
+            notify.ready(host.status)
+            descriptor = host.stopping.fileno()
+            name = termination.wait(descriptor) if descriptor >= 0 else None
+            _log.info("stopping: %s", name or "stop() was called")
+            notify.stopping()
+            self.stop()
+            return name
+
+    def stats(self) -> dict[str, object]:
+        """Returns current statistics, times in seconds and sizes in bytes.
+
+        Returns:
+            ``running``; while it is, also ``uptime``, ``engine`` and ``counters`` (counts by name), ``workers``,
+            ``pump``, and ``connections`` with the engine's figures of each. A server adds its ``address``, and to each
+            connection the user, peer, public port, networks and age. A client adds ``public``: the server's address and
+            the public port, or None.
+        """
+        thread = threading.get_ident()
+        if thread in self._readers:  # called by a signal handler that interrupted stats()
+            return {"running": self.running}
+        self._readers.add(thread)
+        try:
+            session, host = self._running(), self._host
+            return {"running": True, **session.stats(), **({} if host is None else host.stats())}
+        except (LifecycleError, EngineClosed):  # not started, or stopped meanwhile by another thread
+            return {"running": False}
+        finally:
+            self._readers.discard(thread)
+            if self._stop_is_due:
+                self._stop_is_due = False
+                self.stop()
+
+    def __enter__(self: Self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _running(self) -> AnySession:
+        """Returns the current session.
+
+        Raises:
+            LifecycleError: Not started, or started in the parent process.
+        """
+        self._check_process()
+        session = self._session
+        if session is None:
+            raise LifecycleError(f"this {type(self).__name__} is not started")
+        return session
+
+    def _check_process(self) -> None:
+        # Before taking any lock: one that another thread held during the fork stays locked forever in the child.
+        if self._process not in (None, os.getpid()):
+            raise LifecycleError(
+                f"this {type(self).__name__} was started in the parent process; create a new one after fork"
+            )

@@ -1,0 +1,137 @@
+"""Relays of TCP connections: the engine relays, workers take over large transfers, and their ends are logged."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+from asport_sync.engine import Connection, Engine, Stream, StreamBegun, StreamEnded, StreamLargeTransfer, StreamResult
+from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.runtime import sockets
+from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.log import RateLimit
+from asport_sync.runtime.threads import WorkerPool
+
+# Maximum log lines per second about ended streams, at level info. Logging many short connections must not cost more
+# than serving them: a line takes Python about as long as the engine takes for two connections.
+_LINES_PER_SECOND = 200
+_EVERY_LINE = 0xFFFFFFFF  # at level debug
+
+
+class Relays:
+    """Logs the ends of streams, and provides workers for large transfers. Any thread.
+
+    Args:
+        engine: Relays the streams.
+        workers: Provides the relaying threads.
+        most: Maximum number of streams relayed by workers at the same time.
+        counters: Counts drops.
+        log: Receives one line for each stream: at level info for at most 200 per second, at level debug for all, and
+            for their beginnings.
+        place: Returns the prefix of such a line, for streams of a connection.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        workers: WorkerPool,
+        most: int,
+        counters: Counters,
+        log: logging.Logger,
+        place: Callable[[Connection], str],
+    ) -> None:
+        self._engine = engine
+        self._workers = workers
+        self._most = most
+        self._counters = counters
+        self._log = log
+        self._place = place
+        self._limit = RateLimit()
+
+    def begin(self) -> None:
+        """Tells the engine how many workers there are, and which ends of streams to report."""
+        most = _LINES_PER_SECOND if self._log.isEnabledFor(logging.INFO) else 0
+        every = self._log.isEnabledFor(logging.DEBUG)
+        self._engine.report_streams(_EVERY_LINE if every else most, begins=every)
+        if self._most > 0:
+            self._engine.share_streams(self._most)
+
+    def attach(self, stream: Stream, sock: socket.socket, label: str) -> None:
+        """Lets the engine relay. Takes ownership of the socket."""
+        try:
+            stream.attach(sock)
+        except EngineClosed:
+            sock.close()
+            self._counters.add("streams_gone_before_relay")
+            self._log.info("%s: the QUIC connection ended before the relay started", label)
+        except EngineError as problem:
+            # Nothing can relay the stream, and its peer must not wait forever.
+            sock.close()  # no effect if ``attach`` has already taken the descriptor
+            self._counters.add("streams_dropped_no_relay")
+            self._limit.warning(self._log, "%s dropped: %s", label, problem)
+            with contextlib.suppress(EngineClosed):
+                stream.reset()
+
+    def stream_large_transfer(self, event: StreamLargeTransfer) -> None:
+        """Hands a large transfer to a worker, which relays it from here on."""
+        label = self._label(event)
+        began = time.monotonic() - event.lasted
+        if not self._workers.offer(self._work, event.stream, event.sock, label, began):
+            # The stream is not relayed now, so it must not wait until a worker that dials is free.
+            self.attach(event.stream, event.sock, label)
+            self._share_one()
+
+    def stream_begun(self, event: StreamBegun) -> None:
+        """Logs that the engine relays a stream from now on."""
+        self._log.debug("%s: relay started", self._label(event))
+
+    def stream_ended(self, event: StreamEnded) -> None:
+        """Logs that a stream has ended."""
+        if event.left_out:
+            self._log.info("%d more connections closed (log rate limit)", event.left_out)
+        self._report(self._label(event), event.lasted, event.result)
+
+    def _work(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
+        # Worker thread.
+        try:
+            self._relay(stream, sock, label, began)
+        finally:
+            self._share_one()
+
+    def _relay(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
+        try:
+            result = stream.relay(sock)
+        except EngineClosed:
+            sock.close()
+        except EngineError as problem:
+            # Most likely no descriptor is left to wake this thread with. The engine's own loop needs none.
+            self._counters.add("relays_without_worker")
+            self._limit.warning(self._log, "%s: no worker can relay it: %s; the engine relays it", label, problem)
+            self.attach(stream, sock, label)
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            sock.close()
+            self._report(label, time.monotonic() - began, result)
+
+    def _share_one(self) -> None:
+        with contextlib.suppress(EngineClosed):
+            self._engine.share_streams(1)
+
+    def _label(self, event: StreamBegun | StreamLargeTransfer | StreamEnded) -> str:
+        peer = sockets.text(event.peer) if event.peer else "an unknown address"
+        return f"{self._place(event.connection)}connection from {peer}"
+
+    def _report(self, label: str, lasted: float, result: StreamResult) -> None:
+        self._log.info(
+            "%s: %s after %.1f s, %d bytes to the tunnel, %d bytes from it",
+            label,
+            result.describe(),
+            lasted,
+            result.sent,
+            result.received,
+        )

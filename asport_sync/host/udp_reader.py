@@ -1,0 +1,87 @@
+"""Reading busy UDP sockets, which the engine hands over to the pump. The pump thread."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+from asport_sync.engine import UdpSocket
+from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.selecting import SelectorThread
+from asport_sync.runtime.timers import Timer
+
+_BATCHES_PER_TURN = 4  # recvmmsg calls of up to 64 messages; then the other sockets are read
+_CHECK_PERIOD = 1.0  # seconds between checks whether a busy socket is still busy
+_QUIET_BELOW = 20000  # datagrams per second below which the engine alone is better; it hands sockets over above 80,000
+_PAUSE_AFTER_ERROR = 0.1  # seconds of back-off after a socket could not be read
+
+
+class UdpReader:
+    """Reads a busy socket that the engine has handed over to the pump, for as long as it is busy.
+
+    Args:
+        pump: The thread, which makes all calls.
+        sock: The socket.
+        udp: The engine's handle of it.
+        counters: Counts errors.
+        log: Receives the errors, at level debug.
+    """
+
+    def __init__(
+        self, pump: SelectorThread, sock: socket.socket, udp: UdpSocket, counters: Counters, log: logging.Logger
+    ) -> None:
+        self._pump = pump
+        self._sock = sock
+        self._udp = udp
+        self._counters = counters
+        self._log = log
+        self._look: Timer | None = None  # the next check; None: the engine reads
+        self._datagrams = 0  # since the latest check
+
+    def begin(self) -> None:
+        """Begins to read the socket, which the engine has handed over."""
+        if self._look is None:
+            self._pump.watch(self._sock, self._readable)
+            self._look_later()
+
+    def end(self) -> None:
+        """Stops reading the socket, which may be closed then. Idempotent."""
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+            self._pump.unwatch(self._sock)
+
+    def _look_later(self) -> None:
+        self._datagrams = 0
+        self._look = self._pump.after(_CHECK_PERIOD, self._still_busy)
+
+    def _still_busy(self) -> None:
+        if self._datagrams >= _CHECK_PERIOD * _QUIET_BELOW:
+            self._look_later()
+            return
+        self.end()
+        try:
+            self._udp.give_back()
+        except EngineClosed:
+            pass
+        except EngineError as problem:
+            # Otherwise nothing would read the socket.
+            self._counters.add("udp_give_back_errors")
+            self._log.debug("cannot return a UDP socket to the engine: %s", problem)
+            self.begin()
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(_BATCHES_PER_TURN):
+                received = self._udp.receive()
+                self._datagrams += received
+                if received == 0:
+                    return
+        except EngineClosed:
+            self.end()
+        except EngineError as problem:
+            # Includes ICMP errors about the service, such as "port unreachable".
+            self._counters.add("udp_read_errors")
+            self._log.debug("cannot read a UDP socket: %s", problem)
+            self._pump.pause(self._sock, _PAUSE_AFTER_ERROR)

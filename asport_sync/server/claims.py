@@ -1,0 +1,318 @@
+"""Claims: which port a client gets, and from which silent connection of its user it takes one over.
+
+A client that was restarted, or whose address changed, finds its place and port taken by its previous connection. That
+is probed, and makes way if it does not answer.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import errno
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+
+from asport_sync.config import PortSet
+from asport_sync.engine import Connection, Probed
+from asport_sync.errors import EngineClosed
+from asport_sync.host.host import Host
+from asport_sync.runtime.log import logger
+from asport_sync.runtime.timers import Timer
+from asport_sync.server.connection import ClientConnection
+from asport_sync.server.policy import Grant, User
+from asport_sync.server.ports import Binding, Leases, Place, PortTable, PublicPort
+from asport_sync.wire import Meaning, ServerHelloCode
+
+_log = logger("server")
+
+_BINDS_PER_SLICE = 64  # about 2 ms of system calls; then other events are handled
+
+# Seconds that a connection gets to answer a probe before another client of its user takes its place. A live client on a
+# busy machine may be late; a new client waits 3 s for its ServerHello.
+_PROBE = 1.0
+
+_ASKED_AT_ONCE = 16  # maximum probes at once per new client: each costs this thread a call that waits for the engine
+
+_ASKING_LONGEST = 2.0  # seconds; connections that have not answered by then count as alive
+
+_PRIVILEGED = 1024  # first unprivileged port, unless net.ipv4.ip_unprivileged_port_start says otherwise
+
+
+@dataclasses.dataclass(eq=False)
+class Claim:
+    """A client that has authenticated and waits for its port. The events thread.
+
+    Attributes:
+        asked: All possible meanings of its mode byte.
+        whole: What the user may have of these.
+        grant: What a port is searched for: ``whole``, or a part of it if there is no port for all.
+        others: The parts to search for next.
+        has_place: Whether it counts towards its user's ``max_clients``.
+        rivals: Connections of the same user that may be in its way and have not been probed yet; None: not needed so
+            far.
+        waiting: connections that are being probed.
+        timer: Ends the probing.
+        denied: The system's error for a port, other than EADDRINUSE.
+        in_use: Whether a port was in use.
+    """
+
+    peer: ClientConnection
+    user: User
+    asked: tuple[Meaning, ...]
+    whole: Grant
+    grant: Grant
+    others: list[Grant]
+    ports: PortSet
+    has_place: bool = False
+    rivals: collections.deque[ClientConnection] | None = None
+    waiting: set[Connection] = dataclasses.field(default_factory=set)
+    timer: Timer | None = None
+    denied: OSError | None = None
+    in_use: bool = False
+
+
+class Claims:
+    """Finds ports for authenticated clients. The events thread.
+
+    Args:
+        host: The session's host.
+        connections: All connections of the session.
+        grant: Called with a claim and its port.
+        refuse: Called with a client, the code and the reason.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        connections: Mapping[Connection, ClientConnection],
+        grant: Callable[[Claim, PublicPort], None],
+        refuse: Callable[[ClientConnection, ServerHelloCode, str], None],
+    ) -> None:
+        self._host = host
+        self._connections = connections
+        self._grant = grant
+        self._refuse = refuse
+        self._ports = PortTable()
+        self._leases = Leases()
+        # By user: the clients that have a port or search for one.
+        self._clients: dict[uuid.UUID, dict[Connection, ClientConnection]] = {}
+        # By connection that is being probed: the claims that wait for its answer, in order.
+        self._asked: dict[Connection, dict[Claim, None]] = {}
+
+    def find_place(self, claim: Claim) -> None:
+        """Counts a new client towards its user's ``max_clients`` before anything is bound."""
+        clients = self._clients.setdefault(claim.user.uuid, {})
+        if len(clients) >= claim.user.max_clients:
+            self._ask(claim)
+            return
+        clients[claim.peer.connection] = claim.peer
+        claim.has_place = True
+        self._bind(claim)
+
+    def leave(self, peer: ClientConnection) -> None:
+        """Stops counting a client towards its user's ``max_clients``. Idempotent."""
+        if peer.user is not None and (clients := self._clients.get(peer.user.uuid)) is not None:
+            clients.pop(peer.connection, None)
+            if not clients:
+                del self._clients[peer.user.uuid]
+
+    def _ask(self, claim: Claim) -> None:
+        """Probes connections in the new client's way, a few at a time.
+
+        A client that was restarted, or whose address changed, finds its place and port taken by its previous
+        connection, which would otherwise remain until the idle timeout. One silent connection is enough.
+        """
+        if claim.rivals is None:
+            claim.rivals = collections.deque(self._rivals(claim))
+        while claim.rivals and len(claim.waiting) < _ASKED_AT_ONCE:
+            rival = claim.rivals.popleft()
+            if rival.gone or rival.closing:
+                continue
+            connection = rival.connection
+            if connection not in self._asked:
+                try:
+                    rival.connection.probe(_PROBE)
+                except EngineClosed:
+                    self._take_over(claim, rival)
+                    return
+            self._asked.setdefault(connection, {})[claim] = None
+            claim.waiting.add(connection)
+        if not claim.waiting:
+            self._refuse_place(claim)
+        elif claim.timer is None or not claim.timer.pending:
+            claim.timer = self._host.timers.after(_ASKING_LONGEST, lambda: self._stop_asking(claim))
+
+    def _rivals(self, claim: Claim) -> Iterable[ClientConnection]:
+        """Returns the user's connections that hold a port this client could get; all with a port if it lacks a place.
+
+        Those of the same address come first: its own predecessor most likely had that address.
+        """
+
+        def in_the_way(peer: ClientConnection) -> bool:
+            return peer.port is not None and peer.port.number in claim.ports and peer.port.serves(claim.whole.mode)
+
+        clients = self._clients.get(claim.user.uuid, {}).values()
+        rivals = [peer for peer in clients if peer.port is not None and (not claim.has_place or in_the_way(peer))]
+        return sorted(rivals, key=lambda peer: (not in_the_way(peer), peer.address[0] != claim.peer.address[0]))
+
+    def probed(self, event: Probed) -> None:
+        """Handles the result of a probe."""
+        rival = self._connections.get(event.connection)
+        claims = self._no_longer_asked(event.connection)
+        # Checked again here: the answer may have arrived while the event waited for this thread.
+        if claims and rival is not None and not event.alive and not rival.closing and _is_silent(rival):
+            self._take_over(claims.pop(0), rival)
+        for claim in claims:
+            self._ask(claim)
+
+    def ended(self, connection: Connection) -> None:
+        """Resumes the claims that waited for a connection that has ended."""
+        for claim in self._no_longer_asked(connection):
+            self._try_again(claim)
+
+    def _no_longer_asked(self, connection: Connection) -> list[Claim]:
+        """Stops waiting for this connection's answer; returns the claims that still waited for it."""
+        claims = [claim for claim in self._asked.pop(connection, {}) if connection in claim.waiting]
+        for claim in claims:
+            claim.waiting.discard(connection)
+        return [claim for claim in claims if not (claim.peer.gone or claim.peer.closing)]
+
+    def _stop_asking(self, claim: Claim) -> None:
+        if claim.waiting:
+            claim.waiting.clear()
+            self._refuse_place(claim)
+
+    def _try_again(self, claim: Claim) -> None:
+        """Resumes a claim after a connection in its way has ended. Unanswered probes are repeated if necessary."""
+        assert claim.rivals is not None
+        claim.rivals.extendleft(self._connections[each] for each in claim.waiting if each in self._connections)
+        claim.waiting.clear()
+        if claim.has_place:
+            self._bind(claim)
+        else:
+            self.find_place(claim)
+
+    def _refuse_place(self, claim: Claim) -> None:
+        user = claim.user
+        if claim.has_place:
+            why = f"requested {either(claim.asked)}, user {user.uuid}, ports {claim.ports}, {_why_none(claim)}"
+        else:
+            self._host.counters.add("clients_refused_limit")
+            why = f"user {user.uuid} already has {user.max_clients} clients, the maximum (max_clients)"
+        if not (claim.peer.gone or claim.peer.closing):
+            self._refuse(claim.peer, ServerHelloCode.BIND_FAILED, why)
+
+    def _take_over(self, claim: Claim, rival: ClientConnection) -> None:
+        """Gives the place and the port of a silent connection to the new client."""
+        claim.waiting.clear()
+        port = self.detach(rival)
+        rival.closing = True
+        self.leave(rival)
+        rival.handshake.close()
+        # Its relays end with it, which is how visitors notice.
+        self._close_quietly(rival.connection)
+        self._host.counters.add("ports_taken_over")
+        number = 0 if port is None else port.number
+        _log.info("%s: silent; its port %d is taken over by %s", rival.label, number, claim.peer.label)
+        self._clients.setdefault(claim.user.uuid, {})[claim.peer.connection] = claim.peer
+        claim.has_place = True
+        if port is not None and number not in claim.ports:
+            self._ports.release(port)
+            self._leases.remember(claim.user.uuid, number)
+            port = None
+        self._bind(claim, [] if port is None else [port])
+
+    def _bind(self, claim: Claim, inherited: Iterable[PublicPort] = ()) -> None:
+        user, mode = claim.user, claim.grant.mode
+        place = Place(user.bind_ip, user.only_v6, user.uuid)
+        preferred = (
+            port
+            for port in self._leases.ports(user.uuid)
+            if port in claim.ports and not self._ports.holds(place, port, mode)
+        )
+        binding = Binding(
+            self._ports,
+            place,
+            mode,
+            claim.ports,
+            inherited,
+            [port for port in (next(preferred, None),) if port is not None],
+        )
+        self._search(claim, binding)
+
+    def _search(self, claim: Claim, binding: Binding) -> None:
+        peer = claim.peer
+        if peer.gone or peer.closing:
+            binding.abandon()
+        elif not binding.advance(_BINDS_PER_SLICE):
+            if binding.problem is not None:
+                self._host.counters.add("binds_deferred")
+                said = binding.problem.strerror
+                self._host.limit.warning(
+                    _log, "%s: no public port yet: %s; retrying", peer.label, said, source=claim.user.uuid
+                )
+            self._host.timers.after(binding.delay, lambda: self._search(claim, binding))
+        elif binding.port is not None:
+            self._grant(claim, binding.port)
+        elif binding.problem is not None:
+            said = binding.problem.strerror
+            detail = f"requested {either(claim.asked)}, user {claim.user.uuid}, ports {claim.ports}: {said}"
+            self._refuse(peer, ServerHelloCode.BIND_FAILED, detail)
+        else:
+            claim.denied = binding.denied or claim.denied
+            claim.in_use = binding.in_use or claim.in_use
+            if claim.others:
+                claim.grant = claim.others.pop(0)
+                self._bind(claim)
+            else:
+                claim.grant, claim.others = claim.whole, list(claim.whole.parts)
+                self._ask(claim)
+
+    def detach(self, peer: ClientConnection) -> PublicPort | None:
+        """Takes a client's port out of service without closing its sockets; returns None if it has none."""
+        if peer.listener is not None:
+            peer.listener.close()
+        # Waits for the pump, for one turn of its loop at most: a descriptor closed while another thread is about to use
+        # it may then refer to another socket.
+        if peer.udp is not None:
+            self._host.pump.call_and_wait(peer.udp.close)
+        peer.listener = peer.udp = None
+        port, peer.port = peer.port, None
+        return port
+
+    def release(self, peer: ClientConnection) -> None:
+        """Closes a client's port, if it has one, and remembers it for the user. Idempotent."""
+        port = self.detach(peer)
+        if port is not None:
+            self._ports.release(port)
+            if peer.user is not None:
+                self._leases.remember(peer.user.uuid, port.number)
+
+    def _close_quietly(self, connection: Connection) -> None:
+        try:
+            connection.close(0)
+        except EngineClosed:
+            _log.debug("connection already closed")
+
+
+def _is_silent(peer: ClientConnection) -> bool:
+    """Whether nothing has been received on a connection since it was probed."""
+    try:
+        return peer.connection.info().silence >= _PROBE
+    except EngineClosed:
+        return True
+
+
+def _why_none(claim: Claim) -> str:
+    """Returns why a claim got none of its ports."""
+    if claim.denied is None:
+        return "all in use"
+    said = claim.denied.strerror
+    if claim.denied.errno == errno.EACCES and claim.ports.ranges[0].start < _PRIVILEGED:
+        said = f"{said} (ports below {_PRIVILEGED} need CAP_NET_BIND_SERVICE)"
+    return f"{'all in use or ' if claim.in_use else ''}refused by the system: {said}"
+
+
+def either(asked: tuple[Meaning, ...]) -> str:
+    """Names the possible meanings of a mode byte."""
+    return " or ".join(map(str, asked))

@@ -1,0 +1,205 @@
+"""The UDP side of a public port: each source becomes an association. The pump thread.
+
+The engine forwards datagrams. Python is involved only in the first datagram of each source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+
+from asport_sync.engine import Connection, SocketAddress, UdpSocket
+from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.host.associations import NONE_TO_EVICT, REFUSAL_LASTS, Evictions, IdleCheck, SourceShares
+from asport_sync.host.udp_reader import UdpReader
+from asport_sync.runtime import sockets
+from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.log import RateLimit
+from asport_sync.runtime.selecting import SelectorThread
+from asport_sync.runtime.timers import Timer
+from asport_sync.server.associations import LAST_ASSOCIATION, AssociationTable, SharedBudget
+from asport_sync.wire import Dissociate, encode
+
+# While others want some, one source address has at most half of the associations, so that it can't shut out all others.
+# No less, because many visitors share one address behind a proxy or a carrier-grade NAT.
+_MAX_OF_ONE_SOURCE = LAST_ASSOCIATION // 2
+_OPEN_TRIES = 60  # maximum number of attempts to open a public socket
+_PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, after which a lack of descriptors or memory counts as permanent
+_LINE_PERIOD = 60.0  # seconds between two log lines about the same problem of a tunnel
+MAX_ASSOCIATIONS = 262144
+"""Maximum UDP associations of all public ports of a server: four times the number of IDs; 0.6 KiB each, 160 MiB."""
+
+
+class PublicUdp:
+    """The UDP side of a client's public port: each source becomes an association. The pump thread.
+
+    Args:
+        pump: The thread.
+        connection: The client's.
+        sock: Bound; stays the caller's.
+        timeout: Seconds without traffic after which an association ends.
+        counters: Counts drops.
+        log: Receives one line for each association, at level debug, and the reasons why UDP is not forwarded.
+        budget: The associations of all public ports; None: this is the only port.
+    """
+
+    def __init__(
+        self,
+        pump: SelectorThread,
+        connection: Connection,
+        sock: socket.socket,
+        timeout: float,
+        counters: Counters,
+        log: logging.Logger,
+        budget: SharedBudget[PublicUdp] | None = None,
+    ) -> None:
+        self._pump = pump
+        self._connection = connection
+        self._sock = sock
+        self._timeout = timeout
+        self._counters = counters
+        self._log = log
+        self._budget: SharedBudget[PublicUdp] = SharedBudget(MAX_ASSOCIATIONS) if budget is None else budget
+        self._udp: UdpSocket | None = None
+        self._reader: UdpReader | None = None
+        self._associations = AssociationTable()
+        self._shares = SourceShares(_MAX_OF_ONE_SOURCE)
+        self._places = Evictions(connection, LAST_ASSOCIATION, self._shares, counters, self._dissociate)
+        self._limit = RateLimit(5, _LINE_PERIOD, each=1)
+        self._expiry = IdleCheck(pump, connection, timeout, self._expired)
+        self._opening: Timer | None = None  # the next attempt to open
+        self._failures = 0  # failed attempts to open
+
+    def open(self) -> None:
+        """Begins to forward, now or as soon as the engine has the resources."""
+        try:
+            self._udp = self._connection.open_udp(self._sock, public=True)
+        except EngineClosed:
+            return
+        except EngineError as problem:
+            self._not_opened(problem)
+            return
+        if self._failures:
+            self._log.info("UDP port %d: forwarding now", self._port)
+        self._reader = UdpReader(self._pump, self._sock, self._udp, self._counters, self._log)
+        self._expiry.begin()
+
+    def close(self) -> None:
+        """Stops forwarding and forgets the associations. Idempotent."""
+        if self._opening is not None:
+            self._opening.cancel()
+        self._expiry.end()
+        self._budget.drop(self)
+        if self._reader is not None:
+            self._reader.end()
+        udp, self._udp = self._udp, None
+        if udp is not None:
+            with contextlib.suppress(EngineClosed):
+                udp.close()
+
+    @property
+    def _port(self) -> int:
+        return sockets.local_address(self._sock)[1]
+
+    def _not_opened(self, problem: EngineError) -> None:
+        self._counters.add("udp_open_errors")
+        self._failures += 1
+        if self._failures == _OPEN_TRIES:
+            self._log.error("UDP port %d: cannot forward: %s", self._port, problem)
+            return
+        if self._failures == 1:
+            self._log.warning("UDP port %d: cannot forward yet: %s; retrying", self._port, problem)
+        self._opening = self._pump.after(_PAUSE_BETWEEN_OPENS, self.open)
+
+    def busy(self, udp: UdpSocket) -> None:
+        """Begins to read a busy socket, which the engine has handed over to the pump."""
+        if udp == self._udp and self._reader is not None:
+            self._reader.begin()
+
+    def missed(self, udp: UdpSocket, source: SocketAddress, local: SocketAddress | None = None) -> None:
+        """Creates an association for a new source, or drops the datagrams that wait for one."""
+        if udp != self._udp:
+            return  # closed meanwhile
+        try:
+            if not self._associate(udp, source, local):
+                udp.refuse(source, local)
+        except EngineClosed:
+            self.close()
+
+    def _associate(self, udp: UdpSocket, source: SocketAddress, local: SocketAddress | None) -> bool:
+        if not self._has_place(source):
+            return False
+        association = self._associations.allocate()
+        assert association is not None
+        try:
+            udp.add_association(association, source, local=local)
+        except EngineClosed:
+            raise
+        except EngineError as problem:
+            self._associations.release(association)
+            self._counters.add("udp_sources_refused_by_engine")
+            self._log.debug("no association for %s: %s", sockets.text(source), problem)
+            return False
+        self._shares.take(association, source[0])
+        self._budget.take(self)
+        self._counters.add("udp_associations")
+        self._log.debug("association %d: packets from %s", association, sockets.text(source))
+        return True
+
+    def _has_place(self, source: SocketAddress) -> bool:
+        """Whether there is room for this source, after evictions if necessary."""
+        giver = self._budget.giver(self)
+        if giver is not None and giver is not self:
+            giver.give_up()
+        if self._places.may_come(source) and (
+            not (giver is self or self._associations.full) or self._places.make(source)
+        ):
+            return True
+        if self._shares.full(source[0]):
+            counter, of = "udp_sources_refused_share", source[0]
+            self._connection.refuse_associations(source, REFUSAL_LASTS)
+            what = f"{sockets.host_text(source[0])} has at least half of {LAST_ASSOCIATION} associations"
+        else:
+            counter, of = "udp_sources_refused_table_full", ""
+            self._connection.refuse_associations(None, REFUSAL_LASTS)
+            what = f"{len(self._associations)} of {LAST_ASSOCIATION} associations of the port are in use"
+            what += f", {len(self._budget)} of {self._budget.most} of all ports"
+        self._counters.add(counter)
+        self._limit.warning(
+            self._log,
+            "UDP port %d: no association for a new source: %s; %s (udp_session_timeout is %g s)",
+            self._port,
+            what,
+            NONE_TO_EVICT,
+            self._timeout,
+            kind=counter,
+            source=of,
+        )
+        return False
+
+    def give_up(self) -> None:
+        """Evicts what exceeds this port's fair share, idle or not: it has most, and another port is below its own."""
+        try:
+            self._places.give_up(max(1, self._budget.excess(self)))
+        except EngineClosed:
+            self.close()
+
+    def _expired(self, association: int) -> None:
+        self._dissociate(association)
+        self._counters.add("udp_associations_expired")
+
+    def _dissociate(self, association: int) -> None:
+        # In this order: from now on, what the client still sends for it is dropped, and its ID stays in use until the
+        # client is notified.
+        self._connection.remove_association(association)
+        try:
+            self._connection.send(encode(Dissociate(association)))
+        except EngineClosed:
+            raise
+        except EngineError:
+            # The client's own timeout ends the association there; a packet it sends before that is dropped and counted.
+            self._counters.add("dissociates_not_sent")
+        self._associations.release(association)
+        self._shares.give_back(association)
+        self._budget.give_back(self)

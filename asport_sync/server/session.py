@@ -1,0 +1,502 @@
+"""A server: the handshake of each connection, and the resources of joined clients."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from asport_sync.config import ServerConfig
+from asport_sync.engine import (
+    AcceptFailed,
+    AssociationWanted,
+    Carrier,
+    Closed,
+    CommandReceived,
+    Connected,
+    Connection,
+    Event,
+    Probed,
+    SocketAddress,
+    SourceUnknown,
+    StreamOpened,
+    Transport,
+    UdpLargeTransfer,
+    Violation,
+)
+from asport_sync.errors import ConfigError, EngineClosed, EngineError, RemoteProtocolError
+from asport_sync.hidden import HiddenBytes
+from asport_sync.host.credentials import Loaded, load_server
+from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect
+from asport_sync.host.session import Session
+from asport_sync.runtime import sockets
+from asport_sync.runtime.log import logger
+from asport_sync.runtime.machine import machine_id
+from asport_sync.server.associations import SharedBudget
+from asport_sync.server.claims import Claim, Claims, either
+from asport_sync.server.connection import ClientConnection
+from asport_sync.server.policy import (
+    ConfiguredPolicy,
+    FailureDelay,
+    Policy,
+    User,
+    grant,
+    shared_ports,
+    source_of,
+    users_of,
+)
+from asport_sync.server.ports import PublicPort
+from asport_sync.server.public_tcp import PublicListener
+from asport_sync.server.public_udp import MAX_ASSOCIATIONS, PublicUdp
+from asport_sync.server.reset_keys import shared_reset_key, stateless_reset_key
+from asport_sync.wire import (
+    ClientHello,
+    Dialect,
+    Heartbeat,
+    ServerHello,
+    ServerHelloCode,
+    ServerState,
+    UdpMode,
+    decode,
+    dialect_of_hint,
+    encode,
+    meanings,
+)
+
+_log = logger("server")
+
+# Maximum seconds that a refused client gets to acknowledge the reason before the connection is closed. A running client
+# closes much earlier; one that is stopped for a moment on a busy machine still gets the reason before the close.
+_REFUSAL_LINGER = 3.0
+
+_WIDE = 1000  # ports; users that share fewer usually do so on purpose, such as two users of one port
+
+_HEARTBEAT = encode(Heartbeat())
+
+_REFUSALS = {
+    ServerHelloCode.AUTH_FAILED: "authentication failed",
+    ServerHelloCode.BIND_FAILED: "bind failed",
+    ServerHelloCode.PORT_DENIED: "port denied",
+    ServerHelloCode.NETWORK_DENIED: "network denied",
+}
+
+
+class ServerSession(Session):
+    """A server between start and stop. The events thread, unless noted otherwise.
+
+    Args:
+        config: The server's configuration.
+        host: The host that it belongs to.
+        policy: Who may use the server; None: the users of the configuration.
+    """
+
+    def __init__(self, config: ServerConfig, host: Host, policy: Policy | None = None) -> None:
+        super().__init__(host, _log)
+        self._config = config
+        self._policy = ConfiguredPolicy(users_of(config)) if policy is None else policy
+        self._failure_delay = FailureDelay(host.clock)
+        self._loaded: Loaded | None = None  # set by prepare()
+        self._address: SocketAddress | None = None
+        self._lock = threading.Lock()  # guards _connections; the events thread, its only writer, reads without it
+        self._connections: dict[Connection, ClientConnection] = {}
+        self._claims = Claims(host, self._connections, self._grant, self._refuse)
+        self._associations: SharedBudget[PublicUdp] = SharedBudget(MAX_ASSOCIATIONS)  # pump thread only
+        self._handlers: dict[type, Callable[..., None]] = {
+            Connected: self._connected,
+            Closed: self._closed,
+            CommandReceived: self._command_received,
+            Violation: self._violation,
+            StreamOpened: self._stream_opened,
+            AcceptFailed: self._accept_failed,
+            AssociationWanted: self._association_wanted,
+            SourceUnknown: self._source_unknown,
+            UdpLargeTransfer: self._udp_large_transfer,
+            Probed: self._claims.probed,
+        }
+
+    @property
+    def address(self) -> SocketAddress:
+        """The address of the QUIC socket."""
+        assert self._address is not None
+        return self._address
+
+    @property
+    def status(self) -> str:
+        """The current state in one line."""
+        return f"accepting clients on {sockets.text(self.address)}"
+
+    def prepare(self) -> None:
+        """Loads the certificate and the key.
+
+        Raises:
+            ConfigError: One of them, or the key log, isn't usable.
+        """
+        self._loaded = load_server(self._config, self.host.engine, _log)
+
+    def open(self) -> None:
+        """Opens the QUIC socket.
+
+        Raises:
+            ConfigError: It can't be opened.
+        """
+        assert self._loaded is not None
+        config = self._config
+        self.host.warn_of(self._loaded.validity)
+        transport = self._transport()
+        host = sockets.any_address(config.server.host, only_v6=config.only_v6)
+        self._say_what_is_shared()
+        self._do_without_ipv6(host)
+        try:
+            with sockets.bind_udp(host, config.server.port, only_v6=config.only_v6) as sock:
+                self._address = sockets.local_address(sock)
+                endpoint = self.host.engine.listen(
+                    sock,
+                    self._loaded.credentials,
+                    transport,
+                    reset_key=self._reset_key(self._loaded.private_key, self._address),
+                )
+        except OSError as problem:
+            raise ConfigError(f"cannot listen on {config.server}: {problem.strerror}", key="server") from problem
+        except EngineError as problem:
+            # Configuration files are checked, but a program may have constructed the configuration itself.
+            raise ConfigError(f"cannot listen on {config.server}: {problem}; requested {transport}") from problem
+        self.host.router.add_endpoint(endpoint, self)
+        log_keys_without_effect(config, _log)
+        if not sockets.is_here(host):
+            _log.warning("%s is not an address of this machine yet; clients can connect once it is", host)
+        _log.info("accepting clients on %s, users: %d", sockets.text(self._address), len(self._policy.users))
+
+    def _reset_key(self, private_key: bytes, address: SocketAddress) -> bytes:
+        """Returns the key of stateless reset tokens."""
+        if self._config.reset_key is not None:
+            return shared_reset_key(self._config.reset_key)
+        machine = machine_id()
+        if machine is None:
+            _log.info(
+                "no machine id (/etc/machine-id): if the server is killed, clients notice its restart a little later; "
+                "set reset_key to avoid this"
+            )
+            machine = HiddenBytes(os.urandom(16))
+        return stateless_reset_key(private_key, machine, address)
+
+    def handle(self, event: Event) -> None:
+        """Handles an event. The events thread."""
+        self._handlers[type(event)](event)
+
+    def stream_label(self, connection: Connection) -> str:
+        """Returns the public port of the connection as a log prefix; empty if it has none."""
+        peer = self._connections.get(connection)
+        return "" if peer is None or peer.port is None else f"port {peer.port.number}: "
+
+    def close(self) -> None:
+        """Closes public ports. The events thread and the pump have ended."""
+        for peer in list(self._connections.values()):
+            self._claims.release(peer)
+
+    def stats(self) -> dict[str, object]:
+        """Returns statistics of the server and of each connection."""
+        with self._lock:
+            peers = list(self._connections.values())
+        return {"address": self.address, "connections": [self._figures(peer) for peer in peers]}
+
+    def _figures(self, peer: ClientConnection) -> dict[str, object]:
+        user, port, granted = peer.user, peer.port, peer.grant
+        figures: dict[str, object] = {
+            "user": str(user.uuid) if user else None,
+            "peer": peer.address,
+            "port": port.number if port else None,
+            "network": str(granted) if granted else None,
+            "age": time.monotonic() - peer.began,
+        }
+        try:
+            figures.update(dataclasses.asdict(peer.connection.info()))
+        except EngineClosed:
+            figures["closed"] = True
+        return figures
+
+    def _do_without_ipv6(self, host: str) -> None:
+        """Replaces ``::`` by ``0.0.0.0``, all IPv4 addresses, if the system has no IPv6. Logs that once."""
+        changed = {
+            name: dataclasses.replace(user, bind_ip=ip)
+            for name, user in self._policy.users.items()
+            if (ip := sockets.any_address(user.bind_ip, only_v6=user.only_v6)) != user.bind_ip
+        }
+        self._policy.users.update(changed)
+        if changed or host != self._config.server.host:
+            _log.warning("this system has no IPv6: using 0.0.0.0 (all IPv4 addresses) instead of ::")
+
+    def _say_what_is_shared(self) -> None:
+        shared = shared_ports(self._policy.users.values())
+        if len(shared) >= _WIDE:
+            _log.warning(
+                "several users share %d ports, %s: a port that one user releases may go to another a moment later; "
+                "give each user their own allow_ports",
+                len(shared),
+                shared,
+            )
+
+    def _transport(self) -> Transport:
+        config = self._config
+        return Transport(
+            congestion=CONGESTION[config.congestion_control],
+            max_udp_payload=config.max_udp_payload,
+            idle_timeout=config.max_idle_time,
+            command_timeout=config.task_negotiation_timeout,
+            send_window=config.send_window,
+            receive_window=config.receive_window,
+            max_streams_bidi=0,  # clients open none
+        )
+
+    def _connected(self, event: Connected) -> None:
+        peer = ClientConnection(event.connection, event.peer, time.monotonic())
+        peer.deadline = self.host.timers.after(self._config.handshake_timeout, lambda: self._too_late(peer))
+        with self._lock:
+            self._connections[event.connection] = peer
+        _log.debug("%s: QUIC connection established", peer.label)
+
+    def _too_late(self, peer: ClientConnection) -> None:
+        if not peer.gone and not peer.closing:
+            self.host.counters.add("handshake_timeouts")
+            awaited = "ClientHello" if peer.handshake.state is ServerState.AWAITING_HELLO else "answer of the policy"
+            self._break_off(peer, f"no {awaited} within {self._config.handshake_timeout:g} s")
+
+    def _command_received(self, event: CommandReceived) -> None:
+        peer = self._connections.get(event.connection)
+        if peer is None or peer.closing:
+            return
+        try:
+            command, length = (Heartbeat(), len(_HEARTBEAT)) if event.data == _HEARTBEAT else decode(event.data)
+            if isinstance(command, Heartbeat) != (event.carrier is Carrier.DATAGRAM):
+                raise RemoteProtocolError(f"{type(command).__name__} in the wrong carrier: {event.carrier.name}")
+            peer.handshake.receive(command)
+            if isinstance(command, ClientHello):
+                self._identify(peer, command, dialect_of_hint(event.data[length:]))
+        except RemoteProtocolError as problem:
+            self._break_off(peer, str(problem))
+
+    def _identify(self, peer: ClientConnection, hello: ClientHello, hinted: Dialect | None) -> None:
+        """Asks the policy who this is. Its answer may come later."""
+        answered = False
+
+        def answer(user: User | None) -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                self._identified(peer, hello, hinted, user)
+
+        self._policy.authenticate(peer.connection, hello, answer)
+
+    def _identified(
+        self, peer: ClientConnection, hello: ClientHello, hinted: Dialect | None, user: User | None
+    ) -> None:
+        if peer.gone or peer.closing:
+            return
+        if peer.deadline is not None:
+            peer.deadline.cancel()
+        if user is None:
+            self._fail(peer, f"user {hello.uuid}")
+            return
+        peer.user = user
+        ambiguous = self._config.ambiguous_dialect
+        asked = meanings(hello.mode, Dialect(user.dialect), hinted if ambiguous == "both" else Dialect(ambiguous))
+        whole = grant(user.allow_network, asked)
+        if whole is None:
+            self._refuse(
+                peer,
+                ServerHelloCode.NETWORK_DENIED,
+                f"requested {either(asked)}, user {user.uuid} may use {user.allow_network}",
+            )
+            return
+        if len(asked) == 1 and whole.mode != asked[0].mode:
+            _log.info("%s: requested %s, granted only %s", peer.label, asked[0].mode, whole)
+        ports = user.allow_ports.intersection(hello.port_start, hello.port_end)
+        if not ports:
+            asked_ports = f"{hello.port_start}-{hello.port_end}"
+            self._refuse(
+                peer,
+                ServerHelloCode.PORT_DENIED,
+                f"requested {asked_ports}, user {user.uuid} may use {user.allow_ports}",
+            )
+            return
+        self._claims.find_place(Claim(peer, user, asked, whole, whole, list(whole.parts), ports))
+
+    def _fail(self, peer: ClientConnection, detail: str) -> None:
+        delay = self._failure_delay.failed(peer.address[0])
+        if delay == 0:
+            self._refuse(peer, ServerHelloCode.AUTH_FAILED, detail)
+            return
+        self.host.counters.add("refusals_delayed")
+        peer.closing = True
+        peer.deadline = self.host.timers.after(delay, lambda: self._refuse(peer, ServerHelloCode.AUTH_FAILED, detail))
+
+    def _refuse(self, peer: ClientConnection, code: ServerHelloCode, detail: str) -> None:
+        peer.closing = True
+        self._claims.leave(peer)
+        self.host.counters.add(f"refused_{code.name.lower()}")
+        # Limited separately for each reason, because anyone can fail to authenticate any number of times.
+        text = "%s: refused, %s: %s"
+        self.host.limit.warning(_log, text, peer.label, _REFUSALS[code], detail, kind=code, source=peer.source)
+        if code is ServerHelloCode.AUTH_FAILED and not self._config.authentication_failed_reply:
+            peer.handshake.close()
+            peer.connection.close(0)
+            return
+        peer.handshake.refuse(code)
+        peer.connection.send(encode(ServerHello(code)))
+        # After an immediate close, the client would see the end of the connection but not the reason.
+        peer.connection.close(0, linger=_REFUSAL_LINGER)
+
+    def _break_off(self, peer: ClientConnection, problem: str) -> None:
+        """Closes a connection whose client violated the protocol."""
+        peer.closing = True
+        self._claims.leave(peer)
+        self.host.counters.add("connections_broken_off")
+        known = peer.user is not None
+        self.host.limit.warning(_log, "%s: closed: %s", peer.label, problem, kind=known, source=peer.source)
+        peer.handshake.close()
+        peer.connection.close(0)
+
+    def _grant(self, claim: Claim, port: PublicPort) -> None:
+        peer, mode, connection = claim.peer, claim.grant.mode, claim.peer.connection
+        peer.grant = claim.grant
+        peer.port = port
+        try:
+            peer.handshake.accept(port.number)
+            carrier = carrier_towards(connection, mode.udp)
+            # If the client takes no DATAGRAM frames, there is nothing to find out.
+            ask = claim.grant.carrier_unknown and carrier is Carrier.DATAGRAM
+            if port.udp is not None:
+                # Before the port is announced: until the engine has the socket, it buffers only a few datagrams.
+                # Nothing is sent to the client yet, because associations are added only on request of this thread.
+                peer.udp = PublicUdp(
+                    self.host.pump,
+                    connection,
+                    port.udp,
+                    self._config.udp_session_timeout,
+                    self.host.counters,
+                    _log,
+                    self._associations,
+                )
+                self.host.pump.call_and_wait(peer.udp.open)
+            connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, port.number)))
+            connection.set_joined(carrier, ask=ask)
+        except EngineError:
+            self._claims.release(peer)
+            raise
+        # Not before the ServerHello, which a client may expect first. Connections wait in the backlog.
+        if port.tcp is not None:
+            peer.listener = PublicListener(
+                connection, port.tcp, self.host.timers, self.host.counters, _log, self.host.limit
+            )
+            peer.listener.open()
+        if mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM and not claim.grant.carrier_unknown:
+            self.host.counters.add("udp_on_streams_instead")
+            self.host.limit.warning(
+                _log,
+                "%s: requested UDP native but does not accept QUIC DATAGRAM frames; UDP payloads are sent on streams, "
+                "as with udp_forward_mode: quic",
+                peer.label,
+                source=claim.user.uuid,
+            )
+        if not sockets.is_here(port.place.ip):
+            problem = (
+                "%s: port %d is on %s, which is not an address of this machine yet; visitors can connect once it is"
+            )
+            self.host.limit.warning(_log, problem, peer.label, port.number, port.place.ip, source=claim.user.uuid)
+        self.host.counters.add("clients_joined")
+        _log.info("%s: user %s has port %d for %s", peer.label, claim.user.uuid, port.number, claim.grant)
+        self._say_what_was_assumed(claim)
+
+    def _say_what_was_assumed(self, claim: Claim) -> None:
+        if len(claim.asked) == 1:
+            return
+        self.host.counters.add("ambiguous_modes")
+        if len(claim.grant.meanings) > 1:
+            assumed = "serving both"
+        elif len(claim.whole.meanings) > 1:
+            assumed = f"no port is free for both, assuming {claim.grant.meanings[0]}"
+        else:
+            assumed = f"assuming {claim.grant.meanings[0]}, because the user may use only {claim.user.allow_network}"
+        _log.info(
+            "%s: ambiguous mode byte: %s; %s; to resolve it, set the key dialect of the server, the entry of proxies "
+            "or the user",
+            claim.peer.label,
+            either(claim.asked),
+            assumed,
+        )
+
+    def _closed(self, event: Closed) -> None:
+        with self._lock:
+            peer = self._connections.pop(event.connection, None)
+        if peer is None:
+            self.host.counters.add("joins_failed")
+            level: Callable[..., object] = _log.debug
+            if event.setting_at_fault:
+                # Clients can't fix it, and their users may not report it.
+                level = functools.partial(
+                    self.host.limit.log,
+                    logging.INFO,
+                    _log,
+                    kind=(event.cause, event.code),
+                    source=source_of(event.peer[0]),
+                )
+            said = f", {event.reason}" if event.reason else ""
+            level("client %s: connection failed: %s%s", sockets.text(event.peer), event.describe(), said)
+            return
+        peer.gone = True
+        if peer.deadline is not None:
+            peer.deadline.cancel()
+        self._claims.release(peer)
+        self._claims.leave(peer)
+        self._claims.ended(event.connection)
+        level = _log.info if peer.user is not None else _log.debug
+        level(
+            "%s: connection ended after %.1f s: %s%s",
+            peer.label,
+            time.monotonic() - peer.began,
+            event.describe(),
+            f", {event.reason!r}" if event.reason else "",
+        )
+
+    def _violation(self, event: Violation) -> None:
+        self._broke_rules(event.connection, event.problem)
+
+    def _stream_opened(self, event: StreamOpened) -> None:
+        self._broke_rules(event.connection, "a client opened a bidirectional stream")
+
+    def _broke_rules(self, connection: Connection, problem: str) -> None:
+        peer = self._connections.get(connection)
+        if peer is not None and not peer.closing:
+            self._break_off(peer, problem)
+
+    def _accept_failed(self, event: AcceptFailed) -> None:
+        peer = self._connections.get(event.connection)
+        if peer is not None and peer.listener is not None:
+            peer.listener.failed(event.error)
+
+    def _source_unknown(self, event: SourceUnknown) -> None:
+        peer = self._connections.get(event.connection)
+        if peer is not None and peer.udp is not None:
+            self.host.pump.call(peer.udp.missed, event.udp, event.source, event.local)
+
+    def _udp_large_transfer(self, event: UdpLargeTransfer) -> None:
+        peer = self._connections.get(event.connection)
+        if peer is not None and peer.udp is not None:
+            self.host.pump.call(peer.udp.busy, event.udp)
+
+    def _association_wanted(self, event: AssociationWanted) -> None:
+        # Only the server creates associations. The packet is dropped and counted; if its association has just ended,
+        # neither side is at fault.
+        self.host.counters.add("packets_unknown_association")
+        self.host.pump.call(_refuse_association, event.connection, event.association)
+
+
+def _refuse_association(connection: Connection, association: int) -> None:
+    # The pump thread.
+    try:
+        connection.remove_association(association)
+    except EngineClosed:
+        _log.debug("association %d: already removed", association)

@@ -1,0 +1,1 @@
+"""The client: the connector, the session, local services."""

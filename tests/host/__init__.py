@@ -1,0 +1,1 @@
+"""The host, and what it gives to sessions."""

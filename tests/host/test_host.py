@@ -1,0 +1,179 @@
+"""The host: calls for its events thread, and whose events are whose."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from asport_sync.engine import CloseCause, Connection, Endpoint, Engine, Event, Stream
+from asport_sync.errors import ConfigError, LifecycleError
+from asport_sync.host.host import Host
+from asport_sync.host.session import Session
+from asport_sync.wire import Connect, encode
+from tests.host import fake_engine as fake
+from tests.host.fake_engine import FakeConnection, FakeEngine, FakeStream
+from tests.support.waiting import wait_until
+
+TIMEOUT = 10.0
+log = logging.getLogger("asport_sync.test")
+
+
+class Recorder(Session):
+    """A session that notes what it is asked for."""
+
+    def __init__(self, host: Host, name: str = "session") -> None:
+        super().__init__(host, log)
+        self.name = name
+        self.calls: list[tuple[str, str]] = []  # what, and in which thread
+        self.events: list[Event] = []
+        self.problem: Exception | None = None
+
+    def _note(self, what: str) -> None:
+        self.calls.append((what, threading.current_thread().name))
+
+    @property
+    def status(self) -> str:
+        return f"{self.name} is ready"
+
+    def prepare(self) -> None:
+        self._note("prepare")
+
+    def open(self) -> None:
+        self._note("open")
+        if self.problem is not None:
+            raise self.problem
+
+    def handle(self, event: Event) -> None:
+        self.events.append(event)
+
+    def stream_label(self, connection: Connection) -> str:
+        return f"{self.name}: "
+
+    def close(self) -> None:
+        self._note("close")
+
+    def stats(self) -> dict[str, object]:
+        return {}
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def host(engine: FakeEngine) -> Iterator[Host]:
+    host = Host(engine.as_real(), 0, 0.0, log)
+    host.start()
+    yield host
+    host.stop(TIMEOUT)
+
+
+def connection_of(engine: FakeEngine, host: Host, session: Session) -> FakeConnection:
+    connection = engine.new_connection()
+    host.run(host.router.add_connection, cast(Connection, connection), session)
+    return connection
+
+
+def test_calls_run_in_the_events_thread_in_order(host: Host) -> None:
+    names: list[tuple[int, str]] = []
+    for number in range(100):
+        host.call(lambda number=number: names.append((number, threading.current_thread().name)))
+    assert host.run(lambda: threading.current_thread().name) == "asport-events"
+    assert names == [(number, "asport-events") for number in range(100)]
+
+
+def test_an_exception_of_a_call_is_its_caller_s(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ZeroDivisionError):
+        host.run(lambda: 1 // 0)
+    assert caplog.records == []
+    host.call(lambda: 1 // 0)  # nobody waits for this one
+    assert host.run(lambda: "still there") == "still there"
+    assert [record.getMessage() for record in caplog.records] == ["callback failed"]
+
+
+def test_after_the_end_nobody_waits(engine: FakeEngine) -> None:
+    host = Host(engine.as_real(), 0, 0.0, log)
+    host.start()
+    host.stop(TIMEOUT)
+    with pytest.raises(LifecycleError, match="stopped"):
+        host.run(lambda: None)
+
+
+def test_a_session_is_prepared_here_opened_there_and_closed_at_the_end(engine: FakeEngine) -> None:
+    host = Host(engine.as_real(), 0, 0.0, log)
+    host.start()
+    session = Recorder(host)
+    host.add(session)
+    assert host.status == "session is ready"
+    host.stop(TIMEOUT)
+    here = threading.current_thread().name
+    assert session.calls == [("prepare", here), ("open", "asport-events"), ("close", here)]
+
+
+def test_a_session_that_cannot_be_opened_says_why(host: Host) -> None:
+    session = Recorder(host)
+    session.problem = ConfigError("in use")
+    with pytest.raises(ConfigError, match="in use"):
+        host.add(session)
+
+
+def test_sessions_get_the_events_of_their_own_connections(host: Host, engine: FakeEngine) -> None:
+    sessions = [Recorder(host, name) for name in ("one", "two")]
+    first, second = (connection_of(engine, host, session) for session in sessions)
+    for connection in (first, second, first):
+        engine.post(fake.silence(connection, silent=True))
+    wait_until(lambda: [len(session.events) for session in sessions] == [2, 1], TIMEOUT, "all are handled")
+    assert host.run(host._stream_label, cast(Connection, second)) == "two: "
+    engine.post(fake.closed(first, CloseCause.IDLE))
+    engine.post(fake.silence(first, silent=True))
+    wait_until(lambda: len(host.router) == 1, TIMEOUT, "one is over")
+    assert host.run(lambda: len(sessions[0].events)) == 3  # Closed was the last
+    assert host.run(host._stream_label, cast(Connection, first)) == ""
+
+
+def test_connections_of_an_endpoint_belong_to_its_session(host: Host, engine: FakeEngine) -> None:
+    session = Recorder(host)
+    host.run(host.router.add_endpoint, cast(Endpoint, "endpoint"), session)
+    accepted, failed = engine.new_connection(), engine.new_connection()
+    engine.post(fake.connected(accepted))
+    engine.post(fake.silence(accepted, silent=True))
+    # A handshake that failed: Closed is the only event.
+    engine.post(fake.closed(failed, CloseCause.TLS, endpoint="endpoint"))
+    wait_until(lambda: len(session.events) == 3, TIMEOUT, "all are handled")
+    assert host.run(lambda: len(host.router)) == 1
+
+
+def test_a_stream_of_a_connection_that_is_over_is_refused(host: Host, engine: FakeEngine) -> None:
+    stream = FakeStream(encode(Connect(None)))
+    engine.post(fake.stream_opened(engine.new_connection(), stream))
+    wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
+
+
+@pytest.mark.parametrize("kind", [Connection, Endpoint, Stream])
+def test_handles_of_two_engines_are_not_equal(kind: type[Connection] | type[Endpoint] | type[Stream]) -> None:
+    """Ids are unique within an engine only."""
+    one, other = Engine(), Engine()
+    try:
+        assert kind(one, 1) == kind(one, 1)
+        assert kind(one, 1) != kind(one, 2)
+        assert kind(one, 1) != kind(other, 1)
+        assert len({kind(one, 1), kind(one, 1), kind(other, 1)}) == 2
+    finally:
+        one.close()
+        other.close()
+
+
+def test_the_same_id_in_two_engines_is_two_connections(engine: FakeEngine) -> None:
+    """What the router depends on, with real handles."""
+    engines: list[Any] = [Engine(), Engine()]
+    try:
+        sessions = {Connection(each, 7): each for each in engines}
+        assert [sessions[Connection(each, 7)] for each in engines] == engines
+    finally:
+        for each in engines:
+            each.close()

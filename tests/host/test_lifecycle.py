@@ -1,0 +1,446 @@
+"""Starting and stopping, in one process and several, against an engine that is played."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import asport_sync
+from asport_sync.client.client import Client
+from asport_sync.client.session import ClientSession
+from asport_sync.config import ClientConfig, ServerConfig
+from asport_sync.engine import Engine, LogRecord
+from asport_sync.errors import ConfigError, LifecycleError
+from asport_sync.host.host import Host
+from asport_sync.host.lifecycle import State
+from asport_sync.server.server import Server
+from asport_sync.server.session import ServerSession
+from tests.host.fake_engine import FakeEngine
+from tests.support.waiting import wait_until
+
+PEM = b"-----BEGIN CERTIFICATE-----\n"
+TIMEOUT = 10.0
+SERVER_OPTIONS: dict[str, Any] = {"certificate": PEM, "private_key": PEM, "proxies": []}
+CLIENT_OPTIONS: dict[str, Any] = {
+    "server": "192.0.2.1:443",
+    "local": "127.0.0.1:9",
+    "uuid": uuid.UUID(int=1),
+    "password": "open sesame",
+}
+
+
+class NoticingServerSession(ServerSession):
+    """Notices that its status is asked for."""
+
+    def __init__(self, config: ServerConfig, host: Host, asked: threading.Event) -> None:
+        super().__init__(config, host)
+        self._status_asked = asked
+
+    @property
+    def status(self) -> str:
+        self._status_asked.set()
+        return super().status
+
+
+class NoticingClientSession(ClientSession):
+    """Notices that its status is asked for."""
+
+    def __init__(self, config: ClientConfig, host: Host, asked: threading.Event) -> None:
+        super().__init__(config, host)
+        self._status_asked = asked
+
+    @property
+    def status(self) -> str:
+        self._status_asked.set()
+        return super().status
+
+
+class PlayedServer(Server):
+    """A server whose engines the test can reach."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"listen": "127.0.0.1:0", **SERVER_OPTIONS, **options})
+        self.engines: list[FakeEngine] = []
+        self.waiting = threading.Event()
+
+    def _new_engine(self) -> Engine:
+        self.engines.append(FakeEngine())
+        return self.engines[-1].as_real()
+
+    def _new_session(self, host: Host) -> ServerSession:
+        return NoticingServerSession(self.config, host, self.waiting)
+
+
+class PlayedClient(Client):
+    """A client whose engines the test can reach. Nobody ever answers it."""
+
+    def __init__(self) -> None:
+        super().__init__(**CLIENT_OPTIONS)
+        self.engines: list[FakeEngine] = []
+        self.waiting = threading.Event()
+
+    def _new_engine(self) -> Engine:
+        self.engines.append(FakeEngine())
+        return self.engines[-1].as_real()
+
+    def _new_session(self, host: Host) -> ClientSession:
+        return NoticingClientSession(self.config, host, self.waiting)
+
+
+Played = PlayedServer | PlayedClient
+MAKERS: list[Callable[[], Played]] = [PlayedServer, PlayedClient]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_start_and_stop_and_start_again(make: Callable[[], Played]) -> None:
+    played = make()
+    assert not played.running
+    assert played.stats() == {"running": False}
+    for times in (1, 2):
+        played.start()
+        assert played.running
+        assert played.stats()["running"] is True
+        with pytest.raises(LifecycleError, match="already started"):
+            played.start()
+        played.stop()
+        played.stop()
+        assert not played.running
+        assert [(each.started, each.closed) for each in played.engines] == [(1, 1)] * times
+    assert played.stats() == {"running": False}
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_was_never_started_can_be_stopped(make: Callable[[], Played]) -> None:
+    played = make()
+    played.stop()
+    with pytest.raises(LifecycleError, match="is not started"):
+        played.wait_ready(0)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_leaving_the_block_stops(make: Callable[[], Played]) -> None:
+    with make() as played:
+        assert played.running
+    assert not played.running
+    with pytest.raises(ZeroDivisionError), make() as played:
+        raise ZeroDivisionError
+    assert not played.running
+
+
+def test_a_server_is_ready_with_an_address() -> None:
+    with PlayedServer() as server:
+        host, port = server.wait_ready(TIMEOUT)
+        assert (host, port) == server.address
+        assert host == "127.0.0.1"
+        assert port > 0
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind((host, port))  # the engine took its own descriptor; the played one has none
+    with pytest.raises(LifecycleError):
+        _ = server.address
+
+
+def test_a_start_that_fails_leaves_nothing_and_may_be_tried_again() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        server = PlayedServer(listen=other.getsockname())
+        with pytest.raises(ConfigError, match="cannot listen"):
+            server.start()
+        assert not server.running
+        assert server.engines[0].closed == 1
+    server.start()
+    server.stop()
+
+
+class Interrupted(FakeEngine):
+    """An engine during whose start, stop or counters a signal comes; its handler calls ``handler``, once."""
+
+    def __init__(self, method: str, handler: Callable[[], object]) -> None:
+        super().__init__()
+        self._method = method
+        self._handler: Callable[[], object] | None = handler
+
+    def _signal(self, method: str) -> None:
+        if method == self._method and self._handler is not None:
+            handler, self._handler = self._handler, None
+            handler()
+
+    def start(self) -> None:
+        super().start()
+        self._signal("start")
+
+    def stop(self) -> None:
+        self._signal("stop")
+        super().stop()
+
+    def counters(self) -> dict[str, int]:
+        self._signal("counters")
+        return super().counters()
+
+
+class InterruptedServer(PlayedServer):
+    """A server whose first engine is an interrupted one."""
+
+    def __init__(self, method: str, handler: Callable[[Server], object]) -> None:
+        super().__init__()
+        self._interruption: tuple[str, Callable[[Server], object]] | None = (method, handler)
+
+    def _new_engine(self) -> Engine:
+        if self._interruption is None:
+            return super()._new_engine()
+        (method, handler), self._interruption = self._interruption, None
+        self.engines.append(Interrupted(method, lambda: handler(self)))
+        return self.engines[-1].as_real()
+
+
+def test_a_handler_may_stop_what_its_thread_is_stopping() -> None:
+    running: list[bool] = []
+
+    def handler(server: Server) -> None:
+        server.stop()
+        running.append(server.running)
+
+    server = InterruptedServer("stop", handler)
+    for times in (1, 2):
+        server.start()
+        server.stop()
+        assert not server.running
+        assert [each.closed for each in server.engines] == [1] * times
+    assert running == [True]
+
+
+def test_a_handler_may_stop_what_its_thread_is_starting() -> None:
+    server = InterruptedServer("start", Server.stop)
+    server.start()
+    assert not server.running
+    assert [(each.started, each.closed) for each in server.engines] == [(1, 1)]
+    server.start()
+    assert server.running
+    server.stop()
+
+
+def test_a_handler_may_not_start_what_its_thread_is_starting() -> None:
+    def handler(server: Server) -> None:
+        with pytest.raises(LifecycleError, match="already started"):
+            server.start()
+
+    with InterruptedServer("start", handler) as server:
+        assert server.running
+        assert len(server.engines) == 1
+
+
+def test_a_handler_may_stop_a_start_that_another_thread_waits_to_stop() -> None:
+    other: list[threading.Thread] = []
+
+    def handler(server: Server) -> None:
+        other.append(threading.Thread(target=server.stop))
+        other[0].start()
+        wait_until(lambda: server._state is State.CANCELLED, TIMEOUT, "the other thread waits for the start")
+        server.stop()
+
+    server = InterruptedServer("start", handler)
+    server.start()
+    other[0].join(TIMEOUT)
+    assert not other[0].is_alive()
+    assert not server.running
+    assert server.engines[0].closed == 1
+
+
+def test_a_start_that_fails_forgets_that_a_handler_wanted_it_stopped() -> None:
+    def handler(server: Server) -> None:
+        server.stop()
+        raise ZeroDivisionError
+
+    server = InterruptedServer("start", handler)
+    with pytest.raises(ZeroDivisionError):
+        server.start()
+    assert server.engines[0].closed == 1
+    server.start()
+    assert server.running
+    server.stop()
+
+
+def test_a_handler_may_stop_what_its_thread_reads_the_figures_of() -> None:
+    running: list[object] = []
+
+    def handler(server: Server) -> None:
+        server.stop()
+        running.append(server.running)
+        running.append(server.stats()["running"])
+
+    server = InterruptedServer("counters", handler)
+    server.start()
+    assert server.stats()["engine"] == server.engines[0].counters()
+    # The stop waits until the figures, and the locks that they need, are done with.
+    assert running == [True, True]
+    assert not server.running
+    assert server.engines[0].closed == 1
+    assert server.stats() == {"running": False}
+    server.start()
+    assert server.stats()["running"] is True
+    server.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_signal_ends_run_forever(make: Callable[[], Played], number: signal.Signals) -> None:
+    played = make()
+    before = signal.getsignal(number)
+
+    def send() -> None:
+        wait_until(lambda: played.running, TIMEOUT, "it runs")
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    played.run_forever()
+    sender.join(TIMEOUT)
+    assert not played.running
+    assert played.engines[0].closed == 1
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_stop_ends_run_forever_in_another_thread(make: Callable[[], Played]) -> None:
+    played = make()
+    played.start()
+    runner = threading.Thread(target=played.run_forever)
+    runner.start()
+    assert played.waiting.wait(TIMEOUT)
+    played.stop()
+    runner.join(TIMEOUT)
+    assert not runner.is_alive()
+    assert len(played.engines) == 1
+
+
+def test_an_engine_that_ends_by_itself_ends_run_forever() -> None:
+    server = PlayedServer()
+    server.start()
+    server.engines[0].stop()
+    server.run_forever()
+    assert not server.running
+
+
+def test_systemd_is_told_of_start_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        name = f"asport-lifecycle-{os.getpid()}"
+        manager.bind("\0" + name)
+        manager.settimeout(TIMEOUT)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
+        server = PlayedServer()
+        runner = threading.Thread(target=server.run_forever)
+        runner.start()
+        assert manager.recv(1000).startswith(b"READY=1\nSTATUS=accepting clients on 127.0.0.1:")
+        server.stop()
+        assert manager.recv(1000) == b"STOPPING=1"
+        runner.join(TIMEOUT)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_forked_child_must_not_use_its_parents_tunnel(make: Callable[[], Played]) -> None:
+    with make() as played:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                refused = 0
+                for call in (played.start, played.wait_ready, played.run_forever):
+                    try:
+                        call()
+                    except LifecycleError:
+                        refused += 1
+                played.stop()
+                status = 0 if refused == 3 and not played.running else 2
+            finally:
+                os._exit(status)
+        deadline = time.monotonic() + TIMEOUT
+        pid = 0
+        while pid == 0 and time.monotonic() < deadline:
+            pid, result = os.waitpid(child, os.WNOHANG)
+        assert pid == child
+        assert os.waitstatus_to_exitcode(result) == 0
+        assert played.running
+
+
+def test_what_was_not_started_may_be_started_in_a_child() -> None:
+    server = PlayedServer()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with server:
+                status = 0
+        finally:
+            os._exit(status)
+    _, result = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(result) == 0
+
+
+def test_the_engine_s_log_goes_to_a_logger_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    with PlayedServer() as server:
+        server.engines[0].post(LogRecord(30, "100 % of the table"))
+        wait_until(lambda: caplog.records, TIMEOUT, "the line is logged")
+    assert [(each.name, each.levelname, each.getMessage()) for each in caplog.records] == [
+        ("asport_sync.engine", "WARNING", "100 % of the table")
+    ]
+
+
+def test_an_event_that_cannot_be_handled_is_logged_and_the_next_is_handled(caplog: pytest.LogCaptureFixture) -> None:
+    with PlayedServer() as server:
+        server.engines[0].post("nonsense")  # type: ignore[arg-type]
+        server.engines[0].post(LogRecord(40, "after it"))
+        wait_until(lambda: len(caplog.records) == 2, TIMEOUT, "both are logged")
+        counters = server.stats()["counters"]
+    assert counters == {"events_failed": 1}
+    assert caplog.records[1].getMessage() == "after it"
+
+
+def test_want_of_memory_ends_no_thread(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [MemoryError(), MemoryError()]
+    wait = FakeEngine.wait
+
+    def fails(engine: FakeEngine, timeout: float | None = None) -> list[Any]:
+        if failures:
+            raise failures.pop()
+        return wait(engine, timeout)
+
+    monkeypatch.setattr(FakeEngine, "wait", fails)
+    with PlayedServer() as server:
+        server.engines[0].post(LogRecord(40, "after it"))
+        wait_until(lambda: len(caplog.records) == 3, TIMEOUT, "it goes on")
+    assert caplog.records[2].getMessage() == "after it"
+
+
+def test_options_and_configurations_are_taken_alike() -> None:
+    server_config = ServerConfig.from_options(server="127.0.0.1:1", **SERVER_OPTIONS)
+    assert Server.from_config(server_config).config is server_config
+    assert Server(listen="127.0.0.1:1", **SERVER_OPTIONS).config == server_config
+    assert Server(server="127.0.0.1:1", **SERVER_OPTIONS).config == server_config
+    client_config = ClientConfig.from_options(**CLIENT_OPTIONS)
+    assert Client.from_config(client_config).config is client_config
+    assert Client(**CLIENT_OPTIONS).config == client_config
+
+
+def test_wrong_options_are_a_configuration_error() -> None:
+    with pytest.raises(ConfigError):
+        Client(server="name.example:443")
+    with pytest.raises(ConfigError):
+        Server(listen="127.0.0.1:0", **SERVER_OPTIONS, no_such_key=1)
+    with pytest.raises(ConfigError, match="listen"):
+        Server(listen="127.0.0.1:0", server="127.0.0.1:0", **SERVER_OPTIONS)
+
+
+def test_the_package_offers_both() -> None:
+    assert asport_sync.Client is Client
+    assert asport_sync.Server is Server
+    assert set(asport_sync.__all__) <= set(dir(asport_sync))
+    assert all(hasattr(asport_sync, name) for name in asport_sync.__all__)
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = asport_sync.nothing_such  # type: ignore[attr-defined]

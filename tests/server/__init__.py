@@ -1,0 +1,1 @@
+"""The server: sessions, claims, public ports, policy."""
