@@ -147,7 +147,7 @@ def replaced(certificate: Certificate, move: Callable[[], None], **changes: str)
         move()
         second = stack.enter_context(server_at(certificate, address, **changes))
         before = client.connection.info().packets_received
-        client.middle.cut = False
+        client.middle.restore()
         client.connection.heartbeat(b"\0\5" + bytes(14), 0.05)
         wait_until(lambda: resets_sent(second) > 0, READY_TIMEOUT, "the new server has answered")
         yield client, before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 
@@ -32,6 +33,8 @@ class Middle:
         self.lost = 0  # for that reason
         self._passed = 0
         self._over = False
+        self._marker = os.urandom(16)  # a datagram of our own, behind everything that came before it
+        self._marked = threading.Semaphore(0)  # released for each marker that was read
         self._old: list[socket.socket] = []
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._up, self._down)]
 
@@ -46,6 +49,15 @@ class Middle:
             thread.join()
         for sock in (self.front, self._back, *self._old):
             sock.close()
+
+    def restore(self) -> None:
+        """End a cut. What was sent before is lost, even where it has not been read yet."""
+        with new_socket() as sock:
+            for each in (self.front, self._back):
+                sock.sendto(self._marker, each.getsockname())
+            for _ in range(2):
+                assert self._marked.acquire(timeout=60)
+        self.cut = False
 
     def rebind(self) -> None:
         """From here on the client's packets come from another port, as after a NAT has forgotten it."""
@@ -62,6 +74,11 @@ class Middle:
         assert self.client is not None
         self.front.sendto(data, self.client)
 
+    def _is_marker(self, data: bytes) -> bool:
+        if data == self._marker:
+            self._marked.release()
+        return data == self._marker
+
     def _passes(self, data: bytes) -> bool:
         # Both threads count here; a number that is lost between them is none that anybody needs.
         self._passed += 1
@@ -74,7 +91,10 @@ class Middle:
     def _up(self) -> None:
         while not self._over:
             with contextlib.suppress(TimeoutError):
-                data, self.client = self.front.recvfrom(65536)
+                data, sender = self.front.recvfrom(65536)
+                if self._is_marker(data):
+                    continue
+                self.client = sender
                 if data and not data[0] & 0x80:
                     self.from_client = data
                 if data and data[0] & 0x80:
@@ -88,5 +108,7 @@ class Middle:
         while not self._over:
             with contextlib.suppress(TimeoutError):
                 data = self._back.recv(65536)
+                if self._is_marker(data):
+                    continue
                 if self._passes(data) and self.client is not None:
                     self.front.sendto(data, self.client)

@@ -126,7 +126,7 @@ def test_a_restarted_server_resets_its_old_clients(certificate: Certificate) -> 
                 old.close()
                 with Side("new server") as new:
                     listen(new, certificate, address=address)
-                    middle.cut = False
+                    middle.restore()
                     connection.heartbeat(b"\0\5" + bytes(14), 0.05)
                     assert expect_closed(client, connection).cause is CloseCause.STATELESS_RESET
                     assert new.counter("stateless_resets_sent") >= 1

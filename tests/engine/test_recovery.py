@@ -41,7 +41,7 @@ def test_silence_is_told_and_so_is_its_end(certificate: Certificate) -> None:
             for _ in range(2):
                 middle.cut = True
                 assert client.expect(Silence).silent
-                middle.cut = False
+                middle.restore()
                 assert not client.expect(Silence).silent
             # PINGs keep it from being silent although nothing is said.
             received = connection.info().packets_received
@@ -125,7 +125,7 @@ def test_a_question_that_can_not_leave_is_waited_for(certificate: Certificate) -
                     while True:
                         service.send(bytes(65536))
                 wait_until(lambda: connection.info().silence > 1.3, 15, "probe timeouts have become long")
-                middle.cut = False
+                middle.restore()
                 connection.probe(0.05, 10.0)
                 assert client.expect(Probed).alive
             connection.close()
@@ -146,7 +146,7 @@ def test_a_question_outlasts_an_outage_unless_something_hints_that_the_peer_is_g
         time.sleep(0.5)
         middle.cut = hint
         assert client.expect(Probed).alive is not hint
-        middle.cut = False
+        middle.restore()
 
 
 def test_without_being_asked_nobody_tells_of_silence(certificate: Certificate) -> None:

@@ -173,7 +173,7 @@ def test_no_client_can_move_to_the_port_of_a_service(certificate: Certificate, s
             accepted.info()  # the engine has had a turn
             with pytest.raises(BlockingIOError):
                 service.recv(2000)
-            middle.cut = False
+            middle.restore()
             heard = server.counter("quic_datagrams_received")
             wait_until(lambda: server.counter("quic_datagrams_received") >= heard + 5, 15, "the client is heard again")
             assert accepted.info().peer == before
