@@ -41,7 +41,7 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch] bench/*/*.[ch])
 .DELETE_ON_ERROR:
 # Setup steps run one at a time; the native build uses all cores on its own.
 .NOTPARALLEL:
-.PHONY: help demo test check faults lint format wheel interop soak bench fuzz sanitize system-ngtcp2 test-system build \
+.PHONY: help demo test test-workers check faults lint format wheel interop soak bench fuzz sanitize system-ngtcp2 test-system build \
 	machine clean
 
 help: ## Show this list.
@@ -52,6 +52,9 @@ demo: build ## Run a server, a client and a local service on this machine and se
 
 test: build ## Run the tests (ARGS="-k name").
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+test-workers: build ## The end-to-end tests with a worker for each TCP connection (relay: workers).
+	ASPORT_TEST_RELAY=workers $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/e2e $(ARGS)
 
 check: lint build ## What to run while working: lint, and the tests that tell most in little time (90 seconds).
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(CHECKED) $(ARGS)

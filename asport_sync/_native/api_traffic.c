@@ -101,7 +101,7 @@ int64_t aq_stream_reset(aq_engine *engine, aq_id id, uint64_t code)
 /* ---- listeners and dialling -------------------------------------------------------------------------------------- */
 
 /* Creates a listener with an id. Returns NULL on failure, with *error set and fd closed. */
-static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, int64_t *error)
+static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, int for_workers, int64_t *error)
 {
     aq_listener *listener = calloc(1, sizeof(*listener));
     uint32_t keepalive = atomic_load(&engine->keepalive);
@@ -110,6 +110,7 @@ static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, in
     if (listener != NULL) {
         listener->connection = connection;
         listener->fd = fd;
+        listener->for_workers = for_workers;
         listener->keepalive = keepalive;
         *error = aq_slab_add(&engine->listeners, listener);
     }
@@ -122,7 +123,7 @@ static aq_listener *new_listener(aq_engine *engine, aq_id connection, int fd, in
     return listener;
 }
 
-aq_id aq_listener_open(aq_engine *engine, aq_id connection, int32_t fd)
+aq_id aq_listener_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t for_workers)
 {
     aq_engine_command command = {.kind = AQ_DO_LISTEN_TCP};
     int own = aq_api_duplicate(fd);
@@ -133,7 +134,7 @@ aq_id aq_listener_open(aq_engine *engine, aq_id connection, int32_t fd)
         aq_fd_close(own);
         return AQ_ERR_STOPPED;
     }
-    if (new_listener(engine, connection, own, &result) != NULL) {
+    if (new_listener(engine, connection, own, for_workers != 0, &result) != NULL) {
         command.id = result;
         watched = aq_engine_ask(engine, &command);
         if (watched != AQ_OK) {
@@ -218,7 +219,7 @@ int64_t aq_streams_share(aq_engine *engine, uint32_t workers)
 /* ---- UDP --------------------------------------------------------------------------------------------------------- */
 
 /* Creates a UDP socket with an id, watched by the engine. Returns an error on failure, with fd closed. */
-static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
+static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public, int for_pump)
 {
     aq_engine_command command = {.kind = AQ_DO_WATCH_UDP};
     int64_t result, watched;
@@ -234,7 +235,10 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
         return result;
     }
     command.id = result;
-    if (is_public) {
+    udp->for_pump = for_pump;
+    if (for_pump) {
+        watched = AQ_OK;
+    } else if (is_public) {
         command.object = aq_slab_get(&engine->udps, result);
         watched = aq_engine_ask(engine, &command);
     } else {
@@ -248,7 +252,7 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public)
     return result;
 }
 
-aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public)
+aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public, int32_t for_pump)
 {
     aq_conn *conn;
     int64_t result = AQ_ERR_GONE;
@@ -258,7 +262,7 @@ aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_pu
     conn = aq_slab_get(&engine->connections, connection);
     if (conn != NULL) {
         own = aq_api_duplicate(fd);
-        result = own < 0 ? AQ_ERR_SYSTEM - errno : new_udp(engine, conn, own, is_public != 0);
+        result = own < 0 ? AQ_ERR_SYSTEM - errno : new_udp(engine, conn, own, is_public != 0, for_pump != 0);
         aq_slab_put(&engine->connections, connection);
     }
     aq_api_leave(engine);
@@ -300,6 +304,15 @@ int64_t aq_udp_move(aq_engine *engine, aq_id id, int32_t fd, const uint8_t *pref
     return result;
 }
 
+static void tell_refused(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch)
+{
+    aq_conn *conn = aq_slab_get(&engine->connections, udp->assocs->connection);
+    if (conn == NULL)
+        return;
+    aq_engine_tell_refused(conn, udp, batch, aq_now());
+    aq_slab_put(&engine->connections, udp->assocs->connection);
+}
+
 int64_t aq_udp_receive(aq_engine *engine, aq_id id)
 {
     aq_udp_batch batch = {0};
@@ -314,6 +327,8 @@ int64_t aq_udp_receive(aq_engine *engine, aq_id id)
         result = engine->pump_receiver == NULL ? AQ_ERR_MEMORY : aq_udp_read(udp, engine->pump_receiver, &batch);
         if (batch.asked > 0)
             aq_engine_ask_about(engine, udp, &batch);
+        if (batch.refused != 0)
+            tell_refused(engine, udp, &batch);
         if (batch.forwarded > 0)
             aq_assocs_signal(udp->assocs);
         aq_slab_put(&engine->udps, id);

@@ -350,8 +350,9 @@ int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connectio
  * connection has ended meanwhile: data received before the end is kept for it until then. */
 
 /* [any] Accepts on a listening TCP socket, which is duplicated: each connection becomes a stream that begins with
- * Connect and the TCP peer's address, and is attached immediately. */
-aq_id aq_listener_open(aq_engine *engine, aq_id connection, int32_t fd);
+ * Connect and the TCP peer's address, and is attached immediately. With for_workers, AQ_EVENT_STREAM_LARGE_TRANSFER
+ * follows immediately instead, as long as a worker is free. */
+aq_id aq_listener_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t for_workers);
 int64_t aq_listener_close(aq_engine *engine, aq_id listener); /* [any] nothing is accepted after this returns */
 
 /* [any] From now on the engine itself dials this address for streams that the peer opens, and attaches them. Streams
@@ -399,8 +400,9 @@ int64_t aq_stream_reset(aq_engine *engine, aq_id stream, uint64_t code);
 
 /* [pump] Adds a UDP socket to the connection; the descriptor is duplicated. The engine reads it and forwards datagrams
  * that have an association. A public socket (server) has many sources: AQ_EVENT_SOURCE_UNKNOWN asks once about each new
- * one. A local socket (client) belongs to one association. Waits for the engine thread if the socket is public. */
-aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public);
+ * one. A local socket (client) belongs to one association. Waits for the engine thread if the socket is public. With
+ * for_pump the engine never reads it: the pump calls aq_udp_receive() from the beginning. */
+aq_id aq_udp_open(aq_engine *engine, aq_id connection, int32_t fd, int32_t is_public, int32_t for_pump);
 int64_t aq_udp_close(aq_engine *engine, aq_id udp); /* [pump] also removes its associations */
 
 /* [pump] The association of a local socket continues on another socket, `fd`, connected to another address of the

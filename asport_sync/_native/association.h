@@ -111,7 +111,9 @@ typedef struct aq_udp {
     size_t waiting_bytes;
     int closed; /* nothing more is read */
     aq_udp_losses losses;
-    uint64_t refusal_told_until;         /* [engine] no other refusal by the service is reported to Python until then */
+    int for_pump; /* immutable: the pump reads it from the beginning, the engine never */
+    /* Owned by whoever reads the socket: no other refusal by the service is reported to Python until then. */
+    _Atomic uint64_t refusal_told_until;
     uint64_t busy_datagrams, busy_since; /* [engine] datagrams read since the last traffic check, and its time */
 } aq_udp;
 

@@ -43,10 +43,11 @@
     X(streams_reset_by_peer)                                                                                           \
     X(streams_stopped_by_peer)                                                                                         \
     X(streams_reset)                                                                                                   \
-    X(streams_relayed)  /* ended in a worker */                                                                        \
-    X(streams_attached) /* ended in the engine */                                                                      \
-    X(streams_shared)   /* large transfers handed to a worker */                                                       \
-    X(relays_finished)  /* orderly end both ways; this and the next five in the order of enum aq_stream_end */         \
+    X(streams_relayed)        /* ended in a worker */                                                                  \
+    X(streams_attached)       /* ended in the engine */                                                                \
+    X(streams_shared)         /* handed to a worker: large transfers, or from the beginning */                         \
+    X(streams_without_worker) /* relayed by the engine because no worker was free at the beginning */                  \
+    X(relays_finished)        /* orderly end both ways; this and the next five in the order of enum aq_stream_end */   \
     X(relays_peer_reset)                                                                                               \
     X(relays_socket_error)                                                                                             \
     X(relays_connection_lost)                                                                                          \

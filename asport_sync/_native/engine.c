@@ -364,13 +364,12 @@ static void hand_to_pump(aq_engine *engine, const aq_udp *udp)
     aq_events_post(&engine->events, &event);
 }
 
-/* Reports that the local service does not accept datagrams: Python may know another address. */
-static void tell_refused(aq_engine *engine, aq_conn *conn, aq_udp *udp, const aq_udp_batch *batch)
+void aq_engine_tell_refused(aq_conn *conn, aq_udp *udp, const aq_udp_batch *batch, uint64_t now)
 {
     aq_event event = {.type = AQ_EVENT_UDP_REFUSED, .socket = udp->id, .code = (uint64_t)batch->refused};
     event.value = (uint64_t)batch->was_answered;
-    if (engine->now >= udp->refusal_told_until && aq_conn_post(conn, &event))
-        udp->refusal_told_until = engine->now + UDP_REFUSALS_APART;
+    if (now >= udp->refusal_told_until && aq_conn_post(conn, &event))
+        udp->refusal_told_until = now + UDP_REFUSALS_APART;
 }
 
 static void service_event(aq_engine *engine, aq_id id)
@@ -393,7 +392,7 @@ static void service_event(aq_engine *engine, aq_id id)
             aq_engine_ask_about(engine, udp, &batch);
         received += batch.received;
         if (batch.refused != 0)
-            tell_refused(engine, conn, udp, &batch);
+            aq_engine_tell_refused(conn, udp, &batch, engine->now);
         if (batch.forwarded > 0)
             aq_engine_touch(engine, conn);
         if (!batch.more)

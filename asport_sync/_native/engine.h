@@ -84,14 +84,15 @@ typedef struct {
 
 /* A listening TCP socket. Its connections become streams of one QUIC connection. */
 typedef struct aq_listener {
-    aq_id id; /* immutable, as are the next three */
+    aq_id id; /* immutable, as are the next four */
     aq_id connection;
-    int fd;                              /* owned */
-    uint32_t keepalive;                  /* TCP keepalive idle time that accepted sockets inherit, in seconds */
-    uint64_t reported;                   /* [engine] time of the last AQ_EVENT_ACCEPT_FAILED; 0: never */
-    int inherited;                       /* [engine] all connections still to be accepted have inherited its options */
-    int over;                            /* [engine] not watched any more */
-    aq_credit *credit;                   /* [engine] of its connection, with a reference; NULL: was never in service */
+    int fd;             /* owned */
+    int for_workers;    /* immutable: its streams go to workers from the beginning, as long as one is free */
+    uint32_t keepalive; /* TCP keepalive idle time that accepted sockets inherit, in seconds */
+    uint64_t reported;  /* [engine] time of the last AQ_EVENT_ACCEPT_FAILED; 0: never */
+    int inherited;      /* [engine] all connections still to be accepted have inherited its options */
+    int over;           /* [engine] not watched any more */
+    aq_credit *credit;  /* [engine] of its connection, with a reference; NULL: was never in service */
     struct aq_listener *previous, *next; /* [engine] in the list of listeners in service */
 } aq_listener;
 
@@ -227,6 +228,9 @@ int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint);
 int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp);
 /* [engine or pump] Asks Python about each new source. If it cannot be asked, the waiting datagrams are dropped. */
 void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch);
+/* [engine, pump] Reports that the local service does not accept datagrams: Python may know another address. Called by
+ * whoever reads the socket. */
+void aq_engine_tell_refused(aq_conn *conn, aq_udp *udp, const aq_udp_batch *batch, uint64_t now);
 /* engine_back_off.c */
 void aq_engine_back_off(aq_engine *engine, aq_id id, int fd, uint64_t duration);
 void aq_engine_pause_stream(aq_engine *engine, aq_stream *stream); /* for the length of stream->pause */

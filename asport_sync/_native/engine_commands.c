@@ -367,7 +367,7 @@ static int64_t do_move_udp(aq_engine *engine, const aq_engine_command *command)
         flush_out(engine);
         epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL); /* the application holds a duplicate */
         result = aq_udp_replace(udp, command->fd, request->prefix, request->prefix_length);
-        watched = aq_engine_watch_udp(engine, udp);
+        watched = udp->for_pump ? AQ_OK : aq_engine_watch_udp(engine, udp);
         if (result == AQ_OK)
             result = watched;
     }

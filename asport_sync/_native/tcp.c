@@ -231,22 +231,44 @@ static int wants_worker(aq_engine *engine, aq_stream *stream)
     return is_large_transfer && atomic_load_explicit(&engine->workers_free, memory_order_relaxed) > 0;
 }
 
-static void hand_to_worker(aq_engine *engine, aq_stream *stream)
+/* Posts the event that gives a stream and its socket to a worker. The engine does not watch the socket. */
+static void leave_to_worker(aq_engine *engine, aq_stream *stream, int fd)
 {
     aq_event event = {.type = AQ_EVENT_STREAM_LARGE_TRANSFER,
                       .connection = stream->connection,
                       .stream = stream->id,
                       .peer = stream->peer,
-                      .code = engine->now - stream->began,
-                      .value = (uint64_t)stream->attached_fd};
+                      .code = engine->now > stream->began ? engine->now - stream->began : 0,
+                      .value = (uint64_t)fd};
     atomic_fetch_sub(&engine->workers_free, 1);
-    cancel_check(engine, stream);
-    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, stream->attached_fd, NULL);
     stream->attached_fd = -1;
-    leave_sockets(stream);
     aq_count(&engine->counters, AQ_C_streams_shared, 1);
     atomic_store(&stream->owned, 0);
     aq_events_post(&engine->events, &event);
+}
+
+/* Hands a stream that the engine relays to a worker. */
+static void hand_to_worker(aq_engine *engine, aq_stream *stream)
+{
+    cancel_check(engine, stream);
+    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, stream->attached_fd, NULL);
+    leave_sockets(stream);
+    leave_to_worker(engine, stream, stream->attached_fd);
+}
+
+/* Leaves a stream that begins now to a worker, if its listener wants that and one is free. Returns whether it did. */
+static int begin_with_worker(aq_engine *engine, const aq_listener *listener, aq_stream *stream, int fd)
+{
+    if (!listener->for_workers)
+        return 0;
+    if (atomic_load_explicit(&engine->workers_free, memory_order_relaxed) <= 0) {
+        aq_count(&engine->counters, AQ_C_streams_without_worker, 1);
+        return 0;
+    }
+    if (!listener->inherited || listener->keepalive != stream->keepalive.idle)
+        aq_stream_begin(stream, fd);
+    leave_to_worker(engine, stream, fd);
+    return 1;
 }
 
 void aq_engine_serve(aq_engine *engine, aq_stream *stream)
@@ -478,6 +500,10 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     aq_conn_adopt_stream(conn, stream);
     aq_engine_touch(engine, conn);
     report_begin(engine, stream);
+    if (begin_with_worker(engine, listener, stream, fd)) {
+        aq_slab_put(&engine->streams, stream->id);
+        return;
+    }
     if (listener->inherited && listener->keepalive == stream->keepalive.idle)
         attach(engine, stream, fd); /* the options are its listener's, see aq_stream_prepare() */
     else

@@ -121,6 +121,7 @@ class DialledBackend:
             counters=host.counters,
             log=host.log,
             limit=host.limit,
+            for_pump=host.pump_reads_all,
         )
 
 

@@ -72,7 +72,8 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
         return source if isinstance(source, ClientConfig) else load_client(source)
 
     def _new_host(self) -> Host:
-        return Host(self._new_engine(), self.config.max_workers, self.config.tcp_keepalive, logger("client"))
+        config = self.config
+        return Host(self._new_engine(), config.workers, config.tcp_keepalive, logger("client"), config.relay)
 
     def _new_session(self, host: Host) -> ClientSession:
         return ClientSession(self.config, host)

@@ -29,6 +29,7 @@ class LocalService:
 
     Without a PROXY header, the engine dials alone if that takes one known address: at once if the configuration names
     one, and for a while after a worker has found the address that a name resolves to. Everything else is done here.
+    With workers for all streams, the worker that dials relays as well.
 
     Attributes:
         host: Name or IP literal; a name is looked up again after 10 s.
@@ -91,11 +92,14 @@ class LocalService:
             self._refuse(stream, label, f"cannot reach {target}: {problem.strerror or problem}", problem.errno)
         else:
             self.log.debug("%s: relay started", label)
+            if self.relays.takes_all:
+                self.relays.relay_here(stream, sock, label)
+                return
             self.relays.attach(stream, sock, label)
             self._tell(connection, address, _NAME_LASTS)
 
     def _tell(self, connection: Connection, address: sockets.SocketAddress, lasts: float) -> None:
-        if self.proxy_version is not None:
+        if self.proxy_version is not None or self.relays.takes_all:
             return
         now = self.clock()
         with self._lock:

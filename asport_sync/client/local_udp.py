@@ -164,6 +164,7 @@ class LocalAssociations:
         counters: Counts drops.
         log: Receives the failures, and at level debug one line for each association.
         limit: Rate limit of repeated failures.
+        for_pump: Whether the pump reads the sockets from the beginning.
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class LocalAssociations:
         counters: Counters,
         log: logging.Logger,
         limit: RateLimit,
+        for_pump: bool = False,
     ) -> None:
         self._pump = pump
         self._connection = connection
@@ -188,6 +190,7 @@ class LocalAssociations:
         self._counters = counters
         self._log = log
         self._limit = limit
+        self._for_pump = for_pump
         self._public: Address | None = None  # the public address and port
         # Requested before the ServerHello. Bounded, because the engine requests only associations with waiting packets.
         self._early: dict[int, SocketAddress] = {}
@@ -321,14 +324,20 @@ class LocalAssociations:
         sock, address = self._dial(addresses)
         try:
             prefix = self._prefix(assoc.peer)
-            udp = self._connection.open_udp(sock, public=False)
+            udp = self._connection.open_udp(sock, public=False, for_pump=self._for_pump)
         except BaseException:
             sock.close()
             raise
         assoc.sock, assoc.udp, assoc.address = sock, udp, address
-        assoc.reader = UdpReader(self._pump, sock, udp, self._counters, self._log)
+        assoc.reader = self._new_reader(sock, udp)
         self._by_udp[udp.id] = assoc
         udp.add_association(assoc.association, assoc.peer, prefix)
+
+    def _new_reader(self, sock: socket.socket, udp: UdpSocket) -> UdpReader:
+        reader = UdpReader(self._pump, sock, udp, self._counters, self._log, always=self._for_pump)
+        if self._for_pump:
+            reader.begin()
+        return reader
 
     def _dial(self, addresses: Addresses) -> tuple[socket.socket, SocketAddress]:
         problem: OSError = OSError(f"no address of {self._target.host} is known")
@@ -421,7 +430,7 @@ class LocalAssociations:
             assoc.reader.end()
         assoc.sock.close()
         assoc.sock = sock
-        assoc.reader = UdpReader(self._pump, sock, assoc.udp, self._counters, self._log)
+        assoc.reader = self._new_reader(sock, assoc.udp)
         try:
             assoc.udp.move(sock, self._prefix(assoc.peer))
         except (EngineError, LocalProtocolError) as problem:

@@ -27,6 +27,7 @@ from asport_sync.config.values import (
     PortRange,
     PortSet,
     ProxyProtocol,
+    Relay,
     UdpForwardMode,
     written_pin,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "PortSet",
     "ProxyConfig",
     "ProxyProtocol",
+    "Relay",
     "ServerConfig",
     "TlsClientConfig",
     "TlsServerConfig",

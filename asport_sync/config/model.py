@@ -47,6 +47,7 @@ from asport_sync.config.values import (
     PortRange,
     PortSet,
     ProxyProtocol,
+    Relay,
     UdpForwardMode,
     dotted,
     ephemeral_ports,
@@ -224,8 +225,11 @@ class CommonConfig:
             is closed.
         log_level: Least severe level that a command logs; the options ``-v`` and ``--log-level`` override it. Programs
             configure :mod:`logging` instead.
-        max_workers: Maximum number of large transfers that have a thread (worker) of their own; the engine relays all
-            other streams.
+        relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread. ``auto``:
+            also workers (threads) for large transfers, and the pump (a thread) for sockets with many datagrams, if
+            there are processors to spare. ``workers``: a worker for each TCP connection from its first byte to its
+            last, and the pump for every UDP socket.
+        max_workers: Maximum number of TCP connections that have a worker of their own; the engine relays all others.
         tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
             service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that time,
             and at least 4 s, counts as gone.
@@ -253,14 +257,27 @@ class CommonConfig:
         ),
     )
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
-    max_workers: int = field(
-        default_factory=values.spare_workers,
-        metadata=documented(_integer(0, _MAX_WORKERS), default="one per processor, none on up to two processors"),
+    relay: Relay = field(default="auto", metadata=documented(_choice(values.RELAYS), since="Unreleased"))
+    max_workers: int | None = field(
+        default=None,
+        metadata=documented(
+            _integer(0, _MAX_WORKERS),
+            default=f"one per processor, none on up to two processors; {values.WORKERS} with `relay: workers`",
+        ),
     )
     tcp_keepalive: float = field(default=60.0, metadata=documented(_KEEPALIVE, since="Unreleased"))
     keylog: Path | None = field(default=None, metadata=_PATH)
     # 1200: RFC 9000, section 14. 65527: the maximum UDP payload, section 18.2.
     max_udp_payload: int = field(default=65527, metadata=_integer(1200, 65527, "bytes"))
+
+    @property
+    def workers(self) -> int:
+        """The maximum number of workers that follows from ``relay`` and ``max_workers``."""
+        if self.relay == "engine":
+            return 0
+        if self.max_workers is not None:
+            return self.max_workers
+        return values.WORKERS if self.relay == "workers" else values.spare_workers()
 
 
 def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, str]]:
@@ -269,6 +286,10 @@ def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, s
         for each in fields(table):
             if each.name in WITHOUT_EFFECT and getattr(table, each.name) != each.default:
                 yield each.name, WITHOUT_EFFECT[each.name]
+    if config.relay == "engine" and config.max_workers:
+        yield "max_workers", "with relay: engine there are no workers"
+    if config.relay == "workers" and config.max_workers == 0:
+        yield "relay", "max_workers is 0, so the engine relays everything"
 
 
 # --- client -----------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ Network = Literal["tcp", "udp", "both"]
 UdpForwardMode = Literal["native", "quic"]
 CongestionControl = Literal["cubic", "new_reno", "bbr"]
 ProxyProtocol = Literal["none", "v1", "v2"]
+Relay = Literal["auto", "engine", "workers"]
 LogLevel = Literal["off", "error", "warn", "info", "debug", "trace"]
 FixedDialectName = Literal["draft", "flags"]
 """Meaning of the mode byte in ClientHello: the draft's enumeration, or the bit mask of later releases."""
@@ -58,6 +59,7 @@ NETWORKS: Final[Mapping[str, Network]] = {
     "all": "both",
 }
 UDP_FORWARD_MODES: Final[Mapping[str, UdpForwardMode]] = {"native": "native", "quic": "quic"}
+RELAYS: Final[Mapping[str, Relay]] = {"auto": "auto", "engine": "engine", "workers": "workers"}
 CONGESTION_CONTROLS: Final[Mapping[str, CongestionControl]] = {
     "bbr": "bbr",
     "cubic": "cubic",
@@ -702,8 +704,12 @@ def _range(value: object, forms: str, *, pairs: bool) -> PortRange:
     return PortRange(ports[0], ports[1])
 
 
+WORKERS = 256
+"""Default of max_workers with ``relay: workers``: 15 KiB and a thread each, and more run in turns on few processors."""
+
+
 def spare_workers() -> int:
-    """Returns the default of max_workers.
+    """Returns the default of max_workers with ``relay: auto``.
 
     Threads that relay in addition to the engine's are worthwhile only with spare processors.
     """

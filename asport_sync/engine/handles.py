@@ -267,15 +267,21 @@ class Connection(Handle):
         """
         return Stream(self.engine, self.engine.call(lib.aq_stream_open, self.id, header, len(header)))
 
-    def accept(self, listener: socket.socket) -> Listener:
+    def accept(self, listener: socket.socket, *, for_workers: bool = False) -> Listener:
         """Accepts on a listening TCP socket, which remains the caller's.
 
         Each connection becomes a stream that begins with Connect and its visitor's address, and is attached at once.
 
+        Args:
+            listener: The socket.
+            for_workers: StreamLargeTransfer hands each stream to a worker at once, as long as one is free.
+
         Raises:
             EngineError: Out of descriptors or memory.
         """
-        return Listener(self.engine, self.engine.call(lib.aq_listener_open, self.id, listener.fileno()))
+        return Listener(
+            self.engine, self.engine.call(lib.aq_listener_open, self.id, listener.fileno(), int(for_workers))
+        )
 
     def dial(self, address: SocketAddress | None, timeout: float = 0.0, valid: float = float("inf")) -> None:
         """Lets the engine dial this address for streams that the peer opens, and attach them.
@@ -291,9 +297,16 @@ class Connection(Handle):
         to = _address_or_null(address)
         self.engine.call(lib.aq_connection_dial, self.id, to, nanoseconds(timeout), nanoseconds(valid))
 
-    def open_udp(self, sock: socket.socket, *, public: bool) -> UdpSocket:
-        """Adds a UDP socket to the connection; the socket remains the caller's. Pump thread only."""
-        return UdpSocket(self.engine, self.engine.call(lib.aq_udp_open, self.id, sock.fileno(), int(public)))
+    def open_udp(self, sock: socket.socket, *, public: bool, for_pump: bool = False) -> UdpSocket:
+        """Adds a UDP socket to the connection; the socket remains the caller's. Pump thread only.
+
+        Args:
+            sock: The socket.
+            public: Whether it has many sources, as a public port, or one association.
+            for_pump: The engine never reads it: ``UdpSocket.receive`` has to be called from the beginning.
+        """
+        options = int(public), int(for_pump)
+        return UdpSocket(self.engine, self.engine.call(lib.aq_udp_open, self.id, sock.fileno(), *options))
 
     def remove_association(self, association: int) -> None:
         """Removes an association, or refuses one that AssociationWanted asked for. Pump thread only."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from asport_sync.config import ClientConfig, ServerConfig, without_effect
+from asport_sync.config import ClientConfig, Relay, ServerConfig, without_effect
 from asport_sync.engine import (
     Carrier,
     CongestionControl,
@@ -69,15 +69,16 @@ class Host:
 
     Args:
         engine: Not started; owned by this object from now on.
-        max_workers: Maximum number of streams relayed by workers at the same time; with 0 the pump reads no sockets
-            either.
+        max_workers: Maximum number of streams relayed by workers at the same time.
         tcp_keepalive: Seconds of silence after which TCP keepalive probes a connection; 0: never.
         log: Receives its log lines.
+        relay: What relays; see the key ``relay``. With 0 workers it is the engine.
         clock: Monotonic time in seconds, for the timers.
         wall: Time of day in seconds since 1970, to compare with the dates of certificates.
         asleep: Returns how many seconds this machine has been suspended since an arbitrary moment.
 
     Attributes:
+        pump_reads_all: Whether the pump reads every UDP socket from the beginning.
         stopping: Set as soon as the end has begun.
         report: Called with one line on the current state; set by its consumer.
     """
@@ -88,6 +89,7 @@ class Host:
         max_workers: int,
         tcp_keepalive: float,
         log: logging.Logger,
+        relay: Relay = "auto",
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         asleep: Callable[[], float] = asleep_since_boot,
@@ -98,14 +100,18 @@ class Host:
         self.limit = RateLimit()
         self.stopping = StopSignal()
         self.workers = WorkerPool(max_workers + _DIALLERS)
-        self.relays = Relays(engine, self.workers, max_workers, self.counters, log, self._stream_label)
+        is_all = relay == "workers" and max_workers > 0
+        self.pump_reads_all = is_all
+        self.relays = Relays(
+            engine, self.workers, max_workers, self.counters, log, self._stream_label, takes_all=is_all
+        )
         self.pump = SelectorThread("asport-pump")
         self.machine = MachineWatch(self.pump, asleep)
         self.timers = Timers(clock)
         self.router = Router()
         self.log = log
         self._began = time.monotonic()
-        self._shares_udp = max_workers > 0
+        self._shares_udp = max_workers > 0 and not is_all
         self._tcp_keepalive = tcp_keepalive
         self._wall = wall
         self._sessions: list[Session] = []  # appended by the starting thread before the session is opened

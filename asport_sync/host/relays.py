@@ -1,4 +1,4 @@
-"""Relays of TCP connections: the engine relays, workers take over large transfers, and their ends are logged."""
+"""Relays of TCP connections: by the engine, or by workers for large transfers or for all; their ends are logged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asport_sync.errors import EngineClosed, EngineError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
-from asport_sync.runtime.threads import WorkerPool
+from asport_sync.runtime.threads import Slots, WorkerPool
 
 # Maximum log lines per second about ended streams, at level info. Logging many short connections must not cost more
 # than serving them: a line takes Python about as long as the engine takes for two connections.
@@ -22,7 +22,7 @@ _EVERY_LINE = 0xFFFFFFFF  # at level debug
 
 
 class Relays:
-    """Logs the ends of streams, and provides workers for large transfers. Any thread.
+    """Logs the ends of streams, and provides workers: for large transfers, or for every stream. Any thread.
 
     Args:
         engine: Relays the streams.
@@ -32,6 +32,7 @@ class Relays:
         log: Receives one line for each stream: at level info for at most 200 per second, at level debug for all, and
             for their beginnings.
         place: Returns the prefix of such a line, for streams of a connection.
+        takes_all: Whether every stream has a worker from its first byte to its last, as long as one is free.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Relays:
         counters: Counters,
         log: logging.Logger,
         place: Callable[[Connection], str],
+        *,
+        takes_all: bool = False,
     ) -> None:
         self._engine = engine
         self._workers = workers
@@ -50,6 +53,9 @@ class Relays:
         self._log = log
         self._place = place
         self._limit = RateLimit()
+        self._lines = RateLimit(_LINES_PER_SECOND, 1.0, each=_LINES_PER_SECOND)  # of streams that workers relay
+        self._free = Slots(most)  # for streams that a worker dials itself
+        self.takes_all = takes_all
 
     def begin(self) -> None:
         """Tells the engine how many workers there are, and which ends of streams to report."""
@@ -75,8 +81,22 @@ class Relays:
             with contextlib.suppress(EngineClosed):
                 stream.reset()
 
+    def relay_here(self, stream: Stream, sock: socket.socket, label: str) -> None:
+        """Relays in the calling worker until the end, if a worker is free for that; otherwise lets the engine relay.
+
+        Takes ownership of the socket.
+        """
+        if not self._free.take():
+            self._counters.add("relays_all_workers_busy")
+            self.attach(stream, sock, label)
+            return
+        try:
+            self._relay(stream, sock, label, time.monotonic())
+        finally:
+            self._free.give_back()
+
     def stream_large_transfer(self, event: StreamLargeTransfer) -> None:
-        """Hands a large transfer to a worker, which relays it from here on."""
+        """Hands a stream to a worker, which relays it from here on."""
         label = self._label(event)
         began = time.monotonic() - event.lasted
         if not self._workers.offer(self._work, event.stream, event.sock, label, began):
@@ -116,7 +136,7 @@ class Relays:
             raise
         else:
             sock.close()
-            self._report(label, time.monotonic() - began, result)
+            self._report(label, time.monotonic() - began, result, self._log_line)
 
     def _share_one(self) -> None:
         with contextlib.suppress(EngineClosed):
@@ -126,8 +146,17 @@ class Relays:
         peer = sockets.text(event.peer) if event.peer else "an unknown address"
         return f"{self._place(event.connection)}connection from {peer}"
 
-    def _report(self, label: str, lasted: float, result: StreamResult) -> None:
-        self._log.info(
+    def _log_line(self, text: str, *arguments: object) -> None:
+        """Logs the end of a stream that a worker has relayed, as often as the engine reports those of its own."""
+        if self._log.isEnabledFor(logging.DEBUG):
+            self._log.info(text, *arguments)
+        else:
+            self._lines.log(logging.INFO, self._log, text, *arguments)
+
+    def _report(
+        self, label: str, lasted: float, result: StreamResult, log: Callable[..., object] | None = None
+    ) -> None:
+        (log or self._log.info)(
             "%s: %s after %.1f s, %d bytes to the tunnel, %d bytes from it",
             label,
             result.describe(),

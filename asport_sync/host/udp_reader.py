@@ -1,4 +1,4 @@
-"""Reading busy UDP sockets, which the engine hands over to the pump. The pump thread."""
+"""Reading UDP sockets in the pump thread: busy ones, which the engine hands over, or all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PAUSE_AFTER_ERROR = 0.1  # seconds of back-off after a socket could not be read
 
 
 class UdpReader:
-    """Reads a busy socket that the engine has handed over to the pump, for as long as it is busy.
+    """Reads a socket in place of the engine: as long as it is busy, or always. The pump thread.
 
     Args:
         pump: The thread, which makes all calls.
@@ -26,30 +26,44 @@ class UdpReader:
         udp: The engine's handle of it.
         counters: Counts errors.
         log: Receives the errors, at level debug.
+        always: Whether the socket is never given back to the engine.
     """
 
     def __init__(
-        self, pump: SelectorThread, sock: socket.socket, udp: UdpSocket, counters: Counters, log: logging.Logger
+        self,
+        pump: SelectorThread,
+        sock: socket.socket,
+        udp: UdpSocket,
+        counters: Counters,
+        log: logging.Logger,
+        *,
+        always: bool = False,
     ) -> None:
         self._pump = pump
         self._sock = sock
         self._udp = udp
         self._counters = counters
         self._log = log
-        self._look: Timer | None = None  # the next check; None: the engine reads
+        self._always = always
+        self._is_reading = False
+        self._look: Timer | None = None  # the next check whether the socket is still busy
         self._datagrams = 0  # since the latest check
 
     def begin(self) -> None:
-        """Begins to read the socket, which the engine has handed over."""
-        if self._look is None:
+        """Begins to read the socket, which the engine does not read."""
+        if not self._is_reading:
+            self._is_reading = True
             self._pump.watch(self._sock, self._readable)
-            self._look_later()
+            if not self._always:
+                self._look_later()
 
     def end(self) -> None:
         """Stops reading the socket, which may be closed then. Idempotent."""
         if self._look is not None:
             self._look.cancel()
             self._look = None
+        if self._is_reading:
+            self._is_reading = False
             self._pump.unwatch(self._sock)
 
     def _look_later(self) -> None:

@@ -29,6 +29,7 @@ class PublicListener:
         counters: Counts failures.
         log: Receives the errors.
         limit: Rate limit of repeated errors; shared by all listeners.
+        for_workers: Whether its streams have workers from their beginning.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class PublicListener:
         counters: Counters,
         log: logging.Logger,
         limit: RateLimit,
+        *,
+        for_workers: bool = False,
     ) -> None:
         self._connection = connection
         self._sock = sock
@@ -47,6 +50,7 @@ class PublicListener:
         self._counters = counters
         self._log = log
         self._limit = limit
+        self._for_workers = for_workers
         self._listener: Listener | None = None
         self._opening: Timer | None = None  # the next attempt to open
         self._failures = 0  # failed attempts to open
@@ -54,7 +58,7 @@ class PublicListener:
     def open(self) -> None:
         """Begins to accept, now or as soon as the engine has the resources."""
         try:
-            self._listener = self._connection.accept(self._sock)
+            self._listener = self._connection.accept(self._sock, for_workers=self._for_workers)
         except EngineClosed:
             return
         except EngineError as problem:

@@ -42,6 +42,7 @@ class PublicUdp:
         counters: Counts drops.
         log: Receives one line for each association, at level debug, and the reasons why UDP is not forwarded.
         budget: The associations of all public ports; None: this is the only port.
+        for_pump: Whether the pump reads the socket from the beginning.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class PublicUdp:
         counters: Counters,
         log: logging.Logger,
         budget: SharedBudget[PublicUdp] | None = None,
+        *,
+        for_pump: bool = False,
     ) -> None:
         self._pump = pump
         self._connection = connection
@@ -61,6 +64,7 @@ class PublicUdp:
         self._counters = counters
         self._log = log
         self._budget: SharedBudget[PublicUdp] = SharedBudget(MAX_ASSOCIATIONS) if budget is None else budget
+        self._for_pump = for_pump
         self._udp: UdpSocket | None = None
         self._reader: UdpReader | None = None
         self._associations = AssociationTable()
@@ -74,7 +78,7 @@ class PublicUdp:
     def open(self) -> None:
         """Begins to forward, now or as soon as the engine has the resources."""
         try:
-            self._udp = self._connection.open_udp(self._sock, public=True)
+            self._udp = self._connection.open_udp(self._sock, public=True, for_pump=self._for_pump)
         except EngineClosed:
             return
         except EngineError as problem:
@@ -82,7 +86,9 @@ class PublicUdp:
             return
         if self._failures:
             self._log.info("UDP port %d: forwarding now", self._port)
-        self._reader = UdpReader(self._pump, self._sock, self._udp, self._counters, self._log)
+        self._reader = UdpReader(self._pump, self._sock, self._udp, self._counters, self._log, always=self._for_pump)
+        if self._for_pump:
+            self._reader.begin()
         self._expiry.begin()
 
     def close(self) -> None:

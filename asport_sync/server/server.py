@@ -70,7 +70,8 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         return source if isinstance(source, ServerConfig) else load_server(source)
 
     def _new_host(self) -> Host:
-        return Host(self._new_engine(), self.config.max_workers, self.config.tcp_keepalive, logger("server"))
+        config = self.config
+        return Host(self._new_engine(), config.workers, config.tcp_keepalive, logger("server"), config.relay)
 
     def _new_session(self, host: Host) -> ServerSession:
         return ServerSession(self.config, host)

@@ -379,6 +379,7 @@ class ServerSession(Session):
                     self.host.counters,
                     _log,
                     self._associations,
+                    for_pump=self.host.pump_reads_all,
                 )
                 self.host.pump.call_and_wait(peer.udp.open)
             connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, port.number)))
@@ -389,7 +390,13 @@ class ServerSession(Session):
         # Not before the ServerHello, which a client may expect first. Connections wait in the backlog.
         if port.tcp is not None:
             peer.listener = PublicListener(
-                connection, port.tcp, self.host.timers, self.host.counters, _log, self.host.limit
+                connection,
+                port.tcp,
+                self.host.timers,
+                self.host.counters,
+                _log,
+                self.host.limit,
+                for_workers=self.host.relays.takes_all,
             )
             peer.listener.open()
         if mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM and not claim.grant.carrier_unknown:

@@ -69,7 +69,7 @@ class Scene:
                 **options,
             }
         )
-        self.host = Host(self.engine.as_real(), self.config.max_workers, self.config.tcp_keepalive, logger("client"))
+        self.host = Host(self.engine.as_real(), self.config.workers, self.config.tcp_keepalive, logger("client"))
         self.host.start()
         self.session = ClientSession(self.config, self.host, self.backoff)
         self.host.add(self.session)

@@ -27,7 +27,7 @@ from asport_sync.config import (
 )
 from asport_sync.config.model import TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
-from asport_sync.config.values import ephemeral_ports, memory_to_receive, spare_workers
+from asport_sync.config.values import ephemeral_ports, memory_to_receive
 from asport_sync.errors import ConfigError
 
 from .samples import KEY, OTHER_UUID, PASSWORD, PEM, UUID, WRITERS, client, entry, server, write
@@ -72,7 +72,8 @@ COMMON = {
     "receive_window": Row(8388608, [(16384, 16384), (2**30, 2**30)], [*WINDOWS, 2**30 + 1]),
     "receive_memory": Row(memory_to_receive(), [(2**26, 2**26), (2**40, 2**40)], [2**26 - 1, 0, -1, "1GiB", []]),
     "log_level": Row("warn", [("off", "off"), ("DEBUG", "debug"), ("trace", "trace")], ["verbose", 3, True]),
-    "max_workers": Row(spare_workers(), [(0, 0), (1000, 1000)], [-1, 65536, "many"]),
+    "relay": Row("auto", [("engine", "engine"), ("workers", "workers")], ["threads", 1, True]),
+    "max_workers": Row(None, [(0, 0), (1000, 1000)], [-1, 65536, "many"]),
     "tcp_keepalive": Row(
         60.0,
         [

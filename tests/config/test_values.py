@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asport_sync.config import ClientConfig, HostPort, PortRange, PortSet, ServerConfig, values
+from asport_sync.config import ClientConfig, HostPort, PortRange, PortSet, ServerConfig, values, without_effect
 from asport_sync.config.values import BadValue
 
 from .samples import UUID, client, server
@@ -504,8 +504,28 @@ def test_spare_workers(monkeypatch: pytest.MonkeyPatch, processors: int, workers
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)))
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     assert values.spare_workers() == workers
-    for config in (client_config(), server_config()):
-        assert config.max_workers == workers
+    for side in (client_config, server_config):
+        assert side().workers == workers
+        assert side(max_workers=7).workers == 7
+        assert side(relay="engine").workers == 0
+        assert side(relay="engine", max_workers=7).workers == 0
+        assert side(relay="workers").workers == values.WORKERS
+        assert side(relay="workers", max_workers=7).workers == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "without"),
+    [
+        ({}, []),
+        ({"relay": "engine"}, []),
+        ({"relay": "engine", "max_workers": 0}, []),
+        ({"relay": "engine", "max_workers": 3}, ["max_workers"]),
+        ({"relay": "workers", "max_workers": 0}, ["relay"]),
+        ({"relay": "workers", "max_workers": 1}, []),
+    ],
+)
+def test_relay_and_max_workers_that_contradict_each_other(options: dict[str, object], without: list[str]) -> None:
+    assert [name for name, _ in without_effect(client_config(**options))] == without
 
 
 @pytest.mark.parametrize(
@@ -535,12 +555,12 @@ def test_memory_to_receive(
     assert values.memory_to_receive() == share
 
 
-def client_config() -> ClientConfig:
-    return ClientConfig.from_options(**client())
+def client_config(**options: object) -> ClientConfig:
+    return ClientConfig.from_options(**client(), **options)
 
 
-def server_config() -> ServerConfig:
-    return ServerConfig.from_options(**server())
+def server_config(**options: object) -> ServerConfig:
+    return ServerConfig.from_options(**server(), **options)
 
 
 # --- error texts -----------------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_the_end_of_the_tunnel_ends_its_connections(certificate: Certificate) ->
 )
 def test_stop_with_traffic_running(certificate: Certificate, first: str, max_workers: int) -> None:
     """Nothing is left, whoever stops first: that is what the fixture of all tests looks at."""
-    workers = {"max_workers": max_workers}
+    workers = {"relay": "auto", "max_workers": max_workers}
     with both_echoes() as (service, _), tunnel(certificate, service.address, server=workers, client=workers) as opened:
         with traffic(opened.public), UdpPeer(opened.public) as user:
             if max_workers:

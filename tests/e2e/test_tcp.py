@@ -21,6 +21,7 @@ from tests.e2e.tunnels import (
     Tunnel,
     client_options,
     command,
+    counter,
     public_port,
     server_address,
     server_options,
@@ -262,7 +263,7 @@ def test_200_in_parallel(certificate: Certificate) -> None:
 @pytest.mark.parametrize("max_workers", [0, 1])
 def test_many_with_few_workers(certificate: Certificate, max_workers: int) -> None:
     """Who relays makes no difference to the bytes."""
-    few = {"max_workers": max_workers}
+    few = {"relay": "auto", "max_workers": max_workers}
     with TcpEcho() as service, tunnel(certificate, service.address, server=few, client=few) as opened:
         in_parallel(opened, 30)
         for side in ("server", "client"):
@@ -276,6 +277,36 @@ def test_many_with_few_workers(certificate: Certificate, max_workers: int) -> No
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_every_stream_has_a_worker_as_long_as_one_is_free(certificate: Certificate, side: str) -> None:
+    """From its first byte to its last; the engine takes those beyond ``max_workers``, and counts them."""
+    options: dict[str, dict[str, object]] = {"server": {"relay": "engine"}, "client": {"relay": "engine"}}
+    options[side] = {"relay": "workers", "max_workers": 2}
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(TcpEcho())
+        opened = stack.enter_context(
+            tunnel(certificate, service.address, server=options["server"], client=options["client"])
+        )
+        users = [stack.enter_context(connect(opened.public)) for _ in range(5)]
+        for number, user in enumerate(users):
+            user.sendall(bytes([number]) * 1000)
+            assert receive_exactly(user, 1000) == bytes([number]) * 1000
+        end = getattr(opened, side)
+        assert end.stats()["workers"]["running"] == 2
+        busy = opened.engine_counter("server", "streams_without_worker") + counter(end, "relays_all_workers_busy")
+        assert busy == 3
+        for user in users:
+            user.shutdown(socket.SHUT_WR)
+            assert user.recv(1) == b""
+        finished = counted(opened, "relays_finished")
+        wait_until(lambda: set(counted(opened, "relays_finished").values()) == {5}, READY_TIMEOUT, f"{finished}")
+        assert counted(opened, "streams_relayed")[side] == 2
+        assert counted(opened, "streams_attached")[side] == 3
+        # And a worker is free again.
+        assert echo(opened.public, b"another") == b"another"
+        wait_until(lambda: counted(opened, "streams_relayed")[side] == 3, READY_TIMEOUT, "a worker has relayed it")
 
 
 def counted(opened: Tunnel, name: str) -> dict[str, int]:
@@ -305,7 +336,7 @@ def long_transfer(opened: Tunnel, enough: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("sides", [("server",), ("client",), ("server", "client")], ids="-".join)
 def test_a_worker_relays_a_large_transfer(certificate: Certificate, sides: tuple[str, ...]) -> None:
-    workers = {side: {"max_workers": 2 if side in sides else 0} for side in ("server", "client")}
+    workers = {side: {"relay": "auto", "max_workers": 2 if side in sides else 0} for side in ("server", "client")}
     with TcpSink() as sink, tunnel(certificate, sink.address, **workers) as opened:
         with connect(opened.public) as idle:
             long_transfer(opened, lambda: all(opened.engine_counter(side, "streams_shared") for side in sides))
@@ -329,7 +360,7 @@ def test_a_worker_relays_a_large_transfer(certificate: Certificate, sides: tuple
 @needs_speed
 def test_workers_relay_both_ways(certificate: Certificate) -> None:
     """As much comes back as goes; the receiving side is checked byte by byte."""
-    workers = {"max_workers": 4}
+    workers = {"relay": "auto", "max_workers": 4}
     with TcpEcho() as service, tunnel(certificate, service.address, server=workers, client=workers) as opened:
         data = seeded_bytes(3, 48 * MIB)
         deadline = time.monotonic() + LONG_TRANSFER
@@ -341,8 +372,11 @@ def test_workers_relay_both_ways(certificate: Certificate) -> None:
 
 @needs_speed
 def test_a_worker_is_free_for_the_next(certificate: Certificate) -> None:
-    one = {"max_workers": 1}
-    with TcpSink() as sink, tunnel(certificate, sink.address, server=one, client={"max_workers": 0}) as opened:
+    one = {"relay": "auto", "max_workers": 1}
+    with (
+        TcpSink() as sink,
+        tunnel(certificate, sink.address, server=one, client={"relay": "auto", "max_workers": 0}) as opened,
+    ):
         for number in (1, 2, 3):
             long_transfer(
                 opened,
@@ -358,7 +392,7 @@ def test_a_worker_is_free_for_the_next(certificate: Certificate) -> None:
 @needs_speed
 @pytest.mark.parametrize("ending", ["user", "service"])
 def test_a_reset_passes_through_workers(certificate: Certificate, ending: str) -> None:
-    workers = {"max_workers": 2}
+    workers = {"relay": "auto", "max_workers": 2}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(READY_TIMEOUT)
         with tunnel(certificate, listener.getsockname(), server=workers, client=workers) as opened:

@@ -313,7 +313,7 @@ def settle(sock: socket.socket) -> None:
 @pytest.mark.parametrize("max_workers", [0, 1])
 def test_a_busy_public_port(certificate: Certificate, max_workers: int) -> None:
     """Before, while and after the pump reads its socket, datagrams of all sources arrive as they were sent."""
-    workers = {"max_workers": max_workers}
+    workers = {"relay": "auto", "max_workers": max_workers}
     with UdpEcho() as service, tunnel(certificate, service.address, server=workers) as opened:
         with UdpPeer(opened.public) as user, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooder:
             user.ask(b"before", b"before")
@@ -339,7 +339,7 @@ def test_a_busy_local_service(certificate: Certificate) -> None:
         service.bind(("127.0.0.1", 0))
         service.settimeout(READY_TIMEOUT)
         with (
-            tunnel(certificate, service.getsockname(), client={"max_workers": 1}) as opened,
+            tunnel(certificate, service.getsockname(), client={"relay": "auto", "max_workers": 1}) as opened,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as user,
         ):
             user.settimeout(READY_TIMEOUT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import threading
@@ -26,6 +27,9 @@ PASSWORD = "correct horse battery staple"
 # Seconds until what must happen has happened. Only a failure waits so long.
 READY_TIMEOUT = 20.0
 
+# What relays in tests that do not choose: the suite of this folder runs with each, see the Makefile.
+RELAY: dict[str, str] = {"relay": os.environ["ASPORT_TEST_RELAY"]} if "ASPORT_TEST_RELAY" in os.environ else {}
+
 # What the commands log, at level info, when they are ready. Documented in docs/operations.md.
 SERVER_READY = r"accepting clients on (\S+):(\d+)"
 CLIENT_READY = r"is public on port (\d+) for (.+)$"
@@ -40,6 +44,7 @@ def server_options(certificate: Certificate, /, **changes: Any) -> dict[str, Any
         "certificate": str(certificate.certificate),
         "private_key": str(certificate.private_key),
         "proxies": [proxy],
+        **RELAY,
         **changes,
     }
 
@@ -52,6 +57,7 @@ def client_options(certificate: Certificate, server: Address, local: Address, /,
         "uuid": USER,
         "password": PASSWORD,
         "certificates": {"paths": [str(certificate.trusted)], "disable_native": True},
+        **RELAY,
         **changes,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import socket
 import threading
@@ -18,9 +19,11 @@ from asport_sync.engine import (
     StreamLargeTransfer,
     StreamResult,
     UdpLargeTransfer,
+    UdpRefused,
     UdpSocket,
 )
-from asport_sync.errors import EngineClosed
+from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.runtime import sockets
 from tests.engine.pair import EVENT_TIMEOUT, Pair, Relay, Side, connected, expect_closed, open_stream, tcp_pair
 from tests.engine.test_hard_cases import SPINNING, processor_share
 from tests.engine.test_traffic import OpenAssociation, expect_count, open_association, udp_socket
@@ -386,6 +389,42 @@ def test_a_busy_socket_stays_the_engine_s_unless_shared(certificate: Certificate
                     )
                     assert large_transfer_of(pair.server) is None
             assert pair.server.counter("udp_shared") == 1
+
+
+def test_a_socket_for_the_pump_is_read_by_nobody_else(certificate: Certificate) -> None:
+    with connected(certificate) as pair, udp_socket() as public, udp_socket() as visitor:
+        udp = pair.server_connection.open_udp(public, public=True, for_pump=True)
+        visitor.sendto(b"hello", public.getsockname())
+        # Another socket, which the engine reads, has its turn after this one.
+        with udp_socket() as read:
+            other = pair.server_connection.open_udp(read, public=True)
+            visitor.sendto(b"hello", read.getsockname())
+            assert pair.server.expect(SourceUnknown).udp == other
+            other.close()
+        assert not any(isinstance(event, SourceUnknown) for event in pair.server.seen())
+        assert udp.receive() == 1
+        assert pair.server.expect(SourceUnknown).source == visitor.getsockname()
+        assert udp.receive() == 0
+        udp.close()
+
+
+def test_the_pump_learns_that_a_service_refuses(certificate: Certificate) -> None:
+    """As the engine does where it reads itself."""
+    with connected(certificate) as pair, udp_socket() as gone:
+        address = gone.getsockname()
+        gone.close()
+        with sockets.connected_udp(address) as sock:
+            udp = pair.client_connection.open_udp(sock, public=False, for_pump=True)
+            sock.send(b"nobody listens")
+
+            def has_failed() -> bool:
+                with contextlib.suppress(EngineError):
+                    udp.receive()
+                return pair.client.counter("udp_service_refused") > 0
+
+            wait_until(has_failed, EVENT_TIMEOUT, "the kernel reports it")
+            assert pair.client.expect(UdpRefused).error == errno.ECONNREFUSED
+            udp.close()
 
 
 def test_the_end_of_a_socket_that_the_pump_reads(certificate: Certificate) -> None:

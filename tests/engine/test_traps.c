@@ -409,7 +409,7 @@ static int oversize_datagram(aq_engine *engine, unsigned moment)
         CHECK_INT(connect(it.user, (const struct sockaddr *)&here, sizeof(here)), 0);
         CHECK_INT(getsockname(it.user, (struct sockaddr *)&from, &length), 0);
         source.port = ntohs(from.sin_port);
-        it.udp_id = aq_udp_open(engine, it.connection, it.udp, 1);
+        it.udp_id = aq_udp_open(engine, it.connection, it.udp, 1, 0);
         CHECK(it.udp_id > 0);
         CHECK_INT(aq_association_add(engine, it.udp_id, 7, &source, NULL, NULL, 0), AQ_OK);
         CHECK_INT(send(it.user, bytes, sizeof(bytes), 0), sizeof(bytes));

@@ -426,7 +426,7 @@ static void do_tcp(aq_engine *engine)
     switch (what % 6) {
     case 0:
     case 1:
-        remember(aq_listener_open(engine, pick(AQ_KIND_CONNECTION), tcp_listener));
+        remember(aq_listener_open(engine, pick(AQ_KIND_CONNECTION), tcp_listener, what % 6));
         break;
     case 2:
         aq_listener_close(engine, pick(AQ_KIND_LISTENER));
@@ -445,7 +445,7 @@ static void do_tcp(aq_engine *engine)
     }
 }
 
-static void open_udp(aq_engine *engine, int is_public, int everywhere)
+static void open_udp(aq_engine *engine, int is_public, int everywhere, int for_pump)
 {
     struct sockaddr_in here = {.sin_family = AF_INET};
     socklen_t length = sizeof(here);
@@ -457,7 +457,7 @@ static void open_udp(aq_engine *engine, int is_public, int everywhere)
     if (bind(fd, (const struct sockaddr *)&here, sizeof(here)) == 0 &&
         getsockname(fd, (struct sockaddr *)&here, &length) == 0 &&
         (is_public || connect(fd, (const struct sockaddr *)&udp_address, sizeof(udp_address)) == 0)) {
-        remember(aq_udp_open(engine, pick(AQ_KIND_CONNECTION), fd, is_public));
+        remember(aq_udp_open(engine, pick(AQ_KIND_CONNECTION), fd, is_public, for_pump));
         here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
         (void)!connect(udp_service, (const struct sockaddr *)&here, sizeof(here));
     }
@@ -489,7 +489,7 @@ static void do_udp(aq_engine *engine)
     switch (what % 16) {
     case 0:
     case 1:
-        open_udp(engine, what & 128, (what & 192) == 192);
+        open_udp(engine, what & 128, (what & 192) == 192, what & 32);
         break;
     case 2:
         aq_udp_close(engine, pick(AQ_KIND_UDP));

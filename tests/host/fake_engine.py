@@ -242,7 +242,7 @@ class FakeConnection:
             }
         )
 
-    def accept(self, listener: socket.socket) -> FakeListener:
+    def accept(self, listener: socket.socket, *, for_workers: bool = False) -> FakeListener:
         self._check()
         self.listeners.append(FakeListener(listener))
         return self.listeners[-1]
@@ -251,7 +251,7 @@ class FakeConnection:
         self._check()
         self.dials.append((address, timeout, valid))
 
-    def open_udp(self, sock: socket.socket, *, public: bool) -> FakeUdpSocket:
+    def open_udp(self, sock: socket.socket, *, public: bool, for_pump: bool = False) -> FakeUdpSocket:
         self._check()
         self.udp.append(FakeUdpSocket(self, sock, public))
         return self.udp[-1]

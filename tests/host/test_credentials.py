@@ -56,7 +56,7 @@ def host(clock: VirtualClock) -> Iterator[Host]:
     engine = FakeEngine()
     engine.certificates_found = [Certificate(not_before=0, not_after=100 * DAY, names=False)]
     config = ServerConfig.from_options(server="127.0.0.1:0", certificate=PEM, private_key=PEM, proxies=[])
-    host = Host(engine.as_real(), 0, 0.0, logging.getLogger("asport_sync.server"), clock, clock)
+    host = Host(engine.as_real(), 0, 0.0, logging.getLogger("asport_sync.server"), clock=clock, wall=clock)
     session = ServerSession(config, host)
     host.pump.start()
     session.prepare()

@@ -308,11 +308,11 @@ class Port:
         self.tries = 0
         accept = self.connection.accept
 
-        def accept_or_fail(listener: socket.socket) -> FakeListener:
+        def accept_or_fail(listener: socket.socket, *, for_workers: bool = False) -> FakeListener:
             self.tries += 1
             if self.problem is not None:
                 raise self.problem
-            return accept(listener)
+            return accept(listener, for_workers=for_workers)
 
         self.connection.accept = accept_or_fail  # type: ignore[method-assign]
         self.public = PublicListener(

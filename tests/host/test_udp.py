@@ -656,7 +656,7 @@ class Unopened:
         self.tries = 0
         open_udp = pump.connection.open_udp
 
-        def fail_first(sock: socket.socket, *, public: bool) -> FakeUdpSocket:
+        def fail_first(sock: socket.socket, *, public: bool, for_pump: bool = False) -> FakeUdpSocket:
             self.tries += 1
             if self.failing:
                 raise EngineError(-1024, "Too many open files")
@@ -899,7 +899,7 @@ def test_places_follow_the_descriptors_that_there_are(pump: Pump, monkeypatch: p
     monkeypatch.setattr(sockets, "connected_udp", connected_udp)
     open_udp = pump.connection.open_udp
 
-    def refuse_once(sock: socket.socket, *, public: bool) -> Any:
+    def refuse_once(sock: socket.socket, *, public: bool, for_pump: bool = False) -> Any:
         monkeypatch.setattr(pump.connection, "open_udp", open_udp)
         raise EngineError(-1000 - number, "no more")
 
@@ -948,7 +948,7 @@ def test_a_connection_that_ends_meanwhile_leaves_no_socket(local: Local) -> None
 
 
 def test_what_the_engine_refuses_is_refused_and_counted(local: Local) -> None:
-    def open_udp(sock: socket.socket, *, public: bool) -> Any:
+    def open_udp(sock: socket.socket, *, public: bool, for_pump: bool = False) -> Any:
         raise EngineError(-4, "no memory")
 
     local.pump.connection.open_udp = open_udp  # type: ignore[method-assign]

@@ -485,7 +485,7 @@ class Observed(Client):
     def _new_host(self) -> Host:
         config = self.config
         return Host(
-            self._new_engine(), config.max_workers, config.tcp_keepalive, logger("client"), asleep=lambda: self.asleep
+            self._new_engine(), config.workers, config.tcp_keepalive, logger("client"), asleep=lambda: self.asleep
         )
 
     def sleep(self, seconds: float) -> None:

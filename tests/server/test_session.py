@@ -71,7 +71,7 @@ class Scene:
         self.config = ServerConfig.from_options(
             server=f"{HOST}:0", certificate=PEM, private_key=PEM, proxies=[proxy], **options
         )
-        self.host = Host(self.engine.as_real(), 0, 0.0, logging.getLogger("asport_sync.server"), self.clock)
+        self.host = Host(self.engine.as_real(), 0, 0.0, logging.getLogger("asport_sync.server"), clock=self.clock)
         self.session = ServerSession(self.config, self.host, policy)
         self.host.pump.start()
         self.session.prepare()
