@@ -32,10 +32,11 @@ export ASPORT_WERROR ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DECLARED := pyproject.toml setup.py asport_sync/_version.py
-# The folder itself as well, to detect removed files.
-NATIVE := asport_sync/_native $(wildcard asport_sync/_native/*.[ch]) asport_sync/_cffi_build.py setup.py \
+# The folders themselves as well, to detect removed files.
+NATIVE := $(sort $(dir $(wildcard asport_sync/_native/*/))) $(wildcard asport_sync/_native/*.[ch]) \
+	$(wildcard asport_sync/_native/*/*.[ch]) asport_sync/_cffi_build.py setup.py \
 	asport_sync/_version.py $(wildcard vendor/*.py) vendor/packages.json
-C_FILES := $(wildcard asport_sync/_native/*.[ch] tests/*/*.[ch] bench/*/*.[ch])
+C_FILES := $(wildcard asport_sync/_native/*.[ch] asport_sync/_native/*/*.[ch] tests/*/*.[ch] bench/*/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

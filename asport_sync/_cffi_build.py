@@ -20,12 +20,12 @@ _RELATIVE = Path("asport_sync", "_native")
 
 
 def _sources() -> list[str]:
-    """Return our C files in a fixed order, so that builds are reproducible, without the test programs among them."""
-    return sorted(str(_RELATIVE / file.name) for file in _NATIVE.glob("*.c") if not file.name.endswith("_test.c"))
+    """Return our C files in a fixed order, so that builds are reproducible."""
+    return sorted(str(_RELATIVE / file.relative_to(_NATIVE)) for file in _NATIVE.rglob("*.c"))
 
 
 def _headers() -> list[str]:
-    return sorted(str(_RELATIVE / file.name) for file in _NATIVE.glob("*.h"))
+    return sorted(str(_RELATIVE / file.relative_to(_NATIVE)) for file in _NATIVE.rglob("*.h"))
 
 
 ffibuilder = FFI()

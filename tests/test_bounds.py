@@ -87,7 +87,7 @@ def test_limits_are_what_the_sources_say(cells: list[str]) -> None:
         names |= constants(PACKAGE / file)
     named = [found for found in NAMED.findall(" ".join(cells[2:])) if not found[2].startswith("aq_")]
     # Segments are the pipe's, whoever keeps them.
-    names = constants(NATIVE / "pipe.h") | names
+    names = constants(NATIVE / "core" / "pipe.h") | names
     for number, unit, name in named:
         assert name in names, f"{name} is not in {cells[1]}"
         assert evaluated(names[name], names) == int(number.replace(",", "")) * UNITS[unit], name
@@ -95,7 +95,9 @@ def test_limits_are_what_the_sources_say(cells: list[str]) -> None:
 
 
 def test_counters_exist() -> None:
-    engine = set(re.findall(r"^\s*X\((\w+)\)", (NATIVE / "counters.h").read_text(encoding="utf-8"), re.MULTILINE))
+    engine = set(
+        re.findall(r"^\s*X\((\w+)\)", (NATIVE / "core" / "counters.h").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     python = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     shown = [name for cells in rows() for name in re.findall(r"`(\w+)`(?! of the kernel)", cells[4])]
     assert len(shown) > 30
@@ -110,7 +112,7 @@ def test_windows_fit_the_connections_own() -> None:
 
     The rest is what ngtcp2 keeps back until a MAX_DATA frame is worth it.
     """
-    native = constants(NATIVE / "conn.h")
+    native = constants(NATIVE / "quic" / "conn.h")
     transport = constants(PACKAGE / "engine" / "values.py")
     streams = constants(PACKAGE / "client" / "session.py")
     all_streams = evaluated(streams["_MAX_STREAMS"], streams) * evaluated(native["AQ_FIRST_WINDOW"], native)
@@ -124,7 +126,7 @@ def test_sizes_are_about_what_the_compiler_says(tmp_path: Path) -> None:
     assert len(documented) > 8
     source, program = tmp_path / "sizes.c", tmp_path / "sizes"
     lines = "".join(f'printf("{name} %zu\\n", sizeof({name}));' for name in documented)
-    source.write_text(f'#include "engine.h"\n#include <stdio.h>\nint main(void) {{ {lines} return 0; }}\n')
+    source.write_text(f'#include "engine/engine.h"\n#include <stdio.h>\nint main(void) {{ {lines} return 0; }}\n')
     flags = ngtcp2_libraries().compile_args
     command = [*compiler_or_skip(), "-std=gnu11", f"-I{NATIVE}", *flags, str(source), "-o", str(program)]
     subprocess.run(command, check=True, timeout=60)

@@ -68,7 +68,9 @@ def test_the_boundary_page_names_every_function_and_event() -> None:
 
 
 def test_the_operations_page_names_counters_that_exist() -> None:
-    existing = set(re.findall(r"^\s*X\((\w+)\)", (NATIVE / "counters.h").read_text(encoding="utf-8"), re.MULTILINE))
+    existing = set(
+        re.findall(r"^\s*X\((\w+)\)", (NATIVE / "core" / "counters.h").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     table = page("operations.md").partition("| counter (group `engine`)")[2].partition("\n\n")[0]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     assert len(named) > 10
@@ -90,7 +92,7 @@ def pieces() -> set[str]:
     """What the package's texts are made of: string literals, cut where something is inserted. Not lone words: keys."""
     package = ROOT / "asport_sync"
     texts = [text for file in package.rglob("*.py") for _, text in literals.of_python(file.read_text(encoding="utf-8"))]
-    texts += [text for file in NATIVE.glob("*.c") for _, text in literals.of_c(file.read_text(encoding="utf-8"))]
+    texts += [text for file in NATIVE.rglob("*.c") for _, text in literals.of_c(file.read_text(encoding="utf-8"))]
     return {piece for text in texts for piece in ARGUMENT.split(text) if not piece.isalnum()}
 
 
@@ -134,7 +136,7 @@ def test_a_line_that_was_renamed_is_found() -> None:
 
 
 def test_the_architecture_page_names_every_c_file() -> None:
-    files = {path.stem for path in NATIVE.glob("*.c")} - {"clock", "random"}
+    files = {path.stem for path in NATIVE.rglob("*.c")} - {"clock", "random"}
     named = set(re.findall(r"`(\w+)(?:\.h)?`", page("architecture.md")))
     assert {name for name in files if not {name, name.partition("_")[0]} & named} == set()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -163,44 +164,59 @@ def test_the_table_knows_every_room() -> None:
 # --- C ----------------------------------------------------------------------------------------------------------------
 
 
-def c_order() -> list[str]:
-    """The C files without suffix, lowest first, as the head of aq.h lists them by layers."""
+@cache
+def c_order() -> dict[str, int]:
+    """The position of each C file in the list at the head of aq.h, by path without suffix ("core/pipe")."""
     head = (NATIVE / "aq.h").read_text(encoding="utf-8").partition("*/")[0]
-    words = re.findall(r"\w+", head.partition("Layers")[2].partition(":")[2])
-    layers = [int(word) for word in words if word.isdigit()]
-    assert layers == list(range(8)), f"aq.h lists layers {layers}, expected 0 to 7"
-    order = [word for word in words if not word.isdigit()]
-    assert len(order) == len(set(order))
-    return order
+    lines = re.findall(r"^ \*   (\w+) +([\w ]+)$", head, re.MULTILINE)
+    assert list(dict.fromkeys(folder for folder, _ in lines)) == ["core", "tunnel", "quic", "engine", "api"]
+    order = [f"{folder}/{name}" for folder, names in lines for name in names.split()]
+    assert len({name.rpartition("/")[2] for name in order}) == len(order), "two files with the same name"
+    return {name: position for position, name in enumerate(order)}
 
 
 def c_files() -> list[Path]:
-    found = sorted(path for path in (*NATIVE.glob("*.c"), *NATIVE.glob("*.h")) if not path.name.endswith("_test.c"))
+    found = sorted(path for path in (*NATIVE.rglob("*.c"), *NATIVE.rglob("*.h")))
     assert found, f"no C files in {NATIVE}"
     return found
 
 
-def part_of(stem: str, order: list[str]) -> str:
-    """The noun a file belongs to: conn_streams.c is a part of conn."""
-    return stem if stem in order else stem.partition("_")[0]
+def c_name(path: Path) -> str:
+    return str(path.relative_to(NATIVE).with_suffix(""))
 
 
-@pytest.mark.parametrize("path", c_files(), ids=lambda path: path.name)
+def header_position(name: str) -> int:
+    """Where a header stands: conn.h is also the header of conn_send.c and of others without one of their own."""
+    parts = [
+        position
+        for other, position in c_order().items()
+        if other == name or (other.startswith(f"{name}_") and not (NATIVE / f"{other}.h").exists())
+    ]
+    assert parts, f"{name}.h is not in the list of aq.h"
+    return min(parts)
+
+
+def position_of(path: Path) -> int:
+    name = c_name(path)
+    if path.suffix == ".h":
+        return header_position(name)
+    assert name in c_order(), f"{name}.c is not in the list of aq.h"
+    return c_order()[name]
+
+
+def test_the_list_of_c_files_is_complete() -> None:
+    assert set(c_order()) == {c_name(path) for path in c_files()} - {"aq", "aq_api"}
+
+
+@pytest.mark.parametrize("path", c_files(), ids=lambda path: str(path.relative_to(NATIVE)))
 def test_includes_go_down(path: Path) -> None:
-    """A file includes what the list in aq.h names before it: a lower layer, or an earlier file of its own."""
+    """A file includes what the list in aq.h names before it: a lower folder, or an earlier file of its own."""
     included = set(re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE))
     if path.stem in ("aq", "aq_api"):
         assert included <= {"aq_api.h"}
         return
-    if path.suffix == ".c" and included == {"aq.h"}:
-        return  # defines what aq.h itself declares, below all layers
-    order = c_order()
-    own = part_of(path.stem, order)
-    assert own in order, f"{path.name} is in no layer of aq.h"
     for name in sorted(included - {"aq.h"}):
-        other = part_of(name.removesuffix(".h"), order)
-        assert other in order, f"{path.name} includes {name}, which is in no layer of aq.h"
-        assert order.index(other) <= order.index(own), f"{path.name} includes {name}, which aq.h lists above it"
+        assert header_position(name.removesuffix(".h")) <= position_of(path), f"{c_name(path)} includes {name}"
 
 
 def test_ngtcp2_versions_differ_in_one_file() -> None:
@@ -216,7 +232,7 @@ def test_the_tls_library_is_used_behind_the_seam_only() -> None:
     library = re.compile(r"(?<!\w)(gnutls|ngtcp2_crypto)", re.IGNORECASE)
     users = {path.name for path in c_files() if library.search(without_comments(path.read_text(encoding="utf-8")))}
     assert users == TLS_FILES
-    included = {path.name for path in c_files() if '#include "tls.h"' in path.read_text(encoding="utf-8")}
+    included = {path.name for path in c_files() if '#include "quic/tls.h"' in path.read_text(encoding="utf-8")}
     assert included == {name for name in TLS_FILES if name.endswith(".c")}
 
 
@@ -247,6 +263,6 @@ def test_descriptors_of_the_engine_are_closed_with_their_marks() -> None:
         "tls_credentials",
         "wake",
     }  # never marked, or not any more
-    plain = {path.stem for path in NATIVE.glob("*.c") if re.search(r"(?<!\w)close\([^)]", path.read_text())}
+    plain = {path.stem for path in NATIVE.rglob("*.c") if re.search(r"(?<!\w)close\([^)]", path.read_text())}
     assert plain <= unmarked
-    assert len(re.findall(r"(?<!\w)close\([^)]", (NATIVE / "api.c").read_text())) == 1  # epoll's own
+    assert len(re.findall(r"(?<!\w)close\([^)]", (NATIVE / "api" / "api.c").read_text())) == 1  # epoll's own

@@ -38,7 +38,7 @@ RETIRED = {
 _RETIRED = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): term for pattern, term in RETIRED.items()}
 
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "glossary.md")]
-SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted((PACKAGE / "_native").glob("*.[ch]"))]
+SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted((PACKAGE / "_native").rglob("*.[ch]"))]
 
 VENDOR = [*sorted((ROOT / "vendor").glob("*.py")), *sorted((ROOT / "vendor").glob("*.sh")), ROOT / "setup.py"]
 

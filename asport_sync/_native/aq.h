@@ -1,10 +1,13 @@
 /* Included first by every C file of the engine: the boundary (aq_api.h) behind an include guard, and what all layers
  * share.
  *
- * A file includes only files listed before it. Layers, lowest first:
- *   0 counters reserve budget pipe packet map slab rotation tls_messages frames descriptors
- *   1 wake ready udp source events keepalive     2 compat reading handshake tls
- *   3 stream dgram association message     4 conn     5 endpoint     6 engine tcp fair_share     7 relay api
+ * A file includes only headers listed before it. Folders are the layers, lowest first:
+ *   core    clock random counters reserve budget pipe map slab rotation descriptors wake ready events udp
+ *   tunnel  packet keepalive stream dgram association message
+ *   quic    tls_messages compat frames reading handshake tls_credentials tls_session tls source
+ *   quic    conn conn_packets conn_streams conn_send conn_setup endpoint
+ *   engine  engine engine_back_off engine_commands engine_memory fair_share tcp
+ *   api     api api_traffic relay
  */
 #ifndef AQ_H
 #define AQ_H

@@ -215,8 +215,8 @@ BUDGET = 512 * MIB
 # What their windows may hold at the end that receives: the first ones, and what they grew by, which is half of the
 # budget; and the allocator's part.
 MANY_STREAMS = (STALLED * 256 * 1024 + BUDGET // 2) * 5 // 4
-# What the kernel may hold for a socket that takes nothing: UNSENT_MAX of _native/stream.c, what the far end had room
-# for, and one write (READ_MAX) that went beyond the mark.
+# What the kernel may hold for a socket that takes nothing: UNSENT_MAX of _native/tunnel/stream.c, what the far end had
+# room for, and one write (READ_MAX) that went beyond the mark.
 UNTAKEN = 1 * MIB
 
 

@@ -53,7 +53,7 @@ MIB = 1 << 20
 BIG = 256  # MiB
 # Seconds until a machine with other work has been fast enough, for a quarter of a second, to have a worker take over.
 LONG_TRANSFER = 60.0
-# Bytes a second that it takes: LARGE_BYTES in LARGE_TIME of _native/tcp.c.
+# Bytes a second that it takes: LARGE_BYTES in LARGE_TIME of _native/engine/tcp.c.
 BULK_RATE = 64 * MIB
 
 

@@ -96,7 +96,7 @@ from tests.engine.pair import (
     open_stream,
     tcp_pair,
 )
-from tests.fuzz.targets import ALLOCATIONS, CALLS, NATIVE, SIMULATED, TLS
+from tests.fuzz.targets import ALLOCATIONS, CALLS, NATIVE, SIMULATED, TLS, native_sources
 from tests.support.certificates import Certificate
 from tests.support.compiling import compiler_or_skip
 from tests.support.sanitized import without
@@ -333,7 +333,7 @@ def test_resets_do_not_chase_each_other(certificate: Certificate, length: int) -
 
 
 def test_there_is_no_qlog() -> None:
-    sources = list(NATIVE.glob("*.[ch]"))
+    sources = list(NATIVE.rglob("*.[ch]"))
     assert len(sources) > 20
     assert [path for path in sources if "qlog" in path.read_text()] == []
 
@@ -361,7 +361,7 @@ def raw_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
             *library.compile_args,
             str(HERE / "test_traps.c"),
             *(str(FUZZ / name) for name in own),
-            *(str(path) for path in sorted(NATIVE.glob("*.c")) if path.name not in SIMULATED | TLS),
+            *(str(NATIVE / name) for name in native_sources() if name not in SIMULATED | TLS),
             *(f"-Wl,--wrap={name}" for name in (*ALLOCATIONS, *CALLS)),
             *library.archives,
             *library.link_args,

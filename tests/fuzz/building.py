@@ -69,7 +69,7 @@ def build(target: NativeTarget, command: list[str]) -> Path:
     compile_command = [*command, *FLAGS, *target.flags, f"-I{NATIVE}", f"-I{HERE}", *compile_args]
     folder = BUILD / "objects" / hashlib.sha256("\0".join(compile_command).encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    newest_header = max(path.stat().st_mtime for place in (NATIVE, HERE) for path in place.glob("*.h"))
+    newest_header = max(path.stat().st_mtime for place in (NATIVE, HERE) for path in place.rglob("*.h"))
     objects = {
         path: folder / f"{path.stem}.o"
         for path in [*(HERE / name for name in target.sources), *(NATIVE / name for name in target.native)]

@@ -3,7 +3,7 @@
  */
 #include "fuzz.h"
 
-#include "packet.h"
+#include "tunnel/packet.h"
 
 #define LIFETIME 1000
 #define PACKETS_MAX 6

@@ -1,7 +1,7 @@
 /* The ring of waiting UDP packets: what goes in comes out, in order and whole, until the ring is full. */
 #include "fuzz.h"
 
-#include "dgram.h"
+#include "tunnel/dgram.h"
 
 #define WAITING 4096 /* records that the model remembers */
 #define LIMIT 65536

@@ -1,7 +1,7 @@
 /* Any sequence of put, get and remove against a plain list. */
 #include "fuzz.h"
 
-#include "map.h"
+#include "core/map.h"
 
 #define ENTRIES 128
 

@@ -1,7 +1,7 @@
 /* A command that arrives on a stream in pieces: however it is cut, the outcome is that of the whole in one piece. */
 #include "fuzz.h"
 
-#include "message.h"
+#include "tunnel/message.h"
 
 #define PIECES_MAX 32
 

@@ -3,7 +3,7 @@
  */
 #include "fuzz.h"
 
-#include "packet.h"
+#include "tunnel/packet.h"
 
 static void lengths(const uint8_t *data, size_t size)
 {

@@ -3,7 +3,7 @@
  */
 #include "fuzz.h"
 
-#include "pipe.h"
+#include "core/pipe.h"
 
 #define VECTORS 8
 #define LIMITS 4

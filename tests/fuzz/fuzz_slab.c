@@ -3,7 +3,7 @@
  */
 #include "fuzz.h"
 
-#include "slab.h"
+#include "core/slab.h"
 
 #define OBJECTS 256
 #define MAX_OBJECTS 40 /* objects that the table takes at once */

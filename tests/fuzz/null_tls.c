@@ -6,8 +6,8 @@
  * packets, the server's in Handshake packets behind one empty message in Initial ones; the client ends with an empty
  * message in a Handshake packet.
  */
-#include "handshake.h"
-#include "reading.h"
+#include "quic/handshake.h"
+#include "quic/reading.h"
 
 #include "fuzz.h"
 

@@ -9,7 +9,7 @@
 #ifndef SIM_H
 #define SIM_H
 
-#include "engine.h"
+#include "engine/engine.h"
 
 #include "fuzz.h"
 

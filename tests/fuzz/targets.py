@@ -75,13 +75,18 @@ class PythonTarget(Target):
     """A function of ``python_targets.py``."""
 
 
+def native_sources() -> list[str]:
+    """The C files of ``_native``, relative to it."""
+    return sorted(str(path.relative_to(NATIVE)) for path in NATIVE.rglob("*.c"))
+
+
 def _unit(name: str, about: str, *native: str, max_length: int = 512, share: float = 1.0) -> NativeTarget:
     sources = (f"fuzz_{name}.c", "fuzz_memory.c")
     return NativeTarget(name, about, max_length, share, sources, native)
 
 
 def _engine(name: str, about: str, *sources: str, without: frozenset[str], flag: str, share: float) -> NativeTarget:
-    native = tuple(sorted(path.name for path in NATIVE.glob("*.c") if path.name not in without))
+    native = tuple(sorted(set(native_sources()) - without))
     return NativeTarget(
         name,
         about,
@@ -95,22 +100,28 @@ def _engine(name: str, about: str, *sources: str, without: frozenset[str], flag:
     )
 
 
-SIMULATED = frozenset({"clock.c", "random.c"})
+SIMULATED = frozenset({"core/clock.c", "core/random.c"})
 """What sim.c has its own of."""
 
-TLS = frozenset({"handshake.c", "tls.c", "tls_credentials.c", "tls_session.c"})
+TLS = frozenset({"quic/handshake.c", "quic/tls.c", "quic/tls_credentials.c", "quic/tls_session.c"})
 """What null_tls.c takes the place of."""
 
 TARGETS: tuple[Target, ...] = (
-    _unit("packet", "lengths, headers and plans for fragments", "packet.c", max_length=128),
-    _unit("assembler", "fragments of UDP packets, in any order", "packet.c"),
+    _unit("packet", "lengths, headers and plans for fragments", "tunnel/packet.c", max_length=128),
+    _unit("assembler", "fragments of UDP packets, in any order", "tunnel/packet.c"),
     _unit(
-        "message", "commands on streams, in pieces", "message.c", "packet.c", "budget.c", "reserve.c", max_length=256
+        "message",
+        "commands on streams, in pieces",
+        "tunnel/message.c",
+        "tunnel/packet.c",
+        "core/budget.c",
+        "core/reserve.c",
+        max_length=256,
     ),
-    _unit("map", "the hash table, against a list", "map.c", max_length=1024),
-    _unit("slab", "names and references, against a list", "slab.c"),
-    _unit("pipe", "producer and consumer of a stream's bytes", "pipe.c", "budget.c", "reserve.c"),
-    _unit("dgram", "the ring of waiting UDP packets", "dgram.c", max_length=256),
+    _unit("map", "the hash table, against a list", "core/map.c", max_length=1024),
+    _unit("slab", "names and references, against a list", "core/slab.c"),
+    _unit("pipe", "producer and consumer of a stream's bytes", "core/pipe.c", "core/budget.c", "core/reserve.c"),
+    _unit("dgram", "the ring of waiting UDP packets", "tunnel/dgram.c", max_length=256),
     _engine(
         "engine",
         "a whole engine, and a raw peer, without encryption",

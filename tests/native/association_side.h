@@ -4,7 +4,7 @@
 #ifndef ASSOCIATION_SIDE_H
 #define ASSOCIATION_SIDE_H
 
-#include "association.h"
+#include "tunnel/association.h"
 
 #include "check.h"
 

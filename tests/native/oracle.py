@@ -28,7 +28,7 @@ class Native:
 
     def __init__(self, library: Path) -> None:
         self.ffi: Any = cffi.FFI()  # what it hands out has the types of the headers, which no stub knows
-        for header in ("aq_api.h", "packet.h"):
+        for header in ("aq_api.h", "tunnel/packet.h"):
             text = (NATIVE / header).read_text()
             self.ffi.cdef("\n".join(line for line in text.splitlines() if not line.startswith("#")))
         self.lib: Any = self.ffi.dlopen(str(library))
@@ -100,7 +100,7 @@ def load(folder: Path) -> Native:
         NoCompiler: There is none.
     """
     library = folder / "packet.so"
-    source = NATIVE / "packet.c"
+    source = NATIVE / "tunnel/packet.c"
     subprocess.run(
         [*compiler(), "-std=gnu11", "-O1", "-shared", "-fPIC", f"-I{NATIVE}", str(source), "-o", str(library)],
         check=True,

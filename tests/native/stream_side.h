@@ -4,7 +4,7 @@
 #ifndef STREAM_SIDE_H
 #define STREAM_SIDE_H
 
-#include "stream.h"
+#include "tunnel/stream.h"
 
 #include "check.h"
 

@@ -1,5 +1,5 @@
 /* The assembler of packet.c: fragments in whatever order and state they come. */
-#include "packet.h"
+#include "tunnel/packet.h"
 
 #include "check.h"
 

@@ -1,5 +1,5 @@
 /* What connections hold counts once, and what they give back is forgotten, whatever threads do it. */
-#include "budget.h"
+#include "core/budget.h"
 
 #include "check.h"
 

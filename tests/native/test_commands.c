@@ -1,7 +1,7 @@
 /* The queue of commands: who has too many for the engine waits until it has taken some, or until it is over. The test's
  * main thread plays the engine.
  */
-#include "engine.h"
+#include "engine/engine.h"
 
 #include "check.h"
 

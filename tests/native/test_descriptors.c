@@ -1,5 +1,5 @@
 /* Marks of descriptors, and what a forked child does with them. */
-#include "descriptors.h"
+#include "core/descriptors.h"
 
 #include "check.h"
 

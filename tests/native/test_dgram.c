@@ -1,6 +1,6 @@
 /* The ring of UDP packets: its bounds, its wrap marks, and that it hands everything over between two threads. */
-#include "dgram.h"
-#include "packet.h"
+#include "tunnel/dgram.h"
+#include "tunnel/packet.h"
 
 #include "check.h"
 

@@ -1,7 +1,7 @@
 /* The time that those who are not admitted may take. It is decided in one static function, which is why the file itself
  * is included.
  */
-#include "endpoint.c"
+#include "quic/endpoint.c"
 
 #include "check.h"
 

@@ -1,5 +1,5 @@
 /* The queue of events: order through growth, blocking, closing, and many producers. malloc() can be told to fail. */
-#include "events.h"
+#include "core/events.h"
 
 #include "check.h"
 

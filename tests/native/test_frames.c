@@ -1,5 +1,5 @@
 /* What is found in a packet's frames, whatever stands before it, and that nothing is read behind the end. */
-#include "frames.h"
+#include "quic/frames.h"
 
 #include "check.h"
 

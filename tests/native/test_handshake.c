@@ -1,7 +1,7 @@
 /* The seam of the handshake layer (handshake.h): an engine that is linked without GnuTLS, on the fake layer of
  * null_tls.c with sessions that fail on demand. Both sides are in one engine and exchange real UDP packets.
  */
-#include "engine.h"
+#include "engine/engine.h"
 
 #include "check.h"
 

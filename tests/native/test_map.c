@@ -1,5 +1,5 @@
 /* The hash table, against vectors and a model. */
-#include "map.h"
+#include "core/map.h"
 
 #include "check.h"
 

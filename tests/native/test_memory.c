@@ -1,10 +1,10 @@
 /* Runs out of memory at every single allocation of pipe, slab, map and packet in turn. Linked with --wrap, so that
  * their allocations come here first.
  */
-#include "map.h"
-#include "packet.h"
-#include "pipe.h"
-#include "slab.h"
+#include "core/map.h"
+#include "tunnel/packet.h"
+#include "core/pipe.h"
+#include "core/slab.h"
 
 #include "check.h"
 

@@ -1,7 +1,7 @@
 /* Commands and Packets that arrive on a stream in pieces. Every piece is a block of its own with no byte to spare, so
  * that the sanitizer sees each byte read too far; malloc() can be told to fail.
  */
-#include "message.h"
+#include "tunnel/message.h"
 
 #include "check.h"
 

@@ -68,49 +68,63 @@ class NativeTest:
 
 
 ASSOCIATION = (
-    "association.c",
-    "dgram.c",
-    "map.c",
-    "packet.c",
-    "udp.c",
-    "ready.c",
-    "wake.c",
-    "clock.c",
-    "random.c",
-    "descriptors.c",
+    "tunnel/association.c",
+    "tunnel/dgram.c",
+    "core/map.c",
+    "tunnel/packet.c",
+    "core/udp.c",
+    "core/ready.c",
+    "core/wake.c",
+    "core/clock.c",
+    "core/random.c",
+    "core/descriptors.c",
 )
-STREAM = ("stream.c", "keepalive.c", "pipe.c", "budget.c", "reserve.c", "slab.c", "ready.c", "wake.c", "clock.c")
+STREAM = (
+    "tunnel/stream.c",
+    "tunnel/keepalive.c",
+    "core/pipe.c",
+    "core/budget.c",
+    "core/reserve.c",
+    "core/slab.c",
+    "core/ready.c",
+    "core/wake.c",
+    "core/clock.c",
+)
 
-ALL = tuple(sorted(path.name for path in NATIVE.glob("*.c")))
-TLS = ("tls.c", "tls_credentials.c", "tls_messages.c", "tls_session.c")
+ALL = tuple(targets.native_sources())
+TLS = ("quic/tls.c", "quic/tls_credentials.c", "quic/tls_messages.c", "quic/tls_session.c")
 # What setup.py tells the compiler. For every program, so that all are linked with the same objects.
 ORIGIN = ('-DAQ_BUILD_ID="test"', '-DAQ_NGTCP2_ORIGIN="test"')
 
 TESTS = (
-    NativeTest("pipe", ("pipe.c", "budget.c", "reserve.c", "clock.c"), threaded=True),
-    NativeTest("reserve", ("reserve.c", "budget.c", "pipe.c"), wraps=("malloc",)),
-    NativeTest("budget", ("budget.c", "reserve.c"), threaded=True, wraps=("malloc",)),
-    NativeTest("slab", ("slab.c",), threaded=True),
-    NativeTest("map", ("map.c",)),
-    NativeTest("rotation", ("rotation.c", "random.c")),
-    NativeTest("source", ("source.c", "map.c")),
-    NativeTest("descriptors", ("descriptors.c",), threaded=True),
-    NativeTest("packet", ("packet.c",)),
-    NativeTest("assembler", ("packet.c",)),
-    NativeTest("wake", ("wake.c", "clock.c"), threaded=True),
-    NativeTest("dgram", ("dgram.c",), threaded=True),
-    NativeTest("message", ("message.c", "packet.c", "budget.c", "reserve.c"), wraps=("malloc",)),
-    NativeTest("events", ("events.c", "clock.c", "descriptors.c"), threaded=True, wraps=("malloc",)),
-    NativeTest("ready", ("ready.c", "wake.c"), threaded=True),
-    NativeTest("udp", ("udp.c", "descriptors.c")),
+    NativeTest("pipe", ("core/pipe.c", "core/budget.c", "core/reserve.c", "core/clock.c"), threaded=True),
+    NativeTest("reserve", ("core/reserve.c", "core/budget.c", "core/pipe.c"), wraps=("malloc",)),
+    NativeTest("budget", ("core/budget.c", "core/reserve.c"), threaded=True, wraps=("malloc",)),
+    NativeTest("slab", ("core/slab.c",), threaded=True),
+    NativeTest("map", ("core/map.c",)),
+    NativeTest("rotation", ("core/rotation.c", "core/random.c")),
+    NativeTest("source", ("quic/source.c", "core/map.c")),
+    NativeTest("descriptors", ("core/descriptors.c",), threaded=True),
+    NativeTest("packet", ("tunnel/packet.c",)),
+    NativeTest("assembler", ("tunnel/packet.c",)),
+    NativeTest("wake", ("core/wake.c", "core/clock.c"), threaded=True),
+    NativeTest("dgram", ("tunnel/dgram.c",), threaded=True),
+    NativeTest(
+        "message", ("tunnel/message.c", "tunnel/packet.c", "core/budget.c", "core/reserve.c"), wraps=("malloc",)
+    ),
+    NativeTest("events", ("core/events.c", "core/clock.c", "core/descriptors.c"), threaded=True, wraps=("malloc",)),
+    NativeTest("ready", ("core/ready.c", "core/wake.c"), threaded=True),
+    NativeTest("udp", ("core/udp.c", "core/descriptors.c")),
     NativeTest("association", ASSOCIATION),
     NativeTest("association_packets", ASSOCIATION, threaded=True),
     NativeTest("stream", STREAM, wraps=("malloc",)),
     NativeTest("stream_ends", STREAM, wraps=("aq_now",)),
     NativeTest("stream_threads", STREAM, threaded=True),
-    NativeTest("tls_messages", ("tls_messages.c",)),
-    NativeTest("frames", ("frames.c",)),
-    NativeTest("tls", (*TLS, "frames.c", "random.c", "reading.c"), ngtcp2=True, prepare=tls_material.write),
+    NativeTest("tls_messages", ("quic/tls_messages.c",)),
+    NativeTest("frames", ("quic/frames.c",)),
+    NativeTest(
+        "tls", (*TLS, "quic/frames.c", "core/random.c", "quic/reading.c"), ngtcp2=True, prepare=tls_material.write
+    ),
     NativeTest(
         "handshake",
         tuple(name for name in ALL if name not in targets.TLS),
@@ -120,11 +134,11 @@ TESTS = (
         tls=False,
         headers=(HERE.parent / "fuzz",),
     ),
-    NativeTest("endpoint", tuple(name for name in ALL if name != "endpoint.c"), ngtcp2=True),
+    NativeTest("endpoint", tuple(name for name in ALL if name != "quic/endpoint.c"), ngtcp2=True),
     NativeTest("commands", ALL, threaded=True, ngtcp2=True),
     NativeTest(
         "memory",
-        ("pipe.c", "budget.c", "reserve.c", "slab.c", "map.c", "packet.c"),
+        ("core/pipe.c", "core/budget.c", "core/reserve.c", "core/slab.c", "core/map.c", "tunnel/packet.c"),
         wraps=("malloc", "calloc", "realloc"),
     ),
 )

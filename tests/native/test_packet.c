@@ -1,5 +1,5 @@
 /* The commands, Connect and the Packet header of packet.c, and its plan of fragments. */
-#include "packet.h"
+#include "tunnel/packet.h"
 
 #include "check.h"
 

@@ -1,5 +1,5 @@
 /* The byte queue: cursors and memory by one thread, then 64 MiB at a time between two. */
-#include "pipe.h"
+#include "core/pipe.h"
 
 #include "check.h"
 

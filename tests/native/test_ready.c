@@ -1,5 +1,5 @@
 /* The list of objects that the engine should look at: each is in it at most once, and no signal is lost. */
-#include "ready.h"
+#include "core/ready.h"
 
 #include "check.h"
 

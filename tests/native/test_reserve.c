@@ -1,8 +1,8 @@
 /* The reserve: every block once, what is kept for others, what is too large, and segments of pipes that come from it.
  * malloc() can be told to fail.
  */
-#include "pipe.h"
-#include "reserve.h"
+#include "core/pipe.h"
+#include "core/reserve.h"
 
 #include "check.h"
 

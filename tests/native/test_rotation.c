@@ -1,5 +1,5 @@
 /* A key lives as the current one, then as the one before it, and then no more. */
-#include "rotation.h"
+#include "core/rotation.h"
 
 #include "check.h"
 

@@ -1,5 +1,5 @@
 /* The table of ids, alone and under many threads. */
-#include "slab.h"
+#include "core/slab.h"
 
 #include "check.h"
 

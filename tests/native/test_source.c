@@ -1,5 +1,5 @@
 /* Who counts as one source, and what stays of those that have left. */
-#include "source.h"
+#include "quic/source.h"
 
 #include "check.h"
 

@@ -1,6 +1,6 @@
 /* tls.c and its parts: credentials of every kind and with every fault, and handshakes between two ngtcp2 connections
  * that hand each other their packets in memory. The only argument is the directory that tls_material.py has filled. */
-#include "tls.h"
+#include "quic/tls.h"
 
 #include "check.h"
 

@@ -1,5 +1,5 @@
 /* What may be said at each encryption level, in every way of cutting it into pieces. */
-#include "tls_messages.h"
+#include "quic/tls_messages.h"
 
 #include "check.h"
 

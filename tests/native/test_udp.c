@@ -1,6 +1,6 @@
 /* udp.c against real sockets on loopback, and against errors that loopback never gives: sendmsg() is interposed here
  * and can be told to fail. */
-#include "udp.h"
+#include "core/udp.h"
 
 #include "check.h"
 

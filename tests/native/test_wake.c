@@ -1,5 +1,5 @@
 /* The wake-up: what it writes and reads, and that none is lost between threads. */
-#include "wake.h"
+#include "core/wake.h"
 
 #include "check.h"
 

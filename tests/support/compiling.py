@@ -104,9 +104,9 @@ def objects(
         RuntimeError: The compiler rejected a source; the text is the compiler's.
     """
     common = hashlib.sha256("\0".join(command).encode())
-    for header in sorted(path for folder in headers for path in folder.glob("*.h")):
+    for header in sorted(path for folder in headers for path in folder.rglob("*.h")):
         common.update(header.read_bytes())
-    included = {path.name: path for folder in headers for path in folder.glob("*.c")}
+    included = {str(path.relative_to(folder)): path for folder in headers for path in folder.rglob("*.c")}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda source: _object(command, source, included, common.copy(), environment), sources))
 

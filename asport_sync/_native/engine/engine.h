@@ -1,0 +1,266 @@
+/* The engine thread: everything that touches QUIC happens in aq_engine_loop(), in the phases listed there. Other
+ * threads reach it only through commands (a multi-producer queue) and the list of ready objects (ready.h). */
+#ifndef AQ_ENGINE_H
+#define AQ_ENGINE_H
+
+#include "aq.h"
+#include "quic/conn.h"
+#include "core/counters.h"
+#include "core/descriptors.h"
+#include "quic/endpoint.h"
+#include "core/events.h"
+#include "core/pipe.h"
+#include "core/ready.h"
+#include "core/slab.h"
+#include "core/udp.h"
+#include "core/wake.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum aq_command_kind {
+    AQ_DO_LISTEN,
+    AQ_DO_CONNECT,
+    AQ_DO_CLOSE_ENDPOINT,
+    AQ_DO_SET_CREDENTIALS,
+    AQ_DO_CLOSE,
+    AQ_DO_EXPORT,
+    AQ_DO_SEND,
+    AQ_DO_HEARTBEAT,
+    AQ_DO_SET_JOINED,
+    AQ_DO_PROBE,
+    AQ_DO_INFO,
+    AQ_DO_OPEN_STREAM,
+    AQ_DO_ATTACH,
+    AQ_DO_ASSOCIATION_READY,
+    AQ_DO_WATCH_UDP,
+    AQ_DO_CLOSE_UDP,
+    AQ_DO_MOVE_UDP,
+    AQ_DO_LISTEN_TCP,
+    AQ_DO_UNLISTEN_TCP,
+    AQ_DO_DIAL,
+    AQ_DO_MIGRATE
+};
+
+/* Queue limit of commands for the engine; producers block when it is full. */
+#define AQ_COMMANDS_MAX 16384
+#define AQ_COMMAND_BYTES 256 /* maximum for aq_connection_send() */
+
+/* One command for the engine. A command whose caller waits for it lives on the caller's stack; others live on the heap
+ * and are freed by the engine. */
+typedef struct aq_engine_command {
+    struct aq_engine_command *next;
+    enum aq_command_kind kind;
+    int waited_for;
+    int done;       /* guarded by the engine's command mutex */
+    int64_t result; /* guarded likewise */
+    aq_id id;
+    int fd;
+    uint64_t a, b;
+    const void *input; /* owned by the waiting caller */
+    void *output;      /* owned by the waiting caller */
+    void *object;      /* a reference handed over to the engine, or NULL */
+    size_t length;
+    uint8_t data[AQ_COMMAND_BYTES];
+} aq_engine_command;
+
+/* Input of AQ_DO_EXPORT. */
+typedef struct {
+    const uint8_t *label, *context;
+    size_t label_length, context_length, out_length;
+} aq_export_request;
+
+/* Input of AQ_DO_DIAL. */
+typedef struct {
+    aq_address to; /* family 0: do not dial */
+    uint64_t timeout, valid;
+} aq_dial_request;
+
+/* Input of AQ_DO_MOVE_UDP. */
+typedef struct {
+    const uint8_t *prefix;
+    size_t prefix_length;
+} aq_move_request;
+
+/* A listening TCP socket. Its connections become streams of one QUIC connection. */
+typedef struct aq_listener {
+    aq_id id; /* immutable, as are the next four */
+    aq_id connection;
+    int fd;             /* owned */
+    int for_workers;    /* immutable: its streams go to workers from the beginning, as long as one is free */
+    uint32_t keepalive; /* TCP keepalive idle time that accepted sockets inherit, in seconds */
+    uint64_t reported;  /* [engine] time of the last AQ_EVENT_ACCEPT_FAILED; 0: never */
+    int inherited;      /* [engine] all connections still to be accepted have inherited its options */
+    int over;           /* [engine] not watched any more */
+    aq_credit *credit;  /* [engine] of its connection, with a reference; NULL: was never in service */
+    struct aq_listener *previous, *next; /* [engine] in the list of listeners in service */
+} aq_listener;
+
+/* Streams with equally long pauses, in the order in which these end; each with a reference. */
+typedef struct {
+    aq_stream *first, *last;
+} aq_pause_list;
+
+/* How many descriptors public TCP connections may use, see fair_share.c. Engine thread only. */
+typedef struct {
+    aq_listener *first; /* listeners in service */
+    uint32_t ports;     /* their number */
+    /* Descriptor limit of the process; UINT32_MAX: none. Like the fields below, as of the last check. */
+    uint32_t limit;
+    uint32_t others;  /* open descriptors in addition to accepted sockets */
+    uint32_t budget;  /* maximum number of accepted sockets */
+    uint64_t checked; /* time of the last check; 0: check now */
+    uint64_t counted; /* time when open descriptors were last counted; 0: never */
+    uint64_t took;    /* nanoseconds that counting took */
+} aq_fair_shares;
+
+enum aq_engine_state { AQ_ENGINE_NEW, AQ_ENGINE_RUNNING, AQ_ENGINE_STOPPED };
+
+struct aq_engine {
+    /* any thread: each of these is thread-safe */
+    aq_counters counters;
+    aq_events events;
+    aq_reserve reserve;
+    aq_pool pool;
+    aq_budget budget;
+    aq_wake wake;
+    aq_ready ready;
+    aq_slab credentials, endpoints, connections, streams, udps, listeners;
+    _Atomic int state; /* enum aq_engine_state */
+    _Atomic int stopping;
+    _Atomic int closed;              /* all but this struct is freed, or about to be */
+    _Atomic uint32_t inside;         /* API calls that have not returned */
+    _Atomic uint32_t report_streams; /* maximum number of AQ_EVENT_STREAM_ENDED per second */
+    _Atomic int report_begins;       /* whether to post AQ_EVENT_STREAM_BEGUN */
+    _Atomic uint32_t keepalive;      /* seconds, see aq_keepalive: for streams created from now on */
+    _Atomic int pump_shares;         /* whether the pump may read busy UDP sockets */
+    _Atomic int32_t workers_free;    /* workers free for attached streams; raised by Python, lowered by the engine */
+    _Atomic uint32_t accepted;       /* open sockets accepted from public listeners */
+
+    pthread_mutex_t command_mutex;
+    pthread_cond_t command_done;
+    aq_engine_command *commands_first, *commands_last; /* guarded by command_mutex, as are the next two */
+    uint32_t commands_length;
+    uint32_t commands_waiters; /* threads blocked on the full queue */
+    _Atomic int commands_filled;
+
+    pthread_mutex_t wakes_mutex;
+    aq_wake **wakes; /* idle wakes for workers; guarded by wakes_mutex, as are the next fields */
+    size_t wakes_idle;
+    aq_wake **wakes_all; /* every wake ever made; freed with the engine, so that a late signal always has a target */
+    size_t wakes_length, wakes_all_capacity;
+
+    aq_udp_receiver *pump_receiver; /* pump thread only; NULL until needed */
+
+    /* engine thread only */
+    aq_conn_host host;
+    aq_udp_receiver *receiver;
+    int epoll;
+    int has_epoll_pwait2;
+    unsigned logged; /* bits of the messages already logged, see events.h */
+    int faulty;      /* an error in this turn would end the next idle wait immediately */
+    aq_conn *touched_first, *touched_last;
+    aq_stream *touched_streams, *touched_streams_last; /* each with a reference */
+    aq_pause_list pauses[AQ_PAUSES];                   /* indexed by stream->pause */
+    aq_stream *ending_streams, *ending_streams_last;   /* their connection has ended; each with a reference */
+    aq_conn *ending_conns;                             /* ended, with streams still to be cut off */
+    aq_conn **heap;                                    /* ordered by expiry */
+    uint32_t heap_length, heap_capacity;
+    aq_endpoint **all_endpoints;
+    size_t endpoints_length, endpoints_capacity;
+    int endpoints_dirty;                 /* some may be over, or wait for room in their socket */
+    aq_stream *dial_first, *dial_last;   /* being dialled, by deadline */
+    aq_stream *check_first, *check_last; /* with sockets to be checked, by look_at */
+    aq_fair_shares shares;
+    struct {
+        aq_id id;
+        uint64_t until;
+    } * backed_off; /* listeners and UDP sockets in back-off, out of epoll */
+    size_t backed_off_length, backed_off_capacity;
+    int *closing_fds; /* to be closed once the datagrams collected for them are sent */
+    size_t closing_fds_length, closing_fds_capacity;
+    uint64_t now;
+    uint64_t read;             /* bytes of QUIC packets received in the last turn */
+    uint64_t idle;             /* total nanoseconds of idle waits */
+    uint64_t shed_next;        /* no load shedding before this time */
+    uint64_t shed_logged;      /* time of the last log line about load shedding; 0: never */
+    uint64_t memory_next;      /* time of the next memory check */
+    uint64_t memory_peak;      /* maximum number of bytes in use since memory was last returned, estimated */
+    int memory_skipped;        /* this turn passed without a check */
+    uint64_t memory_fell_at;   /* when use fell well below the peak; 0: it has not */
+    uint64_t interactive_at;   /* time of the last short message */
+    uint64_t reports_since;    /* start of the second in which `reports` are counted */
+    uint32_t reports;          /* AQ_EVENT_STREAM_ENDED events posted in that second */
+    uint64_t reports_left_out; /* ends of streams not reported since the last event */
+    int spin_credit;           /* > 0: polling before an idle wait currently pays off */
+    int sleeps_without_spin;   /* idle waits since polling was last tried */
+};
+
+int64_t aq_engine_loop(aq_engine *engine); /* returns once stopping */
+void aq_engine_host_functions(aq_conn_host *host);
+
+/* [any] Hands over a command and waits for its result. */
+int64_t aq_engine_ask(aq_engine *engine, aq_engine_command *command);
+/* [any] Hands over a copy of a command. Returns 0, AQ_ERR_MEMORY or AQ_ERR_STOPPED. On failure object and fd are
+ * released, except the stream of AQ_DO_ATTACH, whose reference stays the caller's. */
+int64_t aq_engine_tell(aq_engine *engine, const aq_engine_command *command);
+void aq_engine_fail_commands(aq_engine *engine); /* all queued ones, with AQ_ERR_STOPPED */
+
+/* [any] Bracket every API call, so that freeing the engine can wait for it. 0: stopping, do not proceed. */
+int aq_api_enter(aq_engine *engine);
+int aq_api_enter_until_closed(aq_engine *engine); /* for the few calls that still have work to do while stopping */
+void aq_api_leave(aq_engine *engine);
+int aq_api_duplicate(int fd); /* close-on-exec; -1 with errno */
+
+/* [any] Borrows a wake for a worker while it relays. NULL: no descriptors, no memory, or too many wakes in use. */
+aq_wake *aq_engine_borrow_wake(aq_engine *engine);
+void aq_engine_return_wake(aq_engine *engine, aq_wake *wake);
+
+/* [engine] Shared by the files of this module. */
+/* Makes room for one more element. Returns 0 or AQ_ERR_MEMORY. */
+int aq_engine_make_room(void *array, size_t length, size_t *capacity, size_t element);
+void aq_engine_touch(void *engine, aq_conn *conn);
+/* Returns whether turns should be short, at some cost for large transfers, because someone waits for short answers. */
+int aq_engine_is_interactive(const aq_engine *engine);
+void aq_engine_touch_stream(void *engine, aq_stream *stream);
+int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint);
+/* [engine; or pump, for a local socket that the engine does not know yet] Adds the socket to epoll. */
+int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp);
+/* [engine or pump] Asks Python about each new source. If it cannot be asked, the waiting datagrams are dropped. */
+void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch);
+/* [engine, pump] Reports that the local service does not accept datagrams: Python may know another address. Called by
+ * whoever reads the socket. */
+void aq_engine_tell_refused(aq_conn *conn, aq_udp *udp, const aq_udp_batch *batch, uint64_t now);
+/* engine_back_off.c */
+void aq_engine_back_off(aq_engine *engine, aq_id id, int fd, uint64_t duration);
+void aq_engine_pause_stream(aq_engine *engine, aq_stream *stream); /* for the length of stream->pause */
+void aq_engine_run_pauses(aq_engine *engine, uint64_t until);      /* those that end by then */
+uint64_t aq_engine_next_pause(const aq_engine *engine);            /* end of the next one; UINT64_MAX: none */
+void aq_engine_run_back_offs(aq_engine *engine);
+/* engine_memory.c */
+void aq_engine_shed_load(void *engine);                   /* sheds load if the receive budget is short */
+void aq_engine_give_back_memory(aq_engine *engine);       /* to the system, after a large drop in use */
+uint64_t aq_engine_memory_timer(const aq_engine *engine); /* time of the next check; UINT64_MAX: never */
+/* tcp.c */
+void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes over fd, also on failure */
+void aq_engine_serve(aq_engine *engine, aq_stream *stream);          /* moves what can be moved */
+void aq_engine_dial(aq_engine *engine, aq_stream *stream);
+void aq_engine_dial_timers(aq_engine *engine);
+void aq_engine_run_checks(aq_engine *engine); /* checks sockets whose TCP peers may be gone */
+void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events);
+int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener, aq_credit *credit);
+int64_t aq_engine_listen_again(aq_engine *engine, aq_listener *listener); /* after a back-off */
+void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener);
+void aq_engine_accept(aq_engine *engine, aq_id id);
+void aq_engine_shed_stream(aq_engine *engine, aq_stream *stream); /* resets an accepted, attached stream */
+/* fair_share.c */
+void aq_fair_shares_check(aq_engine *engine); /* call before accepting */
+int aq_fair_shares_allow(aq_engine *engine,
+                         const aq_credit *credit);                   /* whether this connection's port may accept one */
+void aq_fair_shares_enter(aq_engine *engine, aq_listener *listener); /* now in service */
+void aq_fair_shares_leave(aq_engine *engine, aq_listener *listener);
+void aq_fair_shares_short(aq_engine *engine); /* call when accept() found no descriptor */
+void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result); /* [any] */
+void aq_engine_run_commands(aq_engine *engine);
+
+#endif
