@@ -219,6 +219,39 @@ def test_includes_go_down(path: Path) -> None:
         assert header_position(name.removesuffix(".h")) <= position_of(path), f"{c_name(path)} includes {name}"
 
 
+@cache
+def c_code(path: Path) -> str:
+    """The text of a C file without comments and literals."""
+    return re.sub(r'/\*.*?\*/|"(?:\\.|[^"\\\n])*"', " ", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@cache
+def c_functions() -> dict[str, str]:
+    """Every function that other files can call, and the name of the file that defines it."""
+    defined = {
+        function: c_name(path)
+        for path in c_files()
+        if path.suffix == ".c"
+        for function in re.findall(r"^(?!static\b)[a-z][\w *]*?\b(\w+)\([^;{}]*\)\n\{", c_code(path), re.MULTILINE)
+    }
+    assert len(defined) > 300
+    assert [name for name in defined if not name.startswith("aq_")] == []
+    return defined
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in c_files() if path.suffix == ".c"], ids=lambda path: str(path.relative_to(NATIVE))
+)
+def test_calls_go_down(path: Path) -> None:
+    """No two files call each other, not even through others: the list in aq.h is an order of the calls, too.
+
+    A function that a lower file calls through a pointer is named by the higher file that passes it.
+    """
+    for function in sorted(set(re.findall(r"\baq_\w+", c_code(path))) & set(c_functions())):
+        called = c_functions()[function]
+        assert c_order()[called] <= c_order()[c_name(path)], f"{c_name(path)} calls {function} of {called}"
+
+
 def test_ngtcp2_versions_differ_in_one_file() -> None:
     users = {path.name for path in c_files() if "NGTCP2_VERSION_NUM" in path.read_text(encoding="utf-8")}
     assert users <= {"compat.h", "compat.c"}

@@ -1,12 +1,14 @@
 /* Included first by every C file of the engine: the boundary (aq_api.h) behind an include guard, and what all layers
  * share.
  *
- * A file includes only headers listed before it. Folders are the layers, lowest first:
+ * A file includes headers, and calls functions, only of itself and of files listed before it. Folders are the layers,
+ * lowest first:
  *   core    clock random counters reserve budget pipe map slab rotation descriptors wake ready events udp
  *   tunnel  packet keepalive stream dgram association message
  *   quic    tls_messages compat frames reading handshake tls_credentials tls_session tls source
- *   quic    conn conn_packets conn_streams conn_send conn_setup endpoint
- *   engine  engine engine_back_off engine_commands engine_memory fair_share tcp
+ *   quic    conn_state conn_credit conn_streams conn_memory conn_packets conn_callbacks conn conn_send conn_setup
+ *   quic    endpoint_admission endpoint
+ *   engine  engine_state engine_back_off engine_udp engine_memory fair_share tcp engine_commands engine
  *   api     api api_traffic relay
  */
 #ifndef AQ_H

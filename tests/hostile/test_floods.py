@@ -38,7 +38,7 @@ DATA = bytes(range(256)) * 64
 MAX_PER_SOURCE = 200
 RETRY_THRESHOLD = 100
 # Connections that are not admitted: well beyond those from which on handshakes have a share of the engine's time only,
-# MANY_UNAUTHENTICATED of _native/quic/endpoint.c, and fewer than the server takes.
+# MANY_UNAUTHENTICATED of _native/quic/endpoint_admission.c, and fewer than the server takes.
 MANY = 800
 
 BY_NAME = {flood.name: flood for flood in FLOODS}

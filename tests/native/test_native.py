@@ -134,7 +134,7 @@ TESTS = (
         tls=False,
         headers=(HERE.parent / "fuzz",),
     ),
-    NativeTest("endpoint", tuple(name for name in ALL if name != "quic/endpoint.c"), ngtcp2=True),
+    NativeTest("admission", tuple(name for name in ALL if name != "quic/endpoint_admission.c"), ngtcp2=True),
     NativeTest("commands", ALL, threaded=True, ngtcp2=True),
     NativeTest(
         "memory",

@@ -1,7 +1,7 @@
 /* The blocking driver of aq_stream_transfer(): a worker that stays here until its stream is over. The other driver is
- * the engine's epoll (tcp.c, aq_engine_serve); both move bytes with the same function.
+ * the engine's epoll (tcp.c, aq_tcp_serve); both move bytes with the same function.
  */
-#include "engine/engine.h"
+#include "engine/tcp.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -119,7 +119,7 @@ int64_t aq_stream_relay(aq_engine *engine, aq_id id, int32_t fd, aq_stream_resul
         *result = stream->result;
         atomic_store(&stream->wake, NULL);
         aq_count(&engine->counters, AQ_C_streams_relayed, 1);
-        aq_engine_count_end(engine, &stream->result);
+        aq_tcp_count_end(engine, &stream->result);
         aq_stream_leave(stream);
     }
     if (wake != NULL)

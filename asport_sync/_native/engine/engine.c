@@ -1,5 +1,7 @@
 #include "engine/engine.h"
 
+#include "engine/tcp.h"
+
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -19,15 +21,12 @@
  * sends that data before it reads more packets. After smaller turns everything leaves together, including
  * acknowledgements, in fewer packets. */
 #define READ_MUCH (16ULL * 1024)
-#define INTERACTIVE_TIME (20 * AQ_NSEC_PER_MSEC) /* how long turns stay short after a short message */
 /* Before an idle wait the engine polls for this long, as long as polling finds work more often than not. That halves
  * the time of a request and its response within one machine or room. An idle engine does not poll. */
 #define SPIN_TIME (100 * AQ_NSEC_PER_SEC / 1000000)
-#define SPIN_CREDIT 4   /* failures in a row, after as many successes, that end polling */
-#define SPIN_EVENTS 1   /* maximum per turn; with more, the processor has other work */
-#define SPIN_RETRY 32   /* idle waits until polling is tried again */
-#define FEW_DATAGRAMS 4 /* at a time: someone may wait for the answer to them */
-#define UDP_BATCHES 4   /* recvmmsg calls per public or local UDP socket */
+#define SPIN_CREDIT 4 /* failures in a row, after as many successes, that end polling */
+#define SPIN_EVENTS 1 /* maximum per turn; with more, the processor has other work */
+#define SPIN_RETRY 32 /* idle waits until polling is tried again */
 #define EPOLL_EVENTS 128
 /* Time per turn for streams of ended connections, and how many are handled between two clock readings, so that a large
  * number of them delays nothing else. */
@@ -37,11 +36,6 @@
  * woken for every acknowledgement. */
 #define SPACE_WORTH (256ULL * 1024)
 #define WAKE_TAG 0ULL
-/* A socket with this many datagrams in this time is worth waking the pump for: 80,000 per second. */
-#define UDP_BUSY_DATAGRAMS 20000
-#define UDP_BUSY_TIME (250 * AQ_NSEC_PER_MSEC)
-#define UDP_REFUSALS_APART AQ_NSEC_PER_SEC    /* minimum interval between events about one local socket */
-#define UDP_BACK_OFF (100 * AQ_NSEC_PER_MSEC) /* back-off of a UDP socket that cannot be read now */
 /* The loop sleeps this long after a turn with an error that would be reported again immediately. Long enough for other
  * work on the processor, short compared with any packet's time on the path. Nanoseconds. */
 #define AFTER_FAULT (1 * AQ_NSEC_PER_MSEC)
@@ -49,62 +43,6 @@
 /* Consecutive failed reads of a QUIC socket that count as a fault. Single errors may come from the network (ICMP) and
  * are cleared by reading them. */
 #define MANY_READ_ERRORS 16
-
-/* ---- growing arrays -------------------------------------------------------------------------------------------- */
-
-/* Makes room for one more element. Returns 0 or AQ_ERR_MEMORY. */
-int aq_engine_make_room(void *array, size_t length, size_t *capacity, size_t element)
-{
-    void **pointer = array;
-    size_t bigger = *capacity < 16 ? 16 : *capacity * 2;
-    void *moved;
-    if (length < *capacity)
-        return AQ_OK;
-    moved = realloc(*pointer, bigger * element);
-    if (moved == NULL)
-        return AQ_ERR_MEMORY;
-    *pointer = moved;
-    *capacity = bigger;
-    return AQ_OK;
-}
-
-/* ---- what connections need from the engine ----------------------------------------------------------------------- */
-
-void aq_engine_touch(void *context, aq_conn *conn)
-{
-    aq_engine *engine = context;
-    if (conn->touched)
-        return;
-    conn->touched = 1;
-    conn->touched_previous = engine->touched_last;
-    conn->touched_next = NULL;
-    if (engine->touched_last != NULL)
-        engine->touched_last->touched_next = conn;
-    else
-        engine->touched_first = conn;
-    engine->touched_last = conn;
-}
-
-int aq_engine_is_interactive(const aq_engine *engine)
-{
-    return engine->now - engine->interactive_at < INTERACTIVE_TIME;
-}
-
-void aq_engine_touch_stream(void *context, aq_stream *stream)
-{
-    aq_engine *engine = context;
-    if (stream->in_touched)
-        return;
-    if (aq_slab_get(&engine->streams, stream->id) == NULL)
-        return;
-    stream->in_touched = 1;
-    stream->touched_next = NULL;
-    if (engine->touched_streams != NULL)
-        engine->touched_streams_last->touched_next = stream;
-    else
-        engine->touched_streams = stream;
-    engine->touched_streams_last = stream;
-}
 
 /* ---- timers: a binary heap by expiry ----------------------------------------------------------------------------- */
 
@@ -234,7 +172,7 @@ static void serve_ending(aq_engine *engine)
     engine->ending_streams = stream->touched_next;
     stream->in_touched = 0;
     if (stream->attached_fd >= 0)
-        aq_engine_serve(engine, stream);
+        aq_tcp_serve(engine, stream);
     aq_slab_put(&engine->streams, stream->id);
 }
 
@@ -268,9 +206,9 @@ static void run_touched_streams(aq_engine *engine)
         }
         stream->in_touched = 0;
         if (stream->dial_wanted) {
-            aq_engine_dial(engine, stream);
+            aq_tcp_dial(engine, stream);
         } else if (stream->attached_fd >= 0) {
-            aq_engine_serve(engine, stream);
+            aq_tcp_serve(engine, stream);
         } else {
             uint64_t worth = stream->tx.limit / 4 < SPACE_WORTH ? stream->tx.limit / 4 : SPACE_WORTH;
             unsigned what = AQ_NEED_END;
@@ -317,115 +255,7 @@ static void run_ready(aq_engine *engine)
     }
 }
 
-/* ---- public and local UDP sockets -------------------------------------------------------------------------------- */
-
-int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp)
-{
-    struct epoll_event interest = {.events = EPOLLIN, .data.u64 = (uint64_t)udp->id};
-    udp->busy_datagrams = 0;
-    udp->busy_since = aq_now(); /* not engine->now, which other threads must not read */
-    if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, udp->fd, &interest) != 0 && errno != EEXIST)
-        return AQ_ERR_SYSTEM - errno;
-    return AQ_OK;
-}
-
-void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch)
-{
-    aq_event event = {.type = AQ_EVENT_SOURCE_UNKNOWN, .socket = udp->id};
-    aq_conn *conn = aq_slab_get(&engine->connections, udp->assocs->connection);
-    for (uint32_t i = 0; i < batch->asked; i++) {
-        event.peer = batch->sources[i].peer;
-        event.local = batch->sources[i].local;
-        if (conn == NULL || !aq_conn_post(conn, &event))
-            aq_udp_drop_source(udp, &batch->sources[i]);
-    }
-    if (conn != NULL)
-        aq_slab_put(&engine->connections, udp->assocs->connection);
-}
-
-/* Returns whether the pump should read the socket from now on. */
-static int wants_pump(aq_engine *engine, aq_udp *udp, uint32_t received)
-{
-    int is_busy;
-    udp->busy_datagrams += received;
-    if (udp->busy_datagrams < UDP_BUSY_DATAGRAMS)
-        return 0;
-    is_busy = engine->now - udp->busy_since < UDP_BUSY_TIME;
-    udp->busy_datagrams = 0;
-    udp->busy_since = engine->now;
-    return is_busy && atomic_load_explicit(&engine->pump_shares, memory_order_relaxed);
-}
-
-static void hand_to_pump(aq_engine *engine, const aq_udp *udp)
-{
-    aq_event event = {.type = AQ_EVENT_UDP_LARGE_TRANSFER, .connection = udp->assocs->connection, .socket = udp->id};
-    epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL);
-    aq_count(&engine->counters, AQ_C_udp_shared, 1);
-    aq_events_post(&engine->events, &event);
-}
-
-void aq_engine_tell_refused(aq_conn *conn, aq_udp *udp, const aq_udp_batch *batch, uint64_t now)
-{
-    aq_event event = {.type = AQ_EVENT_UDP_REFUSED, .socket = udp->id, .code = (uint64_t)batch->refused};
-    event.value = (uint64_t)batch->was_answered;
-    if (now >= udp->refusal_told_until && aq_conn_post(conn, &event))
-        udp->refusal_told_until = now + UDP_REFUSALS_APART;
-}
-
-static void service_event(aq_engine *engine, aq_id id)
-{
-    aq_udp *udp = aq_slab_get(&engine->udps, id);
-    aq_conn *conn;
-    aq_udp_batch batch;
-    uint32_t received = 0;
-    int64_t result = AQ_OK;
-    if (udp == NULL)
-        return;
-    conn = aq_slab_get(&engine->connections, udp->assocs->connection);
-    if (conn == NULL)
-        result = AQ_ERR_GONE;
-    for (int i = 0; i < UDP_BATCHES && result == AQ_OK; i++) {
-        result = aq_udp_read(udp, engine->receiver, &batch);
-        if (result != AQ_OK)
-            break;
-        if (batch.asked > 0)
-            aq_engine_ask_about(engine, udp, &batch);
-        received += batch.received;
-        if (batch.refused != 0)
-            aq_engine_tell_refused(conn, udp, &batch, engine->now);
-        if (batch.forwarded > 0)
-            aq_engine_touch(engine, conn);
-        if (!batch.more)
-            break;
-    }
-    if (received > 0 && received <= FEW_DATAGRAMS)
-        engine->interactive_at = engine->now;
-    if (result == AQ_ERR_GONE) {
-        epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL); /* Python is about to close it */
-    } else if (result != AQ_OK) {
-        aq_count(&engine->counters, AQ_C_udp_receive_errors, 1);
-        aq_engine_back_off(engine, id, udp->fd, UDP_BACK_OFF);
-    } else if (wants_pump(engine, udp, received)) {
-        hand_to_pump(engine, udp);
-    }
-    if (conn != NULL)
-        aq_slab_put(&engine->connections, udp->assocs->connection);
-    aq_slab_put(&engine->udps, id);
-}
-
 /* ---- endpoints --------------------------------------------------------------------------------------------------- */
-
-int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint)
-{
-    struct epoll_event interest = {.events = EPOLLIN, .data.ptr = endpoint};
-    if (aq_engine_make_room(&engine->all_endpoints, engine->endpoints_length, &engine->endpoints_capacity,
-                            sizeof(aq_endpoint *)) != AQ_OK)
-        return AQ_ERR_MEMORY;
-    if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, endpoint->fd, &interest) != 0)
-        return AQ_ERR_SYSTEM - errno;
-    engine->all_endpoints[engine->endpoints_length++] = endpoint;
-    return AQ_OK;
-}
 
 static void want_writable(aq_engine *engine, aq_endpoint *endpoint)
 {
@@ -460,14 +290,37 @@ static void sweep_endpoints(aq_engine *engine)
     engine->endpoints_length = kept;
 }
 
+/* ---- back-off --------------------------------------------------------------------------------------------------- */
+
+/* Adds the socket of this id to epoll again, unless it is gone. */
+static int64_t watch_again(aq_engine *engine, aq_id id)
+{
+    int64_t result = AQ_OK;
+    if (aq_id_kind((uint64_t)id) == AQ_KIND_LISTENER) {
+        aq_listener *listener = aq_slab_get(&engine->listeners, id);
+        if (listener != NULL) {
+            if (!listener->over)
+                result = aq_tcp_listen_again(engine, listener);
+            aq_slab_put(&engine->listeners, id);
+        }
+    } else {
+        aq_udp *udp = aq_slab_get(&engine->udps, id);
+        if (udp != NULL) {
+            result = aq_engine_watch_udp(engine, udp);
+            aq_slab_put(&engine->udps, id);
+        }
+    }
+    return result;
+}
+
 /* ---- the loop ---------------------------------------------------------------------------------------------------- */
 
 static void run_timers(aq_engine *engine)
 {
-    aq_engine_dial_timers(engine);
-    aq_engine_run_checks(engine);
+    aq_tcp_dial_timers(engine);
+    aq_tcp_run_checks(engine);
     if (engine->backed_off_length > 0)
-        aq_engine_run_back_offs(engine);
+        aq_engine_run_back_offs(engine, watch_again);
     aq_engine_run_pauses(engine, engine->now);
     while (engine->heap_length > 0 && engine->heap[0]->expiry <= engine->now) {
         aq_conn *conn = engine->heap[0];
@@ -696,13 +549,13 @@ static void socket_event(aq_engine *engine, aq_id id, uint32_t events)
 {
     switch (aq_id_kind((uint64_t)id)) {
     case AQ_KIND_STREAM:
-        aq_engine_stream_event(engine, id, events);
+        aq_tcp_event(engine, id, events);
         break;
     case AQ_KIND_LISTENER:
-        aq_engine_accept(engine, id);
+        aq_tcp_accept(engine, id);
         break;
     default:
-        service_event(engine, id);
+        aq_engine_read_udp(engine, id);
         break;
     }
 }

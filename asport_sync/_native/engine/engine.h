@@ -4,16 +4,16 @@
 #define AQ_ENGINE_H
 
 #include "aq.h"
-#include "quic/conn.h"
 #include "core/counters.h"
 #include "core/descriptors.h"
-#include "quic/endpoint.h"
 #include "core/events.h"
 #include "core/pipe.h"
 #include "core/ready.h"
 #include "core/slab.h"
 #include "core/udp.h"
 #include "core/wake.h"
+#include "quic/conn.h"
+#include "quic/endpoint.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -223,7 +223,6 @@ void aq_engine_touch(void *engine, aq_conn *conn);
 /* Returns whether turns should be short, at some cost for large transfers, because someone waits for short answers. */
 int aq_engine_is_interactive(const aq_engine *engine);
 void aq_engine_touch_stream(void *engine, aq_stream *stream);
-int64_t aq_engine_adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint);
 /* [engine; or pump, for a local socket that the engine does not know yet] Adds the socket to epoll. */
 int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp);
 /* [engine or pump] Asks Python about each new source. If it cannot be asked, the waiting datagrams are dropped. */
@@ -236,31 +235,15 @@ void aq_engine_back_off(aq_engine *engine, aq_id id, int fd, uint64_t duration);
 void aq_engine_pause_stream(aq_engine *engine, aq_stream *stream); /* for the length of stream->pause */
 void aq_engine_run_pauses(aq_engine *engine, uint64_t until);      /* those that end by then */
 uint64_t aq_engine_next_pause(const aq_engine *engine);            /* end of the next one; UINT64_MAX: none */
-void aq_engine_run_back_offs(aq_engine *engine);
+/* Puts sockets back into epoll whose back-off is over; watch_again does that for one of them, unless it is gone. */
+void aq_engine_run_back_offs(aq_engine *engine, int64_t (*watch_again)(aq_engine *engine, aq_id id));
 /* engine_memory.c */
 void aq_engine_shed_load(void *engine);                   /* sheds load if the receive budget is short */
 void aq_engine_give_back_memory(aq_engine *engine);       /* to the system, after a large drop in use */
 uint64_t aq_engine_memory_timer(const aq_engine *engine); /* time of the next check; UINT64_MAX: never */
-/* tcp.c */
-void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd); /* takes over fd, also on failure */
-void aq_engine_serve(aq_engine *engine, aq_stream *stream);          /* moves what can be moved */
-void aq_engine_dial(aq_engine *engine, aq_stream *stream);
-void aq_engine_dial_timers(aq_engine *engine);
-void aq_engine_run_checks(aq_engine *engine); /* checks sockets whose TCP peers may be gone */
-void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events);
-int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener, aq_credit *credit);
-int64_t aq_engine_listen_again(aq_engine *engine, aq_listener *listener); /* after a back-off */
-void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener);
-void aq_engine_accept(aq_engine *engine, aq_id id);
-void aq_engine_shed_stream(aq_engine *engine, aq_stream *stream); /* resets an accepted, attached stream */
-/* fair_share.c */
-void aq_fair_shares_check(aq_engine *engine); /* call before accepting */
-int aq_fair_shares_allow(aq_engine *engine,
-                         const aq_credit *credit);                   /* whether this connection's port may accept one */
-void aq_fair_shares_enter(aq_engine *engine, aq_listener *listener); /* now in service */
-void aq_fair_shares_leave(aq_engine *engine, aq_listener *listener);
-void aq_fair_shares_short(aq_engine *engine); /* call when accept() found no descriptor */
-void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result); /* [any] */
+/* engine_udp.c */
+void aq_engine_read_udp(aq_engine *engine, aq_id id); /* epoll has reported the socket */
+/* engine_commands.c */
 void aq_engine_run_commands(aq_engine *engine);
 
 #endif

@@ -7,27 +7,6 @@
 
 #define BACK_OFF_UNWATCHED (100 * AQ_NSEC_PER_MSEC) /* back-off of a socket that epoll does not accept again */
 
-/* Adds the socket of this id to epoll again, unless it is gone. */
-static int64_t watch_again(aq_engine *engine, aq_id id)
-{
-    int64_t result = AQ_OK;
-    if (aq_id_kind((uint64_t)id) == AQ_KIND_LISTENER) {
-        aq_listener *listener = aq_slab_get(&engine->listeners, id);
-        if (listener != NULL) {
-            if (!listener->over)
-                result = aq_engine_listen_again(engine, listener);
-            aq_slab_put(&engine->listeners, id);
-        }
-    } else {
-        aq_udp *udp = aq_slab_get(&engine->udps, id);
-        if (udp != NULL) {
-            result = aq_engine_watch_udp(engine, udp);
-            aq_slab_put(&engine->udps, id);
-        }
-    }
-    return result;
-}
-
 /* A descriptor stays in epoll if there is no memory: being reported all the time is better than never. */
 void aq_engine_back_off(aq_engine *engine, aq_id id, int fd, uint64_t duration)
 {
@@ -83,7 +62,7 @@ uint64_t aq_engine_next_pause(const aq_engine *engine)
     return expiry;
 }
 
-void aq_engine_run_back_offs(aq_engine *engine)
+void aq_engine_run_back_offs(aq_engine *engine, int64_t (*watch_again)(aq_engine *engine, aq_id id))
 {
     size_t kept = 0;
     for (size_t i = 0; i < engine->backed_off_length; i++) {

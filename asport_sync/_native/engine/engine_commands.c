@@ -1,6 +1,8 @@
 /* Commands from other threads: how they reach the engine thread, and what it does for each. */
 #include "engine/engine.h"
 
+#include "engine/tcp.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -151,6 +153,18 @@ static void log_buffers(aq_engine *engine, const aq_endpoint *endpoint)
     aq_events_post(&engine->events, &event);
 }
 
+static int64_t adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint)
+{
+    struct epoll_event interest = {.events = EPOLLIN, .data.ptr = endpoint};
+    if (aq_engine_make_room(&engine->all_endpoints, engine->endpoints_length, &engine->endpoints_capacity,
+                            sizeof(aq_endpoint *)) != AQ_OK)
+        return AQ_ERR_MEMORY;
+    if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, endpoint->fd, &interest) != 0)
+        return AQ_ERR_SYSTEM - errno;
+    engine->all_endpoints[engine->endpoints_length++] = endpoint;
+    return AQ_OK;
+}
+
 static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
 {
     const aq_listen_options *options = command->input;
@@ -172,7 +186,7 @@ static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
     endpoint->max_connections = options->max_connections;
     result = aq_slab_add(&engine->endpoints, endpoint);
     if (result > 0) {
-        int64_t adopted = aq_engine_adopt_endpoint(engine, endpoint);
+        int64_t adopted = adopt_endpoint(engine, endpoint);
         endpoint->id = result;
         if (adopted == AQ_OK) {
             log_buffers(engine, endpoint);
@@ -202,7 +216,7 @@ static int64_t do_connect(aq_engine *engine, aq_engine_command *command)
     aq_slab_put(&engine->credentials, options->credentials);
     if (endpoint == NULL)
         return result;
-    result = aq_engine_adopt_endpoint(engine, endpoint);
+    result = adopt_endpoint(engine, endpoint);
     if (result != AQ_OK) {
         aq_endpoint_free(endpoint);
         return result;
@@ -327,7 +341,7 @@ static int64_t do_stream(aq_engine *engine, aq_engine_command *command)
     aq_stream *stream = command->object;
     aq_conn *conn;
     if (command->kind == AQ_DO_ATTACH) {
-        aq_engine_attach(engine, stream, command->fd);
+        aq_tcp_attach(engine, stream, command->fd);
     } else {
         conn = aq_slab_get(&engine->connections, command->id);
         if (conn != NULL && conn->quic != NULL) {
@@ -400,12 +414,12 @@ static int64_t do_watch(aq_engine *engine, aq_engine_command *command)
     if (command->kind == AQ_DO_LISTEN_TCP) {
         const aq_conn *conn = aq_slab_get(&engine->connections, listener->connection);
         if (conn != NULL && conn->quic != NULL)
-            result = aq_engine_listen_tcp(engine, listener, conn->credit);
+            result = aq_tcp_listen(engine, listener, conn->credit);
         if (conn != NULL)
             aq_slab_put(&engine->connections, listener->connection);
     } else {
         result = AQ_OK;
-        aq_engine_unlisten_tcp(engine, listener);
+        aq_tcp_unlisten(engine, listener);
     }
     aq_slab_put(&engine->listeners, command->id);
     return result;

@@ -54,11 +54,16 @@ void aq_engine_shed_load(void *context)
      * next step waits for them. */
     while (engine->now >= engine->shed_next && aq_budget_is_short(&engine->budget)) {
         aq_conn *conn = who_holds_most(engine);
+        int is_enough;
         if (conn == NULL)
             return; /* the rest belongs to ended connections, whose streams end in the next turns */
         log_used_up(engine);
-        if (aq_conn_shed(conn, engine->now))
+        if (aq_conn_shed(conn, engine->now, &is_enough))
             engine->shed_next = engine->now + CHECK_PERIOD;
+        if (!is_enough) {
+            aq_count(&engine->counters, AQ_C_connections_shed, 1);
+            aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "receive budget exhausted", engine->now);
+        }
     }
 }
 

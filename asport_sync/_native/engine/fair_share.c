@@ -9,7 +9,7 @@
  * reset for it. This is needed because shares shrink as ports are added, and nothing else frees what a flood holds. To
  * keep resets rare, a port at its share accepts more only while a quarter of the budget is free.
  */
-#include "engine/engine.h"
+#include "engine/fair_share.h"
 
 #include <dirent.h>
 #include <sys/resource.h>
@@ -22,7 +22,6 @@
 #define CHECK_PERIOD (100 * AQ_NSEC_PER_MSEC) /* maximum age of the known limit and use */
 /* Counting open descriptors may take 1/COUNT_PART of the engine's time: before Linux 6.2 it reads a directory. */
 #define COUNT_PART 100
-#define SHED_PER_CHECK 64       /* connections reset at once to refill the reserve */
 #define USUAL_DESCRIPTORS 1024U /* assumed limit if the system does not report one */
 #define DESCRIPTORS_PER_PORT 4  /* a TCP and a UDP socket, each duplicated for the engine */
 
@@ -97,14 +96,35 @@ static void check(aq_engine *engine)
     shares->budget = budget_of(shares);
 }
 
-/* ---- taking back --------------------------------------------------------------------------------------------- */
+/* ---- for tcp.c ----------------------------------------------------------------------------------------------- */
 
-/* Resets the newest connection of the port with the most, if these are more than `share`. Returns whether there was
- * one. Connections relayed by a worker are left alone. */
-static int shed_newest(aq_engine *engine, uint32_t share)
+int aq_fair_shares_check(aq_engine *engine)
+{
+    const aq_fair_shares *shares = &engine->shares;
+    if (shares->checked != 0 && engine->now - shares->checked < CHECK_PERIOD)
+        return 0;
+    check(engine);
+    return 1;
+}
+
+int aq_fair_shares_exceeded(aq_engine *engine)
+{
+    return accepted(engine) > engine->shares.budget;
+}
+
+enum aq_fair_shares_answer aq_fair_shares_allow(aq_engine *engine, const aq_credit *credit)
+{
+    const aq_fair_shares *shares = &engine->shares;
+    uint32_t all = accepted(engine);
+    if (atomic_load_explicit(&credit->accepted, memory_order_relaxed) >= share_of(shares))
+        return all < shares->budget - shares->budget / FREE_PART ? AQ_SHARE_FREE : AQ_SHARE_USED_UP;
+    return all < shares->budget ? AQ_SHARE_FREE : AQ_SHARE_TO_BE_FREED;
+}
+
+aq_stream *aq_fair_shares_newest(aq_engine *engine)
 {
     aq_credit *largest = NULL;
-    uint32_t max = share;
+    uint32_t max = share_of(&engine->shares);
     for (aq_listener *listener = engine->shares.first; listener != NULL; listener = listener->next) {
         uint32_t own = atomic_load_explicit(&listener->credit->accepted, memory_order_relaxed);
         if (own > max && listener->credit->newest != NULL) {
@@ -112,36 +132,7 @@ static int shed_newest(aq_engine *engine, uint32_t share)
             max = own;
         }
     }
-    if (largest == NULL)
-        return 0;
-    aq_count(&engine->counters, AQ_C_tcp_shed, 1);
-    aq_engine_shed_stream(engine, largest->newest);
-    return 1;
-}
-
-/* ---- for tcp.c ----------------------------------------------------------------------------------------------- */
-
-void aq_fair_shares_check(aq_engine *engine)
-{
-    const aq_fair_shares *shares = &engine->shares;
-    if (shares->checked != 0 && engine->now - shares->checked < CHECK_PERIOD)
-        return;
-    check(engine);
-    for (int i = 0; i < SHED_PER_CHECK && accepted(engine) > shares->budget; i++) {
-        if (!shed_newest(engine, share_of(shares)))
-            break;
-    }
-}
-
-int aq_fair_shares_allow(aq_engine *engine, const aq_credit *credit)
-{
-    const aq_fair_shares *shares = &engine->shares;
-    uint32_t all = accepted(engine), share = share_of(shares);
-    if (atomic_load_explicit(&credit->accepted, memory_order_relaxed) >= share)
-        return all < shares->budget - shares->budget / FREE_PART;
-    if (all >= shares->budget)
-        shed_newest(engine, share);
-    return 1;
+    return largest != NULL ? largest->newest : NULL;
 }
 
 void aq_fair_shares_enter(aq_engine *engine, aq_listener *listener)
@@ -153,7 +144,6 @@ void aq_fair_shares_enter(aq_engine *engine, aq_listener *listener)
     engine->shares.ports++;
     engine->shares.others += DESCRIPTORS_PER_PORT; /* an estimate, in case they are not counted now */
     engine->shares.checked = 0;
-    aq_fair_shares_check(engine);
 }
 
 void aq_fair_shares_leave(aq_engine *engine, aq_listener *listener)

@@ -1,14 +1,16 @@
 /* TCP sockets in the engine's epoll: visitors' connections from listeners, connections to the local service, and
  * attached sockets. Engine thread only.
  *
- *   accepted:  listener readable -> aq_engine_accept -> stream with Connect -> adopt
- *   dialled:   Connect complete (conn_streams.c) -> aq_engine_dial -> socket connected -> aq_stream_transfer
+ *   accepted:  listener readable -> aq_tcp_accept -> stream with Connect -> adopt
+ *   dialled:   Connect complete (conn_streams.c) -> aq_tcp_dial -> socket connected -> aq_stream_transfer
  *   attached:  aq_stream_attach() -> command -> adopt
  *
- * After that aq_engine_serve runs in every turn in which the stream has work, until the stream ends or a worker takes
+ * After that aq_tcp_serve runs in every turn in which the stream has work, until the stream ends or a worker takes
  * over.
  */
-#include "engine/engine.h"
+#include "engine/tcp.h"
+
+#include "engine/fair_share.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,6 +26,7 @@
 #define WRITE_BUDGET (256U * 1024U) /* bytes written likewise; one batch of packets is gone before the next comes */
 #define ACCEPTS_PER_TURN 64         /* then the other sockets get their turn */
 #define CHECKS_PER_TURN 256         /* likewise; a check takes about 2 µs */
+#define SHED_PER_CHECK 64           /* connections reset at once to refill the reserve of descriptors */
 /* A large transfer: a stream this fast (64 MiB/s) is worth a worker's wake-ups. */
 #define LARGE_BYTES (16ULL * 1024 * 1024)
 #define LARGE_TIME (250 * AQ_NSEC_PER_MSEC)
@@ -37,7 +40,7 @@
 
 /* ---- stream ends --------------------------------------------------------------------------------------------- */
 
-void aq_engine_count_end(aq_engine *engine, const aq_stream_result *result)
+void aq_tcp_count_end(aq_engine *engine, const aq_stream_result *result)
 {
     aq_count(&engine->counters, (enum aq_counter)(AQ_C_relays_finished + result->end), 1);
     /* On a timeout the kernel reports the last ICMP error, if there was one, instead of ETIMEDOUT. */
@@ -68,7 +71,7 @@ static void report_end(aq_engine *engine, aq_stream *stream)
                       .value = engine->reports_left_out,
                       .result = stream->result};
     uint32_t max = atomic_load_explicit(&engine->report_streams, memory_order_relaxed);
-    aq_engine_count_end(engine, &stream->result);
+    aq_tcp_count_end(engine, &stream->result);
     aq_count(&engine->counters, AQ_C_streams_attached, 1);
     if (max == 0)
         return;
@@ -138,7 +141,7 @@ static void schedule_check(aq_engine *engine, aq_stream *stream)
     engine->check_last = stream;
 }
 
-void aq_engine_run_checks(aq_engine *engine)
+void aq_tcp_run_checks(aq_engine *engine)
 {
     /* Streams have the same period, unless the setting has changed since, so the first is due next. */
     for (int i = 0; i < CHECKS_PER_TURN && engine->check_first != NULL && engine->check_first->check_at <= engine->now;
@@ -212,7 +215,7 @@ static void attach(aq_engine *engine, aq_stream *stream, int fd)
     stream->can_read = stream->can_write = 0;
 }
 
-void aq_engine_attach(aq_engine *engine, aq_stream *stream, int fd)
+void aq_tcp_attach(aq_engine *engine, aq_stream *stream, int fd)
 {
     aq_stream_begin(stream, fd);
     attach(engine, stream, fd);
@@ -271,7 +274,7 @@ static int begin_with_worker(aq_engine *engine, const aq_listener *listener, aq_
     return 1;
 }
 
-void aq_engine_serve(aq_engine *engine, aq_stream *stream)
+void aq_tcp_serve(aq_engine *engine, aq_stream *stream)
 {
     unsigned need = aq_stream_transfer(stream, stream->attached_fd,
                                        aq_engine_is_interactive(engine) ? READ_SHORT : READ_LONG, WRITE_BUDGET);
@@ -300,12 +303,45 @@ void aq_engine_serve(aq_engine *engine, aq_stream *stream)
     aq_stream_leave(stream);
 }
 
-void aq_engine_shed_stream(aq_engine *engine, aq_stream *stream)
+/* ---- fair shares of descriptors ------------------------------------------------------------------------------- */
+
+/* Resets the newest connection of the port with the most, if these are more than its fair share. Returns whether there
+ * was one. */
+static int shed_newest(aq_engine *engine)
 {
-    int fd = stream->attached_fd;
+    aq_stream *stream = aq_fair_shares_newest(engine);
+    int fd;
+    if (stream == NULL)
+        return 0;
+    aq_count(&engine->counters, AQ_C_tcp_shed, 1);
+    fd = stream->attached_fd;
     stream->attached_fd = -1;
     leave_sockets(stream);
     give_up(engine, stream, fd, EMFILE); /* the visitor sees a reset too, prepared by aq_stream_begin() */
+    return 1;
+}
+
+/* Call before accepting. */
+static void check_shares(aq_engine *engine)
+{
+    if (!aq_fair_shares_check(engine))
+        return;
+    for (int i = 0; i < SHED_PER_CHECK && aq_fair_shares_exceeded(engine) && shed_newest(engine); i++)
+        ;
+}
+
+/* Returns whether this connection's port may accept one more. */
+static int may_accept(aq_engine *engine, const aq_credit *credit)
+{
+    switch (aq_fair_shares_allow(engine, credit)) {
+    case AQ_SHARE_USED_UP:
+        return 0;
+    case AQ_SHARE_TO_BE_FREED:
+        shed_newest(engine);
+        return 1;
+    default:
+        return 1;
+    }
 }
 
 /* ---- dialling the local service ------------------------------------------------------------------------------ */
@@ -345,7 +381,7 @@ static int begin_dialling(aq_engine *engine, aq_stream *stream, const aq_address
     return 1;
 }
 
-void aq_engine_dial(aq_engine *engine, aq_stream *stream)
+void aq_tcp_dial(aq_engine *engine, aq_stream *stream)
 {
     const aq_conn *conn = stream->conn;
     stream->dial_wanted = 0;
@@ -390,7 +426,7 @@ static int dialled(aq_engine *engine, aq_stream *stream, uint32_t events, int *e
     return 1;
 }
 
-void aq_engine_dial_timers(aq_engine *engine)
+void aq_tcp_dial_timers(aq_engine *engine)
 {
     /* All connections of a client have the same timeout, so the first stream is due next. If timeouts differ, a stream
      * that is due may wait behind one that is not. */
@@ -398,7 +434,7 @@ void aq_engine_dial_timers(aq_engine *engine)
         leave_to_python(engine, engine->dial_first);
 }
 
-void aq_engine_stream_event(aq_engine *engine, aq_id id, uint32_t events)
+void aq_tcp_event(aq_engine *engine, aq_id id, uint32_t events)
 {
     aq_stream *stream = aq_slab_get(&engine->streams, id);
     int error = 0;
@@ -428,23 +464,24 @@ static int watch_listener(aq_engine *engine, const aq_listener *listener)
     return epoll_ctl(engine->epoll, EPOLL_CTL_ADD, listener->fd, &interest);
 }
 
-int64_t aq_engine_listen_again(aq_engine *engine, aq_listener *listener)
+int64_t aq_tcp_listen_again(aq_engine *engine, aq_listener *listener)
 {
     return watch_listener(engine, listener) == 0 ? AQ_OK : AQ_ERR_SYSTEM - errno;
 }
 
-int64_t aq_engine_listen_tcp(aq_engine *engine, aq_listener *listener, aq_credit *credit)
+int64_t aq_tcp_listen(aq_engine *engine, aq_listener *listener, aq_credit *credit)
 {
-    int64_t result = aq_engine_listen_again(engine, listener);
+    int64_t result = aq_tcp_listen_again(engine, listener);
     if (result == AQ_OK) {
         listener->credit = credit;
         aq_credit_ref(credit);
         aq_fair_shares_enter(engine, listener);
+        check_shares(engine);
     }
     return result;
 }
 
-void aq_engine_unlisten_tcp(aq_engine *engine, aq_listener *listener)
+void aq_tcp_unlisten(aq_engine *engine, aq_listener *listener)
 {
     if (listener->credit != NULL && !listener->over)
         aq_fair_shares_leave(engine, listener);
@@ -507,7 +544,7 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     if (listener->inherited && listener->keepalive == stream->keepalive.idle)
         attach(engine, stream, fd); /* the options are its listener's, see aq_stream_prepare() */
     else
-        aq_engine_attach(engine, stream, fd);
+        aq_tcp_attach(engine, stream, fd);
     aq_slab_put(&engine->streams, stream->id);
 }
 
@@ -557,7 +594,7 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
 {
     aq_sockaddr from;
     int fd;
-    if (!aq_fair_shares_allow(engine, conn->credit)) {
+    if (!may_accept(engine, conn->credit)) {
         aq_count(&engine->counters, AQ_C_tcp_accept_deferred, 1);
         report_trouble(engine, listener, EDQUOT); /* accept(2) never returns it */
         aq_engine_back_off(engine, listener->id, listener->fd, BACK_OFF_WITHOUT_RESOURCES);
@@ -580,7 +617,7 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
     return 0;
 }
 
-void aq_engine_accept(aq_engine *engine, aq_id id)
+void aq_tcp_accept(aq_engine *engine, aq_id id)
 {
     aq_listener *listener = aq_slab_get(&engine->listeners, id);
     aq_conn *conn;
@@ -589,12 +626,12 @@ void aq_engine_accept(aq_engine *engine, aq_id id)
     conn = aq_slab_get(&engine->connections, listener->connection);
     if (conn != NULL && conn->quic != NULL) {
         conn->now = engine->now;
-        aq_fair_shares_check(engine);
+        check_shares(engine);
         for (int i = 0; i < ACCEPTS_PER_TURN && accept_one(engine, listener, conn); i++)
             ;
     } else {
         /* New visitors wait in the backlog until another connection takes over the port, or the port is closed. */
-        aq_engine_unlisten_tcp(engine, listener);
+        aq_tcp_unlisten(engine, listener);
     }
     if (conn != NULL)
         aq_slab_put(&engine->connections, listener->connection);

@@ -21,46 +21,13 @@
 /* Maximum for a client that was never admitted: it controls how slow its path looks, and its place is needed for
  * others. */
 #define KEEP_MAX_HALF_OPEN AQ_NSEC_PER_SEC
-/* The path counts as alive for this long without a packet: with data in flight, acknowledgements and probes arrive at
- * shorter intervals, unless they are lost. */
-#define ALIVE_WITHOUT_PACKETS (250 * AQ_NSEC_PER_MSEC)
 /* Pause between checks of timers that are due but cannot be handled yet. */
 #define BLOCKED_PAUSE AQ_NSEC_PER_MSEC
 /* Time between the acknowledgement of the last command and the close: an acknowledgement shows what the peer's QUIC
  * layer has, not what its program has read, and some QUIC implementations drop unread bytes on a close. */
 #define LINGER_GRACE (300 * AQ_NSEC_PER_MSEC)
 
-/* ---- events -------------------------------------------------------------------------------------------------- */
-
-/* Whether to drop an event of a kind that a peer can cause without limit. A server may well end thousands of
- * associations at once; what Python cannot keep up with is dropped, and idle timers make up for it. An unauthenticated
- * client must not fill the queue at the expense of the others: its first command counts, and anything further ends its
- * connection. */
-static int is_too_much(aq_conn *conn, const aq_event *event)
-{
-    if (event->type == AQ_EVENT_CLOSED)
-        return !conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
-    if (event->type != AQ_EVENT_COMMAND && event->type != AQ_EVENT_VIOLATION &&
-        event->type != AQ_EVENT_ASSOCIATION_WANTED && event->type != AQ_EVENT_UDP_REFUSED)
-        return 0;
-    if (!conn->joined && conn->events_before_join >= AQ_EVENTS_BEFORE_JOIN)
-        return 1;
-    if (!conn->joined)
-        conn->events_before_join++;
-    return aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
-}
-
-int aq_conn_post(aq_conn *conn, aq_event *event)
-{
-    event->connection = conn->id;
-    event->endpoint = conn->endpoint_id;
-    if (is_too_much(conn, event)) {
-        aq_count(conn->host->counters, AQ_C_events_dropped, 1);
-        return 0;
-    }
-    aq_events_post(conn->host->events, event);
-    return 1;
-}
+/* ---- end of the handshake and of the connection ------------------------------------------------------------- */
 
 static void leave_half_open(aq_conn *conn)
 {
@@ -78,28 +45,6 @@ static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code,
     event.length = (uint32_t)length;
     aq_sockaddr_to(&conn->remote, &event.peer);
     aq_conn_post(conn, &event);
-}
-
-/* ---- deadlines of the peer ----------------------------------------------------------------------------------- */
-
-/* How long the path counts as alive without a packet. No limit for an unauthenticated client: its deadlines are
- * absolute. */
-static uint64_t grace_period(const aq_conn *conn)
-{
-    return conn->joined ? ALIVE_WITHOUT_PACKETS : UINT64_MAX;
-}
-
-uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now)
-{
-    uint64_t since = now > conn->last_received ? now - conn->last_received : 0, max = grace_period(conn);
-    return conn->alive + (since < max ? since : max);
-}
-
-/* When aq_conn_alive_time() reaches `time` if nothing arrives before; UINT64_MAX: not without a packet. */
-static uint64_t when_alive(const aq_conn *conn, uint64_t time)
-{
-    uint64_t since = time > conn->alive ? time - conn->alive : 0;
-    return since <= grace_period(conn) ? conn->last_received + since : UINT64_MAX;
 }
 
 static void heard(aq_conn *conn, uint64_t now)
@@ -601,9 +546,9 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
     if (conn->linger_until != UINT64_MAX)
         sooner(&expiry, conn->commands_unacknowledged == 0 && !conn->linger_grace ? now : conn->linger_until);
     if (conn->incoming_first != NULL)
-        sooner(&expiry, when_alive(conn, conn->incoming_first->deadline));
+        sooner(&expiry, aq_conn_when_alive(conn, conn->incoming_first->deadline));
     if (conn->header_first != NULL)
-        sooner(&expiry, when_alive(conn, conn->header_first->deadline));
+        sooner(&expiry, aq_conn_when_alive(conn, conn->header_first->deadline));
     conn->expiry = expiry;
 }
 

@@ -14,16 +14,16 @@
 
 #include "aq.h"
 #include "core/budget.h"
-#include "quic/compat.h"
 #include "core/counters.h"
 #include "core/events.h"
-#include "tunnel/association.h"
+#include "core/slab.h"
+#include "core/udp.h"
+#include "quic/compat.h"
 #include "quic/handshake.h"
+#include "tunnel/association.h"
 #include "tunnel/message.h"
 #include "tunnel/packet.h"
-#include "core/slab.h"
 #include "tunnel/stream.h"
-#include "core/udp.h"
 
 #include <stdatomic.h>
 
@@ -326,6 +326,8 @@ static inline void aq_conn_give_back(aq_conn *conn, void *memory)
 }
 /* Clock for the peer's deadlines. It stops while nothing arrives: an interrupted path is not the peer's fault. */
 uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now);
+/* Returns when aq_conn_alive_time() reaches `time` if nothing arrives before; UINT64_MAX: not without a packet. */
+uint64_t aq_conn_when_alive(const aq_conn *conn, uint64_t time);
 void aq_conn_end_late_headers(aq_conn *conn, uint64_t now);
 int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, too many events wait */
 void aq_conn_violation(aq_conn *conn, const char *problem);
@@ -333,13 +335,20 @@ void aq_conn_violation(aq_conn *conn, const char *problem);
  * after this one: older streams go on. Returns 0 if there is none. */
 int aq_conn_make_room(aq_conn *conn, const aq_stream *stream);
 /* The receive budget is short, and this connection holds the most. Cuts off its newest streams whose readers are
- * behind, until a quarter of the budget is free or the connection holds half as much; if that is not enough, closes the
- * connection. Returns whether some memory is released later, because the readers are other threads. */
-int aq_conn_shed(aq_conn *conn, uint64_t now);
+ * behind, until a quarter of the budget is free or the connection holds half as much; *is_enough: 0 if that cannot be
+ * reached, so that the connection has to be closed. Returns whether some memory is released later, because the readers
+ * are other threads. */
+int aq_conn_shed(aq_conn *conn, uint64_t now, int *is_enough);
 void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream);
 void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream);
 void aq_conn_open_waiting(aq_conn *conn); /* opens streams that waited for credit */
 void aq_conn_return_credit(aq_conn *conn);
+void aq_conn_return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now); /* for what its reader has taken */
+void aq_conn_link_stream(aq_conn *conn, aq_stream *stream);                        /* a new stream */
+void aq_conn_unlink_stream(aq_conn *conn, aq_stream *stream); /* QUIC no longer needs it, or the connection has ended */
+/* A stream of the peer begins to wait for its Connect command; its header is complete, or never will be. */
+void aq_conn_begin_header(aq_conn *conn, aq_stream *stream);
+void aq_conn_end_header(aq_conn *conn, aq_stream *stream);
 size_t aq_conn_datagram_limit(aq_conn *conn); /* largest DATAGRAM payload now; 0: none can be sent */
 void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier);
 void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length);

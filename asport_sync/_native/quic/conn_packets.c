@@ -101,6 +101,34 @@ void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing)
     aq_conn_give_back(conn, outgoing);
 }
 
+void aq_conn_drop_incoming(aq_conn *conn, aq_incoming *incoming)
+{
+    incoming->done = 1;
+    aq_incoming_release(incoming);
+    if (incoming->previous != NULL)
+        incoming->previous->next = incoming->next;
+    else
+        conn->incoming_first = incoming->next;
+    if (incoming->next != NULL)
+        incoming->next->previous = incoming->previous;
+    else
+        conn->incoming_last = incoming->previous;
+    incoming->previous = incoming->next = NULL;
+}
+
+void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming)
+{
+    if (!incoming->done)
+        aq_conn_drop_incoming(conn, incoming);
+    if (incoming->all_previous != NULL)
+        incoming->all_previous->all_next = incoming->all_next;
+    else
+        conn->incoming = incoming->all_next;
+    if (incoming->all_next != NULL)
+        incoming->all_next->all_previous = incoming->all_previous;
+    aq_conn_give_back(conn, incoming);
+}
+
 int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length)
 {
     aq_outgoing *outgoing;
@@ -117,18 +145,6 @@ int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length)
     aq_count(conn->host->counters, AQ_C_commands_sent, 1);
     conn->host->touch(conn->host->engine, conn);
     return AQ_OK;
-}
-
-void aq_conn_violation(aq_conn *conn, const char *problem)
-{
-    aq_event event = {.type = AQ_EVENT_VIOLATION};
-    size_t length = strlen(problem);
-    aq_count(conn->host->counters, AQ_C_violations, 1);
-    if (length > sizeof(event.data))
-        length = sizeof(event.data);
-    memcpy(event.data, problem, length);
-    event.length = (uint32_t)length;
-    aq_conn_post(conn, &event);
 }
 
 void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier,

@@ -1,5 +1,6 @@
 /* Creation of a connection: settings, transport parameters, callbacks, connection ids. */
 #include "quic/conn.h"
+
 #include "quic/reading.h"
 
 #include <stdlib.h>

@@ -1,12 +1,13 @@
 /* A QUIC socket and its connections: routing by connection ID, new connections, Retry, Version Negotiation, stateless
- * reset. A server has one endpoint for all its clients; a client has one for each connection. Engine thread only. */
+ * reset. endpoint_admission.c limits what unauthenticated clients may use. A server has one endpoint for all its
+ * clients; a client has one for each connection. Engine thread only. */
 #ifndef AQ_ENDPOINT_H
 #define AQ_ENDPOINT_H
 
 #include "aq.h"
-#include "quic/conn.h"
 #include "core/map.h"
 #include "core/rotation.h"
+#include "quic/conn.h"
 #include "quic/source.h"
 
 /* Responses to packets without a connection. Each kind has its own rate limit, so that none can exhaust another's. */
@@ -51,6 +52,9 @@ void aq_endpoint_free(aq_endpoint *endpoint); /* also closes fd; its connections
 uint64_t aq_endpoint_read(aq_endpoint *endpoint, aq_udp_receiver *receiver, int max, uint64_t now);
 void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now);
 
+/* Updates the admission budget. Returns whether it allows a new connection. */
+int aq_endpoint_may_begin(aq_endpoint *endpoint, uint64_t now);
+void aq_endpoint_enter_half_open(aq_endpoint *endpoint, aq_conn *conn); /* a new connection of a server */
 /* Charge the engine time spent on an unauthenticated client to the admission budget: start, do the work, charge. */
 uint64_t aq_endpoint_start_charge(const aq_conn *conn); /* 0: not charged */
 void aq_endpoint_charge(aq_endpoint *endpoint, uint64_t began);

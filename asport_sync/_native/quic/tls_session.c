@@ -1,5 +1,6 @@
 /* TLS sessions of connections: the handshake, the checks of the server's certificate, and the exporter. */
 #include "quic/tls.h"
+
 #include "quic/tls_messages.h"
 
 #include <arpa/inet.h>

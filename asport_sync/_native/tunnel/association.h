@@ -9,11 +9,11 @@
 
 #include "aq.h"
 #include "core/counters.h"
-#include "tunnel/dgram.h"
 #include "core/map.h"
-#include "tunnel/packet.h"
 #include "core/ready.h"
 #include "core/udp.h"
+#include "tunnel/dgram.h"
+#include "tunnel/packet.h"
 
 #include <pthread.h>
 

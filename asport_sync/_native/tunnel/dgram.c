@@ -1,4 +1,5 @@
 #include "tunnel/dgram.h"
+
 #include "tunnel/packet.h"
 
 #include <string.h>

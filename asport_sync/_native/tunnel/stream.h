@@ -15,10 +15,10 @@
 
 #include "aq.h"
 #include "core/counters.h"
-#include "tunnel/keepalive.h"
 #include "core/pipe.h"
 #include "core/ready.h"
 #include "core/slab.h"
+#include "tunnel/keepalive.h"
 
 #include <stdatomic.h>
 

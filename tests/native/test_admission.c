@@ -1,7 +1,7 @@
-/* The time that those who are not admitted may take. It is decided in one static function, which is why the file itself
- * is included.
+/* The time that those who are not admitted may take. The file itself is included, for its
+ * constants.
  */
-#include "quic/endpoint.c"
+#include "quic/endpoint_admission.c"
 
 #include "check.h"
 
@@ -29,10 +29,10 @@ static void test_a_share_of_the_time(void)
     aq_endpoint endpoint;
     aq_conn_host host;
     prepare(&endpoint, &host);
-    CHECK(!may_begin(&endpoint, BEGIN));
-    CHECK(may_begin(&endpoint, BEGIN + HANDSHAKE_PART * MS));
+    CHECK(!aq_endpoint_may_begin(&endpoint, BEGIN));
+    CHECK(aq_endpoint_may_begin(&endpoint, BEGIN + HANDSHAKE_PART * MS));
     CHECK_INT(endpoint.handshake_credit, MS);
-    CHECK(may_begin(&endpoint, BEGIN + 3 * HANDSHAKE_PART * MS));
+    CHECK(aq_endpoint_may_begin(&endpoint, BEGIN + 3 * HANDSHAKE_PART * MS));
     CHECK_INT(endpoint.handshake_credit, 3 * MS);
     aq_sources_destroy(&endpoint.sources);
 }
@@ -43,10 +43,10 @@ static void test_the_share_has_its_ends(void)
     aq_endpoint endpoint;
     aq_conn_host host;
     prepare(&endpoint, &host);
-    CHECK(may_begin(&endpoint, BEGIN + 3600 * AQ_NSEC_PER_SEC));
+    CHECK(aq_endpoint_may_begin(&endpoint, BEGIN + 3600 * AQ_NSEC_PER_SEC));
     CHECK_INT(endpoint.handshake_credit, HANDSHAKE_CREDIT);
     endpoint.handshake_credit = -HANDSHAKE_CREDIT * 100;
-    CHECK(!may_begin(&endpoint, BEGIN + 3600 * AQ_NSEC_PER_SEC));
+    CHECK(!aq_endpoint_may_begin(&endpoint, BEGIN + 3600 * AQ_NSEC_PER_SEC));
     CHECK_INT(endpoint.handshake_credit, -HANDSHAKE_CREDIT);
     aq_sources_destroy(&endpoint.sources);
 }
@@ -59,20 +59,20 @@ static void test_what_is_left_over(void)
     prepare(&endpoint, &host);
     endpoint.half_open = MANY_UNAUTHENTICATED - 1;
     slept = 5 * MS;
-    CHECK(may_begin(&endpoint, BEGIN + 8 * MS));
+    CHECK(aq_endpoint_may_begin(&endpoint, BEGIN + 8 * MS));
     CHECK_INT(endpoint.handshake_credit, 5 * MS + 8 * MS / HANDSHAKE_PART);
 
     endpoint.half_open = MANY_UNAUTHENTICATED;
     endpoint.handshake_credit = 0;
     slept = 13 * MS;
-    CHECK(may_begin(&endpoint, BEGIN + 16 * MS));
+    CHECK(aq_endpoint_may_begin(&endpoint, BEGIN + 16 * MS));
     CHECK_INT(endpoint.handshake_credit, 8 * MS / HANDSHAKE_PART);
 
     /* What was slept meanwhile is not made up for. */
     endpoint.half_open = 0;
     endpoint.handshake_credit = 0;
     slept = 14 * MS;
-    CHECK(may_begin(&endpoint, BEGIN + 24 * MS));
+    CHECK(aq_endpoint_may_begin(&endpoint, BEGIN + 24 * MS));
     CHECK_INT(endpoint.handshake_credit, MS + 8 * MS / HANDSHAKE_PART);
     aq_sources_destroy(&endpoint.sources);
 }
@@ -95,12 +95,12 @@ static void test_those_who_left_count_for_a_while(void)
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(entered); i++)
         aq_sources_leave(&endpoint.sources, entered[i], 0, BEGIN);
     slept = 5 * MS;
-    CHECK(may_begin(&endpoint, BEGIN + 8 * MS));
+    CHECK(aq_endpoint_may_begin(&endpoint, BEGIN + 8 * MS));
     CHECK_INT(endpoint.handshake_credit, 8 * MS / HANDSHAKE_PART);
     endpoint.handshake_credit = 0;
     endpoint.credit_at = BEGIN + AQ_NSEC_PER_SEC;
     slept = 10 * MS;
-    CHECK(may_begin(&endpoint, BEGIN + AQ_NSEC_PER_SEC));
+    CHECK(aq_endpoint_may_begin(&endpoint, BEGIN + AQ_NSEC_PER_SEC));
     CHECK_INT(endpoint.handshake_credit, 5 * MS);
     aq_sources_destroy(&endpoint.sources);
 }
