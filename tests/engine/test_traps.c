@@ -953,9 +953,9 @@ static int last_packet_numbers(aq_engine *engine, unsigned moment)
         return 1;
     case 1:
         is_connected(engine);
-        engine->all_endpoints[0]->first->half_open = 0; /* or the limit for strangers would be first */
+        engine->all_endpoints[0]->conns.first->half_open = 0; /* or the limit for strangers would be first */
         engine->all_endpoints[0]->half_open--;
-        engine->all_endpoints[0]->first->packets_received = (UINT64_C(1) << 31) - (UINT64_C(1) << 20);
+        engine->all_endpoints[0]->conns.first->packets_received = (UINT64_C(1) << 31) - (UINT64_C(1) << 20);
         raw_send(RAW_APPLICATION, &PING, 1);
         return 1;
     default:

@@ -172,7 +172,7 @@ static inline void end_assocs(aq_assocs *assocs)
 {
     CHECK_INT(assocs->count, 0);
     for (size_t i = 0; i < AQ_ARRAY_LENGTH(assocs->lists); i++)
-        CHECK(assocs->lists[i].oldest == NULL && assocs->lists[i].newest == NULL);
+        CHECK(assocs->lists[i].first == NULL && assocs->lists[i].last == NULL);
     CHECK_INT(atomic_load(&assocs->references), 1);
     aq_assocs_unref(assocs);
     for (size_t i = 0; i < AQ_COUNTER_COUNT; i++)

@@ -86,11 +86,11 @@ static void test_idle_and_detach(void)
 
     aq_udp_detach(udps[0]);
     CHECK_INT(assocs->count, 18);
-    for (assoc = assocs->lists[0].oldest; assoc != NULL; before = assoc, assoc = assoc->newer, count++) {
-        CHECK(assoc->socket == udps[1] && assoc->older == before);
+    for (assoc = assocs->lists[0].first; assoc != NULL; before = assoc, assoc = assoc->order_link.next, count++) {
+        CHECK(assoc->socket == udps[1] && assoc->order_link.previous == before);
         CHECK(aq_assocs_find(assocs, assoc->association) == assoc);
     }
-    CHECK(assocs->lists[0].newest == before);
+    CHECK(assocs->lists[0].last == before);
     CHECK_INT(count, 18);
     for (i = 0; i < 40; i += 2)
         CHECK(aq_assocs_find(assocs, (uint16_t)(1000 - i)) == NULL);
@@ -223,7 +223,7 @@ static void test_kept_packets(void)
     CHECK(strcmp(kept(udp, start + second + 1), "b") == 0); /* too old by now: the refusal would have come */
     CHECK(strcmp(kept(udp, start + 3 * second), "") == 0);
     keep(udp, "c", 1, start + 3 * second);
-    CHECK(assocs->kept_first == assocs->kept_last);
+    CHECK(assocs->kept.first == assocs->kept.last);
     CHECK(strcmp(kept(udp, start + 3 * second), "c") == 0);
 
     /* A megabyte at most, the latest of it. */
@@ -247,7 +247,7 @@ static void test_kept_packets(void)
     close_udp(udp);
     close_udp(another);
     aq_assocs_kill(assocs);
-    CHECK(assocs->kept_first == NULL && assocs->kept_last == NULL && assocs->kept_bytes == 0);
+    CHECK(assocs->kept.first == NULL && assocs->kept_bytes == 0);
     end_assocs(assocs);
 }
 

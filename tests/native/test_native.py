@@ -100,6 +100,7 @@ TESTS = (
     NativeTest("pipe", ("core/pipe.c", "core/budget.c", "core/reserve.c", "core/clock.c"), threaded=True),
     NativeTest("reserve", ("core/reserve.c", "core/budget.c", "core/pipe.c"), wraps=("malloc",)),
     NativeTest("budget", ("core/budget.c", "core/reserve.c"), threaded=True, wraps=("malloc",)),
+    NativeTest("list", ()),
     NativeTest("slab", ("core/slab.c",), threaded=True),
     NativeTest("map", ("core/map.c",)),
     NativeTest("rotation", ("core/rotation.c", "core/random.c")),

@@ -3,7 +3,7 @@
 void aq_ready_init(aq_ready *ready, aq_wake *wake)
 {
     pthread_mutex_init(&ready->mutex, NULL);
-    ready->first = ready->last = NULL;
+    ready->nodes.first = ready->nodes.last = NULL;
     atomic_init(&ready->filled, 0);
     ready->wake = wake;
 }
@@ -20,12 +20,7 @@ int aq_ready_add(aq_ready *ready, aq_ready_node *node)
     if (atomic_exchange(&node->queued, 1) != 0)
         return 0;
     pthread_mutex_lock(&ready->mutex);
-    node->next = NULL;
-    if (ready->last != NULL)
-        ready->last->next = node;
-    else
-        ready->first = node;
-    ready->last = node;
+    AQ_QUEUE_ADD(&ready->nodes, node);
     atomic_store(&ready->filled, 1);
     pthread_mutex_unlock(&ready->mutex);
     aq_wake_signal(ready->wake);
@@ -38,8 +33,8 @@ aq_ready_node *aq_ready_take(aq_ready *ready)
     if (!atomic_load(&ready->filled))
         return NULL;
     pthread_mutex_lock(&ready->mutex);
-    list = ready->first;
-    ready->first = ready->last = NULL;
+    list = ready->nodes.first;
+    ready->nodes.first = ready->nodes.last = NULL;
     atomic_store(&ready->filled, 0);
     pthread_mutex_unlock(&ready->mutex);
     return list;

@@ -6,6 +6,7 @@
 #define AQ_READY_H
 
 #include "aq.h"
+#include "core/list.h"
 #include "core/wake.h"
 
 #include <pthread.h>
@@ -21,9 +22,9 @@ enum aq_ready_kind { AQ_READY_STREAM, AQ_READY_ASSOCIATIONS, AQ_READY_CREDIT };
 
 typedef struct aq_ready {
     pthread_mutex_t mutex;
-    aq_ready_node *first, *last; /* guarded by mutex */
-    _Atomic int filled;          /* 1: not empty; for a check without the mutex */
-    aq_wake *wake;               /* immutable */
+    AQ_LIST(aq_ready_node) nodes; /* a queue; guarded by mutex */
+    _Atomic int filled;           /* 1: not empty; for a check without the mutex */
+    aq_wake *wake;                /* immutable */
 } aq_ready;
 
 void aq_ready_init(aq_ready *ready, aq_wake *wake);

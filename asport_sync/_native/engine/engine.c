@@ -115,11 +115,7 @@ static void end_later(void *context, aq_conn *conn)
     if (conn->ending)
         return;
     conn->ending = 1;
-    conn->ending_previous = NULL;
-    conn->ending_next = engine->ending_conns;
-    if (engine->ending_conns != NULL)
-        engine->ending_conns->ending_previous = conn;
-    engine->ending_conns = conn;
+    AQ_LIST_ADD_FIRST(&engine->ending_conns, conn, ending_link);
 }
 
 static void has_ended(aq_engine *engine, aq_conn *conn)
@@ -127,12 +123,7 @@ static void has_ended(aq_engine *engine, aq_conn *conn)
     if (!conn->ending)
         return;
     conn->ending = 0;
-    if (conn->ending_previous != NULL)
-        conn->ending_previous->ending_next = conn->ending_next;
-    else
-        engine->ending_conns = conn->ending_next;
-    if (conn->ending_next != NULL)
-        conn->ending_next->ending_previous = conn->ending_previous;
+    AQ_LIST_REMOVE(&engine->ending_conns, conn, ending_link);
 }
 
 static void forget(void *context, aq_conn *conn)
@@ -141,14 +132,7 @@ static void forget(void *context, aq_conn *conn)
     has_ended(engine, conn);
     heap_remove(engine, conn);
     if (conn->touched) {
-        if (conn->touched_previous != NULL)
-            conn->touched_previous->touched_next = conn->touched_next;
-        else
-            engine->touched_first = conn->touched_next;
-        if (conn->touched_next != NULL)
-            conn->touched_next->touched_previous = conn->touched_previous;
-        else
-            engine->touched_last = conn->touched_previous;
+        AQ_LIST_REMOVE(&engine->touched, conn, touched_link);
         conn->touched = 0;
     }
 }
@@ -158,18 +142,13 @@ static void forget(void *context, aq_conn *conn)
 /* The stream keeps its reference, and in_touched stays set, since it is served anyway. */
 static void put_among_ending(aq_engine *engine, aq_stream *stream)
 {
-    stream->touched_next = NULL;
-    if (engine->ending_streams != NULL)
-        engine->ending_streams_last->touched_next = stream;
-    else
-        engine->ending_streams = stream;
-    engine->ending_streams_last = stream;
+    AQ_LIST_ADD_LAST(&engine->ending_streams, stream, touched_link);
 }
 
 static void serve_ending(aq_engine *engine)
 {
-    aq_stream *stream = engine->ending_streams;
-    engine->ending_streams = stream->touched_next;
+    aq_stream *stream = engine->ending_streams.first;
+    AQ_LIST_REMOVE(&engine->ending_streams, stream, touched_link);
     stream->in_touched = 0;
     if (stream->attached_fd >= 0)
         aq_tcp_serve(engine, stream);
@@ -180,26 +159,26 @@ static void serve_ending(aq_engine *engine)
 static void run_ending(aq_engine *engine)
 {
     uint64_t until;
-    if (engine->ending_conns == NULL && engine->ending_streams == NULL)
+    if (engine->ending_conns.first == NULL && engine->ending_streams.first == NULL)
         return;
     until = aq_now() + ENDING_TIME;
     do {
-        aq_conn *conn = engine->ending_conns;
+        aq_conn *conn = engine->ending_conns.first;
         if (conn != NULL && !aq_conn_cut_some(conn, ENDING_STEP))
             has_ended(engine, conn);
-        for (int i = 0; i < ENDING_STEP && engine->ending_streams != NULL; i++)
+        for (int i = 0; i < ENDING_STEP && engine->ending_streams.first != NULL; i++)
             serve_ending(engine);
-    } while ((engine->ending_conns != NULL || engine->ending_streams != NULL) && aq_now() < until);
+    } while ((engine->ending_conns.first != NULL || engine->ending_streams.first != NULL) && aq_now() < until);
 }
 
 /* Serves or dials streams that the last reads touched, or notifies their owners. */
 static void run_touched_streams(aq_engine *engine)
 {
     /* What is touched meanwhile waits for the next turn. */
-    aq_stream *stream = engine->touched_streams, *next;
-    engine->touched_streams = NULL;
+    aq_stream *stream = engine->touched_streams.first, *next;
+    engine->touched_streams = (aq_stream_list){0};
     for (; stream != NULL; stream = next) {
-        next = stream->touched_next;
+        next = stream->touched_link.next;
         if (stream->attached_fd >= 0 && atomic_load(&stream->dead) != 0) {
             put_among_ending(engine, stream);
             continue;
@@ -280,7 +259,7 @@ static void sweep_endpoints(aq_engine *engine)
         aq_endpoint *endpoint = engine->all_endpoints[i];
         if (endpoint->blocked != endpoint->waits_writable)
             want_writable(engine, endpoint);
-        if (endpoint->first == NULL && (endpoint->closed || !endpoint->is_server)) {
+        if (endpoint->conns.first == NULL && (endpoint->closed || !endpoint->is_server)) {
             free_endpoint(engine, endpoint);
             engine->endpoints_dirty = 1;
         } else {
@@ -346,13 +325,13 @@ static void run_timers(aq_engine *engine)
 
 static void run_writes(aq_engine *engine)
 {
-    aq_conn *conn = engine->touched_first, *next;
+    aq_conn *conn = engine->touched.first, *next;
     int max = aq_engine_is_interactive(engine) ? TRAINS_SHORT : TRAINS_LONG;
-    engine->touched_first = engine->touched_last = NULL;
+    engine->touched = (aq_conn_list){0};
     for (; conn != NULL; conn = next) {
         int trains = 0, more;
         uint64_t began = aq_endpoint_start_charge(conn);
-        next = conn->touched_next;
+        next = conn->touched_link.next;
         conn->touched = 0;
         do {
             more = aq_conn_write(conn, engine->now);
@@ -385,9 +364,10 @@ static void nap(uint64_t duration)
 
 static int has_work(aq_engine *engine)
 {
-    return engine->touched_first != NULL || engine->touched_streams != NULL || engine->ending_conns != NULL ||
-           engine->ending_streams != NULL || atomic_load(&engine->ready.filled) ||
-           atomic_load(&engine->commands_filled) || atomic_load(&engine->stopping);
+    return engine->touched.first != NULL || engine->touched_streams.first != NULL ||
+           engine->ending_conns.first != NULL || engine->ending_streams.first != NULL ||
+           atomic_load(&engine->ready.filled) || atomic_load(&engine->commands_filled) ||
+           atomic_load(&engine->stopping);
 }
 
 static uint64_t next_timer(const aq_engine *engine)
@@ -396,12 +376,12 @@ static uint64_t next_timer(const aq_engine *engine)
     uint64_t pause = aq_engine_next_pause(engine);
     if (pause < expiry)
         expiry = pause;
-    if (engine->dial_first != NULL && engine->dial_first->deadline < expiry)
-        expiry = engine->dial_first->deadline;
+    if (engine->dialling.first != NULL && engine->dialling.first->deadline < expiry)
+        expiry = engine->dialling.first->deadline;
     if (aq_engine_memory_timer(engine) < expiry)
         expiry = aq_engine_memory_timer(engine);
-    if (engine->check_first != NULL && engine->check_first->check_at < expiry)
-        expiry = engine->check_first->check_at;
+    if (engine->checks.first != NULL && engine->checks.first->check_at < expiry)
+        expiry = engine->checks.first->check_at;
     for (size_t i = 0; i < engine->backed_off_length; i++) {
         if (engine->backed_off[i].until < expiry)
             expiry = engine->backed_off[i].until;
@@ -515,22 +495,22 @@ static void stop_stream(void *object, aq_id id, void *context)
 static void stop_everything(aq_engine *engine)
 {
     for (size_t i = 0; i < engine->endpoints_length; i++) {
-        for (aq_conn *conn = engine->all_endpoints[i]->first; conn != NULL; conn = conn->next)
+        for (aq_conn *conn = engine->all_endpoints[i]->conns.first; conn != NULL; conn = conn->endpoint_link.next)
             aq_conn_stop(conn, engine->now);
     }
     aq_engine_run_pauses(engine, UINT64_MAX);
     aq_slab_each(&engine->streams, stop_stream, engine);
     run_ready(engine);
-    while (engine->touched_streams != NULL || engine->ending_streams != NULL) {
+    while (engine->touched_streams.first != NULL || engine->ending_streams.first != NULL) {
         run_touched_streams(engine);
-        while (engine->ending_streams != NULL)
+        while (engine->ending_streams.first != NULL)
             serve_ending(engine);
     }
     run_ready(engine);
     for (size_t i = 0; i < engine->endpoints_length; i++) {
         aq_endpoint *endpoint = engine->all_endpoints[i];
-        while (endpoint->first != NULL)
-            aq_endpoint_remove(endpoint, endpoint->first);
+        while (endpoint->conns.first != NULL)
+            aq_endpoint_remove(endpoint, endpoint->conns.first);
         free_endpoint(engine, endpoint);
     }
     engine->endpoints_length = 0;

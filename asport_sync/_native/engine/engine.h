@@ -7,6 +7,7 @@
 #include "core/counters.h"
 #include "core/descriptors.h"
 #include "core/events.h"
+#include "core/list.h"
 #include "core/pipe.h"
 #include "core/ready.h"
 #include "core/slab.h"
@@ -86,25 +87,20 @@ typedef struct {
 typedef struct aq_listener {
     aq_id id; /* immutable, as are the next four */
     aq_id connection;
-    int fd;             /* owned */
-    int for_workers;    /* immutable: its streams go to workers from the beginning, as long as one is free */
-    uint32_t keepalive; /* TCP keepalive idle time that accepted sockets inherit, in seconds */
-    uint64_t reported;  /* [engine] time of the last AQ_EVENT_ACCEPT_FAILED; 0: never */
-    int inherited;      /* [engine] all connections still to be accepted have inherited its options */
-    int over;           /* [engine] not watched any more */
-    aq_credit *credit;  /* [engine] of its connection, with a reference; NULL: was never in service */
-    struct aq_listener *previous, *next; /* [engine] in the list of listeners in service */
+    int fd;                           /* owned */
+    int for_workers;                  /* immutable: its streams go to workers from the beginning, as long as one is free */
+    uint32_t keepalive;               /* TCP keepalive idle time that accepted sockets inherit, in seconds */
+    uint64_t reported;                /* [engine] time of the last AQ_EVENT_ACCEPT_FAILED; 0: never */
+    int inherited;                    /* [engine] all connections still to be accepted have inherited its options */
+    int over;                         /* [engine] not watched any more */
+    aq_credit *credit;                /* [engine] of its connection, with a reference; NULL: was never in service */
+    AQ_LINK(struct aq_listener) link; /* [engine] in the list of listeners in service */
 } aq_listener;
-
-/* Streams with equally long pauses, in the order in which these end; each with a reference. */
-typedef struct {
-    aq_stream *first, *last;
-} aq_pause_list;
 
 /* How many descriptors public TCP connections may use, see fair_share.c. Engine thread only. */
 typedef struct {
-    aq_listener *first; /* listeners in service */
-    uint32_t ports;     /* their number */
+    AQ_LIST(aq_listener) listeners; /* in service */
+    uint32_t ports;                 /* their number */
     /* Descriptor limit of the process; UINT32_MAX: none. Like the fields below, as of the last check. */
     uint32_t limit;
     uint32_t others;  /* open descriptors in addition to accepted sockets */
@@ -139,7 +135,7 @@ struct aq_engine {
 
     pthread_mutex_t command_mutex;
     pthread_cond_t command_done;
-    aq_engine_command *commands_first, *commands_last; /* guarded by command_mutex, as are the next two */
+    AQ_LIST(aq_engine_command) commands; /* a queue; guarded by command_mutex, as are the next two */
     uint32_t commands_length;
     uint32_t commands_waiters; /* threads blocked on the full queue */
     _Atomic int commands_filled;
@@ -157,20 +153,21 @@ struct aq_engine {
     aq_udp_receiver *receiver;
     int epoll;
     int has_epoll_pwait2;
-    unsigned logged; /* bits of the messages already logged, see events.h */
-    int faulty;      /* an error in this turn would end the next idle wait immediately */
-    aq_conn *touched_first, *touched_last;
-    aq_stream *touched_streams, *touched_streams_last; /* each with a reference */
-    aq_pause_list pauses[AQ_PAUSES];                   /* indexed by stream->pause */
-    aq_stream *ending_streams, *ending_streams_last;   /* their connection has ended; each with a reference */
-    aq_conn *ending_conns;                             /* ended, with streams still to be cut off */
-    aq_conn **heap;                                    /* ordered by expiry */
+    unsigned logged;                /* bits of the messages already logged, see events.h */
+    int faulty;                     /* an error in this turn would end the next idle wait immediately */
+    aq_conn_list touched;           /* with something to write */
+    aq_stream_list touched_streams; /* each with a reference */
+    /* By stream->pause: streams with equally long pauses, in the order in which these end; each with a reference. */
+    aq_stream_list pauses[AQ_PAUSES];
+    aq_stream_list ending_streams; /* their connection has ended; each with a reference */
+    aq_conn_list ending_conns;     /* ended, with streams still to be cut off */
+    aq_conn **heap;                /* ordered by expiry */
     uint32_t heap_length, heap_capacity;
     aq_endpoint **all_endpoints;
     size_t endpoints_length, endpoints_capacity;
-    int endpoints_dirty;                 /* some may be over, or wait for room in their socket */
-    aq_stream *dial_first, *dial_last;   /* being dialled, by deadline */
-    aq_stream *check_first, *check_last; /* with sockets to be checked, by look_at */
+    int endpoints_dirty;     /* some may be over, or wait for room in their socket */
+    aq_stream_list dialling; /* being dialled, by deadline */
+    aq_stream_list checks;   /* with sockets to be checked, by check_at */
     aq_fair_shares shares;
     struct {
         aq_id id;

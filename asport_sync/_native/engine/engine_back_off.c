@@ -25,26 +25,21 @@ void aq_engine_back_off(aq_engine *engine, aq_id id, int fd, uint64_t duration)
  * first one ends first. A stream that is in a list already stays there: it is late by at most the longest pause. */
 void aq_engine_pause_stream(aq_engine *engine, aq_stream *stream)
 {
-    aq_pause_list *list = &engine->pauses[stream->pause];
+    aq_stream_list *list = &engine->pauses[stream->pause];
     if (stream->pausing || aq_slab_get(&engine->streams, stream->id) == NULL)
         return;
     stream->pausing = 1;
     stream->pause_until = engine->now + (AQ_PAUSE_MIN << stream->pause);
-    stream->pause_next = NULL;
-    if (list->first != NULL)
-        list->last->pause_next = stream;
-    else
-        list->first = stream;
-    list->last = stream;
+    AQ_LIST_ADD_LAST(list, stream, pause_link);
 }
 
 void aq_engine_run_pauses(aq_engine *engine, uint64_t until)
 {
     for (size_t i = 0; i < AQ_PAUSES; i++) {
-        aq_pause_list *list = &engine->pauses[i];
+        aq_stream_list *list = &engine->pauses[i];
         while (list->first != NULL && list->first->pause_until <= until) {
             aq_stream *stream = list->first;
-            list->first = stream->pause_next;
+            AQ_LIST_REMOVE(list, stream, pause_link);
             stream->pausing = 0;
             aq_engine_touch_stream(engine, stream);
             aq_slab_put(&engine->streams, stream->id);

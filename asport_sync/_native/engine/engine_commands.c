@@ -20,7 +20,6 @@
 static int hand_over(aq_engine *engine, aq_engine_command *command)
 {
     int accepted;
-    command->next = NULL;
     pthread_mutex_lock(&engine->command_mutex);
     if (engine->commands_length >= AQ_COMMANDS_MAX && !atomic_load(&engine->stopping)) {
         aq_count(&engine->counters, AQ_C_commands_waited, 1);
@@ -31,11 +30,7 @@ static int hand_over(aq_engine *engine, aq_engine_command *command)
     }
     accepted = !atomic_load(&engine->stopping);
     if (accepted) {
-        if (engine->commands_last != NULL)
-            engine->commands_last->next = command;
-        else
-            engine->commands_first = command;
-        engine->commands_last = command;
+        AQ_QUEUE_ADD(&engine->commands, command);
         engine->commands_length++;
         atomic_store(&engine->commands_filled, 1);
     }
@@ -117,8 +112,8 @@ static aq_engine_command *take_commands(aq_engine *engine)
     if (!atomic_load(&engine->commands_filled))
         return NULL;
     pthread_mutex_lock(&engine->command_mutex);
-    list = engine->commands_first;
-    engine->commands_first = engine->commands_last = NULL;
+    list = engine->commands.first;
+    engine->commands.first = engine->commands.last = NULL;
     engine->commands_length = 0;
     if (engine->commands_waiters > 0)
         pthread_cond_broadcast(&engine->command_done);
@@ -262,8 +257,8 @@ static int64_t do_close_endpoint(aq_engine *engine, aq_engine_command *command)
     endpoint->accepting = 0;
     if (command->a) {
         aq_conn *conn, *next;
-        for (conn = endpoint->first; conn != NULL; conn = next) {
-            next = conn->next;
+        for (conn = endpoint->conns.first; conn != NULL; conn = next) {
+            next = conn->endpoint_link.next;
             aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "", engine->now);
         }
     }

@@ -24,7 +24,7 @@ static aq_conn *who_holds_most(aq_engine *engine)
     aq_conn *max = NULL;
     uint64_t held = 0;
     for (size_t i = 0; i < engine->endpoints_length; i++) {
-        for (aq_conn *conn = engine->all_endpoints[i]->first; conn != NULL; conn = conn->next) {
+        for (aq_conn *conn = engine->all_endpoints[i]->conns.first; conn != NULL; conn = conn->endpoint_link.next) {
             uint64_t its =
                 conn->quic == NULL ? 0 : atomic_load_explicit(&conn->credit->account.held, memory_order_relaxed);
             if (its > held) {

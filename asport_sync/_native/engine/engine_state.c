@@ -28,13 +28,7 @@ void aq_engine_touch(void *context, aq_conn *conn)
     if (conn->touched)
         return;
     conn->touched = 1;
-    conn->touched_previous = engine->touched_last;
-    conn->touched_next = NULL;
-    if (engine->touched_last != NULL)
-        engine->touched_last->touched_next = conn;
-    else
-        engine->touched_first = conn;
-    engine->touched_last = conn;
+    AQ_LIST_ADD_LAST(&engine->touched, conn, touched_link);
 }
 
 int aq_engine_is_interactive(const aq_engine *engine)
@@ -50,10 +44,5 @@ void aq_engine_touch_stream(void *context, aq_stream *stream)
     if (aq_slab_get(&engine->streams, stream->id) == NULL)
         return;
     stream->in_touched = 1;
-    stream->touched_next = NULL;
-    if (engine->touched_streams != NULL)
-        engine->touched_streams_last->touched_next = stream;
-    else
-        engine->touched_streams = stream;
-    engine->touched_streams_last = stream;
+    AQ_LIST_ADD_LAST(&engine->touched_streams, stream, touched_link);
 }

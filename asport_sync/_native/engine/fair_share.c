@@ -125,22 +125,19 @@ aq_stream *aq_fair_shares_newest(aq_engine *engine)
 {
     aq_credit *largest = NULL;
     uint32_t max = share_of(&engine->shares);
-    for (aq_listener *listener = engine->shares.first; listener != NULL; listener = listener->next) {
+    for (aq_listener *listener = engine->shares.listeners.first; listener != NULL; listener = listener->link.next) {
         uint32_t own = atomic_load_explicit(&listener->credit->accepted, memory_order_relaxed);
-        if (own > max && listener->credit->newest != NULL) {
+        if (own > max && listener->credit->sockets.first != NULL) {
             largest = listener->credit;
             max = own;
         }
     }
-    return largest != NULL ? largest->newest : NULL;
+    return largest != NULL ? largest->sockets.first : NULL;
 }
 
 void aq_fair_shares_enter(aq_engine *engine, aq_listener *listener)
 {
-    listener->next = engine->shares.first;
-    if (listener->next != NULL)
-        listener->next->previous = listener;
-    engine->shares.first = listener;
+    AQ_LIST_ADD_FIRST(&engine->shares.listeners, listener, link);
     engine->shares.ports++;
     engine->shares.others += DESCRIPTORS_PER_PORT; /* an estimate, in case they are not counted now */
     engine->shares.checked = 0;
@@ -148,13 +145,7 @@ void aq_fair_shares_enter(aq_engine *engine, aq_listener *listener)
 
 void aq_fair_shares_leave(aq_engine *engine, aq_listener *listener)
 {
-    if (listener->previous != NULL)
-        listener->previous->next = listener->next;
-    else
-        engine->shares.first = listener->next;
-    if (listener->next != NULL)
-        listener->next->previous = listener->previous;
-    listener->previous = listener->next = NULL;
+    AQ_LIST_REMOVE(&engine->shares.listeners, listener, link);
     engine->shares.ports--;
     if (engine->shares.others >= DESCRIPTORS_PER_PORT)
         engine->shares.others -= DESCRIPTORS_PER_PORT;

@@ -95,15 +95,7 @@ static void end_dialling(aq_engine *engine, aq_stream *stream)
         return;
     stream->dialling = 0;
     stream->deadline = UINT64_MAX;
-    if (stream->socket_previous != NULL)
-        stream->socket_previous->socket_next = stream->socket_next;
-    else
-        engine->dial_first = stream->socket_next;
-    if (stream->socket_next != NULL)
-        stream->socket_next->socket_previous = stream->socket_previous;
-    else
-        engine->dial_last = stream->socket_previous;
-    stream->socket_previous = stream->socket_next = NULL;
+    AQ_LIST_REMOVE(&engine->dialling, stream, socket_link);
 }
 
 /* ---- TCP peers that may be gone ---------------------------------------------------------------------------- */
@@ -113,15 +105,7 @@ static void cancel_check(aq_engine *engine, aq_stream *stream)
     if (!stream->check_scheduled)
         return;
     stream->check_scheduled = 0;
-    if (stream->check_previous != NULL)
-        stream->check_previous->check_next = stream->check_next;
-    else
-        engine->check_first = stream->check_next;
-    if (stream->check_next != NULL)
-        stream->check_next->check_previous = stream->check_previous;
-    else
-        engine->check_last = stream->check_previous;
-    stream->check_previous = stream->check_next = NULL;
+    AQ_LIST_REMOVE(&engine->checks, stream, check_link);
 }
 
 /* Schedules a check of a stream whose socket may hold unacknowledged bytes. Only such streams are in the list, so idle
@@ -132,21 +116,15 @@ static void schedule_check(aq_engine *engine, aq_stream *stream)
         return;
     stream->check_scheduled = 1;
     stream->check_at = engine->now + aq_keepalive_period(&stream->keepalive);
-    stream->check_next = NULL;
-    stream->check_previous = engine->check_last;
-    if (engine->check_last != NULL)
-        engine->check_last->check_next = stream;
-    else
-        engine->check_first = stream;
-    engine->check_last = stream;
+    AQ_LIST_ADD_LAST(&engine->checks, stream, check_link);
 }
 
 void aq_tcp_run_checks(aq_engine *engine)
 {
     /* Streams have the same period, unless the setting has changed since, so the first is due next. */
-    for (int i = 0; i < CHECKS_PER_TURN && engine->check_first != NULL && engine->check_first->check_at <= engine->now;
-         i++) {
-        aq_stream *stream = engine->check_first;
+    for (int i = 0;
+         i < CHECKS_PER_TURN && engine->checks.first != NULL && engine->checks.first->check_at <= engine->now; i++) {
+        aq_stream *stream = engine->checks.first;
         cancel_check(engine, stream);
         if (aq_stream_check_peer(stream, stream->attached_fd, engine->now))
             aq_engine_touch_stream(engine, stream);
@@ -162,23 +140,14 @@ static void enter_sockets(aq_stream *stream)
 {
     if (!stream->accepted)
         return;
-    stream->socket_next = stream->credit->newest;
-    if (stream->socket_next != NULL)
-        stream->socket_next->socket_previous = stream;
-    stream->credit->newest = stream;
+    AQ_LIST_ADD_FIRST(&stream->credit->sockets, stream, socket_link);
 }
 
 static void leave_sockets(aq_stream *stream)
 {
     if (!stream->accepted)
         return;
-    if (stream->socket_previous != NULL)
-        stream->socket_previous->socket_next = stream->socket_next;
-    else
-        stream->credit->newest = stream->socket_next;
-    if (stream->socket_next != NULL)
-        stream->socket_next->socket_previous = stream->socket_previous;
-    stream->socket_previous = stream->socket_next = NULL;
+    AQ_LIST_REMOVE(&stream->credit->sockets, stream, socket_link);
 }
 
 /* Ends a stream that cannot be served: both its ends see a reset. Closes the socket, on which aq_stream_begin() has
@@ -399,13 +368,7 @@ void aq_tcp_dial(aq_engine *engine, aq_stream *stream)
     stream->dialling = 1;
     stream->deadline = engine->now + conn->dial_timeout;
     stream->large_since = engine->now;
-    stream->socket_next = NULL;
-    stream->socket_previous = engine->dial_last;
-    if (engine->dial_last != NULL)
-        engine->dial_last->socket_next = stream;
-    else
-        engine->dial_first = stream;
-    engine->dial_last = stream;
+    AQ_LIST_ADD_LAST(&engine->dialling, stream, socket_link);
 }
 
 /* Handles events of a socket that is being dialled. Returns whether it is, or was, connected; *error: the error that
@@ -430,8 +393,8 @@ void aq_tcp_dial_timers(aq_engine *engine)
 {
     /* All connections of a client have the same timeout, so the first stream is due next. If timeouts differ, a stream
      * that is due may wait behind one that is not. */
-    while (engine->dial_first != NULL && engine->dial_first->deadline <= engine->now)
-        leave_to_python(engine, engine->dial_first);
+    while (engine->dialling.first != NULL && engine->dialling.first->deadline <= engine->now)
+        leave_to_python(engine, engine->dialling.first);
 }
 
 void aq_tcp_event(aq_engine *engine, aq_id id, uint32_t events)

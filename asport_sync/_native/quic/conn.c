@@ -72,7 +72,7 @@ static void cut_off(aq_conn *conn, int dead, uint32_t max)
     /* ngtcp2 first: it points into buffers that are freed afterwards. */
     end_quic(conn);
     aq_conn_cut_streams(conn, dead, max);
-    if (conn->streams != NULL)
+    if (conn->streams.first != NULL)
         conn->host->end_later(conn->host->engine, conn);
     if (conn->assocs != NULL)
         aq_conn_cut_packets(conn);
@@ -87,7 +87,7 @@ static void cut_off(aq_conn *conn, int dead, uint32_t max)
 int aq_conn_cut_some(aq_conn *conn, uint32_t max)
 {
     aq_conn_cut_streams(conn, 1, max);
-    return conn->streams != NULL;
+    return conn->streams.first != NULL;
 }
 
 void aq_conn_free(aq_conn *conn)
@@ -408,8 +408,8 @@ static void sooner(uint64_t *expiry, uint64_t other)
  * delayed only this stream. */
 static void give_up_commands(aq_conn *conn, uint64_t now)
 {
-    while (conn->incoming_first != NULL && conn->incoming_first->deadline <= aq_conn_alive_time(conn, now)) {
-        aq_incoming *incoming = conn->incoming_first;
+    while (conn->incomplete.first != NULL && conn->incomplete.first->deadline <= aq_conn_alive_time(conn, now)) {
+        aq_incoming *incoming = conn->incomplete.first;
         int64_t id = incoming->quic_id;
         aq_conn_drop_incoming(conn, incoming);
         aq_count(conn->host->counters, AQ_C_commands_late, 1);
@@ -545,10 +545,10 @@ void aq_conn_schedule(aq_conn *conn, uint64_t now)
         sooner(&expiry, conn->last_received > conn->probe_from ? now : conn->probe_deadline);
     if (conn->linger_until != UINT64_MAX)
         sooner(&expiry, conn->commands_unacknowledged == 0 && !conn->linger_grace ? now : conn->linger_until);
-    if (conn->incoming_first != NULL)
-        sooner(&expiry, aq_conn_when_alive(conn, conn->incoming_first->deadline));
-    if (conn->header_first != NULL)
-        sooner(&expiry, aq_conn_when_alive(conn, conn->header_first->deadline));
+    if (conn->incomplete.first != NULL)
+        sooner(&expiry, aq_conn_when_alive(conn, conn->incomplete.first->deadline));
+    if (conn->headers.first != NULL)
+        sooner(&expiry, aq_conn_when_alive(conn, conn->headers.first->deadline));
     conn->expiry = expiry;
 }
 

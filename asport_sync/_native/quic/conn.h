@@ -16,6 +16,7 @@
 #include "core/budget.h"
 #include "core/counters.h"
 #include "core/events.h"
+#include "core/list.h"
 #include "core/slab.h"
 #include "core/udp.h"
 #include "quic/compat.h"
@@ -159,8 +160,8 @@ typedef struct aq_conn {
     uint64_t expiry;         /* when the engine must look at the connection again; key of its heap */
     uint32_t heap_index;     /* UINT32_MAX: not in the heap */
     int touched;             /* in the engine's list of connections to write */
-    struct aq_conn *touched_previous, *touched_next;
-    struct aq_conn *previous, *next; /* all connections of the endpoint */
+    AQ_LINK(struct aq_conn) touched_link;
+    AQ_LINK(struct aq_conn) endpoint_link; /* all connections of the endpoint */
 
     /* what the socket did not take: the rest of a train; no new packet is built before it is sent */
     uint8_t *blocked;
@@ -169,27 +170,27 @@ typedef struct aq_conn {
     aq_sockaddr blocked_local, blocked_remote;
     int gso;
 
-    aq_stream *streams;                            /* all streams, newest first */
-    struct aq_conn *ending_previous, *ending_next; /* engine's list: ended, still with streams */
-    int ending;                                    /* in that list */
+    aq_stream_list streams;              /* all streams, newest first */
+    AQ_LINK(struct aq_conn) ending_link; /* engine's list: ended, still with streams */
+    int ending;                          /* in that list */
     uint64_t streams_count;
-    aq_stream *send_first, *send_last;       /* streams with data to send: round robin */
-    uint64_t stream_quantum;                 /* bytes that a stream may send per turn */
-    aq_stream *opening_first, *opening_last; /* streams that wait for stream credit */
-    _Atomic uint32_t opening_count;          /* includes those not yet adopted; incremented by any thread */
-    aq_stream *header_first, *header_last;   /* the peer's streams with an incomplete header, oldest first */
+    aq_stream_list sending;         /* streams with data to send: round robin */
+    uint64_t stream_quantum;        /* bytes that a stream may send per turn */
+    aq_stream_list opening;         /* streams that wait for stream credit */
+    _Atomic uint32_t opening_count; /* includes those not yet adopted; incremented by any thread */
+    aq_stream_list headers;         /* the peer's streams with an incomplete header, oldest first */
     aq_credit *credit;
     /* Credit of the connection, in bytes: granted to the peer so far, received in order on streams, and consumed. */
     uint64_t granted, delivered, consumed;
     uint64_t window;                      /* maximum unused credit of the peer; grows with the rate */
     uint64_t window_from, window_from_at; /* `delivered` at the last check for growth, and its time */
 
-    aq_outgoing *outgoing;             /* all messages, newest first */
-    aq_outgoing *out_first, *out_last; /* messages with data to send, in order */
-    uint64_t outgoing_bytes;           /* memory that all messages cost */
+    AQ_LIST(aq_outgoing) outgoing;  /* all messages, newest first */
+    AQ_LIST(aq_outgoing) out_queue; /* messages with data to send, in order */
+    uint64_t outgoing_bytes;        /* memory that all messages cost */
     uint32_t commands_unacknowledged;
-    aq_incoming *incoming;                       /* all messages, newest first */
-    aq_incoming *incoming_first, *incoming_last; /* incomplete messages, oldest first */
+    AQ_LIST(aq_incoming) incoming;   /* all messages, newest first */
+    AQ_LIST(aq_incoming) incomplete; /* incomplete messages, oldest first */
 
     aq_assocs *assocs;
     aq_assembler *assembler;
@@ -248,6 +249,8 @@ typedef struct aq_conn {
     uint8_t reset_key[AQ_TOKEN_KEY_LENGTH]; /* for the stateless reset tokens of further connection ids */
     aq_id endpoint_id;                      /* 0 on a client */
 } aq_conn;
+
+typedef AQ_LIST(aq_conn) aq_conn_list;
 
 /* Cuts off at most `max` streams of an ended connection. Returns whether more are left. */
 int aq_conn_cut_some(aq_conn *conn, uint32_t max);

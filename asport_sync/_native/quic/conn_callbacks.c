@@ -182,16 +182,8 @@ static int on_stream_open(ngtcp2_conn *quic, int64_t id, void *user)
         incoming->account = &conn->credit->account;
         incoming->quic_id = id;
         incoming->deadline = aq_conn_alive_time(conn, conn->now) + conn->options.command_timeout;
-        incoming->previous = conn->incoming_last;
-        if (conn->incoming_last != NULL)
-            conn->incoming_last->next = incoming;
-        else
-            conn->incoming_first = incoming;
-        conn->incoming_last = incoming;
-        incoming->all_next = conn->incoming;
-        if (conn->incoming != NULL)
-            conn->incoming->all_previous = incoming;
-        conn->incoming = incoming;
+        AQ_LIST_ADD_LAST(&conn->incomplete, incoming, incomplete_link);
+        AQ_LIST_ADD_FIRST(&conn->incoming, incoming, conn_link);
         ngtcp2_conn_set_stream_user_data(quic, id, &incoming->tag);
     } else {
         aq_stream_setup setup = host->streams;

@@ -40,7 +40,7 @@ static void give_up(aq_conn *conn, aq_stream *stream)
 
 int aq_conn_make_room(aq_conn *conn, const aq_stream *stream)
 {
-    for (aq_stream *newer = conn->streams; newer != NULL && newer != stream; newer = newer->next) {
+    for (aq_stream *newer = conn->streams.first; newer != NULL && newer != stream; newer = newer->conn_link.next) {
         if (newer->attached_fd < 0 || newer->quic_id < 0 || newer->shut_sent || !holds_memory(newer))
             continue;
         aq_count(conn->host->counters, AQ_C_memory_failures, 1);
@@ -68,7 +68,8 @@ int aq_conn_shed(aq_conn *conn, uint64_t now, int *is_enough)
     uint64_t held = atomic_load_explicit(&account->held, memory_order_relaxed), coming = 0;
     uint64_t goal = held - to_shed(conn, held);
     conn->now = now;
-    for (aq_stream *stream = conn->streams; stream != NULL && held > goal + coming; stream = stream->next) {
+    for (aq_stream *stream = conn->streams.first; stream != NULL && held > goal + coming;
+         stream = stream->conn_link.next) {
         uint64_t bytes = aq_pipe_written(&stream->rx) - aq_pipe_taken(&stream->rx);
         if (bytes == 0 || stream->quic_id < 0 || stream->shut_sent)
             continue;

@@ -39,13 +39,7 @@
 void aq_conn_queue_outgoing(aq_conn *conn, aq_outgoing *outgoing)
 {
     outgoing->queued = 1;
-    outgoing->queue_previous = conn->out_last;
-    outgoing->queue_next = NULL;
-    if (conn->out_last != NULL)
-        conn->out_last->queue_next = outgoing;
-    else
-        conn->out_first = outgoing;
-    conn->out_last = outgoing;
+    AQ_LIST_ADD_LAST(&conn->out_queue, outgoing, queue_link);
 }
 
 void aq_conn_unqueue_outgoing(aq_conn *conn, aq_outgoing *outgoing)
@@ -53,15 +47,7 @@ void aq_conn_unqueue_outgoing(aq_conn *conn, aq_outgoing *outgoing)
     if (!outgoing->queued)
         return;
     outgoing->queued = 0;
-    if (outgoing->queue_previous != NULL)
-        outgoing->queue_previous->queue_next = outgoing->queue_next;
-    else
-        conn->out_first = outgoing->queue_next;
-    if (outgoing->queue_next != NULL)
-        outgoing->queue_next->queue_previous = outgoing->queue_previous;
-    else
-        conn->out_last = outgoing->queue_previous;
-    outgoing->queue_previous = outgoing->queue_next = NULL;
+    AQ_LIST_REMOVE(&conn->out_queue, outgoing, queue_link);
 }
 
 aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command)
@@ -75,10 +61,7 @@ aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command)
     outgoing->quic_id = -1;
     outgoing->length = length;
     outgoing->is_command = is_command;
-    outgoing->next = conn->outgoing;
-    if (conn->outgoing != NULL)
-        conn->outgoing->previous = outgoing;
-    conn->outgoing = outgoing;
+    AQ_LIST_ADD_FIRST(&conn->outgoing, outgoing, conn_link);
     conn->outgoing_bytes += OUTGOING_COST + length;
     conn->commands_unacknowledged += is_command ? 1U : 0U;
     aq_conn_queue_outgoing(conn, outgoing);
@@ -88,12 +71,7 @@ aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command)
 void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing)
 {
     aq_conn_unqueue_outgoing(conn, outgoing);
-    if (outgoing->previous != NULL)
-        outgoing->previous->next = outgoing->next;
-    else
-        conn->outgoing = outgoing->next;
-    if (outgoing->next != NULL)
-        outgoing->next->previous = outgoing->previous;
+    AQ_LIST_REMOVE(&conn->outgoing, outgoing, conn_link);
     if (conn->question == outgoing)
         conn->question = NULL;
     conn->outgoing_bytes -= OUTGOING_COST + outgoing->length;
@@ -105,27 +83,14 @@ void aq_conn_drop_incoming(aq_conn *conn, aq_incoming *incoming)
 {
     incoming->done = 1;
     aq_incoming_release(incoming);
-    if (incoming->previous != NULL)
-        incoming->previous->next = incoming->next;
-    else
-        conn->incoming_first = incoming->next;
-    if (incoming->next != NULL)
-        incoming->next->previous = incoming->previous;
-    else
-        conn->incoming_last = incoming->previous;
-    incoming->previous = incoming->next = NULL;
+    AQ_LIST_REMOVE(&conn->incomplete, incoming, incomplete_link);
 }
 
 void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming)
 {
     if (!incoming->done)
         aq_conn_drop_incoming(conn, incoming);
-    if (incoming->all_previous != NULL)
-        incoming->all_previous->all_next = incoming->all_next;
-    else
-        conn->incoming = incoming->all_next;
-    if (incoming->all_next != NULL)
-        incoming->all_next->all_previous = incoming->all_previous;
+    AQ_LIST_REMOVE(&conn->incoming, incoming, conn_link);
     aq_conn_give_back(conn, incoming);
 }
 
@@ -310,16 +275,11 @@ static void wait_for_assoc(aq_conn *conn, uint16_t association, const aq_assembl
         free(waiting);
         return;
     }
-    waiting->next = NULL;
     waiting->association = association;
     waiting->length = packet->length;
     if (packet->length > 0)
         memcpy(waiting->data, packet->payload, packet->length);
-    if (list->last != NULL)
-        list->last->next = waiting;
-    else
-        list->first = waiting;
-    list->last = waiting;
+    AQ_QUEUE_ADD(list, waiting);
     conn->waiting_count++;
     conn->waiting_bytes += packet->length;
     aq_account_add(&conn->credit->account, sizeof(*waiting) + packet->length);
@@ -511,7 +471,8 @@ void aq_conn_packets_to_streams(aq_conn *conn)
     aq_dgram *queue = &conn->assocs->queue;
     uint64_t credit = ngtcp2_conn_get_streams_uni_left(conn->quic);
     aq_dgram_record *record;
-    for (aq_outgoing *outgoing = conn->out_first; outgoing != NULL && credit > 0; outgoing = outgoing->queue_next)
+    for (aq_outgoing *outgoing = conn->out_queue.first; outgoing != NULL && credit > 0;
+         outgoing = outgoing->queue_link.next)
         credit -= outgoing->quic_id < 0 ? 1U : 0U;
     while (credit > 0 && conn->outgoing_bytes < conn->options.datagram_queue &&
            (record = aq_dgram_front(queue)) != NULL) {
@@ -547,10 +508,10 @@ void aq_conn_cut_packets(aq_conn *conn)
     }
     free(conn->waiting);
     conn->waiting = NULL;
-    while (conn->outgoing != NULL)
-        aq_conn_free_outgoing(conn, conn->outgoing);
-    while (conn->incoming != NULL)
-        aq_conn_free_incoming(conn, conn->incoming);
+    while (conn->outgoing.first != NULL)
+        aq_conn_free_outgoing(conn, conn->outgoing.first);
+    while (conn->incoming.first != NULL)
+        aq_conn_free_incoming(conn, conn->incoming.first);
     if (conn->assembler != NULL) {
         aq_assembler_expire(conn->assembler, UINT64_MAX);
         aq_conn_count_incomplete(conn);

@@ -37,8 +37,8 @@ static int waits_for_room(const aq_stream *stream)
 
 static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *error)
 {
-    while (conn->send_first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
-        aq_stream *stream = conn->send_first;
+    while (conn->sending.first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
+        aq_stream *stream = conn->sending.first;
         struct iovec vectors[VECTORS];
         uint32_t flags = NGTCP2_WRITE_STREAM_FLAG_MORE;
         ngtcp2_ssize taken = -1, result;
@@ -99,8 +99,8 @@ static ngtcp2_ssize stream_stage(aq_conn *conn, packet_target *target, int *erro
 
 static ngtcp2_ssize outgoing_stage(aq_conn *conn, packet_target *target, int *error)
 {
-    while (conn->out_first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
-        aq_outgoing *outgoing = conn->out_first;
+    while (conn->out_queue.first != NULL && ngtcp2_conn_get_max_data_left(conn->quic) > 0) {
+        aq_outgoing *outgoing = conn->out_queue.first;
         ngtcp2_vec vector = {.base = outgoing->data + outgoing->sent, .len = outgoing->length - outgoing->sent};
         uint32_t fin = outgoing->unfinished ? 0 : NGTCP2_WRITE_STREAM_FLAG_FIN;
         ngtcp2_ssize taken = -1, result;

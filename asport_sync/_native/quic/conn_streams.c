@@ -16,42 +16,6 @@ static int is_sparse(const aq_stream *stream)
     return aq_pipe_released(&stream->tx) == aq_pipe_taken(&stream->tx) && aq_pipe_readable(&stream->tx) <= SPARSE;
 }
 
-static void put_first(aq_stream **first, aq_stream **last, aq_stream *stream)
-{
-    stream->queue_previous = NULL;
-    stream->queue_next = *first;
-    if (*first != NULL)
-        (*first)->queue_previous = stream;
-    else
-        *last = stream;
-    *first = stream;
-}
-
-static void put_last(aq_stream **first, aq_stream **last, aq_stream *stream)
-{
-    stream->queue_previous = *last;
-    stream->queue_next = NULL;
-    if (*last != NULL)
-        (*last)->queue_next = stream;
-    else
-        *first = stream;
-    *last = stream;
-}
-
-/* The stream is in this queue. */
-static void remove_from(aq_stream **first, aq_stream **last, aq_stream *stream)
-{
-    if (stream->queue_previous != NULL)
-        stream->queue_previous->queue_next = stream->queue_next;
-    else
-        *first = stream->queue_next;
-    if (stream->queue_next != NULL)
-        stream->queue_next->queue_previous = stream->queue_previous;
-    else
-        *last = stream->queue_previous;
-    stream->queue_previous = stream->queue_next = NULL;
-}
-
 void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream)
 {
     if (stream->in_send_queue || stream->blocked || stream->shut_sent || stream->fin_sent || stream->quic_id < 0)
@@ -60,9 +24,9 @@ void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream)
     stream->quantum = conn->stream_quantum;
     if (is_sparse(stream)) {
         *conn->host->interactive_at = conn->now;
-        put_first(&conn->send_first, &conn->send_last, stream);
+        AQ_LIST_ADD_FIRST(&conn->sending, stream, queue_link);
     } else {
-        put_last(&conn->send_first, &conn->send_last, stream);
+        AQ_LIST_ADD_LAST(&conn->sending, stream, queue_link);
     }
     conn->host->touch(conn->host->engine, conn);
 }
@@ -70,18 +34,14 @@ void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream)
 void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream)
 {
     if (stream->in_send_queue)
-        remove_from(&conn->send_first, &conn->send_last, stream);
+        AQ_LIST_REMOVE(&conn->sending, stream, queue_link);
     stream->in_send_queue = 0;
 }
 
 void aq_conn_link_stream(aq_conn *conn, aq_stream *stream)
 {
     stream->conn = conn;
-    stream->previous = NULL;
-    stream->next = conn->streams;
-    if (conn->streams != NULL)
-        conn->streams->previous = stream;
-    conn->streams = stream;
+    AQ_LIST_ADD_FIRST(&conn->streams, stream, conn_link);
     conn->streams_count++;
     stream->max_window = conn->options.receive_window;
     stream->window = stream->max_window < AQ_FIRST_WINDOW ? stream->max_window : AQ_FIRST_WINDOW;
@@ -93,13 +53,7 @@ void aq_conn_link_stream(aq_conn *conn, aq_stream *stream)
 void aq_conn_begin_header(aq_conn *conn, aq_stream *stream)
 {
     stream->deadline = aq_conn_alive_time(conn, conn->now) + conn->options.command_timeout;
-    stream->header_previous = conn->header_last;
-    stream->header_next = NULL;
-    if (conn->header_last != NULL)
-        conn->header_last->header_next = stream;
-    else
-        conn->header_first = stream;
-    conn->header_last = stream;
+    AQ_LIST_ADD_LAST(&conn->headers, stream, header_link);
 }
 
 /* The header is complete, or never will be. */
@@ -107,22 +61,14 @@ void aq_conn_end_header(aq_conn *conn, aq_stream *stream)
 {
     stream->header_done = 1;
     stream->deadline = UINT64_MAX;
-    if (stream->header_previous != NULL)
-        stream->header_previous->header_next = stream->header_next;
-    else
-        conn->header_first = stream->header_next;
-    if (stream->header_next != NULL)
-        stream->header_next->header_previous = stream->header_previous;
-    else
-        conn->header_last = stream->header_previous;
-    stream->header_previous = stream->header_next = NULL;
+    AQ_LIST_REMOVE(&conn->headers, stream, header_link);
 }
 
 /* Ends the peer's streams whose Connect was not complete in time. Other streams are not affected. */
 void aq_conn_end_late_headers(aq_conn *conn, uint64_t now)
 {
-    while (conn->header_first != NULL && conn->header_first->deadline <= aq_conn_alive_time(conn, now)) {
-        aq_stream *stream = conn->header_first;
+    while (conn->headers.first != NULL && conn->headers.first->deadline <= aq_conn_alive_time(conn, now)) {
+        aq_stream *stream = conn->headers.first;
         aq_conn_end_header(conn, stream);
         stream->shut_sent = 1;
         aq_count(conn->host->counters, AQ_C_commands_late, 1);
@@ -135,15 +81,10 @@ void aq_conn_unlink_stream(aq_conn *conn, aq_stream *stream)
 {
     aq_conn_unqueue_stream(conn, stream);
     if (stream->quic_id < 0 && !stream->peer_opened) {
-        remove_from(&conn->opening_first, &conn->opening_last, stream);
+        AQ_LIST_REMOVE(&conn->opening, stream, queue_link);
         atomic_fetch_sub(&conn->opening_count, 1);
     }
-    if (stream->previous != NULL)
-        stream->previous->next = stream->next;
-    else
-        conn->streams = stream->next;
-    if (stream->next != NULL)
-        stream->next->previous = stream->previous;
+    AQ_LIST_REMOVE(&conn->streams, stream, conn_link);
     conn->streams_count--;
     if (stream->peer_opened && !stream->header_done)
         aq_conn_end_header(conn, stream);
@@ -159,9 +100,9 @@ void aq_conn_unlink_stream(aq_conn *conn, aq_stream *stream)
 
 void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t max)
 {
-    for (; conn->streams != NULL && max > 0; max--) {
-        atomic_store(&conn->streams->dead, dead);
-        aq_conn_unlink_stream(conn, conn->streams);
+    for (; conn->streams.first != NULL && max > 0; max--) {
+        atomic_store(&conn->streams.first->dead, dead);
+        aq_conn_unlink_stream(conn, conn->streams.first);
     }
 }
 
@@ -169,8 +110,8 @@ void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t max)
 
 void aq_conn_open_waiting(aq_conn *conn)
 {
-    while (conn->opening_first != NULL && ngtcp2_conn_get_streams_bidi_left(conn->quic) > 0) {
-        aq_stream *stream = conn->opening_first;
+    while (conn->opening.first != NULL && ngtcp2_conn_get_streams_bidi_left(conn->quic) > 0) {
+        aq_stream *stream = conn->opening.first;
         if (ngtcp2_conn_open_bidi_stream(conn->quic, &stream->quic_id, &stream->tag) != 0) {
             /* No memory: the owner gives the stream up. */
             aq_count(conn->host->counters, AQ_C_memory_failures, 1);
@@ -179,7 +120,7 @@ void aq_conn_open_waiting(aq_conn *conn)
             aq_conn_unlink_stream(conn, stream);
             continue;
         }
-        remove_from(&conn->opening_first, &conn->opening_last, stream);
+        AQ_LIST_REMOVE(&conn->opening, stream, queue_link);
         atomic_fetch_sub(&conn->opening_count, 1);
         aq_count(conn->host->counters, AQ_C_streams_opened, 1);
         atomic_store(&stream->opened, 1);
@@ -223,7 +164,7 @@ void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream)
 {
     aq_conn_link_stream(conn, stream);
     stream->header_done = 1;
-    put_last(&conn->opening_first, &conn->opening_last, stream);
+    AQ_LIST_ADD_LAST(&conn->opening, stream, queue_link);
     aq_conn_open_waiting(conn);
 }
 
@@ -282,7 +223,7 @@ void aq_conn_retry_blocked(aq_conn *conn, uint64_t now)
     if (now - conn->retried_at < AQ_NSEC_PER_SEC)
         return;
     conn->retried_at = now;
-    for (aq_stream *stream = conn->streams; stream != NULL; stream = stream->next) {
+    for (aq_stream *stream = conn->streams.first; stream != NULL; stream = stream->conn_link.next) {
         if (stream->blocked) {
             stream->blocked = 0;
             aq_conn_queue_stream(conn, stream);

@@ -100,21 +100,13 @@ void aq_endpoint_unroute(aq_endpoint *endpoint, const ngtcp2_cid *cid)
 
 static void link_conn(aq_endpoint *endpoint, aq_conn *conn)
 {
-    conn->next = endpoint->first;
-    if (endpoint->first != NULL)
-        endpoint->first->previous = conn;
-    endpoint->first = conn;
+    AQ_LIST_ADD_FIRST(&endpoint->conns, conn, endpoint_link);
     endpoint->connections++;
 }
 
 void aq_endpoint_remove(aq_endpoint *endpoint, aq_conn *conn)
 {
-    if (conn->previous != NULL)
-        conn->previous->next = conn->next;
-    else
-        endpoint->first = conn->next;
-    if (conn->next != NULL)
-        conn->next->previous = conn->previous;
+    AQ_LIST_REMOVE(&endpoint->conns, conn, endpoint_link);
     endpoint->connections--;
     aq_conn_free(conn);
 }
@@ -167,8 +159,8 @@ void aq_endpoint_writable(aq_endpoint *endpoint, uint64_t now)
 {
     aq_conn *conn, *next;
     endpoint->blocked = 0; /* set again by connections that still cannot send */
-    for (conn = endpoint->first; conn != NULL; conn = next) {
-        next = conn->next;
+    for (conn = endpoint->conns.first; conn != NULL; conn = next) {
+        next = conn->endpoint_link.next;
         aq_conn_unblock(conn, now);
     }
 }
@@ -433,7 +425,7 @@ static void read_packet(aq_endpoint *endpoint, aq_conn *conn, const arrival *pac
 static void receive_one(aq_endpoint *endpoint, const arrival *packet)
 {
     ngtcp2_version_cid ids;
-    aq_conn *conn = endpoint->first;
+    aq_conn *conn = endpoint->conns.first;
     uint64_t began;
     int decoded = 0;
     if (packet->length < SHORTEST_DATAGRAM) {
@@ -463,7 +455,7 @@ static void receive_one(aq_endpoint *endpoint, const arrival *packet)
 
 static void receive_error(aq_endpoint *endpoint, int error, uint64_t now)
 {
-    aq_conn *conn = endpoint->first;
+    aq_conn *conn = endpoint->conns.first;
     aq_count(endpoint->host->counters, AQ_C_quic_receive_errors, 1);
     if (is_denied(error))
         log_once(endpoint, AQ_LOGGED_RECEIVE, "the system refuses to receive QUIC packets", error);
@@ -559,7 +551,7 @@ static int same_host_and_zone(const aq_sockaddr *first, const aq_sockaddr *secon
 
 int aq_endpoint_route_socket(aq_endpoint *endpoint, int fd, aq_sockaddr *local)
 {
-    const aq_sockaddr *remote = &endpoint->first->remote;
+    const aq_sockaddr *remote = &endpoint->conns.first->remote;
     socklen_t length = sizeof(*local);
     int receive, send;
     int failed = aq_udp_setup_quic(fd, &receive, &send);

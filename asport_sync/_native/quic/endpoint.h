@@ -35,7 +35,7 @@ typedef struct aq_endpoint {
     aq_map routes;      /* connection ID -> aq_conn */
     aq_conn *latest;    /* connection of the previous packet, by latest_id; NULL after any ID is removed */
     uint8_t latest_id[AQ_SCID_LENGTH];
-    aq_conn *first;
+    aq_conn_list conns;
     int64_t handshake_credit;      /* admission budget in nanoseconds of engine time; < 0: overdrawn */
     uint64_t credit_at, idle_seen; /* time of its last update, and host->idle then */
     uint64_t answers_since;        /* start of the second in which answers are counted */

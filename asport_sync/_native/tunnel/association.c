@@ -28,7 +28,7 @@ typedef struct waiting_datagram {
 } waiting_datagram;
 
 struct aq_waiting_source {
-    aq_waiting_source *next, *previous;
+    AQ_LINK(aq_waiting_source) link;
     aq_udp_source source;
     waiting_datagram *first, *last;
 };
@@ -53,14 +53,12 @@ aq_assocs *aq_assocs_new(aq_id connection, aq_ready *ready, aq_counters *counter
 /* Frees the kept packets sent before this time. The mutex is held, or no other thread has the table any more. */
 static void drop_kept(aq_assocs *assocs, uint64_t before)
 {
-    while (assocs->kept_first != NULL && assocs->kept_first->sent < before) {
-        aq_kept_packet *kept = assocs->kept_first;
-        assocs->kept_first = kept->next;
+    while (assocs->kept.first != NULL && assocs->kept.first->sent < before) {
+        aq_kept_packet *kept = assocs->kept.first;
+        assocs->kept.first = kept->next;
         assocs->kept_bytes -= sizeof(*kept) + kept->length;
         free(kept);
     }
-    if (assocs->kept_first == NULL)
-        assocs->kept_last = NULL;
 }
 
 void aq_assocs_ref(aq_assocs *assocs)
@@ -101,27 +99,14 @@ static void place_assoc(aq_assocs *assocs, aq_assoc *assoc, int is_done, uint64_
     aq_assoc_list *list = &assocs->lists[is_done];
     assoc->is_done = is_done != 0;
     assoc->placed = now;
-    assoc->newer = NULL;
-    assoc->older = list->newest;
-    if (list->newest != NULL)
-        list->newest->newer = assoc;
-    else
-        list->oldest = assoc;
-    list->newest = assoc;
+    AQ_LIST_ADD_LAST(list, assoc, order_link);
 }
 
 /* The mutex is held. */
 static void displace_assoc(aq_assocs *assocs, aq_assoc *assoc)
 {
     aq_assoc_list *list = &assocs->lists[assoc->is_done];
-    if (assoc->older != NULL)
-        assoc->older->newer = assoc->newer;
-    else
-        list->oldest = assoc->newer;
-    if (assoc->newer != NULL)
-        assoc->newer->older = assoc->older;
-    else
-        list->newest = assoc->older;
+    AQ_LIST_REMOVE(list, assoc, order_link);
 }
 
 /* The mutex is held. */
@@ -195,8 +180,8 @@ int64_t aq_assoc_forget(aq_assocs *assocs, uint16_t association)
 static uint32_t list_idle(const aq_assoc_list *list, const aq_address *host, uint64_t before, uint16_t *out,
                           uint32_t found, uint32_t max)
 {
-    for (const aq_assoc *assoc = list->oldest; assoc != NULL && assoc->placed < before && found < max;
-         assoc = assoc->newer) {
+    for (const aq_assoc *assoc = list->first; assoc != NULL && assoc->placed < before && found < max;
+         assoc = assoc->order_link.next) {
         if (assoc->active < before && (host == NULL || aq_address_same_host(&assoc->source.peer, host)))
             out[found++] = assoc->association;
     }
@@ -217,8 +202,9 @@ uint32_t aq_assocs_list_unanswered(aq_assocs *assocs, uint64_t since, uint64_t a
 {
     uint32_t found = 0;
     pthread_mutex_lock(&assocs->mutex);
-    for (const aq_assoc *assoc = assocs->lists[0].newest;
-         assoc != NULL && assoc->placed + ORDER_PRECISION >= active && found < max; assoc = assoc->older) {
+    for (const aq_assoc *assoc = assocs->lists[0].last;
+         assoc != NULL && assoc->placed + ORDER_PRECISION >= active && found < max;
+         assoc = assoc->order_link.previous) {
         if (assoc->active >= active && assoc->unanswered_since != 0 && assoc->unanswered_since < since)
             out[found++] = assoc->association;
     }
@@ -235,29 +221,24 @@ void aq_assoc_keep(aq_assoc *assoc, const uint8_t *payload, size_t length, uint6
     aq_kept_packet *kept;
 
     drop_kept(assocs, now > KEPT_TIME ? now - KEPT_TIME : 0);
-    while (assocs->kept_first != NULL && assocs->kept_bytes + size > KEPT_BYTES)
-        drop_kept(assocs, assocs->kept_first->sent + 1);
+    while (assocs->kept.first != NULL && assocs->kept_bytes + size > KEPT_BYTES)
+        drop_kept(assocs, assocs->kept.first->sent + 1);
     kept = malloc(size);
     if (kept == NULL)
         return; /* it is sent all the same */
-    kept->next = NULL;
     kept->sent = now;
     kept->length = length;
     kept->association = assoc->association;
     if (length > 0)
         memcpy(kept->data, payload, length);
-    if (assocs->kept_last != NULL)
-        assocs->kept_last->next = kept;
-    else
-        assocs->kept_first = kept;
-    assocs->kept_last = kept;
+    AQ_QUEUE_ADD(&assocs->kept, kept);
     assocs->kept_bytes += size;
 }
 
 void aq_assoc_each_kept(aq_assoc *assoc, uint64_t now, void (*send)(void *, aq_assoc *, const uint8_t *, size_t),
                         void *context)
 {
-    for (aq_kept_packet *kept = assoc->socket->assocs->kept_first; kept != NULL; kept = kept->next) {
+    for (aq_kept_packet *kept = assoc->socket->assocs->kept.first; kept != NULL; kept = kept->next) {
         if (kept->association == assoc->association && kept->sent + KEPT_TIME >= now)
             send(context, assoc, kept->data, kept->length);
     }
@@ -360,7 +341,7 @@ static aq_waiting_source *waiting_source(aq_udp *udp, const aq_udp_source *sourc
 {
     uint8_t key[AQ_MAP_KEY_MAX];
     if (!udp->is_public)
-        return udp->waiting; /* connected: there is only one */
+        return udp->waiting.first; /* connected: there is only one */
     return aq_map_get(&udp->waiting_by_source, key, source_key(source, key));
 }
 
@@ -381,10 +362,7 @@ static aq_waiting_source *new_source(aq_udp *udp, const aq_udp_source *source)
         free(waiting);
         return NULL;
     }
-    waiting->next = udp->waiting;
-    if (waiting->next != NULL)
-        waiting->next->previous = waiting;
-    udp->waiting = waiting;
+    AQ_LIST_ADD_FIRST(&udp->waiting, waiting, link);
     udp->waiting_count++;
     return waiting;
 }
@@ -398,12 +376,7 @@ static waiting_datagram *take_source(aq_udp *udp, aq_waiting_source *source)
         udp->waiting_bytes -= waiting_size(datagram->length);
     if (udp->is_public)
         aq_map_remove(&udp->waiting_by_source, key, source_key(&source->source, key));
-    if (source->previous != NULL)
-        source->previous->next = source->next;
-    else
-        udp->waiting = source->next;
-    if (source->next != NULL)
-        source->next->previous = source->previous;
+    AQ_LIST_REMOVE(&udp->waiting, source, link);
     udp->waiting_count--;
     free(source);
     return first;
@@ -421,8 +394,8 @@ static void drop_source(aq_udp *udp, aq_waiting_source *source)
 
 static void drop_waiting(aq_udp *udp)
 {
-    while (udp->waiting != NULL)
-        drop_source(udp, udp->waiting);
+    while (udp->waiting.first != NULL)
+        drop_source(udp, udp->waiting.first);
 }
 
 void aq_udp_drop_source(aq_udp *udp, const aq_udp_source *source)
@@ -461,8 +434,8 @@ void aq_udp_detach(aq_udp *udp)
         end_assoc(assocs, udp->only);
     for (size_t i = 0; udp->is_public && i < AQ_ARRAY_LENGTH(assocs->lists); i++) {
         aq_assoc *assoc, *next;
-        for (assoc = assocs->lists[i].oldest; assoc != NULL; assoc = next) {
-            next = assoc->newer;
+        for (assoc = assocs->lists[i].first; assoc != NULL; assoc = next) {
+            next = assoc->order_link.next;
             if (assoc->socket == udp)
                 end_assoc(assocs, assoc);
         }
@@ -533,14 +506,9 @@ static void wait_for_association(aq_udp *udp, aq_udp_batch *batch, const aq_udp_
         free(datagram);
         return;
     }
-    datagram->next = NULL;
     datagram->length = length;
     memcpy(datagram->data, payload, length);
-    if (source->last != NULL)
-        source->last->next = datagram;
-    else
-        source->first = datagram;
-    source->last = datagram;
+    AQ_QUEUE_ADD(source, datagram);
     udp->waiting_bytes += waiting_size(length);
 }
 

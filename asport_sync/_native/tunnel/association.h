@@ -9,6 +9,7 @@
 
 #include "aq.h"
 #include "core/counters.h"
+#include "core/list.h"
 #include "core/map.h"
 #include "core/ready.h"
 #include "core/udp.h"
@@ -40,8 +41,9 @@ typedef struct aq_assoc {
     uint8_t header_length;                /* immutable */
     uint8_t prefix_length;                /* guarded by the table's mutex */
     uint8_t prefix[AQ_ASSOC_PREFIX_MAX];  /* likewise */
-    struct aq_assoc *older,
-        *newer;                /* in its list, ordered by `placed`; guarded by the table's mutex, as is all below */
+    /* In its list, ordered by `placed`. */
+    AQ_LINK(struct aq_assoc)
+    order_link;                /* in its list, ordered by `placed`; guarded by the table's mutex, as is all below */
     uint64_t active;           /* aq_now() of the last packet in either direction */
     uint64_t placed;           /* time when it became the newest of the list */
     uint64_t unanswered_since; /* time of the visitor's first packet since the last answer; 0: none */
@@ -59,9 +61,7 @@ typedef struct {
 
 /* Index 0: associations that may still be in use. Index 1: short exchanges, a question or two, their answers and
  * nothing since; these are evicted first. */
-typedef struct {
-    aq_assoc *oldest, *newest;
-} aq_assoc_list;
+typedef AQ_LIST(aq_assoc) aq_assoc_list;
 
 /* A packet that a client sent to the local service before the first answer in its association. */
 typedef struct aq_kept_packet {
@@ -83,7 +83,7 @@ typedef struct aq_assocs {
     aq_assoc **pages[256];  /* by association, high byte first; guarded by mutex, as is all below */
     aq_assoc_list lists[2]; /* by is_done; longest idle first, with a precision of a tenth of a second */
     uint32_t count;
-    aq_kept_packet *kept_first, *kept_last; /* in the order in which they were sent */
+    AQ_LIST(aq_kept_packet) kept; /* a queue, in the order in which they were sent */
     size_t kept_bytes;
     aq_refusal refusals[AQ_REFUSALS];
     _Atomic int dead; /* the connection is over; set with the mutex held */
@@ -105,8 +105,8 @@ typedef struct aq_udp {
     aq_map by_source;       /* public: source key -> association */
     aq_assoc *only;         /* local: the only association */
     aq_assoc *last;         /* association of the previous datagram: most come in runs */
-    aq_map waiting_by_source;   /* public: source key -> source that Python was asked about */
-    aq_waiting_source *waiting; /* all waiting sources, with their datagrams */
+    aq_map waiting_by_source;           /* public: source key -> source that Python was asked about */
+    AQ_LIST(aq_waiting_source) waiting; /* all waiting sources, with their datagrams */
     uint32_t waiting_count;
     size_t waiting_bytes;
     int closed; /* nothing more is read */

@@ -5,6 +5,7 @@
 #define AQ_MESSAGE_H
 
 #include "aq.h"
+#include "core/list.h"
 #include "tunnel/packet.h"
 #include "tunnel/stream.h"
 
@@ -12,11 +13,11 @@
 
 typedef struct aq_outgoing {
     enum aq_stream_tag tag;
-    int is_command;                                  /* a close with linger waits for its acknowledgement */
-    int unfinished;                                  /* 1: sent without FIN; the stream stays open until it is reset */
-    int64_t quic_id;                                 /* -1: waiting for the peer to grant a stream */
-    struct aq_outgoing *previous, *next;             /* list of all of the connection */
-    struct aq_outgoing *queue_previous, *queue_next; /* queue of those with something to send */
+    int is_command;                         /* a close with linger waits for its acknowledgement */
+    int unfinished;                         /* 1: sent without FIN; the stream stays open until it is reset */
+    int64_t quic_id;                        /* -1: waiting for the peer to grant a stream */
+    AQ_LINK(struct aq_outgoing) conn_link;  /* list of all of the connection */
+    AQ_LINK(struct aq_outgoing) queue_link; /* queue of those with something to send */
     size_t length, sent;
     int queued, fin_sent, blocked;
     uint8_t data[]; /* not moved or freed until the stream is closed */
@@ -25,8 +26,8 @@ typedef struct aq_outgoing {
 typedef struct aq_incoming {
     enum aq_stream_tag tag;
     int64_t quic_id;
-    struct aq_incoming *previous, *next;         /* list of those with an incomplete command, oldest first */
-    struct aq_incoming *all_previous, *all_next; /* list of all of the connection */
+    AQ_LINK(struct aq_incoming) incomplete_link; /* list of those with an incomplete command, oldest first */
+    AQ_LINK(struct aq_incoming) conn_link;       /* list of all of the connection */
     uint64_t deadline;                           /* time by which the command must be complete */
     int done;                                    /* 1: complete or given up; further bytes are ignored */
     size_t have, need; /* bytes in data; bytes of the command with its payload, 0: not known yet */

@@ -1,5 +1,7 @@
 #include "tunnel/packet.h"
 
+#include "core/list.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -198,9 +200,9 @@ typedef struct fragment {
 
 /* A packet with missing fragments. */
 typedef struct incomplete {
-    struct incomplete *older, *newer; /* in order of the first fragment's arrival */
-    struct incomplete *next;          /* in its bucket */
-    uint64_t started;                 /* when the first fragment arrived */
+    AQ_LINK(struct incomplete) order_link; /* in order of the first fragment's arrival */
+    struct incomplete *next;               /* in its bucket */
+    uint64_t started;                      /* when the first fragment arrived */
     uint32_t key;
     uint32_t length; /* payload bytes so far; at most PACKET_SIZE_MAX */
     uint8_t total, present;
@@ -213,8 +215,8 @@ struct aq_assembler {
     size_t max_bytes, bytes; /* payload held */
     uint64_t lifetime;       /* nanoseconds, from the first fragment on */
     uint64_t dropped;
-    incomplete *oldest, *newest;
-    uint8_t *whole; /* buffer of the packet returned last */
+    AQ_LIST(incomplete) entries; /* oldest first */
+    uint8_t *whole;              /* buffer of the packet returned last */
     size_t whole_capacity;
     uint32_t bucket_mask;
     incomplete *buckets[];
@@ -265,14 +267,7 @@ static void remove_entry(aq_assembler *assembler, incomplete *entry)
     while (*link != entry)
         link = &(*link)->next;
     *link = entry->next;
-    if (entry->older != NULL)
-        entry->older->newer = entry->newer;
-    else
-        assembler->oldest = entry->newer;
-    if (entry->newer != NULL)
-        entry->newer->older = entry->older;
-    else
-        assembler->newest = entry->older;
+    AQ_LIST_REMOVE(&assembler->entries, entry, order_link);
     assembler->packets--;
     assembler->bytes -= entry->length;
     for (i = 0; i < entry->total; i++)
@@ -294,18 +289,13 @@ static incomplete *add_entry(aq_assembler *assembler, uint32_t key, uint8_t tota
     if (entry == NULL)
         return NULL;
     if (assembler->packets == assembler->max_packets)
-        give_up(assembler, assembler->oldest);
+        give_up(assembler, assembler->entries.first);
     entry->key = key;
     entry->total = total;
     entry->started = now;
     entry->next = *bucket;
     *bucket = entry;
-    entry->older = assembler->newest;
-    if (entry->older != NULL)
-        entry->older->newer = entry;
-    else
-        assembler->oldest = entry;
-    assembler->newest = entry;
+    AQ_LIST_ADD_LAST(&assembler->entries, entry, order_link);
     assembler->packets++;
     return entry;
 }
@@ -314,8 +304,8 @@ void aq_assembler_free(aq_assembler *assembler)
 {
     if (assembler == NULL)
         return;
-    while (assembler->oldest != NULL)
-        remove_entry(assembler, assembler->oldest);
+    while (assembler->entries.first != NULL)
+        remove_entry(assembler, assembler->entries.first);
     free(assembler->whole);
     free(assembler);
 }
@@ -329,7 +319,7 @@ static int keep(aq_assembler *assembler, incomplete *entry, const aq_packet_head
     if (copy == NULL)
         return AQ_ASSEMBLY_MEMORY;
     while (assembler->bytes + header->size > assembler->max_bytes)
-        give_up(assembler, assembler->oldest != entry ? assembler->oldest : entry->newer);
+        give_up(assembler, assembler->entries.first != entry ? assembler->entries.first : entry->order_link.next);
     copy->size = header->size;
     if (header->size > 0)
         memcpy(copy->data, payload, header->size);
@@ -412,10 +402,10 @@ int aq_assembler_add(aq_assembler *assembler, const aq_packet_header *header, co
 
 void aq_assembler_forget(aq_assembler *assembler, uint16_t association)
 {
-    incomplete *entry = assembler->oldest;
+    incomplete *entry = assembler->entries.first;
 
     while (entry != NULL) {
-        incomplete *newer = entry->newer;
+        incomplete *newer = entry->order_link.next;
 
         if (entry->key >> 16 == association)
             give_up(assembler, entry);
@@ -427,7 +417,7 @@ uint64_t aq_assembler_expire(aq_assembler *assembler, uint64_t now)
 {
     incomplete *oldest;
 
-    while ((oldest = assembler->oldest) != NULL) {
+    while ((oldest = assembler->entries.first) != NULL) {
         uint64_t end =
             oldest->started > UINT64_MAX - assembler->lifetime ? UINT64_MAX : oldest->started + assembler->lifetime;
 

@@ -15,6 +15,7 @@
 
 #include "aq.h"
 #include "core/counters.h"
+#include "core/list.h"
 #include "core/pipe.h"
 #include "core/ready.h"
 #include "core/slab.h"
@@ -55,6 +56,9 @@
  * merely busy reads again by then, and memory must not be held for ever for one that does not. */
 #define AQ_ENDING_GRACE_PERIOD (30 * AQ_NSEC_PER_SEC)
 
+struct aq_stream;
+typedef AQ_LIST(struct aq_stream) aq_stream_list;
+
 /* Flow-control credit that one connection has not yet returned to its peer: bytes consumed and streams finished.
  * Outlives the connection. */
 typedef struct aq_credit {
@@ -64,7 +68,7 @@ typedef struct aq_credit {
     _Atomic uint64_t streams;  /* the peer's streams that are over on this side too: it may open as many new ones */
     _Atomic uint32_t accepted; /* open sockets accepted from public listeners */
     _Atomic uint32_t *accepted_in_all; /* for all connections: the engine's counter, which outlives this; immutable */
-    struct aq_stream *newest; /* engine thread only: the accepted socket that it has attached last; no reference */
+    aq_stream_list sockets; /* engine thread only: accepted sockets that it has attached, newest first; no references */
     _Atomic uint64_t grown; /* bytes that windows have grown beyond each stream's first, for streams whose memory is in
                                use; also counted in the budget */
     aq_account account;     /* memory held for data that the peer has sent */
@@ -101,22 +105,22 @@ typedef struct aq_stream {
     uint64_t began;    /* aq_now() of its creation */
 
     /* engine only */
-    _Alignas(64) struct aq_conn *conn; /* NULL once the connection is gone */
-    int64_t quic_id;                   /* -1: waits for stream credit */
-    struct aq_stream *previous, *next; /* all streams of the connection */
+    _Alignas(64) struct aq_conn *conn;   /* NULL once the connection is gone */
+    int64_t quic_id;                     /* -1: waits for stream credit */
+    AQ_LINK(struct aq_stream) conn_link; /* all streams of the connection */
     /* Links in the queue of streams with data to send, or of those that wait to be opened. */
-    struct aq_stream *queue_previous, *queue_next;
-    struct aq_stream *header_previous, *header_next; /* peer's streams whose header is incomplete, oldest first */
-    uint64_t window;                                 /* flow-control window that the peer has now */
-    uint64_t max_window;                             /* maximum that it may grow to */
-    uint64_t grown;                                  /* bytes it has grown; also counted in credit->grown */
-    uint64_t returned;                               /* bytes of rx already returned as stream credit */
-    uint64_t returned_at;                            /* time of the last return */
-    uint64_t quantum;                                /* bytes left in this turn of the round robin */
-    uint64_t deadline;                               /* for the header, then for dialling; UINT64_MAX: none */
+    AQ_LINK(struct aq_stream) queue_link;
+    AQ_LINK(struct aq_stream) header_link; /* peer's streams whose header is incomplete, oldest first */
+    uint64_t window;                       /* flow-control window that the peer has now */
+    uint64_t max_window;                   /* maximum that it may grow to */
+    uint64_t grown;                        /* bytes it has grown; also counted in credit->grown */
+    uint64_t returned;                     /* bytes of rx already returned as stream credit */
+    uint64_t returned_at;                  /* time of the last return */
+    uint64_t quantum;                      /* bytes left in this turn of the round robin */
+    uint64_t deadline;                     /* for the header, then for dialling; UINT64_MAX: none */
     /* Links in a list of sockets: in the engine's list of those being dialled, or in the connection's list of those
      * accepted and attached, newest first. */
-    struct aq_stream *socket_previous, *socket_next;
+    AQ_LINK(struct aq_stream) socket_link;
     uint64_t large_bytes, large_since; /* bytes moved, and time, at the last check of the throughput */
     uint8_t header[AQ_STREAM_HEADER_MAX];
     uint8_t header_length;
@@ -124,15 +128,15 @@ typedef struct aq_stream {
     uint8_t accepted; /* counts in credit->accepted; owner of the socket only, set before other threads can see the
                          stream */
     uint8_t in_send_queue, announced, fin_sent, blocked, shut_sent, peer_opened, header_done, reported, in_touched;
-    uint8_t stop_sent;                             /* STOP_SENDING was sent after an orderly end of our own direction */
-    uint8_t pausing;                               /* in one of the engine's lists of pausing streams */
-    struct aq_stream *pause_next;                  /* in that list */
-    uint64_t pause_until;                          /* end of the pause */
-    struct aq_stream *touched_next;                /* in the engine's list of streams whose owners must be notified */
-    struct aq_stream *check_previous, *check_next; /* list of attached streams whose TCP peer is checked */
-    uint64_t check_at;                             /* time of the next check */
-    uint8_t check_scheduled;                       /* in that list */
-    int attached_fd;                               /* -1: not attached */
+    uint8_t stop_sent;                      /* STOP_SENDING was sent after an orderly end of our own direction */
+    uint8_t pausing;                        /* in one of the engine's lists of pausing streams */
+    AQ_LINK(struct aq_stream) pause_link;   /* in that list */
+    uint64_t pause_until;                   /* end of the pause */
+    AQ_LINK(struct aq_stream) touched_link; /* in the engine's list of streams whose owners must be notified */
+    AQ_LINK(struct aq_stream) check_link;   /* list of attached streams whose TCP peer is checked */
+    uint64_t check_at;                      /* time of the next check */
+    uint8_t check_scheduled;                /* in that list */
+    int attached_fd;                        /* -1: not attached */
 
     /* owner of the socket only (a worker, or the engine when attached) */
     _Alignas(64) aq_stream_result result;
