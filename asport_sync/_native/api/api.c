@@ -433,15 +433,15 @@ static int64_t ask(aq_engine *engine, aq_engine_command *command)
     return result;
 }
 
-/* Uses a duplicate of fd, which belongs to the engine from here on. */
-static int64_t ask_with_descriptor(aq_engine *engine, aq_engine_command *command, int fd)
+/* Uses a duplicate of fd, which belongs to the engine from here on; `own` is its place in the command. */
+static int64_t ask_with_descriptor(aq_engine *engine, aq_engine_command *command, int *own, int fd)
 {
     int64_t result;
-    command->fd = aq_api_duplicate(fd);
-    if (command->fd < 0)
+    *own = aq_api_duplicate(fd);
+    if (*own < 0)
         return AQ_ERR_SYSTEM - errno;
     if (!aq_api_enter(engine)) {
-        aq_fd_close(command->fd);
+        aq_fd_close(*own);
         return AQ_ERR_STOPPED;
     }
     result = aq_engine_ask(engine, command);
@@ -512,42 +512,44 @@ static int transport_is_valid(const aq_transport_options *options)
 
 aq_id aq_listen(aq_engine *engine, const aq_listen_options *options)
 {
-    aq_engine_command command = {.kind = AQ_DO_LISTEN, .input = options};
+    aq_engine_command command = {.kind = AQ_DO_LISTEN, .listen.options = options};
     if (!transport_is_valid(&options->transport))
         return AQ_ERR_INVALID;
-    return ask_with_descriptor(engine, &command, options->fd);
+    return ask_with_descriptor(engine, &command, &command.listen.fd, options->fd);
 }
 
 int64_t aq_endpoint_close(aq_engine *engine, aq_id endpoint, int32_t close_connections)
 {
-    aq_engine_command command = {.kind = AQ_DO_CLOSE_ENDPOINT, .id = endpoint, .a = close_connections != 0};
+    aq_engine_command command = {
+        .kind = AQ_DO_CLOSE_ENDPOINT, .id = endpoint, .close_endpoint.connections = close_connections != 0};
     return ask(engine, &command);
 }
 
 int64_t aq_endpoint_set_credentials(aq_engine *engine, aq_id endpoint, aq_id credentials)
 {
-    aq_engine_command command = {.kind = AQ_DO_SET_CREDENTIALS, .id = endpoint, .a = (uint64_t)credentials};
+    aq_engine_command command = {
+        .kind = AQ_DO_SET_CREDENTIALS, .id = endpoint, .set_credentials.credentials = credentials};
     return ask(engine, &command);
 }
 
 aq_id aq_connect(aq_engine *engine, const aq_connect_options *options)
 {
-    aq_engine_command command = {.kind = AQ_DO_CONNECT, .input = options};
+    aq_engine_command command = {.kind = AQ_DO_CONNECT, .connect.options = options};
     if (!transport_is_valid(&options->transport) || options->server_name == NULL ||
         (options->remote.family != 4 && options->remote.family != 6) || options->remote.port == 0)
         return AQ_ERR_INVALID;
-    return ask_with_descriptor(engine, &command, options->fd);
+    return ask_with_descriptor(engine, &command, &command.connect.fd, options->fd);
 }
 
 int64_t aq_connection_migrate(aq_engine *engine, aq_id connection, int32_t fd)
 {
     aq_engine_command command = {.kind = AQ_DO_MIGRATE, .id = connection};
-    return ask_with_descriptor(engine, &command, fd);
+    return ask_with_descriptor(engine, &command, &command.migrate.fd, fd);
 }
 
 int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, uint64_t linger)
 {
-    aq_engine_command command = {.kind = AQ_DO_CLOSE, .id = connection, .a = code, .b = linger};
+    aq_engine_command command = {.kind = AQ_DO_CLOSE, .id = connection, .close = {code, linger}};
     if (code >= 1ULL << 62 || linger >= UINT64_MAX / 4)
         return AQ_ERR_INVALID;
     return tell_connection(engine, &command);
@@ -556,40 +558,38 @@ int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, 
 int64_t aq_connection_export(aq_engine *engine, aq_id connection, const uint8_t *label, size_t label_length,
                              const uint8_t *context, size_t context_length, uint8_t *out, size_t out_length)
 {
-    aq_export_request request = {label, context, label_length, context_length, out_length};
-    aq_engine_command command = {.kind = AQ_DO_EXPORT, .id = connection, .input = &request, .output = out};
+    aq_engine_command command = {.kind = AQ_DO_EXPORT,
+                                 .id = connection,
+                                 .export = {label, context, label_length, context_length, out, out_length}};
     return ask(engine, &command);
-}
-
-static int64_t tell_bytes(aq_engine *engine, aq_engine_command *command, const uint8_t *data, size_t length)
-{
-    if (length > sizeof(command->data) || (length == 0 && command->kind == AQ_DO_SEND))
-        return AQ_ERR_INVALID;
-    if (length > 0)
-        memcpy(command->data, data, length);
-    command->length = length;
-    return tell_connection(engine, command);
 }
 
 int64_t aq_connection_send(aq_engine *engine, aq_id connection, const uint8_t *data, size_t length)
 {
-    aq_engine_command command = {.kind = AQ_DO_SEND, .id = connection};
-    return tell_bytes(engine, &command, data, length);
+    aq_engine_command command = {.kind = AQ_DO_SEND, .id = connection, .send.length = length};
+    if (length == 0 || length > sizeof(command.send.data))
+        return AQ_ERR_INVALID;
+    memcpy(command.send.data, data, length);
+    return tell_connection(engine, &command);
 }
 
 int64_t aq_connection_heartbeat(aq_engine *engine, aq_id connection, const uint8_t *data, size_t length,
                                 uint64_t interval)
 {
-    aq_engine_command command = {.kind = AQ_DO_HEARTBEAT, .id = connection, .a = interval};
-    if (length > 16 || interval >= UINT64_MAX / 4 || (interval > 0 && interval < AQ_NSEC_PER_MSEC) ||
+    aq_engine_command command = {.kind = AQ_DO_HEARTBEAT, .id = connection, .heartbeat = {interval, length, {0}}};
+    if (length > sizeof(command.heartbeat.data) || interval >= UINT64_MAX / 4 ||
+        (interval > 0 && interval < AQ_NSEC_PER_MSEC) ||
         (interval > 0 && length == 0)) /* an empty DATAGRAM frame, on which older releases of ngtcp2 abort */
         return AQ_ERR_INVALID;
-    return tell_bytes(engine, &command, data, length);
+    if (length > 0)
+        memcpy(command.heartbeat.data, data, length);
+    return tell_connection(engine, &command);
 }
 
 int64_t aq_connection_set_joined(aq_engine *engine, aq_id connection, uint32_t carrier, int32_t udp)
 {
-    aq_engine_command command = {.kind = AQ_DO_SET_JOINED, .id = connection, .a = carrier, .b = udp != 0};
+    aq_engine_command command = {
+        .kind = AQ_DO_SET_JOINED, .id = connection, .set_joined = {(enum aq_carrier)carrier, udp != 0}};
     if (carrier > AQ_CARRIER_UNKNOWN)
         return AQ_ERR_INVALID;
     return tell_connection(engine, &command);
@@ -597,7 +597,7 @@ int64_t aq_connection_set_joined(aq_engine *engine, aq_id connection, uint32_t c
 
 int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout, uint64_t grace_period)
 {
-    aq_engine_command command = {.kind = AQ_DO_PROBE, .id = connection, .a = timeout, .b = grace_period};
+    aq_engine_command command = {.kind = AQ_DO_PROBE, .id = connection, .probe = {timeout, grace_period}};
     if (timeout >= UINT64_MAX / 4 || grace_period >= UINT64_MAX / 4)
         return AQ_ERR_INVALID;
     return ask(engine, &command);
@@ -605,6 +605,6 @@ int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeou
 
 int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connection_info *info)
 {
-    aq_engine_command command = {.kind = AQ_DO_INFO, .id = connection, .output = info};
+    aq_engine_command command = {.kind = AQ_DO_INFO, .id = connection, .info.out = info};
     return ask(engine, &command);
 }

@@ -17,7 +17,7 @@ static aq_id open_stream(aq_engine *engine, aq_conn *conn, const uint8_t *header
     aq_stream *stream = aq_conn_new_stream(conn, header, header_length, &result);
     if (stream == NULL)
         return result;
-    command.object = stream; /* with the reference */
+    command.open_stream.stream = stream;
     if (aq_engine_tell(engine, &command) != AQ_OK) {
         atomic_fetch_sub(&conn->opening_count, 1);
         return AQ_ERR_STOPPED;
@@ -44,7 +44,7 @@ aq_id aq_stream_open(aq_engine *engine, aq_id connection, const uint8_t *header,
 
 int64_t aq_stream_attach(aq_engine *engine, aq_id id, int32_t fd)
 {
-    aq_engine_command command = {.kind = AQ_DO_ATTACH, .fd = fd};
+    aq_engine_command command = {.kind = AQ_DO_ATTACH, .attach.fd = fd};
     aq_stream *stream;
     int flags;
     int64_t result = AQ_ERR_GONE;
@@ -64,7 +64,7 @@ int64_t aq_stream_attach(aq_engine *engine, aq_id id, int32_t fd)
             result = AQ_OK;
     }
     if (result == AQ_OK) {
-        command.object = stream; /* with the reference */
+        command.attach.stream = stream;
         result = aq_engine_tell(engine, &command);
         if (result != AQ_OK)
             aq_slab_put(&engine->streams, id);
@@ -160,13 +160,12 @@ int64_t aq_listener_close(aq_engine *engine, aq_id id)
 
 int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address *to, uint64_t timeout, uint64_t valid)
 {
-    aq_dial_request request = {.timeout = timeout, .valid = valid};
-    aq_engine_command command = {.kind = AQ_DO_DIAL, .id = connection, .input = &request};
+    aq_engine_command command = {.kind = AQ_DO_DIAL, .id = connection, .dial = {.timeout = timeout, .valid = valid}};
     int64_t result;
     if (timeout >= UINT64_MAX / 4)
         return AQ_ERR_INVALID;
     if (to != NULL)
-        request.to = *to;
+        command.dial.to = *to;
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
     result = aq_engine_ask(engine, &command);
@@ -239,7 +238,7 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public, in
     if (for_pump) {
         watched = AQ_OK;
     } else if (is_public) {
-        command.object = aq_slab_get(&engine->udps, result);
+        command.watch_udp.udp = aq_slab_get(&engine->udps, result);
         watched = aq_engine_ask(engine, &command);
     } else {
         /* Without waiting for the engine thread: too slow for thousands of new associations per second. */
@@ -278,7 +277,7 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
         aq_udp_detach(udp);
-        command.fd = udp->fd;
+        command.close_udp.fd = udp->fd;
         if (aq_slab_remove(&engine->udps, id) == AQ_OK)
             aq_engine_tell(engine, &command);
         aq_slab_put(&engine->udps, id);
@@ -289,14 +288,13 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
 
 int64_t aq_udp_move(aq_engine *engine, aq_id id, int32_t fd, const uint8_t *prefix, size_t prefix_length)
 {
-    const aq_move_request request = {prefix, prefix_length};
-    aq_engine_command command = {.kind = AQ_DO_MOVE_UDP, .id = id, .input = &request};
     int64_t result;
-    command.fd = aq_api_duplicate(fd);
-    if (command.fd < 0)
+    aq_engine_command command = {
+        .kind = AQ_DO_MOVE_UDP, .id = id, .move_udp = {prefix, prefix_length, aq_api_duplicate(fd)}};
+    if (command.move_udp.fd < 0)
         return AQ_ERR_SYSTEM - errno;
     if (!aq_api_enter(engine)) {
-        aq_fd_close(command.fd);
+        aq_fd_close(command.move_udp.fd);
         return AQ_ERR_STOPPED;
     }
     result = aq_engine_ask(engine, &command);
@@ -343,8 +341,8 @@ int64_t aq_udp_return(aq_engine *engine, aq_id id)
     int64_t result = AQ_ERR_GONE;
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
-    command.object = aq_slab_get(&engine->udps, id);
-    if (command.object != NULL)
+    command.watch_udp.udp = aq_slab_get(&engine->udps, id);
+    if (command.watch_udp.udp != NULL)
         result = aq_engine_ask(engine, &command);
     aq_api_leave(engine);
     return result;
@@ -386,7 +384,7 @@ int64_t aq_association_add(aq_engine *engine, aq_id id, uint16_t association, co
                            const aq_address *local, const uint8_t *prefix, size_t prefix_length)
 {
     const aq_udp_source source = source_of(peer, local);
-    aq_engine_command command = {.kind = AQ_DO_ASSOCIATION_READY, .a = association, .b = 1};
+    aq_engine_command command = {.kind = AQ_DO_ASSOCIATION_READY, .association_ready = {association, 1}};
     aq_udp *udp;
     int64_t result = AQ_ERR_GONE;
     if (!aq_api_enter(engine))
@@ -410,7 +408,8 @@ int64_t aq_association_add(aq_engine *engine, aq_id id, uint16_t association, co
 
 int64_t aq_association_remove(aq_engine *engine, aq_id connection, uint16_t association)
 {
-    aq_engine_command command = {.kind = AQ_DO_ASSOCIATION_READY, .id = connection, .a = association, .b = 0};
+    aq_engine_command command = {
+        .kind = AQ_DO_ASSOCIATION_READY, .id = connection, .association_ready = {association, 0}};
     aq_conn *conn;
     int64_t result = AQ_ERR_GONE;
     if (!aq_api_enter(engine))

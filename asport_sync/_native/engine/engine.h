@@ -48,40 +48,89 @@ enum aq_command_kind {
 #define AQ_COMMAND_BYTES 256 /* maximum for aq_connection_send() */
 
 /* One command for the engine. A command whose caller waits for it lives on the caller's stack; others live on the heap
- * and are freed by the engine. */
+ * and are freed by the engine. Pointers of commands that are waited for belong to the caller, unless they are said to
+ * be references: those, and descriptors, are handed over to the engine. */
 typedef struct aq_engine_command {
-    struct aq_engine_command *next;
-    enum aq_command_kind kind;
+    struct aq_engine_command *next; /* guarded by the engine's command mutex, as are `done` and `result` */
+    enum aq_command_kind kind;      /* says which member of the union is used */
     int waited_for;
-    int done;       /* guarded by the engine's command mutex */
-    int64_t result; /* guarded likewise */
-    aq_id id;
-    int fd;
-    uint64_t a, b;
-    const void *input; /* owned by the waiting caller */
-    void *output;      /* owned by the waiting caller */
-    void *object;      /* a reference handed over to the engine, or NULL */
-    size_t length;
-    uint8_t data[AQ_COMMAND_BYTES];
+    int done;
+    int64_t result;
+    aq_id id; /* of the connection, endpoint, listener or UDP socket that it is for; 0: none */
+    union {
+        struct {
+            const aq_listen_options *options;
+            int fd;
+        } listen;
+        struct {
+            const aq_connect_options *options;
+            int fd;
+        } connect;
+        struct {
+            int connections; /* 1: also closes its connections */
+        } close_endpoint;
+        struct {
+            aq_id credentials;
+        } set_credentials;
+        struct {
+            uint64_t code, linger;
+        } close;
+        struct {
+            const uint8_t *label, *context;
+            size_t label_length, context_length;
+            uint8_t *out;
+            size_t out_length;
+        } export;
+        struct {
+            size_t length;
+            uint8_t data[AQ_COMMAND_BYTES];
+        } send;
+        struct {
+            uint64_t interval;
+            size_t length;
+            uint8_t data[AQ_HEARTBEAT_BYTES];
+        } heartbeat;
+        struct {
+            enum aq_carrier carrier;
+            int udp;
+        } set_joined;
+        struct {
+            uint64_t timeout, grace_period;
+        } probe;
+        struct {
+            aq_connection_info *out;
+        } info;
+        struct {
+            aq_stream *stream; /* a reference */
+        } open_stream;
+        struct {
+            aq_stream *stream; /* a reference */
+            int fd;
+        } attach;
+        struct {
+            uint16_t association;
+            int accepted;
+        } association_ready;
+        struct {
+            aq_udp *udp; /* a reference */
+        } watch_udp;
+        struct {
+            int fd;
+        } close_udp;
+        struct {
+            const uint8_t *prefix;
+            size_t prefix_length;
+            int fd;
+        } move_udp;
+        struct {
+            aq_address to; /* family 0: do not dial */
+            uint64_t timeout, valid;
+        } dial;
+        struct {
+            int fd;
+        } migrate;
+    };
 } aq_engine_command;
-
-/* Input of AQ_DO_EXPORT. */
-typedef struct {
-    const uint8_t *label, *context;
-    size_t label_length, context_length, out_length;
-} aq_export_request;
-
-/* Input of AQ_DO_DIAL. */
-typedef struct {
-    aq_address to; /* family 0: do not dial */
-    uint64_t timeout, valid;
-} aq_dial_request;
-
-/* Input of AQ_DO_MOVE_UDP. */
-typedef struct {
-    const uint8_t *prefix;
-    size_t prefix_length;
-} aq_move_request;
 
 /* A listening TCP socket. Its connections become streams of one QUIC connection. */
 typedef struct aq_listener {
@@ -198,7 +247,7 @@ void aq_engine_host_functions(aq_conn_host *host);
 
 /* [any] Hands over a command and waits for its result. */
 int64_t aq_engine_ask(aq_engine *engine, aq_engine_command *command);
-/* [any] Hands over a copy of a command. Returns 0, AQ_ERR_MEMORY or AQ_ERR_STOPPED. On failure object and fd are
+/* [any] Hands over a copy of a command. Returns 0, AQ_ERR_MEMORY or AQ_ERR_STOPPED. On failure what it hands over is
  * released, except the stream of AQ_DO_ATTACH, whose reference stays the caller's. */
 int64_t aq_engine_tell(aq_engine *engine, const aq_engine_command *command);
 void aq_engine_fail_commands(aq_engine *engine); /* all queued ones, with AQ_ERR_STOPPED */

@@ -40,21 +40,42 @@ static int hand_over(aq_engine *engine, aq_engine_command *command)
     return accepted;
 }
 
-/* Releases what a command carries that was not carried out. */
-static void release_command(aq_engine *engine, aq_engine_command *command)
+/* Returns the descriptor that a command hands over; -1: none. */
+static int descriptor_of(const aq_engine_command *command)
 {
-    if (command->kind == AQ_DO_OPEN_STREAM && command->object != NULL) {
-        aq_stream *stream = command->object;
+    switch (command->kind) {
+    case AQ_DO_LISTEN:
+        return command->listen.fd;
+    case AQ_DO_CONNECT:
+        return command->connect.fd;
+    case AQ_DO_ATTACH:
+        return command->attach.fd;
+    case AQ_DO_CLOSE_UDP:
+        return command->close_udp.fd;
+    case AQ_DO_MOVE_UDP:
+        return command->move_udp.fd;
+    case AQ_DO_MIGRATE:
+        return command->migrate.fd;
+    default:
+        return -1;
+    }
+}
+
+/* Releases what a command carries that was not carried out. */
+static void release_command(aq_engine *engine, const aq_engine_command *command)
+{
+    int fd = descriptor_of(command);
+    if (command->kind == AQ_DO_OPEN_STREAM) {
+        aq_stream *stream = command->open_stream.stream;
         atomic_store(&stream->dead, 2);
         aq_stream_disown(stream);
         aq_stream_close(stream);
         aq_slab_put(&engine->streams, stream->id);
     }
-    if (command->kind == AQ_DO_ATTACH || command->kind == AQ_DO_CLOSE_UDP || command->kind == AQ_DO_LISTEN ||
-        command->kind == AQ_DO_CONNECT || command->kind == AQ_DO_MIGRATE || command->kind == AQ_DO_MOVE_UDP)
-        aq_fd_close(command->fd);
     if (command->kind == AQ_DO_WATCH_UDP)
         aq_slab_put(&engine->udps, command->id);
+    if (fd >= 0)
+        aq_fd_close(fd);
 }
 
 int64_t aq_engine_ask(aq_engine *engine, aq_engine_command *command)
@@ -78,9 +99,8 @@ int64_t aq_engine_tell(aq_engine *engine, const aq_engine_command *command)
 {
     aq_engine_command *copy = malloc(sizeof(*copy));
     if (copy == NULL) {
-        aq_engine_command released = *command;
         aq_count(&engine->counters, AQ_C_memory_failures, 1);
-        release_command(engine, &released);
+        release_command(engine, command);
         return AQ_ERR_MEMORY;
     }
     *copy = *command;
@@ -162,15 +182,15 @@ static int64_t adopt_endpoint(aq_engine *engine, aq_endpoint *endpoint)
 
 static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
 {
-    const aq_listen_options *options = command->input;
+    const aq_listen_options *options = command->listen.options;
     aq_credentials *credentials = aq_slab_get(&engine->credentials, options->credentials);
     aq_endpoint *endpoint;
     int64_t result;
     if (credentials == NULL) {
-        aq_fd_close(command->fd);
+        aq_fd_close(command->listen.fd);
         return AQ_ERR_GONE;
     }
-    endpoint = aq_endpoint_new(&engine->host, command->fd, credentials, &options->transport, NULL, &result);
+    endpoint = aq_endpoint_new(&engine->host, command->listen.fd, credentials, &options->transport, NULL, &result);
     aq_slab_put(&engine->credentials, options->credentials);
     if (endpoint == NULL)
         return result;
@@ -196,18 +216,18 @@ static int64_t do_listen(aq_engine *engine, aq_engine_command *command)
 
 static int64_t do_connect(aq_engine *engine, aq_engine_command *command)
 {
-    const aq_connect_options *options = command->input;
+    const aq_connect_options *options = command->connect.options;
     aq_credentials *credentials = aq_slab_get(&engine->credentials, options->credentials);
     aq_endpoint *endpoint;
     aq_conn *conn;
     aq_sockaddr remote;
     int64_t result;
     if (credentials == NULL) {
-        aq_fd_close(command->fd);
+        aq_fd_close(command->connect.fd);
         return AQ_ERR_GONE;
     }
     aq_sockaddr_from(&remote, &options->remote, 0);
-    endpoint = aq_endpoint_new(&engine->host, command->fd, credentials, &options->transport, &remote, &result);
+    endpoint = aq_endpoint_new(&engine->host, command->connect.fd, credentials, &options->transport, &remote, &result);
     aq_slab_put(&engine->credentials, options->credentials);
     if (endpoint == NULL)
         return result;
@@ -255,7 +275,7 @@ static int64_t do_close_endpoint(aq_engine *engine, aq_engine_command *command)
     if (endpoint == NULL)
         return AQ_ERR_GONE;
     endpoint->accepting = 0;
-    if (command->a) {
+    if (command->close_endpoint.connections) {
         aq_conn *conn, *next;
         for (conn = endpoint->conns.first; conn != NULL; conn = next) {
             next = conn->endpoint_link.next;
@@ -275,12 +295,12 @@ static int64_t do_set_credentials(aq_engine *engine, aq_engine_command *command)
     aq_credentials *credentials;
     if (endpoint == NULL)
         return AQ_ERR_GONE;
-    credentials = aq_slab_get(&engine->credentials, (aq_id)command->a);
+    credentials = aq_slab_get(&engine->credentials, command->set_credentials.credentials);
     if (credentials != NULL) {
         engine->host.handshake->credentials_ref(credentials);
         engine->host.handshake->credentials_unref(endpoint->credentials);
         endpoint->credentials = credentials;
-        aq_slab_put(&engine->credentials, (aq_id)command->a);
+        aq_slab_put(&engine->credentials, command->set_credentials.credentials);
     }
     aq_slab_put(&engine->endpoints, command->id);
     return credentials != NULL ? AQ_OK : AQ_ERR_GONE;
@@ -290,8 +310,6 @@ static int64_t do_set_credentials(aq_engine *engine, aq_engine_command *command)
 
 static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_command *command)
 {
-    const aq_export_request *request = command->input;
-    const aq_dial_request *dial = command->input;
     if (conn->quic == NULL) {
         release_command(engine, command);
         return AQ_ERR_GONE;
@@ -299,59 +317,66 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
     conn->now = engine->now;
     switch (command->kind) {
     case AQ_DO_CLOSE:
-        aq_conn_close_application(conn, command->a, command->b, engine->now);
+        aq_conn_close_application(conn, command->close.code, command->close.linger, engine->now);
         return AQ_OK;
     case AQ_DO_EXPORT:
         if (conn->state != AQ_CONN_OPEN)
             return AQ_ERR_STATE;
-        return conn->host->handshake->session_export(conn->tls, request->label, request->label_length, request->context,
-                                                     request->context_length, command->output, request->out_length);
+        return conn->host->handshake->session_export(
+            conn->tls, command->export.label, command->export.label_length, command->export.context,
+            command->export.context_length, command->export.out, command->export.out_length);
     case AQ_DO_SEND:
-        return aq_conn_send_command(conn, command->data, command->length);
+        return aq_conn_send_command(conn, command->send.data, command->send.length);
     case AQ_DO_HEARTBEAT:
-        return aq_conn_set_heartbeat(conn, command->data, command->length, command->a, engine->now);
+        return aq_conn_set_heartbeat(conn, command->heartbeat.data, command->heartbeat.length,
+                                     command->heartbeat.interval, engine->now);
     case AQ_DO_SET_JOINED:
-        return aq_conn_set_joined(conn, (enum aq_carrier)command->a, command->b != 0);
+        return aq_conn_set_joined(conn, command->set_joined.carrier, command->set_joined.udp);
     case AQ_DO_PROBE:
-        return aq_conn_probe(conn, command->a, command->b, engine->now);
+        return aq_conn_probe(conn, command->probe.timeout, command->probe.grace_period, engine->now);
     case AQ_DO_MIGRATE:
-        return do_migrate(engine, conn, command->fd);
+        return do_migrate(engine, conn, command->migrate.fd);
     case AQ_DO_INFO:
-        return aq_conn_get_info(conn, command->output, engine->now);
+        return aq_conn_get_info(conn, command->info.out, engine->now);
     case AQ_DO_ASSOCIATION_READY:
-        aq_conn_association_ready(conn, (uint16_t)command->a, command->b != 0, engine->now);
+        aq_conn_association_ready(conn, command->association_ready.association, command->association_ready.accepted,
+                                  engine->now);
         return AQ_OK;
     case AQ_DO_DIAL:
-        conn->dial_to = dial->to;
-        conn->dial_timeout = dial->timeout;
-        conn->dial_until = dial->valid > UINT64_MAX - engine->now ? UINT64_MAX : engine->now + dial->valid;
+        conn->dial_to = command->dial.to;
+        conn->dial_timeout = command->dial.timeout;
+        conn->dial_until =
+            command->dial.valid > UINT64_MAX - engine->now ? UINT64_MAX : engine->now + command->dial.valid;
         return AQ_OK;
     default:
         return AQ_ERR_INVALID;
     }
 }
 
-static int64_t do_stream(aq_engine *engine, aq_engine_command *command)
+static int64_t do_attach(aq_engine *engine, const aq_engine_command *command)
 {
-    aq_stream *stream = command->object;
-    aq_conn *conn;
-    if (command->kind == AQ_DO_ATTACH) {
-        aq_tcp_attach(engine, stream, command->fd);
+    aq_stream *stream = command->attach.stream;
+    aq_tcp_attach(engine, stream, command->attach.fd);
+    aq_slab_put(&engine->streams, stream->id);
+    return AQ_OK;
+}
+
+static int64_t do_open_stream(aq_engine *engine, const aq_engine_command *command)
+{
+    aq_stream *stream = command->open_stream.stream;
+    aq_conn *conn = aq_slab_get(&engine->connections, command->id);
+    if (conn != NULL && conn->quic != NULL) {
+        conn->now = engine->now;
+        aq_conn_adopt_stream(conn, stream);
+        aq_engine_touch(engine, conn);
     } else {
-        conn = aq_slab_get(&engine->connections, command->id);
-        if (conn != NULL && conn->quic != NULL) {
-            conn->now = engine->now;
-            aq_conn_adopt_stream(conn, stream);
-            aq_engine_touch(engine, conn);
-        } else {
-            atomic_store(&stream->dead, 1);
-            aq_stream_close(stream);
-            aq_engine_touch_stream(engine, stream);
-            aq_stream_signal(stream, AQ_NEED_END);
-        }
-        if (conn != NULL)
-            aq_slab_put(&engine->connections, command->id);
+        atomic_store(&stream->dead, 1);
+        aq_stream_close(stream);
+        aq_engine_touch_stream(engine, stream);
+        aq_stream_signal(stream, AQ_NEED_END);
     }
+    if (conn != NULL)
+        aq_slab_put(&engine->connections, command->id);
     aq_slab_put(&engine->streams, stream->id);
     return AQ_OK;
 }
@@ -367,7 +392,6 @@ static void flush_out(aq_engine *engine)
 /* Replaces the socket of a local UDP socket under the same descriptor. Takes over the command's fd. */
 static int64_t do_move_udp(aq_engine *engine, const aq_engine_command *command)
 {
-    const aq_move_request *request = command->input;
     aq_udp *udp = aq_slab_get(&engine->udps, command->id);
     aq_conn *conn = udp != NULL ? aq_slab_get(&engine->connections, udp->assocs->connection) : NULL;
     int64_t result = conn != NULL && conn->quic != NULL ? AQ_OK : AQ_ERR_GONE;
@@ -375,7 +399,7 @@ static int64_t do_move_udp(aq_engine *engine, const aq_engine_command *command)
         int64_t watched;
         flush_out(engine);
         epoll_ctl(engine->epoll, EPOLL_CTL_DEL, udp->fd, NULL); /* the application holds a duplicate */
-        result = aq_udp_replace(udp, command->fd, request->prefix, request->prefix_length);
+        result = aq_udp_replace(udp, command->move_udp.fd, command->move_udp.prefix, command->move_udp.prefix_length);
         watched = udp->for_pump ? AQ_OK : aq_engine_watch_udp(engine, udp);
         if (result == AQ_OK)
             result = watched;
@@ -385,7 +409,7 @@ static int64_t do_move_udp(aq_engine *engine, const aq_engine_command *command)
         conn->now = engine->now;
         aq_conn_udp_moved(conn, udp, engine->now);
     }
-    aq_fd_close(command->fd);
+    aq_fd_close(command->move_udp.fd);
     if (conn != NULL)
         aq_slab_put(&engine->connections, udp->assocs->connection);
     if (udp != NULL)
@@ -398,8 +422,7 @@ static int64_t do_watch(aq_engine *engine, aq_engine_command *command)
     aq_listener *listener;
     int64_t result = AQ_ERR_GONE;
     if (command->kind == AQ_DO_WATCH_UDP) {
-        aq_udp *udp = command->object;
-        result = aq_engine_watch_udp(engine, udp);
+        result = aq_engine_watch_udp(engine, command->watch_udp.udp);
         aq_slab_put(&engine->udps, command->id);
         return result;
     }
@@ -434,8 +457,9 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
     case AQ_DO_SET_CREDENTIALS:
         return do_set_credentials(engine, command);
     case AQ_DO_OPEN_STREAM:
+        return do_open_stream(engine, command);
     case AQ_DO_ATTACH:
-        return do_stream(engine, command);
+        return do_attach(engine, command);
     case AQ_DO_WATCH_UDP:
     case AQ_DO_LISTEN_TCP:
     case AQ_DO_UNLISTEN_TCP:
@@ -443,13 +467,13 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
     case AQ_DO_MOVE_UDP:
         return do_move_udp(engine, command);
     case AQ_DO_CLOSE_UDP:
-        epoll_ctl(engine->epoll, EPOLL_CTL_DEL, command->fd, NULL); /* the application holds a duplicate */
+        epoll_ctl(engine->epoll, EPOLL_CTL_DEL, command->close_udp.fd, NULL); /* the application holds a duplicate */
         if (aq_engine_make_room(&engine->closing_fds, engine->closing_fds_length, &engine->closing_fds_capacity,
                                 sizeof(int)) == AQ_OK) {
-            engine->closing_fds[engine->closing_fds_length++] = command->fd;
+            engine->closing_fds[engine->closing_fds_length++] = command->close_udp.fd;
         } else {
             flush_out(engine);
-            aq_fd_close(command->fd);
+            aq_fd_close(command->close_udp.fd);
         }
         return AQ_OK;
     default:

@@ -73,6 +73,8 @@
 /* Flow-control window of a unidirectional stream: the largest Packet with its header, plus a margin. */
 #define AQ_UNI_WINDOW (128U * 1024)
 
+#define AQ_HEARTBEAT_BYTES 16 /* maximum for aq_connection_heartbeat() */
+
 enum aq_conn_state { AQ_CONN_HANDSHAKE, AQ_CONN_OPEN, AQ_CONN_CLOSING, AQ_CONN_DRAINING };
 
 struct aq_endpoint;
@@ -205,7 +207,7 @@ typedef struct aq_conn {
     uint32_t waiting_count;
     size_t waiting_bytes;
 
-    uint8_t heartbeat[16];
+    uint8_t heartbeat[AQ_HEARTBEAT_BYTES];
     size_t heartbeat_length;
     uint64_t heartbeat_interval, heartbeat_at;
     int heartbeat_due;
