@@ -299,3 +299,24 @@ def test_descriptors_of_the_engine_are_closed_with_their_marks() -> None:
     plain = {path.stem for path in NATIVE.rglob("*.c") if re.search(r"(?<!\w)close\([^)]", path.read_text())}
     assert plain <= unmarked
     assert len(re.findall(r"(?<!\w)close\([^)]", (NATIVE / "api" / "api.c").read_text())) == 1  # epoll's own
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def test_an_event_has_one_name() -> None:
+    """From the engine (AQ_EVENT_UDP_REFUSED) to its class (UdpRefused) and the methods that handle it."""
+    native = set(re.findall(r"\bAQ_EVENT_(\w+) = ", (NATIVE / "aq_api.h").read_text(encoding="utf-8")))
+    text = (ROOT / "engine" / "events.py").read_text(encoding="utf-8")
+    union = text.partition("Event: TypeAlias = (")[2].partition(")")[0]
+    classes = set(re.findall(r"\w+", union))
+    assert {snake(name) for name in classes} == {name.lower() for name in native}
+    handled = set()
+    for path in modules():
+        handlers = re.findall(r"^ +(\w+): self\.(?:\w+\.)*(\w+),$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for name, method in handlers:
+            if name in classes:
+                assert method.lstrip("_") == snake(name), f"{path.name}: {method} handles {name}"
+                handled.add(name)
+    assert len(handled) > 10

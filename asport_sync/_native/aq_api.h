@@ -52,11 +52,11 @@ enum aq_event_type {
     AQ_EVENT_CLOSED = 2,
     /* A complete command without payload; data = its bytes, and after a ClientHello the next byte of its stream, if
      * there is one; value = aq_carrier. On a server, Heartbeats in DATAGRAMs are only counted. */
-    AQ_EVENT_COMMAND = 3,
+    AQ_EVENT_COMMAND_RECEIVED = 3,
     /* The peer broke the framing rules; data = description as text. The bytes were dropped. */
     AQ_EVENT_VIOLATION = 4,
     /* The peer opened a bidirectional stream; data = its complete Connect command. */
-    AQ_EVENT_STREAM = 5,
+    AQ_EVENT_STREAM_OPENED = 5,
     /* An attached stream has ended; peer, result, code = its duration in nanoseconds, value = number of ends not
      * reported since the previous event. */
     AQ_EVENT_STREAM_ENDED = 6,
@@ -65,7 +65,7 @@ enum aq_event_type {
     /* The result of aq_connection_probe(); value = 1 alive, 0 silent. */
     AQ_EVENT_PROBED = 8,
     /* code = severity as in Python's logging (10 debug .. 40 error), data = text. */
-    AQ_EVENT_LOG = 9,
+    AQ_EVENT_LOG_RECORD = 9,
     /* A public UDP socket has datagrams from a source without association; socket, peer, local. They wait. */
     AQ_EVENT_SOURCE_UNKNOWN = 10,
     /* A listener could not accept connections; socket, code = errno: it backs off (EDQUOT: its port has its fair share
@@ -346,8 +346,8 @@ int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connectio
 
 /* ---- TCP over streams --------------------------------------------------------------------------------------- */
 
-/* Every stream that was opened here or reported by AQ_EVENT_STREAM must be relayed, attached or reset once, even if its
- * connection has ended meanwhile: data received before the end is kept for it until then. */
+/* Every stream that was opened here or reported by AQ_EVENT_STREAM_OPENED must be relayed, attached or reset once, even
+ * if its connection has ended meanwhile: data received before the end is kept for it until then. */
 
 /* [any] Accepts on a listening TCP socket, which is duplicated: each connection becomes a stream that begins with
  * Connect and the TCP peer's address, and is attached immediately. With for_workers, AQ_EVENT_STREAM_LARGE_TRANSFER
@@ -357,7 +357,7 @@ int64_t aq_listener_close(aq_engine *engine, aq_id listener); /* [any] nothing i
 
 /* [any] From now on the engine itself dials this address for streams that the peer opens, and attaches them. Streams
  * whose dial does not complete within `timeout`, and all streams after `valid` has elapsed, are reported by
- * AQ_EVENT_STREAM as without this call. to NULL: stops dialling. */
+ * AQ_EVENT_STREAM_OPENED as without this call. to NULL: stops dialling. */
 int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address *to, uint64_t timeout, uint64_t valid);
 
 /* [any] Reports ends of attached streams by AQ_EVENT_STREAM_ENDED from now on, at most `max` per second; 0, the

@@ -299,12 +299,12 @@ def event_of(engine: Engine, raw: Any) -> Event:
     if kind == lib.AQ_EVENT_STREAM_BEGUN:
         return StreamBegun(Connection(engine, raw.connection), from_address(raw.peer) if raw.peer.family else None)
     data = bytes(ffi.buffer(raw.data, raw.length))
-    if kind == lib.AQ_EVENT_LOG:
+    if kind == lib.AQ_EVENT_LOG_RECORD:
         return LogRecord(raw.code, data.decode("utf-8", "replace"))
     connection = Connection(engine, raw.connection)
-    if kind == lib.AQ_EVENT_STREAM:
+    if kind == lib.AQ_EVENT_STREAM_OPENED:
         return StreamOpened(connection, Stream(engine, raw.stream), data)
-    if kind == lib.AQ_EVENT_COMMAND:
+    if kind == lib.AQ_EVENT_COMMAND_RECEIVED:
         return CommandReceived(connection, HiddenBytes(data), Carrier(raw.value))
     if kind == lib.AQ_EVENT_ASSOCIATION_WANTED:
         return AssociationWanted(connection, raw.value, from_address(raw.peer))

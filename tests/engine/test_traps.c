@@ -165,8 +165,8 @@ static int empty_stream_frames(aq_engine *engine, unsigned moment)
         raw_stream(5, NULL, 0, 1);
         return 1;
     default:
-        CHECK_INT(it.events[AQ_EVENT_STREAM], 1);
-        CHECK_INT(it.events[AQ_EVENT_COMMAND], 1);
+        CHECK_INT(it.events[AQ_EVENT_STREAM_OPENED], 1);
+        CHECK_INT(it.events[AQ_EVENT_COMMAND_RECEIVED], 1);
         CHECK_INT(counted(engine, AQ_C_violations), 1); /* the one that ended without Connect */
         CHECK_INT(it.events[AQ_EVENT_CLOSED], 0);
         return 0;
@@ -607,14 +607,14 @@ static int slow_command(aq_engine *engine, unsigned moment)
         raw_stream(2, HELLO + moment - 1, 1, moment == CLIENT_HELLO_LENGTH);
         later(50);
     } else if (moment == CLIENT_HELLO_LENGTH + 1) {
-        CHECK_INT(it.events[AQ_EVENT_COMMAND], 1);
+        CHECK_INT(it.events[AQ_EVENT_COMMAND_RECEIVED], 1);
         CHECK_INT(it.command_length, CLIENT_HELLO_LENGTH);
         CHECK_INT(it.events[AQ_EVENT_VIOLATION], 0);
     } else if (moment <= 2 * CLIENT_HELLO_LENGTH) { /* 5.4 seconds, all but the last byte */
         raw_stream(6, HELLO + moment - CLIENT_HELLO_LENGTH - 2, 1, 0);
         later(100);
     } else {
-        CHECK_INT(it.events[AQ_EVENT_COMMAND], 1);
+        CHECK_INT(it.events[AQ_EVENT_COMMAND_RECEIVED], 1);
         CHECK_INT(it.events[AQ_EVENT_VIOLATION], 1);
         CHECK_INT(it.events[AQ_EVENT_CLOSED], 0);
         return 0;
@@ -632,7 +632,7 @@ static int slow_connect(aq_engine *engine, unsigned moment)
     } else if (moment == 20) {
         raw_stream(5, (const uint8_t *)"\377", 1, 0);
     } else if (moment == 40) {
-        CHECK_INT(it.events[AQ_EVENT_STREAM], 1);
+        CHECK_INT(it.events[AQ_EVENT_STREAM_OPENED], 1);
         CHECK_INT(counted(engine, AQ_C_commands_late), 1);
         CHECK_INT(it.events[AQ_EVENT_VIOLATION], 0);
         CHECK_INT(it.events[AQ_EVENT_CLOSED], 0);
@@ -663,7 +663,7 @@ static int stalled_command(aq_engine *engine, unsigned moment)
     } else if (moment == 51) {
         raw_stream(2, (const uint8_t *)"\0\1", 2, 1);
     } else if (moment == 52) {
-        CHECK_INT(it.events[AQ_EVENT_COMMAND], 1);
+        CHECK_INT(it.events[AQ_EVENT_COMMAND_RECEIVED], 1);
         CHECK_INT(counted(engine, AQ_C_commands_late), 0);
         raw_stream(6, (const uint8_t *)"\0\4", 2, 0);
     } else if (moment < 90) { /* 3.7 seconds, in which other things arrive */
@@ -673,7 +673,7 @@ static int stalled_command(aq_engine *engine, unsigned moment)
         CHECK_INT(counted(engine, AQ_C_commands_late), 1);
         raw_stream(10, (const uint8_t *)"\0\4\0\1", 4, 1);
     } else {
-        CHECK_INT(it.events[AQ_EVENT_COMMAND], 2);
+        CHECK_INT(it.events[AQ_EVENT_COMMAND_RECEIVED], 2);
         CHECK_INT(it.events[AQ_EVENT_VIOLATION], 0);
         CHECK_INT(it.events[AQ_EVENT_CLOSED], 0);
         return 0;
@@ -1016,9 +1016,9 @@ static void take_events(aq_engine *engine)
         it.events[event.type]++;
         if (event.type == AQ_EVENT_CONNECTED)
             it.connection = event.connection;
-        if (event.type == AQ_EVENT_STREAM)
+        if (event.type == AQ_EVENT_STREAM_OPENED)
             it.stream = event.stream;
-        if (event.type == AQ_EVENT_COMMAND)
+        if (event.type == AQ_EVENT_COMMAND_RECEIVED)
             it.command_length = event.length;
         if (event.type == AQ_EVENT_CLOSED) {
             it.close_cause = event.code;

@@ -664,7 +664,7 @@ static void take_events(aq_engine *engine)
             MUST(event->type >= AQ_EVENT_CONNECTED && event->type <= AQ_EVENT_STREAM_BEGUN);
             if (event->type == AQ_EVENT_CONNECTED)
                 remember(event->connection);
-            if (event->type == AQ_EVENT_STREAM)
+            if (event->type == AQ_EVENT_STREAM_OPENED)
                 remember(event->stream);
             if (event->type == AQ_EVENT_SOURCE_UNKNOWN || event->type == AQ_EVENT_ASSOCIATION_WANTED)
                 run.source = event->peer;

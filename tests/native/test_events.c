@@ -30,7 +30,7 @@ static aq_counters counters;
 
 static void post(aq_events *events, uint64_t number)
 {
-    aq_event event = {.type = AQ_EVENT_COMMAND, .value = number, .length = (uint32_t)(number % 256)};
+    aq_event event = {.type = AQ_EVENT_COMMAND_RECEIVED, .value = number, .length = (uint32_t)(number % 256)};
 
     memset(event.data, (int)(number & 0xff), sizeof(event.data));
     aq_events_post(events, &event);
@@ -42,7 +42,7 @@ static void check_event(const aq_event *event, uint64_t number)
     uint8_t data[256];
 
     memset(data, (int)(number & 0xff), sizeof(data));
-    CHECK_INT(event->type, AQ_EVENT_COMMAND);
+    CHECK_INT(event->type, AQ_EVENT_COMMAND_RECEIVED);
     CHECK_INT(event->value, number);
     CHECK_INT(event->length, number % 256);
     CHECK_BYTES(event->data, data, sizeof(data));
@@ -346,7 +346,7 @@ static void check_closed(int end, int expected)
 static void test_hand_over(void)
 {
     aq_events events;
-    aq_event out, other = {.type = AQ_EVENT_COMMAND};
+    aq_event out, other = {.type = AQ_EVENT_COMMAND_RECEIVED};
     uint64_t lost = atomic_load(&counters.value[AQ_C_events_lost]);
     int taken, left[FEW], late, i;
 

@@ -90,7 +90,7 @@ uint32_t aq_events_backlog(aq_events *events)
 
 void aq_events_log_once(aq_events *events, unsigned *logged, unsigned bit, const char *what, int error)
 {
-    aq_event event = {.type = AQ_EVENT_LOG, .code = 30}; /* WARNING in Python's logging */
+    aq_event event = {.type = AQ_EVENT_LOG_RECORD, .code = 30}; /* WARNING in Python's logging */
     char words[128];
     int length;
     if (*logged & bit)

@@ -155,7 +155,7 @@ void aq_engine_fail_commands(aq_engine *engine)
 /* Logs once per socket that the kernel's limits are too low for high rates. */
 static void log_buffers(aq_engine *engine, const aq_endpoint *endpoint)
 {
-    aq_event event = {.type = AQ_EVENT_LOG, .code = 20, .endpoint = endpoint->id};
+    aq_event event = {.type = AQ_EVENT_LOG_RECORD, .code = 20, .endpoint = endpoint->id};
     int length;
     if (endpoint->receive_buffer >= BUFFER_WORTH && endpoint->send_buffer >= BUFFER_WORTH)
         return;

@@ -39,7 +39,7 @@ static aq_conn *who_holds_most(aq_engine *engine)
 static void log_used_up(aq_engine *engine)
 {
     static const char text[] = "receive_memory is used up: resetting connections with slow readers";
-    aq_event event = {.type = AQ_EVENT_LOG, .code = 30, .length = sizeof(text) - 1}; /* logging.WARNING */
+    aq_event event = {.type = AQ_EVENT_LOG_RECORD, .code = 30, .length = sizeof(text) - 1}; /* logging.WARNING */
     if (engine->shed_logged != 0 && engine->now - engine->shed_logged < LOG_AGAIN)
         return;
     engine->shed_logged = engine->now;

@@ -318,7 +318,7 @@ static int may_accept(aq_engine *engine, const aq_credit *credit)
 /* Leaves the stream to Python, which knows every address of the service and reports why none of them answers. */
 static void leave_to_python(aq_engine *engine, aq_stream *stream)
 {
-    aq_event event = {.type = AQ_EVENT_STREAM,
+    aq_event event = {.type = AQ_EVENT_STREAM_OPENED,
                       .connection = stream->connection,
                       .stream = stream->id,
                       .length = stream->header_length};

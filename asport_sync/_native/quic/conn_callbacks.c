@@ -44,7 +44,7 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
         return (int)step;
     }
     if (whole > 0 && (size_t)whole <= had + step) {
-        aq_event event = {.type = AQ_EVENT_STREAM, .stream = stream->id, .length = (uint32_t)whole};
+        aq_event event = {.type = AQ_EVENT_STREAM_OPENED, .stream = stream->id, .length = (uint32_t)whole};
         size_t used = (size_t)whole - had;
         stream->header_length = (uint8_t)whole;
         aq_conn_end_header(conn, stream);

@@ -115,7 +115,7 @@ int64_t aq_conn_send_command(aq_conn *conn, const uint8_t *data, size_t length)
 void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier,
                              const uint8_t *behind)
 {
-    aq_event event = {.type = AQ_EVENT_COMMAND, .length = (uint32_t)length, .value = (uint64_t)carrier};
+    aq_event event = {.type = AQ_EVENT_COMMAND_RECEIVED, .length = (uint32_t)length, .value = (uint64_t)carrier};
     aq_count(conn->host->counters, AQ_C_commands_received, 1);
     /* A heartbeat needs no answer, and last_received already records its arrival. A client should get none, so there
      * Python is notified. */

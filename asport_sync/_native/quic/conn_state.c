@@ -17,7 +17,7 @@ static int is_too_much(aq_conn *conn, const aq_event *event)
 {
     if (event->type == AQ_EVENT_CLOSED)
         return !conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
-    if (event->type != AQ_EVENT_COMMAND && event->type != AQ_EVENT_VIOLATION &&
+    if (event->type != AQ_EVENT_COMMAND_RECEIVED && event->type != AQ_EVENT_VIOLATION &&
         event->type != AQ_EVENT_ASSOCIATION_WANTED && event->type != AQ_EVENT_UDP_REFUSED)
         return 0;
     if (!conn->joined && conn->events_before_join >= AQ_EVENTS_BEFORE_JOIN)
