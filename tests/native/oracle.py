@@ -196,9 +196,6 @@ class NativeAssembler:
             return added
         return bytes(native.ffi.buffer(out.payload, out.length)), native.from_native(out.address)
 
-    def forget(self, assoc_id: int) -> None:
-        self._native.lib.aq_assembler_forget(self._assembler, assoc_id)
-
     def next_expiry(self, now: int) -> int:
         end: int = self._native.lib.aq_assembler_expire(self._assembler, now)
         return end

@@ -261,7 +261,7 @@ static void test_bounds(void)
     CHECK_INT(add(assembler, 1, 3, 2, 1, big, 10, 4, &out), AQ_ASSEMBLY_COMPLETE);
     CHECK_INT(add(assembler, 1, 4, 2, 1, big, 10, 4, &out), AQ_ASSEMBLY_COMPLETE);
     CHECK_INT(add(assembler, 1, 1, 2, 1, big, 10, 4, &out), AQ_ASSEMBLY_PENDING); /* its sibling is gone */
-    aq_assembler_forget(assembler, 1);
+    aq_assembler_expire(assembler, UINT64_MAX);
     CHECK_INT(aq_assembler_dropped(assembler), 2);
 
     /* bytes: the oldest others go, never the packet that asks */
@@ -279,7 +279,7 @@ static void test_bounds(void)
     CHECK_INT(out.length, 29537);
 
     /* the last fragment is not kept, so it needs no room */
-    aq_assembler_forget(assembler, 1);
+    aq_assembler_expire(assembler, UINT64_MAX);
     CHECK_INT(aq_assembler_dropped(assembler), 6);
     CHECK_INT(add(assembler, 1, 1, 2, 0, big, 35535, 0, &out), AQ_ASSEMBLY_PENDING);
     CHECK_INT(add(assembler, 1, 2, 2, 0, big, 30000, 0, &out), AQ_ASSEMBLY_PENDING);
@@ -316,27 +316,6 @@ static void test_expiry(void)
     aq_assembler_free(assembler);
 }
 
-static void test_forget(void)
-{
-    aq_assembler *assembler = new_assembler(10, 100000);
-    aq_assembled out;
-    uint16_t packet;
-
-    for (packet = 0; packet < 9; packet++)
-        CHECK_INT(add(assembler, packet % 3, packet, 2, 0, big, 10, packet, &out), AQ_ASSEMBLY_PENDING);
-    aq_assembler_forget(assembler, 7);
-    CHECK_INT(aq_assembler_dropped(assembler), 0);
-    aq_assembler_forget(assembler, 0);
-    CHECK_INT(aq_assembler_dropped(assembler), 3);
-    CHECK_INT(aq_assembler_expire(assembler, 0), 1 + LIFETIME);
-    aq_assembler_forget(assembler, 1);
-    CHECK_INT(aq_assembler_dropped(assembler), 6);
-    for (packet = 0; packet < 9; packet++)
-        CHECK_INT(add(assembler, packet % 3, packet, 2, 1, big, 10, 10, &out),
-                  packet % 3 == 2 ? AQ_ASSEMBLY_COMPLETE : AQ_ASSEMBLY_PENDING);
-    aq_assembler_free(assembler); /* with packets inside */
-}
-
 /* Whatever a peer may send: no answer but the known ones, and the bounds hold. */
 static void test_random_fragments(void)
 {
@@ -357,7 +336,7 @@ static void test_random_fragments(void)
         if (check_below(&state, 20) == 0)
             header.has_address = !header.has_address;
         if (check_below(&state, 500) == 0)
-            aq_assembler_forget(assembler, association);
+            aq_assembler_expire(assembler, UINT64_MAX);
         result = aq_assembler_add(assembler, &header, big, (uint64_t)i * 10, &out);
         CHECK(result >= AQ_ASSEMBLY_MEMORY && result <= AQ_ASSEMBLY_COMPLETE);
         counts[result - AQ_ASSEMBLY_MEMORY]++;
@@ -389,7 +368,6 @@ int main(void)
     test_too_big();
     test_bounds();
     test_expiry();
-    test_forget();
     test_random_fragments();
     return check_done();
 }

@@ -148,10 +148,6 @@ def test_reassembly(native: Native, seed: int) -> None:
     try:
         for _ in range(4000):
             now += generator.randrange(40)
-            if generator.random() < 0.01:
-                assoc_id = generator.randrange(3)
-                python.forget(assoc_id)
-                assembler.forget(assoc_id)
             total = generator.choice([0, 1, 2, 2, 2, 3, 3, 255])
             index = generator.randrange(max(total, 1) + (generator.random() < 0.1)) % 256
             has_address = (index == 0) != (generator.random() < 0.05)

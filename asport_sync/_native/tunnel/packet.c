@@ -400,19 +400,6 @@ int aq_assembler_add(aq_assembler *assembler, const aq_packet_header *header, co
     return result;
 }
 
-void aq_assembler_forget(aq_assembler *assembler, uint16_t association)
-{
-    incomplete *entry = assembler->entries.first;
-
-    while (entry != NULL) {
-        incomplete *newer = entry->order_link.next;
-
-        if (entry->key >> 16 == association)
-            give_up(assembler, entry);
-        entry = newer;
-    }
-}
-
 uint64_t aq_assembler_expire(aq_assembler *assembler, uint64_t now)
 {
     incomplete *oldest;

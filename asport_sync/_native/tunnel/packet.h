@@ -86,7 +86,6 @@ void aq_assembler_free(aq_assembler *assembler);
  * copied. Drops packets that are too old at `now` first; then, if room is needed, the oldest incomplete ones. */
 int aq_assembler_add(aq_assembler *assembler, const aq_packet_header *header, const uint8_t *payload, uint64_t now,
                      aq_assembled *out);
-void aq_assembler_forget(aq_assembler *assembler, uint16_t association); /* drops its incomplete packets */
 /* Drops packets that are too old. Returns when to call again; UINT64_MAX: not needed. */
 uint64_t aq_assembler_expire(aq_assembler *assembler, uint64_t now);
 size_t aq_assembler_held(const aq_assembler *assembler);      /* about how many bytes incomplete packets use */
