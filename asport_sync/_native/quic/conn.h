@@ -318,7 +318,10 @@ void aq_conn_adopt_stream(aq_conn *conn, aq_stream *stream); /* a stream opened 
 void aq_conn_update_stream(aq_stream *stream, uint64_t now); /* the owner moved data */
 void aq_conn_datagrams_ready(aq_conn *conn);
 
-/* Shared between the files of this module. */
+/* The rest is shared by the parts of this module. */
+
+/* ---- conn_state.c ------------------------------------------------------------------------------------------------ */
+
 /* Allocates zeroed memory that an open connection needs; from the emergency reserve if malloc() fails. Returns NULL if
  * both fail. */
 static inline void *aq_conn_allocate(aq_conn *conn, size_t size)
@@ -329,49 +332,15 @@ static inline void aq_conn_give_back(aq_conn *conn, void *memory)
 {
     conn->memory.free(memory, conn->memory.user_data);
 }
+int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, too many events wait */
+void aq_conn_violation(aq_conn *conn, const char *problem);
 /* Clock for the peer's deadlines. It stops while nothing arrives: an interrupted path is not the peer's fault. */
 uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now);
 /* Returns when aq_conn_alive_time() reaches `time` if nothing arrives before; UINT64_MAX: not without a packet. */
 uint64_t aq_conn_when_alive(const aq_conn *conn, uint64_t time);
-void aq_conn_end_late_headers(aq_conn *conn, uint64_t now);
-int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, too many events wait */
-void aq_conn_violation(aq_conn *conn, const char *problem);
-/* There is no memory for bytes of this stream. Cuts off the newest attached stream whose reader is behind, if it began
- * after this one: older streams go on. Returns 0 if there is none. */
-int aq_conn_make_room(aq_conn *conn, const aq_stream *stream);
-/* The receive budget is short, and this connection holds the most. Cuts off its newest streams whose readers are
- * behind, until a quarter of the budget is free or the connection holds half as much; *is_enough: 0 if that cannot be
- * reached, so that the connection has to be closed. Returns whether some memory is released later, because the readers
- * are other threads. */
-int aq_conn_shed(aq_conn *conn, uint64_t now, int *is_enough);
-void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream);
-void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream);
-void aq_conn_open_waiting(aq_conn *conn); /* opens streams that waited for credit */
-void aq_conn_return_credit(aq_conn *conn);
-void aq_conn_return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now); /* for what its reader has taken */
-void aq_conn_link_stream(aq_conn *conn, aq_stream *stream);                        /* a new stream */
-void aq_conn_unlink_stream(aq_conn *conn, aq_stream *stream); /* QUIC no longer needs it, or the connection has ended */
-/* A stream of the peer begins to wait for its Connect command; its header is complete, or never will be. */
-void aq_conn_begin_header(aq_conn *conn, aq_stream *stream);
-void aq_conn_end_header(aq_conn *conn, aq_stream *stream);
-size_t aq_conn_datagram_limit(aq_conn *conn); /* largest DATAGRAM payload now; 0: none can be sent */
-void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier);
-void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length);
-/* `behind`: a byte after the command's end that still belongs to it; NULL: none. */
-void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier,
-                             const uint8_t *behind);
-void aq_conn_ask_carrier(aq_conn *conn);
-void aq_conn_carrier_asked(aq_conn *conn, const aq_outgoing *outgoing);   /* call when all its bytes are acknowledged */
-void aq_conn_carrier_refused(aq_conn *conn, const aq_outgoing *outgoing); /* the peer has stopped this stream */
-void aq_conn_carrier_timer(aq_conn *conn, uint64_t now);
-void aq_conn_packets_to_streams(aq_conn *conn); /* quic mode: waiting UDP packets become unidirectional streams */
-void aq_conn_trim_datagrams(aq_conn *conn);
-void aq_conn_rewind_datagrams(aq_conn *conn); /* if the queue is empty */
-void aq_conn_advance_datagram(aq_conn *conn);
-void aq_conn_queue_outgoing(aq_conn *conn, aq_outgoing *outgoing);
-void aq_conn_unqueue_outgoing(aq_conn *conn, aq_outgoing *outgoing); /* if it is queued */
-aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command);
-void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing);
+
+/* ---- conn_credit.c ----------------------------------------------------------------------------------------------- */
+
 /* Bytes arrived in order on a stream; bytes that arrived are consumed. */
 static inline void aq_conn_delivered(aq_conn *conn, uint64_t bytes)
 {
@@ -381,14 +350,64 @@ static inline void aq_conn_consumed(aq_conn *conn, uint64_t bytes)
 {
     conn->consumed += bytes;
 }
-void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t max);
-void aq_conn_cut_packets(aq_conn *conn);
-void aq_conn_count_incomplete(aq_conn *conn);                  /* what the assembler has dropped since the last call */
+void aq_conn_return_credit(aq_conn *conn);
+void aq_conn_return_stream_credit(aq_conn *conn, aq_stream *stream, uint64_t now); /* for what its reader has taken */
+
+/* ---- conn_streams.c ---------------------------------------------------------------------------------------------- */
+
+void aq_conn_link_stream(aq_conn *conn, aq_stream *stream);   /* a new stream */
+void aq_conn_unlink_stream(aq_conn *conn, aq_stream *stream); /* QUIC no longer needs it, or the connection has ended */
+void aq_conn_queue_stream(aq_conn *conn, aq_stream *stream);
+void aq_conn_unqueue_stream(aq_conn *conn, aq_stream *stream);
+/* A stream of the peer begins to wait for its Connect command; its header is complete, or never will be. */
+void aq_conn_begin_header(aq_conn *conn, aq_stream *stream);
+void aq_conn_end_header(aq_conn *conn, aq_stream *stream);
+void aq_conn_end_late_headers(aq_conn *conn, uint64_t now);
+void aq_conn_open_waiting(aq_conn *conn);                      /* opens streams that waited for credit */
 void aq_conn_stream_stopped(aq_conn *conn, aq_stream *stream); /* the peer reads no more of it */
+void aq_conn_cut_streams(aq_conn *conn, int dead, uint32_t max);
 #if !AQ_HAVE_RECV_STOP_SENDING
 void aq_conn_retry_blocked(aq_conn *conn, uint64_t now); /* finds blocked streams that the peer has stopped */
 #endif
-void aq_conn_drop_incoming(aq_conn *conn, aq_incoming *incoming); /* removes it from the list of incomplete messages */
+
+/* ---- conn_memory.c ----------------------------------------------------------------------------------------------- */
+
+/* There is no memory for bytes of this stream. Cuts off the newest attached stream whose reader is behind, if it began
+ * after this one: older streams go on. Returns 0 if there is none. */
+int aq_conn_make_room(aq_conn *conn, const aq_stream *stream);
+/* The receive budget is short, and this connection holds the most. Cuts off its newest streams whose readers are
+ * behind, until a quarter of the budget is free or the connection holds half as much; *is_enough: 0 if that cannot be
+ * reached, so that the connection has to be closed. Returns whether some memory is released later, because the readers
+ * are other threads. */
+int aq_conn_shed(aq_conn *conn, uint64_t now, int *is_enough);
+
+/* ---- conn_packets.c ---------------------------------------------------------------------------------------------- */
+
+aq_outgoing *aq_conn_new_outgoing(aq_conn *conn, size_t length, int is_command);
+void aq_conn_free_outgoing(aq_conn *conn, aq_outgoing *outgoing);
+void aq_conn_queue_outgoing(aq_conn *conn, aq_outgoing *outgoing);
+void aq_conn_unqueue_outgoing(aq_conn *conn, aq_outgoing *outgoing); /* if it is queued */
+void aq_conn_drop_incoming(aq_conn *conn, aq_incoming *incoming);    /* removes it from the incomplete messages */
 void aq_conn_free_incoming(aq_conn *conn, aq_incoming *incoming);
+void aq_conn_receive_packet(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier);
+void aq_conn_receive_datagram(aq_conn *conn, const uint8_t *data, size_t length);
+/* `behind`: a byte after the command's end that still belongs to it; NULL: none. */
+void aq_conn_receive_command(aq_conn *conn, const uint8_t *data, size_t length, enum aq_carrier carrier,
+                             const uint8_t *behind);
+void aq_conn_ask_carrier(aq_conn *conn);
+void aq_conn_carrier_asked(aq_conn *conn, const aq_outgoing *outgoing);   /* call when all its bytes are acknowledged */
+void aq_conn_carrier_refused(aq_conn *conn, const aq_outgoing *outgoing); /* the peer has stopped this stream */
+void aq_conn_carrier_timer(aq_conn *conn, uint64_t now);
+size_t aq_conn_datagram_limit(aq_conn *conn);   /* largest DATAGRAM payload now; 0: none can be sent */
+void aq_conn_packets_to_streams(aq_conn *conn); /* quic mode: waiting UDP packets become unidirectional streams */
+void aq_conn_trim_datagrams(aq_conn *conn);
+void aq_conn_rewind_datagrams(aq_conn *conn); /* if the queue is empty */
+void aq_conn_advance_datagram(aq_conn *conn);
+void aq_conn_count_incomplete(aq_conn *conn); /* what the assembler has dropped since the last call */
+void aq_conn_cut_packets(aq_conn *conn);
+
+/* ---- conn_callbacks.c -------------------------------------------------------------------------------------------- */
+
 void aq_conn_stream_callbacks(ngtcp2_callbacks *callbacks);
+
 #endif
