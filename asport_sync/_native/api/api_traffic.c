@@ -3,10 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 /* ---- streams ----------------------------------------------------------------------------------------------------- */
 

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <unistd.h>
 
 /* Smaller socket buffers lose packets when a whole window arrives between two turns of the loop. */
 #define BUFFER_WORTH (2 * 1024 * 1024)
@@ -322,9 +321,9 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
     case AQ_DO_EXPORT:
         if (conn->state != AQ_CONN_OPEN)
             return AQ_ERR_STATE;
-        return conn->host->handshake->session_export(
-            conn->tls, command->export.label, command->export.label_length, command->export.context,
-            command->export.context_length, command->export.out, command->export.out_length);
+        return conn->host->handshake->session_export(conn->tls, command->export.label, command->export.label_length,
+                                                     command->export.context, command->export.context_length,
+                                                     command->export.out, command->export.out_length);
     case AQ_DO_SEND:
         return aq_conn_send_command(conn, command->send.data, command->send.length);
     case AQ_DO_HEARTBEAT:

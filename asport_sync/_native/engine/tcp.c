@@ -14,12 +14,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/tcp.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #define READ_SHORT (64U * 1024U) /* bytes read from a socket per stream and turn */
 #define READ_LONG (256U * 1024U)

@@ -10,6 +10,7 @@
  */
 #include "quic/conn.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* Vectors of stream bytes per call. A packet of the largest size spans three or four segments of a pipe. */

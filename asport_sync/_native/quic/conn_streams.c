@@ -1,8 +1,5 @@
-/* The streams of a connection: what ngtcp2 reports about them, what their owners do, and the credit returned to the
- * peer. */
+/* The streams of a connection: its lists of streams, opening them, and what their owners do. */
 #include "quic/conn.h"
-
-#include <string.h>
 
 /* Maximum bytes of a sparse stream, see is_sparse(). */
 #define SPARSE 4096

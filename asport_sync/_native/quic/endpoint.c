@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
 /* Short header packets below this size are never valid (RFC 9000 section 10.3). ngtcp2 aborts on an empty packet. */
 #define SHORTEST_DATAGRAM 21
