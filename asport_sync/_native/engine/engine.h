@@ -136,13 +136,13 @@ typedef struct aq_engine_command {
 typedef struct aq_listener {
     aq_id id; /* immutable, as are the next four */
     aq_id connection;
-    int fd;                           /* owned */
-    int for_workers;                  /* immutable: its streams go to workers from the beginning, as long as one is free */
-    uint32_t keepalive;               /* TCP keepalive idle time that accepted sockets inherit, in seconds */
-    uint64_t reported;                /* [engine] time of the last AQ_EVENT_ACCEPT_FAILED; 0: never */
-    int inherited;                    /* [engine] all connections still to be accepted have inherited its options */
-    int over;                         /* [engine] not watched any more */
-    aq_credit *credit;                /* [engine] of its connection, with a reference; NULL: was never in service */
+    int fd;             /* owned */
+    int for_workers;    /* immutable: its streams go to workers from the beginning, as long as one is free */
+    uint32_t keepalive; /* TCP keepalive idle time that accepted sockets inherit, in seconds */
+    uint64_t reported;  /* [engine] time of the last AQ_EVENT_ACCEPT_FAILED; 0: never */
+    int inherited;      /* [engine] all connections still to be accepted have inherited its options */
+    int over;           /* [engine] not watched any more */
+    aq_credit *credit;  /* [engine] of its connection, with a reference; NULL: was never in service */
     AQ_LINK(struct aq_listener) link; /* [engine] in the list of listeners in service */
 } aq_listener;
 
