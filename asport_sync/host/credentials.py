@@ -168,15 +168,6 @@ def try_out(config: ClientConfig | ServerConfig) -> list[str]:
         engine.close()
 
 
-def trusted_certificates(config: ClientConfig) -> bytes:
-    """Returns the certificates named in the configuration, as one PEM bundle.
-
-    Raises:
-        ConfigError: A file can't be read.
-    """
-    return _bundle(_trusted(config))
-
-
 def make_credentials(make: _Make, path: os.PathLike[str] | None, log: logging.Logger) -> Credentials:
     """Creates credentials that log TLS secrets to the configured file, or else to the file that SSLKEYLOGFILE names.
 

@@ -1,20 +1,11 @@
 """The ASPORT wire format: commands, their encoding, and the rules for them. No I/O, no threads, no clock.
 
 Bytes from outside raise only RemoteProtocolError; an impossible request of this side raises LocalProtocolError. Names
-that are unclear without their module are accessed through it: ``proxy_header.tcp_header``, ``token.label``. The module
-``fragments`` is not imported with the package: the engine has its own implementation, which is tested against it.
+that are unclear without their module are accessed through it: ``proxy_header.tcp_header``, ``token.label``.
 """
 
 from asport_sync.wire import proxy_header, token
-from asport_sync.wire.codec import (
-    Decoder,
-    address_length,
-    command_length,
-    decode,
-    encode,
-    encode_packet_header,
-    payload_length,
-)
+from asport_sync.wire.codec import decode, encode
 from asport_sync.wire.commands import (
     TOKEN_LENGTH,
     VERSION,
@@ -54,7 +45,6 @@ __all__ = [
     "Command",
     "CommandType",
     "Connect",
-    "Decoder",
     "Dialect",
     "Dissociate",
     "ForwardMode",
@@ -66,17 +56,13 @@ __all__ = [
     "ServerHelloCode",
     "ServerState",
     "UdpMode",
-    "address_length",
-    "command_length",
     "decode",
     "decode_mode",
     "dialect_of_hint",
     "encode",
     "encode_mode",
-    "encode_packet_header",
     "hint",
     "meanings",
-    "payload_length",
     "proxy_header",
     "token",
 ]

@@ -1,11 +1,11 @@
 """Encodes and decodes commands (ASPORT draft, "Command"; all integers big endian).
 
 ``decode`` is for a carrier that delivers a command whole, a QUIC DATAGRAM frame or a stream read to its end: missing
-bytes are an error of the peer. ``Decoder`` is for a stream that is still arriving: it waits for missing bytes. Both
-leave the bytes after the command to the caller, which ignores them (DATAGRAM) or treats them as application data
-(Connect).
+bytes are an error of the peer. It leaves the bytes after the command to the caller, which ignores them (DATAGRAM) or
+treats them as application data (Connect). ``command_length`` and ``payload_length`` tell how long a command is that is
+still arriving.
 
-Everything here is a pure function of its arguments, except ``Decoder``, which has one owner at a time.
+Everything here is a pure function of its arguments.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ _ADDRESS_LENGTHS = {
     AddressFamily.NONE: 1,  # neither address nor port
 }
 
-PACKET_FIXED_LENGTH = _COMMAND.size + _PACKET.size
-"""Bytes of a Packet before its address."""
-
+_PACKET_FIXED_LENGTH = _COMMAND.size + _PACKET.size  # the bytes of a Packet before its address
 
 # --- encoding --------------------------------------------------------------------------------------------------------
 
@@ -69,7 +67,8 @@ def encode(command: Command) -> bytes:
     """Returns the bytes of a command, including the payload of a Packet."""
     prefix = _COMMAND.pack(VERSION, command.command_type)
     if isinstance(command, Packet):
-        return encode_packet_header(command) + command.payload
+        numbers = command.assoc_id, command.pkt_id, command.frag_total, command.frag_id, command.size
+        return prefix + _PACKET.pack(*numbers) + _encode_address(command.address) + command.payload
     if isinstance(command, ClientHello):
         fields = command.uuid.bytes, command.token, command.mode, command.port_start, command.port_end
         return HiddenBytes(prefix + _CLIENT_HELLO.pack(*fields))
@@ -81,17 +80,6 @@ def encode(command: Command) -> bytes:
     if isinstance(command, Dissociate):
         return prefix + _ASSOC_ID.pack(command.assoc_id)
     return prefix  # Heartbeat
-
-
-def encode_packet_header(packet: Packet) -> bytes:
-    """Returns the bytes of a Packet before its payload, for callers that send the two from separate buffers."""
-    fields = _PACKET.pack(packet.assoc_id, packet.pkt_id, packet.frag_total, packet.frag_id, packet.size)
-    return _COMMAND.pack(VERSION, CommandType.PACKET) + fields + _encode_address(packet.address)
-
-
-def address_length(address: Address | None) -> int:
-    """Returns the length of an address on the wire: 1, 7 or 19 bytes."""
-    return _ADDRESS_LENGTHS[_family(address)]
 
 
 def _family(address: Address | None) -> AddressFamily:
@@ -135,7 +123,7 @@ def command_length(prefix: Buffer) -> int | None:
         if len(prefix) <= body:
             return None
         return body + 1 + (_PORT.size if _server_hello_code(prefix[body]) is ServerHelloCode.SUCCESS else 0)
-    address_offset = body if command_type is CommandType.CONNECT else PACKET_FIXED_LENGTH
+    address_offset = body if command_type is CommandType.CONNECT else _PACKET_FIXED_LENGTH
     if len(prefix) <= address_offset:
         return None
     return address_offset + _ADDRESS_LENGTHS[_address_family(prefix[address_offset])]
@@ -155,7 +143,7 @@ def payload_length(prefix: Buffer) -> int | None:
         return None
     if command_type is not CommandType.PACKET:
         return 0
-    if len(prefix) < PACKET_FIXED_LENGTH:
+    if len(prefix) < _PACKET_FIXED_LENGTH:
         return None
     size: int = _PACKET.unpack_from(prefix, _COMMAND.size)[-1]
     return size
@@ -213,7 +201,7 @@ def decode(data: Buffer) -> tuple[Command, int]:
     command_type = CommandType(data[1])
     if command_type is CommandType.PACKET:
         assoc_id, pkt_id, frag_total, frag_id, _ = _PACKET.unpack_from(data, body)
-        address = _decode_address(data, PACKET_FIXED_LENGTH)
+        address = _decode_address(data, _PACKET_FIXED_LENGTH)
         return Packet(assoc_id, pkt_id, frag_total, frag_id, address, bytes(data[header:consumed])), consumed
     if command_type is CommandType.CLIENT_HELLO:
         return _decode_client_hello(data), consumed
@@ -226,45 +214,6 @@ def decode(data: Buffer) -> tuple[Command, int]:
     if command_type is CommandType.DISSOCIATE:
         return Dissociate(*_ASSOC_ID.unpack_from(data, body)), consumed
     return Heartbeat(), consumed
-
-
-class Decoder:
-    """Decodes commands from a stream that arrives in pieces of any size.
-
-    Not thread-safe. The buffer holds the bytes that were fed and not decoded yet, so the caller bounds it: a Packet
-    takes at most 65564 bytes, every other command at most 55.
-    """
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: Buffer) -> None:
-        """Appends the next bytes of the stream. Any length, including zero; they are copied."""
-        self._buffer += data
-
-    def next_command(self) -> Command | None:
-        """Removes the next command from the buffer and returns it.
-
-        Returns:
-            The command, a Packet with its complete payload; None if more bytes are needed.
-
-        Raises:
-            RemoteProtocolError: The bytes are not a command. They stay in the buffer, so every later call raises again.
-        """
-        header = command_length(self._buffer)
-        payload = payload_length(self._buffer)
-        if header is None or payload is None or len(self._buffer) < header + payload:
-            return None
-        command, consumed = decode(self._buffer)
-        del self._buffer[:consumed]
-        return command
-
-    @property
-    def trailing(self) -> bytes:
-        """The bytes that were fed but belong to no command returned so far; after a Connect, application data."""
-        return bytes(self._buffer)
 
 
 def _truncated(data: Buffer, expected: int | None) -> str:

@@ -1,8 +1,8 @@
 """The six ASPORT commands as values, and their numbers on the wire.
 
 Values only: encoding is in ``codec``. Commands whose fields do not fit on the wire cannot be constructed, so all other
-modules may rely on field widths. Rules across commands (fragments, order) are in ``fragments`` and ``handshake``,
-because a peer may violate those with a well-formed command.
+modules may rely on field widths. A peer may violate the rules across commands with well-formed ones: ``handshake``
+checks their order, the engine fragments.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Connect:
 class Packet:
     """Both directions, datagram or unidirectional stream: one UDP packet or one fragment of it.
 
-    Only widths are checked here. ``fragments`` checks fragment numbers and the address: an error there costs the
+    Only widths are checked here. The engine checks fragment numbers and the address: an error there costs the
     fragment, not the connection.
 
     Attributes:

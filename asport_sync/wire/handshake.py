@@ -223,17 +223,11 @@ class ClientHandshake(_Handshake[ClientState]):
     def __init__(self) -> None:
         super().__init__(CLIENT_TABLE, ClientState.IDLE)
         self._server_hello: ServerHello | None = None
-        self._duplicate_server_hellos = 0
 
     @property
     def server_hello(self) -> ServerHello | None:
         """The server's answer: the first ServerHello, or None before it arrives."""
         return self._server_hello
-
-    @property
-    def duplicate_server_hellos(self) -> int:
-        """Number of ignored further ServerHello commands."""
-        return self._duplicate_server_hellos
 
     def send_hello(self) -> None:
         """Records that the caller sends ClientHello now; the QUIC handshake must be complete.
@@ -253,8 +247,5 @@ class ClientHandshake(_Handshake[ClientState]):
             RemoteProtocolError: The server may not send this command, or not now.
         """
         self._advance(_received(command))
-        if isinstance(command, ServerHello):
-            if self._server_hello is None:
-                self._server_hello = command
-            else:
-                self._duplicate_server_hellos += 1
+        if isinstance(command, ServerHello) and self._server_hello is None:
+            self._server_hello = command

@@ -31,7 +31,7 @@ from asport_sync.errors import (
     PortDenied,
     RefusedError,
 )
-from asport_sync.host.credentials import trusted_certificates
+from asport_sync.host.credentials import load_client
 from asport_sync.host.host import Host
 from asport_sync.runtime import sockets
 from asport_sync.wire import (
@@ -694,14 +694,15 @@ def test_trusted_certificates_become_one_bundle(tmp_path: Path) -> None:
     der.write_bytes(b"\x30\x03\x02\x01\x05")
     text = "-----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----\n"
     with scene_of(nothing, certificates={"paths": [str(pem), str(der)], "pem": text, "disable_native": True}) as scene:
-        bundle = trusted_certificates(scene.config)
+        options = scene.engine.credentials[0]
+        bundle = options["trust"]
+        assert isinstance(bundle, bytes)
         assert bundle.count(b"-----BEGIN CERTIFICATE-----") == 3
         assert b"MAMCAQU=" in bundle
-        options = scene.engine.credentials[0]
-        assert (options["trust"], options["system_trust"], options["verify"]) == (bundle, False, True)
+        assert (options["system_trust"], options["verify"]) == (False, True)
         pem.unlink()
         with pytest.raises(ConfigError, match=r"a\.pem: certificates\.paths: cannot be read"):
-            trusted_certificates(scene.config)
+            load_client(scene.config, scene.host.engine, None)
 
 
 def test_verification_may_be_switched_off_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import sys
 def main(arguments: list[str]) -> None:
     """Hand a target to libFuzzer, which ends the process."""
     atheris = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["asport_sync.wire"]):
+    with atheris.instrument_imports(include=["asport_sync.wire", "tests.wire"]):
         targets = importlib.import_module("tests.fuzz.python_targets")
     atheris.Setup([sys.argv[0], *arguments[1:]], targets.FUNCTIONS[arguments[0]])
     atheris.Fuzz()

@@ -17,7 +17,6 @@ from asport_sync.wire import (
     ClientHandshake,
     ClientHello,
     Command,
-    Decoder,
     Dialect,
     Packet,
     ServerHandshake,
@@ -25,10 +24,11 @@ from asport_sync.wire import (
     ServerState,
     codec,
     dialect,
-    fragments,
     proxy_header,
 )
 from tests.native import oracle as native_oracle
+from tests.wire import fragments
+from tests.wire.decoder import Decoder
 
 LIFETIME = 1000
 

@@ -13,9 +13,10 @@ from typing import Any
 import cffi
 
 from asport_sync.errors import LocalProtocolError, RemoteProtocolError
-from asport_sync.wire import codec, fragments
+from asport_sync.wire import codec
 from asport_sync.wire.commands import Address, Packet
 from tests.support.compiling import compiler
+from tests.wire import fragments
 
 NATIVE = Path(__file__).resolve().parents[2] / "asport_sync" / "_native"
 LIFETIME = 1000

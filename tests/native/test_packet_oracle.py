@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asport_sync.errors import LocalProtocolError
-from asport_sync.wire import codec, fragments
+from asport_sync.wire import codec
 from asport_sync.wire.commands import Address, Connect, Packet
 from tests.native.oracle import (
     LIFETIME,
@@ -23,6 +23,7 @@ from tests.native.oracle import (
     same_plan,
 )
 from tests.support.compiling import NoCompiler
+from tests.wire import fragments
 
 RANDOM_INPUTS = 20_000
 
@@ -87,7 +88,7 @@ def test_any_bytes(native: Native, data: bytes) -> None:
 @given(packet=packets, cut=st.integers(0, 130), trailing=st.binary(max_size=5))
 def test_packets(native: Native, packet: Packet, cut: int, trailing: bytes) -> None:
     data = codec.encode(packet)
-    assert native.encode(packet) == codec.encode_packet_header(packet)
+    assert native.encode(packet) + packet.payload == data
     assert same_decision(native, data + trailing)
     assert same_packet(native, data + trailing)
     same_decision(native, data[:cut])
@@ -133,7 +134,7 @@ def test_plans(native: Native, limit: int, payload: int, address: Address) -> No
 )
 def test_plans_at_the_edges(native: Native, limit: int, fragments_: int, more: int, address: Address) -> None:
     """Payloads that fill their last fragment to the brim, and one byte more or less."""
-    first = limit - 10 - codec.address_length(address)
+    first = limit - fragments.header_length(address)
     same_plan(native, limit, address, max(0, first + (fragments_ - 1) * (limit - 11) + more))
 
 

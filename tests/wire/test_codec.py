@@ -1,8 +1,6 @@
-"""Commands to bytes and back, whole and in pieces."""
+"""Commands to bytes and back."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -10,22 +8,16 @@ from hypothesis import strategies as st
 
 from asport_sync.errors import RemoteProtocolError
 from asport_sync.wire import (
-    Address,
     ClientHello,
     Command,
-    Connect,
-    Decoder,
     Packet,
-    address_length,
-    command_length,
     decode,
     encode,
-    encode_packet_header,
-    payload_length,
 )
+from asport_sync.wire.codec import command_length, payload_length
 
-from .strategies import chunked, commands, optional_addresses, packets, wire_bytes
-from .vectors import COMMANDS, PEER_IPV4, TOKEN, USER
+from .strategies import commands, packets, wire_bytes
+from .vectors import COMMANDS, USER
 
 every_command = pytest.mark.parametrize(
     ("command", "data"),
@@ -46,12 +38,6 @@ MALFORMED = {
 every_malformation = pytest.mark.parametrize(
     ("data", "text"), [(bytes.fromhex(data), text) for data, text in MALFORMED.values()], ids=list(MALFORMED)
 )
-
-
-def drain(decoder: Decoder) -> Iterator[Command]:
-    """The commands that are complete, each as soon as it is taken out."""
-    while (command := decoder.next_command()) is not None:
-        yield command
 
 
 # --- known bytes -----------------------------------------------------------------------------------------------------
@@ -86,18 +72,6 @@ def test_decode_refuses_every_truncation(command: Command, data: bytes) -> None:
 
 
 @every_command
-def test_decoder_waits_at_every_truncation(command: Command, data: bytes) -> None:
-    for length in range(len(data)):
-        decoder = Decoder()
-        decoder.feed(data[:length])
-        assert decoder.next_command() is None
-        assert decoder.trailing == data[:length]
-        decoder.feed(data[length:])
-        assert decoder.next_command() == command
-        assert decoder.trailing == b""
-
-
-@every_command
 def test_lengths_are_known_as_soon_as_they_can_be(command: Command, data: bytes) -> None:
     payload = command.size if isinstance(command, Packet) else 0
     header = len(data) - payload
@@ -109,15 +83,6 @@ def test_lengths_are_known_as_soon_as_they_can_be(command: Command, data: bytes)
         assert payload_length(data[:length]) == (payload if length >= payload_known_at else None)
 
 
-def test_packet_header_and_payload_are_the_command() -> None:
-    packet, text = COMMANDS["V5 Packet whole"]
-    assert isinstance(packet, Packet)
-    header = encode_packet_header(packet)
-    assert (header + packet.payload).hex() == text
-    assert command_length(header) == len(header)
-    assert payload_length(header) == packet.size
-
-
 # --- malformed bytes -------------------------------------------------------------------------------------------------
 
 
@@ -125,17 +90,6 @@ def test_packet_header_and_payload_are_the_command() -> None:
 def test_malformed_bytes_are_refused_with_what_was_found_and_expected(data: bytes, text: str) -> None:
     with pytest.raises(RemoteProtocolError, match=text):
         decode(data)
-
-
-@every_malformation
-def test_decoder_goes_on_refusing(data: bytes, text: str) -> None:
-    decoder = Decoder()
-    decoder.feed(data)
-    for _ in range(2):
-        with pytest.raises(RemoteProtocolError, match=text):
-            decoder.next_command()
-        decoder.feed(bytes.fromhex("0005"))
-    assert decoder.trailing == data + bytes.fromhex("00050005")
 
 
 def test_every_unknown_number_is_refused() -> None:
@@ -167,33 +121,6 @@ def test_error_text_does_not_hold_the_token() -> None:
         assert b"correct".hex() not in str(failure.value)
 
 
-# --- streams ---------------------------------------------------------------------------------------------------------
-
-
-def test_application_data_follows_connect() -> None:
-    decoder = Decoder()
-    decoder.feed(encode(Connect(PEER_IPV4)) + b"GET /")
-    assert decoder.next_command() == Connect(PEER_IPV4)
-    assert decoder.trailing == b"GET /"
-
-
-def test_largest_packet_through_the_decoder() -> None:
-    packet = Packet(65535, 65535, 1, 0, PEER_IPV4, bytes(65535))
-    decoder = Decoder()
-    decoder.feed(encode(packet)[:-1])
-    assert decoder.next_command() is None
-    decoder.feed(b"\x00")
-    assert decoder.next_command() == packet
-
-
-def test_decoder_copies_what_it_is_fed() -> None:
-    buffer = bytearray(encode(ClientHello(USER, TOKEN, 3, 1, 2)))
-    decoder = Decoder()
-    decoder.feed(memoryview(buffer))
-    buffer[:] = bytes(len(buffer))
-    assert decoder.next_command() == ClientHello(USER, TOKEN, 3, 1, 2)
-
-
 # --- properties ------------------------------------------------------------------------------------------------------
 
 
@@ -207,28 +134,9 @@ def test_decode_inverts_encode(command: Command, trailing: bytes) -> None:
 @settings(deadline=None)
 @given(packets)
 def test_lengths_of_any_packet(packet: Packet) -> None:
-    header = encode_packet_header(packet)
-    assert len(header) == 10 + address_length(packet.address)
-    assert (command_length(header), payload_length(header)) == (len(header), len(packet.payload))
-
-
-@settings(deadline=None)
-@given(optional_addresses)
-def test_address_length_is_what_encode_writes(address: Address | None) -> None:
-    assert len(encode(Connect(address))) == 2 + address_length(address)
-
-
-@settings(deadline=None)
-@given(st.data(), st.lists(commands, max_size=4), st.sampled_from([b"", b"\x00", b"\x00\x01"]))
-def test_any_chunking_gives_the_same_commands(data: st.DataObject, sent: list[Command], rest: bytes) -> None:
-    stream = b"".join(map(encode, sent)) + rest
-    decoder = Decoder()
-    received: list[Command] = []
-    for chunk in data.draw(chunked(stream)):
-        decoder.feed(chunk)
-        received.extend(drain(decoder))
-    assert received == sent
-    assert decoder.trailing == rest
+    data = encode(packet)
+    assert payload_length(data) == len(packet.payload)
+    assert command_length(data) == len(data) - len(packet.payload)
 
 
 @settings(deadline=None, max_examples=300)
@@ -239,24 +147,3 @@ def test_arbitrary_bytes_decode_or_are_refused(data: bytes) -> None:
     except RemoteProtocolError:
         return
     assert encode(command) == data[:consumed]
-
-
-def outcome(chunks: list[bytes]) -> tuple[list[Command], str | None, bytes]:
-    """What a decoder makes of a stream: its commands, its error and what is left."""
-    decoder = Decoder()
-    found: list[Command] = []
-    error = None
-    for chunk in chunks:
-        decoder.feed(chunk)
-        try:
-            found.extend(drain(decoder))
-        except RemoteProtocolError as failure:
-            error = str(failure)
-    return found, error, decoder.trailing
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.data(), st.lists(wire_bytes | commands.map(encode), max_size=3))
-def test_any_chunking_of_arbitrary_bytes_ends_the_same(data: st.DataObject, parts: list[bytes]) -> None:
-    stream = b"".join(parts)
-    assert outcome(data.draw(chunked(stream))) == outcome([stream])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from asport_sync.errors import LocalProtocolError, RemoteProtocolError
 from asport_sync.wire import Address, Packet, decode, encode
-from asport_sync.wire.fragments import (
+
+from .fragments import (
     MAX_FRAGMENTS,
     MAX_PAYLOAD_LENGTH,
     DropReason,
@@ -19,7 +20,6 @@ from asport_sync.wire.fragments import (
     fragment,
     plan,
 )
-
 from .strategies import addresses, packets, uint8, wire_bytes
 from .vectors import RESOLVER
 

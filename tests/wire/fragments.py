@@ -1,7 +1,7 @@
 """UDP packets larger than a QUIC DATAGRAM frame: fragmentation and reassembly.
 
-This is the readable specification of the rules (ASPORT draft, "Packet"). The native engine handles the traffic; its
-tests compare it with this module.
+This is the readable specification of the rules (ASPORT draft, "Packet"). Only the engine fragments and reassembles,
+in C; its tests compare it with this module.
 
 * The first fragment carries the address, the others carry None, so the others have more room for payload.
 * A fragment contains the number of fragments, so they may arrive in any order.
@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from asport_sync.errors import LocalProtocolError
-from asport_sync.wire.codec import PACKET_FIXED_LENGTH, address_length
-from asport_sync.wire.commands import Address, Packet
+from asport_sync.wire import Address, Packet, encode
 
 MAX_FRAGMENTS = 255
 """Maximum fragments of one packet: frag_total is one byte."""
@@ -48,8 +47,8 @@ def plan(max_datagram_size: int, address: Address, payload_length: int) -> list[
     """
     if not 0 <= payload_length <= MAX_PAYLOAD_LENGTH:
         raise LocalProtocolError(f"payload has {payload_length} bytes, expected 0 to {MAX_PAYLOAD_LENGTH}")
-    first = max_datagram_size - PACKET_FIXED_LENGTH - address_length(address)
-    later = max_datagram_size - PACKET_FIXED_LENGTH - address_length(None)
+    first = max_datagram_size - header_length(address)
+    later = max_datagram_size - header_length(None)
     if first < min(payload_length, 1):
         needed = max_datagram_size - first + min(payload_length, 1)
         raise LocalProtocolError(
@@ -65,6 +64,11 @@ def plan(max_datagram_size: int, address: Address, payload_length: int) -> list[
             f"expected at most {MAX_FRAGMENTS}"
         )
     return lengths
+
+
+def header_length(address: Address | None) -> int:
+    """Returns the bytes of a Packet before its payload: 11, 17 or 29."""
+    return len(encode(Packet(0, 0, 1, 0, address, b"")))
 
 
 def fragment(packet: Packet, max_datagram_size: int) -> list[Packet]:
