@@ -1,6 +1,7 @@
+"""Association IDs, and how ports share the associations."""
+
 from __future__ import annotations
 
-from asport_sync.host.associations import SourceShares
 from asport_sync.server.associations import AssociationTable, SharedBudget
 
 
@@ -49,33 +50,6 @@ def test_releasing_what_is_free_does_nothing() -> None:
     table.release(9)
     assert len(table) == 0
     assert table.allocate() == 1
-
-
-def test_shares_are_kept_apart_and_leave_nothing() -> None:
-    shares = SourceShares(most=2)
-    shares.take(1, "192.0.2.1")
-    shares.take(2, "192.0.2.1")
-    shares.take(3, "192.0.2.2")
-    assert shares.full("192.0.2.1")
-    assert not shares.full("192.0.2.2")
-    assert not shares.full("192.0.2.3")
-    for association in (1, 1, 2, 3, 9):
-        shares.give_back(association)
-    assert len(shares) == 0
-    assert not shares.full("192.0.2.1")
-
-
-def test_who_has_more_than_his_share() -> None:
-    shares = SourceShares(most=2)
-    for association in range(3):
-        assert shares.over is None
-        shares.take(association, "192.0.2.1")
-    shares.take(3, "192.0.2.2")
-    assert shares.over == "192.0.2.1"
-    shares.give_back(3)
-    assert shares.over == "192.0.2.1"
-    shares.give_back(0)
-    assert shares.over is None
 
 
 def test_a_shared_budget_says_who_has_to_give_some_up() -> None:
