@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from asport_sync.client import connector
 from asport_sync.client.connector import Happened, Report
 from asport_sync.config import ServerConfig
 from asport_sync.engine import CloseCause, ConnectionInfo
-from asport_sync.errors import AuthenticationFailed, EngineError
+from asport_sync.errors import EngineError
 from asport_sync.runtime import sockets
 from asport_sync.wire import ClientHello, ServerHello, ServerHelloCode, decode, encode
 from tests.client.scene import (
@@ -121,41 +120,6 @@ def test_a_server_that_answers_slowly_is_not_called_again(monkeypatch: pytest.Mo
         scene.attempts(3)
 
 
-@pytest.mark.usefixtures("brisk")
-def test_the_number_of_attempts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connector, "_MAX_ATTEMPTS", 3)
-    with scene_of(nothing) as scene:
-        scene.attempts(8)
-        open_ones = [each for each in list(scene.engine.connections) if each.closed is None]
-        assert 3 <= len(open_ones) <= 4
-        assert open_ones == scene.engine.connections[-len(open_ones) :]
-
-
-@pytest.mark.usefixtures("brisk")
-def test_a_refusal_ends_the_race() -> None:
-    with scene_of(nothing, nothing, refuse_with(ServerHelloCode.AUTH_FAILED), nothing, attempts=1) as scene:
-        with pytest.raises(AuthenticationFailed):
-            scene.session.wait_ready(None)
-        assert scene.backoff.slow == [True]
-        assert all(each.closed == (0, 0.0) for each in scene.engine.connections)
-
-
-@pytest.mark.usefixtures("brisk")
-def test_where_one_address_answers_with_an_error_the_others_get_their_time(names: Names) -> None:
-    names.answers.append([("2001:db8::1", 443), ("192.0.2.2", 443)])
-    with scene_of(nothing, close_with(CloseCause.VERSION), server="name.example:443", attempts=1) as scene:
-        # Others may have begun before the answer of the second was looked at; they get the same one.
-        wait_until(
-            lambda: 0 < scene.counter("attempts_failed") == len(scene.engine.connections) - 1, TIMEOUT, "one left"
-        )
-        assert scene.backoff.slow == []
-        begun = len(scene.engine.connections)
-        scene.engine.post(fake.closed(scene.engine.connections[0], CloseCause.HANDSHAKE_TIMEOUT))
-        wait_until(lambda: scene.backoff.slow == [False], TIMEOUT, "all have failed")
-        assert "version" in str(scene.session._failure)
-        assert len(scene.engine.connections) == begun
-
-
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -167,22 +131,6 @@ def test_a_second_address_need_not_wait_for_the_first(names: Names) -> None:
         first, second = scene.engine.connections
         wait_until(lambda: first.closed == (0, 0.0), TIMEOUT, "the one that was not needed is closed")
         assert second.closed is None
-
-
-@pytest.mark.usefixtures("brisk")
-def test_while_names_can_not_be_looked_up_the_addresses_of_before_are_used(names: Names) -> None:
-    names.answers += [[("192.0.2.1", 443)], OSError(5, "no name server")]
-    with scene_of(nothing, server="name.example:443") as scene:
-        scene.attempts(3)
-        assert {each["remote"] for each in scene.engine.connecting} == {("192.0.2.1", 443)}
-
-
-@pytest.mark.usefixtures("brisk")
-def test_every_round_looks_the_name_up(names: Names) -> None:
-    names.answers += [[("192.0.2.1", 443)], [("192.0.2.2", 443)]]
-    with scene_of(nothing, server="name.example:443") as scene:
-        scene.attempts(3)
-        assert [each["remote"][0] for each in scene.engine.connecting][:3] == ["192.0.2.1", "192.0.2.2", "192.0.2.2"]
 
 
 # --- beside what stands -----------------------------------------------------------------------------------------------
@@ -215,16 +163,6 @@ def test_a_silent_connection_keeps_its_place_until_the_server_answers_another(
     assert first.closed == (0, 0.0)
     assert scene.session.wait_ready(TIMEOUT) == (SERVER[0], PORT)
     assert scene.backoff.slow == []
-
-
-def test_a_late_sign_of_life_does_not_confuse(standing: tuple[Scene, FakeConnection]) -> None:
-    """Heard again while the answer to the last question is still to come, which then is that it is silent."""
-    scene, first = standing
-    scene.engine.post(fake.silence(first, silent=False))
-    scene.engine.post(fake.probed(first, alive=False))
-    let_in(scene, scene.engine.connections[1])
-    wait_until(lambda: scene.backoff.successes == 2, TIMEOUT, "the second has joined")
-    assert len(scene.engine.connections) == 2
 
 
 def test_a_connection_that_was_reset_makes_way(standing: tuple[Scene, FakeConnection]) -> None:

@@ -354,7 +354,10 @@ def test_a_server_that_answers_with_an_error_leaves_the_others_their_time() -> N
     client.wait()
     version = ConnectError("no common version")
     assert client.report(Happened.ENDED, "b", version) == [Failed(version, None)]
-    assert client.wait()[0] == Close("a")  # no new attempt before its time is over
+    closed, failed = client.wait()  # no new attempt before its time is over
+    assert closed == Close("a")
+    assert isinstance(failed, Failed)
+    assert failed.problem is version
     assert client.connector.state is State.CONNECTING
     assert client.opened == [FIRST, SECOND]
 
@@ -367,6 +370,15 @@ def test_each_round_looks_the_name_up_and_falls_back_on_earlier_addresses() -> N
     assert client.wait() == [Open(FIRST)]  # it takes longer than 0.3 s
     assert client.report(Happened.RESOLVED, addresses=[SECOND]) == []
     assert client.wait() == [Open(SECOND)]  # and is used as soon as it is there
+
+
+def test_a_failed_look_up_leaves_the_earlier_addresses() -> None:
+    client = started()
+    client.report(Happened.RESOLVED, addresses=[FIRST])
+    client.wait()
+    assert client.wait() == [Resolve()]
+    assert client.report(Happened.RESOLVED, addresses=OSError(5, "no name server")) == []
+    assert client.wait() == [Open(FIRST)]
 
 
 def test_a_name_that_can_not_be_resolved_is_a_failure() -> None:

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 
-from asport_sync.client import connector
 from asport_sync.client import session as client_session
 from asport_sync.client.backend import Associations, DialledBackend, max_associations
 from asport_sync.client.connection import ServerConnection, why_closed
@@ -216,13 +215,6 @@ def test_a_server_without_an_answer_to_the_hello_is_given_up() -> None:
         scene.session.wait_ready(TIMEOUT)
         assert scene.engine.connections[0].closed == (0, 0.0)
         assert scene.backoff.slow == [False]
-
-
-def test_an_attempt_without_any_event_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connector, "_ATTEMPT_GRACE_PERIOD", 0.0)
-    with scene_of(nothing, accept, timeout=0.05) as scene:
-        scene.session.wait_ready(TIMEOUT)
-        assert scene.engine.connections[0].closed == (0, 0.0)
 
 
 def test_late_words_of_a_connection_that_was_given_up_count_no_more() -> None:
