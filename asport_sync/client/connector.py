@@ -289,7 +289,7 @@ class Connector(Generic[C]):
             return
         if not self._untried:
             if self._is_any_answered():
-                self._next = self._now + self._backoff.beside()
+                self._next = self._now + self._backoff.parallel()
                 return
             if not self._find_addresses():
                 return
@@ -313,12 +313,12 @@ class Connector(Generic[C]):
         if self._untried:
             self._next = self._now + _NEXT_ADDRESS
         elif self._answer is None:
-            self._next = self._now + self._backoff.beside()
+            self._next = self._now + self._backoff.parallel()
         else:
             self._next = NEVER  # a server has answered: no new attempt before all others have ended
 
     def _not_opened(self, report: Report[C]) -> None:
-        self._next = self._now + self._backoff.beside()
+        self._next = self._now + self._backoff.parallel()
         self._attempt_failed(report.problem, None, steady=True)
 
     def _attempt_ended(self, report: Report[C]) -> None:

@@ -1,7 +1,6 @@
 """The local UDP service: one socket per association. The pump thread.
 
-The engine forwards datagrams. Python is involved only in the first datagram of each source, and where a
-service moves.
+The engine forwards datagrams. Python is involved only in the first datagram of each source, and where a service moves.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ class LocalTarget:
     the service seems to have moved. An address that refuses datagrams is tried after all others.
 
     Attributes:
-        trouble: Rate limit of log lines that the service does not take datagrams.
-        changes: Rate limit of log lines that it is reached at another address.
+        refusal_limit: Rate limit of log lines that the service does not take datagrams.
+        move_limit: Rate limit of log lines that it is reached at another address.
     """
 
     def __init__(
@@ -59,14 +58,14 @@ class LocalTarget:
     ) -> None:
         self.host = host
         self.port = port
-        self.trouble = RateLimit(1, _LINE_PERIOD, clock)
-        self.changes = RateLimit(1, _LINE_PERIOD, clock)
+        self.refusal_limit = RateLimit(1, _LINE_PERIOD, clock)
+        self.move_limit = RateLimit(1, _LINE_PERIOD, clock)
         self._pump = pump
         self._workers = workers
         self._clock = clock
         self._addresses: Addresses = [(host, port)] if self.is_fixed else []
         self._looked_up = float("inf") if self._addresses else float("-inf")
-        self._looking = False
+        self._is_resolving = False
         self._refused: dict[SocketAddress, float] = {}  # by address: when it refused datagrams last
         self._waiting: list[Callable[[Addresses], None]] = []
 
@@ -91,7 +90,7 @@ class LocalTarget:
     def ask(self, call: Callable[[Addresses], None]) -> None:
         """Calls ``call(addresses)`` now or as soon as they are known, with an empty list if there are none."""
         self.look_up()
-        if self._addresses or not self._looking:
+        if self._addresses or not self._is_resolving:
             call(self.addresses)
         else:
             self._waiting.append(call)
@@ -99,19 +98,19 @@ class LocalTarget:
     def ask_again(self, call: Callable[[Addresses], None]) -> None:
         """Like ``ask``, but waits for a new look-up, because the known addresses may be outdated."""
         self._look_up(_DOUBT_LASTS)
-        if self._looking:
+        if self._is_resolving:
             self._waiting.append(call)
         else:
             call(self.addresses)
 
     def _look_up(self, lasts: float) -> None:
-        if self._looking or self._clock() - self._looked_up < lasts:
+        if self._is_resolving or self._clock() - self._looked_up < lasts:
             return
         try:
             self._workers.submit(self._resolve)
         except (LifecycleError, RuntimeError):
             return  # stopped, or the system can't create a thread: the next call tries again
-        self._looking = True
+        self._is_resolving = True
 
     def _resolve(self) -> None:
         # Worker thread.
@@ -122,7 +121,7 @@ class LocalTarget:
         self._pump.offer(self._resolved, found)
 
     def _resolved(self, addresses: Addresses) -> None:
-        self._looking = False
+        self._is_resolving = False
         self._looked_up = self._clock()
         # One failed look-up doesn't mean that the service has moved.
         self._addresses = addresses or self._addresses
@@ -196,8 +195,8 @@ class LocalAssociations:
         self._early: dict[int, SocketAddress] = {}
         self._by_association: dict[int, _LocalAssociation] = {}
         self._by_udp: dict[int, _LocalAssociation] = {}  # by the engine's ID of the socket
-        self._shares = SourceShares(max(1, budget.most // 2))
-        self._places = Evictions(connection, budget.most, self._shares, counters, self.end)
+        self._shares = SourceShares(max(1, budget.maximum // 2))
+        self._evictions = Evictions(connection, budget.maximum, self._shares, counters, self.end)
         self._expiry = IdleCheck(pump, connection, timeout, self.end)
         self._silence: Timer | None = None  # the next check for unanswered associations
         self._closed = False
@@ -207,7 +206,7 @@ class LocalAssociations:
         self._target.look_up()
         self._expiry.begin()
         if not self._target.is_fixed:
-            self._silence = self._pump.after(_SILENCE_PERIOD, self._look_for_silence)
+            self._silence = self._pump.after(_SILENCE_PERIOD, self._check_silence)
 
     def joined(self, public: Address) -> None:
         """Handles requests from before the ServerHello, now that the public address and port are known."""
@@ -224,8 +223,8 @@ class LocalAssociations:
             self._early[association] = peer
             return
         try:
-            has_place = self._places.may_come(peer) and (
-                self._budget.take() or (self._places.make(peer) and self._budget.take())
+            has_place = self._evictions.allows(peer) and (
+                self._budget.take() or (self._evictions.make_room(peer) and self._budget.take())
             )
         except EngineClosed:
             return
@@ -302,7 +301,7 @@ class LocalAssociations:
                 self._open(assoc, addresses)
             except (OSError, EngineError) as problem:
                 # Other code in this process, or other programs on this machine, hold what the budget counted on.
-                if not _is_want(problem) or not self._places.make(assoc.peer):
+                if not _is_shortage(problem) or not self._evictions.make_room(assoc.peer):
                     raise
                 self._open(assoc, addresses)
         except EngineClosed:
@@ -356,11 +355,11 @@ class LocalAssociations:
     def _no_place(self, association: int, peer: SocketAddress) -> None:
         if self._shares.full(peer[0]):
             counter = "udp_associations_refused_share"
-            what = f"{sockets.host_text(peer[0])} has at least half of {self._budget.most} associations"
+            what = f"{sockets.host_text(peer[0])} has at least half of {self._budget.maximum} associations"
             self._refuse_more(peer)
         else:
             counter = "udp_associations_refused_limit"
-            what = f"all {self._budget.most} associations are in use"
+            what = f"all {self._budget.maximum} associations are in use"
             self._refuse_more(None)
         what += f"; {NONE_TO_EVICT} (udp_timeout is {self._timeout:g} s); the maximum is one per four descriptors"
         what += " (LimitNOFILE, ulimit -n)"
@@ -386,16 +385,16 @@ class LocalAssociations:
         if assoc.address in addresses or not self._move(assoc, addresses, error):
             assoc.tried = ()
             self._counters.add("udp_service_away")
-            self._target.trouble.warning(
+            self._target.refusal_limit.warning(
                 self._log,
                 "the local service does not accept UDP at %s: %s",
                 sockets.text(assoc.address),
                 os.strerror(error),
             )
 
-    def _look_for_silence(self) -> None:
+    def _check_silence(self) -> None:
         """Checks for associations whose service may have moved. Not used with an IP literal, which can't move."""
-        self._silence = self._pump.after(_SILENCE_PERIOD, self._look_for_silence)
+        self._silence = self._pump.after(_SILENCE_PERIOD, self._check_silence)
         try:
             silent = self._connection.unanswered_associations(_SILENT_AFTER, _STILL_SENDING)
         except EngineClosed:
@@ -439,7 +438,7 @@ class LocalAssociations:
             self._log.debug("association %d: cannot be moved: %s", assoc.association, problem)
             return True
         self._counters.add("udp_associations_moved")
-        self._target.changes.log(
+        self._target.move_limit.log(
             logging.INFO,
             self._log,
             "the local service %s at %s; UDP continues at %s",
@@ -450,7 +449,7 @@ class LocalAssociations:
         return True
 
 
-def _is_want(problem: OSError | EngineError) -> bool:
+def _is_shortage(problem: OSError | EngineError) -> bool:
     """Whether a socket failed for lack of a descriptor, memory or a local port."""
     number = problem.errno if isinstance(problem, OSError) else error_number(problem)
     return number in _NO_MORE_SOCKETS

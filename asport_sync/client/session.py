@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-from asport_sync.client import connector as machine
+from asport_sync.client import connector
 from asport_sync.client.backend import Backend, DialledBackend
 from asport_sync.client.connection import ServerConnection, is_steady, why_closed
 from asport_sync.client.connector import Connector, Happened, Report
@@ -122,7 +122,7 @@ _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
     ),
 }
 
-_Action: TypeAlias = "machine.Action[ServerConnection]"
+_Action: TypeAlias = "connector.Action[ServerConnection]"
 
 
 class ClientSession(Session):
@@ -165,13 +165,13 @@ class ClientSession(Session):
         self._timer: Timer | None = None  # the connector's
         self._port: int | None = None  # the latest public port, which may be requested again
         self._actions: dict[type, Callable[..., None]] = {
-            machine.Resolve: self._resolve,
-            machine.Open: self._open_connection,
-            machine.Greet: self._greet,
-            machine.Close: self._give_up,
-            machine.Probe: self._probe,
-            machine.NoteFailure: self._note_failure,
-            machine.Failed: self._failed,
+            connector.Resolve: self._resolve,
+            connector.Open: self._open_connection,
+            connector.Greet: self._greet,
+            connector.Close: self._close_connection,
+            connector.Probe: self._probe,
+            connector.NoteFailure: self._note_failure,
+            connector.Failed: self._failed,
         }
         self._handlers: dict[type, Callable[..., None]] = {
             Connected: self._connected,
@@ -256,8 +256,8 @@ class ClientSession(Session):
             self._public = None
             self._is_closed = True
             self._changed.notify_all()
-        for each in self._connections.values():
-            self.host.pump.call(each.associations.close)
+        for server_connection in self._connections.values():
+            self.host.pump.call(server_connection.associations.close)
         self._connections.clear()
 
     # --- the connector ---
@@ -292,7 +292,7 @@ class ClientSession(Session):
                 return
             self._timer.cancel()
         self._timer = None
-        if wake_at < machine.NEVER:
+        if wake_at < connector.NEVER:
             self._timer = self.host.timers.at(wake_at, self._wake)
 
     def _wake(self) -> None:
@@ -307,13 +307,13 @@ class ClientSession(Session):
                 self._public = public
                 self._changed.notify_all()
 
-    def _log_change(self, before: machine.State, after: machine.State, same: bool) -> None:
-        if before is machine.State.JOINED and after is machine.State.SILENT:
+    def _log_change(self, before: connector.State, after: connector.State, same: bool) -> None:
+        if before is connector.State.JOINED and after is connector.State.SILENT:
             _log.info("%s: connection silent; opening a new one in parallel", self._config.server)
-        elif before in (machine.State.SILENT, machine.State.CHECKING) and after is machine.State.JOINED and same:
+        elif before in (connector.State.SILENT, connector.State.CHECKING) and after is connector.State.JOINED and same:
             _log.info("%s: connection no longer silent", self._config.server)
 
-    def _resolve(self, _: machine.Resolve) -> None:
+    def _resolve(self, _: connector.Resolve) -> None:
         try:
             self.host.workers.submit(self._look_up)
         except (LifecycleError, RuntimeError) as problem:
@@ -328,7 +328,7 @@ class ClientSession(Session):
             found = problem
         self.host.call(self._report, Report(Happened.RESOLVED, addresses=found))
 
-    def _open_connection(self, action: machine.Open) -> None:
+    def _open_connection(self, action: connector.Open) -> None:
         try:
             opened = self._connect(action.address)
         except EngineClosed:
@@ -384,11 +384,11 @@ class ClientSession(Session):
             max_streams_bidi=_MAX_STREAMS if self._mode.tcp else 0,
         )
 
-    def _give_up(self, action: machine.Close[ServerConnection]) -> None:
+    def _close_connection(self, action: connector.Close[ServerConnection]) -> None:
         action.connection.given_up = True
         action.connection.connection.close(0)
 
-    def _probe(self, action: machine.Probe[ServerConnection]) -> None:
+    def _probe(self, action: connector.Probe[ServerConnection]) -> None:
         connection = action.connection.connection
         moved = action.migrate and self._migrate(action.connection)
         if not action.is_last:
@@ -399,11 +399,11 @@ class ClientSession(Session):
         limit = min(_MAX_LAST_PROBE, max(_MIN_LAST_PROBE, limit))
         connection.probe(limit, _LAST_PROBE_IN_OUTAGE - limit)
 
-    def _migrate(self, each: ServerConnection) -> bool:
+    def _migrate(self, server_connection: ServerConnection) -> bool:
         """Moves a connection to this machine's current address; returns whether that is a different one."""
         try:
-            with sockets.unbound_udp(each.remote[0]) as sock:
-                moved = each.connection.migrate(sock)
+            with sockets.unbound_udp(server_connection.remote[0]) as sock:
+                moved = server_connection.connection.migrate(sock)
         except EngineClosed:
             return False
         except (EngineError, OSError) as problem:
@@ -414,15 +414,15 @@ class ClientSession(Session):
             _log.info("%s: connection migrated to this machine's new address", self._config.server)
         return moved
 
-    def _note_failure(self, action: machine.NoteFailure[ServerConnection]) -> None:
-        each = action.connection
-        where = self._config.server if each is None else sockets.text(each.remote)
+    def _note_failure(self, action: connector.NoteFailure[ServerConnection]) -> None:
+        server_connection = action.connection
+        where = self._config.server if server_connection is None else sockets.text(server_connection.remote)
         _log.info("%s: %s", where, action.problem)
 
-    def _failed(self, action: machine.Failed) -> None:
+    def _failed(self, action: connector.Failed) -> None:
         failure, delay = action.problem, action.delay
         with self._changed:
-            news = str(failure) != str(self._failure)
+            is_new = str(failure) != str(self._failure)
             self._failure = failure
             self._changed.notify_all()
         self.host.counters.add("attempts_failed")
@@ -430,7 +430,7 @@ class ClientSession(Session):
             when = "other attempts in progress"
         else:
             when = f"retrying in {delay:.1f} s" if delay else "retrying immediately"
-        if news:
+        if is_new:
             _log.warning("%s: %s; %s", self._config.server, failure, when)
         else:
             kind = type(failure).__name__
@@ -455,29 +455,29 @@ class ClientSession(Session):
 
     def handle(self, event: Event) -> None:
         """Handles an event."""
-        each = self._connections.get(event.connection)  # type: ignore[union-attr]  # the host keeps LogRecord
-        if each is not None:
-            self._handlers[type(event)](each, event)
+        server_connection = self._connections.get(event.connection)  # type: ignore[union-attr]  # the host keeps LogRecord
+        if server_connection is not None:
+            self._handlers[type(event)](server_connection, event)
 
-    def _connected(self, each: ServerConnection, _: Connected) -> None:
-        self._report(Report(Happened.CONNECTED, each))
+    def _connected(self, server_connection: ServerConnection, _: Connected) -> None:
+        self._report(Report(Happened.CONNECTED, server_connection))
 
-    def _silence(self, each: ServerConnection, event: Silence) -> None:
-        self._report(Report(Happened.SILENT if event.silent else Happened.HEARD, each))
+    def _silence(self, server_connection: ServerConnection, event: Silence) -> None:
+        self._report(Report(Happened.SILENT if event.silent else Happened.HEARD, server_connection))
 
-    def _probed(self, each: ServerConnection, event: Probed) -> None:
-        self._report(Report(Happened.ALIVE if event.alive else Happened.DEAD, each))
+    def _probed(self, server_connection: ServerConnection, event: Probed) -> None:
+        self._report(Report(Happened.ALIVE if event.alive else Happened.DEAD, server_connection))
 
-    def _greet(self, action: machine.Greet[ServerConnection]) -> None:
+    def _greet(self, action: connector.Greet[ServerConnection]) -> None:
         """Sends the ClientHello, starts heartbeats, and lets the server's Packets in."""
-        each = action.connection
-        config, connection = self._config, each.connection
-        each.handshake.send_hello()
+        server_connection = action.connection
+        config, connection = self._config, server_connection.connection
+        server_connection.handshake.send_hello()
         proof = connection.export(token.label(config.uuid), token.context(config.password), token.TOKEN_LENGTH)
         first, last = config.expected_port_range.start, config.expected_port_range.end
         if self._port is not None and first < last:
             # Request the previous port. It may be taken: another client may have reached a restarted server first.
-            each.same_port = True
+            server_connection.same_port = True
             first = last = self._port
         connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, first, last)) + self._hint)
         connection.heartbeat(encode(Heartbeat()), config.heartbeat)
@@ -493,99 +493,103 @@ class ClientSession(Session):
             )
         connection.set_joined(carrier)
         if self._mode.udp is not None:
-            self.host.pump.call(each.associations.open)
+            self.host.pump.call(server_connection.associations.open)
 
-    def _command_received(self, each: ServerConnection, event: CommandReceived) -> None:
-        if each.given_up:
+    def _command_received(self, server_connection: ServerConnection, event: CommandReceived) -> None:
+        if server_connection.given_up:
             return
         try:
             command = decode(event.data)[0]
             if event.carrier is not Carrier.STREAM:
                 raise RemoteProtocolError(f"{type(command).__name__} in a DATAGRAM frame")
-            first = each.handshake.server_hello is None
-            each.handshake.receive(command)
+            first = server_connection.handshake.server_hello is None
+            server_connection.handshake.receive(command)
         except RemoteProtocolError as problem:
             self._broke_rules(str(problem))
             return
         if isinstance(command, Dissociate):
-            self.host.pump.call(each.associations.end, command.assoc_id)
+            self.host.pump.call(server_connection.associations.end, command.assoc_id)
         elif isinstance(command, ServerHello) and first:
             if command.port is None:
-                self._refused(each, command)
+                self._refused(server_connection, command)
             else:
-                self._joined(each, command.port)
+                self._joined(server_connection, command.port)
 
-    def _refused(self, each: ServerConnection, hello: ServerHello) -> None:
+    def _refused(self, server_connection: ServerConnection, hello: ServerHello) -> None:
         kind, text = _REFUSALS[hello.code]
         if hello.code in _REFUSALS_OF_A_MODE:
             text = f"{text}; {self._asked}"
         if hello.code in _REFUSALS_OF_PORTS:
             text = f"{text}; expected_port_range is {self._config.expected_port_range}"
         problem: AsportError = kind(text)
-        if each.same_port and hello.code in _REFUSALS_OF_PORTS:
+        if server_connection.same_port and hello.code in _REFUSALS_OF_PORTS:
             self._port = None
             problem = ConnectError("previous port unavailable; requesting any allowed port")
-        self._report(Report(Happened.ENDED, each, problem))
+        self._report(Report(Happened.ENDED, server_connection, problem))
 
-    def _joined(self, each: ServerConnection, port: int) -> None:
-        each.public = each.public_address(port)
+    def _joined(self, server_connection: ServerConnection, port: int) -> None:
+        server_connection.public = server_connection.public_address(port)
         self._port = port
-        self._report(Report(Happened.JOINED, each))
+        self._report(Report(Happened.JOINED, server_connection))
         with self._changed:
             self._failure = None
         self.host.counters.add("joined")
         _log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, port, self._mode)
         self.host.report_status()
         if self._mode.tcp:
-            self._backend.announce(each.connection)
-        while each.held:
-            self._serve(each, each.public, *each.held.popleft())
-        self.host.pump.call(each.associations.joined, each.public)
-        self.host.machine.watch_route(self, each.remote, self._address_changed)
+            self._backend.announce(server_connection.connection)
+        while server_connection.held:
+            self._serve(server_connection, server_connection.public, *server_connection.held.popleft())
+        self.host.pump.call(server_connection.associations.joined, server_connection.public)
+        self.host.machine.watch_route(self, server_connection.remote, self._address_changed)
 
-    def _stream_opened(self, each: ServerConnection, event: StreamOpened) -> None:
+    def _stream_opened(self, server_connection: ServerConnection, event: StreamOpened) -> None:
         try:
             command = decode(event.header)[0]
-            each.handshake.receive(command)
+            server_connection.handshake.receive(command)
             if not isinstance(command, Connect):
                 raise RemoteProtocolError(f"{type(command).__name__} on a bidirectional stream")
         except RemoteProtocolError as problem:
             self._broke_rules(str(problem))
             event.stream.reset()
             return
-        if each.given_up or not self._mode.tcp:
+        if server_connection.given_up or not self._mode.tcp:
             self.host.counters.add("streams_refused_no_tcp")
             self.host.limit.warning(_log, "%s: refused a TCP connection: not requested", self._config.server)
             event.stream.refuse()
-        elif each.public is not None:
-            self._serve(each, each.public, event.stream, command.address)
-        elif len(each.held) < _MAX_HELD_STREAMS:
-            each.held.append((event.stream, command.address))
+        elif server_connection.public is not None:
+            self._serve(server_connection, server_connection.public, event.stream, command.address)
+        elif len(server_connection.held) < _MAX_HELD_STREAMS:
+            server_connection.held.append((event.stream, command.address))
         else:
             self.host.counters.add("streams_refused_before_server_hello")
             event.stream.refuse()
 
-    def _serve(self, each: ServerConnection, public: Address, stream: Stream, source: Address | None) -> None:
+    def _serve(
+        self, server_connection: ServerConnection, public: Address, stream: Stream, source: Address | None
+    ) -> None:
         try:
-            self._backend.serve(each.connection, stream, source, public)
+            self._backend.serve(server_connection.connection, stream, source, public)
         except (LifecycleError, RuntimeError) as problem:
             self.host.counters.add("streams_refused_no_thread")
             self.host.limit.warning(_log, "connection dropped: %s", problem)
             stream.refuse()
 
-    def _association_wanted(self, each: ServerConnection, event: AssociationWanted) -> None:
-        if each.given_up or self._mode.udp is None:
+    def _association_wanted(self, server_connection: ServerConnection, event: AssociationWanted) -> None:
+        if server_connection.given_up or self._mode.udp is None:
             self.host.counters.add("udp_associations_refused_no_udp")
             self.host.limit.warning(_log, "%s: refused a UDP association: not requested", self._config.server)
-            self.host.pump.call(_refuse_association, each.connection, event.association)
+            self.host.pump.call(_refuse_association, server_connection.connection, event.association)
             return
-        self.host.pump.call(each.associations.wanted, event.association, event.peer)
+        self.host.pump.call(server_connection.associations.wanted, event.association, event.peer)
 
-    def _udp_large_transfer(self, each: ServerConnection, event: UdpLargeTransfer) -> None:
-        self.host.pump.call(each.associations.busy, event.udp)
+    def _udp_large_transfer(self, server_connection: ServerConnection, event: UdpLargeTransfer) -> None:
+        self.host.pump.call(server_connection.associations.busy, event.udp)
 
-    def _udp_refused(self, each: ServerConnection, event: UdpRefused) -> None:
-        refused = functools.partial(each.associations.refused, event.udp, event.error, answered=event.answered)
+    def _udp_refused(self, server_connection: ServerConnection, event: UdpRefused) -> None:
+        refused = functools.partial(
+            server_connection.associations.refused, event.udp, event.error, answered=event.answered
+        )
         self.host.pump.call(refused)
 
     def _violation(self, _: ServerConnection, event: Violation) -> None:
@@ -597,18 +601,18 @@ class ClientSession(Session):
         self.host.counters.add("server_violations")
         self.host.limit.warning(_log, "%s: protocol violation: %s", self._config.server, problem)
 
-    def _closed(self, each: ServerConnection, event: Closed) -> None:
-        del self._connections[each.connection]
-        state = each.handshake.state
-        each.handshake.close()
-        self._backend.forget(each.connection)
-        self.host.pump.call(each.associations.close)
-        while each.held:
+    def _closed(self, server_connection: ServerConnection, event: Closed) -> None:
+        del self._connections[server_connection.connection]
+        state = server_connection.handshake.state
+        server_connection.handshake.close()
+        self._backend.forget(server_connection.connection)
+        self.host.pump.call(server_connection.associations.close)
+        while server_connection.held:
             # Streams outlive their connection until they are relayed, attached or reset.
             with contextlib.suppress(EngineClosed):
-                each.held.popleft()[0].refuse()
+                server_connection.held.popleft()[0].refuse()
         problem = why_closed(event, state, self._asked)
-        self._report(Report(Happened.ENDED, each, problem, steady=is_steady(event, state)))
+        self._report(Report(Happened.ENDED, server_connection, problem, steady=is_steady(event, state)))
 
 
 def _refuse_association(connection: Connection, association: int) -> None:
@@ -617,9 +621,9 @@ def _refuse_association(connection: Connection, association: int) -> None:
         connection.remove_association(association)
 
 
-def _packets_received(each: ServerConnection) -> int:
+def _packets_received(server_connection: ServerConnection) -> int:
     try:
-        return each.connection.info().packets_received
+        return server_connection.connection.info().packets_received
     except EngineClosed:
         return 0
 

@@ -22,22 +22,22 @@ _EVICTED_SHARE = 64  # and at most one in 64 of all
 # Maximum number of associations per second, of a port or of a client, that need an eviction or whose address has its
 # maximum already: each costs Python a tenth of a millisecond on a server and more on a client, time that a flood must
 # not take from others.
-_NEWCOMERS_PER_SECOND = 2500
-NONE_TO_EVICT = f"none was idle for {_EVICTABLE_AFTER:g} s, or {_NEWCOMERS_PER_SECOND} were evicted in the last second"
+_MAX_NEW_PER_SECOND = 2500
+NONE_TO_EVICT = f"none was idle for {_EVICTABLE_AFTER:g} s, or {_MAX_NEW_PER_SECOND} were evicted in the last second"
 """Why nothing was evicted, for log lines."""
 # Seconds after a refusal for which the engine drops further requests without reporting them: many sources must not keep
 # Python busy with refusals.
 REFUSAL_LASTS = 0.1
-SHORTEST_EXPIRY_PERIOD = 1.0
+MIN_EXPIRY_PERIOD = 1.0
 """Minimum number of seconds between checks for idle associations."""
 
 
 def expiry_period(timeout: float) -> float:
     """Returns the seconds between checks for idle associations.
 
-    An association outlives its timeout by at most a tenth of it or ``SHORTEST_EXPIRY_PERIOD``, whichever is longer.
+    An association outlives its timeout by at most a tenth of it or ``MIN_EXPIRY_PERIOD``, whichever is longer.
     """
-    return max(SHORTEST_EXPIRY_PERIOD, timeout / 10)
+    return max(MIN_EXPIRY_PERIOD, timeout / 10)
 
 
 class IdleCheck:
@@ -54,7 +54,7 @@ class IdleCheck:
 
     def begin(self) -> None:
         """Begins to check, or restarts the period."""
-        self._look_in(expiry_period(self._timeout))
+        self._check_in(expiry_period(self._timeout))
 
     def end(self) -> None:
         """Ends the checks. Idempotent."""
@@ -62,11 +62,11 @@ class IdleCheck:
             self._timer.cancel()
         self._timer = None
 
-    def _look_in(self, delay: float) -> None:
+    def _check_in(self, delay: float) -> None:
         self.end()
-        self._timer = self._pump.after(delay, self._look)
+        self._timer = self._pump.after(delay, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self.begin()
         try:
             idle = self._connection.idle_associations(self._timeout, _ENDED_AT_ONCE)
@@ -76,7 +76,7 @@ class IdleCheck:
             self.end()
         else:
             if len(idle) == _ENDED_AT_ONCE:
-                self._look_in(_PAUSE_BETWEEN_ENDS)
+                self._check_in(_PAUSE_BETWEEN_ENDS)
 
 
 class Evictions:
@@ -84,7 +84,7 @@ class Evictions:
 
     Args:
         connection: The connection of the associations.
-        most: Maximum number of associations.
+        max_associations: Maximum number of associations.
         shares: The number of associations of each source address.
         counters: Counts evictions.
         end: Called for each association to end.
@@ -94,55 +94,55 @@ class Evictions:
     def __init__(
         self,
         connection: Connection,
-        most: int,
+        max_associations: int,
         shares: SourceShares,
         counters: Counters,
         end: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._allowed = float(_NEWCOMERS_PER_SECOND)  # new associations allowed now
+        self._allowed = float(_MAX_NEW_PER_SECOND)  # new associations allowed now
         self._allowed_at = clock()
         self._connection = connection
-        self._at_once = max(1, min(_EVICTED_AT_ONCE, most // _EVICTED_SHARE))
+        self._at_once = max(1, min(_EVICTED_AT_ONCE, max_associations // _EVICTED_SHARE))
         self._shares = shares
         self._counters = counters
         self._end = end
 
-    def may_come(self, newcomer: SocketAddress) -> bool:
+    def allows(self, source: SocketAddress) -> bool:
         """Whether Python has time for another association of this address; always true below the address's maximum."""
-        return not self._shares.full(newcomer[0]) or self._take(1) == 1
+        return not self._shares.full(source[0]) or self._take(1) == 1
 
-    def make(self, newcomer: SocketAddress) -> bool:
+    def make_room(self, source: SocketAddress) -> bool:
         """Makes room for an association of this address; returns whether it could.
 
         If the address is below its maximum and another exceeds it, associations of the latter are evicted, idle or not.
         """
-        if self._shares.full(newcomer[0]):
-            return self.free(newcomer, _EVICTABLE_AFTER, self._at_once) > 0
+        if self._shares.full(source[0]):
+            return self._evict(source, _EVICTABLE_AFTER, self._at_once) > 0
         if self._shares.over is not None:
-            return self.free((self._shares.over, 0), 0.0, self._at_once) > 0
-        most = self._take(self._at_once)
-        freed = self.free(None, _EVICTABLE_AFTER, most) if most else 0
-        self._allowed += most - freed
-        return freed > 0
+            return self._evict((self._shares.over, 0), 0.0, self._at_once) > 0
+        taken = self._take(self._at_once)
+        evicted = self._evict(None, _EVICTABLE_AFTER, taken) if taken else 0
+        self._allowed += taken - evicted
+        return evicted > 0
 
     def _take(self, wanted: int) -> int:
         """Takes up to ``wanted`` from the allowance of a second; returns how many."""
         now = self._clock()
-        self._allowed = min(self._allowed + (now - self._allowed_at) * _NEWCOMERS_PER_SECOND, _NEWCOMERS_PER_SECOND)
+        self._allowed = min(self._allowed + (now - self._allowed_at) * _MAX_NEW_PER_SECOND, _MAX_NEW_PER_SECOND)
         self._allowed_at = now
         taken = min(wanted, int(self._allowed))
         self._allowed -= taken
         return taken
 
-    def give_up(self, most: int) -> None:
-        """Ends up to ``most`` associations, idle or not."""
-        self.free(None, 0.0, min(most, self._at_once))
+    def evict(self, maximum: int) -> None:
+        """Ends up to ``maximum`` associations, idle or not."""
+        self._evict(None, 0.0, min(maximum, self._at_once))
 
-    def free(self, host: SocketAddress | None, idle: float, most: int) -> int:
-        """Ends up to ``most`` associations of a host, or of any, that were idle for so long; returns how many."""
-        evicted = self._connection.idle_associations(idle, most, host)
+    def _evict(self, host: SocketAddress | None, idle: float, maximum: int) -> int:
+        """Ends up to ``maximum`` associations of a host, or of any, that were idle for so long; returns how many."""
+        evicted = self._connection.idle_associations(idle, maximum, host)
         for association in evicted:
             self._end(association)
         self._counters.add("udp_associations_evicted", len(evicted))
@@ -153,15 +153,15 @@ class SourceShares:
     """Counts the associations of each source address, so that none takes all. One thread.
 
     Args:
-        most: Maximum number of associations of one source address while others want some; at least half of all, so that
-            only one address can exceed it.
+        maximum: Maximum number of associations of one source address while others want some; at least half of all, so
+            that only one address can exceed it.
 
     Attributes:
         over: The address that exceeds the maximum; None: there is none.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
         self.over: str | None = None
         self._taken: collections.Counter[str] = collections.Counter()
         self._source: dict[int, str] = {}
@@ -171,13 +171,13 @@ class SourceShares:
 
     def full(self, ip: str) -> bool:
         """Whether this address has reached its maximum."""
-        return self._taken[ip] >= self._most
+        return self._taken[ip] >= self._maximum
 
     def take(self, association: int, ip: str) -> None:
         """Counts an association of this address."""
         self._source[association] = ip
         self._taken[ip] += 1
-        if self._taken[ip] > self._most:
+        if self._taken[ip] > self._maximum:
             self.over = ip
 
     def give_back(self, association: int) -> None:
@@ -185,7 +185,7 @@ class SourceShares:
         ip = self._source.pop(association, None)
         if ip is not None:
             self._taken[ip] -= 1
-            if ip == self.over and self._taken[ip] <= self._most:
+            if ip == self.over and self._taken[ip] <= self._maximum:
                 self.over = None
             if self._taken[ip] == 0:
                 del self._taken[ip]

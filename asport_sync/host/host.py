@@ -176,7 +176,7 @@ class Host:
         problems: list[BaseException] = []
         done = threading.Event()
 
-        def and_tell() -> None:
+        def call_and_keep_result() -> None:
             try:
                 results.append(function(*arguments))
             except BaseException as problem:
@@ -184,7 +184,7 @@ class Host:
             finally:
                 done.set()
 
-        self.call(and_tell)
+        self.call(call_and_keep_result)
         while not done.wait(0.1 if self._events.is_alive() else 0):
             if not self._events.is_alive() and not done.is_set():
                 raise LifecycleError("the host is stopped")

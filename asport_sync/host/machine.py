@@ -56,12 +56,12 @@ class MachineWatch:
         self._is_open = True
         self._network.open()
         try:
-            self._sleep = SleepWatch(self._pump, clock_watch(), self._tell_all, self._asleep)
+            self._sleep = SleepWatch(self._pump, clock_watch(), self._call_all, self._asleep)
         except EngineError as problem:
             _log.debug("resume from sleep cannot be detected: %s", problem)
         else:
             self._sleep.open()
 
-    def _tell_all(self) -> None:
+    def _call_all(self) -> None:
         for resumed in self._resumed:
             resumed()

@@ -27,7 +27,7 @@ class Relays:
     Args:
         engine: Relays the streams.
         workers: Provides the relaying threads.
-        most: Maximum number of streams relayed by workers at the same time.
+        max_workers: Maximum number of streams relayed by workers at the same time.
         counters: Counts drops.
         log: Receives one line for each stream: at level info for at most 200 per second, at level debug for all, and
             for their beginnings.
@@ -39,7 +39,7 @@ class Relays:
         self,
         engine: Engine,
         workers: WorkerPool,
-        most: int,
+        max_workers: int,
         counters: Counters,
         log: logging.Logger,
         place: Callable[[Connection], str],
@@ -48,7 +48,7 @@ class Relays:
     ) -> None:
         self._engine = engine
         self._workers = workers
-        self._most = most
+        self._max_workers = max_workers
         self._counters = counters
         self._log = log
         self._place = place
@@ -59,11 +59,11 @@ class Relays:
 
     def begin(self) -> None:
         """Tells the engine how many workers there are, and which ends of streams to report."""
-        most = _LINES_PER_SECOND if self._log.isEnabledFor(logging.INFO) else 0
+        lines = _LINES_PER_SECOND if self._log.isEnabledFor(logging.INFO) else 0
         every = self._log.isEnabledFor(logging.DEBUG)
-        self._engine.report_streams(_EVERY_LINE if every else most, begins=every)
-        if self._most > 0:
-            self._engine.share_streams(self._most)
+        self._engine.report_streams(_EVERY_LINE if every else lines, begins=every)
+        if self._max_workers > 0:
+            self._engine.share_streams(self._max_workers)
 
     def attach(self, stream: Stream, sock: socket.socket, label: str) -> None:
         """Lets the engine relay. Takes ownership of the socket."""

@@ -46,7 +46,7 @@ class UdpReader:
         self._log = log
         self._always = always
         self._is_reading = False
-        self._look: Timer | None = None  # the next check whether the socket is still busy
+        self._timer: Timer | None = None  # the next check whether the socket is still busy
         self._datagrams = 0  # since the latest check
 
     def begin(self) -> None:
@@ -55,24 +55,24 @@ class UdpReader:
             self._is_reading = True
             self._pump.watch(self._sock, self._readable)
             if not self._always:
-                self._look_later()
+                self._schedule_check()
 
     def end(self) -> None:
         """Stops reading the socket, which may be closed then. Idempotent."""
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._is_reading:
             self._is_reading = False
             self._pump.unwatch(self._sock)
 
-    def _look_later(self) -> None:
+    def _schedule_check(self) -> None:
         self._datagrams = 0
-        self._look = self._pump.after(_CHECK_PERIOD, self._still_busy)
+        self._timer = self._pump.after(_CHECK_PERIOD, self._check)
 
-    def _still_busy(self) -> None:
+    def _check(self) -> None:
         if self._datagrams >= _CHECK_PERIOD * _QUIET_BELOW:
-            self._look_later()
+            self._schedule_check()
             return
         self.end()
         try:

@@ -23,12 +23,12 @@ handshake."""
 STEADY_FOR = 300.0
 """Seconds that pauses stay that short. A longer outage is neither a restart nor a change of network."""
 
-BESIDE = 0.8
+PARALLEL = 0.8
 """Seconds until another attempt is started in parallel to those without an answer, on average. QUIC's own
 retransmissions come after 1, 2 and 4 seconds (RFC 9002 section 6.2), so a network that is back would have to wait for
 them."""
 
-BESIDE_LATER = 10.0
+PARALLEL_LATER = 10.0
 """Seconds: the same after ``STEADY_FOR``."""
 
 SETTLED_AFTER = 2.0
@@ -86,12 +86,12 @@ class Backoff:
         """
         at_once = self._silent_since is None
         if self._healthy_since is not None:
-            stood = self._clock() - self._healthy_since
-            if stood >= HEALTHY_AFTER:
+            lasted = self._clock() - self._healthy_since
+            if lasted >= HEALTHY_AFTER:
                 self._began = self._failures = self._refusals = 0
             else:
                 self._began = self._failures = min(self._began + 1, self._failures)
-            at_once = stood >= SETTLED_AFTER
+            at_once = lasted >= SETTLED_AFTER
             if at_once:
                 self._silent_since = None
             self._healthy_since = None
@@ -108,9 +108,9 @@ class Backoff:
             return 0.0
         return self._chance() * min(CAP, BASE * 2.0 ** min(failures - 1, 16))
 
-    def beside(self) -> float:
+    def parallel(self) -> float:
         """Returns the seconds until another attempt is started in parallel to those without an answer."""
-        return self._upper_half(BESIDE * 4 / 3 if self._is_new_outage() else BESIDE_LATER * 4 / 3)
+        return self._upper_half(PARALLEL * 4 / 3 if self._is_new_outage() else PARALLEL_LATER * 4 / 3)
 
     def _is_new_outage(self) -> bool:
         """Returns whether the current outage began less than ``STEADY_FOR`` ago; starts one if there is none."""

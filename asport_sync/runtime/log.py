@@ -88,13 +88,13 @@ class DescriptorHandler(logging.Handler):
 
     Args:
         descriptor: Where to write; owned by the caller.
-        most: Maximum number of queued lines.
+        max_lines: Maximum number of queued lines.
     """
 
-    def __init__(self, descriptor: int, most: int = _MAX_LINES) -> None:
+    def __init__(self, descriptor: int, max_lines: int = _MAX_LINES) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._most = most
+        self._max_lines = max_lines
         # Reentrant: a signal handler may log in the middle of emit().
         self._guard = threading.RLock()  # guards _dropped, _closed and the order of queued lines
         self._lines: queue.SimpleQueue[tuple[int, str] | None] = queue.SimpleQueue()  # read by _run; None ends it
@@ -114,7 +114,7 @@ class DescriptorHandler(logging.Handler):
             place = f"{record.pathname}:{record.lineno}"
             line = printable(f"ERROR {record.name}: cannot format the log line of {place}: {problem!r}") + "\n"
         with self._guard:
-            if self._closed or self._lines.qsize() >= self._most:
+            if self._closed or self._lines.qsize() >= self._max_lines:
                 self._dropped += 1
             else:
                 self._lines.put((self._take_dropped(), line))
@@ -211,17 +211,21 @@ class RateLimit:
     text has several. Neither may come from outside, because kinds are kept forever. Any thread.
 
     Args:
-        most: Maximum lines of a kind per period.
+        maximum: Maximum lines of a kind per period.
         period: Seconds.
         clock: Monotonic time in seconds.
-        each: Maximum of these per source.
+        max_per_source: Maximum of these per source.
     """
 
     def __init__(
-        self, most: int = 20, period: float = 10.0, clock: Callable[[], float] = time.monotonic, each: int = 5
+        self,
+        maximum: int = 20,
+        period: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+        max_per_source: int = 5,
     ) -> None:
-        self._most = most
-        self._each = each
+        self._maximum = maximum
+        self._max_per_source = max_per_source
         self._period = period
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows
@@ -261,7 +265,7 @@ class RateLimit:
                 lines.begin = now
                 lines.of_source.clear()
             of_source = lines.of_source[source]
-            if of_source >= self._each or lines.of_source.total() >= self._most:
+            if of_source >= self._max_per_source or lines.of_source.total() >= self._maximum:
                 lines.left_out += 1
                 return False
             lines.of_source[source] += 1

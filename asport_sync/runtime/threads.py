@@ -89,13 +89,13 @@ class Slots:
     """A fixed number of slots to take and give back. Any thread; never blocks.
 
     Attributes:
-        most: The number of slots.
+        maximum: The number of slots.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
         self._lock = threading.Lock()  # guards _free
-        self._free = most
+        self._free = maximum
 
     def take(self) -> bool:
         """Takes a slot; returns False if none is free."""
@@ -125,17 +125,17 @@ class _Worker:
 class WorkerPool:
     """Runs functions in threads that are reused. Any thread.
 
-    The most recently idle worker is used first: its stack is warm, and the others can time out. Once there are ``most``
-    threads, tasks are queued in order of submission; beyond ``max_waiting`` queued tasks they are rejected.
+    The most recently idle worker is used first: its stack is warm, and the others can time out. Once there are
+    ``max_threads``, tasks are queued in order of submission; beyond ``max_waiting`` queued tasks they are rejected.
 
     Args:
-        most: Maximum number of threads.
+        max_threads: Maximum number of threads.
         idle_time: Seconds after which an idle worker ends.
         max_waiting: Maximum number of queued tasks.
     """
 
-    def __init__(self, most: int, *, idle_time: float = _IDLE_TIME, max_waiting: int = _MAX_WAITING) -> None:
-        self._most = max(1, most)
+    def __init__(self, max_threads: int, *, idle_time: float = _IDLE_TIME, max_waiting: int = _MAX_WAITING) -> None:
+        self._max_threads = max(1, max_threads)
         self._max_waiting = max_waiting
         self._idle_time = idle_time
         # Guards everything below. Reentrant: a signal handler that stops the pool may interrupt a thread that holds it.
@@ -214,7 +214,7 @@ class WorkerPool:
             worker = self._idle.pop()
             worker.task = task
             worker.wake.release()
-        elif len(self._workers) >= self._most or not self._start_worker(task):
+        elif len(self._workers) >= self._max_threads or not self._start_worker(task):
             return False
         self._running += 1
         return True

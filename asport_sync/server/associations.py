@@ -17,11 +17,11 @@ class AssociationTable:
     possible: packets of its previous association may still be in flight.
 
     Args:
-        most: Maximum number of associations at the same time.
+        maximum: Maximum number of associations at the same time.
     """
 
-    def __init__(self, most: int = LAST_ASSOCIATION) -> None:
-        self._most = min(most, LAST_ASSOCIATION)
+    def __init__(self, maximum: int = LAST_ASSOCIATION) -> None:
+        self._maximum = min(maximum, LAST_ASSOCIATION)
         self._taken: set[int] = set()
         self._last = 0
 
@@ -34,7 +34,7 @@ class AssociationTable:
     @property
     def full(self) -> bool:
         """Whether the maximum is reached."""
-        return len(self._taken) >= self._most
+        return len(self._taken) >= self._maximum
 
     def allocate(self) -> int | None:
         """Takes the next free ID; returns None if the maximum is reached."""
@@ -57,11 +57,11 @@ class SharedBudget(Generic[Holder]):
     While enough are free, a port may take any number. Once all are in use, no port below its fair share is refused.
 
     Args:
-        most: Maximum number of associations of all ports.
+        maximum: Maximum number of associations of all ports.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
         self._total = 0
         self._held: collections.Counter[Holder] = collections.Counter()
 
@@ -86,16 +86,16 @@ class SharedBudget(Generic[Holder]):
 
     def excess(self, holder: Holder) -> int:
         """Returns how many more than its fair share the holder has; 0: none."""
-        return max(0, self._held.get(holder, 0) - self.most // max(1, len(self._held)))
+        return max(0, self._held.get(holder, 0) - self.maximum // max(1, len(self._held)))
 
-    def giver(self, holder: Holder) -> Holder | None:
-        """Returns which holder must give some up before this one may take another; None: neither it nor any other.
+    def victim(self, holder: Holder) -> Holder | None:
+        """Returns the holder whose associations to evict before this one takes another; None: not necessary.
 
         It is the same holder if it has its fair share already, else the one with the most.
         """
-        if self._total < self.most:
+        if self._total < self.maximum:
             return None
         held = self._held.get(holder, 0)
-        if held >= self.most // (len(self._held) + (held == 0)):
+        if held >= self.maximum // (len(self._held) + (held == 0)):
             return holder
         return max(self._held, key=self._held.__getitem__)

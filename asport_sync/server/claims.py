@@ -31,9 +31,9 @@ _BINDS_PER_SLICE = 64  # about 2 ms of system calls; then other events are handl
 # busy machine may be late; a new client waits 3 s for its ServerHello.
 _PROBE = 1.0
 
-_ASKED_AT_ONCE = 16  # maximum probes at once per new client: each costs this thread a call that waits for the engine
+_MAX_PROBES = 16  # maximum probes at once per new client: each costs this thread a call that waits for the engine
 
-_ASKING_LONGEST = 2.0  # seconds; connections that have not answered by then count as alive
+_MAX_PROBING_TIME = 2.0  # seconds; connections that have not answered by then count as alive
 
 _PRIVILEGED = 1024  # first unprivileged port, unless net.ipv4.ip_unprivileged_port_start says otherwise
 
@@ -56,7 +56,7 @@ class Claim:
         in_use: Whether a port was in use.
     """
 
-    peer: ClientConnection
+    client: ClientConnection
     user: User
     asked: tuple[Meaning, ...]
     whole: Grant
@@ -97,26 +97,26 @@ class Claims:
         # By user: the clients that have a port or search for one.
         self._clients: dict[uuid.UUID, dict[Connection, ClientConnection]] = {}
         # By connection that is being probed: the claims that wait for its answer, in order.
-        self._asked: dict[Connection, dict[Claim, None]] = {}
+        self._probed: dict[Connection, dict[Claim, None]] = {}
 
     def find_place(self, claim: Claim) -> None:
         """Counts a new client towards its user's ``max_clients`` before anything is bound."""
         clients = self._clients.setdefault(claim.user.uuid, {})
         if len(clients) >= claim.user.max_clients:
-            self._ask(claim)
+            self._probe_rivals(claim)
             return
-        clients[claim.peer.connection] = claim.peer
+        clients[claim.client.connection] = claim.client
         claim.has_place = True
         self._bind(claim)
 
-    def leave(self, peer: ClientConnection) -> None:
+    def leave(self, client: ClientConnection) -> None:
         """Stops counting a client towards its user's ``max_clients``. Idempotent."""
-        if peer.user is not None and (clients := self._clients.get(peer.user.uuid)) is not None:
-            clients.pop(peer.connection, None)
+        if client.user is not None and (clients := self._clients.get(client.user.uuid)) is not None:
+            clients.pop(client.connection, None)
             if not clients:
-                del self._clients[peer.user.uuid]
+                del self._clients[client.user.uuid]
 
-    def _ask(self, claim: Claim) -> None:
+    def _probe_rivals(self, claim: Claim) -> None:
         """Probes connections in the new client's way, a few at a time.
 
         A client that was restarted, or whose address changed, finds its place and port taken by its previous
@@ -124,23 +124,23 @@ class Claims:
         """
         if claim.rivals is None:
             claim.rivals = collections.deque(self._rivals(claim))
-        while claim.rivals and len(claim.waiting) < _ASKED_AT_ONCE:
+        while claim.rivals and len(claim.waiting) < _MAX_PROBES:
             rival = claim.rivals.popleft()
             if rival.gone or rival.closing:
                 continue
             connection = rival.connection
-            if connection not in self._asked:
+            if connection not in self._probed:
                 try:
                     rival.connection.probe(_PROBE)
                 except EngineClosed:
                     self._take_over(claim, rival)
                     return
-            self._asked.setdefault(connection, {})[claim] = None
+            self._probed.setdefault(connection, {})[claim] = None
             claim.waiting.add(connection)
         if not claim.waiting:
             self._refuse_place(claim)
         elif claim.timer is None or not claim.timer.pending:
-            claim.timer = self._host.timers.after(_ASKING_LONGEST, lambda: self._stop_asking(claim))
+            claim.timer = self._host.timers.after(_MAX_PROBING_TIME, lambda: self._stop_probing(claim))
 
     def _rivals(self, claim: Claim) -> Iterable[ClientConnection]:
         """Returns the user's connections that hold a port this client could get; all with a port if it lacks a place.
@@ -148,36 +148,40 @@ class Claims:
         Those of the same address come first: its own predecessor most likely had that address.
         """
 
-        def in_the_way(peer: ClientConnection) -> bool:
-            return peer.port is not None and peer.port.number in claim.ports and peer.port.serves(claim.whole.mode)
+        def in_the_way(client: ClientConnection) -> bool:
+            return (
+                client.port is not None and client.port.number in claim.ports and client.port.serves(claim.whole.mode)
+            )
 
         clients = self._clients.get(claim.user.uuid, {}).values()
-        rivals = [peer for peer in clients if peer.port is not None and (not claim.has_place or in_the_way(peer))]
-        return sorted(rivals, key=lambda peer: (not in_the_way(peer), peer.address[0] != claim.peer.address[0]))
+        rivals = [
+            client for client in clients if client.port is not None and (not claim.has_place or in_the_way(client))
+        ]
+        return sorted(rivals, key=lambda client: (not in_the_way(client), client.address[0] != claim.client.address[0]))
 
     def probed(self, event: Probed) -> None:
         """Handles the result of a probe."""
         rival = self._connections.get(event.connection)
-        claims = self._no_longer_asked(event.connection)
+        claims = self._probe_ended(event.connection)
         # Checked again here: the answer may have arrived while the event waited for this thread.
         if claims and rival is not None and not event.alive and not rival.closing and _is_silent(rival):
             self._take_over(claims.pop(0), rival)
         for claim in claims:
-            self._ask(claim)
+            self._probe_rivals(claim)
 
     def ended(self, connection: Connection) -> None:
         """Resumes the claims that waited for a connection that has ended."""
-        for claim in self._no_longer_asked(connection):
+        for claim in self._probe_ended(connection):
             self._try_again(claim)
 
-    def _no_longer_asked(self, connection: Connection) -> list[Claim]:
+    def _probe_ended(self, connection: Connection) -> list[Claim]:
         """Stops waiting for this connection's answer; returns the claims that still waited for it."""
-        claims = [claim for claim in self._asked.pop(connection, {}) if connection in claim.waiting]
+        claims = [claim for claim in self._probed.pop(connection, {}) if connection in claim.waiting]
         for claim in claims:
             claim.waiting.discard(connection)
-        return [claim for claim in claims if not (claim.peer.gone or claim.peer.closing)]
+        return [claim for claim in claims if not (claim.client.gone or claim.client.closing)]
 
-    def _stop_asking(self, claim: Claim) -> None:
+    def _stop_probing(self, claim: Claim) -> None:
         if claim.waiting:
             claim.waiting.clear()
             self._refuse_place(claim)
@@ -199,8 +203,8 @@ class Claims:
         else:
             self._host.counters.add("clients_refused_limit")
             why = f"user {user.uuid} already has {user.max_clients} clients, the maximum (max_clients)"
-        if not (claim.peer.gone or claim.peer.closing):
-            self._refuse(claim.peer, ServerHelloCode.BIND_FAILED, why)
+        if not (claim.client.gone or claim.client.closing):
+            self._refuse(claim.client, ServerHelloCode.BIND_FAILED, why)
 
     def _take_over(self, claim: Claim, rival: ClientConnection) -> None:
         """Gives the place and the port of a silent connection to the new client."""
@@ -213,8 +217,8 @@ class Claims:
         self._close_quietly(rival.connection)
         self._host.counters.add("ports_taken_over")
         number = 0 if port is None else port.number
-        _log.info("%s: silent; its port %d is taken over by %s", rival.label, number, claim.peer.label)
-        self._clients.setdefault(claim.user.uuid, {})[claim.peer.connection] = claim.peer
+        _log.info("%s: silent; its port %d is taken over by %s", rival.label, number, claim.client.label)
+        self._clients.setdefault(claim.user.uuid, {})[claim.client.connection] = claim.client
         claim.has_place = True
         if port is not None and number not in claim.ports:
             self._ports.release(port)
@@ -241,15 +245,15 @@ class Claims:
         self._search(claim, binding)
 
     def _search(self, claim: Claim, binding: Binding) -> None:
-        peer = claim.peer
-        if peer.gone or peer.closing:
+        client = claim.client
+        if client.gone or client.closing:
             binding.abandon()
         elif not binding.advance(_BINDS_PER_SLICE):
             if binding.problem is not None:
                 self._host.counters.add("binds_deferred")
                 said = binding.problem.strerror
                 self._host.limit.warning(
-                    _log, "%s: no public port yet: %s; retrying", peer.label, said, source=claim.user.uuid
+                    _log, "%s: no public port yet: %s; retrying", client.label, said, source=claim.user.uuid
                 )
             self._host.timers.after(binding.delay, lambda: self._search(claim, binding))
         elif binding.port is not None:
@@ -257,7 +261,7 @@ class Claims:
         elif binding.problem is not None:
             said = binding.problem.strerror
             detail = f"requested {either(claim.asked)}, user {claim.user.uuid}, ports {claim.ports}: {said}"
-            self._refuse(peer, ServerHelloCode.BIND_FAILED, detail)
+            self._refuse(client, ServerHelloCode.BIND_FAILED, detail)
         else:
             claim.denied = binding.denied or claim.denied
             claim.in_use = binding.in_use or claim.in_use
@@ -266,27 +270,27 @@ class Claims:
                 self._bind(claim)
             else:
                 claim.grant, claim.others = claim.whole, list(claim.whole.parts)
-                self._ask(claim)
+                self._probe_rivals(claim)
 
-    def detach(self, peer: ClientConnection) -> PublicPort | None:
+    def detach(self, client: ClientConnection) -> PublicPort | None:
         """Takes a client's port out of service without closing its sockets; returns None if it has none."""
-        if peer.listener is not None:
-            peer.listener.close()
+        if client.listener is not None:
+            client.listener.close()
         # Waits for the pump, for one turn of its loop at most: a descriptor closed while another thread is about to use
         # it may then refer to another socket.
-        if peer.udp is not None:
-            self._host.pump.call_and_wait(peer.udp.close)
-        peer.listener = peer.udp = None
-        port, peer.port = peer.port, None
+        if client.udp is not None:
+            self._host.pump.call_and_wait(client.udp.close)
+        client.listener = client.udp = None
+        port, client.port = client.port, None
         return port
 
-    def release(self, peer: ClientConnection) -> None:
+    def release(self, client: ClientConnection) -> None:
         """Closes a client's port, if it has one, and remembers it for the user. Idempotent."""
-        port = self.detach(peer)
+        port = self.detach(client)
         if port is not None:
             self._ports.release(port)
-            if peer.user is not None:
-                self._leases.remember(peer.user.uuid, port.number)
+            if client.user is not None:
+                self._leases.remember(client.user.uuid, port.number)
 
     def _close_quietly(self, connection: Connection) -> None:
         try:
@@ -295,10 +299,10 @@ class Claims:
             _log.debug("connection already closed")
 
 
-def _is_silent(peer: ClientConnection) -> bool:
+def _is_silent(client: ClientConnection) -> bool:
     """Whether nothing has been received on a connection since it was probed."""
     try:
-        return peer.connection.info().silence >= _PROBE
+        return client.connection.info().silence >= _PROBE
     except EngineClosed:
         return True
 

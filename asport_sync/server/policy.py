@@ -108,7 +108,7 @@ class ConfiguredPolicy:
 
     def __init__(self, users: dict[uuid.UUID, User]) -> None:
         self.users = users
-        self._nobodys_password = os.urandom(16).hex()
+        self._dummy_password = os.urandom(16).hex()
 
     def authenticate(self, connection: Exporter, hello: ClientHello, answer: Callable[[User | None], None]) -> None:
         """Answers at once.
@@ -119,7 +119,7 @@ class ConfiguredPolicy:
             EngineError: The connection is gone.
         """
         user = self.users.get(hello.uuid)
-        password = self._nobodys_password if user is None else user.password
+        password = self._dummy_password if user is None else user.password
         expected = connection.export(token.label(hello.uuid), token.context(password), TOKEN_LENGTH)
         answer(user if equal(expected, hello.token) else None)
 

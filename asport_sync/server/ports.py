@@ -278,20 +278,20 @@ class Leases:
     Users not seen for longest are forgotten first.
 
     Args:
-        users: Maximum number of users remembered.
-        each: Maximum number of ports remembered for each.
+        max_users: Maximum number of users remembered.
+        max_ports: Maximum number of ports remembered for each.
     """
 
-    def __init__(self, users: int = 4096, each: int = 8) -> None:
-        self._users = users
-        self._each = each
+    def __init__(self, max_users: int = 4096, max_ports: int = 8) -> None:
+        self._max_users = max_users
+        self._max_ports = max_ports
         self._ports: collections.OrderedDict[uuid.UUID, list[int]] = collections.OrderedDict()
 
     def remember(self, user: uuid.UUID, port: int) -> None:
         """Records that the user held this port until now."""
         earlier = self._ports.pop(user, [])
-        self._ports[user] = [port, *(other for other in earlier if other != port)][: self._each]
-        while len(self._ports) > self._users:
+        self._ports[user] = [port, *(other for other in earlier if other != port)][: self._max_ports]
+        while len(self._ports) > self._max_users:
             self._ports.popitem(last=False)
 
     def ports(self, user: uuid.UUID) -> tuple[int, ...]:

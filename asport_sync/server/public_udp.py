@@ -69,8 +69,8 @@ class PublicUdp:
         self._reader: UdpReader | None = None
         self._associations = AssociationTable()
         self._shares = SourceShares(_MAX_OF_ONE_SOURCE)
-        self._places = Evictions(connection, LAST_ASSOCIATION, self._shares, counters, self._dissociate)
-        self._limit = RateLimit(5, _LINE_PERIOD, each=1)
+        self._evictions = Evictions(connection, LAST_ASSOCIATION, self._shares, counters, self._dissociate)
+        self._limit = RateLimit(5, _LINE_PERIOD, max_per_source=1)
         self._expiry = IdleCheck(pump, connection, timeout, self._expired)
         self._opening: Timer | None = None  # the next attempt to open
         self._failures = 0  # failed attempts to open
@@ -155,11 +155,11 @@ class PublicUdp:
 
     def _has_place(self, source: SocketAddress) -> bool:
         """Whether there is room for this source, after evictions if necessary."""
-        giver = self._budget.giver(self)
-        if giver is not None and giver is not self:
-            giver.give_up()
-        if self._places.may_come(source) and (
-            not (giver is self or self._associations.full) or self._places.make(source)
+        victim = self._budget.victim(self)
+        if victim is not None and victim is not self:
+            victim.evict_excess()
+        if self._evictions.allows(source) and (
+            not (victim is self or self._associations.full) or self._evictions.make_room(source)
         ):
             return True
         if self._shares.full(source[0]):
@@ -170,7 +170,7 @@ class PublicUdp:
             counter, of = "udp_sources_refused_table_full", ""
             self._connection.refuse_associations(None, REFUSAL_LASTS)
             what = f"{len(self._associations)} of {LAST_ASSOCIATION} associations of the port are in use"
-            what += f", {len(self._budget)} of {self._budget.most} of all ports"
+            what += f", {len(self._budget)} of {self._budget.maximum} of all ports"
         self._counters.add(counter)
         self._limit.warning(
             self._log,
@@ -184,10 +184,10 @@ class PublicUdp:
         )
         return False
 
-    def give_up(self) -> None:
-        """Evicts what exceeds this port's fair share, idle or not: it has most, and another port is below its own."""
+    def evict_excess(self) -> None:
+        """Evicts what exceeds this port's fair share, idle or not: it has the most, and another one lacks some."""
         try:
-            self._places.give_up(max(1, self._budget.excess(self)))
+            self._evictions.evict(max(1, self._budget.excess(self)))
         except EngineClosed:
             self.close()
 

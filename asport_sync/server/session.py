@@ -73,7 +73,7 @@ _log = logger("server")
 # closes much earlier; one that is stopped for a moment on a busy machine still gets the reason before the close.
 _REFUSAL_LINGER = 3.0
 
-_WIDE = 1000  # ports; users that share fewer usually do so on purpose, such as two users of one port
+_MANY_SHARED_PORTS = 1000  # ports; users that share fewer usually do so on purpose, such as two users of one port
 
 _HEARTBEAT = encode(Heartbeat())
 
@@ -148,8 +148,8 @@ class ServerSession(Session):
         self.host.warn_of(self._loaded.validity)
         transport = self._transport()
         host = sockets.any_address(config.server.host, only_v6=config.only_v6)
-        self._say_what_is_shared()
-        self._do_without_ipv6(host)
+        self._warn_of_shared_ports()
+        self._fall_back_to_ipv4(host)
         try:
             with sockets.bind_udp(host, config.server.port, only_v6=config.only_v6) as sock:
                 self._address = sockets.local_address(sock)
@@ -189,13 +189,13 @@ class ServerSession(Session):
 
     def stream_label(self, connection: Connection) -> str:
         """Returns the public port of the connection as a log prefix; empty if it has none."""
-        peer = self._connections.get(connection)
-        return "" if peer is None or peer.port is None else f"port {peer.port.number}: "
+        client = self._connections.get(connection)
+        return "" if client is None or client.port is None else f"port {client.port.number}: "
 
     def close(self) -> None:
         """Closes public ports. The events thread and the pump have ended."""
-        for peer in list(self._connections.values()):
-            self._claims.release(peer)
+        for client in list(self._connections.values()):
+            self._claims.release(client)
 
     def stats(self) -> dict[str, object]:
         """Returns statistics of the server and of each connection."""
@@ -218,7 +218,7 @@ class ServerSession(Session):
             figures["closed"] = True
         return figures
 
-    def _do_without_ipv6(self, host: str) -> None:
+    def _fall_back_to_ipv4(self, host: str) -> None:
         """Replaces ``::`` by ``0.0.0.0``, all IPv4 addresses, if the system has no IPv6. Logs that once."""
         changed = {
             name: dataclasses.replace(user, bind_ip=ip)
@@ -229,9 +229,9 @@ class ServerSession(Session):
         if changed or host != self._config.server.host:
             _log.warning("this system has no IPv6: using 0.0.0.0 (all IPv4 addresses) instead of ::")
 
-    def _say_what_is_shared(self) -> None:
+    def _warn_of_shared_ports(self) -> None:
         shared = shared_ports(self._policy.users.values())
-        if len(shared) >= _WIDE:
+        if len(shared) >= _MANY_SHARED_PORTS:
             _log.warning(
                 "several users share %d ports, %s: a port that one user releases may go to another a moment later; "
                 "give each user their own allow_ports",
@@ -252,33 +252,35 @@ class ServerSession(Session):
         )
 
     def _connected(self, event: Connected) -> None:
-        peer = ClientConnection(event.connection, event.peer, time.monotonic())
-        peer.deadline = self.host.timers.after(self._config.handshake_timeout, lambda: self._too_late(peer))
+        client = ClientConnection(event.connection, event.peer, time.monotonic())
+        client.deadline = self.host.timers.after(
+            self._config.handshake_timeout, lambda: self._handshake_timed_out(client)
+        )
         with self._lock:
-            self._connections[event.connection] = peer
-        _log.debug("%s: QUIC connection established", peer.label)
+            self._connections[event.connection] = client
+        _log.debug("%s: QUIC connection established", client.label)
 
-    def _too_late(self, peer: ClientConnection) -> None:
-        if not peer.gone and not peer.closing:
+    def _handshake_timed_out(self, client: ClientConnection) -> None:
+        if not client.gone and not client.closing:
             self.host.counters.add("handshake_timeouts")
-            awaited = "ClientHello" if peer.handshake.state is ServerState.AWAITING_HELLO else "answer of the policy"
-            self._break_off(peer, f"no {awaited} within {self._config.handshake_timeout:g} s")
+            awaited = "ClientHello" if client.handshake.state is ServerState.AWAITING_HELLO else "answer of the policy"
+            self._break_off(client, f"no {awaited} within {self._config.handshake_timeout:g} s")
 
     def _command_received(self, event: CommandReceived) -> None:
-        peer = self._connections.get(event.connection)
-        if peer is None or peer.closing:
+        client = self._connections.get(event.connection)
+        if client is None or client.closing:
             return
         try:
             command, length = (Heartbeat(), len(_HEARTBEAT)) if event.data == _HEARTBEAT else decode(event.data)
             if isinstance(command, Heartbeat) != (event.carrier is Carrier.DATAGRAM):
                 raise RemoteProtocolError(f"{type(command).__name__} in the wrong carrier: {event.carrier.name}")
-            peer.handshake.receive(command)
+            client.handshake.receive(command)
             if isinstance(command, ClientHello):
-                self._identify(peer, command, dialect_of_hint(event.data[length:]))
+                self._identify(client, command, dialect_of_hint(event.data[length:]))
         except RemoteProtocolError as problem:
-            self._break_off(peer, str(problem))
+            self._break_off(client, str(problem))
 
-    def _identify(self, peer: ClientConnection, hello: ClientHello, hinted: Dialect | None) -> None:
+    def _identify(self, client: ClientConnection, hello: ClientHello, hinted: Dialect | None) -> None:
         """Asks the policy who this is. Its answer may come later."""
         answered = False
 
@@ -286,92 +288,94 @@ class ServerSession(Session):
             nonlocal answered
             if not answered:
                 answered = True
-                self._identified(peer, hello, hinted, user)
+                self._identified(client, hello, hinted, user)
 
-        self._policy.authenticate(peer.connection, hello, answer)
+        self._policy.authenticate(client.connection, hello, answer)
 
     def _identified(
-        self, peer: ClientConnection, hello: ClientHello, hinted: Dialect | None, user: User | None
+        self, client: ClientConnection, hello: ClientHello, hinted: Dialect | None, user: User | None
     ) -> None:
-        if peer.gone or peer.closing:
+        if client.gone or client.closing:
             return
-        if peer.deadline is not None:
-            peer.deadline.cancel()
+        if client.deadline is not None:
+            client.deadline.cancel()
         if user is None:
-            self._fail(peer, f"user {hello.uuid}")
+            self._fail(client, f"user {hello.uuid}")
             return
-        peer.user = user
+        client.user = user
         ambiguous = self._config.ambiguous_dialect
         asked = meanings(hello.mode, Dialect(user.dialect), hinted if ambiguous == "both" else Dialect(ambiguous))
         whole = grant(user.allow_network, asked)
         if whole is None:
             self._refuse(
-                peer,
+                client,
                 ServerHelloCode.NETWORK_DENIED,
                 f"requested {either(asked)}, user {user.uuid} may use {user.allow_network}",
             )
             return
         if len(asked) == 1 and whole.mode != asked[0].mode:
-            _log.info("%s: requested %s, granted only %s", peer.label, asked[0].mode, whole)
+            _log.info("%s: requested %s, granted only %s", client.label, asked[0].mode, whole)
         ports = user.allow_ports.intersection(hello.port_start, hello.port_end)
         if not ports:
             asked_ports = f"{hello.port_start}-{hello.port_end}"
             self._refuse(
-                peer,
+                client,
                 ServerHelloCode.PORT_DENIED,
                 f"requested {asked_ports}, user {user.uuid} may use {user.allow_ports}",
             )
             return
-        self._claims.find_place(Claim(peer, user, asked, whole, whole, list(whole.parts), ports))
+        self._claims.find_place(Claim(client, user, asked, whole, whole, list(whole.parts), ports))
 
-    def _fail(self, peer: ClientConnection, detail: str) -> None:
-        delay = self._failure_delay.failed(peer.address[0])
+    def _fail(self, client: ClientConnection, detail: str) -> None:
+        delay = self._failure_delay.failed(client.address[0])
         if delay == 0:
-            self._refuse(peer, ServerHelloCode.AUTH_FAILED, detail)
+            self._refuse(client, ServerHelloCode.AUTH_FAILED, detail)
             return
         self.host.counters.add("refusals_delayed")
-        peer.closing = True
-        peer.deadline = self.host.timers.after(delay, lambda: self._refuse(peer, ServerHelloCode.AUTH_FAILED, detail))
+        client.closing = True
+        client.deadline = self.host.timers.after(
+            delay, lambda: self._refuse(client, ServerHelloCode.AUTH_FAILED, detail)
+        )
 
-    def _refuse(self, peer: ClientConnection, code: ServerHelloCode, detail: str) -> None:
-        peer.closing = True
-        self._claims.leave(peer)
+    def _refuse(self, client: ClientConnection, code: ServerHelloCode, detail: str) -> None:
+        client.closing = True
+        self._claims.leave(client)
         self.host.counters.add(f"refused_{code.name.lower()}")
         # Limited separately for each reason, because anyone can fail to authenticate any number of times.
         text = "%s: refused, %s: %s"
-        self.host.limit.warning(_log, text, peer.label, _REFUSALS[code], detail, kind=code, source=peer.source)
+        self.host.limit.warning(_log, text, client.label, _REFUSALS[code], detail, kind=code, source=client.source)
         if code is ServerHelloCode.AUTH_FAILED and not self._config.authentication_failed_reply:
-            peer.handshake.close()
-            peer.connection.close(0)
+            client.handshake.close()
+            client.connection.close(0)
             return
-        peer.handshake.refuse(code)
-        peer.connection.send(encode(ServerHello(code)))
+        client.handshake.refuse(code)
+        client.connection.send(encode(ServerHello(code)))
         # After an immediate close, the client would see the end of the connection but not the reason.
-        peer.connection.close(0, linger=_REFUSAL_LINGER)
+        client.connection.close(0, linger=_REFUSAL_LINGER)
 
-    def _break_off(self, peer: ClientConnection, problem: str) -> None:
+    def _break_off(self, client: ClientConnection, problem: str) -> None:
         """Closes a connection whose client violated the protocol."""
-        peer.closing = True
-        self._claims.leave(peer)
+        client.closing = True
+        self._claims.leave(client)
         self.host.counters.add("connections_broken_off")
-        known = peer.user is not None
-        self.host.limit.warning(_log, "%s: closed: %s", peer.label, problem, kind=known, source=peer.source)
-        peer.handshake.close()
-        peer.connection.close(0)
+        known = client.user is not None
+        self.host.limit.warning(_log, "%s: closed: %s", client.label, problem, kind=known, source=client.source)
+        client.handshake.close()
+        client.connection.close(0)
 
     def _grant(self, claim: Claim, port: PublicPort) -> None:
-        peer, mode, connection = claim.peer, claim.grant.mode, claim.peer.connection
-        peer.grant = claim.grant
-        peer.port = port
+        client, mode, connection = claim.client, claim.grant.mode, claim.client.connection
+        client.grant = claim.grant
+        client.port = port
         try:
-            peer.handshake.accept(port.number)
+            client.handshake.accept(port.number)
             carrier = carrier_towards(connection, mode.udp)
             # If the client takes no DATAGRAM frames, there is nothing to find out.
             ask = claim.grant.carrier_unknown and carrier is Carrier.DATAGRAM
             if port.udp is not None:
                 # Before the port is announced: until the engine has the socket, it buffers only a few datagrams.
                 # Nothing is sent to the client yet, because associations are added only on request of this thread.
-                peer.udp = PublicUdp(
+                client.udp = PublicUdp(
                     self.host.pump,
                     connection,
                     port.udp,
@@ -381,15 +385,15 @@ class ServerSession(Session):
                     self._associations,
                     for_pump=self.host.pump_reads_all,
                 )
-                self.host.pump.call_and_wait(peer.udp.open)
+                self.host.pump.call_and_wait(client.udp.open)
             connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, port.number)))
             connection.set_joined(carrier, ask=ask)
         except EngineError:
-            self._claims.release(peer)
+            self._claims.release(client)
             raise
         # Not before the ServerHello, which a client may expect first. Connections wait in the backlog.
         if port.tcp is not None:
-            peer.listener = PublicListener(
+            client.listener = PublicListener(
                 connection,
                 port.tcp,
                 self.host.timers,
@@ -398,26 +402,26 @@ class ServerSession(Session):
                 self.host.limit,
                 for_workers=self.host.relays.takes_all,
             )
-            peer.listener.open()
+            client.listener.open()
         if mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM and not claim.grant.carrier_unknown:
             self.host.counters.add("udp_on_streams_instead")
             self.host.limit.warning(
                 _log,
                 "%s: requested UDP native but does not accept QUIC DATAGRAM frames; UDP payloads are sent on streams, "
                 "as with udp_forward_mode: quic",
-                peer.label,
+                client.label,
                 source=claim.user.uuid,
             )
         if not sockets.is_here(port.place.ip):
             problem = (
                 "%s: port %d is on %s, which is not an address of this machine yet; visitors can connect once it is"
             )
-            self.host.limit.warning(_log, problem, peer.label, port.number, port.place.ip, source=claim.user.uuid)
+            self.host.limit.warning(_log, problem, client.label, port.number, port.place.ip, source=claim.user.uuid)
         self.host.counters.add("clients_joined")
-        _log.info("%s: user %s has port %d for %s", peer.label, claim.user.uuid, port.number, claim.grant)
-        self._say_what_was_assumed(claim)
+        _log.info("%s: user %s has port %d for %s", client.label, claim.user.uuid, port.number, claim.grant)
+        self._log_assumed_meanings(claim)
 
-    def _say_what_was_assumed(self, claim: Claim) -> None:
+    def _log_assumed_meanings(self, claim: Claim) -> None:
         if len(claim.asked) == 1:
             return
         self.host.counters.add("ambiguous_modes")
@@ -430,15 +434,15 @@ class ServerSession(Session):
         _log.info(
             "%s: ambiguous mode byte: %s; %s; to resolve it, set the key dialect of the server, the entry of proxies "
             "or the user",
-            claim.peer.label,
+            claim.client.label,
             either(claim.asked),
             assumed,
         )
 
     def _closed(self, event: Closed) -> None:
         with self._lock:
-            peer = self._connections.pop(event.connection, None)
-        if peer is None:
+            client = self._connections.pop(event.connection, None)
+        if client is None:
             self.host.counters.add("joins_failed")
             level: Callable[..., object] = _log.debug
             if event.setting_at_fault:
@@ -453,17 +457,17 @@ class ServerSession(Session):
             said = f", {event.reason}" if event.reason else ""
             level("client %s: connection failed: %s%s", sockets.text(event.peer), event.describe(), said)
             return
-        peer.gone = True
-        if peer.deadline is not None:
-            peer.deadline.cancel()
-        self._claims.release(peer)
-        self._claims.leave(peer)
+        client.gone = True
+        if client.deadline is not None:
+            client.deadline.cancel()
+        self._claims.release(client)
+        self._claims.leave(client)
         self._claims.ended(event.connection)
-        level = _log.info if peer.user is not None else _log.debug
+        level = _log.info if client.user is not None else _log.debug
         level(
             "%s: connection ended after %.1f s: %s%s",
-            peer.label,
-            time.monotonic() - peer.began,
+            client.label,
+            time.monotonic() - client.began,
             event.describe(),
             f", {event.reason!r}" if event.reason else "",
         )
@@ -475,24 +479,24 @@ class ServerSession(Session):
         self._broke_rules(event.connection, "a client opened a bidirectional stream")
 
     def _broke_rules(self, connection: Connection, problem: str) -> None:
-        peer = self._connections.get(connection)
-        if peer is not None and not peer.closing:
-            self._break_off(peer, problem)
+        client = self._connections.get(connection)
+        if client is not None and not client.closing:
+            self._break_off(client, problem)
 
     def _accept_failed(self, event: AcceptFailed) -> None:
-        peer = self._connections.get(event.connection)
-        if peer is not None and peer.listener is not None:
-            peer.listener.failed(event.error)
+        client = self._connections.get(event.connection)
+        if client is not None and client.listener is not None:
+            client.listener.failed(event.error)
 
     def _source_unknown(self, event: SourceUnknown) -> None:
-        peer = self._connections.get(event.connection)
-        if peer is not None and peer.udp is not None:
-            self.host.pump.call(peer.udp.missed, event.udp, event.source, event.local)
+        client = self._connections.get(event.connection)
+        if client is not None and client.udp is not None:
+            self.host.pump.call(client.udp.missed, event.udp, event.source, event.local)
 
     def _udp_large_transfer(self, event: UdpLargeTransfer) -> None:
-        peer = self._connections.get(event.connection)
-        if peer is not None and peer.udp is not None:
-            self.host.pump.call(peer.udp.busy, event.udp)
+        client = self._connections.get(event.connection)
+        if client is not None and client.udp is not None:
+            self.host.pump.call(client.udp.busy, event.udp)
 
     def _association_wanted(self, event: AssociationWanted) -> None:
         # Only the server creates associations. The packet is dropped and counted; if its association has just ended,

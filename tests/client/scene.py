@@ -48,7 +48,7 @@ class NoDelay(Backoff):
         self.slow.append(slow)
         return 0.0 if len(self.slow) < self._attempts else 1000.0
 
-    def beside(self) -> float:
+    def parallel(self) -> float:
         return 1000.0
 
 

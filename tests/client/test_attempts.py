@@ -40,7 +40,7 @@ SERVER_GRACE_PERIOD = float(
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts join each other after a hundredth of a second."""
-    monkeypatch.setattr("tests.client.scene.NoDelay.beside", lambda self: 0.01)
+    monkeypatch.setattr("tests.client.scene.NoDelay.parallel", lambda self: 0.01)
 
 
 def hello_of(connection: FakeConnection) -> ClientHello:

@@ -45,14 +45,14 @@ class Local:
         host: str = HOST,
         proxy: bool = False,
         timeout: float = 60.0,
-        most: int = 10,
+        max_associations: int = 10,
         joined: bool = True,
     ) -> None:
         self.pump = pump
         self.service = sockets.bind_udp(HOST, 0)
         self.service.settimeout(TIMEOUT)
         self.address = sockets.local_address(self.service)
-        self.budget = Slots(most)
+        self.budget = Slots(max_associations)
         self.target = LocalTarget(host, self.address[1], pump.thread, pump.workers, pump.clock)
         self.associations = LocalAssociations(
             pump.thread,
@@ -153,7 +153,7 @@ def test_early_associations_of_a_refused_client_are_forgotten(pump: Pump) -> Non
 
 
 def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
-    local = Local(pump, most=1)
+    local = Local(pump, max_associations=1)
     local.want(1)
     local.want(2, OTHER)
     assert pump.connection.removed == [2]
@@ -170,7 +170,7 @@ def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
 
 
 def test_idle_associations_make_room(pump: Pump) -> None:
-    local = Local(pump, most=2)
+    local = Local(pump, max_associations=2)
     local.want(1)
     local.want(2, OTHER)
     pump.connection.idle = [1]

@@ -643,7 +643,7 @@ def test_an_answer_to_an_attempt_that_was_just_given_up_makes_nothing_public() -
         scene.attempts(1)
         connection = scene.engine.connections[0]
         given_up = scene.session._connections[cast(Connection, connection)]
-        scene.host.run(scene.session._give_up, Close(given_up))
+        scene.host.run(scene.session._close_connection, Close(given_up))
         scene.post_command(connection, encode(ServerHello(ServerHelloCode.SUCCESS, PORT)))
         scene.host.run(lambda: None)
         assert scene.session.public is None

@@ -33,12 +33,12 @@ LOG = logging.getLogger("asport_sync.test")
 class RelayScene:
     """Workers, counters and a connection whose streams are relayed."""
 
-    def __init__(self, most: int = 4) -> None:
+    def __init__(self, max_workers: int = 4) -> None:
         self.clock = VirtualClock()
         self.counters = Counters()
         self.workers = WorkerPool(WORKERS)
         self.engine = FakeEngine()
-        self.relays = Relays(self.engine.as_real(), self.workers, most, self.counters, LOG, self.place)
+        self.relays = Relays(self.engine.as_real(), self.workers, max_workers, self.counters, LOG, self.place)
         self.stop = StopSignal()
         self.connection = self.engine.new_connection()
         self.streams: list[FakeStream] = []

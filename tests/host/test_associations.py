@@ -13,7 +13,7 @@ def test_how_often_idle_associations_are_looked_for(timeout: float, period: floa
 
 
 def test_shares_are_kept_apart_and_leave_nothing() -> None:
-    shares = SourceShares(most=2)
+    shares = SourceShares(maximum=2)
     shares.take(1, "192.0.2.1")
     shares.take(2, "192.0.2.1")
     shares.take(3, "192.0.2.2")
@@ -27,7 +27,7 @@ def test_shares_are_kept_apart_and_leave_nothing() -> None:
 
 
 def test_who_has_more_than_his_share() -> None:
-    shares = SourceShares(most=2)
+    shares = SourceShares(maximum=2)
     for association in range(3):
         assert shares.over is None
         shares.take(association, "192.0.2.1")

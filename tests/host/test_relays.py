@@ -32,7 +32,7 @@ def scene() -> Iterator[RelayScene]:
 def test_ends_are_reported_where_somebody_reads_of_them(
     level: int, most: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scene = RelayScene(most=3)
+    scene = RelayScene(max_workers=3)
     with caplog.at_level(level, "asport_sync"):
         scene.relays.begin()
     assert scene.engine.reports_streams == most
@@ -42,7 +42,7 @@ def test_ends_are_reported_where_somebody_reads_of_them(
 
 
 def test_without_workers_none_is_offered() -> None:
-    scene = RelayScene(most=0)
+    scene = RelayScene(max_workers=0)
     scene.relays.begin()
     assert scene.engine.shared == []
     scene.close()

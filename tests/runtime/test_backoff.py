@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from asport_sync.runtime.backoff import (
-    BESIDE,
-    BESIDE_LATER,
     CAP,
     HEALTHY_AFTER,
+    PARALLEL,
+    PARALLEL_LATER,
     SETTLED_AFTER,
     SLOW_BASE,
     SLOW_CAP,
@@ -109,16 +109,16 @@ def test_steady_pauses_have_jitter(clock: VirtualClock) -> None:
     backoff = Backoff(clock, lambda: next(chances))
     backoff.failed(steady=True)
     assert [backoff.failed(steady=True) for _ in range(2)] == pytest.approx([STEADY / 2, STEADY * 3 / 4])
-    assert [backoff.beside() for _ in range(2)] == pytest.approx([BESIDE * 2 / 3, BESIDE * 4 / 3])
+    assert [backoff.parallel() for _ in range(2)] == pytest.approx([PARALLEL * 2 / 3, PARALLEL * 4 / 3])
 
 
 def test_attempts_join_each_other_less_often_later(clock: VirtualClock) -> None:
     backoff = Backoff(clock, lambda: 0.5)
-    assert backoff.beside() == pytest.approx(BESIDE)
+    assert backoff.parallel() == pytest.approx(PARALLEL)
     clock.advance(STEADY_FOR)
-    assert backoff.beside() == pytest.approx(BESIDE_LATER)
+    assert backoff.parallel() == pytest.approx(PARALLEL_LATER)
     backoff.succeeded()
-    assert backoff.beside() == pytest.approx(BESIDE)
+    assert backoff.parallel() == pytest.approx(PARALLEL)
 
 
 def test_the_loss_of_a_connection_that_has_stood_is_met_at_once(clock: VirtualClock) -> None:

@@ -31,10 +31,10 @@ def shown(text: str, *arguments: object, **fields: object) -> list[str]:
 class Pipe:
     """A pipe that holds little, with a log into it."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_lines: int) -> None:
         self.reader, self.writer = os.pipe()
         fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, SMALLEST_PIPE)
-        self.handler = DescriptorHandler(self.writer, most)
+        self.handler = DescriptorHandler(self.writer, max_lines)
         self.handler.setFormatter(logging.Formatter("%(message)s"))
         self.log = logging.Logger("test")
         self.log.addHandler(self.handler)
@@ -66,7 +66,7 @@ class Pipe:
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
-    made = Pipe(most=10)
+    made = Pipe(max_lines=10)
     yield made
     os.close(made.reader)  # lets a thread go that is still writing
     made.handler.close()

@@ -278,7 +278,7 @@ def test_every_level_of_the_configuration_is_known() -> None:
 
 def test_repeated_warnings_are_limited_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     clock = VirtualClock()
-    limit = log.RateLimit(most=2, period=10, clock=clock)
+    limit = log.RateLimit(maximum=2, period=10, clock=clock)
     logger = log.logger("test")
     for number in range(5):
         limit.warning(logger, "number %d", number)
@@ -293,7 +293,7 @@ def test_repeated_warnings_are_limited_and_counted(caplog: pytest.LogCaptureFixt
 
 def test_lines_of_one_kind_or_source_hide_no_others(caplog: pytest.LogCaptureFixture) -> None:
     clock = VirtualClock()
-    limit = log.RateLimit(most=3, period=10, clock=clock, each=2)
+    limit = log.RateLimit(maximum=3, period=10, clock=clock, max_per_source=2)
     logger = log.logger("test")
     for source in (1, 1, 1, 2, 3, 4):
         limit.warning(logger, "bad token of %d", source, source=source)

@@ -41,7 +41,7 @@ def test_the_count_wraps_over_0_and_skips_taken_ids() -> None:
 
 
 def test_a_smaller_table_is_full_earlier() -> None:
-    table = AssociationTable(most=2)
+    table = AssociationTable(maximum=2)
     assert [table.allocate() for _ in range(3)] == [1, 2, None]
 
 
@@ -55,23 +55,23 @@ def test_releasing_what_is_free_does_nothing() -> None:
 def test_a_shared_budget_says_who_has_to_give_some_up() -> None:
     budget: SharedBudget[str] = SharedBudget(10)
     for _ in range(8):
-        assert budget.giver("a") is None
+        assert budget.victim("a") is None
         budget.take("a")
     budget.take("b")
     budget.take("b")
     assert len(budget) == 10
-    assert budget.giver("a") == "a"
-    assert budget.giver("b") == "a"  # below its half
+    assert budget.victim("a") == "a"
+    assert budget.victim("b") == "a"  # below its half
     assert [budget.excess(each) for each in "abc"] == [3, 0, 0]
-    assert budget.giver("c") == "a"  # below a third
+    assert budget.victim("c") == "a"  # below a third
     budget.give_back("a", 3)
     for _ in range(3):
         budget.take("b")
-    assert [budget.giver(each) for each in "ab"] == ["a", "b"]
+    assert [budget.victim(each) for each in "ab"] == ["a", "b"]
     budget.drop("a")
     budget.drop("c")
     assert len(budget) == 5
-    assert budget.giver("a") is None
+    assert budget.victim("a") is None
     budget.give_back("b", 5)
     assert len(budget) == 0
 
@@ -80,5 +80,5 @@ def test_a_shared_budget_may_be_smaller_than_the_number_of_holders() -> None:
     budget: SharedBudget[int] = SharedBudget(2)
     budget.take(1)
     budget.take(2)
-    assert budget.giver(3) == 3
-    assert budget.giver(1) == 1
+    assert budget.victim(3) == 3
+    assert budget.victim(1) == 1

@@ -275,7 +275,7 @@ def test_an_abandoned_search_releases_what_it_inherited(ports: Ports) -> None:
 
 
 def test_leases_name_the_latest_port_first() -> None:
-    leases = Leases(each=2)
+    leases = Leases(max_ports=2)
     for port in (1, 2, 3, 2):
         leases.remember(ALICE, port)
     assert leases.ports(ALICE) == (2, 3)
@@ -283,7 +283,7 @@ def test_leases_name_the_latest_port_first() -> None:
 
 
 def test_leases_forget_the_user_not_seen_for_longest() -> None:
-    leases = Leases(users=2)
+    leases = Leases(max_users=2)
     leases.remember(ALICE, 1)
     leases.remember(BOB, 2)
     leases.remember(ALICE, 3)

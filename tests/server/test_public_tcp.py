@@ -164,7 +164,7 @@ def test_connections_over_the_stream_limit_are_told_of(port: Port, caplog: pytes
 
 
 def test_troubles_of_all_listeners_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
-    limit = RateLimit(most=5)
+    limit = RateLimit(maximum=5)
     ports = [Port(limit), Port(limit)]
     for port in ports:
         port.public.open()
