@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asport_sync.forked import new_socket, no_fork
@@ -284,65 +285,120 @@ def _taken(descriptor: int) -> socket.socket:
     return sock
 
 
+def _data(raw: Any) -> bytes:
+    return bytes(ffi.buffer(raw.data, raw.length))
+
+
+def _text(raw: Any) -> str:
+    return _data(raw).decode("utf-8", "replace")
+
+
+def _address(raw: Any) -> SocketAddress | None:
+    """Converts an address that may be missing."""
+    return from_address(raw) if raw.family else None
+
+
+def _connected(engine: Engine, raw: Any) -> Event:
+    endpoint = Endpoint(engine, raw.endpoint) if raw.endpoint else None
+    return Connected(Connection(engine, raw.connection), endpoint, from_address(raw.peer), _data(raw))
+
+
+def _closed(engine: Engine, raw: Any) -> Event:
+    endpoint = Endpoint(engine, raw.endpoint) if raw.endpoint else None
+    connection, cause = Connection(engine, raw.connection), CloseCause(raw.code)
+    return Closed(connection, endpoint, from_address(raw.peer), cause, raw.value, _text(raw))
+
+
+def _command_received(engine: Engine, raw: Any) -> Event:
+    return CommandReceived(Connection(engine, raw.connection), HiddenBytes(_data(raw)), Carrier(raw.value))
+
+
+def _violation(engine: Engine, raw: Any) -> Event:
+    return Violation(Connection(engine, raw.connection), _text(raw))
+
+
+def _stream_opened(engine: Engine, raw: Any) -> Event:
+    return StreamOpened(Connection(engine, raw.connection), Stream(engine, raw.stream), _data(raw))
+
+
+def _stream_begun(engine: Engine, raw: Any) -> Event:
+    return StreamBegun(Connection(engine, raw.connection), _address(raw.peer))
+
+
+def _stream_ended(engine: Engine, raw: Any) -> Event:
+    return StreamEnded(
+        Connection(engine, raw.connection),
+        Stream(engine, raw.stream),
+        _address(raw.peer),
+        raw.code / 1e9,
+        stream_result(ffi.addressof(raw, "result")),
+        raw.value,
+    )
+
+
+def _stream_large_transfer(engine: Engine, raw: Any) -> Event:
+    return StreamLargeTransfer(
+        Connection(engine, raw.connection),
+        Stream(engine, raw.stream),
+        _address(raw.peer),
+        raw.code / 1e9,
+        _taken(raw.value),
+    )
+
+
+def _accept_failed(engine: Engine, raw: Any) -> Event:
+    return AcceptFailed(Connection(engine, raw.connection), Listener(engine, raw.socket), raw.code)
+
+
+def _association_wanted(engine: Engine, raw: Any) -> Event:
+    return AssociationWanted(Connection(engine, raw.connection), raw.value, from_address(raw.peer))
+
+
+def _source_unknown(engine: Engine, raw: Any) -> Event:
+    connection, udp = Connection(engine, raw.connection), UdpSocket(engine, raw.socket)
+    return SourceUnknown(connection, udp, from_address(raw.peer), _address(raw.local))
+
+
+def _udp_large_transfer(engine: Engine, raw: Any) -> Event:
+    return UdpLargeTransfer(Connection(engine, raw.connection), UdpSocket(engine, raw.socket))
+
+
+def _udp_refused(engine: Engine, raw: Any) -> Event:
+    return UdpRefused(Connection(engine, raw.connection), UdpSocket(engine, raw.socket), raw.code, bool(raw.value))
+
+
+def _probed(engine: Engine, raw: Any) -> Event:
+    return Probed(Connection(engine, raw.connection), bool(raw.value))
+
+
+def _silence(engine: Engine, raw: Any) -> Event:
+    return Silence(Connection(engine, raw.connection), bool(raw.value))
+
+
+def _log_record(engine: Engine, raw: Any) -> Event:
+    return LogRecord(raw.code, _text(raw))
+
+
+_CONVERSIONS: dict[int, Callable[[Engine, Any], Event]] = {
+    lib.AQ_EVENT_CONNECTED: _connected,
+    lib.AQ_EVENT_CLOSED: _closed,
+    lib.AQ_EVENT_COMMAND_RECEIVED: _command_received,
+    lib.AQ_EVENT_VIOLATION: _violation,
+    lib.AQ_EVENT_STREAM_OPENED: _stream_opened,
+    lib.AQ_EVENT_STREAM_BEGUN: _stream_begun,
+    lib.AQ_EVENT_STREAM_ENDED: _stream_ended,
+    lib.AQ_EVENT_STREAM_LARGE_TRANSFER: _stream_large_transfer,
+    lib.AQ_EVENT_ACCEPT_FAILED: _accept_failed,
+    lib.AQ_EVENT_ASSOCIATION_WANTED: _association_wanted,
+    lib.AQ_EVENT_SOURCE_UNKNOWN: _source_unknown,
+    lib.AQ_EVENT_UDP_LARGE_TRANSFER: _udp_large_transfer,
+    lib.AQ_EVENT_UDP_REFUSED: _udp_refused,
+    lib.AQ_EVENT_PROBED: _probed,
+    lib.AQ_EVENT_SILENCE: _silence,
+    lib.AQ_EVENT_LOG_RECORD: _log_record,
+}
+
+
 def event_of(engine: Engine, raw: Any) -> Event:
     """Returns the object for one record of the engine."""
-    kind = raw.type
-    if kind == lib.AQ_EVENT_STREAM_ENDED:
-        return StreamEnded(
-            Connection(engine, raw.connection),
-            Stream(engine, raw.stream),
-            from_address(raw.peer) if raw.peer.family else None,
-            raw.code / 1e9,
-            stream_result(ffi.addressof(raw, "result")),
-            raw.value,
-        )
-    if kind == lib.AQ_EVENT_STREAM_BEGUN:
-        return StreamBegun(Connection(engine, raw.connection), from_address(raw.peer) if raw.peer.family else None)
-    data = bytes(ffi.buffer(raw.data, raw.length))
-    if kind == lib.AQ_EVENT_LOG_RECORD:
-        return LogRecord(raw.code, data.decode("utf-8", "replace"))
-    connection = Connection(engine, raw.connection)
-    if kind == lib.AQ_EVENT_STREAM_OPENED:
-        return StreamOpened(connection, Stream(engine, raw.stream), data)
-    if kind == lib.AQ_EVENT_COMMAND_RECEIVED:
-        return CommandReceived(connection, HiddenBytes(data), Carrier(raw.value))
-    if kind == lib.AQ_EVENT_ASSOCIATION_WANTED:
-        return AssociationWanted(connection, raw.value, from_address(raw.peer))
-    if kind == lib.AQ_EVENT_SOURCE_UNKNOWN:
-        return SourceUnknown(
-            connection,
-            UdpSocket(engine, raw.socket),
-            from_address(raw.peer),
-            from_address(raw.local) if raw.local.family else None,
-        )
-    if kind == lib.AQ_EVENT_UDP_LARGE_TRANSFER:
-        return UdpLargeTransfer(connection, UdpSocket(engine, raw.socket))
-    if kind == lib.AQ_EVENT_UDP_REFUSED:
-        return UdpRefused(connection, UdpSocket(engine, raw.socket), raw.code, bool(raw.value))
-    if kind == lib.AQ_EVENT_STREAM_LARGE_TRANSFER:
-        return StreamLargeTransfer(
-            connection,
-            Stream(engine, raw.stream),
-            from_address(raw.peer) if raw.peer.family else None,
-            raw.code / 1e9,
-            _taken(raw.value),
-        )
-    if kind == lib.AQ_EVENT_ACCEPT_FAILED:
-        return AcceptFailed(connection, Listener(engine, raw.socket), raw.code)
-    if kind == lib.AQ_EVENT_VIOLATION:
-        return Violation(connection, data.decode("utf-8", "replace"))
-    if kind == lib.AQ_EVENT_PROBED:
-        return Probed(connection, bool(raw.value))
-    if kind == lib.AQ_EVENT_SILENCE:
-        return Silence(connection, bool(raw.value))
-    endpoint = Endpoint(engine, raw.endpoint) if raw.endpoint else None
-    if kind == lib.AQ_EVENT_CONNECTED:
-        return Connected(connection, endpoint, from_address(raw.peer), data)
-    return Closed(
-        connection,
-        endpoint,
-        from_address(raw.peer),
-        CloseCause(raw.code),
-        raw.value,
-        data.decode("utf-8", "replace"),
-    )
+    return _CONVERSIONS[raw.type](engine, raw)
