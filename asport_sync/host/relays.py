@@ -53,8 +53,10 @@ class Relays:
         self._log = log
         self._place = place
         self._limit = RateLimit()
-        self._lines = RateLimit(_LINES_PER_SECOND, 1.0, each=_LINES_PER_SECOND)  # of streams that workers relay
-        self._free = Slots(most)  # for streams that a worker dials itself
+        self._lines = RateLimit(
+            _LINES_PER_SECOND, 1.0, max_per_source=_LINES_PER_SECOND
+        )  # of streams that workers relay
+        self._free = Slots(max_workers)  # for streams that a worker dials itself
         self.takes_all = takes_all
 
     def begin(self) -> None:
