@@ -13,7 +13,7 @@ from bench.plan import Scorecard, carry_out
 from bench.rows import ROWS
 from bench.rows.machine import Noise, describe
 from bench.rows.row import Row, Setting
-from bench.tunnels import TUNNELS, Gtls, Tunnel
+from bench.tunnels import TUNNELS, VARIANTS, Gtls, Tunnel
 from tests.support.program import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short runs: less than 4 minutes instead of 25")
     parser.add_argument("--rows", metavar="NAME,...", help=", ".join(row.name for row in ROWS))
-    parser.add_argument("--tunnels", metavar="NAME,...", help=", ".join(tunnel.name for tunnel in TUNNELS))
+    parser.add_argument("--tunnels", metavar="NAME,...", help=", ".join(each.name for each in (*TUNNELS, *VARIANTS)))
     parser.add_argument("--runs", type=int, help=f"how often (default {FULL_RUNS}, with --quick {QUICK_RUNS})")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", help="folder for JSON and plots")
     parser.add_argument("--write-docs", action="store_true", help="put tables and plots into docs/performance.md")
@@ -55,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = arguments(argv)
     row_names = chosen(options.rows, [row.name for row in ROWS], "row")
-    tunnel_names = chosen(options.tunnels, [tunnel.name for tunnel in TUNNELS], "tunnel")
+    all_tunnels = TUNNELS if options.tunnels is None else (*TUNNELS, *VARIANTS)
+    tunnel_names = chosen(options.tunnels, [tunnel.name for tunnel in all_tunnels], "tunnel")
     rows = [row for row in ROWS if row.name in row_names]
-    wanted = [tunnel for tunnel in TUNNELS if tunnel.name in tunnel_names]
+    wanted = [tunnel for tunnel in all_tunnels if tunnel.name in tunnel_names]
     runs = options.runs or (QUICK_RUNS if options.quick else FULL_RUNS)
     options.output.mkdir(parents=True, exist_ok=True)
     scorecard = measure(rows, wanted, runs, quick=options.quick)

@@ -10,6 +10,7 @@ from bench.tunnels.rulers import Direct, Gtls
 
 __all__ = [
     "TUNNELS",
+    "VARIANTS",
     "Carrier",
     "CongestionControl",
     "Direct",
@@ -31,3 +32,6 @@ TUNNELS: tuple[Tunnel, ...] = (
     Rathole("plain"),
     Chisel(),
 )
+
+# Of this project: measured only if they are named.
+VARIANTS: tuple[Tunnel, ...] = (AsportSync("engine"), AsportSync("workers"))

@@ -54,10 +54,17 @@ def _write(path: Path, keys: Mapping[str, Any]) -> Path:
 
 
 class AsportSync(Tunnel):
-    """This project, as it is in the working tree."""
+    """This project, as it is in the working tree.
 
-    name = "asport-sync"
+    Args:
+        relay: The key of that name, on both sides.
+    """
+
     transport: Transport = "udp"
+
+    def __init__(self, relay: str = "auto") -> None:
+        self._relay = relay
+        self.name = "asport-sync" if relay == "auto" else f"asport-sync {relay}"
 
     def version(self) -> str:
         """Return the version of the working tree."""
@@ -73,8 +80,9 @@ class AsportSync(Tunnel):
     def configure(self, site: Site) -> Commands:
         """Write one file a side, as JSON."""
         (server, client), (server_tls, client_tls) = _shared(site), _tls(site)
-        server_file = _write(site.directory / "server.json", {**server, **server_tls})
-        client_file = _write(site.directory / "client.json", {**client, **client_tls})
+        keys = {} if self._relay == "auto" else {"relay": self._relay}
+        server_file = _write(site.directory / "server.json", {**server, **server_tls, **keys})
+        client_file = _write(site.directory / "client.json", {**client, **client_tls, **keys})
         command = [sys.executable, "-m", "asport_sync"]
         return Commands(
             server=[*command, "server", "run", "-c", server_file],
