@@ -45,7 +45,7 @@ def check_carries(running: Running, *, create_socket: SocketFactory = new_socket
             peer.ask(payload, payload)
 
 
-@pytest.mark.parametrize("tunnel", (*TUNNELS, *VARIANTS), ids=lambda tunnel: tunnel.name)
+@pytest.mark.parametrize("tunnel", [*TUNNELS, *VARIANTS], ids=lambda tunnel: tunnel.name)
 def test_carries_and_is_measured(tunnel: Tunnel, service: Address, tmp_path: Path) -> None:
     skip_unavailable(tunnel)
     with tunnel.open(Place(tmp_path, service)) as running:
