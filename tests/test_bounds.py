@@ -96,7 +96,9 @@ def test_limits_are_what_the_sources_say(cells: list[str]) -> None:
 
 def test_counters_exist() -> None:
     engine = set(
-        re.findall(r"^\s*X\((\w+)\)", (NATIVE / "core" / "counters.h").read_text(encoding="utf-8"), re.MULTILINE)
+        re.findall(
+            r"^\s*(?:COUNT|DROP)\((\w+),", (NATIVE / "core" / "counters.h").read_text(encoding="utf-8"), re.MULTILINE
+        )
     )
     python = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     shown = [name for cells in rows() for name in re.findall(r"`(\w+)`(?! of the kernel)", cells[4])]

@@ -67,16 +67,6 @@ def test_the_boundary_page_names_every_function_and_event() -> None:
     assert [name for name in events if f"| {name} |" not in text] == []
 
 
-def test_the_operations_page_names_counters_that_exist() -> None:
-    existing = set(
-        re.findall(r"^\s*X\((\w+)\)", (NATIVE / "core" / "counters.h").read_text(encoding="utf-8"), re.MULTILINE)
-    )
-    table = page("operations.md").partition("| counter (group `engine`)")[2].partition("\n\n")[0]
-    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    assert len(named) > 10
-    assert named <= existing
-
-
 # --- log lines --------------------------------------------------------------------------------------------------------
 
 # What lines on the page have in place of what a program inserts.

@@ -255,8 +255,15 @@ int64_t aq_certificate_pin(const uint8_t *certificate, size_t length, uint8_t *o
  * there are none, and `text` says what was found instead. */
 int64_t aq_certificates_read(const uint8_t *data, size_t length, aq_certificate *out, uint32_t max, char *text,
                              size_t text_length);
-uint32_t aq_counter_count(void);             /* [any] */
-const char *aq_counter_name(uint32_t index); /* [any] NULL past the end */
+/* What a counter of the engine counts. Immutable, as long as the process lives. */
+typedef struct {
+    const char *name;
+    const char *unit;    /* "bytes", "datagrams", "packets", "fragments", or "" */
+    const char *help;    /* one sentence */
+    int32_t counts_drop; /* 1: what was not passed on */
+} aq_counter_description;
+uint32_t aq_counter_count(void);                                   /* [any] */
+const aq_counter_description *aq_counter_describe(uint32_t index); /* [any] NULL past the end */
 
 /* ---- engine ------------------------------------------------------------------------------------------------- */
 
@@ -284,7 +291,7 @@ int64_t aq_events_wait(aq_engine *engine, aq_event *events, uint32_t max, int32_
 /* [any] Ends the current aq_events_wait(), or else the next one, even without an event. */
 int64_t aq_events_wake(aq_engine *engine);
 
-/* [any] Copies up to `count` counters, in the order of aq_counter_name(). Returns how many. */
+/* [any] Copies up to `count` counters, in the order of aq_counter_describe(). Returns how many. */
 int64_t aq_engine_counters(aq_engine *engine, uint64_t *values, uint32_t count);
 
 /* ---- credentials -------------------------------------------------------------------------------------------- */

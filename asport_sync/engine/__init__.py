@@ -19,7 +19,7 @@ from .binding import (
     limit_arenas,
     versions,
 )
-from .engine import Engine
+from .engine import COUNTERS, Engine
 from .events import (
     AcceptFailed,
     AssociationWanted,
@@ -47,12 +47,14 @@ from .values import (
     CloseCause,
     CongestionControl,
     ConnectionInfo,
+    CounterDescription,
     StreamEnd,
     StreamResult,
     Transport,
 )
 
 __all__ = [
+    "COUNTERS",
     "STREAM_REFUSED",
     "AcceptFailed",
     "AssociationWanted",
@@ -65,6 +67,7 @@ __all__ = [
     "Connected",
     "Connection",
     "ConnectionInfo",
+    "CounterDescription",
     "Credentials",
     "Endpoint",
     "Engine",

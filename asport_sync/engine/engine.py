@@ -16,7 +16,7 @@ from asport_sync.errors import EngineClosed, EngineError, LifecycleError
 from .binding import SocketAddress, error_number, error_of, ffi, lib, nanoseconds, to_address
 from .events import Event, event_of
 from .handles import Connection, Credentials, Endpoint
-from .values import Certificate, Transport, fill_transport
+from .values import Certificate, CounterDescription, Transport, fill_transport
 
 _EVENTS_PER_WAIT = 64  # maximum number of events per cffi call; 25 KiB
 
@@ -296,11 +296,10 @@ class Engine:
         return Connection(self, self.call(lib.aq_connect, options))
 
     def counters(self) -> dict[str, int]:
-        """Returns all counters of the engine by name."""
-        count = lib.aq_counter_count()
-        values = ffi.new("uint64_t[]", count)
-        self.call(lib.aq_engine_counters, values, count)
-        return {ffi.string(lib.aq_counter_name(index)).decode(): values[index] for index in range(count)}
+        """Returns all counters of the engine by name: those of ``COUNTERS``."""
+        values = ffi.new("uint64_t[]", len(COUNTERS))
+        self.call(lib.aq_engine_counters, values, len(COUNTERS))
+        return {each.name: values[index] for index, each in enumerate(COUNTERS)}
 
     # --- internal ---
 
@@ -343,6 +342,15 @@ class Engine:
             raise EngineError(result, detail) if detail else error_of(result)
         return Credentials(self, result)
 
+
+def _describe_counter(index: int) -> CounterDescription:
+    raw = lib.aq_counter_describe(index)
+    name, unit, text = (ffi.string(each).decode() for each in (raw.name, raw.unit, raw.help))
+    return CounterDescription(name, unit, text, counts_drops=raw.counts_drop != 0)
+
+
+COUNTERS = tuple(_describe_counter(index) for index in range(lib.aq_counter_count()))
+"""All counters of an engine. They are defined in ``_native/counters.h``."""
 
 # Engines to stop at exit. Weak: an engine that is closed properly is not kept alive.
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -114,8 +114,46 @@ class StreamResult:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CounterDescription:
+    """What a counter of the engine counts.
+
+    Attributes:
+        name: Its name.
+        unit: "bytes", "datagrams", "packets", "fragments", or "" for what ``help`` names.
+        help: One sentence.
+        counts_drops: Whether it counts what was not passed on.
+    """
+
+    name: str
+    unit: str
+    help: str
+    counts_drops: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionInfo:
-    """Statistics of a connection at one moment. Times in seconds, sizes in bytes."""
+    """Statistics of a connection at one moment.
+
+    Attributes:
+        peer: The peer's current address: IP address and port.
+        smoothed_rtt: Smoothed round-trip time in seconds (RFC 9002 section 5.3).
+        min_rtt: The minimum round-trip time in seconds.
+        latest_rtt: The latest sample of the round-trip time in seconds.
+        congestion_window: The congestion window in bytes.
+        bytes_in_flight: Bytes sent that are neither acknowledged nor lost.
+        packets_sent: UDP datagrams sent.
+        packets_received: UDP datagrams received.
+        packets_lost: QUIC packets declared lost (RFC 9002 section 6); 0 with ngtcp2 before 1.16, which does not count.
+        bytes_sent: Bytes of UDP payload sent.
+        bytes_received: Bytes of UDP payload received.
+        bytes_lost: Bytes of QUIC packets declared lost, as ``packets_lost``.
+        path_payload: The current maximum UDP payload in bytes.
+        datagram_limit: The current maximum payload of a DATAGRAM frame in bytes; 0: the peer accepts none.
+        silence: Seconds since the latest packet from the peer.
+        streams: Open bidirectional streams.
+        associations: UDP associations.
+        datagrams_queued: Bytes of UDP packets that wait to be sent.
+    """
 
     peer: SocketAddress
     smoothed_rtt: float

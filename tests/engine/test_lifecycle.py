@@ -164,9 +164,11 @@ def test_counters_have_names_and_start_at_zero() -> None:
     finally:
         engine.close()
     assert counters
+    assert set(counters.values()) == {0}
     assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in counters)
+    assert list(counters) == [each.name for each in engine_module.COUNTERS]
     assert len(counters) == lib.aq_counter_count()
-    assert lib.aq_counter_name(lib.aq_counter_count()) == ffi.NULL
+    assert lib.aq_counter_describe(lib.aq_counter_count()) == ffi.NULL
 
 
 def test_versions_say_what_is_linked() -> None:

@@ -786,7 +786,7 @@ static void tell(aq_engine *engine)
     for (size_t i = 0; i < AQ_COUNTER_COUNT; i++) {
         uint64_t value = atomic_load(&engine->counters.value[i]);
         if (value != 0)
-            fprintf(stderr, "%s=%llu ", aq_counter_names[i], (unsigned long long)value);
+            fprintf(stderr, "%s=%llu ", aq_counter_descriptions[i].name, (unsigned long long)value);
     }
     fprintf(stderr, "operations=%u\n", run.operations);
 }

@@ -361,7 +361,7 @@ class FakeEngine:
         self._events.put(_WAKE)
 
     def counters(self) -> dict[str, int]:
-        return {"packets_sent": 1}
+        return {**{each.name: 0 for each in real.COUNTERS}, "packets_sent": 1}
 
     def server_credentials(self, **options: Any) -> str:
         return self._credentials(options)

@@ -108,9 +108,9 @@ uint32_t aq_counter_count(void)
     return AQ_COUNTER_COUNT;
 }
 
-const char *aq_counter_name(uint32_t index)
+const aq_counter_description *aq_counter_describe(uint32_t index)
 {
-    return index < AQ_COUNTER_COUNT ? aq_counter_names[index] : NULL;
+    return index < AQ_COUNTER_COUNT ? &aq_counter_descriptions[index] : NULL;
 }
 
 /* ---- engine ---------------------------------------------------------------------------------------------------- */
