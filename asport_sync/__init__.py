@@ -33,7 +33,9 @@ from asport_sync.errors import (
 
 if TYPE_CHECKING:
     from asport_sync.client.client import Client
+    from asport_sync.client.stats import ClientStats
     from asport_sync.server.server import Server
+    from asport_sync.server.stats import ServerStats
 
 __all__ = [
     "AsportError",
@@ -41,6 +43,7 @@ __all__ = [
     "BindFailed",
     "CertificateError",
     "Client",
+    "ClientStats",
     "ConfigError",
     "ConnectError",
     "EngineClosed",
@@ -55,6 +58,7 @@ __all__ = [
     "RefusedError",
     "RemoteProtocolError",
     "Server",
+    "ServerStats",
     "__version__",
 ]
 
@@ -71,6 +75,14 @@ if not TYPE_CHECKING:  # a type checker would assume that every submodule is def
             from asport_sync.server.server import Server
 
             return Server
+        if name == "ClientStats":
+            from asport_sync.client.stats import ClientStats
+
+            return ClientStats
+        if name == "ServerStats":
+            from asport_sync.server.stats import ServerStats
+
+            return ServerStats
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from asport_sync.client.session import ClientSession
+from asport_sync.client.stats import ClientStats
 from asport_sync.config import ClientConfig, load_client
 from asport_sync.host.host import Host
 from asport_sync.host.lifecycle import Lifecycle
@@ -66,6 +67,13 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
             LifecycleError: Not started, or stopped meanwhile.
         """
         return self._running().wait_ready(timeout)
+
+    def stats(self) -> ClientStats:
+        """Returns current statistics; without figures unless the client is running.
+
+        Any thread. In a signal handler that interrupted ``stats()`` of its own thread there are no figures either.
+        """
+        return self._read_stats(ClientSession.stats, ClientStats)
 
     @staticmethod
     def _load(source: str | os.PathLike[str] | ClientConfig | None) -> ClientConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import socket
 import threading
@@ -16,6 +15,7 @@ from asport_sync.client import connector
 from asport_sync.client.backend import Backend, DialledBackend
 from asport_sync.client.connection import ServerConnection, is_steady, why_closed
 from asport_sync.client.connector import Connector, Happened, Report
+from asport_sync.client.stats import ClientStats
 from asport_sync.config import ClientConfig, TlsClientConfig
 from asport_sync.engine import (
     AssociationWanted,
@@ -24,6 +24,7 @@ from asport_sync.engine import (
     CommandReceived,
     Connected,
     Connection,
+    ConnectionInfo,
     Credentials,
     Event,
     Probed,
@@ -54,6 +55,7 @@ from asport_sync.errors import (
 from asport_sync.host.credentials import Loaded, load_client
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect, remaining
 from asport_sync.host.session import Session
+from asport_sync.host.stats import Side
 from asport_sync.runtime import sockets
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.log import logger
@@ -222,14 +224,20 @@ class ClientSession(Session):
                 self._changed.wait(left)
             return self._public
 
-    def stats(self) -> dict[str, object]:
-        """Returns statistics of the client and its connections."""
-        connections = []
+    def stats(self) -> ClientStats:
+        """Returns statistics of the client, its connections and its host.
+
+        Raises:
+            EngineClosed: The host is stopped.
+        """
+        connections: list[ConnectionInfo] = []
         for each in list(self._connections.values()):
             if not each.given_up:
                 with contextlib.suppress(EngineClosed):
-                    connections.append(dataclasses.asdict(each.connection.info()))
-        return {"public": self.public, "connections": connections}
+                    connections.append(each.connection.info())
+        return ClientStats(
+            running=True, **self.host.stats(Side.CLIENT), public=self.public, connections=tuple(connections)
+        )
 
     # --- start and stop ---
 

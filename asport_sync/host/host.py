@@ -29,7 +29,8 @@ from asport_sync.host.credentials import Validity
 from asport_sync.host.machine import MachineWatch
 from asport_sync.host.relays import Relays
 from asport_sync.host.router import Router
-from asport_sync.runtime.counters import Counters
+from asport_sync.host.stats import COUNTER_NAMES, HostStats, PumpStats, Side, WorkerStats, counters_of
+from asport_sync.runtime.counters import Counters, CounterTable
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.machine import asleep_since_boot
 from asport_sync.runtime.selecting import SelectorThread
@@ -76,6 +77,7 @@ class Host:
         clock: Monotonic time in seconds, for the timers.
         wall: Time of day in seconds since 1970, to compare with the dates of certificates.
         asleep: Returns how many seconds this machine has been suspended since an arbitrary moment.
+        counters: Counts what the sessions do; None: a table of all registered counters.
 
     Attributes:
         pump_reads_all: Whether the pump reads every UDP socket from the beginning.
@@ -93,10 +95,11 @@ class Host:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         asleep: Callable[[], float] = asleep_since_boot,
+        counters: Counters | None = None,
     ) -> None:
         self.engine = engine
         self.clock = clock
-        self.counters = Counters()
+        self.counters = CounterTable(COUNTER_NAMES) if counters is None else counters
         self.limit = RateLimit()
         self.stopping = StopSignal()
         self.workers = WorkerPool(max_workers + _DIALLERS)
@@ -223,18 +226,18 @@ class Host:
         """Reports the current state, for example to the service manager."""
         self.report(self.status)
 
-    def stats(self) -> dict[str, object]:
-        """Returns the statistics of the host."""
+    def stats(self, side: Side) -> HostStats:
+        """Returns the statistics of the host, with the counters of one side.
+
+        Raises:
+            EngineClosed: The host is stopped.
+        """
         return {
             "uptime": time.monotonic() - self._began,
             "engine": self.engine.counters(),
-            "counters": self.counters.snapshot(),
-            "workers": {
-                "running": self.workers.running,
-                "threads": self.workers.threads,
-                "waiting": self.workers.waiting,
-            },
-            "pump": {"calls": self.pump.waiting, "held_up": self.pump.held_up},
+            "counters": counters_of(side, self.counters.snapshot()),
+            "workers": WorkerStats(self.workers.running, self.workers.threads, self.workers.waiting),
+            "pump": PumpStats(self.pump.waiting, self.pump.held_up),
         }
 
     # --- the events thread ---

@@ -6,7 +6,7 @@ import abc
 import enum
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +15,7 @@ from asport_sync.engine import Engine
 from asport_sync.errors import EngineClosed, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.session import Session
+from asport_sync.host.stats import Stats
 from asport_sync.runtime import notify
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.signals import Termination
@@ -24,6 +25,7 @@ _log = logger("lifecycle")
 
 AnyConfig = TypeVar("AnyConfig", bound="ClientConfig | ServerConfig")
 AnySession = TypeVar("AnySession", bound=Session)
+AnyStats = TypeVar("AnyStats", bound=Stats)
 Self = TypeVar("Self", bound="Lifecycle[Any, Any]")
 
 STOP_TIMEOUT = 5.0
@@ -245,24 +247,27 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             self.stop()
             return name
 
-    def stats(self) -> dict[str, object]:
-        """Returns current statistics, times in seconds and sizes in bytes.
+    @abc.abstractmethod
+    def stats(self) -> Stats:
+        """Returns current statistics; without figures unless it is running."""
 
-        Returns:
-            ``running``; while it is, also ``uptime``, ``engine`` and ``counters`` (counts by name), ``workers``,
-            ``pump``, and ``connections`` with the engine's figures of each. A server adds its ``address``, and to each
-            connection the user, peer, public port, networks and age. A client adds ``public``: the server's address and
-            the public port, or None.
+    def _read_stats(
+        self, read: Callable[[AnySession], AnyStats], without_figures: Callable[[bool], AnyStats]
+    ) -> AnyStats:
+        """Returns the statistics that ``read`` gets from the session, or else those without figures.
+
+        Args:
+            read: Returns the session's statistics; may raise EngineClosed.
+            without_figures: Returns statistics that say only whether it is running.
         """
         thread = threading.get_ident()
         if thread in self._readers:  # called by a signal handler that interrupted stats()
-            return {"running": self.running}
+            return without_figures(self.running)
         self._readers.add(thread)
         try:
-            session, host = self._running(), self._host
-            return {"running": True, **session.stats(), **({} if host is None else host.stats())}
+            return read(self._running())
         except (LifecycleError, EngineClosed):  # not started, or stopped meanwhile by another thread
-            return {"running": False}
+            return without_figures(False)
         finally:
             self._readers.discard(thread)
             if self._stop_is_due:

@@ -7,6 +7,7 @@ import logging
 
 from asport_sync.engine import Connection, Event
 from asport_sync.host.host import Host
+from asport_sync.host.stats import Stats
 
 
 class Session(abc.ABC):
@@ -57,5 +58,9 @@ class Session(abc.ABC):
         """Frees what it opened. The events thread and the pump have ended."""
 
     @abc.abstractmethod
-    def stats(self) -> dict[str, object]:
-        """Returns its statistics. Any thread."""
+    def stats(self) -> Stats:
+        """Returns its statistics and those of its host. Any thread.
+
+        Raises:
+            EngineClosed: The host is stopped.
+        """

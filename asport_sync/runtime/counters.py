@@ -1,23 +1,50 @@
-"""Counters of events and drops, by reason."""
+"""Counters of events and drops, by name."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 
-class Counters:
-    """Named counters that only increase. Any thread."""
+class Counters(Protocol):
+    """Named counters that only increase. Any thread.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _values
-        self._values: dict[str, int] = {}
+    Everything that counts takes this, so that a test can pass a fake.
+    """
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Adds ``amount`` to the counter of this name."""
+        """Adds ``amount`` to the counter of this name.
+
+        Raises:
+            KeyError: No counter has this name.
+        """
+
+    def snapshot(self) -> Mapping[str, int]:
+        """Returns the counters by name; a consistent snapshot."""
+
+
+class CounterTable:
+    """A fixed set of counters that start at zero. Any thread.
+
+    Args:
+        names: The names of all counters.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._lock = threading.Lock()  # guards the values; the names never change
+        self._values = dict.fromkeys(names, 0)
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Adds ``amount`` to the counter of this name.
+
+        Raises:
+            KeyError: No counter has this name.
+        """
         with self._lock:
-            self._values[name] = self._values.get(name, 0) + amount
+            self._values[name] += amount
 
     def snapshot(self) -> dict[str, int]:
-        """Returns every non-zero counter by name; a consistent snapshot."""
+        """Returns all counters by name, also those at zero; a consistent snapshot."""
         with self._lock:
-            return dict(sorted(self._values.items()))
+            return dict(self._values)

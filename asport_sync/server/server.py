@@ -10,6 +10,7 @@ from asport_sync.host.host import Host
 from asport_sync.host.lifecycle import Lifecycle
 from asport_sync.runtime.log import logger
 from asport_sync.server.session import ServerSession
+from asport_sync.server.stats import ServerStats
 
 
 class Server(Lifecycle[ServerConfig, ServerSession]):
@@ -64,6 +65,13 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
             LifecycleError: Not started.
         """
         return self.address
+
+    def stats(self) -> ServerStats:
+        """Returns current statistics; without figures unless the server is running.
+
+        Any thread. In a signal handler that interrupted ``stats()`` of its own thread there are no figures either.
+        """
+        return self._read_stats(ServerSession.stats, ServerStats)
 
     @staticmethod
     def _load(source: str | os.PathLike[str] | ServerConfig | None) -> ServerConfig:

@@ -33,6 +33,7 @@ from asport_sync.hidden import HiddenBytes
 from asport_sync.host.credentials import Loaded, load_server
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect
 from asport_sync.host.session import Session
+from asport_sync.host.stats import Side
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.machine import machine_id
@@ -53,6 +54,7 @@ from asport_sync.server.ports import PublicPort
 from asport_sync.server.public_tcp import PublicListener
 from asport_sync.server.public_udp import MAX_ASSOCIATIONS, PublicUdp
 from asport_sync.server.reset_keys import shared_reset_key, stateless_reset_key
+from asport_sync.server.stats import ClientConnectionStats, ServerStats
 from asport_sync.wire import (
     ClientHello,
     Dialect,
@@ -77,11 +79,12 @@ _MANY_SHARED_PORTS = 1000  # ports; users that share fewer usually do so on purp
 
 _HEARTBEAT = encode(Heartbeat())
 
+# Text for the log, and counter.
 _REFUSALS = {
-    ServerHelloCode.AUTH_FAILED: "authentication failed",
-    ServerHelloCode.BIND_FAILED: "bind failed",
-    ServerHelloCode.PORT_DENIED: "port denied",
-    ServerHelloCode.NETWORK_DENIED: "network denied",
+    ServerHelloCode.AUTH_FAILED: ("authentication failed", "refused_auth_failed"),
+    ServerHelloCode.BIND_FAILED: ("bind failed", "refused_bind_failed"),
+    ServerHelloCode.PORT_DENIED: ("port denied", "refused_port_denied"),
+    ServerHelloCode.NETWORK_DENIED: ("network denied", "refused_network_denied"),
 }
 
 
@@ -197,26 +200,20 @@ class ServerSession(Session):
         for client in list(self._connections.values()):
             self._claims.release(client)
 
-    def stats(self) -> dict[str, object]:
-        """Returns statistics of the server and of each connection."""
-        with self._lock:
-            peers = list(self._connections.values())
-        return {"address": self.address, "connections": [self._figures(peer) for peer in peers]}
+    def stats(self) -> ServerStats:
+        """Returns statistics of the server, of each connection and of the host. Any thread.
 
-    def _figures(self, peer: ClientConnection) -> dict[str, object]:
-        user, port, granted = peer.user, peer.port, peer.grant
-        figures: dict[str, object] = {
-            "user": str(user.uuid) if user else None,
-            "peer": peer.address,
-            "port": port.number if port else None,
-            "network": str(granted) if granted else None,
-            "age": time.monotonic() - peer.began,
-        }
-        try:
-            figures.update(dataclasses.asdict(peer.connection.info()))
-        except EngineClosed:
-            figures["closed"] = True
-        return figures
+        Raises:
+            EngineClosed: The host is stopped.
+        """
+        with self._lock:
+            clients = list(self._connections.values())
+        return ServerStats(
+            running=True,
+            **self.host.stats(Side.SERVER),
+            address=self.address,
+            connections=tuple(_stats_of(client) for client in clients),
+        )
 
     def _fall_back_to_ipv4(self, host: str) -> None:
         """Replaces ``::`` by ``0.0.0.0``, all IPv4 addresses, if the system has no IPv6. Logs that once."""
@@ -340,10 +337,11 @@ class ServerSession(Session):
     def _refuse(self, client: ClientConnection, code: ServerHelloCode, detail: str) -> None:
         client.closing = True
         self._claims.leave(client)
-        self.host.counters.add(f"refused_{code.name.lower()}")
+        why, counter = _REFUSALS[code]
+        self.host.counters.add(counter)
         # Limited separately for each reason, because anyone can fail to authenticate any number of times.
         text = "%s: refused, %s: %s"
-        self.host.limit.warning(_log, text, client.label, _REFUSALS[code], detail, kind=code, source=client.source)
+        self.host.limit.warning(_log, text, client.label, why, detail, kind=code, source=client.source)
         if code is ServerHelloCode.AUTH_FAILED and not self._config.authentication_failed_reply:
             client.handshake.close()
             client.connection.close(0)
@@ -503,6 +501,23 @@ class ServerSession(Session):
         # neither side is at fault.
         self.host.counters.add("packets_unknown_association")
         self.host.pump.call(_refuse_association, event.connection, event.association)
+
+
+def _stats_of(client: ClientConnection) -> ClientConnectionStats:
+    # Any thread. The events thread may write the fields meanwhile, so each is read once.
+    user, port, granted = client.user, client.port, client.grant
+    try:
+        info = client.connection.info()
+    except EngineClosed:
+        info = None
+    return ClientConnectionStats(
+        user=str(user.uuid) if user else None,
+        peer=client.address if info is None else info.peer,
+        port=port.number if port else None,
+        network=str(granted) if granted else None,
+        age=time.monotonic() - client.began,
+        info=info,
+    )
 
 
 def _refuse_association(connection: Connection, association: int) -> None:

@@ -15,6 +15,7 @@ from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.log import logger
 from asport_sync.wire import ServerHello, ServerHelloCode, encode
 from tests.host import fake_engine as fake
+from tests.host.fake_counters import FakeCounters
 from tests.host.fake_engine import FakeConnection, FakeEngine
 from tests.support.waiting import wait_until
 
@@ -69,7 +70,14 @@ class Scene:
                 **options,
             }
         )
-        self.host = Host(self.engine.as_real(), self.config.workers, self.config.tcp_keepalive, logger("client"))
+        self.counters = FakeCounters()
+        self.host = Host(
+            self.engine.as_real(),
+            self.config.workers,
+            self.config.tcp_keepalive,
+            logger("client"),
+            counters=self.counters,
+        )
         self.host.start()
         self.session = ClientSession(self.config, self.host, self.backoff)
         self.host.add(self.session)
@@ -86,7 +94,7 @@ class Scene:
         return self.engine.connections[-1]
 
     def counter(self, name: str) -> int:
-        return self.host.counters.snapshot().get(name, 0)
+        return self.counters[name]
 
     def expect_counter(self, name: str, value: int = 1) -> None:
         wait_until(lambda: self.counter(name) == value, TIMEOUT, f"{name} is {value}")

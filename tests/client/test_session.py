@@ -290,7 +290,7 @@ def test_an_address_that_cannot_be_used_is_passed_over(resolved: list[list[socke
     host.start()
     session = ClientSession(scene.config, host, NoDelay())
     host.add(session)
-    wait_until(lambda: "attempts_failed" in host.counters.snapshot(), TIMEOUT, "the attempt has failed")
+    wait_until(lambda: host.counters.snapshot()["attempts_failed"], TIMEOUT, "the attempt has failed")
     with pytest.raises(ConnectError, match="unreachable"):
         session.wait_ready(0)
     host.stop(TIMEOUT)
@@ -673,10 +673,12 @@ def test_figures_of_the_connection() -> None:
     with scene_of() as scene:
         scene.ready()
         stats = scene.session.stats()
-        assert stats["public"] == (SERVER[0], PORT)
-        connections = stats["connections"]
-        assert isinstance(connections, list)
-        assert [each["smoothed_rtt"] for each in connections] == [0.1]
+        assert stats.running
+        assert stats.public == (SERVER[0], PORT)
+        assert [each.smoothed_rtt for each in stats.connections] == [0.1]
+        assert stats.engine["packets_sent"] == 1
+        assert (stats.counters["joined"], stats.counters["attempts_failed"]) == (1, 0)
+        assert "clients_joined" not in stats.counters
         assert PASSWORD not in repr(stats)
 
 

@@ -8,7 +8,6 @@ import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -66,8 +65,7 @@ def test_a_server_without_descriptors_recovers_and_leaves_no_stream(certificate:
             wait_until(lambda: answers(public), TIMEOUT, "the listener serves again")
 
             def streams() -> int:
-                connections: Any = client.stats()["connections"]
-                return sum(connection["streams"] for connection in connections)
+                return sum(connection.streams for connection in client.stats().connections)
 
             wait_until(lambda: streams() == 0, TIMEOUT, "no stream is left", detail=lambda: f"{streams()} are")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from asport_sync import Client, Server
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
     Tunnel,
@@ -294,7 +295,7 @@ def test_every_stream_has_a_worker_as_long_as_one_is_free(certificate: Certifica
             user.sendall(bytes([number]) * 1000)
             assert receive_exactly(user, 1000) == bytes([number]) * 1000
         end = getattr(opened, side)
-        assert end.stats()["workers"]["running"] == 2
+        assert end.stats().workers.running == 2
         busy = opened.engine_counter("server", "streams_without_worker") + counter(end, "relays_all_workers_busy")
         assert busy == 3
         for user in users:
@@ -543,9 +544,8 @@ def test_2000_held_open_at_once(certificate: Certificate) -> None:
             wait_until(lambda side=side: streams(side) == 0, READY_TIMEOUT, "no stream is left")  # type: ignore[misc]
 
 
-def streams(side: object) -> int:
-    connections = side.stats()["connections"]  # type: ignore[attr-defined]
-    return int(connections[0]["streams"])
+def streams(side: Server | Client) -> int:
+    return int(side.stats().as_dict()["connections"][0]["streams"])
 
 
 # --- what the service learns about the public peer --------------------------------------------------------------------

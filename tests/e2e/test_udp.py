@@ -139,7 +139,9 @@ def test_many_users_keep_their_answers(certificate: Certificate, mode: str) -> N
 
 def associations(opened: Tunnel) -> tuple[int, int]:
     """Associations of server and client."""
-    return tuple(side.stats()["connections"][0]["associations"] for side in (opened.server, opened.client))  # type: ignore
+    (server,), (client,) = opened.server.stats().connections, opened.client.stats().connections
+    assert server.info is not None
+    return server.info.associations, client.associations
 
 
 def test_the_server_ends_idle_associations(certificate: Certificate) -> None:

@@ -72,8 +72,8 @@ class Tunnel:
 
     def engine_counter(self, side: str, name: str) -> int:
         """A counter of the engine of ``server`` or ``client``."""
-        stats: dict[str, Any] = getattr(self, side).stats()
-        return int(stats["engine"][name])
+        end: Server | Client = getattr(self, side)
+        return end.stats().engine[name]
 
 
 @contextlib.contextmanager
@@ -181,8 +181,7 @@ def traffic(address: Address) -> Iterator[None]:
 
 def counter(end: Client | Server, name: str) -> int:
     """A counter of the decisions of one end."""
-    stats: dict[str, Any] = end.stats()
-    return int(stats["counters"].get(name, 0))
+    return end.stats().counters[name]
 
 
 def wait_for_counter(end: Client | Server, name: str, value: int) -> None:

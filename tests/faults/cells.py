@@ -82,8 +82,8 @@ class Bad:
 
     def alive(self) -> bool:
         """Whether one connection has lasted from the beginning."""
-        stats: dict[str, Any] = self.client.stats()
-        return stats["counters"].get("joined", 0) == 1 and stats["public"] is not None
+        stats = self.client.stats()
+        return stats.counters["joined"] == 1 and stats.public is not None
 
     def stop_rebinding(self) -> None:
         """The NAT stays as it is, so that what is late can still come."""
@@ -176,7 +176,7 @@ def _udp(mode: str) -> Callable[[Fault, Scale, Certificate], Outcome]:
                 quiet=(scale.heartbeat if mode == "quic" or fault.relay else 0.0) + 1.0 + 2 * fault.faults.down_time,
             )
             alive, path = bad.alive(), bad.relay.counters
-            server, client = (datagrams.engine_counters(side.stats()) for side in (bad.server, bad.client))
+            server, client = (side.stats().engine for side in (bad.server, bad.client))
             causes, problems = datagrams.account(done, server, client, path, lossless=mode == "quic", alive=alive)
         # In quic mode what is sent again comes late, as the draft has it: each datagram is a stream of its own. The
         # last packets of a handshake may carry some, too.

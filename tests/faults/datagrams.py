@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from asport_sync.testing import RelayCounters
 from asport_sync.testing.udp import kernel_drops
@@ -269,19 +268,3 @@ def spilled(server: Mapping[str, int], client: Mapping[str, int], path: RelayCou
         way.overflowed + max(0, way.delivered - engine["quic_datagrams_received"])
         for way, engine in ((path.to_target, server), (path.to_client, client))
     )
-
-
-def engine_counters(stats: Mapping[str, Any]) -> dict[str, int]:
-    """The engine's counters out of ``Client.stats()`` or ``Server.stats()``; 0 for those that are not there."""
-    found: Mapping[str, int] = stats["engine"]
-    names = {
-        *BEFORE,
-        *BEHIND,
-        *EITHER,
-        AT_THE_SOCKET,
-        "udp_received",
-        "packets_sent",
-        "packets_received",
-        "quic_datagrams_received",
-    }
-    return {name: int(found.get(name, 0)) for name in names}

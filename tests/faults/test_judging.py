@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 
+from asport_sync.engine import COUNTERS
 from asport_sync.testing import DirectionCounters, RelayCounters
 from tests.faults import cells, datagrams, injected, report
 from tests.faults.cells import Outcome
@@ -88,7 +89,7 @@ def _account(
     *, sent: int = 100, there: int = 95, path: int = 5, path_packets: int = 5, lossless: bool = False
 ) -> tuple[dict[str, int], list[str]]:
     """The account of datagrams one way, of which the path took some, with a service that does not answer."""
-    names = datagrams.engine_counters({"engine": {}})
+    names = {each.name: 0 for each in COUNTERS}
     server = {**names, "udp_received": sent, "packets_sent": sent}
     client = {**names, "packets_received": sent - path, "quic_datagrams_received": 200 - path_packets}
     done = datagrams.Exchanged(sent, 0, datagrams.Arrived(there, (), True), 0, datagrams.Arrived(0, (), True), 0, 1.0)

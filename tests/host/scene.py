@@ -11,9 +11,9 @@ import pytest
 from asport_sync.engine import Connection, Stream, UdpSocket
 from asport_sync.host.relays import Relays
 from asport_sync.runtime import sockets
-from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import StopSignal, WorkerPool
+from tests.host.fake_counters import FakeCounters
 from tests.host.fake_engine import (
     FakeConnection,
     FakeEngine,
@@ -35,7 +35,7 @@ class RelayScene:
 
     def __init__(self, max_workers: int = 4) -> None:
         self.clock = VirtualClock()
-        self.counters = Counters()
+        self.counters = FakeCounters()
         self.workers = WorkerPool(WORKERS)
         self.engine = FakeEngine()
         self.relays = Relays(self.engine.as_real(), self.workers, max_workers, self.counters, LOG, self.place)
@@ -70,7 +70,7 @@ class RelayScene:
         wait_until(lambda: self.workers.running == 0, TIMEOUT, "the workers are back")
 
     def counter(self, name: str) -> int:
-        return self.counters.snapshot().get(name, 0)
+        return self.counters[name]
 
 
 def as_stream(stream: FakeStream) -> Stream:
@@ -93,7 +93,7 @@ class Pump:
         self.thread = SelectorThread("asport-pump", self.clock)
         self.thread.start()
         self.workers = WorkerPool(2)
-        self.counters = Counters()
+        self.counters = FakeCounters()
         self.connection = FakeEngine().new_connection()
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class Pump:
         self.do(pass_it)
 
     def counter(self, name: str) -> int:
-        return self.counters.snapshot().get(name, 0)
+        return self.counters[name]
 
     @property
     def udp(self) -> FakeUdpSocket:

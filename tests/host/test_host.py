@@ -13,6 +13,7 @@ from asport_sync.engine import CloseCause, Connection, Endpoint, Engine, Event, 
 from asport_sync.errors import ConfigError, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.session import Session
+from asport_sync.host.stats import Stats
 from asport_sync.wire import Connect, encode
 from tests.host import fake_engine as fake
 from tests.host.fake_engine import FakeConnection, FakeEngine, FakeStream
@@ -56,8 +57,8 @@ class Recorder(Session):
     def close(self) -> None:
         self._note("close")
 
-    def stats(self) -> dict[str, object]:
-        return {}
+    def stats(self) -> Stats:
+        return Stats(running=True)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from asport_sync.errors import LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.lifecycle import TABLE, Lifecycle, State, Step
 from asport_sync.host.session import Session
+from asport_sync.host.stats import Stats
 from asport_sync.runtime.log import logger
 from tests.host.fake_engine import FakeEngine
 
@@ -70,9 +71,9 @@ class Nothing(Session):
     def close(self) -> None:
         self.during("close")
 
-    def stats(self) -> dict[str, object]:
+    def stats(self) -> Stats:
         self.during("stats")
-        return {}
+        return Stats(running=True)
 
 
 class Played(Lifecycle[ServerConfig, Nothing]):
@@ -82,6 +83,9 @@ class Played(Lifecycle[ServerConfig, Nothing]):
         super().__init__(CONFIG)
         self.engines: list[FakeEngine] = []
         self.plan: dict[str, str] = {}  # place -> "fail", or the method that a signal handler calls there
+
+    def stats(self) -> Stats:
+        return self._read_stats(Nothing.stats, Stats)
 
     @staticmethod
     def _load(source: Any) -> Any:
@@ -149,7 +153,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def stats(self) -> None:
         was, stops = self.played.running, self.played.plan.get("stats") == "stop"
-        assert self.played.stats()["running"] is was
+        assert self.played.stats().running is was
         assert self.played.running is (was and not stops)
 
     @invariant()

@@ -190,7 +190,7 @@ def cost_of(place: Scene, flood: Flood, seconds: float, settle: float) -> Cost:
     cpu = server.cpu_seconds() - cpu
     time.sleep(settle)
     after = server.stats()
-    grown = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
+    grown = {name: value - before[name] for name, value in after.items() if value != before[name]}
     units = int(sent["tried"] if flood.unit == "tried" else grown.get(flood.unit, 0))
     return Cost(
         units, cpu * 1e6 / max(1, units), memory, peak, server.memory(), _amplification(flood, sent, grown), grown

@@ -17,7 +17,7 @@ def main() -> None:
         print(json.dumps(server.address), flush=True)
         for _ in sys.stdin:
             stats = server.stats()
-            print(json.dumps({"engine": stats["engine"], "counters": stats["counters"]}), flush=True)
+            print(json.dumps({"engine": stats.engine, "counters": stats.counters}), flush=True)
 
 
 if __name__ == "__main__":

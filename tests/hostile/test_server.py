@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -33,12 +32,10 @@ class Betrayal:
     connection: Connection
 
     def engine_counter(self, name: str) -> int:
-        stats: dict[str, Any] = self.client.stats()
-        return int(stats["engine"][name])
+        return self.client.stats().engine[name]
 
     def streams(self) -> int:
-        stats: dict[str, Any] = self.client.stats()
-        return sum(connection["streams"] for connection in stats["connections"])
+        return sum(connection.streams for connection in self.client.stats().connections)
 
 
 @pytest.fixture

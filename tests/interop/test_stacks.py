@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -77,10 +76,8 @@ class TheirClient:
 
     def address(self) -> Address:
         """Where our server sees it now."""
-        stats: Any = self.server.stats()
-        (connection,) = stats["connections"]
-        host, port = connection["peer"][:2]
-        return host, port
+        (connection,) = self.server.stats().connections
+        return connection.peer
 
     def wait_moved(self, old: Address) -> Address:
         """Wait until our server sees it elsewhere; where."""
@@ -236,8 +233,7 @@ class TheirServer:
 
     def joined(self) -> int:
         """How often our client has joined."""
-        stats: Any = self.client.stats()
-        return int(stats["counters"]["joined"])
+        return self.client.stats().counters["joined"]
 
 
 def server_argv(stack: Stack, listen: str, public: Address, certificate: Certificate) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from asport_sync.runtime import log, notify
-from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.counters import CounterTable
 from asport_sync.runtime.signals import Termination
 from tests.runtime.clock import VirtualClock
 
@@ -317,7 +317,7 @@ def test_lines_of_one_kind_or_source_hide_no_others(caplog: pytest.LogCaptureFix
 
 
 def test_counters_from_many_threads_lose_nothing() -> None:
-    counters = Counters()
+    counters = CounterTable(["drops", "none", "bytes"])
 
     def count() -> None:
         for _ in range(1000):
@@ -329,4 +329,11 @@ def test_counters_from_many_threads_lose_nothing() -> None:
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert counters.snapshot() == {"bytes": 56, "drops": 8000}
+    assert counters.snapshot() == {"drops": 8000, "none": 0, "bytes": 56}
+
+
+def test_only_registered_counters_count() -> None:
+    counters = CounterTable(["drops"])
+    with pytest.raises(KeyError):
+        counters.add("drop")
+    assert counters.snapshot() == {"drops": 0}

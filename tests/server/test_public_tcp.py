@@ -12,10 +12,10 @@ import pytest
 
 from asport_sync.errors import EngineError
 from asport_sync.runtime import sockets
-from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
 from asport_sync.runtime.timers import Timers
 from asport_sync.server.public_tcp import PublicListener
+from tests.host.fake_counters import FakeCounters
 from tests.host.fake_engine import (
     FakeEngine,
     FakeListener,
@@ -32,7 +32,7 @@ class Port:
     def __init__(self, limit: RateLimit | None = None) -> None:
         self.clock = VirtualClock()
         self.timers = Timers(self.clock)
-        self.counters = Counters()
+        self.counters = FakeCounters()
         self.connection = FakeEngine().new_connection()
         self.sock = sockets.listen_tcp(HOST, 0)
         self.number = sockets.local_address(self.sock)[1]

@@ -39,6 +39,7 @@ from asport_sync.wire import (
     encode,
 )
 from tests.host import fake_engine as fake
+from tests.host.fake_counters import FakeCounters
 from tests.host.fake_engine import FakeConnection, FakeEngine, FakeStream, token_of
 from tests.runtime.clock import VirtualClock
 from tests.support.ports import free_port
@@ -71,7 +72,15 @@ class Scene:
         self.config = ServerConfig.from_options(
             server=f"{HOST}:0", certificate=PEM, private_key=PEM, proxies=[proxy], **options
         )
-        self.host = Host(self.engine.as_real(), 0, 0.0, logging.getLogger("asport_sync.server"), clock=self.clock)
+        self.counters = FakeCounters()
+        self.host = Host(
+            self.engine.as_real(),
+            0,
+            0.0,
+            logging.getLogger("asport_sync.server"),
+            clock=self.clock,
+            counters=self.counters,
+        )
         self.session = ServerSession(self.config, self.host, policy)
         self.host.pump.start()
         self.session.prepare()
@@ -124,7 +133,7 @@ class Scene:
         self.settle()
 
     def counter(self, name: str) -> int:
-        return self.host.counters.snapshot().get(name, 0)
+        return self.counters[name]
 
 
 def start_and_stop(config: ServerConfig, engine: FakeEngine) -> None:
@@ -1188,12 +1197,18 @@ def test_figures_of_each_connection(scene: Scene) -> None:
     joined, waiting = scene.join(), scene.connect()
     waiting.is_gone = True
     stats = scene.session.stats()
-    assert stats["address"] == scene.session.address
-    connections = stats["connections"]
-    assert isinstance(connections, list)
-    first, second = connections
-    assert (first["user"], first["port"], first["peer"]) == (str(ALICE), scene.number, joined.peer)
-    assert first["network"] == "tcp and udp native"
-    assert first["smoothed_rtt"] == 0.1
-    assert (second["user"], second["port"], second["closed"]) == (None, None, True)
+    assert stats.running
+    assert stats.address == scene.session.address
+    first, second = stats.connections
+    assert (first.user, first.port, first.peer) == (str(ALICE), scene.number, joined.peer)
+    assert first.network == "tcp and udp native"
+    assert first.info is not None
+    assert first.info.smoothed_rtt == 0.1
+    assert (second.user, second.port, second.peer, second.info) == (None, None, waiting.peer, None)
+    assert stats.counters["clients_joined"] == 1
+    assert "joined" not in stats.counters
+    whole = stats.as_dict()
+    assert [each["port"] for each in whole["connections"]] == [scene.number, None]
+    assert whole["connections"][0]["smoothed_rtt"] == 0.1
+    assert whole["connections"][1]["closed"] is True
     assert PASSWORD not in repr(stats)

@@ -20,7 +20,7 @@ def main(side: str, config: str, figures: str) -> None:
     Args:
         side: ``client`` or ``server``.
         config: Its configuration file.
-        figures: The file that gets what ``stats()`` says, as JSON.
+        figures: The file that gets ``stats().as_dict()`` as JSON.
     """
     log.configure("warn")
     descriptors.raise_limit()
@@ -30,7 +30,7 @@ def main(side: str, config: str, figures: str) -> None:
     written = Path(f"{figures}.new")
     with end:
         while signal.sigtimedwait({signal.SIGTERM}, PERIOD) is None:
-            written.write_text(json.dumps(end.stats()))
+            written.write_text(json.dumps(end.stats().as_dict()))
             os.replace(written, figures)
 
 

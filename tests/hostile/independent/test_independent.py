@@ -90,7 +90,7 @@ def join(certificate: Certificate, server: Address, service: TcpEcho) -> None:
 
 def wait_for_none(server: Server) -> None:
     """Until the server has heard that its client is gone, and keeps nothing of it."""
-    wait_until(lambda: not server.stats()["connections"], READY_TIMEOUT, "no client is left")
+    wait_until(lambda: not server.stats().connections, READY_TIMEOUT, "no client is left")
 
 
 class ServerUnderTest:
