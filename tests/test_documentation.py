@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from asport_sync import Client, config
+from tests.host.test_stats import client_stats
 from tests.support import literals
 from tests.support.certificates import self_signed, write_private
 
@@ -178,7 +180,7 @@ def programs_of(name: str) -> list[str]:
 
 
 def test_the_program_with_a_queue_before_its_handler_logs(capsys: pytest.CaptureFixture[str]) -> None:
-    program, _ = programs_of("operations.md")
+    program, _, _ = programs_of("operations.md")
     names: dict[str, Any] = {}
     logger = logging.getLogger("asport_sync")
     before = list(logger.handlers)
@@ -192,8 +194,14 @@ def test_the_program_with_a_queue_before_its_handler_logs(capsys: pytest.Capture
     assert "a line" in capsys.readouterr().err
 
 
+def test_the_program_that_reads_statistics_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    _, program, _ = programs_of("operations.md")
+    exec(compile(program, "operations.md", "exec"), {"client": SimpleNamespace(stats=client_stats)})
+    assert capsys.readouterr().out.startswith("('192.0.2.1', 443) [0.25]\n0 1\n{\"running\": true, ")
+
+
 def test_the_program_against_a_bad_network_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    _, program = programs_of("operations.md")
+    _, _, program = programs_of("operations.md")
     exec(compile(program, "operations.md", "exec"), {})
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "reset after 5 bytes"
