@@ -8,27 +8,34 @@ A service behind NAT becomes reachable on a public server's port::
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from asport_sync._version import __version__
 from asport_sync.errors import (
     AsportError,
-    AuthenticationFailed,
-    BindFailed,
+    AuthenticationError,
+    BindError,
     CertificateError,
     ConfigError,
+    ConfigErrors,
     ConnectError,
-    EngineClosed,
+    EngineClosedError,
     EngineError,
-    HandshakeTimeout,
+    GoneError,
+    HandleGoneError,
+    HandshakeTimeoutError,
     LifecycleError,
     LocalProtocolError,
     NativeLibraryError,
-    NetworkDenied,
-    PortDenied,
+    NetworkDeniedError,
+    PortDeniedError,
     ProtocolError,
     RefusedError,
     RemoteProtocolError,
+)
+from asport_sync.errors import (
+    renamed as _renamed,
 )
 
 if TYPE_CHECKING:
@@ -39,21 +46,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsportError",
-    "AuthenticationFailed",
-    "BindFailed",
+    "AuthenticationError",
+    "BindError",
     "CertificateError",
     "Client",
     "ClientStats",
     "ConfigError",
+    "ConfigErrors",
     "ConnectError",
-    "EngineClosed",
+    "EngineClosedError",
     "EngineError",
-    "HandshakeTimeout",
+    "GoneError",
+    "HandleGoneError",
+    "HandshakeTimeoutError",
     "LifecycleError",
     "LocalProtocolError",
     "NativeLibraryError",
-    "NetworkDenied",
-    "PortDenied",
+    "NetworkDeniedError",
+    "PortDeniedError",
     "ProtocolError",
     "RefusedError",
     "RemoteProtocolError",
@@ -62,28 +72,22 @@ __all__ = [
     "__version__",
 ]
 
+# Loaded on first use: wire format, configuration and errors need no compiled extension, and this package is imported
+# before any of them.
+_MODULES = {
+    "Client": "asport_sync.client.client",
+    "ClientStats": "asport_sync.client.stats",
+    "Server": "asport_sync.server.server",
+    "ServerStats": "asport_sync.server.stats",
+}
+
 if not TYPE_CHECKING:  # a type checker would assume that every submodule is defined here
 
     def __getattr__(name: str) -> object:
-        # Loaded on first use: wire format, configuration and errors need no compiled extension, and this package is
-        # imported before any of them.
-        if name == "Client":
-            from asport_sync.client.client import Client
-
-            return Client
-        if name == "Server":
-            from asport_sync.server.server import Server
-
-            return Server
-        if name == "ClientStats":
-            from asport_sync.client.stats import ClientStats
-
-            return ClientStats
-        if name == "ServerStats":
-            from asport_sync.server.stats import ServerStats
-
-            return ServerStats
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = _MODULES.get(name)
+        if module is None:
+            return _renamed(name, __name__, 2)
+        return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

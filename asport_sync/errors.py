@@ -1,10 +1,14 @@
 """All exceptions that asport_sync raises deliberately.
 
 One base class, one subclass per cause. Programs should branch on the class or on ``retryable``; the text is for humans
-and never contains a password, a token or a private key.
+and never contains a password, a token or a private key. docs/api.md lists the classes.
 """
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 
 class AsportError(Exception):
@@ -45,6 +49,26 @@ class ConfigError(AsportError, ValueError):
         super().__init__(place + problem)
 
 
+class ConfigErrors(ConfigError):
+    """All errors of one configuration.
+
+    ``problem``, ``path``, ``line`` and ``key`` are those of the first error; the text has one line per error.
+
+    Attributes:
+        errors: In order of their lines; never empty.
+    """
+
+    def __init__(self, errors: Iterable[ConfigError]) -> None:
+        # Errors without a line, such as missing keys, come last.
+        self.errors = sorted(errors, key=lambda error: (error.line is None, error.line or 0))
+        first = self.errors[0]
+        super().__init__(first.problem, path=first.path, line=first.line, key=first.key)
+        self.args = ("\n".join(map(str, self.errors)),)
+
+    def __reduce__(self) -> tuple[type[ConfigErrors], tuple[list[ConfigError]]]:
+        return ConfigErrors, (self.errors,)
+
+
 # --- protocol ---------------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +96,7 @@ class ConnectError(AsportError, OSError):
         super().__init__(message)
 
 
-class HandshakeTimeout(ConnectError, TimeoutError):
+class HandshakeTimeoutError(ConnectError, TimeoutError):
     """The server did not complete the QUIC handshake or did not answer ClientHello in time."""
 
 
@@ -96,25 +120,25 @@ class RefusedError(AsportError):
     retryable = True
 
 
-class AuthenticationFailed(RefusedError):
+class AuthenticationError(RefusedError):
     """ServerHello AuthFailed: unknown UUID or wrong password."""
 
     code = 1
 
 
-class BindFailed(RefusedError):
+class BindError(RefusedError):
     """ServerHello BindFailed: no port in the expected range could be bound."""
 
     code = 2
 
 
-class PortDenied(RefusedError):
+class PortDeniedError(RefusedError):
     """ServerHello PortDenied: the user may not use any port in the expected range."""
 
     code = 3
 
 
-class NetworkDenied(RefusedError):
+class NetworkDeniedError(RefusedError):
     """ServerHello NetworkDenied: the user may not use the requested network (TCP, UDP)."""
 
     code = 4
@@ -139,9 +163,55 @@ class EngineError(AsportError):
         super().__init__(message)
 
 
-class EngineClosed(EngineError):
-    """The engine is stopped, or the connection, stream or socket that the call refers to no longer exists."""
+class GoneError(EngineError):
+    """What the call refers to no longer exists: one object of the engine, or the engine itself."""
+
+
+class HandleGoneError(GoneError):
+    """The connection, stream, socket or credentials that a handle refers to no longer exist."""
+
+
+class EngineClosedError(GoneError):
+    """The engine is stopped, and all its objects with it."""
 
 
 class LifecycleError(AsportError, RuntimeError):
     """Start or stop at the wrong time: started twice, or used in a forked child."""
+
+
+# --- former names -----------------------------------------------------------------------------------------------------
+
+_RENAMED = {
+    "AuthenticationFailed": AuthenticationError,
+    "BindFailed": BindError,
+    "EngineClosed": GoneError,
+    "HandshakeTimeout": HandshakeTimeoutError,
+    "NetworkDenied": NetworkDeniedError,
+    "PortDenied": PortDeniedError,
+}
+"""Names up to release 0.1.1, kept for one more release."""
+
+
+def renamed(name: str, module: str, stacklevel: int) -> type[AsportError]:
+    """Returns the class that had another name, and warns its user. For ``__getattr__`` of modules.
+
+    Args:
+        name: The former name.
+        module: The module in which it is looked up.
+        stacklevel: The frame of the program, counted from the caller of this function, which is 1.
+
+    Raises:
+        AttributeError: No class ever had this name.
+    """
+    found = _RENAMED.get(name)
+    if found is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    message = f"{module}.{name} is now {found.__name__}; the former name will be removed"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
+    return found
+
+
+if not TYPE_CHECKING:  # a type checker would assume that every name is defined here
+
+    def __getattr__(name: str) -> type[AsportError]:
+        return renamed(name, __name__, 2)

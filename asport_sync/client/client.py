@@ -63,7 +63,7 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
             RefusedError: Or the subclass that names the reason.
             CertificateError: The server's certificate was not accepted.
             ConnectError: The server could not be reached so far.
-            HandshakeTimeout: The server did not answer, or the timeout was too short for a complete attempt.
+            HandshakeTimeoutError: The server did not answer, or the timeout was too short for a complete attempt.
             LifecycleError: Not started, or stopped meanwhile.
         """
         return self._running().wait_ready(timeout)

@@ -7,7 +7,7 @@ import dataclasses
 
 from asport_sync.client.backend import Associations
 from asport_sync.engine import CloseCause, Closed, Connection, SocketAddress, Stream
-from asport_sync.errors import AsportError, CertificateError, ConnectError, HandshakeTimeout, RefusedError
+from asport_sync.errors import AsportError, CertificateError, ConnectError, HandshakeTimeoutError, RefusedError
 from asport_sync.wire import Address, ClientHandshake, ClientState
 
 
@@ -60,7 +60,7 @@ def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportErro
             f"{'; ' if asked else ''}{asked}"
         )
     if cause is CloseCause.HANDSHAKE_TIMEOUT or (cause is CloseCause.IDLE and state is ClientState.IDLE):
-        return HandshakeTimeout("no answer from the server")
+        return HandshakeTimeoutError("no answer from the server")
     if state is ClientState.AUTHENTICATED:
         causes = {
             CloseCause.PEER_APPLICATION: f"closed by the server with code {event.code:#x}",

@@ -17,7 +17,7 @@ import enum
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from asport_sync.errors import AsportError, CertificateError, ConnectError, HandshakeTimeout
+from asport_sync.errors import AsportError, CertificateError, ConnectError, HandshakeTimeoutError
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.sockets import SocketAddress, is_literal
 
@@ -282,7 +282,7 @@ class Connector(Generic[C]):
         for attempt in [attempt for attempt, until in self._attempts.items() if until <= self._now]:
             del self._attempts[attempt]
             self._do(Close(attempt))
-            problem = HandshakeTimeout(f"QUIC handshake not complete within {self._attempt_time:g} s")
+            problem = HandshakeTimeoutError(f"QUIC handshake not complete within {self._attempt_time:g} s")
             if not self._attempt_failed(problem, attempt, steady=True):
                 return
         if self._now < self._next:
@@ -454,7 +454,7 @@ class Connector(Generic[C]):
     def _no_server_hello(self, _: Report[C]) -> None:
         if self._now >= self._deadline:
             self._drop_chosen()
-            self._fail(HandshakeTimeout(f"no ServerHello within {self._handshake_timeout:g} s"))
+            self._fail(HandshakeTimeoutError(f"no ServerHello within {self._handshake_timeout:g} s"))
 
     def _drop_chosen(self) -> None:
         assert self._chosen is not None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from asport_sync.engine import Connection, Stream
-from asport_sync.errors import EngineClosed, LocalProtocolError
+from asport_sync.errors import GoneError, LocalProtocolError
 from asport_sync.host.relays import Relays
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
@@ -109,7 +109,7 @@ class LocalService:
             self._told[connection.id] = now + lasts
         try:
             connection.dial(address, min(self.dial_timeout, _ENGINE_DIAL_TIMEOUT), lasts)
-        except EngineClosed:
+        except GoneError:
             self.forget(connection)  # again, in case the connection ended before this worker added it
 
     def _connect(self, source: Address | None, public: Address) -> tuple[socket.socket, sockets.SocketAddress]:
@@ -128,5 +128,5 @@ class LocalService:
             self.log.debug("%s dropped: %s", label, why)
         try:
             stream.refuse()
-        except EngineClosed:
+        except GoneError:
             self.log.debug("%s: stream already closed", label)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from asport_sync.engine import Connection, SocketAddress, UdpSocket, error_number
-from asport_sync.errors import EngineClosed, EngineError, LifecycleError, LocalProtocolError
+from asport_sync.errors import EngineError, GoneError, LifecycleError, LocalProtocolError
 from asport_sync.host.associations import NONE_TO_EVICT, REFUSAL_LASTS, Evictions, IdleCheck, SourceShares
 from asport_sync.host.udp_reader import UdpReader
 from asport_sync.runtime import sockets
@@ -226,7 +226,7 @@ class LocalAssociations:
             has_place = self._evictions.allows(peer) and (
                 self._budget.take() or (self._evictions.make_room(peer) and self._budget.take())
             )
-        except EngineClosed:
+        except GoneError:
             return
         if not has_place:
             self._no_place(association, peer)
@@ -240,14 +240,14 @@ class LocalAssociations:
         assoc = self._by_association.pop(association, None)
         if assoc is None:
             if self._early.pop(association, None) is not None:
-                with contextlib.suppress(EngineClosed):
+                with contextlib.suppress(GoneError):
                     self._connection.remove_association(association)
             return
         self._budget.give_back()
         self._shares.give_back(association)
         if assoc.reader is not None:
             assoc.reader.end()
-        with contextlib.suppress(EngineClosed):
+        with contextlib.suppress(GoneError):
             if assoc.udp is None:
                 self._connection.remove_association(association)
             else:
@@ -304,7 +304,7 @@ class LocalAssociations:
                 if not _is_shortage(problem) or not self._evictions.make_room(assoc.peer):
                     raise
                 self._open(assoc, addresses)
-        except EngineClosed:
+        except GoneError:
             self.end(assoc.association)
             return
         except (OSError, EngineError, LocalProtocolError) as problem:
@@ -368,11 +368,11 @@ class LocalAssociations:
     def _refuse(self, association: int, counter: str, why: str) -> None:
         self._counters.add(counter)
         self._limit.warning(self._log, "association %d refused: %s", association, why, kind=counter)
-        with contextlib.suppress(EngineClosed):
+        with contextlib.suppress(GoneError):
             self._connection.remove_association(association)
 
     def _refuse_more(self, peer: SocketAddress | None) -> None:
-        with contextlib.suppress(EngineClosed):
+        with contextlib.suppress(GoneError):
             self._connection.refuse_associations(peer, REFUSAL_LASTS)
 
     # --- a service that has moved or is unavailable ---
@@ -397,7 +397,7 @@ class LocalAssociations:
         self._silence = self._pump.after(_SILENCE_PERIOD, self._check_silence)
         try:
             silent = self._connection.unanswered_associations(_SILENT_AFTER, _STILL_SENDING)
-        except EngineClosed:
+        except GoneError:
             self._silence.cancel()
             return
         assocs = [self._by_association[association] for association in silent if association in self._by_association]

@@ -39,16 +39,18 @@ from asport_sync.engine import (
 )
 from asport_sync.errors import (
     AsportError,
-    AuthenticationFailed,
-    BindFailed,
+    AuthenticationError,
+    BindError,
     CertificateError,
     ConnectError,
-    EngineClosed,
+    EngineClosedError,
     EngineError,
-    HandshakeTimeout,
+    GoneError,
+    HandleGoneError,
+    HandshakeTimeoutError,
     LifecycleError,
-    NetworkDenied,
-    PortDenied,
+    NetworkDeniedError,
+    PortDeniedError,
     RefusedError,
     RemoteProtocolError,
 )
@@ -109,17 +111,17 @@ _REFUSALS_OF_PORTS = (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED)
 _REFUSALS_OF_A_MODE = (ServerHelloCode.BIND_FAILED, ServerHelloCode.NETWORK_DENIED)
 
 _REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
-    ServerHelloCode.AUTH_FAILED: (AuthenticationFailed, "authentication failed: unknown UUID or wrong password"),
+    ServerHelloCode.AUTH_FAILED: (AuthenticationError, "authentication failed: unknown UUID or wrong password"),
     ServerHelloCode.BIND_FAILED: (
-        BindFailed,
+        BindError,
         "bind failed: the server could not open any port of the expected range; all may be in use (see its log)",
     ),
     ServerHelloCode.PORT_DENIED: (
-        PortDenied,
+        PortDeniedError,
         "port denied: the server does not allow this user any port of the expected range",
     ),
     ServerHelloCode.NETWORK_DENIED: (
-        NetworkDenied,
+        NetworkDeniedError,
         "network denied: the server does not allow this user the requested network",
     ),
 }
@@ -220,7 +222,7 @@ class ClientSession(Session):
                     raise _again(failure)
                 left = None if deadline is None else remaining(deadline)
                 if left == 0:
-                    raise _again(failure) if failure else HandshakeTimeout(f"not connected within {timeout:g} s")
+                    raise _again(failure) if failure else HandshakeTimeoutError(f"not connected within {timeout:g} s")
                 self._changed.wait(left)
             return self._public
 
@@ -228,12 +230,12 @@ class ClientSession(Session):
         """Returns statistics of the client, its connections and its host.
 
         Raises:
-            EngineClosed: The host is stopped.
+            EngineClosedError: The host is stopped.
         """
         connections: list[ConnectionInfo] = []
         for each in list(self._connections.values()):
             if not each.given_up:
-                with contextlib.suppress(EngineClosed):
+                with contextlib.suppress(HandleGoneError):
                     connections.append(each.connection.info())
         return ClientStats(
             running=True, **self.host.stats(Side.CLIENT), public=self.public, connections=tuple(connections)
@@ -290,7 +292,7 @@ class ClientSession(Session):
     def _carry_out(self, action: _Action) -> None:
         try:
             self._actions[type(action)](action)
-        except EngineClosed as gone:
+        except GoneError as gone:
             _log.debug("%s: %s", type(action).__name__, gone)  # Closed follows
 
     def _set_timer(self) -> None:
@@ -339,7 +341,7 @@ class ClientSession(Session):
     def _open_connection(self, action: connector.Open) -> None:
         try:
             opened = self._connect(action.address)
-        except EngineClosed:
+        except EngineClosedError:
             return  # the client is being stopped
         except (OSError, EngineError) as problem:
             text = f"cannot use {sockets.text(action.address)}: {problem}"
@@ -412,7 +414,7 @@ class ClientSession(Session):
         try:
             with sockets.unbound_udp(server_connection.remote[0]) as sock:
                 moved = server_connection.connection.migrate(sock)
-        except EngineClosed:
+        except GoneError:
             return False
         except (EngineError, OSError) as problem:
             _log.info("%s: connection migration failed: %s", self._config.server, problem)
@@ -617,7 +619,7 @@ class ClientSession(Session):
         self.host.pump.call(server_connection.associations.close)
         while server_connection.held:
             # Streams outlive their connection until they are relayed, attached or reset.
-            with contextlib.suppress(EngineClosed):
+            with contextlib.suppress(GoneError):
                 server_connection.held.popleft()[0].refuse()
         problem = why_closed(event, state, self._asked)
         self._report(Report(Happened.ENDED, server_connection, problem, steady=is_steady(event, state)))
@@ -625,14 +627,14 @@ class ClientSession(Session):
 
 def _refuse_association(connection: Connection, association: int) -> None:
     # The pump thread.
-    with contextlib.suppress(EngineClosed):
+    with contextlib.suppress(GoneError):
         connection.remove_association(association)
 
 
 def _packets_received(server_connection: ServerConnection) -> int:
     try:
         return server_connection.connection.info().packets_received
-    except EngineClosed:
+    except GoneError:
         return 0
 
 

@@ -16,7 +16,6 @@ from asport_sync.config.model import (
     UserConfig,
     without_effect,
 )
-from asport_sync.config.reader import ConfigErrors
 from asport_sync.config.values import (
     CongestionControl,
     DialectName,
@@ -36,7 +35,6 @@ __all__ = [
     "WITHOUT_EFFECT",
     "CertificatesConfig",
     "ClientConfig",
-    "ConfigErrors",
     "CongestionControl",
     "Credential",
     "DialectName",

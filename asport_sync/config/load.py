@@ -14,10 +14,8 @@ from typing import TypeVar
 from asport_sync.config.credentials import open_file
 from asport_sync.config.formats import FORMATS, parse
 from asport_sync.config.model import ClientConfig, ServerConfig, Side, read_client, read_server
-from asport_sync.config.reader import ConfigErrors, Source, bare
+from asport_sync.config.reader import Source, bare
 from asport_sync.errors import ConfigError
-
-__all__ = ["ConfigErrors", "find", "load_client", "load_server"]
 
 T = TypeVar("T")
 

@@ -15,29 +15,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from asport_sync.config.values import BadValue, KeyPath, dotted, kind
-from asport_sync.errors import ConfigError
+from asport_sync.errors import ConfigError, ConfigErrors
 
 T = TypeVar("T")
-
-
-class ConfigErrors(ConfigError):
-    """All errors of one configuration.
-
-    ``problem``, ``path``, ``line`` and ``key`` are those of the first error; the text has one line per error.
-
-    Attributes:
-        errors: In order of their lines; never empty.
-    """
-
-    def __init__(self, errors: Iterable[ConfigError]) -> None:
-        # Errors without a line, such as missing keys, come last.
-        self.errors = sorted(errors, key=lambda error: (error.line is None, error.line or 0))
-        first = self.errors[0]
-        super().__init__(first.problem, path=first.path, line=first.line, key=first.key)
-        self.args = ("\n".join(map(str, self.errors)),)
-
-    def __reduce__(self) -> tuple[type[ConfigErrors], tuple[list[ConfigError]]]:
-        return ConfigErrors, (self.errors,)
 
 
 def bare(error: ConfigError) -> ConfigError:

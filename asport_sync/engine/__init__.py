@@ -1,8 +1,9 @@
 """The only interface to the native engine: handles, events, and errors as exceptions.
 
 The engine owns every connection, stream and socket; the objects here are handles to them. Using a handle whose object
-is gone raises EngineClosed and never crashes. Methods may be called from any thread unless stated otherwise. Blocking
-calls release the interpreter lock, so any number of threads may block in them.
+is gone raises HandleGoneError, or EngineClosedError if the whole engine is stopped, and never crashes. Methods may be
+called from any thread unless stated otherwise. Blocking calls release the interpreter lock, so any number of threads
+may block in them.
 
 After ``fork`` a child must not use its parent's engines: every call in the child raises LifecycleError.
 """

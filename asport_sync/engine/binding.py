@@ -10,7 +10,7 @@ import socket
 from typing import Any
 
 from asport_sync._version import build_id
-from asport_sync.errors import EngineClosed, EngineError, NativeLibraryError
+from asport_sync.errors import EngineClosedError, EngineError, HandleGoneError, NativeLibraryError
 from asport_sync.hidden import HiddenBytes
 
 _MEND = "build it with: pip install ."
@@ -76,8 +76,10 @@ def error_of(code: int) -> EngineError:
     """Returns the exception for a negative result."""
     buffer = ffi.new("char[]", 256)
     text = ffi.string(lib.aq_strerror(code, buffer, 256)).decode("utf-8", "replace")
-    if code in (lib.AQ_ERR_STOPPED, lib.AQ_ERR_GONE):
-        return EngineClosed(code, text)
+    if code == lib.AQ_ERR_STOPPED:
+        return EngineClosedError(code, text)
+    if code == lib.AQ_ERR_GONE:
+        return HandleGoneError(code, text)
     return EngineError(code, text)
 
 

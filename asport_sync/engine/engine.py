@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from asport_sync.errors import EngineClosed, EngineError, LifecycleError
+from asport_sync.errors import EngineClosedError, EngineError, LifecycleError
 
 from .binding import SocketAddress, error_number, error_of, ffi, lib, nanoseconds, to_address
 from .events import Event, event_of
@@ -25,7 +25,7 @@ class Engine:
     """One native engine thread with its connections.
 
     Created stopped; ``start`` starts it, ``close`` ends it permanently. When ``close`` returns, the thread has ended,
-    blocked relays have returned, other blocked calls have raised EngineClosed, and the memory is freed.
+    blocked relays have returned, other blocked calls have raised EngineClosedError, and the memory is freed.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,10 @@ class Engine:
             self._thread = thread  # only a started thread can be joined
 
     def stop(self) -> None:
-        """Closes all connections and ends all blocked calls; ``wait`` raises EngineClosed once events are drained."""
+        """Closes all connections and ends all blocked calls.
+
+        ``wait`` raises EngineClosedError once events are drained.
+        """
         if not self._forked and not self._closed:
             lib.aq_engine_stop(self._pointer)
 
@@ -97,7 +100,7 @@ class Engine:
             timeout: Seconds; None: no limit.
 
         Raises:
-            EngineClosed: The engine is stopped and every event has been returned.
+            EngineClosedError: The engine is stopped and every event has been returned.
         """
         if not self._handed_over:
             milliseconds = -1 if timeout is None else max(0, int(timeout * 1000))
@@ -119,7 +122,7 @@ class Engine:
         """Ends the current ``wait``, or else the next one, even without an event. Any thread.
 
         Raises:
-            EngineClosed: The engine is closed.
+            EngineClosedError: The engine is closed.
         """
         self.call(lib.aq_events_wake)
 
@@ -304,11 +307,11 @@ class Engine:
     # --- internal ---
 
     def check(self) -> None:
-        """Raises if calls into C are impossible: EngineClosed, or LifecycleError in a forked child."""
+        """Raises if calls into C are impossible: EngineClosedError, or LifecycleError in a forked child."""
         if self._forked:
             raise LifecycleError("this engine belongs to the parent process; create a new one after fork")
         if self._closed:
-            raise EngineClosed(lib.AQ_ERR_STOPPED, "the engine is closed")
+            raise EngineClosedError(lib.AQ_ERR_STOPPED, "the engine is closed")
 
     def call(self, function: Any, *arguments: Any) -> int:
         """Calls a function of aq_api.h on this engine; negative results become exceptions. For handles."""

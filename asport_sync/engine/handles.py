@@ -1,6 +1,7 @@
 """Handles to objects of an engine: connections, streams, sockets.
 
-Using a handle whose object is gone raises EngineClosed. Methods may be called from any thread unless stated otherwise.
+Using a handle whose object is gone raises HandleGoneError, and EngineClosedError if the whole engine is stopped.
+Methods may be called from any thread unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Stream(Handle):
         """Relays until both directions have ended. Blocks; the socket remains the caller's.
 
         Raises:
-            EngineClosed: The stream or the engine is gone.
+            GoneError: The stream no longer exists, or the engine is stopped.
         """
         result = ffi.new("aq_stream_result *")
         self.engine.call(lib.aq_stream_relay, self.id, sock.fileno(), result)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from asport_sync.engine import Connection, SocketAddress
-from asport_sync.errors import EngineClosed
+from asport_sync.errors import GoneError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
@@ -72,7 +72,7 @@ class IdleCheck:
             idle = self._connection.idle_associations(self._timeout, _ENDED_AT_ONCE)
             for association in idle:
                 self._expired(association)
-        except EngineClosed:
+        except GoneError:
             self.end()
         else:
             if len(idle) == _ENDED_AT_ONCE:

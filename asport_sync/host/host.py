@@ -24,7 +24,7 @@ from asport_sync.engine import (
     StreamOpened,
     versions,
 )
-from asport_sync.errors import AsportError, EngineClosed, EngineError, LifecycleError
+from asport_sync.errors import AsportError, EngineClosedError, EngineError, GoneError, LifecycleError
 from asport_sync.host.credentials import Validity
 from asport_sync.host.machine import MachineWatch
 from asport_sync.host.relays import Relays
@@ -164,7 +164,7 @@ class Host:
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         """Runs ``function(*arguments)`` in the events thread, after earlier calls. Lost once that thread has ended."""
         self._calls.append(lambda: function(*arguments))
-        with contextlib.suppress(EngineClosed):
+        with contextlib.suppress(EngineClosedError):
             self.engine.wake()
 
     def run(self, function: Callable[..., Result], *arguments: object) -> Result:
@@ -199,7 +199,7 @@ class Host:
         """Closes all connections, ends all threads and frees everything. Also for use after a failed ``start``."""
         deadline = time.monotonic() + timeout
         self.stopping.set()
-        # Notifies the peers; relays in workers and the event loop end with EngineClosed.
+        # Notifies the peers; relays in workers and the event loop end with GoneError.
         self.engine.stop()
         if self._events.ident is not None:
             self._events.join(remaining(deadline))
@@ -230,7 +230,7 @@ class Host:
         """Returns the statistics of the host, with the counters of one side.
 
         Raises:
-            EngineClosed: The host is stopped.
+            EngineClosedError: The host is stopped.
         """
         return {
             "uptime": time.monotonic() - self._began,
@@ -260,7 +260,7 @@ class Host:
             try:
                 # The wait rounds down to whole milliseconds; half a millisecond more keeps the loop from spinning.
                 events = self.engine.wait(None if wait is None else wait + 0.0005)
-            except EngineClosed:
+            except EngineClosedError:
                 break
             except (EngineError, MemoryError):
                 with contextlib.suppress(MemoryError):
@@ -286,7 +286,7 @@ class Host:
                 session.handle(event)
             elif isinstance(event, StreamOpened):
                 event.stream.refuse()  # its connection is over; the stream outlives it until it is reset
-        except EngineClosed as gone:
+        except GoneError as gone:
             # The connection ended while its event was being handled; Closed follows.
             self.log.debug("%s: %s", type(event).__name__, gone)
         except Exception:
@@ -297,7 +297,7 @@ class Host:
     def _guarded(self, call: Callable[[], object], what: str) -> None:
         try:
             call()
-        except EngineClosed:
+        except GoneError:
             pass  # the connection that it is about has ended meanwhile
         except Exception:
             with contextlib.suppress(MemoryError):
@@ -330,7 +330,7 @@ def carrier_towards(connection: Connection, udp: UdpMode | None) -> Carrier | No
     and the tunnel's TCP should not be lost because of UDP.
 
     Raises:
-        EngineClosed: The connection is over.
+        HandleGoneError: The connection is over.
     """
     if udp is UdpMode.NATIVE and connection.info().datagram_limit < _MIN_DATAGRAM:
         return Carrier.STREAM

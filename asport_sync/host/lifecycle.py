@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine
-from asport_sync.errors import EngineClosed, LifecycleError
+from asport_sync.errors import EngineClosedError, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.session import Session
 from asport_sync.host.stats import Stats
@@ -257,7 +257,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         """Returns the statistics that ``read`` gets from the session, or else those without figures.
 
         Args:
-            read: Returns the session's statistics; may raise EngineClosed.
+            read: Returns the session's statistics; may raise EngineClosedError.
             without_figures: Returns statistics that say only whether it is running.
         """
         thread = threading.get_ident()
@@ -266,7 +266,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         self._readers.add(thread)
         try:
             return read(self._running())
-        except (LifecycleError, EngineClosed):  # not started, or stopped meanwhile by another thread
+        except (LifecycleError, EngineClosedError):  # not started, or stopped meanwhile by another thread
             return without_figures(False)
         finally:
             self._readers.discard(thread)

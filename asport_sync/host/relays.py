@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from asport_sync.engine import Connection, Engine, Stream, StreamBegun, StreamEnded, StreamLargeTransfer, StreamResult
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineClosedError, EngineError, GoneError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
@@ -71,7 +71,7 @@ class Relays:
         """Lets the engine relay. Takes ownership of the socket."""
         try:
             stream.attach(sock)
-        except EngineClosed:
+        except GoneError:
             sock.close()
             self._counters.add("streams_gone_before_relay")
             self._log.info("%s: the QUIC connection ended before the relay started", label)
@@ -80,7 +80,7 @@ class Relays:
             sock.close()  # no effect if ``attach`` has already taken the descriptor
             self._counters.add("streams_dropped_no_relay")
             self._limit.warning(self._log, "%s dropped: %s", label, problem)
-            with contextlib.suppress(EngineClosed):
+            with contextlib.suppress(GoneError):
                 stream.reset()
 
     def relay_here(self, stream: Stream, sock: socket.socket, label: str) -> None:
@@ -126,7 +126,7 @@ class Relays:
     def _relay(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
         try:
             result = stream.relay(sock)
-        except EngineClosed:
+        except GoneError:
             sock.close()
         except EngineError as problem:
             # Most likely no descriptor is left to wake this thread with. The engine's own loop needs none.
@@ -141,7 +141,7 @@ class Relays:
             self._report(label, time.monotonic() - began, result, self._log_line)
 
     def _share_one(self) -> None:
-        with contextlib.suppress(EngineClosed):
+        with contextlib.suppress(EngineClosedError):
             self._engine.share_streams(1)
 
     def _label(self, event: StreamBegun | StreamLargeTransfer | StreamEnded) -> str:

@@ -62,5 +62,5 @@ class Session(abc.ABC):
         """Returns its statistics and those of its host. Any thread.
 
         Raises:
-            EngineClosed: The host is stopped.
+            EngineClosedError: The host is stopped.
         """

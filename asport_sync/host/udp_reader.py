@@ -6,7 +6,7 @@ import logging
 import socket
 
 from asport_sync.engine import UdpSocket
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineError, GoneError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
@@ -77,7 +77,7 @@ class UdpReader:
         self.end()
         try:
             self._udp.give_back()
-        except EngineClosed:
+        except GoneError:
             pass
         except EngineError as problem:
             # Otherwise nothing would read the socket.
@@ -92,7 +92,7 @@ class UdpReader:
                 self._datagrams += received
                 if received == 0:
                     return
-        except EngineClosed:
+        except GoneError:
             self.end()
         except EngineError as problem:
             # Includes ICMP errors about the service, such as "port unreachable".

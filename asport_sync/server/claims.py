@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from asport_sync.config import PortSet
 from asport_sync.engine import Connection, Probed
-from asport_sync.errors import EngineClosed
+from asport_sync.errors import GoneError, HandleGoneError
 from asport_sync.host.host import Host
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.timers import Timer
@@ -132,7 +132,7 @@ class Claims:
             if connection not in self._probed:
                 try:
                     rival.connection.probe(_PROBE)
-                except EngineClosed:
+                except HandleGoneError:
                     self._take_over(claim, rival)
                     return
             self._probed.setdefault(connection, {})[claim] = None
@@ -295,7 +295,7 @@ class Claims:
     def _close_quietly(self, connection: Connection) -> None:
         try:
             connection.close(0)
-        except EngineClosed:
+        except GoneError:
             _log.debug("connection already closed")
 
 
@@ -303,7 +303,7 @@ def _is_silent(client: ClientConnection) -> bool:
     """Whether nothing has been received on a connection since it was probed."""
     try:
         return client.connection.info().silence >= _PROBE
-    except EngineClosed:
+    except HandleGoneError:
         return True
 
 

@@ -9,7 +9,7 @@ import os
 import socket
 
 from asport_sync.engine import Connection, Listener
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineError, GoneError
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
@@ -59,7 +59,7 @@ class PublicListener:
         """Begins to accept, now or as soon as the engine has the resources."""
         try:
             self._listener = self._connection.accept(self._sock, for_workers=self._for_workers)
-        except EngineClosed:
+        except GoneError:
             return
         except EngineError as problem:
             self._not_opened(problem)
@@ -73,7 +73,7 @@ class PublicListener:
             self._opening.cancel()
         listener, self._listener = self._listener, None
         if listener is not None:
-            with contextlib.suppress(EngineClosed):
+            with contextlib.suppress(GoneError):
                 listener.close()
 
     def failed(self, error: int) -> None:

@@ -10,7 +10,7 @@ import logging
 import socket
 
 from asport_sync.engine import Connection, SocketAddress, UdpSocket
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineError, GoneError
 from asport_sync.host.associations import NONE_TO_EVICT, REFUSAL_LASTS, Evictions, IdleCheck, SourceShares
 from asport_sync.host.udp_reader import UdpReader
 from asport_sync.runtime import sockets
@@ -79,7 +79,7 @@ class PublicUdp:
         """Begins to forward, now or as soon as the engine has the resources."""
         try:
             self._udp = self._connection.open_udp(self._sock, public=True, for_pump=self._for_pump)
-        except EngineClosed:
+        except GoneError:
             return
         except EngineError as problem:
             self._not_opened(problem)
@@ -101,7 +101,7 @@ class PublicUdp:
             self._reader.end()
         udp, self._udp = self._udp, None
         if udp is not None:
-            with contextlib.suppress(EngineClosed):
+            with contextlib.suppress(GoneError):
                 udp.close()
 
     @property
@@ -130,7 +130,7 @@ class PublicUdp:
         try:
             if not self._associate(udp, source, local):
                 udp.refuse(source, local)
-        except EngineClosed:
+        except GoneError:
             self.close()
 
     def _associate(self, udp: UdpSocket, source: SocketAddress, local: SocketAddress | None) -> bool:
@@ -140,7 +140,7 @@ class PublicUdp:
         assert association is not None
         try:
             udp.add_association(association, source, local=local)
-        except EngineClosed:
+        except GoneError:
             raise
         except EngineError as problem:
             self._associations.release(association)
@@ -188,7 +188,7 @@ class PublicUdp:
         """Evicts what exceeds this port's fair share, idle or not: it has the most, and another one lacks some."""
         try:
             self._evictions.evict(max(1, self._budget.excess(self)))
-        except EngineClosed:
+        except GoneError:
             self.close()
 
     def _expired(self, association: int) -> None:
@@ -201,7 +201,7 @@ class PublicUdp:
         self._connection.remove_association(association)
         try:
             self._connection.send(encode(Dissociate(association)))
-        except EngineClosed:
+        except GoneError:
             raise
         except EngineError:
             # The client's own timeout ends the association there; a packet it sends before that is dropped and counted.

@@ -28,7 +28,7 @@ from asport_sync.engine import (
     UdpLargeTransfer,
     Violation,
 )
-from asport_sync.errors import ConfigError, EngineClosed, EngineError, RemoteProtocolError
+from asport_sync.errors import ConfigError, EngineError, GoneError, HandleGoneError, RemoteProtocolError
 from asport_sync.hidden import HiddenBytes
 from asport_sync.host.credentials import Loaded, load_server
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect
@@ -204,7 +204,7 @@ class ServerSession(Session):
         """Returns statistics of the server, of each connection and of the host. Any thread.
 
         Raises:
-            EngineClosed: The host is stopped.
+            EngineClosedError: The host is stopped.
         """
         with self._lock:
             clients = list(self._connections.values())
@@ -508,7 +508,7 @@ def _stats_of(client: ClientConnection) -> ClientConnectionStats:
     user, port, granted = client.user, client.port, client.grant
     try:
         info = client.connection.info()
-    except EngineClosed:
+    except HandleGoneError:
         info = None
     return ClientConnectionStats(
         user=str(user.uuid) if user else None,
@@ -524,5 +524,5 @@ def _refuse_association(connection: Connection, association: int) -> None:
     # The pump thread.
     try:
         connection.remove_association(association)
-    except EngineClosed:
+    except GoneError:
         _log.debug("association %d: already removed", association)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from asport_sync.engine import Closed, Connected, Connection
-from asport_sync.errors import EngineClosed
+from asport_sync.errors import HandleGoneError
 from tests.bounds.old_work import GRACE_PERIOD
 from tests.engine.pair import Side, client_credentials, connect, listen
 from tests.support.certificates import Certificate
@@ -42,7 +42,7 @@ def test_clients_are_turned_away_while_too_many_events_wait(certificate: Certifi
             for connection in begun:
                 expect_of(client, Connected, connection)
                 # Each leaves two events at the server: its beginning and its end.
-                with contextlib.suppress(EngineClosed):
+                with contextlib.suppress(HandleGoneError):
                     connection.close(0)
             for connection in begun:
                 expect_of(client, Closed, connection)

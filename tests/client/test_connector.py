@@ -30,10 +30,10 @@ from asport_sync.client.connector import (
 )
 from asport_sync.errors import (
     AsportError,
-    AuthenticationFailed,
+    AuthenticationError,
     CertificateError,
     ConnectError,
-    HandshakeTimeout,
+    HandshakeTimeoutError,
 )
 from asport_sync.runtime.backoff import STEADY, Backoff
 from asport_sync.runtime.sockets import SocketAddress
@@ -42,7 +42,7 @@ FIRST, SECOND = ("192.0.2.1", 443), ("192.0.2.2", 443)
 NAME = ("name.example", 443)
 TIMEOUT, SERVER_HELLO = 8.0, 3.0  # seconds for the QUIC handshake and for the ServerHello
 LOST = ConnectError("connection lost")
-REFUSED = AuthenticationFailed("authentication failed")
+REFUSED = AuthenticationError("authentication failed")
 
 Conn: TypeAlias = str
 
@@ -224,7 +224,7 @@ def test_the_server_hello_has_a_deadline() -> None:
     closed, failed = client.wait()
     assert closed == Close("a")
     assert isinstance(failed, Failed)
-    assert isinstance(failed.problem, HandshakeTimeout)
+    assert isinstance(failed.problem, HandshakeTimeoutError)
     assert client.connector.state is State.CONNECTING
 
 
@@ -398,7 +398,7 @@ def test_look_ups_that_hang_are_bounded() -> None:
 
 # --- anything, in any order -------------------------------------------------------------------------------------------
 
-PROBLEMS = st.sampled_from([LOST, REFUSED, CertificateError("wrong name"), HandshakeTimeout("no answer")])
+PROBLEMS = st.sampled_from([LOST, REFUSED, CertificateError("wrong name"), HandshakeTimeoutError("no answer")])
 
 
 class AnyOrder(RuleBasedStateMachine):

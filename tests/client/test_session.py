@@ -18,16 +18,16 @@ from asport_sync.client.session import ClientSession
 from asport_sync.engine import Carrier, CloseCause, Connection
 from asport_sync.errors import (
     AsportError,
-    AuthenticationFailed,
-    BindFailed,
+    AuthenticationError,
+    BindError,
     CertificateError,
     ConfigError,
     ConnectError,
     EngineError,
-    HandshakeTimeout,
+    HandshakeTimeoutError,
     LifecycleError,
-    NetworkDenied,
-    PortDenied,
+    NetworkDeniedError,
+    PortDeniedError,
     RefusedError,
 )
 from asport_sync.host.credentials import load_client
@@ -146,10 +146,10 @@ def test_the_engine_is_told_what_the_configuration_says() -> None:
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (ServerHelloCode.AUTH_FAILED, AuthenticationFailed),
-        (ServerHelloCode.BIND_FAILED, BindFailed),
-        (ServerHelloCode.PORT_DENIED, PortDenied),
-        (ServerHelloCode.NETWORK_DENIED, NetworkDenied),
+        (ServerHelloCode.AUTH_FAILED, AuthenticationError),
+        (ServerHelloCode.BIND_FAILED, BindError),
+        (ServerHelloCode.PORT_DENIED, PortDeniedError),
+        (ServerHelloCode.NETWORK_DENIED, NetworkDeniedError),
     ],
 )
 def test_a_refusal_is_raised_as_soon_as_it_is_known(
@@ -164,7 +164,7 @@ def test_a_refusal_is_raised_as_soon_as_it_is_known(
         assert scene.engine.connections[0].closed == (0, 0.0)
         # Of those that depend on it, what the server may have read otherwise.
         asked = "requested tcp and udp native, mode byte 3 in dialect 'draft'"
-        assert (asked in str(caught.value)) == (error in (BindFailed, NetworkDenied))
+        assert (asked in str(caught.value)) == (error in (BindError, NetworkDeniedError))
     assert PASSWORD not in caplog.text
 
 
@@ -206,7 +206,7 @@ def test_what_failed_last_is_raised_when_the_time_is_over() -> None:
 
 
 def test_an_attempt_that_lasts_is_a_timeout_for_who_waits() -> None:
-    with scene_of(nothing) as scene, pytest.raises(HandshakeTimeout):
+    with scene_of(nothing) as scene, pytest.raises(HandshakeTimeoutError):
         scene.session.wait_ready(0.01)
 
 
@@ -266,7 +266,7 @@ def test_every_address_is_tried_with_the_whole_time_limit(
 def test_a_refusal_by_one_address_is_the_answer(resolved: list[list[sockets.SocketAddress] | OSError]) -> None:
     resolved.append([("192.0.2.1", 443), ("192.0.2.2", 443)])
     with scene_of(refuse_with(ServerHelloCode.AUTH_FAILED), server="name.example:443", attempts=1) as scene:
-        with pytest.raises(AuthenticationFailed):
+        with pytest.raises(AuthenticationError):
             scene.session.wait_ready(None)
         assert len(scene.engine.connecting) == 1
 
@@ -326,8 +326,8 @@ def test_while_there_is_no_connection_there_is_no_port() -> None:
     ("cause", "code", "state", "error", "words"),
     [
         (CloseCause.CERTIFICATE, 0, ClientState.IDLE, CertificateError, "certificate"),
-        (CloseCause.HANDSHAKE_TIMEOUT, 0, ClientState.IDLE, HandshakeTimeout, "answer"),
-        (CloseCause.IDLE, 0, ClientState.IDLE, HandshakeTimeout, "answer"),
+        (CloseCause.HANDSHAKE_TIMEOUT, 0, ClientState.IDLE, HandshakeTimeoutError, "answer"),
+        (CloseCause.IDLE, 0, ClientState.IDLE, HandshakeTimeoutError, "answer"),
         (CloseCause.IDLE, 0, ClientState.AUTHENTICATED, ConnectError, "no packets from the server"),
         (CloseCause.PEER_APPLICATION, 0, ClientState.AWAITING_HELLO, RefusedError, "without giving a reason"),
         (CloseCause.PEER_APPLICATION, 0, ClientState.AUTHENTICATED, ConnectError, "closed by the server"),

@@ -16,7 +16,6 @@ import pytest
 
 from asport_sync.config import (
     ClientConfig,
-    ConfigErrors,
     Credential,
     HostPort,
     PortRange,
@@ -25,7 +24,7 @@ from asport_sync.config import (
     load_client,
     load_server,
 )
-from asport_sync.errors import ConfigError
+from asport_sync.errors import ConfigError, ConfigErrors
 
 from .samples import KEY, OTHER_UUID, PASSWORD, PEM, UUID, WRITERS, client, entry, server, toml, write
 

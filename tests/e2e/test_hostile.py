@@ -10,7 +10,7 @@ import pytest
 
 from asport_sync import Client, Server
 from asport_sync.engine import CloseCause, CommandReceived, Connected, Connection, Transport
-from asport_sync.errors import EngineClosed
+from asport_sync.errors import HandleGoneError
 from asport_sync.wire import (
     TOKEN_LENGTH,
     ClientHello,
@@ -161,7 +161,7 @@ def test_who_guesses_passwords_holds_up_newcomers_of_his_address_alone(certifica
             connect(guesser, certificate, server.address)
         for _ in range(MAX_OF_ONE_ADDRESS):
             guess = guesser.expect(Connected).connection
-            with contextlib.suppress(EngineClosed):  # the server may have waited long enough
+            with contextlib.suppress(HandleGoneError):  # the server may have waited long enough
                 guess.send(wrong)
 
         def refused() -> bool:

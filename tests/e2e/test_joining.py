@@ -14,16 +14,16 @@ import pytest
 
 from asport_sync import (
     AsportError,
-    AuthenticationFailed,
-    BindFailed,
+    AuthenticationError,
+    BindError,
     CertificateError,
     Client,
     ConfigError,
     ConnectError,
-    HandshakeTimeout,
+    HandshakeTimeoutError,
     LifecycleError,
-    NetworkDenied,
-    PortDenied,
+    NetworkDeniedError,
+    PortDeniedError,
     RefusedError,
     Server,
 )
@@ -113,7 +113,7 @@ WRONG = pytest.mark.parametrize(
 
 @WRONG
 def test_authentication_failed(certificate: Certificate, client: dict[str, Any]) -> None:
-    with pytest.raises(AuthenticationFailed) as caught:
+    with pytest.raises(AuthenticationError) as caught:
         join(certificate, {}, client)
     assert GUESS not in str(caught.value)
     assert PASSWORD not in str(caught.value)
@@ -129,7 +129,7 @@ def test_silent_refusal(certificate: Certificate, client: dict[str, Any]) -> Non
 
 
 def test_port_denied(certificate: Certificate) -> None:
-    with pytest.raises(PortDenied):
+    with pytest.raises(PortDeniedError):
         join(certificate, {"proxy": {"allow_ports": 2024}}, {"expected_port_range": 2025})
 
 
@@ -143,7 +143,7 @@ def test_an_inverted_range_is_refused_by_the_configuration(certificate: Certific
 )
 def test_network_denied(certificate: Certificate, allowed: str, asked: str, dialect: str) -> None:
     server = {"proxy": {"allow_network": allowed}, "dialect": dialect}
-    with pytest.raises(NetworkDenied):
+    with pytest.raises(NetworkDeniedError):
         join(certificate, server, {"network": asked, "dialect": dialect})
 
 
@@ -154,7 +154,7 @@ def test_bind_failed(certificate: Certificate, kind: socket.SocketKind) -> None:
         taken.bind(("127.0.0.1", port))
         if kind is socket.SOCK_STREAM:
             taken.listen()
-        with pytest.raises(BindFailed):
+        with pytest.raises(BindError):
             join(certificate, {"proxy": {"allow_ports": port}}, {})
 
 
@@ -165,14 +165,14 @@ def test_a_refused_client_joins_once_it_is_allowed(certificate: Certificate) -> 
     with TcpEcho() as service:
         with Client(**client_options(certificate, address, service.address)) as client:
             with Server(**server_options(certificate, server=listen, proxy={"users": {STRANGER: "other"}})):
-                with pytest.raises(AuthenticationFailed):
+                with pytest.raises(AuthenticationError):
                     client.wait_ready(READY_TIMEOUT)
             with Server(**server_options(certificate, server=listen)):
                 while True:
                     try:
                         public = client.wait_ready(READY_TIMEOUT)
                         break
-                    except AuthenticationFailed:
+                    except AuthenticationError:
                         continue  # of the attempt before; the next one is slow to come
                 assert echo(public, b"allowed now") == b"allowed now"
 
@@ -246,7 +246,7 @@ def test_a_refusal_at_default_settings_names_the_dialect(
     certificate: Certificate, allowed: str, asked: str, dialect: str, words: str
 ) -> None:
     """The byte would be allowed in its other meaning; that must not be taken for a success."""
-    with pytest.raises(NetworkDenied, match=words):
+    with pytest.raises(NetworkDeniedError, match=words):
         join(certificate, {"proxy": {"allow_network": allowed}}, {"network": asked, "dialect": dialect})
 
 
@@ -295,7 +295,7 @@ def test_a_newcomer_costs_clients_that_live_nothing(certificate: Certificate) ->
         options = client_options(certificate, server.address, service.address)
         clients = [stack.enter_context(Client(**options)) for _ in ports]
         assert {client.wait_ready(READY_TIMEOUT)[1] for client in clients} == set(ports)
-        with Client(**options) as newcomer, pytest.raises(BindFailed):
+        with Client(**options) as newcomer, pytest.raises(BindError):
             newcomer.wait_ready(READY_TIMEOUT)
         assert [counter(client, "joined") for client in clients] == [1] * len(clients)
         assert counter(server, "ports_taken_over") == 0
@@ -313,7 +313,7 @@ def test_a_user_has_only_so_many_clients(certificate: Certificate) -> None:
         clients = [stack.enter_context(Client(**options)) for _ in range(3)]
         for client in clients:
             client.wait_ready(READY_TIMEOUT)
-        with Client(**options) as one_too_many, pytest.raises(BindFailed):
+        with Client(**options) as one_too_many, pytest.raises(BindError):
             one_too_many.wait_ready(READY_TIMEOUT)
         assert counter(server, "clients_refused_limit") == 1
         clients.pop().stop()
@@ -448,7 +448,7 @@ def test_what_answers_is_no_server(certificate: Certificate, kind: type[UdpEcho]
     with kind() as stranger:
         options = client_options(certificate, stranger.address, ("127.0.0.1", free_port()), timeout=2.0)
         with Client(**options) as client:
-            with pytest.raises(HandshakeTimeout):
+            with pytest.raises(HandshakeTimeoutError):
                 client.wait_ready(2.0)
             assert client.port is None
 
@@ -515,7 +515,7 @@ def test_a_port_that_the_system_refuses_is_not_said_to_be_in_use(
         with Process(unprivileged(argv), name="server") as server:
             with (
                 Client(**client_options(certificate, server_address(server), NOWHERE)) as client,
-                pytest.raises(BindFailed, match="could not open any port of the expected range"),
+                pytest.raises(BindError, match="could not open any port of the expected range"),
             ):
                 client.wait_ready(READY_TIMEOUT)
             said = f"all in use or {DENIED}" if in_use else rf"\d, {DENIED}"

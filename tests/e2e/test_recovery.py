@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from asport_sync import AsportError, BindFailed, Client, LifecycleError, Server, ServerStats
+from asport_sync import AsportError, BindError, Client, LifecycleError, Server, ServerStats
 from asport_sync.engine import CommandReceived, Connected
 from asport_sync.testing import Faults, UdpRelay
 from asport_sync.wire import ServerHello, ServerHelloCode, decode
@@ -317,7 +317,7 @@ def test_a_busy_predecessor_keeps_its_port(certificate: Certificate, tmp_path: P
                 wait_until(lambda: sum(pieces) > 1 << 22, READY_TIMEOUT, "4 MiB have come")
                 for _ in range(3):
                     with Client(**client_options(*arguments, expected_port_range=port)) as newcomer:
-                        with pytest.raises(BindFailed):
+                        with pytest.raises(BindError):
                             newcomer.wait_ready(READY_TIMEOUT)
                 before = len(pieces)
                 wait_until(lambda: len(pieces) > before + 10, READY_TIMEOUT, "the downloads go on")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asport_sync import AuthenticationFailed, Client, ConfigError, Server
+from asport_sync import AuthenticationError, Client, ConfigError, Server
 from asport_sync.engine import CommandReceived, Connection
 from asport_sync.server.session import ServerSession
 from tests.e2e.tunnels import (
@@ -81,7 +81,7 @@ def test_a_tunnel_in_this_process(
     key = certificate.private_key.read_bytes()
     with TcpEcho() as service, Server(**server_options(certificate, private_key=key)) as server:
         with Client(**client_options(certificate, server.address, service.address, password=GUESS)) as stranger:
-            with pytest.raises(AuthenticationFailed) as caught:
+            with pytest.raises(AuthenticationError) as caught:
                 stranger.wait_ready(READY_TIMEOUT)
             said = [told(caught.value), repr(stranger.stats())]
         with Client(**client_options(certificate, server.address, service.address)) as client:

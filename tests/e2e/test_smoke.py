@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asport_sync import AuthenticationFailed, Client, Server
+from asport_sync import AuthenticationError, Client, Server
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
     client_options,
@@ -48,7 +48,7 @@ def test_udp(certificate: Certificate, mode: str) -> None:
 def test_wrong_password(certificate: Certificate) -> None:
     with Server(**server_options(certificate)) as server:
         with Client(**client_options(certificate, server.address, ("127.0.0.1", 9), password="wrong")) as client:
-            with pytest.raises(AuthenticationFailed):
+            with pytest.raises(AuthenticationError):
                 client.wait_ready(READY_TIMEOUT)
 
 

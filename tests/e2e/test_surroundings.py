@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from asport_sync import AuthenticationFailed, Client, Server
+from asport_sync import AuthenticationError, Client, Server
 from tests.e2e.test_commands import END, SCRIPT, run_script, running_commands
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
@@ -79,7 +79,7 @@ def test_a_server_whose_log_nobody_reads_serves_and_ends(certificate: Certificat
     with unread(argv, b"accepting clients") as (process, _), both_echoes() as (service, _):
         for _ in range(10):
             stranger = Client(**client_options(certificate, quic, service.address, password="a guess"))
-            with stranger, pytest.raises(AuthenticationFailed):
+            with stranger, pytest.raises(AuthenticationError):
                 stranger.wait_ready(READY_TIMEOUT)
         for _ in range(3):
             with Client(**client_options(certificate, quic, service.address)) as client:

@@ -30,7 +30,7 @@ from asport_sync.engine import (
     StreamResult,
     Transport,
 )
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineClosedError, EngineError
 from asport_sync.wire import Address as WireAddress
 from asport_sync.wire import Connect, encode
 from tests.support.certificates import Certificate
@@ -101,7 +101,7 @@ class Side:
         return self.engine.counters()[name]
 
     def _collect(self) -> None:
-        with contextlib.suppress(EngineClosed):
+        with contextlib.suppress(EngineClosedError):
             while True:
                 events = self.engine.wait()
                 with self._condition:

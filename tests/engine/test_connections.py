@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asport_sync.engine import CloseCause, Connected, Transport
-from asport_sync.errors import EngineClosed
+from asport_sync.errors import HandleGoneError
 from tests.engine.pair import (
     ALPN,
     Side,
@@ -113,7 +113,7 @@ def test_close_of_the_endpoint_closes_its_connections(certificate: Certificate) 
         pair.endpoint.close()
         assert expect_closed(pair.client, pair.client_connection).cause is CloseCause.PEER_APPLICATION
         assert expect_closed(pair.server, pair.server_connection).cause is CloseCause.LOCAL
-        with pytest.raises(EngineClosed):
+        with pytest.raises(HandleGoneError):
             pair.endpoint.close()
 
 

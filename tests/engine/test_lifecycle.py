@@ -24,7 +24,7 @@ from asport_sync.engine import (
     UdpSocket,
 )
 from asport_sync.engine.binding import ffi, lib, to_address
-from asport_sync.errors import EngineClosed, EngineError, LifecycleError
+from asport_sync.errors import EngineClosedError, EngineError, HandleGoneError, LifecycleError
 from tests.engine.pair import (
     ALPN,
     EVENT_TIMEOUT,
@@ -85,7 +85,7 @@ def test_start_twice() -> None:
 def test_start_after_close() -> None:
     engine = Engine()
     engine.close()
-    with pytest.raises(EngineClosed):
+    with pytest.raises(EngineClosedError):
         engine.start()
 
 
@@ -132,7 +132,7 @@ def test_everything_after_close_raises(certificate: Certificate) -> None:
             lambda: client_credentials(engine, certificate),
             lambda: engine.connect(sock, credentials, Transport(), remote=("127.0.0.1", 9), server_name="localhost"),
         ):
-            with pytest.raises(EngineClosed):
+            with pytest.raises(EngineClosedError):
                 call()
 
 
@@ -151,7 +151,7 @@ def test_descriptors_offered_to_a_stopped_engine_are_not_kept(certificate: Certi
                 lambda: Connection(engine, 1).accept(tcp),
                 lambda: Connection(engine, 1).open_udp(sock, public=True),
             ):
-                with pytest.raises(EngineClosed):
+                with pytest.raises(EngineClosedError):
                     call()
                 assert len(os.listdir("/proc/self/fd")) == before
 
@@ -183,7 +183,7 @@ def test_two_engines_do_not_know_each_other(certificate: Certificate) -> None:
     with Side("one") as one, Side("two") as two:
         mine = client_credentials(one.engine, certificate)
         one.close()
-        with pytest.raises(EngineClosed):
+        with pytest.raises(EngineClosedError):
             mine.free()
         client_credentials(two.engine, certificate).free()
 
@@ -283,13 +283,13 @@ def test_stale_credentials(certificate: Certificate) -> None:
     with Side("client") as side:
         credentials = client_credentials(side.engine, certificate)
         credentials.free()
-        with pytest.raises(EngineClosed):
+        with pytest.raises(HandleGoneError):
             credentials.free()
         successor = client_credentials(side.engine, certificate)
         assert successor.id != credentials.id
-        with pytest.raises(EngineClosed):
+        with pytest.raises(HandleGoneError):
             credentials.free()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(EngineClosed):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(HandleGoneError):
             side.engine.connect(sock, credentials, Transport(), remote=("127.0.0.1", 9), server_name="localhost")
 
 
@@ -303,15 +303,15 @@ def test_stale_connection_stream_and_socket(certificate: Certificate) -> None:
         connection.close()
         assert expect_closed(pair.server, connection).cause is CloseCause.LOCAL
         for call in (connection.info, connection.close, lambda: connection.send(b"\0\5"), udp.receive):
-            with pytest.raises(EngineClosed):
+            with pytest.raises(HandleGoneError):
                 call()
         # A stream outlives its connection until somebody has relayed what came before the end.
         first, second = socket.socketpair()
         with first, second:
             assert stream.relay(first).end is StreamEnd.CONNECTION
-            with pytest.raises(EngineClosed):
+            with pytest.raises(HandleGoneError):
                 stream.relay(second)
-            with pytest.raises(EngineClosed):
+            with pytest.raises(HandleGoneError):
                 stream.reset()
 
 
@@ -321,7 +321,7 @@ def test_a_random_id_never_reaches_another_object(certificate: Certificate) -> N
         real = pair.client_connection.id
         for bit in range(63):
             neighbour = Connection(pair.client.engine, real ^ (1 << bit))
-            with pytest.raises(EngineClosed):
+            with pytest.raises(HandleGoneError):
                 neighbour.info()
         assert pair.client_connection.info().peer[0] == "127.0.0.1"
 
@@ -555,7 +555,7 @@ def test_close_at_the_worst_moment_of_a_call(certificate: Certificate) -> None:
     """Another thread closes between a call's look at the state and its entry into C."""
     done = run_script(
         """
-from asport_sync.errors import EngineClosed
+from asport_sync.errors import EngineClosedError
 engine = Engine()
 engine.start()
 look = engine.check
@@ -567,7 +567,7 @@ def look_and_be_overtaken():
 engine.check = look_and_be_overtaken
 try:
     engine.counters()
-except EngineClosed:
+except EngineClosedError:
     sys.exit(0)
 sys.exit(1)
 """,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asport_sync.engine import Carrier, CommandReceived, Connection, Engine, derive_key, equal
-from asport_sync.errors import EngineClosed
+from asport_sync.errors import EngineClosedError
 from asport_sync.hidden import HiddenBytes
 from tests.engine.pair import connected
 from tests.support.certificates import Certificate
@@ -79,7 +79,7 @@ def test_a_derived_key_is_not_shown() -> None:
 def test_an_export_that_fails_shows_no_context() -> None:
     engine = Engine()
     engine.close()
-    with pytest.raises(EngineClosed) as caught:
+    with pytest.raises(EngineClosedError) as caught:
         Connection(engine, 1).export(b"label", HiddenBytes(SECRET), 32)
     assert exposed(told(caught.value), SECRET) == []
 

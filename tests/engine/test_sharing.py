@@ -22,7 +22,7 @@ from asport_sync.engine import (
     UdpRefused,
     UdpSocket,
 )
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineClosedError, EngineError, HandleGoneError
 from asport_sync.runtime import sockets
 from tests.engine.pair import EVENT_TIMEOUT, Pair, Relay, Side, connected, expect_closed, open_stream, tcp_pair
 from tests.engine.test_hard_cases import SPINNING, processor_share
@@ -257,7 +257,7 @@ def test_the_engine_ends_between_engine_and_worker(certificate: Certificate) -> 
         pair.client.close()
         relay = Relay(large_transfer.stream, large_transfer.sock)
         relay.start()
-        assert isinstance(relay.finish(), EngineClosed)
+        assert isinstance(relay.finish(), EngineClosedError)
         flood.expect_break()
 
 
@@ -435,7 +435,7 @@ def test_the_end_of_a_socket_that_the_pump_reads(certificate: Certificate) -> No
             flood_datagrams(assoc, lambda: large_transfer_of(pair.server) is not None, "the socket is handed over")
             assoc.public.close()
             for call in (assoc.public.receive, assoc.public.give_back, assoc.public.close):
-                with pytest.raises(EngineClosed):
+                with pytest.raises(HandleGoneError):
                     call()
             assoc.visitor.send(b"nobody reads it")
             assert processor_share() < SPINNING
@@ -453,7 +453,7 @@ def test_the_end_of_a_connection_whose_sockets_are_still_open(certificate: Certi
                 assoc.to_service(b"too late")
                 assoc.to_visitor(b"too late")
             assert processor_share() < SPINNING
-            with pytest.raises(EngineClosed):
+            with pytest.raises(HandleGoneError):
                 assoc.public.receive()
             assoc.public.close()
             assoc.local.close()

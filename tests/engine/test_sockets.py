@@ -24,7 +24,7 @@ from asport_sync.engine import (
     StreamResult,
     Transport,
 )
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineError, GoneError, HandleGoneError
 from asport_sync.runtime import sockets
 from asport_sync.wire import Address as WireAddress
 from asport_sync.wire import Connect, encode
@@ -175,7 +175,7 @@ def test_a_closed_listener_leaves_the_port_and_its_connections(certificate: Cert
                 opened.stream.attach(local)
                 early.sendall(b"still there")
                 assert service.recv(100) == b"still there"
-        with pytest.raises(EngineClosed):
+        with pytest.raises(HandleGoneError):
             accepts.close()
         address = listener.getsockname()
         listener.close()
@@ -197,7 +197,7 @@ def test_a_port_outlives_the_connection_that_it_served(certificate: Certificate)
                 lambda: pair.server_connection.dial((HOST, 9)),
                 lambda: pair.client_connection.dial(None),
             ):
-                with pytest.raises(EngineClosed):
+                with pytest.raises(HandleGoneError):
                     call()
             accepts.close()
             with connected(certificate) as other:
@@ -280,7 +280,7 @@ def test_without_descriptors_connections_wait(certificate: Certificate) -> None:
             with no_descriptors_left():
                 with pytest.raises(EngineError) as caught:
                     pair.server_connection.accept(other)
-                assert not isinstance(caught.value, EngineClosed)
+                assert not isinstance(caught.value, GoneError)
                 visitor.connect(listener.getsockname())
                 failed = pair.server.expect(AcceptFailed)
                 assert (failed.connection, failed.listener) == (pair.server_connection, accepts)

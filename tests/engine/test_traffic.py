@@ -32,7 +32,7 @@ from asport_sync.engine import (
     UdpSocket,
     Violation,
 )
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineError, HandleGoneError
 from asport_sync.wire import ClientHello, Dissociate, Heartbeat, ServerHello, ServerHelloCode, encode
 from tests.engine.pair import (
     CLIENT_TRANSPORT,
@@ -155,7 +155,7 @@ def test_close_with_linger_gives_the_peer_a_moment_also_for_what_is_acknowledged
             pair.server_connection.close(linger=EVENT_TIMEOUT)
             try:
                 pair.server_connection.info()
-            except EngineClosed:
+            except HandleGoneError:
                 continue  # or this thread had to wait for longer than that moment
             assert expect_closed(pair.client, pair.client_connection).cause is CloseCause.PEER_APPLICATION
             return
@@ -344,7 +344,7 @@ def test_more_streams_than_the_peer_grants_wait_for_credit(certificate: Certific
         streams = [pair.server_connection.open_stream(HEADER) for _ in range(100)]
         for count in range(100):
             pair.client.expect(StreamOpened).stream.refuse()
-            with contextlib.suppress(EngineClosed):  # where the refusal came first
+            with contextlib.suppress(HandleGoneError):  # where the refusal came first
                 streams[count].reset()
         wait_until(lambda: pair.server_connection.info().streams == 0, EVENT_TIMEOUT, "no stream is left")
 
@@ -685,7 +685,7 @@ def test_a_refused_source_is_asked_about_again(certificate: Certificate) -> None
                 assert pair.server.counter("udp_drop_no_association") == 2 * number + 2
             assert pair.server.seen() == pair.client.seen() == []
             public.close()
-            with pytest.raises(EngineClosed):
+            with pytest.raises(HandleGoneError):
                 public.refuse(visitor.getsockname())
 
 
@@ -809,7 +809,7 @@ def test_a_socket_that_cannot_take_its_place(certificate: Certificate) -> None:
             assoc.to_service(b"goes on")
             assert assoc.service.recv(100) == b"goes on"
             pair.client_connection.remove_association(ASSOCIATION)
-            with pytest.raises(EngineClosed):
+            with pytest.raises(HandleGoneError):
                 assoc.local.move(assoc.local_socket)
 
 

@@ -24,7 +24,7 @@ import ctypes, errno, os, socket, sys
 from pathlib import Path
 import pytest
 from asport_sync.engine import Carrier, SourceUnknown, StreamOpened, error_number
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineError, GoneError
 from tests.engine.pair import EVENT_TIMEOUT, connected, expect_reset
 from tests.engine.test_traffic import expect_count, expect_source, open_association, udp_socket
 from tests.engine.test_sockets import listening, no_descriptors_left, user_of
@@ -38,7 +38,7 @@ def expect_refused(call):
     refuse(1)
     with pytest.raises(EngineError) as caught:
         call()
-    assert not isinstance(caught.value, EngineClosed)
+    assert not isinstance(caught.value, GoneError)
     assert error_number(caught.value) == errno.ENOSPC
 
 with connected(certificate) as pair:

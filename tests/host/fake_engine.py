@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from asport_sync import engine as real
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineClosedError, EngineError, HandleGoneError
 from asport_sync.wire import token
 
 LIMIT = -5  # AQ_ERR_LIMIT
@@ -23,8 +23,8 @@ PEER = ("192.0.2.7", 40000)
 _WAKE = object()  # ends a wait without an event
 
 
-def gone() -> EngineClosed:
-    return EngineClosed(GONE, "gone")
+def gone() -> HandleGoneError:
+    return HandleGoneError(GONE, "gone")
 
 
 class FakeStream:
@@ -328,7 +328,7 @@ class FakeEngine:
 
     def share_streams(self, workers: int) -> None:
         if self._stopped:
-            raise EngineClosed(-1, "stopped")
+            raise EngineClosedError(-1, "stopped")
         self.shared.append(workers)
 
     def share_udp(self, on: bool) -> None:
@@ -354,7 +354,7 @@ class FakeEngine:
         except queue.Empty:
             return []
         if event is None:
-            raise EngineClosed(-1, "stopped")
+            raise EngineClosedError(-1, "stopped")
         return [] if event is _WAKE else [cast(real.Event, event)]
 
     def wake(self) -> None:
@@ -388,7 +388,7 @@ class FakeEngine:
         self, sock: socket.socket, credentials: str, transport: real.Transport, **options: Any
     ) -> FakeConnection:
         if self._stopped:
-            raise EngineClosed(-1, "stopped")
+            raise EngineClosedError(-1, "stopped")
         if self.connect_problem is not None:
             raise self.connect_problem
         self.connecting.append({"family": sock.family, "transport": transport, **options})

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from asport_sync.engine import Carrier, CloseCause, Closed, Connected, Connection, Engine, Transport
-from asport_sync.errors import EngineClosed, EngineError
+from asport_sync.errors import EngineClosedError, EngineError, GoneError
 
 _TRANSPORT = Transport(max_streams_bidi=16, keep_alive=1.0)
 _DISSOCIATE = b"\0\4\0\1"
@@ -135,7 +135,7 @@ class UnauthenticatedClients:
         return True
 
     def _collect(self) -> None:
-        with contextlib.suppress(EngineClosed):
+        with contextlib.suppress(EngineClosedError):
             while True:
                 for event in self._engine.wait():
                     if isinstance(event, Connected):
@@ -147,7 +147,7 @@ class UnauthenticatedClients:
         self.outcome.connected += 1
         self._connected.add(connection.id)
         self._places.release()
-        with contextlib.suppress(EngineClosed):
+        with contextlib.suppress(GoneError):
             self._act(connection)
 
     def _on_closed(self, event: Closed) -> None:

@@ -42,10 +42,10 @@ OUR_WORDS = {
 class Refusal(enum.Enum):
     """Why a server sends a client away: the name of our exception, and what the reference writes to its logs."""
 
-    AUTHENTICATION = ("AuthenticationFailed", "authentication failed")
-    BIND = ("BindFailed", "remote bind failed")
-    PORT = ("PortDenied", "port denied")
-    NETWORK = ("NetworkDenied", "network denied")
+    AUTHENTICATION = ("AuthenticationError", "authentication failed")
+    BIND = ("BindError", "remote bind failed")
+    PORT = ("PortDeniedError", "port denied")
+    NETWORK = ("NetworkDeniedError", "network denied")
 
     def __init__(self, exception: str, reference_words: str) -> None:
         self.exception = exception

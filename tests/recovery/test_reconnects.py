@@ -12,7 +12,7 @@ import pytest
 from asport_sync import Client, RefusedError, Server
 from asport_sync.client.connector import Happened, Report
 from asport_sync.client.session import ClientSession
-from asport_sync.errors import EngineClosed
+from asport_sync.errors import HandleGoneError
 from asport_sync.host.host import Host
 from asport_sync.runtime.backoff import Backoff
 from tests.e2e.tunnels import READY_TIMEOUT, client_options, counter, server_options
@@ -69,7 +69,7 @@ class Tunnel:
             [current.connection] if turn % 3 == 1 else [peer.connection for peer in list(server._connections.values())]
         )
         for connection in ends:
-            with contextlib.suppress(EngineClosed):  # the newcomer of above, or what it has replaced after all
+            with contextlib.suppress(HandleGoneError):  # the newcomer of above, or what it has replaced after all
                 connection.close(0)
         self.joined += 1
         wait_until(lambda: counter(self.client, "joined") >= self.joined, READY_TIMEOUT, "the client has joined again")
