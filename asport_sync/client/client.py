@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Sequence
 
 from asport_sync.client.session import ClientSession
 from asport_sync.client.stats import ClientStats
-from asport_sync.config import ClientConfig, load_client
+from asport_sync.config import (
+    CertificatesOptions,
+    ClientConfig,
+    CongestionControl,
+    FixedDialectName,
+    LogLevel,
+    Network,
+    PortRangeOptions,
+    ProxyProtocol,
+    Relay,
+    UdpForwardMode,
+    load_client,
+)
 from asport_sync.host.host import Host
-from asport_sync.host.lifecycle import Lifecycle
+from asport_sync.host.lifecycle import Lifecycle, drop_none, implemented_by
 from asport_sync.runtime.log import logger
 
 
@@ -25,20 +39,130 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
         )
         client.run_forever()
 
-    Args:
-        options: The keys of a client's configuration, see ``asport_sync.config.ClientConfig``. ``server``, ``local``,
-            ``uuid`` and ``password`` (or ``password_file``) are required.
-
-    Raises:
-        ConfigError: One or more options are missing, unknown or wrong.
+    The options are the keys of a client's configuration, as keyword arguments.
     """
 
-    def __init__(self, **options: object) -> None:
+    def _init(self, **options: object) -> None:
         try:
+            drop_none(options)
             config = ClientConfig.from_options(**options)
         finally:
             options.clear()  # a traceback that shows the values of variables must not contain the password
         super().__init__(config)
+
+    # written by python -m tests.config.signatures --write
+    @implemented_by(_init)
+    def __init__(
+        self,
+        *,
+        server: str | tuple[str, int],
+        local: str | tuple[str, int],
+        uuid: str | uuid.UUID,
+        password: str | None = None,
+        password_file: str | os.PathLike[str] | None = None,
+        network: Network | Sequence[Network] = "both",
+        udp_forward_mode: UdpForwardMode = "native",
+        udp_timeout: float | str = 300.0,
+        expected_port_range: int | tuple[int, int] | list[int] | PortRangeOptions = (1, 65535),
+        healthy_check: float | str = 20.0,
+        timeout: float | str = 8.0,
+        heartbeat: float | str = 3.0,
+        gc_interval: float | str = 3.0,
+        gc_lifetime: float | str = 15.0,
+        proxy_protocol: ProxyProtocol = "none",
+        dialect: FixedDialectName = "draft",
+        dial_timeout: float | str = 5.0,
+        server_name: str | None = None,
+        certificates: CertificatesOptions | None = None,
+        disable_sni: bool = False,
+        skip_certificate_verification: bool = False,
+        congestion_control: CongestionControl = "bbr",
+        handshake_timeout: float | str = 3.0,
+        task_negotiation_timeout: float | str = 3.0,
+        max_packet_size: int | str = 1350,
+        buffer_pool_size: int | str = 32,
+        send_window: int | str = 16777216,
+        receive_window: int | str = 8388608,
+        receive_memory: int | str | None = None,
+        log_level: LogLevel = "warn",
+        relay: Relay = "auto",
+        max_workers: int | str | None = None,
+        tcp_keepalive: float | str = 60.0,
+        keylog: str | os.PathLike[str] | None = None,
+        max_udp_payload: int | str = 65527,
+        alpn: list[str] | tuple[str, ...] = ("asport",),
+        zero_rtt_handshake: bool = False,
+    ) -> None:
+        """Validates the options; nothing is started yet.
+
+        Args:
+            server: The server, as name or IP address, and its UDP port.
+            local: The local service that the tunnel makes public, as name or IP address, and its TCP and UDP port.
+            uuid: The user on the server.
+            password: The user's password. Not required if ``password_file`` is given.
+            password_file: File whose first line is the password, instead of ``password``.
+            network: The networks for which a public port is requested.
+            udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames (``native``), or streams (``quic``), on which
+                lost packets are retransmitted.
+            udp_timeout: Time without traffic after which a UDP association ends. It ends sooner only by eviction.
+            expected_port_range: Public ports to ask for. The server chooses one of them that the user may open and that
+                is free.
+            healthy_check: Without effect: a lost connection is detected by its silence and replaced immediately.
+            timeout: Maximum time for the QUIC handshake of an attempt to connect.
+            heartbeat: Time between Heartbeat commands to the server.
+            gc_interval: Without effect: fragments are dropped when gc_lifetime is over, without periodic scans.
+            gc_lifetime: Time for which fragments of an incomplete UDP packet are kept.
+            proxy_protocol: Version of the PROXY protocol header that tells the local service the visitor's address, and
+                the public address and port that they used. UDP packets have it only with ``v2``.
+            dialect: Dialect of the protocol (meaning of the mode byte) that the server speaks: ``draft`` up to release
+                0.1 of the reference implementation, ``flags`` since 0.2. With a server of this project the default is
+                right, unless that server is set to ``flags``.
+            dial_timeout: Maximum time to open a TCP connection to the local service.
+            server_name: Name or IP address that the server's certificate must be valid for. A name is also sent to the
+                server as SNI. If not given, it is the host of ``server``.
+            certificates: Which certificates and keys to trust.
+            disable_sni: Whether to send no SNI, so that the TLS handshake does not name the server. The certificate is
+                still verified.
+            skip_certificate_verification: Whether to accept a certificate of any issuer, name and dates. Unless
+                ``certificates.pins`` is given, anyone on the path can then pose as the server.
+            congestion_control: Congestion control algorithm of this side's QUIC packets. The reference implementation's
+                default is ``cubic``.
+            handshake_timeout: Maximum time from the QUIC handshake until the client has joined: a client waits that
+                long for ServerHello, a server for ClientHello.
+            task_negotiation_timeout: Maximum time for the header of a stream to arrive.
+            max_packet_size: Without effect: UDP packets of every size are carried whole. Values above 65,507 count as
+                65,507.
+            buffer_pool_size: Without effect: memory for UDP packets is allocated as they come, up to a fixed amount.
+            send_window: Maximum bytes per stream that are queued or sent and not acknowledged yet.
+            receive_window: Maximum bytes per stream that the peer may send before they are consumed.
+            receive_memory: Maximum bytes received from all peers and not consumed yet (the receive budget). As it is
+                used up, windows shrink; then the newest streams with slow readers are reset, or the connection that
+                holds most is closed. Default: a quarter of the memory available to the process, from 64 MiB to 1 GiB.
+            log_level: Least severe level that a command logs; the options ``-v`` and ``--log-level`` override it.
+                Programs configure ``logging`` instead.
+            relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread.
+                ``auto``: also workers (threads) for large transfers, and the pump (a thread) for sockets with many
+                datagrams, if there are processors to spare. ``workers``: a worker for each TCP connection from its
+                first byte to its last, and the pump for every UDP socket.
+            max_workers: Maximum number of TCP connections that have a worker of their own; the engine relays all
+                others. Default: one per processor, none on up to two processors; 256 with ``relay: workers``.
+            tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
+                service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that
+                time, and at least 4 s, counts as gone.
+            keylog: File to which TLS secrets are written in the NSS key log format, for debugging: anyone who can read
+                it can decrypt the traffic. If not given, the environment variable ``SSLKEYLOGFILE`` names the file, if
+                set.
+            max_udp_payload: Maximum UDP payload in bytes of this side's QUIC packets. By default they are as large as
+                interface and path allow, up to 32 KiB.
+            alpn: Names of application protocols in order of preference (RFC 7301). Client and server must have one in
+                common, because QUIC requires it (RFC 9001, section 8.1).
+            zero_rtt_handshake: Without effect: ASPORT cannot use TLS early data.
+
+        Raises:
+            ConfigErrors: One or more options are missing, unknown or wrong.
+        """
+
+    # end of what python -m tests.config.signatures has written
 
     @property
     def port(self) -> int | None:

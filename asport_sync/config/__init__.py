@@ -14,9 +14,12 @@ from asport_sync.config.model import (
     TlsClientConfig,
     TlsServerConfig,
     UserConfig,
+    dialect_of,
     without_effect,
 )
+from asport_sync.config.options import CertificatesOptions, PortRangeOptions, ProxyOptions, UserOptions
 from asport_sync.config.values import (
+    AmbiguousDialectName,
     CongestionControl,
     DialectName,
     FixedDialectName,
@@ -33,7 +36,9 @@ from asport_sync.config.values import (
 
 __all__ = [
     "WITHOUT_EFFECT",
+    "AmbiguousDialectName",
     "CertificatesConfig",
+    "CertificatesOptions",
     "ClientConfig",
     "CongestionControl",
     "Credential",
@@ -43,8 +48,10 @@ __all__ = [
     "LogLevel",
     "Network",
     "PortRange",
+    "PortRangeOptions",
     "PortSet",
     "ProxyConfig",
+    "ProxyOptions",
     "ProxyProtocol",
     "Relay",
     "ServerConfig",
@@ -52,6 +59,8 @@ __all__ = [
     "TlsServerConfig",
     "UdpForwardMode",
     "UserConfig",
+    "UserOptions",
+    "dialect_of",
     "find",
     "load_client",
     "load_server",

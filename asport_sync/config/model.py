@@ -4,7 +4,8 @@ The names are those of the configuration files. Values are stored converted: dur
 absolute if they came from a file. :mod:`asport_sync.config.load` and ``from_options`` create and validate instances;
 the constructors take converted values and validate nothing. All are immutable: any thread may read them.
 
-docs/configuration.md is generated from the docstrings and the metadata of the fields (tests/config/reference.py).
+docs/configuration.md, the constructors of Client and Server, and options.py are generated from the docstrings and the
+metadata of the fields (tests/config/reference.py and signatures.py).
 """
 
 from __future__ import annotations
@@ -491,9 +492,10 @@ class ServerConfig(CommonConfig):
             options.clear()  # as bare() says
         raise problem
 
-    def dialect_of(self, proxy: ProxyConfig, user: UserConfig) -> DialectName:
-        """Returns the dialect of a user of an entry: the user's own, else the entry's, else the server's."""
-        return user.dialect or proxy.dialect or self.dialect
+
+def dialect_of(config: ServerConfig, proxy: ProxyConfig, user: UserConfig) -> DialectName:
+    """Returns the dialect of a user of an entry: the user's own, else the entry's, else the server's."""
+    return user.dialect or proxy.dialect or config.dialect
 
 
 # --- nested tables ----------------------------------------------------------------------------------------------------

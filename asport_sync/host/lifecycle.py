@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 import enum
+import functools
 import os
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine
@@ -27,6 +28,7 @@ AnyConfig = TypeVar("AnyConfig", bound="ClientConfig | ServerConfig")
 AnySession = TypeVar("AnySession", bound=Session)
 AnyStats = TypeVar("AnyStats", bound=Stats)
 Self = TypeVar("Self", bound="Lifecycle[Any, Any]")
+Declared = TypeVar("Declared", bound=Callable[..., None])
 
 STOP_TIMEOUT = 5.0
 """Maximum number of seconds that ``stop`` takes by default."""
@@ -60,6 +62,27 @@ TABLE: Mapping[State, Mapping[Step, State]] = {
     State.STOPPING: {Step.ENDED: State.STOPPED},
 }
 """The next state by state and step. A step that is not listed changes nothing."""
+
+
+def implemented_by(constructor: Callable[..., None]) -> Callable[[Declared], Declared]:
+    """Returns a decorator that replaces the declaration of a constructor by the constructor itself.
+
+    The declaration has the options with types, defaults and descriptions, for editors, type checkers and ``help``. The
+    constructor gets exactly the options that the caller has given: the model knows the defaults, and reports all
+    missing, unknown and wrong options at once.
+    """
+
+    def decorate(declared: Declared) -> Declared:
+        functools.update_wrapper(constructor, declared)
+        return cast(Declared, constructor)
+
+    return decorate
+
+
+def drop_none(options: dict[str, object]) -> None:
+    """Removes the options that are None, which means "not given"."""
+    for name in [name for name, value in options.items() if value is None]:
+        del options[name]
 
 
 class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):

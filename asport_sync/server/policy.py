@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from asport_sync.config import DialectName, Network, PortSet, ServerConfig
+from asport_sync.config import DialectName, Network, PortSet, ServerConfig, dialect_of
 from asport_sync.engine import equal
 from asport_sync.wire import TOKEN_LENGTH, ClientHello, Dialect, ForwardMode, Meaning, UdpMode, token
 
@@ -51,7 +51,7 @@ def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
             only_v6=proxy.only_v6,
             allow_ports=proxy.allow_ports,
             allow_network=proxy.allow_network,
-            dialect=config.dialect_of(proxy, user),
+            dialect=dialect_of(config, proxy, user),
             max_clients=user.max_clients or proxy.max_clients,
         )
         for proxy in config.proxies

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
-from asport_sync.config import ServerConfig, load_server
+from asport_sync.config import (
+    AmbiguousDialectName,
+    CongestionControl,
+    DialectName,
+    LogLevel,
+    ProxyOptions,
+    Relay,
+    ServerConfig,
+    load_server,
+)
 from asport_sync.errors import ConfigError
 from asport_sync.host.host import Host
-from asport_sync.host.lifecycle import Lifecycle
+from asport_sync.host.lifecycle import Lifecycle, drop_none, implemented_by
 from asport_sync.runtime.log import logger
 from asport_sync.server.session import ServerSession
 from asport_sync.server.stats import ServerStats
@@ -26,25 +36,118 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         ) as server:
             ...
 
-    Args:
-        listen: "ip:port" of the QUIC socket; port 0 lets the system choose. Its name in configuration files,
-            ``server``, is accepted too.
-        options: Every other key of a server's configuration, see ``asport_sync.config.ServerConfig``.
-
-    Raises:
-        ConfigError: One or more options are missing, unknown or wrong.
+    The options are the keys of a server's configuration, as keyword arguments.
     """
 
-    def __init__(self, listen: str | tuple[str, int] | None = None, **options: object) -> None:
-        if listen is not None:
-            if "server" in options:
-                raise ConfigError("same as listen: give only one of them", key="server")
-            options["server"] = listen
+    def _init(self, listen: object = None, **options: object) -> None:
         try:
+            drop_none(options)
+            if listen is not None:
+                if "server" in options:
+                    raise ConfigError("same as listen: give only one of them", key="server")
+                options["server"] = listen
             config = ServerConfig.from_options(**options)
         finally:
             options.clear()  # a traceback that shows the values of variables must not contain passwords
         super().__init__(config)
+
+    # written by python -m tests.config.signatures --write
+    @implemented_by(_init)
+    def __init__(
+        self,
+        listen: str | tuple[str, int] | None = None,
+        *,
+        proxies: Sequence[ProxyOptions],
+        certificate: str | os.PathLike[str] | bytes,
+        private_key: str | os.PathLike[str] | bytes,
+        server: str | tuple[str, int] | None = None,
+        only_v6: bool | None = None,
+        authentication_failed_reply: bool = True,
+        max_idle_time: float | str = 10.0,
+        udp_session_timeout: float | str = 300.0,
+        dialect: DialectName = "auto",
+        ambiguous_dialect: AmbiguousDialectName = "both",
+        reset_key: str | bytes | None = None,
+        reset_key_file: str | os.PathLike[str] | None = None,
+        congestion_control: CongestionControl = "bbr",
+        handshake_timeout: float | str = 3.0,
+        task_negotiation_timeout: float | str = 3.0,
+        max_packet_size: int | str = 1350,
+        buffer_pool_size: int | str = 32,
+        send_window: int | str = 16777216,
+        receive_window: int | str = 8388608,
+        receive_memory: int | str | None = None,
+        log_level: LogLevel = "warn",
+        relay: Relay = "auto",
+        max_workers: int | str | None = None,
+        tcp_keepalive: float | str = 60.0,
+        keylog: str | os.PathLike[str] | None = None,
+        max_udp_payload: int | str = 65527,
+        alpn: list[str] | tuple[str, ...] = ("asport",),
+        zero_rtt_handshake: bool = False,
+    ) -> None:
+        """Validates the options; nothing is started yet.
+
+        Args:
+            listen: IP address and UDP port on which clients are accepted; port 0 lets the system choose.
+            proxies: Users and what they may open. The list may be empty.
+            certificate: The certificate chain: the server's own certificate first, then those of its issuers without
+                the root. It is read when the server starts.
+            private_key: The private key of ``certificate`` in PKCS#8, PKCS#1 or SEC1 form, not encrypted.
+            server: The name of ``listen`` in configuration files. Exactly one of the two is required.
+            only_v6: Whether the QUIC socket on an IPv6 address accepts IPv6 only. If not given, the system's default
+                applies.
+            authentication_failed_reply: Whether a client that fails to authenticate is notified of the reason. If not,
+                its connection is closed without one.
+            max_idle_time: QUIC idle timeout: a connection without packets for that long is closed.
+            udp_session_timeout: Time without traffic after which a UDP association ends. It ends sooner only by
+                eviction.
+            dialect: Dialect of the protocol (meaning of the mode byte) of users without a ``dialect`` of their own;
+                ``auto``: identified by the mode byte if possible.
+            ambiguous_dialect: How ``auto`` interprets mode bytes 1 and 2, whose meaning differs between the two
+                dialects; ``both``: whatever the user may use of either meaning is served.
+            reset_key: Secret from which the key of stateless resets (RFC 9000, section 10.3) is derived, for servers
+                that replace each other. If not given, that key is derived from the private key, this machine and
+                ``server``.
+            reset_key_file: File whose first line is that secret, instead of ``reset_key``.
+            congestion_control: Congestion control algorithm of this side's QUIC packets. The reference implementation's
+                default is ``cubic``.
+            handshake_timeout: Maximum time from the QUIC handshake until the client has joined: a client waits that
+                long for ServerHello, a server for ClientHello.
+            task_negotiation_timeout: Maximum time for the header of a stream to arrive.
+            max_packet_size: Without effect: UDP packets of every size are carried whole. Values above 65,507 count as
+                65,507.
+            buffer_pool_size: Without effect: memory for UDP packets is allocated as they come, up to a fixed amount.
+            send_window: Maximum bytes per stream that are queued or sent and not acknowledged yet.
+            receive_window: Maximum bytes per stream that the peer may send before they are consumed.
+            receive_memory: Maximum bytes received from all peers and not consumed yet (the receive budget). As it is
+                used up, windows shrink; then the newest streams with slow readers are reset, or the connection that
+                holds most is closed. Default: a quarter of the memory available to the process, from 64 MiB to 1 GiB.
+            log_level: Least severe level that a command logs; the options ``-v`` and ``--log-level`` override it.
+                Programs configure ``logging`` instead.
+            relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread.
+                ``auto``: also workers (threads) for large transfers, and the pump (a thread) for sockets with many
+                datagrams, if there are processors to spare. ``workers``: a worker for each TCP connection from its
+                first byte to its last, and the pump for every UDP socket.
+            max_workers: Maximum number of TCP connections that have a worker of their own; the engine relays all
+                others. Default: one per processor, none on up to two processors; 256 with ``relay: workers``.
+            tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
+                service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that
+                time, and at least 4 s, counts as gone.
+            keylog: File to which TLS secrets are written in the NSS key log format, for debugging: anyone who can read
+                it can decrypt the traffic. If not given, the environment variable ``SSLKEYLOGFILE`` names the file, if
+                set.
+            max_udp_payload: Maximum UDP payload in bytes of this side's QUIC packets. By default they are as large as
+                interface and path allow, up to 32 KiB.
+            alpn: Names of application protocols in order of preference (RFC 7301). Client and server must have one in
+                common, because QUIC requires it (RFC 9001, section 8.1).
+            zero_rtt_handshake: Without effect: ASPORT cannot use TLS early data.
+
+        Raises:
+            ConfigErrors: One or more options are missing, unknown or wrong.
+        """
+
+    # end of what python -m tests.config.signatures has written
 
     @property
     def address(self) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from asport_sync.config import (
     ProxyConfig,
     ServerConfig,
     UserConfig,
+    dialect_of,
     load_client,
     load_server,
     without_effect,
@@ -482,7 +483,7 @@ def test_the_nearest_dialect_counts() -> None:
     third = str(uuid.UUID(int=3))
     proxies = [{"users": users, "dialect": "flags"}, {"users": {third: "z"}}]
     config = ServerConfig.from_options(**server(proxies=proxies))
-    found = {str(user.uuid): config.dialect_of(proxy, user) for proxy in config.proxies for user in proxy.users}
+    found = {str(user.uuid): dialect_of(config, proxy, user) for proxy in config.proxies for user in proxy.users}
     assert found == {UUID: "draft", OTHER_UUID: "flags", third: "auto"}
 
 

@@ -129,7 +129,7 @@ def test_an_address_that_is_taken(certificate: Certificate) -> None:
 
 
 @pytest.mark.parametrize("kind", [Client, Server])
-def test_options_that_are_wrong(kind: type[Client | Server]) -> None:
+def test_options_that_are_wrong(kind: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         kind(password=PASSWORD, proxies=[{"users": {USER: PASSWORD}}])
     assert exposed(told(caught.value), PASSWORD) == []

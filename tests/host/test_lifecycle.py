@@ -19,7 +19,7 @@ from asport_sync.client.session import ClientSession
 from asport_sync.client.stats import ClientStats
 from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine, LogRecord
-from asport_sync.errors import ConfigError, LifecycleError
+from asport_sync.errors import ConfigError, ConfigErrors, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.lifecycle import State
 from asport_sync.server.server import Server
@@ -437,11 +437,22 @@ def test_options_and_configurations_are_taken_alike() -> None:
     assert Client(**CLIENT_OPTIONS).config == client_config
 
 
+def test_none_is_an_option_that_is_not_given() -> None:
+    config = Client(**CLIENT_OPTIONS, receive_memory=None, password_file=None, certificates=None).config
+    assert config == ClientConfig.from_options(**CLIENT_OPTIONS)
+    assert Server(None, server="127.0.0.1:1", reset_key=None, **SERVER_OPTIONS).config.reset_key is None
+    with pytest.raises(ConfigErrors) as caught:
+        Server(None, server=None, **SERVER_OPTIONS)
+    assert str(caught.value) == "server: this key is required"
+
+
 def test_wrong_options_are_a_configuration_error() -> None:
+    too_few: dict[str, Any] = {"server": "name.example:443"}
     with pytest.raises(ConfigError):
-        Client(server="name.example:443")
+        Client(**too_few)
+    too_many: dict[str, Any] = {**SERVER_OPTIONS, "no_such_key": 1}
     with pytest.raises(ConfigError):
-        Server(listen="127.0.0.1:0", **SERVER_OPTIONS, no_such_key=1)
+        Server(listen="127.0.0.1:0", **too_many)
     with pytest.raises(ConfigError, match="listen"):
         Server(listen="127.0.0.1:0", server="127.0.0.1:0", **SERVER_OPTIONS)
 

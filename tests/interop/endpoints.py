@@ -262,7 +262,7 @@ class Ours(Implementation):
             listen="127.0.0.1:0",
             certificate=str(certificate.certificate),
             private_key=str(certificate.private_key),
-            **({"dialect": peer.dialect} if tunnel.told_dialect else {}),
+            dialect=peer.dialect if tunnel.told_dialect else "auto",
             **tunnel.server_options(),
         )
         with recorded_logs() as log:

@@ -478,7 +478,7 @@ class Log(logging.Handler):
 class Observed(Client):
     """A client whose machine sleeps when the test says so."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.asleep = 0.0
 

@@ -1,0 +1,224 @@
+"""The signatures of Client and Server, from the model: ``python -m tests.config.signatures [--write]``.
+
+Names, defaults and descriptions of the parameters are those of the fields in asport_sync/config/model.py; TYPES says
+which values a program may pass for the type of a field. Prints the blocks of code, or puts them into their modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from asport_sync.config import (
+    WITHOUT_EFFECT,
+    CertificatesConfig,
+    ClientConfig,
+    PortRange,
+    ProxyConfig,
+    ServerConfig,
+    TlsClientConfig,
+    TlsServerConfig,
+    UserConfig,
+)
+from asport_sync.config.model import CommonConfig, TlsConfig
+from asport_sync.config.reader import Key
+
+from .reference import descriptions, own_fields
+
+PACKAGE = Path(__file__).resolve().parents[2] / "asport_sync"
+BEGIN = "# written by python -m tests.config.signatures --write"
+END = "# end of what python -m tests.config.signatures has written"
+WIDTH = 120
+
+TYPES = {
+    "CertificatesConfig": "CertificatesOptions",
+    "Credential": "str | os.PathLike[str] | bytes",
+    "HostPort": "str | tuple[str, int]",
+    "IPAddress": "str | ipaddress.IPv4Address | ipaddress.IPv6Address",
+    "Network": "Network | Sequence[Network]",
+    "Path": "str | os.PathLike[str]",
+    "PortRange": "int | tuple[int, int] | list[int] | PortRangeOptions",
+    "PortSet": "int | PortRangeOptions | PortSet | list[int | tuple[int, int] | list[int] | PortRangeOptions]",
+    "bool": "bool",
+    "bytes": "str | bytes",
+    "float": "float | str",
+    "int": "int | str",
+    "str": "str",
+    "tuple[Path, ...]": "list[str | os.PathLike[str]] | tuple[str | os.PathLike[str], ...]",
+    "tuple[ProxyConfig, ...]": "Sequence[ProxyOptions]",
+    "tuple[UserConfig, ...]": "Mapping[str, str | UserOptions] | Mapping[uuid.UUID, str | UserOptions]",
+    "tuple[bytes, ...]": "list[str] | tuple[str, ...]",
+    "tuple[str, ...]": "list[str] | tuple[str, ...]",
+    "uuid_module.UUID": "str | uuid.UUID",
+}
+"""What a program may pass, by the type of the field. Types that are not listed are choices: literals of the model."""
+
+
+class Parameter(NamedTuple):
+    """A key as Python code.
+
+    Attributes:
+        name: The key.
+        type: The values that it accepts.
+        default: Its default; empty: it is required.
+        meaning: Its description.
+    """
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def meaning(cls: type, field: dataclasses.Field[Any], found: Key) -> str:
+    """The description of a key, for programs."""
+    text = descriptions(cls)[field.name].replace("``", "`")
+    text = text.replace(
+        "Without effect, see :data:`WITHOUT_EFFECT`", f"Without effect: {WITHOUT_EFFECT.get(field.name)}"
+    )
+    text = text.replace("; not shown by `repr`", "").replace(": a table (:class:`CertificatesConfig`)", "")
+    text = re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", text)
+    return (f"{text} Default: {found.default}." if found.default else text).replace("`", "``")
+
+
+def parameter(cls: type, field: dataclasses.Field[Any], found: Key) -> Parameter:
+    """A key of the model as Python code."""
+    bare = str(field.type).removesuffix(" | None")
+    accepts = TYPES.get(bare, bare)
+    default = field.default
+    if default is dataclasses.MISSING:
+        required = field.default_factory is dataclasses.MISSING and field.name != "password"
+        written = "" if required else "None"
+    elif isinstance(default, PortRange):
+        written = str(tuple(default))
+    elif isinstance(default, str):
+        written = f'"{default}"'
+    elif isinstance(default, tuple):
+        written = repr(default).replace("'", '"')
+    else:
+        written = repr(default)
+    if written == "None":
+        accepts += " | None"
+    return Parameter(field.name, accepts, written, meaning(cls, field, found))
+
+
+def parameters(*classes: type) -> list[Parameter]:
+    """The keys of some classes of the model, without the inherited ones; required ones first."""
+    found = []
+    for cls in classes:
+        own = own_fields(cls)
+        for field in dataclasses.fields(cls):
+            if field.name in own and isinstance(key := field.metadata.get("key"), Key):
+                found.append(parameter(cls, field, key))
+    return sorted(found, key=lambda each: bool(each.default))
+
+
+def described(names: Iterable[tuple[str, str]], indent: str) -> Iterator[str]:
+    """The lines of a section Args or Attributes."""
+    for name, text in names:
+        yield from textwrap.wrap(
+            f"{name}: {text}", WIDTH, initial_indent=indent, subsequent_indent=indent + "    ", break_on_hyphens=False,
+            break_long_words=False,
+        )  # fmt: skip
+
+
+def constructor(own: list[Parameter], positional: list[Parameter]) -> str:
+    """A constructor that declares keys."""
+    lines = ["    @implemented_by(_init)", "    def __init__(", "        self,"]
+    for each in (*positional, None, *own):
+        if each is None:
+            lines.append("        *,")
+        else:
+            lines.append(f"        {each.name}: {each.type}{each.default and f' = {each.default}'},")
+    lines += ["    ) -> None:", '        """Validates the options; nothing is started yet.', "", "        Args:"]
+    lines += described([(each.name, each.meaning) for each in (*positional, *own)], " " * 12)
+    lines += [
+        "",
+        "        Raises:",
+        "            ConfigErrors: One or more options are missing, unknown or wrong.",
+        '        """',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def client_constructor() -> str:
+    """The constructor of Client."""
+    return constructor(parameters(ClientConfig, TlsClientConfig, CommonConfig, TlsConfig), [])
+
+
+def server_constructor() -> str:
+    """The constructor of Server."""
+    own = parameters(ServerConfig, TlsServerConfig, CommonConfig, TlsConfig)
+    (server,) = (each for each in own if each.name == "server")
+    kind = f"{server.type} | None"
+    listen = Parameter("listen", kind, "None", server.meaning.partition(" The parameter ``listen`` ")[0])
+    rest = [each for each in own if each.name != "server"]
+    name = "The name of ``listen`` in configuration files. Exactly one of the two is required."
+    rest.insert(
+        next(number for number, each in enumerate(rest) if each.default), Parameter("server", kind, "None", name)
+    )
+    return constructor(rest, [listen])
+
+
+def tables() -> str:
+    """The types of nested tables."""
+    made = []
+    for name, cls, summary in (
+        ("PortRangeOptions", PortRange, "A range of ports."),
+        ("CertificatesOptions", CertificatesConfig, "The option ``certificates``."),
+        ("UserOptions", UserConfig, "A user in the option ``users`` of an entry of ``proxies``."),
+        ("ProxyOptions", ProxyConfig, "An entry of the option ``proxies``."),
+    ):
+        if cls is PortRange:
+            own = [Parameter(each, "int", "", descriptions(cls)[each]) for each in PortRange._fields]
+        else:
+            own = parameters(cls)
+        required = [each for each in own if not each.default]
+        optional = [each for each in own if each.default]
+        base = "TypedDict"
+        if required and optional:
+            base = f"_{name}"
+            made += ["", "", f"class {base}(TypedDict):"]
+            made += [f"    {each.name}: {each.type}" for each in required]
+        made += ["", "", f"class {name}({base}{', total=False' if optional else ''}):", f'    """{summary}', ""]
+        made += ["    Attributes:", *described([(each.name, each.meaning) for each in own], " " * 8), '    """', ""]
+        made += [f"    {each.name}: {each.type.removesuffix(' | None')}" for each in optional or required]
+    return "\n".join(made).strip() + "\n\n"
+
+
+PLACES = {
+    PACKAGE / "client" / "client.py": client_constructor,
+    PACKAGE / "server" / "server.py": server_constructor,
+    PACKAGE / "config" / "options.py": tables,
+}
+
+
+def with_block(path: Path, block: str) -> str:
+    """The text of a module with its block replaced."""
+    text = path.read_text(encoding="utf-8")
+    begin, end = (re.search(rf"^ *{re.escape(mark)}\n", text, re.MULTILINE) for mark in (BEGIN, END))
+    if begin is None or end is None or begin.end() > end.start():
+        raise SystemExit(f"{path}: expected the lines {BEGIN} and, below it, {END}")
+    return f"{text[: begin.end()]}{block}\n{text[end.start() :]}"
+
+
+def main() -> None:
+    """Print the blocks, or write them down where that was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.config.signatures", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the blocks into their modules")
+    write = parser.parse_args().write
+    for path, block in PLACES.items():
+        if write:
+            path.write_text(with_block(path, block()), encoding="utf-8")
+        else:
+            print(block())
+
+
+if __name__ == "__main__":
+    main()
