@@ -33,9 +33,7 @@ from asport_sync.errors import (
     ProtocolError,
     RefusedError,
     RemoteProtocolError,
-)
-from asport_sync.errors import (
-    renamed as _renamed,
+    _renamed,
 )
 
 if TYPE_CHECKING:

@@ -192,7 +192,7 @@ _RENAMED = {
 """Names up to release 0.1.1, kept for one more release."""
 
 
-def renamed(name: str, module: str, stacklevel: int) -> type[AsportError]:
+def _renamed(name: str, module: str, stacklevel: int) -> type[AsportError]:
     """Returns the class that had another name, and warns its user. For ``__getattr__`` of modules.
 
     Args:
@@ -214,4 +214,4 @@ def renamed(name: str, module: str, stacklevel: int) -> type[AsportError]:
 if not TYPE_CHECKING:  # a type checker would assume that every name is defined here
 
     def __getattr__(name: str) -> type[AsportError]:
-        return renamed(name, __name__, 2)
+        return _renamed(name, __name__, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -58,7 +59,10 @@ def lines_by_mypy(program: str, folder: Path) -> dict[int, str]:
     """What mypy says of a program: the first error of each line."""
     (folder / "program.py").write_text(program)
     options = ("--strict", "--follow-imports=silent", "--config-file=", "--no-error-summary", f"--cache-dir={CACHE}")
-    done = run("-m", "mypy", *options, "program.py", folder=folder, MYPYPATH=str(PACKAGES))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:  # tests in other processes use the same cache
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run("-m", "mypy", *options, "program.py", folder=folder, MYPYPATH=str(PACKAGES))
     assert done.stderr == ""
     said = re.findall(r"^program\.py:(\d+): error: (.*)$", done.stdout, re.MULTILINE)
     assert (done.returncode == 0) == (not said), done.stdout
