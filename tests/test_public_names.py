@@ -42,6 +42,8 @@ ERRORS = {
 CLASSES: dict[str, set[str]] = {
     "Client": {"config", "from_config", "port", "run_forever", "running", "start", "stats", "stop", "wait_ready"},
     "Server": {"address", "config", "from_config", "run_forever", "running", "start", "stats", "stop", "wait_ready"},
+    "ClientStats": {"as_dict"},
+    "ServerStats": {"as_dict"},
     "ClientConfig": {"from_options", "server_name", "workers"},
     "ServerConfig": {"from_options", "workers"},
     "TlsClientConfig": set(),
