@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from asport_sync import __version__
 from asport_sync.cli import main
+from asport_sync.cli.main import _parser
 from tests.support.certificates import Certificate, pin_of, self_signed, write_private
 from tests.support.process import REPOSITORY
 from tests.support.services import host_and_port
@@ -101,6 +103,22 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         main(arguments)
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("usage: asport-sync")
+
+
+def commands_of(parser: argparse.ArgumentParser) -> list[str]:
+    """All commands that a parser knows, with their actions."""
+    below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    found = [
+        f"{name} {rest}".rstrip() for choices in below for name, sub in choices.items() for rest in commands_of(sub)
+    ]
+    return found or [""]
+
+
+def test_the_operations_page_lists_every_command() -> None:
+    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    block = page.partition("## Commands\n\n```\n")[2].partition("```")[0]
+    listed = re.findall(r"^asport-sync ([a-z]+(?: [a-z]+)?)", block, re.MULTILINE)
+    assert sorted(listed) == sorted(commands_of(_parser()))
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

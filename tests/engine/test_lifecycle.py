@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -125,10 +127,6 @@ def test_everything_after_close_raises(certificate: Certificate) -> None:
             Listener(engine, 1).close,
             lambda: Connection(engine, 1).accept(sock),
             lambda: Connection(engine, 1).dial(("127.0.0.1", 9)),
-            lambda: engine.report_streams(100),
-            lambda: engine.share_streams(1),
-            lambda: engine.keep_streams_alive(60.0),
-            lambda: engine.share_udp(True),
             lambda: client_credentials(engine, certificate),
             lambda: engine.connect(sock, credentials, Transport(), remote=("127.0.0.1", 9), server_name="localhost"),
         ):
@@ -191,61 +189,77 @@ def test_two_engines_do_not_know_each_other(certificate: Certificate) -> None:
 # --- made-up, stale and mistyped ids ----------------------------------------------------------------------------------
 
 
-def id_functions() -> list[str]:
-    """The functions of the boundary that take an id, read from the boundary itself."""
+class Argument(NamedTuple):
+    """An argument of a function of the boundary, as its prototype declares it."""
+
+    type: str
+    name: str
+
+
+def prototypes() -> dict[str, list[Argument]]:
+    """The functions of the boundary that work on an engine, with their further arguments; read from the boundary."""
     text = re.sub(r"/\*.*?\*/", "", API.read_text(encoding="utf-8"), flags=re.DOTALL)
-    functions = re.findall(r"^[\w ]+?\*?\b(aq_\w+)\(([^)]*)\);", text, re.MULTILINE)
-    return sorted(name for name, arguments in functions if re.search(r"\baq_id\b", arguments))
+    found = re.findall(r"\b(aq_\w+)\(aq_engine \*engine(?:,\s*([^)]*))?\);", text)
+    split = re.compile(r"(?:const )?(.*?)(\w+)")
+    return {
+        name: [
+            Argument(declared[1].strip(), declared[2])
+            for declared in map(split.fullmatch, re.split(r",\s*", rest))
+            if declared
+        ]
+        for name, rest in found
+    }
+
+
+FUNCTIONS = prototypes()
+ID_FUNCTIONS = [name for name, arguments in FUNCTIONS.items() if arguments and arguments[0].type == "aq_id"]
+# What these do after the end is tested above: they end and free an engine, or check their options first.
+ABOVE = {"aq_engine_run", "aq_engine_stop", "aq_engine_close", "aq_engine_free", "aq_connect", "aq_listen"}
+
+
+def value_of(argument: Argument, handle: int, sock: socket.socket) -> Any:
+    """A value that every function accepts. Times are a second, lengths and numbers 1."""
+    if argument.name == "fd":
+        return sock.fileno()
+    if argument.type == "aq_id":
+        return handle
+    if argument.type == "aq_address *":
+        return to_address(("127.0.0.1", 9))
+    if argument.type.endswith("*"):
+        return ffi.new(f"{argument.type.removesuffix('*')}[64]")
+    return 1_000_000_000 if argument.type == "uint64_t" else 1
 
 
 def call_with(name: str, handle: int, engine: Engine, sock: socket.socket) -> int:
     """Calls a function of the boundary on an id, with every other argument in order."""
-    pointer = engine._pointer
-    address = to_address(("127.0.0.1", 9))
-    attached = os.dup(sock.fileno()) if name == "aq_stream_attach" else -1
-    arguments = {
-        "aq_credentials_free": (),
-        "aq_endpoint_close": (1,),
-        "aq_endpoint_set_credentials": (handle,),
-        "aq_connection_close": (0, 0),
-        "aq_connection_export": (b"label", 5, b"context", 7, ffi.new("uint8_t[32]"), 32),
-        "aq_connection_send": (b"\0\5", 2),
-        "aq_connection_heartbeat": (b"\0\5", 2, 1_000_000_000),
-        "aq_connection_set_joined": (0, 1),
-        "aq_connection_probe": (1_000_000, 0),
-        "aq_connection_migrate": (sock.fileno(),),
-        "aq_connection_info_get": (ffi.new("aq_connection_info *"),),
-        "aq_connection_dial": (address, 1_000_000_000, 1_000_000_000),
-        "aq_listener_open": (sock.fileno(), 0),
-        "aq_listener_close": (),
-        "aq_stream_open": (HEADER, len(HEADER)),
-        "aq_stream_relay": (sock.fileno(), ffi.new("aq_stream_result *")),
-        "aq_stream_attach": (attached,),
-        "aq_stream_reset": (0,),
-        "aq_udp_open": (sock.fileno(), 1, 0),
-        "aq_udp_close": (),
-        "aq_udp_receive": (),
-        "aq_udp_return": (),
-        "aq_udp_refuse": (address, address),
-        "aq_association_add": (1, address, address, b"", 0),
-        "aq_association_remove": (1,),
-        "aq_associations_refuse": (address, 1_000_000_000),
-        "aq_udp_move": (sock.fileno(), b"", 0),
-        "aq_associations_idle": (address, 1_000_000_000, ffi.new("uint16_t[8]"), 8),
-        "aq_associations_unanswered": (1_000_000_000, 1_000_000_000, ffi.new("uint16_t[8]"), 8),
-    }
-    result = int(getattr(lib, name)(pointer, handle, *arguments[name]))
-    if attached >= 0:
+    with contextlib.ExitStack() as stack:
+        if name == "aq_stream_attach":
+            sock = sock.dup()
+            handed_over = sock.fileno()
+            stack.callback(sock.detach)
+        result = int(getattr(lib, name)(engine._pointer, *(value_of(each, handle, sock) for each in FUNCTIONS[name])))
+    if name == "aq_stream_attach":
         with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(attached)  # handed over, so closed although the call failed
+            os.fstat(handed_over)  # closed although the call failed
     return result
 
 
-def test_the_boundary_has_the_functions_this_file_knows() -> None:
-    assert len(id_functions()) >= 26
+def test_the_prototypes_are_found() -> None:
+    assert len(ID_FUNCTIONS) >= 26
+    text = re.sub(r"/\*.*?\*/", "", API.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(FUNCTIONS) == len(re.findall(r"\baq_\w+\(aq_engine \*engine\b", text))
+    assert FUNCTIONS["aq_associations_idle"][-2:] == [("uint16_t *", "associations"), ("uint32_t", "max")]
 
 
-@pytest.mark.parametrize("name", id_functions())
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - ABOVE))
+def test_a_call_after_the_end(name: str) -> None:
+    engine = Engine()
+    engine.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        assert call_with(name, 1, engine, sock) == lib.AQ_ERR_STOPPED
+
+
+@pytest.mark.parametrize("name", ID_FUNCTIONS)
 def test_made_up_id(name: str) -> None:
     engine = Engine()
     engine.start()
@@ -257,7 +271,7 @@ def test_made_up_id(name: str) -> None:
         engine.close()
 
 
-@pytest.mark.parametrize("name", id_functions())
+@pytest.mark.parametrize("name", ID_FUNCTIONS)
 def test_id_of_another_kind(name: str, certificate: Certificate) -> None:
     engine = Engine()
     engine.start()
