@@ -47,6 +47,7 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] asport_sync/_native/*/*.[ch] te
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "CONTRIBUTING.md says which of these to run when, docs/development.md how the tests are organised."
 
 demo: build ## Run a server, a client and a local service on this machine and send data through.
 	$(BIN)/python demo/demo.py $(ARGS)
@@ -113,7 +114,7 @@ test-system: build ## Build with the distribution's ngtcp2 and run engine, smoke
 	mkdir -p $(SYSTEM)
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		ASPORT_NGTCP2=system $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SYSTEM)/site .
-	cp -r tests docs vendor README.md CHANGELOG.md pyproject.toml $(SYSTEM)
+	cp -r tests docs examples vendor README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml $(SYSTEM)
 	cp -r asport_sync/_native $(SYSTEM)/native
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" ASPORT_NGTCP2=system && ../../$(BIN)/python -c \
@@ -127,7 +128,7 @@ sanitize: build ## Run engine and tunnel under a sanitizer (SANITIZE=thread or a
 	mkdir -p $(SANITIZED)
 	CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -Wno-tsan" LDFLAGS="-fsanitize=$(SANITIZE)" \
 		ASPORT_WERROR=0 $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SANITIZED)/site .
-	cp -r tests docs vendor README.md CHANGELOG.md pyproject.toml $(SANITIZED)
+	cp -r tests docs examples vendor README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml $(SANITIZED)
 	cp -r asport_sync/_native $(SANITIZED)/native
 	cd $(SANITIZED) && export PYTHONPATH="$$PWD/site" && ../../../$(BIN)/python -m tests.support.sanitized $(SANITIZE) \
 		-q $(if $(findstring file,$(origin SUITE)),tests/engine tests/e2e,$(SUITE)) $(ARGS)

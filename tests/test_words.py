@@ -37,8 +37,13 @@ RETIRED = {
 }
 _RETIRED = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): term for pattern, term in RETIRED.items()}
 
-PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "glossary.md")]
-SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted((PACKAGE / "_native").rglob("*.[ch]"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+PAGES += [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "glossary.md"]
+SOURCES = [
+    *sorted(PACKAGE.rglob("*.py")),
+    *sorted((ROOT / "examples").rglob("*.py")),
+    *sorted((PACKAGE / "_native").rglob("*.[ch]")),
+]
 
 VENDOR = [*sorted((ROOT / "vendor").glob("*.py")), *sorted((ROOT / "vendor").glob("*.sh")), ROOT / "setup.py"]
 

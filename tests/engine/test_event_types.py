@@ -14,13 +14,10 @@ from asport_sync.engine.events import Event, event_of
 
 CLASSES: dict[str, type] = {cls.__name__: cls for cls in get_args(Event)}
 EVENTS = [name for name in dir(lib) if name.startswith("AQ_EVENT_")]
-# Classes with another name than the event.
-NAMES = {"COMMAND": "CommandReceived", "STREAM": "StreamOpened", "LOG": "LogRecord"}
 
 
 def class_of(event: str) -> type:
-    name = event.removeprefix("AQ_EVENT_")
-    return CLASSES[NAMES.get(name) or "".join(word.capitalize() for word in name.split("_"))]
+    return CLASSES["".join(word.capitalize() for word in event.removeprefix("AQ_EVENT_").split("_"))]
 
 
 @pytest.mark.parametrize("event", EVENTS)
