@@ -5,7 +5,6 @@
 import sys
 import threading
 import time
-from typing import Any
 
 from asport_sync import Client
 
@@ -17,13 +16,13 @@ client = Client(server=server, local=local, uuid=uuid, password_file=password_fi
 
 def show() -> None:
     while True:
-        figures: dict[str, Any] = client.stats()  # any thread may call it
-        if figures["running"] and figures["public"] is not None and figures["connections"]:
-            (host, port), connection, counters = figures["public"], figures["connections"][0], figures["engine"]
+        stats = client.stats()  # any thread may call it
+        if stats.public is not None and stats.connections:
+            (host, port), connection = stats.public, stats.connections[0]
             print(
-                f"public on {host}:{port}, RTT {connection['smoothed_rtt'] * 1000:.1f} ms,"
-                f" lost {connection['packets_lost']} of {connection['packets_sent']} packets,"
-                f" TCP connections {counters['tcp_dialled']}, finished {counters['relays_finished']}",
+                f"public on {host}:{port}, RTT {connection.smoothed_rtt * 1000:.1f} ms,"
+                f" lost {connection.packets_lost} of {connection.packets_sent} packets,"
+                f" TCP connections {stats.engine['tcp_dialled']}, finished {stats.engine['relays_finished']}",
                 flush=True,
             )
         else:
