@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import uuid
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from asport_sync.config.values import DialectName, Network, PortSet
 
@@ -39,7 +38,7 @@ class CertificatesOptions(TypedDict, total=False):
         disable_native: Whether to ignore the system's certificate authorities, and to trust only ``paths`` and ``pem``.
     """
 
-    paths: list[str | os.PathLike[str]] | tuple[str | os.PathLike[str], ...]
+    paths: Sequence[str | os.PathLike[str]]
     pem: str
     pins: list[str] | tuple[str, ...]
     disable_native: bool
@@ -64,7 +63,7 @@ class UserOptions(TypedDict, total=False):
 
 
 class _ProxyOptions(TypedDict):
-    users: Mapping[str, str | UserOptions] | Mapping[uuid.UUID, str | UserOptions]
+    users: Mapping[Any, str | UserOptions]
 
 
 class ProxyOptions(_ProxyOptions, total=False):

@@ -641,8 +641,9 @@ def test_the_associations_of_a_lost_connection_are_closed() -> None:
 def test_an_answer_to_an_attempt_that_was_just_given_up_makes_nothing_public() -> None:
     with scene_of(nothing) as scene:
         scene.attempts(1)
-        connection = scene.engine.connections[0]
-        given_up = scene.session._connections[cast(Connection, connection)]
+        wait_until(lambda: scene.session._connections, TIMEOUT, "the session knows it")
+        ((key, given_up),) = scene.session._connections.items()
+        connection = cast(FakeConnection, key)
         scene.host.run(scene.session._close_connection, Close(given_up))
         scene.post_command(connection, encode(ServerHello(ServerHelloCode.SUCCESS, PORT)))
         scene.host.run(lambda: None)
