@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from asport_sync.client.backend import Backend
 from asport_sync.client.session import ClientSession
 from asport_sync.config import ClientConfig
 from asport_sync.engine import Carrier, CloseCause
@@ -56,7 +57,7 @@ class NoDelay(Backoff):
 class Scene:
     """A client and what its server does with each connection. The last behaviour stays."""
 
-    def __init__(self, *behaviours: Answer, attempts: int = 10, **options: Any) -> None:
+    def __init__(self, *behaviours: Answer, attempts: int = 10, backend: Backend | None = None, **options: Any) -> None:
         self.engine = FakeEngine()
         self.engine.on_connect = self._connected
         self.backoff = NoDelay(attempts)
@@ -79,7 +80,7 @@ class Scene:
             counters=self.counters,
         )
         self.host.start()
-        self.session = ClientSession(self.config, self.host, self.backoff)
+        self.session = ClientSession(self.config, self.host, self.backoff, backend)
         self.host.add(self.session)
 
     def _connected(self, connection: FakeConnection) -> None:
