@@ -52,8 +52,10 @@ class LocalService:
     counters: Counters
     log: logging.Logger
     clock: Callable[[], float] = time.monotonic
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards _told
-    _told: dict[int, float] = field(default_factory=dict, repr=False)  # connection -> when the engine's knowledge ends
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards _dialling_until
+    _dialling_until: dict[int, float] = field(
+        default_factory=dict, repr=False
+    )  # connection -> when the engine's knowledge ends
     _limit: RateLimit = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,12 +64,12 @@ class LocalService:
     def announce(self, connection: Connection) -> None:
         """Lets the engine dial, if it can: streams may arrive on the connection from now on."""
         if sockets.is_literal(self.host):
-            self._tell(connection, (self.host, self.port), float("inf"))
+            self._let_engine_dial(connection, (self.host, self.port), float("inf"))
 
     def forget(self, connection: Connection) -> None:
         """Forgets a connection that is over."""
         with self._lock:
-            self._told.pop(connection.id, None)
+            self._dialling_until.pop(connection.id, None)
 
     def serve(self, connection: Connection, stream: Stream, source: Address | None, public: Address) -> None:
         """Connects to the service and relays. If that fails, the visitor's connection is reset.
@@ -96,17 +98,17 @@ class LocalService:
                 self.relays.relay_here(stream, sock, label)
                 return
             self.relays.attach(stream, sock, label)
-            self._tell(connection, address, _NAME_LASTS)
+            self._let_engine_dial(connection, address, _NAME_LASTS)
 
-    def _tell(self, connection: Connection, address: sockets.SocketAddress, lasts: float) -> None:
+    def _let_engine_dial(self, connection: Connection, address: sockets.SocketAddress, lasts: float) -> None:
         if self.proxy_version is not None or self.relays.takes_all:
             return
         now = self.clock()
         with self._lock:
             # One call is enough for many streams; once it has expired, the next worker repeats it.
-            if now < self._told.get(connection.id, now):
+            if now < self._dialling_until.get(connection.id, now):
                 return
-            self._told[connection.id] = now + lasts
+            self._dialling_until[connection.id] = now + lasts
         try:
             connection.dial(address, min(self.dial_timeout, _ENGINE_DIAL_TIMEOUT), lasts)
         except GoneError:

@@ -204,11 +204,6 @@ _COUNTERS = (
     ),
     _counter("udp_sources_refused_by_engine", "UDP sources refused because the engine could not add them.", _SERVER),
     _counter(
-        "packets_unknown_association",
-        "Packets for a UDP association that does not exist, if the engine has not dropped and counted them itself.",
-        _SERVER,
-    ),
-    _counter(
         "dissociates_not_sent",
         "Ends of UDP associations that were not reported to the client, which takes no commands.",
         _SERVER,

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from asport_sync.config import ServerConfig
 from asport_sync.engine import (
     AcceptFailed,
-    AssociationWanted,
     Carrier,
     Closed,
     CommandReceived,
@@ -28,7 +27,7 @@ from asport_sync.engine import (
     UdpLargeTransfer,
     Violation,
 )
-from asport_sync.errors import ConfigError, EngineError, GoneError, HandleGoneError, RemoteProtocolError
+from asport_sync.errors import ConfigError, EngineError, HandleGoneError, RemoteProtocolError
 from asport_sync.hidden import HiddenBytes
 from asport_sync.host.credentials import Loaded, load_server
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect
@@ -115,7 +114,6 @@ class ServerSession(Session):
             Violation: self._violation,
             StreamOpened: self._stream_opened,
             AcceptFailed: self._accept_failed,
-            AssociationWanted: self._association_wanted,
             SourceUnknown: self._source_unknown,
             UdpLargeTransfer: self._udp_large_transfer,
             Probed: self._claims.probed,
@@ -496,12 +494,6 @@ class ServerSession(Session):
         if client is not None and client.udp is not None:
             self.host.pump.call(client.udp.busy, event.udp)
 
-    def _association_wanted(self, event: AssociationWanted) -> None:
-        # Only the server creates associations. The packet is dropped and counted; if its association has just ended,
-        # neither side is at fault.
-        self.host.counters.add("packets_unknown_association")
-        self.host.pump.call(_refuse_association, event.connection, event.association)
-
 
 def _stats_of(client: ClientConnection) -> ClientConnectionStats:
     # Any thread. The events thread may write the fields meanwhile, so each is read once.
@@ -518,11 +510,3 @@ def _stats_of(client: ClientConnection) -> ClientConnectionStats:
         age=time.monotonic() - client.began,
         info=info,
     )
-
-
-def _refuse_association(connection: Connection, association: int) -> None:
-    # The pump thread.
-    try:
-        connection.remove_association(association)
-    except GoneError:
-        _log.debug("association %d: already removed", association)

@@ -266,4 +266,4 @@ def test_what_a_connection_knew_goes_with_it(scene: Scene, names: Names) -> None
         scene.workers.submit(named.serve, as_connection(scene.connection), as_stream(scene.stream()), PEER, PUBLIC)
         scene.idle()
         assert scene.streams[-1].said == ["attach"]
-    assert literal._told == named._told == {}
+    assert literal._dialling_until == named._dialling_until == {}

@@ -396,7 +396,7 @@ def test_each_connection_is_told_what_to_dial() -> None:
         wait_until(lambda: scene.engine.connections[1].dials, TIMEOUT, "the second connection is told")
         assert scene.engine.connections[1].dials == first.dials == [(("127.0.0.1", 9), 1.0, float("inf"))]
         wait_until(
-            lambda: list(cast(DialledBackend, scene.session._backend)._tcp._told) == [2],
+            lambda: list(cast(DialledBackend, scene.session._backend)._tcp._dialling_until) == [2],
             TIMEOUT,
             "the first is forgotten",
         )

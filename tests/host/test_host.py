@@ -5,21 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 
+from asport_sync import engine as real
+from asport_sync.client.session import ClientSession
+from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import CloseCause, Connection, Endpoint, Engine, Event, Stream
 from asport_sync.errors import ConfigError, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.session import Session
 from asport_sync.host.stats import Stats
+from asport_sync.server.session import ServerSession
 from asport_sync.wire import Connect, encode
 from tests.host import fake_engine as fake
 from tests.host.fake_engine import FakeConnection, FakeEngine, FakeStream
 from tests.support.waiting import wait_until
 
 TIMEOUT = 10.0
+PEM = b"-----BEGIN CERTIFICATE-----\n"
 log = logging.getLogger("asport_sync.test")
 
 
@@ -178,3 +183,22 @@ def test_the_same_id_in_two_engines_is_two_connections(engine: FakeEngine) -> No
     finally:
         for each in engines:
             each.close()
+
+
+# Events that only one side's connections have.
+OF_CLIENTS = {real.AssociationWanted, real.Silence, real.UdpRefused}
+OF_SERVERS = {real.AcceptFailed, real.SourceUnknown}
+
+
+def test_every_event_has_a_handler(host: Host) -> None:
+    """An event without one would be an error in the log, and nothing else."""
+    every = set(get_args(real.Event))
+    client = ClientSession(
+        ClientConfig.from_options(server="192.0.2.1:443", local="127.0.0.1:9", uuid="0" * 32, password="x"), host
+    )
+    server = ServerSession(
+        ServerConfig.from_options(server="127.0.0.1:0", certificate=PEM, private_key=PEM, proxies=[]), host
+    )
+    shared = set(host._handlers)
+    assert set(client._handlers) == every - shared - OF_SERVERS
+    assert set(server._handlers) == every - shared - OF_CLIENTS

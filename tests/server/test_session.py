@@ -664,14 +664,6 @@ def test_a_stream_of_the_client_costs_the_connection(scene: Scene) -> None:
     assert connection.closed == (0, 0.0)
 
 
-def test_a_packet_for_an_association_that_is_over_is_only_dropped(scene: Scene) -> None:
-    connection = scene.join()
-    scene.session.handle(fake.association_wanted(connection, 7))
-    scene.settle()
-    assert connection.removed == [7]
-    assert connection.closed is None
-
-
 def test_events_of_unknown_connections_are_ignored(scene: Scene) -> None:
     stranger = scene.engine.new_connection()
     scene.session.handle(fake.command(stranger, encode(Heartbeat())))
