@@ -1,12 +1,12 @@
 """When a client connects, to which address, and which of its connections is in use: a state machine.
 
 It has no I/O, no thread and no clock. The session reports what happened as a ``Report``, with the current time, and
-performs the actions that it gets back; one of them may lead to the next report. ``TABLE`` lists which report about
-which connection means something in which state. Everything that it does not list changes nothing.
+performs the actions that it gets back; one of them may lead to the next report. ``TABLE`` maps state, connection
+concerned and report to what is done. A report that it does not list changes nothing.
 
 While no server answers, several attempts run in parallel, in rounds over all addresses of the server. A connection that
-is only silent stays in use meanwhile: it is replaced once another attempt has succeeded and it does not answer even
-then.
+is only silent stays in use meanwhile. Once another attempt has succeeded, the silent connection is probed again, and
+replaced if it does not answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from asport_sync.runtime.sockets import SocketAddress, is_literal
 _MAX_ATTEMPTS = 16  # concurrent attempts; one more ends the oldest, which is at least a few seconds old
 _NEXT_ADDRESS = 0.25  # seconds until the server's next address is tried as well (RFC 8305 section 5)
 _LOOKUP_GRACE_PERIOD = 0.3  # seconds that a look-up may take before the addresses of the previous one are used
-_LOOKUP_AGAIN = 2.0  # seconds until another look-up is started while one hangs, as when the network was down
+_LOOKUP_AGAIN = 2.0  # seconds until another look-up is started beside one that hangs, as it can without a network
 _MAX_LOOKUPS = 4  # concurrent look-ups
 _ATTEMPT_GRACE_PERIOD = 1.0  # seconds beyond the engine's own timeout until an attempt without an event is given up
 _CHECK_TIME = 3.0  # seconds added to the ServerHello deadline while the connection in use is probed first
@@ -204,7 +204,7 @@ class Connector(Generic[C]):
         self._next = NEVER  # when to begin the next attempt or look-up, in CONNECTING and SILENT
         self._untried: collections.deque[SocketAddress] = collections.deque()  # addresses left in this round
         self._wants_addresses = False  # this round waits for a look-up
-        self._answer: AsportError | None = None  # the error with which a server has answered in this round; no refusal
+        self._answer: AsportError | None = None  # the error with which a server answered in this round; never a refusal
         self._received = 0  # packets received by all attempts at the latest check
         # Look-ups:
         self._addresses: list[SocketAddress] = []  # the latest result
@@ -404,7 +404,7 @@ class Connector(Generic[C]):
             self._untried.extend(self._addresses)
             self._next = self._now
         elif new and self._attempts:
-            # Too late for this round, whose addresses may be outdated.
+            # The result is late: this round began with earlier addresses. New ones are added to it.
             self._untried.extend(new)
             self._next = self._now
 
@@ -554,4 +554,4 @@ TABLE: Mapping[tuple[State, About | None, Happened], _Step] = {
     (State.CHECKING, About.IN_USE, Happened.ENDED): Connector._in_use_ended_while_checking,
     (State.CHECKING, About.CHOSEN, Happened.ENDED): Connector._not_joined,
 }
-"""What each report means, by state and connection concerned. What is not listed changes nothing."""
+"""What is done on each report, by state and connection concerned. What is not listed changes nothing."""

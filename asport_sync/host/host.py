@@ -75,13 +75,13 @@ class Host:
         log: Receives its log lines.
         relay: What relays; see the key ``relay``. With 0 workers it is the engine.
         clock: Monotonic time in seconds, for the timers.
-        wall: Time of day in seconds since 1970, to compare with the dates of certificates.
+        wall: Wall-clock time in seconds since 1970, to compare with the dates of certificates.
         asleep: Returns how many seconds this machine has been suspended since an arbitrary moment.
         counters: Counts what the sessions do; None: a table of all registered counters.
 
     Attributes:
         pump_reads_all: Whether the pump reads every UDP socket from the beginning.
-        stopping: Set as soon as the end has begun.
+        stopping: Set as soon as the host begins to stop.
         report: Called with one line on the current state; set by its consumer.
     """
 
@@ -120,9 +120,9 @@ class Host:
         self._sessions: list[Session] = []  # appended by the starting thread before the session is opened
         self._validities: list[Validity] = []  # appended by the events thread, which checks them once a day
         self.timers.after(_DAY, self._check_dates)
+        self.report: Callable[[str], object] = lambda text: None
         # Calls for the events thread: any number of producers, one consumer. Not limited, as each producer waits for
         # the result or has few calls: a look-up, a change of the network.
-        self.report: Callable[[str], object] = lambda text: None
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._events = threading.Thread(target=self._run, name="asport-events", daemon=True)
         self._handlers: dict[type, Callable[..., None]] = {
@@ -162,7 +162,7 @@ class Host:
             self.run(session.open)
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Runs ``function(*arguments)`` in the events thread, after earlier calls. Lost once that thread has ended."""
+        """Runs ``function(*arguments)`` in the events thread, after earlier calls; dropped if that thread has ended."""
         self._calls.append(lambda: function(*arguments))
         with contextlib.suppress(EngineClosedError):
             self.engine.wake()
@@ -199,7 +199,7 @@ class Host:
         """Closes all connections, ends all threads and frees everything. Also for use after a failed ``start``."""
         deadline = time.monotonic() + timeout
         self.stopping.set()
-        # Notifies the peers; relays in workers and the event loop end with GoneError.
+        # Notifies the peers; relays in workers and the events thread end with GoneError.
         self.engine.stop()
         if self._events.ident is not None:
             self._events.join(remaining(deadline))
@@ -272,7 +272,7 @@ class Host:
             while self._calls:
                 self._guarded(self._calls.popleft(), "callback")
             self._guarded(self.timers.run, "timer callback")
-        # Threads that wait for the end must wake up even if the engine ended without being stopped.
+        # Threads that wait for ``stopping`` must wake up even if the engine ended without being stopped.
         self.stopping.set()
 
     def _handle(self, event: Event) -> None:
@@ -313,7 +313,7 @@ class Host:
 
 @contextlib.contextmanager
 def _thread_problems() -> Iterator[None]:
-    """Converts the errors of ``threading`` that the system can't create a thread."""
+    """Converts the RuntimeError with which ``threading`` reports that the system can't create a thread."""
     try:
         yield
     except AsportError:

@@ -1,7 +1,7 @@
 """Claims: which port a client gets, and from which silent connection of its user it takes one over.
 
-A client that was restarted, or whose address changed, finds its place and port taken by its previous connection. That
-is probed, and makes way if it does not answer.
+A client that was restarted, or whose address changed, finds its place and port taken by its previous connection. The
+previous connection is probed, and makes way if it does not answer.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Claim:
     """A client that has authenticated and waits for its port. The events thread.
 
     Attributes:
-        asked: All possible meanings of its mode byte.
+        asked: All possible meanings of its mode byte, which may be ambiguous.
         whole: What the user may have of these.
         grant: What a port is searched for: ``whole``, or a part of it if there is no port for all.
         others: The parts to search for next.
         has_place: Whether it counts towards its user's ``max_clients``.
         rivals: Connections of the same user that may be in its way and have not been probed yet; None: not needed so
             far.
-        waiting: connections that are being probed.
+        waiting: Connections that are being probed.
         timer: Ends the probing.
         denied: The system's error for a port, other than EADDRINUSE.
         in_use: Whether a port was in use.
@@ -120,7 +120,7 @@ class Claims:
         """Probes connections in the new client's way, a few at a time.
 
         A client that was restarted, or whose address changed, finds its place and port taken by its previous
-        connection, which would otherwise remain until the idle timeout. One silent connection is enough.
+        connection, which would otherwise remain until the idle timeout. The first silent one makes way.
         """
         if claim.rivals is None:
             claim.rivals = collections.deque(self._rivals(claim))

@@ -1,9 +1,9 @@
 /* TCP sockets in the engine's epoll: visitors' connections from listeners, connections to the local service, and
  * attached sockets. Engine thread only.
  *
- *   accepted:  listener readable -> aq_tcp_accept -> stream with Connect -> adopt
+ *   accepted:  listener readable -> aq_tcp_accept -> stream with Connect -> attach
  *   dialled:   Connect complete (conn_streams.c) -> aq_tcp_dial -> socket connected -> aq_stream_transfer
- *   attached:  aq_stream_attach() -> command -> adopt
+ *   attached:  aq_stream_attach() -> command -> attach
  *
  * After that aq_tcp_serve runs in every turn in which the stream has work, until the stream ends or a worker takes
  * over.
@@ -132,7 +132,7 @@ void aq_tcp_run_checks(aq_engine *engine)
 
 /* ---- relaying ------------------------------------------------------------------------------------------------ */
 
-/* One connection's list of accepted sockets that the engine serves, newest first. */
+/* A connection's accepted sockets that the engine serves are in a list, newest first: the newest is shed first. */
 static void enter_sockets(aq_stream *stream)
 {
     if (!stream->accepted)
@@ -287,7 +287,7 @@ static int shed_newest(aq_engine *engine)
     return 1;
 }
 
-/* Call before accepting. */
+/* Resets connections while more are open than the budget allows. Call before accepting: the budget may have shrunk. */
 static void check_shares(aq_engine *engine)
 {
     if (!aq_fair_shares_check(engine))
@@ -354,7 +354,7 @@ void aq_tcp_dial(aq_engine *engine, aq_stream *stream)
     if (conn != NULL && conn->quic == NULL)
         return; /* the connection is over and its streams are about to be reset */
     if (atomic_exchange(&stream->owned, 1))
-        return; /* it has ended with its connection */
+        return; /* the stream has ended with its connection */
     stream->reported = 1;
     if (conn == NULL || !begin_dialling(engine, stream, &conn->dial_to)) {
         leave_to_python(engine, stream);
@@ -566,7 +566,7 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
         return 1;
     }
     if (errno == EAGAIN) {
-        listener->inherited = 1; /* the backlog is empty: later connections come after aq_stream_prepare() */
+        listener->inherited = 1; /* the backlog is empty: all later connections inherit from aq_stream_prepare() */
         return 0;
     }
     if (is_of_one_connection(errno)) {
