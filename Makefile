@@ -78,8 +78,8 @@ lint: $(VENV)/.tools ## Check style, types and the direction of imports.
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 format: $(VENV)/.tools ## Bring Python and C files into the project's style.
-	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(C_FILES)
 
 wheel: $(VENV)/.tools ## Make the source distribution and, from it, the wheel, in dist/.

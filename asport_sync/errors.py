@@ -15,7 +15,8 @@ class AsportError(Exception):
     """Base class of all errors of this package.
 
     Attributes:
-        retryable: True if the same call may succeed later without any change of settings.
+        retryable: True if the same call may succeed later without any change of this program's settings, because those of
+            the server may be corrected.
     """
 
     retryable: bool = False

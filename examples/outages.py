@@ -5,9 +5,9 @@
 import sys
 import time
 
-from asport_sync import CertificateError, Client, ConfigError, ConnectError, RefusedError
+from asport_sync import AuthenticationError, CertificateError, Client, ConfigError, ConnectError, RefusedError
 
-PATIENCE = 5.0  # seconds until an attempt that leads nowhere is reported
+TIMEOUT = 5.0  # seconds until an attempt that leads nowhere is reported
 INTERVAL = 0.2  # seconds between two checks of the connection
 
 server, local, uuid, password_file, *trusted = sys.argv[1:]
@@ -19,9 +19,13 @@ except ConfigError as problem:
 with client:
     while True:
         try:
-            host, port = client.wait_ready(PATIENCE)
-        except RefusedError as problem:  # such as a wrong password: the settings have to be corrected
+            host, port = client.wait_ready(TIMEOUT)
+        except AuthenticationError as problem:  # a RefusedError as well, so it comes first
             sys.exit(f"refused: {problem}")
+        except RefusedError as problem:  # such as a port in use: the client retries on its own, slowly
+            print(f"refused: {problem}", flush=True)
+            time.sleep(TIMEOUT)
+            continue
         except CertificateError as problem:  # a ConnectError as well, so it comes first
             sys.exit(f"not the server that it should be: {problem}")
         except ConnectError as problem:  # the client retries on its own, until it is stopped

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Prints ok for a valid configuration, or raises what is wrong with it or with the files that it names."""
-    from asport_sync.host.credentials import try_out  # not at the top, for the same reason
+    from asport_sync.host.certificates import try_out  # not at the top, for the same reason
 
     settings, loose = _load(arguments.side, arguments.config)
     for problem in loose:

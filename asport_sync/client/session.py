@@ -54,7 +54,7 @@ from asport_sync.errors import (
     RefusedError,
     RemoteProtocolError,
 )
-from asport_sync.host.credentials import Loaded, load_client
+from asport_sync.host.certificates import Loaded, load_client
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect, remaining
 from asport_sync.host.session import Session
 from asport_sync.host.stats import Side

@@ -25,7 +25,7 @@ from asport_sync.engine import (
     versions,
 )
 from asport_sync.errors import AsportError, EngineClosedError, EngineError, GoneError, LifecycleError
-from asport_sync.host.credentials import Validity
+from asport_sync.host.certificates import Validity
 from asport_sync.host.machine import MachineWatch
 from asport_sync.host.relays import Relays
 from asport_sync.host.router import Router

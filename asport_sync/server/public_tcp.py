@@ -1,4 +1,7 @@
-"""The TCP side of a public port. The events thread."""
+"""The TCP side of a public port. The events thread.
+
+The engine accepts (``_native/engine/tcp.c``). Python decides when it begins and ends, and what becomes of failures.
+"""
 
 from __future__ import annotations
 

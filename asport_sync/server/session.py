@@ -29,7 +29,7 @@ from asport_sync.engine import (
 )
 from asport_sync.errors import ConfigError, EngineError, HandleGoneError, RemoteProtocolError
 from asport_sync.hidden import HiddenBytes
-from asport_sync.host.credentials import Loaded, load_server
+from asport_sync.host.certificates import Loaded, load_server
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect
 from asport_sync.host.session import Session
 from asport_sync.host.stats import Side

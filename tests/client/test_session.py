@@ -30,7 +30,7 @@ from asport_sync.errors import (
     PortDeniedError,
     RefusedError,
 )
-from asport_sync.host.credentials import load_client
+from asport_sync.host.certificates import load_client
 from asport_sync.host.host import Host
 from asport_sync.runtime import sockets
 from asport_sync.wire import (

@@ -11,7 +11,7 @@ import pytest
 from asport_sync.client.session import log_verification
 from asport_sync.config import ClientConfig
 from asport_sync.errors import ConfigError, EngineError
-from asport_sync.host.credentials import make_credentials
+from asport_sync.host.certificates import make_credentials
 
 log = logging.getLogger("asport_sync.test")
 

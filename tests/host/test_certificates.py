@@ -9,7 +9,7 @@ import pytest
 
 from asport_sync.config import ServerConfig
 from asport_sync.engine import Certificate
-from asport_sync.host.credentials import Validity
+from asport_sync.host.certificates import Validity
 from asport_sync.host.host import Host
 from asport_sync.server.session import ServerSession
 from tests.host.fake_engine import FakeEngine
