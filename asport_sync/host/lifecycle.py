@@ -163,9 +163,11 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         if problem is not None:
             raise LifecycleError(problem)
         with self._changed:
-            if not self._step(Step.START):
+            if self._state is not State.STOPPED:
                 raise LifecycleError(f"this {type(self).__name__} is already started")
+            # Before the step: a signal handler that calls stop() may come between any two instructions.
             self._owner = threading.get_ident()
+            self._step(Step.START)
         try:
             host, session = self._start_host()
         except BaseException:

@@ -21,7 +21,7 @@ from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine, LogRecord
 from asport_sync.errors import ConfigError, ConfigErrors, LifecycleError
 from asport_sync.host.host import Host
-from asport_sync.host.lifecycle import State
+from asport_sync.host.lifecycle import State, Step
 from asport_sync.server.server import Server
 from asport_sync.server.session import ServerSession
 from asport_sync.server.stats import ServerStats
@@ -233,6 +233,23 @@ def test_a_handler_may_stop_what_its_thread_is_starting() -> None:
     server.start()
     assert server.running
     server.stop()
+
+
+def test_a_handler_may_stop_a_start_that_has_just_begun() -> None:
+    class InterruptedAtOnce(PlayedServer):
+        def _step(self, step: Step) -> bool:
+            done = super()._step(step)
+            if step is Step.START:
+                self.stop()  # as by a signal handler, in the thread inside start()
+            return done
+
+    server = InterruptedAtOnce()
+    starter = threading.Thread(target=server.start, daemon=True)
+    starter.start()
+    starter.join(TIMEOUT)
+    assert not starter.is_alive()
+    assert not server.running
+    assert [each.closed for each in server.engines] == [1]
 
 
 def test_a_handler_may_not_start_what_its_thread_is_starting() -> None:
