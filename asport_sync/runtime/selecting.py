@@ -47,14 +47,15 @@ class SelectorThread:
         self._paused: dict[HasFileno, Timer] = {}
         self._timers = Timers(clock)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        # Guards _calls, _held_up, _woken, _ended, _stopping and the writing end of the pipe.
+        # Guards _calls, _held_up, _woken, _ended, _stopping, _abandoned and the writing end of the pipe.
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)  # there is room for calls, one is done, or the end has come
         self._max_calls = max_calls
         self._held_up = 0
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._woken = False  # a byte is in the pipe: no further write is needed
         self._stopping = False
+        self._abandoned = False  # stop() did not wait any longer, so nobody else may
         self._ended = False
         self._reader, self._writer = os.pipe()
         self._selector.register(self._reader, selectors.EVENT_READ, self._awake)
@@ -89,9 +90,9 @@ class SelectorThread:
     def offer(self, function: Callable[..., object], *arguments: object) -> bool:
         """Like ``call``, but after the thread has ended does nothing and returns False."""
         with self._lock:
-            if len(self._calls) >= self._max_calls and not self._ended and not self._is_inside():
+            if len(self._calls) >= self._max_calls and not self._is_over() and not self._is_inside():
                 self._held_up += 1
-                self._room.wait_for(lambda: len(self._calls) < self._max_calls or self._ended)
+                self._changed.wait_for(lambda: len(self._calls) < self._max_calls or self._is_over())
             if self._ended:
                 return False
             self._calls.append(lambda: function(*arguments))
@@ -99,23 +100,29 @@ class SelectorThread:
             return True
 
     def call_and_wait(self, function: Callable[..., object], *arguments: object) -> None:
-        """Like ``call``, but returns when the call is done.
+        """Like ``call``, but returns when the call is done, or when ``stop`` has given up waiting for the thread.
 
         Deadlocks if called from this thread, or while holding anything it waits for.
         """
-        done = threading.Event()
+        done = False
 
         def and_tell() -> None:
+            nonlocal done
             try:
                 function(*arguments)
             finally:
-                done.set()
+                with self._lock:
+                    done = True
+                    self._changed.notify_all()
 
         self.call(and_tell)
-        done.wait()
+        with self._lock:
+            self._changed.wait_for(lambda: done or self._abandoned)
 
     def stop(self, timeout: float) -> bool:
         """Makes the queued calls, then ends the thread and closes its descriptors. Idempotent.
+
+        Once it has waited in vain, because a call blocks, no other method waits for the thread any more.
 
         Returns:
             Whether it has ended within ``timeout`` seconds.
@@ -130,7 +137,12 @@ class SelectorThread:
                 self._stopping = True
                 self._wake()
         self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if not self._thread.is_alive():
+            return True
+        with self._lock:
+            self._abandoned = True
+            self._changed.notify_all()
+        return False
 
     # --- this thread only ---
 
@@ -165,6 +177,10 @@ class SelectorThread:
         self._paused[source] = self.after(seconds, again)
 
     # --- internal ---
+
+    def _is_over(self) -> bool:
+        """Returns whether waiting for room makes no sense. The caller holds the lock."""
+        return self._ended or self._abandoned
 
     def _is_inside(self) -> bool:
         """Returns whether the caller is this thread or there is none: then waiting would not make room."""
@@ -223,7 +239,7 @@ class SelectorThread:
             with self._lock:
                 call = self._calls.popleft()
                 if len(self._calls) == self._max_calls // 2:
-                    self._room.notify_all()
+                    self._changed.notify_all()
             try:
                 call()
             except Exception:
@@ -246,7 +262,7 @@ class SelectorThread:
 
     def _end(self) -> None:
         self._ended = True
-        self._room.notify_all()
+        self._changed.notify_all()
         self._selector.close()
         os.close(self._reader)
         os.close(self._writer)

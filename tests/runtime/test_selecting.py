@@ -186,6 +186,37 @@ def test_a_caller_that_waits_is_let_go_when_the_thread_ends() -> None:
     assert sorted(made) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("begins", ["before the stop", "after it"])
+@pytest.mark.parametrize("method", ["call_and_wait", "call"])
+def test_nobody_waits_for_a_thread_whose_stop_was_in_vain(method: str, begins: str) -> None:
+    thread = SelectorThread("selector-test", max_calls=1)
+    blocked, goes_on = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        goes_on.wait()
+
+    thread.start()
+    thread.call(block)
+    assert blocked.wait(TIMEOUT)
+    made: list[str] = []
+    if method == "call":
+        thread.call(made.append, "fills the queue")
+    caller = threading.Thread(target=getattr(thread, method), args=(made.append, "waits"))
+    if begins == "before the stop":
+        caller.start()
+        wait_until(lambda: thread.waiting + thread.held_up == (2 if method == "call" else 1), TIMEOUT, "it waits")
+    assert not thread.stop(0)
+    if begins == "after it":
+        caller.start()
+    caller.join(TIMEOUT)
+    is_alive = caller.is_alive()
+    goes_on.set()
+    assert thread.stop(TIMEOUT)
+    assert not is_alive
+    assert made[-1] == "waits"
+
+
 def test_where_epoll_cannot_be_waited_for_poll_does(
     thread: SelectorThread, pair: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:
