@@ -50,6 +50,7 @@ _MIN_DATAGRAM = 30
 
 _DAY = 86400.0  # seconds between two checks of certificate dates
 
+_LAST_LINE_TIMEOUT = 0.5  # seconds that stop() waits for its last log line
 _PAUSE_AFTER_ERROR = 0.1  # seconds until the next wait for events after one failed
 
 CONGESTION = {
@@ -207,15 +208,19 @@ class Host:
         self.machine.close()
         for session in self._sessions:
             session.close()
-        ended &= self.workers.stop(remaining(deadline))
-        # If the events thread is blocked, most likely in the program's own log handler, another log line would block
-        # the caller as well.
-        if not ended and not self._events.is_alive():
-            # A thread inside the system's resolver can't be interrupted. It ends with the resolver's answer and finds a
-            # closed engine.
-            self.log.warning("a name lookup is still in progress; its thread ends when the resolver returns")
+        if not self.workers.stop(remaining(deadline)) and ended and not self._events.is_alive():
+            self._warn_of_lookup()
         self.engine.close()
         self.stopping.close()
+
+    def _warn_of_lookup(self) -> None:
+        # A thread inside the system's resolver can't be interrupted. It ends with the resolver's answer and finds a
+        # closed engine. But it may be the program's own log handler that blocks: then this line must not block as well.
+        line = "a name lookup is still in progress; its thread ends when the resolver returns"
+        reporter = threading.Thread(target=self.log.warning, args=(line,), name="asport-lookup", daemon=True)
+        with contextlib.suppress(RuntimeError):  # the system can't create a thread
+            reporter.start()
+            reporter.join(_LAST_LINE_TIMEOUT)
 
     @property
     def status(self) -> str:

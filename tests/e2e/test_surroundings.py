@@ -121,24 +121,30 @@ import logging
 inside, release = threading.Event(), threading.Event()
 class Blocking(logging.Handler):
     def emit(self, record):
-        if threading.current_thread().name == "asport-events":
+        if threading.current_thread().name.startswith(THREAD):
             inside.set()
             release.wait()
+clients = [Client(**client_options(certificate, server.address, ("127.0.0.1", 9))) for _ in range(2)]
+for client in clients:
+    client.start()
+    public = client.wait_ready(20)
 log = logging.getLogger("asport_sync")
-log.setLevel("INFO")
+log.setLevel("DEBUG")
 log.addHandler(Blocking())
-client = Client(**client_options(certificate, server.address, ("127.0.0.1", 9)))
-client.start()
-assert inside.wait(20)
-client.stop(0.5)
-server.stop(0.5)
+with socket.create_connection(public), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor:
+    visitor.sendto(b"x", public)
+    assert inside.wait(20)
+    server.stop(0.5)
+    for client in clients:
+        client.stop(0.5)
 print("stopped", flush=True)
 os._exit(0)
 """
 
 
-def test_stop_ends_although_a_handler_of_the_program_blocks(certificate: Certificate) -> None:
-    done = run_script(certificate, BLOCKED_HANDLER)
+@pytest.mark.parametrize("thread", ["asport-events", "asport-pump", "asport-worker"])
+def test_stop_ends_although_a_handler_of_the_program_blocks(certificate: Certificate, thread: str) -> None:
+    done = run_script(certificate, BLOCKED_HANDLER.replace("THREAD", repr(thread)))
     assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
 
 
