@@ -167,14 +167,16 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 raise LifecycleError(f"this {type(self).__name__} is already started")
             # Before the step: a signal handler that calls stop() may come between any two instructions.
             self._owner = threading.get_ident()
+            self._process = os.getpid()
             self._step(Step.START)
         try:
             host, session = self._start_host()
         except BaseException:
+            self._process = None
             self._step(Step.FAILED)
             raise
         with self._changed:
-            self._host, self._session, self._process = host, session, os.getpid()
+            self._host, self._session = host, session
             self._step(Step.STARTED)
             cancelled = self._state is State.STOPPING
         if cancelled:  # stop() was called meanwhile

@@ -395,6 +395,29 @@ def test_a_forked_child_must_not_use_its_parents_tunnel(make: Callable[[], Playe
         assert played.running
 
 
+def test_a_child_forked_during_a_start_must_not_use_it_either() -> None:
+    status: list[int] = []
+
+    def fork(server: Server) -> None:
+        child = os.fork()
+        if child == 0:
+            exit_code = 1
+            try:
+                stopping = threading.Thread(target=server.stop, daemon=True)
+                stopping.start()
+                stopping.join(TIMEOUT / 2)
+                with pytest.raises(LifecycleError, match="parent process"):
+                    server.start()
+                exit_code = 2 if stopping.is_alive() else 0
+            finally:
+                os._exit(exit_code)
+        status.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with InterruptedServer("start", fork) as server:
+        assert server.running
+    assert status == [0]
+
+
 def test_what_was_not_started_may_be_started_in_a_child() -> None:
     server = PlayedServer()
     child = os.fork()
