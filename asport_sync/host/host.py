@@ -196,16 +196,23 @@ class Host:
             raise problems[0]
         return results[0]
 
+    def is_current(self) -> bool:
+        """Returns whether the caller runs in one of the threads, such as a log handler."""
+        return self._events is threading.current_thread() or self.pump.is_current() or self.workers.is_current()
+
     def stop(self, timeout: float) -> None:
-        """Closes all connections, ends all threads and frees everything. Also for use after a failed ``start``."""
+        """Closes all connections, ends all threads and frees everything. Also for use after a failed ``start``.
+
+        If the caller is one of the threads, that thread ends when it has returned from what it is doing.
+        """
         deadline = time.monotonic() + timeout
         self.stopping.set()
         # Notifies the peers; relays in workers and the events thread end with GoneError.
         self.engine.stop()
-        if self._events.ident is not None:
+        if self._events.ident is not None and self._events is not threading.current_thread():
             self._events.join(remaining(deadline))
         ended = self.pump.stop(remaining(deadline))
-        self.machine.close()
+        self.pump.call(self.machine.close)
         for session in self._sessions:
             session.close()
         if not self.workers.stop(remaining(deadline)) and ended and not self._events.is_alive():

@@ -170,20 +170,20 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             self._process = os.getpid()
             self._step(Step.START)
         try:
-            host, session = self._start_host()
+            session = self._start_host()
         except BaseException:
-            self._process = None
+            self._host = self._process = None
             self._step(Step.FAILED)
             raise
         with self._changed:
-            self._host, self._session = host, session
+            self._session = session
             self._step(Step.STARTED)
             cancelled = self._state is State.STOPPING
         if cancelled:  # stop() was called meanwhile
             self._stop(STOP_TIMEOUT)
 
-    def _start_host(self) -> tuple[Host, AnySession]:
-        host = self._new_host()
+    def _start_host(self) -> AnySession:
+        host = self._host = self._new_host()
         try:
             host.start()
             session = self._new_session(host)
@@ -191,7 +191,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         except BaseException:
             host.stop(STOP_TIMEOUT)
             raise
-        return host, session
+        return session
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Closes connections and ports and ends the threads. Idempotent; ``start`` may follow.
@@ -200,6 +200,9 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
 
         A signal handler may call it. If it interrupts a ``start``, ``stop`` or ``stats`` of its own thread, it returns
         at once: when the handler has returned, the stop continues, or follows the start or the statistics.
+
+        So may a log handler, in whichever thread it runs: a thread that belongs to this object ends soon after. While
+        another thread is inside ``start`` or ``stop``, it returns at once.
 
         Args:
             timeout: Maximum number of seconds to wait for threads.
@@ -216,6 +219,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 return  # the interrupted start() or stop() does it
             if self._state is State.STOPPING and self._owner is None:
                 self._owner = thread
+            elif self._host is not None and self._host.is_current():
+                return  # the other thread waits for this one
             else:
                 self._changed.wait_for(lambda: self._state is State.STOPPED)
                 return

@@ -74,6 +74,10 @@ class SelectorThread:
         with self._lock:
             return self._held_up
 
+    def is_current(self) -> bool:
+        """Returns whether the caller runs in the thread."""
+        return threading.current_thread() is self._thread
+
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
@@ -102,8 +106,11 @@ class SelectorThread:
     def call_and_wait(self, function: Callable[..., object], *arguments: object) -> None:
         """Like ``call``, but returns when the call is done, or when ``stop`` has given up waiting for the thread.
 
-        Deadlocks if called from this thread, or while holding anything it waits for.
+        In this thread, the call is made at once. Deadlocks if called while holding anything that the thread waits for.
         """
+        if self.is_current():
+            function(*arguments)
+            return
         done = False
 
         def and_tell() -> None:
@@ -122,10 +129,11 @@ class SelectorThread:
     def stop(self, timeout: float) -> bool:
         """Makes the queued calls, then ends the thread and closes its descriptors. Idempotent.
 
-        Once it has waited in vain, because a call blocks, no other method waits for the thread any more.
+        Once it has waited in vain, because a call blocks, no other method waits for the thread any more. In the thread
+        itself it does not wait: the thread ends after the current call.
 
         Returns:
-            Whether it has ended within ``timeout`` seconds.
+            Whether it has ended within ``timeout`` seconds, or is the caller's.
         """
         with self._lock:
             if self._thread.ident is None:
@@ -136,6 +144,8 @@ class SelectorThread:
             if not self._ended:
                 self._stopping = True
                 self._wake()
+        if self.is_current():
+            return True
         self._thread.join(timeout)
         if not self._thread.is_alive():
             return True

@@ -165,6 +165,11 @@ class WorkerPool:
         with self._lock:
             return len(self._waiting)
 
+    def is_current(self) -> bool:
+        """Returns whether the caller runs in one of the threads."""
+        with self._lock:
+            return any(worker.thread is threading.current_thread() for worker in self._workers)
+
     def submit(self, function: Callable[..., object], *arguments: object) -> None:
         """Runs ``function(*arguments)`` in a worker. An exception that it raises is logged.
 
@@ -190,10 +195,10 @@ class WorkerPool:
                 return False
 
     def stop(self, timeout: float) -> bool:
-        """Discards queued tasks, ends idle workers, and waits for the others.
+        """Discards queued tasks, ends idle workers, and waits for the others, except the caller's.
 
         Returns:
-            Whether all threads have ended within ``timeout`` seconds.
+            Whether all these threads have ended within ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         with self._lock:
@@ -203,9 +208,9 @@ class WorkerPool:
                 worker.wake.release()
             self._idle.clear()
             threads = [worker.thread for worker in self._workers if worker.thread is not None]
+        threads = [thread for thread in threads if thread is not threading.current_thread()]
         for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
     def _give(self, task: Task) -> bool:

@@ -314,6 +314,72 @@ def test_a_handler_may_stop_what_its_thread_reads_the_figures_of() -> None:
     server.stop()
 
 
+IN_THREAD: dict[str, Callable[[Host, Callable[[], object]], object]] = {
+    "events": lambda host, call: host.call(call),
+    "pump": lambda host, call: host.pump.call(call),
+    "worker": lambda host, call: host.workers.submit(call),
+}
+
+
+def run_in(thread: str, host: Host, call: Callable[[], object]) -> threading.Event:
+    """Makes a call in a thread of a host, as a log handler would; the result is set when it has returned."""
+    done = threading.Event()
+
+    def call_and_tell() -> None:
+        call()
+        done.set()
+
+    IN_THREAD[thread](host, call_and_tell)
+    return done
+
+
+def threads_of(host: Host) -> list[threading.Thread]:
+    return [host._events, host.pump._thread]
+
+
+@pytest.mark.parametrize("thread", IN_THREAD)
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_log_handler_may_stop_it_in_any_thread(make: Callable[[], Played], thread: str) -> None:
+    played = make()
+    played.start()
+    host = played._host
+    assert host is not None
+    assert run_in(thread, host, played.stop).wait(TIMEOUT)
+    for each in threads_of(host):
+        each.join(TIMEOUT)
+        assert not each.is_alive()
+    assert not played.running
+    assert played.engines[0].closed == 1
+    played.start()
+    played.stop()
+
+
+@pytest.mark.parametrize("thread", IN_THREAD)
+@pytest.mark.parametrize("method", ["start", "stop"])
+def test_a_log_handler_may_stop_what_another_thread_starts_or_stops(method: str, thread: str) -> None:
+    returned: list[bool] = []
+
+    def handler(server: Server) -> None:
+        host = server._host
+        assert host is not None
+        returned.append(run_in(thread, host, server.stop).wait(TIMEOUT))
+
+    server = InterruptedServer("stop", handler)
+    if method == "start":
+
+        class StartedSlowly(InterruptedServer):
+            def _new_session(self, host: Host) -> ServerSession:
+                handler(self)
+                return super()._new_session(host)
+
+        server = StartedSlowly("", handler)
+    server.start()
+    server.stop()
+    assert returned == [True]
+    assert not server.running
+    assert [each.closed for each in server.engines] == [1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_signal_ends_run_forever(make: Callable[[], Played], number: signal.Signals) -> None:
