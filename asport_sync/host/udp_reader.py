@@ -14,7 +14,7 @@ from asport_sync.runtime.timers import Timer
 _BATCHES_PER_TURN = 4  # recvmmsg calls of up to 64 messages; then the other sockets are read
 _CHECK_PERIOD = 1.0  # seconds between checks whether a busy socket is still busy
 _QUIET_BELOW = 20000  # datagrams per second below which the engine alone is better; it hands sockets over above 80,000
-_PAUSE_AFTER_ERROR = 0.1  # seconds of back-off after a socket could not be read
+_PAUSE_AFTER_ERROR = 0.1  # seconds of back-off after a socket could not be read or watched
 
 
 class UdpReader:
@@ -46,16 +46,14 @@ class UdpReader:
         self._log = log
         self._always = always
         self._is_reading = False
-        self._timer: Timer | None = None  # the next check whether the socket is still busy
+        self._timer: Timer | None = None  # the next check whether the socket is still busy, or attempt to watch it
         self._datagrams = 0  # since the latest check
 
     def begin(self) -> None:
         """Begins to read the socket, which the engine does not read."""
         if not self._is_reading:
             self._is_reading = True
-            self._pump.watch(self._sock, self._readable)
-            if not self._always:
-                self._schedule_check()
+            self._watch()
 
     def end(self) -> None:
         """Stops reading the socket, which may be closed then. Idempotent."""
@@ -65,6 +63,18 @@ class UdpReader:
         if self._is_reading:
             self._is_reading = False
             self._pump.unwatch(self._sock)
+
+    def _watch(self) -> None:
+        try:
+            self._pump.watch(self._sock, self._readable)
+        except OSError as problem:
+            # No memory, or fs.epoll.max_user_watches is used up. Nothing else reads the socket.
+            self._counters.add("udp_read_errors")
+            self._log.debug("cannot wait for a UDP socket: %s", problem)
+            self._timer = self._pump.after(_PAUSE_AFTER_ERROR, self._watch)
+            return
+        if not self._always:
+            self._schedule_check()
 
     def _schedule_check(self) -> None:
         self._datagrams = 0

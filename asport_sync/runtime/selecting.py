@@ -181,8 +181,13 @@ class SelectorThread:
             return
 
         def again() -> None:
-            del self._paused[source]
-            self.watch(source, handler)
+            try:
+                self.watch(source, handler)
+            except OSError as problem:  # no memory, or fs.epoll.max_user_watches is used up
+                self._paused[source] = self.after(seconds, again)
+                _log.debug("%s: cannot wait for a socket: %s", self._thread.name, problem)
+            else:
+                del self._paused[source]
 
         self._paused[source] = self.after(seconds, again)
 

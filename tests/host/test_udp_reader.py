@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -164,6 +165,43 @@ def test_a_read_that_fails_is_tried_again_later(busy: Busy) -> None:
     busy.pump.pass_time(0.1)
     busy.expect_reads(2)
     assert busy.pump.counter("udp_read_errors") == 1
+
+
+class RefusedWatches:
+    """A selector that takes no sockets for a while, as with fs.epoll.max_user_watches used up."""
+
+    def __init__(self, pump: Pump, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.left = times
+        self._watch = pump.thread.watch
+        monkeypatch.setattr(pump.thread, "watch", self.watch)
+
+    def watch(self, *arguments: Any) -> None:
+        if self.left > 0:
+            self.left -= 1
+            raise OSError(errno.ENOSPC, "no watch is left")
+        self._watch(*arguments)
+
+
+def test_a_socket_that_cannot_be_watched_is_watched_later(busy: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = RefusedWatches(busy.pump, monkeypatch, 2)
+    busy.send()
+    busy.begin()
+    busy.pump.pass_time(0.15)
+    assert (refused.left, busy.settle()) == (0, 0)
+    assert busy.pump.counter("udp_read_errors") == 2
+    busy.pump.pass_time(0.15)
+    busy.expect_reads(2)
+
+
+def test_a_paused_socket_that_cannot_be_watched_is_watched_later(busy: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy.begin()
+    busy.pump.do(busy.pump.thread.pause, busy.udp.sock, 0.1)
+    refused = RefusedWatches(busy.pump, monkeypatch, 1)
+    busy.send()
+    busy.pump.pass_time(0.15)
+    assert (refused.left, busy.settle()) == (0, 0)
+    busy.pump.pass_time(0.15)
+    busy.expect_reads(2)
 
 
 def test_a_busy_socket_of_a_connection_that_is_gone_is_left_alone(busy: Busy) -> None:
