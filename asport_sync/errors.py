@@ -15,8 +15,8 @@ class AsportError(Exception):
     """Base class of all errors of this package.
 
     Attributes:
-        retryable: True if the same call may succeed later without any change of this program's settings: the server's may
-            be corrected, for example.
+        retryable: True if the same call may succeed later without any change of this program's settings: those of the
+            server may be corrected, for example.
     """
 
     retryable: bool = False

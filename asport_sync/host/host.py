@@ -50,7 +50,7 @@ _MIN_DATAGRAM = 30
 
 _DAY = 86400.0  # seconds between two checks of certificate dates
 
-_LAST_LINE_TIMEOUT = 0.5  # seconds that stop() waits for its last log line
+_LOG_TIMEOUT = 0.5  # seconds that stop() waits for what may log while a log handler blocks
 _PAUSE_AFTER_ERROR = 0.1  # seconds until the next wait for events after one failed
 
 CONGESTION = {
@@ -213,21 +213,30 @@ class Host:
             self._events.join(remaining(deadline))
         ended = self.pump.stop(remaining(deadline))
         self.pump.call(self.machine.close)
-        for session in self._sessions:
-            session.close()
-        if not self.workers.stop(remaining(deadline)) and ended and not self._events.is_alive():
-            self._warn_of_lookup()
+        ended &= not self._events.is_alive() or self._events is threading.current_thread()
+        if ended:
+            self._close_sessions()
+        else:
+            # The program's own log handler blocks that thread, and with its lock every other thread that logs.
+            self._do_within(max(remaining(deadline), _LOG_TIMEOUT), self._close_sessions)
+        if not self.workers.stop(remaining(deadline)) and ended:
+            # A thread inside the system's resolver can't be interrupted. It ends with the resolver's answer and finds a
+            # closed engine. But it may be a log handler that blocks: then this line must not block as well.
+            line = "a name lookup is still in progress; its thread ends when the resolver returns"
+            self._do_within(_LOG_TIMEOUT, self.log.warning, line)
         self.engine.close()
         self.stopping.close()
 
-    def _warn_of_lookup(self) -> None:
-        # A thread inside the system's resolver can't be interrupted. It ends with the resolver's answer and finds a
-        # closed engine. But it may be the program's own log handler that blocks: then this line must not block as well.
-        line = "a name lookup is still in progress; its thread ends when the resolver returns"
-        reporter = threading.Thread(target=self.log.warning, args=(line,), name="asport-lookup", daemon=True)
+    def _close_sessions(self) -> None:
+        for session in self._sessions:
+            session.close()
+
+    def _do_within(self, seconds: float, function: Callable[..., object], *arguments: object) -> None:
+        """Calls a function that may block, and stops waiting for it after some time."""
+        caller = threading.Thread(target=function, args=arguments, name="asport-stop", daemon=True)
         with contextlib.suppress(RuntimeError):  # the system can't create a thread
-            reporter.start()
-            reporter.join(_LAST_LINE_TIMEOUT)
+            caller.start()
+            caller.join(seconds)
 
     @property
     def status(self) -> str:

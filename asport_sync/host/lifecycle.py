@@ -178,8 +178,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         with self._changed:
             self._session = session
             self._step(Step.STARTED)
-            cancelled = self._state is State.STOPPING
-        if cancelled:  # stop() was called meanwhile
+            cancelled = self._is_stopping()  # stop() was called meanwhile
+        if cancelled:
             self._stop(STOP_TIMEOUT)
 
     def _start_host(self) -> AnySession:
@@ -235,6 +235,9 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             with self._changed:
                 self._host = self._session = self._process = None
                 self._step(Step.ENDED)
+
+    def _is_stopping(self) -> bool:
+        return self._state is State.STOPPING
 
     def _step(self, step: Step) -> bool:
         """Changes the state; returns whether the step is listed for the current one."""

@@ -133,6 +133,8 @@ log.setLevel("DEBUG")
 log.addHandler(Blocking())
 with socket.create_connection(public), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor:
     visitor.sendto(b"x", public)
+    clients.append(Client(**client_options(certificate, server.address, ("127.0.0.1", 9))))
+    clients[-1].start()  # so that an events thread has something to log
     assert inside.wait(20)
     server.stop(0.5)
     for client in clients:
