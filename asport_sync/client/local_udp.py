@@ -116,7 +116,7 @@ class LocalTarget:
         # Worker thread.
         try:
             found = sockets.resolve(self.host, self.port, socket.SOCK_DGRAM)
-        except OSError:
+        except Exception:  # also for lack of memory: what waits for the addresses needs an answer
             found = []
         self._pump.offer(self._resolved, found)
 

@@ -199,8 +199,7 @@ class ClientSession(Session):
     @property
     def public(self) -> SocketAddress | None:
         """The server's address and the public port; None while not connected."""
-        with self._changed:
-            return self._public
+        return self._public  # without the lock: a signal handler may ask while its thread holds it
 
     @property
     def status(self) -> str:
@@ -266,7 +265,7 @@ class ClientSession(Session):
             self._public = None
             self._is_closed = True
             self._changed.notify_all()
-        for server_connection in self._connections.values():
+        for server_connection in list(self._connections.values()):  # a blocked events thread may still change it
             self.host.pump.call(server_connection.associations.close)
         self._connections.clear()
 
@@ -336,6 +335,8 @@ class ClientSession(Session):
             found = sockets.resolve(self._config.server.host, self._config.server.port, socket.SOCK_DGRAM)
         except OSError as problem:
             found = problem
+        except Exception as problem:  # the connector waits for an answer in any case
+            found = OSError(f"{type(problem).__name__}: {problem}")
         self.host.call(self._report, Report(Happened.RESOLVED, addresses=found))
 
     def _open_connection(self, action: connector.Open) -> None:

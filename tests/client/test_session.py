@@ -271,6 +271,20 @@ def test_a_refusal_by_one_address_is_the_answer(resolved: list[list[sockets.Sock
         assert len(scene.engine.connecting) == 1
 
 
+def test_a_look_up_that_fails_for_lack_of_memory_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Exception | list[sockets.SocketAddress]] = [*(MemoryError() for _ in range(5)), [("192.0.2.2", 443)]]
+
+    def resolve(host: str, port: int, kind: socket.SocketKind) -> list[sockets.SocketAddress]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sockets, "resolve", resolve)
+    with scene_of(accept, server="name.example:443", network="tcp") as scene:
+        assert scene.session.wait_ready(TIMEOUT) == ("192.0.2.2", PORT)
+
+
 def test_the_name_is_resolved_again_for_each_attempt(resolved: list[list[sockets.SocketAddress] | OSError]) -> None:
     resolved += [OSError(errno.EIO, "no name server"), [("192.0.2.1", 443)], [("192.0.2.2", 443)]]
     with scene_of(close_with(CloseCause.UNREACHABLE), accept, server="name.example:443") as scene:
