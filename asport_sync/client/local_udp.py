@@ -114,11 +114,13 @@ class LocalTarget:
 
     def _resolve(self) -> None:
         # Worker thread.
+        found: Addresses = []
         try:
-            found = sockets.resolve(self.host, self.port, socket.SOCK_DGRAM)
-        except Exception:  # also for lack of memory: what waits for the addresses needs an answer
-            found = []
-        self._pump.offer(self._resolved, found)
+            with contextlib.suppress(OSError):
+                found = sockets.resolve(self.host, self.port, socket.SOCK_DGRAM)
+        finally:
+            # Associations wait for an answer in any case. The pool logs what else is wrong, such as a lack of memory.
+            self._pump.offer(self._resolved, found)
 
     def _resolved(self, addresses: Addresses) -> None:
         self._is_resolving = False

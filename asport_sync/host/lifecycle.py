@@ -162,36 +162,43 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         problem = what_is_replaced()
         if problem is not None:
             raise LifecycleError(problem)
-        with self._changed:
-            if self._state is not State.STOPPED:
-                raise LifecycleError(f"this {type(self).__name__} is already started")
-            # Before the step: a signal handler that calls stop() may come between any two instructions.
-            self._owner = threading.get_ident()
-            self._process = os.getpid()
-            self._step(Step.START)
+        begun = False  # by this call
         try:
-            session = self._start_host()
-        except BaseException:
-            self._host = self._process = None
-            self._step(Step.FAILED)
-            raise
-        with self._changed:
-            self._session = session
-            self._step(Step.STARTED)
-            cancelled = self._is_stopping()  # stop() was called meanwhile
-        if cancelled:
-            self._stop(STOP_TIMEOUT)
-
-    def _start_host(self) -> AnySession:
-        host = self._host = self._new_host()
-        try:
+            with self._changed:
+                if self._state is not State.STOPPED:
+                    raise LifecycleError(f"this {type(self).__name__} is already started")
+                # Before the step: a signal handler that calls stop() may come between any two instructions.
+                begun = True
+                self._owner = threading.get_ident()
+                self._process = os.getpid()
+                self._step(Step.START)
+            host = self._host = self._new_host()
             host.start()
             session = self._new_session(host)
             host.add(session)
-        except BaseException:
-            host.stop(STOP_TIMEOUT)
+            with self._changed:
+                self._session = session
+                self._step(Step.STARTED)
+                cancelled = self._owner is not None  # stop() was called meanwhile: the state is STOPPING
+            if cancelled:
+                self._stop(STOP_TIMEOUT)
+        except BaseException:  # also KeyboardInterrupt, which may come anywhere
+            if begun:
+                self._abandon_start()
             raise
-        return session
+
+    def _abandon_start(self) -> None:
+        """Stops what a start that has failed or was interrupted has started so far."""
+        thread = threading.get_ident()
+        with self._changed:
+            self._step(Step.STOP)
+            if self._owner is None:
+                self._owner = thread
+            is_owner = self._owner == thread
+        if is_owner:
+            self._stop(STOP_TIMEOUT)
+        else:
+            self.stop()  # another thread is doing it
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Closes connections and ports and ends the threads. Idempotent; ``start`` may follow.
@@ -227,17 +234,16 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         self._stop(timeout)
 
     def _stop(self, timeout: float) -> None:
-        """Stops everything. The state is STOPPING, and this thread its owner."""
+        """Stops everything. This thread is the owner of the state, which becomes STOPPED."""
         try:
             if self._host is not None:
                 self._host.stop(timeout)
         finally:
             with self._changed:
                 self._host = self._session = self._process = None
-                self._step(Step.ENDED)
-
-    def _is_stopping(self) -> bool:
-        return self._state is State.STOPPING
+                if not self._step(Step.ENDED):
+                    self._step(Step.FAILED)
+                self._owner = None
 
     def _step(self, step: Step) -> bool:
         """Changes the state; returns whether the step is listed for the current one."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import linecache
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -20,6 +24,7 @@ from asport_sync.client.stats import ClientStats
 from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine, LogRecord
 from asport_sync.errors import ConfigError, ConfigErrors, LifecycleError
+from asport_sync.host import lifecycle
 from asport_sync.host.host import Host
 from asport_sync.host.lifecycle import State, Step
 from asport_sync.server.server import Server
@@ -378,6 +383,52 @@ def test_a_log_handler_may_stop_what_another_thread_starts_or_stops(method: str,
     assert returned == [True]
     assert not server.running
     assert [each.closed for each in server.engines] == [1]
+
+
+def interrupted_at(line: int, call: Callable[[], object]) -> bool:
+    """Call it with a KeyboardInterrupt before its line of this number; return whether it has so many."""
+    left = line
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != lifecycle.__file__:
+            return None
+        # The interpreter handles no signal between the end of a block and the release of its lock; tracing could.
+        leaves = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+        if event == "line" and frame.f_code.co_name in ("start", "_step") and not leaves:
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_a_start_may_be_interrupted_anywhere() -> None:
+    """As by Ctrl-C. Nothing is left, no other thread waits for ever, and it can be started again."""
+    for line in itertools.count(1):
+        server = PlayedServer()
+        if not interrupted_at(line, server.start):
+            break
+        other = threading.Thread(target=server.stop)
+        other.start()
+        other.join(TIMEOUT)
+        assert not other.is_alive(), line
+        assert not server.running, line
+        assert all(engine.closed == 1 for engine in server.engines), line
+        server.start()
+        server.stop()
+    server.stop()
+    assert line > 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
