@@ -55,8 +55,8 @@ demo: build ## Run a server, a client and a local service on this machine and se
 test: build ## Run the tests (ARGS="-k name").
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
-test-workers: build ## The end-to-end tests with a worker for each TCP connection (relay: workers).
-	ASPORT_TEST_RELAY=workers $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/e2e $(ARGS)
+test-workers: build ## The end-to-end and interop tests with a worker for each TCP connection (relay: workers).
+	ASPORT_TEST_RELAY=workers $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/e2e tests/interop $(ARGS)
 
 check: lint build ## What to run while working: lint, and the tests that tell most in little time (90 seconds).
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(CHECKED) $(ARGS)

@@ -105,10 +105,6 @@ class NetworkWatch:
         if route is None or route.server != server:
             self._routes[owner] = _Route(server, _address_towards(server), changed)
 
-    def forget(self, owner: object) -> None:
-        """Ends the reports about an owner's server."""
-        self._routes.pop(owner, None)
-
     def close(self) -> None:
         """Closes the socket. The thread must have ended, or never have watched it."""
         if self._socket is not None:

@@ -28,7 +28,7 @@ PASSWORD = "correct horse battery staple"
 READY_TIMEOUT = 20.0
 
 # What relays in tests that do not choose: the suite of this folder runs with each, see the Makefile.
-RELAY: dict[str, str] = {"relay": os.environ["ASPORT_TEST_RELAY"]} if "ASPORT_TEST_RELAY" in os.environ else {}
+RELAY: dict[str, Any] = {"relay": os.environ["ASPORT_TEST_RELAY"]} if "ASPORT_TEST_RELAY" in os.environ else {}
 
 # What the commands log, at level info, when they are ready. Documented in docs/operations.md.
 SERVER_READY = r"accepting clients on (\S+):(\d+)"

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
+from tests.e2e.tunnels import RELAY
 from tests.interop.install import program
 from tests.support.certificates import Certificate, write_private
 from tests.support.ports import free_port
@@ -263,6 +264,7 @@ class Ours(Implementation):
             certificate=str(certificate.certificate),
             private_key=str(certificate.private_key),
             dialect=peer.dialect if tunnel.told_dialect else "auto",
+            **RELAY,
             **tunnel.server_options(),
         )
         with recorded_logs() as log:
@@ -291,6 +293,7 @@ class Ours(Implementation):
             local=host_and_port(local),
             dialect=peer.dialect,
             certificates={"paths": [str(certificate.trusted)], "disable_native": True},
+            **RELAY,
             **tunnel.client_options(),
         )
         client.start()
