@@ -56,6 +56,8 @@ def wait_for_port(
             connect(address, create_socket=create_socket).close()
         except ConnectionRefusedError:
             return False
+        except ConnectionResetError:  # accepted, and reset before connect() has returned
+            pass
         return True
 
     wait_until(accepts, timeout, f"{address[0]} port {address[1]} accepts connections")
