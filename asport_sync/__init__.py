@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         ServerConfig,
         TlsClientConfig,
         TlsServerConfig,
+        TunnelConfig,
+        TunnelOptions,
         UserConfig,
         UserOptions,
     )
@@ -97,6 +99,8 @@ __all__ = [
     "ServerStats",
     "TlsClientConfig",
     "TlsServerConfig",
+    "TunnelConfig",
+    "TunnelOptions",
     "UserConfig",
     "UserOptions",
     "__version__",
@@ -122,6 +126,8 @@ _MODULES = {
     "ServerConfig": "asport_sync.config",
     "TlsClientConfig": "asport_sync.config",
     "TlsServerConfig": "asport_sync.config",
+    "TunnelConfig": "asport_sync.config",
+    "TunnelOptions": "asport_sync.config",
     "UserConfig": "asport_sync.config",
     "UserOptions": "asport_sync.config",
 }

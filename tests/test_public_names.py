@@ -44,7 +44,8 @@ CLASSES: dict[str, set[str]] = {
     "Server": {"address", "config", "from_config", "run_forever", "running", "start", "stats", "stop", "wait_ready"},
     "ClientStats": {"as_dict"},
     "ServerStats": {"as_dict"},
-    "ClientConfig": {"from_options", "server_name", "workers"},
+    "ClientConfig": {"from_options", "workers"},
+    "TunnelConfig": {"server_name"},
     "ServerConfig": {"from_options", "workers"},
     "TlsClientConfig": set(),
     "TlsServerConfig": set(),
@@ -58,6 +59,7 @@ CLASSES: dict[str, set[str]] = {
     "CertificatesOptions": set(),
     "PortRangeOptions": set(),
     "ProxyOptions": set(),
+    "TunnelOptions": set(),
     "UserOptions": set(),
 }
 TESTING = {

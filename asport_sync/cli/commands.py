@@ -107,7 +107,9 @@ def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.Se
     file = _file(side, path)
     if side == "client":
         client = config.load_client(file)
-        return client, _loose({client.password_file or file}, {file, *client.tls.certificates.paths})
+        tunnels = client.tunnels.values()
+        trusted = {path for tunnel in tunnels for path in tunnel.tls.certificates.paths}
+        return client, _loose({tunnel.password_file or file for tunnel in tunnels}, {file} | trusted)
     server = config.load_server(file)
     users = [user for proxy in server.proxies for user in proxy.users]
     secrets = {user.password_file or file for user in users} | {server.tls.private_key.path or file}

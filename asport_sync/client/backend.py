@@ -6,7 +6,7 @@ from typing import Protocol
 
 from asport_sync.client.local_tcp import LocalService
 from asport_sync.client.local_udp import LocalAssociations, LocalTarget
-from asport_sync.config import ClientConfig
+from asport_sync.config import TunnelConfig
 from asport_sync.engine import Connection, SocketAddress, Stream, UdpSocket
 from asport_sync.host.host import Host
 from asport_sync.runtime import descriptors
@@ -76,11 +76,11 @@ class DialledBackend:
     """Dials the address in the key ``local``.
 
     Args:
-        config: The client's configuration.
+        config: The tunnel's configuration.
         host: The session's host.
     """
 
-    def __init__(self, config: ClientConfig, host: Host) -> None:
+    def __init__(self, config: TunnelConfig, host: Host) -> None:
         self._config = config
         self._host = host
         self._tcp = LocalService(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from uuid import UUID
 
 from asport_sync.client.session import ClientSession
 from asport_sync.client.stats import ClientStats
@@ -18,10 +18,11 @@ from asport_sync.config import (
     PortRangeOptions,
     ProxyProtocol,
     Relay,
+    TunnelOptions,
     UdpForwardMode,
     load_client,
 )
-from asport_sync.host.host import Host
+from asport_sync.host.host import Host, log_keys_without_effect
 from asport_sync.host.lifecycle import Lifecycle, drop_none, implemented_by
 from asport_sync.runtime.log import logger
 
@@ -55,9 +56,9 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
     def __init__(
         self,
         *,
-        server: str | tuple[str, int],
-        local: str | tuple[str, int],
-        uuid: str | uuid.UUID,
+        server: str | tuple[str, int] | None = None,
+        local: str | tuple[str, int] | None = None,
+        uuid: str | UUID | None = None,
         password: str | None = None,
         password_file: str | os.PathLike[str] | None = None,
         network: Network | Sequence[Network] = "both",
@@ -83,15 +84,16 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
         buffer_pool_size: int | str = 32,
         send_window: int | str = 16777216,
         receive_window: int | str = 8388608,
+        keylog: str | os.PathLike[str] | None = None,
+        max_udp_payload: int | str = 65527,
+        alpn: list[str] | tuple[str, ...] = ("asport",),
+        zero_rtt_handshake: bool = False,
+        tunnels: Mapping[str, TunnelOptions] | None = None,
         receive_memory: int | str | None = None,
         log_level: LogLevel = "warn",
         relay: Relay = "auto",
         max_workers: int | str | None = None,
         tcp_keepalive: float | str = 60.0,
-        keylog: str | os.PathLike[str] | None = None,
-        max_udp_payload: int | str = 65527,
-        alpn: list[str] | tuple[str, ...] = ("asport",),
-        zero_rtt_handshake: bool = False,
     ) -> None:
         """Validates the options; nothing is started yet.
 
@@ -135,6 +137,17 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
             buffer_pool_size: Without effect: memory for UDP packets is allocated as they come, up to a fixed amount.
             send_window: Maximum bytes per stream that are queued or sent and not acknowledged yet.
             receive_window: Maximum bytes per stream that the peer may send before they are consumed.
+            keylog: File to which TLS secrets are written in the NSS key log format, for debugging: anyone who can read
+                it can decrypt the traffic. If not given, the environment variable ``SSLKEYLOGFILE`` names the file, if
+                set.
+            max_udp_payload: Maximum UDP payload in bytes of this side's QUIC packets. By default they are as large as
+                interface and path allow, up to 32 KiB.
+            alpn: Names of application protocols in order of preference (RFC 7301). Client and server must have one in
+                common, because QUIC requires it (RFC 9001, section 8.1).
+            zero_rtt_handshake: Without effect: ASPORT cannot use TLS early data.
+            tunnels: The tunnels by name: 1 to 64 letters, digits, ``-``, ``_`` and ``.``. Each is a table with the keys
+                of a tunnel, including TLS keys; those at the top level are the defaults. Default: one tunnel, with the
+                keys at the top level.
             receive_memory: Maximum bytes received from all peers and not consumed yet (the receive budget). As it is
                 used up, windows shrink; then the newest streams with slow readers are reset, or the connection that
                 holds most is closed. Default: a quarter of the memory available to the process, from 64 MiB to 1 GiB.
@@ -149,14 +162,6 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
             tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
                 service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that
                 time, and at least 4 s, counts as gone.
-            keylog: File to which TLS secrets are written in the NSS key log format, for debugging: anyone who can read
-                it can decrypt the traffic. If not given, the environment variable ``SSLKEYLOGFILE`` names the file, if
-                set.
-            max_udp_payload: Maximum UDP payload in bytes of this side's QUIC packets. By default they are as large as
-                interface and path allow, up to 32 KiB.
-            alpn: Names of application protocols in order of preference (RFC 7301). Client and server must have one in
-                common, because QUIC requires it (RFC 9001, section 8.1).
-            zero_rtt_handshake: Without effect: ASPORT cannot use TLS early data.
 
         Raises:
             ConfigErrors: One or more options are missing, unknown or wrong.
@@ -208,4 +213,6 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
         return Host(self._new_engine(), config.workers, config.tcp_keepalive, logger("client"), config.relay)
 
     def _new_session(self, host: Host) -> ClientSession:
-        return ClientSession(self.config, host)
+        log_keys_without_effect(self.config, logger("client"))
+        (tunnel,) = self.config.tunnels.values()
+        return ClientSession(tunnel, host)

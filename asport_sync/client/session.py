@@ -16,7 +16,7 @@ from asport_sync.client.backend import Backend, DialledBackend
 from asport_sync.client.connection import ServerConnection, is_steady, why_closed
 from asport_sync.client.connector import Connector, Happened, Report
 from asport_sync.client.stats import ClientStats
-from asport_sync.config import ClientConfig, TlsClientConfig
+from asport_sync.config import TlsClientConfig, TunnelConfig
 from asport_sync.engine import (
     AssociationWanted,
     Carrier,
@@ -55,7 +55,7 @@ from asport_sync.errors import (
     RemoteProtocolError,
 )
 from asport_sync.host.certificates import Loaded, load_client
-from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect, remaining
+from asport_sync.host.host import CONGESTION, Host, carrier_towards, remaining
 from asport_sync.host.session import Session
 from asport_sync.host.stats import Side
 from asport_sync.runtime import sockets
@@ -136,14 +136,14 @@ class ClientSession(Session):
     the connections. The events thread owns everything, unless noted otherwise.
 
     Args:
-        config: The client's configuration.
+        config: The tunnel's configuration.
         host: The host that it belongs to.
         backoff: Chooses the time of the next attempt.
         backend: Serves streams and associations; None: the address in the key ``local``.
     """
 
     def __init__(
-        self, config: ClientConfig, host: Host, backoff: Backoff | None = None, backend: Backend | None = None
+        self, config: TunnelConfig, host: Host, backoff: Backoff | None = None, backend: Backend | None = None
     ) -> None:
         super().__init__(host, _log)
         self._config = config
@@ -255,7 +255,6 @@ class ClientSession(Session):
         assert self._loaded is not None
         self.host.warn_of(self._loaded.validity)
         log_verification(self._config.tls)
-        log_keys_without_effect(self._config, _log)
         self.host.machine.watch(self._resumed)
         self._report(Report(Happened.START))
 

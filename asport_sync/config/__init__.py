@@ -13,11 +13,13 @@ from asport_sync.config.model import (
     ServerConfig,
     TlsClientConfig,
     TlsServerConfig,
+    TunnelConfig,
     UserConfig,
     dialect_of,
+    tunnel_from_options,
     without_effect,
 )
-from asport_sync.config.options import CertificatesOptions, PortRangeOptions, ProxyOptions, UserOptions
+from asport_sync.config.options import CertificatesOptions, PortRangeOptions, ProxyOptions, TunnelOptions, UserOptions
 from asport_sync.config.values import (
     AmbiguousDialectName,
     CongestionControl,
@@ -57,6 +59,8 @@ __all__ = [
     "ServerConfig",
     "TlsClientConfig",
     "TlsServerConfig",
+    "TunnelConfig",
+    "TunnelOptions",
     "UdpForwardMode",
     "UserConfig",
     "UserOptions",
@@ -65,6 +69,7 @@ __all__ = [
     "load_client",
     "load_server",
     "loose_permissions",
+    "tunnel_from_options",
     "without_effect",
     "written_pin",
 ]

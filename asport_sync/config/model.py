@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import ipaddress
 import uuid as uuid_module
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from asport_sync.config import values
 from asport_sync.config.credentials import Credential, credential, existing_file, first_line, pem
@@ -30,6 +31,7 @@ from asport_sync.config.reader import (
     gather,
     key,
     names_of,
+    parse_keys,
     parsed_all,
     scalar,
     similarity,
@@ -41,8 +43,10 @@ from asport_sync.config.values import (
     CongestionControl,
     DialectName,
     FixedDialectName,
+    FrozenMap,
     HostPort,
     IPAddress,
+    KeyPath,
     LogLevel,
     Network,
     PortRange,
@@ -53,7 +57,7 @@ from asport_sync.config.values import (
     dotted,
     ephemeral_ports,
 )
-from asport_sync.errors import ConfigError
+from asport_sync.errors import ConfigError, ConfigErrors
 
 T = TypeVar("T")
 
@@ -207,20 +211,14 @@ class TlsServerConfig(TlsConfig):
 # --- both sides -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommonConfig:
-    """Keys common to client and server. Durations are in seconds, sizes in bytes.
+# The classes from here to the server's have no __slots__: Python allows no class to inherit from two that have some.
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostConfig:
+    """Keys of the whole process, client or server. Durations are in seconds, sizes in bytes.
 
     Attributes:
-        congestion_control: Congestion control algorithm of this side's QUIC packets. The reference implementation's
-            default is ``cubic``.
-        handshake_timeout: Maximum time from the QUIC handshake until the client has joined: a client waits that long
-            for ServerHello, a server for ClientHello.
-        task_negotiation_timeout: Maximum time for the header of a stream to arrive.
-        max_packet_size: Without effect, see :data:`WITHOUT_EFFECT`. Values above 65,507 count as 65,507.
-        buffer_pool_size: Without effect, see :data:`WITHOUT_EFFECT`.
-        send_window: Maximum bytes per stream that are queued or sent and not acknowledged yet.
-        receive_window: Maximum bytes per stream that the peer may send before they are consumed.
         receive_memory: Maximum bytes received from all peers and not consumed yet (the receive budget). As it is used
             up, windows shrink; then the newest streams with slow readers are reset, or the connection that holds most
             is closed.
@@ -234,21 +232,8 @@ class CommonConfig:
         tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
             service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that time,
             and at least 4 s, counts as gone.
-        keylog: File to which TLS secrets are written in the NSS key log format, for debugging: anyone who can read it
-            can decrypt the traffic. If not given, the environment variable ``SSLKEYLOGFILE`` names the file, if set.
-        max_udp_payload: Maximum UDP payload in bytes of this side's QUIC packets. By default they are as large as
-            interface and path allow, up to 32 KiB.
     """
 
-    congestion_control: CongestionControl = field(default="bbr", metadata=_choice(values.CONGESTION_CONTROLS))
-    handshake_timeout: float = field(default=3.0, metadata=_DURATION)
-    task_negotiation_timeout: float = field(default=3.0, metadata=_DURATION)
-    max_packet_size: int = field(
-        default=1350, metadata=scalar(values.packet_size, accepts="whole number of bytes, `1` or more")
-    )
-    buffer_pool_size: int = field(default=32, metadata=_integer(0, _LARGEST_BUFFER_POOL))
-    send_window: int = field(default=16 << 20, metadata=_integer(_SMALLEST_WINDOW, 2**64 - 1, "bytes"))
-    receive_window: int = field(default=8 << 20, metadata=_integer(_SMALLEST_WINDOW, _LARGEST_RECEIVE_WINDOW, "bytes"))
     receive_memory: int = field(
         default_factory=values.memory_to_receive,
         metadata=documented(
@@ -267,9 +252,6 @@ class CommonConfig:
         ),
     )
     tcp_keepalive: float = field(default=60.0, metadata=documented(_KEEPALIVE, since="Unreleased"))
-    keylog: Path | None = field(default=None, metadata=_PATH)
-    # 1200: RFC 9000, section 14. 65527: the maximum UDP payload, section 18.2.
-    max_udp_payload: int = field(default=65527, metadata=_integer(1200, 65527, "bytes"))
 
     @property
     def workers(self) -> int:
@@ -281,12 +263,55 @@ class CommonConfig:
         return values.WORKERS if self.relay == "workers" else values.spare_workers()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConnectionConfig:
+    """Keys of QUIC connections, for each tunnel of a client and for a server. Durations in seconds, sizes in bytes.
+
+    Attributes:
+        congestion_control: Congestion control algorithm of this side's QUIC packets. The reference implementation's
+            default is ``cubic``.
+        handshake_timeout: Maximum time from the QUIC handshake until the client has joined: a client waits that long
+            for ServerHello, a server for ClientHello.
+        task_negotiation_timeout: Maximum time for the header of a stream to arrive.
+        max_packet_size: Without effect, see :data:`WITHOUT_EFFECT`. Values above 65,507 count as 65,507.
+        buffer_pool_size: Without effect, see :data:`WITHOUT_EFFECT`.
+        send_window: Maximum bytes per stream that are queued or sent and not acknowledged yet.
+        receive_window: Maximum bytes per stream that the peer may send before they are consumed.
+        keylog: File to which TLS secrets are written in the NSS key log format, for debugging: anyone who can read it
+            can decrypt the traffic. If not given, the environment variable ``SSLKEYLOGFILE`` names the file, if set.
+        max_udp_payload: Maximum UDP payload in bytes of this side's QUIC packets. By default they are as large as
+            interface and path allow, up to 32 KiB.
+    """
+
+    congestion_control: CongestionControl = field(default="bbr", metadata=_choice(values.CONGESTION_CONTROLS))
+    handshake_timeout: float = field(default=3.0, metadata=_DURATION)
+    task_negotiation_timeout: float = field(default=3.0, metadata=_DURATION)
+    max_packet_size: int = field(
+        default=1350, metadata=scalar(values.packet_size, accepts="whole number of bytes, `1` or more")
+    )
+    buffer_pool_size: int = field(default=32, metadata=_integer(0, _LARGEST_BUFFER_POOL))
+    send_window: int = field(default=16 << 20, metadata=_integer(_SMALLEST_WINDOW, 2**64 - 1, "bytes"))
+    receive_window: int = field(default=8 << 20, metadata=_integer(_SMALLEST_WINDOW, _LARGEST_RECEIVE_WINDOW, "bytes"))
+    keylog: Path | None = field(default=None, metadata=_PATH)
+    # 1200: RFC 9000, section 14. 65527: the maximum UDP payload, section 18.2.
+    max_udp_payload: int = field(default=65527, metadata=_integer(1200, 65527, "bytes"))
+
+
 def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, str]]:
-    """Yields the keys without effect whose value is not the default, and why each has none."""
-    for table in (config, config.tls):
-        for each in fields(table):
-            if each.name in WITHOUT_EFFECT and getattr(table, each.name) != each.default:
-                yield each.name, WITHOUT_EFFECT[each.name]
+    """Yields the keys without effect whose value is not the default, and why each has none.
+
+    A key that several tunnels have set counts once.
+    """
+    owners: Iterable[TunnelConfig | ServerConfig]
+    owners = config.tunnels.values() if isinstance(config, ClientConfig) else (config,)
+    names = {
+        each.name
+        for owner in owners
+        for table in (owner, owner.tls)
+        for each in fields(table)
+        if each.name in WITHOUT_EFFECT and getattr(table, each.name) != each.default
+    }
+    yield from ((name, why) for name, why in WITHOUT_EFFECT.items() if name in names)
     if config.relay == "engine" and config.max_workers:
         yield "max_workers", "with relay: engine there are no workers"
     if config.relay == "workers" and config.max_workers == 0:
@@ -297,13 +322,14 @@ def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, s
 
 
 @_with_inherited_keys
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientConfig(CommonConfig):
-    """All settings of a client, in addition to its TLS keys (:class:`TlsClientConfig`).
+@dataclass(frozen=True, kw_only=True)
+class TunnelConfig(ConnectionConfig):
+    """All settings of a tunnel of a client, in addition to its TLS keys (:class:`TlsClientConfig`).
 
     Durations are in seconds, sizes in bytes; docs/configuration.md has the forms that files and options accept.
 
     Attributes:
+        name: Its key in the table ``tunnels``; empty for the tunnel of a client without that table.
         server: The server, as name or IP address, and its UDP port.
         local: The local service that the tunnel makes public, as name or IP address, and its TCP and UDP port.
         uuid: The user on the server.
@@ -329,6 +355,7 @@ class ClientConfig(CommonConfig):
         tls: The TLS keys. Files and options have them at the top level, or in the table ``security.tls``.
     """
 
+    name: str = ""
     server: HostPort = field(metadata=scalar(values.host_port, accepts="`host:port`"))
     local: HostPort = field(metadata=scalar(values.host_port, accepts="`host:port`"))
     uuid: uuid_module.UUID = field(metadata=scalar(values.identifier, accepts="UUID"))
@@ -352,6 +379,33 @@ class ClientConfig(CommonConfig):
     dial_timeout: float = field(default=5.0, metadata=_DURATION)
     tls: TlsClientConfig = field(default_factory=TlsClientConfig)
 
+    @property
+    def server_name(self) -> str:
+        """The name that the server's certificate must have: ``tls.server_name``, or else the host of ``server``."""
+        return self.tls.server_name or self.server.host
+
+
+@_with_inherited_keys
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig(HostConfig):
+    """All settings of a client: of its process, and of each tunnel.
+
+    Attributes:
+        tunnels: The tunnels by name: 1 to 64 letters, digits, ``-``, ``_`` and ``.``. Each is a table with the keys of
+            a tunnel, including TLS keys; those at the top level are the defaults.
+        defaults: The keys of tunnels that are at the top level, by field, for tunnels that are added later; not shown
+            by ``repr``.
+    """
+
+    tunnels: Mapping[str, TunnelConfig] = field(
+        metadata=documented(
+            key(lambda item: _tunnel_tables(item), accepts="table, not empty: NAME = table"),
+            since="Unreleased",
+            default="one tunnel, with the keys at the top level",
+        )
+    )
+    defaults: Mapping[str, object] = field(default=FrozenMap(), repr=False, compare=False)
+
     @classmethod
     def from_options(cls, **options: object) -> ClientConfig:
         """Returns a configuration from keyword arguments: the keys of a file, validated in the same way.
@@ -370,10 +424,21 @@ class ClientConfig(CommonConfig):
             options.clear()  # as bare() says
         raise problem
 
-    @property
-    def server_name(self) -> str:
-        """The name that the server's certificate must have: ``tls.server_name``, or else the host of ``server``."""
-        return self.tls.server_name or self.server.host
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Returns a setting of the only tunnel. Deprecated: up to release 0.1.1 every client had one tunnel."""
+            if name not in _OF_A_TUNNEL:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            if len(self.tunnels) != 1:
+                raise AttributeError(f"{name} is a key of each tunnel: use tunnels[NAME].{name}")
+            (tunnel,) = self.tunnels.values()
+            message = f"ClientConfig.{name} is deprecated: use tunnels[{tunnel.name!r}].{name}"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            return getattr(tunnel, name)
+
+
+_OF_A_TUNNEL = frozenset(each.name for each in fields(TunnelConfig)) - {"name"} | {"server_name"}
 
 
 # --- server -----------------------------------------------------------------------------------------------------------
@@ -434,8 +499,8 @@ class ProxyConfig:
 
 
 @_with_inherited_keys
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig(CommonConfig):
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig(HostConfig, ConnectionConfig):
     """All settings of a server, in addition to its TLS keys (:class:`TlsServerConfig`).
 
     Durations are in seconds, sizes in bytes; docs/configuration.md has the forms that files and options accept.
@@ -608,9 +673,10 @@ _CLOSE = 0.6
 """Minimum similarity for suggesting a key: found by trial; a lower value suggests unrelated keys."""
 
 _TLS_PLACE = "the top level or [security.tls]"
+_TUNNEL_NAMES = names_of(TunnelConfig)
 _PLACES: Mapping[Side, Mapping[str, Mapping[str, str]]] = {
     "client": {
-        "the top level": names_of(ClientConfig),
+        "the top level": names_of(ClientConfig) | _TUNNEL_NAMES,
         _TLS_PLACE: names_of(TlsClientConfig),
         "[security]": _SECURITY,
         "the table certificates": names_of(CertificatesConfig),
@@ -653,10 +719,10 @@ def _hint(name: str, side: Side, here: list[str]) -> str:
 
 @dataclass(slots=True)
 class _Sorted:
-    """The keys of a configuration by field, regardless of their place in the file.
+    """The keys of a configuration, or of a tunnel, by field, regardless of their place in the file.
 
     Attributes:
-        own: Top-level keys.
+        own: Keys of the top level or of the tunnel.
         tls: TLS keys.
         tls_owner: The table in which TLS keys are expected, for errors about missing ones.
         noise: Whether the Noise handshake is requested.
@@ -668,8 +734,8 @@ class _Sorted:
     noise: bool = False
 
 
-def _sorted_keys(root: Item, side: Side) -> _Sorted:
-    own_names, tls_names = _PLACES[side]["the top level"], _PLACES[side][_TLS_PLACE]
+def _sorted_keys(root: Item, side: Side, own_names: Mapping[str, str]) -> _Sorted:
+    tls_names = _PLACES[side][_TLS_PLACE]
     found = _Sorted(own={}, tls={}, tls_owner=root)
 
     def sort(item: Item, *targets: tuple[Mapping[str, str], dict[str, Item]]) -> None:
@@ -681,6 +747,8 @@ def _sorted_keys(root: Item, side: Side) -> _Sorted:
             return
         for names, gathered in targets:
             rest = gather(rest, names, gathered)
+        if own_names is _TUNNEL_NAMES:
+            rest = _without_keys_of_the_client(rest)
         _report_unknown(rest, side, *(names for names, _ in targets))
 
     security: dict[str, Item] = {}
@@ -705,26 +773,91 @@ def _sorted_keys(root: Item, side: Side) -> _Sorted:
     return found
 
 
+def _without_keys_of_the_client(unknown: Mapping[str, Item]) -> dict[str, Item]:
+    """Returns the unknown keys of a tunnel without those of the whole client, which are reported."""
+    rest = dict(unknown)
+    for name in names_of(ClientConfig).keys() & unknown.keys():
+        item = rest.pop(name)
+        item.source.report("this key is for the whole client, not for one tunnel: it belongs to the top level", item.at)
+    return rest
+
+
 def _security_type(item: Item) -> str:
     return values.choice(item.value, {"tls": "tls", "noise": "noise"})
 
 
-def _read(root: Item, side: Side, cls: type[T], tls_class: type[TlsConfig], check: Callable[[T, _Sorted], None]) -> T:
-    keys = _sorted_keys(root, side)
-    tls = None
-    try:
-        # With Noise there may be no TLS keys; the error reported for it prevents use of the None.
-        tls = None if keys.noise else build(tls_class, keys.tls, keys.tls_owner)
-    except Invalid:
-        pass
-    try:
-        config = build(cls, keys.own, root, tls=tls, **_from_files(keys.own))
-    except Invalid:
-        root.source.fail()
-    check(config, keys)
-    if root.source.errors:
-        root.source.fail()
-    return config
+def _tunnel_tables(item: Item) -> dict[str, Item]:
+    """Returns the tables of the tunnels by name. A program may begin with none, and add some."""
+    expected = "a table of NAME = table"
+    tables = item.table(expected)
+    if not tables and item.source.path is not None:
+        raise BadValue(f"expected {expected}, not an empty table")
+    for name, table in tables.items():
+        try:
+            values.tunnel_name(name)
+        except BadValue as error:
+            item.source.report(error.problem, table.at)
+    return tables
+
+
+class _TunnelKeys(NamedTuple):
+    """The keys of a tunnel, or the defaults of all tunnels, regardless of their place in the file.
+
+    Attributes:
+        values: The values of those that are usable, by field.
+        items: All that are given, by field; None: it has no place in this source.
+    """
+
+    values: Mapping[str, object]
+    items: Mapping[str, Item | None]
+
+
+def _default_keys(keys: _Sorted) -> _TunnelKeys:
+    in_files = _from_files(keys.own)
+    own = in_files | parse_keys(TunnelConfig, keys.own, None, in_files)
+    return _TunnelKeys(own | parse_keys(TlsClientConfig, keys.tls, None), dict.fromkeys(in_files) | keys.own | keys.tls)
+
+
+def _tunnel_keys(table: Item, defaults: _TunnelKeys) -> _TunnelKeys:
+    """Returns the keys of a tunnel: its own, and the defaults of those that it has not."""
+    keys = _sorted_keys(table, "client", _TUNNEL_NAMES)
+    replaced = {*keys.own, *keys.tls}
+    for secret in _IN_FILES:
+        pair = {secret, f"{secret}_file"}
+        if not replaced.isdisjoint(pair):
+            replaced |= pair  # each of them replaces the other, too
+    values = {name: value for name, value in defaults.values.items() if name not in replaced}
+    items = {name: item for name, item in defaults.items.items() if name not in replaced}
+    in_files = _from_files(keys.own)
+    values |= in_files | parse_keys(TunnelConfig, keys.own, table, in_files, inherited=items)
+    values |= parse_keys(TlsClientConfig, keys.tls, None)
+    return _TunnelKeys(values, items | keys.own | keys.tls)
+
+
+def _tunnels(tables: Mapping[str, Item], defaults: _TunnelKeys, source: Source) -> dict[str, TunnelConfig]:
+    """Returns the tunnels from their tables and the defaults.
+
+    Raises:
+        ConfigErrors: One or more keys are wrong, or the source already had errors.
+    """
+    keys = {name: _tunnel_keys(table, defaults) for name, table in tables.items()}
+    if source.errors:
+        source.fail()
+    tunnels = {}
+    untrusting: dict[KeyPath, None] = {}  # several tunnels may have the same default
+    for name, (found, items) in keys.items():
+        of_tls = names_of(TlsClientConfig)
+        tls = TlsClientConfig(**{key: value for key, value in found.items() if key in of_tls})  # type: ignore[arg-type]
+        trust = tls.certificates
+        if trust.disable_native and not (trust.paths or trust.pem or tls.skip_certificate_verification):
+            untrusting[(items["certificates"] or tables[name]).at] = None
+        own = {key: value for key, value in found.items() if key not in of_tls}
+        tunnels[name] = TunnelConfig(name=name, tls=tls, **own)  # type: ignore[arg-type]
+    for at in untrusting:
+        source.report("no certificate would be trusted: disable_native is set, and neither paths nor pem is given", at)
+    if source.errors:
+        source.fail()
+    return tunnels
 
 
 def read_client(tree: Mapping[str, object], source: Source) -> ClientConfig:
@@ -733,14 +866,43 @@ def read_client(tree: Mapping[str, object], source: Source) -> ClientConfig:
     Raises:
         ConfigErrors: One or more keys are wrong, or the source already had errors.
     """
+    root = Item(tree, (), source)
+    keys = _sorted_keys(root, "client", _PLACES["client"]["the top level"])
+    host = parse_keys(HostConfig, keys.own, root)
+    defaults = _default_keys(keys)
+    tables = {"": root._replace(value={})}
+    if "tunnels" in keys.own:
+        try:
+            tables = keys.own["tunnels"].parsed(_tunnel_tables)
+        except Invalid:
+            tables = {}
+    tunnels = FrozenMap(_tunnels(tables, defaults, source))
+    return ClientConfig(tunnels=tunnels, defaults=FrozenMap(defaults.values), **host)
 
-    def check(config: ClientConfig, keys: _Sorted) -> None:
-        trust = config.tls.certificates
-        if trust.disable_native and not (trust.paths or trust.pem or config.tls.skip_certificate_verification):
-            problem = "no certificate would be trusted: disable_native is set, and neither paths nor pem is given"
-            source.report(problem, keys.tls["certificates"].at)
 
-    return _read(Item(tree, (), source), "client", ClientConfig, TlsClientConfig, check)
+def tunnel_from_options(config: ClientConfig, name: str, options: dict[str, object]) -> TunnelConfig:
+    """Returns another tunnel for a client, validated like those in a file; the client's defaults apply.
+
+    Args:
+        config: The client's configuration.
+        name: The tunnel's name.
+        options: Its keys, in the forms that :meth:`ClientConfig.from_options` accepts; cleared.
+
+    Raises:
+        ConfigErrors: The name, or one or more keys are wrong.
+    """
+    source = Source()
+    defaults = _TunnelKeys(config.defaults, dict.fromkeys(config.defaults))
+    try:
+        tables = Item({name: options}, ("tunnels",), source).parsed(_tunnel_tables)
+        return _tunnels(tables, defaults, source)[name]
+    except Invalid:
+        problem: ConfigError = ConfigErrors(source.errors)
+    except ConfigError as error:
+        problem = bare(error)
+    finally:
+        options.clear()  # as bare() says
+    raise problem
 
 
 def read_server(tree: Mapping[str, object], source: Source) -> ServerConfig:
@@ -749,9 +911,19 @@ def read_server(tree: Mapping[str, object], source: Source) -> ServerConfig:
     Raises:
         ConfigErrors: One or more keys are wrong, or the source already had errors.
     """
-
-    def check(config: ServerConfig, keys: _Sorted) -> None:
-        if config.only_v6 and ":" not in config.server.host:
-            source.report("an IPv4 address cannot be IPv6 only", keys.own["only_v6"].at)
-
-    return _read(Item(tree, (), source), "server", ServerConfig, TlsServerConfig, check)
+    root = Item(tree, (), source)
+    keys = _sorted_keys(root, "server", _PLACES["server"]["the top level"])
+    tls = None
+    try:
+        # With Noise there may be no TLS keys; the error reported for it prevents use of the None.
+        tls = None if keys.noise else build(TlsServerConfig, keys.tls, keys.tls_owner)
+    except Invalid:
+        pass
+    try:
+        config = build(ServerConfig, keys.own, root, tls=tls, **_from_files(keys.own))
+    except Invalid:
+        source.fail()
+    if config.only_v6 and ":" not in config.server.host:
+        source.report("an IPv4 address cannot be IPv6 only", keys.own["only_v6"].at)
+        source.fail()
+    return config

@@ -9,8 +9,17 @@ import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
+from uuid import UUID
 
-from asport_sync.config.values import DialectName, Network, PortSet
+from asport_sync.config.values import (
+    CongestionControl,
+    DialectName,
+    FixedDialectName,
+    Network,
+    PortSet,
+    ProxyProtocol,
+    UdpForwardMode,
+)
 
 
 # written by python -m tests.config.signatures --write
@@ -42,6 +51,92 @@ class CertificatesOptions(TypedDict, total=False):
     pem: str
     pins: list[str] | tuple[str, ...]
     disable_native: bool
+
+
+class TunnelOptions(TypedDict, total=False):
+    """A tunnel in the option ``tunnels``.
+
+    Attributes:
+        server: The server, as name or IP address, and its UDP port.
+        local: The local service that the tunnel makes public, as name or IP address, and its TCP and UDP port.
+        uuid: The user on the server.
+        password: The user's password. Not required if ``password_file`` is given.
+        password_file: File whose first line is the password, instead of ``password``.
+        network: The networks for which a public port is requested.
+        udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames (``native``), or streams (``quic``), on which
+            lost packets are retransmitted.
+        udp_timeout: Time without traffic after which a UDP association ends. It ends sooner only by eviction.
+        expected_port_range: Public ports to ask for. The server chooses one of them that the user may open and that is
+            free.
+        healthy_check: Without effect: a lost connection is detected by its silence and replaced immediately.
+        timeout: Maximum time for the QUIC handshake of an attempt to connect.
+        heartbeat: Time between Heartbeat commands to the server.
+        gc_interval: Without effect: fragments are dropped when gc_lifetime is over, without periodic scans.
+        gc_lifetime: Time for which fragments of an incomplete UDP packet are kept.
+        proxy_protocol: Version of the PROXY protocol header that tells the local service the visitor's address, and the
+            public address and port that they used. UDP packets have it only with ``v2``.
+        dialect: Dialect of the protocol (meaning of the mode byte) that the server speaks: ``draft`` up to release 0.1
+            of the reference implementation, ``flags`` since 0.2. With a server of this project the default is right,
+            unless that server is set to ``flags``.
+        dial_timeout: Maximum time to open a TCP connection to the local service.
+        server_name: Name or IP address that the server's certificate must be valid for. A name is also sent to the
+            server as SNI. If not given, it is the host of ``server``.
+        certificates: Which certificates and keys to trust.
+        disable_sni: Whether to send no SNI, so that the TLS handshake does not name the server. The certificate is
+            still verified.
+        skip_certificate_verification: Whether to accept a certificate of any issuer, name and dates. Unless
+            ``certificates.pins`` is given, anyone on the path can then pose as the server.
+        congestion_control: Congestion control algorithm of this side's QUIC packets. The reference implementation's
+            default is ``cubic``.
+        handshake_timeout: Maximum time from the QUIC handshake until the client has joined: a client waits that long
+            for ServerHello, a server for ClientHello.
+        task_negotiation_timeout: Maximum time for the header of a stream to arrive.
+        max_packet_size: Without effect: UDP packets of every size are carried whole. Values above 65,507 count as
+            65,507.
+        buffer_pool_size: Without effect: memory for UDP packets is allocated as they come, up to a fixed amount.
+        send_window: Maximum bytes per stream that are queued or sent and not acknowledged yet.
+        receive_window: Maximum bytes per stream that the peer may send before they are consumed.
+        keylog: File to which TLS secrets are written in the NSS key log format, for debugging: anyone who can read it
+            can decrypt the traffic. If not given, the environment variable ``SSLKEYLOGFILE`` names the file, if set.
+        max_udp_payload: Maximum UDP payload in bytes of this side's QUIC packets. By default they are as large as
+            interface and path allow, up to 32 KiB.
+        alpn: Names of application protocols in order of preference (RFC 7301). Client and server must have one in
+            common, because QUIC requires it (RFC 9001, section 8.1).
+        zero_rtt_handshake: Without effect: ASPORT cannot use TLS early data.
+    """
+
+    server: str | tuple[str, int]
+    local: str | tuple[str, int]
+    uuid: str | UUID
+    password: str
+    password_file: str | os.PathLike[str]
+    network: Network | Sequence[Network]
+    udp_forward_mode: UdpForwardMode
+    udp_timeout: float | str
+    expected_port_range: int | tuple[int, int] | list[int] | PortRangeOptions
+    healthy_check: float | str
+    timeout: float | str
+    heartbeat: float | str
+    gc_interval: float | str
+    gc_lifetime: float | str
+    proxy_protocol: ProxyProtocol
+    dialect: FixedDialectName
+    dial_timeout: float | str
+    server_name: str
+    certificates: CertificatesOptions
+    disable_sni: bool
+    skip_certificate_verification: bool
+    congestion_control: CongestionControl
+    handshake_timeout: float | str
+    task_negotiation_timeout: float | str
+    max_packet_size: int | str
+    buffer_pool_size: int | str
+    send_window: int | str
+    receive_window: int | str
+    keylog: str | os.PathLike[str]
+    max_udp_payload: int | str
+    alpn: list[str] | tuple[str, ...]
+    zero_rtt_handshake: bool
 
 
 class UserOptions(TypedDict, total=False):

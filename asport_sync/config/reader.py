@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
@@ -232,26 +232,43 @@ def build(cls: type[T], items: Mapping[str, Item], owner: Item, **ready: Any) ->
     Raises:
         Invalid: A key is missing, has no value or is unusable, or an error was reported in this source before.
     """
-    source = owner.source
-    values = dict(ready)
-    for each in dataclasses.fields(cls):  # type: ignore[arg-type]
+    values = ready | parse_keys(cls, items, owner, ready)
+    if owner.source.errors:
+        raise Invalid
+    return cls(**values)
+
+
+def parse_keys(
+    cls: type, items: Mapping[str, Item], owner: Item | None, ready: Container[str] = (), inherited: Container[str] = ()
+) -> dict[str, Any]:
+    """Returns the values of keys by field, without those that are unusable; reports all errors.
+
+    Args:
+        cls: The dataclass.
+        items: Its keys, by field.
+        owner: The table; the place of missing keys. None: any may be missing.
+        ready: Fields that are not to be read.
+        inherited: Fields that may be missing, because they have a value elsewhere.
+    """
+    values: dict[str, Any] = {}
+    for each in dataclasses.fields(cls):
         found = each.metadata.get("key")
         if each.name in ready or not isinstance(found, Key):
             continue
         optional = each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
         if each.name not in items:
-            if not optional:
-                source.report("this key is required", (*owner.at, each.name))
+            if owner is not None and not optional and each.name not in inherited:
+                owner.source.report("this key is required", (*owner.at, each.name))
         elif items[each.name].value is not None:
             try:
                 values[each.name] = items[each.name].parsed(found.parse)
             except Invalid:
                 pass
-        elif each.default is not None:
-            source.report("this key has no value", items[each.name].at)
-    if source.errors:
-        raise Invalid
-    return cls(**values)
+        elif each.default is None:
+            values[each.name] = None
+        else:
+            items[each.name].source.report("this key has no value", items[each.name].at)
+    return values
 
 
 def similarity(name: str, known: str) -> float:

@@ -91,6 +91,9 @@ LOWEST_PORT: Final = 1
 """Port 0 asks the kernel for any port; as a port to forward it would be a different one for TCP and for UDP."""
 HIGHEST_PORT: Final = 65535
 
+LONGEST_TUNNEL_NAME: Final = 64
+"""Characters. Names are part of log lines, and of status lines, whose length is bounded."""
+
 SHORTEST_DURATION: Final = 0.001
 """Seconds. No timer of a tunnel needs less, and zero would busy-loop or time out immediately."""
 LONGEST_DURATION: Final = 100 * 365.25 * 86400
@@ -186,6 +189,33 @@ def _each(elements: Iterable[object], parse: Callable[[object], T]) -> list[T]:
         except BadValue as error:
             raise BadValue(error.problem, index, *error.within) from None
     return parsed
+
+
+# --- mappings ---------------------------------------------------------------------------------------------------------
+
+
+class FrozenMap(Mapping[str, T]):
+    """An immutable mapping in the order of its entries; hashable if its values are."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, entries: Mapping[str, T] | Iterable[tuple[str, T]] = ()) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> T:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._entries.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._entries)
 
 
 # --- plain values -----------------------------------------------------------------------------------------------------
@@ -548,6 +578,15 @@ def host(value: object) -> str:
     if labels[-1].isdigit():
         raise BadValue(f"{shown(raw)} is not an IPv4 address, and no DNS name ends in a number")
     return name
+
+
+def tunnel_name(value: object) -> str:
+    """Returns the name of a tunnel."""
+    if not isinstance(value, str) or not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{LONGEST_TUNNEL_NAME}}}", value):
+        raise BadValue(
+            f"{shown(value)} is not a name of a tunnel: expected 1 to {LONGEST_TUNNEL_NAME} letters, digits, -, _ and ."
+        )
+    return value
 
 
 def host_port(value: object) -> HostPort:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from asport_sync.config import ClientConfig, Credential, ServerConfig, loose_permissions
+from asport_sync.config import ClientConfig, Credential, ServerConfig, TunnelConfig, loose_permissions
 from asport_sync.engine import Certificate, Credentials, Engine
-from asport_sync.errors import ConfigError, EngineError
+from asport_sync.errors import ConfigError, ConfigErrors, EngineError
 
 SOON = 14 * 86400
 """A warning is logged this many seconds before a certificate expires: renewal programs start a month before."""
@@ -107,11 +107,11 @@ def load_server(config: ServerConfig, engine: Engine, log: logging.Logger | None
     return Loaded(credentials, _of_server(tls.certificate, engine.certificates(certificate)), private_key)
 
 
-def load_client(config: ClientConfig, engine: Engine, log: logging.Logger | None) -> Loaded:
-    """Loads what a client trusts.
+def load_client(config: TunnelConfig, engine: Engine, log: logging.Logger | None) -> Loaded:
+    """Loads what a tunnel of a client trusts.
 
     Args:
-        config: The client's configuration.
+        config: The tunnel's configuration.
         engine: Need not be started.
         log: As for ``load_server``.
 
@@ -148,6 +148,24 @@ def load_client(config: ClientConfig, engine: Engine, log: logging.Logger | None
     return Loaded(credentials, Validity(dates=dates))
 
 
+def load_all(tunnels: Iterable[TunnelConfig], load: Callable[[TunnelConfig], Loaded]) -> list[Loaded]:
+    """Loads what each of several tunnels trusts.
+
+    Raises:
+        ConfigErrors: Something is not usable; it has the errors of all tunnels, the same error only once.
+    """
+    loaded = []
+    problems: dict[str, ConfigError] = {}
+    for tunnel in tunnels:
+        try:
+            loaded.append(load(tunnel))
+        except ConfigError as problem:
+            problems.setdefault(str(problem), problem)
+    if problems:
+        raise ConfigErrors(problems.values())
+    return loaded
+
+
 def try_out(config: ClientConfig | ServerConfig) -> list[str]:
     """Loads what ``run`` would load, without a socket, and discards it.
 
@@ -155,15 +173,17 @@ def try_out(config: ClientConfig | ServerConfig) -> list[str]:
         The warnings.
 
     Raises:
-        ConfigError: Something is not usable.
+        ConfigError: Something is not usable; ConfigErrors if there are several problems.
         EngineError: The system does not allow an engine to be created.
     """
     engine = Engine()
     try:
-        loaded = (
-            load_client(config, engine, None) if isinstance(config, ClientConfig) else load_server(config, engine, None)
-        )
-        return loaded.validity.problems(time.time())
+        if isinstance(config, ClientConfig):
+            loaded = load_all(config.tunnels.values(), lambda tunnel: load_client(tunnel, engine, None))
+        else:
+            loaded = [load_server(config, engine, None)]
+        # Several tunnels may have the same file.
+        return list(dict.fromkeys(line for each in loaded for line in each.validity.problems(time.time())))
     finally:
         engine.close()
 
@@ -282,7 +302,7 @@ def _date(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moment))
 
 
-def _trusted(config: ClientConfig) -> Iterable[tuple[str, Credential, bytes]]:
+def _trusted(config: TunnelConfig) -> Iterable[tuple[str, Credential, bytes]]:
     """Yields key, source and content of each certificate file or text that a client is configured to trust.
 
     Raises:

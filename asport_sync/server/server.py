@@ -69,6 +69,11 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         ambiguous_dialect: AmbiguousDialectName = "both",
         reset_key: str | bytes | None = None,
         reset_key_file: str | os.PathLike[str] | None = None,
+        receive_memory: int | str | None = None,
+        log_level: LogLevel = "warn",
+        relay: Relay = "auto",
+        max_workers: int | str | None = None,
+        tcp_keepalive: float | str = 60.0,
         congestion_control: CongestionControl = "bbr",
         handshake_timeout: float | str = 3.0,
         task_negotiation_timeout: float | str = 3.0,
@@ -76,11 +81,6 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         buffer_pool_size: int | str = 32,
         send_window: int | str = 16777216,
         receive_window: int | str = 8388608,
-        receive_memory: int | str | None = None,
-        log_level: LogLevel = "warn",
-        relay: Relay = "auto",
-        max_workers: int | str | None = None,
-        tcp_keepalive: float | str = 60.0,
         keylog: str | os.PathLike[str] | None = None,
         max_udp_payload: int | str = 65527,
         alpn: list[str] | tuple[str, ...] = ("asport",),
@@ -110,16 +110,6 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
                 that replace each other. If not given, that key is derived from the private key, this machine and
                 ``server``.
             reset_key_file: File whose first line is that secret, instead of ``reset_key``.
-            congestion_control: Congestion control algorithm of this side's QUIC packets. The reference implementation's
-                default is ``cubic``.
-            handshake_timeout: Maximum time from the QUIC handshake until the client has joined: a client waits that
-                long for ServerHello, a server for ClientHello.
-            task_negotiation_timeout: Maximum time for the header of a stream to arrive.
-            max_packet_size: Without effect: UDP packets of every size are carried whole. Values above 65,507 count as
-                65,507.
-            buffer_pool_size: Without effect: memory for UDP packets is allocated as they come, up to a fixed amount.
-            send_window: Maximum bytes per stream that are queued or sent and not acknowledged yet.
-            receive_window: Maximum bytes per stream that the peer may send before they are consumed.
             receive_memory: Maximum bytes received from all peers and not consumed yet (the receive budget). As it is
                 used up, windows shrink; then the newest streams with slow readers are reset, or the connection that
                 holds most is closed. Default: a quarter of the memory available to the process, from 64 MiB to 1 GiB.
@@ -134,6 +124,16 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
             tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
                 service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that
                 time, and at least 4 s, counts as gone.
+            congestion_control: Congestion control algorithm of this side's QUIC packets. The reference implementation's
+                default is ``cubic``.
+            handshake_timeout: Maximum time from the QUIC handshake until the client has joined: a client waits that
+                long for ServerHello, a server for ClientHello.
+            task_negotiation_timeout: Maximum time for the header of a stream to arrive.
+            max_packet_size: Without effect: UDP packets of every size are carried whole. Values above 65,507 count as
+                65,507.
+            buffer_pool_size: Without effect: memory for UDP packets is allocated as they come, up to a fixed amount.
+            send_window: Maximum bytes per stream that are queued or sent and not acknowledged yet.
+            receive_window: Maximum bytes per stream that the peer may send before they are consumed.
             keylog: File to which TLS secrets are written in the NSS key log format, for debugging: anyone who can read
                 it can decrypt the traffic. If not given, the environment variable ``SSLKEYLOGFILE`` names the file, if
                 set.

@@ -19,6 +19,7 @@ from asport_sync import (
     PortSet,
     ProxyOptions,
     Server,
+    TunnelOptions,
     UserOptions,
 )
 
@@ -37,7 +38,7 @@ def client() -> ClientConfig:
             password_file=FOLDER / "password",
             expected_port_range=ports,
         ).config
-        assert config.expected_port_range.start == 2024
+        assert config.tunnels[""].expected_port_range.start == 2024
     certificates: CertificatesOptions = {"paths": [PEM, str(PEM)], "pem": PEM.read_text(), "disable_native": True}
     most = Client(
         server="example.org:443",
@@ -64,8 +65,17 @@ def client() -> ClientConfig:
         server_name="example.org",
         certificates=certificates,
     )
-    assert most.config.network == "both"
-    assert most.config.tls.certificates.paths == (PEM, PEM)
+    (tunnel,) = most.config.tunnels.values()
+    assert tunnel.network == "both"
+    assert tunnel.tls.certificates.paths == (PEM, PEM)
+    web: TunnelOptions = {"local": ("127.0.0.1", 8080), "expected_port_range": 2024, "certificates": certificates}
+    several = Client(
+        server="example.org:443",
+        uuid=USER,
+        password="a password",
+        tunnels={"web": web, "ssh": {"local": "127.0.0.1:22", "network": "tcp", "uuid": uuid.UUID(int=1)}},
+    )
+    assert list(several.config.tunnels) == ["web", "ssh"]
     return least.config
 
 

@@ -30,7 +30,6 @@ from asport_sync import AuthenticationFailed  # wrong: a former name
 
 client = Client(server="a:1", local="b:2", uuid="u", password="p")
 Client(server="a:1", local="b:2", uuid="u", pasword="p")  # wrong: a misspelled key
-Client(server="a:1", local="b:2", password="p")  # wrong: uuid is missing
 Client(server="a:1", local="b:2", uuid="u", timeout=[8])  # wrong: a list is no duration
 Client(server="a:1", local="b:2", uuid="u", timeout=None)  # wrong: there is a default
 Client(server="a:1", local="b:2", uuid="u", network="tpc")  # wrong: no such word
@@ -38,6 +37,8 @@ Client(server="a:1", local="b:2", uuid="u", proxies=[])  # wrong: a key of the s
 Client(server="a:1", local="b:2", uuid="u", alpn="asport")  # wrong: text is no list
 Client(server="a:1", local="b:2", uuid="u", certificates={"path": []})  # wrong: a misspelled key of a table
 Client("a:1", local="b:2", uuid="u")  # wrong: by keyword only
+Client(server="a:1", uuid="u", tunnels={"web": {"lokal": "b:2"}})  # wrong: a misspelled key of a tunnel
+Client(server="a:1", uuid="u", tunnels={"web": {"max_workers": 1}})  # wrong: a key of the whole client
 Server("[::]:443", certificate="c", private_key="k", proxies=[{"users": {"u": "p"}}])
 Server("[::]:443", certificate="c", private_key="k", proxies=[{}])  # wrong: no users
 Server("[::]:443", certificate="c", private_key="k", proxies=[{"users": {"u": 1}}])  # wrong: no password

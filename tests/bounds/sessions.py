@@ -70,7 +70,7 @@ class Sessions:
         self._host = Host(Engine(), 0, 60.0, logging.getLogger("asport_sync.client"))
         self._host.start()
         for config in configs:
-            self._host.add(ClientSession(config, self._host))
+            self._host.add(ClientSession(config.tunnels[""], self._host))
 
     def joins(self) -> int:
         """How often a session has joined so far."""

@@ -62,7 +62,7 @@ class Scene:
         self.engine.on_connect = self._connected
         self.backoff = NoDelay(attempts)
         self.behaviours = list(behaviours or (accept,))
-        self.config = ClientConfig.from_options(
+        config = ClientConfig.from_options(
             **{
                 "server": f"{SERVER[0]}:{SERVER[1]}",
                 "local": "127.0.0.1:9",
@@ -74,12 +74,13 @@ class Scene:
         self.counters = FakeCounters()
         self.host = Host(
             self.engine.as_real(),
-            self.config.workers,
-            self.config.tcp_keepalive,
+            config.workers,
+            config.tcp_keepalive,
             logger("client"),
             counters=self.counters,
         )
         self.host.start()
+        self.config = config.tunnels[""]
         self.session = ClientSession(self.config, self.host, self.backoff, backend)
         self.host.add(self.session)
 

@@ -156,7 +156,7 @@ def test_a_service_inside_the_program(certificate: Certificate) -> None:
         host.add(server)
         options = client_options(certificate, server.address, ("127.0.0.1", 9), network="tcp")
         backend = Inside(host)
-        client = ClientSession(ClientConfig.from_options(**options), host, backend=backend)
+        client = ClientSession(ClientConfig.from_options(**options).tunnels[""], host, backend=backend)
         host.add(client)
         public = client.wait_ready(TIMEOUT)
         users = [connect(public) for _ in range(3)]

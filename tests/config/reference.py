@@ -23,9 +23,10 @@ from asport_sync.config import (
     ServerConfig,
     TlsClientConfig,
     TlsServerConfig,
+    TunnelConfig,
     UserConfig,
 )
-from asport_sync.config.model import CommonConfig, TlsConfig
+from asport_sync.config.model import ConnectionConfig, HostConfig, TlsConfig
 from asport_sync.config.reader import FIRST_RELEASE, Key
 from tests.support.page import Place
 
@@ -48,11 +49,16 @@ class Section(NamedTuple):
 
 
 CLIENT, SERVER = "`asport_sync.Client`", "`asport_sync.Server`"
+IN_TUNNELS = "in a dict of the parameter `tunnels` of the client"
 SECTIONS = [
-    Section("Client and server", CommonConfig, f"Parameters of {CLIENT} and {SERVER}."),
-    Section("Client and server: TLS", TlsConfig, f"Parameters of {CLIENT} and {SERVER}."),
+    Section("Client and server", HostConfig, f"Parameters of {CLIENT} and {SERVER}."),
+    Section(
+        "Client and server: connections", ConnectionConfig, f"Parameters of {CLIENT} and {SERVER}, and {IN_TUNNELS}."
+    ),
+    Section("Client and server: TLS", TlsConfig, f"Parameters of {CLIENT} and {SERVER}, and {IN_TUNNELS}."),
     Section("Client", ClientConfig, f"Parameters of {CLIENT}."),
-    Section("Client: TLS", TlsClientConfig, f"Parameters of {CLIENT}."),
+    Section("Client: a tunnel", TunnelConfig, f"Parameters of {CLIENT}, and {IN_TUNNELS}."),
+    Section("Client: TLS", TlsClientConfig, f"Parameters of {CLIENT}, and {IN_TUNNELS}."),
     Section(
         "Client: the table certificates", CertificatesConfig, f"In the parameter `certificates` of {CLIENT}, a dict."
     ),
@@ -72,8 +78,15 @@ SECTIONS = [
     ),
 ]
 
-# Fields of the model that are no key of their table: whose keys have tables of their own, or that name the table.
-NO_KEYS = {(ClientConfig, "tls"), (ServerConfig, "tls"), (UserConfig, "uuid")}
+# Fields of the model that are no key of their table: whose keys have tables of their own, or are elsewhere; or that
+# name the table.
+NO_KEYS = {
+    (ClientConfig, "defaults"),
+    (TunnelConfig, "name"),
+    (TunnelConfig, "tls"),
+    (ServerConfig, "tls"),
+    (UserConfig, "uuid"),
+}
 
 
 class Row(NamedTuple):

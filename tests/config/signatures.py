@@ -23,9 +23,10 @@ from asport_sync.config import (
     ServerConfig,
     TlsClientConfig,
     TlsServerConfig,
+    TunnelConfig,
     UserConfig,
 )
-from asport_sync.config.model import CommonConfig, TlsConfig
+from asport_sync.config.model import ConnectionConfig, HostConfig, TlsConfig
 from asport_sync.config.reader import Key
 
 from .reference import descriptions, own_fields
@@ -39,6 +40,7 @@ TYPES = {
     "CertificatesConfig": "CertificatesOptions",
     "Credential": "str | os.PathLike[str] | bytes",
     "HostPort": "str | tuple[str, int]",
+    "Mapping[str, TunnelConfig]": "Mapping[str, TunnelOptions]",
     "IPAddress": "str | ipaddress.IPv4Address | ipaddress.IPv6Address",
     "Network": "Network | Sequence[Network]",
     "Path": "str | os.PathLike[str]",
@@ -54,7 +56,7 @@ TYPES = {
     "tuple[UserConfig, ...]": "Mapping[Any, str | UserOptions]",
     "tuple[bytes, ...]": "list[str] | tuple[str, ...]",
     "tuple[str, ...]": "list[str] | tuple[str, ...]",
-    "uuid_module.UUID": "str | uuid.UUID",
+    "uuid_module.UUID": "str | UUID",
 }
 """What a program may pass, by the type of the field. Types that are not listed are choices: literals of the model."""
 
@@ -92,7 +94,7 @@ def parameter(cls: type, field: dataclasses.Field[Any], found: Key) -> Parameter
     accepts = TYPES.get(bare, bare)
     default = field.default
     if default is dataclasses.MISSING:
-        required = field.default_factory is dataclasses.MISSING and field.name != "password"
+        required = field.default_factory is dataclasses.MISSING and field.name not in ("password", "tunnels")
         written = "" if required else "None"
     elif isinstance(default, PortRange):
         written = str(tuple(default))
@@ -147,14 +149,23 @@ def constructor(own: list[Parameter], positional: list[Parameter]) -> str:
     return "\n".join(lines)
 
 
+def of_a_tunnel(*classes: type) -> list[Parameter]:
+    """The keys of tunnels: none is required, because it may be given for all tunnels, or for each."""
+    return [
+        each if each.default else each._replace(type=f"{each.type} | None", default="None")
+        for each in parameters(*classes)
+    ]
+
+
 def client_constructor() -> str:
     """The constructor of Client."""
-    return constructor(parameters(ClientConfig, TlsClientConfig, CommonConfig, TlsConfig), [])
+    tunnel = of_a_tunnel(TunnelConfig, TlsClientConfig, ConnectionConfig, TlsConfig)
+    return constructor([*tunnel, *parameters(ClientConfig, HostConfig)], [])
 
 
 def server_constructor() -> str:
     """The constructor of Server."""
-    own = parameters(ServerConfig, TlsServerConfig, CommonConfig, TlsConfig)
+    own = parameters(ServerConfig, TlsServerConfig, HostConfig, ConnectionConfig, TlsConfig)
     (server,) = (each for each in own if each.name == "server")
     kind = f"{server.type} | None"
     listen = Parameter("listen", kind, "None", server.meaning.partition(" The parameter ``listen`` ")[0])
@@ -172,11 +183,14 @@ def tables() -> str:
     for name, cls, summary in (
         ("PortRangeOptions", PortRange, "A range of ports."),
         ("CertificatesOptions", CertificatesConfig, "The option ``certificates``."),
+        ("TunnelOptions", TunnelConfig, "A tunnel in the option ``tunnels``."),
         ("UserOptions", UserConfig, "A user in the option ``users`` of an entry of ``proxies``."),
         ("ProxyOptions", ProxyConfig, "An entry of the option ``proxies``."),
     ):
         if cls is PortRange:
             own = [Parameter(each, "int", "", descriptions(cls)[each]) for each in PortRange._fields]
+        elif cls is TunnelConfig:
+            own = of_a_tunnel(TunnelConfig, TlsClientConfig, ConnectionConfig, TlsConfig)
         else:
             own = parameters(cls)
         required = [each for each in own if not each.default]

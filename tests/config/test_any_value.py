@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asport_sync.config import ClientConfig, ServerConfig, load_client, load_server
+from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig, load_client, load_server
 from asport_sync.config.model import CertificatesConfig, ProxyConfig, TlsClientConfig, TlsServerConfig, UserConfig
 from asport_sync.config.reader import names_of
 from asport_sync.errors import ConfigError
@@ -60,7 +60,8 @@ program_values = st.recursive(
     ),
     max_leaves=6,
 )
-CLIENT_KEYS = [*names_of(ClientConfig), *names_of(TlsClientConfig), "security"]
+TUNNEL_KEYS = [*names_of(TunnelConfig), *names_of(TlsClientConfig), "security"]
+CLIENT_KEYS = [*names_of(ClientConfig), *TUNNEL_KEYS]
 SERVER_KEYS = [*names_of(ServerConfig), *names_of(TlsServerConfig), "security"]
 
 
@@ -78,6 +79,8 @@ def trees(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, dict[s
 
     return st.one_of(
         one(CLIENT_KEYS).map(on_client),
+        one(TUNNEL_KEYS).map(lambda keys: on_client({"tunnels": {"web": keys, "ssh": {}}})),
+        st.dictionaries(names, values, max_size=2).map(lambda tunnels: on_client({"tunnels": tunnels})),
         one(names_of(TlsClientConfig)).map(lambda keys: on_client({"security": {"tls": keys}})),
         one(names_of(CertificatesConfig)).map(lambda keys: on_client({"certificates": keys})),
         one(["type", "type_", "tls", "noise"]).map(lambda keys: on_client({"security": keys})),
@@ -129,7 +132,7 @@ def test_any_file(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]
         except ConfigError as error:
             check_error(error, str(path))
             found = {str(each.key).partition(".")[0].partition("[")[0] for each in getattr(error, "errors", [error])}
-            known = names_of(ClientConfig if load is load_client else ServerConfig)
+            known = {*CLIENT_KEYS} if load is load_client else {*names_of(ServerConfig)}
             unknown = {key for key in tree if key.isidentifier() and key.isascii() and key not in known}
             tls = names_of(TlsClientConfig if load is load_client else TlsServerConfig)
             assert unknown - set(tls) - {"security"} <= found

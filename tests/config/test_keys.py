@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import ipaddress
+import pickle
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +22,14 @@ from asport_sync.config import (
     PortSet,
     ProxyConfig,
     ServerConfig,
+    TunnelConfig,
     UserConfig,
     dialect_of,
     load_client,
     load_server,
     without_effect,
 )
-from asport_sync.config.model import TlsClientConfig, TlsServerConfig
+from asport_sync.config.model import HostConfig, TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
 from asport_sync.config.values import ephemeral_ports, memory_to_receive
 from asport_sync.errors import ConfigError
@@ -61,7 +64,7 @@ NETWORK = Row(
 )
 WINDOWS = [16383, 0, -1, "8MiB", 1.5, []]
 
-COMMON = {
+CONNECTION = {
     "congestion_control": Row(
         "bbr", [("Cubic", "cubic"), ("reno", "new_reno"), ("newreno", "new_reno"), ("new_reno", "new_reno")], ["x", 1]
     ),
@@ -71,6 +74,10 @@ COMMON = {
     "buffer_pool_size": Row(32, [(0, 0), ("64", 64)], [-1, 2**21, "x"]),
     "send_window": Row(16777216, [(16384, 16384), ("20480", 20480), (2**63 - 1, 2**63 - 1)], WINDOWS),
     "receive_window": Row(8388608, [(16384, 16384), (2**30, 2**30)], [*WINDOWS, 2**30 + 1]),
+    "keylog": Row(None, [("/tmp/keys", Path("/tmp/keys"))], ["", 1.5, []]),
+    "max_udp_payload": Row(65527, [(1200, 1200), (65527, 65527)], [1199, 65528, "x"]),
+}
+HOST = {
     "receive_memory": Row(memory_to_receive(), [(2**26, 2**26), (2**40, 2**40)], [2**26 - 1, 0, -1, "1GiB", []]),
     "log_level": Row("warn", [("off", "off"), ("DEBUG", "debug"), ("trace", "trace")], ["verbose", 3, True]),
     "relay": Row("auto", [("engine", "engine"), ("workers", "workers")], ["threads", 1, True]),
@@ -85,10 +92,8 @@ COMMON = {
         ],
         ["999ms", "32401s", True, "on", "60", 60, -1, "", [], {}],
     ),
-    "keylog": Row(None, [("/tmp/keys", Path("/tmp/keys"))], ["", 1.5, []]),
-    "max_udp_payload": Row(65527, [(1200, 1200), (65527, 65527)], [1199, 65528, "x"]),
 }
-CLIENT = COMMON | {
+TUNNEL = CONNECTION | {
     "server": Row(REQUIRED, [("h:1", HostPort("h", 1)), ("[::1]:2", HostPort("::1", 2))], ["h", "h:0", 443, []]),
     "local": Row(REQUIRED, [("localhost:22", HostPort("localhost", 22))], ["22", 22, "http://h:1"]),
     "uuid": Row(REQUIRED, [(f"{{{UUID.upper()}}}", uuid.UUID(UUID))], ["x", 5, []]),
@@ -113,18 +118,29 @@ CLIENT = COMMON | {
     "dialect": Row("draft", [("flags", "flags"), ("Draft", "draft")], ["auto", "new", 1]),
     "dial_timeout": durations(5.0),
 }
-SERVER = COMMON | {
-    "server": Row(REQUIRED, [("[::]:443", HostPort("::", 443)), ("127.0.0.1:0", HostPort("127.0.0.1", 0))], ["h:1", 1]),
-    "proxies": Row(REQUIRED, [([], ())], [{}, "x", [1], [{}]]),
-    "only_v6": Row(None, BOOLEAN, NO_BOOLEAN),
-    "authentication_failed_reply": Row(True, BOOLEAN, NO_BOOLEAN),
-    "max_idle_time": durations(10.0),
-    "udp_session_timeout": durations(300.0),
-    "dialect": Row("auto", [("flags", "flags"), ("DRAFT", "draft"), ("auto", "auto")], ["new", 1]),
-    "ambiguous_dialect": Row("both", [("flags", "flags"), ("Draft", "draft"), ("both", "both")], ["auto", 1]),
-    "reset_key": Row(None, [("ü" * 32, "ü".encode() * 32), (10**31, b"1" + b"0" * 31)], ["", "x" * 31, 1.5, [], {}]),
-    "reset_key_file": Row(None, [], ["", [], "missing"]),
+CLIENT = HOST | {
+    "tunnels": Row(REQUIRED, [], [1, [], {}, {"a b": {}}, {"": {}}, {"x" * 65: {}}, {"web": 1}, {"web": {"x": 1}}]),
 }
+SERVER = (
+    HOST
+    | CONNECTION
+    | {
+        "server": Row(
+            REQUIRED, [("[::]:443", HostPort("::", 443)), ("127.0.0.1:0", HostPort("127.0.0.1", 0))], ["h:1", 1]
+        ),
+        "proxies": Row(REQUIRED, [([], ())], [{}, "x", [1], [{}]]),
+        "only_v6": Row(None, BOOLEAN, NO_BOOLEAN),
+        "authentication_failed_reply": Row(True, BOOLEAN, NO_BOOLEAN),
+        "max_idle_time": durations(10.0),
+        "udp_session_timeout": durations(300.0),
+        "dialect": Row("auto", [("flags", "flags"), ("DRAFT", "draft"), ("auto", "auto")], ["new", 1]),
+        "ambiguous_dialect": Row("both", [("flags", "flags"), ("Draft", "draft"), ("both", "both")], ["auto", 1]),
+        "reset_key": Row(
+            None, [("ü" * 32, "ü".encode() * 32), (10**31, b"1" + b"0" * 31)], ["", "x" * 31, 1.5, [], {}]
+        ),
+        "reset_key_file": Row(None, [], ["", [], "missing"]),
+    }
+)
 PROXY = {
     "users": Row(REQUIRED, [({UUID: "x"}, (UserConfig(uuid=uuid.UUID(UUID), password="x"),))], [{}, [], "x"]),
     "bind_ip": Row(
@@ -181,25 +197,27 @@ TLS_SERVER = {
     "zero_rtt_handshake": TLS_CLIENT["zero_rtt_handshake"],
 }
 USER = {
-    "password": CLIENT["password"],
-    "password_file": CLIENT["password_file"],
+    "password": TUNNEL["password"],
+    "password_file": TUNNEL["password_file"],
     "dialect": PROXY["dialect"],
     "max_clients": Row(None, [(1, 1), (10000, 10000)], [0, 10001, "many"]),
 }
 ALIASES = {
-    ClientConfig: {"port": "expected_port_range"},
+    TunnelConfig: {"port": "expected_port_range"},
     TlsClientConfig: {"sni": "server_name", "skip_cert_verify": "skip_certificate_verification"},
 }
 
 
-def client_with(key: str, value: Any) -> ClientConfig:
-    return ClientConfig.from_options(**client(**{key: value}))
+def tunnel_with(**changes: Any) -> TunnelConfig:
+    return ClientConfig.from_options(**client(**changes)).tunnels[""]
 
 
 @pytest.mark.parametrize(
     ("cls", "table"),
     [
+        (HostConfig, HOST),
         (ClientConfig, CLIENT),
+        (TunnelConfig, TUNNEL),
         (ServerConfig, SERVER),
         (ProxyConfig, PROXY),
         (UserConfig, USER),
@@ -210,17 +228,17 @@ def client_with(key: str, value: Any) -> ClientConfig:
 def test_the_tables_have_every_key(cls: type, table: dict[str, Row]) -> None:
     aliases = ALIASES.get(cls, {})
     assert names_of(cls) == {name: name for name in table} | aliases
-    fields = {field.name for field in dataclasses.fields(cls)} - {"tls"}
+    fields = {field.name for field in dataclasses.fields(cls)} - {"tls", "name", "defaults"}
     assert fields - {"uuid"} == set(table) - {"uuid"}
 
 
 def test_defaults_of_a_client() -> None:
     config = ClientConfig.from_options(**client())
-    for key, row in CLIENT.items():
-        assert row.default is REQUIRED or getattr(config, key) == row.default, key
-    for key, row in TLS_CLIENT.items():
-        assert getattr(config.tls, key) == row.default, key
-    assert config.server_name == "example.org"
+    tunnel = config.tunnels[""]
+    for part, table in ((config, CLIENT), (tunnel, TUNNEL), (tunnel.tls, TLS_CLIENT)):
+        for key, row in table.items():
+            assert row.default is REQUIRED or getattr(part, key) == row.default, key
+    assert (tunnel.name, tunnel.server_name) == ("", "example.org")
 
 
 def test_defaults_of_a_server() -> None:
@@ -248,10 +266,18 @@ formats = pytest.mark.parametrize("suffix", list(WRITERS))
 
 
 @formats
-@pytest.mark.parametrize(("key", "given", "value"), rows(CLIENT, "given"))
+@pytest.mark.parametrize(("key", "given", "value"), rows(HOST, "given"))
 def test_client_key(tmp_path: Path, suffix: str, key: str, given: Any, value: Any) -> None:
     path = write(tmp_path, "client" + suffix, WRITERS[suffix](client(**{key: given})))
     assert getattr(load_client(path), key) == value
+
+
+@formats
+@pytest.mark.parametrize(("key", "given", "value"), rows(TUNNEL, "given"))
+def test_tunnel_key(tmp_path: Path, suffix: str, key: str, given: Any, value: Any) -> None:
+    for options in (client(**{key: given}), {"tunnels": {"web": client(**{key: given})}}):
+        (tunnel,) = load_client(write(tmp_path, "client" + suffix, WRITERS[suffix](options))).tunnels.values()
+        assert getattr(tunnel, key) == value
 
 
 @formats
@@ -259,8 +285,9 @@ def test_client_key(tmp_path: Path, suffix: str, key: str, given: Any, value: An
 @pytest.mark.parametrize(("key", "given", "value"), rows(TLS_CLIENT, "given"))
 def test_client_tls_key(tmp_path: Path, suffix: str, placement: str, key: str, given: Any, value: Any) -> None:
     options = place(client(), placement, {key: given})
-    config = load_client(write(tmp_path, "client" + suffix, WRITERS[suffix](options)))
-    assert getattr(config.tls, key) == value
+    for tree in (options, {"tunnels": {"web": options}}):
+        (tunnel,) = load_client(write(tmp_path, "client" + suffix, WRITERS[suffix](tree))).tunnels.values()
+        assert getattr(tunnel.tls, key) == value
 
 
 @formats
@@ -318,11 +345,21 @@ def load_error(tmp_path: Path, side: str, options: dict[str, Any]) -> ConfigErro
     return caught.value
 
 
-@pytest.mark.parametrize(("key", "value"), [*rows(CLIENT, "refused"), *rows(TLS_CLIENT, "refused")])
+@pytest.mark.parametrize(
+    ("key", "value"), [*rows(CLIENT, "refused"), *rows(TUNNEL, "refused"), *rows(TLS_CLIENT, "refused")]
+)
 def test_refused_client_value(tmp_path: Path, key: str, value: Any) -> None:
     error = load_error(tmp_path, "client", client(**{key: value}))
     assert error.key is not None
     assert error.key.startswith(key)
+    assert error.line is not None
+
+
+@pytest.mark.parametrize(("key", "value"), [*rows(TUNNEL, "refused"), *rows(TLS_CLIENT, "refused")])
+def test_refused_tunnel_value(tmp_path: Path, key: str, value: Any) -> None:
+    error = load_error(tmp_path, "client", {"tunnels": {"web": client(**{key: value})}})
+    assert error.key is not None
+    assert error.key.startswith(f"tunnels.web.{key}")
     assert error.line is not None
 
 
@@ -348,7 +385,7 @@ def test_refused_user_value(tmp_path: Path, key: str, value: Any) -> None:
     assert error.key == f"proxies[0].users.{UUID}.{key}"
 
 
-REQUIRED_KEYS = [("client", key, client) for key, row in CLIENT.items() if row.default is REQUIRED] + [
+REQUIRED_KEYS = [("client", key, client) for key, row in TUNNEL.items() if row.default is REQUIRED] + [
     ("server", key, server) for key, row in (SERVER | TLS_SERVER).items() if row.default is REQUIRED
 ]
 
@@ -368,9 +405,14 @@ def test_missing_keys_in_tables(tmp_path: Path) -> None:
     assert {each.key for each in error.errors} == keys  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("key", [key for key, row in CLIENT.items() if row.default is None])
+@pytest.mark.parametrize("key", [key for key, row in TUNNEL.items() if row.default is None])
 def test_a_key_without_a_default_may_have_no_value(key: str) -> None:
-    assert getattr(client_with(key, None), key) is None
+    assert getattr(tunnel_with(**{key: None}), key) is None
+
+
+@pytest.mark.parametrize("key", [key for key, row in HOST.items() if row.default is None])
+def test_a_key_of_the_process_without_a_default_may_have_no_value(key: str) -> None:
+    assert getattr(ClientConfig.from_options(**client(**{key: None})), key) is None
 
 
 def test_no_value_where_there_is_a_default(tmp_path: Path) -> None:
@@ -382,7 +424,7 @@ def test_no_value_where_there_is_a_default(tmp_path: Path) -> None:
 
 
 def test_aliases() -> None:
-    config = ClientConfig.from_options(**client(port=2024, sni="example.net", skip_cert_verify=True))
+    config = tunnel_with(port=2024, sni="example.net", skip_cert_verify=True)
     assert config.expected_port_range == PortRange(2024, 2024)
     assert config.tls.server_name == config.server_name == "example.net"
     assert config.tls.skip_certificate_verification
@@ -409,14 +451,14 @@ def test_a_key_given_twice_under_two_names(options: dict[str, Any], key: str, fi
 
 def test_keys_from_several_places_add_up() -> None:
     security = {"type_": "TLS", "zero_rtt_handshake": True, "tls": {"alpn": ["h3"], "congestion_control": "reno"}}
-    config = ClientConfig.from_options(**client(disable_sni=True, security=security))
+    config = tunnel_with(disable_sni=True, security=security)
     assert (config.tls.disable_sni, config.tls.zero_rtt_handshake, config.tls.alpn) == (True, True, ("h3",))
     assert config.congestion_control == "new_reno"
 
 
 @pytest.mark.parametrize("security", [None, {}, {"tls": None}, {"tls": {}, "type": "tls"}])
 def test_tables_of_security_may_be_empty(security: Any) -> None:
-    assert ClientConfig.from_options(**client(security=security)).tls == TlsClientConfig()
+    assert tunnel_with(security=security).tls == TlsClientConfig()
 
 
 def test_noise_is_refused_and_tls_keys_are_then_not_asked_for() -> None:
@@ -429,7 +471,7 @@ def test_noise_is_refused_and_tls_keys_are_then_not_asked_for() -> None:
 
 def test_an_unused_noise_table_is_accepted_but_its_keys_are_known() -> None:
     security: dict[str, Any] = {"type": "tls", "noise": {"pattern": "x"}}
-    assert ClientConfig.from_options(**client(security=security)).tls == TlsClientConfig()
+    assert tunnel_with(security=security).tls == TlsClientConfig()
     security["noise"]["patern"] = "x"
     with pytest.raises(ConfigError, match=r'security\.noise\.patern: unknown key: did you mean "pattern"\?'):
         ClientConfig.from_options(**client(security=security))
@@ -492,7 +534,7 @@ def test_the_nearest_dialect_counts() -> None:
 
 def test_python_types_of_a_client(tmp_path: Path) -> None:
     ca = write(tmp_path, "ca.pem", PEM)
-    config = ClientConfig.from_options(
+    config = tunnel_with(
         server=("example.org", 443),
         local=HostPort("::1", 22),
         uuid=uuid.UUID(UUID),
@@ -539,11 +581,14 @@ def test_a_pair_of_ports_is_refused_where_it_could_mean_two_things() -> None:
 def test_configurations_are_immutable_values() -> None:
     config = ClientConfig.from_options(**client())
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.timeout = 1.0  # type: ignore[misc]
-    with pytest.raises((AttributeError, TypeError)):
-        config.timeuot = 1.0  # type: ignore[attr-defined]
+        config.max_workers = 1  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.max_wokers = 1  # type: ignore[attr-defined]
+    with pytest.raises(TypeError):
+        config.tunnels["web"] = config.tunnels[""]  # type: ignore[index]
     assert config == ClientConfig.from_options(**client())
-    assert dataclasses.replace(config, timeout=1.0).timeout == 1.0
+    assert dataclasses.replace(config, max_workers=1).max_workers == 1
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
     assert hash(config) == hash(ClientConfig.from_options(**client()))
 
 

@@ -134,9 +134,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_client_files_of_both_generations(directory: Path) -> None:
-    old = load_client(write(directory, "old.toml", OLD_CLIENT))
-    new = load_client(write(directory, "new.yaml", NEW_CLIENT))
-    assert old == new
+    of_old = load_client(write(directory, "old.toml", OLD_CLIENT))
+    assert of_old == load_client(write(directory, "new.yaml", NEW_CLIENT))
+    old = of_old.tunnels[""]
     assert (old.server, old.local) == (HostPort("tunnel.example.org", 443), HostPort("localhost", 8080))
     assert (old.password, old.expected_port_range) == (PASSWORD, PortRange(20000, 20010))
     assert (old.udp_timeout, old.heartbeat, old.congestion_control) == (90.0, 2.5, "new_reno")
@@ -269,12 +269,13 @@ def test_a_directory_of_the_search_that_may_not_be_entered(locked: Path, monkeyp
 
 
 def test_extensions_in_capitals(tmp_path: Path) -> None:
-    assert load_client(write(tmp_path, "CLIENT.YAML", WRITERS[".yaml"](client()))).password == PASSWORD
+    assert load_client(write(tmp_path, "CLIENT.YAML", WRITERS[".yaml"](client()))).tunnels[""].password == PASSWORD
 
 
 @pytest.mark.parametrize("suffix", list(WRITERS))
 def test_a_byte_order_mark_is_skipped(tmp_path: Path, suffix: str) -> None:
-    assert load_client(write(tmp_path, "client" + suffix, "\ufeff" + WRITERS[suffix](client()))).password == PASSWORD
+    path = write(tmp_path, "client" + suffix, "\ufeff" + WRITERS[suffix](client()))
+    assert load_client(path).tunnels[""].password == PASSWORD
 
 
 @pytest.mark.parametrize(

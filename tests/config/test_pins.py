@@ -19,7 +19,7 @@ COLONS = ":".join(HEX[at : at + 2] for at in range(0, 64, 2))
 
 
 def pins_of(value: Any) -> tuple[bytes, ...]:
-    return ClientConfig.from_options(**client(certificates={"pins": value})).tls.certificates.pins
+    return ClientConfig.from_options(**client(certificates={"pins": value})).tunnels[""].tls.certificates.pins
 
 
 @pytest.mark.parametrize("form", [BASE64, HEX, HEX.upper(), COLONS, COLONS.upper(), f" {BASE64}\n"])
@@ -29,7 +29,7 @@ def test_every_form(form: str) -> None:
 
 
 def test_none_by_default() -> None:
-    assert ClientConfig.from_options(**client()).tls.certificates.pins == ()
+    assert ClientConfig.from_options(**client()).tunnels[""].tls.certificates.pins == ()
 
 
 def test_a_pin_is_written_as_it_is_read() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asport_sync.config import ClientConfig, ServerConfig, model
+from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig, model
 from asport_sync.config.model import TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import FIRST_RELEASE, Key, names_of
 
@@ -57,7 +57,7 @@ def test_rows_are_written_for_files(cls: type) -> None:
         assert not re.search(r"\bNone\b|\bTrue\b|\bFalse\b|``|:\w+:`|\||\n", " ".join(row)), row
 
 
-@pytest.mark.parametrize("cls", [ClientConfig, ServerConfig, TlsClientConfig, TlsServerConfig])
+@pytest.mark.parametrize("cls", [ClientConfig, TunnelConfig, ServerConfig, TlsClientConfig, TlsServerConfig])
 def test_help_has_inherited_keys_too(cls: type) -> None:
     assert cls.__doc__
     assert [name for name in names_of(cls).values() if f" {name}: " not in cls.__doc__] == []

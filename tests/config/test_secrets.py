@@ -45,12 +45,13 @@ def client_with_file(**changes: Any) -> dict[str, Any]:
 def test_password_file(tmp_path: Path, content: str, password: str) -> None:
     file = write(tmp_path, "password", content)
     config = load_client(write(tmp_path, "client.json", WRITERS[".json"](client_with_file(password_file="password"))))
-    assert (config.password, config.password_file) == (password, file)
+    tunnel = config.tunnels[""]
+    assert (tunnel.password, tunnel.password_file) == (password, file)
     options = server(proxies=[{"users": {UUID: {"password_file": "password"}, OTHER_UUID: "x"}}])
     first, second = load_server(write(tmp_path, "server.json", WRITERS[".json"](options))).proxies[0].users
     assert (first.password, first.password_file) == (password, file)
     assert (second.password, second.password_file) == ("x", None)
-    assert ClientConfig.from_options(**client_with_file(password_file=file)).password == password
+    assert ClientConfig.from_options(**client_with_file(password_file=file)).tunnels[""].password == password
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,8 @@ def test_credentials_of_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = load_client(
         write(tmp_path, "client.json", WRITERS[".json"](client_with_file(password_file="credential:alice")))
     )
-    assert (config.password, config.password_file) == ("one", given / "alice")
+    tunnel = config.tunnels[""]
+    assert (tunnel.password, tunnel.password_file) == ("one", given / "alice")
     options = server(
         certificate="credential:chain.pem",
         private_key="credential:key.pem",
@@ -151,7 +153,7 @@ def test_credentials_of_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ClientConfig.from_options(**client_with_file(password_file="credential:bob"))
     # A configuration that is one itself names its neighbours without more.
     path = write(given, "client.json", WRITERS[".json"](client_with_file(password_file="alice")))
-    assert load_client(path).password == "one"
+    assert load_client(path).tunnels[""].password == "one"
 
 
 # --- nothing shows them ----------------------------------------------------------------------------------------------
@@ -169,9 +171,16 @@ def test_configurations_do_not_show_secrets() -> None:
     options = server(proxies=[{"users": users}], private_key=hidden_key, reset_key=RESET_KEY)
     on_server = ServerConfig.from_options(**options)
     on_client = ClientConfig.from_options(**client(password=SECRET, certificates={"pem": PEM}))
-    assert on_client.password == on_server.proxies[0].users[0].password == SECRET
+    assert on_client.tunnels[""].password == on_server.proxies[0].users[0].password == SECRET
     assert on_server.reset_key == RESET_KEY.encode()
-    parts = [on_client, on_server, on_server.proxies, on_server.proxies[0].users[0], on_server.tls.private_key]
+    parts = [
+        on_client,
+        on_client.defaults,
+        on_server,
+        on_server.proxies,
+        on_server.proxies[0].users[0],
+        on_server.tls.private_key,
+    ]
     assert [part for part in map(texts, parts) if SECRET in part] == []
     assert UUID in texts(on_server)
 
@@ -207,7 +216,7 @@ def test_hidden_values_are_what_they_hide() -> None:
 def test_what_a_configuration_gives_away_stays_hidden() -> None:
     on_client = ClientConfig.from_options(**client(password=SECRET))
     on_server = ServerConfig.from_options(**server(private_key=KEY.replace("c2VjcmV0", SECRET)))
-    for secret in (on_client.password, on_server.tls.private_key.data, on_server.tls.private_key.read()):
+    for secret in (on_client.tunnels[""].password, on_server.tls.private_key.data, on_server.tls.private_key.read()):
         assert SECRET in str(secret, "ascii") if isinstance(secret, bytes) else secret == SECRET
         assert SECRET not in repr(secret)
 
@@ -397,5 +406,5 @@ def test_permissions_of_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_copy_hides_what_the_original_hides() -> None:
-    config = ClientConfig.from_options(**client())
-    assert SECRET not in repr(dataclasses.replace(config, password=SECRET))
+    tunnel = ClientConfig.from_options(**client()).tunnels[""]
+    assert SECRET not in repr(dataclasses.replace(tunnel, password=SECRET))

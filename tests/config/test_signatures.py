@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from asport_sync import Client, ConfigErrors, Server
-from asport_sync.config import ClientConfig, ServerConfig
+from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig
 from asport_sync.config.model import TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
 
 from .samples import client, server
 from .signatures import PLACES, with_block
 
-SIDES: list[tuple[Any, Any, type, dict[str, Any]]] = [
-    (Client, ClientConfig, TlsClientConfig, client()),
-    (Server, ServerConfig, TlsServerConfig, server()),
+SIDES: list[tuple[Any, Any, list[type], dict[str, Any]]] = [
+    (Client, ClientConfig, [TunnelConfig, TlsClientConfig], client()),
+    (Server, ServerConfig, [TlsServerConfig], server()),
 ]
 
-each_side = pytest.mark.parametrize(("kind", "cls", "tls", "options"), SIDES, ids=["client", "server"])
+each_side = pytest.mark.parametrize(("kind", "cls", "others", "options"), SIDES, ids=["client", "server"])
 
 
 @pytest.mark.parametrize("path", PLACES, ids=lambda path: path.name)
@@ -33,16 +33,16 @@ def test_blocks_are_what_the_model_says(path: Path) -> None:
 
 
 @each_side
-def test_every_key_is_a_parameter(kind: Any, cls: type, tls: type, options: dict[str, Any]) -> None:
+def test_every_key_is_a_parameter(kind: Any, cls: type, others: list[type], options: dict[str, Any]) -> None:
     declared = inspect.signature(kind).parameters
-    assert set(declared) - {"listen"} == {*names_of(cls).values(), *names_of(tls).values()}
+    assert set(declared) - {"listen"} == {name for each in (cls, *others) for name in names_of(each).values()}
     kinds = {name: each.kind for name, each in declared.items() if name != "listen"}
     assert set(kinds.values()) == {inspect.Parameter.KEYWORD_ONLY}
     assert set(typing.get_type_hints(kind.__init__)) == {*declared, "return"}
 
 
 @each_side
-def test_defaults_are_those_of_the_model(kind: Any, cls: Any, tls: type, options: dict[str, Any]) -> None:
+def test_defaults_are_those_of_the_model(kind: Any, cls: Any, others: list[type], options: dict[str, Any]) -> None:
     declared = inspect.signature(kind).parameters
     defaults = {name: each.default for name, each in declared.items() if each.default is not inspect.Parameter.empty}
     given = {name: value for name, value in defaults.items() if value is not None and name not in options}
@@ -52,7 +52,7 @@ def test_defaults_are_those_of_the_model(kind: Any, cls: Any, tls: type, options
 
 
 @each_side
-def test_help_has_every_key(kind: Any, cls: type, tls: type, options: dict[str, Any]) -> None:
+def test_help_has_every_key(kind: Any, cls: type, others: list[type], options: dict[str, Any]) -> None:
     text = inspect.getdoc(kind.__init__)
     assert text
     assert [name for name in inspect.signature(kind).parameters if f"\n    {name}: " not in text] == []
@@ -60,7 +60,7 @@ def test_help_has_every_key(kind: Any, cls: type, tls: type, options: dict[str, 
 
 @each_side
 def test_keys_that_are_missing_or_unknown_are_reported_together(
-    kind: Any, cls: type, tls: type, options: dict[str, Any]
+    kind: Any, cls: type, others: list[type], options: dict[str, Any]
 ) -> None:
     given = {name: value for name, value in options.items() if name != "server"}
     with pytest.raises(ConfigErrors) as caught:

@@ -320,5 +320,5 @@ def test_both_sides_keep_an_association_as_long(certificate: Certificate) -> Non
     """A service that speaks after a pause reaches its user."""
     with UdpEcho() as service, tunnel(certificate, service.address) as opened, UdpPeer(opened.public) as user:
         user.ask(b"hello", b"hello")
-        assert opened.client.config.udp_timeout == opened.server.config.udp_session_timeout == 300.0
+        assert opened.client.config.tunnels[""].udp_timeout == opened.server.config.udp_session_timeout == 300.0
         wait_for_counter(opened.client, "udp_associations", 1)

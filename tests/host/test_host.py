@@ -193,9 +193,8 @@ OF_SERVERS = {real.AcceptFailed, real.SourceUnknown}
 def test_every_event_has_a_handler(host: Host) -> None:
     """An event without one would be an error in the log, and nothing else."""
     every = set(get_args(real.Event))
-    client = ClientSession(
-        ClientConfig.from_options(server="192.0.2.1:443", local="127.0.0.1:9", uuid="0" * 32, password="x"), host
-    )
+    config = ClientConfig.from_options(server="192.0.2.1:443", local="127.0.0.1:9", uuid="0" * 32, password="x")
+    client = ClientSession(config.tunnels[""], host)
     server = ServerSession(
         ServerConfig.from_options(server="127.0.0.1:0", certificate=PEM, private_key=PEM, proxies=[]), host
     )

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from asport_sync.client.session import log_verification
-from asport_sync.config import ClientConfig
+from asport_sync.config import ClientConfig, TunnelConfig
 from asport_sync.errors import ConfigError, EngineError
 from asport_sync.host.certificates import make_credentials
 
 log = logging.getLogger("asport_sync.test")
 
 
-def config(**options: Any) -> ClientConfig:
+def config(**options: Any) -> TunnelConfig:
     keys = {"server": "192.0.2.1:443", "local": "127.0.0.1:9", "uuid": "0" * 32, "password": "x"}
-    return ClientConfig.from_options(**keys, **options)
+    return ClientConfig.from_options(**keys, **options).tunnels[""]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import asport_sync
 from asport_sync.client.client import Client
 from asport_sync.client.session import ClientSession
 from asport_sync.client.stats import ClientStats
-from asport_sync.config import ClientConfig, ServerConfig
+from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig
 from asport_sync.engine import Engine, LogRecord
 from asport_sync.errors import ConfigError, ConfigErrors, LifecycleError
 from asport_sync.host import lifecycle
@@ -60,7 +60,7 @@ class NoticingServerSession(ServerSession):
 class NoticingClientSession(ClientSession):
     """Notices that its status is asked for."""
 
-    def __init__(self, config: ClientConfig, host: Host, asked: threading.Event) -> None:
+    def __init__(self, config: TunnelConfig, host: Host, asked: threading.Event) -> None:
         super().__init__(config, host)
         self._status_asked = asked
 
