@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from asport_sync.client.local_tcp import LocalService
 from asport_sync.client.local_udp import LocalAssociations, LocalTarget
 from asport_sync.config import TunnelConfig
 from asport_sync.engine import Connection, SocketAddress, Stream, UdpSocket
-from asport_sync.host.host import Host
-from asport_sync.runtime import descriptors
-from asport_sync.runtime.threads import Slots
+from asport_sync.host.associations import SharedBudget
+from asport_sync.host.session import Session
 from asport_sync.wire import Address
-
-# Maximum number of UDP associations, each with a socket of its own. Somewhat more than half of the kernel's default
-# range of local ports (28,232), which other programs on this machine need as well. Each takes 1.5 KiB here, and two or
-# three in the kernel.
-_MAX_ASSOCIATIONS = 16384
-_DESCRIPTORS_PER_ASSOCIATION = 2  # the socket, and the engine's duplicate of it
 
 
 class Associations(Protocol):
@@ -77,11 +70,14 @@ class DialledBackend:
 
     Args:
         config: The tunnel's configuration.
-        host: The session's host.
+        session: The tunnel's session.
+        places: Places of UDP associations, for all tunnels of the client.
     """
 
-    def __init__(self, config: TunnelConfig, host: Host) -> None:
+    def __init__(self, config: TunnelConfig, session: Session, places: SharedBudget[Any]) -> None:
+        host = session.host
         self._config = config
+        self._session = session
         self._host = host
         self._tcp = LocalService(
             host=config.local.host,
@@ -90,11 +86,12 @@ class DialledBackend:
             proxy_version={"none": None, "v1": 1, "v2": 2}[config.proxy_protocol],
             relays=host.relays,
             stop=host.stopping,
-            counters=host.counters,
-            log=host.log,
+            counters=session.counters,
+            log=session.log,
+            place=f"{config.name}: " if config.name else "",
         )
         self._udp = LocalTarget(config.local.host, config.local.port, host.pump, host.workers)
-        self._slots = Slots(max_associations(descriptors.limit()))
+        self._places = places
 
     def announce(self, connection: Connection) -> None:
         """Lets the engine dial, if it can."""
@@ -117,17 +114,9 @@ class DialledBackend:
             self._udp,
             proxy=self._config.proxy_protocol == "v2",
             timeout=self._config.udp_timeout,
-            budget=self._slots,
-            counters=host.counters,
-            log=host.log,
-            limit=host.limit,
+            budget=self._places,
+            counters=self._session.counters,
+            log=self._session.log,
+            limit=self._session.limit,
             for_pump=host.pump_reads_all,
         )
-
-
-def max_associations(limit: int | None) -> int:
-    """Returns the maximum number of UDP associations, given the process's limit of descriptors (None: no limit).
-
-    Half of the descriptors remain for TCP and everything else.
-    """
-    return _MAX_ASSOCIATIONS if limit is None else min(_MAX_ASSOCIATIONS, limit // (2 * _DESCRIPTORS_PER_ASSOCIATION))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from uuid import UUID
 
 from asport_sync.client.session import ClientSession
+from asport_sync.client.sessions import Changes, Sessions, status_of
+from asport_sync.client.shared import Shared
 from asport_sync.client.stats import ClientStats
+from asport_sync.client.tunnel import Tunnels
 from asport_sync.config import (
     CertificatesOptions,
     ClientConfig,
@@ -18,17 +24,21 @@ from asport_sync.config import (
     PortRangeOptions,
     ProxyProtocol,
     Relay,
+    TunnelConfig,
     TunnelOptions,
     UdpForwardMode,
     load_client,
+    tunnel_from_options,
 )
+from asport_sync.config.values import FrozenMap
+from asport_sync.errors import LifecycleError
 from asport_sync.host.host import Host, log_keys_without_effect
 from asport_sync.host.lifecycle import Lifecycle, drop_none, implemented_by
 from asport_sync.runtime.log import logger
 
 
-class Client(Lifecycle[ClientConfig, ClientSession]):
-    """Makes a local service public on a server's port, and keeps it public until stopped.
+class Client(Lifecycle[ClientConfig, Sessions]):
+    """Makes local services public on ports of a server, and keeps them public until stopped.
 
     ::
 
@@ -40,7 +50,8 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
         )
         client.run_forever()
 
-    The options are the keys of a client's configuration, as keyword arguments.
+    The options are the keys of a client's configuration, as keyword arguments. With the option ``tunnels`` there are
+    several services, each with a connection, a public port and a life of its own; ``tunnels`` of the instance has them.
     """
 
     def _init(self, **options: object) -> None:
@@ -50,6 +61,13 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
         finally:
             options.clear()  # a traceback that shows the values of variables must not contain the password
         super().__init__(config)
+
+    def _set_up(self) -> None:
+        # Held by the thread that changes the tunnels; guards the two fields below. Reentrant, because a signal handler
+        # that tries to change some may interrupt that thread.
+        self._changing = threading.RLock()
+        self._is_changing = False
+        self._sessions: Sessions | None = None  # of the latest start
 
     # written by python -m tests.config.signatures --write
     @implemented_by(_init)
@@ -170,30 +188,35 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
     # end of what python -m tests.config.signatures has written
 
     @property
+    def tunnels(self) -> Tunnels:
+        """The tunnels by name. ``add`` and ``remove`` change them, also while the client is started."""
+        return Tunnels(self)
+
+    @property
     def port(self) -> int | None:
-        """The current public port; None while there is no connection."""
-        session = self._session
-        public = None if session is None else session.public
-        return None if public is None else public[1]
+        """The current public port, of the first tunnel if there are several; None while there is no connection."""
+        first = next(iter(self.tunnels.values()), None)
+        return None if first is None else first.port
 
     def wait_ready(self, timeout: float | None = None) -> tuple[str, int]:
-        """Waits until the local service is public.
+        """Waits until the local services of all tunnels are public.
 
-        A refusal or a rejected certificate is raised as soon as it is known, any other failure only when the timeout
-        expires. In both cases the client keeps trying until it is stopped.
+        A refusal or a rejected certificate of any tunnel is raised as soon as it is known, any other failure only when
+        the timeout expires. In both cases all tunnels keep trying until the client is stopped. ``Tunnel.wait_ready``
+        waits for a single tunnel.
 
         Args:
             timeout: Seconds; None: no limit.
 
         Returns:
-            The server's IP address and the public port.
+            The server's IP address and the public port; of the first tunnel if there are several.
 
         Raises:
             RefusedError: Or the subclass that names the reason.
             CertificateError: The server's certificate was not accepted.
             ConnectError: The server could not be reached so far.
             HandshakeTimeoutError: The server did not answer, or the timeout was too short for a complete attempt.
-            LifecycleError: Not started, or stopped meanwhile.
+            LifecycleError: Not started, or stopped meanwhile; or there is no tunnel.
         """
         return self._running().wait_ready(timeout)
 
@@ -202,7 +225,7 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
 
         Any thread. In a signal handler that interrupted ``stats()`` of its own thread there are no figures either.
         """
-        return self._read_stats(ClientSession.stats, ClientStats)
+        return self._read_stats(Sessions.stats, ClientStats)
 
     @staticmethod
     def _load(source: str | os.PathLike[str] | ClientConfig | None) -> ClientConfig:
@@ -210,9 +233,84 @@ class Client(Lifecycle[ClientConfig, ClientSession]):
 
     def _new_host(self) -> Host:
         config = self.config
-        return Host(self._new_engine(), config.workers, config.tcp_keepalive, logger("client"), config.relay)
+        host = Host(self._new_engine(), config.workers, config.tcp_keepalive, logger("client"), config.relay)
+        host.describe = status_of
+        return host
 
-    def _new_session(self, host: Host) -> ClientSession:
-        log_keys_without_effect(self.config, logger("client"))
-        (tunnel,) = self.config.tunnels.values()
-        return ClientSession(tunnel, host)
+    def _new_session(self, host: Host, tunnel: TunnelConfig, shared: Shared, port: int | None) -> ClientSession:
+        """Creates the session of a tunnel; ``port`` is the public port that it had before."""
+        return ClientSession(tunnel, host, shared=shared, port=port)
+
+    def _open(self, host: Host) -> Sessions:
+        with self._change():
+            log_keys_without_effect(self.config, logger("client"))
+            self._sessions = sessions = Sessions(host, self._new_session)
+            sessions.change(self.config.tunnels)
+        return sessions
+
+    # --- changes of the tunnels ---
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """Only one thread at a time changes the tunnels.
+
+        Raises:
+            LifecycleError: The caller is a log handler, or a signal handler that interrupted such a change.
+        """
+        self._check_process()
+        host = self._host
+        if host is not None and host.is_current():
+            raise LifecycleError("a log handler cannot change tunnels")
+        with self._changing:
+            if self._is_changing:
+                raise LifecycleError("a signal handler cannot change tunnels while the interrupted code does")
+            self._is_changing = True
+            try:
+                yield
+            finally:
+                self._is_changing = False
+
+    def _apply(self, new: ClientConfig) -> Changes:
+        """Replaces the configuration. Of the tunnels, only those that differ end, begin, or connect again.
+
+        Settings of the whole process have an effect from the next start on.
+
+        Returns:
+            The names of the tunnels that are new, gone and different.
+
+        Raises:
+            ConfigErrors: A trusted certificate of a new or changed tunnel is not usable; nothing has changed.
+            LifecycleError: As for ``_change``.
+        """
+        with self._change():
+            return self._apply_now(new)
+
+    def _apply_now(self, new: ClientConfig, grace_period: float = 0.0) -> Changes:
+        changes = Changes.between(self._config.tunnels, new.tunnels)
+        sessions = self._sessions
+        if sessions is None or sessions.host.stopping.is_set():
+            self._sessions = None
+        else:
+            sessions.change(new.tunnels, grace_period)
+        self._config = new
+        return changes
+
+    def _add(self, name: str, keys: dict[str, object]) -> None:
+        with self._change():
+            if name in self._config.tunnels:
+                raise LifecycleError(f"there is a tunnel {name!r} already")
+            added = tunnel_from_options(self._config, name, keys)
+            tunnels = FrozenMap({**self._config.tunnels, name: added})
+            self._apply_now(dataclasses.replace(self._config, tunnels=tunnels))
+
+    def _remove(self, name: str, grace_period: float) -> None:
+        with self._change():
+            tunnels = dict(self._config.tunnels)
+            del tunnels[name]
+            self._apply_now(dataclasses.replace(self._config, tunnels=FrozenMap(tunnels)), grace_period)
+
+    def _session_of(self, name: str) -> ClientSession:
+        found = self._running().by_name.get(name)
+        if found is None:
+            raise LifecycleError(f"there is no tunnel {name!r}")
+        return found

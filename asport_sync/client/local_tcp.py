@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 import time
@@ -14,7 +13,7 @@ from asport_sync.errors import GoneError, LocalProtocolError
 from asport_sync.host.relays import Relays
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
-from asport_sync.runtime.log import RateLimit
+from asport_sync.runtime.log import Log, RateLimit
 from asport_sync.runtime.threads import StopSignal
 from asport_sync.wire import Address, proxy_header
 
@@ -41,6 +40,7 @@ class LocalService:
         counters: Counts failures.
         log: Receives one line per minute for each kind of failure, with the number of failures; at level debug one for
             each.
+        place: Prefix of the log lines of relays, which do not know the tunnel.
     """
 
     host: str
@@ -50,7 +50,8 @@ class LocalService:
     relays: Relays
     stop: StopSignal
     counters: Counters
-    log: logging.Logger
+    log: Log
+    place: str = ""
     clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards _dialling_until
     _dialling_until: dict[int, float] = field(
@@ -94,6 +95,7 @@ class LocalService:
             self._refuse(stream, label, f"cannot reach {target}: {problem.strerror or problem}", problem.errno)
         else:
             self.log.debug("%s: relay started", label)
+            label = self.place + label
             if self.relays.takes_all:
                 self.relays.relay_here(stream, sock, label)
                 return

@@ -15,13 +15,20 @@ from collections.abc import Callable
 
 from asport_sync.engine import Connection, SocketAddress, UdpSocket, error_number
 from asport_sync.errors import EngineError, GoneError, LifecycleError, LocalProtocolError
-from asport_sync.host.associations import NONE_TO_EVICT, REFUSAL_LASTS, Evictions, IdleCheck, SourceShares
+from asport_sync.host.associations import (
+    NONE_TO_EVICT,
+    REFUSAL_LASTS,
+    Evictions,
+    IdleCheck,
+    SharedBudget,
+    SourceShares,
+)
 from asport_sync.host.udp_reader import UdpReader
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
-from asport_sync.runtime.log import RateLimit
+from asport_sync.runtime.log import Log, RateLimit
 from asport_sync.runtime.selecting import SelectorThread
-from asport_sync.runtime.threads import Slots, WorkerPool
+from asport_sync.runtime.threads import WorkerPool
 from asport_sync.runtime.timers import Timer
 from asport_sync.wire import Address, proxy_header
 
@@ -161,7 +168,8 @@ class LocalAssociations:
         target: The local service.
         proxy: Whether every datagram begins with a PROXY header.
         timeout: Seconds without traffic after which an association's socket is closed.
-        budget: Sockets that all connections of the client may have; leaves descriptors for everything else.
+        budget: Sockets that all connections of the client may have, to any server; leaves descriptors for everything
+            else.
         counters: Counts drops.
         log: Receives the failures, and at level debug one line for each association.
         limit: Rate limit of repeated failures.
@@ -176,9 +184,9 @@ class LocalAssociations:
         *,
         proxy: bool,
         timeout: float,
-        budget: Slots,
+        budget: SharedBudget[LocalAssociations],
         counters: Counters,
-        log: logging.Logger,
+        log: Log,
         limit: RateLimit,
         for_pump: bool = False,
     ) -> None:
@@ -225,14 +233,13 @@ class LocalAssociations:
             self._early[association] = peer
             return
         try:
-            has_place = self._evictions.allows(peer) and (
-                self._budget.take() or (self._evictions.make_room(peer) and self._budget.take())
-            )
+            has_place = self._has_place(peer)
         except GoneError:
             return
         if not has_place:
             self._no_place(association, peer)
             return
+        self._budget.take(self)
         self._shares.take(association, peer[0])
         assoc = self._by_association[association] = _LocalAssociation(association, peer)
         self._target.ask(lambda addresses: self._connect(assoc, addresses))
@@ -245,7 +252,7 @@ class LocalAssociations:
                 with contextlib.suppress(GoneError):
                     self._connection.remove_association(association)
             return
-        self._budget.give_back()
+        self._budget.give_back(self)
         self._shares.give_back(association)
         if assoc.reader is not None:
             assoc.reader.end()
@@ -294,6 +301,24 @@ class LocalAssociations:
             self.end(association)
 
     # --- new associations ---
+
+    def _has_place(self, peer: SocketAddress) -> bool:
+        """Whether there is room for an association of this visitor, after evictions if necessary."""
+        victim = self._budget.victim(self)
+        if victim is not None and victim is not self:
+            victim._evict_excess()
+        if not self._evictions.allows(peer):
+            return False
+        if len(self._budget) < self._budget.maximum:
+            return True
+        return self._evictions.make_room(peer) and len(self._budget) < self._budget.maximum
+
+    def _evict_excess(self) -> None:
+        """Evicts what exceeds this connection's fair share, idle or not: it has the most, and another lacks some."""
+        try:
+            self._evictions.evict(max(1, self._budget.excess(self)))
+        except GoneError:
+            self.close()
 
     def _connect(self, assoc: _LocalAssociation, addresses: Addresses) -> None:
         if self._by_association.get(assoc.association) is not assoc:

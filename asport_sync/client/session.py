@@ -8,14 +8,15 @@ import functools
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from asport_sync.client import connector
 from asport_sync.client.backend import Backend, DialledBackend
 from asport_sync.client.connection import ServerConnection, is_steady, why_closed
 from asport_sync.client.connector import Connector, Happened, Report
-from asport_sync.client.stats import ClientStats
+from asport_sync.client.shared import Shared
+from asport_sync.client.stats import TunnelStats
 from asport_sync.config import TlsClientConfig, TunnelConfig
 from asport_sync.engine import (
     AssociationWanted,
@@ -54,13 +55,14 @@ from asport_sync.errors import (
     RefusedError,
     RemoteProtocolError,
 )
-from asport_sync.host.certificates import Loaded, load_client
+from asport_sync.host.certificates import Loaded
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, remaining
 from asport_sync.host.session import Session
-from asport_sync.host.stats import Side
+from asport_sync.host.stats import TUNNEL_COUNTERS
 from asport_sync.runtime import sockets
 from asport_sync.runtime.backoff import Backoff
-from asport_sync.runtime.log import logger
+from asport_sync.runtime.counters import CounterTable
+from asport_sync.runtime.log import Log, RateLimit, logger, named
 from asport_sync.runtime.timers import Timer
 from asport_sync.wire import (
     Address,
@@ -104,6 +106,8 @@ _MAX_LAST_PROBE = 1.0
 # newer one must not do before the answer.
 _LAST_PROBE_IN_OUTAGE = 2.5
 
+_DRAINING_PERIOD = 0.1  # seconds between two checks whether the streams of a removed tunnel have ended
+
 # Refusals that depend on the requested ports.
 _REFUSALS_OF_PORTS = (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED)
 
@@ -130,7 +134,7 @@ _Action: TypeAlias = "connector.Action[ServerConnection]"
 
 
 class ClientSession(Session):
-    """A client tunnel between start and stop.
+    """A tunnel of a client between start and stop, or between its addition and its removal.
 
     The connector decides which connections there are; this class carries its decisions out, and handles the events of
     the connections. The events thread owns everything, unless noted otherwise.
@@ -140,12 +144,26 @@ class ClientSession(Session):
         host: The host that it belongs to.
         backoff: Chooses the time of the next attempt.
         backend: Serves streams and associations; None: the address in the key ``local``.
+        shared: What all tunnels of the client share; None: there are no others.
+        port: A public port to prefer if it is among those to ask for: that of the tunnel that this one replaces.
     """
 
     def __init__(
-        self, config: TunnelConfig, host: Host, backoff: Backoff | None = None, backend: Backend | None = None
+        self,
+        config: TunnelConfig,
+        host: Host,
+        backoff: Backoff | None = None,
+        backend: Backend | None = None,
+        *,
+        shared: Shared | None = None,
+        port: int | None = None,
     ) -> None:
-        super().__init__(host, _log)
+        super().__init__(
+            host,
+            named(_log, config.name),
+            CounterTable(TUNNEL_COUNTERS, host.counters),
+            RateLimit(),
+        )
         self._config = config
         self._mode = ForwardMode(
             tcp=config.network in ("tcp", "both"),
@@ -154,7 +172,8 @@ class ClientSession(Session):
         self._mode_byte = encode_mode(self._mode, Dialect(config.dialect))
         self._hint = hint(self._mode_byte, Dialect(config.dialect))
         self._asked = f"requested {self._mode}, mode byte {self._mode_byte} in dialect '{config.dialect}'"
-        self._backend = DialledBackend(config, host) if backend is None else backend
+        self._shared = Shared(host) if shared is None else shared
+        self._backend = DialledBackend(config, self, self._shared.places) if backend is None else backend
         self._loaded: Loaded | None = None  # set by prepare()
         self._connections: dict[Connection, ServerConnection] = {}
         self._connector: Connector[ServerConnection] = Connector(
@@ -168,6 +187,9 @@ class ClientSession(Session):
         self._is_handling = False  # a report is being handled
         self._timer: Timer | None = None  # the connector's
         self._port: int | None = None  # the latest public port, which may be requested again
+        if port is not None and config.expected_port_range.start <= port <= config.expected_port_range.end:
+            self._port = port
+        self._ended: Callable[[], object] | None = None  # set by end(): no connections are begun any more
         self._actions: dict[type, Callable[..., None]] = {
             connector.Resolve: self._resolve,
             connector.Open: self._open_connection,
@@ -189,12 +211,27 @@ class ClientSession(Session):
             Probed: self._probed,
             Silence: self._silence,
         }
-        self._changed = threading.Condition()  # guards what follows, which any thread may read
+        self._changed = self._shared.changed  # guards what follows, which any thread may read
         self._public: SocketAddress | None = None
         self._failure: AsportError | None = None  # why the latest attempt failed; None if it did not
         self._is_closed = False
 
     # --- any thread ---
+
+    @property
+    def config(self) -> TunnelConfig:
+        """The tunnel's configuration."""
+        return self._config
+
+    @property
+    def name(self) -> str:
+        """The tunnel's name; empty if it has none."""
+        return self._config.name
+
+    @property
+    def port(self) -> int | None:
+        """The latest public port."""
+        return self._port
 
     @property
     def public(self) -> SocketAddress | None:
@@ -209,24 +246,43 @@ class ClientSession(Session):
                 return f"public on {sockets.text(self._public)}"
             return f"not connected: {self._failure or 'connecting'}"
 
-    def wait_ready(self, timeout: float | None) -> SocketAddress:
-        """See ``Client.wait_ready``."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while self._public is None:
-                if self._is_closed or self.host.stopping.is_set():
-                    raise LifecycleError("the client was stopped")
-                failure = self._failure
-                if isinstance(failure, (RefusedError, CertificateError)):
-                    raise _again(failure)
-                left = None if deadline is None else remaining(deadline)
-                if left == 0:
-                    raise _again(failure) if failure else HandshakeTimeoutError(f"not connected within {timeout:g} s")
-                self._changed.wait(left)
-            return self._public
+    @property
+    def failure(self) -> AsportError | None:
+        """Why the latest attempt failed; None if it did not, or has not ended yet."""
+        return self._failure
 
-    def stats(self) -> ClientStats:
-        """Returns statistics of the client, its connections and its host.
+    def wait_ready(self, timeout: float | None) -> SocketAddress:
+        """See ``Tunnel.wait_ready``."""
+        (public,) = wait_ready([self], timeout, self._changed)
+        return public
+
+    def look(self) -> tuple[SocketAddress | None, AsportError | None]:
+        """Returns the public address, and if there is none, why the latest attempt failed. The caller holds the lock.
+
+        Raises:
+            LifecycleError: The tunnel was removed, or the client stopped.
+            RefusedError, CertificateError: The latest attempt ended with it.
+        """
+        if self._public is not None:
+            return self._public, None
+        if self.host.stopping.is_set():
+            raise LifecycleError("the client was stopped")
+        if self._is_closed:
+            raise LifecycleError(self._named("the tunnel was removed"))
+        failure = None if self._failure is None else self._again(self._failure)
+        if isinstance(failure, (RefusedError, CertificateError)):
+            raise failure
+        return None, failure
+
+    def _named(self, text: str) -> str:
+        return f"{self.name}: {text}" if self.name else text
+
+    def _again(self, failure: AsportError) -> AsportError:
+        """Returns a failure as a new exception, because several threads may raise it; it names the tunnel."""
+        return type(failure)(self._named(str(failure)))
+
+    def stats(self) -> TunnelStats:
+        """Returns statistics of the tunnel and its connections.
 
         Raises:
             EngineClosedError: The host is stopped.
@@ -236,9 +292,7 @@ class ClientSession(Session):
             if not each.given_up:
                 with contextlib.suppress(HandleGoneError):
                     connections.append(each.connection.info())
-        return ClientStats(
-            running=True, **self.host.stats(Side.CLIENT), public=self.public, connections=tuple(connections)
-        )
+        return TunnelStats(public=self.public, connections=tuple(connections), counters=self.counters.snapshot())
 
     # --- start and stop ---
 
@@ -248,22 +302,63 @@ class ClientSession(Session):
         Raises:
             ConfigError: The trusted certificates or the key log aren't usable.
         """
-        self._loaded = load_client(self._config, self.host.engine, _log)
+        self._loaded = self._shared.trust.acquire(self._config, _log)
 
     def open(self) -> None:
         """Begins to connect."""
         assert self._loaded is not None
         self.host.warn_of(self._loaded.validity)
-        log_verification(self._config.tls)
-        self.host.machine.watch(self._resumed)
+        log_verification(self._config.tls, self.log)
+        self.host.machine.watch(self, self._resumed)
         self._report(Report(Happened.START))
 
+    def end(self, grace_period: float, ended: Callable[[], object]) -> None:
+        """Closes its connections and begins nothing new.
+
+        The server keeps the public port open until the connection is closed, so connections that arrive in the grace
+        period are reset.
+        """
+        self._ended = ended
+        if self._timer is not None:
+            self._timer.cancel()
+        self.host.machine.unwatch(self)
+        if self._loaded is not None:
+            self.host.forget_validity(self._loaded.validity)
+        in_use = self._connector.in_use
+        for each in self._connections.values():
+            if each is not in_use:
+                self._end_connection(each)
+        if in_use is not None:
+            with contextlib.suppress(GoneError):
+                in_use.connection.dial(None)
+            self._end_when_idle(in_use, self.host.clock() + grace_period)
+        if not self._connections:
+            ended()
+
+    def _end_when_idle(self, server_connection: ServerConnection, deadline: float) -> None:
+        """Closes a connection as soon as no stream is open on it, or at the deadline."""
+        left = deadline - self.host.clock()
+        with contextlib.suppress(GoneError):
+            if left > 0 and server_connection.connection.info().streams > 0:
+                again = functools.partial(self._end_when_idle, server_connection, deadline)
+                self._timer = self.host.timers.after(min(left, _DRAINING_PERIOD), again)
+                return
+        self._end_connection(server_connection)
+
+    def _end_connection(self, server_connection: ServerConnection) -> None:
+        server_connection.given_up = True
+        with contextlib.suppress(GoneError):  # Closed follows in any case
+            server_connection.connection.close(0)
+
     def close(self) -> None:
-        """Closes local UDP sockets. The events thread and the pump have ended."""
+        """Closes local UDP sockets and frees credentials. The events thread and the pump, or end(), have ended."""
         with self._changed:
             self._public = None
             self._is_closed = True
             self._changed.notify_all()
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            self._shared.trust.release(loaded)
         for server_connection in list(self._connections.values()):  # a blocked events thread may still change it
             self.host.pump.call(server_connection.associations.close)
         self._connections.clear()
@@ -271,7 +366,9 @@ class ClientSession(Session):
     # --- the connector ---
 
     def _report(self, report: Report[ServerConnection]) -> None:
-        """Passes a report to the connector and carries out what it decides."""
+        """Passes a report to the connector and carries out what it decides. Does nothing after ``end``."""
+        if self._ended is not None:
+            return
         self._reports.append(report)
         if self._is_handling:
             return
@@ -291,7 +388,7 @@ class ClientSession(Session):
         try:
             self._actions[type(action)](action)
         except GoneError as gone:
-            _log.debug("%s: %s", type(action).__name__, gone)  # Closed follows
+            self.log.debug("%s: %s", type(action).__name__, gone)  # Closed follows
 
     def _set_timer(self) -> None:
         wake_at = self._connector.wake_at
@@ -317,9 +414,9 @@ class ClientSession(Session):
 
     def _log_change(self, before: connector.State, after: connector.State, same: bool) -> None:
         if before is connector.State.JOINED and after is connector.State.SILENT:
-            _log.info("%s: connection silent; opening a new one in parallel", self._config.server)
+            self.log.info("%s: connection silent; opening a new one in parallel", self._config.server)
         elif before in (connector.State.SILENT, connector.State.CHECKING) and after is connector.State.JOINED and same:
-            _log.info("%s: connection no longer silent", self._config.server)
+            self.log.info("%s: connection no longer silent", self._config.server)
 
     def _resolve(self, _: connector.Resolve) -> None:
         try:
@@ -347,7 +444,7 @@ class ClientSession(Session):
             text = f"cannot use {sockets.text(action.address)}: {problem}"
             self._report(Report(Happened.NOT_OPENED, problem=ConnectError(text)))
         except Exception as problem:
-            _log.exception("unexpected error while connecting")
+            self.log.exception("unexpected error while connecting")
             unexpected = ConnectError(f"{type(problem).__name__}: {problem}")
             self._report(Report(Happened.NOT_OPENED, problem=unexpected))
         else:
@@ -368,7 +465,7 @@ class ClientSession(Session):
         opened = ServerConnection(connection, address, self._backend.associations(connection))
         self._connections[connection] = opened
         self.host.router.add_connection(connection, self)
-        self.host.counters.add("attempts")
+        self.counters.add("attempts")
         if self._connector.in_use is None:
             self.host.machine.watch_route(self, address, self._address_changed)
         return opened
@@ -417,17 +514,17 @@ class ClientSession(Session):
         except GoneError:
             return False
         except (EngineError, OSError) as problem:
-            _log.info("%s: connection migration failed: %s", self._config.server, problem)
+            self.log.info("%s: connection migration failed: %s", self._config.server, problem)
             return False
         if moved:
-            self.host.counters.add("migrations")
-            _log.info("%s: connection migrated to this machine's new address", self._config.server)
+            self.counters.add("migrations")
+            self.log.info("%s: connection migrated to this machine's new address", self._config.server)
         return moved
 
     def _note_failure(self, action: connector.NoteFailure[ServerConnection]) -> None:
         server_connection = action.connection
         where = self._config.server if server_connection is None else sockets.text(server_connection.remote)
-        _log.info("%s: %s", where, action.problem)
+        self.log.info("%s: %s", where, action.problem)
 
     def _failed(self, action: connector.Failed) -> None:
         failure, delay = action.problem, action.delay
@@ -435,16 +532,16 @@ class ClientSession(Session):
             is_new = str(failure) != str(self._failure)
             self._failure = failure
             self._changed.notify_all()
-        self.host.counters.add("attempts_failed")
+        self.counters.add("attempts_failed")
         if delay is None:
             when = "other attempts in progress"
         else:
             when = f"retrying in {delay:.1f} s" if delay else "retrying immediately"
         if is_new:
-            _log.warning("%s: %s; %s", self._config.server, failure, when)
+            self.log.warning("%s: %s; %s", self._config.server, failure, when)
         else:
             kind = type(failure).__name__
-            self.host.limit.warning(_log, "%s: %s; %s", self._config.server, failure, when, kind=kind)
+            self.limit.warning(self.log, "%s: %s; %s", self._config.server, failure, when, kind=kind)
         self._publish()
         self.host.report_status()
 
@@ -457,8 +554,8 @@ class ClientSession(Session):
         self._happened(Happened.RESUMED, "resumes")
 
     def _happened(self, what: Happened, counter: str) -> None:
-        self.host.counters.add(counter)
-        _log.info("%s", what.value)
+        self.counters.add(counter)
+        self.log.info("%s", what.value)
         self.host.call(self._report, Report(what))
 
     # --- events of connections ---
@@ -494,9 +591,9 @@ class ClientSession(Session):
         # The handshake has authenticated the server. What it sends after its ServerHello may arrive before it.
         carrier = carrier_towards(connection, self._mode.udp)
         if self._mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM:
-            self.host.counters.add("udp_on_streams_instead")
-            self.host.limit.warning(
-                _log,
+            self.counters.add("udp_on_streams_instead")
+            self.limit.warning(
+                self.log,
                 "%s: the server does not accept QUIC DATAGRAM frames; UDP payloads are sent on streams, as with "
                 "udp_forward_mode: quic",
                 config.server,
@@ -543,8 +640,8 @@ class ClientSession(Session):
         self._report(Report(Happened.JOINED, server_connection))
         with self._changed:
             self._failure = None
-        self.host.counters.add("joined")
-        _log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, port, self._mode)
+        self.counters.add("joined")
+        self.log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, port, self._mode)
         self.host.report_status()
         if self._mode.tcp:
             self._backend.announce(server_connection.connection)
@@ -552,6 +649,10 @@ class ClientSession(Session):
             self._serve(server_connection, server_connection.public, *server_connection.held.popleft())
         self.host.pump.call(server_connection.associations.joined, server_connection.public)
         self.host.machine.watch_route(self, server_connection.remote, self._address_changed)
+
+    def stream_label(self, connection: Connection) -> str:
+        """Returns the tunnel's name as a log prefix; empty if it has none."""
+        return self._named("")
 
     def _stream_opened(self, server_connection: ServerConnection, event: StreamOpened) -> None:
         try:
@@ -563,16 +664,18 @@ class ClientSession(Session):
             self._broke_rules(str(problem))
             event.stream.reset()
             return
-        if server_connection.given_up or not self._mode.tcp:
-            self.host.counters.add("streams_refused_no_tcp")
-            self.host.limit.warning(_log, "%s: refused a TCP connection: not requested", self._config.server)
+        if self._ended is not None:
+            event.stream.refuse()
+        elif server_connection.given_up or not self._mode.tcp:
+            self.counters.add("streams_refused_no_tcp")
+            self.limit.warning(self.log, "%s: refused a TCP connection: not requested", self._config.server)
             event.stream.refuse()
         elif server_connection.public is not None:
             self._serve(server_connection, server_connection.public, event.stream, command.address)
         elif len(server_connection.held) < _MAX_HELD_STREAMS:
             server_connection.held.append((event.stream, command.address))
         else:
-            self.host.counters.add("streams_refused_before_server_hello")
+            self.counters.add("streams_refused_before_server_hello")
             event.stream.refuse()
 
     def _serve(
@@ -581,14 +684,14 @@ class ClientSession(Session):
         try:
             self._backend.serve(server_connection.connection, stream, source, public)
         except (LifecycleError, RuntimeError) as problem:
-            self.host.counters.add("streams_refused_no_thread")
-            self.host.limit.warning(_log, "connection dropped: %s", problem)
+            self.counters.add("streams_refused_no_thread")
+            self.limit.warning(self.log, "connection dropped: %s", problem)
             stream.refuse()
 
     def _association_wanted(self, server_connection: ServerConnection, event: AssociationWanted) -> None:
         if server_connection.given_up or self._mode.udp is None:
-            self.host.counters.add("udp_associations_refused_no_udp")
-            self.host.limit.warning(_log, "%s: refused a UDP association: not requested", self._config.server)
+            self.counters.add("udp_associations_refused_no_udp")
+            self.limit.warning(self.log, "%s: refused a UDP association: not requested", self._config.server)
             self.host.pump.call(_refuse_association, server_connection.connection, event.association)
             return
         self.host.pump.call(server_connection.associations.wanted, event.association, event.peer)
@@ -608,8 +711,8 @@ class ClientSession(Session):
     def _broke_rules(self, problem: str) -> None:
         # Not a reason to close: the rest of what the server sends may be valid, and the reference does not close
         # either.
-        self.host.counters.add("server_violations")
-        self.host.limit.warning(_log, "%s: protocol violation: %s", self._config.server, problem)
+        self.counters.add("server_violations")
+        self.limit.warning(self.log, "%s: protocol violation: %s", self._config.server, problem)
 
     def _closed(self, server_connection: ServerConnection, event: Closed) -> None:
         del self._connections[server_connection.connection]
@@ -623,6 +726,8 @@ class ClientSession(Session):
                 server_connection.held.popleft()[0].refuse()
         problem = why_closed(event, state, self._asked)
         self._report(Report(Happened.ENDED, server_connection, problem, steady=is_steady(event, state)))
+        if self._ended is not None and not self._connections:
+            self._ended()
 
 
 def _refuse_association(connection: Connection, association: int) -> None:
@@ -638,14 +743,36 @@ def _packets_received(server_connection: ServerConnection) -> int:
         return 0
 
 
-def log_verification(tls: TlsClientConfig) -> None:
+def wait_ready(
+    sessions: Sequence[ClientSession], timeout: float | None, changed: threading.Condition
+) -> list[SocketAddress]:
+    """Waits until several tunnels of a client are public, and returns their addresses. Any thread.
+
+    Args:
+        sessions: The tunnels.
+        timeout: Seconds; None: no limit.
+        changed: Notified when one of them has changed; the lock of all of them.
+
+    Raises:
+        AsportError: As ``Client.wait_ready``.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with changed:
+        while True:
+            states = [session.look() for session in sessions]
+            addresses = [public for public, _ in states if public is not None]
+            if len(addresses) == len(states):
+                return addresses
+            left = None if deadline is None else remaining(deadline)
+            if left == 0:
+                failures = (failure for _, failure in states if failure is not None)
+                raise next(failures, HandshakeTimeoutError(f"not connected within {timeout:g} s"))
+            changed.wait(left)
+
+
+def log_verification(tls: TlsClientConfig, log: Log) -> None:
     """Logs a warning if the server's certificate is not verified, or only its key is."""
     if tls.skip_certificate_verification and tls.certificates.pins:
-        _log.warning("verifying only the pinned key; name, validity and issuer are not checked")
+        log.warning("verifying only the pinned key; name, validity and issuer are not checked")
     elif tls.skip_certificate_verification:
-        _log.warning("the server's certificate is not verified: anyone on the path can impersonate the server")
-
-
-def _again(failure: AsportError) -> AsportError:
-    """Returns the failure as a new exception, because several threads may raise it."""
-    return type(failure)(str(failure))
+        log.warning("the server's certificate is not verified: anyone on the path can impersonate the server")

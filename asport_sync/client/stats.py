@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from asport_sync.engine import ConnectionInfo, SocketAddress
@@ -10,16 +11,46 @@ from asport_sync.host.stats import Stats
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ClientStats(Stats):
-    """What ``Client.stats()`` returns, in addition to ``Stats``.
+class TunnelStats:
+    """Statistics of one tunnel of a client.
 
     Attributes:
         public: The server's IP address and the public port; None while not connected.
         connections: The connections to the server: one, or more while another one is attempted.
+        counters: What was counted for this tunnel since it began, by name. Ends of relays and failed events are counted
+            for all tunnels together, in ``ClientStats.counters``.
     """
 
     public: SocketAddress | None = None
     connections: tuple[ConnectionInfo, ...] = ()
+    counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns dicts, lists, tuples, strings and numbers, as for JSON."""
+        return {
+            "public": self.public,
+            "connections": [dataclasses.asdict(each) for each in self.connections],
+            "counters": dict(self.counters),
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClientStats(Stats):
+    """What ``Client.stats()`` returns, in addition to ``Stats``. Counters include those of removed tunnels.
+
+    Attributes:
+        public: The server's IP address and the public port of the first tunnel; None while it is not connected.
+        connections: The connections to servers of all tunnels.
+        tunnels: The statistics of each tunnel, by its name.
+    """
+
+    public: SocketAddress | None = None
+    connections: tuple[ConnectionInfo, ...] = ()
+    tunnels: Mapping[str, TunnelStats] = dataclasses.field(default_factory=dict)
 
     def _own_figures(self) -> dict[str, Any]:
-        return {"public": self.public, "connections": [dataclasses.asdict(each) for each in self.connections]}
+        return {
+            "public": self.public,
+            "connections": [dataclasses.asdict(each) for each in self.connections],
+            "tunnels": {name: each.as_dict() for name, each in self.tunnels.items()},
+        }

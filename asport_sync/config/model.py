@@ -872,10 +872,14 @@ def read_client(tree: Mapping[str, object], source: Source) -> ClientConfig:
     defaults = _default_keys(keys)
     tables = {"": root._replace(value={})}
     if "tunnels" in keys.own:
+        tables = {}
         try:
-            tables = keys.own["tunnels"].parsed(_tunnel_tables)
+            if keys.own["tunnels"].value is None:
+                source.report("this key has no value", keys.own["tunnels"].at)
+            else:
+                tables = keys.own["tunnels"].parsed(_tunnel_tables)
         except Invalid:
-            tables = {}
+            pass
     tunnels = FrozenMap(_tunnels(tables, defaults, source))
     return ClientConfig(tunnels=tunnels, defaults=FrozenMap(defaults.values), **host)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from asport_sync.engine import Connection, SocketAddress
 from asport_sync.errors import GoneError
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
+
+Holder = TypeVar("Holder")
 
 _ENDED_AT_ONCE = 256  # associations; each costs a Dissociate, which the peer must keep up with
 _PAUSE_BETWEEN_ENDS = 0.05  # seconds until the next of these are ended
@@ -189,3 +192,53 @@ class SourceShares:
                 self.over = None
             if self._taken[ip] == 0:
                 del self._taken[ip]
+
+
+class SharedBudget(Generic[Holder]):
+    """Associations that several public ports, or connections to servers, share. One thread.
+
+    While enough are free, each may take any number. Once all are in use, none below its fair share is refused.
+
+    Args:
+        maximum: Maximum number of associations of all.
+    """
+
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
+        self._total = 0
+        self._held: collections.Counter[Holder] = collections.Counter()
+
+    def __len__(self) -> int:
+        return self._total
+
+    def take(self, holder: Holder) -> None:
+        """Counts one more association of the holder."""
+        self._held[holder] += 1
+        self._total += 1
+
+    def give_back(self, holder: Holder, count: int = 1) -> None:
+        """Counts ``count`` fewer associations of the holder."""
+        self._held[holder] -= count
+        self._total -= count
+        if self._held[holder] == 0:
+            del self._held[holder]
+
+    def drop(self, holder: Holder) -> None:
+        """Removes all associations of the holder."""
+        self._total -= self._held.pop(holder, 0)
+
+    def excess(self, holder: Holder) -> int:
+        """Returns how many more than its fair share the holder has; 0: none."""
+        return max(0, self._held.get(holder, 0) - self.maximum // max(1, len(self._held)))
+
+    def victim(self, holder: Holder) -> Holder | None:
+        """Returns the holder whose associations to evict before this one takes another; None: not necessary.
+
+        It is the same holder if it has its fair share already, else the one with the most.
+        """
+        if self._total < self.maximum:
+            return None
+        held = self._held.get(holder, 0)
+        if held >= self.maximum // (len(self._held) + (held == 0)):
+            return holder
+        return max(self._held, key=self._held.__getitem__)

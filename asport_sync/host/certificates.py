@@ -6,19 +6,23 @@
 from __future__ import annotations
 
 import binascii
+import collections
+import contextlib
 import functools
+import hashlib
 import logging
 import os
 import shlex
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from asport_sync.config import ClientConfig, Credential, ServerConfig, TunnelConfig, loose_permissions
 from asport_sync.engine import Certificate, Credentials, Engine
-from asport_sync.errors import ConfigError, ConfigErrors, EngineError
+from asport_sync.errors import ConfigError, ConfigErrors, EngineError, GoneError
 
 SOON = 14 * 86400
 """A warning is logged this many seconds before a certificate expires: renewal programs start a month before."""
@@ -118,8 +122,69 @@ def load_client(config: TunnelConfig, engine: Engine, log: logging.Logger | None
     Raises:
         ConfigError: Something is not usable. It names the file and the key.
     """
+    return _load_trust(config, list(_trusted(config)), engine, log)
+
+
+class SharedTrust:
+    """What the tunnels of a client trust. Tunnels that trust the same share it. Any thread.
+
+    The system's certificate authorities alone take 10 ms and more than a megabyte each time they are loaded.
+
+    Args:
+        engine: Need not be started.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()  # guards the two tables
+        self._loaded: dict[Hashable, Loaded] = {}
+        self._users: collections.Counter[Hashable] = collections.Counter()
+
+    def __len__(self) -> int:
+        """The number of different ones."""
+        return len(self._loaded)
+
+    def acquire(self, config: TunnelConfig, log: logging.Logger) -> Loaded:
+        """Returns what a tunnel trusts. Files are read each time; the system's authorities only by the first user.
+
+        Raises:
+            ConfigError: Something is not usable. It names the file and the key.
+        """
+        trusted = list(_trusted(config))
+        key = _identity(config, trusted)
+        with self._lock:
+            if key not in self._loaded:
+                self._loaded[key] = _load_trust(config, trusted, self._engine, log)
+            self._users[key] += 1
+            return self._loaded[key]
+
+    def release(self, loaded: Loaded) -> None:
+        """Gives back what ``acquire`` returned. The last user frees it."""
+        with self._lock:
+            key = next(key for key, each in self._loaded.items() if each is loaded)
+            self._users[key] -= 1
+            if self._users[key] > 0:
+                return
+            del self._users[key], self._loaded[key]
+        with contextlib.suppress(GoneError):  # the engine is stopped
+            loaded.credentials.free()
+
+
+def _identity(config: TunnelConfig, trusted: Sequence[tuple[str, Credential, bytes]]) -> Hashable:
+    """Returns a value that is equal for tunnels whose credentials are the same."""
     tls = config.tls
-    trusted = list(_trusted(config))
+    contents = tuple((key, source.path, hashlib.sha256(content).digest()) for key, source, content in trusted)
+    options = (tls.alpn, tls.certificates.pins, tls.certificates.disable_native, tls.skip_certificate_verification)
+    return contents, options, config.keylog
+
+
+def _load_trust(
+    config: TunnelConfig,
+    trusted: Sequence[tuple[str, Credential, bytes]],
+    engine: Engine,
+    log: logging.Logger | None,
+) -> Loaded:
+    tls = config.tls
     dates = []
     if not tls.skip_certificate_verification:
         for key, source, content in trusted:

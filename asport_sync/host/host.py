@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from asport_sync.config import ClientConfig, Relay, ServerConfig, without_effect
@@ -51,6 +51,7 @@ _MIN_DATAGRAM = 30
 _DAY = 86400.0  # seconds between two checks of certificate dates
 
 _LOG_TIMEOUT = 0.5  # seconds that stop() waits for what may log while a log handler blocks
+_POLL = 0.1  # seconds between two checks whether the events thread, which has something to do for this one, still runs
 _PAUSE_AFTER_ERROR = 0.1  # seconds until the next wait for events after one failed
 
 CONGESTION = {
@@ -84,6 +85,7 @@ class Host:
         pump_reads_all: Whether the pump reads every UDP socket from the beginning.
         stopping: Set as soon as the host begins to stop.
         report: Called with one line on the current state; set by its consumer.
+        describe: Returns that line for sessions in the order in which they were added.
     """
 
     def __init__(
@@ -118,10 +120,13 @@ class Host:
         self._shares_udp = max_workers > 0 and not is_all
         self._tcp_keepalive = tcp_keepalive
         self._wall = wall
-        self._sessions: list[Session] = []  # appended by the starting thread before the session is opened
-        self._validities: list[Validity] = []  # appended by the events thread, which checks them once a day
+        # Replaced, never changed, by the thread that adds or removes a session, one at a time: any thread may read it.
+        self._sessions: tuple[Session, ...] = ()
+        # The events thread, which checks the dates once a day. Sessions with the same credentials have the same one.
+        self._validities: list[Validity] = []
         self.timers.after(_DAY, self._check_dates)
         self.report: Callable[[str], object] = lambda text: None
+        self.describe: Callable[[Sequence[Session]], str] = lambda sessions: "; ".join(each.status for each in sessions)
         # Calls for the events thread: any number of producers, one consumer. Not limited, as each producer waits for
         # the result or has few calls: a look-up, a change of the network.
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
@@ -151,16 +156,53 @@ class Host:
             log_library(self.log)
 
     def add(self, session: Session) -> None:
-        """Starts a session. The host's threads are running.
+        """Starts a session. The host's threads are running. One thread at a time, also for ``remove``.
 
         Raises:
             ConfigError: Something that the session needs isn't usable.
             LifecycleError: The system can't create a thread, or the host is stopped.
         """
         session.prepare()
-        self._sessions.append(session)
+        self.open(session)
+
+    def open(self, session: Session) -> None:
+        """Like ``add``, for a session that is prepared already.
+
+        Raises:
+            ConfigError: The session can't be opened.
+            LifecycleError: As for ``add``.
+        """
+        self._sessions += (session,)
         with _thread_problems():
             self.run(session.open)
+
+    def remove(self, session: Session, grace_period: float = 0.0) -> None:
+        """Closes a session and waits until its connections have ended and everything of it is freed.
+
+        Look-ups and attempts to dial its local service that are in progress end on their own, within the timeouts of
+        the system's resolver and of ``dial_timeout``.
+
+        Does nothing if the host is being stopped, which closes the session as well.
+
+        Args:
+            session: A session that was added.
+            grace_period: Seconds that its open TCP connections get to end by themselves; it accepts no new ones.
+        """
+        ended = threading.Event()
+        try:
+            self.run(session.end, grace_period, ended.set)
+            while not ended.wait(_POLL):
+                if not self._events.is_alive():
+                    return
+            self.pump.call_and_wait(lambda: None)  # after the calls that its last events have made
+            self.run(self._forget, session)
+        except LifecycleError:
+            return
+        session.close()
+
+    def _forget(self, session: Session) -> None:
+        self._sessions = tuple(each for each in self._sessions if each is not session)
+        self.report_status()
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         """Runs ``function(*arguments)`` in the events thread, after earlier calls; dropped if that thread has ended."""
@@ -189,7 +231,7 @@ class Host:
                 done.set()
 
         self.call(call_and_keep_result)
-        while not done.wait(0.1 if self._events.is_alive() else 0):
+        while not done.wait(_POLL if self._events.is_alive() else 0):
             if not self._events.is_alive() and not done.is_set():
                 raise LifecycleError("the host is stopped")
         if problems:
@@ -241,7 +283,7 @@ class Host:
     @property
     def status(self) -> str:
         """The current state of all sessions in one line."""
-        return "; ".join(session.status for session in self._sessions)
+        return self.describe(self._sessions)
 
     def report_status(self) -> None:
         """Reports the current state, for example to the service manager."""
@@ -264,14 +306,23 @@ class Host:
     # --- the events thread ---
 
     def warn_of(self, validity: Validity) -> None:
-        """Warns of certificates that prevent connections now or will do so soon; repeats those about dates daily."""
+        """Warns of certificates that prevent connections now or will do so soon; repeats those about dates daily.
+
+        Once for several sessions with the same credentials.
+        """
+        is_known = any(each is validity for each in self._validities)
         self._validities.append(validity)
-        for problem in validity.problems(self._wall()):
+        for problem in () if is_known else validity.problems(self._wall()):
             self.log.warning("%s", problem)
+
+    def forget_validity(self, validity: Validity) -> None:
+        """Ends the daily warnings of ``warn_of``, once it was called as often."""
+        place = next(number for number, each in enumerate(self._validities) if each is validity)
+        del self._validities[place]
 
     def _check_dates(self) -> None:
         self.timers.after(_DAY, self._check_dates)
-        for validity in self._validities:
+        for validity in {id(each): each for each in self._validities}.values():
             for problem in validity.ends(self._wall()):
                 self.log.warning("%s", problem)
 

@@ -15,7 +15,6 @@ from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine
 from asport_sync.errors import EngineClosedError, LifecycleError
 from asport_sync.host.host import Host
-from asport_sync.host.session import Session
 from asport_sync.host.stats import Stats
 from asport_sync.runtime import notify
 from asport_sync.runtime.log import logger
@@ -25,7 +24,8 @@ from asport_sync.runtime.threads import what_is_replaced
 _log = logger("lifecycle")
 
 AnyConfig = TypeVar("AnyConfig", bound="ClientConfig | ServerConfig")
-AnySession = TypeVar("AnySession", bound=Session)
+AnySession = TypeVar("AnySession")
+"""What runs on the host: a session, or several."""
 AnyStats = TypeVar("AnyStats", bound=Stats)
 Self = TypeVar("Self", bound="Lifecycle[Any, Any]")
 Declared = TypeVar("Declared", bound=Callable[..., None])
@@ -106,6 +106,10 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         self._host: Host | None = None
         self._session: AnySession | None = None
         self._process: int | None = None  # the process that called start()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Creates what instances have in addition, before anything else of them is used."""
 
     @classmethod
     def from_config(cls: type[Self], source: str | os.PathLike[str] | AnyConfig | None = None) -> Self:
@@ -132,8 +136,13 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         """Creates the host."""
 
     @abc.abstractmethod
-    def _new_session(self, host: Host) -> AnySession:
-        """Creates the session that ``start`` starts."""
+    def _open(self, host: Host) -> AnySession:
+        """Starts what runs on the host, whose threads run already.
+
+        Raises:
+            ConfigError: An address can't be bound, or a certificate or key isn't usable.
+            LifecycleError: The system can't create a thread, or the host is stopped.
+        """
 
     def _new_engine(self) -> Engine:
         engine = Engine()
@@ -174,8 +183,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 self._step(Step.START)
             host = self._host = self._new_host()
             host.start()
-            session = self._new_session(host)
-            host.add(session)
+            session = self._open(host)
             with self._changed:
                 self._session = session
                 self._step(Step.STARTED)

@@ -28,11 +28,11 @@ class MachineWatch:
         self._is_open = False
         self._network = NetworkWatch(pump)
         self._sleep: SleepWatch | None = None
-        self._resumed: list[Callable[[], object]] = []
+        self._resumed: dict[object, Callable[[], object]] = {}  # by owner
 
-    def watch(self, resumed: Callable[[], object]) -> None:
+    def watch(self, owner: object, resumed: Callable[[], object]) -> None:
         """Calls ``resumed()`` after each suspend. Any thread."""
-        self._pump.call(self._watch, resumed)
+        self._pump.call(self._watch, owner, resumed)
 
     def watch_route(self, owner: object, server: SocketAddress, changed: Callable[[], object]) -> None:
         """Calls ``changed()`` when the kernel would send to this server from another address than before. Any thread.
@@ -40,6 +40,10 @@ class MachineWatch:
         Replaces the earlier call of the same owner. If the server is the same, the address of before still counts.
         """
         self._pump.call(self._network.watch_route, owner, server, changed)
+
+    def unwatch(self, owner: object) -> None:
+        """Makes no more calls for this owner, once calls in progress have returned. Any thread."""
+        self._pump.call(self._unwatch, owner)
 
     def close(self) -> None:
         """Closes the descriptors. The pump has ended."""
@@ -49,8 +53,8 @@ class MachineWatch:
 
     # --- the pump thread ---
 
-    def _watch(self, resumed: Callable[[], object]) -> None:
-        self._resumed.append(resumed)
+    def _watch(self, owner: object, resumed: Callable[[], object]) -> None:
+        self._resumed[owner] = resumed
         if self._is_open:
             return
         self._is_open = True
@@ -62,6 +66,10 @@ class MachineWatch:
         else:
             self._sleep.open()
 
+    def _unwatch(self, owner: object) -> None:
+        self._resumed.pop(owner, None)
+        self._network.unwatch_route(owner)
+
     def _call_all(self) -> None:
-        for resumed in self._resumed:
+        for resumed in self._resumed.values():
             resumed()

@@ -28,6 +28,10 @@ class Router:
         """Assigns all connections that the endpoint accepts to this session."""
         self._endpoints[endpoint] = session
 
+    def remove_endpoint(self, endpoint: Endpoint) -> None:
+        """Forgets an endpoint that is being closed; connections that are known already stay assigned."""
+        self._endpoints.pop(endpoint, None)
+
     def add_connection(self, connection: Connection, session: Session) -> None:
         """Assigns a connection to this session."""
         self._connections[connection] = session

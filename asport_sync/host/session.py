@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import abc
-import logging
+from collections.abc import Callable
 
 from asport_sync.engine import Connection, Event
 from asport_sync.host.host import Host
-from asport_sync.host.stats import Stats
+from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.log import Log, RateLimit
 
 
 class Session(abc.ABC):
     """Base of ``ClientSession`` and ``ServerSession``.
 
-    The host calls ``prepare`` and ``open`` once each, in this order, and ``close`` once its threads have ended.
+    The host calls ``prepare`` and ``open`` once each, in this order, and ``close`` once its threads have ended, or once
+    the session has ended after ``end``.
 
     Args:
         host: The host that it belongs to.
         log: Receives its log lines.
+        counters: Counts what it does; None: the counters of the host.
+        limit: Rate limit of its log lines; None: that of the host.
     """
 
-    def __init__(self, host: Host, log: logging.Logger) -> None:
+    def __init__(self, host: Host, log: Log, counters: Counters | None = None, limit: RateLimit | None = None) -> None:
         self.host = host
         self.log = log
+        self.counters = host.counters if counters is None else counters
+        self.limit = host.limit if limit is None else limit
 
     @property
     @abc.abstractmethod
@@ -54,13 +60,14 @@ class Session(abc.ABC):
         return ""
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Frees what it opened. The events thread and the pump have ended."""
+    def end(self, grace_period: float, ended: Callable[[], object]) -> None:
+        """Closes its connections and begins nothing new. The events thread; must not block. Called at most once.
+
+        Args:
+            grace_period: Seconds that open TCP connections get to end by themselves.
+            ended: Called in the events thread as soon as there are no connections left, which may be now.
+        """
 
     @abc.abstractmethod
-    def stats(self) -> Stats:
-        """Returns its statistics and those of its host. Any thread.
-
-        Raises:
-            EngineClosedError: The host is stopped.
-        """
+    def close(self) -> None:
+        """Frees what it opened. The events thread and the pump have ended, or its connections have."""

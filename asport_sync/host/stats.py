@@ -237,6 +237,19 @@ COUNTER_NAMES = tuple(each.name for each in _COUNTERS)
 _NAMES_OF = {side: tuple(each.name for each in _COUNTERS if each.side.includes(side)) for side in (_CLIENT, _SERVER)}
 
 
+# What a host counts for all tunnels of a client together.
+_OF_THE_HOST = {
+    "events_failed",
+    "streams_gone_before_relay",
+    "relays_all_workers_busy",
+    "relays_without_worker",
+    "streams_dropped_no_relay",
+}
+
+TUNNEL_COUNTERS = tuple(name for name in _NAMES_OF[_CLIENT] if name not in _OF_THE_HOST)
+"""The names of what is counted for each tunnel of a client."""
+
+
 def counters_of(side: Side, counted: Mapping[str, int]) -> dict[str, int]:
     """Returns the counters of Python code that one side has, also those at zero."""
     return {name: counted.get(name, 0) for name in _NAMES_OF[side]}

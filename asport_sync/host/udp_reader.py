@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 
 from asport_sync.engine import UdpSocket
 from asport_sync.errors import EngineError, GoneError
 from asport_sync.runtime.counters import Counters
+from asport_sync.runtime.log import Log
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
 
@@ -35,7 +35,7 @@ class UdpReader:
         sock: socket.socket,
         udp: UdpSocket,
         counters: Counters,
-        log: logging.Logger,
+        log: Log,
         *,
         always: bool = False,
     ) -> None:

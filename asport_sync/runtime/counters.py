@@ -29,9 +29,11 @@ class CounterTable:
 
     Args:
         names: The names of all counters.
+        total: Counters of which these are a part: they count the same, too.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], total: Counters | None = None) -> None:
+        self._total = total
         self._lock = threading.Lock()  # guards the values; the names never change
         self._values = dict.fromkeys(names, 0)
 
@@ -43,6 +45,8 @@ class CounterTable:
         """
         with self._lock:
             self._values[name] += amount
+        if self._total is not None:
+            self._total.add(name, amount)
 
     def snapshot(self) -> dict[str, int]:
         """Returns all counters by name, also those at zero; a consistent snapshot."""

@@ -13,7 +13,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, MutableMapping
+from typing import Any, Protocol
 
 ROOT = "asport_sync"
 
@@ -45,6 +46,47 @@ logging.getLogger(ROOT).addHandler(logging.NullHandler())
 def logger(name: str) -> logging.Logger:
     """Returns the logger of a part of the package, such as ``server``."""
     return logging.getLogger(f"{ROOT}.{name}")
+
+
+class Log(Protocol):
+    """What writes log lines: a logger, or a logger that puts a name before each line."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        """Returns whether lines of this level are written."""
+
+    def debug(self, msg: object, /, *args: object) -> None:
+        """Writes a line."""
+
+    def info(self, msg: object, /, *args: object) -> None:
+        """Writes a line."""
+
+    def warning(self, msg: object, /, *args: object) -> None:
+        """Writes a line."""
+
+    def exception(self, msg: object, /, *args: object) -> None:
+        """Writes a line and the exception that is being handled."""
+
+    def log(self, level: int, msg: object, /, *args: object) -> None:
+        """Writes a line of any level."""
+
+
+class _Named(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic from Python 3.11 on only
+    def __init__(self, log: logging.Logger, name: str) -> None:
+        super().__init__(log, {})
+        self._prefix = f"{name}: "
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return f"{self._prefix}{msg}", kwargs
+
+
+def named(log: logging.Logger, name: str) -> Log:
+    """Returns a logger that puts ``name: `` before each line.
+
+    Args:
+        log: The logger.
+        name: Without percent signs, because lines are format strings. Empty: lines remain as they are.
+    """
+    return _Named(log, name) if name else log
 
 
 def printable(text: str) -> str:
@@ -231,9 +273,7 @@ class RateLimit:
         self._lock = threading.Lock()  # guards what follows
         self._kinds: dict[tuple[str, Hashable], _Lines] = {}
 
-    def warning(
-        self, log: logging.Logger, text: str, *arguments: object, kind: Hashable = None, source: Hashable = None
-    ) -> bool:
+    def warning(self, log: Log, text: str, *arguments: object, kind: Hashable = None, source: Hashable = None) -> bool:
         """Logs a warning unless the limit is reached. The next line of its kind reports how many were suppressed.
 
         Args:
@@ -251,7 +291,7 @@ class RateLimit:
     def log(
         self,
         level: int,
-        log: logging.Logger,
+        log: Log,
         text: str,
         *arguments: object,
         kind: Hashable = None,

@@ -105,6 +105,10 @@ class NetworkWatch:
         if route is None or route.server != server:
             self._routes[owner] = _Route(server, _address_towards(server), changed)
 
+    def unwatch_route(self, owner: object) -> None:
+        """Forgets the owner's server, if it has one."""
+        self._routes.pop(owner, None)
+
     def close(self) -> None:
         """Closes the socket. The thread must have ended, or never have watched it."""
         if self._socket is not None:

@@ -11,14 +11,14 @@ import socket
 
 from asport_sync.engine import Connection, SocketAddress, UdpSocket
 from asport_sync.errors import EngineError, GoneError
-from asport_sync.host.associations import NONE_TO_EVICT, REFUSAL_LASTS, Evictions, IdleCheck, SourceShares
+from asport_sync.host.associations import NONE_TO_EVICT, REFUSAL_LASTS, Evictions, IdleCheck, SharedBudget, SourceShares
 from asport_sync.host.udp_reader import UdpReader
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
-from asport_sync.server.associations import LAST_ASSOCIATION, AssociationTable, SharedBudget
+from asport_sync.server.associations import LAST_ASSOCIATION, AssociationTable
 from asport_sync.wire import Dissociate, encode
 
 # While others want some, one source address has at most half of the associations, so that it can't shut out all others.

@@ -184,5 +184,11 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         config = self.config
         return Host(self._new_engine(), config.workers, config.tcp_keepalive, logger("server"), config.relay)
 
+    def _open(self, host: Host) -> ServerSession:
+        session = self._new_session(host)
+        host.add(session)
+        return session
+
     def _new_session(self, host: Host) -> ServerSession:
+        """Creates the session that ``start`` starts."""
         return ServerSession(self.config, host)

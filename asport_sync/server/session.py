@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -18,6 +19,7 @@ from asport_sync.engine import (
     CommandReceived,
     Connected,
     Connection,
+    Endpoint,
     Event,
     Probed,
     SocketAddress,
@@ -27,8 +29,9 @@ from asport_sync.engine import (
     UdpLargeTransfer,
     Violation,
 )
-from asport_sync.errors import ConfigError, EngineError, HandleGoneError, RemoteProtocolError
+from asport_sync.errors import ConfigError, EngineError, GoneError, HandleGoneError, RemoteProtocolError
 from asport_sync.hidden import HiddenBytes
+from asport_sync.host.associations import SharedBudget
 from asport_sync.host.certificates import Loaded, load_server
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect
 from asport_sync.host.session import Session
@@ -36,7 +39,6 @@ from asport_sync.host.stats import Side
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.machine import machine_id
-from asport_sync.server.associations import SharedBudget
 from asport_sync.server.claims import Claim, Claims, either
 from asport_sync.server.connection import ClientConnection
 from asport_sync.server.policy import (
@@ -103,6 +105,8 @@ class ServerSession(Session):
         self._failure_delay = FailureDelay(host.clock)
         self._loaded: Loaded | None = None  # set by prepare()
         self._address: SocketAddress | None = None
+        self._endpoint: Endpoint | None = None
+        self._ended: Callable[[], object] | None = None  # set by end()
         self._lock = threading.Lock()  # guards _connections; the events thread, its only writer, reads without it
         self._connections: dict[Connection, ClientConnection] = {}
         self._claims = Claims(host, self._connections, self._grant, self._refuse)
@@ -165,6 +169,7 @@ class ServerSession(Session):
         except EngineError as problem:
             # Configuration files are checked, but a program may have constructed the configuration itself.
             raise ConfigError(f"cannot listen on {config.server}: {problem}; requested {transport}") from problem
+        self._endpoint = endpoint
         self.host.router.add_endpoint(endpoint, self)
         log_keys_without_effect(config, _log)
         if not sockets.is_here(host):
@@ -192,6 +197,16 @@ class ServerSession(Session):
         """Returns the public port of the connection as a log prefix; empty if it has none."""
         client = self._connections.get(connection)
         return "" if client is None or client.port is None else f"port {client.port.number}: "
+
+    def end(self, grace_period: float, ended: Callable[[], object]) -> None:
+        """Closes the QUIC socket and all connections, without a grace period."""
+        self._ended = ended
+        if self._endpoint is not None:
+            self.host.router.remove_endpoint(self._endpoint)
+            with contextlib.suppress(GoneError):
+                self._endpoint.close()
+        if not self._connections:
+            ended()
 
     def close(self) -> None:
         """Closes public ports. The events thread and the pump have ended."""
@@ -438,6 +453,8 @@ class ServerSession(Session):
     def _closed(self, event: Closed) -> None:
         with self._lock:
             client = self._connections.pop(event.connection, None)
+        if self._ended is not None and not self._connections:
+            self._ended()
         if client is None:
             self.host.counters.add("joins_failed")
             level: Callable[..., object] = _log.debug

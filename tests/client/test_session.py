@@ -11,10 +11,11 @@ from typing import Any, cast
 import pytest
 
 from asport_sync.client import session as client_session
-from asport_sync.client.backend import Associations, DialledBackend, max_associations
+from asport_sync.client.backend import Associations, DialledBackend
 from asport_sync.client.connection import ServerConnection, why_closed
 from asport_sync.client.connector import Close
 from asport_sync.client.session import ClientSession
+from asport_sync.client.shared import max_associations
 from asport_sync.engine import Carrier, CloseCause, Connection
 from asport_sync.errors import (
     AsportError,
@@ -688,10 +689,8 @@ def test_figures_of_the_connection() -> None:
     with scene_of() as scene:
         scene.ready()
         stats = scene.session.stats()
-        assert stats.running
         assert stats.public == (SERVER[0], PORT)
         assert [each.smoothed_rtt for each in stats.connections] == [0.1]
-        assert stats.engine["packets_sent"] == 1
         assert (stats.counters["joined"], stats.counters["attempts_failed"]) == (1, 0)
         assert "clients_joined" not in stats.counters
         assert PASSWORD not in repr(stats)

@@ -243,7 +243,7 @@ def test_errors_of_another_tunnel() -> None:
     assert options == {}  # no traceback shows them
     with pytest.raises(ConfigError, match="is not a name of a tunnel"):
         tunnel_from_options(config, "", {"local": "127.0.0.1:1"})
-    no_trust = {"local": "127.0.0.1:1", "certificates": {"disable_native": True}}
+    no_trust: dict[str, object] = {"local": "127.0.0.1:1", "certificates": {"disable_native": True}}
     with pytest.raises(ConfigError, match=r"^tunnels\.ssh\.certificates: no certificate would be trusted"):
         tunnel_from_options(config, "ssh", no_trust)
 

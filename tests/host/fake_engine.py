@@ -188,6 +188,7 @@ class FakeConnection:
         self.udp: list[FakeUdpSocket] = []
         self.listeners: list[FakeListener] = []
         self.dials: list[tuple[real.SocketAddress | None, float, float]] = []
+        self.open_streams = 0
         self.is_gone = False
 
     def _check(self) -> None:
@@ -197,6 +198,8 @@ class FakeConnection:
     def close(self, code: int = 0, *, linger: float = 0.0) -> None:
         self._check()
         self.closed = (code, linger)
+        if self.engine.closes_at_once:
+            self.engine.post(closed(self, real.CloseCause.LOCAL))
 
     def export(self, label: bytes, context: bytes, length: int) -> bytes:
         self._check()
@@ -238,6 +241,7 @@ class FakeConnection:
                 "smoothed_rtt": 0.1,
                 "packets_received": self.packets_received,
                 "datagram_limit": self.datagram_limit,
+                "streams": self.open_streams,
                 "silence": self.silence,
             }
         )
@@ -289,6 +293,17 @@ def token_of(connection: FakeConnection, user: Any, password: str) -> bytes:
     return exported(connection.secret, token.label(user), token.context(password), token.TOKEN_LENGTH)
 
 
+class FakeCredentials:
+    """Credentials, and whether they were freed."""
+
+    def __init__(self) -> None:
+        self.freed = False
+
+    def free(self) -> None:
+        assert not self.freed
+        self.freed = True
+
+
 class FakeEngine:
     """The engine. ``post`` is the peer's way in; ``on_connect`` is called for each connection that a client opens."""
 
@@ -305,7 +320,9 @@ class FakeEngine:
         self.listening: list[dict[str, Any]] = []
         self.connecting: list[dict[str, Any]] = []
         self.credentials: list[dict[str, Any]] = []
+        self.credentials_made: list[FakeCredentials] = []
         self.credentials_problem: EngineError | None = None
+        self.closes_at_once = False  # whether Closed follows the call that closes a connection
         self.certificates_found: list[real.Certificate] = []  # in whatever is looked at
         self.listen_problem: EngineError | None = None
         self.connect_problem: EngineError | OSError | None = None
@@ -363,29 +380,32 @@ class FakeEngine:
     def counters(self) -> dict[str, int]:
         return {**{each.name: 0 for each in real.COUNTERS}, "packets_sent": 1}
 
-    def server_credentials(self, **options: Any) -> str:
+    def server_credentials(self, **options: Any) -> FakeCredentials:
         return self._credentials(options)
 
-    def client_credentials(self, **options: Any) -> str:
+    def client_credentials(self, **options: Any) -> FakeCredentials:
         return self._credentials(options)
 
-    def _credentials(self, options: dict[str, Any]) -> str:
+    def _credentials(self, options: dict[str, Any]) -> FakeCredentials:
         if self.credentials_problem is not None:
             raise self.credentials_problem
         self.credentials.append(options)
-        return "credentials"
+        self.credentials_made.append(FakeCredentials())
+        return self.credentials_made[-1]
 
     def certificates(self, content: bytes) -> list[real.Certificate]:
         return self.certificates_found
 
-    def listen(self, sock: socket.socket, credentials: str, transport: real.Transport, **options: Any) -> str:
+    def listen(
+        self, sock: socket.socket, credentials: FakeCredentials, transport: real.Transport, **options: Any
+    ) -> str:
         if self.listen_problem is not None:
             raise self.listen_problem
         self.listening.append({"address": sock.getsockname(), "transport": transport, **options})
         return "endpoint"
 
     def connect(
-        self, sock: socket.socket, credentials: str, transport: real.Transport, **options: Any
+        self, sock: socket.socket, credentials: FakeCredentials, transport: real.Transport, **options: Any
     ) -> FakeConnection:
         if self._stopped:
             raise EngineClosedError(-1, "stopped")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast, get_args
 
 import pytest
@@ -16,7 +16,6 @@ from asport_sync.engine import CloseCause, Connection, Endpoint, Engine, Event, 
 from asport_sync.errors import ConfigError, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.session import Session
-from asport_sync.host.stats import Stats
 from asport_sync.server.session import ServerSession
 from asport_sync.wire import Connect, encode
 from tests.host import fake_engine as fake
@@ -59,11 +58,12 @@ class Recorder(Session):
     def stream_label(self, connection: Connection) -> str:
         return f"{self.name}: "
 
+    def end(self, grace_period: float, ended: Callable[[], object]) -> None:
+        self._note("end")
+        ended()
+
     def close(self) -> None:
         self._note("close")
-
-    def stats(self) -> Stats:
-        return Stats(running=True)
 
 
 @pytest.fixture

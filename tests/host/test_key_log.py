@@ -34,7 +34,7 @@ def config(**options: Any) -> TunnelConfig:
     ],
 )
 def test_what_is_not_verified(options: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture) -> None:
-    log_verification(config(**options).tls)
+    log_verification(config(**options).tls, log)
     assert [record.levelname for record in caplog.records] == (["WARNING"] if said else [])
     assert said in caplog.text
 

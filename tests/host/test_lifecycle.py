@@ -20,6 +20,7 @@ import pytest
 import asport_sync
 from asport_sync.client.client import Client
 from asport_sync.client.session import ClientSession
+from asport_sync.client.shared import Shared
 from asport_sync.client.stats import ClientStats
 from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig
 from asport_sync.engine import Engine, LogRecord
@@ -60,8 +61,8 @@ class NoticingServerSession(ServerSession):
 class NoticingClientSession(ClientSession):
     """Notices that its status is asked for."""
 
-    def __init__(self, config: TunnelConfig, host: Host, asked: threading.Event) -> None:
-        super().__init__(config, host)
+    def __init__(self, config: TunnelConfig, host: Host, shared: Shared, asked: threading.Event) -> None:
+        super().__init__(config, host, shared=shared)
         self._status_asked = asked
 
     @property
@@ -98,8 +99,8 @@ class PlayedClient(Client):
         self.engines.append(FakeEngine())
         return self.engines[-1].as_real()
 
-    def _new_session(self, host: Host) -> ClientSession:
-        return NoticingClientSession(self.config, host, self.waiting)
+    def _new_session(self, host: Host, tunnel: TunnelConfig, shared: Shared, port: int | None) -> ClientSession:
+        return NoticingClientSession(tunnel, host, shared, self.waiting)
 
 
 Played = PlayedServer | PlayedClient

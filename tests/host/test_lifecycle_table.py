@@ -68,6 +68,9 @@ class Nothing(Session):
     def stream_label(self, connection: Connection) -> str:
         return ""
 
+    def end(self, grace_period: float, ended: Callable[[], object]) -> None:
+        ended()
+
     def close(self) -> None:
         self.during("close")
 
@@ -98,9 +101,10 @@ class Played(Lifecycle[ServerConfig, Nothing]):
     def _new_host(self) -> Host:
         return Host(self._new_engine(), 0, 0.0, logger("test"))
 
-    def _new_session(self, host: Host) -> Nothing:
+    def _open(self, host: Host) -> Nothing:
         session = Nothing(host, host.log)
         session.during = self._during
+        host.add(session)
         return session
 
     def _during(self, place: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import asport_sync
-from asport_sync.client.stats import ClientStats
+from asport_sync.client.stats import ClientStats, TunnelStats
 from asport_sync.engine import COUNTERS, ConnectionInfo
 from asport_sync.host.stats import (
     COUNTER_NAMES,
@@ -64,7 +64,7 @@ def test_a_metric_can_be_exported(metric: Metric) -> None:
 def test_what_runs_has_the_metrics_of_its_side_and_no_others(make: Callable[[], PlayedServer | PlayedClient]) -> None:
     with make() as played:
         whole = played.stats().as_dict()
-    for own in ("running", "public", "address", "connections"):
+    for own in ("running", "public", "address", "connections", "tunnels"):
         whole.pop(own, None)
     side = Side.SERVER if isinstance(played, PlayedServer) else Side.CLIENT
     found: set[tuple[str, ...]] = {(key,) for key, value in whole.items() if not isinstance(value, dict)}
@@ -152,7 +152,8 @@ def figures(side: Side) -> dict[str, Any]:
 
 
 def client_stats() -> ClientStats:
-    return ClientStats(running=True, **figures(Side.CLIENT), public=PEER, connections=(info(),))
+    tunnels = {"web": TunnelStats(PEER, (info(),), {"joined": 1})}
+    return ClientStats(running=True, **figures(Side.CLIENT), public=PEER, connections=(info(),), tunnels=tunnels)
 
 
 def server_stats() -> ServerStats:
@@ -175,6 +176,7 @@ def test_a_client_as_dict() -> None:
         "running": True,
         "public": PEER,
         "connections": [dataclasses.asdict(info())],
+        "tunnels": {"web": {"public": PEER, "connections": [dataclasses.asdict(info())], "counters": {"joined": 1}}},
         "uptime": 1.5,
         "engine": {each.name: 1 for each in COUNTERS},
         "counters": counters_of(Side.CLIENT, {"udp_associations": 7}),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from asport_sync import Client
-from asport_sync.client.backend import max_associations
+from asport_sync.client.shared import max_associations
 from asport_sync.engine import Carrier, CommandReceived, Connected, Connection
 from asport_sync.runtime import descriptors
 from asport_sync.wire import Address, Dissociate, Packet, ServerHello, ServerHelloCode, encode

@@ -12,6 +12,8 @@ import pytest
 from asport_sync import Client, RefusedError, Server
 from asport_sync.client.connector import Happened, Report
 from asport_sync.client.session import ClientSession
+from asport_sync.client.shared import Shared
+from asport_sync.config import TunnelConfig
 from asport_sync.errors import HandleGoneError
 from asport_sync.host.host import Host
 from asport_sync.runtime.backoff import Backoff
@@ -39,8 +41,8 @@ class AtOnce(Backoff):
 class Restless(Client):
     """A client without pauses between its attempts."""
 
-    def _new_session(self, host: Host) -> ClientSession:
-        return ClientSession(self.config, host, AtOnce())
+    def _new_session(self, host: Host, tunnel: TunnelConfig, shared: Shared, port: int | None) -> ClientSession:
+        return ClientSession(tunnel, host, AtOnce(), shared=shared, port=port)
 
 
 class Tunnel:
@@ -54,9 +56,8 @@ class Tunnel:
 
     def reconnect(self, turn: int) -> None:
         """End the connection, in one of the ways in which connections end, and wait until another one stands."""
-        session = self.client._session
+        session = next(iter(self.client._running().by_name.values()))
         server = self.server._session
-        assert session is not None
         assert server is not None
         current = session._connector.in_use
         assert current is not None
@@ -137,5 +138,5 @@ def test_nothing_stays_of_a_reconnect(turns: int, certificate: Certificate) -> N
 def drained(server: Server, client: Client) -> bool:
     """Whether the one connection is all that either side knows of."""
     assert server._session is not None
-    assert client._session is not None
-    return len(server._session._connections) == 1 and len(client._session._connections) == 1
+    (session,) = client._running().by_name.values()
+    return len(server._session._connections) == 1 and len(session._connections) == 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from asport_sync.server.associations import AssociationTable, SharedBudget
+from asport_sync.host.associations import SharedBudget
+from asport_sync.server.associations import AssociationTable
 
 
 def test_ids_begin_at_1_and_ascend() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from asport_sync.engine import Connection, SocketAddress
 from asport_sync.errors import EngineError
-from asport_sync.host.associations import SourceShares
+from asport_sync.host.associations import SharedBudget, SourceShares
 from asport_sync.runtime import sockets
-from asport_sync.server.associations import AssociationTable, SharedBudget
+from asport_sync.server.associations import AssociationTable
 from asport_sync.server.public_udp import PublicUdp
 from asport_sync.wire import Dissociate, decode
 from tests.host.fake_engine import (

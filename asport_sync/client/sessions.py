@@ -1,0 +1,162 @@
+"""The sessions of a client: one for each tunnel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from asport_sync.client.session import ClientSession, wait_ready
+from asport_sync.client.shared import Shared
+from asport_sync.client.stats import ClientStats
+from asport_sync.config import TunnelConfig
+from asport_sync.engine import SocketAddress
+from asport_sync.errors import ConfigError, ConfigErrors, LifecycleError
+from asport_sync.host.host import Host
+from asport_sync.host.session import Session
+from asport_sync.host.stats import Side
+
+# Characters of each of the two lists in the status line, of the tunnels that are public and of the others: about as
+# much as a terminal shows in two lines.
+_MAX_LISTED = 200
+
+
+class Changes(NamedTuple):
+    """The names of the tunnels in which two configurations differ.
+
+    Attributes:
+        added: Only the second has them.
+        removed: Only the first has them.
+        changed: Both have them, with different settings.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    @classmethod
+    def between(cls, before: Mapping[str, TunnelConfig], after: Mapping[str, TunnelConfig]) -> Changes:
+        """Returns in what ``after`` differs from ``before``."""
+        return cls(
+            tuple(name for name in after if name not in before),
+            tuple(name for name in before if name not in after),
+            tuple(name for name in after if name in before and after[name] != before[name]),
+        )
+
+
+class Sessions:
+    """The sessions of the tunnels of a client between start and stop. Any thread, unless noted otherwise.
+
+    Args:
+        host: Their host.
+        new: Creates the session of a tunnel, given the public port that it had before.
+
+    Attributes:
+        host: Their host.
+        by_name: The sessions by tunnel, in the order of the configuration. Replaced, never changed.
+    """
+
+    def __init__(self, host: Host, new: Callable[[Host, TunnelConfig, Shared, int | None], ClientSession]) -> None:
+        self.host = host
+        self.by_name: Mapping[str, ClientSession] = {}
+        self._new = new
+        self._shared = Shared(host)
+
+    def change(self, tunnels: Mapping[str, TunnelConfig], grace_period: float = 0.0) -> None:
+        """Makes these the tunnels: ends and begins sessions of those that differ. One thread at a time; may block.
+
+        If the client is stopped meanwhile, that ends all sessions.
+
+        Args:
+            tunnels: All tunnels, by name.
+            grace_period: Seconds that open TCP connections of removed and changed tunnels get to end by themselves.
+
+        Raises:
+            ConfigErrors: A trusted certificate of a new or changed tunnel isn't usable; nothing has changed.
+            LifecycleError: The system can't create a thread.
+        """
+        before = self.by_name
+        changes = Changes.between({name: session.config for name, session in before.items()}, tunnels)
+        begun = self._prepare([tunnels[name] for name in (*changes.added, *changes.changed)])
+        gone = [before[name] for name in (*changes.removed, *changes.changed)]
+        self.by_name = {name: begun.get(name) or before[name] for name in tunnels}
+        for session in gone:
+            self.host.remove(session, grace_period)
+        for session in begun.values():
+            try:
+                self.host.open(session)
+            except LifecycleError:
+                if not self.host.stopping.is_set():
+                    raise
+                session.close()
+
+    def _prepare(self, tunnels: Sequence[TunnelConfig]) -> dict[str, ClientSession]:
+        """Creates sessions and reads their files.
+
+        Raises:
+            ConfigErrors: One or more files aren't usable; each problem is listed once.
+        """
+        made: dict[str, ClientSession] = {}
+        problems: dict[str, ConfigError] = {}
+        try:
+            for tunnel in tunnels:
+                former = self.by_name.get(tunnel.name)
+                session = self._new(self.host, tunnel, self._shared, None if former is None else former.port)
+                try:
+                    session.prepare()
+                except ConfigError as problem:
+                    problems.setdefault(str(problem), problem)
+                else:
+                    made[tunnel.name] = session
+            if problems:
+                raise ConfigErrors(problems.values())
+        except BaseException:
+            for session in made.values():
+                session.close()
+            raise
+        return made
+
+    def wait_ready(self, timeout: float | None) -> SocketAddress:
+        """See ``Client.wait_ready``."""
+        sessions = list(self.by_name.values())
+        if not sessions:
+            raise LifecycleError("there is no tunnel")
+        return wait_ready(sessions, timeout, self._shared.changed)[0]
+
+    def stats(self) -> ClientStats:
+        """Returns statistics of the tunnels and of their host.
+
+        Raises:
+            EngineClosedError: The host is stopped.
+        """
+        tunnels = {name: session.stats() for name, session in self.by_name.items()}
+        return ClientStats(
+            running=True,
+            **self.host.stats(Side.CLIENT),
+            public=next((each.public for each in tunnels.values()), None),
+            connections=tuple(connection for each in tunnels.values() for connection in each.connections),
+            tunnels=tunnels,
+        )
+
+
+def status_of(sessions: Sequence[Session]) -> str:
+    """Returns the state of all tunnels in one line of bounded length, for the service manager. Any thread."""
+    if len(sessions) == 1:
+        return sessions[0].status
+    states = [(each.name, each.public, each.status) for each in sessions if isinstance(each, ClientSession)]
+    public = [f"{name} {status.removeprefix('public ')}".lstrip() for name, address, status in states if address]
+    others = [f"{name} {status}".lstrip() for name, address, status in states if not address]
+    line = f"{len(public)} of {len(states)} tunnels public"
+    if public:
+        line += f": {_listed(public, ', ')}"
+    return f"{line}; {_listed(others, '; ')}" if others else line
+
+
+def _listed(items: Sequence[str], separator: str) -> str:
+    """Returns as many items as there is room for, at least one, and how many are left out."""
+    shown: list[str] = []
+    for item in items:
+        if shown and sum(map(len, shown)) + len(item) > _MAX_LISTED:
+            break
+        shown.append(item)
+    left_out = len(items) - len(shown)
+    return separator.join(shown) + (f" and {left_out} more" if left_out else "")
