@@ -194,6 +194,57 @@ static void test_socket_errors(void)
     end_stream(stream);
 }
 
+/* A unix socket hangs up as soon as its peer has closed it. Without anything unread that is an end of the peer's
+ * direction only, as in TCP: the stream stays open until the other direction has ended, or finds that it can't. */
+static void test_unix_hang_up(void)
+{
+    enum { FINISHES, WRITES, UNREAD, CASES };
+    for (int how = 0; how < CASES; how++) {
+        for (int first = 0; first <= 1; first++) { /* the peer has ended its direction before */
+            aq_stream *stream = new_stream(WINDOW, WINDOW);
+            int ends[2];
+
+            open_pair(0, ends);
+            aq_stream_begin(stream, ends[0]);
+            atomic_store(&stream->opened, 1);
+            CHECK_INT(write(ends[1], bytes, 3000), 3000);
+            if (how == UNREAD)
+                CHECK_INT(write(ends[0], bytes, 1), 1);
+            if (first) {
+                CHECK_INT(shutdown(ends[1], SHUT_WR), 0);
+                while (pump(stream, ends[0], BUDGET) != AQ_NEED_DATA)
+                    ;
+            }
+            CHECK_INT(close(ends[1]), 0);
+            wait_for(stream, ends[0], 0); /* a hang-up is told unasked */
+            aq_stream_socket_failed(stream, ends[0], 0);
+            if (how == UNREAD) {
+                while (pump(stream, ends[0], BUDGET) != 0)
+                    leaves(stream, bytes, 3000);
+                CHECK_INT(stream->result.error, ECONNRESET);
+                CHECK_INT(atomic_load(&stream->tx_fin), first);
+            } else {
+                CHECK_INT(pump(stream, ends[0], BUDGET), AQ_NEED_DATA);
+                CHECK_INT(atomic_load(&stream->tx_fin), 1);
+                CHECK_INT(atomic_load(&stream->reset), 0);
+                if (how == WRITES)
+                    arrives(stream, bytes, 10, 0);
+                else
+                    atomic_store(&stream->rx_fin, 1);
+                CHECK_INT(pump(stream, ends[0], BUDGET), 0);
+                CHECK_INT(stream->result.error, how == WRITES ? EPIPE : 0);
+                leaves(stream, bytes, 3000);
+            }
+            CHECK_INT(stream->result.end, how == FINISHES ? AQ_END_FINISHED : AQ_END_SOCKET_ERROR);
+            CHECK_INT(stream->result.sent, 3000);
+            CHECK_INT(atomic_load(&stream->reset), how == FINISHES ? 0 : AQ_STREAM_ABORTED + 1);
+            CHECK_INT(close(ends[0]), 0);
+            told();
+            end_stream(stream);
+        }
+    }
+}
+
 /* ---- what came before the end ------------------------------------------------------------------------------------ */
 
 static uint64_t cut_short(void)
@@ -500,6 +551,7 @@ int main(void)
     test_resets();
     test_dead();
     test_socket_errors();
+    test_unix_hang_up();
     test_linger();
     for (i = 0; i < 4; i++)
         reset_behind((int)i % 2, (int)i / 2);

@@ -61,7 +61,8 @@ uint64_t aq_keepalive_due(const aq_keepalive *keepalive, uint64_t written)
     return keepalive->checked + aq_keepalive_period(keepalive);
 }
 
-/* Returns the nanoseconds since the last acknowledgement from the peer, new or duplicate. */
+/* Returns the nanoseconds since the last acknowledgement from the peer, new or duplicate; 0 for a unix socket, whose
+ * peer cannot vanish unnoticed. */
 static uint64_t silence(int fd)
 {
     struct tcp_info info;

@@ -235,7 +235,7 @@ static int is_within_grace_period(aq_stream *stream, uint64_t moved)
 }
 
 /* Returns the bytes written to a TCP socket that its peer's kernel has not acknowledged; 0 also where they no longer
- * matter because the connection is closed. */
+ * matter because the connection is closed, and for a unix socket, whose close() discards nothing. */
 static uint64_t queued_in_socket(int fd)
 {
     struct tcp_info info;
@@ -548,15 +548,27 @@ unsigned aq_stream_transfer(aq_stream *stream, int fd, uint64_t read_budget, uin
     return need;
 }
 
+/* A unix socket hangs up as soon as its peer has closed both directions, in order too: unlike in TCP, this is not known
+ * from the first write afterwards only. */
+static int hangs_up_in_order(int fd)
+{
+    int domain = AF_UNSPEC;
+    socklen_t length = sizeof(domain);
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX;
+}
+
 void aq_stream_socket_failed(aq_stream *stream, int fd, int error)
 {
     socklen_t length = sizeof(error);
     stream->can_read = stream->can_write = 1;
     stream->hung_up = 1;
-    if (error == 0 && stream->tx_done) /* otherwise reading reports it */
+    if (error == 0 && !stream->tx_done)
+        return; /* reading reports it */
+    if (error == 0)
         getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
-    if (error != 0 || stream->tx_done)
-        lose_socket(stream, error != 0 ? error : ECONNRESET);
+    if (error == 0 && hangs_up_in_order(fd))
+        return; /* writing reports it, if there is anything left to write */
+    lose_socket(stream, error != 0 ? error : ECONNRESET);
 }
 
 int aq_stream_check_peer(aq_stream *stream, int fd, uint64_t now)
