@@ -35,7 +35,7 @@ NEVER = float("inf")
 class State(enum.Enum):
     """What the client is doing."""
 
-    IDLE = "not started"
+    IDLE = "no connection is wanted"
     CONNECTING = "attempting to connect, or pausing between attempts"
     JOINING = "one connection waits for the ServerHello"
     JOINED = "a connection is in use"
@@ -55,7 +55,8 @@ class About(enum.Enum):
 class Happened(enum.Enum):
     """What a report says."""
 
-    START = "the client is started"
+    START = "a connection is wanted: the client is started, or its service is healthy again"
+    WITHDRAW = "no connection is wanted any more"
     TIMER = "the time of wake_at has come"
     RESOLVED = "a look-up has ended"
     OPENED = "an attempt has begun"
@@ -475,6 +476,16 @@ class Connector(Generic[C]):
         self._in_use = None
         self._greet()
 
+    # --- no connection is wanted: IDLE ---
+
+    def _withdraw(self, _: Report[C]) -> None:
+        self._close_attempts()
+        for connection in (self._chosen, self._in_use):
+            if connection is not None:
+                self._do(Close(connection))
+        self._chosen = self._in_use = None
+        self._state = State.IDLE
+
     # --- a connection is in use: JOINED and SILENT ---
 
     def _lost(self, report: Report[C]) -> None:
@@ -526,6 +537,8 @@ _ATTEMPTING: dict[tuple[About, Happened], _Step] = {
 
 TABLE: Mapping[tuple[State, About | None, Happened], _Step] = {
     (State.IDLE, About.NONE, Happened.START): Connector._start,
+    (State.IDLE, About.NONE, Happened.RESOLVED): Connector._resolved_late,
+    **{(state, About.NONE, Happened.WITHDRAW): Connector._withdraw for state in State if state is not State.IDLE},
     **{(state, *key): step for state in (State.CONNECTING, State.SILENT) for key, step in _ATTEMPTING.items()},
     (State.CONNECTING, About.NONE, Happened.ADDRESS_CHANGED): Connector._begin_round_now,
     (State.CONNECTING, About.NONE, Happened.RESUMED): Connector._begin_round_now,

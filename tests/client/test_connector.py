@@ -138,6 +138,12 @@ def client_in(state: State) -> Client:
 
 NEXT_STATES: dict[tuple[State, About, Happened], tuple[State, list[machine.Action[Conn]]]] = {
     (State.IDLE, About.NONE, Happened.START): (State.CONNECTING, []),
+    (State.IDLE, About.NONE, Happened.RESOLVED): (State.IDLE, []),
+    (State.CONNECTING, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("a")]),
+    (State.JOINING, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("a")]),
+    (State.JOINED, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("a")]),
+    (State.SILENT, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("b"), Close("a")]),
+    (State.CHECKING, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("b"), Close("a")]),
     (State.CONNECTING, About.NONE, Happened.ADDRESS_CHANGED): (State.CONNECTING, []),
     (State.CONNECTING, About.NONE, Happened.RESUMED): (State.CONNECTING, []),
     (State.CONNECTING, About.ATTEMPT, Happened.CONNECTED): (State.JOINING, [Greet("a")]),
@@ -249,6 +255,34 @@ def test_an_attempt_without_any_event_is_given_up() -> None:
 @pytest.mark.parametrize("state", [State.IDLE, State.JOINED])
 def test_there_is_nothing_to_wait_for_in_some_states(state: State) -> None:
     assert client_in(state).connector.wake_at == NEVER
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.IDLE])
+def test_a_withdrawn_client_connects_at_once_when_it_is_started_again(state: State) -> None:
+    client = client_in(state)
+    client.report(Happened.WITHDRAW)
+    assert (client.connector.in_use, client.connector.wake_at) == (None, NEVER)
+    client.now += 100
+    client.report(Happened.START)
+    assert client.connector.wake_at == client.now
+    assert client.wait() == [Open(FIRST)]
+
+
+def test_a_withdrawn_client_takes_no_notice_of_the_ends_of_its_connections() -> None:
+    client = client_in(State.SILENT)
+    client.report(Happened.WITHDRAW)
+    for connection in ("a", "b"):
+        assert client.report(Happened.ENDED, connection, LOST) == []
+    assert client.connector.state is State.IDLE
+
+
+def test_a_look_up_that_ends_while_the_client_is_withdrawn_is_used_later() -> None:
+    client = started()
+    client.report(Happened.WITHDRAW)
+    client.report(Happened.RESOLVED, addresses=[FIRST])
+    client.report(Happened.START)
+    assert client.wait() == [Resolve()]
+    assert client.wait() == [Open(FIRST)]  # it takes longer than 0.3 s
 
 
 def test_an_address_change_ends_a_pause() -> None:
@@ -451,7 +485,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.client.now += seconds
         self.report(Happened.TIMER)
 
-    @rule(what=st.sampled_from([Happened.ADDRESS_CHANGED, Happened.RESUMED]))
+    @rule(what=st.sampled_from([Happened.ADDRESS_CHANGED, Happened.RESUMED, Happened.WITHDRAW, Happened.START]))
     def machine(self, what: Happened) -> None:
         self.report(what)
 
@@ -491,7 +525,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def there_is_always_something_to_wait_for(self) -> None:
         connector = self.client.connector
-        if connector.state is not State.JOINED:
+        if connector.state not in (State.JOINED, State.IDLE):
             assert connector.wake_at < NEVER
 
     @invariant()
