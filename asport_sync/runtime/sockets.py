@@ -26,6 +26,8 @@ OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """struct linger {1, 0}: close() sends RST."""
+_FULL_BACKLOG_PAUSE = 0.01
+"""Seconds between attempts to connect to a unix socket with a full backlog: short against what a visitor notices."""
 _IP_FREEBIND = 15  # <linux/in.h>; the socket module has no name for it
 _IPV6_FREEBIND = 78  # <linux/in6.h>
 
@@ -260,24 +262,74 @@ def _connect(sock: socket.socket, address: SocketAddress, timeout: float, stop: 
     sock.setblocking(False)
     code = sock.connect_ex(connectable(address))
     if code == errno.EINPROGRESS:
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT)
-        descriptor = stop.fileno()
-        if stop.is_set() or descriptor < 0:
-            raise Stopped
-        poll.register(descriptor, select.POLLIN)
-        deadline = time.monotonic() + timeout
-        while True:
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if stop.is_set():
-                raise Stopped
-            if any(number == sock.fileno() for number, _ in ready):
-                break
-            if time.monotonic() >= deadline:
-                raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout:g} s")
+        if not wait_until_ready(sock, select.POLLOUT, time.monotonic() + timeout, stop):
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout:g} s")
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code != 0:
         raise OSError(code, os.strerror(code))
+
+
+def wait_until_ready(sock: socket.socket, event: int, deadline: float, stop: StopSignal) -> bool:
+    """Waits until a socket is ready, or has an error; returns False once the deadline has passed.
+
+    Args:
+        sock: The socket.
+        event: What to wait for: ``select.POLLIN`` or ``select.POLLOUT``.
+        deadline: On the monotonic clock.
+        stop: Ends the wait.
+
+    Raises:
+        Stopped: The stop signal was set.
+    """
+    poll = select.poll()
+    poll.register(sock, event)
+    descriptor = stop.fileno()
+    if stop.is_set() or descriptor < 0:
+        raise Stopped
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if stop.is_set():
+            raise Stopped
+        if any(number == sock.fileno() for number, _ in ready):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+
+
+def dial_unix(path: str, timeout: float, stop: StopSignal) -> socket.socket:
+    """Connects to a unix stream socket.
+
+    Args:
+        path: Its path, or ``@`` and the name of an abstract socket.
+        timeout: Seconds to wait for a place in its backlog; at most one day.
+        stop: Ends the wait.
+
+    Returns:
+        A connected socket with ``timeout`` as its timeout.
+
+    Raises:
+        OSError: There is no such socket, nothing listens there, or the backlog stays full.
+        Stopped: The stop signal was set.
+    """
+    timeout = min(timeout, LONGEST_WAIT)
+    deadline = time.monotonic() + timeout
+    sock = new_socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        # EAGAIN: the backlog is full. Nothing reports when there is a place again.
+        while (code := sock.connect_ex("\0" + path[1:] if path.startswith("@") else path)) == errno.EAGAIN:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(errno.ETIMEDOUT, f"the backlog is full for {timeout:g} s")
+            if stop.wait(_FULL_BACKLOG_PAUSE):
+                raise Stopped
+        if code != 0:
+            raise OSError(code, os.strerror(code))
+        sock.settimeout(timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def unbound_udp(host: str) -> socket.socket:

@@ -130,11 +130,20 @@ class WorkerPool:
 
     Args:
         max_threads: Maximum number of threads.
+        name: Of the threads; a number follows.
         idle_time: Seconds after which an idle worker ends.
         max_waiting: Maximum number of queued tasks.
     """
 
-    def __init__(self, max_threads: int, *, idle_time: float = _IDLE_TIME, max_waiting: int = _MAX_WAITING) -> None:
+    def __init__(
+        self,
+        max_threads: int,
+        *,
+        name: str = "asport-worker",
+        idle_time: float = _IDLE_TIME,
+        max_waiting: int = _MAX_WAITING,
+    ) -> None:
+        self._name = name
         self._max_threads = max(1, max_threads)
         self._max_waiting = max_waiting
         self._idle_time = idle_time
@@ -229,7 +238,7 @@ class WorkerPool:
         worker = _Worker(task)
         self._numbers += 1
         worker.thread = threading.Thread(
-            target=self._run, args=(worker,), name=f"asport-worker-{self._numbers}", daemon=True
+            target=self._run, args=(worker,), name=f"{self._name}-{self._numbers}", daemon=True
         )
         self._workers.add(worker)
         try:

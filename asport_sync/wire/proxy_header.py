@@ -24,6 +24,7 @@ from asport_sync.errors import LocalProtocolError
 from asport_sync.wire.commands import Address
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+_VERSION_2_LOCAL = 0x20  # version 2, command LOCAL
 _VERSION_2_PROXY = 0x21  # version 2, command PROXY
 _STREAM = 0x1
 _DGRAM = 0x2
@@ -48,7 +49,7 @@ def tcp_header(version: int, source: Address | None, destination: Address) -> by
         return _version_1(_required(source), destination)
     if version == 2:
         return _version_2(_STREAM, _required(source), destination)
-    raise LocalProtocolError(f"PROXY protocol version is {version}, expected 1 or 2")
+    raise _no_such(version)
 
 
 def udp_header(source: Address | None, destination: Address) -> bytes:
@@ -62,6 +63,23 @@ def udp_header(source: Address | None, destination: Address) -> bytes:
         LocalProtocolError: The source is unknown.
     """
     return _version_2(_DGRAM, _required(source), destination)
+
+
+def own_header(version: int) -> bytes:
+    """Returns the header of a TCP connection that this side opens for itself, such as a health check.
+
+    Raises:
+        LocalProtocolError: There is no such version.
+    """
+    if version == 1:
+        return b"PROXY UNKNOWN\r\n"
+    if version == 2:
+        return _SIGNATURE + struct.pack(">BBH", _VERSION_2_LOCAL, 0, 0)
+    raise _no_such(version)
+
+
+def _no_such(version: int) -> LocalProtocolError:
+    return LocalProtocolError(f"PROXY protocol version is {version}, expected 1 or 2")
 
 
 def _required(source: Address | None) -> Address:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -192,6 +194,54 @@ def test_dialling_ends_with_the_stop_signal() -> None:
     assert len(failed) == 1
     for sock in (listener, *filling):
         sock.close()
+    stop.close()
+
+
+def unix_listener(path: str, backlog: int = 8) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(backlog)
+    return listener
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_a_unix_socket_is_dialled(tmp_path: Path, is_abstract: bool) -> None:
+    stop = StopSignal()
+    path = f"@asport-test-{os.getpid()}" if is_abstract else str(tmp_path / "service")
+    address = "\0" + path[1:] if is_abstract else path
+    with unix_listener(address) as listener, sockets.dial_unix(path, 5, stop) as sock:
+        assert sock.gettimeout() == 5
+        accepted, _ = listener.accept()
+        with accepted:
+            sock.sendall(b"hello")
+            assert receive_exactly(accepted, 5) == b"hello"
+    stop.close()
+
+
+def test_a_unix_socket_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    stop = StopSignal()
+    path = str(tmp_path / "service")
+    with pytest.raises(FileNotFoundError):
+        sockets.dial_unix(path, 5, stop)
+    unix_listener(path).close()
+    with pytest.raises(ConnectionRefusedError):
+        sockets.dial_unix(path, 5, stop)
+    stop.close()
+
+
+def test_a_full_backlog_of_a_unix_socket_is_waited_for(tmp_path: Path) -> None:
+    stop = StopSignal()
+    path = str(tmp_path / "service")
+    with unix_listener(path, backlog=0) as listener, sockets.dial_unix(path, 5, stop):
+        with pytest.raises(TimeoutError, match="the backlog is full"):
+            sockets.dial_unix(path, 0.05, stop)
+        accepting = threading.Timer(0.1, lambda: listener.accept()[0].close())
+        accepting.start()
+        with sockets.dial_unix(path, 10, stop):  # has the place that is free now
+            stop.set()
+            with pytest.raises(sockets.Stopped):
+                sockets.dial_unix(path, 60, stop)
+        accepting.join()
     stop.close()
 
 

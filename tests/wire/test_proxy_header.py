@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from asport_sync.errors import LocalProtocolError
 from asport_sync.wire import Address
-from asport_sync.wire.proxy_header import tcp_header, udp_header
+from asport_sync.wire.proxy_header import own_header, tcp_header, udp_header
 
 from .strategies import addresses
 from .vectors import PEER_IPV4, PEER_MAPPED
@@ -31,6 +31,13 @@ def test_known_headers() -> None:
     both_ipv6 = "20010db8" + "00" * 11 + "01" + "00" * 10 + "ffff7f000001" + "01bb07e8"
     assert tcp_header(2, PEER_IPV6, LOCAL_IPV4).hex() == SIGNATURE + "21210024" + both_ipv6
     assert udp_header(PEER_IPV6, LOCAL_IPV4).hex() == SIGNATURE + "21220024" + both_ipv6
+
+
+def test_the_header_of_a_connection_of_our_own_names_nobody() -> None:
+    assert own_header(1) == b"PROXY UNKNOWN\r\n"
+    assert own_header(2).hex() == SIGNATURE + "20000000"
+    with pytest.raises(LocalProtocolError, match="expected 1 or 2"):
+        own_header(3)
 
 
 @pytest.mark.parametrize(
