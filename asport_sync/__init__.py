@@ -33,18 +33,22 @@ from asport_sync.errors import (
     ProtocolError,
     RefusedError,
     RemoteProtocolError,
+    UnhealthyError,
     _renamed,
 )
 
 if TYPE_CHECKING:
     from asport_sync.client.client import Client
-    from asport_sync.client.stats import ClientStats
+    from asport_sync.client.stats import ClientStats, HealthStats
     from asport_sync.config import (
         CertificatesConfig,
         CertificatesOptions,
         ClientConfig,
         Credential,
+        HealthConfig,
+        HealthOptions,
         HostPort,
+        LocalTargets,
         PortRange,
         PortRangeOptions,
         PortSet,
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
         TlsServerConfig,
         TunnelConfig,
         TunnelOptions,
+        UnixSocket,
         UserConfig,
         UserOptions,
     )
@@ -80,9 +85,13 @@ __all__ = [
     "GoneError",
     "HandleGoneError",
     "HandshakeTimeoutError",
+    "HealthConfig",
+    "HealthOptions",
+    "HealthStats",
     "HostPort",
     "LifecycleError",
     "LocalProtocolError",
+    "LocalTargets",
     "NativeLibraryError",
     "NetworkDeniedError",
     "PortDeniedError",
@@ -101,6 +110,8 @@ __all__ = [
     "TlsServerConfig",
     "TunnelConfig",
     "TunnelOptions",
+    "UnhealthyError",
+    "UnixSocket",
     "UserConfig",
     "UserOptions",
     "__version__",
@@ -111,13 +122,17 @@ __all__ = [
 _MODULES = {
     "Client": "asport_sync.client.client",
     "ClientStats": "asport_sync.client.stats",
+    "HealthStats": "asport_sync.client.stats",
     "Server": "asport_sync.server.server",
     "ServerStats": "asport_sync.server.stats",
     "CertificatesConfig": "asport_sync.config",
     "CertificatesOptions": "asport_sync.config",
     "ClientConfig": "asport_sync.config",
     "Credential": "asport_sync.config",
+    "HealthConfig": "asport_sync.config",
+    "HealthOptions": "asport_sync.config",
     "HostPort": "asport_sync.config",
+    "LocalTargets": "asport_sync.config",
     "PortRange": "asport_sync.config",
     "PortRangeOptions": "asport_sync.config",
     "PortSet": "asport_sync.config",
@@ -128,6 +143,7 @@ _MODULES = {
     "TlsServerConfig": "asport_sync.config",
     "TunnelConfig": "asport_sync.config",
     "TunnelOptions": "asport_sync.config",
+    "UnixSocket": "asport_sync.config",
     "UserConfig": "asport_sync.config",
     "UserOptions": "asport_sync.config",
 }

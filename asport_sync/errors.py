@@ -108,6 +108,12 @@ class CertificateError(ConnectError):
     """
 
 
+class UnhealthyError(AsportError):
+    """The local service is unhealthy, so that no public port is requested until a health check succeeds."""
+
+    retryable = True
+
+
 class RefusedError(AsportError):
     """The server refused this client. Retried slowly, because the server's configuration may change.
 

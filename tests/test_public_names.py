@@ -37,12 +37,14 @@ ERRORS = {
     "ProtocolError",
     "RefusedError",
     "RemoteProtocolError",
+    "UnhealthyError",
 }
 # Class -> what it has besides the fields of a dataclass, and besides what Python gives every class of its kind.
 CLASSES: dict[str, set[str]] = {
     "Client": {"config", "from_config", "port", "run_forever", "running", "start", "stats", "stop", "wait_ready"},
     "Server": {"address", "config", "from_config", "run_forever", "running", "start", "stats", "stop", "wait_ready"},
     "ClientStats": {"as_dict"},
+    "HealthStats": set(),
     "ServerStats": {"as_dict"},
     "ClientConfig": {"from_options", "workers"},
     "TunnelConfig": {"server_name"},
@@ -50,6 +52,9 @@ CLASSES: dict[str, set[str]] = {
     "TlsClientConfig": set(),
     "TlsServerConfig": set(),
     "CertificatesConfig": set(),
+    "HealthConfig": set(),
+    "LocalTargets": {"host", "is_unix", "port"},
+    "UnixSocket": {"path"},
     "ProxyConfig": set(),
     "UserConfig": set(),
     "Credential": {"read"},
@@ -57,6 +62,7 @@ CLASSES: dict[str, set[str]] = {
     "PortRange": {"end", "start"},
     "PortSet": {"intersection"},
     "CertificatesOptions": set(),
+    "HealthOptions": set(),
     "PortRangeOptions": set(),
     "ProxyOptions": set(),
     "TunnelOptions": set(),

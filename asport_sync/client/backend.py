@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from asport_sync.client.address_order import AddressOrder
 from asport_sync.client.local_tcp import LocalService
 from asport_sync.client.local_udp import LocalAssociations, LocalTarget
 from asport_sync.config import TunnelConfig
@@ -11,6 +12,9 @@ from asport_sync.engine import Connection, SocketAddress, Stream, UdpSocket
 from asport_sync.host.associations import SharedBudget
 from asport_sync.host.session import Session
 from asport_sync.wire import Address
+
+PROXY_VERSIONS = {"none": None, "v1": 1, "v2": 2}
+"""Versions of the PROXY header, by the values of the key ``proxy_protocol``."""
 
 
 class Associations(Protocol):
@@ -66,31 +70,31 @@ class Backend(Protocol):
 
 
 class DialledBackend:
-    """Dials the address in the key ``local``.
+    """Dials the addresses in the key ``local``.
 
     Args:
         config: The tunnel's configuration.
         session: The tunnel's session.
         places: Places of UDP associations, for all tunnels of the client.
+        order: The addresses.
     """
 
-    def __init__(self, config: TunnelConfig, session: Session, places: SharedBudget[Any]) -> None:
+    def __init__(self, config: TunnelConfig, session: Session, places: SharedBudget[Any], order: AddressOrder) -> None:
         host = session.host
         self._config = config
         self._session = session
         self._host = host
         self._tcp = LocalService(
-            host=config.local.host,
-            port=config.local.port,
+            order=order,
             dial_timeout=config.dial_timeout,
-            proxy_version={"none": None, "v1": 1, "v2": 2}[config.proxy_protocol],
+            proxy_version=PROXY_VERSIONS[config.proxy_protocol],
             relays=host.relays,
             stop=host.stopping,
             counters=session.counters,
             log=session.log,
             place=f"{config.name}: " if config.name else "",
         )
-        self._udp = LocalTarget(config.local.host, config.local.port, host.pump, host.workers)
+        self._udp = LocalTarget(order, host.pump, host.workers)
         self._places = places
 
     def announce(self, connection: Connection) -> None:

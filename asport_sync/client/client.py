@@ -19,6 +19,7 @@ from asport_sync.config import (
     ClientConfig,
     CongestionControl,
     FixedDialectName,
+    HealthOptions,
     LogLevel,
     Network,
     PortRangeOptions,
@@ -75,7 +76,7 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         self,
         *,
         server: str | tuple[str, int] | None = None,
-        local: str | tuple[str, int] | None = None,
+        local: str | int | tuple[str, int] | list[str] | list[str | int | tuple[str, int]] | None = None,
         uuid: str | UUID | None = None,
         password: str | None = None,
         password_file: str | os.PathLike[str] | None = None,
@@ -91,6 +92,7 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         proxy_protocol: ProxyProtocol = "none",
         dialect: FixedDialectName = "draft",
         dial_timeout: float | str = 5.0,
+        health: HealthOptions | None = None,
         server_name: str | None = None,
         certificates: CertificatesOptions | None = None,
         disable_sni: bool = False,
@@ -117,11 +119,13 @@ class Client(Lifecycle[ClientConfig, Sessions]):
 
         Args:
             server: The server, as name or IP address, and its UDP port.
-            local: The local service that the tunnel makes public, as name or IP address, and its TCP and UDP port.
+            local: The local service that the tunnel makes public: its name or IP address, and its TCP and UDP port. A
+                port alone means both loopback addresses. Of several addresses, the next is tried where one does not
+                answer. A unix stream socket (``@``: an abstract one) carries TCP connections only.
             uuid: The user on the server.
             password: The user's password. Not required if ``password_file`` is given.
             password_file: File whose first line is the password, instead of ``password``.
-            network: The networks for which a public port is requested.
+            network: The networks for which a public port is requested. If not given, it is ``tcp`` for a unix socket.
             udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames (``native``), or streams (``quic``), on which
                 lost packets are retransmitted.
             udp_timeout: Time without traffic after which a UDP association ends. It ends sooner only by eviction.
@@ -137,7 +141,9 @@ class Client(Lifecycle[ClientConfig, Sessions]):
             dialect: Dialect of the protocol (meaning of the mode byte) that the server speaks: ``draft`` up to release
                 0.1 of the reference implementation, ``flags`` since 0.2. With a server of this project the default is
                 right, unless that server is set to ``flags``.
-            dial_timeout: Maximum time to open a TCP connection to the local service.
+            dial_timeout: Maximum time to open a TCP connection to the local service, for each of its addresses.
+            health: How the local service is checked. The public port of an unhealthy service is withdrawn until it is
+                healthy again. If not given, it is not checked.
             server_name: Name or IP address that the server's certificate must be valid for. A name is also sent to the
                 server as SNI. If not given, it is the host of ``server``.
             certificates: Which certificates and keys to trust.
@@ -215,6 +221,7 @@ class Client(Lifecycle[ClientConfig, Sessions]):
             RefusedError: Or the subclass that names the reason.
             CertificateError: The server's certificate was not accepted.
             ConnectError: The server could not be reached so far.
+            UnhealthyError: The local service was unhealthy so far.
             HandshakeTimeoutError: The server did not answer, or the timeout was too short for a complete attempt.
             LifecycleError: Not started, or stopped meanwhile; or there is no tunnel.
         """

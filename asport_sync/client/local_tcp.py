@@ -1,4 +1,4 @@
-"""The local TCP service: dialled by the engine where one known address suffices, else by workers."""
+"""The local TCP service: dialled by the engine where one known IP address suffices, else by workers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+from asport_sync.client.address_order import AddressOrder, dial
+from asport_sync.config import HostPort
 from asport_sync.engine import Connection, Stream
 from asport_sync.errors import GoneError, LocalProtocolError
 from asport_sync.host.relays import Relays
@@ -19,20 +21,21 @@ from asport_sync.wire import Address, proxy_header
 
 _LINE_PERIOD = 60.0  # seconds between two log lines about connections dropped for the same reason
 _ENGINE_DIAL_TIMEOUT = 1.0  # seconds for the engine to connect; then a worker tries, with the full timeout
-_NAME_LASTS = 10.0  # seconds for which the address that a name resolved to is dialled without another look-up
+# Seconds for which the engine dials an address without another look-up of its name, or another choice among several.
+_CHOICE_LASTS = 10.0
 
 
 @dataclass
 class LocalService:
     """The TCP service that a client makes public. Any number of workers.
 
-    Without a PROXY header, the engine dials alone if that takes one known address: at once if the configuration names
-    one, and for a while after a worker has found the address that a name resolves to. Everything else is done here.
-    With workers for all streams, the worker that dials relays as well.
+    Without a PROXY header, the engine dials alone if that takes one known IP address: at once if the configuration
+    names one, and for a while after a worker has found which of several addresses, or of those that a name resolves to,
+    answers. Everything else is done here, also connections to unix sockets. With workers for all streams, the worker
+    that dials relays as well.
 
     Attributes:
-        host: Name or IP literal; a name is looked up again after 10 s.
-        port: Its port.
+        order: Where the service is; a name is looked up again after 10 s.
         dial_timeout: Seconds for each address.
         proxy_version: Version of the PROXY header before the data; None: no header.
         relays: Takes the connections.
@@ -43,8 +46,7 @@ class LocalService:
         place: Prefix of the log lines of relays, which do not know the tunnel.
     """
 
-    host: str
-    port: int
+    order: AddressOrder
     dial_timeout: float
     proxy_version: int | None
     relays: Relays
@@ -53,10 +55,9 @@ class LocalService:
     log: Log
     place: str = ""
     clock: Callable[[], float] = time.monotonic
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards _dialling_until
-    _dialling_until: dict[int, float] = field(
-        default_factory=dict, repr=False
-    )  # connection -> when the engine's knowledge ends
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards _engine_dials
+    # By connection: the address that the engine dials, and until when.
+    _engine_dials: dict[int, tuple[sockets.SocketAddress, float]] = field(default_factory=dict, repr=False)
     _limit: RateLimit = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -64,13 +65,14 @@ class LocalService:
 
     def announce(self, connection: Connection) -> None:
         """Lets the engine dial, if it can: streams may arrive on the connection from now on."""
-        if sockets.is_literal(self.host):
-            self._let_engine_dial(connection, (self.host, self.port), float("inf"))
+        first = self.order.in_order()[0]
+        if isinstance(first, HostPort) and sockets.is_literal(first.host):
+            self._let_engine_dial(connection, first)
 
     def forget(self, connection: Connection) -> None:
         """Forgets a connection that is over."""
         with self._lock:
-            self._dialling_until.pop(connection.id, None)
+            self._engine_dials.pop(connection.id, None)
 
     def serve(self, connection: Connection, stream: Stream, source: Address | None, public: Address) -> None:
         """Connects to the service and relays. If that fails, the visitor's connection is reset.
@@ -91,8 +93,8 @@ class LocalService:
             self._refuse(stream, label, str(problem), "no source")
         except OSError as problem:
             self.counters.add("connections_dropped_local_service")
-            target = sockets.text((self.host, self.port))
-            self._refuse(stream, label, f"cannot reach {target}: {problem.strerror or problem}", problem.errno)
+            why = f"cannot reach {self.order.local}: {problem.strerror or problem}"
+            self._refuse(stream, label, why, problem.errno)
         else:
             self.log.debug("%s: relay started", label)
             label = self.place + label
@@ -100,25 +102,28 @@ class LocalService:
                 self.relays.relay_here(stream, sock, label)
                 return
             self.relays.attach(stream, sock, label)
-            self._let_engine_dial(connection, address, _NAME_LASTS)
+            if address is not None:
+                self._let_engine_dial(connection, address)
 
-    def _let_engine_dial(self, connection: Connection, address: sockets.SocketAddress, lasts: float) -> None:
+    def _let_engine_dial(self, connection: Connection, address: sockets.SocketAddress) -> None:
         if self.proxy_version is not None or self.relays.takes_all:
             return
+        # Nothing else can be chosen if this is all that the configuration names.
+        lasts = float("inf") if self.order.local.addresses == (address,) else _CHOICE_LASTS
         now = self.clock()
         with self._lock:
             # One call is enough for many streams; once it has expired, the next worker repeats it.
-            if now < self._dialling_until.get(connection.id, now):
+            known, until = self._engine_dials.get(connection.id, (address, now))
+            if known == address and now < until:
                 return
-            self._dialling_until[connection.id] = now + lasts
+            self._engine_dials[connection.id] = address, now + lasts
         try:
             connection.dial(address, min(self.dial_timeout, _ENGINE_DIAL_TIMEOUT), lasts)
         except GoneError:
             self.forget(connection)  # again, in case the connection ended before this worker added it
 
-    def _connect(self, source: Address | None, public: Address) -> tuple[socket.socket, sockets.SocketAddress]:
-        addresses = sockets.resolve(self.host, self.port, socket.SOCK_STREAM)
-        sock, address = sockets.dial_tcp(addresses, self.dial_timeout, self.stop)
+    def _connect(self, source: Address | None, public: Address) -> tuple[socket.socket, sockets.SocketAddress | None]:
+        sock, address = self._dial()
         try:
             if self.proxy_version is not None:
                 sock.sendall(proxy_header.tcp_header(self.proxy_version, source, public))
@@ -126,6 +131,18 @@ class LocalService:
             sock.close()
             raise
         return sock, address
+
+    def _dial(self) -> tuple[socket.socket, sockets.SocketAddress | None]:
+        problem = OSError()
+        for address in self.order.in_order():
+            try:
+                dialled = dial(address, self.dial_timeout, self.stop)
+            except OSError as error:
+                problem = error
+            else:
+                self.order.answered(address)
+                return dialled
+        raise problem
 
     def _refuse(self, stream: Stream, label: str, why: str, kind: Hashable) -> None:
         if not self._limit.warning(self.log, "%s dropped: %s", label, why, kind=kind):

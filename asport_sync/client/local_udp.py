@@ -13,6 +13,8 @@ import socket
 import time
 from collections.abc import Callable
 
+from asport_sync.client.address_order import AddressOrder
+from asport_sync.config import HostPort, LocalAddress
 from asport_sync.engine import Connection, SocketAddress, UdpSocket, error_number
 from asport_sync.errors import EngineError, GoneError, LifecycleError, LocalProtocolError
 from asport_sync.host.associations import (
@@ -45,33 +47,43 @@ Addresses = list[SocketAddress]
 
 
 class LocalTarget:
-    """The address of the local UDP service. The pump thread.
+    """The IP addresses of the local UDP service. The pump thread.
 
     A worker looks names up, because the pump must not block: at the first use, then every 30 s of use, and sooner if
     the service seems to have moved. An address that refuses datagrams is tried after all others.
 
+    Args:
+        order: Where the service is.
+        pump: The thread.
+        workers: Look names up.
+        clock: Monotonic time in seconds.
+
     Attributes:
+        order: Where the service is.
         refusal_limit: Rate limit of log lines that the service does not take datagrams.
         move_limit: Rate limit of log lines that it is reached at another address.
     """
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        order: AddressOrder,
         pump: SelectorThread,
         workers: WorkerPool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.host = host
-        self.port = port
+        self.order = order
         self.refusal_limit = RateLimit(1, _LINE_PERIOD, clock)
         self.move_limit = RateLimit(1, _LINE_PERIOD, clock)
         self._pump = pump
         self._workers = workers
         self._clock = clock
-        self._addresses: Addresses = [(host, port)] if self.is_fixed else []
-        self._looked_up = float("inf") if self._addresses else float("-inf")
+        hosts = [each for each in order.local.addresses if isinstance(each, HostPort)]
+        self._names = [each for each in hosts if not sockets.is_literal(each.host)]
+        # By host in the configuration: what its name resolved to, or the literal.
+        self._found: dict[LocalAddress, Addresses] = {
+            each: [(each.host, each.port)] for each in hosts if each not in self._names
+        }
+        self._looked_up = float("-inf") if self._names else float("inf")
         self._is_resolving = False
         self._refused: dict[SocketAddress, float] = {}  # by address: when it refused datagrams last
         self._waiting: list[Callable[[Addresses], None]] = []
@@ -79,12 +91,13 @@ class LocalTarget:
     @property
     def is_fixed(self) -> bool:
         """Whether there is no name to look up."""
-        return sockets.is_literal(self.host)
+        return not self._names
 
     @property
     def addresses(self) -> Addresses:
         """The addresses known now, those more likely to take datagrams first."""
-        return sorted(self._addresses, key=lambda address: self._refused.get(address, float("-inf")))
+        known = [address for host in self.order.healthy() for address in self._found.get(host, ())]
+        return sorted(dict.fromkeys(known), key=lambda address: self._refused.get(address, float("-inf")))
 
     def refuses(self, address: SocketAddress) -> None:
         """Records that this address does not take datagrams."""
@@ -92,13 +105,14 @@ class LocalTarget:
 
     def look_up(self) -> None:
         """Looks the name up, unless that was done recently or is under way."""
-        self._look_up(_REFRESH_AFTER if self._addresses else _FAILURE_LASTS)
+        self._look_up(_REFRESH_AFTER if self.addresses else _FAILURE_LASTS)
 
     def ask(self, call: Callable[[Addresses], None]) -> None:
         """Calls ``call(addresses)`` now or as soon as they are known, with an empty list if there are none."""
         self.look_up()
-        if self._addresses or not self._is_resolving:
-            call(self.addresses)
+        addresses = self.addresses
+        if addresses or not self._is_resolving:
+            call(addresses)
         else:
             self._waiting.append(call)
 
@@ -121,20 +135,22 @@ class LocalTarget:
 
     def _resolve(self) -> None:
         # Worker thread.
-        found: Addresses = []
+        found: dict[LocalAddress, Addresses] = {}
         try:
-            with contextlib.suppress(OSError):
-                found = sockets.resolve(self.host, self.port, socket.SOCK_DGRAM)
+            for name in self._names:
+                with contextlib.suppress(OSError):
+                    found[name] = sockets.resolve(*name, socket.SOCK_DGRAM)
         finally:
             # Associations wait for an answer in any case. The pool logs what else is wrong, such as a lack of memory.
             self._pump.offer(self._resolved, found)
 
-    def _resolved(self, addresses: Addresses) -> None:
+    def _resolved(self, found: dict[LocalAddress, Addresses]) -> None:
         self._is_resolving = False
         self._looked_up = self._clock()
         # One failed look-up doesn't mean that the service has moved.
-        self._addresses = addresses or self._addresses
-        self._refused = {each: when for each, when in self._refused.items() if each in self._addresses}
+        self._found.update(found)
+        known = {address for addresses in self._found.values() for address in addresses}
+        self._refused = {each: when for each, when in self._refused.items() if each in known}
         waiting, self._waiting = self._waiting, []
         for call in waiting:
             call(self.addresses)
@@ -366,7 +382,7 @@ class LocalAssociations:
         return reader
 
     def _dial(self, addresses: Addresses) -> tuple[socket.socket, SocketAddress]:
-        problem: OSError = OSError(f"no address of {self._target.host} is known")
+        problem: OSError = OSError(f"no address of {self._target.order.local} is known")
         for address in addresses:
             try:
                 return sockets.connected_udp(address), address

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from asport_sync.client import connector
-from asport_sync.client.backend import Backend, DialledBackend
+from asport_sync.client.address_order import AddressOrder
+from asport_sync.client.backend import PROXY_VERSIONS, Backend, DialledBackend
 from asport_sync.client.connection import ServerConnection, is_steady, why_closed
 from asport_sync.client.connector import Connector, Happened, Report
+from asport_sync.client.health import HealthChecks
 from asport_sync.client.shared import Shared
 from asport_sync.client.stats import TunnelStats
 from asport_sync.config import TlsClientConfig, TunnelConfig
@@ -54,6 +56,7 @@ from asport_sync.errors import (
     PortDeniedError,
     RefusedError,
     RemoteProtocolError,
+    UnhealthyError,
 )
 from asport_sync.host.certificates import Loaded
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, remaining
@@ -143,7 +146,7 @@ class ClientSession(Session):
         config: The tunnel's configuration.
         host: The host that it belongs to.
         backoff: Chooses the time of the next attempt.
-        backend: Serves streams and associations; None: the address in the key ``local``.
+        backend: Serves streams and associations; None: the addresses in the key ``local``.
         shared: What all tunnels of the client share; None: there are no others.
         port: A public port to prefer if it is among those to ask for: that of the tunnel that this one replaces.
     """
@@ -173,7 +176,9 @@ class ClientSession(Session):
         self._hint = hint(self._mode_byte, Dialect(config.dialect))
         self._asked = f"requested {self._mode}, mode byte {self._mode_byte} in dialect '{config.dialect}'"
         self._shared = Shared(host) if shared is None else shared
-        self._backend = DialledBackend(config, self, self._shared.places) if backend is None else backend
+        self._order = AddressOrder(config.local)
+        self._backend = DialledBackend(config, self, self._shared.places, self._order) if backend is None else backend
+        self._health: HealthChecks | None = None  # set by open(), if there are checks
         self._loaded: Loaded | None = None  # set by prepare()
         self._connections: dict[Connection, ServerConnection] = {}
         self._connector: Connector[ServerConnection] = Connector(
@@ -292,7 +297,12 @@ class ClientSession(Session):
             if not each.given_up:
                 with contextlib.suppress(HandleGoneError):
                     connections.append(each.connection.info())
-        return TunnelStats(public=self.public, connections=tuple(connections), counters=self.counters.snapshot())
+        return TunnelStats(
+            public=self.public,
+            connections=tuple(connections),
+            health=None if self._health is None else self._health.stats(),
+            counters=self.counters.snapshot(),
+        )
 
     # --- start and stop ---
 
@@ -305,12 +315,18 @@ class ClientSession(Session):
         self._loaded = self._shared.trust.acquire(self._config, _log)
 
     def open(self) -> None:
-        """Begins to connect."""
+        """Begins to connect, or to check the local service: then a healthy one is waited for."""
         assert self._loaded is not None
         self.host.warn_of(self._loaded.validity)
         log_verification(self._config.tls, self.log)
         self.host.machine.watch(self, self._resumed)
-        self._report(Report(Happened.START))
+        if self._config.health is None:
+            self._report(Report(Happened.START))
+            return
+        version = PROXY_VERSIONS[self._config.proxy_protocol]
+        self._health = HealthChecks(
+            self._config.health, self._order, version, self.host, self.counters, self._health_changed
+        )
 
     def end(self, grace_period: float, ended: Callable[[], object]) -> None:
         """Closes its connections and begins nothing new.
@@ -321,6 +337,8 @@ class ClientSession(Session):
         self._ended = ended
         if self._timer is not None:
             self._timer.cancel()
+        if self._health is not None:
+            self._health.end()
         self.host.machine.unwatch(self)
         if self._loaded is not None:
             self.host.forget_validity(self._loaded.validity)
@@ -543,6 +561,25 @@ class ClientSession(Session):
             kind = type(failure).__name__
             self.limit.warning(self.log, "%s: %s; %s", self._config.server, failure, when, kind=kind)
         self._publish()
+        self.host.report_status()
+
+    # --- the local service ---
+
+    def _health_changed(self, is_healthy: bool, problem: str) -> None:
+        """Withdraws the public port of an unhealthy service, and requests it once the service is healthy."""
+        was_unhealthy = isinstance(self._failure, UnhealthyError)
+        with self._changed:
+            self._failure = None if is_healthy else UnhealthyError(f"local service is unhealthy ({problem})")
+        if is_healthy:
+            if was_unhealthy:
+                self.log.info("local service is healthy again")
+            self._report(Report(Happened.START))
+        elif self._connector.state is connector.State.IDLE:
+            self.log.warning("%s; its port is requested once it is healthy", self._failure)
+        else:
+            self.counters.add("ports_withdrawn")
+            self.log.warning("%s; port withdrawn", self._failure)
+            self._report(Report(Happened.WITHDRAW))
         self.host.report_status()
 
     # --- this machine: the pump thread ---

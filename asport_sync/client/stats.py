@@ -11,18 +11,35 @@ from asport_sync.host.stats import Stats
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class HealthStats:
+    """What the health checks of a tunnel have found.
+
+    Attributes:
+        healthy: Whether the local service is healthy; None: not known yet.
+        seconds: Seconds since this is so.
+        unhealthy: The unhealthy addresses of the service, and why.
+    """
+
+    healthy: bool | None = None
+    seconds: float = 0.0
+    unhealthy: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TunnelStats:
     """Statistics of one tunnel of a client.
 
     Attributes:
         public: The server's IP address and the public port; None while not connected.
         connections: The connections to the server: one, or more while another one is attempted.
+        health: What the health checks have found; None: there are none.
         counters: What was counted for this tunnel since it began, by name. Ends of relays and failed events are counted
             for all tunnels together, in ``ClientStats.counters``.
     """
 
     public: SocketAddress | None = None
     connections: tuple[ConnectionInfo, ...] = ()
+    health: HealthStats | None = None
     counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -30,6 +47,7 @@ class TunnelStats:
         return {
             "public": self.public,
             "connections": [dataclasses.asdict(each) for each in self.connections],
+            "health": None if self.health is None else dataclasses.asdict(self.health),
             "counters": dict(self.counters),
         }
 

@@ -9,6 +9,7 @@ from asport_sync.config.model import (
     WITHOUT_EFFECT,
     CertificatesConfig,
     ClientConfig,
+    HealthConfig,
     ProxyConfig,
     ServerConfig,
     TlsClientConfig,
@@ -19,13 +20,22 @@ from asport_sync.config.model import (
     tunnel_from_options,
     without_effect,
 )
-from asport_sync.config.options import CertificatesOptions, PortRangeOptions, ProxyOptions, TunnelOptions, UserOptions
+from asport_sync.config.options import (
+    CertificatesOptions,
+    HealthOptions,
+    PortRangeOptions,
+    ProxyOptions,
+    TunnelOptions,
+    UserOptions,
+)
 from asport_sync.config.values import (
     AmbiguousDialectName,
     CongestionControl,
     DialectName,
     FixedDialectName,
     HostPort,
+    LocalAddress,
+    LocalTargets,
     LogLevel,
     Network,
     PortRange,
@@ -33,6 +43,7 @@ from asport_sync.config.values import (
     ProxyProtocol,
     Relay,
     UdpForwardMode,
+    UnixSocket,
     written_pin,
 )
 
@@ -46,7 +57,11 @@ __all__ = [
     "Credential",
     "DialectName",
     "FixedDialectName",
+    "HealthConfig",
+    "HealthOptions",
     "HostPort",
+    "LocalAddress",
+    "LocalTargets",
     "LogLevel",
     "Network",
     "PortRange",
@@ -62,6 +77,7 @@ __all__ = [
     "TunnelConfig",
     "TunnelOptions",
     "UdpForwardMode",
+    "UnixSocket",
     "UserConfig",
     "UserOptions",
     "dialect_of",

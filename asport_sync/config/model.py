@@ -14,7 +14,7 @@ import ipaddress
 import uuid as uuid_module
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -47,6 +47,7 @@ from asport_sync.config.values import (
     HostPort,
     IPAddress,
     KeyPath,
+    LocalTargets,
     LogLevel,
     Network,
     PortRange,
@@ -82,6 +83,8 @@ _CLIENTS = 64
 """Per user: more than a household or a small office has, and few compared with the maximum."""
 _MAX_CLIENTS = 10000
 """As many as the engine's maximum of connections."""
+_MAX_IN_A_ROW = 1000
+"""Health checks: far more than makes sense."""
 
 
 def _choice(choices: Mapping[str, object]) -> Mapping[str, Key]:
@@ -100,6 +103,10 @@ _DURATION = key(
     lambda item: values.duration(item.value, bare_seconds=item.source.path is None),
     accepts="duration, `1ms` to `100years`",
 )
+_INTERVAL = key(
+    lambda item: values.check_interval(item.value, bare_seconds=item.source.path is None),
+    accepts="duration, `100ms` to `100years`",
+)
 _KEEPALIVE = key(
     lambda item: values.keepalive(item.value, bare_seconds=item.source.path is None),
     accepts="`off`, or a duration, `1s` to `9h`",
@@ -111,6 +118,11 @@ _PASSWORD = scalar(values.secret, accepts="text, not empty")
 _RESET_KEY = scalar(values.reset_key, accepts="text of at least 32 characters")
 # Keys whose value may instead be the first line of a file, named by the key with the suffix "_file".
 _IN_FILES: Mapping[str, Callable[[object], object]] = {"password": values.secret, "reset_key": values.reset_key}
+_LOCAL = key(
+    lambda item: values.local(item.value, item.source.directory),
+    accepts="`host:port`, a port, a list of these, `unix:PATH` or `unix:@NAME`",
+)
+_HTTP_PATH = scalar(values.http_path, accepts="path that begins with `/`, with a query or without")
 _CREDENTIAL = key(lambda item: credential(item.value, item.source.directory), accepts="path of a file, or PEM text")
 
 
@@ -321,6 +333,30 @@ def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, s
 # --- client -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthConfig:
+    """The table ``health``: how the local service of a tunnel is checked. Either ``tcp`` or ``http`` is required.
+
+    Attributes:
+        tcp: Whether the service is healthy if it accepts a TCP connection.
+        http: What is requested with ``GET``: the service is healthy if it answers with a status from 200 to 399.
+        interval: Time from one check to the next. The first one is immediate.
+        timeout: Maximum time of a check, not above ``interval``.
+        failures: Failed checks in a row after which a healthy service is unhealthy.
+        successes: Successful checks in a row after which an unhealthy service is healthy; also required at the start.
+    """
+
+    tcp: bool = field(default=False, metadata=documented(_BOOLEAN, since="Unreleased"))
+    http: str | None = field(default=None, metadata=documented(_HTTP_PATH, since="Unreleased"))
+    interval: float = field(default=10.0, metadata=documented(_INTERVAL, since="Unreleased"))
+    timeout: float = field(
+        default=3.0,
+        metadata=documented(_DURATION, since="Unreleased", default="`3s`, or `interval` if that is shorter"),
+    )
+    failures: int = field(default=3, metadata=documented(_integer(1, _MAX_IN_A_ROW), since="Unreleased"))
+    successes: int = field(default=1, metadata=documented(_integer(1, _MAX_IN_A_ROW), since="Unreleased"))
+
+
 @_with_inherited_keys
 @dataclass(frozen=True, kw_only=True)
 class TunnelConfig(ConnectionConfig):
@@ -331,11 +367,13 @@ class TunnelConfig(ConnectionConfig):
     Attributes:
         name: Its key in the table ``tunnels``; empty for the tunnel of a client without that table.
         server: The server, as name or IP address, and its UDP port.
-        local: The local service that the tunnel makes public, as name or IP address, and its TCP and UDP port.
+        local: The local service that the tunnel makes public: its name or IP address, and its TCP and UDP port. A port
+            alone means both loopback addresses. Of several addresses, the next is tried where one does not answer. A
+            unix stream socket (``@``: an abstract one) carries TCP connections only.
         uuid: The user on the server.
         password: The user's password; not shown by ``repr``. Not required if ``password_file`` is given.
         password_file: File whose first line is the password, instead of ``password``.
-        network: The networks for which a public port is requested.
+        network: The networks for which a public port is requested. If not given, it is ``tcp`` for a unix socket.
         udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames (``native``), or streams (``quic``), on which
             lost packets are retransmitted.
         udp_timeout: Time without traffic after which a UDP association ends. It ends sooner only by eviction.
@@ -351,13 +389,15 @@ class TunnelConfig(ConnectionConfig):
         dialect: Dialect of the protocol (meaning of the mode byte) that the server speaks: ``draft`` up to release 0.1
             of the reference implementation, ``flags`` since 0.2. With a server of this project the default is right,
             unless that server is set to ``flags``.
-        dial_timeout: Maximum time to open a TCP connection to the local service.
+        dial_timeout: Maximum time to open a TCP connection to the local service, for each of its addresses.
+        health: How the local service is checked. The public port of an unhealthy service is withdrawn until it is
+            healthy again. If not given, it is not checked.
         tls: The TLS keys. Files and options have them at the top level, or in the table ``security.tls``.
     """
 
     name: str = ""
     server: HostPort = field(metadata=scalar(values.host_port, accepts="`host:port`"))
-    local: HostPort = field(metadata=scalar(values.host_port, accepts="`host:port`"))
+    local: LocalTargets = field(metadata=_LOCAL)
     uuid: uuid_module.UUID = field(metadata=scalar(values.identifier, accepts="UUID"))
     password: str = field(repr=False, metadata=_PASSWORD)
     password_file: Path | None = field(default=None, metadata=_PATH)
@@ -377,6 +417,10 @@ class TunnelConfig(ConnectionConfig):
         default="draft", metadata=scalar(values.client_dialect, accepts=values.words(values.FIXED_DIALECTS))
     )
     dial_timeout: float = field(default=5.0, metadata=_DURATION)
+    health: HealthConfig | None = field(
+        default=None,
+        metadata=documented(key(lambda item: _health(item), accepts="table, see below"), since="Unreleased"),
+    )
     tls: TlsClientConfig = field(default_factory=TlsClientConfig)
 
     @property
@@ -576,6 +620,24 @@ def _certificates(item: Item) -> CertificatesConfig:
     return _table(CertificatesConfig, item, entries, "client")
 
 
+def _health(item: Item) -> HealthConfig:
+    entries = item.table("a table of tcp or http, interval, timeout, failures and successes")
+    before = len(item.source.errors)
+    gathered: dict[str, Item] = {}
+    names = names_of(HealthConfig)
+    _report_unknown(gather(entries, names, gathered), "client", names)
+    health = HealthConfig(**parse_keys(HealthConfig, gathered, item))
+    if len(item.source.errors) > before:
+        raise Invalid
+    if health.tcp == (health.http is not None):
+        raise BadValue('expected either tcp: true or http: "/path"')
+    if health.timeout <= health.interval:
+        return health
+    if "timeout" in entries:
+        raise BadValue("longer than the interval, but a check has to end before the next one", "timeout")
+    return replace(health, timeout=health.interval)
+
+
 def _table(cls: type[T], item: Item, entries: Mapping[str, Item], side: Side, **ready: object) -> T:
     """Returns a dataclass instance from the entries of a table; unknown keys are reported."""
     gathered: dict[str, Item] = {}
@@ -680,6 +742,7 @@ _PLACES: Mapping[Side, Mapping[str, Mapping[str, str]]] = {
         _TLS_PLACE: names_of(TlsClientConfig),
         "[security]": _SECURITY,
         "the table certificates": names_of(CertificatesConfig),
+        "the table health": names_of(HealthConfig),
     },
     "server": {
         "the top level": names_of(ServerConfig),
@@ -834,6 +897,10 @@ def _tunnel_keys(table: Item, defaults: _TunnelKeys) -> _TunnelKeys:
     return _TunnelKeys(values, items | keys.own | keys.tls)
 
 
+_NO_TRUST = "no certificate would be trusted: disable_native is set, and neither paths nor pem is given"
+_NO_UDP = "a unix socket carries TCP connections only, but network includes udp: set network to tcp"
+
+
 def _tunnels(tables: Mapping[str, Item], defaults: _TunnelKeys, source: Source) -> dict[str, TunnelConfig]:
     """Returns the tunnels from their tables and the defaults.
 
@@ -844,17 +911,20 @@ def _tunnels(tables: Mapping[str, Item], defaults: _TunnelKeys, source: Source) 
     if source.errors:
         source.fail()
     tunnels = {}
-    untrusting: dict[KeyPath, None] = {}  # several tunnels may have the same default
+    problems: dict[tuple[str, KeyPath], None] = {}  # several tunnels may have the same default
     for name, (found, items) in keys.items():
         of_tls = names_of(TlsClientConfig)
         tls = TlsClientConfig(**{key: value for key, value in found.items() if key in of_tls})  # type: ignore[arg-type]
         trust = tls.certificates
         if trust.disable_native and not (trust.paths or trust.pem or tls.skip_certificate_verification):
-            untrusting[(items["certificates"] or tables[name]).at] = None
+            problems[_NO_TRUST, (items["certificates"] or tables[name]).at] = None
         own = {key: value for key, value in found.items() if key not in of_tls}
+        local = own["local"]
+        if isinstance(local, LocalTargets) and local.is_unix and own.setdefault("network", "tcp") != "tcp":
+            problems[_NO_UDP, (items["local"] or tables[name]).at] = None
         tunnels[name] = TunnelConfig(name=name, tls=tls, **own)  # type: ignore[arg-type]
-    for at in untrusting:
-        source.report("no certificate would be trusted: disable_native is set, and neither paths nor pem is given", at)
+    for problem, at in problems:
+        source.report(problem, at)
     if source.errors:
         source.fail()
     return tunnels

@@ -53,16 +53,38 @@ class CertificatesOptions(TypedDict, total=False):
     disable_native: bool
 
 
+class HealthOptions(TypedDict, total=False):
+    """The option ``health``.
+
+    Attributes:
+        tcp: Whether the service is healthy if it accepts a TCP connection.
+        http: What is requested with ``GET``: the service is healthy if it answers with a status from 200 to 399.
+        interval: Time from one check to the next. The first one is immediate.
+        timeout: Maximum time of a check, not above ``interval``. Default: ``3s``, or ``interval`` if that is shorter.
+        failures: Failed checks in a row after which a healthy service is unhealthy.
+        successes: Successful checks in a row after which an unhealthy service is healthy; also required at the start.
+    """
+
+    tcp: bool
+    http: str
+    interval: float | str
+    timeout: float | str
+    failures: int | str
+    successes: int | str
+
+
 class TunnelOptions(TypedDict, total=False):
     """A tunnel in the option ``tunnels``.
 
     Attributes:
         server: The server, as name or IP address, and its UDP port.
-        local: The local service that the tunnel makes public, as name or IP address, and its TCP and UDP port.
+        local: The local service that the tunnel makes public: its name or IP address, and its TCP and UDP port. A port
+            alone means both loopback addresses. Of several addresses, the next is tried where one does not answer. A
+            unix stream socket (``@``: an abstract one) carries TCP connections only.
         uuid: The user on the server.
         password: The user's password. Not required if ``password_file`` is given.
         password_file: File whose first line is the password, instead of ``password``.
-        network: The networks for which a public port is requested.
+        network: The networks for which a public port is requested. If not given, it is ``tcp`` for a unix socket.
         udp_forward_mode: Carrier of UDP packets: QUIC DATAGRAM frames (``native``), or streams (``quic``), on which
             lost packets are retransmitted.
         udp_timeout: Time without traffic after which a UDP association ends. It ends sooner only by eviction.
@@ -78,7 +100,9 @@ class TunnelOptions(TypedDict, total=False):
         dialect: Dialect of the protocol (meaning of the mode byte) that the server speaks: ``draft`` up to release 0.1
             of the reference implementation, ``flags`` since 0.2. With a server of this project the default is right,
             unless that server is set to ``flags``.
-        dial_timeout: Maximum time to open a TCP connection to the local service.
+        dial_timeout: Maximum time to open a TCP connection to the local service, for each of its addresses.
+        health: How the local service is checked. The public port of an unhealthy service is withdrawn until it is
+            healthy again. If not given, it is not checked.
         server_name: Name or IP address that the server's certificate must be valid for. A name is also sent to the
             server as SNI. If not given, it is the host of ``server``.
         certificates: Which certificates and keys to trust.
@@ -106,7 +130,7 @@ class TunnelOptions(TypedDict, total=False):
     """
 
     server: str | tuple[str, int]
-    local: str | tuple[str, int]
+    local: str | int | tuple[str, int] | list[str] | list[str | int | tuple[str, int]]
     uuid: str | UUID
     password: str
     password_file: str | os.PathLike[str]
@@ -122,6 +146,7 @@ class TunnelOptions(TypedDict, total=False):
     proxy_protocol: ProxyProtocol
     dialect: FixedDialectName
     dial_timeout: float | str
+    health: HealthOptions
     server_name: str
     certificates: CertificatesOptions
     disable_sni: bool

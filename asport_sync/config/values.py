@@ -99,9 +99,20 @@ SHORTEST_DURATION: Final = 0.001
 LONGEST_DURATION: Final = 100 * 365.25 * 86400
 """Seconds. Well below the maximum of locks and of the engine (292 years in nanoseconds)."""
 
+SHORTEST_CHECK_INTERVAL: Final = 0.1
+"""Seconds. A local service notices being checked more often."""
+
 SHORTEST_KEEPALIVE: Final = 1.0
 LONGEST_KEEPALIVE: Final = 9 * 3600.0
 """Seconds: the Linux maximum of 32,767 whole seconds, rounded down."""
+
+LONGEST_HTTP_PATH: Final = 2000
+"""Characters: what web servers accept in any case."""
+UNIX_PREFIX: Final = "unix:"
+LONGEST_UNIX_PATH: Final = 107
+"""Bytes: ``sun_path`` of ``struct sockaddr_un`` has 108, one of which is the NUL after a path or before an abstract
+name."""
+_LOCAL_FORMS: Final = 'expected "host:port", a port, "unix:/path", or a list of hosts or ports'
 
 LARGEST_UDP_PAYLOAD: Final = 65507
 """Bytes: 65,535 minus the IPv4 and UDP headers (RFC 768)."""
@@ -483,6 +494,14 @@ def duration(value: object, *, bare_seconds: bool = False) -> float:
     return seconds
 
 
+def check_interval(value: object, *, bare_seconds: bool = False) -> float:
+    """Returns the time between two health checks in seconds, like :func:`duration`, but at least 100 ms."""
+    seconds = duration(value, bare_seconds=bare_seconds)
+    if seconds < SHORTEST_CHECK_INTERVAL:
+        raise BadValue(f"expected a duration from 100ms to 100years, not {shown(value)}")
+    return seconds
+
+
 def keepalive(value: object, *, bare_seconds: bool = False) -> float:
     """Returns the TCP keepalive idle time in seconds; 0.0 (never) for "off", false or 0, also as text."""
     if value is False or value == 0 or (isinstance(value, str) and value.lower() in ("off", "no", "false", "0", "0s")):
@@ -537,6 +556,72 @@ class HostPort(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class UnixSocket(NamedTuple):
+    """The address of a unix stream socket.
+
+    Attributes:
+        path: Its path, or ``@`` and the name of an abstract socket.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+LocalAddress = HostPort | UnixSocket
+"""An address of a local service."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTargets:
+    """Where a local service is.
+
+    Attributes:
+        addresses: One unix socket, or one or more hosts with a port in the order in which they are tried. Never empty.
+    """
+
+    addresses: tuple[LocalAddress, ...]
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is a unix socket, which carries no UDP."""
+        return isinstance(self.addresses[0], UnixSocket)
+
+    @property
+    def host(self) -> str:
+        """The first host. Raises AttributeError for a unix socket."""
+        return self._first.host
+
+    @property
+    def port(self) -> int:
+        """The port of the first host. Raises AttributeError for a unix socket."""
+        return self._first.port
+
+    @property
+    def _first(self) -> HostPort:
+        first = self.addresses[0]
+        if isinstance(first, UnixSocket):
+            raise AttributeError("a unix socket has neither host nor port")
+        return first
+
+    def __str__(self) -> str:
+        parts: list[LocalAddress] = []
+        rest = list(self.addresses)
+        while rest:
+            part = rest.pop(0)
+            if rest and isinstance(part, HostPort) and (part, rest[0]) == _on_loopback(part.port):
+                rest.pop(0)
+                part = HostPort("localhost", part.port)
+            parts.append(part)
+        return ", ".join(map(str, parts))
+
+
+def _on_loopback(port: int) -> tuple[HostPort, HostPort]:
+    """Returns where a service listens that is known only by its port: without a look-up of ``localhost``."""
+    return HostPort("127.0.0.1", port), HostPort("::1", port)
 
 
 def ip(value: object) -> IPAddress:
@@ -595,6 +680,60 @@ def host_port(value: object) -> HostPort:
     if parsed.port < LOWEST_PORT:
         raise BadValue("port 0 cannot be connected to")
     return parsed
+
+
+def local(value: object, directory: Path | None = None) -> LocalTargets:
+    """Returns where a local service is.
+
+    Args:
+        value: "host:port" or a pair given by a program; a port: both loopback addresses; a list of these; or
+            "unix:PATH", "unix:@NAME" for an abstract socket.
+        directory: Relative paths start here; None leaves them relative to the working directory.
+    """
+    if isinstance(value, LocalTargets):
+        return value
+    if isinstance(value, str) and value.startswith(UNIX_PREFIX):
+        return LocalTargets((_unix_socket(value[len(UNIX_PREFIX) :], directory),))
+    if not isinstance(value, list):
+        return LocalTargets(_local_hosts(value))
+    if not value:
+        raise BadValue(f"{_LOCAL_FORMS}, not an empty list")
+    found = dict.fromkeys(address for addresses in _each(value, _local_hosts) for address in addresses)
+    return LocalTargets(tuple(found))
+
+
+def _local_hosts(value: object) -> tuple[HostPort, ...]:
+    if isinstance(value, str) and value.startswith(UNIX_PREFIX):
+        raise BadValue("a unix socket cannot be one of several addresses")
+    if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal()):
+        return _on_loopback(integer(value, LOWEST_PORT, HIGHEST_PORT))
+    if not isinstance(value, (str, tuple)):
+        raise BadValue(f"{_LOCAL_FORMS}, not {shown(value)}")
+    return (host_port(value),)
+
+
+def _unix_socket(path: str, directory: Path | None) -> UnixSocket:
+    path = text(path)
+    if path in ("", "@") or "\0" in path:
+        raise BadValue(f'expected the path of a socket after {UNIX_PREFIX}, or "@" and the name of an abstract socket')
+    if not path.startswith("@") and directory is not None:
+        path = str(directory / path)
+    length = len(os.fsencode(path))
+    if length > LONGEST_UNIX_PATH:
+        what = "name of an abstract socket" if path.startswith("@") else "path of a socket"
+        raise BadValue(f"the {what} has at most {LONGEST_UNIX_PATH} bytes on this system, not {length}: {shown(path)}")
+    return UnixSocket(path)
+
+
+def http_path(value: object) -> str:
+    """Returns what an HTTP request asks for: a path in its URL-encoded form, and a query if there is one."""
+    path = text(value)
+    if not re.fullmatch(rf"/[!-~]{{0,{LONGEST_HTTP_PATH - 1}}}", path):
+        raise BadValue(
+            f'expected a path such as "/health", URL-encoded and of at most {LONGEST_HTTP_PATH} characters, '
+            f"not {shown(path)}"
+        )
+    return path
 
 
 def ip_port(value: object) -> HostPort:

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 _engine_log = logger("engine")
 
 _DIALLERS = 64  # threads above max_workers, so that dialling and look-ups continue while all of those relay
+# Threads for the health checks of all sessions, which block: enough that one that lasts its timeout seldom holds up
+# others, and few if a hundred services are checked at the same time.
+_CHECKERS = 16
 _CARRIERS = {UdpMode.NATIVE: Carrier.DATAGRAM, UdpMode.QUIC: Carrier.STREAM}
 # Minimum DATAGRAM payload in bytes: the header of a Packet with an IPv6 address, and one byte of its payload.
 _MIN_DATAGRAM = 30
@@ -82,6 +85,7 @@ class Host:
         counters: Counts what the sessions do; None: a table of all registered counters.
 
     Attributes:
+        checkers: Threads for health checks.
         pump_reads_all: Whether the pump reads every UDP socket from the beginning.
         stopping: Set as soon as the host begins to stop.
         report: Called with one line on the current state; set by its consumer.
@@ -106,6 +110,7 @@ class Host:
         self.limit = RateLimit()
         self.stopping = StopSignal()
         self.workers = WorkerPool(max_workers + _DIALLERS)
+        self.checkers = WorkerPool(_CHECKERS, name="asport-check")
         is_all = relay == "workers" and max_workers > 0
         self.pump_reads_all = is_all
         self.relays = Relays(
@@ -240,7 +245,9 @@ class Host:
 
     def is_current(self) -> bool:
         """Returns whether the caller runs in one of the threads, such as a log handler."""
-        return self._events is threading.current_thread() or self.pump.is_current() or self.workers.is_current()
+        return self._events is threading.current_thread() or any(
+            threads.is_current() for threads in (self.pump, self.workers, self.checkers)
+        )
 
     def stop(self, timeout: float) -> None:
         """Closes all connections, ends all threads and frees everything. Also for use after a failed ``start``.
@@ -261,7 +268,8 @@ class Host:
         else:
             # The program's own log handler blocks that thread, and with its lock every other thread that logs.
             self._do_within(max(remaining(deadline), _LOG_TIMEOUT), self._close_sessions)
-        if not self.workers.stop(remaining(deadline)) and ended:
+        are_idle = [pool.stop(remaining(deadline)) for pool in (self.workers, self.checkers)]
+        if not all(are_idle) and ended:
             # A thread inside the system's resolver can't be interrupted. It ends with the resolver's answer and finds a
             # closed engine. But it may be a log handler that blocks: then this line must not block as well.
             line = "a name lookup is still in progress; its thread ends when the resolver returns"

@@ -90,6 +90,9 @@ _COUNTERS = (
     _counter("migrations", "Connections that followed this machine to its new address.", _CLIENT),
     _counter("resumes", "Times that this machine was resumed from sleep.", _CLIENT),
     _counter("server_violations", "Violations of the protocol by the server.", _CLIENT),
+    _counter("health_checks", "Health checks of the local service.", _CLIENT),
+    _counter("health_checks_failed", "Health checks that failed, also those without a result in time.", _CLIENT),
+    _counter("ports_withdrawn", "Times that the public port was withdrawn from an unhealthy service.", _CLIENT),
     _counter("clients_joined", "Clients that were authenticated and got their port.", _SERVER),
     _counter("joins_failed", "Connections of clients that ended before their QUIC handshake was complete.", _SERVER),
     _counter(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asport_sync.client.address_order import AddressOrder
 from asport_sync.client.local_tcp import LocalService
+from asport_sync.config import HostPort, LocalTargets, UnixSocket
 from asport_sync.runtime import sockets
 from asport_sync.wire import Address, proxy_header
 from tests.host.fake_engine import (
@@ -28,10 +31,9 @@ PUBLIC = Address.from_text("192.0.2.1", 2024)
 class Scene(RelayScene):
     """A local service whose connections are relayed."""
 
-    def service(self, address: tuple[str, int], **options: Any) -> LocalService:
+    def service(self, *addresses: tuple[str, int] | UnixSocket, **options: Any) -> LocalService:
         fields: dict[str, Any] = {
-            "host": address[0],
-            "port": address[1],
+            "order": order_of(*addresses),
             "dial_timeout": 5.0,
             "proxy_version": None,
             "relays": self.relays,
@@ -41,6 +43,11 @@ class Scene(RelayScene):
             "clock": self.clock,
         }
         return LocalService(**{**fields, **options})
+
+
+def order_of(*addresses: tuple[str, int] | UnixSocket) -> AddressOrder:
+    found = (each if isinstance(each, UnixSocket) else HostPort(*each) for each in addresses)
+    return AddressOrder(LocalTargets(tuple(found)))
 
 
 @pytest.fixture
@@ -118,11 +125,11 @@ def test_a_service_that_is_not_there_is_told_of_once_a_minute(scene: Scene, capl
     assert caplog.text.count("cannot reach") == 30
     with TcpEcho() as echo:
         # Another kind of failure has a line of its own.
-        service.host, service.port = echo.address
+        service.order = order_of(echo.address)
         stream = serve(scene, service, None)
         wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
     assert len(warnings()) == 2
-    service.port = free_port()
+    service.order = order_of((HOST, free_port()))
     scene.clock.advance(60)
     stream = serve(scene, service)
     wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
@@ -266,4 +273,79 @@ def test_what_a_connection_knew_goes_with_it(scene: Scene, names: Names) -> None
         scene.workers.submit(named.serve, as_connection(scene.connection), as_stream(scene.stream()), PEER, PUBLIC)
         scene.idle()
         assert scene.streams[-1].said == ["attach"]
-    assert literal._dialling_until == named._dialling_until == {}
+    assert literal._engine_dials == named._engine_dials == {}
+
+
+# --- several addresses, and unix sockets ------------------------------------------------------------------------------
+
+
+def test_the_next_address_is_tried_where_one_does_not_answer(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    with TcpEcho() as echo:
+        service = scene.service((HOST, free_port()), echo.address)
+        service.announce(as_connection(scene.connection))
+        serve(scene, service)
+        scene.idle()
+        assert scene.streams[-1].said == ["attach"]
+        # The engine dials the first until a worker has found the one that answers; each for a while.
+        assert [(address, valid) for address, _, valid in scene.connection.dials] == [
+            (service.order.local.addresses[0], 10.0),
+            (echo.address, 10.0),
+        ]
+    assert caplog.records == []
+
+
+def test_the_address_that_has_answered_is_tried_first_until_it_fails(scene: Scene) -> None:
+    with TcpEcho() as second:
+        with TcpEcho() as first:
+            service = scene.service((HOST, free_port()), first.address, second.address)
+            for _ in range(3):
+                serve(scene, service)
+                scene.idle()
+            assert first.accepted == 3
+            assert service.order.in_order()[0] == first.address
+        serve(scene, service)
+        scene.idle()
+        assert second.accepted == 1
+        assert service.order.in_order()[0] == second.address
+
+
+def test_a_service_none_of_whose_addresses_answers_is_a_refusal(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    ports = free_port(), free_port()
+    serve(scene, scene.service(*((HOST, port) for port in ports)))
+    scene.idle()
+    assert scene.streams[-1].said == ["refuse"]
+    assert scene.counter("connections_dropped_local_service") == 1
+    assert f"cannot reach {HOST}:{ports[0]}, {HOST}:{ports[1]}: Connection refused" in caplog.text
+
+
+def unix_service(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()
+    listener.settimeout(TIMEOUT)
+    return listener
+
+
+@pytest.mark.parametrize("version", [None, 1, 2])
+def test_a_unix_socket_is_a_worker_s_to_dial(scene: Scene, tmp_path: Path, version: int | None) -> None:
+    path = tmp_path / "service"
+    with unix_service(path) as listener:
+        service = scene.service(UnixSocket(str(path)), proxy_version=version)
+        service.announce(as_connection(scene.connection))
+        stream = serve(scene, service)
+        accepted, _ = listener.accept()
+        with accepted:
+            wait_until(lambda: stream.said == ["attach"], TIMEOUT, "the engine has it")
+            if version is not None:
+                accepted.settimeout(TIMEOUT)
+                assert accepted.recv(1000) == proxy_header.tcp_header(version, PEER, PUBLIC)
+        scene.idle()
+    assert scene.connection.dials == []
+
+
+def test_a_unix_socket_that_is_not_there_is_a_refusal(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = serve(scene, scene.service(UnixSocket(str(tmp_path / "service"))))
+    wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
+    assert f"cannot reach unix:{tmp_path}/service: No such file or directory" in caplog.text

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import pytest
 
+from asport_sync.client.address_order import AddressOrder
 from asport_sync.client.local_udp import LocalAssociations, LocalTarget
+from asport_sync.config import HostPort, LocalTargets
 from asport_sync.engine import Connection, SocketAddress, UdpSocket
 from asport_sync.errors import EngineError
 from asport_sync.host.associations import SharedBudget
@@ -43,6 +45,7 @@ class Local:
         pump: Pump,
         *,
         host: str = HOST,
+        others: tuple[SocketAddress, ...] = (),
         proxy: bool = False,
         timeout: float = 60.0,
         max_associations: int = 10,
@@ -53,7 +56,9 @@ class Local:
         self.service.settimeout(TIMEOUT)
         self.address = sockets.local_address(self.service)
         self.budget: SharedBudget[LocalAssociations] = SharedBudget(max_associations)
-        self.target = LocalTarget(host, self.address[1], pump.thread, pump.workers, pump.clock)
+        hosts = ((host, self.address[1]), *others)
+        self.order = AddressOrder(LocalTargets(tuple(HostPort(*each) for each in hosts)))
+        self.target = LocalTarget(self.order, pump.thread, pump.workers, pump.clock)
         self.associations = LocalAssociations(
             pump.thread,
             cast(Connection, pump.connection),
@@ -493,6 +498,51 @@ def test_where_all_addresses_refuse_a_line_a_minute_says_so(
     assert [level for level, _ in messages(caplog)] == ["WARNING"] * 2
     assert "and 29 more like this" in caplog.text
     assert resolver.asked > 20
+
+
+def test_a_refusal_leads_to_the_next_host(pump: Pump) -> None:
+    """Without any name to look up."""
+    local = Local(pump, others=(SECOND, THIRD))
+    local.want(1)
+    local.refuse(pump.udp)
+    assert pump.udp.moved == [(SECOND, b"")]
+    local.refuse(pump.udp)
+    local.refuse(pump.udp)
+    assert [address for address, _ in pump.udp.moved] == [SECOND, THIRD]
+    assert pump.counter("udp_service_away") == 1
+    local.close()
+
+
+def test_hosts_may_be_names_and_addresses(pump: Pump, resolver: Resolver) -> None:
+    local = Local(pump, host="name.example", others=(THIRD,))
+    local.want(1)
+    settled(pump)
+    assert pump.udp.sock.getpeername() == THIRD  # the name is looked up meanwhile
+    resolver.answer = [SECOND, THIRD]
+    pump.pass_time(31)
+    local.want(2)
+    settled(pump)
+    local.want(3)
+    assert pump.udp.sock.getpeername() == SECOND
+    assert local.target.addresses == [SECOND, THIRD]
+    local.close()
+
+
+def test_an_unhealthy_host_is_left_out(pump: Pump) -> None:
+    local = Local(pump, others=(SECOND,))
+    first, second = local.order.local.addresses
+    local.order.checked(first, healthy=False)
+    local.want(1)
+    assert pump.udp.sock.getpeername() == SECOND
+    local.order.checked(first, healthy=True)
+    local.order.checked(second, healthy=False)
+    local.want(2)
+    assert pump.udp.sock.getpeername() == local.address
+    # It comes back where it is, as long as it is among the healthy ones.
+    former = pump.connection.udp[0]
+    local.refuse(former, answered=True)
+    assert former.moved == [(local.address, b"")]
+    local.close()
 
 
 def test_an_address_without_others_stays(pump: Pump, local: Local, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,6 +30,7 @@ from asport_sync.errors import (
     NetworkDeniedError,
     PortDeniedError,
     RefusedError,
+    UnhealthyError,
 )
 from asport_sync.host.certificates import load_client
 from asport_sync.host.host import Host
@@ -65,6 +66,7 @@ from tests.client.scene import (
 )
 from tests.host import fake_engine as fake
 from tests.host.fake_engine import FakeConnection, FakeEngine, FakeStream, token_of
+from tests.support.ports import free_port
 from tests.support.services import TcpEcho
 from tests.support.waiting import wait_until
 
@@ -411,7 +413,7 @@ def test_each_connection_is_told_what_to_dial() -> None:
         wait_until(lambda: scene.engine.connections[1].dials, TIMEOUT, "the second connection is told")
         assert scene.engine.connections[1].dials == first.dials == [(("127.0.0.1", 9), 1.0, float("inf"))]
         wait_until(
-            lambda: list(cast(DialledBackend, scene.session._backend)._tcp._dialling_until) == [2],
+            lambda: list(cast(DialledBackend, scene.session._backend)._tcp._engine_dials) == [2],
             TIMEOUT,
             "the first is forgotten",
         )
@@ -717,3 +719,59 @@ def test_verification_may_be_switched_off_and_that_is_logged(caplog: pytest.LogC
     with scene_of(nothing, skip_certificate_verification=True) as scene:
         assert scene.engine.credentials[0]["verify"] is False
     assert "not verified" in caplog.text
+
+
+# --- health checks ----------------------------------------------------------------------------------------------------
+
+OFTEN = {"tcp": True, "interval": 0.1, "failures": 2}
+
+
+def test_the_port_of_a_healthy_service_is_requested_after_the_first_check() -> None:
+    with TcpEcho() as service, scene_of(local=service.address, health={"tcp": True}) as scene:
+        assert scene.session.wait_ready(TIMEOUT) == (SERVER[0], PORT)
+        assert service.accepted == 1
+        health = scene.session.stats().health
+        assert health is not None
+        assert health.healthy
+        assert scene.counter("ports_withdrawn") == 0
+
+
+def test_the_port_of_a_service_that_is_not_there_yet_is_not_requested(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    port = free_port()
+    with scene_of(local=("127.0.0.1", port), health=OFTEN) as scene:
+        with pytest.raises(UnhealthyError, match=r"^local service is unhealthy \(connection refused\)$"):
+            scene.session.wait_ready(0.5)
+        assert scene.engine.connections == []
+        assert scene.session.status == "not connected: local service is unhealthy (connection refused)"
+        health = scene.session.stats().health
+        assert health is not None
+        assert (health.healthy, health.unhealthy) == (False, {f"127.0.0.1:{port}": "connection refused"})
+        with TcpEcho(port=port):
+            assert scene.session.wait_ready(TIMEOUT) == (SERVER[0], PORT)
+        assert scene.counter("ports_withdrawn") == 0
+    line = "local service is unhealthy (connection refused); its port is requested once it is healthy"
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [line]
+    assert "local service is healthy again" in caplog.text
+
+
+def test_the_port_of_an_unhealthy_service_is_withdrawn(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    port = free_port()
+    with scene_of(local=("127.0.0.1", port), health=OFTEN) as scene:
+        with TcpEcho(port=port):
+            first = scene.ready()
+        wait_until(lambda: scene.session.public is None, TIMEOUT, "the port is withdrawn")
+        wait_until(lambda: first.closed == (0, 0.0), TIMEOUT, "the connection is closed")
+        assert scene.counter("ports_withdrawn") == 1
+        assert "not connected: local service is unhealthy" in scene.session.status
+        assert "local service is unhealthy (connection refused); port withdrawn" in caplog.text
+        assert len(scene.engine.connections) == 1
+        with TcpEcho(port=port):
+            second = scene.ready()
+            assert second is not first
+            hello = decode(second.sent[0])[0]
+            assert isinstance(hello, ClientHello)
+            assert (hello.port_start, hello.port_end) == (PORT, PORT)
+    assert "local service is healthy again" in caplog.text
+    assert scene.backoff.slow == []  # nothing has failed

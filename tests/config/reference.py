@@ -18,6 +18,7 @@ from asport_sync.config import (
     WITHOUT_EFFECT,
     CertificatesConfig,
     ClientConfig,
+    HealthConfig,
     PortRange,
     ProxyConfig,
     ServerConfig,
@@ -62,6 +63,7 @@ SECTIONS = [
     Section(
         "Client: the table certificates", CertificatesConfig, f"In the parameter `certificates` of {CLIENT}, a dict."
     ),
+    Section("Client: the table health", HealthConfig, f"In the parameter `health` of {CLIENT}, a dict."),
     Section("Server", ServerConfig, f"Parameters of {SERVER}."),
     Section("Server: TLS", TlsServerConfig, f"Parameters of {SERVER}."),
     Section("Server: an entry of proxies", ProxyConfig, f"In the parameter `proxies` of {SERVER}, a list of dicts."),

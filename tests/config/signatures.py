@@ -18,6 +18,7 @@ from asport_sync.config import (
     WITHOUT_EFFECT,
     CertificatesConfig,
     ClientConfig,
+    HealthConfig,
     PortRange,
     ProxyConfig,
     ServerConfig,
@@ -39,9 +40,11 @@ WIDTH = 120
 TYPES = {
     "CertificatesConfig": "CertificatesOptions",
     "Credential": "str | os.PathLike[str] | bytes",
+    "HealthConfig": "HealthOptions",
     "HostPort": "str | tuple[str, int]",
     "Mapping[str, TunnelConfig]": "Mapping[str, TunnelOptions]",
     "IPAddress": "str | ipaddress.IPv4Address | ipaddress.IPv6Address",
+    "LocalTargets": "str | int | tuple[str, int] | list[str] | list[str | int | tuple[str, int]]",
     "Network": "Network | Sequence[Network]",
     "Path": "str | os.PathLike[str]",
     "PortRange": "int | tuple[int, int] | list[int] | PortRangeOptions",
@@ -183,6 +186,7 @@ def tables() -> str:
     for name, cls, summary in (
         ("PortRangeOptions", PortRange, "A range of ports."),
         ("CertificatesOptions", CertificatesConfig, "The option ``certificates``."),
+        ("HealthOptions", HealthConfig, "The option ``health``."),
         ("TunnelOptions", TunnelConfig, "A tunnel in the option ``tunnels``."),
         ("UserOptions", UserConfig, "A user in the option ``users`` of an entry of ``proxies``."),
         ("ProxyOptions", ProxyConfig, "An entry of the option ``proxies``."),

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig, load_client, load_server
-from asport_sync.config.model import CertificatesConfig, ProxyConfig, TlsClientConfig, TlsServerConfig, UserConfig
+from asport_sync.config.model import (
+    CertificatesConfig,
+    HealthConfig,
+    ProxyConfig,
+    TlsClientConfig,
+    TlsServerConfig,
+    UserConfig,
+)
 from asport_sync.config.reader import names_of
 from asport_sync.errors import ConfigError
 
@@ -83,6 +90,7 @@ def trees(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, dict[s
         st.dictionaries(names, values, max_size=2).map(lambda tunnels: on_client({"tunnels": tunnels})),
         one(names_of(TlsClientConfig)).map(lambda keys: on_client({"security": {"tls": keys}})),
         one(names_of(CertificatesConfig)).map(lambda keys: on_client({"certificates": keys})),
+        one(names_of(HealthConfig)).map(lambda keys: on_client({"health": keys})),
         one(["type", "type_", "tls", "noise"]).map(lambda keys: on_client({"security": keys})),
         one(SERVER_KEYS).map(on_server),
         one(names_of(ProxyConfig)).map(lambda keys: on_server({"proxies": [entry(**keys)]})),

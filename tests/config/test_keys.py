@@ -17,12 +17,15 @@ from asport_sync.config import (
     CertificatesConfig,
     ClientConfig,
     Credential,
+    HealthConfig,
     HostPort,
+    LocalTargets,
     PortRange,
     PortSet,
     ProxyConfig,
     ServerConfig,
     TunnelConfig,
+    UnixSocket,
     UserConfig,
     dialect_of,
     load_client,
@@ -77,6 +80,7 @@ CONNECTION = {
     "keylog": Row(None, [("/tmp/keys", Path("/tmp/keys"))], ["", 1.5, []]),
     "max_udp_payload": Row(65527, [(1200, 1200), (65527, 65527)], [1199, 65528, "x"]),
 }
+ON_LOOPBACK = LocalTargets((HostPort("127.0.0.1", 22), HostPort("::1", 22)))
 HOST = {
     "receive_memory": Row(memory_to_receive(), [(2**26, 2**26), (2**40, 2**40)], [2**26 - 1, 0, -1, "1GiB", []]),
     "log_level": Row("warn", [("off", "off"), ("DEBUG", "debug"), ("trace", "trace")], ["verbose", 3, True]),
@@ -95,7 +99,18 @@ HOST = {
 }
 TUNNEL = CONNECTION | {
     "server": Row(REQUIRED, [("h:1", HostPort("h", 1)), ("[::1]:2", HostPort("::1", 2))], ["h", "h:0", 443, []]),
-    "local": Row(REQUIRED, [("localhost:22", HostPort("localhost", 22))], ["22", 22, "http://h:1"]),
+    "local": Row(
+        REQUIRED,
+        [
+            ("localhost:22", LocalTargets((HostPort("localhost", 22),))),
+            (22, ON_LOOPBACK),
+            ("22", ON_LOOPBACK),
+            (["h:1", 22], LocalTargets((HostPort("h", 1), *ON_LOOPBACK.addresses))),
+            ("unix:/run/app.sock", LocalTargets((UnixSocket("/run/app.sock"),))),
+            ("unix:@app", LocalTargets((UnixSocket("@app"),))),
+        ],
+        ["http://h:1", "h", 0, 70000, True, [], {}, ["unix:/run/app.sock"], "unix:", f"unix:/{107 * 'x'}"],
+    ),
     "uuid": Row(REQUIRED, [(f"{{{UUID.upper()}}}", uuid.UUID(UUID))], ["x", 5, []]),
     "password": Row(REQUIRED, [("x", "x"), (12345, "12345"), (True, "true")], ["", 1.5, [], {}]),
     "password_file": Row(None, [], ["", [], "missing"]),
@@ -117,6 +132,36 @@ TUNNEL = CONNECTION | {
     ),
     "dialect": Row("draft", [("flags", "flags"), ("Draft", "draft")], ["auto", "new", 1]),
     "dial_timeout": durations(5.0),
+    "health": Row(
+        None,
+        [
+            ({"tcp": True}, HealthConfig(tcp=True)),
+            ({"http": "/live?x=1", "tcp": False}, HealthConfig(http="/live?x=1")),
+            (
+                {"tcp": "yes", "interval": "1m", "timeout": "1m", "failures": 1000, "successes": 2},
+                HealthConfig(tcp=True, interval=60.0, timeout=60.0, failures=1000, successes=2),
+            ),
+            ({"tcp": True, "interval": "100ms"}, HealthConfig(tcp=True, interval=0.1, timeout=0.1)),
+        ],
+        [
+            {},
+            {"tcp": False},
+            {"tcp": True, "http": "/"},
+            {"http": "live"},
+            {"http": "/two words"},
+            {"http": "/ä"},
+            {"http": "/" + 2000 * "x"},
+            {"tcp": True, "interval": "99ms"},
+            {"tcp": True, "interval": 10},
+            {"tcp": True, "timeout": "11s"},
+            {"tcp": True, "failures": 0},
+            {"tcp": True, "successes": 1001},
+            {"tcp": True, "port": 80},
+            True,
+            "tcp",
+            [],
+        ],
+    ),
 }
 CLIENT = HOST | {
     "tunnels": Row(REQUIRED, [], [1, [], {}, {"a b": {}}, {"": {}}, {"x" * 65: {}}, {"web": 1}, {"web": {"x": 1}}]),
@@ -546,7 +591,7 @@ def test_python_types_of_a_client(tmp_path: Path) -> None:
         alpn=("h3",),
         keylog=Path("keys"),
     )
-    assert (config.server, config.local) == (("example.org", 443), ("::1", 22))
+    assert (config.server, config.local) == (("example.org", 443), LocalTargets((HostPort("::1", 22),)))
     assert (config.timeout, config.heartbeat) == (8.0, 0.5)
     assert config.expected_port_range == (2000, 3000)
     assert config.tls.certificates == CertificatesConfig(paths=(ca,), pem=PEM)

@@ -137,7 +137,7 @@ def test_client_files_of_both_generations(directory: Path) -> None:
     of_old = load_client(write(directory, "old.toml", OLD_CLIENT))
     assert of_old == load_client(write(directory, "new.yaml", NEW_CLIENT))
     old = of_old.tunnels[""]
-    assert (old.server, old.local) == (HostPort("tunnel.example.org", 443), HostPort("localhost", 8080))
+    assert (old.server, str(old.local)) == (HostPort("tunnel.example.org", 443), "localhost:8080")
     assert (old.password, old.expected_port_range) == (PASSWORD, PortRange(20000, 20010))
     assert (old.udp_timeout, old.heartbeat, old.congestion_control) == (90.0, 2.5, "new_reno")
     assert (old.tls.alpn, old.tls.zero_rtt_handshake, old.server_name) == (("h3",), True, "example.org")

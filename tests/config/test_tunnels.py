@@ -12,6 +12,7 @@ import pytest
 
 from asport_sync.config import (
     ClientConfig,
+    HealthConfig,
     HostPort,
     PortRange,
     load_client,
@@ -56,7 +57,7 @@ def test_keys_above_are_the_defaults(tmp_path: Path, suffix: str) -> None:
     assert [tunnel.name for tunnel in (web, ssh, third)] == list(config.tunnels)
     assert [tunnel.timeout for tunnel in (web, ssh, third)] == [4.0] * 3
     assert config.max_workers == 3
-    assert (web.local, web.expected_port_range, web.network) == (HostPort("127.0.0.1", 8080), (30001, 30001), "both")
+    assert (str(web.local), web.expected_port_range, web.network) == ("127.0.0.1:8080", (30001, 30001), "both")
     assert (ssh.expected_port_range, ssh.network, str(ssh.uuid)) == (PortRange(30022, 30022), "tcp", OTHER_UUID)
     assert (web.password, ssh.password, third.password) == (PASSWORD, "other", PASSWORD)
     assert (web.server, third.server) == (HostPort("example.org", 443), HostPort("other.example", 4433))
@@ -79,7 +80,7 @@ def test_two_tunnels_may_share_everything() -> None:
 @pytest.mark.parametrize("suffix", [".json", ".yaml"])
 def test_a_tunnel_without_keys_has_the_defaults(tmp_path: Path, suffix: str) -> None:
     config = load_client(write(tmp_path, "client" + suffix, WRITERS[suffix](client(tunnels={"web": None}))))
-    assert config.tunnels["web"].local == HostPort("127.0.0.1", 22)
+    assert str(config.tunnels["web"].local) == "127.0.0.1:22"
 
 
 def test_tables_replace_the_default_as_a_whole() -> None:
@@ -165,6 +166,69 @@ def test_a_wrong_default_is_reported_once(tmp_path: Path) -> None:
     assert errors_of(tmp_path, tree) == [f"5: certificates: {no_trust}"]
     tree = client(tunnels={"one": {"certificates": {"disable_native": True}}, "two": {}})
     assert errors_of(tmp_path, tree) == [f"7: tunnels.one.certificates: {no_trust}"]
+
+
+def test_a_unix_socket_means_tcp(tmp_path: Path) -> None:
+    tree = several(
+        sock={"local": "unix:app.sock"}, same={"local": "unix:@app", "network": "tcp"}, game={"local": "127.0.0.1:1"}
+    )
+    config = load_client(write(tmp_path, "client.yaml", WRITERS[".yaml"](tree)))
+    assert {name: tunnel.network for name, tunnel in config.tunnels.items()} == {
+        "sock": "tcp",
+        "same": "tcp",
+        "game": "both",
+    }
+    assert str(config.tunnels["sock"].local) == f"unix:{tmp_path}/app.sock"
+
+
+@pytest.mark.parametrize("network", ["udp", "both", ["tcp", "udp"]])
+def test_a_unix_socket_carries_no_udp(tmp_path: Path, network: Any) -> None:
+    no_udp = "a unix socket carries TCP connections only, but network includes udp: set network to tcp"
+    tree = several(sock={"local": "unix:app.sock", "network": network}, game={"local": "127.0.0.1:1"})
+    assert errors_of(tmp_path, tree, ".json") == [f"7: tunnels.sock.local: {no_udp}"]
+    tree = several(sock={"local": "unix:app.sock"}, web={"local": "unix:web.sock"}) | {"network": network}
+    assert [error.partition(": ")[2] for error in errors_of(tmp_path, tree)] == [
+        f"tunnels.sock.local: {no_udp}",
+        f"tunnels.web.local: {no_udp}",
+    ]
+    tree = client(local="unix:app.sock", network=network, tunnels={"one": {}, "two": {}, "tcp": {"network": "tcp"}})
+    assert [error.partition(": ")[2] for error in errors_of(tmp_path, tree)] == [f"local: {no_udp}"]
+
+
+def test_a_unix_socket_of_a_program(tmp_path: Path) -> None:
+    config = ClientConfig.from_options(**client(local="unix:app.sock"))
+    assert (config.tunnels[""].network, str(config.tunnels[""].local)) == ("tcp", "unix:app.sock")
+    added = tunnel_from_options(config, "added", {"local": config.tunnels[""].local})
+    assert added.network == "tcp"
+    with pytest.raises(ConfigErrors, match="a unix socket carries TCP connections only"):
+        tunnel_from_options(config, "added", {"network": "both"})
+
+
+def test_each_tunnel_has_its_own_health_checks(tmp_path: Path) -> None:
+    tree = several(
+        web={"local": 8080, "health": {"http": "/live", "interval": "1s"}},
+        ssh={"local": 22, "health": None},
+        dns={"local": 53},
+    ) | {"health": {"tcp": True, "failures": 5}}
+    config = load_client(write(tmp_path, "client.yaml", WRITERS[".yaml"](tree)))
+    assert config.tunnels["web"].health == HealthConfig(http="/live", interval=1.0, timeout=1.0)
+    assert config.tunnels["ssh"].health is None
+    assert config.tunnels["dns"].health == HealthConfig(tcp=True, failures=5)
+
+
+def test_errors_of_health_checks(tmp_path: Path) -> None:
+    tree = several(
+        none={"local": 1, "health": {"interval": "1s"}},
+        both={"local": 1, "health": {"tcp": True, "http": "/"}},
+        slow={"local": 1, "health": {"tcp": True, "interval": "1s", "timeout": "2s"}},
+        key={"local": 1, "health": {"tcp": True, "failure": 1}},
+    )
+    assert [error.partition(": ")[2] for error in errors_of(tmp_path, tree)] == [
+        'tunnels.none.health: expected either tcp: true or http: "/path"',
+        'tunnels.both.health: expected either tcp: true or http: "/path"',
+        "tunnels.slow.health.timeout: longer than the interval, but a check has to end before the next one",
+        'tunnels.key.health.failure: unknown key: did you mean "failures"?',
+    ]
 
 
 def test_a_required_key_is_reported_for_each_tunnel(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asport_sync.config import ClientConfig, HostPort, PortRange, PortSet, ServerConfig, values, without_effect
-from asport_sync.config.values import BadValue
+from asport_sync.config.values import BadValue, UnixSocket
 
 from .samples import UUID, client, server
 
@@ -347,6 +347,73 @@ def test_ip_port_takes_port_0_but_no_name() -> None:
     assert values.ip_port("127.0.0.1:0").ip == ipaddress.ip_address("127.0.0.1")
     with pytest.raises(BadValue, match='"localhost" is a name'):
         values.ip_port("localhost:443")
+
+
+@pytest.mark.parametrize(
+    ("value", "addresses", "written"),
+    [
+        ("localhost:22", [HostPort("localhost", 22)], "localhost:22"),
+        (("::1", 22), [HostPort("::1", 22)], "[::1]:22"),
+        (8080, [HostPort("127.0.0.1", 8080), HostPort("::1", 8080)], "localhost:8080"),
+        ("8080", [HostPort("127.0.0.1", 8080), HostPort("::1", 8080)], "localhost:8080"),
+        (["10.0.0.1:80", "b:81"], [HostPort("10.0.0.1", 80), HostPort("b", 81)], "10.0.0.1:80, b:81"),
+        (["a:1", ("b", 2), "a:1"], [HostPort("a", 1), HostPort("b", 2)], "a:1, b:2"),
+        (
+            ["a:1", 2, "127.0.0.1:3"],
+            [HostPort("a", 1), HostPort("127.0.0.1", 2), HostPort("::1", 2), HostPort("127.0.0.1", 3)],
+            "a:1, localhost:2, 127.0.0.1:3",
+        ),
+        ("unix:/run/app.sock", [UnixSocket("/run/app.sock")], "unix:/run/app.sock"),
+        ("unix:app.sock", [UnixSocket("/etc/asport/app.sock")], "unix:/etc/asport/app.sock"),
+        ("unix:./@app", [UnixSocket("/etc/asport/@app")], "unix:/etc/asport/@app"),
+        ("unix:@app", [UnixSocket("@app")], "unix:@app"),
+        (f"unix:/{106 * 'x'}", [UnixSocket(f"/{106 * 'x'}")], f"unix:/{106 * 'x'}"),
+    ],
+)
+def test_local(value: object, addresses: list[object], written: str) -> None:
+    parsed = values.local(value, Path("/etc/asport"))
+    assert list(parsed.addresses) == addresses
+    assert str(parsed) == written
+    assert values.local(parsed) is parsed
+
+
+def test_a_relative_unix_socket_of_a_program_stays_relative() -> None:
+    assert values.local("unix:app.sock").addresses == (UnixSocket("app.sock"),)
+
+
+def test_the_first_host_of_local_is_an_attribute() -> None:
+    local = values.local(["10.0.0.1:80", "b:81"])
+    assert (local.host, local.port, local.is_unix) == ("10.0.0.1", 80, False)
+    unix = values.local("unix:@app")
+    assert unix.is_unix
+    assert not hasattr(unix, "host")
+    assert not hasattr(unix, "port")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("example.org", 'expected "host:port"'),
+        (0, "from 1 to 65535, not 0"),
+        ("70000", "from 1 to 65535, not 70000"),
+        (True, 'a port, "unix:/path", or a list of hosts or ports, not true'),
+        (80.5, "not 80.5"),
+        ({}, "not a table"),
+        ([], "not an empty list"),
+        (["a:1", "b"], 'expected "host:port"'),
+        ([["a:1"]], "not a list"),
+        (["unix:/run/app.sock", "a:1"], "a unix socket cannot be one of several addresses"),
+        ("unix:", "expected the path of a socket"),
+        ("unix:@", "expected the path of a socket"),
+        ("unix:/a\0b", "expected the path of a socket"),
+        (f"unix:/{107 * 'x'}", "the path of a socket has at most 107 bytes on this system, not 108"),
+        (f"unix:/{54 * 'ä'}", "the path of a socket has at most 107 bytes on this system, not 109"),
+        (f"unix:@{107 * 'x'}", "the name of an abstract socket has at most 107 bytes on this system, not 108"),
+    ],
+)
+def test_refused_local(value: object, text: str) -> None:
+    with pytest.raises(BadValue, match=text):
+        values.local(value)
 
 
 def test_ip() -> None:

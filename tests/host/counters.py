@@ -24,6 +24,8 @@ _UNDER_ATTACK = "under attack: nothing"
 WHAT_TO_DO = {
     "pump_held_up": "fewer clients for one process",
     "workers_waiting": "if it stays above 0: raise `max_workers`",
+    "health_checks_failed": "see the log; `stats().health` has the reason",
+    "ports_withdrawn": "see the log",
     # Engine.
     "quic_send_blocked": "raise `net.core.wmem_max`",
     "quic_send_errors": "check routing and firewall of this host",

@@ -152,7 +152,7 @@ def figures(side: Side) -> dict[str, Any]:
 
 
 def client_stats() -> ClientStats:
-    tunnels = {"web": TunnelStats(PEER, (info(),), {"joined": 1})}
+    tunnels = {"web": TunnelStats(PEER, (info(),), counters={"joined": 1})}
     return ClientStats(running=True, **figures(Side.CLIENT), public=PEER, connections=(info(),), tunnels=tunnels)
 
 
@@ -176,7 +176,14 @@ def test_a_client_as_dict() -> None:
         "running": True,
         "public": PEER,
         "connections": [dataclasses.asdict(info())],
-        "tunnels": {"web": {"public": PEER, "connections": [dataclasses.asdict(info())], "counters": {"joined": 1}}},
+        "tunnels": {
+            "web": {
+                "public": PEER,
+                "connections": [dataclasses.asdict(info())],
+                "health": None,
+                "counters": {"joined": 1},
+            }
+        },
         "uptime": 1.5,
         "engine": {each.name: 1 for each in COUNTERS},
         "counters": counters_of(Side.CLIENT, {"udp_associations": 7}),
