@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ from asport_sync.runtime.threads import StopSignal
 from asport_sync.runtime.timers import Timers
 from asport_sync.wire import proxy_header
 from tests.host.fake_counters import FakeCounters
+from tests.host.fake_engine import FakeEngine
 from tests.runtime.clock import VirtualClock
 from tests.support.ports import free_port
 from tests.support.traffic import receive_exactly
@@ -271,6 +273,45 @@ def test_checks_that_have_ended_report_nothing(scene_of: SceneOf) -> None:
     scene.round()
     assert scene.reported == []
     assert len(scene.asked) == 1
+
+
+def test_a_hundred_services_are_checked_by_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while none of them answers."""
+    host = Host(FakeEngine().as_real(), 0, 0.0, logging.getLogger("asport_sync.test"), counters=FakeCounters())
+    host.start()
+    guard = threading.Lock()
+    running: set[str] = set()
+    most = 0
+    over = threading.Event()
+
+    def hang(*_: object) -> str:
+        nonlocal most
+        with guard:
+            running.add(threading.current_thread().name)
+            most = max(most, len(running))
+        over.wait(0.05)
+        with guard:
+            running.discard(threading.current_thread().name)
+        return "no answer"
+
+    monkeypatch.setattr(health, "check", hang)
+    found: list[bool] = []
+
+    def begin() -> list[HealthChecks]:
+        order = [AddressOrder(LocalTargets((HostPort("192.0.2.1", 1 + number),))) for number in range(100)]
+        config = HealthConfig(tcp=True, interval=60.0)
+        return [HealthChecks(config, each, None, host, lambda healthy, _: found.append(healthy)) for each in order]
+
+    try:
+        checks = host.run(begin)
+        wait_until(lambda: len(found) == 100, TIMEOUT, "all have a result")
+        assert not any(found)
+        assert 1 < most <= 16
+        assert host.workers.threads == 0  # those that dial are not kept busy
+        host.run(lambda: [each.end() for each in checks])
+    finally:
+        over.set()
+        host.stop(TIMEOUT)
 
 
 # --- one check --------------------------------------------------------------------------------------------------------
