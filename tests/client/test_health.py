@@ -308,7 +308,8 @@ def test_a_hundred_services_are_checked_by_few_threads(monkeypatch: pytest.Monke
         assert not any(found)
         assert 1 < most <= 16
         assert host.workers.threads == 0  # those that dial are not kept busy
-        host.run(lambda: [each.end() for each in checks])
+        for each in checks:
+            host.run(each.end)
     finally:
         over.set()
         host.stop(TIMEOUT)

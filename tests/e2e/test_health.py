@@ -165,8 +165,8 @@ def test_visitors_are_not_sent_to_an_unhealthy_address(certificate: Certificate,
         web_server(tmp_path / "good", good),
         Server(**server_options(certificate)) as server,
     ):
-        options = {"local": [f"127.0.0.1:{bad}", f"127.0.0.1:{good}"], "network": "tcp"}
-        options["health"] = {"http": "/live", **OFTEN}
+        local = [f"127.0.0.1:{bad}", f"127.0.0.1:{good}"]
+        options: dict[str, Any] = {"local": local, "network": "tcp", "health": {"http": "/live", **OFTEN}}
         with Client(**client_options(certificate, server.address, ("127.0.0.1", 9), **options)) as client:
             _, port = client.wait_ready(READY_TIMEOUT)
             assert [status(port) for _ in range(5)] == [200] * 5
