@@ -369,7 +369,12 @@ class ClientSession(Session):
             server_connection.connection.close(0)
 
     def close(self) -> None:
-        """Closes local UDP sockets and frees credentials. The events thread and the pump, or end(), have ended."""
+        """Closes local UDP sockets, frees credentials, ends health checks.
+
+        The events thread and the pump, or end(), have ended.
+        """
+        if self._health is not None:
+            self._health.end()
         with self._changed:
             self._public = None
             self._is_closed = True

@@ -70,6 +70,7 @@ class Scene:
             self.order,
             None,
             cast(Host, self.host),
+            self.host.counters,
             lambda healthy, problem: self.reported.append((healthy, problem)),
         )
 
