@@ -729,7 +729,7 @@ OFTEN = {"tcp": True, "interval": 0.1, "failures": 2}
 def test_the_port_of_a_healthy_service_is_requested_after_the_first_check() -> None:
     with TcpEcho() as service, scene_of(local=service.address, health={"tcp": True}) as scene:
         assert scene.session.wait_ready(TIMEOUT) == (SERVER[0], PORT)
-        assert service.accepted == 1
+        wait_until(lambda: service.accepted == 1, TIMEOUT, "the check has connected")
         health = scene.session.stats().health
         assert health is not None
         assert health.healthy
