@@ -301,7 +301,10 @@ def test_a_hundred_services_are_checked_by_few_threads(monkeypatch: pytest.Monke
     def begin() -> list[HealthChecks]:
         order = [AddressOrder(LocalTargets((HostPort("192.0.2.1", 1 + number),))) for number in range(100)]
         config = HealthConfig(tcp=True, interval=60.0)
-        return [HealthChecks(config, each, None, host, lambda healthy, _: found.append(healthy)) for each in order]
+        counters = FakeCounters()
+        return [
+            HealthChecks(config, each, None, host, counters, lambda healthy, _: found.append(healthy)) for each in order
+        ]
 
     try:
         checks = host.run(begin)

@@ -147,7 +147,7 @@ def test_a_unix_socket_is_checked_with_http(certificate: Certificate, tmp_path: 
             assert status(port) == 200
             live.unlink()
             wait_for_counter(client, "ports_withdrawn", 1)
-            health = client.stats().health
+            health = client.stats().tunnels[""].health
             assert health is not None
             assert health.unhealthy == {f"unix:{directory}/web": "HTTP status 404"}
             live.write_text("yes")
@@ -179,5 +179,5 @@ def test_visitors_are_not_sent_to_an_unhealthy_address(certificate: Certificate,
 
 
 def unhealthy(client: Client) -> list[str]:
-    health = client.stats().health
+    health = client.stats().tunnels[""].health
     return [] if health is None else list(health.unhealthy)
