@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import io
 import select
 import socket
@@ -195,7 +194,7 @@ def check(address: LocalAddress, config: HealthConfig, header: bytes, stop: Stop
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY_CLOSE)
     except TimeoutError:
         return f"no answer within {config.timeout:g} s"
-    except http.client.HTTPException:
+    except _NoHttp:
         return "no valid HTTP answer"
     except OSError as problem:
         reason = problem.strerror or str(problem)
@@ -218,13 +217,26 @@ def _left(deadline: float) -> float:
 
 
 def _get(sock: socket.socket, address: LocalAddress, path: str, deadline: float, stop: StopSignal) -> int:
-    """Requests a resource and returns the status of the answer, whose body is not read."""
+    """Requests a resource and returns the status of the answer, whose body is not read.
+
+    Raises:
+        _NoHttp: The answer is not one of HTTP.
+    """
+    import http.client  # not at the top: it loads a second TLS library
+
     host = "localhost" if isinstance(address, UnixSocket) else str(address)
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: asport-sync\r\nConnection: close\r\n\r\n"
     sock.sendall(request.encode("ascii"))
     with http.client.HTTPResponse(_Answer(sock, deadline, stop), method="GET") as answer:  # type: ignore[arg-type]
-        answer.begin()
+        try:
+            answer.begin()
+        except http.client.HTTPException as problem:
+            raise _NoHttp from problem
         return answer.status
+
+
+class _NoHttp(Exception):
+    """What a service answers is not HTTP, or too long."""
 
 
 class _Answer(io.RawIOBase):
@@ -247,7 +259,7 @@ class _Answer(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if self._room == 0:
-            raise http.client.HTTPException("more than the maximum size")
+            raise _NoHttp
         if not sockets.wait_until_ready(self._sock, select.POLLIN, self._deadline, self._stop):
             raise TimeoutError
         received = self._sock.recv_into(buffer, min(len(buffer), self._room))

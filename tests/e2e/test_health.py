@@ -65,8 +65,10 @@ def test_a_port_is_withdrawn_and_comes_back(certificate: Certificate, tmp_path: 
     live = tmp_path / "live"
     live.write_text("yes")
     options: dict[str, Any] = {"health": {"http": "/live", **OFTEN}, "network": "tcp"}
+    # Below the ephemeral ports: while nothing listens, a connection to one of those could connect to itself.
+    proxy = {"allow_ports": free_port()}
     with (
-        server_process(tmp_path, certificate) as server,
+        server_process(tmp_path, certificate, proxy=proxy) as server,
         client_process(tmp_path, certificate, server_address(server), local, **options) as client,
     ):
         # At the start: nothing is requested before the service is there.
@@ -139,7 +141,7 @@ def test_a_unix_socket_is_checked_with_http(certificate: Certificate, tmp_path: 
     with (
         tempfile.TemporaryDirectory() as directory,
         Process([sys.executable, "-c", WEB_SERVER, f"{directory}/web"], name="web server", directory=tmp_path),
-        Server(**server_options(certificate)) as server,
+        Server(**server_options(certificate, proxy={"allow_ports": free_port()})) as server,
     ):
         options = {"local": f"unix:{directory}/web", "health": {"http": "/live", **OFTEN}}
         with Client(**client_options(certificate, server.address, ("127.0.0.1", 9), **options)) as client:
