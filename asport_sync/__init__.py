@@ -39,7 +39,8 @@ from asport_sync.errors import (
 
 if TYPE_CHECKING:
     from asport_sync.client.client import Client
-    from asport_sync.client.stats import ClientStats, HealthStats
+    from asport_sync.client.stats import ClientStats, HealthStats, TunnelStats
+    from asport_sync.client.tunnel import Tunnel, Tunnels
     from asport_sync.config import (
         CertificatesConfig,
         CertificatesOptions,
@@ -108,8 +109,11 @@ __all__ = [
     "ServerStats",
     "TlsClientConfig",
     "TlsServerConfig",
+    "Tunnel",
     "TunnelConfig",
     "TunnelOptions",
+    "TunnelStats",
+    "Tunnels",
     "UnhealthyError",
     "UnixSocket",
     "UserConfig",
@@ -141,8 +145,11 @@ _MODULES = {
     "ServerConfig": "asport_sync.config",
     "TlsClientConfig": "asport_sync.config",
     "TlsServerConfig": "asport_sync.config",
+    "Tunnel": "asport_sync.client.tunnel",
     "TunnelConfig": "asport_sync.config",
     "TunnelOptions": "asport_sync.config",
+    "TunnelStats": "asport_sync.client.stats",
+    "Tunnels": "asport_sync.client.tunnel",
     "UnixSocket": "asport_sync.config",
     "UserConfig": "asport_sync.config",
     "UserOptions": "asport_sync.config",

@@ -162,7 +162,7 @@ def test_configurations_in_the_documentation_are_accepted(path: Path, tmp_path: 
         if "proxies:" in example:
             assert config.load_server(file).proxies
         else:
-            assert config.load_client(file).tunnels[""].local.port == 8080
+            assert next(iter(config.load_client(file).tunnels.values())).local.port == 8080
 
 
 def test_the_program_in_the_readme_is_one() -> None:

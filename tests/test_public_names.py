@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,24 @@ ERRORS = {
 }
 # Class -> what it has besides the fields of a dataclass, and besides what Python gives every class of its kind.
 CLASSES: dict[str, set[str]] = {
-    "Client": {"config", "from_config", "port", "run_forever", "running", "start", "stats", "stop", "wait_ready"},
+    "Client": {
+        "config",
+        "from_config",
+        "port",
+        "run_forever",
+        "running",
+        "start",
+        "stats",
+        "stop",
+        "tunnels",
+        "wait_ready",
+    },
+    "Tunnel": {"address", "config", "name", "port", "running", "state", "stats", "wait_ready"},
+    "Tunnels": {"add", "remove"},
     "Server": {"address", "config", "from_config", "run_forever", "running", "start", "stats", "stop", "wait_ready"},
     "ClientStats": {"as_dict"},
     "HealthStats": set(),
+    "TunnelStats": {"as_dict"},
     "ServerStats": {"as_dict"},
     "ClientConfig": {"from_options", "workers"},
     "TunnelConfig": {"server_name"},
@@ -108,7 +123,7 @@ def test_names_of_the_other_public_modules() -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_members_of_the_classes(name: str) -> None:
     cls = getattr(asport_sync, name)
-    of_python = set(dir(dict if name.endswith("Options") else tuple))
+    of_python = set(dir(dict if name.endswith("Options") else Mapping if issubclass(cls, Mapping) else tuple))
     fields = set(getattr(cls, "__dataclass_fields__", ()))
     assert public(dir(cls)) - of_python - fields == CLASSES[name]
 

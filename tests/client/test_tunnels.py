@@ -23,7 +23,8 @@ from asport_sync import (
     LifecycleError,
 )
 from asport_sync.client.sessions import Changes, status_of
-from asport_sync.engine import Engine
+from asport_sync.engine import CloseCause, Engine
+from asport_sync.errors import EngineError
 from asport_sync.host.stats import TUNNEL_COUNTERS
 from asport_sync.wire import ClientHello, Connect, ServerHello, ServerHelloCode, decode, encode
 from tests.host import fake_engine as fake
@@ -152,7 +153,7 @@ def test_a_lost_connection_is_replaced_for_its_tunnel_only() -> None:
         before = len(client.engine.connections)
         (lost,) = (each for each in client.engine.connections if each.peer[0] == "192.0.2.2")
         lost.is_gone = True
-        client.engine.post(fake.closed(lost, fake.real.CloseCause.STATELESS_RESET))
+        client.engine.post(fake.closed(lost, CloseCause.STATELESS_RESET))
         wait_until(lambda: client.stats().tunnels["ssh"].counters["joined"] == 2, TIMEOUT, "it has joined again")
         assert len(client.engine.connections) == before + 1
         assert {name: each.counters["joined"] for name, each in client.stats().tunnels.items()} == {
@@ -290,7 +291,7 @@ def test_a_tunnel_that_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
             client.tunnels.add("new", local=SERVICE, certificates={"paths": [tmp_path / "none.pem"]})
         pem = tmp_path / "ca.pem"
         pem.write_text("-----BEGIN CERTIFICATE-----\n")
-        client.engine.credentials_problem = fake.EngineError(-1, "certificate authorities: none")
+        client.engine.credentials_problem = EngineError(-1, "certificate authorities: none")
         with pytest.raises(ConfigErrors, match="certificates: none"):
             client.tunnels.add("new", local=SERVICE, certificates={"paths": [pem]})
         with pytest.raises(KeyError):
@@ -523,7 +524,7 @@ def test_an_unreachable_server_of_one_tunnel() -> None:
         client.tunnels["web"].wait_ready(TIMEOUT)
         client.tunnels["ssh"].wait_ready(TIMEOUT)
         dead = next(each for each in client.engine.connections if each.peer == ("192.0.2.3", 444))
-        client.engine.post(fake.closed(dead, fake.real.CloseCause.UNREACHABLE))
+        client.engine.post(fake.closed(dead, CloseCause.UNREACHABLE))
         wait_until(lambda: client.stats().tunnels["bob"].counters["attempts_failed"], TIMEOUT, "it has failed")
         with pytest.raises(ConnectError, match=r"^bob: "):
             client.tunnels["bob"].wait_ready(0)
