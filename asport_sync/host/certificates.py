@@ -9,7 +9,6 @@ import binascii
 import collections
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import shlex
@@ -173,7 +172,7 @@ class SharedTrust:
 def _identity(config: TunnelConfig, trusted: Sequence[tuple[str, Credential, bytes]]) -> Hashable:
     """Returns a value that is equal for tunnels whose credentials are the same."""
     tls = config.tls
-    contents = tuple((key, source.path, hashlib.sha256(content).digest()) for key, source, content in trusted)
+    contents = tuple((key, source.path, content) for key, source, content in trusted)
     options = (tls.alpn, tls.certificates.pins, tls.certificates.disable_native, tls.skip_certificate_verification)
     return contents, options, config.keylog
 
