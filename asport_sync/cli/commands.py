@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import uuid as uuid_module
@@ -80,6 +81,23 @@ def pin(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def install_unit(arguments: argparse.Namespace) -> int:
+    """Writes or prints a unit file for systemd."""
+    from asport_sync.cli import systemd  # not at the top: the other commands may run for months without it
+
+    systemd.install(
+        functools.partial(_settings_and_files, arguments.side),
+        _file(arguments.side, arguments.config),
+        side=arguments.side,
+        by_user=arguments.user,
+        account=arguments.account,
+        command=arguments.command,
+        prints=arguments.print,
+        force=arguments.force,
+    )
+    return 0
+
+
 def uuid(_: argparse.Namespace) -> int:
     """Prints a random UUID (RFC 9562, version 4)."""
     output.say(str(uuid_module.uuid4()))
@@ -105,17 +123,32 @@ def version() -> str:
 def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.ServerConfig, list[str]]:
     """Returns a configuration, and warnings about the permissions of its file and of the files that it names."""
     file = _file(side, path)
-    if side == "client":
-        client = config.load_client(file)
-        tunnels = client.tunnels.values()
+    settings = _read(side, file)
+    return settings, _loose(*_files(settings, file))
+
+
+def _settings_and_files(side: Side, file: Path) -> tuple[config.ClientConfig | config.ServerConfig, set[Path]]:
+    """Returns the configuration that a file has, and all files that it consists of."""
+    settings = _read(side, file)
+    secrets, others = _files(settings, file)
+    return settings, secrets | others
+
+
+def _read(side: Side, file: Path) -> config.ClientConfig | config.ServerConfig:
+    return config.load_client(file) if side == "client" else config.load_server(file)
+
+
+def _files(settings: config.ClientConfig | config.ServerConfig, file: Path) -> tuple[set[Path], set[Path]]:
+    """Returns the files that hold secrets of a configuration, and its other files."""
+    if isinstance(settings, config.ClientConfig):
+        tunnels = settings.tunnels.values()
         trusted = {path for tunnel in tunnels for path in tunnel.tls.certificates.paths}
-        return client, _loose({tunnel.password_file or file for tunnel in tunnels}, {file} | trusted)
-    server = config.load_server(file)
-    users = [user for proxy in server.proxies for user in proxy.users]
-    secrets = {user.password_file or file for user in users} | {server.tls.private_key.path or file}
-    if server.reset_key is not None:
-        secrets.add(server.reset_key_file or file)
-    return server, _loose(secrets, {file, server.tls.certificate.path or file})
+        return {tunnel.password_file or file for tunnel in tunnels}, {file} | trusted
+    users = [user for proxy in settings.proxies for user in proxy.users]
+    secrets = {user.password_file or file for user in users} | {settings.tls.private_key.path or file}
+    if settings.reset_key is not None:
+        secrets.add(settings.reset_key_file or file)
+    return secrets, {file, settings.tls.certificate.path or file}
 
 
 def _file(side: Side, path: str | None) -> Path:

@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         _check(actions.add_parser("check", help="validate the configuration: print ok, or all errors"), side)
     pin = sides.add_parser("pin", help="print the pin of a certificate", description=commands.pin.__doc__)
     _pin(pin)
+    _systemd(sides.add_parser("systemd", help="run a client or a server as a service of systemd"))
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
     identifier.set_defaults(call=commands.uuid)
     return parser
@@ -145,6 +146,39 @@ def _pin(parser: argparse.ArgumentParser) -> None:
         help="server configuration; default: the file that server run would use",
     )
     parser.set_defaults(call=commands.pin)
+
+
+def _systemd(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    install = actions.add_parser(
+        "install",
+        help="write a unit file",
+        description="Writes the unit file of a service that runs a client or a server, and says how to start it.",
+    )
+    _install(install)
+
+
+def _install(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("side", choices=("client", "server"), help="what the service runs")
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration; default: the file that client run or server run would use",
+    )
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument("--user", action="store_true", help="for your own service manager instead of the system's")
+    whose.add_argument(
+        "--account",
+        metavar="NAME",
+        help="run as this existing account, which must be able to read the files; default: an account that systemd "
+        "makes up, with copies of the files",
+    )
+    parser.add_argument("--command", metavar="FILE", help="the installed asport-sync; default: this one")
+    result = parser.add_mutually_exclusive_group()
+    result.add_argument("--print", action="store_true", help="print the unit file instead of writing it")
+    result.add_argument("--force", action="store_true", help="overwrite an existing unit file")
+    parser.set_defaults(call=commands.install_unit)
 
 
 def _file(parser: argparse.ArgumentParser, side: str) -> None:

@@ -244,6 +244,11 @@ class ClientSession(Session):
         return self._public  # without the lock: a signal handler may ask while its thread holds it
 
     @property
+    def ready(self) -> bool:
+        """Whether the local service is public."""
+        return self._public is not None
+
+    @property
     def status(self) -> str:
         """The current state in one line."""
         with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import os
 import socket
@@ -11,7 +12,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from asport_sync.errors import EngineClosedError, EngineError, LifecycleError
+from asport_sync.errors import EngineClosedError, EngineError, HandleGoneError, LifecycleError
 
 from .binding import SocketAddress, error_number, error_of, ffi, lib, nanoseconds, to_address
 from .events import Event, event_of
@@ -125,6 +126,16 @@ class Engine:
             EngineClosedError: The engine is closed.
         """
         self.call(lib.aq_events_wake)
+
+    def ping(self) -> None:
+        """Returns once the engine thread has answered. Any other thread.
+
+        Raises:
+            EngineClosedError: The engine is stopped.
+        """
+        # No connection has the id 0, and it is the engine thread that says so.
+        with contextlib.suppress(HandleGoneError):
+            Connection(self, 0).info()
 
     def report_streams(self, maximum: int, *, begins: bool = False) -> None:
         """Enables StreamEnded for attached streams, at most ``maximum`` per second (default: 0). All ends are counted.

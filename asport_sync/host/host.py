@@ -35,7 +35,7 @@ from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.machine import asleep_since_boot
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import StopSignal, WorkerPool
-from asport_sync.runtime.timers import Timers
+from asport_sync.runtime.timers import Timer, Timers
 from asport_sync.wire import UdpMode
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ _DAY = 86400.0  # seconds between two checks of certificate dates
 
 _LOG_TIMEOUT = 0.5  # seconds that stop() waits for what may log while a log handler blocks
 _POLL = 0.1  # seconds between two checks whether the events thread, which has something to do for this one, still runs
+_STATUS_PERIOD = 1.0  # seconds between two reports of the state: thousands of clients may join at the same time
 _PAUSE_AFTER_ERROR = 0.1  # seconds until the next wait for events after one failed
 
 CONGESTION = {
@@ -88,7 +89,7 @@ class Host:
         checkers: Threads for health checks.
         pump_reads_all: Whether the pump reads every UDP socket from the beginning.
         stopping: Set as soon as the host begins to stop.
-        report: Called with one line on the current state; set by its consumer.
+        report: Called with one line on the current state, in the events thread; set by its consumer.
         describe: Returns that line for sessions in the order in which they were added.
     """
 
@@ -132,6 +133,8 @@ class Host:
         self.timers.after(_DAY, self._check_dates)
         self.report: Callable[[str], object] = lambda text: None
         self.describe: Callable[[Sequence[Session]], str] = lambda sessions: "; ".join(each.status for each in sessions)
+        self._status_timer: Timer | None = None  # events thread only, as is the next
+        self._status_due = clock()  # time of the next report of the state
         # Calls for the events thread: any number of producers, one consumer. Not limited, as each producer waits for
         # the result or has few calls: a look-up, a change of the network.
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
@@ -293,9 +296,17 @@ class Host:
         """The current state of all sessions in one line."""
         return self.describe(self._sessions)
 
-    def report_status(self) -> None:
-        """Reports the current state, for example to the service manager."""
-        self.report(self.status)
+    @property
+    def ready(self) -> bool:
+        """Whether all sessions do what they were started for."""
+        return all(session.ready for session in self._sessions)
+
+    def watch_over(self, interval: float, feed: Callable[[], object]) -> None:
+        """Calls ``feed()`` now and every ``interval`` seconds, as long as engine, events thread and pump make progress.
+
+        ``feed`` runs in the events thread.
+        """
+        self.call(self._ask_all, interval, feed)
 
     def stats(self, side: Side) -> HostStats:
         """Returns the statistics of the host, with the counters of one side.
@@ -312,6 +323,27 @@ class Host:
         }
 
     # --- the events thread ---
+
+    def report_status(self) -> None:
+        """Reports the current state soon, for example to the service manager; at most once a second."""
+        if self._status_timer is None or not self._status_timer.pending:
+            self._status_timer = self.timers.at(self._status_due, self._report_now)
+
+    def _report_now(self) -> None:
+        self._status_due = self.clock() + _STATUS_PERIOD
+        self.report(self.status)
+
+    def _ask_all(self, interval: float, feed: Callable[[], object]) -> None:
+        """Sends a question around: to the engine, to the pump, and back to this thread. The next one follows the last.
+
+        If one of the three is stuck, the question is too.
+        """
+        self.engine.ping()
+        self.pump.call(self.call, self._all_answered, interval, feed)
+
+    def _all_answered(self, interval: float, feed: Callable[[], object]) -> None:
+        self.timers.after(interval, lambda: self._ask_all(interval, feed))
+        feed()
 
     def warn_of(self, validity: Validity) -> None:
         """Warns of certificates that prevent connections now or will do so soon; repeats those about dates daily.

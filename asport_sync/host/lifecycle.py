@@ -270,8 +270,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
 
         The signals are SIGINT, SIGTERM and, unless the program ignores or handles it, SIGHUP. They are handled only if
         this runs in the main thread, where they are unblocked meanwhile; the previous handlers are restored. A second
-        signal has the effect that it would have without this call. systemd is notified of start and stop if it
-        requested that (Type=notify).
+        signal has the effect that it would have without this call. systemd is notified of start, state and stop, and
+        its watchdog is fed, if it requested that (Type=notify, WatchdogSec=).
 
         Returns:
             The signal's name; None: ``stop`` was called.
@@ -287,14 +287,35 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             host = self._host
             if host is None:
                 return None  # stopped by another thread meanwhile
-            host.report = notify.status
-            notify.ready(host.status)
+            self._notify_manager(host)
             descriptor = host.stopping.fileno()
             name = termination.wait(descriptor) if descriptor >= 0 else None
             _log.info("stopping: %s", name or "stop() was called")
             notify.stopping()
             self.stop()
             return name
+
+    def _notify_manager(self, host: Host) -> None:
+        """Keeps the service manager informed: of the state, that this has started, and that it is alive."""
+        is_announced = False
+
+        def report(status: str) -> None:
+            nonlocal is_announced
+            if is_announced or not self._is_ready(host):
+                notify.status(status)
+            else:
+                is_announced = True
+                notify.ready(status)
+
+        host.report = report
+        report(host.status)  # if the events thread does the same at this moment, nothing is lost by the repetition
+        interval = notify.watchdog_interval()
+        if interval is not None:
+            host.watch_over(interval, notify.feed_watchdog)
+
+    def _is_ready(self, host: Host) -> bool:
+        """Returns whether the service manager may start what depends on this."""
+        return True
 
     @abc.abstractmethod
     def stats(self) -> Stats:

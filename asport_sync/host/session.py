@@ -35,6 +35,11 @@ class Session(abc.ABC):
     def status(self) -> str:
         """The current state in one line, for the service manager. Any thread."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether it does what it was started for. Any thread."""
+        return True
+
     @abc.abstractmethod
     def prepare(self) -> None:
         """Reads files. The starting thread; may block.

@@ -44,3 +44,19 @@ def status(text: str) -> bool:
 def stopping() -> bool:
     """Reports that the service is about to end."""
     return notify("STOPPING=1")
+
+
+def watchdog_interval() -> float | None:
+    """Returns the seconds between two calls of ``feed_watchdog``; None: the service manager expects none.
+
+    A third of the time after which the service manager considers the service dead: one call may be late or lost.
+    """
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None  # meant for the process that started this one
+    limit = os.environ.get("WATCHDOG_USEC", "")
+    return int(limit) / 3e6 if limit.isdecimal() and int(limit) > 0 else None
+
+
+def feed_watchdog() -> bool:
+    """Reports that the service is alive."""
+    return notify("WATCHDOG=1")

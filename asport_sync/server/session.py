@@ -78,6 +78,8 @@ _REFUSAL_LINGER = 3.0
 
 _MANY_SHARED_PORTS = 1000  # ports; users that share fewer usually do so on purpose, such as two users of one port
 
+_SHOWN_PORTS = 8  # maximum in the status line
+
 _HEARTBEAT = encode(Heartbeat())
 
 # Text for the log, and counter.
@@ -131,8 +133,13 @@ class ServerSession(Session):
 
     @property
     def status(self) -> str:
-        """The current state in one line."""
-        return f"accepting clients on {sockets.text(self.address)}"
+        """The current state in one line: the address for clients, and the public addresses. Any thread."""
+        with self._lock:
+            clients = list(self._connections.values())
+        ports = sorted((port.number, port.place.ip) for client in clients if (port := client.port) is not None)
+        public = ", ".join(sockets.text((ip, number)) for number, ip in ports[:_SHOWN_PORTS])
+        more = f" and {len(ports) - _SHOWN_PORTS} more" if len(ports) > _SHOWN_PORTS else ""
+        return f"accepting clients on {sockets.text(self.address)}; public: {public or 'none'}{more}"
 
     def prepare(self) -> None:
         """Loads the certificate and the key.
@@ -431,6 +438,7 @@ class ServerSession(Session):
         self.host.counters.add("clients_joined")
         _log.info("%s: user %s has port %d for %s", client.label, claim.user.uuid, port.number, claim.grant)
         self._log_assumed_meanings(claim)
+        self.host.report_status()
 
     def _log_assumed_meanings(self, claim: Claim) -> None:
         if len(claim.asked) == 1:
@@ -484,6 +492,7 @@ class ServerSession(Session):
             event.describe(),
             f", {event.reason!r}" if event.reason else "",
         )
+        self.host.report_status()
 
     def _violation(self, event: Violation) -> None:
         self._broke_rules(event.connection, event.problem)

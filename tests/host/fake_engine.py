@@ -312,6 +312,7 @@ class FakeEngine:
         self.on_connect: Callable[[FakeConnection], None] = lambda connection: None
         self.started = 0
         self.closed = 0
+        self.pings = 0
         self.reports_streams: int | None = None
         self.reports_begins = False
         self.keepalive: float | None = None
@@ -336,6 +337,11 @@ class FakeEngine:
 
     def start(self) -> None:
         self.started += 1
+
+    def ping(self) -> None:
+        if self._stopped:
+            raise EngineClosedError(-1, "stopped")
+        self.pings += 1
 
     def report_streams(self, maximum: int, *, begins: bool = False) -> None:
         self.reports_streams, self.reports_begins = maximum, begins

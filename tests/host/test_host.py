@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast, get_args
 
@@ -20,6 +21,7 @@ from asport_sync.server.session import ServerSession
 from asport_sync.wire import Connect, encode
 from tests.host import fake_engine as fake
 from tests.host.fake_engine import FakeConnection, FakeEngine, FakeStream
+from tests.runtime.clock import VirtualClock
 from tests.support.waiting import wait_until
 
 TIMEOUT = 10.0
@@ -126,6 +128,80 @@ def test_a_session_that_cannot_be_opened_says_why(host: Host) -> None:
     session.problem = ConfigError("in use")
     with pytest.raises(ConfigError, match="in use"):
         host.add(session)
+
+
+def test_the_state_is_reported_soon_and_at_most_once_a_second(engine: FakeEngine) -> None:
+    clock = VirtualClock()
+    host = Host(engine.as_real(), 0, 0.0, log, clock=clock)
+    reported: list[tuple[str, str]] = []
+    host.report = lambda text: reported.append((text, threading.current_thread().name))
+    host.start()
+    try:
+        host.add(Recorder(host))
+        for _ in range(3):
+            host.run(host.report_status)
+        wait_until(lambda: reported, TIMEOUT, "it is reported")
+        host.run(host.report_status)
+        host.run(lambda: None)
+        assert reported == [("session is ready", "asport-events")]
+        clock.advance(1.0)
+        host.run(lambda: None)  # the timers are looked at after it
+        wait_until(lambda: len(reported) == 2, TIMEOUT, "it is reported again")
+    finally:
+        host.stop(TIMEOUT)
+
+
+def test_a_host_is_ready_once_all_its_sessions_are(host: Host) -> None:
+    class Late(Recorder):
+        is_ready = False
+
+        @property
+        def ready(self) -> bool:
+            return self.is_ready
+
+    late = Late(host)
+    for session in (Recorder(host), late):
+        host.add(session)
+    assert not host.ready
+    late.is_ready = True
+    assert host.ready
+
+
+def test_the_watchdog_is_fed_while_all_threads_make_progress(host: Host, engine: FakeEngine) -> None:
+    threads: list[str] = []
+    host.watch_over(0.01, lambda: threads.append(threading.current_thread().name))
+    wait_until(lambda: len(threads) >= 3, TIMEOUT, "it is fed again and again")
+    assert set(threads) == {"asport-events"}
+    assert engine.pings >= 3
+
+
+@pytest.mark.parametrize("stuck", ["engine", "events", "pump"])
+def test_the_watchdog_is_not_fed_while_a_thread_is_stuck(
+    host: Host, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, stuck: str
+) -> None:
+    fed: list[None] = []
+    host.watch_over(0.01, lambda: fed.append(None))
+    wait_until(lambda: fed, TIMEOUT, "it is fed")
+    is_stuck, goes_on = threading.Event(), threading.Event()
+
+    def block() -> None:
+        is_stuck.set()
+        goes_on.wait(TIMEOUT)
+
+    if stuck == "engine":
+        monkeypatch.setattr(engine, "ping", block)
+    elif stuck == "events":
+        host.call(block)
+    else:
+        host.pump.call(block)
+    try:
+        assert is_stuck.wait(TIMEOUT)
+        before = len(fed)
+        time.sleep(0.2)  # twenty times the interval
+        assert len(fed) <= before + 1  # the one that had been on its way
+    finally:
+        goes_on.set()
+    wait_until(lambda: len(fed) > before + 1, TIMEOUT, "it is fed again")
 
 
 def test_sessions_get_the_events_of_their_own_connections(host: Host, engine: FakeEngine) -> None:

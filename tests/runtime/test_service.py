@@ -32,12 +32,36 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
         monkeypatch.setenv("NOTIFY_SOCKET", name)
         assert notify.ready("up\nand running")
         assert notify.status("fine")
+        assert notify.feed_watchdog()
         assert notify.stopping()
-        assert [manager.recv(1000) for _ in range(3)] == [
+        assert [manager.recv(1000) for _ in range(4)] == [
             b"READY=1\nSTATUS=up and running",
             b"STATUS=fine",
+            b"WATCHDOG=1",
             b"STOPPING=1",
         ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "process", "interval"),
+    [
+        ("30000000", None, 10.0),
+        ("30000000", "this", 10.0),
+        ("30000000", "1", None),
+        ("0", None, None),
+        ("soon", None, None),
+        (None, None, None),
+    ],
+)
+def test_the_watchdog_is_fed_three_times_in_its_period(
+    monkeypatch: pytest.MonkeyPatch, limit: str | None, process: str | None, interval: float | None
+) -> None:
+    for name, value in (("WATCHDOG_USEC", limit), ("WATCHDOG_PID", process)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, str(os.getpid()) if value == "this" else value)
+    assert notify.watchdog_interval() == interval
 
 
 @pytest.mark.parametrize("name", [None, "", "relative", "/does/not/exist"])

@@ -1,0 +1,369 @@
+"""Unit files for systemd: ``asport-sync systemd install``.
+
+docs/operations.md and examples/systemd/ show what ``Unit.text`` returns; a test compares them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pwd
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from asport_sync import config
+from asport_sync.cli import output
+from asport_sync.errors import AsportError, ConfigError
+
+NOTIFY_RELOAD = 253
+"""The release of systemd that has Type=notify-reload."""
+REFRESH_CREDENTIALS = 260
+"""The release of systemd that can pass changed credentials to a running service."""
+
+_SYSTEM_UNITS = Path("/etc/systemd/system")
+_HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome= and PrivateTmp=
+_PRIVILEGED = 1024  # ports below need CAP_NET_BIND_SERVICE
+_SYSTEMCTL_TIMEOUT = 10.0  # seconds for the answer to --version
+
+# In every unit: these need no privileges, so that a user's service manager can apply them as well.
+_RESTRICTIONS = """\
+LimitNOFILE=65536
+# A core dump would hold passwords and keys.
+LimitCORE=0
+NoNewPrivileges=true
+LockPersonality=true
+MemoryDenyWriteExecute=true
+RestrictNamespaces=true
+RestrictRealtime=true
+RestrictSUIDSGID=true
+# AF_UNIX: systemd is notified over a socket. AF_NETLINK: some resolvers ask the kernel for addresses, and a client is
+# notified of network changes.
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM
+UMask=0077
+"""
+
+# In a system's unit: these need privileges.
+_ISOLATION = """\
+PrivateTmp=true
+PrivateDevices=true
+PrivateMounts=true
+ProtectSystem=strict
+ProtectHome=true
+ProtectClock=true
+ProtectHostname=true
+ProtectKernelLogs=true
+ProtectKernelModules=true
+ProtectKernelTunables=true
+ProtectControlGroups=true
+ProtectProc=invisible
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A unit file.
+
+    Attributes:
+        side: ``client`` or ``server``.
+        command: The words with which it starts, as far as ``client`` or ``server``.
+        file: The configuration.
+        version: The release of systemd that reads it; None: unknown.
+        by_user: Whether it is for a user's service manager, and not the system's.
+        account: The existing account that it runs as; None: one that systemd makes up.
+        credentials: The files that systemd passes to it, by name; only for an account that systemd makes up.
+        privileged_ports: Whether it opens ports below 1024.
+        waits: Whether the service is ready only once its ports are public.
+    """
+
+    side: str
+    command: tuple[str, ...]
+    file: Path
+    version: int | None = None
+    by_user: bool = False
+    account: str | None = None
+    credentials: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    privileged_ports: bool = False
+    waits: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the unit, without ``.service``."""
+        return f"asport-{self.side}"
+
+    @property
+    def text(self) -> str:
+        """The content of the file."""
+        unit, service, installation = (*self._unit(), ""), (*self._service(), ""), (*self._install(), "")
+        return "\n".join(("[Unit]", *unit, "[Service]", *service, "[Install]", *installation))
+
+    def _unit(self) -> Iterator[str]:
+        yield f"Description=ASPORT {self.side}"
+        if not self.by_user:  # a user's service manager has no such unit
+            yield "Wants=network-online.target"
+            yield "After=network-online.target"
+
+    def _service(self) -> Iterator[str]:
+        yield from self._kind()
+        uses_credentials = bool(self.credentials)
+        file = f"%d/{_word(self.file.name)}" if uses_credentials else _word(str(self.file))
+        yield " ".join(("ExecStart=" + " ".join(map(_word, self.command)), self.side, "run -c", file))
+        if uses_credentials:
+            yield "# systemd reads these as root; the service's own account needs no access to the folder."
+            for name, path in self.credentials.items():
+                yield f"LoadCredential={_percent(name)}:{_percent(str(path))}"
+            if self.version is not None and self.version >= REFRESH_CREDENTIALS:
+                yield "RefreshOnReload=credentials"
+            else:
+                yield f"# Before systemd {REFRESH_CREDENTIALS}, only a restart copies them again."
+        if not self.by_user:
+            yield "DynamicUser=true" if self.account is None else f"User={_percent(self.account)}"
+        yield f"RuntimeDirectory={self.name}"
+        yield "RuntimeDirectoryMode=0700"
+        if not self.by_user:
+            if self.privileged_ports:
+                yield "AmbientCapabilities=CAP_NET_BIND_SERVICE"
+            yield "CapabilityBoundingSet=" + ("CAP_NET_BIND_SERVICE" if self.privileged_ports else "")
+        yield "Restart=on-failure"
+        yield "RestartSec=2"
+        yield "# A wrong command line stays wrong."
+        yield "RestartPreventExitStatus=2"
+        yield "# Fed as long as all threads that must not block make progress."
+        yield "WatchdogSec=30"
+        if self.waits:
+            yield "# Ready once its ports are public, however long the server is unreachable."
+            yield "TimeoutStartSec=infinity"
+        yield from _RESTRICTIONS.splitlines()
+        if not self.by_user:
+            yield from _ISOLATION.splitlines()
+
+    def _kind(self) -> Iterator[str]:
+        if self.version is not None and self.version >= NOTIFY_RELOAD:
+            yield "Type=notify-reload"
+            return
+        here = "unknown here" if self.version is None else f"{self.version} here"
+        yield f"# Type=notify-reload, without ExecReload=, from systemd {NOTIFY_RELOAD} on; {here}."
+        yield "Type=notify"
+        yield "ExecReload=kill -HUP $MAINPID"
+
+    def _install(self) -> Iterator[str]:
+        yield "WantedBy=default.target" if self.by_user else "WantedBy=multi-user.target"
+
+
+def install(
+    settings_of: Callable[[Path], tuple[config.ClientConfig | config.ServerConfig, set[Path]]],
+    file: Path,
+    *,
+    side: str,
+    by_user: bool,
+    account: str | None,
+    command: str | None,
+    prints: bool,
+    force: bool,
+) -> None:
+    """Writes or prints the unit of a client or a server.
+
+    Args:
+        settings_of: Returns the configuration that a file has, and the files that it names.
+        file: The configuration.
+        side: ``client`` or ``server``.
+        by_user: Whether the unit is for a user's service manager.
+        account: The account that it runs as; None: one that systemd makes up.
+        command: The installed command; None: this one.
+        prints: Whether to print the unit instead of writing it.
+        force: Whether to overwrite a file.
+
+    Raises:
+        AsportError: The unit would not work, or may not be written.
+        OSError: It can't be written.
+    """
+    version = _version()
+    if not prints and version is None:
+        raise AsportError("cannot run systemctl: this system has no systemd; --print prints the unit")
+    if not prints and not by_user and os.geteuid() != 0:
+        raise AsportError(f"only root may write to {_SYSTEM_UNITS}: run it as root, or with --user or --print")
+    if account is not None:
+        _check_account(account)
+    file = Path(os.path.abspath(file))
+    with _credentials_in(file.parent):
+        settings, named = settings_of(file)
+    words = _command() if command is None else (os.path.abspath(command),)
+    credentials: dict[str, Path] = {}
+    if not by_user:
+        for path in (Path(words[0]), *(named if account is not None else ())):
+            _check_visible(path)
+        if account is None:
+            credentials = _credentials(settings_of, file, named)
+    unit = Unit(
+        side=side,
+        command=words,
+        file=file,
+        version=version,
+        by_user=by_user,
+        account=account,
+        credentials=credentials,
+        privileged_ports=_opens_privileged_ports(settings),
+    )
+    if prints:
+        output.say(unit.text.removesuffix("\n"))
+        return
+    folder = _user_units() if by_user else _SYSTEM_UNITS
+    path = folder / f"{unit.name}.service"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(path, unit.text, force=force)
+    systemctl = "systemctl --user" if by_user else "systemctl"
+    output.say(f"{path} is written; next: {systemctl} daemon-reload && {systemctl} enable --now {unit.name}")
+    if by_user:
+        output.say("to run it while you are not logged in as well: loginctl enable-linger")
+
+
+def _version() -> int | None:
+    """Returns the release of this system's systemd; None if it has none."""
+    systemctl = shutil.which("systemctl")
+    if systemctl is None:
+        return None
+    try:
+        done = subprocess.run(
+            [systemctl, "--version"], capture_output=True, text=True, timeout=_SYSTEMCTL_TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.match(r"systemd (\d+)", done.stdout)
+    return int(found[1]) if found else None
+
+
+def _command() -> tuple[str, ...]:
+    """Returns the words that start this program again."""
+    name = sys.argv[0]
+    if os.path.basename(name) == "asport-sync":
+        return (os.path.abspath(name),)
+    return (sys.executable, "-m", "asport_sync")
+
+
+def _user_units() -> Path:
+    folder = os.environ.get("XDG_CONFIG_HOME", "")
+    return (Path(folder) if os.path.isabs(folder) else Path.home() / ".config") / "systemd/user"
+
+
+def _check_account(name: str) -> None:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        raise AsportError(f"there is no account {name!r} on this system") from None
+
+
+def _check_visible(path: Path) -> None:
+    for hidden in _HIDDEN:
+        if hidden in path.parents:
+            raise AsportError(f"{path}: system services see nothing below {hidden}; move it, such as to /opt or /etc")
+
+
+def _opens_privileged_ports(settings: config.ClientConfig | config.ServerConfig) -> bool:
+    if isinstance(settings, config.ClientConfig):
+        return False
+    privileged = (proxy.allow_ports.intersection(1, _PRIVILEGED - 1) for proxy in settings.proxies)
+    return 0 < settings.server.port < _PRIVILEGED or any(privileged)
+
+
+@contextlib.contextmanager
+def _credentials_in(folder: Path) -> Iterator[None]:
+    """Makes a folder that of the service's credentials."""
+    before = os.environ.get("CREDENTIALS_DIRECTORY")
+    os.environ["CREDENTIALS_DIRECTORY"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CREDENTIALS_DIRECTORY"]
+        else:
+            os.environ["CREDENTIALS_DIRECTORY"] = before
+
+
+def _credentials(
+    settings_of: Callable[[Path], tuple[object, set[Path]]], file: Path, named: set[Path]
+) -> dict[str, Path]:
+    """Returns the files that the service gets as credentials, by name.
+
+    It sees copies of them, all in one folder. So the configuration is read again as it will be there.
+
+    Raises:
+        AsportError: It would not find a file, or could not read it.
+    """
+    beside = {path.name: path for path in (file, *sorted(named)) if path.parent == file.parent}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for name, path in beside.items():
+            (place / name).symlink_to(path)
+        try:
+            with _credentials_in(place):
+                _, found = settings_of(place / file.name)
+        except ConfigError as problem:
+            text = str(problem).replace(folder, "%d")
+            raise AsportError(
+                f"{file}: the service sees copies of the files next to it, in one folder (%d), and no others:\n{text}"
+            ) from None
+        for path in sorted(found):
+            if path.parent != place:
+                _check_readable(path, file)
+        names = [file.name, *sorted(path.name for path in found if path.parent == place and path.name != file.name)]
+    return {name: beside[name] for name in names}
+
+
+def _check_readable(path: Path, file: Path) -> None:
+    """Raises AsportError unless every account may read a file, and services see it."""
+    _check_visible(path)
+    *parents, _ = reversed((path, *path.parents))
+    readable = path.stat().st_mode & stat.S_IROTH
+    if not readable or not all(parent.stat().st_mode & stat.S_IXOTH for parent in parents):
+        raise AsportError(
+            f"{path}: the service cannot read it; write the bare name {path.name} in {file}, and make a link next to "
+            f"it: ln -s {path} {file.parent}/"
+        )
+
+
+def _write(path: Path, text: str, *, force: bool) -> None:
+    """Writes a file that is complete or absent."""
+    if not force:
+        try:
+            if path.read_text(encoding="utf-8", errors="replace") == text:
+                return
+        except FileNotFoundError:
+            pass
+        else:
+            raise AsportError(f"{path} exists and differs: --force overwrites it, --print prints the new one")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".asport-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _percent(text: str) -> str:
+    """Returns a value in which systemd expands nothing.
+
+    Raises:
+        AsportError: No unit file can have it.
+    """
+    if not text.isprintable() or text != text.strip() or text.endswith("\\"):
+        raise AsportError(f"{text!r} cannot be written in a unit file")
+    return text.replace("%", "%%")
+
+
+def _word(text: str) -> str:
+    """Returns one word of a command line."""
+    text = _percent(text).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    return f'"{text}"' if re.search(r"[\s'\";]", text) else text

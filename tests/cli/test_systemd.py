@@ -1,0 +1,347 @@
+"""``asport-sync systemd install``: the unit files, which systemd itself checks, and what would not work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asport_sync.cli import main, systemd
+from tests.cli.test_cli import CLIENT, USER
+from tests.support.certificates import Certificate, write_private
+
+EXPOSURE = {"client": 1.3, "server": 1.6}  # as docs/operations.md has them; later releases may rate differently
+ANALYZE_TIMEOUT = 60.0
+
+
+def write(path: Path, keys: dict[str, Any]) -> Path:
+    """Writes a configuration, in place of an earlier one."""
+    path.unlink(missing_ok=True)
+    write_private(path, json.dumps(keys, indent=2).encode())
+    return path
+
+
+def settings(unit: str) -> dict[str, list[str]]:
+    """The values of each setting of a unit, in order."""
+    found: dict[str, list[str]] = {}
+    for line in unit.splitlines():
+        name, is_setting, value = line.partition("=")
+        if is_setting and not line.startswith("#"):
+            found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.fixture
+def etc(tmp_path: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like /etc/asport, with the configurations of both sides and their files; it may be anywhere."""
+    monkeypatch.setattr(systemd, "_HIDDEN", (Path("/home"), Path("/root")))
+    (tmp_path / "alice.password").write_text("correct horse battery staple\n")
+    (tmp_path / "fullchain.pem").write_bytes(certificate.certificate.read_bytes())
+    (tmp_path / "privkey.pem").write_bytes(certificate.private_key.read_bytes())
+    (tmp_path / "trusted.pem").write_bytes(certificate.trusted.read_bytes())
+    for path in tmp_path.iterdir():
+        path.chmod(0o600)
+    own = {name: value for name, value in CLIENT.items() if name != "password"}
+    trust = {"paths": ["trusted.pem"]}
+    write(tmp_path / "client.json", {**own, "password_file": "alice.password", "certificates": trust})
+    write(tmp_path / "server.json", server_keys())
+    return tmp_path
+
+
+def server_keys(**changes: Any) -> dict[str, Any]:
+    """A server whose files have bare names."""
+    proxy = {"users": {USER: {"password_file": "alice.password"}}, "allow_ports": [{"start": 20000, "end": 32000}]}
+    proxy.update(changes.pop("proxy", {}))
+    files = {"certificate": "fullchain.pem", "private_key": "credential:privkey.pem"}
+    return {"server": "[::]:4433", **files, "proxies": [proxy], **changes}
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The unit that the command prints; it runs what runs this test."""
+    assert main(["systemd", "install", *arguments, "--print"]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    return output.out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says instead."""
+    assert main(["systemd", "install", *arguments]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("asport-sync: ")
+    return output.err.removeprefix("asport-sync: ").rstrip("\n")
+
+
+# --- what the units have ----------------------------------------------------------------------------------------------
+
+
+def test_a_client_s_files_become_credentials(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unit = settings(printed(capsys, "client", "-c", str(etc / "client.json")))
+    assert unit["ExecStart"] == [f"{sys.executable} -m asport_sync client run -c %d/client.json"]
+    names = ["client.json", "alice.password", "trusted.pem"]
+    assert unit["LoadCredential"] == [f"{name}:{etc}/{name}" for name in names]
+    assert unit["DynamicUser"] == ["true"]
+    assert unit["CapabilityBoundingSet"] == [""]
+    assert "AmbientCapabilities" not in unit
+    assert "TimeoutStartSec" not in unit
+
+
+def test_a_server_s_files_become_credentials(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unit = settings(printed(capsys, "server", "-c", str(etc / "server.json")))
+    names = ["server.json", "alice.password", "fullchain.pem", "privkey.pem"]
+    assert unit["LoadCredential"] == [f"{name}:{etc}/{name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("keys", "needed"),
+    [
+        ({}, False),
+        ({"server": "[::]:443"}, True),
+        ({"server": "[::]:0"}, False),
+        ({"proxy": {"allow_ports": [80, 8080]}}, True),
+        ({"proxy": {"allow_ports": [{"start": 1023, "end": 2000}]}}, True),
+        ({"proxy": {"allow_ports": 1024}}, False),
+    ],
+)
+def test_a_server_gets_a_capability_only_for_privileged_ports(
+    etc: Path, capsys: pytest.CaptureFixture[str], keys: dict[str, Any], needed: bool
+) -> None:
+    write(etc / "server.json", server_keys(**keys))
+    unit = settings(printed(capsys, "server", "-c", str(etc / "server.json")))
+    assert unit.get("AmbientCapabilities") == (["CAP_NET_BIND_SERVICE"] if needed else None)
+    assert unit["CapabilityBoundingSet"] == ["CAP_NET_BIND_SERVICE" if needed else ""]
+
+
+@pytest.mark.parametrize("version", [None, 250, 252, 253, 259, 260])
+def test_the_unit_fits_the_release_of_systemd(version: int | None) -> None:
+    place = Path("/etc/asport/client.yaml")
+    text = systemd.Unit(
+        side="client", command=("/bin/x",), file=place, version=version, credentials={place.name: place}
+    ).text
+    unit = settings(text)
+    if version is not None and version >= 253:
+        assert unit["Type"] == ["notify-reload"]
+        assert "ExecReload" not in unit
+    else:
+        assert unit["Type"] == ["notify"]
+        assert unit["ExecReload"] == ["kill -HUP $MAINPID"]
+        assert f"from systemd 253 on; {'unknown' if version is None else version} here." in text
+    assert ("RefreshOnReload" in unit) == (version == 260)
+    assert ("Before systemd 260, " in text) == (version != 260)
+
+
+def test_an_account_reads_the_files_where_they_are(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unit = settings(printed(capsys, "server", "-c", str(etc / "server.json"), "--account", "daemon"))
+    assert unit["User"] == ["daemon"]
+    assert unit["ExecStart"] == [f"{sys.executable} -m asport_sync server run -c {etc}/server.json"]
+    assert not {"DynamicUser", "LoadCredential"} & unit.keys()
+
+
+def test_a_user_s_own_unit(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unit = settings(printed(capsys, "client", "-c", str(etc / "client.json"), "--user"))
+    assert unit["WantedBy"] == ["default.target"]
+    assert unit["NoNewPrivileges"] == ["true"]
+    assert unit["WatchdogSec"] == ["30"]
+    # A user's service manager has no network-online.target, and may not do these.
+    assert not {"After", "DynamicUser", "ProtectSystem", "PrivateTmp", "CapabilityBoundingSet"} & unit.keys()
+
+
+def test_special_characters(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = etc / 'with 100 % "$HOME"'
+    folder.mkdir()
+    write(folder / "client.json", CLIENT)
+    text = printed(capsys, "client", "-c", str(folder / "client.json"))
+    escaped = f'{etc}/with 100 %% "$HOME"/client.json'
+    assert settings(text)["LoadCredential"] == [f"client.json:{escaped}"]
+    text = printed(capsys, "client", "-c", str(folder / "client.json"), "--user")
+    escaped = f'{etc}/with 100 %% \\"$$HOME\\"/client.json'
+    assert settings(text)["ExecStart"] == [f'{sys.executable} -m asport_sync client run -c "{escaped}"']
+    (etc / "line\nbreak").mkdir()
+    write(etc / "line\nbreak/client.json", CLIENT)
+    problem = refused(capsys, "client", "-c", str(etc / "line\nbreak/client.json"), "--print")
+    assert problem.endswith("cannot be written in a unit file")
+
+
+def test_the_installed_command(etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("client", "-c", str(etc / "client.json"))
+    unit = settings(printed(capsys, *arguments, "--command", "/opt/asport/bin/asport-sync"))
+    assert unit["ExecStart"] == ["/opt/asport/bin/asport-sync client run -c %d/client.json"]
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/asport-sync", "systemd"])
+    assert settings(printed(capsys, *arguments))["ExecStart"] == [
+        "/usr/local/bin/asport-sync client run -c %d/client.json"
+    ]
+
+
+# --- what systemd says of them ----------------------------------------------------------------------------------------
+
+
+def analyze(*arguments: str | os.PathLike[str]) -> subprocess.CompletedProcess[str]:
+    """Runs systemd-analyze."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    return subprocess.run(
+        ["systemd-analyze", *arguments], capture_output=True, text=True, timeout=ANALYZE_TIMEOUT, check=False
+    )
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("options", [(), ("--user",), ("--account", "daemon")], ids=" ".join)
+def test_systemd_accepts_the_units(
+    etc: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    side: str,
+    options: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # or --user finds no RuntimeDirectory=
+    unit = tmp_path / f"asport-{side}.service"
+    write(etc / "server.json", server_keys(server="[::]:443"))
+    unit.write_text(printed(capsys, side, "-c", str(etc / f"{side}.json"), *options))
+    done = analyze("verify", *(options if options == ("--user",) else ()), unit)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if unit.name in line]) == (0, [])
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_the_exposure_is_low(etc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str) -> None:
+    unit = tmp_path / f"asport-{side}.service"
+    write(etc / "server.json", server_keys(server="[::]:443"))
+    unit.write_text(printed(capsys, side, "-c", str(etc / f"{side}.json")))
+    done = analyze("security", "--offline=yes", "--no-pager", unit)
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    if found is None:
+        pytest.skip(f"systemd-analyze cannot rate unit files: {done.stderr.strip()}")
+    assert float(found[1]) <= EXPOSURE[side] + 0.2
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system with systemd."""
+    monkeypatch.setattr(systemd, "_version", lambda: 255)
+
+
+@pytest.mark.usefixtures("with_systemd")
+def test_a_unit_is_written_once(
+    etc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    unit = tmp_path / "config/systemd/user/asport-client.service"
+    arguments = ["systemd", "install", "client", "-c", str(etc / "client.json"), "--user"]
+    for _ in range(2):  # the same again is no problem
+        assert main(arguments) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"{unit} is written; next: systemctl --user daemon-reload && systemctl --user enable --now asport-client",
+            "to run it while you are not logged in as well: loginctl enable-linger",
+        ]
+        assert stat.S_IMODE(unit.stat().st_mode) == 0o644
+        assert [path.name for path in unit.parent.iterdir()] == [unit.name]
+    content = unit.read_text()
+    unit.write_text("something else\n")
+    assert refused(capsys, *arguments[2:]) == (
+        f"{unit} exists and differs: --force overwrites it, --print prints the new one"
+    )
+    assert unit.read_text() == "something else\n"
+    assert main([*arguments, "--force"]) == 0
+    assert unit.read_text() == content
+
+
+@pytest.mark.usefixtures("with_systemd")
+def test_the_system_s_unit(
+    etc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "_SYSTEM_UNITS", tmp_path / "system")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert main(["systemd", "install", "server", "-c", str(etc / "server.json")]) == 0
+    unit = tmp_path / "system/asport-server.service"
+    assert capsys.readouterr().out == (
+        f"{unit} is written; next: systemctl daemon-reload && systemctl enable --now asport-server\n"
+    )
+    assert settings(unit.read_text())["Type"] == ["notify-reload"]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    unit.unlink()
+    assert refused(capsys, "server", "-c", str(etc / "server.json")) == (
+        f"only root may write to {unit.parent}: run it as root, or with --user or --print"
+    )
+    assert not unit.exists()
+
+
+def test_without_systemd(etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert refused(capsys, "client", "-c", str(etc / "client.json")) == (
+        "cannot run systemctl: this system has no systemd; --print prints the unit"
+    )
+    assert "unknown here" in printed(capsys, "client", "-c", str(etc / "client.json"))
+
+
+# --- what would not work ----------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_configuration(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(etc / "client.json", {**CLIENT, "uuid": "nonsense"})
+    assert refused(capsys, "client", "-c", str(path), "--print").startswith(f"{path}:4: uuid: ")
+
+
+def test_files_in_other_places(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The service sees copies next to each other."""
+    (etc / "tls").mkdir()
+    (etc / "privkey.pem").rename(etc / "tls/privkey.pem")
+    path = write(etc / "server.json", server_keys(private_key="tls/privkey.pem"))
+    problem = refused(capsys, "server", "-c", str(path), "--print")
+    head, *rest = problem.splitlines()
+    assert head == f"{path}: the service sees copies of the files next to it, in one folder (%d), and no others:"
+    assert len(rest) == 1
+    assert rest[0].startswith("%d/server.json:4: private_key: ")
+
+    path = write(etc / "server.json", server_keys(private_key=str(etc / "tls/privkey.pem")))
+    assert refused(capsys, "server", "-c", str(path), "--print") == (
+        f"{etc}/tls/privkey.pem: the service cannot read it; write the bare name privkey.pem in {path}, and make a "
+        f"link next to it: ln -s {etc}/tls/privkey.pem {etc}/"
+    )
+    write(etc / "server.json", server_keys(private_key="privkey.pem"))
+    (etc / "privkey.pem").symlink_to(etc / "tls/privkey.pem")  # as the message says
+    assert f"LoadCredential=privkey.pem:{etc}/privkey.pem\n" in printed(capsys, "server", "-c", str(path))
+
+
+def test_a_file_that_everyone_may_read_stays_where_it_is(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    authority = Path("/etc/ssl/certs/ca-certificates.crt")
+    if not authority.exists():
+        pytest.skip(f"{authority} is not installed")
+    keys = json.loads((etc / "client.json").read_text())
+    path = write(etc / "client.json", {**keys, "certificates": {"paths": [str(authority)]}})
+    unit = settings(printed(capsys, "client", "-c", str(path)))
+    assert unit["LoadCredential"] == [f"{name}:{etc}/{name}" for name in ("client.json", "alice.password")]
+
+
+def test_what_system_services_do_not_see(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("client", "-c", str(etc / "client.json"), "--print")
+    problem = refused(capsys, *arguments, "--command", "/home/me/venv/bin/asport-sync")
+    assert problem == (
+        "/home/me/venv/bin/asport-sync: system services see nothing below /home; move it, such as to /opt or /etc"
+    )
+    assert refused(capsys, *arguments, "--account", "no-such-account") == (
+        "there is no account 'no-such-account' on this system"
+    )
+
+
+def test_the_environment_is_left_as_it_was(
+    etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in (None, "/somewhere"):
+        if value is None:
+            monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+        else:
+            monkeypatch.setenv("CREDENTIALS_DIRECTORY", value)
+        printed(capsys, "server", "-c", str(etc / "server.json"))
+        assert os.environ.get("CREDENTIALS_DIRECTORY") == value

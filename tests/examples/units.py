@@ -1,0 +1,73 @@
+"""The unit files of examples/systemd/ and docs/operations.md: ``python -m tests.examples.units [--write-docs]``.
+
+They come from the code that installs units. Prints them, or puts them into their places.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from asport_sync.cli.systemd import Unit
+from tests.support.page import Place
+from tests.support.process import REPOSITORY
+
+EXAMPLES = REPOSITORY / "examples" / "systemd"
+PLACE = Place("tests.examples.units", REPOSITORY / "docs" / "operations.md")
+
+VERSION = 257
+"""The release of systemd for which they are shown."""
+
+WHAT = {"client": "a client", "server": "a server"}
+FILES = {
+    "client": ("client.yaml", "alice.password"),
+    "server": ("server.yaml", "alice.password", "fullchain.pem", "privkey.pem"),
+}
+
+
+def unit(side: str) -> Unit:
+    """The unit of a client or a server with its files in /etc/asport."""
+    folder = Path("/etc/asport")
+    return Unit(
+        side=side,
+        command=("/opt/asport/bin/asport-sync",),
+        file=folder / f"{side}.yaml",
+        version=VERSION,
+        credentials={name: folder / name for name in FILES[side]},
+        privileged_ports=side == "server",
+    )
+
+
+def example(side: str) -> str:
+    """The content of a file of examples/systemd/."""
+    name = unit(side).name
+    return (
+        f"# Shows: {WHAT[side]} as a service with no more rights than it needs, as written by asport-sync systemd "
+        f"install {side}.\n"
+        "# Needs: the package in /opt/asport, and the files that LoadCredential= names in /etc/asport.\n"
+        f"# Run:   cp examples/systemd/{name}.service /etc/systemd/system/ && systemctl enable --now {name}\n"
+        f"{unit(side).text}"
+    )
+
+
+def on_the_page() -> str:
+    """What the page shows: the client's unit."""
+    return f"```ini\n# /etc/systemd/system/asport-client.service\n{unit('client').text}```"
+
+
+def main() -> None:
+    """Prints the files, or puts them into their places."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--write-docs", action="store_true", help="put them into their places")
+    write = parser.parse_args().write_docs
+    for side in FILES:
+        if write:
+            (EXAMPLES / f"{unit(side).name}.service").write_text(example(side), encoding="utf-8")
+        else:
+            print(example(side))
+    if write:
+        PLACE.put(on_the_page())
+
+
+if __name__ == "__main__":
+    main()
