@@ -33,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     if process.address_space_is_limited():
         limit_arenas(1)
     handler = log.configure(
-        arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)] or settings.log_level
+        arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)] or settings.log_level,
+        form=arguments.log_format or settings.log_format,
     )
     try:
         for problem in loose:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from asport_sync.cli import commands, output
-from asport_sync.config.values import LOG_LEVELS
+from asport_sync.config.values import LOG_FORMATS, LOG_LEVELS
 from asport_sync.errors import AsportError
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _run(parser: argparse.ArgumentParser, side: str) -> None:
         help="overrides log_level of the configuration",
     )
     level.add_argument("-v", "--verbose", action="count", default=0, help="log level info; if given twice, debug")
+    parser.add_argument("--log-format", choices=list(LOG_FORMATS), help="overrides log_format of the configuration")
     parser.set_defaults(call=commands.run)
 
 

@@ -213,6 +213,7 @@ def install(
         account=account,
         credentials=credentials,
         privileged_ports=_opens_privileged_ports(settings),
+        waits=settings.ready == "public",
     )
     if prints:
         output.say(unit.text.removesuffix("\n"))

@@ -48,11 +48,13 @@ from asport_sync.config.values import (
     IPAddress,
     KeyPath,
     LocalTargets,
+    LogFormat,
     LogLevel,
     Network,
     PortRange,
     PortSet,
     ProxyProtocol,
+    Ready,
     Relay,
     UdpForwardMode,
     dotted,
@@ -236,6 +238,10 @@ class HostConfig:
             is closed.
         log_level: Least severe level that a command logs; the options ``-v`` and ``--log-level`` override it. Programs
             configure :mod:`logging` instead.
+        log_format: Form of a command's log lines: ``text``, or ``json``, one object per line; the option
+            ``--log-format`` overrides it.
+        ready: When ``run_forever`` and the commands tell systemd that they are ready: as soon as they have ``started``,
+            or, on a client, once the local services of all its tunnels are ``public``.
         relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread. ``auto``:
             also workers (threads) for large transfers, and the pump (a thread) for sockets with many datagrams, if
             there are processors to spare. ``workers``: a worker for each TCP connection from its first byte to its
@@ -255,6 +261,8 @@ class HostConfig:
         ),
     )
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
+    log_format: LogFormat = field(default="text", metadata=documented(_choice(values.LOG_FORMATS), since="Unreleased"))
+    ready: Ready = field(default="started", metadata=documented(_choice(values.READY), since="Unreleased"))
     relay: Relay = field(default="auto", metadata=documented(_choice(values.RELAYS), since="Unreleased"))
     max_workers: int | None = field(
         default=None,

@@ -37,6 +37,8 @@ UdpForwardMode = Literal["native", "quic"]
 CongestionControl = Literal["cubic", "new_reno", "bbr"]
 ProxyProtocol = Literal["none", "v1", "v2"]
 Relay = Literal["auto", "engine", "workers"]
+LogFormat = Literal["text", "json"]
+Ready = Literal["started", "public"]
 LogLevel = Literal["off", "error", "warn", "info", "debug", "trace"]
 FixedDialectName = Literal["draft", "flags"]
 """Meaning of the mode byte in ClientHello: the draft's enumeration, or the bit mask of later releases."""
@@ -75,6 +77,8 @@ PROXY_PROTOCOLS: Final[Mapping[str, ProxyProtocol]] = {
     "disabled": "none",
     "off": "none",
 }
+LOG_FORMATS: Final[Mapping[str, LogFormat]] = {"text": "text", "json": "json"}
+READY: Final[Mapping[str, Ready]] = {"started": "started", "public": "public"}
 LOG_LEVELS: Final[Mapping[str, LogLevel]] = {
     "off": "off",
     "error": "error",

@@ -301,7 +301,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
 
         def report(status: str) -> None:
             nonlocal is_announced
-            if is_announced or not self._is_ready(host):
+            if is_announced or (self._config.ready == "public" and not host.ready):
                 notify.status(status)
             else:
                 is_announced = True
@@ -312,10 +312,6 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         interval = notify.watchdog_interval()
         if interval is not None:
             host.watch_over(interval, notify.feed_watchdog)
-
-    def _is_ready(self, host: Host) -> bool:
-        """Returns whether the service manager may start what depends on this."""
-        return True
 
     @abc.abstractmethod
     def stats(self) -> Stats:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime
+import json
 import logging
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, MutableMapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 ROOT = "asport_sync"
@@ -118,6 +120,38 @@ class Formatter(logging.Formatter):
         return "\n".join(printable(head + line) for line in text.splitlines() or [""])
 
 
+class JsonFormatter(logging.Formatter):
+    """One JSON object (RFC 8259) per record, in ASCII, so that no terminal interprets anything in it.
+
+    Members: ``time`` (RFC 3339), ``level``, ``logger``, ``tunnel`` if the record has one, ``text``, and ``exception``,
+    the traceback, if there is one.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Formats a record."""
+        members = {
+            "time": datetime.datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name.removeprefix(ROOT + "."),
+        }
+        tunnel = getattr(record, "tunnel", "")
+        if tunnel:
+            members["tunnel"] = tunnel
+        members["text"] = record.getMessage()
+        if record.exc_info:
+            members["exception"] = self.formatException(record.exc_info)
+        return json_line(members)
+
+
+def json_line(members: Mapping[str, object]) -> str:
+    """Returns an object as JSON on one line, in printable ASCII."""
+    return json.dumps(members).replace("\x7f", "\\u007f")
+
+
+FORMATTERS: Mapping[str, type[logging.Formatter]] = {"text": Formatter, "json": JsonFormatter}
+"""The forms of lines that configuration files name."""
+
+
 class DescriptorHandler(logging.Handler):
     """Writes lines to a descriptor from its own thread, so that a stalled reader blocks no other thread.
 
@@ -154,7 +188,10 @@ class DescriptorHandler(logging.Handler):
         except Exception as problem:
             # handleError() would write to stderr directly, and block if its reader is stalled.
             place = f"{record.pathname}:{record.lineno}"
-            line = printable(f"ERROR {record.name}: cannot format the log line of {place}: {problem!r}") + "\n"
+            broken = logging.LogRecord(
+                record.name, logging.ERROR, place, 0, "cannot format the log line of %s: %r", (place, problem), None
+            )
+            line = self.format(broken) + "\n"
         with self._guard:
             if self._closed or self._lines.qsize() >= self._max_lines:
                 self._dropped += 1
@@ -217,7 +254,7 @@ class DescriptorHandler(logging.Handler):
         return True
 
 
-def configure(level: str, descriptor: int | None = None) -> logging.Handler:
+def configure(level: str, descriptor: int | None = None, *, form: str = "text") -> logging.Handler:
     """Sends the package's log to a descriptor, by default that of stderr.
 
     For commands only: a program that uses the library configures logging itself.
@@ -225,12 +262,13 @@ def configure(level: str, descriptor: int | None = None) -> logging.Handler:
     Args:
         level: One of ``LEVELS``.
         descriptor: Where to write.
+        form: One of ``FORMATTERS``.
 
     Returns:
         The handler. Its ``close`` flushes the last lines.
     """
     handler = _handler_for_stderr() if descriptor is None else DescriptorHandler(descriptor)
-    handler.setFormatter(Formatter())
+    handler.setFormatter(FORMATTERS[form]())
     root = logging.getLogger(ROOT)
     root.addHandler(handler)
     root.setLevel(LEVELS[level])

@@ -9,8 +9,10 @@ from asport_sync.config import (
     AmbiguousDialectName,
     CongestionControl,
     DialectName,
+    LogFormat,
     LogLevel,
     ProxyOptions,
+    Ready,
     Relay,
     ServerConfig,
     load_server,
@@ -71,6 +73,8 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         reset_key_file: str | os.PathLike[str] | None = None,
         receive_memory: int | str | None = None,
         log_level: LogLevel = "warn",
+        log_format: LogFormat = "text",
+        ready: Ready = "started",
         relay: Relay = "auto",
         max_workers: int | str | None = None,
         tcp_keepalive: float | str = 60.0,
@@ -115,6 +119,10 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
                 holds most is closed. Default: a quarter of the memory available to the process, from 64 MiB to 1 GiB.
             log_level: Least severe level that a command logs; the options ``-v`` and ``--log-level`` override it.
                 Programs configure ``logging`` instead.
+            log_format: Form of a command's log lines: ``text``, or ``json``, one object per line; the option
+                ``--log-format`` overrides it.
+            ready: When ``run_forever`` and the commands tell systemd that they are ready: as soon as they have
+                ``started``, or, on a client, once the local services of all its tunnels are ``public``.
             relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread.
                 ``auto``: also workers (threads) for large transfers, and the pump (a thread) for sockets with many
                 datagrams, if there are processors to spare. ``workers``: a worker for each TCP connection from its

@@ -95,6 +95,13 @@ def test_a_client_s_files_become_credentials(etc: Path, capsys: pytest.CaptureFi
     assert "TimeoutStartSec" not in unit
 
 
+def test_a_client_that_is_ready_once_it_is_public_may_take_its_time(
+    etc: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(etc / "client.json", {**CLIENT, "ready": "public"})
+    assert settings(printed(capsys, "client", "-c", str(etc / "client.json")))["TimeoutStartSec"] == ["infinity"]
+
+
 def test_a_server_s_files_become_credentials(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unit = settings(printed(capsys, "server", "-c", str(etc / "server.json")))
     names = ["server.json", "alice.password", "fullchain.pem", "privkey.pem"]

@@ -31,9 +31,10 @@ from tests.e2e.tunnels import (
     write_config,
 )
 from tests.support.certificates import Certificate
+from tests.support.ports import free_port
 from tests.support.process import REPOSITORY, Process
 from tests.support.sanitized import takes_signals
-from tests.support.services import Address, TcpEcho
+from tests.support.services import Address, TcpEcho, host_and_port
 from tests.support.traffic import connect, echo
 
 # Seconds in which a command must end once it is asked to; it ends in a fraction of one.
@@ -211,6 +212,49 @@ def test_systemd_is_told(certificate: Certificate, tmp_path: Path) -> None:
             server.send_signal(signal.SIGTERM)
             assert server.wait(END) == 0
             assert manager.recv(1000) == b"STOPPING=1"
+
+
+def test_a_client_is_ready_for_systemd_once_it_is_public_if_its_file_says_so(
+    certificate: Certificate, tmp_path: Path
+) -> None:
+    """And the state names the public address, on both sides."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, TcpEcho() as service:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(READY_TIMEOUT)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        address = ("127.0.0.1", free_port())
+        options = client_options(certificate, address, service.address, ready="public")
+        path = write_config(tmp_path, "client", options)
+        with Process(command("client", "run", "-c", str(path)), name="client", environment=environment):
+            # Nothing listens there yet.
+            for _ in range(2):
+                assert manager.recv(1000).startswith(b"STATUS=not connected: ")
+            options = server_options(certificate, server=host_and_port(address))
+            path = write_config(tmp_path, "server", options)
+            with Process(command("server", "run", "-c", str(path)), name="server", environment=environment):
+                found: dict[str, str] = {}
+                while len(found) < 2 or "public: none" in found["server"]:
+                    message = manager.recv(1000).decode()
+                    state = message.partition("STATUS=")[2]
+                    if message.startswith("READY=1") and "public on" in message:
+                        found["client"] = state
+                    elif "accepting clients on" in message:
+                        found["server"] = state
+        port = found["client"].removeprefix("public on 127.0.0.1:")
+        assert found["server"] == f"accepting clients on {host_and_port(address)}; public: 127.0.0.1:{port}"
+
+
+def test_json_lines_of_a_command(certificate: Certificate, tmp_path: Path) -> None:
+    """The key of the file, or the option instead of it."""
+    for key, arguments in (("json", ()), ("text", ("--log-format", "json"))):
+        path = write_config(tmp_path, "server", server_options(certificate, log_format=key))
+        with Process(command("server", "run", "-c", str(path), "-v", *arguments), name="server") as server:
+            server.wait_for(r'"text": "accepting clients on ', READY_TIMEOUT)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(END) == 0
+            records = [json.loads(line) for line in server.output().splitlines()]
+        assert {"time", "level", "logger", "text"} == set().union(*records)
+        assert ("INFO", "lifecycle") in [(each["level"], each["logger"]) for each in records]
 
 
 # --- programs that use the library ------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_a_line_that_cannot_be_formatted_is_told_in_one_and_nobody_waits(
 ) -> None:
     pipe.log.info("%d connections", "many")
     line = pipe.read_line()
-    assert re.match(r"ERROR test: cannot format the log line of .*test_log\.py:\d+: TypeError\(", line), line
+    assert re.match(r"cannot format the log line of .*test_log\.py:\d+: TypeError\(", line), line
     assert capfd.readouterr().err == ""  # written at once, it would wait for who reads stderr
 
 

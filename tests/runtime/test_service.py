@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import json
 import logging
 import os
 import re
@@ -258,13 +260,13 @@ def test_signals_are_unblocked_meanwhile() -> None:
 
 
 @contextlib.contextmanager
-def logged(level: str) -> Iterator[list[str]]:
+def logged(level: str, form: str = "text") -> Iterator[list[str]]:
     """The lines that a command logs meanwhile; there once the block is left."""
     lines: list[str] = []
     root = logging.getLogger(log.ROOT)
     before = root.level
     with tempfile.TemporaryFile() as file:
-        handler = log.configure(level, file.fileno())
+        handler = log.configure(level, file.fileno(), form=form)
         try:
             yield lines
         finally:
@@ -293,6 +295,47 @@ def test_a_traceback_is_part_of_the_record() -> None:
             log.logger("client").exception("it failed")
     assert lines[0].endswith("ERROR client: it failed")
     assert lines[-1].endswith("ERROR client: ValueError: reason")
+
+
+def test_json_lines_have_time_level_logger_and_text() -> None:
+    with logged("info", "json") as lines:
+        log.logger("server").info("first\nsecond %d", 2)
+        log.logger("client").warning("lost", extra={"tunnel": "web"})
+        try:
+            raise ValueError("reason")
+        except ValueError:
+            log.logger("client").exception("it failed")
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        moment = datetime.datetime.fromisoformat(record.pop("time"))
+        assert moment.tzinfo is not None
+        assert abs(time.time() - moment.timestamp()) < 60
+    assert records[0] == {"level": "INFO", "logger": "server", "text": "first\nsecond 2"}
+    assert records[1] == {"level": "WARNING", "logger": "client", "tunnel": "web", "text": "lost"}
+    trace = records[2].pop("exception")
+    assert records[2] == {"level": "ERROR", "logger": "client", "text": "it failed"}
+    assert trace.startswith("Traceback ")
+    assert trace.endswith("\nValueError: reason")
+
+
+def test_json_lines_are_printable_ascii_whatever_a_text_has() -> None:
+    """No terminal interprets anything in them, and no other program takes one for two."""
+    every = "".join(map(chr, (*range(0x100), 0x2028, 0x202E, 0x1F600)))
+    with logged("info", "json") as lines:
+        log.logger("server").info("%s", every)
+    (line,) = lines
+    assert json.loads(line)["text"] == every
+    assert re.fullmatch(r"[\x20-\x7e]+", line)
+
+
+def test_a_line_that_cannot_be_formatted_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(log.ROOT), "propagate", False)  # pytest's own handler would raise
+    with logged("info", "json") as lines:
+        log.logger("server").info("%d connections", "many")
+    (line,) = lines
+    record = json.loads(line)
+    assert (record["level"], record["logger"]) == ("ERROR", "server")
+    assert record["text"].startswith("cannot format the log line of ")
 
 
 def test_every_level_of_the_configuration_is_known() -> None:
