@@ -74,10 +74,11 @@ class Log(Protocol):
 
 class _Named(logging.LoggerAdapter):  # type: ignore[type-arg]  # generic from Python 3.11 on only
     def __init__(self, log: logging.Logger, name: str) -> None:
-        super().__init__(log, {})
+        super().__init__(log, {"tunnel": name})
         self._prefix = f"{name}: "
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = self.extra  # a member of its own in JSON lines
         return f"{self._prefix}{msg}", kwargs
 
 
@@ -134,10 +135,12 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name.removeprefix(ROOT + "."),
         }
+        text = record.getMessage()
         tunnel = getattr(record, "tunnel", "")
         if tunnel:
             members["tunnel"] = tunnel
-        members["text"] = record.getMessage()
+            text = text.removeprefix(f"{tunnel}: ")
+        members["text"] = text
         if record.exc_info:
             members["exception"] = self.formatException(record.exc_info)
         return json_line(members)

@@ -300,7 +300,7 @@ def test_a_traceback_is_part_of_the_record() -> None:
 def test_json_lines_have_time_level_logger_and_text() -> None:
     with logged("info", "json") as lines:
         log.logger("server").info("first\nsecond %d", 2)
-        log.logger("client").warning("lost", extra={"tunnel": "web"})
+        log.named(log.logger("client"), "web").warning("lost")
         try:
             raise ValueError("reason")
         except ValueError:
