@@ -84,7 +84,10 @@ enum aq_event_type {
      * before. At most once a second until aq_udp_move(). */
     AQ_EVENT_UDP_REFUSED = 15,
     /* An accepted TCP connection has its stream, or a dialled one is established; peer. */
-    AQ_EVENT_STREAM_BEGUN = 16
+    AQ_EVENT_STREAM_BEGUN = 16,
+    /* A UDP association has ended; value = its id, peer = its address, code = its duration in nanoseconds, result: the
+     * bytes of payload, and AQ_END_CONNECTION if its connection has ended, else AQ_END_FINISHED. */
+    AQ_EVENT_ASSOCIATION_ENDED = 17
 };
 
 /* Why a connection ended. */
@@ -371,6 +374,9 @@ int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address
  * default: none. Ends are counted in any case. With `begins`, also posts AQ_EVENT_STREAM_BEGUN for streams that the
  * engine accepts or dials. */
 int64_t aq_streams_report(aq_engine *engine, uint32_t max, int begins);
+
+/* [any] Reports ends of UDP associations by AQ_EVENT_ASSOCIATION_ENDED from now on (default: no). */
+int64_t aq_associations_report(aq_engine *engine, int32_t on);
 
 /* [any] Sets the receive budget: the bytes received from all peers that the engine may hold, initially 1 GiB. As it is
  * used up, windows shrink; if that is not enough, streams with slow readers are reset and the connections that hold the

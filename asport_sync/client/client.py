@@ -114,6 +114,7 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         receive_memory: int | str | None = None,
         log_level: LogLevel = "warn",
         log_format: LogFormat = "text",
+        access_log: str | os.PathLike[str] | None = None,
         ready: Ready = "started",
         relay: Relay = "auto",
         max_workers: int | str | None = None,
@@ -181,8 +182,10 @@ class Client(Lifecycle[ClientConfig, Sessions]):
                 holds most is closed. Default: a quarter of the memory available to the process, from 64 MiB to 1 GiB.
             log_level: Least severe level that a command logs; the options ``-v`` and ``--log-level`` override it.
                 Programs configure ``logging`` instead.
-            log_format: Form of a command's log lines: ``text``, or ``json``, one object per line; the option
-                ``--log-format`` overrides it.
+            log_format: Form of a command's log lines, and of the access log: ``text``, or ``json``, one object per
+                line. The option ``--log-format`` overrides it for the former.
+            access_log: File for a line about each TCP connection and UDP association of a visitor that has ended;
+                ``-``: stderr. Opened again on SIGUSR1.
             ready: When ``run_forever`` and the commands tell systemd that they are ready: as soon as they have
                 ``started``, or, on a client, once the local services of all its tunnels are ``public``.
             relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread.
@@ -248,7 +251,14 @@ class Client(Lifecycle[ClientConfig, Sessions]):
 
     def _new_host(self) -> Host:
         config = self.config
-        host = Host(self._new_engine(), config.workers, config.tcp_keepalive, logger("client"), config.relay)
+        host = Host(
+            self._new_engine(),
+            config.workers,
+            config.tcp_keepalive,
+            logger("client"),
+            config.relay,
+            visits=self._new_visits("client"),
+        )
         host.describe = status_of
         return host
 

@@ -99,7 +99,8 @@ class LocalService:
             self.log.debug("%s: relay started", label)
             label = self.place + label
             if self.relays.takes_all:
-                self.relays.relay_here(stream, sock, label)
+                visitor = None if source is None else (str(source.ip), source.port)
+                self.relays.relay_here(connection, visitor, stream, sock, label)
                 return
             self.relays.attach(stream, sock, label)
             if address is not None:

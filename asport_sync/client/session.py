@@ -62,6 +62,7 @@ from asport_sync.host.certificates import Loaded
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, remaining
 from asport_sync.host.session import Session
 from asport_sync.host.stats import TUNNEL_COUNTERS
+from asport_sync.host.visits import Served
 from asport_sync.runtime import sockets
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.counters import CounterTable
@@ -684,6 +685,7 @@ class ClientSession(Session):
     def _joined(self, server_connection: ServerConnection, port: int) -> None:
         server_connection.public = server_connection.public_address(port)
         self._port = port
+        self.host.serve(server_connection.connection, Served(self._config.name, None, port))
         self._report(Report(Happened.JOINED, server_connection))
         with self._changed:
             self._failure = None

@@ -238,8 +238,10 @@ class HostConfig:
             is closed.
         log_level: Least severe level that a command logs; the options ``-v`` and ``--log-level`` override it. Programs
             configure :mod:`logging` instead.
-        log_format: Form of a command's log lines: ``text``, or ``json``, one object per line; the option
-            ``--log-format`` overrides it.
+        log_format: Form of a command's log lines, and of the access log: ``text``, or ``json``, one object per line.
+            The option ``--log-format`` overrides it for the former.
+        access_log: File for a line about each TCP connection and UDP association of a visitor that has ended; ``-``:
+            stderr. Opened again on SIGUSR1.
         ready: When ``run_forever`` and the commands tell systemd that they are ready: as soon as they have ``started``,
             or, on a client, once the local services of all its tunnels are ``public``.
         relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread. ``auto``:
@@ -262,6 +264,10 @@ class HostConfig:
     )
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
     log_format: LogFormat = field(default="text", metadata=documented(_choice(values.LOG_FORMATS), since="Unreleased"))
+    access_log: Path | None = field(
+        default=None,
+        metadata=documented(key(lambda item: _access_log(item), accepts="path, or `-`"), since="Unreleased"),
+    )
     ready: Ready = field(default="started", metadata=documented(_choice(values.READY), since="Unreleased"))
     relay: Relay = field(default="auto", metadata=documented(_choice(values.RELAYS), since="Unreleased"))
     max_workers: int | None = field(
@@ -616,6 +622,10 @@ def dialect_of(config: ServerConfig, proxy: ProxyConfig, user: UserConfig) -> Di
 
 
 # --- nested tables ----------------------------------------------------------------------------------------------------
+
+
+def _access_log(item: Item) -> Path:
+    return Path("-") if item.value == "-" else values.file_path(item.value, item.source.directory)
 
 
 def _existing_files(item: Item) -> tuple[Path, ...]:

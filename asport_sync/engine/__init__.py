@@ -23,6 +23,7 @@ from .binding import (
 from .engine import COUNTERS, Engine
 from .events import (
     AcceptFailed,
+    AssociationEnded,
     AssociationWanted,
     Closed,
     CommandReceived,
@@ -58,6 +59,7 @@ __all__ = [
     "COUNTERS",
     "STREAM_REFUSED",
     "AcceptFailed",
+    "AssociationEnded",
     "AssociationWanted",
     "Carrier",
     "Certificate",

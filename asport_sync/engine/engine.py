@@ -144,6 +144,10 @@ class Engine:
         """
         self.call(lib.aq_streams_report, maximum, begins)
 
+    def report_associations(self, on: bool) -> None:
+        """Enables AssociationEnded for UDP associations (default: off)."""
+        self.call(lib.aq_associations_report, int(on))
+
     def keep_streams_alive(self, idle: float) -> None:
         """Sets TCP keepalive for sockets of streams that begin from now on: idle time in seconds; 0: off."""
         self.call(lib.aq_streams_keepalive, nanoseconds(idle))

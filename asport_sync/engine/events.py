@@ -229,6 +229,23 @@ class AssociationWanted:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class AssociationEnded:
+    """A UDP association has ended. Only if enabled by ``Engine.report_associations``.
+
+    Attributes:
+        peer: The visitor.
+        lasted: Seconds.
+        result: Bytes of payload each way; ``end`` is FINISHED, or CONNECTION if the QUIC connection has ended.
+    """
+
+    connection: Connection
+    association: int
+    peer: SocketAddress
+    lasted: float
+    result: StreamResult
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Probed:
     """The result of ``Connection.probe``."""
 
@@ -268,6 +285,7 @@ Event: TypeAlias = (
     | StreamLargeTransfer
     | AcceptFailed
     | AssociationWanted
+    | AssociationEnded
     | SourceUnknown
     | UdpLargeTransfer
     | UdpRefused
@@ -354,6 +372,13 @@ def _association_wanted(engine: Engine, raw: Any) -> Event:
     return AssociationWanted(Connection(engine, raw.connection), raw.value, from_address(raw.peer))
 
 
+def _association_ended(engine: Engine, raw: Any) -> Event:
+    result = stream_result(ffi.addressof(raw, "result"))
+    return AssociationEnded(
+        Connection(engine, raw.connection), raw.value, from_address(raw.peer), raw.code / 1e9, result
+    )
+
+
 def _source_unknown(engine: Engine, raw: Any) -> Event:
     connection, udp = Connection(engine, raw.connection), UdpSocket(engine, raw.socket)
     return SourceUnknown(connection, udp, from_address(raw.peer), _address(raw.local))
@@ -390,6 +415,7 @@ _CONVERSIONS: dict[int, Callable[[Engine, Any], Event]] = {
     lib.AQ_EVENT_STREAM_LARGE_TRANSFER: _stream_large_transfer,
     lib.AQ_EVENT_ACCEPT_FAILED: _accept_failed,
     lib.AQ_EVENT_ASSOCIATION_WANTED: _association_wanted,
+    lib.AQ_EVENT_ASSOCIATION_ENDED: _association_ended,
     lib.AQ_EVENT_SOURCE_UNKNOWN: _source_unknown,
     lib.AQ_EVENT_UDP_LARGE_TRANSFER: _udp_large_transfer,
     lib.AQ_EVENT_UDP_REFUSED: _udp_refused,

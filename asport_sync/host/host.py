@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from asport_sync.config import ClientConfig, Relay, ServerConfig, without_effect
 from asport_sync.engine import (
+    AssociationEnded,
     Carrier,
+    Closed,
     CongestionControl,
     Connection,
     Engine,
@@ -30,6 +32,7 @@ from asport_sync.host.machine import MachineWatch
 from asport_sync.host.relays import Relays
 from asport_sync.host.router import Router
 from asport_sync.host.stats import COUNTER_NAMES, HostStats, PumpStats, Side, WorkerStats, counters_of
+from asport_sync.host.visits import Served, Visits
 from asport_sync.runtime.counters import Counters, CounterTable
 from asport_sync.runtime.log import RateLimit, logger
 from asport_sync.runtime.machine import asleep_since_boot
@@ -55,6 +58,7 @@ _DAY = 86400.0  # seconds between two checks of certificate dates
 
 _LOG_TIMEOUT = 0.5  # seconds that stop() waits for what may log while a log handler blocks
 _POLL = 0.1  # seconds between two checks whether the events thread, which has something to do for this one, still runs
+_VISITS_LAST = 120.0  # seconds for which streams are recorded under the user or tunnel of a connection that has ended
 _STATUS_PERIOD = 1.0  # seconds between two reports of the state: thousands of clients may join at the same time
 _PAUSE_AFTER_ERROR = 0.1  # seconds until the next wait for events after one failed
 
@@ -84,6 +88,7 @@ class Host:
         wall: Wall-clock time in seconds since 1970, to compare with the dates of certificates.
         asleep: Returns how many seconds this machine has been suspended since an arbitrary moment.
         counters: Counts what the sessions do; None: a table of all registered counters.
+        visits: The access log, closed by this object; None: there is none.
 
     Attributes:
         checkers: Threads for health checks.
@@ -104,18 +109,20 @@ class Host:
         wall: Callable[[], float] = time.time,
         asleep: Callable[[], float] = asleep_since_boot,
         counters: Counters | None = None,
+        visits: Visits | None = None,
     ) -> None:
         self.engine = engine
         self.clock = clock
         self.counters = CounterTable(COUNTER_NAMES) if counters is None else counters
         self.limit = RateLimit()
+        self.visits = visits
         self.stopping = StopSignal()
         self.workers = WorkerPool(max_workers + _DIALLERS)
         self.checkers = WorkerPool(_CHECKERS, name="asport-check")
         is_all = relay == "workers" and max_workers > 0
         self.pump_reads_all = is_all
         self.relays = Relays(
-            engine, self.workers, max_workers, self.counters, log, self._stream_label, takes_all=is_all
+            engine, self.workers, max_workers, self.counters, log, self._stream_label, takes_all=is_all, visits=visits
         )
         self.pump = SelectorThread("asport-pump")
         self.machine = MachineWatch(self.pump, asleep)
@@ -144,6 +151,7 @@ class Host:
             StreamBegun: self.relays.stream_begun,
             StreamEnded: self.relays.stream_ended,
             StreamLargeTransfer: self.relays.stream_large_transfer,
+            AssociationEnded: self._association_ended,
         }
 
     # --- any thread ---
@@ -158,6 +166,7 @@ class Host:
             self.engine.start()
             self.engine.keep_streams_alive(self._tcp_keepalive)
             self.relays.begin()
+            self.engine.report_associations(self.visits is not None)
             self.engine.share_udp(self._shares_udp)
             self.pump.start()
             self._events.start()
@@ -279,6 +288,8 @@ class Host:
             self._do_within(_LOG_TIMEOUT, self.log.warning, line)
         self.engine.close()
         self.stopping.close()
+        if self.visits is not None:
+            self.visits.close()
 
     def _close_sessions(self) -> None:
         for session in self._sessions:
@@ -394,6 +405,8 @@ class Host:
                 handler(event)
                 return
             session = self.router.route(event)
+            if isinstance(event, Closed):
+                self._forget_visits(event.connection)
             if session is not None:
                 session.handle(event)
             elif isinstance(event, StreamOpened):
@@ -414,6 +427,21 @@ class Host:
         except Exception:
             with contextlib.suppress(MemoryError):
                 self.log.exception("%s failed", what)
+
+    def serve(self, connection: Connection, served: Served) -> None:
+        """Tells the access log what a connection is for."""
+        if self.visits is not None:
+            self.visits.serve(connection, served)
+
+    def _forget_visits(self, connection: Connection) -> None:
+        """Lets the access log forget a connection once its streams, which outlive it for a while, have ended."""
+        visits = self.visits
+        if visits is not None:
+            self.timers.after(_VISITS_LAST, lambda: visits.forget(connection))
+
+    def _association_ended(self, event: AssociationEnded) -> None:
+        if self.visits is not None:
+            self.visits.association_ended(event.connection, event.peer, event.lasted, event.result)
 
     def _log_record(self, event: LogRecord) -> None:
         _engine_log.log(event.level, "%s", event.message)

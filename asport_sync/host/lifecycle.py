@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import functools
 import os
+import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from asport_sync.config import ClientConfig, ServerConfig
 from asport_sync.engine import Engine
 from asport_sync.errors import EngineClosedError, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.stats import Stats
+from asport_sync.host.visits import Visits
 from asport_sync.runtime import notify
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.signals import Termination
@@ -149,6 +152,40 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         engine.receive_memory(self._config.receive_memory)
         return engine
 
+    def _new_visits(self, side: Literal["client", "server"]) -> Visits | None:
+        """Opens the access log.
+
+        Raises:
+            ConfigError: The file can't be opened.
+        """
+        path = self._config.access_log
+        return None if path is None else Visits(path, self._config.log_format, side)
+
+    def reopen_access_log(self) -> None:
+        """Opens the file of the key ``access_log`` again, after it was renamed; logs a warning if that fails.
+
+        Any thread, also in a signal handler. Does nothing if it is not running, or has no such file.
+        """
+        host = self._host
+        if host is None or host.visits is None or self._process != os.getpid():
+            return
+        try:
+            host.visits.reopen()
+        except OSError as problem:
+            _log.warning("%s: cannot be opened again: %s", self._config.access_log, problem.strerror)
+
+    @contextlib.contextmanager
+    def _reopening_on_signal(self) -> Iterator[None]:
+        """Makes SIGUSR1 open the access log again, if there is one and this is the main thread."""
+        if self._config.access_log is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGUSR1, lambda number, frame: self.reopen_access_log())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
     @property
     def config(self) -> AnyConfig:
         """The configuration."""
@@ -280,7 +317,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             LifecycleError: In a forked child of the process that started it, or as for ``start``.
             ConfigError: As for ``start``.
         """
-        with Termination() as termination:
+        with Termination() as termination, self._reopening_on_signal():
             self._check_process()
             if not self.running:
                 self.start()

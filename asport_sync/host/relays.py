@@ -8,8 +8,18 @@ import socket
 import time
 from collections.abc import Callable
 
-from asport_sync.engine import Connection, Engine, Stream, StreamBegun, StreamEnded, StreamLargeTransfer, StreamResult
+from asport_sync.engine import (
+    Connection,
+    Engine,
+    SocketAddress,
+    Stream,
+    StreamBegun,
+    StreamEnded,
+    StreamLargeTransfer,
+    StreamResult,
+)
 from asport_sync.errors import EngineClosedError, EngineError, GoneError
+from asport_sync.host.visits import Visits
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import RateLimit
@@ -32,6 +42,7 @@ class Relays:
         log: Receives one line for each stream: at level info for at most 200 per second, at level debug for all, and
             for their beginnings.
         place: Returns the prefix of such a line, for streams of a connection.
+        visits: The access log; None: there is none.
         takes_all: Whether every stream has a worker from its first byte to its last, as long as one is free.
     """
 
@@ -45,6 +56,7 @@ class Relays:
         place: Callable[[Connection], str],
         *,
         takes_all: bool = False,
+        visits: Visits | None = None,
     ) -> None:
         self._engine = engine
         self._workers = workers
@@ -57,13 +69,14 @@ class Relays:
             _LINES_PER_SECOND, 1.0, max_per_source=_LINES_PER_SECOND
         )  # of streams that workers relay
         self._free = Slots(max_workers)  # for streams that a worker dials itself
+        self._visits = visits
         self.takes_all = takes_all
 
     def begin(self) -> None:
         """Tells the engine how many workers there are, and which ends of streams to report."""
         lines = _LINES_PER_SECOND if self._log.isEnabledFor(logging.INFO) else 0
         every = self._log.isEnabledFor(logging.DEBUG)
-        self._engine.report_streams(_EVERY_LINE if every else lines, begins=every)
+        self._engine.report_streams(_EVERY_LINE if every or self._visits is not None else lines, begins=every)
         if self._max_workers > 0:
             self._engine.share_streams(self._max_workers)
 
@@ -83,7 +96,9 @@ class Relays:
             with contextlib.suppress(GoneError):
                 stream.reset()
 
-    def relay_here(self, stream: Stream, sock: socket.socket, label: str) -> None:
+    def relay_here(
+        self, connection: Connection, visitor: SocketAddress | None, stream: Stream, sock: socket.socket, label: str
+    ) -> None:
         """Relays in the calling worker until the end, if a worker is free for that; otherwise lets the engine relay.
 
         Takes ownership of the socket.
@@ -93,7 +108,7 @@ class Relays:
             self.attach(stream, sock, label)
             return
         try:
-            self._relay(stream, sock, label, time.monotonic())
+            self._relay(connection, visitor, stream, sock, label, time.monotonic())
         finally:
             self._free.give_back()
 
@@ -101,7 +116,7 @@ class Relays:
         """Hands a stream to a worker, which relays it from here on."""
         label = self._label(event)
         began = time.monotonic() - event.lasted
-        if not self._workers.offer(self._work, event.stream, event.sock, label, began):
+        if not self._workers.offer(self._work, event, label, began):
             # The stream is not relayed now, so it must not wait until a worker that dials is free.
             self.attach(event.stream, event.sock, label)
             self._share_one()
@@ -112,18 +127,33 @@ class Relays:
 
     def stream_ended(self, event: StreamEnded) -> None:
         """Logs that a stream has ended."""
+        if self._visits is None:
+            if event.left_out:
+                self._log.info("%d more connections closed (log rate limit)", event.left_out)
+            self._report(self._label(event), event.lasted, event.result)
+            return
         if event.left_out:
-            self._log.info("%d more connections closed (log rate limit)", event.left_out)
-        self._report(self._label(event), event.lasted, event.result)
+            self._visits.left_out(event.left_out)
+        self._visits.stream_ended(event.connection, event.peer, event.lasted, event.result)
+        if self._log.isEnabledFor(logging.INFO):
+            self._report(self._label(event), event.lasted, event.result, self._log_line)
 
-    def _work(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
+    def _work(self, event: StreamLargeTransfer, label: str, began: float) -> None:
         # Worker thread.
         try:
-            self._relay(stream, sock, label, began)
+            self._relay(event.connection, event.peer, event.stream, event.sock, label, began)
         finally:
             self._share_one()
 
-    def _relay(self, stream: Stream, sock: socket.socket, label: str, began: float) -> None:
+    def _relay(
+        self,
+        connection: Connection,
+        visitor: SocketAddress | None,
+        stream: Stream,
+        sock: socket.socket,
+        label: str,
+        began: float,
+    ) -> None:
         try:
             result = stream.relay(sock)
         except GoneError:
@@ -138,7 +168,10 @@ class Relays:
             raise
         else:
             sock.close()
-            self._report(label, time.monotonic() - began, result, self._log_line)
+            lasted = time.monotonic() - began
+            if self._visits is not None:
+                self._visits.stream_ended(connection, visitor, lasted, result)
+            self._report(label, lasted, result, self._log_line)
 
     def _share_one(self) -> None:
         with contextlib.suppress(EngineClosedError):

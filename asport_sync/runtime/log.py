@@ -131,7 +131,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record."""
         members = {
-            "time": datetime.datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
+            "time": iso_time(record.created),
             "level": record.levelname,
             "logger": record.name.removeprefix(ROOT + "."),
         }
@@ -144,6 +144,11 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             members["exception"] = self.formatException(record.exc_info)
         return json_line(members)
+
+
+def iso_time(moment: float) -> str:
+    """Returns a time in seconds since 1970 as local time in the form of RFC 3339, with milliseconds."""
+    return datetime.datetime.fromtimestamp(moment).astimezone().isoformat(timespec="milliseconds")
 
 
 def json_line(members: Mapping[str, object]) -> str:
@@ -200,6 +205,11 @@ class DescriptorHandler(logging.Handler):
                 self._dropped += 1
             else:
                 self._lines.put((self._take_dropped(), line))
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is closed and writes no more."""
+        return self._ended.is_set()
 
     def close(self) -> None:
         """Waits briefly for queued lines to be written, and longer only while there is progress. Idempotent."""

@@ -36,6 +36,7 @@ from asport_sync.host.certificates import Loaded, load_server
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect
 from asport_sync.host.session import Session
 from asport_sync.host.stats import Side
+from asport_sync.host.visits import Served
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.machine import machine_id
@@ -385,6 +386,7 @@ class ServerSession(Session):
         client, mode, connection = claim.client, claim.grant.mode, claim.client.connection
         client.grant = claim.grant
         client.port = port
+        self.host.serve(connection, Served("", str(claim.user.uuid), port.number))
         try:
             client.handshake.accept(port.number)
             carrier = carrier_towards(connection, mode.udp)

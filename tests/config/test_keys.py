@@ -85,6 +85,7 @@ HOST = {
     "receive_memory": Row(memory_to_receive(), [(2**26, 2**26), (2**40, 2**40)], [2**26 - 1, 0, -1, "1GiB", []]),
     "log_level": Row("warn", [("off", "off"), ("DEBUG", "debug"), ("trace", "trace")], ["verbose", 3, True]),
     "log_format": Row("text", [("text", "text"), ("JSON", "json")], ["yaml", 1, True]),
+    "access_log": Row(None, [("-", Path("-")), ("/var/log/a", Path("/var/log/a"))], ["", 1.5, []]),
     "ready": Row("started", [("started", "started"), ("Public", "public")], ["now", 1, True]),
     "relay": Row("auto", [("engine", "engine"), ("workers", "workers")], ["threads", 1, True]),
     "max_workers": Row(None, [(0, 0), (1000, 1000)], [-1, 65536, "many"]),

@@ -531,6 +531,7 @@ static void do_udp(aq_engine *engine)
         aq_associations_refuse(engine, pick(AQ_KIND_CONNECTION), what & 64 ? &peer : NULL,
                                (uint64_t)what * AQ_NSEC_PER_MSEC);
         aq_streams_report(engine, what & 64, what & 32);
+        aq_associations_report(engine, what & 32);
         break;
     default:
         (void)!send(udp_service, bytes, fuzz_u16(&run.input) % 20000, MSG_DONTWAIT);

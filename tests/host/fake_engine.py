@@ -315,6 +315,7 @@ class FakeEngine:
         self.pings = 0
         self.reports_streams: int | None = None
         self.reports_begins = False
+        self.reports_associations = False
         self.keepalive: float | None = None
         self.shared: list[int] = []  # workers, as they were offered
         self.shares_udp: bool | None = None
@@ -345,6 +346,9 @@ class FakeEngine:
 
     def report_streams(self, maximum: int, *, begins: bool = False) -> None:
         self.reports_streams, self.reports_begins = maximum, begins
+
+    def report_associations(self, on: bool) -> None:
+        self.reports_associations = on
 
     def keep_streams_alive(self, idle: float) -> None:
         self.keepalive = idle

@@ -105,7 +105,7 @@ static void test_idle_and_detach(void)
 static void seen(aq_assocs *assocs, uint16_t association, int from_visitor, uint64_t now)
 {
     pthread_mutex_lock(&assocs->mutex);
-    aq_assoc_seen(aq_assocs_find(assocs, association), from_visitor, now);
+    aq_assoc_seen(aq_assocs_find(assocs, association), from_visitor, 1, now);
     pthread_mutex_unlock(&assocs->mutex);
 }
 

@@ -180,6 +180,15 @@ int64_t aq_streams_report(aq_engine *engine, uint32_t max, int begins)
     return AQ_OK;
 }
 
+int64_t aq_associations_report(aq_engine *engine, int32_t on)
+{
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    atomic_store(&engine->events.associations_wanted, on != 0);
+    aq_api_leave(engine);
+    return AQ_OK;
+}
+
 int64_t aq_receive_memory(aq_engine *engine, uint64_t bytes)
 {
     if (bytes == 0)

@@ -8,6 +8,11 @@
 #include "core/counters.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
+
+/* Maximum backlog of events. Beyond it, events that a peer can repeat at will are dropped, and new clients are closed
+ * after their handshake. */
+#define AQ_EVENTS_WAITING 4096
 
 typedef struct aq_events {
     pthread_mutex_t mutex;
@@ -18,7 +23,8 @@ typedef struct aq_events {
     int waiting; /* 1: the consumer is blocked */
     int woken;   /* 1: the consumer's next wait ends, even without an event */
     int closed;
-    aq_counters *counters; /* immutable */
+    aq_counters *counters;           /* immutable */
+    _Atomic int associations_wanted; /* 1: ends of associations are posted; set by any thread */
 } aq_events;
 
 int aq_events_init(aq_events *events, aq_counters *counters); /* returns 0 or AQ_ERR_MEMORY */

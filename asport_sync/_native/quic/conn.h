@@ -32,9 +32,6 @@
 #define AQ_CIDS_MAX 16     /* active_connection_id_limit 8, some retired ids, and the client's first choice */
 #define AQ_TRAIN_MAX 65487 /* bytes of one segmented send: IPv4's 65,507 minus room for IPv6 extension */
 #define AQ_SEGMENTS_MAX 64 /* UDP_MAX_SEGMENTS of kernels before 6.9 */
-/* Maximum backlog of events. Beyond it, events that a peer can repeat at will are dropped, and new clients are closed
- * after their handshake. */
-#define AQ_EVENTS_WAITING 4096
 
 /* Flow-control windows of streams, in bytes. Their sum stays within connection_window, so a stream whose reader has
  * stalled cannot stall another.

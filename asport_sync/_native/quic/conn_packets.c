@@ -221,7 +221,7 @@ static void deliver(aq_conn *conn, aq_assoc *assoc, const uint8_t *payload, size
     if (!assoc->socket->is_public && !assoc->was_answered)
         aq_assoc_keep(assoc, payload, length, conn->now);
     send_out(conn, assoc, payload, length);
-    aq_assoc_seen(assoc, !assoc->socket->is_public, conn->now);
+    aq_assoc_seen(assoc, !assoc->socket->is_public, length, conn->now);
     aq_count(conn->host->counters, AQ_C_packets_received, 1);
 }
 

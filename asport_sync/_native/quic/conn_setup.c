@@ -291,6 +291,8 @@ aq_conn *aq_conn_new(const aq_conn_setup *setup, int64_t *error)
     conn->window = AQ_CONN_FIRST_WINDOW;
     conn->window_from_at = setup->now;
     conn->assocs = aq_assocs_new(name, host->ready, host->counters, conn->options.datagram_queue);
+    if (conn->assocs != NULL)
+        conn->assocs->events = host->events;
     if (conn->credit != NULL && conn->assocs != NULL) {
         conn->credit->account.budget = host->budget;
         conn->memory_source = (aq_memory){host->reserve, &conn->credit->account};

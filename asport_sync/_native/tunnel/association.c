@@ -127,12 +127,16 @@ static size_t source_key(const aq_udp_source *source, uint8_t key[AQ_MAP_KEY_MAX
     return length;
 }
 
-void aq_assoc_seen(aq_assoc *assoc, int from_visitor, uint64_t now)
+void aq_assoc_seen(aq_assoc *assoc, int from_visitor, size_t length, uint64_t now)
 {
     aq_assocs *assocs = assoc->socket->assocs;
     int is_done;
 
     assoc->active = now;
+    if (from_visitor == assoc->socket->is_public)
+        assoc->sent += length;
+    else
+        assoc->received += length;
     if (from_visitor) {
         assoc->asked = (uint8_t)(assoc->asked + (assoc->asked < UINT8_MAX));
         if (assoc->unanswered_since == 0)
@@ -148,11 +152,33 @@ void aq_assoc_seen(aq_assoc *assoc, int from_visitor, uint64_t now)
     }
 }
 
+/* Tells Python that an association has ended, if it wants to know. The mutex is held. */
+static void report_end(const aq_assocs *assocs, const aq_assoc *assoc)
+{
+    aq_event event = {
+        .type = AQ_EVENT_ASSOCIATION_ENDED,
+        .connection = assocs->connection,
+        .value = assoc->association,
+        .peer = assoc->source.peer,
+        .result = {.sent = assoc->sent,
+                   .received = assoc->received,
+                   .end = atomic_load(&assocs->dead) ? AQ_END_CONNECTION : AQ_END_FINISHED},
+    };
+    if (assocs->events == NULL || !atomic_load_explicit(&assocs->events->associations_wanted, memory_order_relaxed))
+        return;
+    event.code = aq_now() - assoc->began;
+    if (aq_events_backlog(assocs->events) < AQ_EVENTS_WAITING)
+        aq_events_post(assocs->events, &event);
+    else
+        aq_count(assocs->counters, AQ_C_events_dropped, 1); /* would have been one line of an access log */
+}
+
 /* The mutex is held. */
 static void drop_assoc(aq_assoc *assoc)
 {
     aq_udp *udp = assoc->socket;
     uint8_t key[AQ_MAP_KEY_MAX];
+    report_end(udp->assocs, assoc);
     if (udp->is_public)
         aq_map_remove(&udp->by_source, key, source_key(&assoc->source, key));
     if (udp->only == assoc)
@@ -482,7 +508,7 @@ static void forward(aq_assoc *assoc, const uint8_t *payload, size_t length, uint
     record->data[9] = (uint8_t)length;
     memcpy(record->data + assoc->header_length, payload, length);
     aq_dgram_commit(&assocs->queue, record);
-    aq_assoc_seen(assoc, assoc->socket->is_public, now);
+    aq_assoc_seen(assoc, assoc->socket->is_public, length, now);
 }
 
 /* The mutex is held. */
@@ -724,7 +750,7 @@ int64_t aq_assoc_new(aq_udp *udp, uint16_t association, const aq_udp_source *sou
         aq_sockaddr_from(&assoc->from, &source->local, udp->family);
     assoc->header_length = (uint8_t)aq_packet_encode(assoc->header, association, 0, 1, 0, 0, &source->peer);
     set_prefix(assoc, prefix, prefix_length);
-    assoc->active = aq_now();
+    assoc->active = assoc->began = aq_now();
 
     /* Both under one lock: a reader between them would overtake the datagrams that waited. */
     pthread_mutex_lock(&udp->assocs->mutex);

@@ -9,6 +9,7 @@
 
 #include "aq.h"
 #include "core/counters.h"
+#include "core/events.h"
 #include "core/list.h"
 #include "core/map.h"
 #include "core/ready.h"
@@ -44,6 +45,8 @@ typedef struct aq_assoc {
     /* In its list, ordered by `placed`. */
     AQ_LINK(struct aq_assoc)
     order_link;                /* in its list, ordered by `placed`; guarded by the table's mutex, as is all below */
+    uint64_t began;            /* aq_now() of its creation */
+    uint64_t sent, received;   /* bytes of payload from the socket to the peer, and from the peer to the socket */
     uint64_t active;           /* aq_now() of the last packet in either direction */
     uint64_t placed;           /* time when it became the newest of the list */
     uint64_t unanswered_since; /* time of the visitor's first packet since the last answer; 0: none */
@@ -78,6 +81,7 @@ typedef struct aq_assocs {
     aq_id connection; /* immutable, as are the next two */
     aq_ready *ready;
     aq_counters *counters;
+    aq_events *events;    /* where ends of associations are posted; immutable; NULL: nowhere */
     uint64_t queue_limit; /* immutable */
     pthread_mutex_t mutex;
     aq_assoc **pages[256];  /* by association, high byte first; guarded by mutex, as is all below */
@@ -170,8 +174,9 @@ uint32_t aq_assocs_list_idle(aq_assocs *assocs, const aq_address *host, uint64_t
  * many. */
 uint32_t aq_assocs_list_unanswered(aq_assocs *assocs, uint64_t since, uint64_t active, uint16_t *out, uint32_t max);
 
-/* [any, mutex held] Records that a packet of the association enters or leaves the connection. */
-void aq_assoc_seen(aq_assoc *assoc, int from_visitor, uint64_t now);
+/* [any, mutex held] Records that a packet of the association, with so many bytes of payload, enters or leaves the
+ * connection. */
+void aq_assoc_seen(aq_assoc *assoc, int from_visitor, size_t length, uint64_t now);
 /* [engine, mutex held] Keeps a copy of a packet that is about to be sent to a service that has not answered yet. Drops
  * the oldest copies once they are too old or too many. */
 void aq_assoc_keep(aq_assoc *assoc, const uint8_t *payload, size_t length, uint64_t now);

@@ -1,0 +1,218 @@
+"""The access log: a line for each TCP connection and UDP association of a visitor that has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from asport_sync.engine import Connection, SocketAddress, StreamEnd, StreamResult
+from asport_sync.errors import ConfigError
+from asport_sync.runtime import sockets
+from asport_sync.runtime.log import FORMATTERS, DescriptorHandler, iso_time, json_line, printable
+
+_STREAM_REFUSED = 2  # stream error code: the peer did not relay the stream
+_MODE = 0o640  # of the file
+_STDERR = "-"
+
+Side = Literal["client", "server"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Served:
+    """What a QUIC connection is for.
+
+    Attributes:
+        tunnel: The client's tunnel; empty if it has no name, and on a server.
+        user: The server's user; None on a client.
+        port: The public port.
+    """
+
+    tunnel: str
+    user: str | None
+    port: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Visit:
+    """A TCP connection or a UDP association that has ended.
+
+    Attributes:
+        network: ``tcp`` or ``udp``.
+        visitor: Their address; None: unknown.
+        served: What was visited; None: unknown, as its connection has ended long ago.
+        outcome: How it ended.
+        lasted: Seconds.
+        from_visitor: Bytes from the visitor to the local service.
+        to_visitor: Bytes from the local service to the visitor.
+    """
+
+    network: Literal["tcp", "udp"]
+    visitor: SocketAddress | None
+    served: Served | None
+    outcome: str
+    lasted: float
+    from_visitor: int
+    to_visitor: int
+
+
+def outcome_of(result: StreamResult, side: Side) -> str:
+    """Returns how a relay has ended, in terms of the visitor and the local service."""
+    here, there = ("visitor", "service") if side == "server" else ("service", "visitor")
+    if result.end is StreamEnd.SOCKET_ERROR:
+        is_reset = result.error in (errno.ECONNRESET, errno.EPIPE)
+        return f"reset by {here}" if is_reset else f"{here} lost: {os.strerror(result.error)}"
+    if result.end is StreamEnd.PEER_RESET:
+        other = "client" if side == "server" else "server"
+        return f"refused by the {other}" if result.error == _STREAM_REFUSED else f"reset by {there}"
+    return {
+        StreamEnd.FINISHED: "finished",
+        StreamEnd.CONNECTION: "connection lost",
+        StreamEnd.LOCAL_RESET: f"reset by this {side}",
+        StreamEnd.STOPPED: "stopped",
+    }[result.end]
+
+
+class Visits:
+    """Writes the access log. Any thread.
+
+    Args:
+        path: The file, which lines are appended to; ``-``: stderr.
+        form: One of ``FORMATTERS``.
+        side: Which side of the tunnel this is.
+
+    Raises:
+        ConfigError: The file can't be opened.
+    """
+
+    def __init__(self, path: str | Path, form: str, side: Side) -> None:
+        self._side = side
+        self._path = None if str(path) == _STDERR else Path(path)
+        self._descriptor = sys.stderr.fileno() if self._path is None else self._open(self._path)
+        self._handler = DescriptorHandler(self._descriptor)
+        self._handler.setFormatter(_Formatter(form))
+        # By connection, for as long as its streams may last. Each operation is atomic.
+        self._served: dict[Connection, Served] = {}
+
+    def serve(self, connection: Connection, served: Served) -> None:
+        """Tells what a connection is for, until ``forget``."""
+        self._served[connection] = served
+
+    def forget(self, connection: Connection) -> None:
+        """Forgets a connection whose streams have ended."""
+        self._served.pop(connection, None)
+
+    def stream_ended(
+        self, connection: Connection, visitor: SocketAddress | None, lasted: float, result: StreamResult
+    ) -> None:
+        """Writes a line for a TCP connection."""
+        self._write("tcp", connection, visitor, lasted, result)
+
+    def association_ended(
+        self, connection: Connection, visitor: SocketAddress, lasted: float, result: StreamResult
+    ) -> None:
+        """Writes a line for a UDP association."""
+        self._write("udp", connection, visitor, lasted, result)
+
+    def left_out(self, count: int) -> None:
+        """Writes that so many connections have no line."""
+        record = logging.makeLogRecord({"name": "access", "levelno": logging.WARNING, "levelname": "WARNING"})
+        record.msg = f"{count} connections not recorded: too many at the same time"
+        self._handler.emit(record)
+
+    def reopen(self) -> None:
+        """Opens the file again, which was renamed. If that fails, the old one stays in use. Does nothing for stderr.
+
+        Raises:
+            OSError: It can't be opened.
+        """
+        if self._path is None:
+            return
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        try:
+            os.dup2(descriptor, self._descriptor, inheritable=False)  # between two lines
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Waits briefly for the last lines, and closes the file."""
+        self._handler.close()
+        if self._path is not None:
+            # A write that hangs keeps the file open; the number must not be used for another one meanwhile.
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+                os.dup2(nowhere, self._descriptor, inheritable=False)
+                os.close(nowhere)
+            if self._handler.ended:
+                os.close(self._descriptor)
+
+    def _open(self, path: Path) -> int:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        except OSError as problem:
+            raise ConfigError(f"cannot be opened: {problem.strerror}", path=str(path), key="access_log") from None
+
+    def _write(
+        self,
+        network: Literal["tcp", "udp"],
+        connection: Connection,
+        visitor: SocketAddress | None,
+        lasted: float,
+        result: StreamResult,
+    ) -> None:
+        from_visitor, to_visitor = result.sent, result.received
+        if self._side == "client":
+            from_visitor, to_visitor = to_visitor, from_visitor
+        served = self._served.get(connection)
+        visit = Visit(network, visitor, served, outcome_of(result, self._side), lasted, from_visitor, to_visitor)
+        self._handler.emit(logging.makeLogRecord({"name": "access", "visit": visit, "created": time.time()}))
+
+
+class _Formatter(logging.Formatter):
+    """Lines of the access log; other records as in the log of the commands."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._is_json = form == "json"
+        self._others = FORMATTERS[form]()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Formats a record."""
+        visit = getattr(record, "visit", None)
+        if not isinstance(visit, Visit):
+            return self._others.format(record)
+        return self._json(record, visit) if self._is_json else self._text(record, visit)
+
+    def _text(self, record: logging.LogRecord, visit: Visit) -> str:
+        visitor = "unknown" if visit.visitor is None else sockets.text(visit.visitor)
+        served = visit.served
+        what = "port unknown" if served is None else f"port {served.port}"
+        if served is not None and (served.user or served.tunnel):
+            what += f" user {served.user}" if served.user else f" tunnel {served.tunnel}"
+        return printable(
+            f"{self._others.formatTime(record)} {visit.network} {visitor} {what}: {visit.outcome} after "
+            f"{visit.lasted:.1f} s, {visit.from_visitor} bytes from and {visit.to_visitor} bytes to the visitor"
+        )
+
+    def _json(self, record: logging.LogRecord, visit: Visit) -> str:
+        members: dict[str, object] = {"time": iso_time(record.created), "network": visit.network}
+        if visit.visitor is not None:
+            members |= {"visitor": sockets.host_text(visit.visitor[0]), "visitor_port": visit.visitor[1]}
+        if visit.served is not None:
+            served = {"port": visit.served.port, "user": visit.served.user, "tunnel": visit.served.tunnel}
+            members |= {name: value for name, value in served.items() if value}
+        return json_line(
+            members
+            | {
+                "outcome": visit.outcome,
+                "seconds": round(visit.lasted, 3),
+                "bytes_from_visitor": visit.from_visitor,
+                "bytes_to_visitor": visit.to_visitor,
+            }
+        )
