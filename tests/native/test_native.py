@@ -70,6 +70,7 @@ class NativeTest:
 ASSOCIATION = (
     "tunnel/association.c",
     "tunnel/dgram.c",
+    "core/events.c",
     "core/map.c",
     "tunnel/packet.c",
     "core/udp.c",
