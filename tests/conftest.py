@@ -38,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # nohup and some supervisors start programs with SIGHUP ignored, and the commands under test would inherit that.
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Commands under test would all have their control socket there, at one path.
+    for name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
+        os.environ.pop(name, None)
     if preloaded():
         first = threading.Thread()  # with which ThreadSanitizer starts one of its own, that stays
         first.start()

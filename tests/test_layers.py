@@ -26,10 +26,12 @@ ALLOWED = {
     "runtime": {"errors", "forked", "hidden"},
     "engine": {"errors", "hidden", "forked", "_aq", "_version"},
     "host": {"errors", "wire", "config", "runtime", "engine"},
+    # It knows a client or a server as Operations only, which each of them implements.
+    "control": {"errors", "_version", "forked", "hidden", "config", "runtime", "engine", "host"},
     # The two sides never import each other.
-    "client": {"errors", "wire", "config", "runtime", "engine", "host"},
-    "server": {"errors", "hidden", "wire", "config", "runtime", "engine", "host"},
-    "cli": {"errors", "_version", "config", "runtime", "engine", "host", "client", "server"},
+    "client": {"errors", "wire", "config", "runtime", "engine", "host", "control"},
+    "server": {"errors", "hidden", "wire", "config", "runtime", "engine", "host", "control"},
+    "cli": {"errors", "_version", "config", "runtime", "engine", "host", "control", "client", "server"},
     # For programs that test themselves; of no use to any other room.
     "testing": set(),
     "": {"errors", "_version", "config", "engine", "client", "server"},

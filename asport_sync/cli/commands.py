@@ -14,6 +14,7 @@ from asport_sync import config
 from asport_sync._version import __version__
 from asport_sync.cli import output
 from asport_sync.config.formats import FORMATS
+from asport_sync.control.services import by_default
 from asport_sync.engine import certificate_pin, limit_arenas, versions
 from asport_sync.errors import ConfigError, EngineError
 from asport_sync.runtime import descriptors, log, process
@@ -43,12 +44,18 @@ def run(arguments: argparse.Namespace) -> int:
         # Import only the side that runs: each is about a megabyte.
         if isinstance(settings, config.ClientConfig):
             from asport_sync.client.client import Client
+            from asport_sync.client.operations import ClientOperations
 
-            ended_by = Client.from_config(settings).run_forever()
+            client = Client.from_config(settings)
+            with by_default(settings, ClientOperations(client)):
+                ended_by = client.run_forever()
         else:
+            from asport_sync.server.operations import ServerOperations
             from asport_sync.server.server import Server
 
-            ended_by = Server.from_config(settings).run_forever()
+            server = Server.from_config(settings)
+            with by_default(settings, ServerOperations(server)):
+                ended_by = server.run_forever()
     finally:
         handler.close()
     return HUNG_UP if ended_by == "SIGHUP" else 0
@@ -144,12 +151,19 @@ def _files(settings: config.ClientConfig | config.ServerConfig, file: Path) -> t
     if isinstance(settings, config.ClientConfig):
         tunnels = settings.tunnels.values()
         trusted = {path for tunnel in tunnels for path in tunnel.tls.certificates.paths}
-        return {tunnel.password_file or file for tunnel in tunnels}, {file} | trusted
+        secrets = {tunnel.password_file or file for tunnel in tunnels}
+        return secrets | _token(settings, file), {file} | trusted
     users = [user for proxy in settings.proxies for user in proxy.users]
     secrets = {user.password_file or file for user in users} | {settings.tls.private_key.path or file}
     if settings.reset_key is not None:
         secrets.add(settings.reset_key_file or file)
-    return secrets, {file, settings.tls.certificate.path or file}
+    return secrets | _token(settings, file), {file, settings.tls.certificate.path or file}
+
+
+def _token(settings: config.HostConfig, file: Path) -> set[Path]:
+    """Returns the file that holds the token of the status address, if it has one."""
+    status = settings.status
+    return set() if status is None or status.token is None else {status.token_file or file}
 
 
 def _file(side: Side, path: str | None) -> Path:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
 import gc
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from asport_sync.cli import commands, output
@@ -17,6 +18,8 @@ from asport_sync.errors import AsportError
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
+
+LEVELS = list(LOG_LEVELS)
 
 _FAILED = 1
 _GRACE_PERIOD = 500  # grace period in milliseconds for a full pipe to accept the last line
@@ -86,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _systemd(sides.add_parser("systemd", help="run a client or a server as a service of systemd"))
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
     identifier.set_defaults(call=commands.uuid)
+    _of_running(sides)
     return parser
 
 
@@ -124,7 +128,7 @@ def _run(parser: argparse.ArgumentParser, side: str) -> None:
     level = parser.add_mutually_exclusive_group()
     level.add_argument(
         "--log-level",
-        choices=sorted(LOG_LEVELS, key=list(LOG_LEVELS).index),
+        choices=LEVELS,
         help="overrides log_level of the configuration",
     )
     level.add_argument("-v", "--verbose", action="count", default=0, help="log level info; if given twice, debug")
@@ -180,6 +184,45 @@ def _install(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--print", action="store_true", help="print the unit file instead of writing it")
     result.add_argument("--force", action="store_true", help="overwrite an existing unit file")
     parser.set_defaults(call=commands.install_unit)
+
+
+def _of_running(commands_: argparse._SubParsersAction[_Parser]) -> None:
+    """Adds the commands for running clients and servers."""
+
+    def added(name: str, text: str) -> argparse.ArgumentParser:
+        parser = commands_.add_parser(name, help=text, description=f"Running clients and servers: {text}.")
+        parser.set_defaults(call=functools.partial(_call_running, name.replace("-", "_")))
+        return parser
+
+    def with_socket(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        parser.add_argument(
+            "--socket",
+            metavar="PATH",
+            help="control socket, or client or server; default: the only one in the runtime directories",
+        )
+        return parser
+
+    status = with_socket(added("status", "print tunnels, traffic, round-trip times and drops"))
+    status.add_argument("--json", action="store_true", help="as JSON, which has more")
+    status.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
+    added("list", "print one line for each client and server")
+    with_socket(added("reload", "read the configuration again and apply what has changed"))
+    with_socket(added("drain", "accept nothing new; what is open goes on"))
+    disconnect = with_socket(
+        added("disconnect", "close the QUIC connections of a tunnel or user; it may connect again")
+    )
+    disconnect.add_argument(
+        "name", metavar="USER|NAME", help="the user's UUID on a server, the tunnel's name on a client"
+    )
+    level = with_socket(added("log-level", "print or set the log level, until the next start"))
+    level.add_argument("level", metavar="LEVEL", nargs="?", choices=LEVELS, help=", ".join(LEVELS))
+
+
+def _call_running(name: str, arguments: argparse.Namespace) -> int:
+    from asport_sync.cli import running  # not at the top: clients and servers may run for months without it
+
+    call: Callable[[argparse.Namespace], int] = getattr(running, "list_running" if name == "list" else name)
+    return call(arguments)
 
 
 def _file(parser: argparse.ArgumentParser, side: str) -> None:

@@ -27,6 +27,7 @@ from asport_sync.config import (
     ProxyProtocol,
     Ready,
     Relay,
+    StatusOptions,
     TunnelConfig,
     TunnelOptions,
     UdpForwardMode,
@@ -36,7 +37,7 @@ from asport_sync.config import (
 from asport_sync.config.values import FrozenMap
 from asport_sync.errors import LifecycleError
 from asport_sync.host.host import Host, log_keys_without_effect
-from asport_sync.host.lifecycle import Lifecycle, drop_none, implemented_by
+from asport_sync.host.lifecycle import Lifecycle, Services, drop_none, implemented_by, shows_state
 from asport_sync.runtime.log import logger
 
 
@@ -116,6 +117,8 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         log_format: LogFormat = "text",
         access_log: str | os.PathLike[str] | None = None,
         ready: Ready = "started",
+        control_socket: str | os.PathLike[str] | None = None,
+        status: StatusOptions | None = None,
         relay: Relay = "auto",
         max_workers: int | str | None = None,
         tcp_keepalive: float | str = 60.0,
@@ -188,6 +191,11 @@ class Client(Lifecycle[ClientConfig, Sessions]):
                 ``-``: stderr. Opened again on SIGUSR1.
             ready: When ``run_forever`` and the commands tell systemd that they are ready: as soon as they have
                 ``started``, or, on a client, once the local services of all its tunnels are ``public``.
+            control_socket: Unix socket on which the commands ``status``, ``reload`` and others reach this process;
+                ``off``: none. Only this user and root may use it. Its directory must exist. Default: in the commands
+                ``client.sock`` or ``server.sock`` in ``$RUNTIME_DIRECTORY``, else in ``$XDG_RUNTIME_DIR/asport-sync``;
+                in programs none.
+            status: Where the state is shown over HTTP. Not shown by default.
             relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread.
                 ``auto``: also workers (threads) for large transfers, and the pump (a thread) for sockets with many
                 datagrams, if there are processors to spare. ``workers``: a worker for each TCP connection from its
@@ -339,3 +347,12 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         if found is None:
             raise LifecycleError(f"there is no tunnel {name!r}")
         return found
+
+    def _open_services(self) -> Services | None:
+        if not shows_state(self.config):
+            return None
+        # Not at the top: a program without control socket and status address needs none of it.
+        from asport_sync.client.operations import ClientOperations
+        from asport_sync.control.services import open_configured
+
+        return open_configured(self.config, ClientOperations(self))

@@ -220,6 +220,9 @@ class ClientSession(Session):
         self._changed = self._shared.changed  # guards what follows, which any thread may read
         self._public: SocketAddress | None = None
         self._failure: AsportError | None = None  # why the latest attempt failed; None if it did not
+        self._latest_failure: AsportError | None = None  # the same, also after a later attempt has succeeded
+        self._state = "connecting"  # see condition
+        self._since = time.time()  # when it began
         self._is_closed = False
 
     # --- any thread ---
@@ -261,6 +264,12 @@ class ClientSession(Session):
     def failure(self) -> AsportError | None:
         """Why the latest attempt failed; None if it did not, or has not ended yet."""
         return self._failure
+
+    @property
+    def condition(self) -> tuple[str, float, str | None]:
+        """The state, when it began, and why an attempt to connect failed most recently; see ``control.status.Row``."""
+        with self._changed:
+            return self._state, self._since, None if self._latest_failure is None else str(self._latest_failure)
 
     def wait_ready(self, timeout: float | None) -> SocketAddress:
         """See ``Tunnel.wait_ready``."""
@@ -392,6 +401,19 @@ class ClientSession(Session):
             self.host.pump.call(server_connection.associations.close)
         self._connections.clear()
 
+    def disconnect(self) -> int:
+        """Closes the connection that is in use; the client connects again. Returns how many there were: 0 or 1.
+
+        The events thread.
+        """
+        in_use = self._connector.in_use
+        if in_use is None:
+            return 0
+        self.log.info("%s: connection closed by the operator", self._config.server)
+        with contextlib.suppress(GoneError):
+            in_use.connection.close(0)
+        return 1
+
     # --- the connector ---
 
     def _report(self, report: Report[ServerConnection]) -> None:
@@ -440,6 +462,10 @@ class ClientSession(Session):
             if public != self._public:
                 self._public = public
                 self._changed.notify_all()
+            is_refused = isinstance(self._failure, (RefusedError, CertificateError))
+            state = "public" if public is not None else "refused" if is_refused else "connecting"
+            if state != self._state:
+                self._state, self._since = state, time.time()
 
     def _log_change(self, before: connector.State, after: connector.State, same: bool) -> None:
         if before is connector.State.JOINED and after is connector.State.SILENT:
@@ -559,7 +585,7 @@ class ClientSession(Session):
         failure, delay = action.problem, action.delay
         with self._changed:
             is_new = str(failure) != str(self._failure)
-            self._failure = failure
+            self._failure = self._latest_failure = failure
             self._changed.notify_all()
         self.counters.add("attempts_failed")
         if delay is None:

@@ -41,6 +41,7 @@ from asport_sync.config.values import (
     AmbiguousDialectName,
     BadValue,
     CongestionControl,
+    ControlSocket,
     DialectName,
     FixedDialectName,
     FrozenMap,
@@ -118,8 +119,13 @@ _NETWORK = scalar(values.networks, accepts=f"{values.words(values.NETWORKS)}; or
 _PATH = key(lambda item: values.file_path(item.value, item.source.directory), accepts="path")
 _PASSWORD = scalar(values.secret, accepts="text, not empty")
 _RESET_KEY = scalar(values.reset_key, accepts="text of at least 32 characters")
+_TOKEN = scalar(values.token, accepts="text of at least 16 characters")
 # Keys whose value may instead be the first line of a file, named by the key with the suffix "_file".
-_IN_FILES: Mapping[str, Callable[[object], object]] = {"password": values.secret, "reset_key": values.reset_key}
+_IN_FILES: Mapping[str, Callable[[object], object]] = {
+    "password": values.secret,
+    "reset_key": values.reset_key,
+    "token": values.token,
+}
 _LOCAL = key(
     lambda item: values.local(item.value, item.source.directory),
     accepts="`host:port`, a port, a list of these, `unix:PATH` or `unix:@NAME`",
@@ -222,6 +228,25 @@ class TlsServerConfig(TlsConfig):
     private_key: Credential = field(metadata=_CREDENTIAL)
 
 
+# --- the status address ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusConfig:
+    """The table ``status``: where the state is shown over HTTP: a page, JSON, and metrics for Prometheus.
+
+    Attributes:
+        http: IP address and TCP port; port 0 lets the system choose. An address other than loopback needs a token.
+        token: Token that requests must have: ``Authorization: Bearer TOKEN``, or as the password of any user; not shown
+            by ``repr``. It crosses the network as it is: put a proxy with TLS in front.
+        token_file: File whose first line is the token, instead of ``token``.
+    """
+
+    http: HostPort = field(metadata=documented(scalar(values.ip_port, accepts="`ip:port`"), since="Unreleased"))
+    token: str | None = field(default=None, repr=False, metadata=documented(_TOKEN, since="Unreleased"))
+    token_file: Path | None = field(default=None, metadata=documented(_PATH, since="Unreleased"))
+
+
 # --- both sides -------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +269,9 @@ class HostConfig:
             stderr. Opened again on SIGUSR1.
         ready: When ``run_forever`` and the commands tell systemd that they are ready: as soon as they have ``started``,
             or, on a client, once the local services of all its tunnels are ``public``.
+        control_socket: Unix socket on which the commands ``status``, ``reload`` and others reach this process; ``off``:
+            none. Only this user and root may use it. Its directory must exist.
+        status: Where the state is shown over HTTP: a table (:class:`StatusConfig`). Not shown by default.
         relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread. ``auto``:
             also workers (threads) for large transfers, and the pump (a thread) for sockets with many datagrams, if
             there are processors to spare. ``workers``: a worker for each TCP connection from its first byte to its
@@ -269,6 +297,21 @@ class HostConfig:
         metadata=documented(key(lambda item: _access_log(item), accepts="path, or `-`"), since="Unreleased"),
     )
     ready: Ready = field(default="started", metadata=documented(_choice(values.READY), since="Unreleased"))
+    control_socket: ControlSocket | None = field(
+        default=None,
+        metadata=documented(
+            key(lambda item: values.control_socket(item.value, item.source.directory), accepts="path, or `off`"),
+            since="Unreleased",
+            default=(
+                "in the commands `client.sock` or `server.sock` in `$RUNTIME_DIRECTORY`, else in "
+                "`$XDG_RUNTIME_DIR/asport-sync`; in programs none"
+            ),
+        ),
+    )
+    status: StatusConfig | None = field(
+        default=None,
+        metadata=documented(key(lambda item: _status(item), accepts="table, see below"), since="Unreleased"),
+    )
     relay: Relay = field(default="auto", metadata=documented(_choice(values.RELAYS), since="Unreleased"))
     max_workers: int | None = field(
         default=None,
@@ -656,6 +699,18 @@ def _health(item: Item) -> HealthConfig:
     return replace(health, timeout=health.interval)
 
 
+def _status(item: Item) -> StatusConfig:
+    entries = item.table("a table with http, and token or token_file")
+    gathered: dict[str, Item] = {}
+    for unknown in gather(entries, names_of(StatusConfig), gathered).values():
+        unknown.source.report("unknown key: the table status has http, token and token_file", unknown.at)
+    status = build(StatusConfig, gathered, item, **_from_files(gathered))
+    address = status.http.ip
+    if status.token is None and not (address and address.is_loopback):
+        raise BadValue("an address other than loopback needs token or token_file", "http")
+    return status
+
+
 def _table(cls: type[T], item: Item, entries: Mapping[str, Item], side: Side, **ready: object) -> T:
     """Returns a dataclass instance from the entries of a table; unknown keys are reported."""
     gathered: dict[str, Item] = {}
@@ -761,6 +816,7 @@ _PLACES: Mapping[Side, Mapping[str, Mapping[str, str]]] = {
         "[security]": _SECURITY,
         "the table certificates": names_of(CertificatesConfig),
         "the table health": names_of(HealthConfig),
+        "the table status": names_of(StatusConfig),
     },
     "server": {
         "the top level": names_of(ServerConfig),
@@ -768,6 +824,7 @@ _PLACES: Mapping[Side, Mapping[str, Mapping[str, str]]] = {
         "[security]": _SECURITY,
         "an entry of proxies": names_of(ProxyConfig),
         "the table of a user": names_of(UserConfig),
+        "the table status": names_of(StatusConfig),
     },
 }
 """Where each key belongs, for hints: the place, then its names."""

@@ -182,6 +182,24 @@ class UserOptions(TypedDict, total=False):
     max_clients: int | str
 
 
+class _StatusOptions(TypedDict):
+    http: str | tuple[str, int]
+
+
+class StatusOptions(_StatusOptions, total=False):
+    """The option ``status``.
+
+    Attributes:
+        http: IP address and TCP port; port 0 lets the system choose. An address other than loopback needs a token.
+        token: Token that requests must have: ``Authorization: Bearer TOKEN``, or as the password of any user. It
+            crosses the network as it is: put a proxy with TLS in front.
+        token_file: File whose first line is the token, instead of ``token``.
+    """
+
+    token: str
+    token_file: str | os.PathLike[str]
+
+
 class _ProxyOptions(TypedDict):
     users: Mapping[Any, str | UserOptions]
 

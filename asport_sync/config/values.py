@@ -39,6 +39,7 @@ ProxyProtocol = Literal["none", "v1", "v2"]
 Relay = Literal["auto", "engine", "workers"]
 LogFormat = Literal["text", "json"]
 Ready = Literal["started", "public"]
+ControlSocket = Path | Literal["off"]
 LogLevel = Literal["off", "error", "warn", "info", "debug", "trace"]
 FixedDialectName = Literal["draft", "flags"]
 """Meaning of the mode byte in ClientHello: the draft's enumeration, or the bit mask of later releases."""
@@ -50,6 +51,8 @@ SMALLEST_RECEIVE_MEMORY: Final = 64 << 20
 _LARGEST_DEFAULT_MEMORY: Final = 1 << 30
 # Characters or bytes: 32 hexadecimal digits have 128 bits, the length of a stateless reset token.
 _SHORTEST_RESET_KEY: Final = 32
+# Characters: with 6 bits each they have 96 bits, too many to guess.
+_SHORTEST_TOKEN: Final = 16
 
 NETWORKS: Final[Mapping[str, Network]] = {
     "tcp": "tcp",
@@ -270,6 +273,16 @@ def reset_key(value: object) -> bytes:
     if len(given) < _SHORTEST_RESET_KEY:
         raise BadValue(f"shorter than {_SHORTEST_RESET_KEY} characters; generate one with: openssl rand -base64 32")
     return HiddenBytes(given.encode() if isinstance(given, str) else given)
+
+
+def token(value: object) -> str:
+    """Returns the token of a status address: printable ASCII of at least 16 characters, without spaces."""
+    given = text(value)
+    if not re.fullmatch(r"[!-~]*", given):
+        raise BadValue("expected printable ASCII characters without spaces")
+    if len(given) < _SHORTEST_TOKEN:
+        raise BadValue(f"shorter than {_SHORTEST_TOKEN} characters; generate one with: openssl rand -base64 32")
+    return HiddenText(given)
 
 
 def boolean(value: object) -> bool:
@@ -514,6 +527,15 @@ def keepalive(value: object, *, bare_seconds: bool = False) -> float:
     if not SHORTEST_KEEPALIVE <= seconds <= LONGEST_KEEPALIVE:
         raise BadValue(f'expected "off", or a duration from 1s to 9h, not {shown(value)}')
     return seconds
+
+
+def control_socket(value: object, directory: Path | None) -> ControlSocket:
+    """Returns the path of a control socket, or "off"; that also for false, which "off" is in YAML."""
+    if value is False or (isinstance(value, str) and value.lower() in ("off", "no", "false")):
+        return "off"
+    if isinstance(value, bool):
+        raise BadValue('expected the path of a socket, or "off"')
+    return file_path(value, directory)
 
 
 def _sum_of_parts(value: str, example: str) -> int:

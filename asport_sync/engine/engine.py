@@ -119,14 +119,6 @@ class Engine:
             self._handed_over = self._handed_over[1:]
         return events
 
-    def wake(self) -> None:
-        """Ends the current ``wait``, or else the next one, even without an event. Any thread.
-
-        Raises:
-            EngineClosedError: The engine is closed.
-        """
-        self.call(lib.aq_events_wake)
-
     def ping(self) -> None:
         """Returns once the engine thread has answered. Any other thread.
 
@@ -136,6 +128,14 @@ class Engine:
         # No connection has the id 0, and it is the engine thread that says so.
         with contextlib.suppress(HandleGoneError):
             Connection(self, 0).info()
+
+    def wake(self) -> None:
+        """Ends the current ``wait``, or else the next one, even without an event. Any thread.
+
+        Raises:
+            EngineClosedError: The engine is closed.
+        """
+        self.call(lib.aq_events_wake)
 
     def report_streams(self, maximum: int, *, begins: bool = False) -> None:
         """Enables StreamEnded for attached streams, at most ``maximum`` per second (default: 0). All ends are counted.

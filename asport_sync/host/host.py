@@ -145,6 +145,9 @@ class Host:
         # Calls for the events thread: any number of producers, one consumer. Not limited, as each producer waits for
         # the result or has few calls: a look-up, a change of the network.
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
+        self._question_lock = threading.Lock()  # guards _question
+        self._question = _Question()  # the latest one of unresponsive()
+        self._question.is_answered.set()
         self._events = threading.Thread(target=self._run, name="asport-events", daemon=True)
         self._handlers: dict[type, Callable[..., None]] = {
             LogRecord: self._log_record,
@@ -255,6 +258,23 @@ class Host:
             raise problems[0]
         return results[0]
 
+    def unresponsive(self, timeout: float) -> str | None:
+        """Returns which of the threads does not answer within ``timeout`` seconds; None: all of them do.
+
+        Events thread, engine and pump are asked in this order, so a thread that hangs also hides the next ones. While a
+        question is not answered, no other is asked.
+        """
+        with self._question_lock:
+            if self._question.is_answered.is_set():
+                self._question = _Question()
+                self.call(self._answer, self._question)
+            question = self._question
+        return None if question.is_answered.wait(timeout) else question.asks
+
+    def count_refused_request(self) -> None:
+        """Counts a request to the control socket or the status address that was refused."""
+        self.counters.add("control_requests_refused")
+
     def is_current(self) -> bool:
         """Returns whether the caller runs in one of the threads, such as a log handler."""
         return self._events is threading.current_thread() or any(
@@ -356,6 +376,12 @@ class Host:
         self.timers.after(interval, lambda: self._ask_all(interval, feed))
         feed()
 
+    def _answer(self, question: _Question) -> None:
+        question.asks = "the engine does not answer"
+        self.engine.ping()
+        question.asks = "the pump does not answer"
+        self.pump.offer(question.is_answered.set)
+
     def warn_of(self, validity: Validity) -> None:
         """Warns of certificates that prevent connections now or will do so soon; repeats those about dates daily.
 
@@ -449,6 +475,19 @@ class Host:
     def _stream_label(self, connection: Connection) -> str:
         session = self.router.session_of(connection)
         return "" if session is None else session.stream_label(connection)
+
+
+class _Question:
+    """A question that each thread passes on to the next one.
+
+    Attributes:
+        is_answered: Set by the last thread.
+        asks: What to say if that does not happen; written by the events thread.
+    """
+
+    def __init__(self) -> None:
+        self.is_answered = threading.Event()
+        self.asks = "the events thread does not answer"
 
 
 @contextlib.contextmanager

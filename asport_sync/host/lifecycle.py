@@ -10,10 +10,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
-from asport_sync.config import ClientConfig, ServerConfig
+from asport_sync.config import ClientConfig, HostConfig, ServerConfig
 from asport_sync.engine import Engine
 from asport_sync.errors import EngineClosedError, LifecycleError
 from asport_sync.host.host import Host
@@ -88,6 +89,18 @@ def drop_none(options: dict[str, object]) -> None:
         del options[name]
 
 
+def shows_state(config: HostConfig) -> bool:
+    """Returns whether a configuration names a control socket or a status address."""
+    return isinstance(config.control_socket, Path) or config.status is not None
+
+
+class Services(Protocol):
+    """What shows the state of a client or a server while it is started."""
+
+    def stop(self) -> None:
+        """Ends it. Idempotent."""
+
+
 class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
     """Something that can be started and stopped, more than once. Any thread.
 
@@ -108,6 +121,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         self._stop_is_due = False  # a signal handler's stop() waits for its thread's stats() to end
         self._host: Host | None = None
         self._session: AnySession | None = None
+        self._services: Services | None = None
         self._process: int | None = None  # the process that called start()
         self._set_up()
 
@@ -145,6 +159,15 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         Raises:
             ConfigError: An address can't be bound, or a certificate or key isn't usable.
             LifecycleError: The system can't create a thread, or the host is stopped.
+        """
+
+    @abc.abstractmethod
+    def _open_services(self) -> Services | None:
+        """Opens the control socket and the status address; None: the configuration has neither.
+
+        Raises:
+            ConfigError: One of them can't be opened.
+            LifecycleError: The system can't create a thread.
         """
 
     def _new_engine(self) -> Engine:
@@ -221,6 +244,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             host = self._host = self._new_host()
             host.start()
             session = self._open(host)
+            self._services = self._open_services()
             with self._changed:
                 self._session = session
                 self._step(Step.STARTED)
@@ -281,11 +305,13 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
     def _stop(self, timeout: float) -> None:
         """Stops everything. This thread is the owner of the state, which becomes STOPPED."""
         try:
+            if self._services is not None:
+                self._services.stop()
             if self._host is not None:
                 self._host.stop(timeout)
         finally:
             with self._changed:
-                self._host = self._session = self._process = None
+                self._host = self._session = self._services = self._process = None
                 if not self._step(Step.ENDED):
                     self._step(Step.FAILED)
                 self._owner = None

@@ -83,6 +83,7 @@ _HOST = (
 # What Python code counts. Joining and leaving, then TCP, then UDP.
 _COUNTERS = (
     _counter("events_failed", "Events of the engine whose handling failed; the log has the exception."),
+    _counter("control_requests_refused", "Requests to the control socket or the status address that were refused."),
     _counter("attempts", "Connections to the server attempted.", _CLIENT),
     _counter("attempts_failed", "Failures to connect or to join.", _CLIENT),
     _counter("joined", "Times that the server accepted this client and opened its port.", _CLIENT),

@@ -288,6 +288,17 @@ def configure(level: str, descriptor: int | None = None, *, form: str = "text") 
     return handler
 
 
+def level() -> str:
+    """Returns the least severe level that the package logs: one of ``LEVELS``, for other numbers the one below."""
+    number = max(TRACE, logging.getLogger(ROOT).getEffectiveLevel())
+    return max((value, name) for name, value in LEVELS.items() if value <= number)[1]
+
+
+def set_level(name: str) -> None:
+    """Sets the least severe level that the package logs: one of ``LEVELS``."""
+    logging.getLogger(ROOT).setLevel(LEVELS[name])
+
+
 def _handler_for_stderr() -> logging.Handler:
     try:
         return DescriptorHandler(sys.stderr.fileno())

@@ -15,11 +15,12 @@ from asport_sync.config import (
     Ready,
     Relay,
     ServerConfig,
+    StatusOptions,
     load_server,
 )
 from asport_sync.errors import ConfigError
 from asport_sync.host.host import Host
-from asport_sync.host.lifecycle import Lifecycle, drop_none, implemented_by
+from asport_sync.host.lifecycle import Lifecycle, Services, drop_none, implemented_by, shows_state
 from asport_sync.runtime.log import logger
 from asport_sync.server.session import ServerSession
 from asport_sync.server.stats import ServerStats
@@ -76,6 +77,8 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         log_format: LogFormat = "text",
         access_log: str | os.PathLike[str] | None = None,
         ready: Ready = "started",
+        control_socket: str | os.PathLike[str] | None = None,
+        status: StatusOptions | None = None,
         relay: Relay = "auto",
         max_workers: int | str | None = None,
         tcp_keepalive: float | str = 60.0,
@@ -126,6 +129,11 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
                 ``-``: stderr. Opened again on SIGUSR1.
             ready: When ``run_forever`` and the commands tell systemd that they are ready: as soon as they have
                 ``started``, or, on a client, once the local services of all its tunnels are ``public``.
+            control_socket: Unix socket on which the commands ``status``, ``reload`` and others reach this process;
+                ``off``: none. Only this user and root may use it. Its directory must exist. Default: in the commands
+                ``client.sock`` or ``server.sock`` in ``$RUNTIME_DIRECTORY``, else in ``$XDG_RUNTIME_DIR/asport-sync``;
+                in programs none.
+            status: Where the state is shown over HTTP. Not shown by default.
             relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread.
                 ``auto``: also workers (threads) for large transfers, and the pump (a thread) for sockets with many
                 datagrams, if there are processors to spare. ``workers``: a worker for each TCP connection from its
@@ -206,6 +214,15 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         session = self._new_session(host)
         host.add(session)
         return session
+
+    def _open_services(self) -> Services | None:
+        if not shows_state(self.config):
+            return None
+        # Not at the top: a program without control socket and status address needs none of it.
+        from asport_sync.control.services import open_configured
+        from asport_sync.server.operations import ServerOperations
+
+        return open_configured(self.config, ServerOperations(self))
 
     def _new_session(self, host: Host) -> ServerSession:
         """Creates the session that ``start`` starts."""

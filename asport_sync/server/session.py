@@ -236,6 +236,21 @@ class ServerSession(Session):
             connections=tuple(_stats_of(client) for client in clients),
         )
 
+    def disconnect(self, user: str) -> int:
+        """Closes the connections of a user's clients, which may come back; returns how many there were.
+
+        The events thread.
+        """
+        found = [
+            client for client in self._connections.values() if client.user is not None and str(client.user.uuid) == user
+        ]
+        for client in found:
+            with contextlib.suppress(GoneError):
+                client.connection.close(0)
+        if found:
+            _log.info("user %s: %d connections closed by the operator", user, len(found))
+        return len(found)
+
     def _fall_back_to_ipv4(self, host: str) -> None:
         """Replaces ``::`` by ``0.0.0.0``, all IPv4 addresses, if the system has no IPv6. Logs that once."""
         changed = {
@@ -531,9 +546,11 @@ def _stats_of(client: ClientConnection) -> ClientConnectionStats:
     except HandleGoneError:
         info = None
     return ClientConnectionStats(
+        id=client.connection.id,
         user=str(user.uuid) if user else None,
         peer=client.address if info is None else info.peer,
         port=port.number if port else None,
+        public=(port.place.ip, port.number) if port else None,
         network=str(granted) if granted else None,
         age=time.monotonic() - client.began,
         info=info,

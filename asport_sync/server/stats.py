@@ -14,17 +14,21 @@ class ClientConnectionStats:
     """A server's connection to one client.
 
     Attributes:
+        id: Identifies the connection among those of this server.
         user: The UUID of the user; None before authentication.
         peer: The client's address: IP address and port.
         port: The public port; None if the client has none.
+        public: The same with the address that it is bound to.
         network: The granted networks, such as "tcp and udp native"; None before they are granted.
         age: Seconds since the QUIC handshake.
         info: The figures of the QUIC connection; None: it has just ended.
     """
 
+    id: int
     user: str | None
     peer: SocketAddress
     port: int | None
+    public: SocketAddress | None
     network: str | None
     age: float
     info: ConnectionInfo | None

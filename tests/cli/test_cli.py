@@ -117,7 +117,7 @@ def commands_of(parser: argparse.ArgumentParser) -> list[str]:
 def test_the_operations_page_lists_every_command() -> None:
     page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
     block = page.partition("## Commands\n\n```\n")[2].partition("```")[0]
-    listed = re.findall(r"^asport-sync ([a-z]+(?: [a-z]+)?)", block, re.MULTILINE)
+    listed = re.findall(r"^asport-sync ([a-z][a-z-]*(?: [a-z]+)?)", block, re.MULTILINE)
     assert sorted(listed) == sorted(commands_of(_parser()))
 
 
@@ -370,6 +370,25 @@ def test_a_file_with_a_reset_key_that_others_can_read(
     path.chmod(0o644)
     assert main(["server", "check", "-c", str(path)]) == 0
     assert f"{path} holds a secret" in capsys.readouterr().err
+
+
+def test_a_token_that_others_can_read(
+    tmp_path: Path, certificate: Certificate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    password, token = tmp_path / "password", tmp_path / "token"
+    write_private(password, PASSWORD.encode())
+    token.write_text("a-token-for-the-tests")
+    token.chmod(0o644)
+    keys = server_keys(certificate)
+    keys["proxies"][0]["users"] = {USER: {"password_file": str(password)}}
+    status = {"http": "127.0.0.1:0", "token_file": str(token)}
+    path = write(tmp_path / "server.json", {**keys, "status": status})
+    path.chmod(0o644)
+    assert main(["server", "check", "-c", str(path)]) == 0
+    said = capsys.readouterr().err
+    assert f"{token} holds a secret" in said
+    assert "a-token-for-the-tests" not in said
+    assert str(path) not in said
 
 
 def test_a_file_without_secrets_that_others_can_change(

@@ -127,16 +127,16 @@ class Inside(FakeBackend):
         self.visitors: list[Address | None] = []
 
     def serve(self, connection: Connection, stream: Stream, source: Address | None, public: Address) -> None:
-        self._host.workers.submit(self._serve, stream, source)
+        self._host.workers.submit(self._serve, connection, stream, source)
 
-    def _serve(self, stream: Stream, source: Address | None) -> None:
+    def _serve(self, connection: Connection, stream: Stream, source: Address | None) -> None:
         self.visitors.append(source)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             mine = socket.create_connection(listener.getsockname())
             theirs, _ = listener.accept()
         answering = threading.Thread(target=self._answer, args=(theirs,))
         answering.start()
-        self._host.relays.relay_here(stream, mine, "a stream")
+        self._host.relays.relay_here(connection, None, stream, mine, "a stream")
         answering.join()
 
     def _answer(self, sock: socket.socket) -> None:

@@ -22,6 +22,7 @@ from asport_sync.config import (
     PortRange,
     ProxyConfig,
     ServerConfig,
+    StatusConfig,
     TlsClientConfig,
     TlsServerConfig,
     TunnelConfig,
@@ -57,6 +58,11 @@ SECTIONS = [
         "Client and server: connections", ConnectionConfig, f"Parameters of {CLIENT} and {SERVER}, and {IN_TUNNELS}."
     ),
     Section("Client and server: TLS", TlsConfig, f"Parameters of {CLIENT} and {SERVER}, and {IN_TUNNELS}."),
+    Section(
+        "Client and server: the table status",
+        StatusConfig,
+        f"In the parameter `status` of {CLIENT} and {SERVER}, a dict.",
+    ),
     Section("Client", ClientConfig, f"Parameters of {CLIENT}."),
     Section("Client: a tunnel", TunnelConfig, f"Parameters of {CLIENT}, and {IN_TUNNELS}."),
     Section("Client: TLS", TlsClientConfig, f"Parameters of {CLIENT}, and {IN_TUNNELS}."),
@@ -117,7 +123,8 @@ def meaning(cls: type, name: str) -> str:
     """The description of a key as Markdown; empty if there is none."""
     text = descriptions(cls).get(name, "").replace("``", "`")
     text = text.replace("Without effect, see :data:`WITHOUT_EFFECT`", f"Without effect: {WITHOUT_EFFECT.get(name)}")
-    text = text.replace("; not shown by `repr`", "").replace(": a table (:class:`CertificatesConfig`)", "")
+    text = text.replace("; not shown by `repr`", "")
+    text = re.sub(r": a table \(:class:`\w+`\)", "", text)
     return re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", text)
 
 

@@ -22,6 +22,7 @@ from asport_sync.config import (
     PortRange,
     ProxyConfig,
     ServerConfig,
+    StatusConfig,
     TlsClientConfig,
     TlsServerConfig,
     TunnelConfig,
@@ -39,6 +40,7 @@ WIDTH = 120
 
 TYPES = {
     "CertificatesConfig": "CertificatesOptions",
+    "ControlSocket": "str | os.PathLike[str]",
     "Credential": "str | os.PathLike[str] | bytes",
     "HealthConfig": "HealthOptions",
     "HostPort": "str | tuple[str, int]",
@@ -49,6 +51,7 @@ TYPES = {
     "Path": "str | os.PathLike[str]",
     "PortRange": "int | tuple[int, int] | list[int] | PortRangeOptions",
     "PortSet": "int | PortRangeOptions | PortSet | list[int | tuple[int, int] | list[int] | PortRangeOptions]",
+    "StatusConfig": "StatusOptions",
     "bool": "bool",
     "bytes": "str | bytes",
     "float": "float | str",
@@ -86,7 +89,8 @@ def meaning(cls: type, field: dataclasses.Field[Any], found: Key) -> str:
     text = text.replace(
         "Without effect, see :data:`WITHOUT_EFFECT`", f"Without effect: {WITHOUT_EFFECT.get(field.name)}"
     )
-    text = text.replace("; not shown by `repr`", "").replace(": a table (:class:`CertificatesConfig`)", "")
+    text = text.replace("; not shown by `repr`", "")
+    text = re.sub(r": a table \(:class:`\w+`\)", "", text)
     text = re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", text)
     return (f"{text} Default: {found.default}." if found.default else text).replace("`", "``")
 
@@ -189,6 +193,7 @@ def tables() -> str:
         ("HealthOptions", HealthConfig, "The option ``health``."),
         ("TunnelOptions", TunnelConfig, "A tunnel in the option ``tunnels``."),
         ("UserOptions", UserConfig, "A user in the option ``users`` of an entry of ``proxies``."),
+        ("StatusOptions", StatusConfig, "The option ``status``."),
         ("ProxyOptions", ProxyConfig, "An entry of the option ``proxies``."),
     ):
         if cls is PortRange:

@@ -24,6 +24,7 @@ from asport_sync.config import (
     PortSet,
     ProxyConfig,
     ServerConfig,
+    StatusConfig,
     TunnelConfig,
     UnixSocket,
     UserConfig,
@@ -87,6 +88,30 @@ HOST = {
     "log_format": Row("text", [("text", "text"), ("JSON", "json")], ["yaml", 1, True]),
     "access_log": Row(None, [("-", Path("-")), ("/var/log/a", Path("/var/log/a"))], ["", 1.5, []]),
     "ready": Row("started", [("started", "started"), ("Public", "public")], ["now", 1, True]),
+    "control_socket": Row(
+        None,
+        [("/run/a.sock", Path("/run/a.sock")), ("off", "off"), ("Off", "off"), (False, "off")],
+        [True, "", 1.5, []],
+    ),
+    "status": Row(
+        None,
+        [
+            ({"http": "127.0.0.1:9464"}, StatusConfig(http=HostPort("127.0.0.1", 9464))),
+            ({"http": "[::1]:0"}, StatusConfig(http=HostPort("::1", 0))),
+            ({"http": "[::]:1", "token": "x" * 16}, StatusConfig(http=HostPort("::", 1), token="x" * 16)),
+        ],
+        [
+            "127.0.0.1:9464",
+            {},
+            {"http": "localhost:9464"},
+            {"http": "0.0.0.0:9464"},
+            {"http": "[::]:9464"},
+            {"http": "127.0.0.1:1", "token": "x" * 15},
+            {"http": "127.0.0.1:1", "token": "with a space in it"},
+            {"http": "127.0.0.1:1", "token_file": "missing"},
+            {"http": "127.0.0.1:1", "x": 1},
+        ],
+    ),
     "relay": Row("auto", [("engine", "engine"), ("workers", "workers")], ["threads", 1, True]),
     "max_workers": Row(None, [(0, 0), (1000, 1000)], [-1, 65536, "many"]),
     "tcp_keepalive": Row(

@@ -107,6 +107,9 @@ class Played(Lifecycle[ServerConfig, Nothing]):
         host.add(session)
         return session
 
+    def _open_services(self) -> None:
+        return None
+
     def _during(self, place: str) -> None:
         what = self.plan.pop(place, None)
         if what == "fail":

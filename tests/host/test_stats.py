@@ -157,8 +157,8 @@ def client_stats() -> ClientStats:
 
 
 def server_stats() -> ServerStats:
-    joined = ClientConnectionStats("a user", PEER, 2024, "tcp", 60.0, info())
-    closed = ClientConnectionStats(None, PEER, None, None, 1.0, None)
+    joined = ClientConnectionStats(1, "a user", PEER, 2024, ("::", 2024), "tcp", 60.0, info())
+    closed = ClientConnectionStats(2, None, PEER, None, None, None, 1.0, None)
     return ServerStats(running=True, **figures(Side.SERVER), address=PEER, connections=(joined, closed))
 
 
@@ -195,10 +195,12 @@ def test_a_client_as_dict() -> None:
 def test_a_server_as_dict() -> None:
     whole = server_stats().as_dict()
     assert list(whole) == ["running", "address", "connections", "uptime", "engine", "counters", "workers", "pump"]
-    common = {"user": "a user", "peer": PEER, "port": 2024, "network": "tcp", "age": 60.0}
+    place = {"port": 2024, "public": ("::", 2024)}
+    common = {"id": 1, "user": "a user", "peer": PEER, **place, "network": "tcp", "age": 60.0}
+    gone = {"id": 2, "user": None, "peer": PEER, "port": None, "public": None, "network": None, "age": 1.0}
     assert whole["connections"] == [
         {**common, **dataclasses.asdict(info())},
-        {"user": None, "peer": PEER, "port": None, "network": None, "age": 1.0, "closed": True},
+        {**gone, "closed": True},
     ]
 
 

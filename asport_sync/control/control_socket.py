@@ -1,0 +1,183 @@
+"""Where the control socket is, how it is created, and who may use it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from asport_sync.errors import ConfigError
+from asport_sync.forked import new_socket
+from asport_sync.host.stats import Side
+
+KEY = "control_socket"
+
+_BACKLOG = 16
+_LONGEST_PATH = 107  # bytes: sun_path without the NUL (unix(7)); nobody could connect to a longer one
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
+_PROBE_TIMEOUT = 1.0  # seconds; a connection to a socket of a live process takes microseconds
+
+# Where the services of a system have their runtime directories (RuntimeDirectory= in systemd.exec(5)).
+_SYSTEM = Path("/run")
+_PATTERN = "asport*"
+
+
+def name_of(side: Side) -> str:
+    """Returns the file name of the control socket of a client or a server."""
+    return f"{side.value}.sock"
+
+
+def default_path(side: Side) -> Path | None:
+    """Returns where a command has its control socket unless the configuration says so; None: nowhere."""
+    directory = next(_own_directories(), None)
+    return None if directory is None else directory / name_of(side)
+
+
+def _own_directories() -> Iterator[Path]:
+    """Yields the directories for sockets of this process, best first."""
+    # systemd separates several directories by colons (systemd.exec(5)).
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if os.path.isabs(runtime):
+        yield Path(runtime)
+    user = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(user):
+        yield Path(user) / "asport-sync"
+
+
+def find(side: Side | None = None) -> list[Path]:
+    """Returns the control sockets of clients, of servers, or of both that this user can see, dead ones included."""
+    sides = [Side.CLIENT, Side.SERVER] if side is None else [side]
+    directories = dict.fromkeys([*_own_directories(), *sorted(_SYSTEM.glob(_PATTERN))])
+    return [path for directory in directories for each in sides if _is_socket(path := directory / name_of(each))]
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+class ControlSocket:
+    """A listening unix socket of mode 0600 that is removed when it is closed.
+
+    Replaces the socket of a process that has died, but neither one that answers nor a file of another kind.
+
+    Args:
+        path: Its path; the directory must exist.
+
+    Attributes:
+        path: The same.
+        sock: The socket.
+
+    Raises:
+        ConfigError: It can't be created.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with _only_one(path.parent):
+                _check_free(path)
+                self.sock = _bound(path)
+                made = path.lstat()
+        except OSError as problem:
+            raise ConfigError(f"cannot create the control socket {path}: {_why(problem)}", key=KEY) from None
+        self._made = (made.st_dev, made.st_ino)
+
+    def close(self) -> None:
+        """Closes the socket, and removes its file unless another process has replaced it. Idempotent."""
+        self.sock.close()
+        with contextlib.suppress(OSError), _only_one(self.path.parent):
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == self._made:
+                self.path.unlink()
+
+
+def _why(problem: OSError) -> str:
+    return problem.strerror or str(problem)
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Keeps other processes of ours from creating or removing a socket in the directory at the same time."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: two starts at the same moment may collide
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_free(path: Path) -> None:
+    """Raises OSError unless nothing is at the path, or the socket of a dead process."""
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise OSError(errno.ENAMETOOLONG, f"the path is longer than {_LONGEST_PATH} bytes")
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EEXIST, "there is another file")
+    with new_socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_TIMEOUT)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return
+        except BlockingIOError:
+            pass  # its backlog is full
+    raise OSError(errno.EADDRINUSE, "another process uses it")
+
+
+def _bound(path: Path) -> socket.socket:
+    """Returns a socket that listens at the path.
+
+    It is bound in a private directory and renamed once its mode is right: nobody can connect before that. The umask
+    could do the same, but it belongs to the whole process.
+    """
+    private = path.parent / f".{os.urandom(4).hex()}"
+    private.mkdir(0o700)
+    unfinished = private / "s"
+    sock = new_socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(unfinished))
+        unfinished.chmod(0o600)
+        sock.listen(_BACKLOG)
+        unfinished.rename(path)
+    except BaseException:
+        sock.close()
+        unfinished.unlink(missing_ok=True)
+        raise
+    finally:
+        private.rmdir()
+    return sock
+
+
+def prepare_directory(directory: Path) -> None:
+    """Creates the directory for control sockets of a user, with mode 0700.
+
+    Raises:
+        ConfigError: It can't be created, or another user could replace files in it.
+    """
+    try:
+        directory.mkdir(0o700, exist_ok=True)
+        found = directory.stat()
+    except OSError as problem:
+        raise ConfigError(f"cannot create {directory}: {_why(problem)}", key=KEY) from None
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise ConfigError(f"{directory} can be changed by other users", key=KEY)
+
+
+def refusal(sock: socket.socket) -> str | None:
+    """Returns why the process at the other end of a connection may not use it; None: it may."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(raw)
+    return None if uid in (0, os.geteuid()) else f"user {uid} may not use it"

@@ -1,0 +1,218 @@
+"""What the control socket and the status address can ask of a client or a server, and do to it."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import time
+from typing import Any, Generic, Protocol, TypeVar
+
+from asport_sync._version import __version__
+from asport_sync.control.status import Row, Status, drops_of
+from asport_sync.errors import AsportError, EngineClosedError, LifecycleError
+from asport_sync.host.host import Host
+from asport_sync.host.lifecycle import Lifecycle
+from asport_sync.host.stats import Side, Stats
+from asport_sync.runtime import log
+
+_log = log.logger("control")
+
+HEALTH_TIMEOUT = 2.0
+"""Seconds that the engine and the events thread get to answer; both need microseconds unless they hang."""
+
+SHORTEST_PREFIX = 8
+"""Characters of a UUID that the table shows, and that are accepted in its place."""
+
+
+class UnknownNameError(AsportError):
+    """There is no tunnel or user of this name."""
+
+
+class UnavailableError(AsportError):
+    """This client or server cannot do that."""
+
+
+class Operations(Protocol):
+    """One client or one server. Any thread; every method may block for a moment.
+
+    Attributes:
+        side: Which of the two.
+    """
+
+    side: Side
+
+    def snapshot(self) -> tuple[Status, Stats]:
+        """Returns the current state and the statistics, of one moment; without figures unless it is running."""
+
+    def reload(self) -> dict[str, Any]:
+        """Reads the configuration again; returns what has changed and what needs a restart.
+
+        Raises:
+            ConfigError: Something in it is wrong, and nothing has changed.
+            LifecycleError: It is not running.
+            UnavailableError: It has no configuration that could be read again.
+        """
+
+    def drain(self) -> int:
+        """Stops accepting connections; returns how many are open.
+
+        Raises:
+            LifecycleError: It is not running.
+            UnavailableError: It cannot.
+        """
+
+    def disconnect(self, name: str) -> int:
+        """Closes the QUIC connections of a tunnel (client) or user (server), who may connect again.
+
+        Args:
+            name: The tunnel's name; the user's UUID, or a beginning of it that no other has.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            LifecycleError: It is not running.
+            UnknownNameError: There is no such tunnel, or no such user is connected.
+        """
+
+    def log_level(self, level: str | None = None) -> str:
+        """Sets the level of the log unless it is None; returns the current one.
+
+        Raises:
+            UnknownNameError: There is no such level.
+        """
+
+    def problem(self) -> str | None:
+        """Returns what does not answer within ``HEALTH_TIMEOUT``; None: everything does."""
+
+    def unready(self) -> str | None:
+        """Returns what is missing until visitors can connect (client) or clients can (server); None: nothing."""
+
+    def count_refusal(self) -> None:
+        """Counts a request that was refused."""
+
+
+AnyEnd = TypeVar("AnyEnd", bound="Lifecycle[Any, Any]")
+
+
+class LifecycleOperations(abc.ABC, Generic[AnyEnd]):
+    """What a client and a server have in common.
+
+    Args:
+        end: The client or the server; need not be started.
+        side: Which of the two.
+    """
+
+    def __init__(self, end: AnyEnd, side: Side) -> None:
+        self._end = end
+        self.side = side
+
+    def snapshot(self) -> tuple[Status, Stats]:
+        """See ``Operations``."""
+        stats: Stats = self._end.stats()
+        fields: dict[str, Any] = {}
+        if stats.uptime is not None:
+            fields = {"uptime": stats.uptime, **self._fields(stats)}
+            fields["drops"] = drops_of(self.side, engine=stats.engine, counters=stats.counters)
+        status = Status(
+            side=self.side.value,
+            version=__version__,
+            pid=os.getpid(),
+            running=stats.running,
+            time=time.monotonic(),
+            summary=self._summary(),
+            **fields,
+        )
+        return status, stats
+
+    @abc.abstractmethod
+    def _fields(self, stats: Any) -> dict[str, Any]:
+        """Returns the fields of ``Status`` that depend on the side, above all the rows."""
+
+    def reload(self) -> dict[str, Any]:
+        """See ``Operations``."""
+        reload = getattr(self._end, "reload", None)
+        if reload is None:
+            raise UnavailableError("not available: this version cannot reload its configuration")
+        done = reload()
+        return {"changes": list(done.changes), "needs_restart": list(done.needs_restart)}
+
+    def drain(self) -> int:
+        """See ``Operations``."""
+        self._end._running()
+        drain = getattr(self._end, "drain", None)
+        if drain is None:
+            raise UnavailableError("not available: this version cannot drain")
+        drain()
+        return sum(row.connections + row.associations for row in self.snapshot()[0].tunnels)
+
+    @abc.abstractmethod
+    def disconnect(self, name: str) -> int:
+        """See ``Operations``."""
+
+    def log_level(self, level: str | None = None) -> str:
+        """See ``Operations``."""
+        if level is not None:
+            if level not in log.LEVELS:
+                raise UnknownNameError(f"no such log level: {level}; expected one of {', '.join(log.LEVELS)}")
+            log.set_level(level)
+        return log.level()
+
+    def problem(self) -> str | None:
+        """See ``Operations``."""
+        try:
+            return self._host().unresponsive(HEALTH_TIMEOUT)
+        except (LifecycleError, EngineClosedError):
+            return "not running"
+
+    def unready(self) -> str | None:
+        """See ``Operations``."""
+        status, _ = self.snapshot()
+        if not status.running:
+            return "not running"
+        missing = [row for row in status.tunnels if self.side is Side.CLIENT and row.public is None]
+        return f"{len(missing)} of {len(status.tunnels)} tunnels are not public" if missing else None
+
+    def count_refusal(self) -> None:
+        """See ``Operations``."""
+        with contextlib.suppress(LifecycleError):
+            self._host().count_refused_request()
+
+    def _host(self) -> Host:
+        """Returns the host.
+
+        Raises:
+            LifecycleError: Not running.
+        """
+        host: Host = self._end._running().host
+        return host
+
+    def _summary(self) -> str:
+        try:
+            return self._host().status
+        except (LifecycleError, EngineClosedError):
+            return "not running"
+
+
+def named(name: str, rows: tuple[Row, ...], side: Side) -> str:
+    """Returns the whole name of the tunnel, or of the user, that a name or a beginning of one means.
+
+    Raises:
+        UnknownNameError: There is none, or there are several.
+    """
+    if side is Side.CLIENT:
+        names = {row.name for row in rows}
+        if name in names:
+            return name
+        known = ", ".join(sorted(names - {""})) or "its only tunnel has no name: write ''"
+        raise UnknownNameError(f"no such tunnel: {name}; there is: {known}")
+    users = {row.user for row in rows if row.user is not None}
+    found = [user for user in users if user == name.lower()]
+    if not found and len(name) >= SHORTEST_PREFIX:
+        found = [user for user in users if user.startswith(name.lower())]
+    if len(found) > 1:
+        raise UnknownNameError(f"several users begin with {name}")
+    if not found:
+        raise UnknownNameError(f"no connected user: {name}")
+    return found[0]

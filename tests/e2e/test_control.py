@@ -1,0 +1,380 @@
+"""The control socket, the status address and the commands: real processes, asked by curl and by the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asport_sync import Client, ConfigError, Server, __version__
+from tests.e2e.tunnels import (
+    PASSWORD,
+    READY_TIMEOUT,
+    USER,
+    client_options,
+    client_process,
+    command,
+    counter,
+    public_port,
+    server_address,
+    server_options,
+    server_process,
+    traffic,
+    tunnel,
+    write_config,
+)
+from tests.support.certificates import Certificate
+from tests.support.process import REPOSITORY, Process
+from tests.support.services import Address, TcpEcho
+from tests.support.traffic import connect, echo
+from tests.support.waiting import wait_until
+
+TOKEN = "a-token-for-the-tests"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def curl(*arguments: str) -> str:
+    """What curl gets."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def ask(path: Path, resource: str, *arguments: str) -> Any:
+    return json.loads(curl("--unix-socket", str(path), f"http://localhost{resource}", *arguments))
+
+
+@dataclass
+class Running:
+    """A server and a client as commands, with their sockets in one runtime directory."""
+
+    server: Process
+    client: Process
+    public: Address
+    directory: Path
+
+    @property
+    def client_socket(self) -> Path:
+        return self.directory / "asport-sync" / "client.sock"
+
+    @property
+    def server_socket(self) -> Path:
+        return self.directory / "asport-sync" / "server.sock"
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run(*arguments, XDG_RUNTIME_DIR=str(self.directory))
+
+
+@pytest.fixture
+def running(certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    with (
+        TcpEcho() as service,
+        server_process(tmp_path, certificate) as server,
+        client_process(tmp_path, certificate, server_address(server), service.address) as client,
+    ):
+        yield Running(server, client, ("127.0.0.1", public_port(client)), tmp_path)
+
+
+# --- the control socket -----------------------------------------------------------------------------------------------
+
+
+def test_curl_sees_inside(running: Running) -> None:
+    with connect(running.public) as visitor:
+        visitor.sendall(b"12345")
+        assert visitor.recv(5) == b"12345"
+        client, server = (ask(path, "/v1/status") for path in (running.client_socket, running.server_socket))
+    (row,) = client["tunnels"]
+    assert (client["side"], client["pid"], client["running"]) == ("client", running.client.pid, True)
+    assert (row["user"], row["state"], row["public"]) == (USER, "public", f"127.0.0.1:{running.public[1]}")
+    assert row["connections"] == 1
+    assert 0 < row["rtt"] < 10
+    assert row["bytes_sent"] > 1000
+    (row,) = server["tunnels"]
+    assert (server["side"], server["pid"]) == ("server", running.server.pid)
+    assert (row["user"], row["state"], row["public"]) == (USER, "public", f"127.0.0.1:{running.public[1]}")
+    assert server["address"].startswith("127.0.0.1:")
+    assert ask(running.client_socket, "/v1/stats")["counters"]["joined"] == 1
+
+
+def test_only_this_user_may_use_it_and_only_while_it_runs(running: Running) -> None:
+    for path in (running.client_socket, running.server_socket):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    running.client.send_signal(signal.SIGTERM)
+    assert running.client.wait(15) == 0
+    assert os.listdir(running.client_socket.parent) == ["server.sock"]
+
+
+def test_a_killed_process_leaves_no_obstacle(running: Running, certificate: Certificate, tmp_path: Path) -> None:
+    running.client.kill()
+    assert running.client_socket.exists()
+    said = running.run("status", "--socket", "client")
+    assert said.returncode == 1
+    assert "Connection refused" in said.stderr
+    client = client_process(tmp_path, certificate, server_address(running.server), ("127.0.0.1", 9))
+    with client:
+        public_port(client)
+        assert ask(running.client_socket, "/v1/status")["pid"] == client.pid
+
+
+def test_a_second_client_runs_without_one(running: Running, certificate: Certificate, tmp_path: Path) -> None:
+    other = client_process(tmp_path, certificate, server_address(running.server), ("127.0.0.1", 9))
+    with other:
+        public_port(other)
+        assert "another process uses it; set control_socket to another path" in other.output()
+        assert ask(running.client_socket, "/v1/status")["pid"] == running.client.pid
+
+
+def test_secrets_never_appear(running: Running) -> None:
+    asked = [
+        curl("--unix-socket", str(path), f"http://localhost{resource}")
+        for path in (running.client_socket, running.server_socket)
+        for resource in ("/v1/status", "/v1/stats", "/v1/log-level", "/metrics", "/")
+    ]
+    said = running.client.output() + running.server.output()
+    assert PASSWORD not in "".join(asked) + said
+    assert "PRIVATE KEY" not in "".join(asked) + said
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_status(running: Running) -> None:
+    with traffic(running.public):
+        said = running.run("status", "--socket", "client")
+        assert (said.returncode, said.stderr) == (0, "")
+        head, _, titles, row, *_ = said.stdout.splitlines()
+    assert head.startswith(f"client {__version__}, pid {running.client.pid}, up ")
+    assert titles.split()[:6] == ["USER", "PUBLIC", "LOCAL", "STATE", "SINCE", "CONNECTIONS"]
+    assert row.split()[:2] == [USER[:8], f"127.0.0.1:{running.public[1]}"]
+    assert row.split()[3] == "public"
+    assert " 4/" in row
+    assert "bit" in row  # a rate
+    told = json.loads(running.run("status", "--socket", str(running.server_socket), "--json").stdout)
+    assert told["tunnels"][0]["user"] == USER
+
+
+def test_several_are_listed(running: Running) -> None:
+    said = running.run("status")
+    assert (said.returncode, said.stdout) == (1, "")
+    assert f"--socket {running.client_socket}\n  --socket {running.server_socket}\n" in said.stderr
+    listed = running.run("list").stdout.splitlines()
+    assert listed[0].split() == ["SIDE", "PID", "TUNNELS", "SOCKET", "STATE"]
+    assert [line.split()[:4] for line in listed[1:]] == [
+        ["client", str(running.client.pid), "1", str(running.client_socket)],
+        ["server", str(running.server.pid), "1", str(running.server_socket)],
+    ]
+
+
+def test_status_repeatedly(running: Running) -> None:
+    arguments = command("status", "--socket", "client", "--watch", "--json")
+    with Process(arguments, name="status") as status:
+        status.wait_for(r"(\{.*\}\n){2}", READY_TIMEOUT)
+        first, second = (json.loads(line) for line in status.output().splitlines()[:2])
+        assert first["pid"] == second["pid"] == running.client.pid
+        assert first["time"] < second["time"]
+        status.send_signal(signal.SIGINT)
+        assert status.wait(15) == 130
+        assert "Traceback" not in status.output()
+    with Process(command("status", "--socket", "client", "--watch"), name="status") as status:
+        status.wait_for(r"(?s)(USER.*){2}", READY_TIMEOUT)
+        assert "\x1b" not in status.output()  # no terminal
+
+
+def test_the_log_level(running: Running) -> None:
+    assert running.run("log-level", "--socket", "server").stdout == "info\n"
+    assert running.run("log-level", "--socket", "server", "debug").stdout == "debug (was info)\n"
+    running.run("disconnect", "--socket", "server", USER)
+    running.server.wait_for(r"DEBUG server: .* QUIC connection established", READY_TIMEOUT)
+    assert running.run("log-level", "--socket", "server", "loud").returncode == 2
+    refused = ask(running.server_socket, "/v1/log-level", "-d", '{"level": "loud"}')
+    assert "no such log level: loud" in refused["error"]
+
+
+@pytest.mark.parametrize(("which", "name"), [("client", ""), ("server", USER), ("server", USER[:8])])
+def test_disconnect(running: Running, which: str, name: str) -> None:
+    with connect(running.public) as visitor:
+        said = running.run("disconnect", "--socket", which, name)
+        assert (said.returncode, said.stdout) == (0, "disconnected: 1\n"), said.stderr
+        with contextlib.suppress(ConnectionResetError):
+            assert visitor.recv(1) == b""
+
+    def is_back() -> bool:
+        counters = ask(running.client_socket, "/v1/stats")["counters"]
+        return bool(counters["joined"] == 2)
+
+    wait_until(is_back, READY_TIMEOUT, "the client has joined again")
+    (row,) = ask(running.client_socket, "/v1/status")["tunnels"]
+    assert row["error"]
+    assert echo(("127.0.0.1", int(row["public"].rpartition(":")[2])), b"hello") == b"hello"
+
+
+def test_disconnect_what_is_not_there(running: Running) -> None:
+    said = running.run("disconnect", "--socket", "server", "ffffffff-ffff-ffff-ffff-ffffffffffff")
+    assert said.returncode == 1
+    assert "no connected user" in said.stderr
+    assert "no such tunnel" in running.run("disconnect", "--socket", "client", "web").stderr
+
+
+def test_nothing_is_running(tmp_path: Path) -> None:
+    for name in ("status", "reload", "drain"):
+        said = run(name, XDG_RUNTIME_DIR=str(tmp_path), RUNTIME_DIRECTORY="")
+        if "more than one" in said.stderr or said.returncode == 0:
+            pytest.skip("this machine runs asport-sync as a service")
+        assert (said.returncode, said.stdout) == (1, "")
+        assert "no client or server is running" in said.stderr or "answers" in said.stderr
+    said = run("status", "--socket", str(tmp_path / "missing"))
+    assert said.stderr == f"asport-sync: {tmp_path / 'missing'}: no answer: No such file or directory\n"
+
+
+# --- the library ------------------------------------------------------------------------------------------------------
+
+
+def test_programs_have_none_unless_they_ask(
+    certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with TcpEcho() as service, tunnel(certificate, service.address):
+        assert os.listdir(tmp_path) == []
+    path = tmp_path / "my.sock"
+    with TcpEcho() as service, tunnel(certificate, service.address, client={"control_socket": path}):
+        assert ask(path, "/v1/status")["pid"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_start_fails_where_none_can_be(certificate: Certificate, tmp_path: Path) -> None:
+    server = Server(**server_options(certificate, control_socket=tmp_path / "missing" / "s"))
+    with pytest.raises(ConfigError, match="cannot create the control socket"):
+        server.start()
+    assert not server.running
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = Server(**server_options(certificate, status={"http": taken.getsockname()}))
+        with pytest.raises(ConfigError, match=r"cannot listen on .*: Address already in use"):
+            server.start()
+
+
+def test_off_is_off(certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    with server_process(tmp_path, certificate, control_socket="off") as server:
+        server_address(server)
+        assert os.listdir(tmp_path / "run") == []
+
+
+# --- the status address -----------------------------------------------------------------------------------------------
+
+
+def get(address: str, resource: str, **headers: str) -> tuple[int, str]:
+    """Status code and body."""
+    request = urllib.request.Request(f"http://{address}{resource}", headers=headers)
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as problem:
+        with problem:
+            return problem.code, problem.read().decode()
+
+
+def status_address(process: Process) -> str:
+    return process.wait_for(r"status address: http://(\S+)/", READY_TIMEOUT)[1]
+
+
+def test_the_status_address(certificate: Certificate, tmp_path: Path) -> None:
+    with TcpEcho() as service, server_process(tmp_path, certificate, status={"http": "127.0.0.1:0"}) as server:
+        address = server_address(server)
+        options: dict[str, Any] = {"status": {"http": "127.0.0.1:0", "token": TOKEN}}
+        with client_process(tmp_path, certificate, address, service.address, **options) as client:
+            public_port(client)
+            where = status_address(server)
+            assert get(where, "/healthz") == (200, "ok\n")
+            assert get(where, "/readyz") == (200, "ok\n")
+            assert json.loads(get(where, "/v1/status")[1])["side"] == "server"
+            assert "asport-sync" in get(where, "/")[1]
+            assert get(where, "/v1/status", Host="evil.example")[0] == 403
+            where = status_address(client)
+            assert get(where, "/v1/status")[0] == 401
+            assert get(where, "/readyz") == (200, "ok\n")
+            found = get(where, "/v1/status", Authorization=f"Bearer {TOKEN}")
+            assert (found[0], json.loads(found[1])["side"]) == (200, "client")
+            assert TOKEN not in client.output()
+
+
+def test_a_client_without_its_server_is_alive_and_not_ready(certificate: Certificate) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        options = client_options(certificate, silent.getsockname(), ("127.0.0.1", 9), status={"http": "127.0.0.1:0"})
+        with Client(**options) as client:
+            assert client._services is not None
+            (server,) = client._services._servers  # type: ignore[attr-defined]
+            host, port = server._sock.getsockname()
+            assert get(f"{host}:{port}", "/healthz") == (200, "ok\n")
+            assert get(f"{host}:{port}", "/readyz") == (503, "1 of 1 tunnels are not public\n")
+            get(f"{host}:{port}", "/v1/status", Host="evil.example")
+            assert counter(client, "control_requests_refused") == 1
+
+
+def test_what_hangs_is_named(certificate: Certificate) -> None:
+    with Server(**server_options(certificate)) as server:
+        host = server._running().host
+        assert host.unresponsive(READY_TIMEOUT) is None
+        hold = threading.Event()
+        host.call(hold.wait, READY_TIMEOUT)
+        assert host.unresponsive(0.1) == "the events thread does not answer"
+        hold.set()
+        assert host.unresponsive(READY_TIMEOUT) is None
+        hold.clear()
+        host.pump.call(hold.wait, READY_TIMEOUT)
+        assert host.unresponsive(0.1) == "the pump does not answer"
+        hold.set()
+        assert host.unresponsive(READY_TIMEOUT) is None
+
+
+LOADED = """
+import sys
+from asport_sync.cli import main
+status = main(sys.argv[1:])
+print("loaded:", *sorted(sys.modules))
+sys.exit(status)
+"""
+
+
+def test_it_loads_little(certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was asked by curl still has no OpenSSL and no HTTP library."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    path = write_config(tmp_path, "server", server_options(certificate))
+    with Process([sys.executable, "-c", LOADED, "server", "run", "-c", str(path), "-v"], name="server") as server:
+        server_address(server)
+        ask(tmp_path / "asport-sync" / "server.sock", "/v1/status")
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(15) == 0
+        loaded = server.wait_for(r"loaded: (.*)", READY_TIMEOUT)[1].split()
+    assert not {"ssl", "_ssl", "http.client", "http.server", "email", "prometheus_client"} & set(loaded)
