@@ -83,7 +83,10 @@ PROBES: dict[str, Callable[[], bool]] = {
 }
 """All needs of the Makefile, named as in packages.json, and how to check whether each is met."""
 
-EXTRA_PROBES: dict[str, Callable[[], bool]] = {"clang": has_fuzzer}
+EXTRA_PROBES: dict[str, Callable[[], bool]] = {
+    "clang": has_fuzzer,
+    "chromium": lambda: has_program("chromium", "chromium-browser", "google-chrome"),
+}
 """The same for needs of a single target."""
 
 
