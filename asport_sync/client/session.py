@@ -261,11 +261,6 @@ class ClientSession(Session):
             return f"not connected: {self._failure or 'connecting'}"
 
     @property
-    def failure(self) -> AsportError | None:
-        """Why the latest attempt failed; None if it did not, or has not ended yet."""
-        return self._failure
-
-    @property
     def condition(self) -> tuple[str, float, str | None]:
         """The state, when it began, and why an attempt to connect failed most recently; see ``control.status.Row``."""
         with self._changed:
@@ -740,6 +735,8 @@ class ClientSession(Session):
             event.stream.reset()
             return
         if self._ended is not None:
+            self.counters.add("streams_refused_no_tcp")
+            self.limit.warning(self.log, "%s: refused a TCP connection: the tunnel is closing", self._config.server)
             event.stream.refuse()
         elif server_connection.given_up or not self._mode.tcp:
             self.counters.add("streams_refused_no_tcp")

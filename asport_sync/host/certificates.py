@@ -172,6 +172,7 @@ class SharedTrust:
 def _identity(config: TunnelConfig, trusted: Sequence[tuple[str, Credential, bytes]]) -> Hashable:
     """Returns a value that is equal for tunnels whose credentials are the same."""
     tls = config.tls
+    # The contents themselves: a digest would need hashlib, which loads OpenSSL.
     contents = tuple((key, source.path, content) for key, source, content in trusted)
     options = (tls.alpn, tls.certificates.pins, tls.certificates.disable_native, tls.skip_certificate_verification)
     return contents, options, config.keylog

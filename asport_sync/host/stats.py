@@ -142,7 +142,7 @@ _COUNTERS = (
     ),
     _counter(
         "streams_refused_no_tcp",
-        "TCP connections refused because the client requested none, or has closed the QUIC connection.",
+        "TCP connections refused because the client requested none, or closes the QUIC connection.",
         _CLIENT,
         drops=True,
     ),

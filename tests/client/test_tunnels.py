@@ -390,6 +390,7 @@ def test_streams_get_a_grace_period() -> None:
         late = FakeStream(encode(Connect(None)))
         client.engine.post(fake.stream_opened(connection, late))
         wait_until(lambda: late.said == ["refuse"], TIMEOUT, "a new one is refused")
+        assert client.stats().counters["streams_refused_no_tcp"] == 1
         assert connection.closed is None
         assert not removed.is_set()
         connection.open_streams = 0
