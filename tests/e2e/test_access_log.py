@@ -209,6 +209,15 @@ def test_json_lines(certificate: Certificate, tmp_path: Path) -> None:
         }
 
 
+def is_open_in(pid: int, path: Path) -> bool:
+    """Whether a process has a descriptor of this file."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(os.readlink(descriptor))
+    return str(path) in found
+
+
 def test_sigusr1_opens_the_file_again(certificate: Certificate, tmp_path: Path) -> None:
     """As logrotate wants it: renamed, then signalled."""
     with commands(certificate, tmp_path) as pair:
@@ -222,7 +231,7 @@ def test_sigusr1_opens_the_file_again(certificate: Certificate, tmp_path: Path) 
         lines_of(old, 2)
         assert not log.exists()
         pair.server.send_signal(signal.SIGUSR1)
-        wait_until(log.exists, READY_TIMEOUT, "the file is there again")
+        wait_until(lambda: not is_open_in(pair.server.pid, old), READY_TIMEOUT, "the old file is closed")
         with connect(pair.public) as visitor:
             exchange(visitor)
         lines_of(log, 1)
