@@ -56,7 +56,8 @@ check_nothing_left(before)
 
 RUNNING = """
 # A name is looked up by a worker for every connection, and every worker needs a thread.
-local_tcp._NAME_LASTS = 0.0
+assert local_tcp._CHOICE_LASTS
+local_tcp._CHOICE_LASTS = 0.0
 with tunnel(certificate, ("localhost", int(sys.argv[4]))) as made:
     workers = made.client._running().host.workers
     workers._idle_time = 0.05
