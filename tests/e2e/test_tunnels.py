@@ -177,8 +177,10 @@ def test_a_service_that_does_not_run_is_missed_by_its_own_visitors_only(certific
 # --- tunnels that come and go ----------------------------------------------------------------------------------------
 
 TURNS = 500
-WARM = 50  # turns after which everything that is made once has been made
-SLACK = 6.0  # MiB: the allocator's arenas and Python's; a tunnel takes 120 KiB, so one in ten that stayed would show
+WARM = 100  # turns after which everything that is made once has been made
+# MiB: the arenas of the allocator and of Python, which level off after about 1,000 turns. A tunnel takes 120 KiB on
+# each side, so that one in six that stayed would show.
+SLACK = 16.0
 
 
 def held(client: Client) -> tuple[int, int]:
@@ -236,6 +238,8 @@ def test_tunnels_that_come_and_go_cost_the_others_nothing(certificate: Certifica
             publics = [tunnel.address for tunnel in client.tunnels.values()]
             visitors = [Steady(public) for public in publics if public is not None]
             try:
+                settle(client, server)
+                counts = held(client)
                 before = 0.0
                 for turn in range(TURNS):
                     added = client.tunnels.add(f"turn-{turn}", **local)
@@ -246,18 +250,13 @@ def test_tunnels_that_come_and_go_cost_the_others_nothing(certificate: Certifica
                     else:  # also in the middle of a handshake
                         client.tunnels.remove(added.name)
                     if turn == WARM:
-                        settle(client, server)
+                        settle(client, server, counts[0])
                         before, counts = memory(), held(client)
-                settle(client, server)
+                settle(client, server, counts[0])
                 after = memory()
                 print(f"{TURNS - WARM} tunnels: {before:.1f} MiB, then {after:.1f} MiB; {counts}, then {held(client)}")
                 assert after < before + SLACK
-                wait_until(
-                    lambda: all(now <= then for now, then in zip(held(client), counts, strict=True)),
-                    READY_TIMEOUT,
-                    "no descriptor and no thread is left",
-                    detail=lambda: f"{counts}, then {held(client)}",
-                )
+                assert held(client)[1] <= counts[1]
             finally:
                 for each in visitors:
                     each.stop()
@@ -265,8 +264,12 @@ def test_tunnels_that_come_and_go_cost_the_others_nothing(certificate: Certifica
             assert [tunnel.stats().counters["attempts"] for tunnel in client.tunnels.values()] == [1, 1]
 
 
-def settle(client: Client, server: Server) -> None:
-    """Waits until both sides have forgotten everything but two tunnels, in every table."""
+def settle(client: Client, server: Server, descriptors: int = 0) -> None:
+    """Waits until both sides have forgotten everything but two tunnels, in every table.
+
+    QUIC connections that are closed keep their socket for three probe timeouts, which are a second each if there was no
+    round trip yet. Until then descriptors are left to go.
+    """
     host = client._host
     assert host is not None
     wait_until(lambda: len(server.stats().connections) == 2, READY_TIMEOUT, "the server has two clients")
@@ -277,4 +280,5 @@ def settle(client: Client, server: Server) -> None:
     assert len(host.machine._resumed) == len(host.machine._network._routes) == 2
     assert host.run(lambda: len(host._validities)) == 2
     assert len(sessions._shared.trust) == 1
-    time.sleep(2.0)  # closing periods of QUIC connections, and idle workers
+    if descriptors:
+        wait_until(lambda: held(client)[0] <= descriptors, READY_TIMEOUT, f"there are {descriptors} descriptors again")
