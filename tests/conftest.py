@@ -35,9 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{alone.MARK}: {alone.MEANING}")
     for mark, meaning in LEFT_OUT.items():
         config.addinivalue_line("markers", f"{mark}: {meaning}; run by -m {mark} only")
-    # nohup and some supervisors start programs with SIGHUP ignored, and the commands under test would inherit that.
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # nohup starts programs with SIGHUP ignored, and shells start those in the background with SIGINT and SIGQUIT
+    # ignored. The commands under test would inherit that.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     # Commands under test would all have their control socket there, at one path.
     for name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
         os.environ.pop(name, None)
