@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ _BACKLOG = 16
 _LONGEST_PATH = 107  # bytes: sun_path without the NUL (unix(7)); nobody could connect to a longer one
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 _PROBE_TIMEOUT = 1.0  # seconds; a connection to a socket of a live process takes microseconds
+_LOCK_TIMEOUT = 2.0  # seconds to wait for another process of ours: longer than its probe, which takes most of the time
+_LOCK_PAUSE = 0.01  # seconds between two tries
 
 # Where the services of a system have their runtime directories (RuntimeDirectory= in systemd.exec(5)).
 _SYSTEM = Path("/run")
@@ -106,14 +109,33 @@ def _why(problem: OSError) -> str:
 
 @contextlib.contextmanager
 def _only_one(directory: Path) -> Iterator[None]:
-    """Keeps other processes of ours from creating or removing a socket in the directory at the same time."""
+    """Keeps other processes of ours from creating or removing a socket in the directory at the same time.
+
+    Not if the file system has no locks, and not for long: anybody who can read the directory can lock it. Then two
+    starts at the same moment may collide.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: two starts at the same moment may collide
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        with contextlib.suppress(OSError):
+            while not _locked(descriptor) and time.monotonic() < deadline:
+                time.sleep(_LOCK_PAUSE)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Tries to lock a file; returns whether that has succeeded.
+
+    Raises:
+        OSError: Its file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _check_free(path: Path) -> None:
@@ -144,20 +166,21 @@ def _bound(path: Path) -> socket.socket:
     could do the same, but it belongs to the whole process.
     """
     private = path.parent / f".{os.urandom(4).hex()}"
-    private.mkdir(0o700)
     unfinished = private / "s"
     sock = new_socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(str(unfinished))
-        unfinished.chmod(0o600)
-        sock.listen(_BACKLOG)
-        unfinished.rename(path)
+        private.mkdir(0o700)
+        try:
+            sock.bind(str(unfinished))
+            unfinished.chmod(0o600)
+            sock.listen(_BACKLOG)
+            unfinished.rename(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+            private.rmdir()
     except BaseException:
         sock.close()
-        unfinished.unlink(missing_ok=True)
         raise
-    finally:
-        private.rmdir()
     return sock
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import socket
@@ -92,6 +94,38 @@ def test_a_socket_that_answers_is_not_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(path))  # still the first one
     control.close()
+
+
+def test_a_directory_that_somebody_keeps_locked_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_socket, "_LOCK_TIMEOUT", 0.1)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        control = ControlSocket(tmp_path / "client.sock")
+        control.close()
+    finally:
+        os.close(descriptor)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("step", ["bind", "listen"])
+def test_one_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    class Failing(socket.socket):
+        pass
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    setattr(Failing, step, fail)
+    monkeypatch.setattr(control_socket, "new_socket", Failing)
+    with pytest.raises(ConfigError, match="No buffer space"):
+        ControlSocket(tmp_path / "client.sock")
+    monkeypatch.setattr(control_socket, "new_socket", fail)
+    with pytest.raises(ConfigError, match="No buffer space"):
+        ControlSocket(tmp_path / "client.sock")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_is_not_replaced(tmp_path: Path) -> None:
