@@ -94,7 +94,7 @@ class Visits:
     def __init__(self, path: str | Path, form: str, side: Side) -> None:
         self._side = side
         self._path = None if str(path) == _STDERR else Path(path)
-        self._descriptor = sys.stderr.fileno() if self._path is None else self._open(self._path)
+        self._descriptor = sys.stderr.fileno() if self._path is None else _opened_at_start(self._path)
         self._handler = DescriptorHandler(self._descriptor)
         self._handler.setFormatter(_Formatter(form))
         # By connection, for as long as its streams may last. Each operation is atomic.
@@ -134,7 +134,7 @@ class Visits:
         """
         if self._path is None:
             return
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        descriptor = _opened(self._path)
         try:
             os.dup2(descriptor, self._descriptor, inheritable=False)  # between two lines
         finally:
@@ -152,12 +152,6 @@ class Visits:
             if self._handler.ended:
                 os.close(self._descriptor)
 
-    def _open(self, path: Path) -> int:
-        try:
-            return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
-        except OSError as problem:
-            raise ConfigError(f"cannot be opened: {problem.strerror}", path=str(path), key="access_log") from None
-
     def _write(
         self,
         network: Literal["tcp", "udp"],
@@ -172,6 +166,26 @@ class Visits:
         served = self._served.get(connection)
         visit = Visit(network, visitor, served, outcome_of(result, self._side), lasted, from_visitor, to_visitor)
         self._handler.emit(logging.makeLogRecord({"name": "access", "visit": visit, "created": time.time()}))
+
+
+def _opened(path: Path) -> int:
+    """Returns a descriptor of the file, which is created if it is missing. Does not block.
+
+    Raises:
+        OSError: It can't be opened; ENXIO: it is a named pipe without a reader, which would block until there is one.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, _MODE)
+    os.set_blocking(descriptor, True)  # the thread that writes may wait
+    return descriptor
+
+
+def _opened_at_start(path: Path) -> int:
+    try:
+        return _opened(path)
+    except OSError as problem:
+        why = "a named pipe without a reader" if problem.errno == errno.ENXIO else problem.strerror
+        raise ConfigError(f"cannot be opened: {why}", path=str(path), key="access_log") from None
 
 
 class _Formatter(logging.Formatter):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from asport_sync import ConfigError, Server
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
     USER,
@@ -22,6 +23,7 @@ from tests.e2e.tunnels import (
     client_process,
     public_port,
     server_address,
+    server_options,
     server_process,
 )
 from tests.support.certificates import Certificate
@@ -236,6 +238,16 @@ def test_sigusr1_opens_the_file_again(certificate: Certificate, tmp_path: Path) 
             exchange(visitor)
         lines_of(log, 1)
         lines_of(old, 2)
+
+
+def test_a_pipe_without_a_reader_is_an_error_at_the_start(certificate: Certificate, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    server = Server(**server_options(certificate, access_log=str(fifo)))
+    with pytest.raises(ConfigError, match="a named pipe without a reader") as caught:
+        server.start()
+    assert (caught.value.path, caught.value.key) == (str(fifo), "access_log")
+    assert not server.running
 
 
 def test_a_file_that_accepts_nothing_blocks_no_connection(certificate: Certificate, tmp_path: Path) -> None:
