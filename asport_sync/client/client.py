@@ -258,15 +258,7 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         return source if isinstance(source, ClientConfig) else load_client(source)
 
     def _new_host(self) -> Host:
-        config = self.config
-        host = Host(
-            self._new_engine(),
-            config.workers,
-            config.tcp_keepalive,
-            logger("client"),
-            config.relay,
-            visits=self._new_visits("client"),
-        )
+        host = self._made_host("client")
         host.describe = status_of
         return host
 

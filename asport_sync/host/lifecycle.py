@@ -175,6 +175,24 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         engine.receive_memory(self._config.receive_memory)
         return engine
 
+    def _made_host(self, side: Literal["client", "server"]) -> Host:
+        """Returns a host for the configuration.
+
+        Raises:
+            ConfigError: The access log can't be opened.
+            EngineError: The system doesn't allow an engine to be created.
+        """
+        config = self._config
+        with contextlib.ExitStack() as undo:  # what exists if the next thing fails
+            visits = self._new_visits(side)
+            if visits is not None:
+                undo.callback(visits.close)
+            engine = self._new_engine()
+            undo.callback(engine.close)
+            host = Host(engine, config.workers, config.tcp_keepalive, logger(side), config.relay, visits=visits)
+            undo.pop_all()
+        return host
+
     def _new_visits(self, side: Literal["client", "server"]) -> Visits | None:
         """Opens the access log.
 

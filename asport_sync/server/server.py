@@ -21,7 +21,6 @@ from asport_sync.config import (
 from asport_sync.errors import ConfigError
 from asport_sync.host.host import Host
 from asport_sync.host.lifecycle import Lifecycle, Services, drop_none, implemented_by, shows_state
-from asport_sync.runtime.log import logger
 from asport_sync.server.session import ServerSession
 from asport_sync.server.stats import ServerStats
 
@@ -200,15 +199,7 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         return source if isinstance(source, ServerConfig) else load_server(source)
 
     def _new_host(self) -> Host:
-        config = self.config
-        return Host(
-            self._new_engine(),
-            config.workers,
-            config.tcp_keepalive,
-            logger("server"),
-            config.relay,
-            visits=self._new_visits("server"),
-        )
+        return self._made_host("server")
 
     def _open(self, host: Host) -> ServerSession:
         session = self._new_session(host)

@@ -241,6 +241,7 @@ def test_sigusr1_opens_the_file_again(certificate: Certificate, tmp_path: Path) 
 
 
 def test_a_pipe_without_a_reader_is_an_error_at_the_start(certificate: Certificate, tmp_path: Path) -> None:
+    """An error, and no hang; the start leaves nothing behind, as the fixtures check."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     server = Server(**server_options(certificate, access_log=str(fifo)))
