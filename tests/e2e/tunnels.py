@@ -15,7 +15,7 @@ from typing import Any
 
 from asport_sync import Client, Server
 from tests.support.certificates import Certificate, write_private
-from tests.support.ports import free_port
+from tests.support.ports import FIRST_PORT, LAST_PORT, free_port
 from tests.support.process import Process
 from tests.support.services import Address, TcpEcho, UdpEcho, host_and_port
 from tests.support.traffic import connect
@@ -35,9 +35,13 @@ SERVER_READY = r"accepting clients on (\S+):(\d+)"
 CLIENT_READY = r"is public on port (\d+) for (.+)$"
 
 
+# What users may open in tests that do not choose.
+ALLOWED_PORTS = {"start": FIRST_PORT, "end": LAST_PORT}
+
+
 def server_options(certificate: Certificate, /, **changes: Any) -> dict[str, Any]:
     """Options of a server for one user on loopback. ``proxy`` among the changes changes its entry of ``proxies``."""
-    proxy = {"users": {USER: PASSWORD}, "bind_ip": "127.0.0.1", "allow_ports": [{"start": 20000, "end": 32000}]}
+    proxy = {"users": {USER: PASSWORD}, "bind_ip": "127.0.0.1", "allow_ports": [ALLOWED_PORTS]}
     proxy.update(changes.pop("proxy", {}))
     return {
         "server": "127.0.0.1:0",

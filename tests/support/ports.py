@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import threading
 
+
+def _slice(first: int, last: int) -> tuple[int, int]:
+    """The part of a range that belongs to this process, of those that run tests side by side."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = max(number + 1, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    size = (last - first + 1) // count
+    return first + number * size, first + (number + 1) * size - 1
+
+
 # Below Linux's default ephemeral range (32768-60999), so that no outgoing connection of another process is given one of
-# these numbers between the pick and its use.
-FIRST_PORT = 20000
-LAST_PORT = 32000
+# these numbers between the pick and its use. Servers under test open ports of the same range, so that no server of
+# another process takes one meanwhile.
+FIRST_PORT, LAST_PORT = _slice(20000, 32000)
 
 _guard = threading.Lock()
 _picked: set[int] = set()
