@@ -316,6 +316,9 @@ int64_t aq_endpoint_close(aq_engine *engine, aq_id endpoint, int32_t close_conne
 /* [any] New handshakes use these credentials, existing connections keep theirs. */
 int64_t aq_endpoint_set_credentials(aq_engine *engine, aq_id endpoint, aq_id credentials);
 
+/* [any] New connections use these settings, existing ones keep theirs. */
+int64_t aq_endpoint_set_transport(aq_engine *engine, aq_id endpoint, const aq_transport_options *options);
+
 aq_id aq_connect(aq_engine *engine, const aq_connect_options *options); /* [any] */
 
 /* [any] Migrates a client's connection to the local address that the kernel now chooses for its peer (RFC 9000 section

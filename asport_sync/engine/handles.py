@@ -16,7 +16,7 @@ from asport_sync.forked import no_fork
 from asport_sync.hidden import HiddenBytes
 
 from .binding import SocketAddress, ffi, from_address, lib, nanoseconds, to_address
-from .values import STREAM_REFUSED, Carrier, ConnectionInfo, StreamResult, stream_result
+from .values import STREAM_REFUSED, Carrier, ConnectionInfo, StreamResult, Transport, fill_transport, stream_result
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -54,6 +54,12 @@ class Endpoint(Handle):
     def set_credentials(self, credentials: Credentials) -> None:
         """Uses other credentials for new handshakes."""
         self.engine.call(lib.aq_endpoint_set_credentials, self.id, credentials.id)
+
+    def set_transport(self, transport: Transport) -> None:
+        """Uses other settings for new connections."""
+        options = ffi.new("aq_transport_options *")
+        fill_transport(options, transport)
+        self.engine.call(lib.aq_endpoint_set_transport, self.id, options)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from pathlib import Path
 
 import pytest
 
 from asport_sync.engine import CloseCause, Connected, Transport
-from asport_sync.errors import HandleGoneError
+from asport_sync.errors import EngineError, HandleGoneError
 from tests.engine.pair import (
     ALPN,
+    SERVER_TRANSPORT,
     Side,
     connect,
     connected,
@@ -145,3 +147,20 @@ def test_new_credentials_serve_new_connections(certificate: Certificate, tmp_pat
         third = connect(pair.client, certificate, address)
         assert expect_closed(pair.client, third).cause is CloseCause.CERTIFICATE
         echo(pair, 1000)  # the first connection doesn't notice
+
+
+def test_new_settings_serve_new_connections(certificate: Certificate) -> None:
+    """What the server advertises: how long a connection may be idle."""
+    with connected(certificate, server_transport=dataclasses.replace(SERVER_TRANSPORT, idle_timeout=600)) as pair:
+        pair.endpoint.set_transport(dataclasses.replace(SERVER_TRANSPORT, idle_timeout=0.2))
+        second = connect(pair.client, certificate, pair.client_connection.info().peer)
+        pair.client.expect(Connected, lambda event: event.connection == second)
+        assert expect_closed(pair.client, second).cause is CloseCause.IDLE
+        echo(pair, 1000)  # the first connection keeps its own
+
+
+def test_settings_that_make_no_sense_are_refused(certificate: Certificate) -> None:
+    with connected(certificate) as pair:
+        with pytest.raises(EngineError, match="out of range"):
+            pair.endpoint.set_transport(dataclasses.replace(SERVER_TRANSPORT, send_window=1))
+        echo(pair, 1000)

@@ -26,6 +26,7 @@ from asport_sync.engine import (
     UdpSocket,
 )
 from asport_sync.engine.binding import ffi, lib, to_address
+from asport_sync.engine.values import fill_transport
 from asport_sync.errors import EngineClosedError, EngineError, HandleGoneError, LifecycleError
 from tests.engine.pair import (
     ALPN,
@@ -225,6 +226,10 @@ def value_of(argument: Argument, handle: int, sock: socket.socket) -> Any:
         return handle
     if argument.type == "aq_address *":
         return to_address(("127.0.0.1", 9))
+    if argument.type == "aq_transport_options *":
+        options = ffi.new("aq_transport_options *")
+        fill_transport(options, Transport())
+        return options
     if argument.type.endswith("*"):
         return ffi.new(f"{argument.type.removesuffix('*')}[64]")
     return 1_000_000_000 if argument.type == "uint64_t" else 1

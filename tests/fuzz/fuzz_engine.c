@@ -277,12 +277,16 @@ static void do_failure(void)
 static void do_endpoint(aq_engine *engine)
 {
     uint8_t what = fuzz_u8(&run.input);
+    aq_transport_options options = transport(1);
     switch (what % 6) {
     case 0:
         aq_endpoint_close(engine, pick(AQ_KIND_ENDPOINT), what & 128);
         break;
     case 1:
-        aq_endpoint_set_credentials(engine, pick(AQ_KIND_ENDPOINT), pick(AQ_KIND_CREDENTIALS));
+        if (what & 128)
+            aq_endpoint_set_transport(engine, pick(AQ_KIND_ENDPOINT), &options);
+        else
+            aq_endpoint_set_credentials(engine, pick(AQ_KIND_ENDPOINT), pick(AQ_KIND_CREDENTIALS));
         break;
     case 2:
         aq_credentials_free(engine, pick(AQ_KIND_CREDENTIALS));

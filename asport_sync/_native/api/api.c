@@ -532,6 +532,14 @@ int64_t aq_endpoint_set_credentials(aq_engine *engine, aq_id endpoint, aq_id cre
     return ask(engine, &command);
 }
 
+int64_t aq_endpoint_set_transport(aq_engine *engine, aq_id endpoint, const aq_transport_options *options)
+{
+    aq_engine_command command = {.kind = AQ_DO_SET_TRANSPORT, .id = endpoint, .set_transport.options = options};
+    if (!transport_is_valid(options))
+        return AQ_ERR_INVALID;
+    return ask(engine, &command);
+}
+
 aq_id aq_connect(aq_engine *engine, const aq_connect_options *options)
 {
     aq_engine_command command = {.kind = AQ_DO_CONNECT, .connect.options = options};

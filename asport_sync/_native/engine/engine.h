@@ -24,6 +24,7 @@ enum aq_command_kind {
     AQ_DO_CONNECT,
     AQ_DO_CLOSE_ENDPOINT,
     AQ_DO_SET_CREDENTIALS,
+    AQ_DO_SET_TRANSPORT,
     AQ_DO_CLOSE,
     AQ_DO_EXPORT,
     AQ_DO_SEND,
@@ -72,6 +73,9 @@ typedef struct aq_engine_command {
         struct {
             aq_id credentials;
         } set_credentials;
+        struct {
+            const aq_transport_options *options;
+        } set_transport;
         struct {
             uint64_t code, linger;
         } close;

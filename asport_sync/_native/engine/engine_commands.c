@@ -305,6 +305,16 @@ static int64_t do_set_credentials(aq_engine *engine, aq_engine_command *command)
     return credentials != NULL ? AQ_OK : AQ_ERR_GONE;
 }
 
+static int64_t do_set_transport(aq_engine *engine, const aq_engine_command *command)
+{
+    aq_endpoint *endpoint = aq_slab_get(&engine->endpoints, command->id);
+    if (endpoint == NULL)
+        return AQ_ERR_GONE;
+    endpoint->options = *command->set_transport.options; /* connections have copies of their own */
+    aq_slab_put(&engine->endpoints, command->id);
+    return AQ_OK;
+}
+
 /* ---- carrying out commands --------------------------------------------------------------------------------------- */
 
 static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_command *command)
@@ -455,6 +465,8 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
         return do_close_endpoint(engine, command);
     case AQ_DO_SET_CREDENTIALS:
         return do_set_credentials(engine, command);
+    case AQ_DO_SET_TRANSPORT:
+        return do_set_transport(engine, command);
     case AQ_DO_OPEN_STREAM:
         return do_open_stream(engine, command);
     case AQ_DO_ATTACH:
