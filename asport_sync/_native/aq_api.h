@@ -224,6 +224,7 @@ typedef struct {
     uint64_t datagram_limit;           /* current maximum DATAGRAM payload */
     uint64_t silence;                  /* nanoseconds since the last packet from the peer */
     uint64_t streams;                  /* open bidirectional streams */
+    uint64_t relays;                   /* the same, and those whose data is received but not written to TCP yet */
     uint64_t associations;             /* UDP associations */
     uint64_t datagrams_queued;         /* bytes of UDP packets waiting to be sent */
 } aq_connection_info;

@@ -262,6 +262,7 @@ class Connection(Handle):
             datagram_limit=raw.datagram_limit,
             silence=raw.silence / 1e9,
             streams=raw.streams,
+            relays=raw.relays,
             associations=raw.associations,
             datagrams_queued=raw.datagrams_queued,
         )

@@ -151,6 +151,7 @@ class ConnectionInfo:
         datagram_limit: The current maximum payload of a DATAGRAM frame in bytes; 0: the peer accepts none.
         silence: Seconds since the latest packet from the peer.
         streams: Open bidirectional streams.
+        relays: The same, and those whose data is received but not yet written to the TCP connection.
         associations: UDP associations.
         datagrams_queued: Bytes of UDP packets that wait to be sent.
     """
@@ -171,6 +172,7 @@ class ConnectionInfo:
     datagram_limit: int
     silence: float
     streams: int
+    relays: int
     associations: int
     datagrams_queued: int
 

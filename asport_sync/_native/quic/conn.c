@@ -642,6 +642,7 @@ int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now)
     info->datagram_limit = conn->handshake_done ? aq_conn_datagram_limit(conn) : 0;
     info->silence = now - conn->last_received;
     info->streams = conn->streams_count;
+    info->relays = atomic_load_explicit(&conn->credit->relays, memory_order_relaxed);
     pthread_mutex_lock(&conn->assocs->mutex);
     info->associations = conn->assocs->count;
     pthread_mutex_unlock(&conn->assocs->mutex);

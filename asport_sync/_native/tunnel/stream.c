@@ -69,6 +69,7 @@ aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_cred
     stream->counters = setup->counters;
     stream->credit = credit;
     aq_credit_ref(credit);
+    atomic_fetch_add_explicit(&credit->relays, 1, memory_order_relaxed);
     stream->quic_id = -1;
     stream->deadline = UINT64_MAX;
     stream->attached_fd = -1;
@@ -103,6 +104,7 @@ void aq_stream_destroy(void *object)
     }
     aq_pipe_destroy(&stream->tx);
     aq_pipe_destroy(&stream->rx);
+    atomic_fetch_sub_explicit(&credit->relays, 1, memory_order_relaxed);
     aq_credit_unref(credit); /* after the pipes, which count there */
     free(stream);
 }

@@ -66,6 +66,7 @@ typedef struct aq_credit {
     _Atomic uint32_t references;
     _Atomic uint64_t owed;     /* bytes consumed */
     _Atomic uint64_t streams;  /* the peer's streams that are over on this side too: it may open as many new ones */
+    _Atomic uint32_t relays;   /* streams that are not destroyed: QUIC or their relay still needs them */
     _Atomic uint32_t accepted; /* open sockets accepted from public listeners */
     _Atomic uint32_t *accepted_in_all; /* for all connections: the engine's counter, which outlives this; immutable */
     aq_stream_list sockets; /* engine thread only: accepted sockets that it has attached, newest first; no references */
