@@ -4,7 +4,7 @@ Of this package it imports only ``errors`` and ``hidden``.
 """
 
 from asport_sync.config.credentials import Credential, loose_permissions
-from asport_sync.config.load import find, load_client, load_server
+from asport_sync.config.load import find, load_client, load_server, locate
 from asport_sync.config.model import (
     WITHOUT_EFFECT,
     CertificatesConfig,
@@ -13,6 +13,7 @@ from asport_sync.config.model import (
     HostConfig,
     ProxyConfig,
     ServerConfig,
+    Side,
     StatusConfig,
     TlsClientConfig,
     TlsServerConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "Ready",
     "Relay",
     "ServerConfig",
+    "Side",
     "StatusConfig",
     "StatusOptions",
     "TlsClientConfig",
@@ -94,6 +96,7 @@ __all__ = [
     "find",
     "load_client",
     "load_server",
+    "locate",
     "loose_permissions",
     "tunnel_from_options",
     "without_effect",

@@ -31,12 +31,25 @@ def load_client(path: str | os.PathLike[str] | None = None) -> ClientConfig:
         ConfigErrors: One or more keys are wrong; all of them are listed.
         ConfigError: The file cannot be found, read or parsed.
     """
-    return _load(find("client") if path is None else path, read_client)
+    return _load("client", path, read_client)
 
 
 def load_server(path: str | os.PathLike[str] | None = None) -> ServerConfig:
     """Returns the configuration of a server. Argument and errors as for :func:`load_client`."""
-    return _load(find("server") if path is None else path, read_server)
+    return _load("server", path, read_server)
+
+
+def locate(side: Side, path: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the file that :func:`load_client` or :func:`load_server` reads.
+
+    Args:
+        side: Which of them.
+        path: Their argument.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    return find(side) if path is None else _with_extension(Path(path))
 
 
 def find(kind: Side) -> Path:
@@ -72,16 +85,15 @@ def _one_of() -> str:
     return " or ".join((", ".join(list(FORMATS)[:-1]), list(FORMATS)[-1]))
 
 
-def _load(path: str | os.PathLike[str], read: Callable[[Mapping[str, object], Source], T]) -> T:
+def _load(side: Side, path: str | os.PathLike[str] | None, read: Callable[[Mapping[str, object], Source], T]) -> T:
     try:
-        return _read(path, read)
+        return _read(locate(side, path), read)
     except ConfigError as error:
         problem = bare(error)
     raise problem
 
 
-def _read(path: str | os.PathLike[str], read: Callable[[Mapping[str, object], Source], T]) -> T:
-    file = _with_extension(Path(path))
+def _read(file: Path, read: Callable[[Mapping[str, object], Source], T]) -> T:
     if file.suffix.lower() not in FORMATS:
         problem = f"expected a file name that ends in {_one_of()}"
         raise ConfigError(f"{problem}, not {file.suffix}" if file.suffix else problem, path=str(file))

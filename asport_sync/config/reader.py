@@ -165,6 +165,7 @@ class Key(NamedTuple):
         accepts: Type, unit and range of the values in a file, as Markdown.
         default: The default in words, if the field's default is no constant.
         since: The first release with this key, or "Unreleased"; a heading of CHANGELOG.md.
+        needs_restart: Whether a running client or server cannot change it.
     """
 
     parse: Callable[[Item], object]
@@ -172,6 +173,7 @@ class Key(NamedTuple):
     accepts: str
     default: str = ""
     since: str = FIRST_RELEASE
+    needs_restart: bool = False
 
 
 def key(parse: Callable[[Item], object], *aliases: str, accepts: str) -> Mapping[str, Key]:
@@ -184,9 +186,11 @@ def scalar(parse: Callable[[object], object], *aliases: str, accepts: str) -> Ma
     return key(lambda item: parse(item.value), *aliases, accepts=accepts)
 
 
-def documented(metadata: Mapping[str, Key], *, since: str = FIRST_RELEASE, default: str = "") -> Mapping[str, Key]:
-    """Returns the metadata of a key with its first release, or with its default in words."""
-    return {"key": metadata["key"]._replace(since=since, default=default)}
+def documented(
+    metadata: Mapping[str, Key], *, since: str = FIRST_RELEASE, default: str = "", needs_restart: bool = False
+) -> Mapping[str, Key]:
+    """Returns the metadata of a key with its first release, its default in words, or what a change of it needs."""
+    return {"key": metadata["key"]._replace(since=since, default=default, needs_restart=needs_restart)}
 
 
 def names_of(cls: type) -> dict[str, str]:

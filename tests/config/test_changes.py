@@ -1,0 +1,129 @@
+"""What differs between two configurations, in words, and the files that one names."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asport_sync.config import ClientConfig, ServerConfig
+from asport_sync.config.changes import differences, files_of, keep, keys_to_restart
+
+ALICE = "00112233-4455-6677-8899-aabbccddeeff"
+BOB = "ffffffff-4455-6677-8899-aabbccddeeff"
+PEM = "-----BEGIN CERTIFICATE-----\n"
+SECRET = "open sesame, open sesame, open sesame"
+
+
+def server(*, proxy: dict[str, Any] | None = None, **options: Any) -> ServerConfig:
+    proxies = [{"users": {ALICE: "one"}, "allow_ports": 2024, **(proxy or {})}]
+    return ServerConfig.from_options(
+        **{"server": "[::]:443", "certificate": PEM, "private_key": PEM, "proxies": proxies, **options}
+    )
+
+
+def client(**options: Any) -> ClientConfig:
+    return ClientConfig.from_options(
+        **{"server": "example.org:443", "local": "127.0.0.1:80", "uuid": ALICE, "password": "one", **options}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, []),
+        ({"log_level": "info"}, ["log_level: warn -> info"]),
+        ({"max_idle_time": "1m"}, ["max_idle_time: 10s -> 60s"]),
+        ({"authentication_failed_reply": False}, ["authentication_failed_reply: true -> false"]),
+        ({"alpn": ["one", "two"]}, ["alpn: [asport] -> [one, two]"]),
+        ({"keylog": "/tmp/keys"}, ["keylog: not set -> /tmp/keys"]),
+        ({"reset_key": SECRET}, ["reset_key: new"]),
+        ({"private_key": PEM + "x"}, ["private_key: text -> text"]),
+        ({"proxies": []}, [f"user {ALICE}: removed"]),
+        ({"proxy": {"users": {ALICE: "one", BOB: "two"}}}, [f"user {BOB}: added"]),
+        ({"proxy": {"users": {ALICE: SECRET}}}, [f"user {ALICE}: password: new"]),
+        ({"proxy": {"allow_ports": [1, (3, 4)]}}, [f"user {ALICE}: allow_ports: 2024 -> 1, 3-4"]),
+        ({"proxy": {"only_v6": True}}, [f"user {ALICE}: only_v6: not set -> true"]),
+        ({"proxy": {"users": {ALICE: {"password": "one", "max_clients": 3}}}}, [f"user {ALICE}: max_clients: 64 -> 3"]),
+        ({"proxy": {"dialect": "flags"}}, [f"user {ALICE}: dialect: not set -> flags"]),
+        ({"proxy": {"allow_ports": list(range(2, 400, 2))}}, [f"user {ALICE}: allow_ports: changed"]),
+    ],
+)
+def test_words_for_a_server(changes: dict[str, Any], words: list[str]) -> None:
+    assert list(differences(server(), server(**changes))) == words
+    assert SECRET not in "".join(differences(server(**changes), server()))
+
+
+def test_a_user_who_moves_to_another_entry_has_changed_only_in_what_that_says() -> None:
+    proxies = [{"users": {BOB: "two"}}, {"users": {ALICE: "one"}, "allow_ports": [2024], "allow_network": "tcp"}]
+    before = server(proxy={"users": {ALICE: "one", BOB: "two"}})
+    words = differences(before, server(proxies=proxies))
+    assert f"user {ALICE}: allow_network: both -> tcp" in words
+    assert [each for each in words if ALICE in each] == [f"user {ALICE}: allow_network: both -> tcp"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"password": SECRET}, ["password: new"]),
+        ({"server": "[::1]:1"}, ["server: example.org:443 -> [::1]:1"]),
+        ({"certificates": {"pins": ["00" * 32]}}, [f"certificates.pins: [] -> [sha256//{'A' * 43}=]"]),
+        ({"certificates": {"pem": PEM}}, ["certificates.pem: new"]),
+        ({"skip_certificate_verification": True}, ["skip_certificate_verification: false -> true"]),
+        ({"expected_port_range": (1, 5)}, ["expected_port_range: 1-65535 -> 1-5"]),
+    ],
+)
+def test_words_for_a_client(changes: dict[str, Any], words: list[str]) -> None:
+    assert list(differences(client(), client(**changes))) == words
+
+
+def test_words_for_tunnels() -> None:
+    before = client(tunnels={"a": {"local": "127.0.0.1:1"}, "b": {"local": "127.0.0.1:2"}})
+    changed = {"b": {"local": "127.0.0.1:3", "password": SECRET}, "c": {"local": "127.0.0.1:4"}}
+    after = client(log_level="info", tunnels=changed)
+    assert set(differences(before, after)) == {
+        "log_level: warn -> info",
+        "tunnel a: removed",
+        "tunnel b: local: 127.0.0.1:2 -> 127.0.0.1:3",
+        "tunnel b: password: new",
+        "tunnel c: added",
+    }
+    assert "the tunnel without a name: removed" in differences(client(), after)
+
+
+def test_what_needs_a_restart_keeps_its_value() -> None:
+    before, after = server(), server(server="[::]:444", relay="workers", log_level="info", reset_key=SECRET)
+    names = keys_to_restart(before, after)
+    assert set(names) == {"server", "relay", "reset_key"}
+    kept = keep(before, after, names)
+    assert kept == dataclasses.replace(before, log_level="info")
+    assert keys_to_restart(before, kept) == ()
+
+
+def test_the_files_of_a_configuration(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("chain", "key", "password", "secret", "ca")]
+    for file in files:
+        file.write_text(SECRET)
+    chain, key, password, secret, ca = files
+    found = files_of(
+        server(
+            certificate=chain,
+            private_key=key,
+            reset_key_file=secret,
+            keylog=tmp_path / "written",
+            proxy={"users": {ALICE: {"password_file": password}}},
+        )
+    )
+    assert found == {chain, key, password, secret}
+    tunnels = ClientConfig.from_options(
+        server="example.org:443",
+        local="127.0.0.1:80",
+        uuid=ALICE,
+        password_file=password,
+        certificates={"paths": [ca]},
+        tunnels={"a": {}, "b": {"password_file": secret}},
+    )
+    assert files_of(tunnels) == {password, secret, ca}
+    assert files_of(server()) == set()
