@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         UserConfig,
         UserOptions,
     )
+    from asport_sync.host.reload import Reloaded
     from asport_sync.server.server import Server
     from asport_sync.server.stats import ServerStats
 
@@ -105,6 +106,7 @@ __all__ = [
     "ProxyConfig",
     "ProxyOptions",
     "RefusedError",
+    "Reloaded",
     "RemoteProtocolError",
     "Server",
     "ServerConfig",
@@ -131,6 +133,7 @@ _MODULES = {
     "Client": "asport_sync.client.client",
     "ClientStats": "asport_sync.client.stats",
     "HealthStats": "asport_sync.client.stats",
+    "Reloaded": "asport_sync.host.reload",
     "Server": "asport_sync.server.server",
     "ServerStats": "asport_sync.server.stats",
     "CertificatesConfig": "asport_sync.config",

@@ -34,7 +34,7 @@ ALLOWED = {
     "cli": {"errors", "_version", "config", "runtime", "engine", "host", "control", "client", "server"},
     # For programs that test themselves; of no use to any other room.
     "testing": set(),
-    "": {"errors", "_version", "config", "engine", "client", "server"},
+    "": {"errors", "_version", "config", "engine", "host", "client", "server"},
     "__main__": {"cli"},
     "_version": set(),
     "_cffi_build": {"_version"},

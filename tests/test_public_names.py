@@ -44,8 +44,10 @@ ERRORS = {
 CLASSES: dict[str, set[str]] = {
     "Client": {
         "config",
+        "drain",
         "from_config",
         "port",
+        "reload",
         "reopen_access_log",
         "run_forever",
         "running",
@@ -60,7 +62,9 @@ CLASSES: dict[str, set[str]] = {
     "Server": {
         "address",
         "config",
+        "drain",
         "from_config",
+        "reload",
         "reopen_access_log",
         "run_forever",
         "running",
@@ -69,6 +73,7 @@ CLASSES: dict[str, set[str]] = {
         "stop",
         "wait_ready",
     },
+    "Reloaded": set(),
     "ClientStats": {"as_dict"},
     "HealthStats": set(),
     "TunnelStats": {"as_dict"},

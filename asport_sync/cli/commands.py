@@ -4,69 +4,70 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import platform
 import uuid as uuid_module
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from asport_sync import config
 from asport_sync._version import __version__
 from asport_sync.cli import output
-from asport_sync.config.formats import FORMATS
 from asport_sync.control.services import by_default
 from asport_sync.engine import certificate_pin, limit_arenas, versions
 from asport_sync.errors import ConfigError, EngineError
 from asport_sync.runtime import descriptors, log, process
 
+if TYPE_CHECKING:
+    from asport_sync.client.client import Client
+    from asport_sync.control.operations import Operations
+    from asport_sync.server.server import Server
+
 _log = log.logger("cli")
-
-Side = Literal["client", "server"]
-
-HUNG_UP = 129
-"""Exit status after SIGHUP, as in shells. Not 0: SIGHUP to a service is meant to restart it."""
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs a client or a server until it receives a signal."""
-    settings, loose = _load(arguments.side, arguments.config)
+    file = config.locate(arguments.side, arguments.config)
+    service: Client | Server
+    operations: Operations
+    # Import only the side that runs: each is about a megabyte.
+    if arguments.side == "client":
+        from asport_sync.client.client import Client
+        from asport_sync.client.operations import ClientOperations
+
+        service = Client.from_config(file)
+        operations = ClientOperations(service)
+    else:
+        from asport_sync.server.operations import ServerOperations
+        from asport_sync.server.server import Server
+
+        service = Server.from_config(file)
+        operations = ServerOperations(service)
     process.prepare()
     if process.address_space_is_limited():
         limit_arenas(1)
+    given = arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)]
     handler = log.configure(
-        arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)] or settings.log_level,
-        form=arguments.log_format or settings.log_format,
+        given or service.config.log_level, form=arguments.log_format or service.config.log_format, follows=not given
     )
     try:
-        for problem in loose:
+        for problem in _loose_permissions(service.config, file):
             _log.warning("%s", problem)
         _log.debug("file descriptor limit: %s", descriptors.raise_limit() or "none")
-        # Import only the side that runs: each is about a megabyte.
-        if isinstance(settings, config.ClientConfig):
-            from asport_sync.client.client import Client
-            from asport_sync.client.operations import ClientOperations
-
-            client = Client.from_config(settings)
-            with by_default(settings, ClientOperations(client)):
-                ended_by = client.run_forever()
-        else:
-            from asport_sync.server.operations import ServerOperations
-            from asport_sync.server.server import Server
-
-            server = Server.from_config(settings)
-            with by_default(settings, ServerOperations(server)):
-                ended_by = server.run_forever()
+        with by_default(service.config, operations):
+            service.run_forever()
     finally:
         handler.close()
-    return HUNG_UP if ended_by == "SIGHUP" else 0
+    return 0
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Prints ok for a valid configuration, or raises what is wrong with it or with the files that it names."""
     from asport_sync.host.certificates import try_out  # not at the top, for the same reason
 
-    settings, loose = _load(arguments.side, arguments.config)
-    for problem in loose:
+    file = config.locate(arguments.side, arguments.config)
+    settings = _read(arguments.side, file)
+    for problem in _loose_permissions(settings, file):
         output.complain(f"warning: {problem}")
     for problem in try_out(settings):
         output.complain(f"warning: {problem}")
@@ -79,7 +80,7 @@ def pin(arguments: argparse.Namespace) -> int:
     if arguments.certificate is not None:
         certificate = config.Credential(path=Path(arguments.certificate))
     else:
-        certificate = config.load_server(_file("server", arguments.config)).tls.certificate
+        certificate = config.load_server(arguments.config).tls.certificate
     try:
         found = certificate_pin(certificate.read())
     except EngineError:
@@ -95,7 +96,7 @@ def install_unit(arguments: argparse.Namespace) -> int:
 
     systemd.install(
         functools.partial(_settings_and_files, arguments.side),
-        _file(arguments.side, arguments.config),
+        config.locate(arguments.side, arguments.config),
         side=arguments.side,
         by_user=arguments.user,
         account=arguments.account,
@@ -125,25 +126,23 @@ def version() -> str:
     )
 
 
-# --- configurations and the files that hold their secrets -------------------------------------------------------------
+# --- the files of a configuration -------------------------------------------------------------------------------------
 
 
-def _load(side: Side, path: str | None) -> tuple[config.ClientConfig | config.ServerConfig, list[str]]:
-    """Returns a configuration, and warnings about the permissions of its file and of the files that it names."""
-    file = _file(side, path)
-    settings = _read(side, file)
-    return settings, _loose(*_files(settings, file))
+def _read(side: str, file: Path) -> config.ClientConfig | config.ServerConfig:
+    return config.load_client(file) if side == "client" else config.load_server(file)
 
 
-def _settings_and_files(side: Side, file: Path) -> tuple[config.ClientConfig | config.ServerConfig, set[Path]]:
+def _settings_and_files(side: str, file: Path) -> tuple[config.ClientConfig | config.ServerConfig, set[Path]]:
     """Returns the configuration that a file has, and all files that it consists of."""
     settings = _read(side, file)
     secrets, others = _files(settings, file)
     return settings, secrets | others
 
 
-def _read(side: Side, file: Path) -> config.ClientConfig | config.ServerConfig:
-    return config.load_client(file) if side == "client" else config.load_server(file)
+def _loose_permissions(settings: config.ClientConfig | config.ServerConfig, file: Path) -> list[str]:
+    """Returns warnings about the permissions of a configuration's file and of the files that it names."""
+    return _loose(*_files(settings, file))
 
 
 def _files(settings: config.ClientConfig | config.ServerConfig, file: Path) -> tuple[set[Path], set[Path]]:
@@ -164,14 +163,6 @@ def _token(settings: config.HostConfig, file: Path) -> set[Path]:
     """Returns the file that holds the token of the status address, if it has one."""
     status = settings.status
     return set() if status is None or status.token is None else {status.token_file or file}
-
-
-def _file(side: Side, path: str | None) -> Path:
-    """Returns the file to read; the extension may be omitted."""
-    if path is None:
-        return config.find(side)
-    names = [path, *(path + extension for extension in FORMATS)]
-    return Path(next((name for name in names if os.path.exists(name)), path))
 
 
 def _loose(secrets: set[Path], others: set[Path]) -> list[str]:

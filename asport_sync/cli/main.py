@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         actions = sides.add_parser(side, help=what, description=f"The {side}: {what}.").add_subparsers(
             metavar="ACTION", required=True
         )
-        _run(actions.add_parser("run", help="run until SIGINT, SIGTERM or SIGHUP"), side)
+        _run(actions.add_parser("run", help="run until SIGINT or SIGTERM; SIGHUP reloads the configuration"), side)
         _check(actions.add_parser("check", help="validate the configuration: print ok, or all errors"), side)
     pin = sides.add_parser("pin", help="print the pin of a certificate", description=commands.pin.__doc__)
     _pin(pin)

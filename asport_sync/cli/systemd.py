@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import pwd
 import re
@@ -30,6 +31,8 @@ REFRESH_CREDENTIALS = 260
 _SYSTEM_UNITS = Path("/etc/systemd/system")
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome= and PrivateTmp=
 _PRIVILEGED = 1024  # ports below need CAP_NET_BIND_SERVICE
+_STOP_LIMIT = 90.0  # seconds after which systemd kills a service that does not end, by default
+_STOP_TIME = 10.0  # seconds that a stop takes at most: its timeout, and the last lines of the log
 _SYSTEMCTL_TIMEOUT = 10.0  # seconds for the answer to --version
 
 # In every unit: these need no privileges, so that a user's service manager can apply them as well.
@@ -84,6 +87,7 @@ class Unit:
         credentials: The files that systemd passes to it, by name; only for an account that systemd makes up.
         privileged_ports: Whether it opens ports below 1024.
         waits: Whether the service is ready only once its ports are public.
+        grace_period: Seconds for which open connections may go on after SIGTERM.
     """
 
     side: str
@@ -95,6 +99,7 @@ class Unit:
     credentials: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     privileged_ports: bool = False
     waits: bool = False
+    grace_period: float = 0.0
 
     @property
     def name(self) -> str:
@@ -143,6 +148,9 @@ class Unit:
         if self.waits:
             yield "# Ready once its ports are public, however long the server is unreachable."
             yield "TimeoutStartSec=infinity"
+        if self.grace_period > _STOP_LIMIT - _STOP_TIME:
+            yield "# The grace period, and what the stop takes after it."
+            yield f"TimeoutStopSec={math.ceil(self.grace_period + _STOP_TIME)}"
         yield from _RESTRICTIONS.splitlines()
         if not self.by_user:
             yield from _ISOLATION.splitlines()
@@ -214,6 +222,7 @@ def install(
         credentials=credentials,
         privileged_ports=_opens_privileged_ports(settings),
         waits=settings.ready == "public",
+        grace_period=settings.grace_period,
     )
     if prints:
         output.say(unit.text.removesuffix("\n"))

@@ -38,6 +38,9 @@ class Associations(Protocol):
     def refused(self, udp: UdpSocket, error: int, *, answered: bool) -> None:
         """Handles a socket that does not take datagrams, as ``engine.UdpRefused``."""
 
+    def drain(self) -> None:
+        """Lets associations end soon after their last traffic. No more are wanted."""
+
     def close(self) -> None:
         """Ends all associations of a connection that is over. Idempotent."""
 
@@ -60,6 +63,13 @@ class Backend(Protocol):
         Raises:
             LifecycleError: The client is being stopped.
             RuntimeError: No thread is available.
+        """
+
+    def drain(self, connection: Connection) -> None:
+        """Takes no more streams on this connection but by ``serve``. The events thread; must not block.
+
+        Raises:
+            GoneError: The connection is over.
         """
 
     def forget(self, connection: Connection) -> None:
@@ -104,6 +114,10 @@ class DialledBackend:
     def serve(self, connection: Connection, stream: Stream, source: Address | None, public: Address) -> None:
         """Lets a worker dial."""
         self._host.workers.submit(self._tcp.serve, connection, stream, source, public)
+
+    def drain(self, connection: Connection) -> None:
+        """Lets the engine dial no more."""
+        self._tcp.drain(connection)
 
     def forget(self, connection: Connection) -> None:
         """Forgets what the engine may dial."""

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from uuid import UUID
 
 from asport_sync.client.session import ClientSession
@@ -34,6 +35,7 @@ from asport_sync.config import (
     load_client,
     tunnel_from_options,
 )
+from asport_sync.config.changes import tunnel_label
 from asport_sync.config.values import FrozenMap
 from asport_sync.errors import LifecycleError
 from asport_sync.host.host import Host, log_keys_without_effect
@@ -57,6 +59,8 @@ class Client(Lifecycle[ClientConfig, Sessions]):
     The options are the keys of a client's configuration, as keyword arguments. With the option ``tunnels`` there are
     several services, each with a connection, a public port and a life of its own; ``tunnels`` of the instance has them.
     """
+
+    _side = "client"
 
     def _init(self, **options: object) -> None:
         try:
@@ -122,6 +126,8 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         relay: Relay = "auto",
         max_workers: int | str | None = None,
         tcp_keepalive: float | str = 60.0,
+        grace_period: float | str = 0.0,
+        watch: float | str = 0.0,
     ) -> None:
         """Validates the options; nothing is started yet.
 
@@ -205,6 +211,10 @@ class Client(Lifecycle[ClientConfig, Sessions]):
             tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
                 service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that
                 time, and at least 4 s, counts as gone.
+            grace_period: Maximum time after SIGTERM during which open TCP connections and UDP associations may go on
+                while nothing new is accepted; ``off`` (0): they end at once.
+            watch: Time between two looks whether the content of the configuration file, or of a file that it names, has
+                changed; a change that lasts until the next look is reloaded. ``off`` (0): only SIGHUP reloads.
 
         Raises:
             ConfigErrors: One or more options are missing, unknown or wrong.
@@ -254,8 +264,8 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         return self._read_stats(Sessions.stats, ClientStats)
 
     @staticmethod
-    def _load(source: str | os.PathLike[str] | ClientConfig | None) -> ClientConfig:
-        return source if isinstance(source, ClientConfig) else load_client(source)
+    def _load(file: Path) -> ClientConfig:
+        return load_client(file)
 
     def _new_host(self) -> Host:
         host = self._made_host("client")
@@ -295,28 +305,19 @@ class Client(Lifecycle[ClientConfig, Sessions]):
             finally:
                 self._is_changing = False
 
-    def _apply(self, new: ClientConfig) -> Changes:
-        """Replaces the configuration. Of the tunnels, only those that differ end, begin, or connect again.
-
-        Settings of the whole process have an effect from the next start on.
-
-        Returns:
-            The names of the tunnels that are new, gone and different.
-
-        Raises:
-            ConfigErrors: A trusted certificate of a new or changed tunnel is not usable; nothing has changed.
-            LifecycleError: As for ``_change``.
-        """
+    def _apply(self, config: ClientConfig) -> tuple[str, ...]:
+        """Of the tunnels, only those that differ end, begin, or connect again."""
         with self._change():
-            return self._apply_now(new)
+            changes = self._apply_now(config, checks_files=True)
+        return tuple(f"{tunnel_label(name)}certificates: new" for name in changes.renewed)
 
-    def _apply_now(self, new: ClientConfig, grace_period: float = 0.0) -> Changes:
-        changes = Changes.between(self._config.tunnels, new.tunnels)
+    def _apply_now(self, new: ClientConfig, grace_period: float = 0.0, *, checks_files: bool = False) -> Changes:
         sessions = self._sessions
         if sessions is None or sessions.host.stopping.is_set():
             self._sessions = None
+            changes = Changes.between(self._config.tunnels, new.tunnels)
         else:
-            sessions.change(new.tunnels, grace_period)
+            changes = sessions.change(new.tunnels, grace_period, checks_files=checks_files)
         self._config = new
         return changes
 

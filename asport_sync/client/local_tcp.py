@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -56,8 +57,8 @@ class LocalService:
     place: str = ""
     clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards _engine_dials
-    # By connection: the address that the engine dials, and until when.
-    _engine_dials: dict[int, tuple[sockets.SocketAddress, float]] = field(default_factory=dict, repr=False)
+    # By connection: the address that the engine dials, and until when; no address: it is to dial no more.
+    _engine_dials: dict[int, tuple[sockets.SocketAddress | None, float]] = field(default_factory=dict, repr=False)
     _limit: RateLimit = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +74,16 @@ class LocalService:
         """Forgets a connection that is over."""
         with self._lock:
             self._engine_dials.pop(connection.id, None)
+
+    def drain(self, connection: Connection) -> None:
+        """Lets the engine dial no more.
+
+        Raises:
+            GoneError: The connection is over.
+        """
+        with self._lock:
+            self._engine_dials[connection.id] = None, math.inf
+            connection.dial(None)
 
     def serve(self, connection: Connection, stream: Stream, source: Address | None, public: Address) -> None:
         """Connects to the service and relays. If that fails, the visitor's connection is reset.
@@ -115,13 +126,13 @@ class LocalService:
         with self._lock:
             # One call is enough for many streams; once it has expired, the next worker repeats it.
             known, until = self._engine_dials.get(connection.id, (address, now))
-            if known == address and now < until:
+            if now < until and known in (address, None):
                 return
             self._engine_dials[connection.id] = address, now + lasts
-        try:
-            connection.dial(address, min(self.dial_timeout, _ENGINE_DIAL_TIMEOUT), lasts)
-        except GoneError:
-            self.forget(connection)  # again, in case the connection ended before this worker added it
+            try:
+                connection.dial(address, min(self.dial_timeout, _ENGINE_DIAL_TIMEOUT), lasts)
+            except GoneError:
+                del self._engine_dials[connection.id]  # the connection may have ended before this worker added it
 
     def _connect(self, source: Address | None, public: Address) -> tuple[socket.socket, sockets.SocketAddress | None]:
         sock, address = self._dial()

@@ -18,6 +18,7 @@ from asport_sync.config import HostPort, LocalAddress
 from asport_sync.engine import Connection, SocketAddress, UdpSocket, error_number
 from asport_sync.errors import EngineError, GoneError, LifecycleError, LocalProtocolError
 from asport_sync.host.associations import (
+    DRAINED_AFTER,
     NONE_TO_EVICT,
     REFUSAL_LASTS,
     Evictions,
@@ -305,6 +306,10 @@ class LocalAssociations:
         if not answered and self._move(assoc, self._target.addresses, error):
             return
         self._target.ask_again(lambda addresses: self._service_is_elsewhere(assoc, addresses, error))
+
+    def drain(self) -> None:
+        """Lets associations end soon after their last traffic. No more are wanted."""
+        self._expiry.set_timeout(min(self._timeout, DRAINED_AFTER))
 
     def close(self) -> None:
         """Ends all associations of a connection that is over. Idempotent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import logging
 import socket
 import threading
 import time
@@ -60,7 +61,7 @@ from asport_sync.errors import (
 )
 from asport_sync.host.certificates import Loaded
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, remaining
-from asport_sync.host.session import Session
+from asport_sync.host.session import Session, is_busy
 from asport_sync.host.stats import TUNNEL_COUNTERS
 from asport_sync.host.visits import Served
 from asport_sync.runtime import sockets
@@ -181,6 +182,7 @@ class ClientSession(Session):
         self._backend = DialledBackend(config, self, self._shared.places, self._order) if backend is None else backend
         self._health: HealthChecks | None = None  # set by open(), if there are checks
         self._loaded: Loaded | None = None  # set by prepare()
+        self._is_draining = False
         self._connections: dict[Connection, ServerConnection] = {}
         self._connector: Connector[ServerConnection] = Connector(
             (config.server.host, config.server.port),
@@ -256,6 +258,8 @@ class ClientSession(Session):
     def status(self) -> str:
         """The current state in one line."""
         with self._changed:
+            if self._is_draining:
+                return "draining"
             if self._public is not None:
                 return f"public on {sockets.text(self._public)}"
             return f"not connected: {self._failure or 'connecting'}"
@@ -317,12 +321,22 @@ class ClientSession(Session):
     # --- start and stop ---
 
     def prepare(self) -> None:
-        """Loads what the client trusts.
+        """Loads what the client trusts, unless a reload has done so.
 
         Raises:
             ConfigError: The trusted certificates or the key log aren't usable.
         """
         self._loaded = self._shared.trust.acquire(self._config, _log)
+
+    def is_outdated(self) -> bool:
+        """Returns whether the files with what the tunnel trusts have other content now. Any thread; may block.
+
+        Raises:
+            ConfigError: One of them isn't usable.
+        """
+        loaded = self._shared.trust.acquire(self._config, _log)
+        self._shared.trust.release(loaded)
+        return loaded is not self._loaded
 
     def open(self) -> None:
         """Begins to connect, or to check the local service: then a healthy one is waited for."""
@@ -338,6 +352,26 @@ class ClientSession(Session):
             self._config.health, self._order, version, self.host, self.counters, self._health_changed
         )
 
+    def drain(self) -> None:
+        """Takes no more streams and associations, and connects no more."""
+        self._is_draining = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._health is not None:
+            self._health.end()
+        in_use = self._connector.in_use
+        for each in self._connections.values():
+            if each is not in_use:
+                self._end_connection(each)
+        if in_use is not None:
+            with contextlib.suppress(GoneError):
+                self._backend.drain(in_use.connection)  # streams are reported here, and refused
+            self.host.pump.call(in_use.associations.drain)
+
+    def connections(self) -> list[Connection]:
+        """Returns its connections. Any thread."""
+        return list(self._connections)
+
     def end(self, grace_period: float, ended: Callable[[], object]) -> None:
         """Closes its connections and begins nothing new.
 
@@ -345,29 +379,21 @@ class ClientSession(Session):
         period are reset.
         """
         self._ended = ended
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._health is not None:
-            self._health.end()
+        self.drain()
         self.host.machine.unwatch(self)
         if self._loaded is not None:
             self.host.forget_validity(self._loaded.validity)
         in_use = self._connector.in_use
-        for each in self._connections.values():
-            if each is not in_use:
-                self._end_connection(each)
         if in_use is not None:
-            with contextlib.suppress(GoneError):
-                in_use.connection.dial(None)
             self._end_when_idle(in_use, self.host.clock() + grace_period)
         if not self._connections:
             ended()
 
     def _end_when_idle(self, server_connection: ServerConnection, deadline: float) -> None:
-        """Closes a connection as soon as no stream is open on it, or at the deadline."""
+        """Closes a connection as soon as nothing is open on it, or at the deadline."""
         left = deadline - self.host.clock()
         with contextlib.suppress(GoneError):
-            if left > 0 and server_connection.connection.info().streams > 0:
+            if left > 0 and is_busy(server_connection.connection):
                 again = functools.partial(self._end_when_idle, server_connection, deadline)
                 self._timer = self.host.timers.after(min(left, _DRAINING_PERIOD), again)
                 return
@@ -412,8 +438,8 @@ class ClientSession(Session):
     # --- the connector ---
 
     def _report(self, report: Report[ServerConnection]) -> None:
-        """Passes a report to the connector and carries out what it decides. Does nothing after ``end``."""
-        if self._ended is not None:
+        """Passes a report to the connector and carries out what it decides. Does nothing while draining."""
+        if self._is_draining:
             return
         self._reports.append(report)
         if self._is_handling:
@@ -734,9 +760,9 @@ class ClientSession(Session):
             self._broke_rules(str(problem))
             event.stream.reset()
             return
-        if self._ended is not None:
-            self.counters.add("streams_refused_no_tcp")
-            self.limit.warning(self.log, "%s: refused a TCP connection: the tunnel is closing", self._config.server)
+        if self._is_draining:
+            self.counters.add("streams_refused_draining")
+            self.limit.log(logging.INFO, self.log, "%s: refused a TCP connection: draining", self._config.server)
             event.stream.refuse()
         elif server_connection.given_up or not self._mode.tcp:
             self.counters.add("streams_refused_no_tcp")
@@ -761,6 +787,11 @@ class ClientSession(Session):
             stream.refuse()
 
     def _association_wanted(self, server_connection: ServerConnection, event: AssociationWanted) -> None:
+        if self._is_draining:
+            self.counters.add("udp_associations_refused_draining")
+            self.limit.log(logging.INFO, self.log, "%s: refused a UDP association: draining", self._config.server)
+            self.host.pump.call(_refuse_association, server_connection.connection, event.association)
+            return
         if server_connection.given_up or self._mode.udp is None:
             self.counters.add("udp_associations_refused_no_udp")
             self.limit.warning(self.log, "%s: refused a UDP association: not requested", self._config.server)

@@ -27,11 +27,13 @@ class Changes(NamedTuple):
         added: Only the second has them.
         removed: Only the first has them.
         changed: Both have them, with different settings.
+        renewed: Both have them with the same settings, but files that they trust have other content.
     """
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
+    renewed: tuple[str, ...] = ()
 
     @classmethod
     def between(cls, before: Mapping[str, TunnelConfig], after: Mapping[str, TunnelConfig]) -> Changes:
@@ -61,7 +63,9 @@ class Sessions:
         self._new = new
         self._shared = Shared(host)
 
-    def change(self, tunnels: Mapping[str, TunnelConfig], grace_period: float = 0.0) -> None:
+    def change(
+        self, tunnels: Mapping[str, TunnelConfig], grace_period: float = 0.0, *, checks_files: bool = False
+    ) -> Changes:
         """Makes these the tunnels: ends and begins sessions of those that differ. One thread at a time; may block.
 
         If the client is stopped meanwhile, that ends all sessions.
@@ -69,6 +73,10 @@ class Sessions:
         Args:
             tunnels: All tunnels, by name.
             grace_period: Seconds that open TCP connections of removed and changed tunnels get to end by themselves.
+            checks_files: Whether files of unchanged tunnels are read again, and other content counts as a change.
+
+        Returns:
+            The names of the tunnels that are new, gone and different.
 
         Raises:
             ConfigErrors: A trusted certificate of a new or changed tunnel isn't usable; nothing has changed.
@@ -76,8 +84,11 @@ class Sessions:
         """
         before = self.by_name
         changes = Changes.between({name: session.config for name, session in before.items()}, tunnels)
-        begun = self._prepare([tunnels[name] for name in (*changes.added, *changes.changed)])
-        gone = [before[name] for name in (*changes.removed, *changes.changed)]
+        different = (*changes.added, *changes.changed)
+        same = [session for name, session in before.items() if name in tunnels and name not in different]
+        begun = self._prepare([tunnels[name] for name in different], same if checks_files else ())
+        changes = changes._replace(renewed=tuple(session.name for session in same if session.name in begun))
+        gone = [before[name] for name in (*changes.removed, *changes.changed, *changes.renewed)]
         self.by_name = {name: begun.get(name) or before[name] for name in tunnels}
         for session in gone:
             self.host.remove(session, grace_period)
@@ -88,9 +99,12 @@ class Sessions:
                 if not self.host.stopping.is_set():
                     raise
                 session.close()
+        return changes
 
-    def _prepare(self, tunnels: Sequence[TunnelConfig]) -> dict[str, ClientSession]:
-        """Creates sessions and reads their files.
+    def _prepare(
+        self, tunnels: Sequence[TunnelConfig], existing: Sequence[ClientSession] = ()
+    ) -> dict[str, ClientSession]:
+        """Creates sessions and reads their files. Those that exist are created again if their files differ.
 
         Raises:
             ConfigErrors: One or more files aren't usable; each problem is listed once.
@@ -98,7 +112,14 @@ class Sessions:
         made: dict[str, ClientSession] = {}
         problems: dict[str, ConfigError] = {}
         try:
-            for tunnel in tunnels:
+            outdated = []
+            for each in existing:
+                try:
+                    if each.is_outdated():
+                        outdated.append(each.config)
+                except ConfigError as problem:
+                    problems.setdefault(str(problem), problem)
+            for tunnel in (*tunnels, *outdated):
                 former = self.by_name.get(tunnel.name)
                 session = self._new(self.host, tunnel, self._shared, None if former is None else former.port)
                 try:

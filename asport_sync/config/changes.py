@@ -11,14 +11,14 @@ from typing import Any, Final, TypeVar
 from asport_sync.config.credentials import Credential
 from asport_sync.config.model import ProxyConfig
 from asport_sync.config.reader import Key
-from asport_sync.config.values import HostPort, PortRange, PortSet, written_pin
+from asport_sync.config.values import HostPort, LocalTargets, PortRange, PortSet, written_pin
 
 T = TypeVar("T")
 
 _LONGEST: Final = 300
 """Characters of two values that are shown: two paths are shorter; a list of a thousand networks says nothing."""
 
-_WHOLE: Final = (Credential, PortSet)
+_WHOLE: Final = (Credential, LocalTargets, PortSet)
 """Dataclasses that are one value in a file."""
 
 # Keys that name files to read, besides those that end in "_file". Other paths, such as keylog, are written to.
@@ -139,6 +139,8 @@ def _shown(value: Any) -> str:
         return written_pin(value)
     if isinstance(value, Credential):
         return "text" if value.path is None else str(value.path)
+    if dataclasses.is_dataclass(value) and not isinstance(value, _WHOLE):
+        return "set"
     if isinstance(value, tuple) and not isinstance(value, (HostPort, PortRange)):
         return f"[{', '.join(map(_shown, value))}]"
     return str(value)

@@ -110,8 +110,8 @@ _INTERVAL = key(
     lambda item: values.check_interval(item.value, bare_seconds=item.source.path is None),
     accepts="duration, `100ms` to `100years`",
 )
-_KEEPALIVE = key(
-    lambda item: values.keepalive(item.value, bare_seconds=item.source.path is None),
+_OFF_OR_DURATION = key(
+    lambda item: values.off_or_duration(item.value, bare_seconds=item.source.path is None),
     accepts="`off`, or a duration, `1s` to `9h`",
 )
 _DIALECT = _choice(values.DIALECTS)
@@ -280,6 +280,10 @@ class HostConfig:
         tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
             service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that time,
             and at least 4 s, counts as gone.
+        grace_period: Maximum time after SIGTERM during which open TCP connections and UDP associations may go on while
+            nothing new is accepted; ``off`` (0): they end at once.
+        watch: Time between two looks whether the content of the configuration file, or of a file that it names, has
+            changed; a change that lasts until the next look is reloaded. ``off`` (0): only SIGHUP reloads.
     """
 
     receive_memory: int = field(
@@ -291,12 +295,18 @@ class HostConfig:
         ),
     )
     log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
-    log_format: LogFormat = field(default="text", metadata=documented(_choice(values.LOG_FORMATS), since="Unreleased"))
+    log_format: LogFormat = field(
+        default="text", metadata=documented(_choice(values.LOG_FORMATS), since="Unreleased", needs_restart=True)
+    )
     access_log: Path | None = field(
         default=None,
-        metadata=documented(key(lambda item: _access_log(item), accepts="path, or `-`"), since="Unreleased"),
+        metadata=documented(
+            key(lambda item: _access_log(item), accepts="path, or `-`"), since="Unreleased", needs_restart=True
+        ),
     )
-    ready: Ready = field(default="started", metadata=documented(_choice(values.READY), since="Unreleased"))
+    ready: Ready = field(
+        default="started", metadata=documented(_choice(values.READY), since="Unreleased", needs_restart=True)
+    )
     control_socket: ControlSocket | None = field(
         default=None,
         metadata=documented(
@@ -306,21 +316,29 @@ class HostConfig:
                 "in the commands `client.sock` or `server.sock` in `$RUNTIME_DIRECTORY`, else in "
                 "`$XDG_RUNTIME_DIR/asport-sync`; in programs none"
             ),
+            needs_restart=True,
         ),
     )
     status: StatusConfig | None = field(
         default=None,
-        metadata=documented(key(lambda item: _status(item), accepts="table, see below"), since="Unreleased"),
+        metadata=documented(
+            key(lambda item: _status(item), accepts="table, see below"), since="Unreleased", needs_restart=True
+        ),
     )
-    relay: Relay = field(default="auto", metadata=documented(_choice(values.RELAYS), since="Unreleased"))
+    relay: Relay = field(
+        default="auto", metadata=documented(_choice(values.RELAYS), since="Unreleased", needs_restart=True)
+    )
     max_workers: int | None = field(
         default=None,
         metadata=documented(
             _integer(0, _MAX_WORKERS),
             default=f"one per processor, none on up to two processors; {values.WORKERS} with `relay: workers`",
+            needs_restart=True,
         ),
     )
-    tcp_keepalive: float = field(default=60.0, metadata=documented(_KEEPALIVE, since="Unreleased"))
+    tcp_keepalive: float = field(default=60.0, metadata=documented(_OFF_OR_DURATION, since="Unreleased"))
+    grace_period: float = field(default=0.0, metadata=documented(_OFF_OR_DURATION, since="Unreleased"))
+    watch: float = field(default=0.0, metadata=documented(_OFF_OR_DURATION, since="Unreleased"))
 
     @property
     def workers(self) -> int:
@@ -627,16 +645,20 @@ class ServerConfig(HostConfig, ConnectionConfig):
         tls: The TLS keys. Files and options have them at the top level, or in the table ``security.tls``.
     """
 
-    server: HostPort = field(metadata=scalar(values.ip_port, accepts="`ip:port`"))
+    server: HostPort = field(metadata=documented(scalar(values.ip_port, accepts="`ip:port`"), needs_restart=True))
     proxies: tuple[ProxyConfig, ...] = field(metadata=key(lambda item: _proxies(item), accepts="list of tables"))
-    only_v6: bool | None = field(default=None, metadata=_BOOLEAN)
+    only_v6: bool | None = field(default=None, metadata=documented(_BOOLEAN, needs_restart=True))
     authentication_failed_reply: bool = field(default=True, metadata=_BOOLEAN)
     max_idle_time: float = field(default=10.0, metadata=_DURATION)
     udp_session_timeout: float = field(default=300.0, metadata=_DURATION)
     dialect: DialectName = field(default="auto", metadata=_DIALECT)
     ambiguous_dialect: AmbiguousDialectName = field(default="both", metadata=_choice(values.AMBIGUOUS_DIALECTS))
-    reset_key: bytes | None = field(default=None, repr=False, metadata=documented(_RESET_KEY, since="Unreleased"))
-    reset_key_file: Path | None = field(default=None, metadata=documented(_PATH, since="Unreleased"))
+    reset_key: bytes | None = field(
+        default=None, repr=False, metadata=documented(_RESET_KEY, since="Unreleased", needs_restart=True)
+    )
+    reset_key_file: Path | None = field(
+        default=None, metadata=documented(_PATH, since="Unreleased", needs_restart=True)
+    )
     tls: TlsServerConfig
 
     @classmethod

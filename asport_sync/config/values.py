@@ -109,9 +109,9 @@ LONGEST_DURATION: Final = 100 * 365.25 * 86400
 SHORTEST_CHECK_INTERVAL: Final = 0.1
 """Seconds. A local service notices being checked more often."""
 
-SHORTEST_KEEPALIVE: Final = 1.0
-LONGEST_KEEPALIVE: Final = 9 * 3600.0
-"""Seconds: the Linux maximum of 32,767 whole seconds, rounded down."""
+SHORTEST_SWITCHED: Final = 1.0
+LONGEST_SWITCHED: Final = 9 * 3600.0
+"""Seconds, for durations that may be off: the maximum of TCP keepalive on Linux, 32,767 seconds, rounded down."""
 
 LONGEST_HTTP_PATH: Final = 2000
 """Characters: what web servers accept in any case."""
@@ -519,12 +519,12 @@ def check_interval(value: object, *, bare_seconds: bool = False) -> float:
     return seconds
 
 
-def keepalive(value: object, *, bare_seconds: bool = False) -> float:
-    """Returns the TCP keepalive idle time in seconds; 0.0 (never) for "off", false or 0, also as text."""
+def off_or_duration(value: object, *, bare_seconds: bool = False) -> float:
+    """Returns a duration in seconds that may be switched off: 0.0 for "off", false or 0, also as text."""
     if value is False or value == 0 or (isinstance(value, str) and value.lower() in ("off", "no", "false", "0", "0s")):
         return 0.0
     seconds = duration(value, bare_seconds=bare_seconds)
-    if not SHORTEST_KEEPALIVE <= seconds <= LONGEST_KEEPALIVE:
+    if not SHORTEST_SWITCHED <= seconds <= LONGEST_SWITCHED:
         raise BadValue(f'expected "off", or a duration from 1s to 9h, not {shown(value)}')
     return seconds
 

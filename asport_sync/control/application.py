@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asport_sync.control.operations import Operations, UnavailableError, UnknownNameError
+from asport_sync.control.operations import Operations, UnknownNameError
 from asport_sync.engine import equal
 from asport_sync.errors import AsportError, ConfigError, ConfigErrors, LifecycleError
 from asport_sync.hidden import HiddenBytes
@@ -138,8 +138,6 @@ class Application:
             return _error("404 Not Found", "no such resource")
         except UnknownNameError as problem:
             return _error("404 Not Found", problem)
-        except UnavailableError as problem:
-            return _error("501 Not Implemented", problem)
         except LifecycleError as problem:
             return _error("409 Conflict", problem)
         except ConfigError as problem:

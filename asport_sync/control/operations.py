@@ -13,6 +13,7 @@ from asport_sync.control.status import Row, Status, drops_of
 from asport_sync.errors import AsportError, EngineClosedError, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.lifecycle import Lifecycle
+from asport_sync.host.reload import Reloaded
 from asport_sync.host.stats import Side, Stats
 from asport_sync.runtime import log
 
@@ -27,10 +28,6 @@ SHORTEST_PREFIX = 8
 
 class UnknownNameError(AsportError):
     """There is no tunnel or user of this name."""
-
-
-class UnavailableError(AsportError):
-    """This client or server cannot do that."""
 
 
 class Operations(Protocol):
@@ -50,8 +47,8 @@ class Operations(Protocol):
 
         Raises:
             ConfigError: Something in it is wrong, and nothing has changed.
-            LifecycleError: It is not running.
-            UnavailableError: It has no configuration that could be read again.
+            EngineError: The engine lacks memory.
+            LifecycleError: It is not running or cannot reload now, or no file has its configuration.
         """
 
     def drain(self) -> int:
@@ -59,7 +56,6 @@ class Operations(Protocol):
 
         Raises:
             LifecycleError: It is not running.
-            UnavailableError: It cannot.
         """
 
     def disconnect(self, name: str) -> int:
@@ -132,19 +128,12 @@ class LifecycleOperations(abc.ABC, Generic[AnyEnd]):
 
     def reload(self) -> dict[str, Any]:
         """See ``Operations``."""
-        reload = getattr(self._end, "reload", None)
-        if reload is None:
-            raise UnavailableError("not available: this version cannot reload its configuration")
-        done = reload()
+        done: Reloaded = self._end.reload()
         return {"changes": list(done.changes), "needs_restart": list(done.needs_restart)}
 
     def drain(self) -> int:
         """See ``Operations``."""
-        self._end._running()
-        drain = getattr(self._end, "drain", None)
-        if drain is None:
-            raise UnavailableError("not available: this version cannot drain")
-        drain()
+        self._end.drain()
         return sum(row.connections + row.associations for row in self.snapshot()[0].tunnels)
 
     @abc.abstractmethod

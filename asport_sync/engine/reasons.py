@@ -129,7 +129,7 @@ ALERTS: dict[int, Meaning] = {
         "certificate_expired",
         Fault.SERVER,
         "the server's certificate, or that of an issuer, has expired or is not valid yet",
-        "renew it and restart the server; if it is valid, a clock is wrong, most likely the client's",
+        "renew it and reload the server; if it is valid, a clock is wrong, most likely the client's",
     ),
     46: Meaning(
         "certificate_unknown",

@@ -35,6 +35,11 @@ MIN_EXPIRY_PERIOD = 1.0
 """Minimum number of seconds between checks for idle associations."""
 
 
+DRAINED_AFTER = 10.0
+"""Seconds without traffic after which an association ends while its connection is drained: visitors of games and calls
+send more often, and those of single questions have their answers."""
+
+
 def expiry_period(timeout: float) -> float:
     """Returns the seconds between checks for idle associations.
 
@@ -64,6 +69,12 @@ class IdleCheck:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
+
+    def set_timeout(self, timeout: float) -> None:
+        """Lets associations end after another time."""
+        self._timeout = timeout
+        if self._timer is not None:
+            self.begin()
 
     def _check_in(self, delay: float) -> None:
         self.end()

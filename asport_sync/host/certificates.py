@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from asport_sync.config import ClientConfig, Credential, ServerConfig, TunnelConfig, loose_permissions
-from asport_sync.engine import Certificate, Credentials, Engine
+from asport_sync.engine import Certificate, Credentials, Engine, derive_key
 from asport_sync.errors import ConfigError, ConfigErrors, EngineError, GoneError
 
 SOON = 14 * 86400
@@ -75,11 +75,27 @@ class Loaded:
         credentials: For the engine.
         validity: The problems found in them.
         private_key: The server's; empty on a client. Not shown by ``repr``.
+        digests: A digest of the content of the server's certificate and key, by key; empty on a client.
     """
 
     credentials: Credentials
     validity: Validity
     private_key: bytes = field(default=b"", repr=False)
+    digests: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    def renewed_since(self, before: Loaded) -> list[str]:
+        """Returns the keys whose content differs from before."""
+        return [key for key, found in self.digests.items() if before.digests.get(key, found) != found]
+
+    def free(self) -> None:
+        """Releases the credentials. Connections that use them keep them."""
+        with contextlib.suppress(GoneError):
+            self.credentials.free()
+
+
+def digest(content: bytes) -> bytes:
+    """Returns 32 bytes that identify the content of a file; computed by GnuTLS, as hashlib would load OpenSSL."""
+    return derive_key(content, salt=b"asport-sync", info=b"content of a file")
 
 
 def load_server(config: ServerConfig, engine: Engine, log: logging.Logger | None) -> Loaded:
@@ -104,10 +120,14 @@ def load_server(config: ServerConfig, engine: Engine, log: logging.Logger | None
     )
     try:
         credentials = _make(make, config.keylog, log)
+    except GoneError:
+        raise  # the engine is being closed
     except EngineError as problem:
         places = {"certificate": ("certificate", tls.certificate), "private key": ("private_key", tls.private_key)}
         raise _not_usable(problem, places, "certificate") from problem
-    return Loaded(credentials, _of_server(tls.certificate, engine.certificates(certificate)), private_key)
+    validity = _of_server(tls.certificate, engine.certificates(certificate))
+    digests = {"certificate": digest(certificate), "private_key": digest(private_key)}
+    return Loaded(credentials, validity, private_key, digests)
 
 
 def load_client(config: TunnelConfig, engine: Engine, log: logging.Logger | None) -> Loaded:
@@ -165,15 +185,13 @@ class SharedTrust:
             if self._users[key] > 0:
                 return
             del self._users[key], self._loaded[key]
-        with contextlib.suppress(GoneError):  # the engine is stopped
-            loaded.credentials.free()
+        loaded.free()
 
 
 def _identity(config: TunnelConfig, trusted: Sequence[tuple[str, Credential, bytes]]) -> Hashable:
     """Returns a value that is equal for tunnels whose credentials are the same."""
     tls = config.tls
-    # The contents themselves: a digest would need hashlib, which loads OpenSSL.
-    contents = tuple((key, source.path, content) for key, source, content in trusted)
+    contents = tuple((key, source.path, digest(content)) for key, source, content in trusted)
     options = (tls.alpn, tls.certificates.pins, tls.certificates.disable_native, tls.skip_certificate_verification)
     return contents, options, config.keylog
 
@@ -190,6 +208,8 @@ def _load_trust(
         for key, source, content in trusted:
             try:
                 found = engine.certificates(content)
+            except GoneError:
+                raise
             except EngineError as problem:
                 raise _not_usable(problem, {"certificate": (key, source)}, key) from problem
             # A bundle usually contains some expired certificates; it is useless only once all have expired.
@@ -208,6 +228,8 @@ def _load_trust(
     )
     try:
         credentials = _make(make, config.keylog, log)
+    except GoneError:
+        raise
     except EngineError as problem:
         raise _not_usable(problem, {"certificate authorities": ("certificates", None)}, "certificates") from problem
     return Loaded(credentials, Validity(dates=dates))
@@ -355,7 +377,7 @@ def _of_server(source: Credential, chain: Sequence[Certificate]) -> Validity:
         faults.append("or an issuer's has a key that is too short, so clients reject it: RSA needs 2,048 bits")
     if not all(each.sealed for each in chain):
         faults.append("or an issuer's is signed by too weak an algorithm, such as SHA-1, so clients reject it")
-    cure = "clients reject a server without a valid certificate; renew it and restart the server"
+    cure = "clients reject a server without a valid certificate; renew it and reload the server"
     dates = [
         (f"{name}: the certificate" if place == 1 else f"{name}: certificate {place} of the chain", each, cure)
         for place, each in enumerate(chain, 1)

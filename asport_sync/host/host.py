@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -94,6 +95,7 @@ class Host:
         checkers: Threads for health checks.
         pump_reads_all: Whether the pump reads every UDP socket from the beginning.
         stopping: Set as soon as the host begins to stop.
+        is_draining: Whether ``drain`` was called.
         report: Called with one line on the current state, in the events thread; set by its consumer.
         describe: Returns that line for sessions in the order in which they were added.
     """
@@ -117,6 +119,7 @@ class Host:
         self.limit = RateLimit()
         self.visits = visits
         self.stopping = StopSignal()
+        self.is_draining = False
         self.workers = WorkerPool(max_workers + _DIALLERS)
         self.checkers = WorkerPool(_CHECKERS, name="asport-check")
         is_all = relay == "workers" and max_workers > 0
@@ -137,6 +140,7 @@ class Host:
         self._sessions: tuple[Session, ...] = ()
         # The events thread, which checks the dates once a day. Sessions with the same credentials have the same one.
         self._validities: list[Validity] = []
+        self._is_drained = False  # the events thread has told all sessions to drain
         self.timers.after(_DAY, self._check_dates)
         self.report: Callable[[str], object] = lambda text: None
         self.describe: Callable[[Sequence[Session]], str] = lambda sessions: "; ".join(each.status for each in sessions)
@@ -165,7 +169,7 @@ class Host:
         Raises:
             LifecycleError: The system can't create a thread.
         """
-        with _thread_problems():
+        with thread_problems():
             self.engine.start()
             self.engine.keep_streams_alive(self._tcp_keepalive)
             self.relays.begin()
@@ -193,7 +197,7 @@ class Host:
             LifecycleError: As for ``add``.
         """
         self._sessions += (session,)
-        with _thread_problems():
+        with thread_problems():
             self.run(session.open)
 
     def remove(self, session: Session, grace_period: float = 0.0) -> None:
@@ -230,19 +234,28 @@ class Host:
         with contextlib.suppress(EngineClosedError):
             self.engine.wake()
 
-    def run(self, function: Callable[..., Result], *arguments: object) -> Result:
+    def run(self, function: Callable[..., Result], *arguments: object, within: float = math.inf) -> Result:
         """Runs ``function(*arguments)`` in the events thread and returns its result, or raises its exception.
 
-        Deadlocks if called from the events thread, or while holding anything it waits for.
+        Deadlocks if called from the events thread, or, unless ``within`` is given, while holding anything it waits for.
+
+        Args:
+            function: Called once at most.
+            arguments: Its arguments.
+            within: Seconds in which the events thread has to make the call; it is not made later.
 
         Raises:
-            LifecycleError: The events thread has ended.
+            LifecycleError: The events thread has ended, or has not made the call in time.
         """
         results: list[Result] = []
         problems: list[BaseException] = []
+        claimed = threading.Lock()  # taken by whichever comes first: the call, or the end of the time
         done = threading.Event()
+        deadline = time.monotonic() + within
 
         def call_and_keep_result() -> None:
+            if not claimed.acquire(blocking=False):
+                return
             try:
                 results.append(function(*arguments))
             except BaseException as problem:
@@ -254,6 +267,8 @@ class Host:
         while not done.wait(_POLL if self._events.is_alive() else 0):
             if not self._events.is_alive() and not done.is_set():
                 raise LifecycleError("the host is stopped")
+            if time.monotonic() > deadline and claimed.acquire(blocking=False):
+                raise LifecycleError(f"the events thread is blocked, perhaps by a log handler, for {within:g} s")
         if problems:
             raise problems[0]
         return results[0]
@@ -274,6 +289,21 @@ class Host:
     def count_refused_request(self) -> None:
         """Counts a request to the control socket or the status address that was refused."""
         self.counters.add("control_requests_refused")
+
+    def drain(self) -> None:
+        """Stops accepting in all sessions, soon after this returns. Any thread, signal handlers too. Idempotent."""
+        self.is_draining = True
+        self.call(self._drain)
+
+    def is_idle(self) -> bool:
+        """Returns whether all sessions have been drained and nothing is open in them any more, or the host is stopped.
+
+        Any thread but the events thread.
+        """
+        try:
+            return self._is_drained and all(session.is_idle() for session in self._sessions)
+        except EngineClosedError:
+            return True
 
     def is_current(self) -> bool:
         """Returns whether the caller runs in one of the threads, such as a log handler."""
@@ -365,22 +395,19 @@ class Host:
         self.report(self.status)
 
     def _ask_all(self, interval: float, feed: Callable[[], object]) -> None:
-        """Sends a question around: to the engine, to the pump, and back to this thread. The next one follows the last.
-
-        If one of the three is stuck, the question is too.
-        """
-        self.engine.ping()
-        self.pump.call(self.call, self._all_answered, interval, feed)
+        """Asks a question whose answer comes back to this thread, which then asks the next one."""
+        self._answer(_Question(lambda: self.call(self._all_answered, interval, feed)))
 
     def _all_answered(self, interval: float, feed: Callable[[], object]) -> None:
         self.timers.after(interval, lambda: self._ask_all(interval, feed))
         feed()
 
     def _answer(self, question: _Question) -> None:
+        """Sends a question to the engine, then to the pump. If one of them is stuck, the question is too."""
         question.asks = "the engine does not answer"
         self.engine.ping()
         question.asks = "the pump does not answer"
-        self.pump.offer(question.is_answered.set)
+        self.pump.offer(question.answered)
 
     def warn_of(self, validity: Validity) -> None:
         """Warns of certificates that prevent connections now or will do so soon; repeats those about dates daily.
@@ -396,6 +423,21 @@ class Host:
         """Ends the daily warnings of ``warn_of``, once it was called as often."""
         place = next(number for number, each in enumerate(self._validities) if each is validity)
         del self._validities[place]
+
+    def replace_validity(self, before: Validity, after: Validity) -> None:
+        """Checks the dates of other certificates instead; warns of them unless there is nothing new to say."""
+        self.forget_validity(before)
+        if after == before:
+            self._validities.append(after)
+        else:
+            self.warn_of(after)
+
+    def _drain(self) -> None:
+        if not self._is_drained:
+            for session in self._sessions:
+                self._guarded(session.drain, "draining")
+            self._is_drained = True
+            self.report_status()
 
     def _check_dates(self) -> None:
         self.timers.after(_DAY, self._check_dates)
@@ -481,17 +523,19 @@ class _Question:
     """A question that each thread passes on to the next one.
 
     Attributes:
-        is_answered: Set by the last thread.
+        is_answered: Set by the last thread, unless ``answered`` is something else.
+        answered: What the last thread does, by default that.
         asks: What to say if that does not happen; written by the events thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answered: Callable[[], object] | None = None) -> None:
         self.is_answered = threading.Event()
+        self.answered = self.is_answered.set if answered is None else answered
         self.asks = "the events thread does not answer"
 
 
 @contextlib.contextmanager
-def _thread_problems() -> Iterator[None]:
+def thread_problems() -> Iterator[None]:
     """Converts the RuntimeError with which ``threading`` reports that the system can't create a thread."""
     try:
         yield

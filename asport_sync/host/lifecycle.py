@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import enum
 import functools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
-from asport_sync.config import ClientConfig, HostConfig, ServerConfig
+from asport_sync.config import ClientConfig, HostConfig, ServerConfig, Side, locate
+from asport_sync.config.changes import differences, files_of, keep, keys_to_restart
 from asport_sync.engine import Engine
-from asport_sync.errors import EngineClosedError, LifecycleError
-from asport_sync.host.host import Host
+from asport_sync.errors import AsportError, EngineClosedError, GoneError, LifecycleError
+from asport_sync.host.host import Host, thread_problems
+from asport_sync.host.reload import FileWatch, Reloaded, log_refused, log_reloaded
 from asport_sync.host.stats import Stats
 from asport_sync.host.visits import Visits
 from asport_sync.runtime import notify
-from asport_sync.runtime.log import logger
-from asport_sync.runtime.signals import Termination
+from asport_sync.runtime.log import logger, set_level
+from asport_sync.runtime.signals import Signals
 from asport_sync.runtime.threads import what_is_replaced
 
 _log = logger("lifecycle")
@@ -36,6 +40,13 @@ Declared = TypeVar("Declared", bound=Callable[..., None])
 
 STOP_TIMEOUT = 5.0
 """Maximum number of seconds that ``stop`` takes by default."""
+
+APPLY_TIMEOUT = 10.0
+"""Seconds in which the events thread has to begin with what a reload changes: a log handler may block it."""
+
+# Seconds between two looks whether open connections have ended; each look may ask the engine 10,000 times.
+_IDLE_PERIOD = 0.25
+_RELOAD_TIMEOUT = 30.0  # seconds to wait for another reload; the slowest reads a FIFO for 10 s
 
 
 class State(enum.Enum):
@@ -101,6 +112,18 @@ class Services(Protocol):
         """Ends it. Idempotent."""
 
 
+def _is_ended(host: Host, signals: Signals, seconds: float) -> bool:
+    """Waits for so long; returns whether a signal or another thread's stop() ends the grace period."""
+    descriptor = host.stopping.fileno()
+    if descriptor < 0:
+        return True
+    name = signals.wait(descriptor, seconds)
+    if name is None:
+        return host.stopping.is_set()
+    _log.info("%s%s", name, " ignored while draining" if name == "SIGHUP" else ": the grace period ends")
+    return name != "SIGHUP"
+
+
 class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
     """Something that can be started and stopped, more than once. Any thread.
 
@@ -108,17 +131,25 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
 
     Args:
         config: Its configuration.
+        file: Where that was read, and is read again by ``reload``; None: it was made from options.
     """
 
-    def __init__(self, config: AnyConfig) -> None:
+    _side: ClassVar[Side]
+
+    def __init__(self, config: AnyConfig, file: Path | None = None) -> None:
         self._config = config
+        self._file = file
+        self._pending: dict[str, object] = {}  # keys that a reload has changed, for the next start
+        self._watch = FileWatch(self._watched_files, self._reload_changed_files)
+        self._reloading = threading.Lock()  # held during a reload; guards _pending and the start and stop of _watch
+        self._is_announced = False  # run_forever() runs, and has told the service manager that this has started
         # Guards everything below; never held while something is started or stopped. Reentrant, because a signal handler
         # that calls stop() may interrupt a thread that holds it.
         self._changed = threading.Condition(threading.RLock())
         self._state = State.STOPPED
         self._owner: int | None = None  # the thread inside start(), or inside stop() in STOPPING
-        self._readers: set[int] = set()  # threads inside stats()
-        self._stop_is_due = False  # a signal handler's stop() waits for its thread's stats() to end
+        self._readers: set[int] = set()  # threads inside stats() or reload()
+        self._stop_is_due = False  # a signal handler's stop() waits for its thread's stats() or reload() to end
         self._host: Host | None = None
         self._session: AnySession | None = None
         self._services: Services | None = None
@@ -140,13 +171,36 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             ConfigError: The file can't be read, or something in it is wrong.
         """
         made = cls.__new__(cls)
-        Lifecycle.__init__(made, cls._load(source))
+        if source is None or isinstance(source, (str, os.PathLike)):
+            file = locate(cls._side, source)
+            config = cls._load(file)
+            Lifecycle.__init__(made, config, file.absolute())
+            if config.watch:
+                made._watch.accept()
+        else:
+            Lifecycle.__init__(made, source)
         return made
 
     @staticmethod
     @abc.abstractmethod
-    def _load(source: Any) -> Any:
-        """Returns the configuration that ``from_config`` was given or pointed to."""
+    def _load(file: Path) -> Any:
+        """Returns the configuration in a file."""
+
+    @abc.abstractmethod
+    def _apply(self, config: AnyConfig) -> tuple[str, ...]:
+        """Makes what runs on the host follow another configuration, which becomes the one in effect.
+
+        First loads all certificates and keys: nothing has changed if that fails. Keys of the whole process are not for
+        this method. The reloading thread, which may wait for the events thread.
+
+        Returns:
+            What has changed in the content of files, such as "certificate: new".
+
+        Raises:
+            ConfigError: A certificate or key isn't usable.
+            EngineError: The engine does not take the settings; nothing has changed.
+            LifecycleError: The host is being stopped.
+        """
 
     @abc.abstractmethod
     def _new_host(self) -> Host:
@@ -229,7 +283,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
 
     @property
     def config(self) -> AnyConfig:
-        """The configuration."""
+        """The configuration that is in effect."""
         return self._config
 
     @property
@@ -259,6 +313,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 self._owner = threading.get_ident()
                 self._process = os.getpid()
                 self._step(Step.START)
+            if self._pending:
+                self._config, self._pending = dataclasses.replace(self._config, **cast(Any, self._pending)), {}
             host = self._host = self._new_host()
             host.start()
             session = self._open(host)
@@ -269,6 +325,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 cancelled = self._owner is not None  # stop() was called meanwhile: the state is STOPPING
             if cancelled:
                 self._stop(STOP_TIMEOUT)
+            else:
+                self._start_watch()
         except BaseException:  # also KeyboardInterrupt, which may come anywhere
             if begun:
                 self._abandon_start()
@@ -287,21 +345,32 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         else:
             self.stop()  # another thread is doing it
 
-    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+    def stop(self, timeout: float = STOP_TIMEOUT, grace_period: float = 0.0) -> None:
         """Closes connections and ports and ends the threads. Idempotent; ``start`` may follow.
+
+        With a grace period it drains first: see ``drain``. Another ``stop``, without one, ends the grace period at
+        once.
 
         Does nothing in a forked child of the process that started it, because everything belongs to the parent.
 
-        A signal handler may call it. If it interrupts a ``start``, ``stop`` or ``stats`` of its own thread, it returns
-        at once: when the handler has returned, the stop continues, or follows the start or the statistics.
+        A signal handler may call it. If it interrupts a ``start``, ``stop``, ``stats`` or ``reload`` of its own thread,
+        it returns at once: when the handler has returned, the stop continues, or follows the start, the statistics or
+        the reload; there is no grace period then.
 
         So may a log handler, in whichever thread it runs: a thread that belongs to this object ends soon after. While
-        another thread is inside ``start`` or ``stop``, it returns at once.
+        another thread is inside ``start`` or ``stop``, it returns at once. There is no grace period in such a thread.
 
         Args:
             timeout: Maximum number of seconds to wait for threads.
+            grace_period: Maximum number of seconds for which open TCP connections and UDP associations may go on.
         """
         if self._process not in (None, os.getpid()):
+            return
+        if grace_period > 0:
+            try:
+                self._drain_for(grace_period, lambda host, seconds: host.stopping.wait(seconds))
+            finally:  # also after KeyboardInterrupt
+                self.stop(timeout)
             return
         thread = threading.get_ident()
         with self._changed:
@@ -320,6 +389,39 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 return
         self._stop(timeout)
 
+    def drain(self) -> None:
+        """Stops accepting: no new clients or visitors on a server, no new TCP connections or UDP sources on a client.
+
+        What is open goes on, except that a UDP association ends after ten seconds without traffic. A client that loses
+        its connection does not connect again. Returns at once, in signal handlers too. Cannot be undone but by ``stop``
+        and ``start``.
+
+        Raises:
+            LifecycleError: Not started.
+        """
+        self._running_host().drain()
+
+    def _drain_for(self, grace_period: float, wait: Callable[[Host, float], object]) -> None:
+        """Drains, and returns when nothing is open any more or the time is over. Does nothing if it is not running.
+
+        Args:
+            grace_period: Seconds.
+            wait: Waits for so many seconds; returns true if the grace period is to end at once.
+        """
+        host, thread = self._host, threading.get_ident()
+        if host is None or self._state is not State.RUNNING or thread in self._readers or host.is_current():
+            return
+        deadline = time.monotonic() + grace_period
+        host.drain()
+        _log.info("draining: nothing new is accepted; what is open may go on for %g s", grace_period)
+        while not host.is_idle():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                _log.warning("the grace period of %g s is over: closing what is still open", grace_period)
+                return
+            if wait(host, min(left, _IDLE_PERIOD)):
+                return
+
     def _stop(self, timeout: float) -> None:
         """Stops everything. This thread is the owner of the state, which becomes STOPPED."""
         try:
@@ -327,6 +429,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 self._services.stop()
             if self._host is not None:
                 self._host.stop(timeout)
+            self._watch.stop(timeout)
         finally:
             with self._changed:
                 self._host = self._session = self._services = self._process = None
@@ -349,10 +452,14 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
     def run_forever(self) -> str | None:
         """Starts, if not yet started, and returns after a signal or a ``stop`` from another thread.
 
-        The signals are SIGINT, SIGTERM and, unless the program ignores or handles it, SIGHUP. They are handled only if
-        this runs in the main thread, where they are unblocked meanwhile; the previous handlers are restored. A second
-        signal has the effect that it would have without this call. systemd is notified of start, state and stop, and
-        its watchdog is fed, if it requested that (Type=notify, WatchdogSec=).
+        The signals are SIGINT and SIGTERM. SIGTERM drains first if the configuration has a ``grace_period``. A further
+        signal during it ends it; after that, one has the effect that it would have without this call.
+
+        SIGHUP reloads the configuration, unless the program ignores or handles it. A reload that is refused is logged.
+
+        Signals are handled only if this runs in the main thread, where they are unblocked meanwhile; the previous
+        handlers are restored. systemd is notified of start, state, reload and stop, and its watchdog is fed, if it
+        requested that (Type=notify or notify-reload, WatchdogSec=).
 
         Returns:
             The signal's name; None: ``stop`` was called.
@@ -361,31 +468,172 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             LifecycleError: In a forked child of the process that started it, or as for ``start``.
             ConfigError: As for ``start``.
         """
-        with Termination() as termination, self._reopening_on_signal():
+        # With a grace period a second signal ends that.
+        with Signals(2 if self._config.grace_period else 1) as signals, self._reopening_on_signal():
             self._check_process()
             if not self.running:
                 self.start()
             host = self._host
             if host is None:
                 return None  # stopped by another thread meanwhile
-            self._notify_manager(host)
-            descriptor = host.stopping.fileno()
-            name = termination.wait(descriptor) if descriptor >= 0 else None
-            _log.info("stopping: %s", name or "stop() was called")
-            notify.stopping()
-            self.stop()
+            try:
+                self._notify_manager(host)
+                name = self._wait_for_end(host, signals)
+                _log.info("stopping: %s", name or "stop() was called")
+                grace_period = self._config.grace_period if name == "SIGTERM" else 0.0
+                notify.stopping(grace_period + STOP_TIMEOUT if grace_period else 0.0)
+                if grace_period:
+                    self._drain_for(grace_period, lambda host, seconds: _is_ended(host, signals, seconds))
+                signals.release()
+                self.stop()
+            finally:
+                self._is_announced = False
             return name
+
+    def _wait_for_end(self, host: Host, signals: Signals) -> str | None:
+        """Reloads on SIGHUP; returns the name of a signal that ends the program, or None after ``stop``."""
+        while True:
+            descriptor = host.stopping.fileno()
+            name = signals.wait(descriptor) if descriptor >= 0 else None
+            if name != "SIGHUP":
+                return name
+            if self._file is None:
+                _log.warning("SIGHUP: this %s was made from options: no file to read again", type(self).__name__)
+            else:
+                self._try_to_reload()
+                signals.max_endings = 2 if self._config.grace_period else 1
+
+    def reload(self, config: AnyConfig | None = None) -> Reloaded:
+        """Makes a changed configuration take effect, without a restart and without closing what may stay open.
+
+        Everything in the new configuration is checked before anything is changed, also certificates, keys and all other
+        files that it names. Files are read again, so a renewed certificate or another password counts as a change. If
+        anything is unusable, nothing changes. The outcome is logged in both cases.
+
+        Reloads are made one after the other. In a signal handler it may raise LifecycleError, because the handler may
+        have interrupted what it needs; ``run_forever`` reloads outside of its handler.
+
+        Args:
+            config: The new configuration; None: the file that ``from_config`` has read is read again.
+
+        Returns:
+            What has changed, and what will change with a restart.
+
+        Raises:
+            ConfigErrors: One or more keys are wrong.
+            ConfigError: A file can't be read, or a certificate or key isn't usable.
+            EngineError: The engine lacks memory.
+            LifecycleError: Not running, or not able to reload now; or without ``config``, and it was made from options.
+        """
+        self._check_process()
+        thread = threading.get_ident()
+        host = self._host
+        if thread in self._readers or self._owner == thread or (host is not None and host.is_current()):
+            raise LifecycleError(f"this {type(self).__name__} cannot be reloaded in the middle of another call")
+        if config is None and self._file is None:
+            raise LifecycleError(f"this {type(self).__name__} was made from options: there is no file to read again")
+        with self._stop_postponed(), self._one_reload():
+            host = self._running_host()
+            if self._state is not State.RUNNING:
+                raise LifecycleError(f"this {type(self).__name__} is being stopped: it is not reloaded")
+            if host.is_draining:
+                raise LifecycleError(f"this {type(self).__name__} is draining: it is not reloaded")
+            is_announced = self._is_announced
+            if is_announced:
+                notify.reloading()
+            said = ""
+            try:
+                return self._reload(host, config)
+            except GoneError as problem:
+                raise LifecycleError(f"this {type(self).__name__} was stopped during the reload") from problem
+            except (AsportError, OSError) as problem:
+                if not isinstance(problem, LifecycleError):
+                    log_refused(problem, _log)
+                    said = f"; the latest reload was refused: {problem}".partition("\n")[0]
+                raise
+            finally:
+                if is_announced:
+                    notify.ready(f"{host.status}{said}")
+
+    @contextlib.contextmanager
+    def _one_reload(self) -> Iterator[None]:
+        # The other one ends soon, unless a signal handler makes this call in a thread that holds what it needs.
+        if not self._reloading.acquire(timeout=_RELOAD_TIMEOUT):
+            raise LifecycleError("another reload is in progress")
+        try:
+            yield
+        finally:
+            self._reloading.release()
+
+    def _reload(self, host: Host, config: AnyConfig | None) -> Reloaded:
+        before = self._config
+        if config is None:
+            assert self._file is not None
+            if self._watch_period(before):
+                self._watch.accept()
+            config = self._load(self._file)
+        needs_restart = keys_to_restart(before, config)
+        after = keep(before, config, needs_restart)
+        changes = list(differences(before, after))
+        # Another file may have other content as well; one line says so.
+        renewed = self._apply(after)
+        changes += [line for line in renewed if not any(each.startswith(line.removesuffix("new")) for each in changes)]
+        if after.receive_memory != before.receive_memory:
+            host.engine.receive_memory(after.receive_memory)
+        if after.tcp_keepalive != before.tcp_keepalive:
+            host.engine.keep_streams_alive(after.tcp_keepalive)
+        if after.log_level != before.log_level:
+            set_level(after.log_level, configured=True)
+        self._pending = {name: getattr(config, name) for name in needs_restart}
+        if self._watch_period(after) != self._watch_period(before):
+            self._watch.stop(STOP_TIMEOUT)
+            self._watch.accept()
+            self._start_watch()
+        reloaded = Reloaded(tuple(changes), needs_restart)
+        log_reloaded(reloaded, _log)
+        return reloaded
+
+    def _start_watch(self) -> None:
+        """Starts to watch the files, if the configuration says so and nobody has stopped this object meanwhile.
+
+        Raises:
+            LifecycleError: The system can't create a thread.
+        """
+        period = self._watch_period(self._config)
+        with self._changed, thread_problems():  # _stop() changes the state, then stops the watch
+            if period and self._state is State.RUNNING:
+                self._watch.start(period)
+
+    def _watch_period(self, config: AnyConfig) -> float:
+        return 0.0 if self._file is None else config.watch
+
+    def _watched_files(self) -> set[Path]:
+        assert self._file is not None
+        return {self._file, *files_of(self._config)}
+
+    def _reload_changed_files(self) -> None:
+        """The thread of the watch."""
+        _log.info("the content of the configuration, or of a file that it names, has changed")
+        self._try_to_reload()
+
+    def _try_to_reload(self) -> None:
+        try:
+            self.reload()
+        except LifecycleError as problem:
+            _log.warning("%s", problem)
+        except (AsportError, OSError):
+            pass  # logged
+        except Exception:  # such as MemoryError: what runs goes on
+            _log.exception("the reload failed unexpectedly")
 
     def _notify_manager(self, host: Host) -> None:
         """Keeps the service manager informed: of the state, that this has started, and that it is alive."""
-        is_announced = False
 
         def report(status: str) -> None:
-            nonlocal is_announced
-            if is_announced or (self._config.ready == "public" and not host.ready):
+            if self._is_announced or (self._config.ready == "public" and not host.ready):
                 notify.status(status)
             else:
-                is_announced = True
+                self._is_announced = True
                 notify.ready(status)
 
         host.report = report
@@ -407,14 +655,21 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             read: Returns the session's statistics; may raise EngineClosedError.
             without_figures: Returns statistics that say only whether it is running.
         """
-        thread = threading.get_ident()
-        if thread in self._readers:  # called by a signal handler that interrupted stats()
+        if threading.get_ident() in self._readers:  # called by a signal handler that interrupted stats() or reload()
             return without_figures(self.running)
+        with self._stop_postponed():
+            try:
+                return read(self._running())
+            except (LifecycleError, EngineClosedError):  # not started, or stopped meanwhile by another thread
+                return without_figures(False)
+
+    @contextlib.contextmanager
+    def _stop_postponed(self) -> Iterator[None]:
+        """Meanwhile, a signal handler's stop() in this thread waits: this thread may hold locks that others need."""
+        thread = threading.get_ident()
         self._readers.add(thread)
         try:
-            return read(self._running())
-        except (LifecycleError, EngineClosedError):  # not started, or stopped meanwhile by another thread
-            return without_figures(False)
+            yield
         finally:
             self._readers.discard(thread)
             if self._stop_is_due:
@@ -429,6 +684,18 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _running_host(self) -> Host:
+        """Returns the current host.
+
+        Raises:
+            LifecycleError: As for ``_running``.
+        """
+        self._running()
+        host = self._host
+        if host is None:  # stopped meanwhile
+            raise LifecycleError(f"this {type(self).__name__} is not started")
+        return host
 
     def _running(self) -> AnySession:
         """Returns the current session.

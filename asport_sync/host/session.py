@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable
 
 from asport_sync.engine import Connection, Event
+from asport_sync.errors import HandleGoneError
 from asport_sync.host.host import Host
 from asport_sync.runtime.counters import Counters
 from asport_sync.runtime.log import Log, RateLimit
+
+
+def is_busy(connection: Connection) -> bool:
+    """Returns whether a TCP connection or a UDP association is open on a connection. Any thread.
+
+    Raises:
+        GoneError: The connection is over, or the host stopped.
+    """
+    info = connection.info()
+    return bool(info.relays or info.streams or info.associations)
 
 
 class Session(abc.ABC):
@@ -65,11 +77,31 @@ class Session(abc.ABC):
         return ""
 
     @abc.abstractmethod
+    def drain(self) -> None:
+        """Stops accepting anything new; what is open goes on. The events thread. May be called again."""
+
+    @abc.abstractmethod
+    def connections(self) -> list[Connection]:
+        """Returns its QUIC connections. Any thread."""
+
+    def is_idle(self) -> bool:
+        """Returns whether no TCP connection is open and no UDP association is left. Any thread.
+
+        Raises:
+            EngineClosedError: The host is stopped.
+        """
+        for connection in self.connections():
+            with contextlib.suppress(HandleGoneError):
+                if is_busy(connection):
+                    return False
+        return True
+
+    @abc.abstractmethod
     def end(self, grace_period: float, ended: Callable[[], object]) -> None:
         """Closes its connections and begins nothing new. The events thread; must not block. Called at most once.
 
         Args:
-            grace_period: Seconds that open TCP connections get to end by themselves.
+            grace_period: Seconds that what is open gets to end by itself.
             ended: Called in the events thread as soon as there are no connections left, which may be now.
         """
 

@@ -111,9 +111,15 @@ _COUNTERS = (
         "Refusals sent a second late because more than ten authentications of one address failed within a minute.",
         _SERVER,
     ),
+    _counter("clients_refused_draining", "Clients disconnected because the server is draining.", _SERVER),
     _counter(
         "clients_refused_limit",
         "Clients refused because their user has max_clients live clients; they try again.",
+        _SERVER,
+    ),
+    _counter(
+        "clients_ended_by_reload",
+        "Clients disconnected because a reload removed their user or changed what they may use.",
         _SERVER,
     ),
     _counter("ports_taken_over", "Public ports that passed from a silent connection to a new client.", _SERVER),
@@ -142,7 +148,13 @@ _COUNTERS = (
     ),
     _counter(
         "streams_refused_no_tcp",
-        "TCP connections refused because the client requested none, or closes the QUIC connection.",
+        "TCP connections refused because the client requested none.",
+        _CLIENT,
+        drops=True,
+    ),
+    _counter(
+        "streams_refused_draining",
+        "TCP connections refused because the client is draining, or closes the QUIC connection.",
         _CLIENT,
         drops=True,
     ),
@@ -195,11 +207,13 @@ _COUNTERS = (
         "UDP sources refused because the client requested no UDP, or has closed the QUIC connection.",
         _CLIENT,
     ),
+    _counter("udp_associations_refused_draining", "UDP sources refused because the client is draining.", _CLIENT),
     _counter(
         "udp_sources_refused_share",
         "UDP sources refused because their address has half of a port's associations, and none was idle for a second.",
         _SERVER,
     ),
+    _counter("udp_sources_refused_draining", "UDP sources refused because the server is draining.", _SERVER),
     _counter(
         "udp_sources_refused_table_full",
         "UDP sources refused because a port, or all of them, have reached their maximum, and none was idle for a "

@@ -267,7 +267,12 @@ class DescriptorHandler(logging.Handler):
         return True
 
 
-def configure(level: str, descriptor: int | None = None, *, form: str = "text") -> logging.Handler:
+_follows = False  # whether the level is that of the configuration; set by configure(), before there are other threads
+
+
+def configure(
+    level: str, descriptor: int | None = None, *, form: str = "text", follows: bool = False
+) -> logging.Handler:
     """Sends the package's log to a descriptor, by default that of stderr.
 
     For commands only: a program that uses the library configures logging itself.
@@ -276,10 +281,13 @@ def configure(level: str, descriptor: int | None = None, *, form: str = "text") 
         level: One of ``LEVELS``.
         descriptor: Where to write.
         form: One of ``FORMATTERS``.
+        follows: Whether it is the level of the configuration, and a reload may change it.
 
     Returns:
         The handler. Its ``close`` flushes the last lines.
     """
+    global _follows
+    _follows = follows
     handler = _handler_for_stderr() if descriptor is None else DescriptorHandler(descriptor)
     handler.setFormatter(FORMATTERS[form]())
     root = logging.getLogger(ROOT)
@@ -294,9 +302,15 @@ def level() -> str:
     return max((value, name) for name, value in LEVELS.items() if value <= number)[1]
 
 
-def set_level(name: str) -> None:
-    """Sets the least severe level that the package logs: one of ``LEVELS``."""
-    logging.getLogger(ROOT).setLevel(LEVELS[name])
+def set_level(name: str, *, configured: bool = False) -> None:
+    """Sets the least severe level that the package logs.
+
+    Args:
+        name: One of ``LEVELS``.
+        configured: Whether a reloaded configuration says so: then nothing changes unless the level came from there.
+    """
+    if _follows or not configured:
+        logging.getLogger(ROOT).setLevel(LEVELS[name])
 
 
 def _handler_for_stderr() -> logging.Handler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 
 
 def notify(*assignments: str) -> bool:
@@ -41,9 +42,18 @@ def status(text: str) -> bool:
     return notify(f"STATUS={text}")
 
 
-def stopping() -> bool:
-    """Reports that the service is about to end."""
-    return notify("STOPPING=1")
+def reloading() -> bool:
+    """Reports that the service reloads its configuration; ``ready`` has to follow (Type=notify-reload)."""
+    return notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+
+def stopping(within: float = 0.0) -> bool:
+    """Reports that the service is about to end.
+
+    Args:
+        within: Seconds that it may take if that is longer than the unit allows (TimeoutStopSec); 0: it takes no longer.
+    """
+    return notify("STOPPING=1", *([f"EXTEND_TIMEOUT_USEC={int(within * 1e6)}"] if within > 0 else []))
 
 
 def watchdog_interval() -> float | None:

@@ -272,6 +272,16 @@ class Claims:
                 claim.grant, claim.others = claim.whole, list(claim.whole.parts)
                 self._probe_rivals(claim)
 
+    def stop_accepting(self, client: ClientConnection) -> None:
+        """Accepts no more visitors for a client that has a port. Open connections and associations go on."""
+        if client.listener is not None:
+            client.listener.close()
+            client.listener = None
+        if client.port is not None:
+            self._ports.stop_listening(client.port)  # visitors are refused now, and do not wait in the backlog
+        if client.udp is not None:
+            self._host.pump.call(client.udp.drain)
+
     def detach(self, client: ClientConnection) -> PublicPort | None:
         """Takes a client's port out of service without closing its sockets; returns None if it has none."""
         if client.listener is not None:

@@ -124,6 +124,31 @@ class ConfiguredPolicy:
         answer(user if equal(expected, hello.token) else None)
 
 
+def why_to_end(before: User, after: User | None, port: int | None, grant: Grant | None) -> str | None:
+    """Returns why a client has to disconnect after a change of its user; None: it may go on.
+
+    Args:
+        before: Its user so far.
+        after: The same user now; None: removed.
+        port: Its public port; None: it has none yet.
+        grant: What it was granted; None: nothing yet.
+    """
+    if after is None:
+        return "removal"
+    if after.password != before.password:
+        return "change of the password"
+    if (after.bind_ip, after.only_v6) != (before.bind_ip, before.only_v6):
+        return "change of bind_ip or only_v6"
+    if port is None or grant is None:
+        return None if after == before else "change of the settings"  # a port for it is searched by the earlier ones
+    if port not in after.allow_ports:
+        return "change of allow_ports"
+    tcp, udp = after.allow_network in ("tcp", "both"), after.allow_network in ("udp", "both")
+    if (grant.mode.tcp and not tcp) or (grant.mode.udp is not None and not udp):
+        return "change of allow_network"
+    return None
+
+
 class FailureDelay:
     """Delays the answers to repeated authentication failures of one source. One thread.
 

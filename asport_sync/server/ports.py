@@ -123,16 +123,17 @@ class PortTable:
             port.udp = sockets.bind_udp(place.ip, number, only_v6=place.only_v6)
             self._held.setdefault(number, set()).add((socket.SOCK_DGRAM, place))
         if not mode.tcp:
-            self._release_tcp(port)
+            self.stop_listening(port)
         if mode.udp is None:
             self._release_udp(port)
 
     def release(self, port: PublicPort) -> None:
         """Closes the sockets, which must no longer be in use. Idempotent."""
-        self._release_tcp(port)
+        self.stop_listening(port)
         self._release_udp(port)
 
-    def _release_tcp(self, port: PublicPort) -> None:
+    def stop_listening(self, port: PublicPort) -> None:
+        """Closes the TCP socket, which must no longer be in use. Idempotent."""
         if port.tcp is not None:
             # Ends the listening itself, even if a child that C code forked, unnoticed by Python, holds a duplicate.
             with contextlib.suppress(OSError):

@@ -11,7 +11,15 @@ import socket
 
 from asport_sync.engine import Connection, SocketAddress, UdpSocket
 from asport_sync.errors import EngineError, GoneError
-from asport_sync.host.associations import NONE_TO_EVICT, REFUSAL_LASTS, Evictions, IdleCheck, SharedBudget, SourceShares
+from asport_sync.host.associations import (
+    DRAINED_AFTER,
+    NONE_TO_EVICT,
+    REFUSAL_LASTS,
+    Evictions,
+    IdleCheck,
+    SharedBudget,
+    SourceShares,
+)
 from asport_sync.host.udp_reader import UdpReader
 from asport_sync.runtime import sockets
 from asport_sync.runtime.counters import Counters
@@ -74,6 +82,7 @@ class PublicUdp:
         self._expiry = IdleCheck(pump, connection, timeout, self._expired)
         self._opening: Timer | None = None  # the next attempt to open
         self._failures = 0  # failed attempts to open
+        self._is_draining = False
 
     def open(self) -> None:
         """Begins to forward, now or as soon as the engine has the resources."""
@@ -103,6 +112,16 @@ class PublicUdp:
         if udp is not None:
             with contextlib.suppress(GoneError):
                 udp.close()
+
+    def set_timeout(self, timeout: float) -> None:
+        """Lets associations end after another time without traffic, in seconds."""
+        self._timeout = timeout
+        self._expiry.set_timeout(timeout)
+
+    def drain(self) -> None:
+        """Creates no more associations, and lets those that there are end soon after their last traffic."""
+        self._is_draining = True
+        self.set_timeout(min(self._timeout, DRAINED_AFTER))
 
     @property
     def _port(self) -> int:
@@ -155,6 +174,13 @@ class PublicUdp:
 
     def _has_place(self, source: SocketAddress) -> bool:
         """Whether there is room for this source, after evictions if necessary."""
+        if self._is_draining:
+            self._counters.add("udp_sources_refused_draining")
+            self._connection.refuse_associations(None, REFUSAL_LASTS)
+            self._limit.log(
+                logging.INFO, self._log, "UDP port %d: no association for a new source: draining", self._port
+            )
+            return False
         victim = self._budget.victim(self)
         if victim is not None and victim is not self:
             victim.evict_excess()

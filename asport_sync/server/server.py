@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from asport_sync.config import (
     AmbiguousDialectName,
@@ -19,8 +20,10 @@ from asport_sync.config import (
     load_server,
 )
 from asport_sync.errors import ConfigError
+from asport_sync.host import certificates
 from asport_sync.host.host import Host
-from asport_sync.host.lifecycle import Lifecycle, Services, drop_none, implemented_by, shows_state
+from asport_sync.host.lifecycle import APPLY_TIMEOUT, Lifecycle, Services, drop_none, implemented_by, shows_state
+from asport_sync.runtime.log import logger
 from asport_sync.server.session import ServerSession
 from asport_sync.server.stats import ServerStats
 
@@ -40,6 +43,8 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
 
     The options are the keys of a server's configuration, as keyword arguments.
     """
+
+    _side = "server"
 
     def _init(self, listen: object = None, **options: object) -> None:
         try:
@@ -81,6 +86,8 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         relay: Relay = "auto",
         max_workers: int | str | None = None,
         tcp_keepalive: float | str = 60.0,
+        grace_period: float | str = 0.0,
+        watch: float | str = 0.0,
         congestion_control: CongestionControl = "bbr",
         handshake_timeout: float | str = 3.0,
         task_negotiation_timeout: float | str = 3.0,
@@ -142,6 +149,10 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
             tcp_keepalive: Silence after which the remote end of a TCP connection (a visitor of the server, the local
                 service of a client) is probed; ``off`` (0): never. A remote end that does not answer for twice that
                 time, and at least 4 s, counts as gone.
+            grace_period: Maximum time after SIGTERM during which open TCP connections and UDP associations may go on
+                while nothing new is accepted; ``off`` (0): they end at once.
+            watch: Time between two looks whether the content of the configuration file, or of a file that it names, has
+                changed; a change that lasts until the next look is reloaded. ``off`` (0): only SIGHUP reloads.
             congestion_control: Congestion control algorithm of this side's QUIC packets. The reference implementation's
                 default is ``cubic``.
             handshake_timeout: Maximum time from the QUIC handshake until the client has joined: a client waits that
@@ -195,8 +206,24 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         return self._read_stats(ServerSession.stats, ServerStats)
 
     @staticmethod
-    def _load(source: str | os.PathLike[str] | ServerConfig | None) -> ServerConfig:
-        return source if isinstance(source, ServerConfig) else load_server(source)
+    def _load(file: Path) -> ServerConfig:
+        return load_server(file)
+
+    def _apply(self, config: ServerConfig) -> tuple[str, ...]:
+        session = self._running()
+        assert session.loaded is not None
+        loaded = certificates.load_server(config, session.host.engine, logger("server"))
+        renewed = loaded.renewed_since(session.loaded)
+        if config == self._config and not renewed:
+            loaded.free()
+            return ()
+        try:
+            session.host.run(session.apply, config, loaded, within=APPLY_TIMEOUT)
+        except BaseException:
+            loaded.free()
+            raise
+        self._config = config
+        return tuple(f"{key}: new" for key in renewed)
 
     def _new_host(self) -> Host:
         return self._made_host("server")

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 
 from asport_sync.config import ServerConfig
@@ -51,6 +52,7 @@ from asport_sync.server.policy import (
     shared_ports,
     source_of,
     users_of,
+    why_to_end,
 )
 from asport_sync.server.ports import PublicPort
 from asport_sync.server.public_tcp import PublicListener
@@ -81,6 +83,8 @@ _MANY_SHARED_PORTS = 1000  # ports; users that share fewer usually do so on purp
 
 _SHOWN_PORTS = 8  # maximum in the status line
 
+_NO_IPV6 = "this system has no IPv6: using 0.0.0.0 (all IPv4 addresses) instead of ::"
+
 _HEARTBEAT = encode(Heartbeat())
 
 # Text for the log, and counter.
@@ -106,9 +110,9 @@ class ServerSession(Session):
         self._config = config
         self._policy = ConfiguredPolicy(users_of(config)) if policy is None else policy
         self._failure_delay = FailureDelay(host.clock)
-        self._loaded: Loaded | None = None  # set by prepare()
+        self._endpoint: Endpoint | None = None  # set by open()
         self._address: SocketAddress | None = None
-        self._endpoint: Endpoint | None = None
+        self._is_draining = False
         self._ended: Callable[[], object] | None = None  # set by end()
         self._lock = threading.Lock()  # guards _connections; the events thread, its only writer, reads without it
         self._connections: dict[Connection, ClientConnection] = {}
@@ -137,6 +141,8 @@ class ServerSession(Session):
         """The current state in one line: the address for clients, and the public addresses. Any thread."""
         with self._lock:
             clients = list(self._connections.values())
+        if self._is_draining:
+            return f"draining, {len(clients)} clients"
         ports = sorted((port.number, port.place.ip) for client in clients if (port := client.port) is not None)
         public = ", ".join(sockets.text((ip, number)) for number, ip in ports[:_SHOWN_PORTS])
         more = f" and {len(ports) - _SHOWN_PORTS} more" if len(ports) > _SHOWN_PORTS else ""
@@ -148,7 +154,7 @@ class ServerSession(Session):
         Raises:
             ConfigError: One of them, or the key log, isn't usable.
         """
-        self._loaded = load_server(self._config, self.host.engine, _log)
+        self.loaded = load_server(self._config, self.host.engine, _log)
 
     def open(self) -> None:
         """Opens the QUIC socket.
@@ -156,33 +162,117 @@ class ServerSession(Session):
         Raises:
             ConfigError: It can't be opened.
         """
-        assert self._loaded is not None
+        assert self.loaded is not None
         config = self._config
-        self.host.warn_of(self._loaded.validity)
-        transport = self._transport()
+        self.host.warn_of(self.loaded.validity)
+        transport = self._transport(config)
         host = sockets.any_address(config.server.host, only_v6=config.only_v6)
         self._warn_of_shared_ports()
-        self._fall_back_to_ipv4(host)
+        if self._fall_back_to_ipv4(self._policy.users) or host != config.server.host:
+            _log.warning(_NO_IPV6)
         try:
             with sockets.bind_udp(host, config.server.port, only_v6=config.only_v6) as sock:
                 self._address = sockets.local_address(sock)
-                endpoint = self.host.engine.listen(
+                self._endpoint = self.host.engine.listen(
                     sock,
-                    self._loaded.credentials,
+                    self.loaded.credentials,
                     transport,
-                    reset_key=self._reset_key(self._loaded.private_key, self._address),
+                    reset_key=self._reset_key(self.loaded.private_key, self._address),
                 )
         except OSError as problem:
             raise ConfigError(f"cannot listen on {config.server}: {problem.strerror}", key="server") from problem
         except EngineError as problem:
             # Configuration files are checked, but a program may have constructed the configuration itself.
             raise ConfigError(f"cannot listen on {config.server}: {problem}; requested {transport}") from problem
-        self._endpoint = endpoint
-        self.host.router.add_endpoint(endpoint, self)
+        self.host.router.add_endpoint(self._endpoint, self)
         log_keys_without_effect(config, _log)
         if not sockets.is_here(host):
             _log.warning("%s is not an address of this machine yet; clients can connect once it is", host)
         _log.info("accepting clients on %s, users: %d", sockets.text(self._address), len(self._policy.users))
+
+    def apply(self, config: ServerConfig, loaded: Loaded) -> None:
+        """Follows another configuration. New connections use all of it; those that it does not allow end.
+
+        Args:
+            config: Differs from the current one only in keys that need no restart.
+            loaded: Its certificate and key.
+
+        Raises:
+            EngineError: The engine does not take the settings, or is being stopped; nothing has changed.
+        """
+        assert self.loaded is not None
+        assert self._endpoint is not None
+        self._endpoint.set_transport(self._transport(config))
+        self._endpoint.set_credentials(loaded.credentials)
+        earlier, self._config = self._config, config
+        before, self.loaded = self.loaded, loaded
+        before.free()
+        self.host.replace_validity(before.validity, loaded.validity)
+        if config.udp_session_timeout != earlier.udp_session_timeout:
+            for client in self._connections.values():
+                if client.udp is not None:
+                    self.host.pump.call(client.udp.set_timeout, config.udp_session_timeout)
+        if isinstance(self._policy, ConfiguredPolicy):
+            self._replace_users(users_of(config))
+
+    def _replace_users(self, users: dict[uuid.UUID, User]) -> None:
+        if self._fall_back_to_ipv4(users):
+            _log.warning(_NO_IPV6)
+        if users == self._policy.users:
+            return
+        self._policy = ConfiguredPolicy(users)
+        self._warn_of_shared_ports()
+        for client in list(self._connections.values()):
+            if client.user is None or client.closing:
+                continue
+            user = users.get(client.user.uuid)
+            number = None if client.port is None else client.port.number
+            why = why_to_end(client.user, user, number, client.grant)
+            if why is None:
+                client.user = user
+            else:
+                self._end(client, why)
+
+    def _end(self, client: ClientConnection, why: str) -> None:
+        """Closes the connection of a client that a new configuration does not allow."""
+        client.closing = True
+        self._claims.leave(client)
+        self._claims.release(client)  # at once: nobody else should be accepted there
+        self.host.counters.add("clients_ended_by_reload")
+        user = None if client.user is None else client.user.uuid
+        text = "%s: disconnected: %s of user %s"
+        self.host.limit.log(logging.INFO, _log, text, client.label, why, user, kind=why, source=user)
+        client.handshake.close()
+        with contextlib.suppress(GoneError):
+            client.connection.close(0)
+
+    def drain(self) -> None:
+        """Accepts no more clients, and no more visitors. The events thread."""
+        self._is_draining = True
+        if self._endpoint is not None:
+            with contextlib.suppress(GoneError):
+                self._endpoint.close(close_connections=False)
+        for client in list(self._connections.values()):
+            if client.port is not None:
+                self._claims.stop_accepting(client)
+            elif not client.closing:
+                self._turn_away(client)
+
+    def _turn_away(self, client: ClientConnection) -> None:
+        """Closes the connection of a client that has no port, because the server is draining."""
+        client.closing = True
+        self._claims.leave(client)
+        self.host.counters.add("clients_refused_draining")
+        text = "%s: refused: the server is draining"
+        self.host.limit.log(logging.INFO, _log, text, client.label, source=client.source)
+        client.handshake.close()
+        with contextlib.suppress(GoneError):
+            client.connection.close(0)
+
+    def connections(self) -> list[Connection]:
+        """Returns its connections. Any thread."""
+        with self._lock:
+            return list(self._connections)
 
     def _reset_key(self, private_key: bytes, address: SocketAddress) -> bytes:
         """Returns the key of stateless reset tokens."""
@@ -251,16 +341,15 @@ class ServerSession(Session):
             _log.info("user %s: %d connections closed by the operator", user, len(found))
         return len(found)
 
-    def _fall_back_to_ipv4(self, host: str) -> None:
-        """Replaces ``::`` by ``0.0.0.0``, all IPv4 addresses, if the system has no IPv6. Logs that once."""
+    def _fall_back_to_ipv4(self, users: dict[uuid.UUID, User]) -> bool:
+        """Replaces ``::`` by ``0.0.0.0``, all IPv4 addresses, if the system has no IPv6; returns whether it did."""
         changed = {
             name: dataclasses.replace(user, bind_ip=ip)
-            for name, user in self._policy.users.items()
+            for name, user in users.items()
             if (ip := sockets.any_address(user.bind_ip, only_v6=user.only_v6)) != user.bind_ip
         }
-        self._policy.users.update(changed)
-        if changed or host != self._config.server.host:
-            _log.warning("this system has no IPv6: using 0.0.0.0 (all IPv4 addresses) instead of ::")
+        users.update(changed)
+        return bool(changed)
 
     def _warn_of_shared_ports(self) -> None:
         shared = shared_ports(self._policy.users.values())
@@ -272,8 +361,7 @@ class ServerSession(Session):
                 shared,
             )
 
-    def _transport(self) -> Transport:
-        config = self._config
+    def _transport(self, config: ServerConfig) -> Transport:
         return Transport(
             congestion=CONGESTION[config.congestion_control],
             max_udp_payload=config.max_udp_payload,
@@ -292,6 +380,8 @@ class ServerSession(Session):
         with self._lock:
             self._connections[event.connection] = client
         _log.debug("%s: QUIC connection established", client.label)
+        if self._is_draining:
+            self._turn_away(client)
 
     def _handshake_timed_out(self, client: ClientConnection) -> None:
         if not client.gone and not client.closing:

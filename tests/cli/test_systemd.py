@@ -102,6 +102,14 @@ def test_a_client_that_is_ready_once_it_is_public_may_take_its_time(
     assert settings(printed(capsys, "client", "-c", str(etc / "client.json")))["TimeoutStartSec"] == ["infinity"]
 
 
+@pytest.mark.parametrize(("grace_period", "limit"), [("80s", None), ("81s", ["91"]), ("2m", ["130"])])
+def test_the_service_may_take_the_grace_period_to_end(
+    etc: Path, capsys: pytest.CaptureFixture[str], grace_period: str, limit: list[str] | None
+) -> None:
+    write(etc / "server.json", server_keys(grace_period=grace_period))
+    assert settings(printed(capsys, "server", "-c", str(etc / "server.json"))).get("TimeoutStopSec") == limit
+
+
 def test_a_server_s_files_become_credentials(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unit = settings(printed(capsys, "server", "-c", str(etc / "server.json")))
     names = ["server.json", "alice.password", "fullchain.pem", "privkey.pem"]

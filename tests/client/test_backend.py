@@ -55,6 +55,9 @@ class FakeAssociations:
     def refused(self, udp: UdpSocket, error: int, *, answered: bool) -> None:
         self.calls.append(("refused", udp, error, answered))
 
+    def drain(self) -> None:
+        self.calls.append(("drain",))
+
     def close(self) -> None:
         self.calls.append(("close",))
 
@@ -74,6 +77,9 @@ class FakeBackend:
         self.calls.append(("serve", connection, stream, source, public))
         if self.problem is not None:
             raise self.problem
+
+    def drain(self, connection: Connection) -> None:
+        self.calls.append(("drain", connection))
 
     def forget(self, connection: Connection) -> None:
         self.calls.append(("forget", connection))

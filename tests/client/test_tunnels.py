@@ -26,8 +26,9 @@ from asport_sync.client.sessions import Changes, status_of
 from asport_sync.engine import CloseCause, Engine
 from asport_sync.errors import EngineError
 from asport_sync.host.host import Host
+from asport_sync.host.reload import Reloaded
 from asport_sync.host.stats import TUNNEL_COUNTERS
-from asport_sync.wire import ClientHello, Connect, ServerHello, ServerHelloCode, decode, encode
+from asport_sync.wire import Address, ClientHello, Connect, ServerHello, ServerHelloCode, decode, encode
 from tests.host import fake_engine as fake
 from tests.host.fake_engine import FakeConnection, FakeEngine, FakeStream
 from tests.support.waiting import wait_until
@@ -91,6 +92,13 @@ def three(**changes: Any) -> dict[str, Any]:
         "ssh": {"local": SERVICE, "server": "192.0.2.2:443", "port": 30003},
     }
     return {"tunnels": tunnels | changes}
+
+
+def two(**changes: Any) -> dict[str, Any]:
+    """The two of them that are accepted."""
+    tunnels = three(**changes)["tunnels"]
+    del tunnels["bob"]
+    return {"tunnels": tunnels}
 
 
 def open_connections(client: Played) -> int:
@@ -390,7 +398,7 @@ def test_streams_get_a_grace_period() -> None:
         late = FakeStream(encode(Connect(None)))
         client.engine.post(fake.stream_opened(connection, late))
         wait_until(lambda: late.said == ["refuse"], TIMEOUT, "a new one is refused")
-        assert client.stats().counters["streams_refused_no_tcp"] == 1
+        assert client.stats().counters["streams_refused_draining"] == 1
         assert connection.closed is None
         assert not removed.is_set()
         connection.open_streams = 0
@@ -488,7 +496,7 @@ def test_only_tunnels_that_differ_change() -> None:
             "ssh": {"local": "127.0.0.1:10", "server": "192.0.2.2:443"},
         }
         new = ClientConfig.from_options(**OPTIONS, tunnels=tunnels | {"new": {"local": SERVICE, "port": 30010}})
-        assert client._apply(new) == Changes(added=("new",), removed=("bob",), changed=("ssh",))
+        assert client._apply_now(new) == Changes(added=("new",), removed=("bob",), changed=("ssh",))
         assert client.config is new
         assert list(client.tunnels) == ["web", "ssh", "new"]
         client.wait_ready(TIMEOUT)
@@ -498,8 +506,66 @@ def test_only_tunnels_that_differ_change() -> None:
             [("192.0.2.2", 30003, 30003), ("192.0.2.1", 30010, 30010)],
             [("192.0.2.1", 30010, 30010), ("192.0.2.2", 30003, 30003)],
         )
-        assert client._apply(new) == Changes((), (), ())
-        assert client._apply(ClientConfig.from_options(**OPTIONS, tunnels={})).removed == ("web", "ssh", "new")
+        assert client._apply_now(new) == Changes((), (), ())
+        assert client._apply_now(ClientConfig.from_options(**OPTIONS, tunnels={})).removed == ("web", "ssh", "new")
+
+
+def test_other_content_of_a_trusted_file_is_a_change_of_those_that_trust_it(tmp_path: Path) -> None:
+    pem = tmp_path / "ca.pem"
+    pem.write_text("-----BEGIN CERTIFICATE-----\n")
+    trust = {"paths": [pem], "disable_native": True}
+    config = ClientConfig.from_options(**OPTIONS, **two(ssh={"local": SERVICE, "port": 30002, "certificates": trust}))
+    with played(**two()) as client:
+        client.reload(config)
+        client.wait_ready(TIMEOUT)
+        sessions = dict(client._running().by_name)
+        assert client.reload(config) == Reloaded()
+        assert dict(client._running().by_name) == sessions
+        pem.write_text("-----BEGIN CERTIFICATE-----\nrenewed\n")
+        assert client.reload(config) == Reloaded(("tunnel ssh: certificates: new",))
+        now = client._running().by_name
+        assert [now[name] is sessions[name] for name in now] == [name != "ssh" for name in now]
+        client.wait_ready(TIMEOUT)
+        pem.unlink()
+        with pytest.raises(ConfigErrors, match="cannot be read"):
+            client.reload(config)
+        assert client._running().by_name == now
+
+
+def test_a_reload_says_what_has_changed(caplog: pytest.LogCaptureFixture) -> None:
+    with played(**two()) as client:
+        client.wait_ready(TIMEOUT)
+        web = client._running().by_name["web"]
+        changes = client.reload(
+            ClientConfig.from_options(
+                **OPTIONS, **two(ssh={"local": SERVICE, "password": "another"}, new={"local": SERVICE})
+            )
+        )
+        assert "tunnel new: added" in changes.changes
+        assert "tunnel ssh: password: new" in changes.changes
+        assert not [each for each in changes.changes if each.startswith("tunnel web")]
+        assert client._running().by_name["web"] is web
+
+
+def test_a_client_that_drains_takes_nothing_new_and_does_not_connect_again() -> None:
+    with played(**two()) as client:
+        client.wait_ready(TIMEOUT)
+        connections = [each for each in client.engine.connections if each.closed is None]
+        client.drain()
+        host = client._host
+        assert host is not None
+        wait_until(host.is_idle, TIMEOUT, "it drains")
+        assert [each.dials[-1][0] for each in connections] == [None] * 2
+        stream = fake.FakeStream(encode(Connect(Address.from_text("198.51.100.9", 5353))))
+        client.engine.post(fake.stream_opened(connections[0], stream))
+        wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "the stream is refused")
+        before = len(client.engine.connections)
+        client.engine.post(fake.closed(connections[0], CloseCause.IDLE))
+        host.run(lambda: None)
+        assert len(client.engine.connections) == before
+        assert client.stats().counters["streams_refused_draining"] == 1
+        with pytest.raises(LifecycleError, match="draining"):
+            client.reload(client.config)
 
 
 def test_an_unusable_configuration_changes_nothing(tmp_path: Path) -> None:
@@ -512,7 +578,7 @@ def test_an_unusable_configuration_changes_nothing(tmp_path: Path) -> None:
         before = client.config
         connections = open_connections(client)
         with pytest.raises(ConfigErrors, match=r"ca\.pem: certificates\.paths: cannot be read"):
-            client._apply(new)
+            client._apply_now(new)
         assert client.config is before
         assert "new" not in client.tunnels
         assert open_connections(client) == connections
@@ -521,7 +587,7 @@ def test_an_unusable_configuration_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_configuration_for_the_next_start() -> None:
     client = Played(**three())
-    assert client._apply(changed(client, new={"local": SERVICE})).added == ("new",)
+    assert client._apply_now(changed(client, new={"local": SERVICE})).added == ("new",)
     with client:
         assert client.tunnels["new"].wait_ready(TIMEOUT)
 

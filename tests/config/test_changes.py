@@ -73,6 +73,8 @@ def test_a_user_who_moves_to_another_entry_has_changed_only_in_what_that_says() 
         ({"certificates": {"pem": PEM}}, ["certificates.pem: new"]),
         ({"skip_certificate_verification": True}, ["skip_certificate_verification: false -> true"]),
         ({"expected_port_range": (1, 5)}, ["expected_port_range: 1-65535 -> 1-5"]),
+        ({"local": ["127.0.0.1:80", "127.0.0.2:80"]}, ["local: 127.0.0.1:80 -> 127.0.0.1:80, 127.0.0.2:80"]),
+        ({"health": {"tcp": True}}, ["health: not set -> set"]),
     ],
 )
 def test_words_for_a_client(changes: dict[str, Any], words: list[str]) -> None:

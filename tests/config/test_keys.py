@@ -61,6 +61,12 @@ def durations(default: float) -> Row:
     return Row(default, [("1m 5s", 65.0), ("250ms", 0.25)], [5, "5", "0s", "1.5s", True, []])
 
 
+def off_or_duration(default: float) -> Row:
+    off = ("off", "Off", "no", "0", "0s", False, 0)
+    given = [("1s", 1.0), ("1500ms", 1.5), ("9h", 32400.0), *((each, 0.0) for each in off)]
+    return Row(default, given, ["999ms", "32401s", True, "on", "60", 60, -1, "", [], {}])
+
+
 BOOLEAN = [(True, True), ("off", False), (1, True), ("YES", True)]
 NO_BOOLEAN = ["maybe", 2, [], {}]
 NETWORK = Row(
@@ -114,16 +120,9 @@ HOST = {
     ),
     "relay": Row("auto", [("engine", "engine"), ("workers", "workers")], ["threads", 1, True]),
     "max_workers": Row(None, [(0, 0), (1000, 1000)], [-1, 65536, "many"]),
-    "tcp_keepalive": Row(
-        60.0,
-        [
-            ("1s", 1.0),
-            ("1500ms", 1.5),
-            ("9h", 32400.0),
-            *((off, 0.0) for off in ("off", "Off", "no", "0", "0s", False, 0)),
-        ],
-        ["999ms", "32401s", True, "on", "60", 60, -1, "", [], {}],
-    ),
+    "tcp_keepalive": off_or_duration(60.0),
+    "grace_period": off_or_duration(0.0),
+    "watch": off_or_duration(0.0),
 }
 TUNNEL = CONNECTION | {
     "server": Row(REQUIRED, [("h:1", HostPort("h", 1)), ("[::1]:2", HostPort("::1", 2))], ["h", "h:0", 443, []]),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from asport_sync.control.application import MAY_CONTROL, Application, is_local_name
-from asport_sync.control.operations import UnavailableError, UnknownNameError
+from asport_sync.control.operations import UnknownNameError
 from asport_sync.errors import ConfigError, ConfigErrors, EngineError, LifecycleError
 
 from .fake import ROW, FakeOperations
@@ -153,7 +153,6 @@ def test_a_body_that_is_not_what_was_expected(operations: FakeOperations, body: 
     ("failure", "code"),
     [
         (UnknownNameError("no such tunnel: web"), 404),
-        (UnavailableError("not available"), 501),
         (LifecycleError("this Client is not started"), 409),
         (ConfigError("expected a number", path="client.yaml", line=3, key="port"), 422),
         (EngineError(-1, "no memory"), 500),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asport_sync.client.client import Client
 from asport_sync.client.operations import ClientOperations
-from asport_sync.control.operations import UnavailableError, UnknownNameError
-from asport_sync.errors import LifecycleError
+from asport_sync.control.operations import UnknownNameError
+from asport_sync.engine import Engine
+from asport_sync.errors import ConfigError, LifecycleError
 from asport_sync.runtime import log
 from asport_sync.server.operations import ServerOperations
-from tests.host.test_lifecycle import MAKERS, PlayedServer
+from asport_sync.server.server import Server
+from tests.host.fake_engine import FakeEngine
+from tests.host.test_lifecycle import MAKERS, PEM, PlayedServer
 
 
 def operations_of(end: Any) -> ClientOperations | ServerOperations:
@@ -49,41 +52,44 @@ def test_before_between_and_after(make: Any) -> None:
                 operations.disconnect("nobody of this name")
 
 
-class Reloading:
-    """An end that can be reloaded and drained."""
-
-    def __init__(self) -> None:
-        self.drained = 0
-
-    def _running(self) -> None:
-        pass
-
-    def reload(self) -> Any:
-        return SimpleNamespace(changes=("log_level: info",), needs_restart=("relay",))
-
-    def drain(self) -> None:
-        self.drained += 1
-
-    def stats(self) -> Any:
-        return SimpleNamespace(uptime=None, running=False)
-
-
-def test_what_an_end_can_do_is_passed_on() -> None:
-    end = Reloading()
-    operations = ServerOperations(cast(Any, end))
-    assert operations.reload() == {"changes": ["log_level: info"], "needs_restart": ["relay"]}
-    operations._summary = lambda: ""  # type: ignore[method-assign]
-    assert operations.drain() == 0
-    assert end.drained == 1
-
-
-def test_what_an_end_cannot_do_is_said() -> None:
-    end = SimpleNamespace(_running=lambda: None)
-    operations = ServerOperations(cast(Any, end))
-    with pytest.raises(UnavailableError, match="not available"):
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_reload_needs_a_file(make: Any) -> None:
+    end = make()
+    operations = operations_of(end)
+    with pytest.raises(LifecycleError, match="made from options"):
         operations.reload()
-    with pytest.raises(UnavailableError, match="not available"):
-        operations.drain()
+    with end, pytest.raises(LifecycleError, match="made from options"):
+        operations.reload()
+
+
+class FileServer(Server):
+    """A server with a configuration file, whose engine is played."""
+
+    def _new_engine(self) -> Engine:
+        return FakeEngine().as_real()
+
+
+def test_a_reload_says_what_it_has_done(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    for name in ("certificate.pem", "key.pem"):
+        (tmp_path / name).write_bytes(PEM)
+    text = 'server = "127.0.0.1:0"\ncertificate = "certificate.pem"\nprivate_key = "key.pem"\nproxies = []\n'
+    file.write_text(text)
+    with FileServer.from_config(file) as end:
+        file.write_text(text + 'log_level = "info"\nrelay = "engine"\n')
+        assert operations_of(end).reload() == {"changes": ["log_level: warn -> info"], "needs_restart": ["relay"]}
+        file.write_text(text + 'log_level = "loud"\n')
+        with pytest.raises(ConfigError, match="log_level"):
+            operations_of(end).reload()
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_draining_says_how_much_is_open(make: Any) -> None:
+    end = make()
+    with end:
+        assert operations_of(end).drain() == 0
+        assert end._host is not None
+        assert end._host.is_draining
 
 
 def test_the_level_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,7 +213,7 @@ def test_check_refuses_a_key_log_that_cannot_be_written(certificate: Certificate
     [
         ({"ends": -DAY}, r"the certificate expired on \d{4}-\d\d-\d\d \d\d:\d\d UTC: clients reject"),
         ({"begins": DAY}, r"the certificate is not valid before \d{4}-.* UTC: .*; or correct this machine.s clock"),
-        ({"ends": 10 * DAY + DAY / 2}, r"the certificate expires on \d{4}-.* UTC, in 10 days: .*renew it and restart"),
+        ({"ends": 10 * DAY + DAY / 2}, r"the certificate expires on \d{4}-.* UTC, in 10 days: .*renew it and reload"),
         ({"for_handshakes": False}, r"the certificate may not sign handshakes \(keyUsage without digitalSignature\)"),
         (weakly_signed, r"the certificate or an issuer's is signed by too weak an algorithm, such as SHA-1"),
         (
@@ -293,7 +293,7 @@ class Failure:
         ),
         pytest.param(
             Failure(
-                r"server certificate rejected: .*expired.*; what to do: renew it and restart the server",
+                r"server certificate rejected: .*expired.*; what to do: renew it and reload the server",
                 r"closed by the client with code 0x12d \(certificate_expired\): "
                 r".*at fault: this server; what to do: renew it",
                 made={"begins": -3 * DAY, "ends": -DAY},

@@ -238,6 +238,21 @@ def test_disconnect(running: Running, which: str, name: str) -> None:
     assert echo(("127.0.0.1", int(row["public"].rpartition(":")[2])), b"hello") == b"hello"
 
 
+def test_reload_and_drain(running: Running) -> None:
+    for name in ("server", "client"):
+        said = running.run("reload", "--socket", name)
+        assert (said.returncode, said.stdout, said.stderr) == (0, "nothing has changed\n", "")
+    assert echo(running.public, b"hello") == b"hello"
+    said = running.run("drain", "--socket", "server")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.startswith("draining: ")
+    said = running.run("reload", "--socket", "server")
+    assert said.returncode == 1
+    assert "this Server is draining: it is not reloaded" in said.stderr
+    with pytest.raises(ConnectionRefusedError):
+        echo(running.public, b"hello")
+
+
 def test_disconnect_what_is_not_there(running: Running) -> None:
     said = running.run("disconnect", "--socket", "server", "ffffffff-ffff-ffff-ffff-ffffffffffff")
     assert said.returncode == 1

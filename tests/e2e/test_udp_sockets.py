@@ -312,8 +312,8 @@ def test_what_the_kernel_drops_is_counted(certificate: Certificate, tmp_path: Pa
 
 def without_datagrams(monkeypatch: pytest.MonkeyPatch, side: type[ServerSession] | type[ClientSession]) -> None:
     """This side takes no DATAGRAM frames (RFC 9221 section 3)."""
-    transport: Callable[[Any], Transport] = side._transport
-    monkeypatch.setattr(side, "_transport", lambda run: dataclasses.replace(transport(run), datagrams=False))
+    transport: Callable[..., Transport] = side._transport
+    monkeypatch.setattr(side, "_transport", lambda *of: dataclasses.replace(transport(*of), datagrams=False))
 
 
 @pytest.mark.parametrize("side", ["client", "server"])

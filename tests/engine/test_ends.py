@@ -67,6 +67,31 @@ def test_every_end_is_as_on_a_plain_connection(certificate: Certificate, relayed
             assert side.counter("relays_cut_short") == 0
 
 
+def test_what_was_received_and_is_not_written_yet_counts_as_a_relay(certificate: Certificate) -> None:
+    """QUIC is done with the stream by then: who waits for the end of everything must not look at streams alone."""
+    with connected(certificate) as pair:
+        stream, opened = open_stream(pair)
+        (public, visitor), (local, service) = tcp_pair(), tcp_pair()
+        public.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        visitor.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with visitor, service:
+            stream.attach(public)
+            opened.attach(local)
+            visitor.shutdown(socket.SHUT_WR)
+            data = bytes(200_000)  # less than a stream's first window
+            service.sendall(data)
+            service.shutdown(socket.SHUT_WR)
+            assert service.recv(1) == b""
+            wait_until(lambda: pair.server_connection.info().streams == 0, EVENT_TIMEOUT, "QUIC is done with it")
+            assert pair.server_connection.info().relays == 1
+            received = 0
+            while chunk := visitor.recv(65536):
+                received += len(chunk)
+            assert received == len(data)
+            for connection in (pair.server_connection, pair.client_connection):
+                wait_until(lambda each=connection: each.info().relays == 0, EVENT_TIMEOUT, "no relay is left")  # type: ignore[misc]
+
+
 def receive_slowly(sock: socket.socket) -> tuple[int, bool]:
     """Reads to the end, little at a time; how many bytes, and whether that was a reset."""
     received = 0

@@ -304,6 +304,33 @@ class FakeCredentials:
         self.freed = True
 
 
+class FakeEndpoint(str):
+    """The server's socket: equal to the text that events have."""
+
+    def __init__(self, text: str) -> None:
+        self.credentials: list[FakeCredentials] = []
+        self.transports: list[real.Transport] = []
+        self.transport_problem: EngineError | None = None
+        self.closed: bool | None = None  # with its connections or without
+
+    def set_credentials(self, credentials: FakeCredentials) -> None:
+        if self.closed is not None:
+            raise gone()
+        self.credentials.append(credentials)
+
+    def set_transport(self, transport: real.Transport) -> None:
+        if self.closed is not None:
+            raise gone()
+        if self.transport_problem is not None:
+            raise self.transport_problem
+        self.transports.append(transport)
+
+    def close(self, *, close_connections: bool = True) -> None:
+        if self.closed is not None:
+            raise gone()
+        self.closed = close_connections
+
+
 class FakeEngine:
     """The engine. ``post`` is the peer's way in; ``on_connect`` is called for each connection that a client opens."""
 
@@ -323,6 +350,8 @@ class FakeEngine:
         self.connecting: list[dict[str, Any]] = []
         self.credentials: list[dict[str, Any]] = []
         self.credentials_made: list[FakeCredentials] = []
+        self.endpoints: list[FakeEndpoint] = []
+        self.memory: int | None = None  # the receive budget
         self.credentials_problem: EngineError | None = None
         self.closes_at_once = False  # whether Closed follows the call that closes a connection
         self.certificates_found: list[real.Certificate] = []  # in whatever is looked at
@@ -349,6 +378,9 @@ class FakeEngine:
 
     def report_associations(self, on: bool) -> None:
         self.reports_associations = on
+
+    def receive_memory(self, maximum: int) -> None:
+        self.memory = maximum
 
     def keep_streams_alive(self, idle: float) -> None:
         self.keepalive = idle
@@ -408,11 +440,12 @@ class FakeEngine:
 
     def listen(
         self, sock: socket.socket, credentials: FakeCredentials, transport: real.Transport, **options: Any
-    ) -> str:
+    ) -> FakeEndpoint:
         if self.listen_problem is not None:
             raise self.listen_problem
         self.listening.append({"address": sock.getsockname(), "transport": transport, **options})
-        return "endpoint"
+        self.endpoints.append(FakeEndpoint("endpoint"))
+        return self.endpoints[-1]
 
     def connect(
         self, sock: socket.socket, credentials: FakeCredentials, transport: real.Transport, **options: Any

@@ -13,6 +13,8 @@ from . import fake_engine as fake
 PAIRS = [
     (fake.FakeEngine, real.Engine),
     (fake.FakeConnection, real.Connection),
+    (fake.FakeCredentials, real.Credentials),
+    (fake.FakeEndpoint, real.Endpoint),
     (fake.FakeStream, real.Stream),
     (fake.FakeListener, real.Listener),
     (fake.FakeUdpSocket, real.UdpSocket),

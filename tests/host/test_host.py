@@ -57,6 +57,12 @@ class Recorder(Session):
     def handle(self, event: Event) -> None:
         self.events.append(event)
 
+    def drain(self) -> None:
+        self._note("drain")
+
+    def connections(self) -> list[Connection]:
+        return []
+
     def stream_label(self, connection: Connection) -> str:
         return f"{self.name}: "
 

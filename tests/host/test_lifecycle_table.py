@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -71,6 +72,12 @@ class Nothing(Session):
     def end(self, grace_period: float, ended: Callable[[], object]) -> None:
         ended()
 
+    def drain(self) -> None:
+        pass
+
+    def connections(self) -> list[Connection]:
+        return []
+
     def close(self) -> None:
         self.during("close")
 
@@ -82,6 +89,8 @@ class Nothing(Session):
 class Played(Lifecycle[ServerConfig, Nothing]):
     """A lifecycle of that session on an engine that is played. ``plan`` says what happens where."""
 
+    _side = "server"
+
     def __init__(self) -> None:
         super().__init__(CONFIG)
         self.engines: list[FakeEngine] = []
@@ -91,8 +100,12 @@ class Played(Lifecycle[ServerConfig, Nothing]):
         return self._read_stats(Nothing.stats, Stats)
 
     @staticmethod
-    def _load(source: Any) -> Any:
-        return source
+    def _load(file: Path) -> Any:
+        raise AssertionError
+
+    def _apply(self, config: ServerConfig) -> tuple[str, ...]:
+        self._during("apply")
+        return ()
 
     def _new_engine(self) -> Engine:
         self.engines.append(FakeEngine())
@@ -117,12 +130,15 @@ class Played(Lifecycle[ServerConfig, Nothing]):
         if what == "start":
             with pytest.raises(LifecycleError):
                 self.start()
+        elif what == "reload":
+            with pytest.raises(LifecycleError):
+                self.reload(CONFIG)
         elif what is not None:
             getattr(self, what)()
 
 
-PLACES = st.sampled_from(["prepare", "close", "stats"])
-INTERRUPTIONS = st.sampled_from(["fail", "start", "stop", "stats"])
+PLACES = st.sampled_from(["prepare", "close", "stats", "apply"])
+INTERRUPTIONS = st.sampled_from(["fail", "start", "stop", "stats", "reload"])
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -162,6 +178,19 @@ class AnyOrder(RuleBasedStateMachine):
         was, stops = self.played.running, self.played.plan.get("stats") == "stop"
         assert self.played.stats().running is was
         assert self.played.running is (was and not stops)
+
+    @rule()
+    def reload(self) -> None:
+        was, what = self.played.running, self.played.plan.get("apply")
+        try:
+            self.played.reload(CONFIG)
+        except LifecycleError:
+            assert not was
+        except ZeroDivisionError:
+            assert what == "fail"
+        else:
+            assert was
+            assert self.played.running is (what != "stop")
 
     @invariant()
     def at_rest(self) -> None:

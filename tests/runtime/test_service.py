@@ -21,7 +21,7 @@ import pytest
 
 from asport_sync.runtime import log, notify
 from asport_sync.runtime.counters import CounterTable
-from asport_sync.runtime.signals import Termination
+from asport_sync.runtime.signals import Signals
 from tests.runtime.clock import VirtualClock
 
 
@@ -36,11 +36,13 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
         assert notify.status("fine")
         assert notify.feed_watchdog()
         assert notify.stopping()
-        assert [manager.recv(1000) for _ in range(4)] == [
+        assert notify.stopping(2.5)
+        assert [manager.recv(1000) for _ in range(5)] == [
             b"READY=1\nSTATUS=up and running",
             b"STATUS=fine",
             b"WATCHDOG=1",
             b"STOPPING=1",
+            b"STOPPING=1\nEXTEND_TIMEOUT_USEC=2500000",
         ]
 
 
@@ -64,6 +66,20 @@ def test_the_watchdog_is_fed_three_times_in_its_period(
         else:
             monkeypatch.setenv(name, str(os.getpid()) if value == "this" else value)
     assert notify.watchdog_interval() == interval
+
+
+def test_systemd_is_told_of_a_reload_and_when_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Type=notify-reload: a READY=1 counts if it follows the time given here."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        assert notify.reloading()
+        after = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        found = re.fullmatch(rb"RELOADING=1\nMONOTONIC_USEC=(\d+)", manager.recv(1000))
+        assert found is not None
+        assert before <= int(found[1]) <= after
 
 
 @pytest.mark.parametrize("name", [None, "", "relative", "/does/not/exist"])
@@ -106,23 +122,73 @@ def never() -> Iterator[int]:
 def test_the_first_signal_is_ours_and_the_second_the_program_s(
     handlers: list[str], never: int, number: signal.Signals
 ) -> None:
-    with Termination() as termination:
+    with Signals() as signals:
         signal.raise_signal(number)
-        assert (termination.wait(never), handlers) == (number.name, [])
+        assert (signals.wait(never), handlers) == (number.name, [])
         signal.raise_signal(number)
-        assert (termination.wait(never), handlers) == (number.name, [number.name])
+        assert (signals.wait(never, 0.0), handlers) == (None, [number.name])
     signal.raise_signal(number)
     assert handlers == [number.name] * 2
 
 
+def test_a_second_signal_may_be_ours_as_well(handlers: list[str], never: int) -> None:
+    with Signals(2) as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.wait(never) == "SIGTERM"
+        assert signals.wait(never, 0.01) is None
+        signal.raise_signal(signal.SIGINT)
+        assert (signals.wait(never), handlers) == ("SIGINT", [])
+        signal.raise_signal(signal.SIGTERM)
+        assert handlers == ["SIGTERM"]
+
+
+def test_signals_that_are_released_are_the_program_s(handlers: list[str], never: int) -> None:
+    with Signals() as signals:
+        signals.max_endings = 2
+        signal.raise_signal(signal.SIGTERM)
+        signals.release()
+        signal.raise_signal(signal.SIGTERM)
+        assert handlers == ["SIGTERM"]
+
+
+@pytest.fixture
+def default_hang_up() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_hang_up_is_ours_any_number_of_times(handlers: list[str], never: int, default_hang_up: None) -> None:
+    with Signals() as signals:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.wait(never) == "SIGHUP"
+        # Those that come while the first is dealt with are one.
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert signals.wait(never) == "SIGHUP"
+        assert signals.wait(never, 0.0) is None
+        # An end comes first.
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.wait(never) == "SIGTERM"
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert handlers == []
+
+
+def test_a_hang_up_that_another_thread_takes_wakes_the_main_thread(never: int, default_hang_up: None) -> None:
+    with Signals() as signals:
+        assert wait_while_others_take(signals, never, signal.SIGHUP) == "SIGHUP"
+
+
 def test_handlers_are_put_back_without_a_signal(handlers: list[str]) -> None:
-    with Termination():
+    with Signals():
         pass
     signal.raise_signal(signal.SIGTERM)
     assert handlers == ["SIGTERM"]
 
 
-def wait_while_others_take(termination: Termination, descriptor: int, *numbers: signal.Signals) -> str | None:
+def wait_while_others_take(signals: Signals, descriptor: int, *numbers: signal.Signals) -> str | None:
     """Waits, most likely asleep, while another thread sends signals to itself, one by one."""
 
     def send() -> None:
@@ -133,7 +199,7 @@ def wait_while_others_take(termination: Termination, descriptor: int, *numbers: 
     sender = threading.Thread(target=send)
     sender.start()
     try:
-        return termination.wait(descriptor)
+        return signals.wait(descriptor)
     finally:
         sender.join(10)
 
@@ -142,8 +208,8 @@ def wait_while_others_take(termination: Termination, descriptor: int, *numbers: 
 def test_a_signal_that_another_thread_takes_wakes_the_main_thread(
     handlers: list[str], never: int, number: signal.Signals
 ) -> None:
-    with Termination() as termination:
-        assert wait_while_others_take(termination, never, number) == number.name
+    with Signals() as signals:
+        assert wait_while_others_take(signals, never, number) == number.name
     assert handlers == []
 
 
@@ -157,9 +223,9 @@ def others() -> Iterator[list[str]]:
 
 
 def test_other_signals_end_nothing_and_are_handled_at_once(handlers: list[str], others: list[str], never: int) -> None:
-    with Termination() as termination:
+    with Signals() as signals:
         numbers = (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM)
-        assert wait_while_others_take(termination, never, *numbers) == "SIGTERM"
+        assert wait_while_others_take(signals, never, *numbers) == "SIGTERM"
     assert (others, handlers) == (["SIGUSR1"] * 2, [])
 
 
@@ -169,8 +235,8 @@ def test_what_another_handler_raises_ends_the_wait(handlers: list[str], never: i
 
     earlier = signal.signal(signal.SIGUSR1, raises)
     try:
-        with Termination() as termination, pytest.raises(TimeoutError, match="enough"):
-            wait_while_others_take(termination, never, signal.SIGUSR1)
+        with Signals() as signals, pytest.raises(TimeoutError, match="enough"):
+            wait_while_others_take(signals, never, signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, earlier)
     signal.raise_signal(signal.SIGTERM)
@@ -178,11 +244,11 @@ def test_what_another_handler_raises_ends_the_wait(handlers: list[str], never: i
 
 
 def test_more_signals_than_a_pipe_holds(handlers: list[str], others: list[str], never: int) -> None:
-    with Termination() as termination:
+    with Signals() as signals:
         for _ in range(70_000):  # a pipe holds 65,536 bytes
             signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGTERM)
-        assert termination.wait(never) == "SIGTERM"
+        assert signals.wait(never) == "SIGTERM"
     assert len(others) == 70_000
 
 
@@ -190,8 +256,8 @@ def test_the_wait_ends_with_its_descriptor() -> None:
     reader, writer = os.pipe()
     try:
         os.write(writer, b"\0")
-        with Termination() as termination:
-            assert termination.wait(reader) is None
+        with Signals() as signals:
+            assert signals.wait(reader) is None
     finally:
         os.close(reader)
         os.close(writer)
@@ -202,7 +268,7 @@ def test_an_earlier_descriptor_for_signals_is_put_back(others: list[str], closed
     reader, writer = os.pipe2(os.O_NONBLOCK)
     before = signal.set_wakeup_fd(writer)
     try:
-        with Termination():
+        with Signals():
             signal.raise_signal(signal.SIGUSR1)
             if closed:
                 os.close(writer)
@@ -223,9 +289,9 @@ def test_outside_the_main_thread_signals_are_left_alone(handlers: list[str]) -> 
 
     def enter() -> None:
         before = signal.getsignal(signal.SIGTERM)
-        with Termination() as termination:
+        with Signals() as signals:
             during.append(signal.getsignal(signal.SIGTERM) is before)
-            during.append(termination.wait(reader))
+            during.append(signals.wait(reader))
 
     try:
         os.write(writer, b"\0")
@@ -242,7 +308,7 @@ def test_outside_the_main_thread_signals_are_left_alone(handlers: list[str]) -> 
 def test_what_a_program_does_with_a_hang_up_stays(own: Any) -> None:
     before = signal.signal(signal.SIGHUP, own)
     try:
-        with Termination():
+        with Signals():
             assert signal.getsignal(signal.SIGHUP) is own
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -252,7 +318,7 @@ def test_signals_are_unblocked_meanwhile() -> None:
     ours = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*ours, signal.SIGUSR1})
     try:
-        with Termination():
+        with Signals():
             assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {*ours, signal.SIGUSR1} == {signal.SIGUSR1}
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= ours
     finally:
@@ -285,6 +351,24 @@ def test_the_commands_lines_have_time_level_and_part() -> None:
     assert len(lines) == 2
     assert re.fullmatch(stamp + " INFO server: first", lines[0])
     assert re.fullmatch(stamp + " INFO server: second 2", lines[1])
+
+
+@pytest.mark.parametrize(("follows", "expected"), [(False, logging.ERROR), (True, logging.INFO)])
+def test_the_level_follows_the_configuration_unless_the_command_line_gives_one(
+    monkeypatch: pytest.MonkeyPatch, follows: bool, expected: int
+) -> None:
+    monkeypatch.setattr(log, "_follows", False)
+    root = logging.getLogger(log.ROOT)
+    before = root.level
+    with tempfile.TemporaryFile() as file:
+        handler = log.configure("error", file.fileno(), follows=follows)
+        try:
+            log.set_level("info", configured=True)
+            assert root.level == expected
+        finally:
+            handler.close()
+            root.removeHandler(handler)
+            root.setLevel(before)
 
 
 def test_a_traceback_is_part_of_the_record() -> None:

@@ -20,6 +20,7 @@ import pytest
 from asport_sync.config import ServerConfig
 from asport_sync.engine import Carrier, CloseCause, Connection
 from asport_sync.errors import ConfigError, EngineError
+from asport_sync.host.certificates import Loaded, Validity, load_server
 from asport_sync.host.host import Host
 from asport_sync.runtime import machine, sockets
 from asport_sync.server.policy import Exporter, Policy, User, users_of
@@ -1074,6 +1075,206 @@ def test_who_comes_back_finds_the_same_port() -> None:
         for each in (keeper, connection):
             scene.session.handle(fake.closed(each))
         assert answers(scene.join()) == [ServerHello(SUCCESS, second)]
+
+
+# --- another configuration --------------------------------------------------------------------------------------------
+
+
+def changed(scene: Scene, *, proxy: dict[str, Any] | None = None, **options: Any) -> ServerConfig:
+    """The configuration of a scene with changes, and one with which it has them."""
+    proxies = [
+        {
+            "users": {str(ALICE): PASSWORD, str(BOB): PASSWORD},
+            "bind_ip": HOST,
+            "allow_ports": scene.number,
+            **(proxy or {}),
+        }
+    ]
+    return ServerConfig.from_options(
+        server=f"{HOST}:0", certificate=PEM, private_key=PEM, **{"proxies": proxies, **options}
+    )
+
+
+def apply(scene: Scene, config: ServerConfig, **found: Any) -> Loaded:
+    """Has a session follow a configuration."""
+    loaded = load_server(config, scene.engine.as_real(), None)
+    loaded = dataclasses.replace(loaded, **found)
+    scene.session.apply(config, loaded)
+    scene.settle()
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("proxy", "why"),
+    [
+        ({"users": {str(BOB): PASSWORD}}, "removal"),
+        ({"users": {str(ALICE): "another", str(BOB): PASSWORD}}, "change of the password"),
+        ({"allow_ports": 9}, "change of allow_ports"),
+        ({"allow_network": "udp"}, "change of allow_network"),
+        ({"bind_ip": "127.0.0.2"}, "change of bind_ip or only_v6"),
+    ],
+)
+def test_a_client_that_a_new_configuration_does_not_allow_is_disconnected(
+    scene: Scene, caplog: pytest.LogCaptureFixture, proxy: dict[str, Any], why: str
+) -> None:
+    connection = scene.join()
+    with caplog.at_level(logging.INFO, "asport_sync"):
+        apply(scene, changed(scene, proxy=proxy))
+    assert connection.closed == (0, 0.0)
+    assert connection.listeners[0].closed
+    assert connection.udp[0].closed
+    assert not reachable(scene.number)
+    assert scene.counter("clients_ended_by_reload") == 1
+    assert f"client {HOST}:40000: disconnected: {why} of user {ALICE}" in caplog.text
+    scene.session.handle(fake.closed(connection))
+    assert len(scene.session._claims._ports) == 0
+
+
+@pytest.mark.parametrize(
+    ("proxy", "options"),
+    [
+        ({}, {}),
+        ({"users": {str(ALICE): PASSWORD}}, {}),  # the other user is removed
+        ({"max_clients": 1, "dialect": "draft"}, {"dialect": "flags", "authentication_failed_reply": False}),
+        ({"allow_ports": [(1, 65535)]}, {"max_idle_time": 7, "udp_session_timeout": 8}),
+    ],
+)
+def test_a_client_that_a_new_configuration_still_allows_does_not_notice(
+    scene: Scene, proxy: dict[str, Any], options: dict[str, Any]
+) -> None:
+    connection = scene.join()
+    sent = list(connection.sent)
+    apply(scene, changed(scene, proxy=proxy, **options))
+    assert (connection.closed, connection.sent) == (None, sent)
+    assert not connection.listeners[0].closed
+    assert not connection.udp[0].closed
+    assert scene.counter("clients_ended_by_reload") == 0
+
+
+def test_clients_that_stay_keep_what_a_port_for_tcp_alone_needs() -> None:
+    with scene_of() as scene:
+        connection = scene.join(mode=0)
+        apply(scene, changed(scene, proxy={"allow_network": "tcp"}))
+        assert connection.closed is None
+        apply(scene, changed(scene, proxy={"allow_network": "udp"}))
+        assert connection.closed is not None
+
+
+def test_new_clients_are_judged_by_the_new_configuration(scene: Scene) -> None:
+    other = free_port()
+    users = {str(ALICE): "another", str(BOB): {"password": PASSWORD, "max_clients": 1}}
+    config = changed(scene, proxy={"users": users, "allow_ports": other}, handshake_timeout=1.5)
+    apply(scene, config)
+    assert answers(scene.join()) == [ServerHello(ServerHelloCode.AUTH_FAILED)]
+    assert answers(scene.join(password="another")) == [ServerHello(SUCCESS, other)]
+    silent = scene.connect()
+    scene.pass_time(1.6)
+    assert silent.closed is not None
+
+
+def test_fewer_clients_of_a_user_apply_to_new_ones_only() -> None:
+    with scene_of(proxy={"allow_ports": [(20000, 32000)]}) as scene:
+        several = [scene.join() for _ in range(3)]
+        apply(scene, changed(scene, proxy={"allow_ports": [(20000, 32000)], "max_clients": 1}))
+        assert [each.closed for each in several] == [None] * 3
+        another = scene.join()
+        for each in several:
+            scene.session.handle(fake.probed(each, alive=True))
+        assert answers(another) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+        assert scene.counter("clients_refused_limit") == 1
+
+
+def test_a_client_whose_port_is_still_searched_is_disconnected_if_its_user_has_changed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would get a port by the earlier settings."""
+
+    def refuse(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(sockets, "listen_tcp", refuse)
+    clients = {}
+    for user in (ALICE, BOB):
+        connection = clients[user] = scene.connect()
+        hello = ClientHello(user, token_of(connection, user, PASSWORD), 3, 1, 65535)
+        scene.session.handle(fake.command(connection, encode(hello)))
+    silent = scene.connect()
+    users = {str(ALICE): {"password": PASSWORD, "max_clients": 2}, str(BOB): PASSWORD}
+    config = changed(scene, proxy={"users": users})
+    scene.session.apply(config, load_server(config, scene.engine.as_real(), None))
+    assert clients[ALICE].closed is not None
+    assert clients[BOB].closed is None
+    assert silent.closed is None
+    monkeypatch.undo()
+    scene.pass_time(0.3)
+    assert answers(clients[ALICE]) == []
+    assert answers(clients[BOB]) == [ServerHello(SUCCESS, scene.number)]
+
+
+def test_the_engine_gets_new_settings_and_credentials(scene: Scene) -> None:
+    (endpoint,) = scene.engine.endpoints
+    (first,) = scene.engine.credentials_made
+    loaded = apply(scene, changed(scene, max_idle_time=7, alpn=["other"]))
+    assert [each.idle_timeout for each in endpoint.transports] == [7.0]
+    assert cast(Any, endpoint.credentials) == [loaded.credentials]
+    assert endpoint.credentials[0] is scene.engine.credentials_made[1]
+    assert scene.engine.credentials[1]["alpn"] == [b"other"]
+    assert [each.freed for each in scene.engine.credentials_made] == [True, False]
+    assert first.freed
+
+
+def test_settings_that_the_engine_refuses_change_nothing(scene: Scene) -> None:
+    (endpoint,) = scene.engine.endpoints
+    endpoint.transport_problem = EngineError(-3, "an argument is out of range")
+    connection = scene.join()
+    before = scene.session.loaded
+    with pytest.raises(EngineError, match="out of range"):
+        apply(scene, changed(scene, proxy={"users": {str(BOB): PASSWORD}}))
+    assert (connection.closed, endpoint.credentials, scene.session.loaded) == (None, [], before)
+    assert not scene.engine.credentials_made[0].freed
+
+
+def test_warnings_of_certificates_follow_the_new_one(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    config = changed(scene)
+    apply(scene, config, validity=Validity(["is odd"]))
+    apply(scene, config, validity=Validity(["is odd"]))  # the same again
+    apply(scene, config, validity=Validity(["is strange"]))
+    assert [message for message in caplog.messages if message.startswith("is ")] == ["is odd", "is strange"]
+    assert scene.host._validities == [Validity(["is strange"])]
+
+
+def test_associations_follow_another_timeout(scene: Scene) -> None:
+    connection = scene.join()
+    apply(scene, changed(scene, udp_session_timeout=4))
+    wait_until(lambda: 4.0 in connection.idle_asked, TIMEOUT, "they are looked for with the new one")
+
+
+# --- draining ---------------------------------------------------------------------------------------------------------
+
+
+def test_draining_accepts_no_clients_and_no_visitors(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    joined, waiting = scene.join(), scene.connect()
+    assert cast(Any, scene.session.connections()) == [joined, waiting]
+    assert scene.session.is_idle()
+    with caplog.at_level(logging.INFO, "asport_sync"):
+        scene.session.drain()
+        scene.settle()
+        assert scene.engine.endpoints[0].closed is False  # without its connections
+        assert (joined.closed, joined.listeners[0].closed) == (None, True)
+        assert not reachable(scene.number)
+        assert waiting.closed is not None
+        late = scene.connect()
+        assert late.closed is not None
+    assert scene.counter("clients_refused_draining") == 2
+    assert caplog.text.count("refused: the server is draining") == 2
+    assert scene.session.status == "draining, 3 clients"
+    # UDP sources that are known go on; a new one is refused.
+    (udp,) = joined.udp
+    assert not udp.closed
+    scene.session.handle(fake.source_unknown(joined, udp))
+    scene.settle()
+    assert udp.refused == [fake.PEER]
+    assert scene.counter("udp_sources_refused_draining") == 1
 
 
 # --- start, stop, figures ---------------------------------------------------------------------------------------------
