@@ -3,12 +3,12 @@
  *
  * A file includes headers, and calls functions, only of itself and of files listed before it. Folders are the layers,
  * lowest first:
- *   core    clock random list counters reserve budget pipe map slab rotation descriptors wake ready events udp
+ *   core    clock random list counters reserve budget pipe map slab rotation descriptors wake ready bucket events udp
  *   tunnel  packet keepalive stream dgram association message
  *   quic    tls_messages compat frames reading handshake tls_credentials tls_session tls source
  *   quic    conn_state conn_credit conn_streams conn_memory conn_packets conn_callbacks conn conn_send conn_setup
  *   quic    endpoint_admission endpoint
- *   engine  engine_state engine_back_off engine_udp engine_memory fair_share tcp engine_commands engine
+ *   engine  engine_state engine_back_off engine_buckets engine_udp engine_memory fair_share tcp engine_commands engine
  *   api     api api_traffic relay
  */
 #ifndef AQ_H

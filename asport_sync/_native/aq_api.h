@@ -90,6 +90,15 @@ enum aq_event_type {
     AQ_EVENT_ASSOCIATION_ENDED = 17
 };
 
+/* Direction of payload, as this side sees it: read from sockets and sent to the peer, or the other way. */
+enum aq_direction { AQ_DIRECTION_SENT = 0, AQ_DIRECTION_RECEIVED = 1 };
+
+typedef struct {
+    uint64_t rate;    /* bytes per second; 0: no limit */
+    uint64_t waits;   /* how often a stream has waited for it */
+    uint64_t dropped; /* datagrams dropped */
+} aq_bucket_info;
+
 /* Why a connection ended. */
 enum aq_close_cause {
     AQ_CLOSE_LOCAL = 1,             /* aq_connection_close() was called here */
@@ -412,6 +421,21 @@ int64_t aq_stream_attach(aq_engine *engine, aq_id stream, int32_t fd);
 
 /* [any] Sends RESET_STREAM and STOP_SENDING with this code immediately. */
 int64_t aq_stream_reset(aq_engine *engine, aq_id stream, uint64_t code);
+
+/* ---- bandwidth limits ---------------------------------------------------------------------------------------- */
+
+/* A token bucket limits the payload (bytes of TCP and UDP, without what QUIC adds) of all connections that it is given
+ * to, together, to `rate` bytes per second, at most 12,500,000,000; 0: no limit, until aq_bucket_rate() sets one. Short
+ * bursts may be 10 ms of the rate, or 16 KiB, longer; bursts of datagrams 40 ms more. Streams wait, datagrams are
+ * dropped and counted. */
+aq_id aq_bucket_open(aq_engine *engine, uint64_t rate);                            /* [any] */
+int64_t aq_bucket_rate(aq_engine *engine, aq_id bucket, uint64_t rate);            /* [any] changes it */
+int64_t aq_bucket_info_get(aq_engine *engine, aq_id bucket, aq_bucket_info *info); /* [any] */
+int64_t aq_bucket_close(aq_engine *engine, aq_id bucket); /* [any] connections that have it keep it */
+
+/* [any] Gives a bucket to a connection for its payload in one direction (aq_direction), from now on and until its end;
+ * also for existing streams and associations. AQ_ERR_LIMIT: it has two other ones already. */
+int64_t aq_connection_bucket(aq_engine *engine, aq_id connection, aq_id bucket, uint32_t direction);
 
 /* ---- UDP ---------------------------------------------------------------------------------------------------- */
 

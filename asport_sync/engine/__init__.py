@@ -41,15 +41,17 @@ from .events import (
     UdpRefused,
     Violation,
 )
-from .handles import Connection, Credentials, Endpoint, Listener, Stream, UdpSocket
+from .handles import Bucket, Connection, Credentials, Endpoint, Listener, Stream, UdpSocket
 from .values import (
     STREAM_REFUSED,
+    BucketInfo,
     Carrier,
     Certificate,
     CloseCause,
     CongestionControl,
     ConnectionInfo,
     CounterDescription,
+    Direction,
     StreamEnd,
     StreamResult,
     Transport,
@@ -61,6 +63,8 @@ __all__ = [
     "AcceptFailed",
     "AssociationEnded",
     "AssociationWanted",
+    "Bucket",
+    "BucketInfo",
     "Carrier",
     "Certificate",
     "CloseCause",
@@ -72,6 +76,7 @@ __all__ = [
     "ConnectionInfo",
     "CounterDescription",
     "Credentials",
+    "Direction",
     "Endpoint",
     "Engine",
     "Event",

@@ -16,7 +16,7 @@ from asport_sync.errors import EngineClosedError, EngineError, HandleGoneError, 
 
 from .binding import SocketAddress, error_number, error_of, ffi, lib, nanoseconds, to_address
 from .events import Event, event_of
-from .handles import Connection, Credentials, Endpoint
+from .handles import Bucket, Connection, Credentials, Endpoint
 from .values import Certificate, CounterDescription, Transport, fill_transport
 
 _EVENTS_PER_WAIT = 64  # maximum number of events per cffi call; 25 KiB
@@ -163,6 +163,14 @@ class Engine:
         the connections that hold the most are closed.
         """
         self.call(lib.aq_receive_memory, maximum)
+
+    def new_bucket(self, rate: int) -> Bucket:
+        """Creates a token bucket for any number of connections: ``Connection.use_bucket``.
+
+        Args:
+            rate: Bytes of payload per second; 0: no limit.
+        """
+        return Bucket(self, self.call(lib.aq_bucket_open, rate))
 
     def share_udp(self, on: bool) -> None:
         """Sets whether the engine may leave busy UDP sockets to the pump; UdpLargeTransfer hands them over."""

@@ -16,7 +16,17 @@ from asport_sync.forked import no_fork
 from asport_sync.hidden import HiddenBytes
 
 from .binding import SocketAddress, ffi, from_address, lib, nanoseconds, to_address
-from .values import STREAM_REFUSED, Carrier, ConnectionInfo, StreamResult, Transport, fill_transport, stream_result
+from .values import (
+    STREAM_REFUSED,
+    BucketInfo,
+    Carrier,
+    ConnectionInfo,
+    Direction,
+    StreamResult,
+    Transport,
+    fill_transport,
+    stream_result,
+)
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -103,6 +113,25 @@ class Listener(Handle):
     def close(self) -> None:
         """Stops accepting before it returns. Accepted connections continue."""
         self.engine.call(lib.aq_listener_close, self.id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bucket(Handle):
+    """A token bucket: limits the payload of all connections that use it, together."""
+
+    def set_rate(self, rate: int) -> None:
+        """Changes the rate, in bytes per second; 0: no limit."""
+        self.engine.call(lib.aq_bucket_rate, self.id, rate)
+
+    def info(self) -> BucketInfo:
+        """Returns its rate, and how much it has held back."""
+        raw = ffi.new("aq_bucket_info *")
+        self.engine.call(lib.aq_bucket_info_get, self.id, raw)
+        return BucketInfo(raw.rate, raw.waits, raw.dropped)
+
+    def close(self) -> None:
+        """Releases the handle. Connections that use the bucket keep it."""
+        self.engine.call(lib.aq_bucket_close, self.id)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -266,6 +295,18 @@ class Connection(Handle):
             associations=raw.associations,
             datagrams_queued=raw.datagrams_queued,
         )
+
+    def use_bucket(self, bucket: Bucket, direction: Direction) -> None:
+        """Limits the payload in one direction, from now on and until the end of the connection.
+
+        Args:
+            bucket: Shared with any other connections.
+            direction: Which payload.
+
+        Raises:
+            EngineError: It uses two other buckets in this direction already.
+        """
+        self.engine.call(lib.aq_connection_bucket, self.id, bucket.id, direction)
 
     def open_stream(self, header: bytes) -> Stream:
         """Opens a bidirectional stream that begins with ``header`` (at most 64 bytes).

@@ -25,6 +25,18 @@ class Carrier(enum.IntEnum):
     STREAM = 1
 
 
+class Direction(enum.IntEnum):
+    """Direction of payload as this side sees it: from its sockets to the peer, or from the peer to its sockets."""
+
+    SENT = 0
+    RECEIVED = 1
+
+    @property
+    def opposite(self) -> Direction:
+        """The other direction."""
+        return Direction(1 - self)
+
+
 class CloseCause(enum.IntEnum):
     """Why a connection ended."""
 
@@ -128,6 +140,21 @@ class CounterDescription:
     unit: str
     help: str
     counts_drops: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BucketInfo:
+    """State of a token bucket.
+
+    Attributes:
+        rate: Bytes per second; 0: no limit.
+        waits: How often a stream has waited for it.
+        dropped: Datagrams dropped.
+    """
+
+    rate: int
+    waits: int
+    dropped: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

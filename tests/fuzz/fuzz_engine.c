@@ -536,6 +536,13 @@ static void do_udp(aq_engine *engine)
                                (uint64_t)what * AQ_NSEC_PER_MSEC);
         aq_streams_report(engine, what & 64, what & 32);
         aq_associations_report(engine, what & 32);
+        if (what & 16)
+            remember(aq_bucket_open(engine, fuzz_u16(&run.input) % 512 * 1000U));
+        aq_connection_bucket(engine, pick(AQ_KIND_CONNECTION), pick(AQ_KIND_BUCKET), what & 1);
+        if (what & 128)
+            aq_bucket_rate(engine, pick(AQ_KIND_BUCKET), fuzz_u16(&run.input) % 512 * 1000U);
+        if ((what & 192) == 64)
+            aq_bucket_close(engine, pick(AQ_KIND_BUCKET));
         break;
     default:
         (void)!send(udp_service, bytes, fuzz_u16(&run.input) % 20000, MSG_DONTWAIT);

@@ -83,6 +83,29 @@ class FakeListener:
         self.closed = True
 
 
+class FakeBucket:
+    """A token bucket: its rates, and what the test says that it has dropped."""
+
+    def __init__(self, rate: int) -> None:
+        self.rates = [rate]  # as they were set
+        self.dropped = 0
+        self.closed = False
+
+    def set_rate(self, rate: int) -> None:
+        assert not self.closed
+        self.rates.append(rate)
+
+    def info(self) -> real.BucketInfo:
+        if self.closed:
+            raise gone()
+        return real.BucketInfo(self.rates[-1], 0, self.dropped)
+
+    def close(self) -> None:
+        if self.closed:
+            raise gone()
+        self.closed = True
+
+
 class FakeUdpSocket:
     """A UDP socket in a connection's service. The engine's part of reading it is the test's."""
 
@@ -189,6 +212,7 @@ class FakeConnection:
         self.listeners: list[FakeListener] = []
         self.dials: list[tuple[real.SocketAddress | None, float, float]] = []
         self.open_streams = 0
+        self.buckets: list[tuple[FakeBucket, real.Direction]] = []
         self.is_gone = False
 
     def _check(self) -> None:
@@ -245,6 +269,10 @@ class FakeConnection:
                 "silence": self.silence,
             }
         )
+
+    def use_bucket(self, bucket: FakeBucket, direction: real.Direction) -> None:
+        self._check()
+        self.buckets.append((bucket, direction))
 
     def accept(self, listener: socket.socket, *, for_workers: bool = False) -> FakeListener:
         self._check()
@@ -344,6 +372,7 @@ class FakeEngine:
         self.reports_begins = False
         self.reports_associations = False
         self.keepalive: float | None = None
+        self.buckets: list[FakeBucket] = []
         self.shared: list[int] = []  # workers, as they were offered
         self.shares_udp: bool | None = None
         self.listening: list[dict[str, Any]] = []
@@ -392,6 +421,10 @@ class FakeEngine:
 
     def share_udp(self, on: bool) -> None:
         self.shares_udp = on
+
+    def new_bucket(self, rate: int) -> FakeBucket:
+        self.buckets.append(FakeBucket(rate))
+        return self.buckets[-1]
 
     def stop(self) -> None:
         if not self._stopped:

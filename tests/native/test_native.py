@@ -69,6 +69,7 @@ class NativeTest:
 
 ASSOCIATION = (
     "tunnel/association.c",
+    "core/bucket.c",
     "tunnel/dgram.c",
     "core/events.c",
     "core/map.c",
@@ -88,6 +89,7 @@ STREAM = (
     "core/reserve.c",
     "core/slab.c",
     "core/ready.c",
+    "core/bucket.c",
     "core/wake.c",
     "core/clock.c",
 )
@@ -101,6 +103,7 @@ TESTS = (
     NativeTest("pipe", ("core/pipe.c", "core/budget.c", "core/reserve.c", "core/clock.c"), threaded=True),
     NativeTest("reserve", ("core/reserve.c", "core/budget.c", "core/pipe.c"), wraps=("malloc",)),
     NativeTest("budget", ("core/budget.c", "core/reserve.c"), threaded=True, wraps=("malloc",)),
+    NativeTest("bucket", ("core/bucket.c", "core/ready.c", "core/wake.c", "core/clock.c"), threaded=True),
     NativeTest("list", ()),
     NativeTest("slab", ("core/slab.c",), threaded=True),
     NativeTest("map", ("core/map.c",)),

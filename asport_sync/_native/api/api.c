@@ -19,6 +19,7 @@
 #define MAX_STREAMS 1048576
 #define MAX_UDP 262144
 #define MAX_LISTENERS 262144
+#define MAX_BUCKETS 262144 /* two for each user with a limit */
 /* Maximum number of workers that relay at the same time. Each costs a thread, so Python's own limit is far lower. */
 #define MAX_WAKES 16384
 /* Receive budget until Python sets another one; bytes. */
@@ -163,6 +164,11 @@ static void destroy_listener(void *object)
     free(listener);
 }
 
+static void destroy_bucket(void *object)
+{
+    aq_bucket_unref(object);
+}
+
 static void destroy_nothing(void *object)
 {
     AQ_UNUSED(object); /* endpoints belong to the engine thread; their ids do not keep them alive */
@@ -212,6 +218,8 @@ static int64_t init_tables(aq_engine *engine)
         goto no_udps;
     if (aq_slab_init(&engine->listeners, AQ_KIND_LISTENER, MAX_LISTENERS, destroy_listener) != AQ_OK)
         goto no_listeners;
+    if (aq_slab_init(&engine->buckets, AQ_KIND_BUCKET, MAX_BUCKETS, destroy_bucket) != AQ_OK)
+        goto no_buckets;
     if (aq_reserve_init(&engine->reserve, &engine->counters) != AQ_OK)
         goto no_reserve;
     if (aq_pool_init(&engine->pool, POOL_IDLE) != AQ_OK)
@@ -229,6 +237,8 @@ no_events:
 no_pool:
     aq_reserve_destroy(&engine->reserve);
 no_reserve:
+    aq_slab_destroy(&engine->buckets);
+no_buckets:
     aq_slab_destroy(&engine->listeners);
 no_listeners:
     aq_slab_destroy(&engine->udps);
@@ -253,6 +263,8 @@ static void release_ready(aq_engine *engine)
             aq_slab_put(&engine->streams, ((aq_stream *)(void *)node)->id);
         else if (node->kind == AQ_READY_CREDIT)
             aq_credit_unref((aq_credit *)(void *)node);
+        else if (node->kind == AQ_READY_BUCKET)
+            aq_bucket_unref((aq_bucket *)(void *)node);
         else
             aq_assocs_unref((aq_assocs *)(void *)node);
     }
@@ -267,6 +279,7 @@ static void destroy_tables(aq_engine *engine)
     aq_slab_destroy(&engine->connections);
     aq_slab_destroy(&engine->endpoints);
     aq_slab_destroy(&engine->credentials);
+    aq_slab_destroy(&engine->buckets);
     release_ready(engine); /* added by the destructors of the tables */
     aq_ready_destroy(&engine->ready);
     aq_pool_destroy(&engine->pool);
@@ -308,6 +321,7 @@ aq_engine *aq_engine_new(int64_t *error)
         return NULL;
     }
     aq_ready_init(&engine->ready, &engine->wake);
+    engine->buckets_at = UINT64_MAX;
     engine->host.handshake = aq_handshake;
     engine->host.counters = &engine->counters;
     engine->host.reserve = &engine->reserve;

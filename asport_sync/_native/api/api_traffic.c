@@ -221,6 +221,90 @@ int64_t aq_streams_share(aq_engine *engine, uint32_t workers)
     return AQ_OK;
 }
 
+/* ---- bandwidth limits -------------------------------------------------------------------------------------------- */
+
+aq_id aq_bucket_open(aq_engine *engine, uint64_t rate)
+{
+    aq_bucket *bucket;
+    int64_t result = AQ_ERR_MEMORY;
+    if (rate > AQ_BUCKET_RATE_MAX)
+        return AQ_ERR_INVALID;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    bucket = aq_bucket_new(rate, &engine->ready, &engine->counters, aq_now());
+    if (bucket != NULL) {
+        result = aq_slab_add(&engine->buckets, bucket);
+        if (result < 0)
+            aq_bucket_unref(bucket);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_bucket_rate(aq_engine *engine, aq_id id, uint64_t rate)
+{
+    aq_bucket *bucket;
+    if (rate > AQ_BUCKET_RATE_MAX)
+        return AQ_ERR_INVALID;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    bucket = aq_slab_get(&engine->buckets, id);
+    if (bucket != NULL) {
+        aq_bucket_set_rate(bucket, rate, aq_now());
+        aq_slab_put(&engine->buckets, id);
+    }
+    aq_api_leave(engine);
+    return bucket != NULL ? AQ_OK : AQ_ERR_GONE;
+}
+
+int64_t aq_bucket_info_get(aq_engine *engine, aq_id id, aq_bucket_info *info)
+{
+    aq_bucket *bucket;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    bucket = aq_slab_get(&engine->buckets, id);
+    if (bucket != NULL) {
+        aq_bucket_get_info(bucket, info);
+        aq_slab_put(&engine->buckets, id);
+    }
+    aq_api_leave(engine);
+    return bucket != NULL ? AQ_OK : AQ_ERR_GONE;
+}
+
+int64_t aq_bucket_close(aq_engine *engine, aq_id id)
+{
+    int64_t result;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    result = aq_slab_remove(&engine->buckets, id);
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_connection_bucket(aq_engine *engine, aq_id connection, aq_id id, uint32_t direction)
+{
+    aq_bucket *bucket;
+    aq_conn *conn;
+    int64_t result = AQ_ERR_GONE;
+    if (direction >= AQ_DIRECTIONS)
+        return AQ_ERR_INVALID;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    bucket = aq_slab_get(&engine->buckets, id);
+    conn = aq_slab_get(&engine->connections, connection);
+    if (bucket != NULL && conn != NULL) {
+        result = aq_buckets_add(&conn->credit->buckets, (int)direction, bucket);
+        if (result == AQ_OK)
+            result = aq_buckets_add(&conn->assocs->buckets, (int)direction, bucket);
+    }
+    if (conn != NULL)
+        aq_slab_put(&engine->connections, connection);
+    if (bucket != NULL)
+        aq_slab_put(&engine->buckets, id);
+    aq_api_leave(engine);
+    return result;
+}
+
 /* ---- UDP --------------------------------------------------------------------------------------------------------- */
 
 /* Creates a UDP socket with an id, watched by the engine. Returns an error on failure, with fd closed. */

@@ -50,6 +50,8 @@ static int worth_a_check(aq_stream *stream, unsigned need)
 {
     if ((need & AQ_NEED_DATA) && aq_pipe_readable(&stream->rx) > 0)
         return 1;
+    if ((need & AQ_NEED_TOKENS) && aq_stream_has_grant(stream))
+        return 1;
     return (need & AQ_NEED_SPACE) && aq_stream_may_read(stream);
 }
 
@@ -65,7 +67,7 @@ static void wait_for(aq_stream *stream, int fd, unsigned need, unsigned seen, aq
     fds[0].events = (short)(((need & AQ_NEED_READ) ? POLLIN : 0) | ((need & AQ_NEED_WRITE) ? POLLOUT : 0));
     if (fds[0].events == 0 && stream->hung_up)
         fds[0].fd = -1; /* poll would keep reporting the hang-up; the remaining data is in the pipes */
-    atomic_store(&stream->wants, (need & (AQ_NEED_SPACE | AQ_NEED_DATA)) | AQ_NEED_END);
+    atomic_store(&stream->wants, (need & (AQ_NEED_SPACE | AQ_NEED_DATA | AQ_NEED_TOKENS)) | AQ_NEED_END);
     aq_wake_prepare(wake);
     if (endings(stream) == seen && !worth_a_check(stream, need)) {
         while (poll(fds, 2, timeout) < 0 && errno == EINTR)

@@ -92,6 +92,7 @@
           "counted in relays_socket_error.")                                                                           \
     COUNT(relays_cut_short, "",                                                                                        \
           "Relays that were reset or lost, and given up because their remaining data made no progress for 30 s.")      \
+    COUNT(bandwidth_waits, "", "Waits of a TCP connection for a bandwidth limit, in one direction.")                   \
     DROP(stream_bytes_dropped, "bytes",                                                                                \
          "Bytes read from a TCP connection or a stream whose other side had already ended.")                           \
     COUNT(stream_bytes_sent, "bytes", "Bytes sent on bidirectional streams, without retransmissions.")                 \
@@ -140,6 +141,7 @@
          "before they were read: buffer full or wrong checksum.")                                                      \
     DROP(udp_drop_no_association, "datagrams",                                                                         \
          "Datagrams of a source that was refused an association, or whose socket was closed first.")                   \
+    DROP(udp_drop_bandwidth, "datagrams", "Datagrams, of visitors or of the local service, beyond a bandwidth limit.") \
     COUNT(udp_shared, "", "UDP sockets handed to the pump as large transfers.")                                        \
     COUNT(udp_service_refused, "",                                                                                     \
           "Errors that say that the local UDP service, or the path to it, refused datagrams (ICMP).")                  \

@@ -18,7 +18,7 @@ typedef struct aq_ready_node {
     int kind;                   /* enum aq_ready_kind: the object that contains this node; immutable */
 } aq_ready_node;
 
-enum aq_ready_kind { AQ_READY_STREAM, AQ_READY_ASSOCIATIONS, AQ_READY_CREDIT };
+enum aq_ready_kind { AQ_READY_STREAM, AQ_READY_ASSOCIATIONS, AQ_READY_CREDIT, AQ_READY_BUCKET };
 
 typedef struct aq_ready {
     pthread_mutex_t mutex;

@@ -191,6 +191,8 @@ static void run_touched_streams(aq_engine *engine)
             unsigned what = AQ_NEED_END;
             if (aq_pipe_written(&stream->rx) != aq_pipe_taken(&stream->rx) || atomic_load(&stream->rx_fin))
                 what |= AQ_NEED_DATA;
+            if (aq_stream_has_grant(stream))
+                what |= AQ_NEED_TOKENS;
             if (aq_pipe_written(&stream->tx) - aq_pipe_released(&stream->tx) + worth <= stream->tx.limit &&
                 aq_pipe_readable(&stream->tx) <= AQ_READ_AHEAD / 2)
                 what |= AQ_NEED_SPACE;
@@ -220,6 +222,8 @@ static void run_ready(aq_engine *engine)
                 aq_slab_put(&engine->connections, credit->connection);
             }
             aq_credit_unref(credit);
+        } else if (node->kind == AQ_READY_BUCKET) {
+            aq_engine_use_bucket(engine, (aq_bucket *)(void *)node);
         } else {
             aq_assocs *assocs = (aq_assocs *)(void *)node;
             aq_conn *conn = aq_slab_get(&engine->connections, assocs->connection);
@@ -299,6 +303,8 @@ static void run_timers(aq_engine *engine)
     if (engine->backed_off_length > 0)
         aq_engine_run_back_offs(engine, watch_again);
     aq_engine_run_pauses(engine, engine->now);
+    if (engine->buckets_at <= engine->now)
+        aq_engine_run_buckets(engine);
     while (engine->heap_length > 0 && engine->heap[0]->expiry <= engine->now) {
         aq_conn *conn = engine->heap[0];
         uint64_t began;
@@ -374,6 +380,8 @@ static uint64_t next_timer(const aq_engine *engine)
     uint64_t pause = aq_engine_next_pause(engine);
     if (pause < expiry)
         expiry = pause;
+    if (engine->buckets_at < expiry)
+        expiry = engine->buckets_at;
     if (engine->dialling.first != NULL && engine->dialling.first->deadline < expiry)
         expiry = engine->dialling.first->deadline;
     if (aq_engine_memory_timer(engine) < expiry)
@@ -512,6 +520,7 @@ static void stop_everything(aq_engine *engine)
         free_endpoint(engine, endpoint);
     }
     engine->endpoints_length = 0;
+    aq_engine_release_buckets(engine);
     aq_engine_fail_commands(engine);
     flush(engine);
 }

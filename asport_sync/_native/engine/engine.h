@@ -4,6 +4,7 @@
 #define AQ_ENGINE_H
 
 #include "aq.h"
+#include "core/bucket.h"
 #include "core/counters.h"
 #include "core/descriptors.h"
 #include "core/events.h"
@@ -174,7 +175,7 @@ struct aq_engine {
     aq_budget budget;
     aq_wake wake;
     aq_ready ready;
-    aq_slab credentials, endpoints, connections, streams, udps, listeners;
+    aq_slab credentials, endpoints, connections, streams, udps, listeners, buckets;
     _Atomic int state; /* enum aq_engine_state */
     _Atomic int stopping;
     _Atomic int closed;              /* all but this struct is freed, or about to be */
@@ -212,9 +213,11 @@ struct aq_engine {
     aq_stream_list touched_streams; /* each with a reference */
     /* By stream->pause: streams with equally long pauses, in the order in which these end; each with a reference. */
     aq_stream_list pauses[AQ_PAUSES];
-    aq_stream_list ending_streams; /* their connection has ended; each with a reference */
-    aq_conn_list ending_conns;     /* ended, with streams still to be cut off */
-    aq_conn **heap;                /* ordered by expiry */
+    AQ_LIST(aq_bucket) buckets_in_use; /* with waiting streams; each with a reference */
+    uint64_t buckets_at;               /* when the first of them is due; UINT64_MAX: none */
+    aq_stream_list ending_streams;     /* their connection has ended; each with a reference */
+    aq_conn_list ending_conns;         /* ended, with streams still to be cut off */
+    aq_conn **heap;                    /* ordered by expiry */
     uint32_t heap_length, heap_capacity;
     aq_endpoint **all_endpoints;
     size_t endpoints_length, endpoints_capacity;
@@ -287,6 +290,10 @@ void aq_engine_run_pauses(aq_engine *engine, uint64_t until);      /* those that
 uint64_t aq_engine_next_pause(const aq_engine *engine);            /* end of the next one; UINT64_MAX: none */
 /* Puts sockets back into epoll whose back-off is over; watch_again does that for one of them, unless it is gone. */
 void aq_engine_run_back_offs(aq_engine *engine, int64_t (*watch_again)(aq_engine *engine, aq_id id));
+/* engine_buckets.c */
+void aq_engine_use_bucket(aq_engine *engine, aq_bucket *bucket); /* streams wait for it; takes over a reference */
+void aq_engine_run_buckets(aq_engine *engine);                   /* those that are due */
+void aq_engine_release_buckets(aq_engine *engine);               /* the engine ends */
 /* engine_memory.c */
 void aq_engine_shed_load(void *engine);                   /* sheds load if the receive budget is short */
 void aq_engine_give_back_memory(aq_engine *engine);       /* to the system, after a large drop in use */

@@ -218,11 +218,13 @@ static void send_out(aq_conn *conn, const aq_assoc *assoc, const uint8_t *payloa
 /* The caller holds the table's mutex. */
 static void deliver(aq_conn *conn, aq_assoc *assoc, const uint8_t *payload, size_t length)
 {
+    aq_count(conn->host->counters, AQ_C_packets_received, 1);
+    if (!aq_buckets_pass(&conn->assocs->buckets, AQ_DIRECTION_RECEIVED, length, conn->now))
+        return;
     if (!assoc->socket->is_public && !assoc->was_answered)
         aq_assoc_keep(assoc, payload, length, conn->now);
     send_out(conn, assoc, payload, length);
     aq_assoc_seen(assoc, !assoc->socket->is_public, length, conn->now);
-    aq_count(conn->host->counters, AQ_C_packets_received, 1);
 }
 
 /* Sends a kept packet of a local socket's association once more. */

@@ -75,6 +75,7 @@ void aq_assocs_unref(aq_assocs *assocs)
     drop_kept(assocs, UINT64_MAX);
     if (atomic_load(&assocs->has_queue))
         aq_dgram_destroy(&assocs->queue);
+    aq_buckets_release(&assocs->buckets);
     pthread_mutex_destroy(&assocs->mutex);
     free(assocs);
 }
@@ -483,12 +484,15 @@ void aq_udp_free(aq_udp *udp)
 
 /* ---- the path of a datagram into the connection -------------------------------------------------------------- */
 
-/* Queues one UDP packet of a known association. The mutex is held. */
+/* Queues one UDP packet of a known association, unless it is beyond a bandwidth limit. The mutex is held. */
 static void forward(aq_assoc *assoc, const uint8_t *payload, size_t length, uint64_t now)
 {
     aq_assocs *assocs = assoc->socket->assocs;
     aq_dgram_record *record;
-    uint16_t packet = assoc->next_packet++;
+    uint16_t packet;
+    if (!aq_buckets_pass(&assocs->buckets, AQ_DIRECTION_SENT, length, now))
+        return;
+    packet = assoc->next_packet++;
     if (length > UINT16_MAX) {
         aq_count(assocs->counters, AQ_C_packet_drop_too_big, 1);
         return;

@@ -8,6 +8,7 @@
 #define AQ_ASSOC_H
 
 #include "aq.h"
+#include "core/bucket.h"
 #include "core/counters.h"
 #include "core/events.h"
 #include "core/list.h"
@@ -83,6 +84,7 @@ typedef struct aq_assocs {
     aq_counters *counters;
     aq_events *events;    /* where ends of associations are posted; immutable; NULL: nowhere */
     uint64_t queue_limit; /* immutable */
+    aq_buckets buckets;   /* any thread: the buckets of the connection's datagrams */
     pthread_mutex_t mutex;
     aq_assoc **pages[256];  /* by association, high byte first; guarded by mutex, as is all below */
     aq_assoc_list lists[2]; /* by is_done; longest idle first, with a precision of a tenth of a second */

@@ -1,9 +1,10 @@
 /* The path of a TCP byte, the same at both ends:
  *
- *   1. aq_stream_transfer reads the socket into the free room of tx and notifies the engine
+ *   1. aq_stream_transfer reads the socket into the free room of tx and notifies the engine; with a bandwidth limit, as
+ *      many bytes as it gets tokens for
  *   2. conn_send.c packs bytes of tx into packets; they stay until acknowledged (aq_pipe_release)
  *   3. the peer's conn_streams.c copies them once, into rx, and the engine wakes the owner (aq_stream_signal)
- *   4. aq_stream_transfer writes them to the socket and reports them as consumed (credit)
+ *   4. aq_stream_transfer writes them to the socket, limited likewise, and reports them as consumed (credit)
  */
 #include "tunnel/stream.h"
 
@@ -45,8 +46,10 @@ void aq_credit_ref(aq_credit *credit)
 
 void aq_credit_unref(aq_credit *credit)
 {
-    if (atomic_fetch_sub_explicit(&credit->references, 1, memory_order_acq_rel) == 1)
-        free(credit);
+    if (atomic_fetch_sub_explicit(&credit->references, 1, memory_order_acq_rel) != 1)
+        return;
+    aq_buckets_release(&credit->buckets);
+    free(credit);
 }
 
 void aq_credit_grow(aq_credit *credit, uint64_t bytes)
@@ -76,6 +79,8 @@ aq_stream *aq_stream_new(const aq_stream_setup *setup, aq_id connection, aq_cred
     stream->read_want = READ_MIN;
     stream->began = aq_now();
     stream->can_read = stream->can_write = 1;
+    for (uint8_t direction = 0; direction < AQ_DIRECTIONS; direction++)
+        stream->takers[direction].direction = direction;
     aq_keepalive_init(&stream->keepalive, setup->keepalive != NULL ? atomic_load(setup->keepalive) : 0);
     aq_pipe_init(&stream->tx, setup->pool, setup->send_window);
     stream->tx.left = AQ_RESERVE_LEFT_BY_READS;
@@ -307,8 +312,40 @@ int aq_stream_may_read(const aq_stream *stream)
     return aq_pipe_room(&stream->tx) > 0 && unsent(stream) + AQ_SEGMENT_LARGE <= max;
 }
 
-/* Finds room for data from the socket. Returns the number of vectors; 0: there is no room now. */
-static int find_room(aq_stream *stream, struct iovec *vectors)
+/* Takes tokens for at most `want` bytes. Returns for how many; all of them if there is no limit. */
+static size_t take_tokens(aq_stream *stream, enum aq_direction direction, size_t want)
+{
+    aq_buckets *buckets = &stream->credit->buckets;
+    if (!aq_buckets_apply(buckets, direction))
+        return want;
+    return (size_t)aq_buckets_take(buckets, &stream->takers[direction], want, aq_now());
+}
+
+/* Gives back the tokens of `taken` bytes that were not needed, as only `moved` have moved. more: whether further bytes
+ * are known to be there. */
+static void return_tokens(aq_stream *stream, enum aq_direction direction, size_t taken, size_t moved, int more)
+{
+    aq_buckets *buckets = &stream->credit->buckets;
+    int error = errno; /* of the system call that moved them */
+    if (!aq_buckets_apply(buckets, direction))
+        return;
+    aq_buckets_moved(buckets, &stream->takers[direction], taken, moved, more);
+    errno = error;
+}
+
+/* Before the owner waits: grants that were not used go back to the buckets. A direction that is over waits for none. */
+static void settle_tokens(aq_stream *stream)
+{
+    int reads =
+        !stream->tx_done && !stream->aborted && !atomic_load(&stream->dead) && !atomic_load(&stream->tx_stopped);
+    aq_buckets_settle(&stream->credit->buckets, &stream->takers[AQ_DIRECTION_SENT], !reads);
+    aq_buckets_settle(&stream->credit->buckets, &stream->takers[AQ_DIRECTION_RECEIVED],
+                      stream->rx_done || stream->rx_lost || stream->aborted);
+}
+
+/* Finds room for data from the socket. Returns the number of vectors; 0: there is no room now. *taken: the bytes that
+ * they hold at most, for which tokens were taken. */
+static int find_room(aq_stream *stream, struct iovec *vectors, size_t *taken)
 {
     size_t want = stream->read_want;
     int count;
@@ -316,6 +353,9 @@ static int find_room(aq_stream *stream, struct iovec *vectors)
         return 0;
     if (want > AQ_READ_AHEAD_SCARCE && is_scarce(stream))
         want = AQ_READ_AHEAD_SCARCE;
+    want = *taken = take_tokens(stream, AQ_DIRECTION_SENT, want);
+    if (want == 0)
+        return 0;
     count = aq_pipe_space(&stream->tx, vectors, VECTORS, want);
     if (count >= 0)
         return count;
@@ -340,20 +380,23 @@ static int read_socket(aq_stream *stream, int fd, uint64_t *budget)
     uint8_t unwanted[4096]; /* a page: this path need not be fast */
     /* After STOP_SENDING data is still read, and dropped, so that its sender does not block. */
     int is_unwanted = atomic_load_explicit(&stream->tx_stopped, memory_order_acquire);
-    ssize_t got;
+    size_t taken = 0, offered = 0;
+    ssize_t got = 0;
     int count = 1;
     if (is_unwanted)
         vectors[0] = (struct iovec){.iov_base = unwanted, .iov_len = sizeof(unwanted)};
     else
-        count = find_room(stream, vectors);
+        count = find_room(stream, vectors, &taken);
+    for (int i = 0; i < count; i++)
+        offered += vectors[i].iov_len;
+    if (count > 0)
+        got = readv(fd, vectors, count);
+    if (taken > 0)
+        return_tokens(stream, AQ_DIRECTION_SENT, taken, got > 0 ? (size_t)got : 0, got > 0 && (size_t)got == offered);
     if (count == 0)
         return 0;
-    got = readv(fd, vectors, count);
     if (got > 0) {
         size_t length = (size_t)got;
-        size_t offered = 0;
-        for (int i = 0; i < count; i++)
-            offered += vectors[i].iov_len;
         if (is_unwanted) {
             aq_count(stream->counters, AQ_C_stream_bytes_dropped, length);
         } else {
@@ -395,10 +438,14 @@ static int write_socket(aq_stream *stream, int fd, uint64_t *budget)
     struct iovec vectors[VECTORS];
     /* Load fin before readable: once fin is seen, so is every byte before it. */
     int fin = atomic_load_explicit(&stream->rx_fin, memory_order_acquire);
-    int count = aq_pipe_peek(&stream->rx, vectors, VECTORS, READ_MAX);
-    struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)count};
+    uint64_t readable = aq_pipe_readable(&stream->rx);
+    size_t want = readable < READ_MAX ? (size_t)readable : READ_MAX;
+    struct msghdr message = {.msg_iov = vectors};
     ssize_t put;
-    if (count == 0) {
+    if (want > 0 && (want = take_tokens(stream, AQ_DIRECTION_RECEIVED, want)) == 0)
+        return 0;
+    message.msg_iovlen = (size_t)aq_pipe_peek(&stream->rx, vectors, VECTORS, want);
+    if (want == 0) {
         if (fin) {
             stream->rx_done = 1;
             /* With both directions over, close() also sends the FIN. shutdown() fails only if the TCP peer is gone
@@ -409,6 +456,7 @@ static int write_socket(aq_stream *stream, int fd, uint64_t *budget)
         return 0;
     }
     put = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return_tokens(stream, AQ_DIRECTION_RECEIVED, want, put > 0 ? (size_t)put : 0, put > 0 && (uint64_t)put < readable);
     if (put > 0) {
         size_t length = (size_t)put;
         aq_pipe_take(&stream->rx, length);
@@ -495,13 +543,19 @@ static unsigned what_it_needs(const aq_stream *stream)
     unsigned need = 0;
     /* Once the connection is gone, nothing more is read; received data is still written. */
     if (!stream->tx_done && !atomic_load_explicit(&stream->dead, memory_order_acquire)) {
-        if (!stream->can_read)
+        if (stream->takers[AQ_DIRECTION_SENT].is_waiting)
+            need |= AQ_NEED_TOKENS;
+        else if (!stream->can_read)
             need |= AQ_NEED_READ;
         else
             need |= stream->starved ? AQ_NEED_MEMORY : AQ_NEED_SPACE;
     }
-    if (!stream->rx_done && !stream->rx_lost)
-        need |= stream->can_write ? AQ_NEED_DATA : AQ_NEED_WRITE;
+    if (!stream->rx_done && !stream->rx_lost) {
+        if (stream->takers[AQ_DIRECTION_RECEIVED].is_waiting)
+            need |= AQ_NEED_TOKENS;
+        else
+            need |= stream->can_write ? AQ_NEED_DATA : AQ_NEED_WRITE;
+    }
     return need;
 }
 
@@ -528,6 +582,8 @@ unsigned aq_stream_transfer(aq_stream *stream, int fd, uint64_t read_budget, uin
     check_ends(stream);
     if (tell || stream->tx_done != ended || stream->result.sent != sent)
         aq_stream_notify(stream);
+    if (stream->takers[AQ_DIRECTION_SENT].is_waiting || stream->takers[AQ_DIRECTION_RECEIVED].is_waiting)
+        settle_tokens(stream);
     if (stream->aborted)
         return settle(stream, fd);
     if (stream->tx_done && stream->rx_done)
@@ -539,7 +595,9 @@ unsigned aq_stream_transfer(aq_stream *stream, int fd, uint64_t read_budget, uin
         need |= AQ_NEED_TURN;
     if (need & AQ_NEED_MEMORY)
         stream->pause = 0;
-    if (is_ending(stream)) {
+    if (need & AQ_NEED_TOKENS) {
+        stream->waits_since = 0; /* a limit holds the data back, not the other end: the grace period begins later */
+    } else if (is_ending(stream)) {
         if (!is_within_grace_period(stream,
                                     stream->result.sent + aq_pipe_taken(&stream->rx) + aq_pipe_released(&stream->tx))) {
             cut_short(stream);
@@ -584,6 +642,8 @@ int aq_stream_check_peer(aq_stream *stream, int fd, uint64_t now)
 
 void aq_stream_leave(aq_stream *stream)
 {
+    for (size_t direction = 0; direction < AQ_DIRECTIONS; direction++)
+        aq_buckets_settle(&stream->credit->buckets, &stream->takers[direction], 1);
     if (stream->accepted) {
         stream->accepted = 0;
         atomic_fetch_sub(&stream->credit->accepted, 1);

@@ -14,6 +14,7 @@
 #define AQ_STREAM_H
 
 #include "aq.h"
+#include "core/bucket.h"
 #include "core/counters.h"
 #include "core/list.h"
 #include "core/pipe.h"
@@ -38,14 +39,15 @@
 #define AQ_PIPES_MUCH (256ULL * 1024 * 1024)
 
 /* What the owner of the socket waits for. */
-#define AQ_NEED_READ 1U    /* the socket to become readable */
-#define AQ_NEED_WRITE 2U   /* the socket to become writable */
-#define AQ_NEED_SPACE 4U   /* room in tx */
-#define AQ_NEED_DATA 8U    /* bytes or an end in rx */
-#define AQ_NEED_TURN 16U   /* nothing: the budget is used up; call again */
-#define AQ_NEED_END 32U    /* always: a reset, STOP_SENDING, the end of the connection */
-#define AQ_NEED_MEMORY 64U /* memory to read into: call again after a pause */
-#define AQ_NEED_PAUSE 128U /* something that is not signalled: call again after a pause */
+#define AQ_NEED_READ 1U     /* the socket to become readable */
+#define AQ_NEED_WRITE 2U    /* the socket to become writable */
+#define AQ_NEED_SPACE 4U    /* room in tx */
+#define AQ_NEED_DATA 8U     /* bytes or an end in rx */
+#define AQ_NEED_TURN 16U    /* nothing: the budget is used up; call again */
+#define AQ_NEED_END 32U     /* always: a reset, STOP_SENDING, the end of the connection */
+#define AQ_NEED_MEMORY 64U  /* memory to read into: call again after a pause */
+#define AQ_NEED_PAUSE 128U  /* something that is not signalled: call again after a pause */
+#define AQ_NEED_TOKENS 256U /* tokens of a bucket, see aq_bucket_run() */
 
 /* A pause lasts AQ_PAUSE_MIN << stream->pause nanoseconds: from 10 ms, too short to be noticed, to 1.28 s, so that
  * thousands of waiting streams cost next to nothing. */
@@ -76,6 +78,7 @@ typedef struct aq_credit {
     uint64_t threshold;     /* owed bytes at which the engine is notified; immutable, as are the next two */
     aq_id connection;
     aq_ready *ready;
+    aq_buckets buckets; /* any thread: the buckets of the connection's streams */
 } aq_credit;
 
 aq_credit *aq_credit_new(uint64_t threshold, aq_id connection, aq_ready *ready);
@@ -146,7 +149,8 @@ typedef struct aq_stream {
     uint64_t waits_since; /* aq_now() of the last progress while it is ending; 0: it is not */
     uint64_t waits_moved; /* measure of that progress, see is_within_grace_period() */
     aq_keepalive keepalive;
-    int socket_error; /* errno: the first that the socket reported; 0: none */
+    aq_taker takers[AQ_DIRECTIONS]; /* by enum aq_direction; bucket.h has what others may touch */
+    int socket_error;               /* errno: the first that the socket reported; 0: none */
     uint8_t can_read, can_write, tx_done, rx_done, hung_up;
     uint8_t rx_lost;    /* the socket can no longer be written: received data is dropped */
     uint8_t aborted;    /* no more data is moved; the socket is to be reset */
@@ -194,10 +198,23 @@ void aq_stream_destroy(void *stream); /* the slab's destructor */
 /* [any, holding a reference] Notifies the engine that it should look at the stream. */
 void aq_stream_notify(aq_stream *stream);
 
+/* Returns the stream of a taker. */
+static inline aq_stream *aq_stream_of_taker(aq_taker *taker)
+{
+    return (aq_stream *)(void *)((char *)(taker - taker->direction) - offsetof(aq_stream, takers));
+}
+
+/* [owner, engine] Returns whether a bucket has granted tokens that are not taken yet. */
+static inline int aq_stream_has_grant(const aq_stream *stream)
+{
+    return atomic_load(&stream->takers[AQ_DIRECTION_SENT].granted) > 0 ||
+           atomic_load(&stream->takers[AQ_DIRECTION_RECEIVED].granted) > 0;
+}
+
 /* [owner, engine] Returns whether the socket may be read now: tx has room, and little enough in it waits to be sent. */
 int aq_stream_may_read(const aq_stream *stream);
 
-/* [engine] Wakes a worker that waits for one of these: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_END. */
+/* [engine] Wakes a worker that waits for one of these: AQ_NEED_SPACE, AQ_NEED_DATA, AQ_NEED_TOKENS, AQ_NEED_END. */
 void aq_stream_signal(aq_stream *stream, unsigned what);
 
 /* [owner] Sets the socket's options; called before any other use of the socket, and before connect() where it is
