@@ -75,8 +75,8 @@ def test_the_boundary_page_names_every_function_and_event() -> None:
 # What lines on the page have in place of what a program inserts.
 INSERTED = re.compile(
     r"\d+|ADDRESS:PORT|FIRST-LAST|\b(?:this|the|server|client|"
-    r"ACTION|ADDRESS|CHANGES|CODE|DATE|DIALECT|ERROR|FILE|KEYS|LOCAL|N|NAME|NETWORKS?|PORTS|RANGE|REASON|SERVER|SIGNAL|UUID|"
-    r"VERSION|VISITOR)\b"
+    r"ACTION|ADDRESS|CHANGES|CODE|DATE|DIALECT|ERROR|FILE|KEYS|LOCAL|N|NAME|NETWORKS?|PORTS|RANGE|RATES|REASON|SERVER|"
+    r"SIGNAL|UUID|VERSION|VISITOR)\b"
 )
 # Where something is inserted in the source.
 ARGUMENT = re.compile(r"%(?:[srdg]|\.\df)")

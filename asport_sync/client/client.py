@@ -100,6 +100,7 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         dialect: FixedDialectName = "draft",
         dial_timeout: float | str = 5.0,
         health: HealthOptions | None = None,
+        bandwidth: Mapping[str, str] | None = None,
         server_name: str | None = None,
         certificates: CertificatesOptions | None = None,
         disable_sni: bool = False,
@@ -158,6 +159,8 @@ class Client(Lifecycle[ClientConfig, Sessions]):
             dial_timeout: Maximum time to open a TCP connection to the local service, for each of its addresses.
             health: How the local service is checked. The public port of an unhealthy service is withdrawn until it is
                 healthy again. If not given, it is not checked.
+            bandwidth: Maximum rate of the tunnel's payload, TCP and UDP together: ``in`` from visitors to the local
+                service, ``out`` from the local service to visitors. If not given, there is no limit.
             server_name: Name or IP address that the server's certificate must be valid for. A name is also sent to the
                 server as SNI. If not given, it is the host of ``server``.
             certificates: Which certificates and keys to trust.

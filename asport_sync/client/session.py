@@ -30,6 +30,7 @@ from asport_sync.engine import (
     Connection,
     ConnectionInfo,
     Credentials,
+    Direction,
     Event,
     Probed,
     Silence,
@@ -59,6 +60,7 @@ from asport_sync.errors import (
     RemoteProtocolError,
     UnhealthyError,
 )
+from asport_sync.host.bandwidth import BandwidthLimit
 from asport_sync.host.certificates import Loaded
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, remaining
 from asport_sync.host.session import Session, is_busy
@@ -180,6 +182,7 @@ class ClientSession(Session):
         self._shared = Shared(host) if shared is None else shared
         self._order = AddressOrder(config.local)
         self._backend = DialledBackend(config, self, self._shared.places, self._order) if backend is None else backend
+        self._bandwidth = BandwidthLimit(host, self.log, str(config.server), Direction.RECEIVED)
         self._health: HealthChecks | None = None  # set by open(), if there are checks
         self._loaded: Loaded | None = None  # set by prepare()
         self._is_draining = False
@@ -343,6 +346,7 @@ class ClientSession(Session):
         assert self._loaded is not None
         self.host.warn_of(self._loaded.validity)
         log_verification(self._config.tls, self.log)
+        self._bandwidth.set(self._config.bandwidth)
         self.host.machine.watch(self, self._resumed)
         if self._config.health is None:
             self._report(Report(Happened.START))
@@ -351,6 +355,15 @@ class ClientSession(Session):
         self._health = HealthChecks(
             self._config.health, self._order, version, self.host, self.counters, self._health_changed
         )
+
+    def follow(self, config: TunnelConfig) -> None:
+        """Follows another configuration, which differs only in keys that open connections can follow. Events thread.
+
+        Raises:
+            EngineError: The engine lacks memory, or is being stopped.
+        """
+        self._config = config
+        self._bandwidth.set(config.bandwidth)
 
     def drain(self) -> None:
         """Takes no more streams and associations, and connects no more."""
@@ -380,6 +393,7 @@ class ClientSession(Session):
         """
         self._ended = ended
         self.drain()
+        self._bandwidth.close()  # connections keep the limit
         self.host.machine.unwatch(self)
         if self._loaded is not None:
             self.host.forget_validity(self._loaded.validity)
@@ -421,6 +435,7 @@ class ClientSession(Session):
         for server_connection in list(self._connections.values()):  # a blocked events thread may still change it
             self.host.pump.call(server_connection.associations.close)
         self._connections.clear()
+        self._bandwidth.close()
 
     def disconnect(self) -> int:
         """Closes the connection that is in use; the client connects again. Returns how many there were: 0 or 1.
@@ -683,6 +698,7 @@ class ClientSession(Session):
             first = last = self._port
         connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, first, last)) + self._hint)
         connection.heartbeat(encode(Heartbeat()), config.heartbeat)
+        self._bandwidth.enter(connection)
         # The handshake has authenticated the server. What it sends after its ServerHello may arrive before it.
         carrier = carrier_towards(connection, self._mode.udp)
         if self._mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM:
@@ -819,6 +835,7 @@ class ClientSession(Session):
 
     def _closed(self, server_connection: ServerConnection, event: Closed) -> None:
         del self._connections[server_connection.connection]
+        self._bandwidth.leave(server_connection.connection)
         state = server_connection.handshake.state
         server_connection.handshake.close()
         self._backend.forget(server_connection.connection)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,7 +12,7 @@ from asport_sync.client.shared import Shared
 from asport_sync.client.stats import ClientStats
 from asport_sync.config import TunnelConfig
 from asport_sync.engine import SocketAddress
-from asport_sync.errors import ConfigError, ConfigErrors, LifecycleError
+from asport_sync.errors import ConfigError, ConfigErrors, GoneError, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.session import Session
 from asport_sync.host.stats import Side
@@ -80,16 +82,21 @@ class Sessions:
 
         Raises:
             ConfigErrors: A trusted certificate of a new or changed tunnel isn't usable; nothing has changed.
+            EngineError: The engine lacks memory.
             LifecycleError: The system can't create a thread.
         """
         before = self.by_name
         changes = Changes.between({name: session.config for name, session in before.items()}, tunnels)
-        different = (*changes.added, *changes.changed)
-        same = [session for name, session in before.items() if name in tunnels and name not in different]
-        begun = self._prepare([tunnels[name] for name in different], same if checks_files else ())
-        changes = changes._replace(renewed=tuple(session.name for session in same if session.name in begun))
-        gone = [before[name] for name in (*changes.removed, *changes.changed, *changes.renewed)]
+        followed = {name for name in changes.changed if can_follow(before[name].config, tunnels[name])}
+        different = [name for name in (*changes.added, *changes.changed) if name not in followed]
+        same = [name for name in before if name in tunnels and name not in different]
+        begun = self._prepare(tunnels, different, same if checks_files else ())
+        changes = changes._replace(renewed=tuple(name for name in same if name in begun))
+        gone = [before[name] for name in before if name not in tunnels or name in begun]
         self.by_name = {name: begun.get(name) or before[name] for name in tunnels}
+        for name in followed - begun.keys():
+            with contextlib.suppress(LifecycleError, GoneError):  # the client is being stopped
+                self.host.run(before[name].follow, tunnels[name])
         for session in gone:
             self.host.remove(session, grace_period)
         for session in begun.values():
@@ -102,9 +109,14 @@ class Sessions:
         return changes
 
     def _prepare(
-        self, tunnels: Sequence[TunnelConfig], existing: Sequence[ClientSession] = ()
+        self, tunnels: Mapping[str, TunnelConfig], names: Sequence[str], existing: Sequence[str]
     ) -> dict[str, ClientSession]:
-        """Creates sessions and reads their files. Those that exist are created again if their files differ.
+        """Creates sessions and reads their files.
+
+        Args:
+            tunnels: All tunnels, by name.
+            names: Those that get a new session.
+            existing: Those that get one if the files that they trust differ.
 
         Raises:
             ConfigErrors: One or more files aren't usable; each problem is listed once.
@@ -113,21 +125,21 @@ class Sessions:
         problems: dict[str, ConfigError] = {}
         try:
             outdated = []
-            for each in existing:
+            for name in existing:
                 try:
-                    if each.is_outdated():
-                        outdated.append(each.config)
+                    if self.by_name[name].is_outdated():
+                        outdated.append(name)
                 except ConfigError as problem:
                     problems.setdefault(str(problem), problem)
-            for tunnel in (*tunnels, *outdated):
-                former = self.by_name.get(tunnel.name)
-                session = self._new(self.host, tunnel, self._shared, None if former is None else former.port)
+            for name in (*names, *outdated):
+                former = self.by_name.get(name)
+                session = self._new(self.host, tunnels[name], self._shared, None if former is None else former.port)
                 try:
                     session.prepare()
                 except ConfigError as problem:
                     problems.setdefault(str(problem), problem)
                 else:
-                    made[tunnel.name] = session
+                    made[name] = session
             if problems:
                 raise ConfigErrors(problems.values())
         except BaseException:
@@ -157,6 +169,11 @@ class Sessions:
             connections=tuple(connection for each in tunnels.values() for connection in each.connections),
             tunnels=tunnels,
         )
+
+
+def can_follow(before: TunnelConfig, after: TunnelConfig) -> bool:
+    """Returns whether a tunnel can follow another configuration without another connection."""
+    return dataclasses.replace(before, bandwidth=after.bandwidth) == after
 
 
 def status_of(sessions: Sequence[Session]) -> str:

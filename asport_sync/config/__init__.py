@@ -34,6 +34,7 @@ from asport_sync.config.options import (
 )
 from asport_sync.config.values import (
     AmbiguousDialectName,
+    Bandwidth,
     CongestionControl,
     DialectName,
     FixedDialectName,
@@ -51,11 +52,13 @@ from asport_sync.config.values import (
     UdpForwardMode,
     UnixSocket,
     written_pin,
+    written_rate,
 )
 
 __all__ = [
     "WITHOUT_EFFECT",
     "AmbiguousDialectName",
+    "Bandwidth",
     "CertificatesConfig",
     "CertificatesOptions",
     "ClientConfig",
@@ -101,4 +104,5 @@ __all__ = [
     "tunnel_from_options",
     "without_effect",
     "written_pin",
+    "written_rate",
 ]

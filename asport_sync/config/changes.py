@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from asport_sync.config.credentials import Credential
 from asport_sync.config.model import ProxyConfig
 from asport_sync.config.reader import Key
-from asport_sync.config.values import HostPort, LocalTargets, PortRange, PortSet, written_pin
+from asport_sync.config.values import LocalTargets, PortSet, written_pin
 
 T = TypeVar("T")
 
@@ -20,6 +20,10 @@ _LONGEST: Final = 300
 
 _WHOLE: Final = (Credential, LocalTargets, PortSet)
 """Dataclasses that are one value in a file."""
+
+# Keys that an entry of ``proxies`` and a user both have, and that both apply; and how those of the entry are named.
+_BOTH: Final = ("bandwidth",)
+_SHARED: Final = "proxies."
 
 # Keys that name files to read, besides those that end in "_file". Other paths, such as keylog, are written to.
 _READ: Final = frozenset({"certificate", "private_key", "paths"})
@@ -100,19 +104,24 @@ def _users(before: Iterable[ProxyConfig], after: Iterable[ProxyConfig]) -> Itera
             yield f"user {user}: added"
             continue
         for name, (field, value) in keys.items():
-            yield from _difference(field, old[user][name][1], value, f"user {user}: ")
+            place = _SHARED if name.startswith(_SHARED) else ""
+            yield from _difference(field, old[user][name][1], value, f"user {user}: {place}")
 
 
 def _keys_of_users(proxies: Iterable[ProxyConfig]) -> dict[uuid.UUID, dict[str, tuple[dataclasses.Field[Any], Any]]]:
-    """Returns the keys of each user by name: the user's own if there is one, else that of the entry of ``proxies``."""
+    """Returns the keys of each user by name: the user's own if there is one, else that of the entry of ``proxies``.
+
+    Of those that both apply it returns both.
+    """
     found = {}
     for proxy in proxies:
         of_entry = {each.name: (each, getattr(proxy, each.name)) for each in dataclasses.fields(proxy)}
         del of_entry["users"]
+        shared = {_SHARED + name: of_entry.pop(name) for name in _BOTH}
         for user in proxy.users:
             own = {each.name: (each, getattr(user, each.name)) for each in dataclasses.fields(user)}
             inherited = {name for name, (_, value) in own.items() if value is None and name in of_entry}
-            found[user.uuid] = of_entry | {name: value for name, value in own.items() if name not in inherited}
+            found[user.uuid] = of_entry | shared | {name: each for name, each in own.items() if name not in inherited}
     return found
 
 
@@ -141,7 +150,7 @@ def _shown(value: Any) -> str:
         return "text" if value.path is None else str(value.path)
     if dataclasses.is_dataclass(value) and not isinstance(value, _WHOLE):
         return "set"
-    if isinstance(value, tuple) and not isinstance(value, (HostPort, PortRange)):
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):  # named tuples are single values in a file
         return f"[{', '.join(map(_shown, value))}]"
     return str(value)
 

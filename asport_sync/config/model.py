@@ -40,6 +40,7 @@ from asport_sync.config.values import (
     ALL_PORTS,
     AmbiguousDialectName,
     BadValue,
+    Bandwidth,
     CongestionControl,
     ControlSocket,
     DialectName,
@@ -113,6 +114,11 @@ _INTERVAL = key(
 _OFF_OR_DURATION = key(
     lambda item: values.off_or_duration(item.value, bare_seconds=item.source.path is None),
     accepts="`off`, or a duration, `1s` to `9h`",
+)
+_BANDWIDTH = scalar(
+    values.bandwidth,
+    accepts="table of `in` and `out`: whole number with `kbit`, `mbit`, `gbit` (bits per second) or `kbyte`, `mbyte`, "
+    "`gbyte` (bytes per second), `8kbit` to `100gbit`; or `off`",
 )
 _DIALECT = _choice(values.DIALECTS)
 _NETWORK = scalar(values.networks, accepts=f"{values.words(values.NETWORKS)}; or a list of these")
@@ -467,6 +473,8 @@ class TunnelConfig(ConnectionConfig):
         dial_timeout: Maximum time to open a TCP connection to the local service, for each of its addresses.
         health: How the local service is checked. The public port of an unhealthy service is withdrawn until it is
             healthy again. If not given, it is not checked.
+        bandwidth: Maximum rate of the tunnel's payload, TCP and UDP together: ``in`` from visitors to the local
+            service, ``out`` from the local service to visitors. If not given, there is no limit.
         tls: The TLS keys. Files and options have them at the top level, or in the table ``security.tls``.
     """
 
@@ -496,6 +504,7 @@ class TunnelConfig(ConnectionConfig):
         default=None,
         metadata=documented(key(lambda item: _health(item), accepts="table, see below"), since="Unreleased"),
     )
+    bandwidth: Bandwidth | None = field(default=None, metadata=documented(_BANDWIDTH, since="Unreleased"))
     tls: TlsClientConfig = field(default_factory=TlsClientConfig)
 
     @property
@@ -575,6 +584,9 @@ class UserConfig:
             possible. If not given, that of the entry of ``proxies`` applies.
         max_clients: Maximum clients of this user at the same time. If not given, that of the entry of ``proxies``
             applies.
+        bandwidth: Maximum rate of the payload of all connections of this user, TCP and UDP together: ``in`` from
+            visitors to local services, ``out`` from local services to visitors. That of the entry of ``proxies``
+            applies in addition. If not given, there is no limit of the user's own.
     """
 
     uuid: uuid_module.UUID
@@ -582,6 +594,7 @@ class UserConfig:
     password_file: Path | None = field(default=None, metadata=_PATH)
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
     max_clients: int | None = field(default=None, metadata=documented(_integer(1, _MAX_CLIENTS), since="Unreleased"))
+    bandwidth: Bandwidth | None = field(default=None, metadata=documented(_BANDWIDTH, since="Unreleased"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -598,6 +611,8 @@ class ProxyConfig:
         dialect: Dialect of the protocol that these users' clients speak; ``auto``: identified by the mode byte if
             possible. If not given, the server's ``dialect`` applies.
         max_clients: Maximum clients of each of these users at the same time.
+        bandwidth: Maximum rate of the payload of all connections of these users together, TCP and UDP: ``in`` from
+            visitors to local services, ``out`` from local services to visitors. If not given, there is no limit.
     """
 
     users: tuple[UserConfig, ...] = field(
@@ -615,6 +630,7 @@ class ProxyConfig:
     allow_network: Network = field(default="both", metadata=_NETWORK)
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
     max_clients: int = field(default=_CLIENTS, metadata=documented(_integer(1, _MAX_CLIENTS), since="Unreleased"))
+    bandwidth: Bandwidth | None = field(default=None, metadata=documented(_BANDWIDTH, since="Unreleased"))
 
 
 @_with_inherited_keys

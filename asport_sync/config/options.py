@@ -103,6 +103,8 @@ class TunnelOptions(TypedDict, total=False):
         dial_timeout: Maximum time to open a TCP connection to the local service, for each of its addresses.
         health: How the local service is checked. The public port of an unhealthy service is withdrawn until it is
             healthy again. If not given, it is not checked.
+        bandwidth: Maximum rate of the tunnel's payload, TCP and UDP together: ``in`` from visitors to the local
+            service, ``out`` from the local service to visitors. If not given, there is no limit.
         server_name: Name or IP address that the server's certificate must be valid for. A name is also sent to the
             server as SNI. If not given, it is the host of ``server``.
         certificates: Which certificates and keys to trust.
@@ -147,6 +149,7 @@ class TunnelOptions(TypedDict, total=False):
     dialect: FixedDialectName
     dial_timeout: float | str
     health: HealthOptions
+    bandwidth: Mapping[str, str]
     server_name: str
     certificates: CertificatesOptions
     disable_sni: bool
@@ -174,12 +177,16 @@ class UserOptions(TypedDict, total=False):
             possible. If not given, that of the entry of ``proxies`` applies.
         max_clients: Maximum clients of this user at the same time. If not given, that of the entry of ``proxies``
             applies.
+        bandwidth: Maximum rate of the payload of all connections of this user, TCP and UDP together: ``in`` from
+            visitors to local services, ``out`` from local services to visitors. That of the entry of ``proxies``
+            applies in addition. If not given, there is no limit of the user's own.
     """
 
     password: str
     password_file: str | os.PathLike[str]
     dialect: DialectName
     max_clients: int | str
+    bandwidth: Mapping[str, str]
 
 
 class _StatusOptions(TypedDict):
@@ -217,6 +224,8 @@ class ProxyOptions(_ProxyOptions, total=False):
         dialect: Dialect of the protocol that these users' clients speak; ``auto``: identified by the mode byte if
             possible. If not given, the server's ``dialect`` applies.
         max_clients: Maximum clients of each of these users at the same time.
+        bandwidth: Maximum rate of the payload of all connections of these users together, TCP and UDP: ``in`` from
+            visitors to local services, ``out`` from local services to visitors. If not given, there is no limit.
     """
 
     bind_ip: str | ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -225,6 +234,7 @@ class ProxyOptions(_ProxyOptions, total=False):
     allow_network: Network | Sequence[Network]
     dialect: DialectName
     max_clients: int | str
+    bandwidth: Mapping[str, str]
 
 
 # end of what python -m tests.config.signatures has written

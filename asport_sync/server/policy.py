@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from asport_sync.config import DialectName, Network, PortSet, ServerConfig, dialect_of
+from asport_sync.config import Bandwidth, DialectName, Network, PortSet, ServerConfig, dialect_of
 from asport_sync.engine import equal
 from asport_sync.wire import TOKEN_LENGTH, ClientHello, Dialect, ForwardMode, Meaning, UdpMode, token
 
@@ -29,6 +29,9 @@ class User:
         allow_network: Networks that they may open ports for.
         dialect: Dialect of the mode byte that they send.
         max_clients: Maximum number of clients at the same time.
+        entry: Users with the same number share ``entry_bandwidth``.
+        bandwidth: Limits on the payload of all their connections together; None: none of their own.
+        entry_bandwidth: Limits on that of all these users together; None: none.
     """
 
     uuid: uuid.UUID
@@ -39,6 +42,9 @@ class User:
     allow_network: Network
     dialect: DialectName
     max_clients: int = 64
+    entry: int = 0
+    bandwidth: Bandwidth | None = None
+    entry_bandwidth: Bandwidth | None = None
 
 
 def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
@@ -53,8 +59,11 @@ def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
             allow_network=proxy.allow_network,
             dialect=dialect_of(config, proxy, user),
             max_clients=user.max_clients or proxy.max_clients,
+            entry=entry,
+            bandwidth=user.bandwidth,
+            entry_bandwidth=proxy.bandwidth,
         )
-        for proxy in config.proxies
+        for entry, proxy in enumerate(config.proxies)
         for user in proxy.users
     }
 

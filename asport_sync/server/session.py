@@ -41,6 +41,7 @@ from asport_sync.host.visits import Served
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.machine import machine_id
+from asport_sync.server.bandwidth import Bandwidths
 from asport_sync.server.claims import Claim, Claims, either
 from asport_sync.server.connection import ClientConnection
 from asport_sync.server.policy import (
@@ -117,6 +118,7 @@ class ServerSession(Session):
         self._lock = threading.Lock()  # guards _connections; the events thread, its only writer, reads without it
         self._connections: dict[Connection, ClientConnection] = {}
         self._claims = Claims(host, self._connections, self._grant, self._refuse)
+        self._bandwidths = Bandwidths(host, _log)
         self._associations: SharedBudget[PublicUdp] = SharedBudget(MAX_ASSOCIATIONS)  # pump thread only
         self._handlers: dict[type, Callable[..., None]] = {
             Connected: self._connected,
@@ -232,6 +234,7 @@ class ServerSession(Session):
                 client.user = user
             else:
                 self._end(client, why)
+        self._bandwidths.update(users)
 
     def _end(self, client: ClientConnection, why: str) -> None:
         """Closes the connection of a client that a new configuration does not allow."""
@@ -310,6 +313,7 @@ class ServerSession(Session):
         """Closes public ports. The events thread and the pump have ended."""
         for client in list(self._connections.values()):
             self._claims.release(client)
+        self._bandwidths.close()
 
     def stats(self) -> ServerStats:
         """Returns statistics of the server, of each connection and of the host. Any thread.
@@ -497,6 +501,7 @@ class ServerSession(Session):
             carrier = carrier_towards(connection, mode.udp)
             # If the client takes no DATAGRAM frames, there is nothing to find out.
             ask = claim.grant.carrier_unknown and carrier is Carrier.DATAGRAM
+            self._bandwidths.enter(connection, claim.user)
             if port.udp is not None:
                 # Before the port is announced: until the engine has the socket, it buffers only a few datagrams.
                 # Nothing is sent to the client yet, because associations are added only on request of this thread.
@@ -591,6 +596,7 @@ class ServerSession(Session):
         self._claims.release(client)
         self._claims.leave(client)
         self._claims.ended(event.connection)
+        self._bandwidths.leave(event.connection)
         level = _log.info if client.user is not None else _log.debug
         level(
             "%s: connection ended after %.1f s: %s%s",

@@ -16,7 +16,7 @@ from asport_sync.client.connection import ServerConnection, why_closed
 from asport_sync.client.connector import Close
 from asport_sync.client.session import ClientSession
 from asport_sync.client.shared import max_associations
-from asport_sync.engine import Carrier, CloseCause, Connection
+from asport_sync.engine import Carrier, CloseCause, Connection, Direction
 from asport_sync.errors import (
     AsportError,
     AuthenticationError,
@@ -144,6 +144,20 @@ def test_the_engine_is_told_what_the_configuration_says() -> None:
         assert transport.max_streams_bidi > 1000
         assert (connecting["server_name"], connecting["send_sni"]) == ("name.example", False)
         assert (connecting["remote"], connecting["family"]) == (SERVER, socket.AF_INET)
+
+
+def test_a_tunnel_has_one_limit_for_all_its_connections() -> None:
+    """``in`` is what the peer sends, ``out`` what goes to it."""
+    with scene_of(bandwidth={"in": "1mbit", "out": "2mbit"}) as scene:
+        first = scene.ready()
+        inward, outward = scene.engine.buckets
+        assert (inward.rates, outward.rates) == ([125000], [250000])
+        assert first.buckets == [(inward, Direction.RECEIVED), (outward, Direction.SENT)]
+        scene.engine.post(fake.closed(first, CloseCause.IDLE))
+        scene.attempts(2)
+        wait_until(lambda: scene.engine.connections[1].buckets == first.buckets, TIMEOUT, "the next one has the same")
+    assert inward.closed
+    assert outward.closed
 
 
 @pytest.mark.parametrize(

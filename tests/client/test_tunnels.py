@@ -547,6 +547,23 @@ def test_a_reload_says_what_has_changed(caplog: pytest.LogCaptureFixture) -> Non
         assert client._running().by_name["web"] is web
 
 
+def test_another_bandwidth_needs_no_other_connection() -> None:
+    web = {"local": SERVICE, "port": 30001}
+    with played(**two(web=web | {"bandwidth": {"in": "8mbit"}})) as client:
+        client.wait_ready(TIMEOUT)
+        sessions = dict(client._running().by_name)
+        (bucket,) = client.engine.buckets
+        for bandwidth, inward in (({"in": "16mbit"}, 2_000_000), ({"in": "off", "out": "8kbit"}, 0)):
+            config = ClientConfig.from_options(**OPTIONS, **two(web=web | {"bandwidth": bandwidth}))
+            (change,) = client.reload(config).changes
+            assert change.startswith("tunnel web: bandwidth: in ")
+            assert bucket.rates[-1] == inward
+            assert client._running().by_name == sessions
+            assert client.tunnels["web"].config == config.tunnels["web"]
+        assert [each.rates[-1] for each in client.engine.buckets] == [0, 1000]
+        assert client.reload(config) == Reloaded()
+
+
 def test_a_client_that_drains_takes_nothing_new_and_does_not_connect_again() -> None:
     with played(**two()) as client:
         client.wait_ready(TIMEOUT)

@@ -39,6 +39,7 @@ END = "# end of what python -m tests.config.signatures has written"
 WIDTH = 120
 
 TYPES = {
+    "Bandwidth": "Mapping[str, str]",
     "CertificatesConfig": "CertificatesOptions",
     "ControlSocket": "str | os.PathLike[str]",
     "Credential": "str | os.PathLike[str] | bytes",

@@ -29,6 +29,7 @@ characters = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_
 near = st.text("0123456789:.[]-{}smhtcp% ", max_size=14) | st.sampled_from(
     [
         "10s",
+        "10mbit",
         "1h 30m",
         "99999999999y",
         "tcp",
@@ -53,7 +54,9 @@ scalars = (
     | characters
     | near
 )
-names = characters | st.sampled_from(["start", "end", "paths", "pem", "users", "password", "tls", "type", UUID])
+names = characters | st.sampled_from(
+    ["start", "end", "in", "out", "paths", "pem", "users", "password", "tls", "type", UUID]
+)
 file_values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=6
 )

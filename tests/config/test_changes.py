@@ -95,6 +95,16 @@ def test_words_for_tunnels() -> None:
     assert "the tunnel without a name: removed" in differences(client(), after)
 
 
+def test_the_bandwidth_of_a_user_and_of_the_entry_are_two() -> None:
+    before = server(proxy={"bandwidth": {"in": "10mbit"}})
+    users = {ALICE: {"password": "one", "bandwidth": {"out": "8kbit"}}}
+    after = server(proxy={"users": users, "bandwidth": {"in": "20mbit"}})
+    assert set(differences(before, after)) == {
+        f"user {ALICE}: bandwidth: not set -> in off, out 8kbit",
+        f"user {ALICE}: proxies.bandwidth: in 10mbit, out off -> in 20mbit, out off",
+    }
+
+
 def test_what_needs_a_restart_keeps_its_value() -> None:
     before, after = server(), server(server="[::]:444", relay="workers", log_level="info", reset_key=SECRET)
     names = keys_to_restart(before, after)

@@ -7,6 +7,7 @@ import ipaddress
 import math
 import os
 import pickle
+import re
 import resource
 import sys
 import uuid
@@ -468,6 +469,37 @@ def test_refused_port_range(value: object, text: str, within: values.KeyPath) ->
     with pytest.raises(BadValue, match=text) as caught:
         values.port_range(value)
     assert caught.value.within == within
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (10, '"10mbit"'),
+        (10.0, '"10mbit"'),
+        ("10", 'write "10mbit" for bits per second, or "10mbyte"'),
+        ("10M", 'write "10mbit" for bits per second, or "10mbyte"'),
+        ("10Kbps", 'write "10kbit" for bits per second, or "10kbyte"'),
+        ("10mbit/s", 'write "10mbit" for bits per second'),
+        ("1.5mbit", '"1500kbit" for 1.5 Mbit/s'),
+        ("7kbit", "from 8kbit to 100gbit"),
+        ("0kbit", "from 8kbit to 100gbit"),
+        ("101gbit", "from 8kbit to 100gbit"),
+        ("mbit", "expected a rate"),
+        ("-1mbit", "expected a rate"),
+        (True, "expected a rate"),
+        (None, "expected a rate"),
+    ],
+)
+def test_refused_rate(value: object, text: str) -> None:
+    with pytest.raises(BadValue, match=re.escape(text)) as caught:
+        values.bandwidth({"out": value})
+    assert caught.value.within == ("out",)
+
+
+@pytest.mark.parametrize("written", ["8kbit", "64kbit", "1500kbit", "10mbit", "1gbit", "100gbit", "off"])
+def test_rates_are_written_as_they_are_read(written: str) -> None:
+    assert values.written_rate(values.rate(written)) == written
+    assert str(values.bandwidth({"in": written, "out": "1mbyte"})) == f"in {written}, out 8mbit"
 
 
 @pytest.mark.parametrize(

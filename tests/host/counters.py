@@ -47,6 +47,7 @@ WHAT_TO_DO = {
     "packet_drop_wrong_address": "a faulty client",
     "packet_drop_socket": "check the firewall of this host",
     "udp_drop_kernel": "as for `quic_drop_kernel`; these datagrams are lost",
+    "udp_drop_bandwidth": "raise `bandwidth`, if it is not meant to be the limit; the log says whose",
     "udp_drop_no_association": "see `udp_sources_refused_share` and the counters after it",
     "udp_service_refused": "check that the service runs, and where it listens; the log has the address",
     "packet_drop_waiting_full": "a flood of sources",

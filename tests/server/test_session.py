@@ -1172,6 +1172,16 @@ def test_new_clients_are_judged_by_the_new_configuration(scene: Scene) -> None:
     assert silent.closed is not None
 
 
+def test_another_bandwidth_applies_at_once(scene: Scene) -> None:
+    connection = scene.join()
+    assert connection.buckets == []
+    for inward, rate in (("8mbit", 1_000_000), ("off", 0)):
+        apply(scene, changed(scene, proxy={"bandwidth": {"in": inward}}))
+        ((bucket, _),) = connection.buckets
+        assert bucket.rates[-1] == rate
+    assert connection.closed is None
+
+
 def test_fewer_clients_of_a_user_apply_to_new_ones_only() -> None:
     with scene_of(proxy={"allow_ports": [(20000, 32000)]}) as scene:
         several = [scene.join() for _ in range(3)]
