@@ -3,8 +3,9 @@
  *
  * A file includes headers, and calls functions, only of itself and of files listed before it. Folders are the layers,
  * lowest first:
- *   core    clock random list counters reserve budget pipe map slab rotation descriptors wake ready bucket events udp
- *   tunnel  packet keepalive stream dgram association message
+ *   core    clock random list counters reserve budget pipe map ranges slab rotation descriptors wake ready bucket
+ *   core    events udp
+ *   tunnel  packet keepalive stream dgram limits association message
  *   quic    tls_messages compat frames reading handshake tls_credentials tls_session tls source
  *   quic    conn_state conn_credit conn_streams conn_memory conn_packets conn_callbacks conn conn_send conn_setup
  *   quic    endpoint_admission endpoint

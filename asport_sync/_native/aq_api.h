@@ -87,7 +87,19 @@ enum aq_event_type {
     AQ_EVENT_STREAM_BEGUN = 16,
     /* A UDP association has ended; value = its id, peer = its address, code = its duration in nanoseconds, result: the
      * bytes of payload, and AQ_END_CONNECTION if its connection has ended, else AQ_END_FINISHED. */
-    AQ_EVENT_ASSOCIATION_ENDED = 17
+    AQ_EVENT_ASSOCIATION_ENDED = 17,
+    /* Visitors were refused; code = aq_refused_by, value = their number since the previous event (datagrams or Packets
+     * with AQ_REFUSED_BY_UDP_RULES), peer = the address of the latest, family 0: unknown. At most once a second for
+     * each connection and reason. */
+    AQ_EVENT_VISITORS_REFUSED = 18
+};
+
+/* Why visitors are refused, see aq_connection_limit(). */
+enum aq_refused_by {
+    AQ_REFUSED_BY_TCP_RULES = 0,       /* TCP from an address that is not permitted */
+    AQ_REFUSED_BY_UDP_RULES = 1,       /* UDP likewise */
+    AQ_REFUSED_BY_MAX_CONNECTIONS = 2, /* max_connections are open */
+    AQ_REFUSED_BY_RATE = 3             /* more than max_new in a second */
 };
 
 /* Direction of payload, as this side sees it: read from sockets and sent to the peer, or the other way. */
@@ -232,11 +244,34 @@ typedef struct {
     uint64_t path_payload;             /* current maximum UDP payload size */
     uint64_t datagram_limit;           /* current maximum DATAGRAM payload */
     uint64_t silence;                  /* nanoseconds since the last packet from the peer */
+    uint64_t idle_timeout;             /* nanoseconds, the minimum of both sides (RFC 9000 section 10.1); 0: none */
+    uint64_t keep_alive;               /* nanoseconds between keep-alive probes; 0: none */
     uint64_t streams;                  /* open bidirectional streams */
     uint64_t relays;                   /* the same, and those whose data is received but not written to TCP yet */
+    uint64_t streams_total;            /* TCP connections so far: accepted (server), or to be dialled (client) */
     uint64_t associations;             /* UDP associations */
     uint64_t datagrams_queued;         /* bytes of UDP packets waiting to be sent */
+    /* Bytes of TCP and UDP payload taken from sockets, and handed to them, on this side of the connection. */
+    uint64_t payload_sent, payload_received;
 } aq_connection_info;
+
+/* A range of IP addresses, both ends included. family is 4 or 6; IPv4 uses the first four bytes. */
+typedef struct {
+    uint8_t family;
+    uint8_t first[16], last[16];
+} aq_address_range;
+
+/* What a public port (server) or a tunnel (client) grants its visitors. All zero: everything. */
+typedef struct {
+    /* 1: only visitors from `permitted` are served. IPv4 comes first; the ranges of a family are ascending and do not
+     * overlap. IPv4-mapped addresses count as IPv4. */
+    int32_t restricted;
+    int32_t unknown_permitted; /* 1: with `restricted`, also visitors whose address the peer does not tell */
+    const aq_address_range *permitted;
+    uint32_t permitted_length; /* at most 32768 */
+    uint32_t max_connections;  /* open TCP connections; 0: no limit */
+    uint32_t max_new;          /* new TCP connections per second, and at once; 0: no limit */
+} aq_visitor_limits;
 
 /* ---- library ------------------------------------------------------------------------------------------------ */
 
@@ -329,6 +364,9 @@ int64_t aq_endpoint_set_credentials(aq_engine *engine, aq_id endpoint, aq_id cre
 /* [any] New connections use these settings, existing ones keep theirs. */
 int64_t aq_endpoint_set_transport(aq_engine *engine, aq_id endpoint, const aq_transport_options *options);
 
+/* [any] Changes max_connections of aq_listen_options. Existing connections stay. */
+int64_t aq_endpoint_limit(aq_engine *engine, aq_id endpoint, uint32_t max_connections);
+
 aq_id aq_connect(aq_engine *engine, const aq_connect_options *options); /* [any] */
 
 /* [any] Migrates a client's connection to the local address that the kernel now chooses for its peer (RFC 9000 section
@@ -366,6 +404,13 @@ int64_t aq_connection_set_joined(aq_engine *engine, aq_id connection, uint32_t c
 int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeout, uint64_t grace_period);
 
 int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connection_info *info); /* [any] */
+
+/* [any] Sets what visitors of the connection's public port, or of its tunnel, are granted; initially everything. TCP
+ * connections beyond it are reset before anything is forwarded, UDP datagrams and Packets dropped before there is an
+ * association, and AQ_EVENT_VISITORS_REFUSED follows. TCP connections that are open and no longer permitted are reset;
+ * aq_associations_refused() lists such associations. Waits for the engine thread. AQ_ERR_INVALID: the ranges are not as
+ * described. */
+int64_t aq_connection_limit(aq_engine *engine, aq_id connection, const aq_visitor_limits *limits);
 
 /* ---- TCP over streams --------------------------------------------------------------------------------------- */
 
@@ -468,7 +513,8 @@ int64_t aq_udp_refuse(aq_engine *engine, aq_id udp, const aq_address *peer, cons
  * answers leave from `local` (NULL: the kernel chooses). Local socket: `peer` is the address in the Packet (echoed in
  * every answer), and the socket is connected to the service. `prefix` (at most 64 bytes) precedes every datagram sent
  * to the socket. Waiting datagrams follow immediately. AQ_ERR_LIMIT: the id or the source already has an association.
- * AQ_ERR_INVALID: also a `local` for a socket that has only one address. */
+ * AQ_ERR_INVALID: also a `local` for a socket that has only one address. AQ_ERR_STATE: aq_connection_limit() does not
+ * permit the visitor. */
 int64_t aq_association_add(aq_engine *engine, aq_id udp, uint16_t association, const aq_address *peer,
                            const aq_address *local, const uint8_t *prefix, size_t prefix_length);
 
@@ -485,6 +531,9 @@ int64_t aq_associations_refuse(aq_engine *engine, aq_id connection, const aq_add
  * others. `host`: only those of this address, whatever its port; NULL: all. Returns how many. */
 int64_t aq_associations_idle(aq_engine *engine, aq_id connection, const aq_address *host, uint64_t idle,
                              uint16_t *associations, uint32_t max);
+
+/* [pump] Lists associations of visitors that aq_connection_limit() does not permit any more. Returns how many. */
+int64_t aq_associations_refused(aq_engine *engine, aq_id connection, uint16_t *associations, uint32_t max);
 
 /* [pump] Lists associations whose visitor has sent within `recent` and has waited for an answer longer than `silence`.
  * Returns how many. */

@@ -106,6 +106,10 @@ class DialledBackend:
         )
         self._udp = LocalTarget(order, host.pump, host.workers)
         self._places = places
+        # The tunnel's own, for all its connections; None: it has no limit of its own.
+        self._own_places: SharedBudget[Any] | None = None
+        if config.udp_sessions is not None:
+            self._own_places = SharedBudget(config.udp_sessions)
 
     def announce(self, connection: Connection) -> None:
         """Lets the engine dial, if it can."""
@@ -133,6 +137,7 @@ class DialledBackend:
             proxy=self._config.proxy_protocol == "v2",
             timeout=self._config.udp_timeout,
             budget=self._places,
+            own_budget=self._own_places,
             counters=self._session.counters,
             log=self._session.log,
             limit=self._session.limit,

@@ -16,6 +16,7 @@ from asport_sync.client.shared import Shared
 from asport_sync.client.stats import ClientStats
 from asport_sync.client.tunnel import Tunnels
 from asport_sync.config import (
+    Addresses,
     CertificatesOptions,
     ClientConfig,
     CongestionControl,
@@ -93,7 +94,8 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         expected_port_range: int | tuple[int, int] | list[int] | PortRangeOptions = (1, 65535),
         healthy_check: float | str = 20.0,
         timeout: float | str = 8.0,
-        heartbeat: float | str = 3.0,
+        keep_alive: float | str = 0.75,
+        heartbeat: float | str | None = None,
         gc_interval: float | str = 3.0,
         gc_lifetime: float | str = 15.0,
         proxy_protocol: ProxyProtocol = "none",
@@ -101,6 +103,11 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         dial_timeout: float | str = 5.0,
         health: HealthOptions | None = None,
         bandwidth: Mapping[str, str] | None = None,
+        allow_from: Addresses | None = None,
+        deny_from: Addresses | None = None,
+        max_connections: int | str | None = None,
+        new_connections_per_second: int | str | None = None,
+        udp_sessions: int | str | None = None,
         server_name: str | None = None,
         certificates: CertificatesOptions | None = None,
         disable_sni: bool = False,
@@ -148,7 +155,11 @@ class Client(Lifecycle[ClientConfig, Sessions]):
                 is free.
             healthy_check: Without effect: a lost connection is detected by its silence and replaced immediately.
             timeout: Maximum time for the QUIC handshake of an attempt to connect.
-            heartbeat: Time between Heartbeat commands to the server.
+            keep_alive: Time without packets after which the server is probed. A server that does not answer for another
+                1.5 s (for twice ``keep_alive``, if that is shorter) is replaced by a new connection. It is lowered to a
+                third of the idle timeout, which is the server's ``max_idle_time`` if that is shorter than this side's.
+            heartbeat: Time between Heartbeat commands to the server. Default: ``3s``, or ``keep_alive`` if that is
+                longer.
             gc_interval: Without effect: fragments are dropped when gc_lifetime is over, without periodic scans.
             gc_lifetime: Time for which fragments of an incomplete UDP packet are kept.
             proxy_protocol: Version of the PROXY protocol header that tells the local service the visitor's address, and
@@ -161,6 +172,16 @@ class Client(Lifecycle[ClientConfig, Sessions]):
                 healthy again. If not given, it is not checked.
             bandwidth: Maximum rate of the tunnel's payload, TCP and UDP together: ``in`` from visitors to the local
                 service, ``out`` from the local service to visitors. If not given, there is no limit.
+            allow_from: Addresses and networks of the visitors that are served, TCP and UDP; IPv4-mapped addresses count
+                as IPv4. If not given, all are.
+            deny_from: Addresses and networks of visitors that are not served, even if ``allow_from`` has them.
+            max_connections: Maximum open TCP connections of one public port; further ones are reset. If not given, a
+                server has no such limit, and a client takes 16,384 for each tunnel.
+            new_connections_per_second: Maximum new TCP connections of one public port per second, and as many at once;
+                further ones are reset. If not given, there is no limit.
+            udp_sessions: Maximum UDP associations of one public port. Beyond it, idle ones are evicted, or the new
+                source is refused. If not given, it is 65,535 on a server, and 16,384 on a client, or fewer if it may
+                not open so many descriptors.
             server_name: Name or IP address that the server's certificate must be valid for. A name is also sent to the
                 server as SNI. If not given, it is the host of ``server``.
             certificates: Which certificates and keys to trust.

@@ -187,6 +187,7 @@ class LocalAssociations:
         timeout: Seconds without traffic after which an association's socket is closed.
         budget: Sockets that all connections of the client may have, to any server; leaves descriptors for everything
             else.
+        own_budget: Those that all connections of the tunnel may have; None: there is no such limit.
         counters: Counts drops.
         log: Receives the failures, and at level debug one line for each association.
         limit: Rate limit of repeated failures.
@@ -205,6 +206,7 @@ class LocalAssociations:
         counters: Counters,
         log: Log,
         limit: RateLimit,
+        own_budget: SharedBudget[LocalAssociations] | None = None,
         for_pump: bool = False,
     ) -> None:
         self._pump = pump
@@ -212,7 +214,7 @@ class LocalAssociations:
         self._target = target
         self._proxy = proxy
         self._timeout = timeout
-        self._budget = budget
+        self._budgets = (budget,) if own_budget is None else (budget, own_budget)
         self._counters = counters
         self._log = log
         self._limit = limit
@@ -222,8 +224,9 @@ class LocalAssociations:
         self._early: dict[int, SocketAddress] = {}
         self._by_association: dict[int, _LocalAssociation] = {}
         self._by_udp: dict[int, _LocalAssociation] = {}  # by the engine's ID of the socket
-        self._shares = SourceShares(max(1, budget.maximum // 2))
-        self._evictions = Evictions(connection, budget.maximum, self._shares, counters, self.end)
+        self._maximum = min(each.maximum for each in self._budgets)
+        self._shares = SourceShares(max(1, self._maximum // 2))
+        self._evictions = Evictions(connection, self._maximum, self._shares, counters, self.end)
         self._expiry = IdleCheck(pump, connection, timeout, self.end)
         self._silence: Timer | None = None  # the next check for unanswered associations
         self._closed = False
@@ -256,7 +259,8 @@ class LocalAssociations:
         if not has_place:
             self._no_place(association, peer)
             return
-        self._budget.take(self)
+        for budget in self._budgets:
+            budget.take(self)
         self._shares.take(association, peer[0])
         assoc = self._by_association[association] = _LocalAssociation(association, peer)
         self._target.ask(lambda addresses: self._connect(assoc, addresses))
@@ -269,7 +273,8 @@ class LocalAssociations:
                 with contextlib.suppress(GoneError):
                     self._connection.remove_association(association)
             return
-        self._budget.give_back(self)
+        for budget in self._budgets:
+            budget.give_back(self)
         self._shares.give_back(association)
         if assoc.reader is not None:
             assoc.reader.end()
@@ -325,19 +330,22 @@ class LocalAssociations:
 
     def _has_place(self, peer: SocketAddress) -> bool:
         """Whether there is room for an association of this visitor, after evictions if necessary."""
-        victim = self._budget.victim(self)
-        if victim is not None and victim is not self:
-            victim._evict_excess()
+        for budget in self._budgets:
+            victim = budget.victim(self)
+            if victim is not None and victim is not self:
+                victim._evict_excess(budget)
         if not self._evictions.allows(peer):
             return False
-        if len(self._budget) < self._budget.maximum:
-            return True
-        return self._evictions.make_room(peer) and len(self._budget) < self._budget.maximum
+        return not self._is_full or (self._evictions.make_room(peer) and not self._is_full)
 
-    def _evict_excess(self) -> None:
+    @property
+    def _is_full(self) -> bool:
+        return any(len(budget) >= budget.maximum for budget in self._budgets)
+
+    def _evict_excess(self, budget: SharedBudget[LocalAssociations]) -> None:
         """Evicts what exceeds this connection's fair share, idle or not: it has the most, and another lacks some."""
         try:
-            self._evictions.evict(max(1, self._budget.excess(self)))
+            self._evictions.evict(max(1, budget.excess(self)))
         except GoneError:
             self.close()
 
@@ -401,16 +409,18 @@ class LocalAssociations:
         return proxy_header.udp_header(Address.from_text(*peer), self._public)
 
     def _no_place(self, association: int, peer: SocketAddress) -> None:
+        full = next((each for each in self._budgets if len(each) >= each.maximum), self._budgets[0])
         if self._shares.full(peer[0]):
             counter = "udp_associations_refused_share"
-            what = f"{sockets.host_text(peer[0])} has at least half of {self._budget.maximum} associations"
+            what = f"{sockets.host_text(peer[0])} has at least half of {self._maximum} associations"
             self._refuse_more(peer)
         else:
             counter = "udp_associations_refused_limit"
-            what = f"all {self._budget.maximum} associations are in use"
+            what = f"all {full.maximum} associations are in use"
             self._refuse_more(None)
-        what += f"; {NONE_TO_EVICT} (udp_timeout is {self._timeout:g} s); the maximum is one per four descriptors"
-        what += " (LimitNOFILE, ulimit -n)"
+        what += f"; {NONE_TO_EVICT} (udp_timeout is {self._timeout:g} s); the maximum is "
+        own = full is not self._budgets[0]
+        what += "udp_sessions" if own else "one per four descriptors (LimitNOFILE, ulimit -n)"
         self._refuse(association, counter, what)
 
     def _refuse(self, association: int, counter: str, why: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import logging
 import socket
@@ -41,6 +42,8 @@ from asport_sync.engine import (
     UdpLargeTransfer,
     UdpRefused,
     Violation,
+    VisitorLimits,
+    VisitorsRefused,
 )
 from asport_sync.errors import (
     AsportError,
@@ -65,6 +68,7 @@ from asport_sync.host.certificates import Loaded
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, remaining
 from asport_sync.host.session import Session, is_busy
 from asport_sync.host.stats import TUNNEL_COUNTERS
+from asport_sync.host.visitors import RefusalLog, limits_of
 from asport_sync.host.visits import Served
 from asport_sync.runtime import sockets
 from asport_sync.runtime.backoff import Backoff
@@ -92,16 +96,16 @@ from asport_sync.wire import (
 _log = logger("client")
 
 _MAX_HELD_STREAMS = 256  # streams that wait for the ServerHello; a server has no reason to open any earlier
-_MAX_STREAMS = 16384  # visitors' TCP connections at the same time
+# Visitors' TCP connections at the same time, unless max_connections is higher. If it is lower, the server may open as
+# many streams all the same, and those above it are refused: visitors need not wait for others to leave.
+_MAX_STREAMS = 16384
 _IDLE_TIMEOUT = 30.0  # seconds; the minimum of both sides applies (RFC 9000 section 10.1), by default the server's 10 s
 _MAX_HEARTBEAT = 86400.0  # seconds, as far as timeouts depend on it: a multiple of it must fit the engine's clock
-# Seconds without a packet in either direction until a keep-alive probe is sent. A restarted server answers it with a
-# stateless reset, so its clients notice the restart and have a new handshake within a second. It costs an idle client
-# 200 bytes per second, in both directions and including all headers.
-_KEEP_ALIVE = 0.75
-# Seconds without a packet from the server until another connection is attempted in addition to this one: three
-# keep-alive probes. The engine adds one probe timeout (RFC 9002 section 6.2.1), about three round trips.
-_SILENCE = 3 * _KEEP_ALIVE
+# Seconds without a packet from the server, after a keep-alive probe, until another connection is attempted in addition
+# to this one: by then at least two more probes, which follow after a probe timeout each (RFC 9002 section 6.2), have
+# had no answer. The engine adds one probe timeout, about three round trips. Twice keep_alive, if that is shorter.
+_SILENCE_AFTER_PROBE = 1.5
+_HEARTBEAT = 3.0  # seconds between Heartbeat commands, if neither heartbeat nor keep_alive says that fewer are enough
 _PROBE = 1.0  # seconds that the server gets to answer after this machine was suspended or changed its address
 # Seconds that the server gets to answer while a newer connection waits to take over: three round trips, within these
 # bounds.
@@ -179,6 +183,9 @@ class ClientSession(Session):
         self._mode_byte = encode_mode(self._mode, Dialect(config.dialect))
         self._hint = hint(self._mode_byte, Dialect(config.dialect))
         self._asked = f"requested {self._mode}, mode byte {self._mode_byte} in dialect '{config.dialect}'"
+        self._heartbeat = max(_HEARTBEAT, config.keep_alive) if config.heartbeat is None else config.heartbeat
+        self._limits = limits_of([config], config.max_connections, config.new_connections_per_second)
+        self._refusals = RefusalLog(self.log)
         self._shared = Shared(host) if shared is None else shared
         self._order = AddressOrder(config.local)
         self._backend = DialledBackend(config, self, self._shared.places, self._order) if backend is None else backend
@@ -219,6 +226,7 @@ class ClientSession(Session):
             AssociationWanted: self._association_wanted,
             UdpLargeTransfer: self._udp_large_transfer,
             UdpRefused: self._udp_refused,
+            VisitorsRefused: self._visitors_refused,
             Probed: self._probed,
             Silence: self._silence,
         }
@@ -567,19 +575,24 @@ class ClientSession(Session):
 
     def _transport(self) -> Transport:
         config = self._config
-        heartbeat = min(config.heartbeat, _MAX_HEARTBEAT)
-        return Transport(
+        keep_alive, heartbeat = config.keep_alive, min(self._heartbeat, _MAX_HEARTBEAT)
+        streams = max(_MAX_STREAMS, config.max_connections or 0)
+        transport = Transport(
             congestion=CONGESTION[config.congestion_control],
             max_udp_payload=config.max_udp_payload,
-            idle_timeout=max(_IDLE_TIMEOUT, 3 * heartbeat),
-            keep_alive=_KEEP_ALIVE,
-            silence=_SILENCE,
+            idle_timeout=max(_IDLE_TIMEOUT, 3 * keep_alive, 3 * heartbeat),
+            keep_alive=keep_alive,
+            silence=keep_alive + min(_SILENCE_AFTER_PROBE, 2 * keep_alive),
             handshake_timeout=config.timeout,
             command_timeout=config.task_negotiation_timeout,
             send_window=config.send_window,
             receive_window=config.receive_window,
             fragment_lifetime=config.gc_lifetime,
-            max_streams_bidi=_MAX_STREAMS if self._mode.tcp else 0,
+            max_streams_bidi=streams if self._mode.tcp else 0,
+        )
+        # More streams need a larger window, see ``Transport``.
+        return dataclasses.replace(
+            transport, connection_window=transport.connection_window * -(-streams // _MAX_STREAMS)
         )
 
     def _close_connection(self, action: connector.Close[ServerConnection]) -> None:
@@ -697,8 +710,10 @@ class ClientSession(Session):
             server_connection.same_port = True
             first = last = self._port
         connection.send(encode(ClientHello(config.uuid, proof, self._mode_byte, first, last)) + self._hint)
-        connection.heartbeat(encode(Heartbeat()), config.heartbeat)
+        connection.heartbeat(encode(Heartbeat()), self._heartbeat)
         self._bandwidth.enter(connection)
+        if self._limits != VisitorLimits():
+            connection.limit(self._limits)
         # The handshake has authenticated the server. What it sends after its ServerHello may arrive before it.
         carrier = carrier_towards(connection, self._mode.udp)
         if self._mode.udp is UdpMode.NATIVE and carrier is Carrier.STREAM:
@@ -754,6 +769,7 @@ class ClientSession(Session):
             self._failure = None
         self.counters.add("joined")
         self.log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, port, self._mode)
+        self._log_keep_alive(server_connection.connection)
         self.host.report_status()
         if self._mode.tcp:
             self._backend.announce(server_connection.connection)
@@ -765,6 +781,19 @@ class ClientSession(Session):
     def stream_label(self, connection: Connection) -> str:
         """Returns the tunnel's name as a log prefix; empty if it has none."""
         return self._named("")
+
+    def _log_keep_alive(self, connection: Connection) -> None:
+        """Logs that the server is probed more often than configured."""
+        info = connection.info()
+        if info.keep_alive < self._config.keep_alive:
+            self.log.info(
+                "%s: probing the server every %g s, not every %g s (keep_alive): the idle timeout is %g s "
+                "(max_idle_time of the server)",
+                self._config.server,
+                round(info.keep_alive, 2),
+                self._config.keep_alive,
+                info.idle_timeout,
+            )
 
     def _stream_opened(self, server_connection: ServerConnection, event: StreamOpened) -> None:
         try:
@@ -823,6 +852,9 @@ class ClientSession(Session):
             server_connection.associations.refused, event.udp, event.error, answered=event.answered
         )
         self.host.pump.call(refused)
+
+    def _visitors_refused(self, _: ServerConnection, event: VisitorsRefused) -> None:
+        self._refusals.add(str(self._config.server), event)
 
     def _violation(self, _: ServerConnection, event: Violation) -> None:
         self._broke_rules(event.problem)

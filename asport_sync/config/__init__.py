@@ -3,6 +3,7 @@
 Of this package it imports only ``errors`` and ``hidden``.
 """
 
+from asport_sync.config.addresses import Addresses, AddressSet
 from asport_sync.config.credentials import Credential, loose_permissions
 from asport_sync.config.load import find, load_client, load_server, locate
 from asport_sync.config.model import (
@@ -11,6 +12,7 @@ from asport_sync.config.model import (
     ClientConfig,
     HealthConfig,
     HostConfig,
+    LimitsConfig,
     ProxyConfig,
     ServerConfig,
     Side,
@@ -19,6 +21,7 @@ from asport_sync.config.model import (
     TlsServerConfig,
     TunnelConfig,
     UserConfig,
+    VisitorsConfig,
     dialect_of,
     tunnel_from_options,
     without_effect,
@@ -57,6 +60,8 @@ from asport_sync.config.values import (
 
 __all__ = [
     "WITHOUT_EFFECT",
+    "AddressSet",
+    "Addresses",
     "AmbiguousDialectName",
     "Bandwidth",
     "CertificatesConfig",
@@ -70,6 +75,7 @@ __all__ = [
     "HealthOptions",
     "HostConfig",
     "HostPort",
+    "LimitsConfig",
     "LocalAddress",
     "LocalTargets",
     "LogFormat",
@@ -95,6 +101,7 @@ __all__ = [
     "UnixSocket",
     "UserConfig",
     "UserOptions",
+    "VisitorsConfig",
     "dialect_of",
     "find",
     "load_client",

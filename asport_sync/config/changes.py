@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from asport_sync.config.addresses import AddressSet
 from asport_sync.config.credentials import Credential
 from asport_sync.config.model import ProxyConfig
 from asport_sync.config.reader import Key
@@ -18,11 +19,11 @@ T = TypeVar("T")
 _LONGEST: Final = 300
 """Characters of two values that are shown: two paths are shorter; a list of a thousand networks says nothing."""
 
-_WHOLE: Final = (Credential, LocalTargets, PortSet)
+_WHOLE: Final = (AddressSet, Credential, LocalTargets, PortSet)
 """Dataclasses that are one value in a file."""
 
 # Keys that an entry of ``proxies`` and a user both have, and that both apply; and how those of the entry are named.
-_BOTH: Final = ("bandwidth",)
+_BOTH: Final = ("bandwidth", "allow_from", "deny_from")
 _SHARED: Final = "proxies."
 
 # Keys that name files to read, besides those that end in "_file". Other paths, such as keylog, are written to.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from asport_sync.config import values
+from asport_sync.config.addresses import AddressSet, addresses, some_addresses
 from asport_sync.config.credentials import Credential, credential, existing_file, first_line, pem
 from asport_sync.config.reader import (
     Invalid,
@@ -85,8 +86,16 @@ _LARGEST_BUFFER_POOL = 1 << 20
 _MAX_WORKERS = 65535
 _CLIENTS = 64
 """Per user: more than a household or a small office has, and few compared with the maximum."""
-_MAX_CLIENTS = 10000
-"""As many as the engine's maximum of connections."""
+_CLIENTS_TOTAL = 10000
+"""Of a server, joined or not: as many as take 730 MiB."""
+_MAX_CLIENTS = 65535
+"""One less than the engine has places for connections."""
+_MAX_CONNECTIONS = 1 << 20
+"""As many streams as the engine has places for."""
+_MAX_NEW_CONNECTIONS = 1000000
+"""Per second: more than a machine accepts."""
+_MAX_UDP_SESSIONS = 65535
+"""As many as there are IDs of associations on the wire, without 0."""
 _MAX_IN_A_ROW = 1000
 """Health checks: far more than makes sense."""
 
@@ -119,6 +128,11 @@ _BANDWIDTH = scalar(
     values.bandwidth,
     accepts="table of `in` and `out`: whole number with `kbit`, `mbit`, `gbit` (bits per second) or `kbyte`, `mbyte`, "
     "`gbyte` (bytes per second), `8kbit` to `100gbit`; or `off`",
+)
+_ADDRESSES = "IP address or network (`address/length`), or a list of up to 4,096 of these"
+_KEEP_ALIVE = key(
+    lambda item: values.keep_alive(item.value, bare_seconds=item.source.path is None),
+    accepts="duration, `100ms` to `1h`",
 )
 _DIALECT = _choice(values.DIALECTS)
 _NETWORK = scalar(values.networks, accepts=f"{values.words(values.NETWORKS)}; or a list of these")
@@ -411,6 +425,55 @@ def without_effect(config: ClientConfig | ServerConfig) -> Iterator[tuple[str, s
         yield "relay", "max_workers is 0, so the engine relays everything"
 
 
+# --- visitors ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """Limits of a public port. On a server, a user's apply, else those of the entry of ``proxies``, else the server's.
+
+    Attributes:
+        max_connections: Maximum open TCP connections of one public port; further ones are reset. If not given, a server
+            has no such limit, and a client takes 16,384 for each tunnel.
+        new_connections_per_second: Maximum new TCP connections of one public port per second, and as many at once;
+            further ones are reset. If not given, there is no limit.
+        udp_sessions: Maximum UDP associations of one public port. Beyond it, idle ones are evicted, or the new source
+            is refused. If not given, it is 65,535 on a server, and 16,384 on a client, or fewer if it may not open so
+            many descriptors.
+    """
+
+    max_connections: int | None = field(
+        default=None, metadata=documented(_integer(1, _MAX_CONNECTIONS), since="Unreleased")
+    )
+    new_connections_per_second: int | None = field(
+        default=None, metadata=documented(_integer(1, _MAX_NEW_CONNECTIONS), since="Unreleased")
+    )
+    udp_sessions: int | None = field(
+        default=None, metadata=documented(_integer(1, _MAX_UDP_SESSIONS), since="Unreleased")
+    )
+
+
+@_with_inherited_keys
+@dataclass(frozen=True, kw_only=True)
+class VisitorsConfig(LimitsConfig):
+    """Which visitors are served: by a user's ports, by those of all users of an entry of ``proxies``, by a tunnel.
+
+    On a server, a visitor has to be permitted by the entry and by the user.
+
+    Attributes:
+        allow_from: Addresses and networks of the visitors that are served, TCP and UDP; IPv4-mapped addresses count as
+            IPv4. If not given, all are.
+        deny_from: Addresses and networks of visitors that are not served, even if ``allow_from`` has them.
+    """
+
+    allow_from: AddressSet | None = field(
+        default=None, metadata=documented(scalar(some_addresses, accepts=_ADDRESSES), since="Unreleased")
+    )
+    deny_from: AddressSet | None = field(
+        default=None, metadata=documented(scalar(addresses, accepts=_ADDRESSES), since="Unreleased")
+    )
+
+
 # --- client -----------------------------------------------------------------------------------------------------------
 
 
@@ -440,7 +503,7 @@ class HealthConfig:
 
 @_with_inherited_keys
 @dataclass(frozen=True, kw_only=True)
-class TunnelConfig(ConnectionConfig):
+class TunnelConfig(ConnectionConfig, VisitorsConfig):
     """All settings of a tunnel of a client, in addition to its TLS keys (:class:`TlsClientConfig`).
 
     Durations are in seconds, sizes in bytes; docs/configuration.md has the forms that files and options accept.
@@ -462,6 +525,9 @@ class TunnelConfig(ConnectionConfig):
             free.
         healthy_check: Without effect, see :data:`WITHOUT_EFFECT`.
         timeout: Maximum time for the QUIC handshake of an attempt to connect.
+        keep_alive: Time without packets after which the server is probed. A server that does not answer for another
+            1.5 s (for twice ``keep_alive``, if that is shorter) is replaced by a new connection. It is lowered to a
+            third of the idle timeout, which is the server's ``max_idle_time`` if that is shorter than this side's.
         heartbeat: Time between Heartbeat commands to the server.
         gc_interval: Without effect, see :data:`WITHOUT_EFFECT`.
         gc_lifetime: Time for which fragments of an incomplete UDP packet are kept.
@@ -492,7 +558,10 @@ class TunnelConfig(ConnectionConfig):
     )
     healthy_check: float = field(default=20.0, metadata=_DURATION)
     timeout: float = field(default=8.0, metadata=_DURATION)
-    heartbeat: float = field(default=3.0, metadata=_DURATION)
+    keep_alive: float = field(default=0.75, metadata=documented(_KEEP_ALIVE, since="Unreleased"))
+    heartbeat: float | None = field(
+        default=None, metadata=documented(_DURATION, default="`3s`, or `keep_alive` if that is longer")
+    )
     gc_interval: float = field(default=3.0, metadata=_DURATION)
     gc_lifetime: float = field(default=15.0, metadata=_DURATION)
     proxy_protocol: ProxyProtocol = field(default="none", metadata=_choice(values.PROXY_PROTOCOLS))
@@ -572,8 +641,9 @@ _OF_A_TUNNEL = frozenset(each.name for each in fields(TunnelConfig)) - {"name"} 
 # --- server -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserConfig:
+@_with_inherited_keys
+@dataclass(frozen=True, kw_only=True)
+class UserConfig(VisitorsConfig):
     """A user of a server: an entry of the table ``users``, UUID = password, or UUID = table with these keys.
 
     Attributes:
@@ -597,8 +667,9 @@ class UserConfig:
     bandwidth: Bandwidth | None = field(default=None, metadata=documented(_BANDWIDTH, since="Unreleased"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyConfig:
+@_with_inherited_keys
+@dataclass(frozen=True, kw_only=True)
+class ProxyConfig(VisitorsConfig):
     """An entry of ``proxies``: users, and what they may open.
 
     Attributes:
@@ -613,6 +684,7 @@ class ProxyConfig:
         max_clients: Maximum clients of each of these users at the same time.
         bandwidth: Maximum rate of the payload of all connections of these users together, TCP and UDP: ``in`` from
             visitors to local services, ``out`` from local services to visitors. If not given, there is no limit.
+        max_clients_total: Maximum clients of all these users together. If not given, there is no limit.
     """
 
     users: tuple[UserConfig, ...] = field(
@@ -631,11 +703,14 @@ class ProxyConfig:
     dialect: DialectName | None = field(default=None, metadata=_DIALECT)
     max_clients: int = field(default=_CLIENTS, metadata=documented(_integer(1, _MAX_CLIENTS), since="Unreleased"))
     bandwidth: Bandwidth | None = field(default=None, metadata=documented(_BANDWIDTH, since="Unreleased"))
+    max_clients_total: int | None = field(
+        default=None, metadata=documented(_integer(1, _MAX_CLIENTS), since="Unreleased")
+    )
 
 
 @_with_inherited_keys
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig(HostConfig, ConnectionConfig):
+class ServerConfig(HostConfig, ConnectionConfig, LimitsConfig):
     """All settings of a server, in addition to its TLS keys (:class:`TlsServerConfig`).
 
     Durations are in seconds, sizes in bytes; docs/configuration.md has the forms that files and options accept.
@@ -649,6 +724,7 @@ class ServerConfig(HostConfig, ConnectionConfig):
         authentication_failed_reply: Whether a client that fails to authenticate is notified of the reason. If not, its
             connection is closed without one.
         max_idle_time: QUIC idle timeout: a connection without packets for that long is closed.
+        max_clients_total: Maximum clients of all users together, including those that have not joined yet.
         udp_session_timeout: Time without traffic after which a UDP association ends. It ends sooner only by eviction.
         dialect: Dialect of the protocol (meaning of the mode byte) of users without a ``dialect`` of their own;
             ``auto``: identified by the mode byte if possible.
@@ -666,6 +742,9 @@ class ServerConfig(HostConfig, ConnectionConfig):
     only_v6: bool | None = field(default=None, metadata=documented(_BOOLEAN, needs_restart=True))
     authentication_failed_reply: bool = field(default=True, metadata=_BOOLEAN)
     max_idle_time: float = field(default=10.0, metadata=_DURATION)
+    max_clients_total: int = field(
+        default=_CLIENTS_TOTAL, metadata=documented(_integer(1, _MAX_CLIENTS), since="Unreleased")
+    )
     udp_session_timeout: float = field(default=300.0, metadata=_DURATION)
     dialect: DialectName = field(default="auto", metadata=_DIALECT)
     ambiguous_dialect: AmbiguousDialectName = field(default="both", metadata=_choice(values.AMBIGUOUS_DIALECTS))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 from uuid import UUID
 
+from asport_sync.config.addresses import Addresses
 from asport_sync.config.values import (
     CongestionControl,
     DialectName,
@@ -92,7 +93,10 @@ class TunnelOptions(TypedDict, total=False):
             free.
         healthy_check: Without effect: a lost connection is detected by its silence and replaced immediately.
         timeout: Maximum time for the QUIC handshake of an attempt to connect.
-        heartbeat: Time between Heartbeat commands to the server.
+        keep_alive: Time without packets after which the server is probed. A server that does not answer for another 1.5
+            s (for twice ``keep_alive``, if that is shorter) is replaced by a new connection. It is lowered to a third
+            of the idle timeout, which is the server's ``max_idle_time`` if that is shorter than this side's.
+        heartbeat: Time between Heartbeat commands to the server. Default: ``3s``, or ``keep_alive`` if that is longer.
         gc_interval: Without effect: fragments are dropped when gc_lifetime is over, without periodic scans.
         gc_lifetime: Time for which fragments of an incomplete UDP packet are kept.
         proxy_protocol: Version of the PROXY protocol header that tells the local service the visitor's address, and the
@@ -105,6 +109,16 @@ class TunnelOptions(TypedDict, total=False):
             healthy again. If not given, it is not checked.
         bandwidth: Maximum rate of the tunnel's payload, TCP and UDP together: ``in`` from visitors to the local
             service, ``out`` from the local service to visitors. If not given, there is no limit.
+        allow_from: Addresses and networks of the visitors that are served, TCP and UDP; IPv4-mapped addresses count as
+            IPv4. If not given, all are.
+        deny_from: Addresses and networks of visitors that are not served, even if ``allow_from`` has them.
+        max_connections: Maximum open TCP connections of one public port; further ones are reset. If not given, a server
+            has no such limit, and a client takes 16,384 for each tunnel.
+        new_connections_per_second: Maximum new TCP connections of one public port per second, and as many at once;
+            further ones are reset. If not given, there is no limit.
+        udp_sessions: Maximum UDP associations of one public port. Beyond it, idle ones are evicted, or the new source
+            is refused. If not given, it is 65,535 on a server, and 16,384 on a client, or fewer if it may not open so
+            many descriptors.
         server_name: Name or IP address that the server's certificate must be valid for. A name is also sent to the
             server as SNI. If not given, it is the host of ``server``.
         certificates: Which certificates and keys to trust.
@@ -142,6 +156,7 @@ class TunnelOptions(TypedDict, total=False):
     expected_port_range: int | tuple[int, int] | list[int] | PortRangeOptions
     healthy_check: float | str
     timeout: float | str
+    keep_alive: float | str
     heartbeat: float | str
     gc_interval: float | str
     gc_lifetime: float | str
@@ -150,6 +165,11 @@ class TunnelOptions(TypedDict, total=False):
     dial_timeout: float | str
     health: HealthOptions
     bandwidth: Mapping[str, str]
+    allow_from: Addresses
+    deny_from: Addresses
+    max_connections: int | str
+    new_connections_per_second: int | str
+    udp_sessions: int | str
     server_name: str
     certificates: CertificatesOptions
     disable_sni: bool
@@ -180,6 +200,16 @@ class UserOptions(TypedDict, total=False):
         bandwidth: Maximum rate of the payload of all connections of this user, TCP and UDP together: ``in`` from
             visitors to local services, ``out`` from local services to visitors. That of the entry of ``proxies``
             applies in addition. If not given, there is no limit of the user's own.
+        allow_from: Addresses and networks of the visitors that are served, TCP and UDP; IPv4-mapped addresses count as
+            IPv4. If not given, all are.
+        deny_from: Addresses and networks of visitors that are not served, even if ``allow_from`` has them.
+        max_connections: Maximum open TCP connections of one public port; further ones are reset. If not given, a server
+            has no such limit, and a client takes 16,384 for each tunnel.
+        new_connections_per_second: Maximum new TCP connections of one public port per second, and as many at once;
+            further ones are reset. If not given, there is no limit.
+        udp_sessions: Maximum UDP associations of one public port. Beyond it, idle ones are evicted, or the new source
+            is refused. If not given, it is 65,535 on a server, and 16,384 on a client, or fewer if it may not open so
+            many descriptors.
     """
 
     password: str
@@ -187,6 +217,11 @@ class UserOptions(TypedDict, total=False):
     dialect: DialectName
     max_clients: int | str
     bandwidth: Mapping[str, str]
+    allow_from: Addresses
+    deny_from: Addresses
+    max_connections: int | str
+    new_connections_per_second: int | str
+    udp_sessions: int | str
 
 
 class _StatusOptions(TypedDict):
@@ -226,6 +261,17 @@ class ProxyOptions(_ProxyOptions, total=False):
         max_clients: Maximum clients of each of these users at the same time.
         bandwidth: Maximum rate of the payload of all connections of these users together, TCP and UDP: ``in`` from
             visitors to local services, ``out`` from local services to visitors. If not given, there is no limit.
+        max_clients_total: Maximum clients of all these users together. If not given, there is no limit.
+        allow_from: Addresses and networks of the visitors that are served, TCP and UDP; IPv4-mapped addresses count as
+            IPv4. If not given, all are.
+        deny_from: Addresses and networks of visitors that are not served, even if ``allow_from`` has them.
+        max_connections: Maximum open TCP connections of one public port; further ones are reset. If not given, a server
+            has no such limit, and a client takes 16,384 for each tunnel.
+        new_connections_per_second: Maximum new TCP connections of one public port per second, and as many at once;
+            further ones are reset. If not given, there is no limit.
+        udp_sessions: Maximum UDP associations of one public port. Beyond it, idle ones are evicted, or the new source
+            is refused. If not given, it is 65,535 on a server, and 16,384 on a client, or fewer if it may not open so
+            many descriptors.
     """
 
     bind_ip: str | ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -235,6 +281,12 @@ class ProxyOptions(_ProxyOptions, total=False):
     dialect: DialectName
     max_clients: int | str
     bandwidth: Mapping[str, str]
+    max_clients_total: int | str
+    allow_from: Addresses
+    deny_from: Addresses
+    max_connections: int | str
+    new_connections_per_second: int | str
+    udp_sessions: int | str
 
 
 # end of what python -m tests.config.signatures has written

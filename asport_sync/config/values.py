@@ -125,6 +125,10 @@ SLOWEST_RATE: Final = 1000
 FASTEST_RATE: Final = 12_500_000_000
 """Bytes per second: 8 kbit/s and 100 Gbit/s, the maximum of the engine's buckets."""
 
+SHORTEST_PROBING: Final = 0.1
+LONGEST_PROBING: Final = 3600.0
+"""Seconds of ``keep_alive``. Probes more often cost more than they tell; mappings of a NAT last no hour."""
+
 LARGEST_UDP_PAYLOAD: Final = 65507
 """Bytes: 65,535 minus the IPv4 and UDP headers (RFC 768)."""
 
@@ -520,6 +524,14 @@ def check_interval(value: object, *, bare_seconds: bool = False) -> float:
     seconds = duration(value, bare_seconds=bare_seconds)
     if seconds < SHORTEST_CHECK_INTERVAL:
         raise BadValue(f"expected a duration from 100ms to 100years, not {shown(value)}")
+    return seconds
+
+
+def keep_alive(value: object, *, bare_seconds: bool = False) -> float:
+    """Returns the time in seconds after which a silent server is probed."""
+    seconds = duration(value, bare_seconds=bare_seconds)
+    if not SHORTEST_PROBING <= seconds <= LONGEST_PROBING:
+        raise BadValue(f"expected a duration from 100ms to 1h, not {shown(value)}")
     return seconds
 
 

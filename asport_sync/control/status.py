@@ -135,7 +135,10 @@ def _made(cls: type[_Made], values: Mapping[str, Any]) -> _Made:
 
 
 _SUMS = ("congestion_window", "bytes_in_flight", "datagrams_queued")
-_COUNTS = ("bytes_received", "bytes_sent", "packets_received", "packets_sent", "packets_lost")
+_COUNTS = (
+    *("payload_received", "payload_sent", "bytes_received", "bytes_sent"),
+    *("packets_received", "packets_sent", "packets_lost"),
+)
 
 
 def figures(connections: Iterable[ConnectionInfo]) -> dict[str, Any]:
@@ -147,14 +150,7 @@ def figures(connections: Iterable[ConnectionInfo]) -> dict[str, Any]:
     found: dict[str, Any] = {name: sum(getattr(each, name) for each in all_of_them) for name in (*_SUMS, *_COUNTS)}
     found["connections"] = sum(each.streams for each in all_of_them)
     found["associations"] = sum(each.associations for each in all_of_them)
-    for field, name in (
-        ("connections_total", "streams_total"),
-        ("payload_received", "payload_received"),
-        ("payload_sent", "payload_sent"),
-    ):
-        values = [getattr(each, name, None) for each in all_of_them]
-        if None not in values:
-            found[field] = sum(values)
+    found["connections_total"] = sum(each.streams_total for each in all_of_them)
     return {
         **found,
         "rtt": latest.smoothed_rtt,

@@ -40,6 +40,7 @@ from .events import (
     UdpLargeTransfer,
     UdpRefused,
     Violation,
+    VisitorsRefused,
 )
 from .handles import Bucket, Connection, Credentials, Endpoint, Listener, Stream, UdpSocket
 from .values import (
@@ -52,9 +53,12 @@ from .values import (
     ConnectionInfo,
     CounterDescription,
     Direction,
+    RefusedBy,
     StreamEnd,
     StreamResult,
     Transport,
+    VisitorLimits,
+    packed_ranges,
 )
 
 __all__ = [
@@ -83,6 +87,7 @@ __all__ = [
     "Listener",
     "LogRecord",
     "Probed",
+    "RefusedBy",
     "Silence",
     "SocketAddress",
     "SourceUnknown",
@@ -98,11 +103,14 @@ __all__ = [
     "UdpRefused",
     "UdpSocket",
     "Violation",
+    "VisitorLimits",
+    "VisitorsRefused",
     "certificate_pin",
     "clock_watch",
     "derive_key",
     "equal",
     "error_number",
     "limit_arenas",
+    "packed_ranges",
     "versions",
 ]

@@ -13,7 +13,7 @@ from asport_sync.hidden import HiddenBytes
 from . import reasons
 from .binding import SocketAddress, ffi, from_address, lib
 from .handles import Connection, Endpoint, Listener, Stream, UdpSocket
-from .values import Carrier, CloseCause, StreamResult, stream_result
+from .values import Carrier, CloseCause, RefusedBy, StreamResult, stream_result
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -246,6 +246,21 @@ class AssociationEnded:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class VisitorsRefused:
+    """Visitors were refused because of ``Connection.limit``; at most once a second for each connection and reason.
+
+    Attributes:
+        count: Their number since the previous event; with UDP_RULES, the number of datagrams or Packets.
+        peer: The latest of them; None: the peer did not tell the address.
+    """
+
+    connection: Connection
+    reason: RefusedBy
+    count: int
+    peer: SocketAddress | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Probed:
     """The result of ``Connection.probe``."""
 
@@ -289,6 +304,7 @@ Event: TypeAlias = (
     | SourceUnknown
     | UdpLargeTransfer
     | UdpRefused
+    | VisitorsRefused
     | Probed
     | Silence
     | LogRecord
@@ -392,6 +408,10 @@ def _udp_refused(engine: Engine, raw: Any) -> Event:
     return UdpRefused(Connection(engine, raw.connection), UdpSocket(engine, raw.socket), raw.code, bool(raw.value))
 
 
+def _visitors_refused(engine: Engine, raw: Any) -> Event:
+    return VisitorsRefused(Connection(engine, raw.connection), RefusedBy(raw.code), raw.value, _address(raw.peer))
+
+
 def _probed(engine: Engine, raw: Any) -> Event:
     return Probed(Connection(engine, raw.connection), bool(raw.value))
 
@@ -419,6 +439,7 @@ _CONVERSIONS: dict[int, Callable[[Engine, Any], Event]] = {
     lib.AQ_EVENT_SOURCE_UNKNOWN: _source_unknown,
     lib.AQ_EVENT_UDP_LARGE_TRANSFER: _udp_large_transfer,
     lib.AQ_EVENT_UDP_REFUSED: _udp_refused,
+    lib.AQ_EVENT_VISITORS_REFUSED: _visitors_refused,
     lib.AQ_EVENT_PROBED: _probed,
     lib.AQ_EVENT_SILENCE: _silence,
     lib.AQ_EVENT_LOG_RECORD: _log_record,

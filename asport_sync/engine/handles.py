@@ -24,8 +24,10 @@ from .values import (
     Direction,
     StreamResult,
     Transport,
+    VisitorLimits,
     fill_transport,
     stream_result,
+    visitor_limits,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ class Endpoint(Handle):
         options = ffi.new("aq_transport_options *")
         fill_transport(options, transport)
         self.engine.call(lib.aq_endpoint_set_transport, self.id, options)
+
+    def limit(self, max_connections: int) -> None:
+        """Changes the maximum of connections. Existing connections stay."""
+        self.engine.call(lib.aq_endpoint_limit, self.id, max_connections)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -173,7 +179,8 @@ class UdpSocket(Handle):
             local: Public socket: the address to answer from, as in SourceUnknown.
 
         Raises:
-            EngineError: The ID or the source already has an association.
+            EngineError: The ID or the source already has an association, or ``Connection.limit`` does not permit the
+                visitor.
         """
         self.engine.call(
             lib.aq_association_add, self.id, association, to_address(peer), _address_or_null(local), prefix, len(prefix)
@@ -290,10 +297,15 @@ class Connection(Handle):
             path_payload=raw.path_payload,
             datagram_limit=raw.datagram_limit,
             silence=raw.silence / 1e9,
+            idle_timeout=raw.idle_timeout / 1e9,
+            keep_alive=raw.keep_alive / 1e9,
             streams=raw.streams,
             relays=raw.relays,
+            streams_total=raw.streams_total,
             associations=raw.associations,
             datagrams_queued=raw.datagrams_queued,
+            payload_sent=raw.payload_sent,
+            payload_received=raw.payload_received,
         )
 
     def use_bucket(self, bucket: Bucket, direction: Direction) -> None:
@@ -307,6 +319,18 @@ class Connection(Handle):
             EngineError: It uses two other buckets in this direction already.
         """
         self.engine.call(lib.aq_connection_bucket, self.id, bucket.id, direction)
+
+    def limit(self, limits: VisitorLimits) -> None:
+        """Sets what visitors are granted, from now on. VisitorsRefused reports those that are refused.
+
+        TCP connections of visitors that are no longer permitted are reset. Their associations stay until they are
+        removed: see ``refused_associations``.
+
+        Raises:
+            EngineError: ``limits.permitted`` is not as described there.
+        """
+        raw, _ranges = visitor_limits(limits)
+        self.engine.call(lib.aq_connection_limit, self.id, raw)
 
     def open_stream(self, header: bytes) -> Stream:
         """Opens a bidirectional stream that begins with ``header`` (at most 64 bytes).
@@ -385,6 +409,12 @@ class Connection(Handle):
         out = ffi.new("uint16_t[]", maximum)
         address = ffi.NULL if host is None else to_address(host)
         count = self.engine.call(lib.aq_associations_idle, self.id, address, nanoseconds(idle), out, maximum)
+        return list(ffi.unpack(out, count))
+
+    def refused_associations(self, maximum: int = 1024) -> list[int]:
+        """Returns associations of visitors that ``limit`` does not permit any more. Pump thread only."""
+        out = ffi.new("uint16_t[]", maximum)
+        count = self.engine.call(lib.aq_associations_refused, self.id, out, maximum)
         return list(ffi.unpack(out, count))
 
     def unanswered_associations(self, silence: float, recent: float, maximum: int = 1024) -> list[int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import struct
+from collections.abc import Iterable
 from typing import Any
 
-from .binding import SocketAddress, nanoseconds
+from .binding import SocketAddress, ffi, nanoseconds
 
 
 class CongestionControl(enum.IntEnum):
@@ -52,6 +54,15 @@ class CloseCause(enum.IntEnum):
     VERSION = 10
     UNREACHABLE = 11
     PEER_FAULT = 12
+
+
+class RefusedBy(enum.IntEnum):
+    """Why visitors are refused."""
+
+    TCP_RULES = 0
+    UDP_RULES = 1
+    MAX_CONNECTIONS = 2
+    RATE = 3
 
 
 class StreamEnd(enum.IntEnum):
@@ -177,10 +188,15 @@ class ConnectionInfo:
         path_payload: The current maximum UDP payload in bytes.
         datagram_limit: The current maximum payload of a DATAGRAM frame in bytes; 0: the peer accepts none.
         silence: Seconds since the latest packet from the peer.
+        idle_timeout: The idle timeout in seconds, the minimum of both sides (RFC 9000 section 10.1); 0.0: none.
+        keep_alive: Seconds without packets after which a keep-alive probe is sent; 0.0: never.
         streams: Open bidirectional streams.
         relays: The same, and those whose data is received but not yet written to the TCP connection.
+        streams_total: TCP connections of visitors so far, without refused ones.
         associations: UDP associations.
         datagrams_queued: Bytes of UDP packets that wait to be sent.
+        payload_sent: Bytes of TCP and UDP payload taken from sockets so far.
+        payload_received: Bytes of TCP and UDP payload handed to sockets so far.
     """
 
     peer: SocketAddress
@@ -198,10 +214,45 @@ class ConnectionInfo:
     path_payload: int
     datagram_limit: int
     silence: float
+    idle_timeout: float
+    keep_alive: float
     streams: int
     relays: int
+    streams_total: int
     associations: int
     datagrams_queued: int
+    payload_sent: int
+    payload_received: int
+
+
+_RANGE = struct.Struct("B16s16s")  # aq_address_range
+
+
+def packed_ranges(ranges: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Returns ranges of IP addresses, first and last included, in the form of ``VisitorLimits.permitted``.
+
+    Args:
+        ranges: Addresses in network byte order, 4 or 16 bytes. IPv4 comes first; those of a family are ascending and do
+            not overlap.
+    """
+    return b"".join(_RANGE.pack(4 if len(first) == 4 else 6, first, last) for first, last in ranges)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VisitorLimits:
+    """What a public port (server) or a tunnel (client) grants its visitors. The default is everything.
+
+    Attributes:
+        permitted: Addresses that are served, from ``packed_ranges``; None: all.
+        unknown_permitted: Whether visitors are served whose address the peer does not tell.
+        max_connections: Maximum open TCP connections; 0: no limit.
+        max_new: Maximum new TCP connections per second, and at once; 0: no limit.
+    """
+
+    permitted: bytes | None = None
+    unknown_permitted: bool = True
+    max_connections: int = 0
+    max_new: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -233,6 +284,19 @@ def fill_transport(raw: Any, transport: Transport) -> None:
         value = getattr(transport, field.name)
         # Fields declared float in Transport are times in seconds; the C API takes nanoseconds.
         setattr(raw, field.name, nanoseconds(value) if field.type == "float" else int(value))
+
+
+def visitor_limits(limits: VisitorLimits) -> tuple[Any, Any]:
+    """Returns an ``aq_visitor_limits *``, and what must stay alive as long as it is used."""
+    raw = ffi.new("aq_visitor_limits *")
+    raw.max_connections, raw.max_new = limits.max_connections, limits.max_new
+    raw.unknown_permitted = int(limits.unknown_permitted)
+    if limits.permitted is None:
+        return raw, None
+    raw.restricted = 1
+    ranges = ffi.from_buffer("aq_address_range[]", limits.permitted)
+    raw.permitted, raw.permitted_length = ranges, len(ranges)
+    return raw, ranges
 
 
 def stream_result(raw: Any) -> StreamResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -93,6 +94,58 @@ class IdleCheck:
                 self._check_in(_PAUSE_BETWEEN_ENDS)
 
 
+class Trimming:
+    """Ends associations that the rules for visitors no longer permit, and those above a lowered maximum.
+
+    Args:
+        pump: The thread.
+        connection: The connection of the associations.
+        evictions: Ends those above the maximum.
+        excess: Returns how many associations there are above the maximum.
+        refused: Called for each association that the rules no longer permit.
+    """
+
+    def __init__(
+        self,
+        pump: SelectorThread,
+        connection: Connection,
+        evictions: Evictions,
+        excess: Callable[[], int],
+        refused: Callable[[int], None],
+    ) -> None:
+        self._pump = pump
+        self._connection = connection
+        self._evictions = evictions
+        self._excess = excess
+        self._refused = refused
+        self._timer: Timer | None = None
+
+    def begin(self) -> None:
+        """Ends some at once, and the others in a while.
+
+        Raises:
+            GoneError: The connection is over.
+        """
+        self.end()
+        refused = self._connection.refused_associations(_ENDED_AT_ONCE)
+        for association in refused:
+            self._refused(association)
+        if (excess := self._excess()) > 0:
+            self._evictions.trim(excess)
+        if len(refused) == _ENDED_AT_ONCE or self._excess() > 0:
+            self._timer = self._pump.after(_PAUSE_BETWEEN_ENDS, self._go_on)
+
+    def end(self) -> None:
+        """Ends nothing more. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+    def _go_on(self) -> None:
+        with contextlib.suppress(GoneError):
+            self.begin()
+
+
 class Evictions:
     """Evicts associations of a connection to make room for new ones. The pump thread.
 
@@ -118,10 +171,14 @@ class Evictions:
         self._allowed = float(_MAX_NEW_PER_SECOND)  # new associations allowed now
         self._allowed_at = clock()
         self._connection = connection
-        self._at_once = max(1, min(_EVICTED_AT_ONCE, max_associations // _EVICTED_SHARE))
         self._shares = shares
         self._counters = counters
         self._end = end
+        self.resize(max_associations)
+
+    def resize(self, max_associations: int) -> None:
+        """Sets another maximum number of associations."""
+        self._at_once = max(1, min(_EVICTED_AT_ONCE, max_associations // _EVICTED_SHARE))
 
     def allows(self, source: SocketAddress) -> bool:
         """Whether Python has time for another association of this address; always true below the address's maximum."""
@@ -154,6 +211,10 @@ class Evictions:
         """Ends up to ``maximum`` associations, idle or not."""
         self._evict(None, 0.0, min(maximum, self._at_once))
 
+    def trim(self, excess: int) -> None:
+        """Ends associations above a lowered maximum, idle or not; not more than the peer can keep up with."""
+        self._evict(None, 0.0, min(excess, _ENDED_AT_ONCE))
+
     def _evict(self, host: SocketAddress | None, idle: float, maximum: int) -> int:
         """Ends up to ``maximum`` associations of a host, or of any, that were idle for so long; returns how many."""
         evicted = self._connection.idle_associations(idle, maximum, host)
@@ -182,6 +243,11 @@ class SourceShares:
 
     def __len__(self) -> int:
         return len(self._taken)
+
+    def resize(self, maximum: int) -> None:
+        """Sets another maximum. If several addresses exceed it, ``over`` is one of them."""
+        self._maximum = maximum
+        self.over = next((ip for ip, taken in self._taken.items() if taken > maximum), None)
 
     def full(self, ip: str) -> bool:
         """Whether this address has reached its maximum."""

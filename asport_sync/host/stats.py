@@ -114,7 +114,8 @@ _COUNTERS = (
     _counter("clients_refused_draining", "Clients disconnected because the server is draining.", _SERVER),
     _counter(
         "clients_refused_limit",
-        "Clients refused because their user has max_clients live clients; they try again.",
+        "Clients refused because their user has max_clients live clients, or the users of their entry have "
+        "max_clients_total; they try again.",
         _SERVER,
     ),
     _counter(
@@ -186,6 +187,11 @@ _COUNTERS = (
         "udp_associations_evicted",
         "UDP associations ended before their idle timeout, because places for UDP sources ran out.",
     ),
+    _counter(
+        "udp_associations_not_permitted",
+        "UDP associations ended because the rules for visitors were changed and no longer permit theirs.",
+        _SERVER,
+    ),
     _counter("udp_associations_moved", "UDP associations moved to another address of the local service.", _CLIENT),
     _counter(
         "udp_associations_refused_limit",
@@ -216,8 +222,8 @@ _COUNTERS = (
     _counter("udp_sources_refused_draining", "UDP sources refused because the server is draining.", _SERVER),
     _counter(
         "udp_sources_refused_table_full",
-        "UDP sources refused because a port, or all of them, have reached their maximum, and none was idle for a "
-        "second.",
+        "UDP sources refused because a port (udp_sessions), or all of them, have reached their maximum, and none was "
+        "idle for a second.",
         _SERVER,
     ),
     _counter("udp_sources_refused_by_engine", "UDP sources refused because the engine could not add them.", _SERVER),

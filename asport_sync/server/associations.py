@@ -13,11 +13,14 @@ class AssociationTable:
     possible: packets of its previous association may still be in flight.
 
     Args:
-        maximum: Maximum number of associations at the same time.
+        maximum: Maximum number of associations at the same time; at most ``LAST_ASSOCIATION``.
+
+    Attributes:
+        maximum: As given. If it is lowered, there may be more for a while.
     """
 
     def __init__(self, maximum: int = LAST_ASSOCIATION) -> None:
-        self._maximum = min(maximum, LAST_ASSOCIATION)
+        self.maximum = maximum
         self._taken: set[int] = set()
         self._last = 0
 
@@ -30,7 +33,7 @@ class AssociationTable:
     @property
     def full(self) -> bool:
         """Whether the maximum is reached."""
-        return len(self._taken) >= self._maximum
+        return len(self._taken) >= self.maximum
 
     def allocate(self) -> int | None:
         """Takes the next free ID; returns None if the maximum is reached."""

@@ -47,7 +47,7 @@ class Claim:
         whole: What the user may have of these.
         grant: What a port is searched for: ``whole``, or a part of it if there is no port for all.
         others: The parts to search for next.
-        has_place: Whether it counts towards its user's ``max_clients``.
+        has_place: Whether it counts towards the maximums of its user and its entry.
         rivals: Connections of the same user that may be in its way and have not been probed yet; None: not needed so
             far.
         waiting: Connections that are being probed.
@@ -94,27 +94,56 @@ class Claims:
         self._refuse = refuse
         self._ports = PortTable()
         self._leases = Leases()
-        # By user: the clients that have a port or search for one.
+        # By user: the clients that have a port or search for one. And how many there are by entry of ``proxies``.
         self._clients: dict[uuid.UUID, dict[Connection, ClientConnection]] = {}
+        self._of_entry: collections.Counter[int] = collections.Counter()
         # By connection that is being probed: the claims that wait for its answer, in order.
         self._probed: dict[Connection, dict[Claim, None]] = {}
 
     def find_place(self, claim: Claim) -> None:
-        """Counts a new client towards its user's ``max_clients`` before anything is bound."""
-        clients = self._clients.setdefault(claim.user.uuid, {})
-        if len(clients) >= claim.user.max_clients:
+        """Counts a new client towards the maximums of its user and its entry before anything is bound."""
+        if self._why_full(claim.user):
             self._probe_rivals(claim)
             return
-        clients[claim.client.connection] = claim.client
-        claim.has_place = True
+        self._take_place(claim)
         self._bind(claim)
 
+    def _why_full(self, user: User) -> str:
+        """Returns why this user can't have another client now; empty if they can."""
+        total = user.max_clients_total
+        if len(self._clients.get(user.uuid, ())) >= user.max_clients:
+            return f"user {user.uuid} already has {user.max_clients} clients, the maximum (max_clients)"
+        if total is not None and self._of_entry[user.entry] >= total:
+            return f"user {user.uuid}: the users of this entry have {total} clients, the maximum (max_clients_total)"
+        return ""
+
+    def _take_place(self, claim: Claim) -> None:
+        client, user = claim.client, claim.user
+        self._clients.setdefault(user.uuid, {})[client.connection] = client
+        self._of_entry[user.entry] += 1
+        client.place = user.uuid, user.entry
+        claim.has_place = True
+
     def leave(self, client: ClientConnection) -> None:
-        """Stops counting a client towards its user's ``max_clients``. Idempotent."""
-        if client.user is not None and (clients := self._clients.get(client.user.uuid)) is not None:
-            clients.pop(client.connection, None)
-            if not clients:
-                del self._clients[client.user.uuid]
+        """Stops counting a client towards the maximums of its user and its entry. Idempotent."""
+        if client.place is None:
+            return
+        user, entry = client.place
+        client.place = None
+        self._of_entry[entry] -= 1
+        del self._clients[user][client.connection]
+        if not self._clients[user]:
+            del self._clients[user]
+
+    def recount(self, users: Mapping[uuid.UUID, User]) -> None:
+        """Counts clients towards the entries in which their users are now: the number of an entry may have changed."""
+        self._of_entry.clear()
+        for user, clients in self._clients.items():
+            for client in clients.values():
+                assert client.place is not None
+                entry = users[user].entry if user in users else client.place[1]
+                client.place = user, entry
+                self._of_entry[entry] += 1
 
     def _probe_rivals(self, claim: Claim) -> None:
         """Probes connections in the new client's way, a few at a time.
@@ -198,13 +227,16 @@ class Claims:
 
     def _refuse_place(self, claim: Claim) -> None:
         user = claim.user
+        if claim.client.gone or claim.client.closing:
+            return
         if claim.has_place:
             why = f"requested {either(claim.asked)}, user {user.uuid}, ports {claim.ports}, {_why_none(claim)}"
-        else:
+        elif why := self._why_full(user):
             self._host.counters.add("clients_refused_limit")
-            why = f"user {user.uuid} already has {user.max_clients} clients, the maximum (max_clients)"
-        if not (claim.client.gone or claim.client.closing):
-            self._refuse(claim.client, ServerHelloCode.BIND_FAILED, why)
+        else:
+            self.find_place(claim)  # another client has left meanwhile
+            return
+        self._refuse(claim.client, ServerHelloCode.BIND_FAILED, why)
 
     def _take_over(self, claim: Claim, rival: ClientConnection) -> None:
         """Gives the place and the port of a silent connection to the new client."""
@@ -218,8 +250,8 @@ class Claims:
         self._host.counters.add("ports_taken_over")
         number = 0 if port is None else port.number
         _log.info("%s: silent; its port %d is taken over by %s", rival.label, number, claim.client.label)
-        self._clients.setdefault(claim.user.uuid, {})[claim.client.connection] = claim.client
-        claim.has_place = True
+        if not claim.has_place:
+            self._take_place(claim)
         if port is not None and number not in claim.ports:
             self._ports.release(port)
             self._leases.remember(claim.user.uuid, number)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 
 from asport_sync.engine import Connection, SocketAddress
 from asport_sync.runtime import sockets
+from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
 from asport_sync.server.policy import Grant, User, source_of
 from asport_sync.server.ports import PublicPort
@@ -19,6 +21,7 @@ class ClientConnection:
     """One client's connection. Written by the events thread; ``ServerSession.stats`` reads single fields.
 
     Attributes:
+        place: The user and the entry that it is counted for; None: it is not counted.
         closing: The client was refused, was replaced or violated the protocol; its further commands are ignored.
         gone: The engine has reported the end of the connection.
     """
@@ -29,12 +32,35 @@ class ClientConnection:
     handshake: ServerHandshake = dataclasses.field(default_factory=ServerHandshake)
     deadline: Timer | None = None
     user: User | None = None
+    place: tuple[uuid.UUID, int] | None = None
     grant: Grant | None = None
     port: PublicPort | None = None
     listener: PublicListener | None = None
     udp: PublicUdp | None = None
     closing: bool = False
     gone: bool = False
+
+    def limit(self, user: User, pump: SelectorThread) -> None:
+        """Applies other rules and limits for visitors to the port that the client has. The events thread.
+
+        TCP connections and associations of visitors that are no longer permitted end; other TCP connections stay, also
+        above a lower maximum.
+
+        Args:
+            user: The client's user as they are now.
+            pump: The host's.
+
+        Raises:
+            HandleGoneError: The connection is over.
+        """
+        before, self.user = self.user, user
+        if self.port is None:
+            return  # the session does it when the client gets its port
+        if before is not None and (before.visitors, before.max_associations) == (user.visitors, user.max_associations):
+            return
+        self.connection.limit(user.visitors)
+        if self.udp is not None:
+            pump.call(self.udp.limit, user.max_associations)
 
     @property
     def label(self) -> str:

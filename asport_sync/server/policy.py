@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import ipaddress
 import os
 import time
@@ -11,8 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from asport_sync.config import Bandwidth, DialectName, Network, PortSet, ServerConfig, dialect_of
-from asport_sync.engine import equal
+from asport_sync.config import Bandwidth, DialectName, LimitsConfig, Network, PortSet, ServerConfig, dialect_of
+from asport_sync.engine import VisitorLimits, equal
+from asport_sync.host.visitors import limits_of
+from asport_sync.server.associations import LAST_ASSOCIATION
 from asport_sync.wire import TOKEN_LENGTH, ClientHello, Dialect, ForwardMode, Meaning, UdpMode, token
 
 
@@ -29,9 +32,12 @@ class User:
         allow_network: Networks that they may open ports for.
         dialect: Dialect of the mode byte that they send.
         max_clients: Maximum number of clients at the same time.
-        entry: Users with the same number share ``entry_bandwidth``.
+        entry: Users with the same number share ``max_clients_total`` and ``entry_bandwidth``.
+        max_clients_total: Maximum number of clients of all these users together; None: no limit.
+        visitors: Which visitors their ports serve, and how many TCP connections.
+        max_associations: Maximum number of UDP associations of each port.
         bandwidth: Limits on the payload of all their connections together; None: none of their own.
-        entry_bandwidth: Limits on that of all these users together; None: none.
+        entry_bandwidth: Limits on that of all users with the same number together; None: none.
     """
 
     uuid: uuid.UUID
@@ -43,29 +49,47 @@ class User:
     dialect: DialectName
     max_clients: int = 64
     entry: int = 0
+    max_clients_total: int | None = None
+    visitors: VisitorLimits = field(default_factory=VisitorLimits)
+    max_associations: int = LAST_ASSOCIATION
     bandwidth: Bandwidth | None = None
     entry_bandwidth: Bandwidth | None = None
 
 
 def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
     """Returns a server's users, keyed by UUID."""
-    return {
-        user.uuid: User(
-            uuid=user.uuid,
-            password=user.password,
-            bind_ip=str(proxy.bind_ip),
-            only_v6=proxy.only_v6,
-            allow_ports=proxy.allow_ports,
-            allow_network=proxy.allow_network,
-            dialect=dialect_of(config, proxy, user),
-            max_clients=user.max_clients or proxy.max_clients,
-            entry=entry,
-            bandwidth=user.bandwidth,
-            entry_bandwidth=proxy.bandwidth,
-        )
-        for entry, proxy in enumerate(config.proxies)
-        for user in proxy.users
-    }
+    users = {}
+    for entry, proxy in enumerate(config.proxies):
+        of_entry = limits_of([proxy])
+        for user in proxy.users:
+            has_rules = user.allow_from is not None or user.deny_from is not None
+            visitors = dataclasses.replace(
+                limits_of([proxy, user]) if has_rules else of_entry,
+                max_connections=_nearest("max_connections", user, proxy, config) or 0,
+                max_new=_nearest("new_connections_per_second", user, proxy, config) or 0,
+            )
+            users[user.uuid] = User(
+                uuid=user.uuid,
+                password=user.password,
+                bind_ip=str(proxy.bind_ip),
+                only_v6=proxy.only_v6,
+                allow_ports=proxy.allow_ports,
+                allow_network=proxy.allow_network,
+                dialect=dialect_of(config, proxy, user),
+                max_clients=user.max_clients or proxy.max_clients,
+                entry=entry,
+                max_clients_total=proxy.max_clients_total,
+                visitors=visitors,
+                max_associations=_nearest("udp_sessions", user, proxy, config) or LAST_ASSOCIATION,
+                bandwidth=user.bandwidth,
+                entry_bandwidth=proxy.bandwidth,
+            )
+    return users
+
+
+def _nearest(name: str, *levels: LimitsConfig) -> int | None:
+    """Returns the limit that the first of these levels gives; None: none does."""
+    return next((value for level in levels if (value := getattr(level, name)) is not None), None)
 
 
 def shared_ports(users: Iterable[User]) -> PortSet:

@@ -19,6 +19,7 @@ from asport_sync.host.associations import (
     IdleCheck,
     SharedBudget,
     SourceShares,
+    Trimming,
 )
 from asport_sync.host.udp_reader import UdpReader
 from asport_sync.runtime import sockets
@@ -29,9 +30,6 @@ from asport_sync.runtime.timers import Timer
 from asport_sync.server.associations import LAST_ASSOCIATION, AssociationTable
 from asport_sync.wire import Dissociate, encode
 
-# While others want some, one source address has at most half of the associations, so that it can't shut out all others.
-# No less, because many visitors share one address behind a proxy or a carrier-grade NAT.
-_MAX_OF_ONE_SOURCE = LAST_ASSOCIATION // 2
 _OPEN_TRIES = 60  # maximum number of attempts to open a public socket
 _PAUSE_BETWEEN_OPENS = 1.0  # seconds; a minute in all, after which a lack of descriptors or memory counts as permanent
 _LINE_PERIOD = 60.0  # seconds between two log lines about the same problem of a tunnel
@@ -50,6 +48,7 @@ class PublicUdp:
         counters: Counts drops.
         log: Receives one line for each association, at level debug, and the reasons why UDP is not forwarded.
         budget: The associations of all public ports; None: this is the only port.
+        maximum: Maximum number of associations.
         for_pump: Whether the pump reads the socket from the beginning.
     """
 
@@ -63,6 +62,7 @@ class PublicUdp:
         log: logging.Logger,
         budget: SharedBudget[PublicUdp] | None = None,
         *,
+        maximum: int = LAST_ASSOCIATION,
         for_pump: bool = False,
     ) -> None:
         self._pump = pump
@@ -75,9 +75,10 @@ class PublicUdp:
         self._for_pump = for_pump
         self._udp: UdpSocket | None = None
         self._reader: UdpReader | None = None
-        self._associations = AssociationTable()
-        self._shares = SourceShares(_MAX_OF_ONE_SOURCE)
-        self._evictions = Evictions(connection, LAST_ASSOCIATION, self._shares, counters, self._dissociate)
+        self._associations = AssociationTable(maximum)
+        self._shares = SourceShares(_max_of_one_source(maximum))
+        self._evictions = Evictions(connection, maximum, self._shares, counters, self._dissociate)
+        self._trimming = Trimming(pump, connection, self._evictions, self._excess, self._not_permitted)
         self._limit = RateLimit(5, _LINE_PERIOD, max_per_source=1)
         self._expiry = IdleCheck(pump, connection, timeout, self._expired)
         self._opening: Timer | None = None  # the next attempt to open
@@ -100,11 +101,25 @@ class PublicUdp:
             self._reader.begin()
         self._expiry.begin()
 
+    def limit(self, maximum: int) -> None:
+        """Sets another maximum number of associations; ends those above it and those no longer permitted.
+
+        The connection has the rules already (``Connection.limit``).
+        """
+        self._associations.maximum = maximum
+        self._shares.resize(_max_of_one_source(maximum))
+        self._evictions.resize(maximum)
+        try:
+            self._trimming.begin()
+        except GoneError:
+            self.close()
+
     def close(self) -> None:
         """Stops forwarding and forgets the associations. Idempotent."""
         if self._opening is not None:
             self._opening.cancel()
         self._expiry.end()
+        self._trimming.end()
         self._budget.drop(self)
         if self._reader is not None:
             self._reader.end()
@@ -184,18 +199,21 @@ class PublicUdp:
         victim = self._budget.victim(self)
         if victim is not None and victim is not self:
             victim.evict_excess()
-        if self._evictions.allows(source) and (
-            not (victim is self or self._associations.full) or self._evictions.make_room(source)
+        maximum = self._associations.maximum
+        if (
+            self._evictions.allows(source)
+            and (not (victim is self or self._associations.full) or self._evictions.make_room(source))
+            and not self._associations.full  # as it may still be if the maximum was lowered
         ):
             return True
         if self._shares.full(source[0]):
             counter, of = "udp_sources_refused_share", source[0]
             self._connection.refuse_associations(source, REFUSAL_LASTS)
-            what = f"{sockets.host_text(source[0])} has at least half of {LAST_ASSOCIATION} associations"
+            what = f"{sockets.host_text(source[0])} has at least half of {maximum} associations"
         else:
             counter, of = "udp_sources_refused_table_full", ""
             self._connection.refuse_associations(None, REFUSAL_LASTS)
-            what = f"{len(self._associations)} of {LAST_ASSOCIATION} associations of the port are in use"
+            what = f"{len(self._associations)} of {maximum} associations of the port are in use"
             what += f", {len(self._budget)} of {self._budget.maximum} of all ports"
         self._counters.add(counter)
         self._limit.warning(
@@ -217,6 +235,14 @@ class PublicUdp:
         except GoneError:
             self.close()
 
+    def _excess(self) -> int:
+        """Returns how many associations there are above the maximum."""
+        return len(self._associations) - self._associations.maximum
+
+    def _not_permitted(self, association: int) -> None:
+        self._dissociate(association)
+        self._counters.add("udp_associations_not_permitted")
+
     def _expired(self, association: int) -> None:
         self._dissociate(association)
         self._counters.add("udp_associations_expired")
@@ -235,3 +261,12 @@ class PublicUdp:
         self._associations.release(association)
         self._shares.give_back(association)
         self._budget.give_back(self)
+
+
+def _max_of_one_source(maximum: int) -> int:
+    """Returns how many associations one source address may have while others want some.
+
+    Half of them, so that it can't shut out all others; no less, because many visitors share one address behind a proxy
+    or a carrier-grade NAT.
+    """
+    return max(1, maximum // 2)

@@ -71,6 +71,7 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         only_v6: bool | None = None,
         authentication_failed_reply: bool = True,
         max_idle_time: float | str = 10.0,
+        max_clients_total: int | str = 10000,
         udp_session_timeout: float | str = 300.0,
         dialect: DialectName = "auto",
         ambiguous_dialect: AmbiguousDialectName = "both",
@@ -97,6 +98,9 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         receive_window: int | str = 8388608,
         keylog: str | os.PathLike[str] | None = None,
         max_udp_payload: int | str = 65527,
+        max_connections: int | str | None = None,
+        new_connections_per_second: int | str | None = None,
+        udp_sessions: int | str | None = None,
         alpn: list[str] | tuple[str, ...] = ("asport",),
         zero_rtt_handshake: bool = False,
     ) -> None:
@@ -114,6 +118,7 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
             authentication_failed_reply: Whether a client that fails to authenticate is notified of the reason. If not,
                 its connection is closed without one.
             max_idle_time: QUIC idle timeout: a connection without packets for that long is closed.
+            max_clients_total: Maximum clients of all users together, including those that have not joined yet.
             udp_session_timeout: Time without traffic after which a UDP association ends. It ends sooner only by
                 eviction.
             dialect: Dialect of the protocol (meaning of the mode byte) of users without a ``dialect`` of their own;
@@ -168,6 +173,13 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
                 set.
             max_udp_payload: Maximum UDP payload in bytes of this side's QUIC packets. By default they are as large as
                 interface and path allow, up to 32 KiB.
+            max_connections: Maximum open TCP connections of one public port; further ones are reset. If not given, a
+                server has no such limit, and a client takes 16,384 for each tunnel.
+            new_connections_per_second: Maximum new TCP connections of one public port per second, and as many at once;
+                further ones are reset. If not given, there is no limit.
+            udp_sessions: Maximum UDP associations of one public port. Beyond it, idle ones are evicted, or the new
+                source is refused. If not given, it is 65,535 on a server, and 16,384 on a client, or fewer if it may
+                not open so many descriptors.
             alpn: Names of application protocols in order of preference (RFC 7301). Client and server must have one in
                 common, because QUIC requires it (RFC 9001, section 8.1).
             zero_rtt_handshake: Without effect: ASPORT cannot use TLS early data.

@@ -29,6 +29,8 @@ from asport_sync.engine import (
     Transport,
     UdpLargeTransfer,
     Violation,
+    VisitorLimits,
+    VisitorsRefused,
 )
 from asport_sync.errors import ConfigError, EngineError, GoneError, HandleGoneError, RemoteProtocolError
 from asport_sync.hidden import HiddenBytes
@@ -37,6 +39,7 @@ from asport_sync.host.certificates import Loaded, load_server
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, log_keys_without_effect
 from asport_sync.host.session import Session
 from asport_sync.host.stats import Side
+from asport_sync.host.visitors import RefusalLog
 from asport_sync.host.visits import Served
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import logger
@@ -119,6 +122,7 @@ class ServerSession(Session):
         self._connections: dict[Connection, ClientConnection] = {}
         self._claims = Claims(host, self._connections, self._grant, self._refuse)
         self._bandwidths = Bandwidths(host, _log)
+        self._refusals = RefusalLog(_log)
         self._associations: SharedBudget[PublicUdp] = SharedBudget(MAX_ASSOCIATIONS)  # pump thread only
         self._handlers: dict[type, Callable[..., None]] = {
             Connected: self._connected,
@@ -129,6 +133,7 @@ class ServerSession(Session):
             AcceptFailed: self._accept_failed,
             SourceUnknown: self._source_unknown,
             UdpLargeTransfer: self._udp_large_transfer,
+            VisitorsRefused: self._visitors_refused,
             Probed: self._claims.probed,
         }
 
@@ -180,6 +185,7 @@ class ServerSession(Session):
                     self.loaded.credentials,
                     transport,
                     reset_key=self._reset_key(self.loaded.private_key, self._address),
+                    max_connections=config.max_clients_total,
                 )
         except OSError as problem:
             raise ConfigError(f"cannot listen on {config.server}: {problem.strerror}", key="server") from problem
@@ -206,6 +212,8 @@ class ServerSession(Session):
         assert self._endpoint is not None
         self._endpoint.set_transport(self._transport(config))
         self._endpoint.set_credentials(loaded.credentials)
+        if config.max_clients_total != self._config.max_clients_total:
+            self._endpoint.limit(config.max_clients_total)
         earlier, self._config = self._config, config
         before, self.loaded = self.loaded, loaded
         before.free()
@@ -230,10 +238,12 @@ class ServerSession(Session):
             user = users.get(client.user.uuid)
             number = None if client.port is None else client.port.number
             why = why_to_end(client.user, user, number, client.grant)
-            if why is None:
-                client.user = user
-            else:
+            if why is not None:
                 self._end(client, why)
+            elif user is not None:
+                with contextlib.suppress(GoneError):
+                    client.limit(user, self.host.pump)
+        self._claims.recount(users)
         self._bandwidths.update(users)
 
     def _end(self, client: ClientConnection, why: str) -> None:
@@ -502,6 +512,9 @@ class ServerSession(Session):
             # If the client takes no DATAGRAM frames, there is nothing to find out.
             ask = claim.grant.carrier_unknown and carrier is Carrier.DATAGRAM
             self._bandwidths.enter(connection, claim.user)
+            assert client.user is not None
+            if client.user.visitors != VisitorLimits():
+                connection.limit(client.user.visitors)
             if port.udp is not None:
                 # Before the port is announced: until the engine has the socket, it buffers only a few datagrams.
                 # Nothing is sent to the client yet, because associations are added only on request of this thread.
@@ -513,6 +526,7 @@ class ServerSession(Session):
                     self.host.counters,
                     _log,
                     self._associations,
+                    maximum=client.user.max_associations,
                     for_pump=self.host.pump_reads_all,
                 )
                 self.host.pump.call_and_wait(client.udp.open)
@@ -622,6 +636,11 @@ class ServerSession(Session):
         client = self._connections.get(event.connection)
         if client is not None and client.listener is not None:
             client.listener.failed(event.error)
+
+    def _visitors_refused(self, event: VisitorsRefused) -> None:
+        client = self._connections.get(event.connection)
+        if client is not None and client.port is not None:
+            self._refusals.add(f"port {client.port.number}", event)
 
     def _source_unknown(self, event: SourceUnknown) -> None:
         client = self._connections.get(event.connection)

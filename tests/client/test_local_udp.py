@@ -49,6 +49,7 @@ class Local:
         proxy: bool = False,
         timeout: float = 60.0,
         max_associations: int = 10,
+        own_maximum: int | None = None,
         joined: bool = True,
     ) -> None:
         self.pump = pump
@@ -66,6 +67,7 @@ class Local:
             proxy=proxy,
             timeout=timeout,
             budget=self.budget,
+            own_budget=None if own_maximum is None else SharedBudget(own_maximum),
             counters=pump.counters,
             log=LOG,
             limit=RateLimit(),
@@ -170,6 +172,22 @@ def test_an_association_that_is_over_gives_its_place_back(pump: Pump) -> None:
     pump.do(local.associations.end, 1)
     local.want(2)
     assert pump.udp.associations == {2: (PEER, b"")}
+    local.close()
+    assert len(local.budget) == 0
+
+
+def test_a_tunnel_may_have_fewer_than_the_client(pump: Pump, caplog: pytest.LogCaptureFixture) -> None:
+    local = Local(pump, own_maximum=1)
+    local.want(1)
+    local.want(2, OTHER)
+    assert pump.connection.removed == [2]
+    assert pump.counter("udp_associations_refused_limit") == 1
+    assert "all 1 associations are in use" in caplog.text
+    assert "the maximum is udp_sessions" in caplog.text
+    pump.connection.idle = [1]
+    local.want(3, OTHER)
+    assert pump.udp.associations == {3: (OTHER, b"")}
+    assert len(local.budget) == 1
     local.close()
     assert len(local.budget) == 0
 

@@ -16,7 +16,7 @@ from asport_sync.client.connection import ServerConnection, why_closed
 from asport_sync.client.connector import Close
 from asport_sync.client.session import ClientSession
 from asport_sync.client.shared import max_associations
-from asport_sync.engine import Carrier, CloseCause, Connection, Direction
+from asport_sync.engine import Carrier, CloseCause, Connection, Direction, VisitorLimits, packed_ranges
 from asport_sync.errors import (
     AsportError,
     AuthenticationError,
@@ -129,6 +129,53 @@ def test_to_a_server_that_takes_no_datagram_frames_packets_go_on_streams(
         assert scene.counter("udp_on_streams_instead") == instead
     told = [record for record in caplog.records if "DATAGRAM frames" in record.getMessage()]
     assert len(told) == instead
+
+
+@pytest.mark.parametrize(
+    ("options", "keep_alive", "silence", "idle_timeout", "heartbeat"),
+    [
+        ({}, 0.75, 2.25, 30.0, 3.0),
+        ({"keep_alive": 0.25}, 0.25, 0.75, 30.0, 3.0),
+        ({"keep_alive": "15s"}, 15.0, 16.5, 45.0, 15.0),
+        ({"keep_alive": "1m", "heartbeat": 3}, 60.0, 61.5, 180.0, 3.0),
+    ],
+)
+def test_how_often_an_idle_client_sends(
+    options: dict[str, Any], keep_alive: float, silence: float, idle_timeout: float, heartbeat: float
+) -> None:
+    with scene_of(**options) as scene:
+        assert [each[1] for each in scene.ready().heartbeats] == [heartbeat]
+        transport = scene.engine.connecting[0]["transport"]
+        assert (transport.keep_alive, transport.silence) == (keep_alive, silence)
+        assert transport.idle_timeout == idle_timeout
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+def test_a_server_that_has_to_be_probed_more_often(caplog: pytest.LogCaptureFixture, lowered: bool) -> None:
+    """Its idle timeout is shorter than three probes: a line says so."""
+
+    def join(scene: Scene, connection: FakeConnection) -> None:
+        connection.keep_alive, connection.idle_timeout = (10 / 3, 10.0) if lowered else (15.0, 60.0)
+        accept(scene, connection)
+
+    caplog.set_level("INFO")
+    with scene_of(join, keep_alive="15s") as scene:
+        scene.ready()
+    line = "192.0.2.1:443: probing the server every 3.33 s, not every 15 s (keep_alive): the idle timeout is 10 s"
+    assert (line in caplog.text) is lowered
+
+
+def test_the_engine_is_told_which_visitors_are_served() -> None:
+    with scene_of(network="tcp") as scene:
+        assert scene.ready().limits == []
+        assert scene.engine.connecting[0]["transport"].max_streams_bidi == 16384
+        default = scene.engine.connecting[0]["transport"].connection_window
+    rules = {"allow_from": ["192.0.2.0/24"], "deny_from": ["192.0.2.0/25", "::1"]}
+    with scene_of(**rules, max_connections=20000, new_connections_per_second=7) as scene:
+        permitted = packed_ranges([(bytes([192, 0, 2, 128]), bytes([192, 0, 2, 255]))])
+        assert scene.ready().limits == [VisitorLimits(permitted, False, 20000, 7)]
+        transport = scene.engine.connecting[0]["transport"]
+        assert (transport.max_streams_bidi, transport.connection_window) == (20000, 2 * default)
 
 
 def test_the_engine_is_told_what_the_configuration_says() -> None:

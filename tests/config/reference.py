@@ -19,6 +19,7 @@ from asport_sync.config import (
     CertificatesConfig,
     ClientConfig,
     HealthConfig,
+    LimitsConfig,
     PortRange,
     ProxyConfig,
     ServerConfig,
@@ -27,6 +28,7 @@ from asport_sync.config import (
     TlsServerConfig,
     TunnelConfig,
     UserConfig,
+    VisitorsConfig,
 )
 from asport_sync.config.model import ConnectionConfig, HostConfig, TlsConfig
 from asport_sync.config.reader import FIRST_RELEASE, Key
@@ -52,6 +54,7 @@ class Section(NamedTuple):
 
 CLIENT, SERVER = "`asport_sync.Client`", "`asport_sync.Server`"
 IN_TUNNELS = "in a dict of the parameter `tunnels` of the client"
+IN_PROXIES = "in a dict of the parameter `proxies` of the server and in a dict of its `users`"
 SECTIONS = [
     Section("Client and server", HostConfig, f"Parameters of {CLIENT} and {SERVER}."),
     Section(
@@ -62,6 +65,16 @@ SECTIONS = [
         "Client and server: the table status",
         StatusConfig,
         f"In the parameter `status` of {CLIENT} and {SERVER}, a dict.",
+    ),
+    Section(
+        "Visitors: a tunnel, an entry of proxies, a user",
+        VisitorsConfig,
+        f"Parameters of {CLIENT}, {IN_TUNNELS}, {IN_PROXIES}.",
+    ),
+    Section(
+        "Limits: a tunnel, the server, an entry of proxies, a user",
+        LimitsConfig,
+        f"Parameters of {CLIENT} and {SERVER}, {IN_TUNNELS}, {IN_PROXIES}.",
     ),
     Section("Client", ClientConfig, f"Parameters of {CLIENT}."),
     Section("Client: a tunnel", TunnelConfig, f"Parameters of {CLIENT}, and {IN_TUNNELS}."),
@@ -140,6 +153,8 @@ def written(value: Any, values: str) -> str:
         return f"`{list(value)}`".replace("'", '"')
     if "duration" in values:
         minutes, seconds = divmod(value, 60)
+        if value < 1:
+            return f"`{1000 * value:g}ms`"
         return f"`{minutes:g}m`" if minutes > 1 and not seconds else f"`{value:g}s`"
     return f"`{value}` ({value >> 20} MiB)" if isinstance(value, int) and value >= 1 << 20 else f"`{value}`"
 

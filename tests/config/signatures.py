@@ -19,6 +19,7 @@ from asport_sync.config import (
     CertificatesConfig,
     ClientConfig,
     HealthConfig,
+    LimitsConfig,
     PortRange,
     ProxyConfig,
     ServerConfig,
@@ -27,6 +28,7 @@ from asport_sync.config import (
     TlsServerConfig,
     TunnelConfig,
     UserConfig,
+    VisitorsConfig,
 )
 from asport_sync.config.model import ConnectionConfig, HostConfig, TlsConfig
 from asport_sync.config.reader import Key
@@ -39,6 +41,7 @@ END = "# end of what python -m tests.config.signatures has written"
 WIDTH = 120
 
 TYPES = {
+    "AddressSet": "Addresses",
     "Bandwidth": "Mapping[str, str]",
     "CertificatesConfig": "CertificatesOptions",
     "ControlSocket": "str | os.PathLike[str]",
@@ -165,15 +168,18 @@ def of_a_tunnel(*classes: type) -> list[Parameter]:
     ]
 
 
+OF_A_TUNNEL = (TunnelConfig, VisitorsConfig, LimitsConfig, TlsClientConfig, ConnectionConfig, TlsConfig)
+
+
 def client_constructor() -> str:
     """The constructor of Client."""
-    tunnel = of_a_tunnel(TunnelConfig, TlsClientConfig, ConnectionConfig, TlsConfig)
+    tunnel = of_a_tunnel(*OF_A_TUNNEL)
     return constructor([*tunnel, *parameters(ClientConfig, HostConfig)], [])
 
 
 def server_constructor() -> str:
     """The constructor of Server."""
-    own = parameters(ServerConfig, TlsServerConfig, HostConfig, ConnectionConfig, TlsConfig)
+    own = parameters(ServerConfig, TlsServerConfig, HostConfig, ConnectionConfig, LimitsConfig, TlsConfig)
     (server,) = (each for each in own if each.name == "server")
     kind = f"{server.type} | None"
     listen = Parameter("listen", kind, "None", server.meaning.partition(" The parameter ``listen`` ")[0])
@@ -200,7 +206,9 @@ def tables() -> str:
         if cls is PortRange:
             own = [Parameter(each, "int", "", descriptions(cls)[each]) for each in PortRange._fields]
         elif cls is TunnelConfig:
-            own = of_a_tunnel(TunnelConfig, TlsClientConfig, ConnectionConfig, TlsConfig)
+            own = of_a_tunnel(*OF_A_TUNNEL)
+        elif issubclass(cls, VisitorsConfig):
+            own = parameters(cls, VisitorsConfig, LimitsConfig)
         else:
             own = parameters(cls)
         required = [each for each in own if not each.default]

@@ -75,6 +75,8 @@ def test_a_user_who_moves_to_another_entry_has_changed_only_in_what_that_says() 
         ({"expected_port_range": (1, 5)}, ["expected_port_range: 1-65535 -> 1-5"]),
         ({"local": ["127.0.0.1:80", "127.0.0.2:80"]}, ["local: 127.0.0.1:80 -> 127.0.0.1:80, 127.0.0.2:80"]),
         ({"health": {"tcp": True}}, ["health: not set -> set"]),
+        ({"keep_alive": "15s"}, ["keep_alive: 0.75s -> 15s"]),
+        ({"bandwidth": {"in": "8kbit"}}, ["bandwidth: not set -> in 8kbit, out off"]),
     ],
 )
 def test_words_for_a_client(changes: dict[str, Any], words: list[str]) -> None:
@@ -102,6 +104,16 @@ def test_the_bandwidth_of_a_user_and_of_the_entry_are_two() -> None:
     assert set(differences(before, after)) == {
         f"user {ALICE}: bandwidth: not set -> in off, out 8kbit",
         f"user {ALICE}: proxies.bandwidth: in 10mbit, out off -> in 20mbit, out off",
+    }
+
+
+def test_rules_of_a_user_and_of_the_entry_are_two() -> None:
+    before = server(proxy={"allow_from": "192.0.2.0/24", "deny_from": "192.0.2.7"})
+    users = {ALICE: {"password": "one", "deny_from": ["::1"]}}
+    after = server(proxy={"users": users, "allow_from": "192.0.2.0/25", "deny_from": "192.0.2.7"})
+    assert set(differences(before, after)) == {
+        f"user {ALICE}: proxies.allow_from: 192.0.2.0/24 -> 192.0.2.0/25",
+        f"user {ALICE}: deny_from: not set -> ::1/128",
     }
 
 

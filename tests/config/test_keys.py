@@ -34,6 +34,7 @@ from asport_sync.config import (
     load_server,
     without_effect,
 )
+from asport_sync.config.addresses import AddressSet, addresses
 from asport_sync.config.model import HostConfig, TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
 from asport_sync.config.values import ephemeral_ports, memory_to_receive
@@ -58,7 +59,7 @@ class Row(NamedTuple):
     refused: list[Any]
 
 
-def durations(default: float) -> Row:
+def durations(default: float | None) -> Row:
     return Row(default, [("1m 5s", 65.0), ("250ms", 0.25)], [5, "5", "0s", "1.5s", True, []])
 
 
@@ -89,6 +90,22 @@ CONNECTION = {
     "max_udp_payload": Row(65527, [(1200, 1200), (65527, 65527)], [1199, 65528, "x"]),
 }
 ON_LOOPBACK = LocalTargets((HostPort("127.0.0.1", 22), HostPort("::1", 22)))
+LIMITS = {
+    "max_connections": Row(None, [(1, 1), ("1048576", 1048576)], [0, -1, 1048577, "many", []]),
+    "new_connections_per_second": Row(None, [(1, 1), (1000000, 1000000)], [0, -1, 1000001, 1.5, []]),
+    "udp_sessions": Row(None, [(1, 1), (65535, 65535)], [0, -1, 65536, "many", []]),
+}
+NETWORKS: list[tuple[Any, Any]] = [
+    ("192.0.2.7", addresses("192.0.2.7")),
+    ("192.0.2.0/24", addresses("192.0.2.0/24")),
+    (["10.0.0.0/8", "[2001:db8::]", "::ffff:192.0.2.0/120"], addresses(["10.0.0.0/8", "2001:db8::", "192.0.2.0/24"])),
+    (["0.0.0.0/0", "::/0"], AddressSet.everything()),
+]
+NO_NETWORKS = ["", "x", "10.0.0.1/8", "10.0.0.0/33", "::/129", "10.0.0.0/255.0.0.0", "fe80::1%1", 5, {}, [1], ["a", []]]
+VISITORS = LIMITS | {
+    "allow_from": Row(None, NETWORKS, [[], *NO_NETWORKS]),
+    "deny_from": Row(None, [([], AddressSet()), *NETWORKS], NO_NETWORKS),
+}
 HOST = {
     "receive_memory": Row(memory_to_receive(), [(2**26, 2**26), (2**40, 2**40)], [2**26 - 1, 0, -1, "1GiB", []]),
     "log_level": Row("warn", [("off", "off"), ("DEBUG", "debug"), ("trace", "trace")], ["verbose", 3, True]),
@@ -135,79 +152,89 @@ BANDWIDTH = Row(
     ],
     [{}, "10mbit", 10, [], {"in": 10}, {"in": "7kbit"}, {"in": "101gbit"}, {"in": "10M"}, {"up": "1mbit"}, {"out": []}],
 )
-TUNNEL = CONNECTION | {
-    "server": Row(REQUIRED, [("h:1", HostPort("h", 1)), ("[::1]:2", HostPort("::1", 2))], ["h", "h:0", 443, []]),
-    "local": Row(
-        REQUIRED,
-        [
-            ("localhost:22", LocalTargets((HostPort("localhost", 22),))),
-            (22, ON_LOOPBACK),
-            ("22", ON_LOOPBACK),
-            (["h:1", 22], LocalTargets((HostPort("h", 1), *ON_LOOPBACK.addresses))),
-            ("unix:/run/app.sock", LocalTargets((UnixSocket("/run/app.sock"),))),
-            ("unix:@app", LocalTargets((UnixSocket("@app"),))),
-        ],
-        ["http://h:1", "h", 0, 70000, True, [], {}, ["unix:/run/app.sock"], "unix:", f"unix:/{107 * 'x'}"],
-    ),
-    "uuid": Row(REQUIRED, [(f"{{{UUID.upper()}}}", uuid.UUID(UUID))], ["x", 5, []]),
-    "password": Row(REQUIRED, [("x", "x"), (12345, "12345"), (True, "true")], ["", 1.5, [], {}]),
-    "password_file": Row(None, [], ["", [], "missing"]),
-    "network": NETWORK,
-    "udp_forward_mode": Row("native", [("QUIC", "quic")], ["stream", 1]),
-    "udp_timeout": durations(300.0),
-    "expected_port_range": Row(
-        PortRange(1, 65535),
-        [(2024, (2024, 2024)), ([1, 9], (1, 9)), ({"start": 1, "end": 9}, (1, 9))],
-        ["2024", 0, [9, 1], [1], {"start": 1}, "1-9", True],
-    ),
-    "healthy_check": durations(20.0),
-    "timeout": durations(8.0),
-    "heartbeat": durations(3.0),
-    "gc_interval": durations(3.0),
-    "gc_lifetime": durations(15.0),
-    "proxy_protocol": Row(
-        "none", [("none", "none"), ("disable", "none"), ("Disabled", "none"), ("off", "none"), ("V1", "v1")], ["v3", 2]
-    ),
-    "dialect": Row("draft", [("flags", "flags"), ("Draft", "draft")], ["auto", "new", 1]),
-    "dial_timeout": durations(5.0),
-    "health": Row(
-        None,
-        [
-            ({"tcp": True}, HealthConfig(tcp=True)),
-            ({"http": "/live?x=1", "tcp": False}, HealthConfig(http="/live?x=1")),
-            (
-                {"tcp": "yes", "interval": "1m", "timeout": "1m", "failures": 1000, "successes": 2},
-                HealthConfig(tcp=True, interval=60.0, timeout=60.0, failures=1000, successes=2),
-            ),
-            ({"tcp": True, "interval": "100ms"}, HealthConfig(tcp=True, interval=0.1, timeout=0.1)),
-        ],
-        [
-            {},
-            {"tcp": False},
-            {"tcp": True, "http": "/"},
-            {"http": "live"},
-            {"http": "/two words"},
-            {"http": "/ä"},
-            {"http": "/" + 2000 * "x"},
-            {"tcp": True, "interval": "99ms"},
-            {"tcp": True, "interval": 10},
-            {"tcp": True, "timeout": "11s"},
-            {"tcp": True, "failures": 0},
-            {"tcp": True, "successes": 1001},
-            {"tcp": True, "port": 80},
-            True,
-            "tcp",
-            [],
-        ],
-    ),
-    "bandwidth": BANDWIDTH,
-}
+TUNNEL = (
+    CONNECTION
+    | VISITORS
+    | {
+        "server": Row(REQUIRED, [("h:1", HostPort("h", 1)), ("[::1]:2", HostPort("::1", 2))], ["h", "h:0", 443, []]),
+        "local": Row(
+            REQUIRED,
+            [
+                ("localhost:22", LocalTargets((HostPort("localhost", 22),))),
+                (22, ON_LOOPBACK),
+                ("22", ON_LOOPBACK),
+                (["h:1", 22], LocalTargets((HostPort("h", 1), *ON_LOOPBACK.addresses))),
+                ("unix:/run/app.sock", LocalTargets((UnixSocket("/run/app.sock"),))),
+                ("unix:@app", LocalTargets((UnixSocket("@app"),))),
+            ],
+            ["http://h:1", "h", 0, 70000, True, [], {}, ["unix:/run/app.sock"], "unix:", f"unix:/{107 * 'x'}"],
+        ),
+        "uuid": Row(REQUIRED, [(f"{{{UUID.upper()}}}", uuid.UUID(UUID))], ["x", 5, []]),
+        "password": Row(REQUIRED, [("x", "x"), (12345, "12345"), (True, "true")], ["", 1.5, [], {}]),
+        "password_file": Row(None, [], ["", [], "missing"]),
+        "network": NETWORK,
+        "udp_forward_mode": Row("native", [("QUIC", "quic")], ["stream", 1]),
+        "udp_timeout": durations(300.0),
+        "expected_port_range": Row(
+            PortRange(1, 65535),
+            [(2024, (2024, 2024)), ([1, 9], (1, 9)), ({"start": 1, "end": 9}, (1, 9))],
+            ["2024", 0, [9, 1], [1], {"start": 1}, "1-9", True],
+        ),
+        "healthy_check": durations(20.0),
+        "timeout": durations(8.0),
+        "keep_alive": Row(
+            0.75, [("100ms", 0.1), ("15s", 15.0), ("1h", 3600.0)], ["99ms", "61m", "off", 0, 15, "15", []]
+        ),
+        "heartbeat": durations(None),
+        "gc_interval": durations(3.0),
+        "gc_lifetime": durations(15.0),
+        "proxy_protocol": Row(
+            "none",
+            [("none", "none"), ("disable", "none"), ("Disabled", "none"), ("off", "none"), ("V1", "v1")],
+            ["v3", 2],
+        ),
+        "dialect": Row("draft", [("flags", "flags"), ("Draft", "draft")], ["auto", "new", 1]),
+        "dial_timeout": durations(5.0),
+        "health": Row(
+            None,
+            [
+                ({"tcp": True}, HealthConfig(tcp=True)),
+                ({"http": "/live?x=1", "tcp": False}, HealthConfig(http="/live?x=1")),
+                (
+                    {"tcp": "yes", "interval": "1m", "timeout": "1m", "failures": 1000, "successes": 2},
+                    HealthConfig(tcp=True, interval=60.0, timeout=60.0, failures=1000, successes=2),
+                ),
+                ({"tcp": True, "interval": "100ms"}, HealthConfig(tcp=True, interval=0.1, timeout=0.1)),
+            ],
+            [
+                {},
+                {"tcp": False},
+                {"tcp": True, "http": "/"},
+                {"http": "live"},
+                {"http": "/two words"},
+                {"http": "/ä"},
+                {"http": "/" + 2000 * "x"},
+                {"tcp": True, "interval": "99ms"},
+                {"tcp": True, "interval": 10},
+                {"tcp": True, "timeout": "11s"},
+                {"tcp": True, "failures": 0},
+                {"tcp": True, "successes": 1001},
+                {"tcp": True, "port": 80},
+                True,
+                "tcp",
+                [],
+            ],
+        ),
+        "bandwidth": BANDWIDTH,
+    }
+)
 CLIENT = HOST | {
     "tunnels": Row(REQUIRED, [], [1, [], {}, {"a b": {}}, {"": {}}, {"x" * 65: {}}, {"web": 1}, {"web": {"x": 1}}]),
 }
 SERVER = (
     HOST
     | CONNECTION
+    | LIMITS
     | {
         "server": Row(
             REQUIRED, [("[::]:443", HostPort("::", 443)), ("127.0.0.1:0", HostPort("127.0.0.1", 0))], ["h:1", 1]
@@ -216,6 +243,7 @@ SERVER = (
         "only_v6": Row(None, BOOLEAN, NO_BOOLEAN),
         "authentication_failed_reply": Row(True, BOOLEAN, NO_BOOLEAN),
         "max_idle_time": durations(10.0),
+        "max_clients_total": Row(10000, [(1, 1), (65535, 65535)], [0, 65536, "many"]),
         "udp_session_timeout": durations(300.0),
         "dialect": Row("auto", [("flags", "flags"), ("DRAFT", "draft"), ("auto", "auto")], ["new", 1]),
         "ambiguous_dialect": Row("both", [("flags", "flags"), ("Draft", "draft"), ("both", "both")], ["auto", 1]),
@@ -225,7 +253,7 @@ SERVER = (
         "reset_key_file": Row(None, [], ["", [], "missing"]),
     }
 )
-PROXY = {
+PROXY = VISITORS | {
     "users": Row(REQUIRED, [({UUID: "x"}, (UserConfig(uuid=uuid.UUID(UUID), password="x"),))], [{}, [], "x"]),
     "bind_ip": Row(
         ipaddress.ip_address("::"),
@@ -246,7 +274,8 @@ PROXY = {
     "only_v6": Row(None, BOOLEAN, NO_BOOLEAN),
     "allow_network": NETWORK,
     "dialect": Row(None, [("auto", "auto"), ("flags", "flags")], ["new"]),
-    "max_clients": Row(64, [(1, 1), ("10000", 10000)], [0, 10001, "many"]),
+    "max_clients": Row(64, [(1, 1), ("65535", 65535)], [0, 65536, "many"]),
+    "max_clients_total": Row(None, [(1, 1), (65535, 65535)], [0, 65536, "many"]),
     "bandwidth": BANDWIDTH,
 }
 TLS_CLIENT = {
@@ -281,11 +310,11 @@ TLS_SERVER = {
     "alpn": TLS_CLIENT["alpn"],
     "zero_rtt_handshake": TLS_CLIENT["zero_rtt_handshake"],
 }
-USER = {
+USER = VISITORS | {
     "password": TUNNEL["password"],
     "password_file": TUNNEL["password_file"],
     "dialect": PROXY["dialect"],
-    "max_clients": Row(None, [(1, 1), (10000, 10000)], [0, 10001, "many"]),
+    "max_clients": Row(None, [(1, 1), (65535, 65535)], [0, 65536, "many"]),
     "bandwidth": BANDWIDTH,
 }
 ALIASES = {

@@ -53,6 +53,7 @@ def test_figures_of_several_connections() -> None:
     found = figures([info(bytes_sent=10, smoothed_rtt=0.5, path_payload=1200), info(bytes_sent=5, path_payload=1452)])
     assert found["bytes_sent"] == 15
     assert found["connections"] == 2
+    assert (found["connections_total"], found["payload_received"], found["payload_sent"]) == (2, 2, 2)
     assert (found["rtt"], found["path_payload"]) == (1.0, 1452)
     Row(id="x", **found)
 

@@ -307,6 +307,21 @@ static void do_endpoint(aq_engine *engine)
     }
 }
 
+/* Sets what visitors are granted: everything; nobody; or loopback, a few connections and a few new ones a second. */
+static void limit(aq_engine *engine, aq_id connection, uint8_t what)
+{
+    const aq_address_range loopback = {.family = 4, .first = {127}, .last = {127, 255, 255, 255}};
+    const aq_visitor_limits limits = {.restricted = (what & 24) != 0,
+                                      .unknown_permitted = what & 32,
+                                      .permitted = &loopback,
+                                      .permitted_length = what / 8 % 2,
+                                      .max_connections = what / 16 % 2,
+                                      .max_new = what / 16 % 4};
+    uint16_t refused[8];
+    aq_connection_limit(engine, connection, &limits);
+    aq_associations_refused(engine, connection, refused, AQ_ARRAY_LENGTH(refused));
+}
+
 static void do_connection(aq_engine *engine)
 {
     uint8_t what = fuzz_u8(&run.input), out[32];
@@ -340,6 +355,8 @@ static void do_connection(aq_engine *engine)
     case 6:
         result = aq_connection_info_get(engine, connection, &info);
         MUST(result != AQ_OK || info.datagram_limit < info.path_payload);
+        if (what & 64)
+            limit(engine, connection, what);
         break;
     default:
         aq_connection_export(engine, connection, out, sizeof(out), out, sizeof(out), out, sizeof(out));
@@ -673,7 +690,7 @@ static void take_events(aq_engine *engine)
         for (int64_t i = 0; i < count; i++) {
             const aq_event *event = &events[i];
             MUST(event->length <= sizeof(event->data));
-            MUST(event->type >= AQ_EVENT_CONNECTED && event->type <= AQ_EVENT_STREAM_BEGUN);
+            MUST(event->type >= AQ_EVENT_CONNECTED && event->type <= AQ_EVENT_VISITORS_REFUSED);
             if (event->type == AQ_EVENT_CONNECTED)
                 remember(event->connection);
             if (event->type == AQ_EVENT_STREAM_OPENED)

@@ -44,10 +44,12 @@ WHAT_TO_DO = {
     "packet_drop_queue_full": "the path is the limit",
     "packet_drop_too_big": "raise `max_udp_payload`, or the path's MTU",
     "packet_drop_incomplete": "losses on the path; smaller packets suffer less",
+    "packet_drop_not_permitted": "as for `tcp_drop_not_permitted`",
     "packet_drop_wrong_address": "a faulty client",
     "packet_drop_socket": "check the firewall of this host",
     "udp_drop_kernel": "as for `quic_drop_kernel`; these datagrams are lost",
     "udp_drop_bandwidth": "raise `bandwidth`, if it is not meant to be the limit; the log says whose",
+    "udp_drop_not_permitted": "as for `tcp_drop_not_permitted`",
     "udp_drop_no_association": "see `udp_sources_refused_share` and the counters after it",
     "udp_service_refused": "check that the service runs, and where it listens; the log has the address",
     "packet_drop_waiting_full": "a flood of sources",
@@ -56,6 +58,9 @@ WHAT_TO_DO = {
     "watch_failures": "raise `fs.epoll.max_user_watches`, or find what uses the memory",
     "tcp_accept_deferred": _DESCRIPTORS,
     "tcp_shed": _DESCRIPTORS,
+    "tcp_drop_not_permitted": "nothing, if the rules are right; the log has an address",
+    "tcp_drop_max_connections": "raise `max_connections`, unless it is a flood",
+    "tcp_drop_rate": "raise `new_connections_per_second`, unless it is a flood",
     "tcp_drop_stream_limit": "the client is overloaded, or gone",
     "tcp_dial_failures": "see the log",
     "relays_timed_out": (
@@ -85,7 +90,7 @@ WHAT_TO_DO = {
     "udp_open_errors": _DESCRIPTORS,
     "udp_give_back_errors": _DESCRIPTORS,
     "udp_on_streams_instead": "`udp_forward_mode: quic` on the client, or a peer with DATAGRAM frames",
-    "clients_refused_limit": "raise `max_clients`; or the password has leaked",
+    "clients_refused_limit": "raise `max_clients` or `max_clients_total`; or the password has leaked",
     "udp_associations_evicted": (
         "nothing, unless services answer after long pauses; then raise the client's descriptor limit"
     ),

@@ -213,6 +213,10 @@ class FakeConnection:
         self.dials: list[tuple[real.SocketAddress | None, float, float]] = []
         self.open_streams = 0
         self.buckets: list[tuple[FakeBucket, real.Direction]] = []
+        self.limits: list[real.VisitorLimits] = []
+        self.refused: list[int] = []  # associations that the rules do not permit any more
+        self.keep_alive = 0.75  # seconds
+        self.idle_timeout = 10.0
         self.is_gone = False
 
     def _check(self) -> None:
@@ -267,6 +271,8 @@ class FakeConnection:
                 "datagram_limit": self.datagram_limit,
                 "streams": self.open_streams,
                 "silence": self.silence,
+                "keep_alive": self.keep_alive,
+                "idle_timeout": self.idle_timeout,
             }
         )
 
@@ -296,6 +302,15 @@ class FakeConnection:
         self._check()
         assert lasts > 0
         self.refused_for_now.append(source)
+
+    def limit(self, limits: real.VisitorLimits) -> None:
+        self._check()
+        self.limits.append(limits)
+
+    def refused_associations(self, maximum: int = 1024) -> list[int]:
+        self._check()
+        found, self.refused = self.refused[:maximum], self.refused[maximum:]
+        return found
 
     def unanswered_associations(self, silence: float, recent: float, maximum: int = 1024) -> list[int]:
         self._check()
@@ -339,6 +354,7 @@ class FakeEndpoint(str):
         self.credentials: list[FakeCredentials] = []
         self.transports: list[real.Transport] = []
         self.transport_problem: EngineError | None = None
+        self.limits: list[int] = []  # maximums of connections
         self.closed: bool | None = None  # with its connections or without
 
     def set_credentials(self, credentials: FakeCredentials) -> None:
@@ -352,6 +368,11 @@ class FakeEndpoint(str):
         if self.transport_problem is not None:
             raise self.transport_problem
         self.transports.append(transport)
+
+    def limit(self, max_connections: int) -> None:
+        if self.closed is not None:
+            raise gone()
+        self.limits.append(max_connections)
 
     def close(self, *, close_connections: bool = True) -> None:
         if self.closed is not None:

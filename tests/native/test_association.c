@@ -588,6 +588,79 @@ static void test_addresses_that_get_no_association(void)
     end_assocs(assocs);
 }
 
+/* Sets the only permitted address; NULL: all are. */
+static void permit(aq_assocs *assocs, const char *first, const char *last)
+{
+    aq_address_range range = {.family = 4};
+    int64_t error = AQ_OK;
+    aq_ranges *ranges = NULL;
+
+    if (first != NULL) {
+        CHECK_INT(inet_pton(AF_INET, first, range.first) + inet_pton(AF_INET, last, range.last), 2);
+        ranges = aq_ranges_new(&range, 1, 0, &error);
+        CHECK(ranges != NULL);
+    }
+    aq_assocs_permit(assocs, ranges);
+    aq_ranges_unref(ranges); /* the table has its own */
+}
+
+/* Python is not asked about a visitor that is not permitted; what is dropped is reported once a second. */
+static void test_visitors_that_are_not_permitted(void)
+{
+    const aq_address permitted = {.family = 4, .ip = {127, 1, 0, 1}, .port = SOURCE_PORT};
+    const aq_address denied = {.family = 4, .ip = {127, 1, 0, 2}, .port = SOURCE_PORT};
+    const aq_address known = {.family = 4, .ip = {127, 1, 0, 3}, .port = SOURCE_PORT};
+    aq_address here;
+    aq_assocs *assocs = new_assocs();
+    int fd = open_socket(AF_INET, &here), i;
+    aq_udp *udp = open_udp(assocs, fd, 1);
+    uint16_t out[4];
+
+    add_association(udp, 3, &known, 0);
+    CHECK_INT(aq_assocs_list_refused(assocs, out, 4), 0);
+    permit(assocs, "127.1.0.1", "127.1.0.1");
+    for (i = 0; i < 3; i++)
+        send_as(&denied, fd, &here, "x", 1);
+    send_as(&permitted, fd, &here, "y", 1);
+    send_as(&known, fd, &here, "z", 1);
+    read_batch(udp, 5, 1, 1);
+    CHECK(aq_address_equal(&batch.sources[0].peer, &permitted));
+    CHECK_INT(batch.denied, 1); /* the first at once, the others with one of a second later */
+    CHECK(aq_address_equal(&batch.denied_peer, &denied));
+    CHECK_INT(counted(AQ_C_udp_drop_not_permitted), 3);
+    CHECK_INT(assocs->refused.count, 2);
+    CHECK(told(assocs));
+    next_packet(assocs, 3, 0, &known, "z", 1); /* its association goes on until it is removed */
+    CHECK_INT(assocs->payload_sent, 1);
+    nothing_left(assocs);
+    CHECK_INT(aq_assocs_list_refused(assocs, out, 4), 1);
+    CHECK_INT(out[0], 3);
+    CHECK_INT(aq_assocs_list_refused(assocs, out, 0), 0);
+    CHECK_INT(aq_assoc_forget(assocs, 3), AQ_OK);
+    CHECK_INT(aq_assocs_list_refused(assocs, out, 4), 0);
+
+    /* The rules change while Python is asked. */
+    CHECK_INT(aq_assoc_new(udp, 4, FROM(&denied), NULL, 0), AQ_ERR_STATE);
+    permit(assocs, "127.1.0.2", "127.1.0.9");
+    CHECK_INT(aq_assoc_new(udp, 4, FROM(&permitted), NULL, 0), AQ_ERR_STATE);
+    aq_udp_drop_source(udp, FROM(&permitted));
+    CHECK_INT(counted(AQ_C_udp_drop_no_association), 1);
+    send_as(&denied, fd, &here, "now permitted", 13);
+    read_batch(udp, 1, 0, 1);
+    CHECK_INT(batch.denied, 0);
+    add_association(udp, 4, &denied, 1);
+    CHECK(told(assocs));
+    next_packet(assocs, 4, 0, &denied, "now permitted", 13);
+    permit(assocs, NULL, NULL);
+    send_as(&known, fd, &here, "all are", 7);
+    read_batch(udp, 1, 0, 1);
+    aq_udp_drop_source(udp, FROM(&known));
+    CHECK_INT(counted(AQ_C_udp_drop_no_association), 1);
+    permit(assocs, "127.1.0.2", "127.1.0.9"); /* freed with the table */
+    close_udp(udp);
+    end_assocs(assocs);
+}
+
 int main(void)
 {
     check_watchdog(WATCHDOG_SECONDS);
@@ -606,6 +679,7 @@ int main(void)
     test_dropped_by_the_kernel();
     test_detached();
     test_addresses_that_get_no_association();
+    test_visitors_that_are_not_permitted();
     sides_destroy();
     return check_done();
 }

@@ -130,7 +130,7 @@ def test_where_no_association_is_idle_a_line_says_so_once(public: Public, caplog
     assert record.levelname == "WARNING"
     for part in (
         f"UDP port {public.address[1]}: no association",
-        "65535 associations of the port",
+        "1 of 1 associations of the port",
         "of all ports",
         "udp_session_timeout",
     ):

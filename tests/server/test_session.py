@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 
 from asport_sync.config import ServerConfig
-from asport_sync.engine import Carrier, CloseCause, Connection
+from asport_sync.engine import Carrier, CloseCause, Connection, VisitorLimits
 from asport_sync.errors import ConfigError, EngineError
 from asport_sync.host.certificates import Loaded, Validity, load_server
 from asport_sync.host.host import Host
@@ -1170,6 +1170,37 @@ def test_new_clients_are_judged_by_the_new_configuration(scene: Scene) -> None:
     silent = scene.connect()
     scene.pass_time(1.6)
     assert silent.closed is not None
+
+
+def test_other_rules_and_limits_apply_at_once(scene: Scene) -> None:
+    connection = scene.join()
+    (endpoint,) = scene.engine.endpoints
+    assert (connection.limits, endpoint.limits) == ([], [])
+    rules = {"deny_from": ["203.0.113.0/24"], "max_connections": 5, "udp_sessions": 7}
+    for _ in range(2):  # the second time nothing changes
+        apply(scene, changed(scene, proxy=rules, max_clients_total=9))
+        (limits,) = connection.limits
+        assert (limits.max_connections, limits.permitted is None) == (5, False)
+        assert endpoint.limits == [9]
+    apply(scene, changed(scene))
+    assert connection.limits[1:] == [VisitorLimits()]
+    assert endpoint.limits[1:] == [10000]
+    assert connection.closed is None
+
+
+def test_clients_count_towards_their_entry_wherever_it_is_now() -> None:
+    ports = [(20000, 32000)]
+    with scene_of(proxy={"allow_ports": ports}) as scene:
+        several = [scene.join() for _ in range(2)]
+        new = {"users": {str(uuid.UUID(int=3)): PASSWORD}, "bind_ip": HOST}
+        entry = {"users": {str(ALICE): PASSWORD, str(BOB): PASSWORD}, "bind_ip": HOST, "allow_ports": ports}
+        apply(scene, changed(scene, proxies=[new, entry | {"max_clients_total": 2}]))
+        assert [each.closed for each in several] == [None] * 2
+        another = scene.join()
+        for each in several:
+            scene.session.handle(fake.probed(each, alive=True))
+        assert answers(another) == [ServerHello(ServerHelloCode.BIND_FAILED)]
+        assert scene.counter("clients_refused_limit") == 1
 
 
 def test_another_bandwidth_applies_at_once(scene: Scene) -> None:

@@ -554,6 +554,13 @@ int64_t aq_endpoint_set_transport(aq_engine *engine, aq_id endpoint, const aq_tr
     return ask(engine, &command);
 }
 
+int64_t aq_endpoint_limit(aq_engine *engine, aq_id endpoint, uint32_t max_connections)
+{
+    aq_engine_command command = {
+        .kind = AQ_DO_LIMIT_ENDPOINT, .id = endpoint, .limit_endpoint.max_connections = max_connections};
+    return ask(engine, &command);
+}
+
 aq_id aq_connect(aq_engine *engine, const aq_connect_options *options)
 {
     aq_engine_command command = {.kind = AQ_DO_CONNECT, .connect.options = options};
@@ -623,6 +630,28 @@ int64_t aq_connection_probe(aq_engine *engine, aq_id connection, uint64_t timeou
     if (timeout >= UINT64_MAX / 4 || grace_period >= UINT64_MAX / 4)
         return AQ_ERR_INVALID;
     return ask(engine, &command);
+}
+
+int64_t aq_connection_limit(aq_engine *engine, aq_id connection, const aq_visitor_limits *limits)
+{
+    aq_engine_command command = {
+        .kind = AQ_DO_LIMIT,
+        .id = connection,
+        .limit.limits = {.max_connections = limits->max_connections, .max_new = limits->max_new}};
+    int64_t result;
+    if (limits->restricted) {
+        command.limit.limits.permitted =
+            aq_ranges_new(limits->permitted, limits->permitted_length, limits->unknown_permitted, &result);
+        if (command.limit.limits.permitted == NULL)
+            return result;
+    }
+    if (!aq_api_enter(engine)) {
+        aq_ranges_unref(command.limit.limits.permitted);
+        return AQ_ERR_STOPPED;
+    }
+    result = aq_engine_ask(engine, &command);
+    aq_api_leave(engine);
+    return result;
 }
 
 int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connection_info *info)

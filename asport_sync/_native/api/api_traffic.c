@@ -77,18 +77,13 @@ int64_t aq_stream_attach(aq_engine *engine, aq_id id, int32_t fd)
 int64_t aq_stream_reset(aq_engine *engine, aq_id id, uint64_t code)
 {
     aq_stream *stream;
-    uint64_t none = 0;
     if (code >= 1ULL << 62)
         return AQ_ERR_INVALID;
     if (!aq_api_enter(engine))
         return AQ_ERR_STOPPED;
     stream = aq_slab_get(&engine->streams, id);
     if (stream != NULL) {
-        atomic_compare_exchange_strong(&stream->reset, &none, code + 1);
-        atomic_store(&stream->local_reset, 1);
-        aq_stream_signal(stream, AQ_NEED_END);
-        aq_stream_notify(stream);
-        aq_stream_disown(stream);
+        aq_stream_cut(stream, code);
         aq_slab_put(&engine->streams, id);
     }
     aq_api_leave(engine);
@@ -417,6 +412,8 @@ int64_t aq_udp_receive(aq_engine *engine, aq_id id)
             aq_engine_ask_about(engine, udp, &batch);
         if (batch.refused != 0)
             tell_refused(engine, udp, &batch);
+        if (batch.denied != 0)
+            aq_engine_tell_denied(engine, udp, &batch);
         if (batch.forwarded > 0)
             aq_assocs_signal(udp->assocs);
         aq_slab_put(&engine->udps, id);
@@ -547,6 +544,21 @@ int64_t aq_associations_idle(aq_engine *engine, aq_id connection, const aq_addre
     conn = aq_slab_get(&engine->connections, connection);
     if (conn != NULL) {
         result = aq_assocs_list_idle(conn->assocs, host, moment_before(idle), associations, max);
+        aq_slab_put(&engine->connections, connection);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_associations_refused(aq_engine *engine, aq_id connection, uint16_t *associations, uint32_t max)
+{
+    aq_conn *conn;
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    conn = aq_slab_get(&engine->connections, connection);
+    if (conn != NULL) {
+        result = aq_assocs_list_refused(conn->assocs, associations, max);
         aq_slab_put(&engine->connections, connection);
     }
     aq_api_leave(engine);

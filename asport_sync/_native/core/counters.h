@@ -83,6 +83,11 @@
          "client.")                                                                                                    \
     DROP(tcp_drop_stream_limit, "",                                                                                    \
          "Connections closed because thousands wait for the client's stream credit, or for lack of memory.")           \
+    DROP(tcp_drop_not_permitted, "",                                                                                   \
+         "TCP connections of visitors that allow_from or deny_from does not permit, reset before anything was "        \
+         "forwarded, or when the rules changed.")                                                                      \
+    DROP(tcp_drop_max_connections, "", "TCP connections reset because max_connections of their port were open.")       \
+    DROP(tcp_drop_rate, "", "TCP connections reset because new_connections_per_second of their port was exceeded.")    \
     COUNT(tcp_dialled, "", "Connections to the local service opened by the engine.")                                   \
     COUNT(tcp_dial_failures, "",                                                                                       \
           "Connections to the local service that the engine could not open at once; a worker tries again and logs "    \
@@ -124,6 +129,8 @@
     DROP(packet_drop_wrong_address, "packets",                                                                         \
          "UDP packets with which a client answered to an address that its association does not have.")                 \
     DROP(packet_drop_association_refused, "packets", "UDP packets of an association that was refused.")                \
+    DROP(packet_drop_not_permitted, "packets",                                                                         \
+         "UDP packets of visitors that allow_from or deny_from of a client's tunnel does not permit.")                 \
     DROP(packet_drop_waiting_full, "packets",                                                                          \
          "UDP packets and datagrams dropped because too many of them, or too many new sources, wait for a "            \
          "decision.")                                                                                                  \
@@ -142,6 +149,8 @@
     DROP(udp_drop_no_association, "datagrams",                                                                         \
          "Datagrams of a source that was refused an association, or whose socket was closed first.")                   \
     DROP(udp_drop_bandwidth, "datagrams", "Datagrams, of visitors or of the local service, beyond a bandwidth limit.") \
+    DROP(udp_drop_not_permitted, "datagrams",                                                                          \
+         "Datagrams on public ports of visitors that allow_from or deny_from does not permit.")                        \
     COUNT(udp_shared, "", "UDP sockets handed to the pump as large transfers.")                                        \
     COUNT(udp_service_refused, "",                                                                                     \
           "Errors that say that the local UDP service, or the path to it, refused datagrams (ICMP).")                  \

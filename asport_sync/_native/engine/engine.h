@@ -26,6 +26,7 @@ enum aq_command_kind {
     AQ_DO_CLOSE_ENDPOINT,
     AQ_DO_SET_CREDENTIALS,
     AQ_DO_SET_TRANSPORT,
+    AQ_DO_LIMIT_ENDPOINT,
     AQ_DO_CLOSE,
     AQ_DO_EXPORT,
     AQ_DO_SEND,
@@ -42,7 +43,8 @@ enum aq_command_kind {
     AQ_DO_LISTEN_TCP,
     AQ_DO_UNLISTEN_TCP,
     AQ_DO_DIAL,
-    AQ_DO_MIGRATE
+    AQ_DO_MIGRATE,
+    AQ_DO_LIMIT
 };
 
 /* Queue limit of commands for the engine; producers block when it is full. */
@@ -77,6 +79,9 @@ typedef struct aq_engine_command {
         struct {
             const aq_transport_options *options;
         } set_transport;
+        struct {
+            uint32_t max_connections;
+        } limit_endpoint;
         struct {
             uint64_t code, linger;
         } close;
@@ -134,6 +139,9 @@ typedef struct aq_engine_command {
         struct {
             int fd;
         } migrate;
+        struct {
+            aq_limits limits; /* with a reference to the permitted addresses */
+        } limit;
     };
 } aq_engine_command;
 
@@ -283,6 +291,8 @@ void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *bat
 /* [engine, pump] Reports that the local service does not accept datagrams: Python may know another address. Called by
  * whoever reads the socket. */
 void aq_engine_tell_refused(aq_conn *conn, aq_udp *udp, const aq_udp_batch *batch, uint64_t now);
+/* [engine, pump] Reports datagrams of visitors that are not permitted. */
+void aq_engine_tell_denied(aq_engine *engine, const aq_udp *udp, const aq_udp_batch *batch);
 /* engine_back_off.c */
 void aq_engine_back_off(aq_engine *engine, aq_id id, int fd, uint64_t duration);
 void aq_engine_pause_stream(aq_engine *engine, aq_stream *stream); /* for the length of stream->pause */

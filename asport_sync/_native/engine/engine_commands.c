@@ -73,6 +73,8 @@ static void release_command(aq_engine *engine, const aq_engine_command *command)
     }
     if (command->kind == AQ_DO_WATCH_UDP)
         aq_slab_put(&engine->udps, command->id);
+    if (command->kind == AQ_DO_LIMIT)
+        aq_ranges_unref(command->limit.limits.permitted);
     if (fd >= 0)
         aq_fd_close(fd);
 }
@@ -315,6 +317,16 @@ static int64_t do_set_transport(aq_engine *engine, const aq_engine_command *comm
     return AQ_OK;
 }
 
+static int64_t do_limit_endpoint(aq_engine *engine, const aq_engine_command *command)
+{
+    aq_endpoint *endpoint = aq_slab_get(&engine->endpoints, command->id);
+    if (endpoint == NULL)
+        return AQ_ERR_GONE;
+    endpoint->max_connections = command->limit_endpoint.max_connections;
+    aq_slab_put(&engine->endpoints, command->id);
+    return AQ_OK;
+}
+
 /* ---- carrying out commands --------------------------------------------------------------------------------------- */
 
 static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_command *command)
@@ -347,6 +359,9 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
         return do_migrate(engine, conn, command->migrate.fd);
     case AQ_DO_INFO:
         return aq_conn_get_info(conn, command->info.out, engine->now);
+    case AQ_DO_LIMIT:
+        aq_conn_limit(conn, &command->limit.limits);
+        return AQ_OK;
     case AQ_DO_ASSOCIATION_READY:
         aq_conn_association_ready(conn, command->association_ready.association, command->association_ready.accepted,
                                   engine->now);
@@ -467,6 +482,8 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
         return do_set_credentials(engine, command);
     case AQ_DO_SET_TRANSPORT:
         return do_set_transport(engine, command);
+    case AQ_DO_LIMIT_ENDPOINT:
+        return do_limit_endpoint(engine, command);
     case AQ_DO_OPEN_STREAM:
         return do_open_stream(engine, command);
     case AQ_DO_ATTACH:

@@ -65,6 +65,18 @@ void aq_engine_tell_refused(aq_conn *conn, aq_udp *udp, const aq_udp_batch *batc
         udp->refusal_told_until = now + UDP_REFUSALS_APART;
 }
 
+void aq_engine_tell_denied(aq_engine *engine, const aq_udp *udp, const aq_udp_batch *batch)
+{
+    aq_event event = {.type = AQ_EVENT_VISITORS_REFUSED, .code = AQ_REFUSED_BY_UDP_RULES};
+    aq_conn *conn = aq_slab_get(&engine->connections, udp->assocs->connection);
+    if (conn == NULL)
+        return;
+    event.value = batch->denied;
+    event.peer = batch->denied_peer;
+    aq_conn_post(conn, &event);
+    aq_slab_put(&engine->connections, udp->assocs->connection);
+}
+
 void aq_engine_read_udp(aq_engine *engine, aq_id id)
 {
     aq_udp *udp = aq_slab_get(&engine->udps, id);
@@ -86,6 +98,8 @@ void aq_engine_read_udp(aq_engine *engine, aq_id id)
         received += batch.received;
         if (batch.refused != 0)
             aq_engine_tell_refused(conn, udp, &batch, engine->now);
+        if (batch.denied != 0)
+            aq_engine_tell_denied(engine, udp, &batch);
         if (batch.forwarded > 0)
             aq_engine_touch(engine, conn);
         if (!batch.more)

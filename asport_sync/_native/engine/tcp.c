@@ -474,26 +474,38 @@ static void accept_failed(aq_engine *engine, aq_listener *listener, int error)
                        short_of ? BACK_OFF_WITHOUT_RESOURCES : BACK_OFF_AFTER_ERROR);
 }
 
-static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *conn, int fd, const aq_sockaddr *from)
+/* Resets a connection that was just accepted. An orderly end would look like an answer of the service, and would leave
+ * the socket's state (TIME_WAIT) with this machine. */
+static void refuse_connection(const aq_listener *listener, int fd)
+{
+    if (!listener->inherited)
+        aq_stream_prepare(fd, 0); /* close() resets it, as it does if the socket has its listener's options */
+    aq_fd_close(fd);
+}
+
+static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *conn, int fd, const aq_address *visitor)
 {
     uint8_t header[AQ_CONNECT_MAX];
-    aq_address peer;
     aq_stream *stream;
     int64_t error;
-    aq_sockaddr_to(from, &peer);
-    stream = aq_conn_new_stream(conn, header, aq_connect_encode(header, &peer), &error);
+    if (!aq_conn_admits(conn, visitor)) {
+        refuse_connection(listener, fd);
+        return;
+    }
+    stream = aq_conn_new_stream(conn, header, aq_connect_encode(header, visitor), &error);
     if (stream == NULL) {
-        aq_fd_close(fd); /* a reset, if the socket has its listener's options */
+        refuse_connection(listener, fd);
         aq_count(&engine->counters, AQ_C_tcp_drop_stream_limit, 1);
         report_trouble(engine, listener, 0);
         return;
     }
-    stream->peer = peer;
+    stream->peer = *visitor;
     stream->accepted = 1;
     atomic_fetch_add(&stream->credit->accepted, 1);
     atomic_fetch_add(&engine->accepted, 1);
     atomic_store(&stream->owned, 1);
     aq_count(&engine->counters, AQ_C_tcp_accepted, 1);
+    aq_conn_admit(conn, stream);
     aq_conn_adopt_stream(conn, stream);
     aq_engine_touch(engine, conn);
     report_begin(engine, stream);
@@ -562,7 +574,9 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
     }
     fd = accept_connection(listener->fd, &from);
     if (fd >= 0) {
-        take_connection(engine, listener, conn, fd, &from);
+        aq_address visitor;
+        aq_sockaddr_to(&from, &visitor);
+        take_connection(engine, listener, conn, fd, &visitor);
         return 1;
     }
     if (errno == EAGAIN) {

@@ -111,6 +111,7 @@ void aq_conn_destroy(void *object)
         aq_assocs_unref(conn->assocs);
     if (conn->credit != NULL)
         aq_credit_unref(conn->credit);
+    aq_ranges_unref(conn->limits.permitted);
     explicit_bzero(conn->reset_key, sizeof(conn->reset_key));
     free(conn);
 }
@@ -252,15 +253,25 @@ static void answer_late(aq_conn *conn, const aq_sockaddr *local, const aq_sockad
     }
 }
 
-/* The effective idle timeout is the smaller one of both sides (RFC 9000 section 10.1). Keep-alive probes must be
- * frequent enough for the peer's timeout too, with room for two lost PINGs. */
-static void adapt_keep_alive(aq_conn *conn)
+/* Returns the effective idle timeout, which is the smaller one of both sides (RFC 9000 section 10.1); 0: none. */
+static uint64_t idle_timeout(const aq_conn *conn)
 {
     const ngtcp2_transport_params *remote = ngtcp2_conn_get_remote_transport_params(conn->quic);
-    if (conn->keep_alive == UINT64_MAX || remote == NULL || remote->max_idle_timeout == 0 ||
-        conn->keep_alive <= remote->max_idle_timeout / 3)
+    uint64_t own = conn->options.idle_timeout, other = remote != NULL ? remote->max_idle_timeout : 0;
+    return own == 0 || (other != 0 && other < own) ? other : own;
+}
+
+/* Keep-alive probes must be frequent enough for the idle timeout of both sides, with room for two lost PINGs. Silence
+ * is then reported as much earlier, so that it still comes before the idle timeout. */
+static void adapt_keep_alive(aq_conn *conn)
+{
+    uint64_t max = idle_timeout(conn) / 3, less;
+    if (conn->keep_alive == UINT64_MAX || max == 0 || conn->keep_alive <= max)
         return;
-    conn->keep_alive = remote->max_idle_timeout / 3;
+    less = conn->keep_alive - max;
+    if (conn->options.silence > less)
+        conn->options.silence -= less;
+    conn->keep_alive = max;
     ngtcp2_conn_set_keep_alive_timeout(conn->quic, conn->keep_alive);
 }
 
@@ -623,6 +634,22 @@ int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now)
     return AQ_OK;
 }
 
+void aq_conn_limit(aq_conn *conn, const aq_limits *limits)
+{
+    uint64_t new_until = conn->limits.new_until; /* what was used up stays so */
+    aq_ranges_unref(conn->limits.permitted);
+    conn->limits = *limits;
+    conn->limits.new_until = new_until;
+    aq_assocs_permit(conn->assocs, limits->permitted);
+    for (aq_stream *stream = conn->streams.first; stream != NULL; stream = stream->conn_link.next) {
+        if (atomic_load(&stream->admitted) && !aq_limits_permit(limits->permitted, &stream->peer)) {
+            aq_conn_refused(conn, AQ_REFUSED_BY_TCP_RULES, &stream->peer);
+            aq_stream_cut(stream, AQ_STREAM_REFUSED);
+            conn->host->touch_stream(conn->host->engine, stream);
+        }
+    }
+}
+
 int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now)
 {
     ngtcp2_conn_info raw;
@@ -641,10 +668,17 @@ int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now)
     info->path_payload = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn->quic);
     info->datagram_limit = conn->handshake_done ? aq_conn_datagram_limit(conn) : 0;
     info->silence = now - conn->last_received;
+    info->idle_timeout = idle_timeout(conn);
+    info->keep_alive = conn->keep_alive != UINT64_MAX ? conn->keep_alive : 0;
     info->streams = conn->streams_count;
     info->relays = atomic_load_explicit(&conn->credit->relays, memory_order_relaxed);
+    info->streams_total = conn->streams_total;
+    info->payload_sent = atomic_load(&conn->credit->payload_sent);
+    info->payload_received = atomic_load(&conn->credit->payload_received);
     pthread_mutex_lock(&conn->assocs->mutex);
     info->associations = conn->assocs->count;
+    info->payload_sent += conn->assocs->payload_sent;
+    info->payload_received += conn->assocs->payload_received;
     pthread_mutex_unlock(&conn->assocs->mutex);
     info->datagrams_queued = atomic_load(&conn->assocs->has_queue) ? aq_dgram_waiting(&conn->assocs->queue) : 0;
     return AQ_OK;

@@ -22,6 +22,7 @@
 #include "quic/compat.h"
 #include "quic/handshake.h"
 #include "tunnel/association.h"
+#include "tunnel/limits.h"
 #include "tunnel/message.h"
 #include "tunnel/packet.h"
 #include "tunnel/stream.h"
@@ -184,6 +185,10 @@ typedef struct aq_conn {
     uint64_t window;                      /* maximum unused credit of the peer; grows with the rate */
     uint64_t window_from, window_from_at; /* `delivered` at the last check for growth, and its time */
 
+    uint64_t streams_total;                   /* visitors' TCP connections so far */
+    aq_limits limits;                         /* for visitors */
+    aq_refusals refused[AQ_REFUSED_BY_COUNT]; /* by enum aq_refused_by; not those of public UDP sockets */
+
     AQ_LIST(aq_outgoing) outgoing;  /* all messages, newest first */
     AQ_LIST(aq_outgoing) out_queue; /* messages with data to send, in order */
     uint64_t outgoing_bytes;        /* memory that all messages cost */
@@ -308,6 +313,9 @@ int64_t aq_conn_set_joined(aq_conn *conn, enum aq_carrier carrier, int udp);
 int64_t aq_conn_probe(aq_conn *conn, uint64_t timeout, uint64_t grace_period, uint64_t now);
 int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now); /* before the socket is swapped */
 int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now);
+/* Replaces the limits for visitors; takes over the reference to their addresses. Resets the TCP connections of those
+ * that are no longer permitted. */
+void aq_conn_limit(aq_conn *conn, const aq_limits *limits);
 /* A local UDP socket has been replaced: sends what its service may not have received through the new one. */
 void aq_conn_udp_moved(aq_conn *conn, aq_udp *udp, uint64_t now);
 void aq_conn_association_ready(aq_conn *conn, uint16_t association, int accepted, uint64_t now);
@@ -331,6 +339,12 @@ static inline void aq_conn_give_back(aq_conn *conn, void *memory)
 }
 int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, too many events wait */
 void aq_conn_violation(aq_conn *conn, const char *problem);
+/* Counts a visitor that is refused, and reports it, together with others. */
+void aq_conn_refused(aq_conn *conn, enum aq_refused_by reason, const aq_address *visitor);
+/* Returns whether a new TCP connection of a visitor is within the limits; if not, counts and reports it. */
+int aq_conn_admits(aq_conn *conn, const aq_address *visitor);
+/* A stream carries a visitor's TCP connection that was admitted. Call before other threads can see the stream. */
+void aq_conn_admit(aq_conn *conn, aq_stream *stream);
 /* Clock for the peer's deadlines. It stops while nothing arrives: an interrupted path is not the peer's fault. */
 uint64_t aq_conn_alive_time(const aq_conn *conn, uint64_t now);
 /* Returns when aq_conn_alive_time() reaches `time` if nothing arrives before; UINT64_MAX: not without a packet. */

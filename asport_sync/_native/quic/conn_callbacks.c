@@ -20,6 +20,14 @@ static int keep(aq_conn *conn, aq_stream *stream, const uint8_t *data, size_t le
     return result;
 }
 
+/* Resets a stream of the peer whose visitor is not served, before anything is dialled and Python is notified. */
+static void refuse_visitor(aq_conn *conn, aq_stream *stream)
+{
+    atomic_store(&stream->reset, AQ_STREAM_REFUSED + 1);
+    stream->shut_sent = 1;
+    ngtcp2_conn_shutdown_stream(conn->quic, 0, stream->quic_id, AQ_STREAM_REFUSED);
+}
+
 static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data, size_t *length)
 {
     const char *problem = "";
@@ -49,6 +57,14 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
         stream->header_length = (uint8_t)whole;
         aq_conn_end_header(conn, stream);
         aq_connect_decode(stream->header, &stream->peer);
+        if (!conn->is_server && !aq_conn_admits(conn, &stream->peer)) {
+            refuse_visitor(conn, stream);
+            step = *length; /* none of it will be consumed in any other way */
+            *length = 0;
+            return (int)step;
+        }
+        if (!conn->is_server)
+            aq_conn_admit(conn, stream);
         if (conn->dial_to.family != 0 && conn->now < conn->dial_until) {
             stream->dial_wanted = 1;
             conn->host->touch_stream(conn->host->engine, stream);

@@ -224,6 +224,7 @@ static void deliver(aq_conn *conn, aq_assoc *assoc, const uint8_t *payload, size
     if (!assoc->socket->is_public && !assoc->was_answered)
         aq_assoc_keep(assoc, payload, length, conn->now);
     send_out(conn, assoc, payload, length);
+    conn->assocs->payload_received += length;
     aq_assoc_seen(assoc, !assoc->socket->is_public, length, conn->now);
 }
 
@@ -257,6 +258,10 @@ static void wait_for_assoc(aq_conn *conn, uint16_t association, const aq_assembl
     list = &conn->waiting[association % AQ_WAITING_LISTS];
     for (waiting = list->first; waiting != NULL && !asked; waiting = waiting->next)
         asked = waiting->association == association;
+    if (!asked && !aq_limits_permit(conn->limits.permitted, &packet->address)) {
+        aq_conn_refused(conn, AQ_REFUSED_BY_UDP_RULES, &packet->address);
+        return;
+    }
     if (!asked) {
         pthread_mutex_lock(&conn->assocs->mutex);
         refused = aq_assocs_refuses(conn->assocs, &packet->address, conn->now);

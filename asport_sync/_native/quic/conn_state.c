@@ -18,7 +18,8 @@ static int is_too_much(aq_conn *conn, const aq_event *event)
     if (event->type == AQ_EVENT_CLOSED)
         return !conn->announced && aq_events_backlog(conn->host->events) >= AQ_EVENTS_WAITING;
     if (event->type != AQ_EVENT_COMMAND_RECEIVED && event->type != AQ_EVENT_VIOLATION &&
-        event->type != AQ_EVENT_ASSOCIATION_WANTED && event->type != AQ_EVENT_UDP_REFUSED)
+        event->type != AQ_EVENT_ASSOCIATION_WANTED && event->type != AQ_EVENT_UDP_REFUSED &&
+        event->type != AQ_EVENT_VISITORS_REFUSED)
         return 0;
     if (!conn->joined && conn->events_before_join >= AQ_EVENTS_BEFORE_JOIN)
         return 1;
@@ -49,6 +50,33 @@ void aq_conn_violation(aq_conn *conn, const char *problem)
     memcpy(event.data, problem, length);
     event.length = (uint32_t)length;
     aq_conn_post(conn, &event);
+}
+
+/* ---- visitors ------------------------------------------------------------------------------------------------ */
+
+void aq_conn_refused(aq_conn *conn, enum aq_refused_by reason, const aq_address *visitor)
+{
+    aq_event event = {.type = AQ_EVENT_VISITORS_REFUSED, .code = (uint64_t)reason, .peer = *visitor};
+    aq_count(conn->host->counters, aq_refusals_counter(reason, conn->is_server), 1);
+    event.value = aq_refusals_add(&conn->refused[reason], 1, conn->now);
+    if (event.value > 0)
+        aq_conn_post(conn, &event);
+}
+
+int aq_conn_admits(aq_conn *conn, const aq_address *visitor)
+{
+    int reason = aq_limits_admit(&conn->limits, visitor, atomic_load(&conn->credit->visitors), conn->now);
+    if (reason == AQ_ADMITTED)
+        return 1;
+    aq_conn_refused(conn, (enum aq_refused_by)reason, visitor);
+    return 0;
+}
+
+void aq_conn_admit(aq_conn *conn, aq_stream *stream)
+{
+    atomic_store(&stream->admitted, 1);
+    atomic_fetch_add(&conn->credit->visitors, 1);
+    conn->streams_total++;
 }
 
 /* ---- deadlines of the peer ----------------------------------------------------------------------------------- */

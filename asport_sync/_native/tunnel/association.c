@@ -76,6 +76,7 @@ void aq_assocs_unref(aq_assocs *assocs)
     if (atomic_load(&assocs->has_queue))
         aq_dgram_destroy(&assocs->queue);
     aq_buckets_release(&assocs->buckets);
+    aq_ranges_unref(assocs->permitted);
     pthread_mutex_destroy(&assocs->mutex);
     free(assocs);
 }
@@ -302,6 +303,35 @@ int aq_assocs_refuses(const aq_assocs *assocs, const aq_address *from, uint64_t 
     return 0;
 }
 
+/* ---- visitors that are not permitted ---------------------------------------------------------------------------- */
+
+void aq_assocs_permit(aq_assocs *assocs, aq_ranges *permitted)
+{
+    aq_ranges *before;
+    if (permitted != NULL)
+        aq_ranges_ref(permitted);
+    pthread_mutex_lock(&assocs->mutex);
+    before = assocs->permitted;
+    assocs->permitted = permitted;
+    pthread_mutex_unlock(&assocs->mutex);
+    aq_ranges_unref(before);
+}
+
+uint32_t aq_assocs_list_refused(aq_assocs *assocs, uint16_t *out, uint32_t max)
+{
+    uint32_t found = 0;
+    pthread_mutex_lock(&assocs->mutex);
+    for (size_t i = 0; assocs->permitted != NULL && i < AQ_ARRAY_LENGTH(assocs->lists); i++) {
+        for (const aq_assoc *assoc = assocs->lists[i].first; assoc != NULL && found < max;
+             assoc = assoc->order_link.next) {
+            if (!aq_limits_permit(assocs->permitted, &assoc->source.peer))
+                out[found++] = assoc->association;
+        }
+    }
+    pthread_mutex_unlock(&assocs->mutex);
+    return found;
+}
+
 /* ---- sockets ----------------------------------------------------------------------------------------------- */
 
 aq_udp *aq_udp_new(aq_assocs *assocs, int fd, int is_public, int64_t *error)
@@ -512,6 +542,7 @@ static void forward(aq_assoc *assoc, const uint8_t *payload, size_t length, uint
     record->data[9] = (uint8_t)length;
     memcpy(record->data + assoc->header_length, payload, length);
     aq_dgram_commit(&assocs->queue, record);
+    assocs->payload_sent += length;
     aq_assoc_seen(assoc, assoc->socket->is_public, length, now);
 }
 
@@ -591,6 +622,28 @@ static int is_refusal(int64_t error)
            error == -EPROTO || error == -ENOPROTOOPT;
 }
 
+/* Returns how many datagrams the kernel has merged into a message. */
+static uint32_t segments_of(const aq_udp_message *message)
+{
+    if (message->segment == 0 || message->length == 0)
+        return 1;
+    return (uint32_t)((message->length + message->segment - 1) / message->segment);
+}
+
+/* Counts the datagrams of a message whose visitor is not permitted. Python is not asked. The mutex is held. */
+static void deny(aq_assocs *assocs, const aq_udp_message *message, const aq_address *visitor, aq_udp_batch *batch,
+                 uint64_t now)
+{
+    uint32_t datagrams = segments_of(message);
+    uint64_t due = aq_refusals_add(&assocs->refused, datagrams, now);
+    aq_count(assocs->counters, AQ_C_udp_drop_not_permitted, datagrams);
+    batch->received += datagrams;
+    if (due == 0)
+        return;
+    batch->denied += due;
+    batch->denied_peer = *visitor;
+}
+
 /* Handles each datagram of a message, into which the kernel may have merged many. The mutex is held. */
 static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batch *batch, uint64_t now)
 {
@@ -602,6 +655,10 @@ static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batc
     source_of(udp, message, &source);
     assoc = assoc_of(udp, &source);
     udp->last = assoc;
+    if (assoc == NULL && udp->is_public && !aq_limits_permit(udp->assocs->permitted, &source.peer)) {
+        deny(udp->assocs, message, &source.peer, batch, now);
+        return;
+    }
     do {
         size_t length = message->length - offset;
         if (length > step)
@@ -617,14 +674,6 @@ static void read_message(aq_udp *udp, const aq_udp_message *message, aq_udp_batc
     } while (offset < message->length);
 }
 
-/* Returns how many datagrams the kernel has merged into a message. */
-static uint32_t segments_of(const aq_udp_message *message)
-{
-    if (message->segment == 0 || message->length == 0)
-        return 1;
-    return (uint32_t)((message->length + message->segment - 1) / message->segment);
-}
-
 int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
 {
     aq_assocs *assocs = udp->assocs;
@@ -633,6 +682,7 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
     int count, gone;
 
     batch->received = batch->forwarded = batch->asked = 0;
+    batch->denied = 0;
     batch->more = batch->refused = 0;
     count = aq_udp_receive_batch(receiver, udp->fd, messages, AQ_UDP_MESSAGES);
     if (count < 0 && is_transient_error(count)) {
@@ -686,6 +736,8 @@ static int64_t link_assoc(aq_udp *udp, aq_assoc *assoc)
 
     if (assocs->dead || udp->closed)
         return AQ_ERR_GONE;
+    if (!aq_limits_permit(assocs->permitted, &assoc->source.peer))
+        return AQ_ERR_STATE; /* the rules have changed since Python was asked */
     if (udp->is_public ? aq_map_get(&udp->by_source, key, key_length) != NULL : udp->only != NULL)
         return AQ_ERR_LIMIT;
     if (*page == NULL && (*page = calloc(256, sizeof(**page))) == NULL)

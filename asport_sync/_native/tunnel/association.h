@@ -16,6 +16,7 @@
 #include "core/ready.h"
 #include "core/udp.h"
 #include "tunnel/dgram.h"
+#include "tunnel/limits.h"
 #include "tunnel/packet.h"
 
 #include <pthread.h>
@@ -91,6 +92,9 @@ typedef struct aq_assocs {
     uint32_t count;
     AQ_LIST(aq_kept_packet) kept; /* a queue, in the order in which they were sent */
     size_t kept_bytes;
+    aq_ranges *permitted;                    /* visitors' addresses, one reference; NULL: every address */
+    aq_refusals refused;                     /* datagrams of others that came to public sockets */
+    uint64_t payload_sent, payload_received; /* bytes of payload from the sockets, and to them */
     aq_refusal refusals[AQ_REFUSALS];
     _Atomic int dead; /* the connection is over; set with the mutex held */
     aq_dgram queue;   /* packets to the peer; producer: holder of the mutex, consumer: engine; created with the first
@@ -131,6 +135,8 @@ typedef struct {
     int more;           /* the socket may hold more */
     int refused;        /* local socket: ICMP error about the service, as errno; 0: none */
     int was_answered;   /* with refused: the service has answered before */
+    uint64_t denied;    /* public socket: datagrams of visitors that are not permitted, to be reported now; 0: none */
+    aq_address denied_peer; /* with denied: the latest of these visitors */
     uint32_t asked;
     aq_udp_source sources[AQ_UDP_ASKED];
 } aq_udp_batch;
@@ -148,6 +154,12 @@ aq_assoc *aq_assocs_find(aq_assocs *assocs, uint16_t association);
 void aq_assocs_refuse(aq_assocs *assocs, const aq_address *from, uint64_t until);
 /* [any, mutex held] Returns whether new associations of the address are refused now. */
 int aq_assocs_refuses(const aq_assocs *assocs, const aq_address *from, uint64_t now);
+
+/* [engine] From now on only these visitors are permitted; NULL: all. Takes a reference of its own. Associations of
+ * others go on until they are removed. */
+void aq_assocs_permit(aq_assocs *assocs, aq_ranges *permitted);
+/* [pump] Lists associations of visitors that are not permitted. Returns how many. */
+uint32_t aq_assocs_list_refused(aq_assocs *assocs, uint16_t *out, uint32_t max);
 
 /* [engine or pump, whichever reads the socket now] Reads one batch from the socket. Returns 0, AQ_ERR_GONE, or
  * AQ_ERR_SYSTEM - errno if the socket cannot be read now. */

@@ -559,7 +559,7 @@ static unsigned what_it_needs(const aq_stream *stream)
     return need;
 }
 
-unsigned aq_stream_transfer(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget)
+static unsigned transfer(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget)
 {
     uint64_t sent = stream->result.sent;
     int tell = 0, ended = stream->tx_done;
@@ -608,6 +608,18 @@ unsigned aq_stream_transfer(aq_stream *stream, int fd, uint64_t read_budget, uin
     return need;
 }
 
+unsigned aq_stream_transfer(aq_stream *stream, int fd, uint64_t read_budget, uint64_t write_budget)
+{
+    uint64_t sent = stream->result.sent, received = stream->result.received;
+    unsigned need = transfer(stream, fd, read_budget, write_budget);
+    if (stream->result.sent != sent)
+        atomic_fetch_add_explicit(&stream->credit->payload_sent, stream->result.sent - sent, memory_order_relaxed);
+    if (stream->result.received != received)
+        atomic_fetch_add_explicit(&stream->credit->payload_received, stream->result.received - received,
+                                  memory_order_relaxed);
+    return need;
+}
+
 /* A unix socket hangs up as soon as its peer has closed both directions, in order too: unlike in TCP, this is not known
  * from the first write afterwards only. */
 static int hangs_up_in_order(int fd)
@@ -649,6 +661,8 @@ void aq_stream_leave(aq_stream *stream)
         atomic_fetch_sub(&stream->credit->accepted, 1);
         atomic_fetch_sub(stream->credit->accepted_in_all, 1);
     }
+    if (atomic_exchange(&stream->admitted, 0))
+        atomic_fetch_sub(&stream->credit->visitors, 1);
     atomic_store(&stream->relay_over, 1);
     if (atomic_load(&stream->quic_closed))
         aq_slab_remove(stream->table, stream->id);
@@ -670,4 +684,14 @@ int aq_stream_disown(aq_stream *stream)
         return 0;
     aq_stream_leave(stream);
     return 1;
+}
+
+void aq_stream_cut(aq_stream *stream, uint64_t code)
+{
+    uint64_t none = 0;
+    atomic_compare_exchange_strong(&stream->reset, &none, code + 1);
+    atomic_store(&stream->local_reset, 1);
+    aq_stream_signal(stream, AQ_NEED_END);
+    aq_stream_notify(stream);
+    aq_stream_disown(stream);
 }

@@ -71,6 +71,9 @@ typedef struct aq_credit {
     _Atomic uint32_t relays;   /* streams that are not destroyed: QUIC or their relay still needs them */
     _Atomic uint32_t accepted; /* open sockets accepted from public listeners */
     _Atomic uint32_t *accepted_in_all; /* for all connections: the engine's counter, which outlives this; immutable */
+    _Atomic uint32_t visitors;         /* visitors' TCP connections that are open, on either side */
+    /* Bytes of payload that all streams have taken from sockets, and written to them. */
+    _Atomic uint64_t payload_sent, payload_received;
     aq_stream_list sockets; /* engine thread only: accepted sockets that it has attached, newest first; no references */
     _Atomic uint64_t grown; /* bytes that windows have grown beyond each stream's first, for streams whose memory is in
                                use; also counted in the budget */
@@ -177,6 +180,7 @@ typedef struct aq_stream {
     _Atomic uint64_t report_at; /* engine -> owner: bytes taken from rx at which to notify the engine */
     _Atomic unsigned wants;     /* owner -> engine: AQ_NEED bits while it sleeps */
     _Atomic(aq_wake *) wake;    /* the sleeping worker's; lives as long as the engine, so a late signal is harmless */
+    _Atomic int admitted;       /* counts in credit->visitors: an open TCP connection of a visitor */
     _Atomic int owned;          /* a worker relays it, or it is attached to the engine */
     _Atomic int relay_over;
     _Atomic int quic_closed;
@@ -237,6 +241,10 @@ void aq_stream_socket_failed(aq_stream *stream, int fd, int error);
 
 /* [owner] Checks whether the TCP peer is gone. Returns 1 if it is: aq_stream_transfer() must be called after it. */
 int aq_stream_check_peer(aq_stream *stream, int fd, uint64_t now);
+
+/* [any, holding a reference] Resets the stream with this code, and the TCP connection, at once. A stream that was not
+ * relayed yet never will be. */
+void aq_stream_cut(aq_stream *stream, uint64_t code);
 
 /* [owner] Ends the owner's use of the stream. */
 void aq_stream_leave(aq_stream *stream);
