@@ -8,8 +8,8 @@ from tests.bounds.idle import MAX_BYTES_PER_DAY, measure
 from tests.support.certificates import Certificate
 
 CLIENTS = 20
-SECONDS = 45.0
-KEEP_ALIVE = 3  # seconds, so that there are some 15 probes
+SECONDS = 15.0
+KEEP_ALIVE = 1  # seconds, so that there are some 15 probes
 PROMISED = 15  # seconds: the ``keep_alive`` that the page speaks of
 
 

@@ -67,7 +67,11 @@ def test_associations_are_no_more_than_the_client_can_afford(betrayal: Betrayal)
         dropped = betrayal.engine_counter("packet_drop_waiting_full")
         return made + refused + dropped == 8000
 
-    wait_until(settled, READY_TIMEOUT, "each was looked at, or dropped and counted")
+    def figures() -> str:
+        ours, peers_ = betrayal.client.stats(), betrayal.server.engine.counters()
+        return f"client {ours.counters} {ours.engine}\nserver {peers_}"
+
+    wait_until(settled, READY_TIMEOUT, "each was looked at, or dropped and counted", detail=figures)
     # Associations that are idle for a second make room, so a slow machine makes more of them than there are places.
     made, evicted = (counter(betrayal.client, f"udp_associations{what}") for what in ("", "_evicted"))
     assert 0 < made - evicted <= most
