@@ -57,7 +57,7 @@ def test_figures_move_while_traffic_flows(certificate: Certificate, page: Page) 
             assert row["Public address"] == f"127.0.0.1:{public[1]}"
             assert row["State"] == "public"
             assert row["Connections"] == "0"
-            with traffic(public):
+            with traffic(public, pause=0.05):
                 wait_until(lambda: cells(page)["Connections"] == "4", TIMEOUT, "the page shows the connections")
                 wait_until(
                     lambda: re.fullmatch(r"[\d.]+ [kM]?bit/s", cells(page)["Sending"]), TIMEOUT, "the page shows a rate"

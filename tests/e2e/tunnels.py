@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,13 @@ def public_port(process: Process) -> int:
 
 
 @contextlib.contextmanager
-def traffic(address: Address) -> Iterator[None]:
-    """Bytes run both ways through four connections, as fast as they can."""
+def traffic(address: Address, pause: float = 0.0) -> Iterator[None]:
+    """Bytes run both ways through four connections, as fast as they can.
+
+    Args:
+        address: Where.
+        pause: Seconds between two blocks of 64 KiB on a connection.
+    """
     users = [connect(address) for _ in range(4)]
     moved = threading.Semaphore(0)
 
@@ -160,6 +166,7 @@ def traffic(address: Address) -> Iterator[None]:
         with contextlib.suppress(OSError):
             while True:
                 user.sendall(bytes(65536))
+                time.sleep(pause)
 
     def receive(user: socket.socket) -> None:
         with contextlib.suppress(OSError):
