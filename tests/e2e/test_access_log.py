@@ -29,7 +29,7 @@ from tests.e2e.tunnels import (
 from tests.support.certificates import Certificate
 from tests.support.process import Process
 from tests.support.services import Address, host_and_port
-from tests.support.traffic import connect
+from tests.support.traffic import connect, expect_reset
 from tests.support.waiting import wait_until
 
 END = 15.0
@@ -149,8 +149,7 @@ def test_a_service_that_is_not_there(certificate: Certificate, tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as service:
         address = service.getsockname()
     with commands(certificate, tmp_path, local=address) as pair:
-        with connect(pair.public) as visitor, pytest.raises(ConnectionResetError):
-            visitor.recv(1)
+        expect_reset(pair.public)
         (line,) = lines_of(pair.logs["server"], 1)
         assert parsed(line)["outcome"] == "refused by the client"
 
