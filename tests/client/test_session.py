@@ -161,6 +161,7 @@ def test_a_server_that_has_to_be_probed_more_often(caplog: pytest.LogCaptureFixt
     caplog.set_level("INFO")
     with scene_of(join, keep_alive="15s") as scene:
         scene.ready()
+        scene.host.run(lambda: None)  # the events thread has done what follows the wake-up of ready()
     line = "192.0.2.1:443: probing the server every 3.33 s, not every 15 s (keep_alive): the idle timeout is 10 s"
     assert (line in caplog.text) is lowered
 
