@@ -116,11 +116,15 @@ class _Collector:
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
-        self._totals = _Totals()
+        # Held from the look to the addition: an earlier look that is added later would count everything twice.
+        self._lock = threading.Lock()
+        self._totals = _Totals()  # guarded by _lock
 
     def collect(self) -> Iterator[Family]:
         """Yields all metrics with their current values."""
-        status, stats = self._operations.snapshot()
+        with self._lock:
+            status, stats = self._operations.snapshot()
+            of_tunnels = self._totals.updated(status)
         yield _information(status)
         running = GaugeMetricFamily("asport_running", "1 while the client or server is started.")
         running.add_metric([], int(status.running))
@@ -128,10 +132,10 @@ class _Collector:
         if stats.uptime is None:
             return
         yield from _of_the_process(stats, self._operations.side)
-        yield from self._of_tunnels(status)
+        yield from self._of_tunnels(*of_tunnels)
 
-    def _of_tunnels(self, status: Status) -> Iterator[Family]:
-        groups, totals = self._totals.updated(status)
+    @staticmethod
+    def _of_tunnels(groups: Mapping[Labels, list[Row]], totals: Mapping[Labels, Mapping[str, int]]) -> Iterator[Family]:
         public = GaugeMetricFamily(
             "asport_tunnels", "Tunnels that visitors can use: public (client) or joined (server).", labels=LABELS
         )
@@ -159,24 +163,23 @@ class _Totals:
     """What the tunnels of each label have counted since the first look, also those that do not exist any more.
 
     The counters of a connection end with it. Their sum would decrease then, which Prometheus takes for a restart.
+    One thread at a time.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards what follows
         self._labels: dict[Labels, Labels] = {}  # the first MAX_LABELS
         self._seen: dict[str, Row] = {}  # by id, at the latest look
         self._totals: dict[Labels, dict[str, int]] = {}
 
     def updated(self, status: Status) -> tuple[dict[Labels, list[Row]], dict[Labels, dict[str, int]]]:
         """Returns the rows of each label, and the totals of its counters."""
-        with self._lock:
-            groups: dict[Labels, list[Row]] = {labels: [] for labels in self._totals}
-            for row in status.tunnels:
-                labels = self._labels_of(row)
-                groups.setdefault(labels, []).append(row)
-                self._add(self._totals.setdefault(labels, {}), self._seen.get(row.id), row)
-            self._seen = {row.id: row for row in status.tunnels}
-            return groups, {labels: dict(totals) for labels, totals in self._totals.items()}
+        groups: dict[Labels, list[Row]] = {labels: [] for labels in self._totals}
+        for row in status.tunnels:
+            labels = self._labels_of(row)
+            groups.setdefault(labels, []).append(row)
+            self._add(self._totals.setdefault(labels, {}), self._seen.get(row.id), row)
+        self._seen = {row.id: row for row in status.tunnels}
+        return groups, {labels: dict(totals) for labels, totals in self._totals.items()}
 
     def _labels_of(self, row: Row) -> Labels:
         labels = (row.name, row.user or "")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -17,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.samples import Sample
 
 from asport_sync.control.metrics import MAX_LABELS, OTHER, TUNNEL_METRICS, exposition, name_of
-from asport_sync.control.status import Row
-from asport_sync.host.stats import METRICS, Kind, Side
+from asport_sync.control.status import Row, Status
+from asport_sync.host.stats import METRICS, Kind, Side, Stats
 from tests.support.promtool import promtool
 
 from .dashboard import dashboard_text
@@ -120,6 +121,33 @@ def test_a_counter_never_decreases() -> None:
         (value,) = values(expose("")[0].decode(), name).values()
         total.append(value)
     assert total == [100, 150, 170, 170, 200]
+
+
+def test_two_scrapers_at_the_same_time_count_nothing_twice() -> None:
+    operations = FakeOperations()
+    expose = exposition(operations)
+    looking, may_go_on = threading.Event(), threading.Event()
+    look = operations.snapshot
+
+    def look_slowly() -> tuple[Status, Stats]:
+        found = look()
+        if not looking.is_set():  # the first scraper has looked, and is held up
+            looking.set()
+            may_go_on.wait(10)
+        return found
+
+    operations.snapshot = look_slowly  # type: ignore[method-assign]
+    scrapers = [threading.Thread(target=expose, args=("",)) for _ in range(2)]
+    scrapers[0].start()
+    assert looking.wait(10)
+    operations.tunnels = (dataclasses.replace(ROW, payload_sent=(ROW.payload_sent or 0) + 1),)
+    scrapers[1].start()
+    scrapers[1].join(0.5)  # it waits for the first, or comes first
+    may_go_on.set()
+    for scraper in scrapers:
+        scraper.join()
+    found = values(expose("")[0].decode(), "asport_tunnel_payload_sent_bytes_total")
+    assert list(found.values()) == [operations.tunnels[0].payload_sent]
 
 
 def test_labels_are_bounded() -> None:
