@@ -22,7 +22,8 @@ def say(text: str) -> None:
         OSError: Another write error, such as a full disk.
     """
     try:
-        print(text, flush=True)
+        # Of file names that are not UTF-8, surrogates are left (PEP 383), which cannot be written.
+        print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
     except OSError as problem:
         _discard(sys.stdout)
         if isinstance(problem, BrokenPipeError):

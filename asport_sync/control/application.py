@@ -66,7 +66,9 @@ class Answer:
 
 
 def _json(value: object, status: str = "200 OK") -> Answer:
-    return Answer(status, "application/json", json.dumps(value, ensure_ascii=False).encode() + b"\n")
+    # Of names that are not UTF-8, surrogates are left (PEP 383): in JSON these are written as other escapes are.
+    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return Answer(status, "application/json", body + b"\n")
 
 
 def _error(status: str, problem: object, *headers: tuple[str, str], **more: object) -> Answer:
@@ -74,7 +76,7 @@ def _error(status: str, problem: object, *headers: tuple[str, str], **more: obje
 
 
 def _text(text: str, status: str = "200 OK") -> Answer:
-    return Answer(status, "text/plain; charset=utf-8", f"{text}\n".encode())
+    return Answer(status, "text/plain; charset=utf-8", f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 class Application:
@@ -228,7 +230,7 @@ def _named(environ: WSGIEnvironment, name: str) -> str:
     body = environ["wsgi.input"].read()
     try:
         value = json.loads(body.decode())
-    except ValueError:  # also of the encoding
+    except (ValueError, RecursionError):  # also of the encoding
         value = None
     found: Any = value.get(name) if isinstance(value, dict) and set(value) == {name} else None
     if not isinstance(found, str):

@@ -19,6 +19,7 @@ import pytest
 from asport_sync import __version__
 from asport_sync.cli import main
 from asport_sync.cli.main import _parser
+from asport_sync.cli.output import say
 from tests.support.certificates import Certificate, pin_of, self_signed, write_private
 from tests.support.process import REPOSITORY
 from tests.support.services import host_and_port
@@ -149,6 +150,11 @@ def test_as_a_module() -> None:
 
 
 # --- output that cannot be written ------------------------------------------------------------------------------------
+
+
+def test_a_file_name_that_is_not_utf_8_is_printed_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    say(os.fsdecode(b"/etc/\xff"))
+    assert capsys.readouterr().out == "/etc/\\udcff\n"
 
 
 @pytest.fixture

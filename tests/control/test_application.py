@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,7 +141,10 @@ def test_what_is_done(operations: FakeOperations) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"name=web", b"{", b"[]", b'"web"', b"{}", b'{"name": 1}', b'{"name": "", "b": ""}', b"\xff", b'{"nam": ""}'],
+    [
+        *(b"", b"name=web", b"{", b"[]", b'"web"', b"{}", b"\xff", b"[" * 4000),
+        *(b'{"name": 1}', b'{"name": "", "b": ""}', b'{"nam": ""}'),
+    ],
 )
 def test_a_body_that_is_not_what_was_expected(operations: FakeOperations, body: bytes) -> None:
     answer = ask(Application(operations), "POST", "/v1/disconnect", body)
@@ -170,6 +174,14 @@ def test_all_errors_of_a_configuration_are_told(operations: FakeOperations) -> N
     operations.failure = ConfigErrors(errors)
     answer = ask(Application(operations), "POST", "/v1/reload").json()
     assert answer["errors"] == ["a.yaml:1: port: wrong", "a.yaml:2: port: wrong"]
+
+
+def test_names_that_are_not_utf_8(operations: FakeOperations) -> None:
+    """File names are any bytes, and requests may have any character."""
+    operations.failure = ConfigError("no such file", path=os.fsdecode(b"/etc/\xff.pem"))
+    assert ask(Application(operations), "POST", "/v1/reload").json()["error"] == "/etc/\udcff.pem: no such file"
+    operations.health = "\udcff"
+    assert ask(Application(operations), "GET", "/healthz").body == b"\\udcff\n"
 
 
 def test_an_unexpected_error_is_in_the_log_only(operations: FakeOperations, caplog: pytest.LogCaptureFixture) -> None:
