@@ -75,17 +75,20 @@ class Bandwidths:
         """Changes the limits of open connections to what their users and entries have now.
 
         The number of an entry may have changed. If its users are in several entries now, the limit that their open
-        connections share becomes that of the first.
+        connections share becomes that of the first. If several entries are one now, open connections keep the limits
+        that they have, each with the rates of that entry; new ones get the first.
         """
         self._entries = {}
+        updated: set[BandwidthLimit] = set()
         for limited in self._open.values():
             user = users.get(limited.user)
             if user is None:
                 continue
             limited.own.set(user.bandwidth)
-            if user.entry not in self._entries and limited.of_entry not in self._entries.values():
-                self._entries[user.entry] = limited.of_entry
+            if limited.of_entry not in updated:
+                updated.add(limited.of_entry)
                 limited.of_entry.set(user.entry_bandwidth)
+                self._entries.setdefault(user.entry, limited.of_entry)
 
     def close(self) -> None:
         """Frees what the engine has of the limits."""

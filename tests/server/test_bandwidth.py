@@ -62,8 +62,8 @@ def test_an_unauthenticated_client_has_none() -> None:
         assert scene.engine.buckets == []
 
 
-def users_with(proxy: dict[str, object]) -> dict[uuid.UUID, User]:
-    config = ServerConfig.from_options(server="127.0.0.1:0", certificate=PEM, private_key=PEM, proxies=[proxy])
+def users_with(*proxies: dict[str, object]) -> dict[uuid.UUID, User]:
+    config = ServerConfig.from_options(server="127.0.0.1:0", certificate=PEM, private_key=PEM, proxies=proxies)
     return users_of(config)
 
 
@@ -94,9 +94,11 @@ def test_an_entry_may_get_another_number() -> None:
     """Its open connections keep its limit, and those of the entry that has the number now get another."""
     with scene_of(proxy=PROXY) as scene:
         first = scene.join(user=BOB)
-        proxies = [{"users": {CAROL: PASSWORD}, "bandwidth": {"in": "1mbit"}}, {**PROXY, "bandwidth": {"in": "7mbit"}}]
-        config = ServerConfig.from_options(server="127.0.0.1:0", certificate=PEM, private_key=PEM, proxies=proxies)
-        users = users_of(config)
+        proxies: list[dict[str, object]] = [
+            {"users": {CAROL: PASSWORD}, "bandwidth": {"in": "1mbit"}},
+            {**PROXY, "bandwidth": {"in": "7mbit"}},
+        ]
+        users = users_with(*proxies)
         scene.session._bandwidths.update(users)
         assert rates(first) == [(875000, SENT), (0, RECEIVED)]
         bandwidths = scene.session._bandwidths
@@ -105,6 +107,23 @@ def test_an_entry_may_get_another_number() -> None:
         bandwidths.enter(as_connection(same), users[BOB])
         assert rates(other) == [(125000, SENT)]
         assert same.buckets == first.buckets
+
+
+def test_entries_may_become_one() -> None:
+    """The limit that open connections of the second entry keep follows as well, and is not left at its last rate."""
+
+    def limited(rate: str, *users: uuid.UUID) -> dict[str, object]:
+        return {**PROXY, "users": dict.fromkeys(map(str, users), PASSWORD), "bandwidth": {"in": rate}}
+
+    with scene_of() as scene:
+        bandwidths, first, other = scene.session._bandwidths, scene.connect(), scene.connect()
+        users = users_with(limited("1mbit", ALICE), limited("2mbit", BOB))
+        bandwidths.enter(as_connection(first), users[ALICE])
+        bandwidths.enter(as_connection(other), users[BOB])
+        assert (rates(first), rates(other)) == ([(125000, SENT)], [(250000, SENT)])
+        for rate, expected in (("3mbit", 375000), ("off", 0)):
+            bandwidths.update(users_with(limited(rate, ALICE, BOB)))
+            assert rates(first) == rates(other) == [(expected, SENT)]
 
 
 def test_dropped_datagrams_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
