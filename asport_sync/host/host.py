@@ -198,7 +198,7 @@ class Host:
         """
         self._sessions += (session,)
         with thread_problems():
-            self.run(session.open)
+            self.run(self._open, session)
 
     def remove(self, session: Session, grace_period: float = 0.0) -> None:
         """Closes a session and waits until its connections have ended and everything of it is freed.
@@ -223,6 +223,11 @@ class Host:
         except LifecycleError:
             return
         session.close()
+
+    def _open(self, session: Session) -> None:
+        session.open()
+        if self._is_drained:  # meanwhile, or before a tunnel was added
+            session.drain()
 
     def _forget(self, session: Session) -> None:
         self._sessions = tuple(each for each in self._sessions if each is not session)

@@ -136,6 +136,14 @@ def test_a_session_that_cannot_be_opened_says_why(host: Host) -> None:
         host.add(session)
 
 
+def test_a_session_that_comes_after_the_draining_is_drained_as_well(host: Host) -> None:
+    host.drain()
+    late = Recorder(host)
+    host.add(late)
+    assert [what for what, _ in late.calls][-2:] == ["open", "drain"]
+    assert host.is_idle()
+
+
 def test_the_state_is_reported_soon_and_at_most_once_a_second(engine: FakeEngine) -> None:
     clock = VirtualClock()
     host = Host(engine.as_real(), 0, 0.0, log, clock=clock)
