@@ -478,8 +478,8 @@ class Host:
                 handler(event)
                 return
             session = self.router.route(event)
-            if isinstance(event, Closed):
-                self._forget_visits(event.connection)
+            if isinstance(event, Closed) and self.visits is not None and self.visits.serves(event.connection):
+                self._forget_visits(event.connection, self.visits)
             if session is not None:
                 session.handle(event)
             elif isinstance(event, StreamOpened):
@@ -506,11 +506,9 @@ class Host:
         if self.visits is not None:
             self.visits.serve(connection, served)
 
-    def _forget_visits(self, connection: Connection) -> None:
+    def _forget_visits(self, connection: Connection, visits: Visits) -> None:
         """Lets the access log forget a connection once its streams, which outlive it for a while, have ended."""
-        visits = self.visits
-        if visits is not None:
-            self.timers.after(_VISITS_LAST, lambda: visits.forget(connection))
+        self.timers.after(_VISITS_LAST, lambda: visits.forget(connection))
 
     def _association_ended(self, event: AssociationEnded) -> None:
         if self.visits is not None:

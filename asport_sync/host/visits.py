@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Literal
@@ -97,12 +98,19 @@ class Visits:
         self._descriptor = sys.stderr.fileno() if self._path is None else _opened_at_start(self._path)
         self._handler = DescriptorHandler(self._descriptor)
         self._handler.setFormatter(_Formatter(form))
+        # Reentrant: the signal handler that opens the file again may interrupt close().
+        self._guard = threading.RLock()  # held while the file is replaced; guards _is_closed
+        self._is_closed = False
         # By connection, for as long as its streams may last. Each operation is atomic.
         self._served: dict[Connection, Served] = {}
 
     def serve(self, connection: Connection, served: Served) -> None:
         """Tells what a connection is for, until ``forget``."""
         self._served[connection] = served
+
+    def serves(self, connection: Connection) -> bool:
+        """Returns whether ``serve`` has told what a connection is for. Those of refused clients serve nobody."""
+        return connection in self._served
 
     def forget(self, connection: Connection) -> None:
         """Forgets a connection whose streams have ended."""
@@ -136,14 +144,18 @@ class Visits:
             return
         descriptor = _opened(self._path)
         try:
-            os.dup2(descriptor, self._descriptor, inheritable=False)  # between two lines
+            with self._guard:
+                if not self._is_closed:  # else the number may be that of another file
+                    os.dup2(descriptor, self._descriptor, inheritable=False)  # between two lines
         finally:
             os.close(descriptor)
 
     def close(self) -> None:
         """Waits briefly for the last lines, and closes the file."""
         self._handler.close()
-        if self._path is not None:
+        with self._guard:
+            was_closed, self._is_closed = self._is_closed, True
+        if self._path is not None and not was_closed:
             # A write that hangs keeps the file open; the number must not be used for another one meanwhile.
             with contextlib.suppress(OSError):
                 nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
