@@ -536,13 +536,13 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             host = self._running_host()
             if self._state is not State.RUNNING:
                 raise LifecycleError(f"this {type(self).__name__} is being stopped: it is not reloaded")
-            if host.is_draining:
-                raise LifecycleError(f"this {type(self).__name__} is draining: it is not reloaded")
             is_announced = self._is_announced
             if is_announced:
-                notify.reloading()
+                notify.reloading()  # also if nothing follows but the refusal: systemctl waits for it
             said = ""
             try:
+                if host.is_draining:
+                    raise LifecycleError(f"this {type(self).__name__} is draining: it is not reloaded")
                 return self._reload(host, config)
             except GoneError as problem:
                 raise LifecycleError(f"this {type(self).__name__} was stopped during the reload") from problem

@@ -648,6 +648,28 @@ def test_a_hang_up_reloads_and_systemd_is_told(
     assert caplog.messages[-1] == "the configuration is not reloaded; the previous configuration stays in use"
 
 
+def test_systemd_need_not_wait_for_what_is_draining(
+    files_of_server: Files, manager: socket.socket, default_hang_up: None
+) -> None:
+    """systemctl reload waits for RELOADING=1, then for READY=1, also if the answer is no."""
+    server = PlayedServer.from_config(files_of_server.path)
+    said: list[bytes] = []
+
+    def act() -> None:
+        manager.recv(1000)  # it has started
+        server.drain()
+        while not said or b"draining" not in said[-1]:
+            said.append(manager.recv(1000))
+        os.kill(os.getpid(), signal.SIGHUP)
+        said.extend([manager.recv(1000), manager.recv(1000)])
+        server.stop()
+
+    actor = in_the_background(act)
+    assert server.run_forever() is None
+    actor.join(TIMEOUT)
+    assert [each[:11] for each in said[-2:]] == [b"RELOADING=1", b"READY=1\nSTA"]
+
+
 def test_a_reload_of_a_program_s_own_is_not_told(server: PlayedServer, manager: socket.socket) -> None:
     """The service is the program, which has not said that it is ready."""
     server.reload()
