@@ -271,15 +271,20 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
 
     @contextlib.contextmanager
     def _reopening_on_signal(self) -> Iterator[None]:
-        """Makes SIGUSR1 open the access log again, if there is one and this is the main thread."""
-        if self._config.access_log is None or threading.current_thread() is not threading.main_thread():
+        """Makes SIGUSR1 open the access log again, in the main thread.
+
+        Without an access log it has no effect, unless the program ignores or handles it: its default action would end
+        the program.
+        """
+        is_free = self._config.access_log is not None or signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+        if not is_free or threading.current_thread() is not threading.main_thread():
             yield
             return
         before = signal.signal(signal.SIGUSR1, lambda number, frame: self.reopen_access_log())
         try:
             yield
         finally:
-            signal.signal(signal.SIGUSR1, before)
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL if before is None else before)  # None: installed by C
 
     @property
     def config(self) -> AnyConfig:
@@ -468,8 +473,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             LifecycleError: In a forked child of the process that started it, or as for ``start``.
             ConfigError: As for ``start``.
         """
-        # With a grace period a second signal ends that.
-        with Signals(2 if self._config.grace_period else 1) as signals, self._reopening_on_signal():
+        # With a grace period, which any reload may change, a second signal ends that.
+        with Signals(lambda: 2 if self._config.grace_period else 1) as signals, self._reopening_on_signal():
             self._check_process()
             if not self.running:
                 self.start()
@@ -501,7 +506,6 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 _log.warning("SIGHUP: this %s was made from options: no file to read again", type(self).__name__)
             else:
                 self._try_to_reload()
-                signals.max_endings = 2 if self._config.grace_period else 1
 
     def reload(self, config: AnyConfig | None = None) -> Reloaded:
         """Makes a changed configuration take effect, without a restart and without closing what may stay open.

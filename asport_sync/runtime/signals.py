@@ -9,6 +9,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,20 +28,21 @@ class Signals:
     SIGHUP is left alone if the program ignores or handles it. Signals that were blocked when the program was started
     are unblocked while they have a handler here: otherwise only SIGKILL would end the program.
 
-    The last of ``max_endings`` SIGINTs and SIGTERMs restores the previous handlers, so that a further signal acts as
-    before: by default it ends the program immediately. Outside the main thread, where Python does not allow handlers,
-    signals are left alone.
+    The last of ``max_endings`` SIGINTs and SIGTERMs restores the previous handlers of these two, so that a further one
+    acts as before: by default it ends the program immediately. A SIGHUP does not, as long as this is entered: whoever
+    sends it does not know that the program is about to end. Outside the main thread, where Python does not allow
+    handlers, signals are left alone.
 
     The kernel may deliver a signal to any thread, and Python runs handlers in the main thread at its next instruction,
     which does not come while it sleeps. The main thread therefore sleeps on a pipe that any thread receiving the signal
     writes to (``signal.set_wakeup_fd``). Used by one thread.
 
     Args:
-        max_endings: How many SIGINTs and SIGTERMs are handled here; may be changed.
+        max_endings: Returns how many SIGINTs and SIGTERMs are handled here. Called when one comes, in its handler.
     """
 
-    def __init__(self, max_endings: int = 1) -> None:
-        self.max_endings = max_endings
+    def __init__(self, max_endings: Callable[[], int] = lambda: 1) -> None:
+        self._max_endings = max_endings
         # Written by the handlers, which run in the main thread:
         self._endings: list[str] = []  # names of the signals received
         self._reload = False  # SIGHUP was received, and is not returned yet
@@ -67,7 +69,7 @@ class Signals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._restore()
+        self._restore(list(self._earlier))
         if self._writer == _NO_DESCRIPTOR:
             return
         try:
@@ -110,8 +112,8 @@ class Signals:
         return name
 
     def release(self) -> None:
-        """Restores the previous handlers: further signals act as before."""
-        self._restore()
+        """Restores the previous handlers of SIGINT and SIGTERM: further ones act as before."""
+        self._restore(_ENDING)
 
     def _take(self) -> str | None:
         """Returns the name of the next signal that ``wait`` has not returned yet."""
@@ -134,8 +136,8 @@ class Signals:
 
     def _handle_ending(self, number: int, frame: FrameType | None) -> None:
         self._endings.append(signal.Signals(number).name)
-        if len(self._endings) >= self.max_endings:
-            self._restore()
+        if len(self._endings) >= self._max_endings():
+            self._restore(_ENDING)
         self._wake()
 
     def _handle_reloading(self, number: int, frame: FrameType | None) -> None:
@@ -146,7 +148,8 @@ class Signals:
         with contextlib.suppress(BlockingIOError):
             os.write(self._writer, b"\0")
 
-    def _restore(self) -> None:
-        earlier, self._earlier = self._earlier, {}
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+    def _restore(self, numbers: Iterable[signal.Signals]) -> None:
+        for number in numbers:
+            earlier = self._earlier.pop(number, None)  # a handler may interrupt this, and do the same
+            if earlier is not None:
+                signal.signal(number, earlier)

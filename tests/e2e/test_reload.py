@@ -606,6 +606,38 @@ def test_a_second_signal_ends_the_grace_period(
         other.wait_for("closed by the server" if which == "server" else "connection ended", READY_TIMEOUT)
 
 
+def test_a_second_signal_ends_a_grace_period_that_came_with_a_reload(
+    files: Files, certificate: Certificate, tmp_path: Path
+) -> None:
+    files.write(watch="100ms")
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(TcpEcho())
+        server = stack.enter_context(server_of(files))
+        client = stack.enter_context(client_process(tmp_path, certificate, server_address(server), service.address))
+        public = ("127.0.0.1", public_port(client))
+        files.write(watch="100ms", grace_period="1h")
+        server.wait_for(DONE, READY_TIMEOUT)
+        with traffic(public):
+            server.send_signal(signal.SIGTERM)
+            server.wait_for("draining: nothing new is accepted", READY_TIMEOUT)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(END) == 0, server.description()
+
+
+def test_signals_of_other_programs_end_nothing(files: Files) -> None:
+    """Of logrotate, for an access log that there is not; of certbot, in the grace period."""
+    files.write(grace_period="1h")
+    with server_of(files) as server:
+        server_address(server)
+        for _ in range(100):
+            server.send_signal(signal.SIGUSR1)
+            server.send_signal(signal.SIGHUP)
+        server.wait_for(DONE, READY_TIMEOUT)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            server.send_signal(number)
+        assert server.wait(END) == 0, server.description()
+
+
 def test_a_grace_period_is_over_some_time(files: Files, certificate: Certificate, tmp_path: Path) -> None:
     files.write(grace_period="1s")
     with contextlib.ExitStack() as stack:

@@ -132,7 +132,7 @@ def test_the_first_signal_is_ours_and_the_second_the_program_s(
 
 
 def test_a_second_signal_may_be_ours_as_well(handlers: list[str], never: int) -> None:
-    with Signals(2) as signals:
+    with Signals(lambda: 2) as signals:
         signal.raise_signal(signal.SIGTERM)
         assert signals.wait(never) == "SIGTERM"
         assert signals.wait(never, 0.01) is None
@@ -143,8 +143,7 @@ def test_a_second_signal_may_be_ours_as_well(handlers: list[str], never: int) ->
 
 
 def test_signals_that_are_released_are_the_program_s(handlers: list[str], never: int) -> None:
-    with Signals() as signals:
-        signals.max_endings = 2
+    with Signals(lambda: 2) as signals:
         signal.raise_signal(signal.SIGTERM)
         signals.release()
         signal.raise_signal(signal.SIGTERM)
@@ -172,6 +171,10 @@ def test_a_hang_up_is_ours_any_number_of_times(handlers: list[str], never: int, 
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGTERM)
         assert signals.wait(never) == "SIGTERM"
+        # Nor does one that comes during the end kill the program.
+        signal.raise_signal(signal.SIGHUP)
+        signals.release()
+        signal.raise_signal(signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     assert handlers == []
 
