@@ -549,7 +549,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                     raise LifecycleError(f"this {type(self).__name__} is draining: it is not reloaded")
                 return self._reload(host, config)
             except GoneError as problem:
-                raise LifecycleError(f"this {type(self).__name__} was stopped during the reload") from problem
+                why = "has begun to drain" if host.is_draining else "was stopped"
+                raise LifecycleError(f"this {type(self).__name__} {why} during the reload") from problem
             except (AsportError, OSError) as problem:
                 if not isinstance(problem, LifecycleError):
                     log_refused(problem, _log)

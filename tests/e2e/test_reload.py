@@ -609,13 +609,13 @@ def test_a_second_signal_ends_the_grace_period(
 def test_a_second_signal_ends_a_grace_period_that_came_with_a_reload(
     files: Files, certificate: Certificate, tmp_path: Path
 ) -> None:
-    files.write(watch="100ms")
+    files.write(watch="1s")
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(TcpEcho())
         server = stack.enter_context(server_of(files))
         client = stack.enter_context(client_process(tmp_path, certificate, server_address(server), service.address))
         public = ("127.0.0.1", public_port(client))
-        files.write(watch="100ms", grace_period="1h")
+        files.write(watch="1s", grace_period="1h")
         server.wait_for(DONE, READY_TIMEOUT)
         with traffic(public):
             server.send_signal(signal.SIGTERM)

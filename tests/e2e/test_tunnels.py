@@ -281,4 +281,5 @@ def settle(client: Client, server: Server, descriptors: int = 0) -> None:
     assert host.run(lambda: len(host._validities)) == 2
     assert len(sessions._shared.trust) == 1
     if descriptors:
+        gc.collect()  # sockets of the test itself may be in cycles
         wait_until(lambda: held(client)[0] <= descriptors, READY_TIMEOUT, f"there are {descriptors} descriptors again")
