@@ -238,6 +238,8 @@ def test_tunnels_that_come_and_go_cost_the_others_nothing(certificate: Certifica
             publics = [tunnel.address for tunnel in client.tunnels.values()]
             visitors = [Steady(public) for public in publics if public is not None]
             try:
+                # The descriptors of their connections are to be counted from the beginning.
+                wait_until(lambda: all(each.blocks for each in visitors), READY_TIMEOUT, "both have an answer")
                 settle(client, server)
                 counts = held(client)
                 before = 0.0
@@ -281,5 +283,4 @@ def settle(client: Client, server: Server, descriptors: int = 0) -> None:
     assert host.run(lambda: len(host._validities)) == 2
     assert len(sessions._shared.trust) == 1
     if descriptors:
-        gc.collect()  # sockets of the test itself may be in cycles
         wait_until(lambda: held(client)[0] <= descriptors, READY_TIMEOUT, f"there are {descriptors} descriptors again")
