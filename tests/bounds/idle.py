@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from asport_sync.config import ClientConfig
 from asport_sync.engine import Engine
 from asport_sync.host.host import Host
 from asport_sync.runtime import descriptors
-from tests.bounds.sessions import say, wait_for_line
+from tests.bounds.sessions import program_with_options, say, wait_for_line
 from tests.e2e.tunnels import SERVER_READY, client_options, server_process
 from tests.support.certificates import Certificate, self_signed
 from tests.support.ports import free_port
@@ -97,37 +96,21 @@ def measure(
     options = client_options(certificate, address, ("127.0.0.1", 9), network="tcp", keep_alive=keep_alive)
     changes: dict[str, Any] = {"server": f"{address[0]}:{address[1]}", "proxy": proxy, "max_idle_time": max_idle_time}
     arguments = [sys.executable, "-m", "tests.bounds.idle", "--inside", "--clients", str(number)]
-    with tempfile.TemporaryFile() as configuration:
-        configuration.write(json.dumps(options).encode())
-        configuration.seek(0)
-        with server_process(folder, certificate, **changes) as server:
-            server.wait_for(SERVER_READY, JOINED)
-            with subprocess.Popen(
-                [*arguments, f"--options=/dev/fd/{configuration.fileno()}"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                pass_fds=[configuration.fileno()],
-            ) as program:
-                try:
-                    assert program.stdin is not None
-                    assert program.stdout is not None
-                    first = json.loads(program.stdout.readline())
-                    pids = (server.pid, program.pid)
-                    used = [processor_time(pid) for pid in pids]
-                    began = time.monotonic()
-                    time.sleep(seconds)
-                    used = [
-                        processor_time(pid) - before
-                        for pid, before in zip((server.pid, program.pid), used, strict=True)
-                    ]
-                    lasted = time.monotonic() - began
-                    program.stdin.write("\n")
-                    program.stdin.flush()
-                    second = json.loads(program.stdout.readline())
-                    program.communicate("\n", 30.0)
-                finally:
-                    program.kill()
+    with server_process(folder, certificate, **changes) as server:
+        server.wait_for(SERVER_READY, JOINED)
+        with program_with_options(arguments, options) as (program, answers):
+            assert program.stdin is not None
+            first = json.loads(answers.readline())
+            pids = (server.pid, program.pid)
+            used = [processor_time(pid) for pid in pids]
+            began = time.monotonic()
+            time.sleep(seconds)
+            used = [processor_time(pid) - before for pid, before in zip(pids, used, strict=True)]
+            lasted = time.monotonic() - began
+            program.stdin.write("\n")
+            program.stdin.flush()
+            second = json.loads(answers.readline())
+            program.communicate("\n", 30.0)
     assert second["joins"] == first["joins"] == number, "a client lost its connection"
     return Cost(
         (second["bytes"] - first["bytes"]) / number / lasted * DAY,

@@ -8,6 +8,7 @@ the same number of ``Client`` objects is measured, which have a host each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import logging
@@ -17,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from asport_sync.client.client import Client
 from asport_sync.client.session import ClientSession
@@ -119,6 +121,32 @@ def inside(options: list[dict[str, Any]], objects: bool) -> None:
     made.stop()
 
 
+@contextlib.contextmanager
+def program_with_options(arguments: list[str], options: object) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """Starts a program whose option ``--options`` names a file with these options as JSON; kills it in the end.
+
+    The file has no name that others could open, because the options contain passwords.
+
+    Yields:
+        The program, and what it writes.
+    """
+    with tempfile.TemporaryFile() as configuration:
+        configuration.write(json.dumps(options).encode())
+        configuration.seek(0)
+        with subprocess.Popen(
+            [*arguments, f"--options=/dev/fd/{configuration.fileno()}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[configuration.fileno()],
+        ) as program:
+            try:
+                assert program.stdout is not None
+                yield program, program.stdout
+            finally:
+                program.kill()
+
+
 def measure(number: int, objects: bool, folder: Path, certificate: Certificate) -> dict[str, Any]:
     """Run both programs and return the figures of one session.
 
@@ -131,32 +159,17 @@ def measure(number: int, objects: bool, folder: Path, certificate: Certificate) 
     proxy = {"allow_ports": [{"start": FIRST_PORT, "end": last_port}], "max_clients": 2 * number}
     options = client_options(certificate, address, ("127.0.0.1", 9), network="tcp")
     changes: dict[str, Any] = {"server": f"{address[0]}:{address[1]}", "proxy": proxy}
-    given = json.dumps([options] * number).encode()
     arguments = [sys.executable, "-m", "tests.bounds.sessions", "--inside", *(["--objects"] if objects else [])]
-    with tempfile.TemporaryFile() as configuration:
-        configuration.write(given)
-        configuration.seek(0)
-        with server_process(folder, certificate, **changes) as server:
-            server.wait_for(SERVER_READY, TIMEOUT)
-            with subprocess.Popen(
-                [*arguments, f"--options=/dev/fd/{configuration.fileno()}"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                pass_fds=[configuration.fileno()],
-            ) as program:
-                try:
-                    assert program.stdin is not None
-                    assert program.stdout is not None
-                    first = json.loads(program.stdout.readline())
-                    server.send_signal(signal.SIGKILL)
-                    server.wait(TIMEOUT)
-                    began = time.monotonic()
-                    with server_process(folder, certificate, **changes):
-                        back = json.loads(program.stdout.readline())["back"] - began
-                        program.communicate("\n", TIMEOUT)
-                finally:
-                    program.kill()
+    with server_process(folder, certificate, **changes) as server:
+        server.wait_for(SERVER_READY, TIMEOUT)
+        with program_with_options(arguments, [options] * number) as (program, answers):
+            first = json.loads(answers.readline())
+            server.send_signal(signal.SIGKILL)
+            server.wait(TIMEOUT)
+            began = time.monotonic()
+            with server_process(folder, certificate, **changes):
+                back = json.loads(answers.readline())["back"] - began
+                program.communicate("\n", TIMEOUT)
     each = {name: (first["after"][name] - first["before"][name]) / number for name in first["before"]}
     return {"joined": first["joined"], "back": back, **each}
 
