@@ -108,7 +108,7 @@ def running(which: str | None = None) -> Caller:
     if silent:
         raise ControlError("\n  ".join([f"no {what} answers:", *silent]))
     raise ControlError(
-        f"no {what} is running, or it has no control socket in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/asport-sync or "
+        f"no {what} is running, or it has no control socket in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/asport* or "
         "/run/asport*: name its socket (key control_socket) with --socket"
     )
 

@@ -26,7 +26,8 @@ _PROBE_TIMEOUT = 1.0  # seconds; a connection to a socket of a live process take
 _LOCK_TIMEOUT = 2.0  # seconds to wait for another process of ours: longer than its probe, which takes most of the time
 _LOCK_PAUSE = 0.01  # seconds between two tries
 
-# Where the services of a system have their runtime directories (RuntimeDirectory= in systemd.exec(5)).
+# Where services have their runtime directories (RuntimeDirectory= in systemd.exec(5)): those of the system below this
+# one, those of a user below $XDG_RUNTIME_DIR.
 _SYSTEM = Path("/run")
 _PATTERN = "asport*"
 
@@ -48,15 +49,22 @@ def _own_directories() -> Iterator[Path]:
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if os.path.isabs(runtime):
         yield Path(runtime)
+    user = _user_directory()
+    if user is not None:
+        yield user / "asport-sync"
+
+
+def _user_directory() -> Path | None:
     user = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(user):
-        yield Path(user) / "asport-sync"
+    return Path(user) if os.path.isabs(user) else None
 
 
 def find(side: Side | None = None) -> list[Path]:
     """Returns the control sockets of clients, of servers, or of both that this user can see, dead ones included."""
     sides = [Side.CLIENT, Side.SERVER] if side is None else [side]
-    directories = dict.fromkeys([*_own_directories(), *sorted(_SYSTEM.glob(_PATTERN))])
+    user = _user_directory()
+    of_services = [path for parent in (user, _SYSTEM) if parent is not None for path in sorted(parent.glob(_PATTERN))]
+    directories = dict.fromkeys([*_own_directories(), *of_services])
     return [path for directory in directories for each in sides if _is_socket(path := directory / name_of(each))]
 
 

@@ -246,16 +246,17 @@ def test_where_a_command_has_it(places: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_where_they_are_looked_for(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("run/asport-server", "run/asport-client-a", "run/another", "user/asport-sync"):
+    for folder in ("run/asport-server", "run/asport-client-a", "run/another", "user/asport-sync", "user/asport-client"):
         (tmp_path / folder).mkdir(parents=True)
-    wanted = ["user/asport-sync/client.sock", "run/asport-client-a/client.sock", "run/asport-server/server.sock"]
-    for name in [*wanted, "run/another/client.sock"]:
+    of_user = ["user/asport-sync/client.sock", "user/asport-client/client.sock"]
+    of_system = ["run/asport-client-a/client.sock", "run/asport-server/server.sock"]
+    for name in [*of_user, *of_system, "run/another/client.sock"]:
         dead(tmp_path / name)
     (tmp_path / "user/asport-sync/server.sock").touch()
-    assert find() == [tmp_path / name for name in wanted[1:]]
+    assert find() == [tmp_path / name for name in of_system]
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
-    assert find() == [tmp_path / name for name in wanted]
-    assert find(Side.SERVER) == [tmp_path / wanted[2]]
+    assert find() == [tmp_path / name for name in (*of_user, *of_system)]
+    assert find(Side.SERVER) == [tmp_path / of_system[1]]
 
 
 def test_the_folder_of_a_user_is_theirs(tmp_path: Path) -> None:
