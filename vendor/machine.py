@@ -86,6 +86,7 @@ PROBES: dict[str, Callable[[], bool]] = {
 EXTRA_PROBES: dict[str, Callable[[], bool]] = {
     "clang": has_fuzzer,
     "chromium": lambda: has_program("chromium", "chromium-browser", "google-chrome"),
+    "systemd": lambda: has_program("systemctl"),
 }
 """The same for needs of a single target."""
 
@@ -132,6 +133,9 @@ def main(needs: Sequence[str] = ()) -> int:
         lacking = missing(needs)
         if not lacking:
             return 0
+    if distribution.key and not distribution.package_names(lacking):
+        print(f"missing on this machine: {', '.join(lacking)}; {distribution.name} has no package", file=sys.stderr)
+        return 0 if needs else 1
     print(f"missing on this machine: {', '.join(lacking)}. Run:", file=sys.stderr)
     print(f"  {distribution.install_command(lacking)}", file=sys.stderr)
     if "python-headers" in lacking:

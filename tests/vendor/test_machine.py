@@ -83,6 +83,17 @@ def test_what_one_target_needs_is_no_failure(
     assert told is not works
 
 
+def test_what_the_distribution_lacks_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "EXTRA_PROBES", {"systemd": lambda: False})
+    monkeypatch.setattr(machine, "detect", lambda: detect("ID=alpine\nVERSION_ID=3.20\n"))
+    monkeypatch.setattr(machine, "privilege", list)
+    monkeypatch.setattr(machine, "install", None)
+    assert machine.main(["systemd"]) == 0
+    assert capfd.readouterr().err == "missing on this machine: systemd; Alpine Linux 3.20 has no package\n"
+
+
 def test_lists_are_refreshed_and_packages_installed_without_questions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
