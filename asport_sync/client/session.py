@@ -232,8 +232,8 @@ class ClientSession(Session):
         }
         self._changed = self._shared.changed  # guards what follows, which any thread may read
         self._public: SocketAddress | None = None
-        self._failure: AsportError | None = None  # why the latest attempt failed; None if it did not
-        self._latest_failure: AsportError | None = None  # the same, also after a later attempt has succeeded
+        self._failure: AsportError | None = None  # why there is no public port; None: no attempt failed
+        self._latest_failure: AsportError | None = None  # the same, kept when there is one again
         self._state = "connecting"  # see condition
         self._since = time.time()  # when it began
         self._is_closed = False
@@ -277,7 +277,7 @@ class ClientSession(Session):
 
     @property
     def condition(self) -> tuple[str, float, str | None]:
-        """The state, when it began, and why an attempt to connect failed most recently; see ``control.status.Row``."""
+        """The state, when it began, and why there was no public port most recently; see ``control.status.Row``."""
         with self._changed:
             return self._state, self._since, None if self._latest_failure is None else str(self._latest_failure)
 
@@ -506,8 +506,12 @@ class ClientSession(Session):
             if public != self._public:
                 self._public = public
                 self._changed.notify_all()
-            is_refused = isinstance(self._failure, (RefusedError, CertificateError))
-            state = "public" if public is not None else "refused" if is_refused else "connecting"
+            if public is not None:
+                state = "public"
+            elif isinstance(self._failure, UnhealthyError):
+                state = "unhealthy"
+            else:
+                state = "refused" if isinstance(self._failure, (RefusedError, CertificateError)) else "connecting"
             if state != self._state:
                 self._state, self._since = state, time.time()
 
@@ -655,13 +659,16 @@ class ClientSession(Session):
         """Withdraws the public port of an unhealthy service, and requests it once the service is healthy."""
         was_unhealthy = isinstance(self._failure, UnhealthyError)
         with self._changed:
-            self._failure = None if is_healthy else UnhealthyError(f"local service is unhealthy ({problem})")
+            self._failure = None
+            if not is_healthy:
+                self._failure = self._latest_failure = UnhealthyError(f"local service is unhealthy ({problem})")
         if is_healthy:
             if was_unhealthy:
                 self.log.info("local service is healthy again")
             self._report(Report(Happened.START))
         elif self._connector.state is connector.State.IDLE:
             self.log.warning("%s; its port is requested once it is healthy", self._failure)
+            self._publish()
         else:
             self.counters.add("ports_withdrawn")
             self.log.warning("%s; port withdrawn", self._failure)

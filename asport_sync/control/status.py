@@ -26,9 +26,11 @@ class Row:
         public: The public address and port; None while there is none.
         local: The local service; None on a server, which does not know it.
         network: The networks that were requested (client) or granted (server).
-        state: "public", "connecting" or "refused"; on a server "public": clients that have not joined have no row.
+        state: "public", "connecting", "refused", or "unhealthy" (the local service is); on a server "public": clients
+            that have not joined have no row.
         since: When this state began, in seconds since 1970.
-        error: Why the latest attempt to connect failed, also after a later one has succeeded; None: none did.
+        error: Why there was no public port most recently (a failed attempt, an unhealthy local service), also if there is
+            one again; None: nothing has failed.
         connections: TCP connections of visitors that are open now.
         associations: UDP associations that exist now.
         connections_total: TCP connections of visitors so far.

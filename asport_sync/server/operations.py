@@ -33,6 +33,7 @@ class ServerOperations(LifecycleOperations["Server"]):
 
     def _fields(self, stats: ServerStats) -> dict[str, Any]:
         joined = [each for each in stats.connections if each.port is not None]
+        joined.sort(key=lambda each: each.port or 0)
         return {
             "address": None if stats.address is None else sockets.text(stats.address),
             "unauthenticated": len(stats.connections) - len(joined),

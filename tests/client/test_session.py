@@ -806,6 +806,8 @@ def test_the_port_of_a_service_that_is_not_there_yet_is_not_requested(caplog: py
             scene.session.wait_ready(0.5)
         assert scene.engine.connections == []
         assert scene.session.status == "not connected: local service is unhealthy (connection refused)"
+        state, _, error = scene.session.condition
+        assert (state, error) == ("unhealthy", "local service is unhealthy (connection refused)")
         health = scene.session.stats().health
         assert health is not None
         assert (health.healthy, health.unhealthy) == (False, {f"127.0.0.1:{port}": "connection refused"})
@@ -827,11 +829,14 @@ def test_the_port_of_an_unhealthy_service_is_withdrawn(caplog: pytest.LogCapture
         wait_until(lambda: first.closed == (0, 0.0), TIMEOUT, "the connection is closed")
         assert scene.counter("ports_withdrawn") == 1
         assert "not connected: local service is unhealthy" in scene.session.status
+        assert scene.session.condition[0] == "unhealthy"
         assert "local service is unhealthy (connection refused); port withdrawn" in caplog.text
         assert len(scene.engine.connections) == 1
         with TcpEcho(port=port):
             second = scene.ready()
             assert second is not first
+            state, _, error = scene.session.condition
+            assert (state, error) == ("public", "local service is unhealthy (connection refused)")
             hello = decode(second.sent[0])[0]
             assert isinstance(hello, ClientHello)
             assert (hello.port_start, hello.port_end) == (PORT, PORT)
