@@ -146,6 +146,8 @@ class LifecycleOperations(abc.ABC, Generic[AnyEnd]):
             if level not in log.LEVELS:
                 raise UnknownNameError(f"no such log level: {level}; expected one of {', '.join(log.LEVELS)}")
             log.set_level(level)
+            with contextlib.suppress(LifecycleError, EngineClosedError):
+                self._host().relays.level_changed()
         return log.level()
 
     def problem(self) -> str | None:

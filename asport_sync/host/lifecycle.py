@@ -589,6 +589,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             host.engine.keep_streams_alive(after.tcp_keepalive)
         if after.log_level != before.log_level:
             set_level(after.log_level, configured=True)
+            with contextlib.suppress(EngineClosedError):  # a signal handler has just stopped it
+                host.relays.level_changed()
         self._pending = {name: getattr(config, name) for name in needs_restart}
         if self._watch_period(after) != self._watch_period(before):
             self._watch.stop(STOP_TIMEOUT)

@@ -73,12 +73,20 @@ class Relays:
         self.takes_all = takes_all
 
     def begin(self) -> None:
-        """Tells the engine how many workers there are, and which ends of streams to report."""
+        """Tells the engine how many workers there are, and which streams to report."""
+        self.level_changed()
+        if self._max_workers > 0:
+            self._engine.share_streams(self._max_workers)
+
+    def level_changed(self) -> None:
+        """Tells the engine which beginnings and ends of streams to report at the current log level. Any thread.
+
+        Raises:
+            EngineClosedError: The engine is stopped.
+        """
         lines = _LINES_PER_SECOND if self._log.isEnabledFor(logging.INFO) else 0
         every = self._log.isEnabledFor(logging.DEBUG)
         self._engine.report_streams(_EVERY_LINE if every or self._visits is not None else lines, begins=every)
-        if self._max_workers > 0:
-            self._engine.share_streams(self._max_workers)
 
     def attach(self, stream: Stream, sock: socket.socket, label: str) -> None:
         """Lets the engine relay. Takes ownership of the socket."""

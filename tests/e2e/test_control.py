@@ -213,6 +213,8 @@ def test_status_repeatedly(running: Running) -> None:
 def test_the_log_level(running: Running) -> None:
     assert running.run("log-level", "--socket", "server").stdout == "info\n"
     assert running.run("log-level", "--socket", "server", "debug").stdout == "debug (was info)\n"
+    assert echo(running.public, b"hello") == b"hello"
+    running.server.wait_for(r"DEBUG server: .* connection from 127\.0\.0\.1:\d+: relay started$", READY_TIMEOUT)
     running.run("disconnect", "--socket", "server", USER)
     running.server.wait_for(r"DEBUG server: .* QUIC connection established", READY_TIMEOUT)
     assert running.run("log-level", "--socket", "server", "loud").returncode == 2

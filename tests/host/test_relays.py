@@ -38,6 +38,10 @@ def test_ends_are_reported_where_somebody_reads_of_them(
     assert scene.engine.reports_streams == most
     assert scene.engine.reports_begins is (level == logging.DEBUG)
     assert scene.engine.shared == [3]
+    with caplog.at_level(logging.DEBUG, "asport_sync"):
+        scene.relays.level_changed()
+    assert (scene.engine.reports_streams, scene.engine.reports_begins) == (0xFFFFFFFF, True)
+    assert scene.engine.shared == [3]
     scene.close()
 
 
