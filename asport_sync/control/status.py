@@ -29,8 +29,8 @@ class Row:
         state: "public", "connecting", "refused", or "unhealthy" (the local service is); on a server "public": clients
             that have not joined have no row.
         since: When this state began, in seconds since 1970.
-        error: Why there was no public port most recently (a failed attempt, an unhealthy local service), also if there is
-            one again; None: nothing has failed.
+        error: Why there was no public port most recently (a failed attempt, an unhealthy local service), also if there
+            is one again; None: nothing has failed.
         connections: TCP connections of visitors that are open now.
         associations: UDP associations that exist now.
         connections_total: TCP connections of visitors so far.
