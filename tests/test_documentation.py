@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from asport_sync import Client, config
+from asport_sync.cli.main import _parser
+from asport_sync.host.stats import METRICS
 from tests.host.test_stats import client_stats
 from tests.support import literals
 from tests.support.certificates import self_signed, write_private
@@ -102,22 +104,44 @@ def is_made_of(text: str, known: set[str]) -> bool:
     return len(whole) in reached or any(piece.startswith(end) for end in ends for piece in known)
 
 
-def documented_lines(header: str, column: int) -> list[str]:
-    """The code spans in one column of the table of docs/operations.md with this header row."""
-    rows = page("operations.md").partition(f"{header}\n")[2].partition("\n\n")[0].splitlines()[1:]
+def documented_lines(name: str, header: str, column: int) -> list[str]:
+    """The code spans in one column of the table of a page with this header row."""
+    rows = page(name).partition(f"{header}\n")[2].partition("\n\n")[0].splitlines()[1:]
     return [span for row in rows for span in re.findall(r"`([^`]+)`", row.removeprefix("| ").split(" | ")[column])]
 
 
-def test_log_lines_on_the_operations_page_exist() -> None:
+def test_documented_log_lines_exist() -> None:
     known = pieces()
-    lines = documented_lines("| line | level | when |", 0)
-    refusals = [line for column in (0, 1) for line in documented_lines("| client | server | what to do |", column)]
-    renamed = documented_lines("| old | new |", 1)
+    lines = documented_lines("logs.md", "| line | level | when |", 0)
+    header = "| client | server | what to do |"
+    refusals = [line for column in (0, 1) for line in documented_lines("operations.md", header, column)]
+    renamed = documented_lines("logs.md", "| old | new |", 1)
     assert min(len(lines), len(refusals), len(renamed)) > 8
     parts = re.compile("(?:client|server|lifecycle|log): ")
     texts = [parts.sub("", line, count=1) for line in [*lines, *refusals, *renamed]]
     assert [text for text in texts if not is_made_of(text, known)] == []
-    assert not any(is_made_of(text, known) for text in documented_lines("| old | new |", 0))
+    assert not any(is_made_of(text, known) for text in documented_lines("logs.md", "| old | new |", 0))
+
+
+def test_what_the_table_of_symptoms_names_exists() -> None:
+    known = pieces()
+    counters = {metric.name for metric in METRICS}
+    keys = set(re.findall(r"^\| `(\w+)`", page("configuration.md"), re.MULTILINE))
+    spans = [
+        span
+        for column in range(4)
+        for span in documented_lines("operations.md", "| symptom | look with | cause | remedy |", column)
+    ]
+    commands = [span for span in spans if span.startswith("asport-sync ")]
+    assert len(commands) > 5
+    for command in commands:
+        if command not in ("asport-sync server check", "asport-sync client check"):
+            _parser().parse_args(command.split()[1:])
+    names = [span for span in spans if "_" in span]
+    assert len(names) > 10
+    assert [name for name in names if name not in counters | keys] == []
+    words = [span for span in spans if " " in span and span not in commands and "ctl " not in span]
+    assert [span for span in words if not is_made_of(span, known)] == []
 
 
 def test_a_line_that_was_renamed_is_found() -> None:
@@ -182,12 +206,12 @@ def programs_of(name: str) -> list[str]:
 
 
 def test_the_program_with_a_queue_before_its_handler_logs(capsys: pytest.CaptureFixture[str]) -> None:
-    program, _, _ = programs_of("operations.md")
+    (program,) = programs_of("logs.md")
     names: dict[str, Any] = {}
     logger = logging.getLogger("asport_sync")
     before = list(logger.handlers)
     try:
-        exec(compile(program, "operations.md", "exec"), names)
+        exec(compile(program, "logs.md", "exec"), names)
         logger.warning("a line")
     finally:
         names["listener"].stop()
@@ -197,14 +221,14 @@ def test_the_program_with_a_queue_before_its_handler_logs(capsys: pytest.Capture
 
 
 def test_the_program_that_reads_statistics_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    _, program, _ = programs_of("operations.md")
-    exec(compile(program, "operations.md", "exec"), {"client": SimpleNamespace(stats=client_stats)})
+    (program,) = programs_of("counters.md")
+    exec(compile(program, "counters.md", "exec"), {"client": SimpleNamespace(stats=client_stats)})
     assert capsys.readouterr().out.startswith("('192.0.2.1', 443) [0.25]\n0 1\n{\"running\": true, ")
 
 
 def test_the_program_against_a_bad_network_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    _, _, program = programs_of("operations.md")
-    exec(compile(program, "operations.md", "exec"), {})
+    (program,) = programs_of("testing.md")
+    exec(compile(program, "testing.md", "exec"), {})
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "reset after 5 bytes"
     assert re.fullmatch(r"a client would connect to \('127.0.0.1', \d+\)", said[1])

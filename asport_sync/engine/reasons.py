@@ -123,7 +123,7 @@ ALERTS: dict[int, Meaning] = {
         "certificate_revoked",
         Fault.SERVER,
         "the server's certificate was revoked by its issuer",
-        "give the server a new certificate, with a new key, and restart it",
+        "give the server a new certificate, with a new key, and reload it",
     ),
     45: Meaning(
         "certificate_expired",

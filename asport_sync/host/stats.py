@@ -1,7 +1,7 @@
 """What is counted and measured: the registry of all metrics, and the types that ``stats()`` returns.
 
 To add a counter of Python code, add it to ``_COUNTERS``; of the engine, to ``_native/counters.h``. Then run ``python -m
-tests.host.counters --write-docs``, which adds it to docs/operations.md.
+tests.host.counters --write-docs``, which adds it to docs/counters.md.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ READY_TIMEOUT = 20.0
 # What relays in tests that do not choose: the suite of this folder runs with each, see the Makefile.
 RELAY: dict[str, Any] = {"relay": os.environ["ASPORT_TEST_RELAY"]} if "ASPORT_TEST_RELAY" in os.environ else {}
 
-# What the commands log, at level info, when they are ready. Documented in docs/operations.md.
+# What the commands log, at level info, when they are ready. Documented in docs/logs.md.
 SERVER_READY = r"accepting clients on (\S+):(\d+)"
 CLIENT_READY = r"is public on port (\d+) for (.+)$"
 

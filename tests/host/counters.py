@@ -1,4 +1,4 @@
-"""The tables of all metrics in docs/operations.md: ``python -m tests.host.counters [--write-docs]``.
+"""The tables of all metrics in docs/counters.md: ``python -m tests.host.counters [--write-docs]``.
 
 What a metric counts comes from the registry, asport_sync/host/stats.py. What to do about it is below. Prints the
 tables, or puts them into the page.
@@ -13,7 +13,7 @@ from pathlib import Path
 from asport_sync.host.stats import METRICS, Kind, Metric
 from tests.support.page import Place
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "counters.md"
 PLACE = Place("tests.host.counters", PAGE)
 
 _DESCRIPTORS = "raise the descriptor limit"
