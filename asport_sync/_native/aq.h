@@ -5,7 +5,7 @@
  * lowest first:
  *   core    clock random list counters reserve budget pipe map ranges slab rotation descriptors wake ready bucket
  *   core    events udp
- *   tunnel  packet keepalive stream dgram limits association message
+ *   tunnel  packet keepalive stream dgram limits group association message
  *   quic    tls_messages compat frames reading handshake tls_credentials tls_session tls source
  *   quic    conn_state conn_credit conn_streams conn_memory conn_packets conn_callbacks conn conn_send conn_setup
  *   quic    endpoint_admission endpoint

@@ -102,6 +102,12 @@ enum aq_refused_by {
     AQ_REFUSED_BY_RATE = 3             /* more than max_new in a second */
 };
 
+/* Which connection of a group a visitor is given to. */
+enum aq_balance {
+    AQ_BALANCE_ROUND_ROBIN = 0,      /* the one that was given none for longest */
+    AQ_BALANCE_LEAST_CONNECTIONS = 1 /* the one with the fewest: TCP connections for TCP, sources for UDP */
+};
+
 /* Direction of payload, as this side sees it: read from sockets and sent to the peer, or the other way. */
 enum aq_direction { AQ_DIRECTION_SENT = 0, AQ_DIRECTION_RECEIVED = 1 };
 
@@ -411,6 +417,18 @@ int64_t aq_connection_info_get(aq_engine *engine, aq_id connection, aq_connectio
  * aq_associations_refused() lists such associations. Waits for the engine thread. AQ_ERR_INVALID: the ranges are not as
  * described. */
 int64_t aq_connection_limit(aq_engine *engine, aq_id connection, const aq_visitor_limits *limits);
+
+/* A group: connections that share a public port. Each has a listener and a public UDP socket of its own, opened on the
+ * same two sockets; visitors are spread over them by aq_balance. A member whose peer has answered nothing for a second
+ * since it was given a visitor, or grants no stream credit, gets visitors only if all others are no better. A UDP
+ * source stays where it is as long as it has an association. aq_connection_limit() applies to all members together: TCP
+ * connections are counted together, and the latest call counts. The engine always reads a group's UDP sockets. */
+aq_id aq_group_open(aq_engine *engine, uint32_t balance);                   /* [any] */
+int64_t aq_group_balance(aq_engine *engine, aq_id group, uint32_t balance); /* [any] changes the policy */
+int64_t aq_group_close(aq_engine *engine, aq_id group);                     /* [any] its connections keep it */
+/* [any] Makes a connection a member until its end. Call before the listener and the UDP socket are opened.
+ * AQ_ERR_STATE: it is in a group already. */
+int64_t aq_connection_join(aq_engine *engine, aq_id connection, aq_id group);
 
 /* ---- TCP over streams --------------------------------------------------------------------------------------- */
 

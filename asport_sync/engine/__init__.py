@@ -42,9 +42,10 @@ from .events import (
     Violation,
     VisitorsRefused,
 )
-from .handles import Bucket, Connection, Credentials, Endpoint, Listener, Stream, UdpSocket
+from .handles import Bucket, Connection, Credentials, Endpoint, Group, Listener, Stream, UdpSocket
 from .values import (
     STREAM_REFUSED,
+    Balance,
     BucketInfo,
     Carrier,
     Certificate,
@@ -67,6 +68,7 @@ __all__ = [
     "AcceptFailed",
     "AssociationEnded",
     "AssociationWanted",
+    "Balance",
     "Bucket",
     "BucketInfo",
     "Carrier",
@@ -84,6 +86,7 @@ __all__ = [
     "Endpoint",
     "Engine",
     "Event",
+    "Group",
     "Listener",
     "LogRecord",
     "Probed",

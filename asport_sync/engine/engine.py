@@ -16,8 +16,8 @@ from asport_sync.errors import EngineClosedError, EngineError, HandleGoneError, 
 
 from .binding import SocketAddress, error_number, error_of, ffi, lib, nanoseconds, to_address
 from .events import Event, event_of
-from .handles import Bucket, Connection, Credentials, Endpoint
-from .values import Certificate, CounterDescription, Transport, fill_transport
+from .handles import Bucket, Connection, Credentials, Endpoint, Group
+from .values import Balance, Certificate, CounterDescription, Transport, fill_transport
 
 _EVENTS_PER_WAIT = 64  # maximum number of events per cffi call; 25 KiB
 
@@ -171,6 +171,10 @@ class Engine:
             rate: Bytes of payload per second; 0: no limit.
         """
         return Bucket(self, self.call(lib.aq_bucket_open, rate))
+
+    def new_group(self, balance: Balance) -> Group:
+        """Creates a group for connections that share a public port: ``Connection.join``."""
+        return Group(self, self.call(lib.aq_group_open, balance))
 
     def share_udp(self, on: bool) -> None:
         """Sets whether the engine may leave busy UDP sockets to the pump; UdpLargeTransfer hands them over."""

@@ -18,6 +18,7 @@ from asport_sync.hidden import HiddenBytes
 from .binding import SocketAddress, ffi, from_address, lib, nanoseconds, to_address
 from .values import (
     STREAM_REFUSED,
+    Balance,
     BucketInfo,
     Carrier,
     ConnectionInfo,
@@ -138,6 +139,19 @@ class Bucket(Handle):
     def close(self) -> None:
         """Releases the handle. Connections that use the bucket keep it."""
         self.engine.call(lib.aq_bucket_close, self.id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group(Handle):
+    """Connections that share a public port: visitors are spread over them."""
+
+    def set_balance(self, balance: Balance) -> None:
+        """Changes how new visitors are spread."""
+        self.engine.call(lib.aq_group_balance, self.id, balance)
+
+    def close(self) -> None:
+        """Releases the handle. The connections of the group keep it."""
+        self.engine.call(lib.aq_group_close, self.id)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -331,6 +345,16 @@ class Connection(Handle):
         """
         raw, _ranges = visitor_limits(limits)
         self.engine.call(lib.aq_connection_limit, self.id, raw)
+
+    def join(self, group: Group) -> None:
+        """Makes the connection a member of a group until its end. Before ``accept`` and ``open_udp``.
+
+        The other members accept on the same sockets. ``limit`` applies to all members together.
+
+        Raises:
+            EngineError: It is in a group already.
+        """
+        self.engine.call(lib.aq_connection_join, self.id, group.id)
 
     def open_stream(self, header: bytes) -> Stream:
         """Opens a bidirectional stream that begins with ``header`` (at most 64 bytes).

@@ -39,6 +39,16 @@ class Direction(enum.IntEnum):
         return Direction(1 - self)
 
 
+class Balance(enum.IntEnum):
+    """Which connection of a group a visitor is given to: one that was given none for longest, or that has the fewest.
+
+    With ``LEAST_CONNECTIONS``, TCP connections count for TCP, and sources for UDP.
+    """
+
+    ROUND_ROBIN = 0
+    LEAST_CONNECTIONS = 1
+
+
 class CloseCause(enum.IntEnum):
     """Why a connection ended."""
 

@@ -106,6 +106,24 @@ class FakeBucket:
         self.closed = True
 
 
+class FakeGroup:
+    """Connections that share a public port."""
+
+    def __init__(self, balance: real.Balance) -> None:
+        self.balances = [balance]  # as they were set
+        self.members: list[FakeConnection] = []  # in the order in which they joined
+        self.closed = False
+
+    def set_balance(self, balance: real.Balance) -> None:
+        assert not self.closed
+        self.balances.append(balance)
+
+    def close(self) -> None:
+        if self.closed:
+            raise gone()
+        self.closed = True
+
+
 class FakeUdpSocket:
     """A UDP socket in a connection's service. The engine's part of reading it is the test's."""
 
@@ -303,6 +321,13 @@ class FakeConnection:
         assert lasts > 0
         self.refused_for_now.append(source)
 
+    def join(self, group: FakeGroup) -> None:
+        self._check()
+        assert not group.closed
+        assert not self.listeners
+        assert not self.udp
+        group.members.append(self)
+
     def limit(self, limits: real.VisitorLimits) -> None:
         self._check()
         self.limits.append(limits)
@@ -394,6 +419,7 @@ class FakeEngine:
         self.reports_associations = False
         self.keepalive: float | None = None
         self.buckets: list[FakeBucket] = []
+        self.groups: list[FakeGroup] = []
         self.shared: list[int] = []  # workers, as they were offered
         self.shares_udp: bool | None = None
         self.listening: list[dict[str, Any]] = []
@@ -446,6 +472,10 @@ class FakeEngine:
     def new_bucket(self, rate: int) -> FakeBucket:
         self.buckets.append(FakeBucket(rate))
         return self.buckets[-1]
+
+    def new_group(self, balance: real.Balance) -> FakeGroup:
+        self.groups.append(FakeGroup(balance))
+        return self.groups[-1]
 
     def stop(self) -> None:
         if not self._stopped:

@@ -17,6 +17,7 @@ PAIRS = [
     (fake.FakeEndpoint, real.Endpoint),
     (fake.FakeStream, real.Stream),
     (fake.FakeListener, real.Listener),
+    (fake.FakeGroup, real.Group),
     (fake.FakeUdpSocket, real.UdpSocket),
 ]
 SHARED = [

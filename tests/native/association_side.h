@@ -77,7 +77,7 @@ static inline void send_to(int from, int fd, const aq_address *to, const void *d
 static inline aq_udp *open_udp(aq_assocs *assocs, int fd, int is_public)
 {
     int64_t error = 1;
-    aq_udp *udp = aq_udp_new(assocs, fd, is_public, &error);
+    aq_udp *udp = aq_udp_new(assocs, fd, is_public, NULL, &error);
 
     CHECK_INT(error, AQ_OK);
     CHECK(udp != NULL);

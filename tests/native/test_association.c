@@ -292,7 +292,7 @@ static void test_dead(void)
     aq_assocs_kill(assocs);
     CHECK_INT(aq_assoc_new(udp, 2, FROM(&late), NULL, 0), AQ_ERR_GONE);
     CHECK_INT(aq_udp_read(udp, receiver, &batch), AQ_ERR_GONE);
-    CHECK(aq_udp_new(assocs, other, 1, &error) == NULL);
+    CHECK(aq_udp_new(assocs, other, 1, NULL, &error) == NULL);
     CHECK_INT(error, AQ_ERR_GONE);
     CHECK_INT(aq_assoc_forget(assocs, 1), AQ_OK); /* tidying up is still possible */
     close_udp(udp);
@@ -301,7 +301,7 @@ static void test_dead(void)
     end_assocs(assocs);
 
     assocs = new_assocs();
-    CHECK(aq_udp_new(assocs, other, 1, &error) == NULL); /* closed above */
+    CHECK(aq_udp_new(assocs, other, 1, NULL, &error) == NULL); /* closed above */
     CHECK_INT(error, AQ_ERR_SYSTEM - EBADF);
     end_assocs(assocs);
 }

@@ -161,12 +161,19 @@ static void destroy_listener(void *object)
     aq_fd_close(listener->fd);
     if (listener->credit != NULL)
         aq_credit_unref(listener->credit);
+    if (listener->group != NULL)
+        aq_group_unref(listener->group);
     free(listener);
 }
 
 static void destroy_bucket(void *object)
 {
     aq_bucket_unref(object);
+}
+
+static void destroy_group(void *object)
+{
+    aq_group_unref(object);
 }
 
 static void destroy_nothing(void *object)
@@ -220,6 +227,8 @@ static int64_t init_tables(aq_engine *engine)
         goto no_listeners;
     if (aq_slab_init(&engine->buckets, AQ_KIND_BUCKET, MAX_BUCKETS, destroy_bucket) != AQ_OK)
         goto no_buckets;
+    if (aq_slab_init(&engine->groups, AQ_KIND_GROUP, MAX_LISTENERS, destroy_group) != AQ_OK)
+        goto no_groups;
     if (aq_reserve_init(&engine->reserve, &engine->counters) != AQ_OK)
         goto no_reserve;
     if (aq_pool_init(&engine->pool, POOL_IDLE) != AQ_OK)
@@ -237,6 +246,8 @@ no_events:
 no_pool:
     aq_reserve_destroy(&engine->reserve);
 no_reserve:
+    aq_slab_destroy(&engine->groups);
+no_groups:
     aq_slab_destroy(&engine->buckets);
 no_buckets:
     aq_slab_destroy(&engine->listeners);
@@ -280,6 +291,7 @@ static void destroy_tables(aq_engine *engine)
     aq_slab_destroy(&engine->endpoints);
     aq_slab_destroy(&engine->credentials);
     aq_slab_destroy(&engine->buckets);
+    aq_slab_destroy(&engine->groups);
     release_ready(engine); /* added by the destructors of the tables */
     aq_ready_destroy(&engine->ready);
     aq_pool_destroy(&engine->pool);

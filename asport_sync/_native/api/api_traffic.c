@@ -150,6 +150,75 @@ int64_t aq_listener_close(aq_engine *engine, aq_id id)
     return result;
 }
 
+/* ---- groups ------------------------------------------------------------------------------------------------------ */
+
+aq_id aq_group_open(aq_engine *engine, uint32_t balance)
+{
+    aq_group *group;
+    int64_t result = AQ_ERR_MEMORY;
+    if (balance > AQ_BALANCE_LEAST_CONNECTIONS)
+        return AQ_ERR_INVALID;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    group = aq_group_new((enum aq_balance)balance);
+    if (group != NULL) {
+        result = aq_slab_add(&engine->groups, group);
+        if (result < 0)
+            aq_group_unref(group);
+    }
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_group_balance(aq_engine *engine, aq_id id, uint32_t balance)
+{
+    aq_group *group;
+    if (balance > AQ_BALANCE_LEAST_CONNECTIONS)
+        return AQ_ERR_INVALID;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    group = aq_slab_get(&engine->groups, id);
+    if (group != NULL) {
+        atomic_store(&group->balance, balance);
+        aq_slab_put(&engine->groups, id);
+    }
+    aq_api_leave(engine);
+    return group != NULL ? AQ_OK : AQ_ERR_GONE;
+}
+
+int64_t aq_group_close(aq_engine *engine, aq_id id)
+{
+    int64_t result;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    result = aq_slab_remove(&engine->groups, id);
+    aq_api_leave(engine);
+    return result;
+}
+
+int64_t aq_connection_join(aq_engine *engine, aq_id connection, aq_id id)
+{
+    aq_group *group, *none = NULL;
+    aq_conn *conn;
+    int64_t result = AQ_ERR_GONE;
+    if (!aq_api_enter(engine))
+        return AQ_ERR_STOPPED;
+    group = aq_slab_get(&engine->groups, id);
+    conn = aq_slab_get(&engine->connections, connection);
+    if (group != NULL && conn != NULL) {
+        aq_group_ref(group);
+        result = atomic_compare_exchange_strong(&conn->group, &none, group) ? AQ_OK : AQ_ERR_STATE;
+        if (result != AQ_OK)
+            aq_group_unref(group);
+    }
+    if (conn != NULL)
+        aq_slab_put(&engine->connections, connection);
+    if (group != NULL)
+        aq_slab_put(&engine->groups, id);
+    aq_api_leave(engine);
+    return result;
+}
+
 int64_t aq_connection_dial(aq_engine *engine, aq_id connection, const aq_address *to, uint64_t timeout, uint64_t valid)
 {
     aq_engine_command command = {.kind = AQ_DO_DIAL, .id = connection, .dial = {.timeout = timeout, .valid = valid}};
@@ -307,10 +376,12 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public, in
 {
     aq_engine_command command = {.kind = AQ_DO_WATCH_UDP};
     int64_t result, watched;
-    aq_udp *udp = aq_udp_new(conn->assocs, fd, is_public, &result);
+    aq_group *group = is_public ? atomic_load(&conn->group) : NULL;
+    aq_udp *udp = aq_udp_new(conn->assocs, fd, is_public, group, &result);
     if (udp != NULL) {
         result = aq_slab_add(&engine->udps, udp);
         udp->id = result;
+        udp->member = (aq_member){.id = result, .connection = conn->id, .fd = fd};
         if (result < 0)
             aq_udp_free(udp);
     }
@@ -319,8 +390,8 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public, in
         return result;
     }
     command.id = result;
-    udp->for_pump = for_pump;
-    if (for_pump) {
+    udp->for_pump = for_pump && group == NULL;
+    if (udp->for_pump) {
         watched = AQ_OK;
     } else if (is_public) {
         command.watch_udp.udp = aq_slab_get(&engine->udps, result);
@@ -363,8 +434,13 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
     if (udp != NULL) {
         aq_udp_detach(udp);
         command.close_udp.fd = udp->fd;
+        command.close_udp.group = udp->group;
+        if (udp->group != NULL)
+            aq_group_ref(udp->group);
         if (aq_slab_remove(&engine->udps, id) == AQ_OK)
             aq_engine_tell(engine, &command);
+        else if (udp->group != NULL)
+            aq_group_unref(udp->group);
         aq_slab_put(&engine->udps, id);
     }
     aq_api_leave(engine);
@@ -407,7 +483,9 @@ int64_t aq_udp_receive(aq_engine *engine, aq_id id)
         engine->pump_receiver = aq_udp_receiver_new();
     udp = aq_slab_get(&engine->udps, id);
     if (udp != NULL) {
-        result = engine->pump_receiver == NULL ? AQ_ERR_MEMORY : aq_udp_read(udp, engine->pump_receiver, &batch);
+        result = engine->pump_receiver == NULL ? AQ_ERR_MEMORY : AQ_ERR_STATE;
+        if (engine->pump_receiver != NULL && udp->group == NULL)
+            result = aq_udp_read(udp, engine->pump_receiver, &batch);
         if (batch.asked > 0)
             aq_engine_ask_about(engine, udp, &batch);
         if (batch.refused != 0)

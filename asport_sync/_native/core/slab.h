@@ -18,7 +18,8 @@ enum aq_kind {
     AQ_KIND_STREAM,
     AQ_KIND_UDP,
     AQ_KIND_LISTENER,
-    AQ_KIND_BUCKET
+    AQ_KIND_BUCKET,
+    AQ_KIND_GROUP
 };
 
 /* Returns the kind of an id. 64-bit values that are no ids, such as user-space pointers, have kind 0. */

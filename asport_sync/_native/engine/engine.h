@@ -125,6 +125,7 @@ typedef struct aq_engine_command {
             aq_udp *udp; /* a reference */
         } watch_udp;
         struct {
+            aq_group *group; /* a reference; NULL: none */
             int fd;
         } close_udp;
         struct {
@@ -154,7 +155,9 @@ typedef struct aq_listener {
     uint32_t keepalive; /* TCP keepalive idle time that accepted sockets inherit, in seconds */
     uint64_t reported;  /* [engine] time of the last AQ_EVENT_ACCEPT_FAILED; 0: never */
     int inherited;      /* [engine] all connections still to be accepted have inherited its options */
-    int over;           /* [engine] not watched any more */
+    int over;           /* [engine] not in service any more */
+    aq_group *group;    /* [engine] of its connection, with a reference, once in service; NULL: none */
+    aq_member member;   /* [engine] all zeros without a group */
     aq_credit *credit;  /* [engine] of its connection, with a reference; NULL: was never in service */
     AQ_LINK(struct aq_listener) link; /* [engine] in the list of listeners in service */
 } aq_listener;
@@ -183,7 +186,7 @@ struct aq_engine {
     aq_budget budget;
     aq_wake wake;
     aq_ready ready;
-    aq_slab credentials, endpoints, connections, streams, udps, listeners, buckets;
+    aq_slab credentials, endpoints, connections, streams, udps, listeners, buckets, groups;
     _Atomic int state; /* enum aq_engine_state */
     _Atomic int stopping;
     _Atomic int closed;              /* all but this struct is freed, or about to be */
@@ -286,6 +289,8 @@ int aq_engine_is_interactive(const aq_engine *engine);
 void aq_engine_touch_stream(void *engine, aq_stream *stream);
 /* [engine; or pump, for a local socket that the engine does not know yet] Adds the socket to epoll. */
 int64_t aq_engine_watch_udp(aq_engine *engine, aq_udp *udp);
+void aq_engine_enter_group(aq_engine *engine, aq_udp *udp);     /* instead, for a socket of a group; idempotent */
+void aq_engine_watch_group(aq_engine *engine, aq_group *group); /* call when one of its sockets has left */
 /* [engine or pump] Asks Python about each new source. If it cannot be asked, the waiting datagrams are dropped. */
 void aq_engine_ask_about(aq_engine *engine, aq_udp *udp, const aq_udp_batch *batch);
 /* [engine, pump] Reports that the local service does not accept datagrams: Python may know another address. Called by

@@ -73,6 +73,8 @@ static void release_command(aq_engine *engine, const aq_engine_command *command)
     }
     if (command->kind == AQ_DO_WATCH_UDP)
         aq_slab_put(&engine->udps, command->id);
+    if (command->kind == AQ_DO_CLOSE_UDP && command->close_udp.group != NULL)
+        aq_group_unref(command->close_udp.group);
     if (command->kind == AQ_DO_LIMIT)
         aq_ranges_unref(command->limit.limits.permitted);
     if (fd >= 0)
@@ -446,7 +448,10 @@ static int64_t do_watch(aq_engine *engine, aq_engine_command *command)
     aq_listener *listener;
     int64_t result = AQ_ERR_GONE;
     if (command->kind == AQ_DO_WATCH_UDP) {
-        result = aq_engine_watch_udp(engine, command->watch_udp.udp);
+        aq_udp *udp = command->watch_udp.udp;
+        if (udp->group != NULL)
+            aq_engine_enter_group(engine, udp);
+        result = udp->group != NULL ? AQ_OK : aq_engine_watch_udp(engine, udp);
         aq_slab_put(&engine->udps, command->id);
         return result;
     }
@@ -454,9 +459,9 @@ static int64_t do_watch(aq_engine *engine, aq_engine_command *command)
     if (listener == NULL)
         return result;
     if (command->kind == AQ_DO_LISTEN_TCP) {
-        const aq_conn *conn = aq_slab_get(&engine->connections, listener->connection);
+        aq_conn *conn = aq_slab_get(&engine->connections, listener->connection);
         if (conn != NULL && conn->quic != NULL)
-            result = aq_tcp_listen(engine, listener, conn->credit);
+            result = aq_tcp_listen(engine, listener, conn);
         if (conn != NULL)
             aq_slab_put(&engine->connections, listener->connection);
     } else {
@@ -495,6 +500,10 @@ static int64_t carry_out(aq_engine *engine, aq_engine_command *command)
     case AQ_DO_MOVE_UDP:
         return do_move_udp(engine, command);
     case AQ_DO_CLOSE_UDP:
+        if (command->close_udp.group != NULL) {
+            aq_engine_watch_group(engine, command->close_udp.group);
+            aq_group_unref(command->close_udp.group);
+        }
         epoll_ctl(engine->epoll, EPOLL_CTL_DEL, command->close_udp.fd, NULL); /* the application holds a duplicate */
         if (aq_engine_make_room(&engine->closing_fds, engine->closing_fds_length, &engine->closing_fds_capacity,
                                 sizeof(int)) == AQ_OK) {

@@ -429,12 +429,45 @@ int64_t aq_tcp_listen_again(aq_engine *engine, aq_listener *listener)
     return watch_listener(engine, listener) == 0 ? AQ_OK : AQ_ERR_SYSTEM - errno;
 }
 
-int64_t aq_tcp_listen(aq_engine *engine, aq_listener *listener, aq_credit *credit)
+/* Of the listeners of a group, which have the same socket, one is watched. */
+static int64_t enter_group(aq_engine *engine, aq_listener *listener, aq_group *group)
 {
-    int64_t result = aq_tcp_listen_again(engine, listener);
+    int64_t result = group->listeners.watched == NULL ? aq_tcp_listen_again(engine, listener) : AQ_OK;
+    if (result != AQ_OK)
+        return result;
+    listener->group = group;
+    aq_group_ref(group);
+    listener->member = (aq_member){.id = listener->id, .connection = listener->connection, .fd = listener->fd};
+    aq_members_enter(&group->listeners, &listener->member);
+    if (group->listeners.watched == NULL)
+        group->listeners.watched = &listener->member;
+    return AQ_OK;
+}
+
+static void leave_group(aq_engine *engine, aq_listener *listener)
+{
+    aq_members *members = &listener->group->listeners;
+    struct epoll_event interest = {.events = EPOLLIN};
+    aq_member *next;
+    aq_members_leave(members, &listener->member);
+    next = members->list.first;
+    if (members->watched != NULL || next == NULL)
+        return;
+    members->watched = next;
+    interest.data.u64 = (uint64_t)next->id;
+    if (epoll_ctl(engine->epoll, EPOLL_CTL_ADD, next->fd, &interest) != 0) {
+        aq_count(&engine->counters, AQ_C_watch_failures, 1);
+        aq_engine_back_off(engine, next->id, next->fd, BACK_OFF_WITHOUT_RESOURCES);
+    }
+}
+
+int64_t aq_tcp_listen(aq_engine *engine, aq_listener *listener, const aq_conn *conn)
+{
+    aq_group *group = atomic_load(&conn->group);
+    int64_t result = group != NULL ? enter_group(engine, listener, group) : aq_tcp_listen_again(engine, listener);
     if (result == AQ_OK) {
-        listener->credit = credit;
-        aq_credit_ref(credit);
+        listener->credit = conn->credit;
+        aq_credit_ref(conn->credit);
         aq_fair_shares_enter(engine, listener);
         check_shares(engine);
     }
@@ -443,10 +476,14 @@ int64_t aq_tcp_listen(aq_engine *engine, aq_listener *listener, aq_credit *credi
 
 void aq_tcp_unlisten(aq_engine *engine, aq_listener *listener)
 {
-    if (listener->credit != NULL && !listener->over)
-        aq_fair_shares_leave(engine, listener);
+    int was_over = listener->over;
     listener->over = 1;
     epoll_ctl(engine->epoll, EPOLL_CTL_DEL, listener->fd, NULL);
+    if (listener->credit == NULL || was_over)
+        return;
+    aq_fair_shares_leave(engine, listener);
+    if (listener->group != NULL)
+        leave_group(engine, listener);
 }
 
 /* Reports an error to Python, at most once per REPORT_PERIOD. The callers count every error. */
@@ -483,21 +520,39 @@ static void refuse_connection(const aq_listener *listener, int fd)
     aq_fd_close(fd);
 }
 
-static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *conn, int fd, const aq_address *visitor)
+/* Returns the listener of a member of a group. */
+static aq_listener *listener_of(aq_member *member)
+{
+    return (aq_listener *)(void *)((char *)member - offsetof(aq_listener, member));
+}
+
+/* Returns how many visitors' connections are open: of the connection, or of all members of its group. */
+static uint32_t open_connections(const aq_listener *listener, const aq_conn *conn)
+{
+    uint32_t open = 0;
+    if (listener->group == NULL)
+        return atomic_load(&conn->credit->visitors);
+    for (aq_member *member = listener->group->listeners.list.first; member != NULL; member = member->link.next)
+        open += atomic_load(&listener_of(member)->credit->visitors);
+    return open;
+}
+
+/* Returns whether the connection has got the visitor. */
+static int take_connection(aq_engine *engine, aq_listener *listener, aq_conn *conn, int fd, const aq_address *visitor)
 {
     uint8_t header[AQ_CONNECT_MAX];
     aq_stream *stream;
     int64_t error;
-    if (!aq_conn_admits(conn, visitor)) {
+    if (!aq_conn_admits(conn, visitor, open_connections(listener, conn))) {
         refuse_connection(listener, fd);
-        return;
+        return 0;
     }
     stream = aq_conn_new_stream(conn, header, aq_connect_encode(header, visitor), &error);
     if (stream == NULL) {
         refuse_connection(listener, fd);
         aq_count(&engine->counters, AQ_C_tcp_drop_stream_limit, 1);
         report_trouble(engine, listener, 0);
-        return;
+        return 0;
     }
     stream->peer = *visitor;
     stream->accepted = 1;
@@ -511,13 +566,14 @@ static void take_connection(aq_engine *engine, aq_listener *listener, aq_conn *c
     report_begin(engine, stream);
     if (begin_with_worker(engine, listener, stream, fd)) {
         aq_slab_put(&engine->streams, stream->id);
-        return;
+        return 1;
     }
     if (listener->inherited && listener->keepalive == stream->keepalive.idle)
         attach(engine, stream, fd); /* the options are its listener's, see aq_stream_prepare() */
     else
         aq_tcp_attach(engine, stream, fd);
     aq_slab_put(&engine->streams, stream->id);
+    return 1;
 }
 
 /* Accepts the next connection, non-blocking. Returns -1 with errno on failure. */
@@ -561,8 +617,9 @@ static int is_of_one_connection(int error)
     }
 }
 
-/* Returns 0 if nothing more can be accepted now. */
-static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
+/* Accepts a connection for `conn`. Returns 0 if nothing more can be accepted now. *is_taken: whether it was given to
+ * the connection. */
+static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn, int *is_taken)
 {
     aq_sockaddr from;
     int fd;
@@ -576,7 +633,7 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
     if (fd >= 0) {
         aq_address visitor;
         aq_sockaddr_to(&from, &visitor);
-        take_connection(engine, listener, conn, fd, &visitor);
+        *is_taken = take_connection(engine, listener, conn, fd, &visitor);
         return 1;
     }
     if (errno == EAGAIN) {
@@ -591,18 +648,58 @@ static int accept_one(aq_engine *engine, aq_listener *listener, aq_conn *conn)
     return 0;
 }
 
+static aq_candidate candidate_of(void *context, const aq_member *member)
+{
+    aq_engine *engine = context;
+    aq_candidate candidate = {AQ_FITNESS_GONE, 0};
+    const aq_conn *conn = aq_slab_get(&engine->connections, member->connection);
+    if (conn == NULL)
+        return candidate;
+    candidate.fitness = aq_conn_fitness(conn);
+    if (candidate.fitness == AQ_FITNESS_FIT && aq_member_is_stalled(member, conn->last_received, engine->now))
+        candidate.fitness = AQ_FITNESS_SLOW;
+    candidate.load = atomic_load(&conn->credit->visitors);
+    aq_slab_put(&engine->connections, member->connection);
+    return candidate;
+}
+
+/* Accepts a connection for a member of a group. Returns 0 if nothing more can be accepted now. */
+static int accept_for_group(aq_engine *engine, aq_listener *listener)
+{
+    aq_members *members = &listener->group->listeners;
+    int is_other, is_taken = 0, result = 0;
+    aq_member *member = aq_group_choose(listener->group, members, candidate_of, engine, &is_other);
+    aq_id id = member != NULL ? member->connection : 0; /* NULL: all are gone; they are about to be removed */
+    aq_conn *conn = id != 0 ? aq_slab_get(&engine->connections, id) : NULL;
+    if (conn == NULL)
+        return 0;
+    conn->now = engine->now;
+    result = accept_one(engine, listener, conn, &is_taken);
+    if (is_taken) {
+        aq_members_given(members, member, conn->last_received, engine->now);
+        if (is_other)
+            aq_count(&engine->counters, AQ_C_balance_passed_over, 1);
+    }
+    aq_slab_put(&engine->connections, id);
+    return result;
+}
+
 void aq_tcp_accept(aq_engine *engine, aq_id id)
 {
     aq_listener *listener = aq_slab_get(&engine->listeners, id);
     aq_conn *conn;
+    int is_taken;
     if (listener == NULL)
         return;
     conn = aq_slab_get(&engine->connections, listener->connection);
     if (conn != NULL && conn->quic != NULL) {
         conn->now = engine->now;
         check_shares(engine);
-        for (int i = 0; i < ACCEPTS_PER_TURN && accept_one(engine, listener, conn); i++)
-            ;
+        for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
+            if (!(listener->group != NULL ? accept_for_group(engine, listener)
+                                          : accept_one(engine, listener, conn, &is_taken)))
+                break;
+        }
     } else {
         /* New visitors wait in the backlog until another connection takes over the port, or the port is closed. */
         aq_tcp_unlisten(engine, listener);

@@ -12,7 +12,7 @@ void aq_tcp_dial(aq_engine *engine, aq_stream *stream);
 void aq_tcp_dial_timers(aq_engine *engine);
 void aq_tcp_run_checks(aq_engine *engine); /* checks sockets whose TCP peers may be gone */
 void aq_tcp_event(aq_engine *engine, aq_id id, uint32_t events);
-int64_t aq_tcp_listen(aq_engine *engine, aq_listener *listener, aq_credit *credit);
+int64_t aq_tcp_listen(aq_engine *engine, aq_listener *listener, const aq_conn *conn);
 int64_t aq_tcp_listen_again(aq_engine *engine, aq_listener *listener); /* after a back-off */
 void aq_tcp_unlisten(aq_engine *engine, aq_listener *listener);
 void aq_tcp_accept(aq_engine *engine, aq_id id);

@@ -112,6 +112,8 @@ void aq_conn_destroy(void *object)
     if (conn->credit != NULL)
         aq_credit_unref(conn->credit);
     aq_ranges_unref(conn->limits.permitted);
+    if (atomic_load(&conn->group) != NULL)
+        aq_group_unref(atomic_load(&conn->group));
     explicit_bzero(conn->reset_key, sizeof(conn->reset_key));
     free(conn);
 }
@@ -634,12 +636,24 @@ int64_t aq_conn_migrate(aq_conn *conn, const aq_sockaddr *local, uint64_t now)
     return AQ_OK;
 }
 
+/* Replaces limits; takes over the reference to the addresses. What was used up stays so. */
+static void replace_limits(aq_limits *limits, const aq_limits *by)
+{
+    uint64_t new_until = limits->new_until;
+    aq_ranges_unref(limits->permitted);
+    *limits = *by;
+    limits->new_until = new_until;
+}
+
 void aq_conn_limit(aq_conn *conn, const aq_limits *limits)
 {
-    uint64_t new_until = conn->limits.new_until; /* what was used up stays so */
-    aq_ranges_unref(conn->limits.permitted);
-    conn->limits = *limits;
-    conn->limits.new_until = new_until;
+    aq_group *group = atomic_load(&conn->group);
+    if (group != NULL) {
+        if (limits->permitted != NULL)
+            aq_ranges_ref(limits->permitted);
+        replace_limits(&group->limits, limits);
+    }
+    replace_limits(&conn->limits, limits);
     aq_assocs_permit(conn->assocs, limits->permitted);
     for (aq_stream *stream = conn->streams.first; stream != NULL; stream = stream->conn_link.next) {
         if (atomic_load(&stream->admitted) && !aq_limits_permit(limits->permitted, &stream->peer)) {

@@ -22,6 +22,7 @@
 #include "quic/compat.h"
 #include "quic/handshake.h"
 #include "tunnel/association.h"
+#include "tunnel/group.h"
 #include "tunnel/limits.h"
 #include "tunnel/message.h"
 #include "tunnel/packet.h"
@@ -186,7 +187,8 @@ typedef struct aq_conn {
     uint64_t window_from, window_from_at; /* `delivered` at the last check for growth, and its time */
 
     uint64_t streams_total;                   /* visitors' TCP connections so far */
-    aq_limits limits;                         /* for visitors */
+    _Atomic(aq_group *) group;                /* set once, by any thread; one reference; NULL: none */
+    aq_limits limits;                         /* for visitors; with a group, those of the group count */
     aq_refusals refused[AQ_REFUSED_BY_COUNT]; /* by enum aq_refused_by; not those of public UDP sockets */
 
     AQ_LIST(aq_outgoing) outgoing;  /* all messages, newest first */
@@ -302,6 +304,8 @@ void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, cons
 void aq_conn_close_application(aq_conn *conn, uint64_t code, uint64_t linger, uint64_t now);
 void aq_conn_stop(aq_conn *conn, uint64_t now); /* the engine stops: closes without an event */
 
+/* Returns how well the connection can take a visitor now. */
+enum aq_fitness aq_conn_fitness(const aq_conn *conn);
 /* [any, holding a reference] Creates a named stream that begins with this header, with a second reference for the
  * caller, which has the engine adopt it. Returns NULL on failure: *error is AQ_ERR_LIMIT or AQ_ERR_MEMORY. */
 aq_stream *aq_conn_new_stream(aq_conn *conn, const uint8_t *header, size_t length, int64_t *error);
@@ -341,8 +345,9 @@ int aq_conn_post(aq_conn *conn, aq_event *event); /* 0: dropped and counted, too
 void aq_conn_violation(aq_conn *conn, const char *problem);
 /* Counts a visitor that is refused, and reports it, together with others. */
 void aq_conn_refused(aq_conn *conn, enum aq_refused_by reason, const aq_address *visitor);
-/* Returns whether a new TCP connection of a visitor is within the limits; if not, counts and reports it. */
-int aq_conn_admits(aq_conn *conn, const aq_address *visitor);
+/* Returns whether a new TCP connection of a visitor is within the limits, while `open` others are open; if not, counts
+ * and reports it. */
+int aq_conn_admits(aq_conn *conn, const aq_address *visitor, uint32_t open);
 /* A stream carries a visitor's TCP connection that was admitted. Call before other threads can see the stream. */
 void aq_conn_admit(aq_conn *conn, aq_stream *stream);
 /* Clock for the peer's deadlines. It stops while nothing arrives: an interrupted path is not the peer's fault. */

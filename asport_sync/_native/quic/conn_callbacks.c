@@ -57,7 +57,7 @@ static int receive_header(aq_conn *conn, aq_stream *stream, const uint8_t **data
         stream->header_length = (uint8_t)whole;
         aq_conn_end_header(conn, stream);
         aq_connect_decode(stream->header, &stream->peer);
-        if (!conn->is_server && !aq_conn_admits(conn, &stream->peer)) {
+        if (!conn->is_server && !aq_conn_admits(conn, &stream->peer, atomic_load(&conn->credit->visitors))) {
             refuse_visitor(conn, stream);
             step = *length; /* none of it will be consumed in any other way */
             *length = 0;

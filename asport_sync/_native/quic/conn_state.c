@@ -63,9 +63,11 @@ void aq_conn_refused(aq_conn *conn, enum aq_refused_by reason, const aq_address 
         aq_conn_post(conn, &event);
 }
 
-int aq_conn_admits(aq_conn *conn, const aq_address *visitor)
+int aq_conn_admits(aq_conn *conn, const aq_address *visitor, uint32_t open)
 {
-    int reason = aq_limits_admit(&conn->limits, visitor, atomic_load(&conn->credit->visitors), conn->now);
+    aq_group *group = atomic_load(&conn->group);
+    aq_limits *limits = group != NULL ? &group->limits : &conn->limits;
+    int reason = aq_limits_admit(limits, visitor, open, conn->now);
     if (reason == AQ_ADMITTED)
         return 1;
     aq_conn_refused(conn, (enum aq_refused_by)reason, visitor);

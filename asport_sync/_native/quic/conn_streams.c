@@ -127,6 +127,16 @@ void aq_conn_open_waiting(aq_conn *conn)
     }
 }
 
+enum aq_fitness aq_conn_fitness(const aq_conn *conn)
+{
+    uint32_t opening = (uint32_t)atomic_load(&conn->opening_count);
+    if (conn->quic == NULL || conn->linger_until != UINT64_MAX)
+        return AQ_FITNESS_GONE;
+    if (opening >= conn->options.max_pending_streams)
+        return AQ_FITNESS_FULL;
+    return ngtcp2_conn_get_streams_bidi_left(conn->quic) > opening ? AQ_FITNESS_FIT : AQ_FITNESS_SLOW;
+}
+
 aq_stream *aq_conn_new_stream(aq_conn *conn, const uint8_t *header, size_t length, int64_t *error)
 {
     aq_stream_setup setup = conn->host->streams;

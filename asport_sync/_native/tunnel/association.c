@@ -181,8 +181,12 @@ static void drop_assoc(aq_assoc *assoc)
     aq_udp *udp = assoc->socket;
     uint8_t key[AQ_MAP_KEY_MAX];
     report_end(udp->assocs, assoc);
-    if (udp->is_public)
-        aq_map_remove(&udp->by_source, key, source_key(&assoc->source, key));
+    if (udp->is_public) {
+        size_t length = source_key(&assoc->source, key);
+        aq_map_remove(&udp->by_source, key, length);
+        if (udp->group != NULL)
+            aq_group_leave_source(udp->group, &udp->member, key, length);
+    }
     if (udp->only == assoc)
         udp->only = NULL;
     if (udp->last == assoc)
@@ -334,7 +338,7 @@ uint32_t aq_assocs_list_refused(aq_assocs *assocs, uint16_t *out, uint32_t max)
 
 /* ---- sockets ----------------------------------------------------------------------------------------------- */
 
-aq_udp *aq_udp_new(aq_assocs *assocs, int fd, int is_public, int64_t *error)
+aq_udp *aq_udp_new(aq_assocs *assocs, int fd, int is_public, aq_group *group, int64_t *error)
 {
     aq_udp *udp;
     aq_sockaddr bound;
@@ -382,6 +386,9 @@ aq_udp *aq_udp_new(aq_assocs *assocs, int fd, int is_public, int64_t *error)
     udp->family = bound.sa.sa_family;
     udp->assocs = assocs;
     aq_assocs_ref(assocs);
+    udp->group = group;
+    if (group != NULL)
+        aq_group_ref(group);
     *error = AQ_OK;
     return udp;
 
@@ -415,9 +422,18 @@ static aq_waiting_source *new_source(aq_udp *udp, const aq_udp_source *source)
     if (waiting == NULL)
         return NULL;
     waiting->source = *source;
-    if (udp->is_public && aq_map_put(&udp->waiting_by_source, key, source_key(source, key), waiting) != AQ_OK) {
-        free(waiting);
-        return NULL;
+    if (udp->is_public) {
+        size_t length = source_key(source, key);
+        if (udp->group != NULL && aq_group_enter_source(udp->group, &udp->member, key, length) != AQ_OK) {
+            free(waiting);
+            return NULL;
+        }
+        if (aq_map_put(&udp->waiting_by_source, key, length, waiting) != AQ_OK) {
+            if (udp->group != NULL)
+                aq_group_leave_source(udp->group, &udp->member, key, length);
+            free(waiting);
+            return NULL;
+        }
     }
     AQ_LIST_ADD_FIRST(&udp->waiting, waiting, link);
     udp->waiting_count++;
@@ -441,7 +457,12 @@ static waiting_datagram *take_source(aq_udp *udp, aq_waiting_source *source)
 
 static void drop_source(aq_udp *udp, aq_waiting_source *source)
 {
-    waiting_datagram *datagram = take_source(udp, source), *next;
+    waiting_datagram *datagram, *next;
+    if (udp->group != NULL) {
+        uint8_t key[AQ_MAP_KEY_MAX];
+        aq_group_leave_source(udp->group, &udp->member, key, source_key(&source->source, key));
+    }
+    datagram = take_source(udp, source);
     for (; datagram != NULL; datagram = next) {
         next = datagram->next;
         aq_count(udp->assocs->counters, AQ_C_udp_drop_no_association, 1);
@@ -484,7 +505,7 @@ void aq_udp_detach(aq_udp *udp)
 {
     aq_assocs *assocs = udp->assocs;
     pthread_mutex_lock(&assocs->mutex);
-    if (!udp->closed)
+    if (!udp->closed && (udp->group == NULL || aq_group_leave_socket(udp->group, &udp->member)))
         count_lost(udp, aq_udp_losses_end(&udp->losses, udp->fd));
     udp->closed = 1;
     if (udp->only != NULL)
@@ -508,6 +529,8 @@ void aq_udp_free(aq_udp *udp)
         aq_map_destroy(&udp->by_source);
         aq_map_destroy(&udp->waiting_by_source);
     }
+    if (udp->group != NULL)
+        aq_group_unref(udp->group);
     aq_assocs_unref(udp->assocs);
     free(udp);
 }
@@ -608,8 +631,7 @@ static void source_of(const aq_udp *udp, const aq_udp_message *message, aq_udp_s
         memset(&source->local, 0, sizeof(source->local)); /* the kernel chooses the source of answers */
 }
 
-/* Errors that a UDP socket reports about an earlier datagram; the socket itself is fine. */
-static int is_transient_error(int64_t error)
+int aq_udp_is_transient_error(int64_t error)
 {
     return error == -ECONNREFUSED || error == -EHOSTUNREACH || error == -ENETUNREACH || error == -EHOSTDOWN ||
            error == -ENETDOWN || error == -EMSGSIZE || error == -EPROTO || error == -ENOPROTOOPT;
@@ -685,7 +707,7 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
     batch->denied = 0;
     batch->more = batch->refused = 0;
     count = aq_udp_receive_batch(receiver, udp->fd, messages, AQ_UDP_MESSAGES);
-    if (count < 0 && is_transient_error(count)) {
+    if (count < 0 && aq_udp_is_transient_error(count)) {
         if (!udp->is_public && is_refusal(count)) {
             batch->refused = -count;
             pthread_mutex_lock(&assocs->mutex);
@@ -716,6 +738,44 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
     return gone ? AQ_ERR_GONE : AQ_OK;
 }
 
+int64_t aq_udp_take(aq_udp *udp, const aq_udp_message *message, aq_udp_batch *batch, uint64_t now)
+{
+    aq_assocs *assocs = udp->assocs;
+    int gone;
+    batch->received = batch->forwarded = batch->asked = 0;
+    batch->denied = 0;
+    pthread_mutex_lock(&assocs->mutex);
+    gone = assocs->dead || udp->closed;
+    if (!gone)
+        read_message(udp, message, batch, now);
+    pthread_mutex_unlock(&assocs->mutex);
+    if (gone)
+        return AQ_ERR_GONE;
+    aq_count(assocs->counters, AQ_C_udp_received, batch->received);
+    return AQ_OK;
+}
+
+size_t aq_udp_source_key(const aq_udp *udp, const aq_udp_message *message, uint8_t key[AQ_MAP_KEY_MAX])
+{
+    aq_udp_source source;
+    source_of(udp, message, &source);
+    return source_key(&source, key);
+}
+
+void aq_udp_begin_losses(aq_udp *udp)
+{
+    pthread_mutex_lock(&udp->assocs->mutex);
+    aq_udp_losses_begin(&udp->losses, udp->fd);
+    pthread_mutex_unlock(&udp->assocs->mutex);
+}
+
+void aq_udp_count_losses(aq_udp *udp, const aq_udp_message *messages, int count)
+{
+    pthread_mutex_lock(&udp->assocs->mutex);
+    count_lost(udp, aq_udp_losses_read(&udp->losses, udp->fd, messages, count, AQ_UDP_MESSAGES));
+    pthread_mutex_unlock(&udp->assocs->mutex);
+}
+
 void aq_assocs_signal(aq_assocs *assocs)
 {
     aq_assocs_ref(assocs);
@@ -744,8 +804,13 @@ static int64_t link_assoc(aq_udp *udp, aq_assoc *assoc)
         return AQ_ERR_MEMORY;
     if ((*page)[assoc->association & 0xff] != NULL)
         return AQ_ERR_LIMIT;
-    if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, assoc)) != AQ_OK)
+    if (udp->group != NULL && (result = aq_group_enter_source(udp->group, &udp->member, key, key_length)) != AQ_OK)
         return result;
+    if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, assoc)) != AQ_OK) {
+        if (udp->group != NULL && waiting_source(udp, &assoc->source) == NULL)
+            aq_group_leave_source(udp->group, &udp->member, key, key_length);
+        return result;
+    }
     (*page)[assoc->association & 0xff] = assoc;
     place_assoc(assocs, assoc, 0, assoc->active);
     assocs->count++;

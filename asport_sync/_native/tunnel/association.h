@@ -16,6 +16,7 @@
 #include "core/ready.h"
 #include "core/udp.h"
 #include "tunnel/dgram.h"
+#include "tunnel/group.h"
 #include "tunnel/limits.h"
 #include "tunnel/packet.h"
 
@@ -125,6 +126,8 @@ typedef struct aq_udp {
     /* Owned by whoever reads the socket: no other refusal by the service is reported to Python until then. */
     _Atomic uint64_t refusal_told_until;
     uint64_t busy_datagrams, busy_since; /* [engine] datagrams read since the last traffic check, and its time */
+    aq_group *group;                     /* immutable; one reference; NULL: none */
+    aq_member member;                    /* guarded by the group's mutex; all zeros without a group */
 } aq_udp;
 
 /* Maximum of new sources that one aq_udp_read() asks about. */
@@ -165,11 +168,24 @@ uint32_t aq_assocs_list_refused(aq_assocs *assocs, uint16_t *out, uint32_t max);
  * AQ_ERR_SYSTEM - errno if the socket cannot be read now. */
 int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch);
 
+/* [engine] Handles the datagrams of a message that was read from a socket of the group. Returns 0, or AQ_ERR_GONE if
+ * this member takes nothing any more; then nothing is counted. */
+int64_t aq_udp_take(aq_udp *udp, const aq_udp_message *message, aq_udp_batch *batch, uint64_t now);
+/* Sets *source to where a message came from, and writes the key of this source. Returns the length of the key. */
+size_t aq_udp_source_key(const aq_udp *udp, const aq_udp_message *message, uint8_t key[AQ_MAP_KEY_MAX]);
+/* Returns whether an error of a UDP socket is about an earlier datagram; the socket itself is fine. */
+int aq_udp_is_transient_error(int64_t error);
+/* [engine] Begins to count the datagrams that the kernel drops before this socket is read. */
+void aq_udp_begin_losses(aq_udp *udp);
+/* [engine] Counts what the kernel has dropped before these messages were read. */
+void aq_udp_count_losses(aq_udp *udp, const aq_udp_message *messages, int count);
+
 /* [any] Drops the datagrams that wait for this source to get an association. */
 void aq_udp_drop_source(aq_udp *udp, const aq_udp_source *source);
 
 /* [pump] The functions behind their counterparts in aq_api.h. */
-aq_udp *aq_udp_new(aq_assocs *assocs, int fd, int is_public, int64_t *error);
+/* group: of the connection, for a public socket; NULL: none. */
+aq_udp *aq_udp_new(aq_assocs *assocs, int fd, int is_public, aq_group *group, int64_t *error);
 void aq_udp_detach(aq_udp *udp); /* removes its associations; fd stays open */
 void aq_udp_free(aq_udp *udp);   /* after aq_udp_detach; does not close fd */
 /* Adds an association and queues the datagrams that waited for it, in order. Returns 1 if there were any, else 0, or an
