@@ -37,6 +37,7 @@ from asport_sync.config.options import (
 )
 from asport_sync.config.values import (
     AmbiguousDialectName,
+    BalanceName,
     Bandwidth,
     CongestionControl,
     DialectName,
@@ -63,6 +64,7 @@ __all__ = [
     "AddressSet",
     "Addresses",
     "AmbiguousDialectName",
+    "BalanceName",
     "Bandwidth",
     "CertificatesConfig",
     "CertificatesOptions",

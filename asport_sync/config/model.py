@@ -41,6 +41,7 @@ from asport_sync.config.values import (
     ALL_PORTS,
     AmbiguousDialectName,
     BadValue,
+    BalanceName,
     Bandwidth,
     CongestionControl,
     ControlSocket,
@@ -685,6 +686,9 @@ class ProxyConfig(VisitorsConfig):
         bandwidth: Maximum rate of the payload of all connections of these users together, TCP and UDP: ``in`` from
             visitors to local services, ``out`` from local services to visitors. If not given, there is no limit.
         max_clients_total: Maximum clients of all these users together. If not given, there is no limit.
+        balance: Lets several clients of one user have the same port, if they ask for exactly that one, and spreads its
+            visitors over them: ``round_robin``: in turn; ``least_connections``: to the client with the fewest TCP
+            connections, or UDP associations. If not given, a port belongs to one client.
     """
 
     users: tuple[UserConfig, ...] = field(
@@ -706,6 +710,7 @@ class ProxyConfig(VisitorsConfig):
     max_clients_total: int | None = field(
         default=None, metadata=documented(_integer(1, _MAX_CLIENTS), since="Unreleased")
     )
+    balance: BalanceName | None = field(default=None, metadata=documented(_choice(values.BALANCES), since="Unreleased"))
 
 
 @_with_inherited_keys

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from asport_sync.config.addresses import Addresses
 from asport_sync.config.values import (
+    BalanceName,
     CongestionControl,
     DialectName,
     FixedDialectName,
@@ -262,6 +263,9 @@ class ProxyOptions(_ProxyOptions, total=False):
         bandwidth: Maximum rate of the payload of all connections of these users together, TCP and UDP: ``in`` from
             visitors to local services, ``out`` from local services to visitors. If not given, there is no limit.
         max_clients_total: Maximum clients of all these users together. If not given, there is no limit.
+        balance: Lets several clients of one user have the same port, if they ask for exactly that one, and spreads its
+            visitors over them: ``round_robin``: in turn; ``least_connections``: to the client with the fewest TCP
+            connections, or UDP associations. If not given, a port belongs to one client.
         allow_from: Addresses and networks of the visitors that are served, TCP and UDP; IPv4-mapped addresses count as
             IPv4. If not given, all are.
         deny_from: Addresses and networks of visitors that are not served, even if ``allow_from`` has them.
@@ -282,6 +286,7 @@ class ProxyOptions(_ProxyOptions, total=False):
     max_clients: int | str
     bandwidth: Mapping[str, str]
     max_clients_total: int | str
+    balance: BalanceName
     allow_from: Addresses
     deny_from: Addresses
     max_connections: int | str

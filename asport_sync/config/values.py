@@ -38,6 +38,7 @@ CongestionControl = Literal["cubic", "new_reno", "bbr"]
 ProxyProtocol = Literal["none", "v1", "v2"]
 Relay = Literal["auto", "engine", "workers"]
 LogFormat = Literal["text", "json"]
+BalanceName = Literal["round_robin", "least_connections"]
 Ready = Literal["started", "public"]
 ControlSocket = Path | Literal["off"]
 LogLevel = Literal["off", "error", "warn", "info", "debug", "trace"]
@@ -90,6 +91,7 @@ LOG_LEVELS: Final[Mapping[str, LogLevel]] = {
     "debug": "debug",
     "trace": "trace",
 }
+BALANCES: Final[Mapping[str, BalanceName]] = {"round_robin": "round_robin", "least_connections": "least_connections"}
 FIXED_DIALECTS: Final[Mapping[str, FixedDialectName]] = {"draft": "draft", "flags": "flags"}
 DIALECTS: Final[Mapping[str, DialectName]] = {"auto": "auto", "draft": "draft", "flags": "flags"}
 AMBIGUOUS_DIALECTS: Final[Mapping[str, AmbiguousDialectName]] = {"both": "both", "draft": "draft", "flags": "flags"}

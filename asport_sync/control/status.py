@@ -26,6 +26,8 @@ class Row:
         public: The public address and port; None while there is none.
         local: The local service; None on a server, which does not know it.
         network: The networks that were requested (client) or granted (server).
+        balance: How visitors are spread over the clients that share its port; None: the port is its own, or this is a
+            client.
         state: "public", "connecting", "refused", or "unhealthy" (the local service is); on a server "public": clients
             that have not joined have no row.
         since: When this state began, in seconds since 1970.
@@ -58,6 +60,7 @@ class Row:
     public: str | None = None
     local: str | None = None
     network: str | None = None
+    balance: str | None = None
     state: str = ""
     since: float | None = None
     error: str | None = None

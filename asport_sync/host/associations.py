@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from asport_sync.engine import Connection, SocketAddress
@@ -239,7 +239,7 @@ class SourceShares:
         self._maximum = maximum
         self.over: str | None = None
         self._taken: collections.Counter[str] = collections.Counter()
-        self._source: dict[int, str] = {}
+        self._source: dict[Hashable, str] = {}
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -253,14 +253,14 @@ class SourceShares:
         """Whether this address has reached its maximum."""
         return self._taken[ip] >= self._maximum
 
-    def take(self, association: int, ip: str) -> None:
+    def take(self, association: Hashable, ip: str) -> None:
         """Counts an association of this address."""
         self._source[association] = ip
         self._taken[ip] += 1
         if self._taken[ip] > self._maximum:
             self.over = ip
 
-    def give_back(self, association: int) -> None:
+    def give_back(self, association: Hashable) -> None:
         """Stops counting an association. Does nothing if it is not counted."""
         ip = self._source.pop(association, None)
         if ip is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 LAST_ASSOCIATION = 65535
 """The ID has 16 bits. 0 is left out: an unset field must not name an association."""
 
@@ -26,6 +28,9 @@ class AssociationTable:
 
     def __len__(self) -> int:
         return len(self._taken)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._taken)
 
     def __contains__(self, association: int) -> bool:
         return association in self._taken

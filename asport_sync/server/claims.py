@@ -7,6 +7,7 @@ previous connection is probed, and makes way if it does not answer.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import errno
 import uuid
@@ -14,11 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from asport_sync.config import PortSet
 from asport_sync.engine import Connection, Probed
-from asport_sync.errors import GoneError, HandleGoneError
+from asport_sync.errors import EngineError, GoneError, HandleGoneError
 from asport_sync.host.host import Host
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.timers import Timer
 from asport_sync.server.connection import ClientConnection
+from asport_sync.server.groups import PortGroup
 from asport_sync.server.policy import Grant, User
 from asport_sync.server.ports import Binding, Leases, Place, PortTable, PublicPort
 from asport_sync.wire import Meaning, ServerHelloCode
@@ -70,6 +72,14 @@ class Claim:
     denied: OSError | None = None
     in_use: bool = False
 
+    @property
+    def may_share(self) -> bool:
+        """Whether it may have a port that other clients of the user have already.
+
+        Only where visitors know which port it is: with a choice of ports, each client has one of its own.
+        """
+        return self.user.balance is not None and len(self.ports) == 1
+
 
 class Claims:
     """Finds ports for authenticated clients. The events thread.
@@ -94,6 +104,7 @@ class Claims:
         self._refuse = refuse
         self._ports = PortTable()
         self._leases = Leases()
+        self._groups: dict[tuple[Place, int], PortGroup] = {}  # by place and number of their port
         # By user: the clients that have a port or search for one. And how many there are by entry of ``proxies``.
         self._clients: dict[uuid.UUID, dict[Connection, ClientConnection]] = {}
         self._of_entry: collections.Counter[int] = collections.Counter()
@@ -258,9 +269,65 @@ class Claims:
             port = None
         self._bind(claim, [] if port is None else [port])
 
+    def rebalance(self, users: Mapping[uuid.UUID, User]) -> None:
+        """Spreads new visitors as the users' entries say now."""
+        for (place, _), group in self._groups.items():
+            user = users.get(place.user)
+            if user is not None and user.balance is not None:
+                with contextlib.suppress(EngineError):
+                    group.set_balance(user.balance)
+
+    def _joins_group(self, claim: Claim, place: Place) -> bool:
+        """Adds the client to those that share its port, if there are any; returns whether it did."""
+        if not claim.may_share:
+            return False
+        group = self._groups.get((place, claim.ports.ranges[0].start))
+        if group is None:
+            return False
+        try:
+            # What one of them serves over TCP, another may serve over UDP.
+            self._ports.complete(group.port, group.mode(claim.grant.mode))
+        except OSError:
+            return False
+        self._enter(group, claim)
+        return True
+
+    def _enter(self, group: PortGroup, claim: Claim) -> None:
+        claim.client.group = group
+        group.members[claim.client] = claim.grant.mode
+        self._grant(claim, group.port)
+
+    def _give(self, claim: Claim, port: PublicPort) -> None:
+        """Gives a new port to a client."""
+        if not claim.may_share:
+            self._grant(claim, port)
+            return
+        assert claim.user.balance is not None
+        try:
+            group = PortGroup(self._host.engine, port, claim.user.balance)
+        except EngineError:
+            self._ports.release(port)
+            raise
+        self._groups[port.place, port.number] = group
+        self._enter(group, claim)
+
+    def _left(self, client: ClientConnection, group: PortGroup) -> PublicPort | None:
+        """Returns the port of a client that leaves its group; None: others still need it."""
+        del group.members[client]
+        if group.members:
+            self._ports.complete(group.port, group.mode())  # closes what only this one needed
+            return None
+        group.close()
+        del self._groups[group.port.place, group.port.number]
+        return group.port
+
     def _bind(self, claim: Claim, inherited: Iterable[PublicPort] = ()) -> None:
         user, mode = claim.user, claim.grant.mode
         place = Place(user.bind_ip, user.only_v6, user.uuid)
+        if self._joins_group(claim, place):
+            for port in inherited:
+                self._ports.release(port)
+            return
         preferred = (
             port
             for port in self._leases.ports(user.uuid)
@@ -289,7 +356,7 @@ class Claims:
                 )
             self._host.timers.after(binding.delay, lambda: self._search(claim, binding))
         elif binding.port is not None:
-            self._grant(claim, binding.port)
+            self._give(claim, binding.port)
         elif binding.problem is not None:
             said = binding.problem.strerror
             detail = f"requested {either(claim.asked)}, user {claim.user.uuid}, ports {claim.ports}: {said}"
@@ -309,13 +376,16 @@ class Claims:
         if client.listener is not None:
             client.listener.close()
             client.listener = None
-        if client.port is not None:
+        if client.port is not None and (client.group is None or not client.group.is_accepting):
             self._ports.stop_listening(client.port)  # visitors are refused now, and do not wait in the backlog
         if client.udp is not None:
             self._host.pump.call(client.udp.drain)
 
     def detach(self, client: ClientConnection) -> PublicPort | None:
-        """Takes a client's port out of service without closing its sockets; returns None if it has none."""
+        """Takes a client's port out of service without closing its sockets.
+
+        Returns None if it has none, or if others share it.
+        """
         if client.listener is not None:
             client.listener.close()
         # Waits for the pump, for one turn of its loop at most: a descriptor closed while another thread is about to use
@@ -324,7 +394,8 @@ class Claims:
             self._host.pump.call_and_wait(client.udp.close)
         client.listener = client.udp = None
         port, client.port = client.port, None
-        return port
+        group, client.group = client.group, None
+        return port if group is None else self._left(client, group)
 
     def release(self, client: ClientConnection) -> None:
         """Closes a client's port, if it has one, and remembers it for the user. Idempotent."""

@@ -9,6 +9,7 @@ from asport_sync.engine import Connection, SocketAddress
 from asport_sync.runtime import sockets
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
+from asport_sync.server.groups import PortGroup
 from asport_sync.server.policy import Grant, User, source_of
 from asport_sync.server.ports import PublicPort
 from asport_sync.server.public_tcp import PublicListener
@@ -24,6 +25,7 @@ class ClientConnection:
         place: The user and the entry that it is counted for; None: it is not counted.
         closing: The client was refused, was replaced or violated the protocol; its further commands are ignored.
         gone: The engine has reported the end of the connection.
+        group: The clients that it shares its port with; None: the port is its own.
     """
 
     connection: Connection
@@ -35,6 +37,7 @@ class ClientConnection:
     place: tuple[uuid.UUID, int] | None = None
     grant: Grant | None = None
     port: PublicPort | None = None
+    group: PortGroup | None = None
     listener: PublicListener | None = None
     udp: PublicUdp | None = None
     closing: bool = False

@@ -48,6 +48,7 @@ def _row(connection: ClientConnectionStats) -> Row:
         peer=sockets.text(connection.peer),
         public=None if connection.public is None else sockets.text(connection.public),
         network=connection.network,
+        balance=connection.balance,
         state="public",
         since=time.time() - connection.age,
         **figures(() if connection.info is None else (connection.info,)),

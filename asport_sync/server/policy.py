@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from asport_sync.config import Bandwidth, DialectName, LimitsConfig, Network, PortSet, ServerConfig, dialect_of
+from asport_sync.config import (
+    BalanceName,
+    Bandwidth,
+    DialectName,
+    LimitsConfig,
+    Network,
+    PortSet,
+    ServerConfig,
+    dialect_of,
+)
 from asport_sync.engine import VisitorLimits, equal
 from asport_sync.host.visitors import limits_of
 from asport_sync.server.associations import LAST_ASSOCIATION
@@ -38,6 +47,7 @@ class User:
         max_associations: Maximum number of UDP associations of each port.
         bandwidth: Limits on the payload of all their connections together; None: none of their own.
         entry_bandwidth: Limits on that of all users with the same number together; None: none.
+        balance: How visitors are spread over clients that share a port; None: each port belongs to one client.
     """
 
     uuid: uuid.UUID
@@ -54,6 +64,7 @@ class User:
     max_associations: int = LAST_ASSOCIATION
     bandwidth: Bandwidth | None = None
     entry_bandwidth: Bandwidth | None = None
+    balance: BalanceName | None = None
 
 
 def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
@@ -83,6 +94,7 @@ def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
                 max_associations=_nearest("udp_sessions", user, proxy, config) or LAST_ASSOCIATION,
                 bandwidth=user.bandwidth,
                 entry_bandwidth=proxy.bandwidth,
+                balance=proxy.balance,
             )
     return users
 
@@ -176,6 +188,8 @@ def why_to_end(before: User, after: User | None, port: int | None, grant: Grant 
         return None if after == before else "change of the settings"  # a port for it is searched by the earlier ones
     if port not in after.allow_ports:
         return "change of allow_ports"
+    if (after.balance is None) != (before.balance is None):
+        return "change of balance"
     tcp, udp = after.allow_network in ("tcp", "both"), after.allow_network in ("udp", "both")
     if (grant.mode.tcp and not tcp) or (grant.mode.udp is not None and not udp):
         return "change of allow_network"

@@ -37,6 +37,45 @@ MAX_ASSOCIATIONS = 262144
 """Maximum UDP associations of all public ports of a server: four times the number of IDs; 0.6 KiB each, 160 MiB."""
 
 
+class PortAssociations:
+    """What the associations of one public port share: those of one client, or of all that share the port.
+
+    The pump thread.
+
+    Args:
+        maximum: Maximum number of associations.
+
+    Attributes:
+        maximum: As given. If it is lowered, there may be more for a while.
+        members: The UDP side of each client.
+        shares: The number of associations of each source address.
+    """
+
+    def __init__(self, maximum: int = LAST_ASSOCIATION) -> None:
+        self.maximum = maximum
+        self.members: list[PublicUdp] = []
+        self.shares = SourceShares(_max_of_one_source(maximum))
+
+    def __len__(self) -> int:
+        return sum(member.count for member in self.members)
+
+    @property
+    def full(self) -> bool:
+        """Whether the maximum is reached."""
+        return len(self) >= self.maximum
+
+    def resize(self, maximum: int) -> None:
+        """Sets another maximum."""
+        if maximum != self.maximum:
+            self.maximum = maximum
+            self.shares.resize(_max_of_one_source(maximum))
+
+    def excess(self, member: PublicUdp) -> int:
+        """Returns how many associations this member has to end if there are more than the maximum."""
+        above = member.count - self.maximum // max(1, len(self.members))
+        return max(0, min(len(self) - self.maximum, above))
+
+
 class PublicUdp:
     """The UDP side of a client's public port: each source becomes an association. The pump thread.
 
@@ -48,7 +87,8 @@ class PublicUdp:
         counters: Counts drops.
         log: Receives one line for each association, at level debug, and the reasons why UDP is not forwarded.
         budget: The associations of all public ports; None: this is the only port.
-        maximum: Maximum number of associations.
+        maximum: Maximum number of associations of the port.
+        port: What the associations of the port share; None: this client has the port for itself.
         for_pump: Whether the pump reads the socket from the beginning.
     """
 
@@ -63,6 +103,7 @@ class PublicUdp:
         budget: SharedBudget[PublicUdp] | None = None,
         *,
         maximum: int = LAST_ASSOCIATION,
+        port: PortAssociations | None = None,
         for_pump: bool = False,
     ) -> None:
         self._pump = pump
@@ -76,8 +117,9 @@ class PublicUdp:
         self._udp: UdpSocket | None = None
         self._reader: UdpReader | None = None
         self._associations = AssociationTable(maximum)
-        self._shares = SourceShares(_max_of_one_source(maximum))
-        self._evictions = Evictions(connection, maximum, self._shares, counters, self._dissociate)
+        self._of_port = PortAssociations(maximum) if port is None else port
+        self._max = maximum
+        self._evictions = Evictions(connection, maximum, self._of_port.shares, counters, self._dissociate)
         self._trimming = Trimming(pump, connection, self._evictions, self._excess, self._not_permitted)
         self._limit = RateLimit(5, _LINE_PERIOD, max_per_source=1)
         self._expiry = IdleCheck(pump, connection, timeout, self._expired)
@@ -87,6 +129,9 @@ class PublicUdp:
 
     def open(self) -> None:
         """Begins to forward, now or as soon as the engine has the resources."""
+        if self not in self._of_port.members:
+            self._of_port.members.append(self)
+            self._of_port.resize(self._max)
         try:
             self._udp = self._connection.open_udp(self._sock, public=True, for_pump=self._for_pump)
         except GoneError:
@@ -107,7 +152,7 @@ class PublicUdp:
         The connection has the rules already (``Connection.limit``).
         """
         self._associations.maximum = maximum
-        self._shares.resize(_max_of_one_source(maximum))
+        self._of_port.resize(maximum)
         self._evictions.resize(maximum)
         try:
             self._trimming.begin()
@@ -121,6 +166,11 @@ class PublicUdp:
         self._expiry.end()
         self._trimming.end()
         self._budget.drop(self)
+        if self in self._of_port.members:
+            self._of_port.members.remove(self)
+            if self._of_port.members:  # others go on with it
+                for association in self._associations:
+                    self._of_port.shares.give_back((self, association))
         if self._reader is not None:
             self._reader.end()
         udp, self._udp = self._udp, None
@@ -137,6 +187,11 @@ class PublicUdp:
         """Creates no more associations, and lets those that there are end soon after their last traffic."""
         self._is_draining = True
         self.set_timeout(min(self._timeout, DRAINED_AFTER))
+
+    @property
+    def count(self) -> int:
+        """The number of associations."""
+        return len(self._associations)
 
     @property
     def _port(self) -> int:
@@ -181,7 +236,7 @@ class PublicUdp:
             self._counters.add("udp_sources_refused_by_engine")
             self._log.debug("no association for %s: %s", sockets.text(source), problem)
             return False
-        self._shares.take(association, source[0])
+        self._of_port.shares.take((self, association), source[0])
         self._budget.take(self)
         self._counters.add("udp_associations")
         self._log.debug("association %d: packets from %s", association, sockets.text(source))
@@ -199,21 +254,21 @@ class PublicUdp:
         victim = self._budget.victim(self)
         if victim is not None and victim is not self:
             victim.evict_excess()
-        maximum = self._associations.maximum
+        maximum, of_port = self._of_port.maximum, self._of_port
         if (
             self._evictions.allows(source)
-            and (not (victim is self or self._associations.full) or self._evictions.make_room(source))
-            and not self._associations.full  # as it may still be if the maximum was lowered
+            and (not (victim is self or of_port.full) or self._make_room(source))
+            and not of_port.full  # as it may still be if the maximum was lowered
         ):
             return True
-        if self._shares.full(source[0]):
+        if of_port.shares.full(source[0]):
             counter, of = "udp_sources_refused_share", source[0]
             self._connection.refuse_associations(source, REFUSAL_LASTS)
             what = f"{sockets.host_text(source[0])} has at least half of {maximum} associations"
         else:
             counter, of = "udp_sources_refused_table_full", ""
             self._connection.refuse_associations(None, REFUSAL_LASTS)
-            what = f"{len(self._associations)} of {maximum} associations of the port are in use"
+            what = f"{len(of_port)} of {maximum} associations of the port are in use"
             what += f", {len(self._budget)} of {self._budget.maximum} of all ports"
         self._counters.add(counter)
         self._limit.warning(
@@ -228,6 +283,17 @@ class PublicUdp:
         )
         return False
 
+    def _make_room(self, source: SocketAddress) -> bool:
+        """Makes room for an association of this source: among its own, or among those of others that share the port."""
+        if self._evictions.make_room(source):
+            return True
+        for other in self._of_port.members:
+            if other is not self:
+                with contextlib.suppress(GoneError):  # that one is about to be closed
+                    if other._evictions.make_room(source):
+                        return True
+        return False
+
     def evict_excess(self) -> None:
         """Evicts what exceeds this port's fair share, idle or not: it has the most, and another one lacks some."""
         try:
@@ -237,7 +303,7 @@ class PublicUdp:
 
     def _excess(self) -> int:
         """Returns how many associations there are above the maximum."""
-        return len(self._associations) - self._associations.maximum
+        return self._of_port.excess(self)
 
     def _not_permitted(self, association: int) -> None:
         self._dissociate(association)
@@ -259,7 +325,7 @@ class PublicUdp:
             # The client's own timeout ends the association there; a packet it sends before that is dropped and counted.
             self._counters.add("dissociates_not_sent")
         self._associations.release(association)
-        self._shares.give_back(association)
+        self._of_port.shares.give_back((self, association))
         self._budget.give_back(self)
 
 

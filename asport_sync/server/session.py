@@ -150,7 +150,7 @@ class ServerSession(Session):
             clients = list(self._connections.values())
         if self._is_draining:
             return f"draining, {len(clients)} clients"
-        ports = sorted((port.number, port.place.ip) for client in clients if (port := client.port) is not None)
+        ports = sorted({(port.number, port.place.ip) for client in clients if (port := client.port) is not None})
         public = ", ".join(sockets.text((ip, number)) for number, ip in ports[:_SHOWN_PORTS])
         more = f" and {len(ports) - _SHOWN_PORTS} more" if len(ports) > _SHOWN_PORTS else ""
         return f"accepting clients on {sockets.text(self.address)}; public: {public or 'none'}{more}"
@@ -244,6 +244,7 @@ class ServerSession(Session):
                 with contextlib.suppress(GoneError):
                     client.limit(user, self.host.pump)
         self._claims.recount(users)
+        self._claims.rebalance(users)
         self._bandwidths.update(users)
 
     def _end(self, client: ClientConnection, why: str) -> None:
@@ -513,9 +514,12 @@ class ServerSession(Session):
             ask = claim.grant.carrier_unknown and carrier is Carrier.DATAGRAM
             self._bandwidths.enter(connection, claim.user)
             assert client.user is not None
+            if client.group is not None:
+                connection.join(client.group.handle)
             if client.user.visitors != VisitorLimits():
                 connection.limit(client.user.visitors)
-            if port.udp is not None:
+            # A port that is shared may have a socket that this client does not need.
+            if port.udp is not None and mode.udp is not None:
                 # Before the port is announced: until the engine has the socket, it buffers only a few datagrams.
                 # Nothing is sent to the client yet, because associations are added only on request of this thread.
                 client.udp = PublicUdp(
@@ -527,7 +531,8 @@ class ServerSession(Session):
                     _log,
                     self._associations,
                     maximum=client.user.max_associations,
-                    for_pump=self.host.pump_reads_all,
+                    port=None if client.group is None else client.group.associations,
+                    for_pump=self.host.pump_reads_all and client.group is None,
                 )
                 self.host.pump.call_and_wait(client.udp.open)
             connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, port.number)))
@@ -536,7 +541,7 @@ class ServerSession(Session):
             self._claims.release(client)
             raise
         # Not before the ServerHello, which a client may expect first. Connections wait in the backlog.
-        if port.tcp is not None:
+        if port.tcp is not None and mode.tcp:
             client.listener = PublicListener(
                 connection,
                 port.tcp,
@@ -562,7 +567,9 @@ class ServerSession(Session):
             )
             self.host.limit.warning(_log, problem, client.label, port.number, port.place.ip, source=claim.user.uuid)
         self.host.counters.add("clients_joined")
-        _log.info("%s: user %s has port %d for %s", client.label, claim.user.uuid, port.number, claim.grant)
+        shared = f", shared by {len(client.group.members)} clients" if client.group is not None else ""
+        text = "%s: user %s has port %d for %s%s"
+        _log.info(text, client.label, claim.user.uuid, port.number, claim.grant, shared)
         self._log_assumed_meanings(claim)
         self.host.report_status()
 
@@ -655,7 +662,7 @@ class ServerSession(Session):
 
 def _stats_of(client: ClientConnection) -> ClientConnectionStats:
     # Any thread. The events thread may write the fields meanwhile, so each is read once.
-    user, port, granted = client.user, client.port, client.grant
+    user, port, granted, group = client.user, client.port, client.grant, client.group
     try:
         info = client.connection.info()
     except HandleGoneError:
@@ -667,6 +674,7 @@ def _stats_of(client: ClientConnection) -> ClientConnectionStats:
         port=port.number if port else None,
         public=(port.place.ip, port.number) if port else None,
         network=str(granted) if granted else None,
+        balance=group.balance if group else None,
         age=time.monotonic() - client.began,
         info=info,
     )

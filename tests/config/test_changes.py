@@ -47,6 +47,7 @@ def client(**options: Any) -> ClientConfig:
         ({"proxy": {"allow_ports": [1, (3, 4)]}}, [f"user {ALICE}: allow_ports: 2024 -> 1, 3-4"]),
         ({"proxy": {"only_v6": True}}, [f"user {ALICE}: only_v6: not set -> true"]),
         ({"proxy": {"users": {ALICE: {"password": "one", "max_clients": 3}}}}, [f"user {ALICE}: max_clients: 64 -> 3"]),
+        ({"proxy": {"balance": "round_robin"}}, [f"user {ALICE}: balance: not set -> round_robin"]),
         ({"proxy": {"dialect": "flags"}}, [f"user {ALICE}: dialect: not set -> flags"]),
         ({"proxy": {"allow_ports": list(range(2, 400, 2))}}, [f"user {ALICE}: allow_ports: changed"]),
     ],

@@ -277,6 +277,11 @@ PROXY = VISITORS | {
     "dialect": Row(None, [("auto", "auto"), ("flags", "flags")], ["new"]),
     "max_clients": Row(64, [(1, 1), ("65535", 65535)], [0, 65536, "many"]),
     "max_clients_total": Row(None, [(1, 1), (65535, 65535)], [0, 65536, "many"]),
+    "balance": Row(
+        None,
+        [("round_robin", "round_robin"), ("least_connections", "least_connections")],
+        ["random", "", True, ["round_robin"]],
+    ),
     "bandwidth": BANDWIDTH,
 }
 TLS_CLIENT = {

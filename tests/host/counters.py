@@ -27,6 +27,7 @@ WHAT_TO_DO = {
     "health_checks_failed": "see the log; `stats().health` has the reason",
     "ports_withdrawn": "see the log",
     # Engine.
+    "balance_passed_over": "see which client of the port does not answer: `asport-sync status`",
     "quic_send_blocked": "raise `net.core.wmem_max`",
     "quic_send_errors": "check routing and firewall of this host",
     "quic_drop_kernel": "raise `net.core.rmem_max`; otherwise the machine is too small",
