@@ -38,6 +38,7 @@ from asport_sync.errors import (
 )
 
 if TYPE_CHECKING:
+    from asport_sync.client.calls import ConnectedTunnel
     from asport_sync.client.client import Client
     from asport_sync.client.stats import ClientStats, HealthStats, TunnelStats
     from asport_sync.client.tunnel import Tunnel, Tunnels
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         UserOptions,
     )
     from asport_sync.host.reload import Reloaded
+    from asport_sync.server.calls import ConnectedClient
     from asport_sync.server.server import Server
     from asport_sync.server.stats import ServerStats
 
@@ -83,6 +85,8 @@ __all__ = [
     "ConfigError",
     "ConfigErrors",
     "ConnectError",
+    "ConnectedClient",
+    "ConnectedTunnel",
     "Credential",
     "EngineClosedError",
     "EngineError",
@@ -132,6 +136,8 @@ __all__ = [
 _MODULES = {
     "Client": "asport_sync.client.client",
     "ClientStats": "asport_sync.client.stats",
+    "ConnectedClient": "asport_sync.server.calls",
+    "ConnectedTunnel": "asport_sync.client.calls",
     "HealthStats": "asport_sync.client.stats",
     "Reloaded": "asport_sync.host.reload",
     "Server": "asport_sync.server.server",

@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import UUID
 
+from asport_sync.client.calls import ConnectedTunnel
 from asport_sync.client.session import ClientSession
 from asport_sync.client.sessions import Changes, Sessions, status_of
 from asport_sync.client.shared import Shared
@@ -38,9 +39,9 @@ from asport_sync.config import (
 )
 from asport_sync.config.changes import tunnel_label
 from asport_sync.config.values import FrozenMap
-from asport_sync.errors import LifecycleError
+from asport_sync.errors import AsportError, LifecycleError
 from asport_sync.host.host import Host, log_keys_without_effect
-from asport_sync.host.lifecycle import Lifecycle, Services, drop_none, implemented_by, shows_state
+from asport_sync.host.lifecycle import Lifecycle, Services, drop_none, implemented_by, shows_state, take_callables
 from asport_sync.runtime.log import logger
 
 
@@ -59,17 +60,29 @@ class Client(Lifecycle[ClientConfig, Sessions]):
 
     The options are the keys of a client's configuration, as keyword arguments. With the option ``tunnels`` there are
     several services, each with a connection, a public port and a life of its own; ``tunnels`` of the instance has them.
+    Three more options are callables. These are attributes as well, which may be set before ``start``: for a client that
+    ``from_config`` has created, for example.
+
+    Attributes:
+        on_connect: Called each time that a tunnel has a QUIC connection.
+        on_ready: Called each time that the public port of a tunnel is open.
+        on_disconnect: Called each time that such a connection has ended, with the reason.
     """
 
     _side = "client"
+    on_connect: Callable[[ConnectedTunnel], object] | None = None
+    on_ready: Callable[[ConnectedTunnel], object] | None = None
+    on_disconnect: Callable[[ConnectedTunnel, AsportError | None], object] | None = None
 
     def _init(self, **options: object) -> None:
         try:
             drop_none(options)
+            callables = take_callables(options)
             config = ClientConfig.from_options(**options)
         finally:
             options.clear()  # a traceback that shows the values of variables must not contain the password
         super().__init__(config)
+        vars(self).update(callables)
 
     def _set_up(self) -> None:
         # Held by the thread that changes the tunnels; guards the two fields below. Reentrant, because a signal handler
@@ -136,6 +149,9 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         tcp_keepalive: float | str = 60.0,
         grace_period: float | str = 0.0,
         watch: float | str = 0.0,
+        on_connect: Callable[[ConnectedTunnel], object] | None = None,
+        on_ready: Callable[[ConnectedTunnel], object] | None = None,
+        on_disconnect: Callable[[ConnectedTunnel, AsportError | None], object] | None = None,
     ) -> None:
         """Validates the options; nothing is started yet.
 
@@ -239,6 +255,14 @@ class Client(Lifecycle[ClientConfig, Sessions]):
                 while nothing new is accepted; ``off`` (0): they end at once.
             watch: Time between two looks whether the content of the configuration file, or of a file that it names, has
                 changed; a change that lasts until the next look is reloaded. ``off`` (0): only SIGHUP reloads.
+            on_connect: Called each time that a tunnel has a QUIC connection to the server, which has not accepted the
+                user yet. All callables of a client run in one thread, one after the other, and delay nothing else. They
+                may call methods of the client, also ``stop``. An exception is logged. For each connection
+                ``on_connect`` is called first, then ``on_ready`` at most once, then ``on_disconnect``. If 16,384 calls
+                wait, none are made about a new connection.
+            on_ready: Called each time that the public port of a tunnel is open.
+            on_disconnect: Called each time that a connection for which ``on_connect`` was called has ended or was
+                replaced. The error says why, for example a ``RefusedError``; None: this side closed it.
 
         Raises:
             ConfigErrors: One or more options are missing, unknown or wrong.

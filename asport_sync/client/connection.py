@@ -8,6 +8,7 @@ import dataclasses
 from asport_sync.client.backend import Associations
 from asport_sync.engine import CloseCause, Closed, Connection, SocketAddress, Stream
 from asport_sync.errors import AsportError, CertificateError, ConnectError, HandshakeTimeoutError, RefusedError
+from asport_sync.host.calls import Subject
 from asport_sync.wire import Address, ClientHandshake, ClientState
 
 
@@ -20,6 +21,7 @@ class ServerConnection:
         public: The public address and port, once the client has joined; see ``public_address``.
         same_port: Only the port that the client had before was requested.
         given_up: It was closed by this side: further events are ignored.
+        subject: What calls of the program's callables are about.
     """
 
     connection: Connection
@@ -30,6 +32,7 @@ class ServerConnection:
     public: Address | None = None
     same_port: bool = False
     given_up: bool = False
+    subject: Subject = dataclasses.field(default_factory=Subject)
 
     def public_address(self, port: int) -> Address:
         """Returns the public address and port, as far as a client can know them.

@@ -83,7 +83,7 @@ class Report(Generic[C]):
     Attributes:
         what: What happened.
         connection: The connection concerned; None: none.
-        problem: With ENDED and NOT_OPENED: the reason.
+        problem: With ENDED, NOT_OPENED, WITHDRAW and DEAD: the reason.
         steady: With ENDED: the server did not answer, or a joined connection was lost, so that the next attempt may
             follow soon.
         addresses: With RESOLVED: the resolver's result.
@@ -120,9 +120,15 @@ class Greet(Generic[C]):
 
 @dataclasses.dataclass(frozen=True)
 class Close(Generic[C]):
-    """Close a connection. Later reports about it are ignored."""
+    """Close a connection. Later reports about it are ignored.
+
+    Attributes:
+        connection: The connection.
+        problem: Why it is of no use; None: no connection is wanted, or another one is used.
+    """
 
     connection: C
+    problem: AsportError | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,26 +455,28 @@ class Connector(Generic[C]):
         self._backoff.succeeded()
 
     def _not_joined(self, report: Report[C]) -> None:
-        self._drop_chosen()
-        self._fail(report.problem or ConnectError("connection lost"), steady=report.steady)
+        problem = report.problem or ConnectError("connection lost")
+        self._drop_chosen(problem)
+        self._fail(problem, steady=report.steady)
 
     def _no_server_hello(self, _: Report[C]) -> None:
         if self._now >= self._deadline:
-            self._drop_chosen()
-            self._fail(HandshakeTimeoutError(f"no ServerHello within {self._handshake_timeout:g} s"))
+            problem = HandshakeTimeoutError(f"no ServerHello within {self._handshake_timeout:g} s")
+            self._drop_chosen(problem)
+            self._fail(problem)
 
-    def _drop_chosen(self) -> None:
+    def _drop_chosen(self, problem: AsportError | None = None) -> None:
         assert self._chosen is not None
-        self._do(Close(self._chosen))
+        self._do(Close(self._chosen, problem))
         self._chosen = None
 
     def _keep(self, _: Report[C]) -> None:
         self._drop_chosen()
         self._heard()
 
-    def _replace(self, _: Report[C]) -> None:
+    def _replace(self, report: Report[C]) -> None:
         assert self._in_use is not None
-        self._do(Close(self._in_use))
+        self._do(Close(self._in_use, report.problem))
         self._in_use = None
         self._greet()
 
@@ -478,11 +486,11 @@ class Connector(Generic[C]):
 
     # --- no connection is wanted: IDLE ---
 
-    def _withdraw(self, _: Report[C]) -> None:
+    def _withdraw(self, report: Report[C]) -> None:
         self._close_attempts()
         for connection in (self._chosen, self._in_use):
             if connection is not None:
-                self._do(Close(connection))
+                self._do(Close(connection, report.problem))
         self._chosen = self._in_use = None
         self._state = State.IDLE
 

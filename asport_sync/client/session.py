@@ -16,6 +16,7 @@ from typing import TypeAlias
 from asport_sync.client import connector
 from asport_sync.client.address_order import AddressOrder
 from asport_sync.client.backend import PROXY_VERSIONS, Backend, DialledBackend
+from asport_sync.client.calls import ConnectedTunnel
 from asport_sync.client.connection import ServerConnection, is_steady, why_closed
 from asport_sync.client.connector import Connector, Happened, Report
 from asport_sync.client.health import HealthChecks
@@ -25,6 +26,7 @@ from asport_sync.config import TlsClientConfig, TunnelConfig
 from asport_sync.engine import (
     AssociationWanted,
     Carrier,
+    CloseCause,
     Closed,
     CommandReceived,
     Connected,
@@ -203,6 +205,8 @@ class ClientSession(Session):
         )
         self._reports: collections.deque[Report[ServerConnection]] = collections.deque()  # not handled yet
         self._is_handling = False  # a report is being handled
+        # Calls of the program's callables that are made once the state is published, as they may ask for it.
+        self._calls_due: list[Callable[[], object]] = []
         self._timer: Timer | None = None  # the connector's
         self._port: int | None = None  # the latest public port, which may be requested again
         if port is not None and config.expected_port_range.start <= port <= config.expected_port_range.end:
@@ -423,6 +427,8 @@ class ClientSession(Session):
 
     def _end_connection(self, server_connection: ServerConnection) -> None:
         server_connection.given_up = True
+        self._lost(server_connection, None)
+        self._make_calls()
         with contextlib.suppress(GoneError):  # Closed follows in any case
             server_connection.connection.close(0)
 
@@ -442,6 +448,7 @@ class ClientSession(Session):
             self._shared.trust.release(loaded)
         for server_connection in list(self._connections.values()):  # a blocked events thread may still change it
             self.host.pump.call(server_connection.associations.close)
+            self.host.calls.disconnected(server_connection.subject, None)
         self._connections.clear()
         self._bandwidth.close()
 
@@ -477,7 +484,18 @@ class ClientSession(Session):
         finally:
             self._is_handling = False
             self._publish()
+            self._make_calls()
             self._set_timer()
+
+    def _make_calls(self) -> None:
+        due, self._calls_due = self._calls_due, []
+        for call in due:
+            call()
+
+    def _lost(self, server_connection: ServerConnection, why: AsportError | None) -> None:
+        """Has ``on_disconnect`` called if that connection was reported to be established; None: this side closed it."""
+        subject = server_connection.subject
+        self._calls_due.append(lambda: self.host.calls.disconnected(subject, why))
 
     def _carry_out(self, action: _Action) -> None:
         try:
@@ -601,6 +619,7 @@ class ClientSession(Session):
 
     def _close_connection(self, action: connector.Close[ServerConnection]) -> None:
         action.connection.given_up = True
+        self._lost(action.connection, action.problem)
         action.connection.connection.close(0)
 
     def _probe(self, action: connector.Probe[ServerConnection]) -> None:
@@ -672,7 +691,7 @@ class ClientSession(Session):
         else:
             self.counters.add("ports_withdrawn")
             self.log.warning("%s; port withdrawn", self._failure)
-            self._report(Report(Happened.WITHDRAW))
+            self._report(Report(Happened.WITHDRAW, problem=self._failure))
         self.host.report_status()
 
     # --- this machine: the pump thread ---
@@ -703,11 +722,14 @@ class ClientSession(Session):
         self._report(Report(Happened.SILENT if event.silent else Happened.HEARD, server_connection))
 
     def _probed(self, server_connection: ServerConnection, event: Probed) -> None:
-        self._report(Report(Happened.ALIVE if event.alive else Happened.DEAD, server_connection))
+        problem = None if event.alive else ConnectError("connection lost: no answer from the server")
+        self._report(Report(Happened.ALIVE if event.alive else Happened.DEAD, server_connection, problem))
 
     def _greet(self, action: connector.Greet[ServerConnection]) -> None:
         """Sends the ClientHello, starts heartbeats, and lets the server's Packets in."""
         server_connection = action.connection
+        about = ConnectedTunnel(self.name, server_connection.remote)
+        self._calls_due.append(lambda: self.host.calls.connected(server_connection.subject, about))
         config, connection = self._config, server_connection.connection
         server_connection.handshake.send_hello()
         proof = connection.export(token.label(config.uuid), token.context(config.password), token.TOKEN_LENGTH)
@@ -775,6 +797,8 @@ class ClientSession(Session):
         with self._changed:
             self._failure = None
         self.counters.add("joined")
+        about = ConnectedTunnel(self.name, server_connection.remote, (server_connection.remote[0], port))
+        self.host.calls.ready(server_connection.subject, about)
         self.log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, port, self._mode)
         self._log_keep_alive(server_connection.connection)
         self.host.report_status()
@@ -884,7 +908,9 @@ class ClientSession(Session):
             with contextlib.suppress(GoneError):
                 server_connection.held.popleft()[0].refuse()
         problem = why_closed(event, state, self._asked)
+        self._lost(server_connection, None if event.cause is CloseCause.LOCAL else problem)
         self._report(Report(Happened.ENDED, server_connection, problem, steady=is_steady(event, state)))
+        self._make_calls()  # a session that is draining handles no report
         if self._ended is not None and not self._connections:
             self._ended()
 

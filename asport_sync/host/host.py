@@ -28,6 +28,7 @@ from asport_sync.engine import (
     versions,
 )
 from asport_sync.errors import AsportError, EngineClosedError, EngineError, GoneError, LifecycleError
+from asport_sync.host.calls import Calls
 from asport_sync.host.certificates import Validity
 from asport_sync.host.machine import MachineWatch
 from asport_sync.host.relays import Relays
@@ -90,8 +91,10 @@ class Host:
         asleep: Returns how many seconds this machine has been suspended since an arbitrary moment.
         counters: Counts what the sessions do; None: a table of all registered counters.
         visits: The access log, closed by this object; None: there is none.
+        calls: Calls the program's callables, ended by this object; None: there are none.
 
     Attributes:
+        calls: Calls the program's callables; no more once the host has stopped, whatever threads it has left behind.
         checkers: Threads for health checks.
         pump_reads_all: Whether the pump reads every UDP socket from the beginning.
         stopping: Set as soon as the host begins to stop.
@@ -112,8 +115,10 @@ class Host:
         asleep: Callable[[], float] = asleep_since_boot,
         counters: Counters | None = None,
         visits: Visits | None = None,
+        calls: Calls | None = None,
     ) -> None:
         self.engine = engine
+        self.calls = Calls() if calls is None else calls
         self.clock = clock
         self.counters = CounterTable(COUNTER_NAMES) if counters is None else counters
         self.limit = RateLimit()
@@ -322,6 +327,7 @@ class Host:
         If the caller is one of the threads, that thread ends when it has returned from what it is doing.
         """
         deadline = time.monotonic() + timeout
+        is_inside = self.is_current()  # a callable may need what the caller holds, such as the lock of a log handler
         self.stopping.set()
         # Notifies the peers; relays in workers and the events thread end with GoneError.
         self.engine.stop()
@@ -341,6 +347,11 @@ class Host:
             # closed engine. But it may be a log handler that blocks: then this line must not block as well.
             line = "a name lookup is still in progress; its thread ends when the resolver returns"
             self._do_within(_LOG_TIMEOUT, self.log.warning, line)
+        running = self.calls.end(None if is_inside else remaining(deadline))
+        self.calls = Calls()
+        if running is not None:
+            line = "%s has not returned within %g s: no further calls are made"
+            self._do_within(_LOG_TIMEOUT, self.log.warning, line, running, timeout)
         self.engine.close()
         self.stopping.close()
         if self.visits is not None:

@@ -19,7 +19,15 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 from asport_sync.config import ClientConfig, HostConfig, ServerConfig, Side, locate
 from asport_sync.config.changes import differences, files_of, keep, keys_to_restart
 from asport_sync.engine import Engine
-from asport_sync.errors import AsportError, EngineClosedError, GoneError, LifecycleError
+from asport_sync.errors import (
+    AsportError,
+    ConfigError,
+    ConfigErrors,
+    EngineClosedError,
+    GoneError,
+    LifecycleError,
+)
+from asport_sync.host.calls import Calls
 from asport_sync.host.host import Host, thread_problems
 from asport_sync.host.reload import FileWatch, Reloaded, log_refused, log_reloaded
 from asport_sync.host.stats import Stats
@@ -43,6 +51,9 @@ STOP_TIMEOUT = 5.0
 
 APPLY_TIMEOUT = 10.0
 """Seconds in which the events thread has to begin with what a reload changes: a log handler may block it."""
+
+CALLABLES = ("on_connect", "on_ready", "on_disconnect")
+"""The options that are callables, and the attributes with the same names."""
 
 # Seconds between two looks whether open connections have ended; each look may ask the engine 10,000 times.
 _IDLE_PERIOD = 0.25
@@ -100,6 +111,23 @@ def drop_none(options: dict[str, object]) -> None:
         del options[name]
 
 
+def take_callables(options: dict[str, object]) -> dict[str, object]:
+    """Removes the callables from the options and returns them.
+
+    Raises:
+        ConfigErrors: One or more of them can't be called.
+    """
+    taken = {name: options.pop(name) for name in CALLABLES if name in options}
+    wrong = [
+        ConfigError(f"expected a callable, found {type(each).__name__}", key=name)
+        for name, each in taken.items()
+        if not callable(each)
+    ]
+    if wrong:
+        raise ConfigErrors(wrong)
+    return taken
+
+
 def shows_state(config: HostConfig) -> bool:
     """Returns whether a configuration names a control socket or a status address."""
     return isinstance(config.control_socket, Path) or config.status is not None
@@ -143,6 +171,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         self._watch = FileWatch(self._watched_files, self._reload_changed_files)
         self._reloading = threading.Lock()  # held during a reload; guards _pending and the start and stop of _watch
         self._is_announced = False  # run_forever() runs, and has told the service manager that this has started
+        self._calls = Calls()
         # Guards everything below; never held while something is started or stopped. Reentrant, because a signal handler
         # that calls stop() may interrupt a thread that holds it.
         self._changed = threading.Condition(threading.RLock())
@@ -243,7 +272,15 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 undo.callback(visits.close)
             engine = self._new_engine()
             undo.callback(engine.close)
-            host = Host(engine, config.workers, config.tcp_keepalive, logger(side), config.relay, visits=visits)
+            host = Host(
+                engine,
+                config.workers,
+                config.tcp_keepalive,
+                logger(side),
+                config.relay,
+                visits=visits,
+                calls=self._calls,
+            )
             undo.pop_all()
         return host
 
@@ -322,6 +359,9 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 self._config, self._pending = dataclasses.replace(self._config, **cast(Any, self._pending)), {}
             host = self._host = self._new_host()
             host.start()
+            callables = {name: each for name in CALLABLES if (each := getattr(self, name)) is not None}
+            with thread_problems():
+                self._calls.begin(callables, host.counters, host.limit)
             session = self._open(host)
             self._services = self._open_services()
             with self._changed:
@@ -365,6 +405,10 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         So may a log handler, in whichever thread it runs: a thread that belongs to this object ends soon after. While
         another thread is inside ``start`` or ``stop``, it returns at once. There is no grace period in such a thread.
 
+        ``on_disconnect`` is called for the connections that this closes. Calls that wait get the rest of ``timeout``;
+        those that have not begun by then are not made. A callable may call ``stop`` as well: calls that wait are made
+        once it has returned. While another thread is inside ``start`` or ``stop``, it returns at once there, too.
+
         Args:
             timeout: Maximum number of seconds to wait for threads.
             grace_period: Maximum number of seconds for which open TCP connections and UDP associations may go on.
@@ -387,7 +431,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
                 return  # the interrupted start() or stop() does it
             if self._state is State.STOPPING and self._owner is None:
                 self._owner = thread
-            elif self._host is not None and self._host.is_current():
+            elif self._calls.is_current() or (self._host is not None and self._host.is_current()):
                 return  # the other thread waits for this one
             else:
                 self._changed.wait_for(lambda: self._state is State.STOPPED)

@@ -83,6 +83,13 @@ _HOST = (
 # What Python code counts. Joining and leaving, then TCP, then UDP.
 _COUNTERS = (
     _counter("events_failed", "Events of the engine whose handling failed; the log has the exception."),
+    _counter(
+        "callables_failed", "Calls of on_connect, on_ready and on_disconnect that raised an exception; it is logged."
+    ),
+    _counter(
+        "callables_left_out",
+        "Calls of on_connect, on_ready and on_disconnect that were not made: too many waited, or stop() was over.",
+    ),
     _counter("control_requests_refused", "Requests to the control socket or the status address that were refused."),
     _counter("attempts", "Connections to the server attempted.", _CLIENT),
     _counter("attempts_failed", "Failures to connect or to join.", _CLIENT),
@@ -264,6 +271,8 @@ _NAMES_OF = {side: tuple(each.name for each in _COUNTERS if each.side.includes(s
 # What a host counts for all tunnels of a client together.
 _OF_THE_HOST = {
     "events_failed",
+    "callables_failed",
+    "callables_left_out",
     "streams_gone_before_relay",
     "relays_all_workers_busy",
     "relays_without_worker",

@@ -252,6 +252,8 @@ class Claims:
     def _take_over(self, claim: Claim, rival: ClientConnection) -> None:
         """Gives the place and the port of a silent connection to the new client."""
         claim.waiting.clear()
+        # Before the new client is reported to have the port.
+        self._host.calls.disconnected(rival.subject, "silent; another client of the user takes its place")
         port = self.detach(rival)
         rival.closing = True
         self.leave(rival)

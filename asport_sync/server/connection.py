@@ -6,6 +6,7 @@ import dataclasses
 import uuid
 
 from asport_sync.engine import Connection, SocketAddress
+from asport_sync.host.calls import Subject
 from asport_sync.runtime import sockets
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.timers import Timer
@@ -23,6 +24,7 @@ class ClientConnection:
 
     Attributes:
         place: The user and the entry that it is counted for; None: it is not counted.
+        subject: What calls of the program's callables are about.
         closing: The client was refused, was replaced or violated the protocol; its further commands are ignored.
         gone: The engine has reported the end of the connection.
         group: The clients that it shares its port with; None: the port is its own.
@@ -35,6 +37,7 @@ class ClientConnection:
     deadline: Timer | None = None
     user: User | None = None
     place: tuple[uuid.UUID, int] | None = None
+    subject: Subject = dataclasses.field(default_factory=Subject)
     grant: Grant | None = None
     port: PublicPort | None = None
     group: PortGroup | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from asport_sync.config import (
@@ -22,8 +22,17 @@ from asport_sync.config import (
 from asport_sync.errors import ConfigError
 from asport_sync.host import certificates
 from asport_sync.host.host import Host
-from asport_sync.host.lifecycle import APPLY_TIMEOUT, Lifecycle, Services, drop_none, implemented_by, shows_state
+from asport_sync.host.lifecycle import (
+    APPLY_TIMEOUT,
+    Lifecycle,
+    Services,
+    drop_none,
+    implemented_by,
+    shows_state,
+    take_callables,
+)
 from asport_sync.runtime.log import logger
+from asport_sync.server.calls import ConnectedClient
 from asport_sync.server.session import ServerSession
 from asport_sync.server.stats import ServerStats
 
@@ -41,14 +50,24 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         ) as server:
             ...
 
-    The options are the keys of a server's configuration, as keyword arguments.
+    The options are the keys of a server's configuration, as keyword arguments, and three callables. These are
+    attributes as well, which may be set before ``start``: for a server that ``from_config`` has created, for example.
+
+    Attributes:
+        on_connect: Called each time that a client has authenticated.
+        on_ready: Called each time that the public port of a client is open.
+        on_disconnect: Called each time that such a connection has ended, with the reason.
     """
 
     _side = "server"
+    on_connect: Callable[[ConnectedClient], object] | None = None
+    on_ready: Callable[[ConnectedClient], object] | None = None
+    on_disconnect: Callable[[ConnectedClient, str], object] | None = None
 
     def _init(self, listen: object = None, **options: object) -> None:
         try:
             drop_none(options)
+            callables = take_callables(options)
             if listen is not None:
                 if "server" in options:
                     raise ConfigError("same as listen: give only one of them", key="server")
@@ -57,6 +76,7 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         finally:
             options.clear()  # a traceback that shows the values of variables must not contain passwords
         super().__init__(config)
+        vars(self).update(callables)
 
     # written by python -m tests.config.signatures --write
     @implemented_by(_init)
@@ -103,6 +123,9 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         udp_sessions: int | str | None = None,
         alpn: list[str] | tuple[str, ...] = ("asport",),
         zero_rtt_handshake: bool = False,
+        on_connect: Callable[[ConnectedClient], object] | None = None,
+        on_ready: Callable[[ConnectedClient], object] | None = None,
+        on_disconnect: Callable[[ConnectedClient, str], object] | None = None,
     ) -> None:
         """Validates the options; nothing is started yet.
 
@@ -183,6 +206,13 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
             alpn: Names of application protocols in order of preference (RFC 7301). Client and server must have one in
                 common, because QUIC requires it (RFC 9001, section 8.1).
             zero_rtt_handshake: Without effect: ASPORT cannot use TLS early data.
+            on_connect: Called each time that a client has authenticated. All callables of a server run in one thread,
+                one after the other, and delay nothing else. They may call methods of the server, also ``stop``. An
+                exception is logged. For each client ``on_connect`` is called first, then ``on_ready`` at most once,
+                then ``on_disconnect``. If 16,384 calls wait, none are made about a new client.
+            on_ready: Called each time that the public port of a client is open.
+            on_disconnect: Called each time that a client for which ``on_connect`` was called has left, was refused or
+                was replaced. The text says why.
 
         Raises:
             ConfigErrors: One or more options are missing, unknown or wrong.

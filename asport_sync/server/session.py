@@ -45,6 +45,7 @@ from asport_sync.runtime import sockets
 from asport_sync.runtime.log import logger
 from asport_sync.runtime.machine import machine_id
 from asport_sync.server.bandwidth import Bandwidths
+from asport_sync.server.calls import ConnectedClient
 from asport_sync.server.claims import Claim, Claims, either
 from asport_sync.server.connection import ClientConnection
 from asport_sync.server.policy import (
@@ -250,6 +251,7 @@ class ServerSession(Session):
     def _end(self, client: ClientConnection, why: str) -> None:
         """Closes the connection of a client that a new configuration does not allow."""
         client.closing = True
+        self.host.calls.disconnected(client.subject, why)
         self._claims.leave(client)
         self._claims.release(client)  # at once: nobody else should be accepted there
         self.host.counters.add("clients_ended_by_reload")
@@ -275,6 +277,7 @@ class ServerSession(Session):
     def _turn_away(self, client: ClientConnection) -> None:
         """Closes the connection of a client that has no port, because the server is draining."""
         client.closing = True
+        self.host.calls.disconnected(client.subject, "the server is draining")
         self._claims.leave(client)
         self.host.counters.add("clients_refused_draining")
         text = "%s: refused: the server is draining"
@@ -323,6 +326,7 @@ class ServerSession(Session):
     def close(self) -> None:
         """Closes public ports. The events thread and the pump have ended."""
         for client in list(self._connections.values()):
+            self.host.calls.disconnected(client.subject, "closed by this server")
             self._claims.release(client)
         self._bandwidths.close()
 
@@ -441,6 +445,7 @@ class ServerSession(Session):
             self._fail(client, f"user {hello.uuid}")
             return
         client.user = user
+        self.host.calls.connected(client.subject, _connected_client(client, user))
         ambiguous = self._config.ambiguous_dialect
         asked = meanings(hello.mode, Dialect(user.dialect), hinted if ambiguous == "both" else Dialect(ambiguous))
         whole = grant(user.allow_network, asked)
@@ -479,6 +484,7 @@ class ServerSession(Session):
         client.closing = True
         self._claims.leave(client)
         why, counter = _REFUSALS[code]
+        self.host.calls.disconnected(client.subject, f"refused, {why}: {detail}")
         self.host.counters.add(counter)
         # Limited separately for each reason, because anyone can fail to authenticate any number of times.
         text = "%s: refused, %s: %s"
@@ -495,6 +501,7 @@ class ServerSession(Session):
     def _break_off(self, client: ClientConnection, problem: str) -> None:
         """Closes a connection whose client violated the protocol."""
         client.closing = True
+        self.host.calls.disconnected(client.subject, problem)
         self._claims.leave(client)
         self.host.counters.add("connections_broken_off")
         known = client.user is not None
@@ -567,6 +574,7 @@ class ServerSession(Session):
             )
             self.host.limit.warning(_log, problem, client.label, port.number, port.place.ip, source=claim.user.uuid)
         self.host.counters.add("clients_joined")
+        self.host.calls.ready(client.subject, _connected_client(client, claim.user, port))
         shared = f", shared by {len(client.group.members)} clients" if client.group is not None else ""
         text = "%s: user %s has port %d for %s%s"
         _log.info(text, client.label, claim.user.uuid, port.number, claim.grant, shared)
@@ -614,6 +622,7 @@ class ServerSession(Session):
         client.gone = True
         if client.deadline is not None:
             client.deadline.cancel()
+        self.host.calls.disconnected(client.subject, event.describe())
         self._claims.release(client)
         self._claims.leave(client)
         self._claims.ended(event.connection)
@@ -658,6 +667,11 @@ class ServerSession(Session):
         client = self._connections.get(event.connection)
         if client is not None and client.udp is not None:
             self.host.pump.call(client.udp.busy, event.udp)
+
+
+def _connected_client(client: ClientConnection, user: User, port: PublicPort | None = None) -> ConnectedClient:
+    address = None if port is None else (port.place.ip, port.number)
+    return ConnectedClient(client.connection.id, str(user.uuid), client.address, address)
 
 
 def _stats_of(client: ClientConnection) -> ClientConnectionStats:

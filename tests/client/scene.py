@@ -11,6 +11,7 @@ from asport_sync.client.backend import Backend
 from asport_sync.client.session import ClientSession
 from asport_sync.config import ClientConfig
 from asport_sync.engine import Carrier, CloseCause
+from asport_sync.host.calls import Calls
 from asport_sync.host.host import Host
 from asport_sync.runtime.backoff import Backoff
 from asport_sync.runtime.log import logger
@@ -57,7 +58,14 @@ class NoDelay(Backoff):
 class Scene:
     """A client and what its server does with each connection. The last behaviour stays."""
 
-    def __init__(self, *behaviours: Answer, attempts: int = 10, backend: Backend | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *behaviours: Answer,
+        attempts: int = 10,
+        backend: Backend | None = None,
+        calls: Calls | None = None,
+        **options: Any,
+    ) -> None:
         self.engine = FakeEngine()
         self.engine.on_connect = self._connected
         self.backoff = NoDelay(attempts)
@@ -78,6 +86,7 @@ class Scene:
             config.tcp_keepalive,
             logger("client"),
             counters=self.counters,
+            calls=calls,
         )
         self.host.start()
         self.config = config.tunnels[""]

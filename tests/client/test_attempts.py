@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from asport_sync.client.calls import ConnectedTunnel
 from asport_sync.client.connector import Happened, Report
 from asport_sync.config import ServerConfig
 from asport_sync.engine import CloseCause, ConnectionInfo
@@ -29,6 +30,7 @@ from tests.client.scene import (
 )
 from tests.host import fake_engine as fake
 from tests.host.fake_engine import FakeConnection
+from tests.host.scene import NotedCalls
 from tests.support.waiting import wait_until
 
 # Seconds that a server gives a client that does not authenticate, where its configuration says nothing else.
@@ -183,6 +185,50 @@ def test_a_connection_that_lives_after_all_stays(standing: tuple[Scene, FakeConn
     scene.behaviours[:] = [accept]
     scene.engine.post(fake.closed(first, CloseCause.IDLE))
     wait_until(lambda: len(scene.engine.connections) == 3 and scene.session.public, TIMEOUT, "a third has joined")
+
+
+def test_callables_learn_of_the_connection_that_is_used_and_of_no_other() -> None:
+    calls = NotedCalls()
+    with scene_of(accept, silent_after_handshake, calls=calls) as scene:
+        first = scene.ready()
+        wait_until(lambda: scene.backoff.successes == 1, TIMEOUT, "the connector knows")
+        # One that is not needed after all.
+        scene.engine.post(fake.silence(first, silent=True))
+        scene.attempts(2)
+        wait_until(lambda: first.probes, TIMEOUT, "the open connection is probed once more")
+        scene.engine.post(fake.probed(first, alive=True))
+        wait_until(lambda: scene.engine.connections[1].closed is not None, TIMEOUT, "the other is closed")
+        # One that replaces it.
+        scene.engine.post(fake.silence(first, silent=True))
+        scene.attempts(3)
+        wait_until(lambda: len(first.probes) == 2, TIMEOUT, "the open connection is probed once more")
+        scene.engine.post(fake.probed(first, alive=False))
+        let_in(scene, scene.engine.connections[2])
+        wait_until(lambda: scene.counter("joined") == 2, TIMEOUT, "another has joined")
+        scene.engine.post(fake.closed(first))
+    connected, ready = ConnectedTunnel("", SERVER), ConnectedTunnel("", SERVER, (SERVER[0], PORT))
+    (*once, (name, lost, why)), twice = (calls.noted()[:3], calls.noted()[3:])
+    assert once == [("on_connect", connected), ("on_ready", ready)]
+    assert (name, lost, str(why)) == ("on_disconnect", ready, "connection lost: no answer from the server")
+    assert twice == [("on_connect", connected), ("on_ready", ready), ("on_disconnect", ready, None)]
+
+
+def test_callables_learn_why_a_connection_ended() -> None:
+    calls = NotedCalls()
+    behaviours = (
+        refuse_with(ServerHelloCode.AUTH_FAILED),
+        silent_after_handshake,
+        close_with(CloseCause.PEER_TRANSPORT, 7, handshake=True),
+        nothing,
+    )
+    with scene_of(*behaviours, calls=calls, handshake_timeout=0.05) as scene:
+        scene.attempts(4)
+    assert [name for name, *_ in calls.noted()] == ["on_connect", "on_disconnect"] * 3
+    assert [str(why).partition(":")[0] for name, _, *more in calls.noted() for why in more] == [
+        "authentication failed",
+        "no ServerHello within 0.05 s",
+        "connection failed",
+    ]
 
 
 @pytest.mark.usefixtures("brisk")

@@ -140,10 +140,10 @@ NEXT_STATES: dict[tuple[State, About, Happened], tuple[State, list[machine.Actio
     (State.IDLE, About.NONE, Happened.START): (State.CONNECTING, []),
     (State.IDLE, About.NONE, Happened.RESOLVED): (State.IDLE, []),
     (State.CONNECTING, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("a")]),
-    (State.JOINING, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("a")]),
-    (State.JOINED, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("a")]),
-    (State.SILENT, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("b"), Close("a")]),
-    (State.CHECKING, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("b"), Close("a")]),
+    (State.JOINING, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("a", LOST)]),
+    (State.JOINED, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("a", LOST)]),
+    (State.SILENT, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("b"), Close("a", LOST)]),
+    (State.CHECKING, About.NONE, Happened.WITHDRAW): (State.IDLE, [Close("b", LOST), Close("a", LOST)]),
     (State.CONNECTING, About.NONE, Happened.ADDRESS_CHANGED): (State.CONNECTING, []),
     (State.CONNECTING, About.NONE, Happened.RESUMED): (State.CONNECTING, []),
     (State.CONNECTING, About.ATTEMPT, Happened.CONNECTED): (State.JOINING, [Greet("a")]),
@@ -151,7 +151,7 @@ NEXT_STATES: dict[tuple[State, About, Happened], tuple[State, list[machine.Actio
     (State.JOINING, About.NONE, Happened.RESOLVED): (State.JOINING, []),
     (State.JOINING, About.NONE, Happened.TIMER): (State.JOINING, []),
     (State.JOINING, About.CHOSEN, Happened.JOINED): (State.JOINED, []),
-    (State.JOINING, About.CHOSEN, Happened.ENDED): (State.CONNECTING, [Close("a"), Failed(LOST, STEADY)]),
+    (State.JOINING, About.CHOSEN, Happened.ENDED): (State.CONNECTING, [Close("a", LOST), Failed(LOST, STEADY)]),
     (State.JOINED, About.NONE, Happened.RESOLVED): (State.JOINED, []),
     (State.JOINED, About.NONE, Happened.ADDRESS_CHANGED): (State.JOINED, [Probe("a", migrate=True)]),
     (State.JOINED, About.NONE, Happened.RESUMED): (State.JOINED, [Probe("a")]),
@@ -169,9 +169,9 @@ NEXT_STATES: dict[tuple[State, About, Happened], tuple[State, list[machine.Actio
     (State.CHECKING, About.NONE, Happened.RESOLVED): (State.CHECKING, []),
     (State.CHECKING, About.NONE, Happened.ADDRESS_CHANGED): (State.CHECKING, [Probe("a", migrate=True)]),
     (State.CHECKING, About.IN_USE, Happened.ALIVE): (State.JOINED, [Close("b")]),
-    (State.CHECKING, About.IN_USE, Happened.DEAD): (State.JOINING, [Close("a"), Greet("b")]),
+    (State.CHECKING, About.IN_USE, Happened.DEAD): (State.JOINING, [Close("a", LOST), Greet("b")]),
     (State.CHECKING, About.IN_USE, Happened.ENDED): (State.JOINING, [Greet("b")]),
-    (State.CHECKING, About.CHOSEN, Happened.ENDED): (State.SILENT, [Close("b"), Failed(LOST, STEADY)]),
+    (State.CHECKING, About.CHOSEN, Happened.ENDED): (State.SILENT, [Close("b", LOST), Failed(LOST, STEADY)]),
 }
 # Reports of the engine and of the session about attempts, which depend on the round: tested further down.
 OF_ROUNDS = {
@@ -228,9 +228,9 @@ def test_the_server_hello_has_a_deadline() -> None:
     client = client_in(State.JOINING)
     assert client.connector.wake_at == client.now + SERVER_HELLO
     closed, failed = client.wait()
-    assert closed == Close("a")
     assert isinstance(failed, Failed)
     assert isinstance(failed.problem, HandshakeTimeoutError)
+    assert closed == Close("a", failed.problem)
     assert client.connector.state is State.CONNECTING
 
 

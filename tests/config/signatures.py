@@ -1,7 +1,8 @@
 """The signatures of Client and Server, from the model: ``python -m tests.config.signatures [--write]``.
 
 Names, defaults and descriptions of the parameters are those of the fields in asport_sync/config/model.py; TYPES says
-which values a program may pass for the type of a field. Prints the blocks of code, or puts them into their modules.
+which values a program may pass for the type of a field. CLIENT_CALLABLES and SERVER_CALLABLES are no keys. Prints the
+blocks of code, or puts them into their modules.
 """
 
 from __future__ import annotations
@@ -171,10 +172,43 @@ def of_a_tunnel(*classes: type) -> list[Parameter]:
 OF_A_TUNNEL = (TunnelConfig, VisitorsConfig, LimitsConfig, TlsClientConfig, ConnectionConfig, TlsConfig)
 
 
+def callables(argument: str, why: str, on_connect: str, on_ready: str, on_disconnect: str) -> list[Parameter]:
+    """The callables of one side."""
+    return [
+        Parameter("on_connect", f"Callable[[{argument}], object] | None", "None", on_connect),
+        Parameter("on_ready", f"Callable[[{argument}], object] | None", "None", on_ready),
+        Parameter("on_disconnect", f"Callable[[{argument}, {why}], object] | None", "None", on_disconnect),
+    ]
+
+
+CLIENT_CALLABLES = callables(
+    "ConnectedTunnel",
+    "AsportError | None",
+    "Called each time that a tunnel has a QUIC connection to the server, which has not accepted the user yet. All "
+    "callables of a client run in one thread, one after the other, and delay nothing else. They may call methods of "
+    "the client, also ``stop``. An exception is logged. For each connection ``on_connect`` is called first, then "
+    "``on_ready`` at most once, then ``on_disconnect``. If 16,384 calls wait, none are made about a new connection.",
+    "Called each time that the public port of a tunnel is open.",
+    "Called each time that a connection for which ``on_connect`` was called has ended or was replaced. The error says "
+    "why, for example a ``RefusedError``; None: this side closed it.",
+)
+SERVER_CALLABLES = callables(
+    "ConnectedClient",
+    "str",
+    "Called each time that a client has authenticated. All callables of a server run in one thread, one after the "
+    "other, and delay nothing else. They may call methods of the server, also ``stop``. An exception is logged. For "
+    "each client ``on_connect`` is called first, then ``on_ready`` at most once, then ``on_disconnect``. If 16,384 "
+    "calls wait, none are made about a new client.",
+    "Called each time that the public port of a client is open.",
+    "Called each time that a client for which ``on_connect`` was called has left, was refused or was replaced. The "
+    "text says why.",
+)
+
+
 def client_constructor() -> str:
     """The constructor of Client."""
     tunnel = of_a_tunnel(*OF_A_TUNNEL)
-    return constructor([*tunnel, *parameters(ClientConfig, HostConfig)], [])
+    return constructor([*tunnel, *parameters(ClientConfig, HostConfig), *CLIENT_CALLABLES], [])
 
 
 def server_constructor() -> str:
@@ -188,7 +222,7 @@ def server_constructor() -> str:
     rest.insert(
         next(number for number, each in enumerate(rest) if each.default), Parameter("server", kind, "None", name)
     )
-    return constructor(rest, [listen])
+    return constructor([*rest, *SERVER_CALLABLES], [listen])
 
 
 def tables() -> str:

@@ -13,6 +13,7 @@ from asport_sync import Client, ConfigErrors, Server
 from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig
 from asport_sync.config.model import TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
+from asport_sync.host.lifecycle import CALLABLES
 
 from .samples import client, server
 from .signatures import PLACES, with_block
@@ -35,7 +36,8 @@ def test_blocks_are_what_the_model_says(path: Path) -> None:
 @each_side
 def test_every_key_is_a_parameter(kind: Any, cls: type, others: list[type], options: dict[str, Any]) -> None:
     declared = inspect.signature(kind).parameters
-    assert set(declared) - {"listen"} == {name for each in (cls, *others) for name in names_of(each).values()}
+    keys = {name for each in (cls, *others) for name in names_of(each).values()}
+    assert set(declared) - {"listen"} == keys | set(CALLABLES)
     kinds = {name: each.kind for name, each in declared.items() if name != "listen"}
     assert set(kinds.values()) == {inspect.Parameter.KEYWORD_ONLY}
     assert set(typing.get_type_hints(kind.__init__)) == {*declared, "return"}
@@ -66,3 +68,15 @@ def test_keys_that_are_missing_or_unknown_are_reported_together(
     with pytest.raises(ConfigErrors) as caught:
         kind(**given, time_out="8s", heart_beat=None)
     assert sorted(str(each.key) for each in caught.value.errors) == ["server", "time_out"]
+
+
+@each_side
+def test_callables_are_attributes_that_can_be_called(
+    kind: Any, cls: type, others: list[type], options: dict[str, Any]
+) -> None:
+    made = kind(**options, on_ready=print, on_connect=None)
+    assert [getattr(made, name) for name in CALLABLES] == [None, print, None]
+    assert made.config == cls.from_options(**options)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigErrors, match="expected a callable, found int") as caught:
+        kind(**options, on_connect=1, on_disconnect="x")
+    assert [each.key for each in caught.value.errors] == ["on_connect", "on_disconnect"]

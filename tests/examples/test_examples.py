@@ -115,6 +115,24 @@ def test_share_file(certificate: Certificate, server: Server, password: Path, tm
         assert "\ndownloaded\n" in sharing.output()
 
 
+def test_changes(certificate: Certificate, service: TcpEcho, password: Path, tmp_path: Path) -> None:
+    options = server_options(certificate)
+    with (
+        Server(**options) as server,
+        program("changes.py", *arguments(certificate, server, service.address, password)) as client,
+    ):
+        port = client.wait_for(r"^connected to .*\npublic on port (\d+)$", READY_TIMEOUT)[1]
+        assert echoes(("127.0.0.1", int(port)))
+        server.stop()
+        client.wait_for(r"^disconnected: connection lost: closed by the server", READY_TIMEOUT)
+        assert client.stop() == 0
+    password.write_text("a wrong password\n")
+    with Server(**options) as server:
+        with program("changes.py", *arguments(certificate, server, service.address, password)) as client:
+            assert client.wait(READY_TIMEOUT) == 0
+            client.wait_for(r"^connected to .*\ndisconnected: authentication failed", READY_TIMEOUT)
+
+
 def test_several_services(certificate: Certificate, server: Server, password: Path) -> None:
     with TcpEcho() as first, TcpEcho() as second:
         services = [host_and_port(each.address) for each in (first, second)]

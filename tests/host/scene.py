@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from asport_sync.engine import Connection, Stream, UdpSocket
+from asport_sync.host.calls import Calls
 from asport_sync.host.relays import Relays
 from asport_sync.runtime import sockets
+from asport_sync.runtime.log import RateLimit
 from asport_sync.runtime.selecting import SelectorThread
 from asport_sync.runtime.threads import StopSignal, WorkerPool
 from tests.host.fake_counters import FakeCounters
@@ -28,6 +31,24 @@ HOST = "127.0.0.1"
 TIMEOUT = 10.0
 WORKERS = 8
 LOG = logging.getLogger("asport_sync.test")
+
+
+class NotedCalls(Calls):
+    """Calls of callables that note what they get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._noted: list[tuple[Any, ...]] = []
+        names = ("on_connect", "on_ready", "on_disconnect")
+        self.begin({name: self._callable(name) for name in names}, FakeCounters(), RateLimit())
+
+    def _callable(self, name: str) -> Callable[..., object]:
+        return lambda *arguments: self._noted.append((name, *arguments))
+
+    def noted(self) -> list[tuple[Any, ...]]:
+        """Makes all calls that wait, and returns the name and the arguments of each. Then no more are made."""
+        assert self.end(TIMEOUT) is None
+        return self._noted
 
 
 class RelayScene:

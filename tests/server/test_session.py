@@ -23,6 +23,7 @@ from asport_sync.errors import ConfigError, EngineError
 from asport_sync.host.certificates import Loaded, Validity, load_server
 from asport_sync.host.host import Host
 from asport_sync.runtime import machine, sockets
+from asport_sync.server.calls import ConnectedClient
 from asport_sync.server.policy import Exporter, Policy, User, users_of
 from asport_sync.server.ports import Place
 from asport_sync.server.reset_keys import shared_reset_key, stateless_reset_key
@@ -42,6 +43,7 @@ from asport_sync.wire import (
 from tests.host import fake_engine as fake
 from tests.host.fake_counters import FakeCounters
 from tests.host.fake_engine import FakeConnection, FakeEngine, FakeStream, token_of
+from tests.host.scene import NotedCalls
 from tests.runtime.clock import VirtualClock
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
@@ -1020,6 +1022,56 @@ def test_a_silent_client_leaves_its_place(two_each: Scene) -> None:
     two_each.settle()
     assert answers(heir) == answers(second)
     assert (first.closed, second.closed) == (None, (0, 0.0))
+
+
+def test_callables_learn_of_a_successor_after_the_end(two_each: Scene) -> None:
+    calls = two_each.host.calls = NotedCalls()
+    first, second = two_each.join(), two_each.join()
+    heir = two_each.join()
+    two_each.session.handle(fake.probed(second, alive=False))
+    two_each.settle()
+    two_each.session.handle(fake.closed(second))
+    two_each.session.handle(fake.closed(first, CloseCause.IDLE))
+    two_each.session.close()
+    number = answers(second)[0].port
+    assert number is not None
+
+    def about(client: FakeConnection, port: int | None) -> ConnectedClient:
+        peer = (HOST, 40000 + two_each.engine.connections.index(client))
+        return ConnectedClient(client.id, str(ALICE), peer, None if port is None else (HOST, port))
+
+    assert calls.noted() == [
+        *[("on_connect", about(first, None)), ("on_ready", about(first, answers(first)[0].port))],
+        *[("on_connect", about(second, None)), ("on_ready", about(second, number))],
+        ("on_connect", about(heir, None)),
+        ("on_disconnect", about(second, number), "silent; another client of the user takes its place"),
+        ("on_ready", about(heir, number)),
+        ("on_disconnect", about(first, answers(first)[0].port), fake.closed(first, CloseCause.IDLE).describe()),
+        ("on_disconnect", about(heir, number), "closed by this server"),
+    ]
+
+
+def test_callables_learn_why_a_client_is_disconnected(scene: Scene) -> None:
+    calls = scene.host.calls = NotedCalls()
+    scene.join(password="wrong")
+    scene.join(ports=(1, 1))
+    violator = scene.join(user=BOB)
+    scene.session.handle(fake.command(violator, encode(Heartbeat())))
+    scene.session.handle(fake.closed(violator))
+    scene.join(user=BOB)
+    apply(scene, changed(scene, proxy={"users": {str(ALICE): PASSWORD}}))
+    left = scene.join()
+    scene.session.handle(fake.closed(left, CloseCause.PEER_APPLICATION))
+    searching = scene.join()
+    scene.session.handle(fake.closed(searching, CloseCause.STATELESS_RESET))
+    ends = [arguments for name, *arguments in calls.noted() if name == "on_disconnect"]
+    assert [(about.user == str(ALICE), about.port, why.partition(":")[0]) for about, why in ends] == [
+        (True, None, "refused, port denied"),
+        (False, scene.number, "Heartbeat in the wrong carrier"),
+        (False, scene.number, "removal"),
+        (True, scene.number, fake.closed(left, CloseCause.PEER_APPLICATION).describe()),
+        (True, scene.number, fake.closed(searching, CloseCause.STATELESS_RESET).describe()),
+    ]
 
 
 def test_a_silent_client_leaves_its_place_to_one_that_wants_another_port(two_each: Scene) -> None:
