@@ -48,7 +48,7 @@ enum aq_carrier { AQ_CARRIER_DATAGRAM = 0, AQ_CARRIER_STREAM = 1, AQ_CARRIER_UNK
 enum aq_event_type {
     /* The handshake is complete; peer, data = ALPN protocol. On a server, the first event of a connection. */
     AQ_EVENT_CONNECTED = 1,
-    /* The last event of a connection; code = aq_close_cause, value = error code, data = reason phrase. */
+    /* The last event of a connection; code = aq_close_cause, value = error code, data = reason phrase, totals. */
     AQ_EVENT_CLOSED = 2,
     /* A complete command without payload; data = its bytes, and after a ClientHello the next byte of its stream, if
      * there is one; value = aq_carrier. On a server, Heartbeats in DATAGRAMs are only counted. */
@@ -153,6 +153,16 @@ typedef struct {
     int32_t error;     /* errno with AQ_END_SOCKET_ERROR, the peer's stream error code with AQ_END_PEER_RESET, else 0 */
 } aq_stream_result;
 
+/* What a connection has moved since its beginning. */
+typedef struct {
+    uint64_t packets_sent, packets_received, bytes_sent, bytes_received; /* UDP datagrams that carried QUIC */
+    uint64_t packets_lost, bytes_lost; /* declared lost by recovery; 0 with ngtcp2 before 1.16, which does not count */
+    uint64_t streams_total;            /* TCP connections so far: accepted (server), or to be dialled (client) */
+    /* Bytes of TCP and UDP payload taken from sockets, and handed to them, on this side of the connection. What is
+     * handed to them after the end of the connection is not counted. */
+    uint64_t payload_sent, payload_received;
+} aq_connection_totals;
+
 typedef struct {
     uint32_t type;   /* aq_event_type */
     uint32_t length; /* bytes used in data */
@@ -166,6 +176,7 @@ typedef struct {
     /* With AQ_EVENT_SOURCE_UNKNOWN: the address that peer sent to, port 0; family 0: not needed. */
     aq_address local;
     aq_stream_result result;
+    aq_connection_totals totals; /* with AQ_EVENT_CLOSED */
     uint8_t data[256];
 } aq_event;
 
@@ -243,22 +254,18 @@ typedef struct {
 
 typedef struct {
     aq_address peer;
-    uint64_t smoothed_rtt, min_rtt, latest_rtt;                          /* nanoseconds */
-    uint64_t congestion_window, bytes_in_flight;                         /* bytes */
-    uint64_t packets_sent, packets_received, bytes_sent, bytes_received; /* UDP datagrams that carried QUIC */
-    uint64_t packets_lost, bytes_lost; /* declared lost by recovery; 0 with ngtcp2 before 1.16, which does not count */
-    uint64_t path_payload;             /* current maximum UDP payload size */
-    uint64_t datagram_limit;           /* current maximum DATAGRAM payload */
-    uint64_t silence;                  /* nanoseconds since the last packet from the peer */
-    uint64_t idle_timeout;             /* nanoseconds, the minimum of both sides (RFC 9000 section 10.1); 0: none */
-    uint64_t keep_alive;               /* nanoseconds between keep-alive probes; 0: none */
-    uint64_t streams;                  /* open bidirectional streams */
-    uint64_t relays;                   /* the same, and those whose data is received but not written to TCP yet */
-    uint64_t streams_total;            /* TCP connections so far: accepted (server), or to be dialled (client) */
-    uint64_t associations;             /* UDP associations */
-    uint64_t datagrams_queued;         /* bytes of UDP packets waiting to be sent */
-    /* Bytes of TCP and UDP payload taken from sockets, and handed to them, on this side of the connection. */
-    uint64_t payload_sent, payload_received;
+    uint64_t smoothed_rtt, min_rtt, latest_rtt;  /* nanoseconds */
+    uint64_t congestion_window, bytes_in_flight; /* bytes */
+    uint64_t path_payload;                       /* current maximum UDP payload size */
+    uint64_t datagram_limit;                     /* current maximum DATAGRAM payload */
+    uint64_t silence;                            /* nanoseconds since the last packet from the peer */
+    uint64_t idle_timeout;     /* nanoseconds, the minimum of both sides (RFC 9000 section 10.1); 0: none */
+    uint64_t keep_alive;       /* nanoseconds between keep-alive probes; 0: none */
+    uint64_t streams;          /* open bidirectional streams */
+    uint64_t relays;           /* the same, and those whose data is received but not written to TCP yet */
+    uint64_t associations;     /* UDP associations */
+    uint64_t datagrams_queued; /* bytes of UDP packets waiting to be sent */
+    aq_connection_totals totals;
 } aq_connection_info;
 
 /* A range of IP addresses, both ends included. family is 4 or 6; IPv4 uses the first four bytes. */

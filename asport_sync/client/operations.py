@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from asport_sync.client.session import ClientSession
 from asport_sync.client.stats import ClientStats, TunnelStats
 from asport_sync.control.operations import LifecycleOperations, named
-from asport_sync.control.status import Row, drops_of, figures
+from asport_sync.control.status import Row, counts, drops_of, figures
 from asport_sync.errors import LifecycleError
 from asport_sync.host.stats import Side
 from asport_sync.runtime import sockets
@@ -57,4 +57,5 @@ def _row(session: ClientSession, stats: TunnelStats) -> Row:
         error=error,
         drops=drops_of(Side.CLIENT, counters=stats.counters),
         **figures(stats.connections),
+        **counts(stats.totals),
     )

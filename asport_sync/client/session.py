@@ -70,6 +70,7 @@ from asport_sync.host.certificates import Loaded
 from asport_sync.host.host import CONGESTION, Host, carrier_towards, remaining
 from asport_sync.host.session import Session, is_busy
 from asport_sync.host.stats import TUNNEL_COUNTERS
+from asport_sync.host.totals import Name
 from asport_sync.host.visitors import RefusalLog, limits_of
 from asport_sync.host.visits import Served
 from asport_sync.runtime import sockets
@@ -326,10 +327,12 @@ class ClientSession(Session):
             if not each.given_up:
                 with contextlib.suppress(HandleGoneError):
                     connections.append(each.connection.info())
+                    self.host.totals.read(each.connection, connections[-1].totals)
         return TunnelStats(
             public=self.public,
             connections=tuple(connections),
             health=None if self._health is None else self._health.stats(),
+            totals=self.host.totals.of(self._counted_as),
             counters=self.counters.snapshot(),
         )
 
@@ -571,6 +574,10 @@ class ClientSession(Session):
         else:
             self._report(Report(Happened.OPENED, opened))
 
+    @property
+    def _counted_as(self) -> Name:
+        return self._config.name, str(self._config.uuid)
+
     def _connect(self, address: SocketAddress) -> ServerConnection:
         """Begins a handshake."""
         config = self._config
@@ -586,6 +593,7 @@ class ClientSession(Session):
         opened = ServerConnection(connection, address, self._backend.associations(connection))
         self._connections[connection] = opened
         self.host.router.add_connection(connection, self)
+        self.host.totals.begin(connection, self._counted_as)
         self.counters.add("attempts")
         if self._connector.in_use is None:
             self.host.machine.watch_route(self, address, self._address_changed)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from asport_sync.engine import ConnectionInfo, SocketAddress
+from asport_sync.engine import ConnectionInfo, ConnectionTotals, SocketAddress
 from asport_sync.host.stats import Stats
 
 
@@ -33,6 +33,7 @@ class TunnelStats:
         public: The server's IP address and the public port; None while not connected.
         connections: The connections to the server: one, or more while another one is attempted.
         health: What the health checks have found; None: there are none.
+        totals: What all its connections have moved since the client was started, also those that have ended.
         counters: What was counted for this tunnel since it began, by name. Ends of relays and failed events are counted
             for all tunnels together, in ``ClientStats.counters``.
     """
@@ -40,6 +41,7 @@ class TunnelStats:
     public: SocketAddress | None = None
     connections: tuple[ConnectionInfo, ...] = ()
     health: HealthStats | None = None
+    totals: ConnectionTotals = dataclasses.field(default_factory=ConnectionTotals)
     counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,6 +50,7 @@ class TunnelStats:
             "public": self.public,
             "connections": [dataclasses.asdict(each) for each in self.connections],
             "health": None if self.health is None else dataclasses.asdict(self.health),
+            "totals": dataclasses.asdict(self.totals),
             "counters": dict(self.counters),
         }
 

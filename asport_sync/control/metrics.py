@@ -16,16 +16,17 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 
 from asport_sync.control.operations import Operations
-from asport_sync.control.status import Row, Status
-from asport_sync.engine import versions
+from asport_sync.control.status import COUNTS, Row, Status
+from asport_sync.engine import ConnectionTotals, versions
 from asport_sync.host.stats import METRICS, Kind, Metric, Side, Stats
+from asport_sync.host.totals import OTHERS, Name
 
 MAX_LABELS = 100
 """Tunnels or users with labels of their own: the first ones since the start. All others share the label ``other``."""
 
-OTHER = "other"
-
 LABELS = ("tunnel", "user")
+
+_NOTHING = ConnectionTotals()
 
 
 class TunnelMetric(NamedTuple):
@@ -116,15 +117,11 @@ class _Collector:
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
-        # Held from the look to the addition: an earlier look that is added later would count everything twice.
-        self._lock = threading.Lock()
-        self._totals = _Totals()  # guarded by _lock
+        self._labels = _Labels()
 
     def collect(self) -> Iterator[Family]:
         """Yields all metrics with their current values."""
-        with self._lock:
-            status, stats = self._operations.snapshot()
-            of_tunnels = self._totals.updated(status)
+        status, stats = self._operations.snapshot()
         yield _information(status)
         running = GaugeMetricFamily("asport_running", "1 while the client or server is started.")
         running.add_metric([], int(status.running))
@@ -132,10 +129,17 @@ class _Collector:
         if stats.uptime is None:
             return
         yield from _of_the_process(stats, self._operations.side)
-        yield from self._of_tunnels(*of_tunnels)
+        yield from self._of_tunnels(status, stats)
 
-    @staticmethod
-    def _of_tunnels(groups: Mapping[Labels, list[Row]], totals: Mapping[Labels, Mapping[str, int]]) -> Iterator[Family]:
+    def _of_tunnels(self, status: Status, stats: Stats) -> Iterator[Family]:
+        groups: dict[Name, list[Row]] = {}
+        totals: dict[Name, ConnectionTotals] = {}
+        for name, moved in stats.totals.items():  # no counter decreases when a connection ends
+            labels = self._labels.of(name)
+            groups.setdefault(labels, [])
+            totals[labels] = totals.get(labels, ConnectionTotals()) + moved
+        for row in status.tunnels:
+            groups.setdefault(self._labels.of((row.name, row.user or "")), []).append(row)
         public = GaugeMetricFamily(
             "asport_tunnels", "Tunnels that visitors can use: public (client) or joined (server).", labels=LABELS
         )
@@ -147,7 +151,7 @@ class _Collector:
             for labels, rows in groups.items():
                 value: float | None
                 if metric.kind is Kind.COUNTER:
-                    value = totals[labels].get(metric.field)
+                    value = getattr(totals.get(labels, _NOTHING), COUNTS[metric.field])
                 else:
                     values = [found for row in rows if (found := getattr(row, metric.field)) is not None]
                     value = metric.combined(values) if values else None
@@ -156,48 +160,21 @@ class _Collector:
             yield family
 
 
-Labels = tuple[str, str]
-
-
-class _Totals:
-    """What the tunnels of each label have counted since the first look, also those that do not exist any more.
-
-    The counters of a connection end with it. Their sum would decrease then, which Prometheus takes for a restart.
-    One thread at a time.
-    """
+class _Labels:
+    """The labels of tunnels and users: the first ``MAX_LABELS`` have their own, all others share ``OTHERS``."""
 
     def __init__(self) -> None:
-        self._labels: dict[Labels, Labels] = {}  # the first MAX_LABELS
-        self._seen: dict[str, Row] = {}  # by id, at the latest look
-        self._totals: dict[Labels, dict[str, int]] = {}
+        self._lock = threading.Lock()  # guards _own
+        self._own: set[Name] = set()
 
-    def updated(self, status: Status) -> tuple[dict[Labels, list[Row]], dict[Labels, dict[str, int]]]:
-        """Returns the rows of each label, and the totals of its counters."""
-        groups: dict[Labels, list[Row]] = {labels: [] for labels in self._totals}
-        for row in status.tunnels:
-            labels = self._labels_of(row)
-            groups.setdefault(labels, []).append(row)
-            self._add(self._totals.setdefault(labels, {}), self._seen.get(row.id), row)
-        self._seen = {row.id: row for row in status.tunnels}
-        return groups, {labels: dict(totals) for labels, totals in self._totals.items()}
-
-    def _labels_of(self, row: Row) -> Labels:
-        labels = (row.name, row.user or "")
-        if labels not in self._labels:
-            if len(self._labels) >= MAX_LABELS:
-                return (OTHER, OTHER)
-            self._labels[labels] = labels
-        return labels
-
-    @staticmethod
-    def _add(totals: dict[str, int], before: Row | None, now: Row) -> None:
-        for metric in TUNNEL_METRICS:
-            value = getattr(now, metric.field)
-            if metric.kind is not Kind.COUNTER or value is None:
-                continue
-            earlier = 0 if before is None else getattr(before, metric.field) or 0
-            # Below the earlier value: the tunnel has another connection now.
-            totals[metric.field] = totals.get(metric.field, 0) + (value - earlier if value >= earlier else value)
+    def of(self, name: Name) -> Name:
+        """Returns the labels of a tunnel or user."""
+        with self._lock:
+            if name not in self._own:
+                if len(self._own) >= MAX_LABELS or name == OTHERS:
+                    return OTHERS
+                self._own.add(name)
+            return name
 
 
 def _family(name: str, text: str, kind: Kind, unit: str, labels: tuple[str, ...] | None = None) -> Any:

@@ -10,13 +10,15 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from asport_sync.engine import ConnectionInfo
+from asport_sync.engine import ConnectionInfo, ConnectionTotals
 from asport_sync.host.stats import METRICS, Side
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
     """One tunnel: of a client, or between a server and one of its clients.
+
+    What a client counts includes connections that have ended; on a server the row ends with its connection.
 
     Attributes:
         id: Identifies the tunnel among those of the process, as long as it exists.
@@ -140,22 +142,31 @@ def _made(cls: type[_Made], values: Mapping[str, Any]) -> _Made:
 
 
 _SUMS = ("congestion_window", "bytes_in_flight", "datagrams_queued")
-_COUNTS = (
-    *("payload_received", "payload_sent", "bytes_received", "bytes_sent"),
-    *("packets_received", "packets_sent", "packets_lost"),
-)
+COUNTS = {
+    **{name: name for name in ("payload_received", "payload_sent", "bytes_received", "bytes_sent")},
+    **{name: name for name in ("packets_received", "packets_sent", "packets_lost")},
+    "connections_total": "streams_total",
+}
+"""The fields of a row that count, and those of ``ConnectionTotals`` that they come from."""
+
+
+def counts(totals: ConnectionTotals) -> dict[str, int]:
+    """Returns the fields of a row that count."""
+    return {name: getattr(totals, counted) for name, counted in COUNTS.items()}
 
 
 def figures(connections: Iterable[ConnectionInfo]) -> dict[str, Any]:
-    """Returns the fields of a row that the QUIC connections of a tunnel have; the latest decides on the path."""
+    """Returns what the open QUIC connections of a tunnel have for its row, except what is counted.
+
+    The latest of them decides on the path.
+    """
     all_of_them = list(connections)
     if not all_of_them:
         return {}
     latest = all_of_them[-1]
-    found: dict[str, Any] = {name: sum(getattr(each, name) for each in all_of_them) for name in (*_SUMS, *_COUNTS)}
+    found: dict[str, Any] = {name: sum(getattr(each, name) for each in all_of_them) for name in _SUMS}
     found["connections"] = sum(each.streams for each in all_of_them)
     found["associations"] = sum(each.associations for each in all_of_them)
-    found["connections_total"] = sum(each.streams_total for each in all_of_them)
     return {
         **found,
         "rtt": latest.smoothed_rtt,
@@ -206,7 +217,7 @@ def rates(before: Status | None, after: Status) -> dict[str, Rates]:
         counts = [(getattr(each, f"payload_{name}"), getattr(each, f"bytes_{name}")) for each in (old, new)]
         (old_payload, old_bytes), (new_payload, new_bytes) = counts
         difference = new_bytes - old_bytes if None in (old_payload, new_payload) else new_payload - old_payload
-        # After a reconnection the count begins at 0 again.
+        # Where rows are of connections, a count may begin at 0 again.
         return None if difference < 0 else 8 * difference / seconds
 
     return {row.id: Rates(rate(row, "received"), rate(row, "sent")) for row in after.tunnels}

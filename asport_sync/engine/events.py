@@ -13,7 +13,7 @@ from asport_sync.hidden import HiddenBytes
 from . import reasons
 from .binding import SocketAddress, ffi, from_address, lib
 from .handles import Connection, Endpoint, Listener, Stream, UdpSocket
-from .values import Carrier, CloseCause, RefusedBy, StreamResult, stream_result
+from .values import Carrier, CloseCause, ConnectionTotals, RefusedBy, StreamResult, connection_totals, stream_result
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -36,6 +36,7 @@ class Closed:
     Attributes:
         code: Application or transport error code, or TLS alert, depending on the cause.
         reason: Reason phrase of the peer or of this side; untrusted if from the peer.
+        totals: What it has moved.
     """
 
     connection: Connection
@@ -44,6 +45,7 @@ class Closed:
     cause: CloseCause
     code: int
     reason: str
+    totals: ConnectionTotals
 
     def describe(self) -> str:
         """Describes the end for a log line: what happened, the code as on the wire, and what to do."""
@@ -340,7 +342,8 @@ def _connected(engine: Engine, raw: Any) -> Event:
 def _closed(engine: Engine, raw: Any) -> Event:
     endpoint = Endpoint(engine, raw.endpoint) if raw.endpoint else None
     connection, cause = Connection(engine, raw.connection), CloseCause(raw.code)
-    return Closed(connection, endpoint, from_address(raw.peer), cause, raw.value, _text(raw))
+    totals = connection_totals(raw.totals)
+    return Closed(connection, endpoint, from_address(raw.peer), cause, raw.value, _text(raw), totals)
 
 
 def _command_received(engine: Engine, raw: Any) -> Event:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import operator
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .binding import SocketAddress, ffi, nanoseconds
@@ -179,6 +180,51 @@ class BucketInfo:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ConnectionTotals:
+    """What a connection has moved since its beginning, or several connections together.
+
+    Attributes:
+        packets_sent: UDP datagrams sent.
+        packets_received: UDP datagrams received.
+        packets_lost: QUIC packets declared lost (RFC 9002 section 6); 0 with ngtcp2 before 1.16, which does not count.
+        bytes_sent: Bytes of UDP payload sent.
+        bytes_received: Bytes of UDP payload received.
+        bytes_lost: Bytes of QUIC packets declared lost, as ``packets_lost``.
+        streams_total: TCP connections of visitors, without refused ones.
+        payload_sent: Bytes of TCP and UDP payload taken from sockets.
+        payload_received: Bytes of TCP and UDP payload handed to sockets, until the end of the connection.
+    """
+
+    packets_sent: int = 0
+    packets_received: int = 0
+    packets_lost: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    bytes_lost: int = 0
+    streams_total: int = 0
+    payload_sent: int = 0
+    payload_received: int = 0
+
+    def __add__(self, other: ConnectionTotals) -> ConnectionTotals:
+        return self._combined(operator.add, other)
+
+    def maximum(self, other: ConnectionTotals) -> ConnectionTotals:
+        """Returns the later figures of the same connection, which are the larger ones."""
+        return self._combined(max, other)
+
+    def _combined(self, combine: Callable[[int, int], int], other: ConnectionTotals) -> ConnectionTotals:
+        return ConnectionTotals(*map(combine, _all_totals(self), _all_totals(other)))
+
+
+_all_totals = operator.attrgetter(*(field.name for field in dataclasses.fields(ConnectionTotals)))
+
+
+def connection_totals(raw: Any) -> ConnectionTotals:
+    """Returns the object for an ``aq_connection_totals``."""
+    return ConnectionTotals(*_all_totals(raw))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionInfo:
     """Statistics of a connection at one moment.
 
@@ -233,6 +279,11 @@ class ConnectionInfo:
     datagrams_queued: int
     payload_sent: int
     payload_received: int
+
+    @property
+    def totals(self) -> ConnectionTotals:
+        """What it has moved so far."""
+        return ConnectionTotals(*_all_totals(self))
 
 
 _RANGE = struct.Struct("B16s16s")  # aq_address_range

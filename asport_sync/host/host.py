@@ -34,6 +34,7 @@ from asport_sync.host.machine import MachineWatch
 from asport_sync.host.relays import Relays
 from asport_sync.host.router import Router
 from asport_sync.host.stats import COUNTER_NAMES, HostStats, PumpStats, Side, WorkerStats, counters_of
+from asport_sync.host.totals import Totals
 from asport_sync.host.visits import Served, Visits
 from asport_sync.runtime.counters import Counters, CounterTable
 from asport_sync.runtime.log import RateLimit, logger
@@ -98,6 +99,7 @@ class Host:
         checkers: Threads for health checks.
         pump_reads_all: Whether the pump reads every UDP socket from the beginning.
         stopping: Set as soon as the host begins to stop.
+        totals: What connections have moved; those that have a name from the session are counted.
         is_draining: Whether ``drain`` was called.
         report: Called with one line on the current state, in the events thread; set by its consumer.
         describe: Returns that line for sessions in the order in which they were added.
@@ -124,6 +126,7 @@ class Host:
         self.limit = RateLimit()
         self.visits = visits
         self.stopping = StopSignal()
+        self.totals = Totals()
         self.is_draining = False
         self.workers = WorkerPool(max_workers + _DIALLERS)
         self.checkers = WorkerPool(_CHECKERS, name="asport-check")
@@ -397,6 +400,7 @@ class Host:
             "counters": counters_of(side, self.counters.snapshot()),
             "workers": WorkerStats(self.workers.running, self.workers.threads, self.workers.waiting),
             "pump": PumpStats(self.pump.waiting, self.pump.held_up),
+            "totals": self.totals.snapshot(),
         }
 
     # --- the events thread ---
@@ -489,8 +493,10 @@ class Host:
                 handler(event)
                 return
             session = self.router.route(event)
-            if isinstance(event, Closed) and self.visits is not None and self.visits.serves(event.connection):
-                self._forget_visits(event.connection, self.visits)
+            if isinstance(event, Closed):
+                self.totals.end(event.connection, event.totals)
+                if self.visits is not None and self.visits.serves(event.connection):
+                    self._forget_visits(event.connection, self.visits)
             if session is not None:
                 session.handle(event)
             elif isinstance(event, StreamOpened):

@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from asport_sync.engine import COUNTERS
+from asport_sync.engine import COUNTERS, ConnectionTotals
+from asport_sync.host.totals import Name
 
 
 class Kind(enum.Enum):
@@ -324,6 +325,7 @@ class HostStats(TypedDict):
     counters: Mapping[str, int]
     workers: WorkerStats
     pump: PumpStats
+    totals: Mapping[Name, ConnectionTotals]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -338,6 +340,10 @@ class Stats:
         counters: All other counters by name, since the start, also those at zero.
         workers: The worker threads.
         pump: The pump thread.
+        totals: What all connections of a tunnel (client) or user (server) have moved since the start, also those that
+            have ended: by the name of the tunnel, empty on a server, and the UUID of the user. Tunnels that were
+            removed, and users that were, are included. Above 16,384, those without a connection for the longest time
+            are "other", together.
     """
 
     running: bool
@@ -346,6 +352,7 @@ class Stats:
     counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: WorkerStats = WorkerStats()
     pump: PumpStats = PumpStats()
+    totals: Mapping[Name, ConnectionTotals] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns dicts, lists, tuples, strings and numbers, as for JSON; without figures only ``running``."""
@@ -359,6 +366,10 @@ class Stats:
             "counters": dict(self.counters),
             "workers": dataclasses.asdict(self.workers),
             "pump": dataclasses.asdict(self.pump),
+            "totals": [
+                {"tunnel": tunnel, "user": user, **dataclasses.asdict(moved)}
+                for (tunnel, user), moved in self.totals.items()
+            ],
         }
 
     def _own_figures(self) -> dict[str, Any]:

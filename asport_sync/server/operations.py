@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from asport_sync.control.operations import LifecycleOperations, named
-from asport_sync.control.status import Row, figures
+from asport_sync.control.status import Row, counts, figures
 from asport_sync.host.stats import Side
 from asport_sync.runtime import sockets
 from asport_sync.server.stats import ClientConnectionStats, ServerStats
@@ -42,6 +42,7 @@ class ServerOperations(LifecycleOperations["Server"]):
 
 
 def _row(connection: ClientConnectionStats) -> Row:
+    info = connection.info
     return Row(
         id=f"connection {connection.id}",
         user=connection.user,
@@ -51,5 +52,5 @@ def _row(connection: ClientConnectionStats) -> Row:
         balance=connection.balance,
         state="public",
         since=time.time() - connection.age,
-        **figures(() if connection.info is None else (connection.info,)),
+        **({} if info is None else figures((info,)) | counts(info.totals)),
     )

@@ -338,12 +338,11 @@ class ServerSession(Session):
         """
         with self._lock:
             clients = list(self._connections.values())
-        return ServerStats(
-            running=True,
-            **self.host.stats(Side.SERVER),
-            address=self.address,
-            connections=tuple(_stats_of(client) for client in clients),
-        )
+        connections = tuple(_stats_of(client) for client in clients)
+        for client, each in zip(clients, connections, strict=True):
+            if each.info is not None:
+                self.host.totals.read(client.connection, each.info.totals)
+        return ServerStats(running=True, **self.host.stats(Side.SERVER), address=self.address, connections=connections)
 
     def disconnect(self, user: str) -> int:
         """Closes the connections of a user's clients, which may come back; returns how many there were.
@@ -445,6 +444,7 @@ class ServerSession(Session):
             self._fail(client, f"user {hello.uuid}")
             return
         client.user = user
+        self.host.totals.begin(client.connection, ("", str(user.uuid)))
         self.host.calls.connected(client.subject, _connected_client(client, user))
         ambiguous = self._config.ambiguous_dialect
         asked = meanings(hello.mode, Dialect(user.dialect), hinted if ambiguous == "both" else Dialect(ambiguous))

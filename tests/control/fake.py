@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 from asport_sync.control.operations import UnknownNameError
-from asport_sync.control.status import Row, Status
-from asport_sync.engine import COUNTERS
+from asport_sync.control.status import COUNTS, Row, Status
+from asport_sync.engine import COUNTERS, ConnectionTotals
 from asport_sync.host.stats import COUNTER_NAMES, Side, Stats, counters_of
+from asport_sync.host.totals import Name
 from asport_sync.runtime import log
 
 USERS = ("00112233-4455-6677-8899-aabbccddeeff", "11112233-4455-6677-8899-aabbccddeeff")
@@ -44,13 +45,24 @@ ROW = Row(
 )
 
 
-def figures(side: Side = Side.CLIENT) -> Stats:
+def totals_of(tunnels: tuple[Row, ...]) -> dict[Name, ConnectionTotals]:
+    """What the open connections of some rows have moved."""
+    found: dict[Name, ConnectionTotals] = {}
+    for row in tunnels:
+        moved = ConnectionTotals(**{counted: getattr(row, name) or 0 for name, counted in COUNTS.items()})
+        name = (row.name, row.user or "")
+        found[name] = found.get(name, ConnectionTotals()) + moved
+    return found
+
+
+def figures(side: Side = Side.CLIENT, tunnels: tuple[Row, ...] = ()) -> Stats:
     """Statistics in which every counter is 7."""
     return Stats(
         running=True,
         uptime=7.0,
         engine=dict.fromkeys((each.name for each in COUNTERS), 7),
         counters=counters_of(side, dict.fromkeys(COUNTER_NAMES, 7)),
+        totals=totals_of(tunnels),
     )
 
 
@@ -90,7 +102,7 @@ class FakeOperations:
             tunnels=self.tunnels,
             drops=self.drops,
         )
-        return status, figures(self.side)
+        return status, figures(self.side, self.tunnels)
 
     def reload(self) -> dict[str, Any]:
         self._do("reload")

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import subprocess
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -17,9 +16,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.samples import Sample
 
-from asport_sync.control.metrics import MAX_LABELS, OTHER, TUNNEL_METRICS, exposition, name_of
-from asport_sync.control.status import Row, Status
-from asport_sync.host.stats import METRICS, Kind, Side, Stats
+from asport_sync.control.metrics import MAX_LABELS, TUNNEL_METRICS, exposition, name_of
+from asport_sync.control.status import Row
+from asport_sync.host.stats import METRICS, Kind, Side
+from asport_sync.host.totals import OTHERS
 from tests.support.promtool import promtool
 
 from .dashboard import dashboard_text
@@ -109,45 +109,17 @@ def test_clients_of_a_user_count_together() -> None:
     assert list(values(text, "asport_tunnel_connections_total").values()) == [2000]
 
 
-def test_a_counter_never_decreases() -> None:
-    """Neither when a connection ends, nor when a tunnel has another one."""
+def test_a_counter_stays_when_a_connection_ends() -> None:
+    assert ROW.user is not None
     operations = FakeOperations()
-    expose = exposition(operations)
-    name = "asport_tunnel_payload_sent_bytes_total"
-    total = []
-    for sent in (100, 150, 20, None, 30):
-        changed = dataclasses.replace(ROW, id="again" if sent == 30 else ROW.id, payload_sent=sent)
-        operations.tunnels = () if sent is None else (changed,)
-        (value,) = values(expose("")[0].decode(), name).values()
-        total.append(value)
-    assert total == [100, 150, 170, 170, 200]
-
-
-def test_two_scrapers_at_the_same_time_count_nothing_twice() -> None:
-    operations = FakeOperations()
-    expose = exposition(operations)
-    looking, may_go_on = threading.Event(), threading.Event()
-    look = operations.snapshot
-
-    def look_slowly() -> tuple[Status, Stats]:
-        found = look()
-        if not looking.is_set():  # the first scraper has looked, and is held up
-            looking.set()
-            may_go_on.wait(10)
-        return found
-
-    operations.snapshot = look_slowly  # type: ignore[method-assign]
-    scrapers = [threading.Thread(target=expose, args=("",)) for _ in range(2)]
-    scrapers[0].start()
-    assert looking.wait(10)
-    operations.tunnels = (dataclasses.replace(ROW, payload_sent=(ROW.payload_sent or 0) + 1),)
-    scrapers[1].start()
-    scrapers[1].join(0.5)  # it waits for the first, or comes first
-    may_go_on.set()
-    for scraper in scrapers:
-        scraper.join()
-    found = values(expose("")[0].decode(), "asport_tunnel_payload_sent_bytes_total")
-    assert list(found.values()) == [operations.tunnels[0].payload_sent]
+    before = operations.snapshot()[1]
+    operations.tunnels = ()
+    operations.snapshot = lambda: (FakeOperations(tunnels=()).snapshot()[0], before)  # type: ignore[method-assign]
+    text = exposed(operations)
+    labels = (ROW.name, ROW.user)
+    assert values(text, "asport_tunnel_payload_sent_bytes_total") == {labels: ROW.payload_sent}
+    assert values(text, "asport_tunnels") == {labels: 0}
+    assert values(text, "asport_tunnel_rtt_seconds") == {}
 
 
 def test_labels_are_bounded() -> None:
@@ -155,7 +127,7 @@ def test_labels_are_bounded() -> None:
     expose = exposition(operations)
     found = values(expose("")[0].decode(), "asport_tunnel_connections_total")
     assert len(found) == MAX_LABELS + 1
-    assert found[OTHER, OTHER] == 50 * 1000
+    assert found[OTHERS] == 50 * 1000
     operations.tunnels = operations.tunnels[::-1]  # the first ones keep their labels
     assert values(expose("")[0].decode(), "asport_tunnel_connections_total") == found
 

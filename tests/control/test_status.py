@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asport_sync.control.operations import UnknownNameError, named
-from asport_sync.control.status import Rates, Row, Status, drops_of, figures, from_dict, rates
+from asport_sync.control.status import Rates, Row, Status, counts, drops_of, figures, from_dict, rates
 from asport_sync.engine import ConnectionInfo
 from asport_sync.host.stats import METRICS, Side
 from tests.config.reference import descriptions
@@ -50,12 +50,14 @@ def test_figures_of_no_connection() -> None:
 
 def test_figures_of_several_connections() -> None:
     """A client has two for a moment, while one takes over from the other."""
-    found = figures([info(bytes_sent=10, smoothed_rtt=0.5, path_payload=1200), info(bytes_sent=5, path_payload=1452)])
-    assert found["bytes_sent"] == 15
+    both = [info(bytes_sent=10, smoothed_rtt=0.5, path_payload=1200), info(bytes_sent=5, path_payload=1452)]
+    found = figures(both)
     assert found["connections"] == 2
-    assert (found["connections_total"], found["payload_received"], found["payload_sent"]) == (2, 2, 2)
     assert (found["rtt"], found["path_payload"]) == (1.0, 1452)
-    Row(id="x", **found)
+    counted = counts(both[0].totals + both[1].totals)
+    assert counted["bytes_sent"] == 15
+    assert (counted["connections_total"], counted["payload_received"], counted["payload_sent"]) == (2, 2, 2)
+    Row(id="x", **found | counted)
 
 
 @pytest.mark.parametrize("side", [Side.CLIENT, Side.SERVER])

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from asport_sync.engine import CloseCause, Closed
+from asport_sync.engine import CloseCause, Closed, ConnectionTotals
 from asport_sync.engine.reasons import ALERTS, TRANSPORT, Fault, describe, meaning_of
 
 # RFC 8446 section 6, all but those that it marks as reserved; the last two from IANA's registry.
@@ -70,7 +70,7 @@ SIDES = ("client", "server")
 
 def closed(cause: CloseCause, code: int, side: str) -> Closed:
     endpoint = cast(Any, None if side == "client" else "endpoint")
-    return Closed(cast(Any, "connection"), endpoint, ("192.0.2.7", 40000), cause, code, "")
+    return Closed(cast(Any, "connection"), endpoint, ("192.0.2.7", 40000), cause, code, "", ConnectionTotals())
 
 
 def test_the_table_is_complete() -> None:

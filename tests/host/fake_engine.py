@@ -564,9 +564,11 @@ def closed(
     code: int = 0,
     reason: str = "",
     endpoint: str | None = None,
+    totals: real.ConnectionTotals | None = None,
 ) -> real.Closed:
     connection.is_gone = True
-    return real.Closed(cast(Any, connection), cast(Any, endpoint), connection.peer, cause, code, reason)
+    moved = real.ConnectionTotals() if totals is None else totals
+    return real.Closed(cast(Any, connection), cast(Any, endpoint), connection.peer, cause, code, reason, moved)
 
 
 def command(

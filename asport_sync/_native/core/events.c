@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-#define FIRST_CAPACITY 256U /* events, 90 KiB; always available, even without memory to grow */
+#define FIRST_CAPACITY 256U /* events, 114 KiB; always available, even without memory to grow */
 
 int aq_events_init(aq_events *events, aq_counters *counters)
 {

@@ -35,15 +35,34 @@ static void leave_half_open(aq_conn *conn)
         conn->host->leave_half_open(conn);
 }
 
+/* Fills in what the connection has moved, and ngtcp2's figures, which include the losses. The QUIC state exists. */
+static void get_totals(aq_conn *conn, aq_connection_totals *totals, ngtcp2_conn_info *raw)
+{
+    aq_compat_losses(conn->quic, raw, &totals->packets_lost, &totals->bytes_lost);
+    totals->packets_sent = conn->packets_sent;
+    totals->packets_received = conn->packets_received;
+    totals->bytes_sent = conn->bytes_sent;
+    totals->bytes_received = conn->bytes_received;
+    totals->streams_total = conn->streams_total;
+    totals->payload_sent = atomic_load(&conn->credit->payload_sent);
+    totals->payload_received = atomic_load(&conn->credit->payload_received);
+    pthread_mutex_lock(&conn->assocs->mutex);
+    totals->payload_sent += conn->assocs->payload_sent;
+    totals->payload_received += conn->assocs->payload_received;
+    pthread_mutex_unlock(&conn->assocs->mutex);
+}
+
 static void post_closed(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, size_t length)
 {
     aq_event event = {.type = AQ_EVENT_CLOSED, .code = (uint64_t)cause, .value = code};
+    ngtcp2_conn_info raw;
     if (length > sizeof(event.data))
         length = sizeof(event.data);
     if (length > 0)
         memcpy(event.data, reason, length);
     event.length = (uint32_t)length;
     aq_sockaddr_to(&conn->remote, &event.peer);
+    get_totals(conn, &event.totals, &raw);
     aq_conn_post(conn, &event);
 }
 
@@ -668,17 +687,13 @@ int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now)
 {
     ngtcp2_conn_info raw;
     memset(info, 0, sizeof(*info));
-    aq_compat_losses(conn->quic, &raw, &info->packets_lost, &info->bytes_lost);
+    get_totals(conn, &info->totals, &raw);
     aq_sockaddr_to(&conn->remote, &info->peer);
     info->smoothed_rtt = raw.smoothed_rtt;
     info->min_rtt = raw.min_rtt != UINT64_MAX ? raw.min_rtt : 0;
     info->latest_rtt = raw.latest_rtt;
     info->congestion_window = raw.cwnd;
     info->bytes_in_flight = raw.bytes_in_flight;
-    info->packets_sent = conn->packets_sent;
-    info->packets_received = conn->packets_received;
-    info->bytes_sent = conn->bytes_sent;
-    info->bytes_received = conn->bytes_received;
     info->path_payload = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn->quic);
     info->datagram_limit = conn->handshake_done ? aq_conn_datagram_limit(conn) : 0;
     info->silence = now - conn->last_received;
@@ -686,13 +701,8 @@ int64_t aq_conn_get_info(aq_conn *conn, aq_connection_info *info, uint64_t now)
     info->keep_alive = conn->keep_alive != UINT64_MAX ? conn->keep_alive : 0;
     info->streams = conn->streams_count;
     info->relays = atomic_load_explicit(&conn->credit->relays, memory_order_relaxed);
-    info->streams_total = conn->streams_total;
-    info->payload_sent = atomic_load(&conn->credit->payload_sent);
-    info->payload_received = atomic_load(&conn->credit->payload_received);
     pthread_mutex_lock(&conn->assocs->mutex);
     info->associations = conn->assocs->count;
-    info->payload_sent += conn->assocs->payload_sent;
-    info->payload_received += conn->assocs->payload_received;
     pthread_mutex_unlock(&conn->assocs->mutex);
     info->datagrams_queued = atomic_load(&conn->assocs->has_queue) ? aq_dgram_waiting(&conn->assocs->queue) : 0;
     return AQ_OK;
