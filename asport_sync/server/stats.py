@@ -20,9 +20,9 @@ class ClientConnectionStats:
         port: The public port; None if the client has none.
         public: The same with the address that it is bound to.
         network: The granted networks, such as "tcp and udp native"; None before they are granted.
-        balance: How visitors are spread over the clients that share its port; None: the port is its own.
         age: Seconds since the QUIC handshake.
         info: The figures of the QUIC connection; None: it has just ended.
+        balance: How visitors are spread over the clients that share its port; None: the port is its own.
     """
 
     id: int
@@ -31,9 +31,9 @@ class ClientConnectionStats:
     port: int | None
     public: SocketAddress | None
     network: str | None
-    balance: str | None
     age: float
     info: ConnectionInfo | None
+    balance: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns one dict with the fields and those of ``info``; ``closed`` is true if that is missing."""

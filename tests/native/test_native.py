@@ -73,6 +73,7 @@ ASSOCIATION = (
     "tunnel/dgram.c",
     "core/events.c",
     "tunnel/limits.c",
+    "tunnel/group.c",
     "core/ranges.c",
     "core/map.c",
     "tunnel/packet.c",
