@@ -26,7 +26,7 @@ HOME, RUNTIME = "/home/alice", "/run/user/1000"
 
 # Commands that only look. They are repeated until they show what the page shows: a person looks again, too.
 LOOKS = re.compile(r"(?:asport-sync (?:status|list)|curl|cat|grep|tail)\b(?!.*&)")
-LOOK_TIMEOUT = 30.0  # seconds until they do; only a failure waits so long
+LOOK_TIMEOUT = 60.0  # seconds until they do; only a failure waits so long
 
 # What varies -> what is compared instead, in this order. Addresses keep their IP address.
 VARYING = {
