@@ -52,6 +52,7 @@ def _row(session: ClientSession, stats: TunnelStats) -> Row:
         public=None if stats.public is None else sockets.text(stats.public),
         local=str(config.local),
         network=config.network,
+        balance=None,
         state=state,
         since=since,
         error=error,

@@ -163,6 +163,9 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
     """
 
     _side: ClassVar[Side]
+    on_connect: Callable[..., object] | None = None
+    on_ready: Callable[..., object] | None = None
+    on_disconnect: Callable[..., object] | None = None
 
     def __init__(self, config: AnyConfig, file: Path | None = None) -> None:
         self._config = config

@@ -203,8 +203,9 @@ def test_a_server_as_dict() -> None:
     common_keys = ["uptime", "engine", "counters", "workers", "pump", "totals"]
     assert list(whole) == ["running", "address", "connections", *common_keys]
     place = {"port": 2024, "public": ("::", 2024)}
-    common = {"id": 1, "user": "a user", "peer": PEER, **place, "network": "tcp", "age": 60.0}
+    common = {"id": 1, "user": "a user", "peer": PEER, **place, "network": "tcp", "age": 60.0, "balance": None}
     gone = {"id": 2, "user": None, "peer": PEER, "port": None, "public": None, "network": None, "age": 1.0}
+    gone["balance"] = None
     assert whole["connections"] == [
         {**common, **dataclasses.asdict(info())},
         {**gone, "closed": True},
