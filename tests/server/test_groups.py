@@ -69,7 +69,7 @@ def test_a_client_with_a_choice_of_ports_has_one_of_its_own() -> None:
     with scene_of(allow_ports=[first, second]) as scene:
         chooser = scene.join(mode=TCP)
         other = scene.join(mode=TCP)
-        assert sorted(answer.port for each in (chooser, other) for answer in answers(each)) == [first, second]
+        assert {answer.port for each in (chooser, other) for answer in answers(each)} == {first, second}
         assert scene.engine.groups == []
         # Nor can one that asks for exactly that port join it.
         late = scene.join(mode=TCP, ports=(first, first))
@@ -157,7 +157,7 @@ def test_a_member_that_goes_before_its_answer_leaves_nothing() -> None:
         first = scene.join(mode=3)
         gone = scene.connect()
         gone.is_gone = False
-        gone.join = lambda group: (_ for _ in ()).throw(fake.gone())  # type: ignore[method-assign]
+        gone.join = lambda group: (_ for _ in ()).throw(fake.gone())
         with pytest.raises(type(fake.gone())):
             scene.hello(gone, mode=3)
         assert not first.listeners[0].closed

@@ -12,7 +12,6 @@ from asport_sync.engine import Connection, SocketAddress
 from asport_sync.errors import EngineError
 from asport_sync.host.associations import SharedBudget, SourceShares
 from asport_sync.runtime import sockets
-from asport_sync.server.associations import AssociationTable
 from asport_sync.server.public_udp import PublicUdp
 from asport_sync.wire import Dissociate, decode
 from tests.host.fake_engine import (
@@ -85,7 +84,7 @@ def test_somebody_at_two_addresses_of_the_server_is_two_sources(public: Public) 
 
 
 def test_a_full_table_refuses(public: Public) -> None:
-    public.public._associations = AssociationTable(maximum=1)
+    public.public._of_port.maximum = 1
     public.source()
     refused = public.source()
     assert public.pump.counter("udp_sources_refused_table_full") == 1
@@ -98,7 +97,7 @@ def test_a_full_table_refuses(public: Public) -> None:
 
 
 def test_in_a_full_table_idle_associations_make_room(public: Public) -> None:
-    public.public._associations = AssociationTable(maximum=2)
+    public.public._of_port.maximum = 2
     for number in (1, 2):
         public.source()
         assert len(public.pump.udp.associations) == number
@@ -121,7 +120,7 @@ def test_in_a_full_table_idle_associations_make_room(public: Public) -> None:
 
 
 def test_where_no_association_is_idle_a_line_says_so_once(public: Public, caplog: pytest.LogCaptureFixture) -> None:
-    public.public._associations = AssociationTable(maximum=1)
+    public.public._of_port.maximum = 1
     public.source()
     public.source()
     public.source()
@@ -139,7 +138,7 @@ def test_where_no_association_is_idle_a_line_says_so_once(public: Public, caplog
 
 def test_a_flood_does_not_keep_python_busy_with_making_room(public: Public) -> None:
     connection, clock = public.pump.connection, public.pump.clock
-    public.public._associations = AssociationTable(maximum=64)
+    public.public._of_port.maximum = 64
     places = public.public._evictions
     places._clock = clock
     places._allowed_at = clock()
@@ -160,7 +159,7 @@ def test_a_flood_does_not_keep_python_busy_with_making_room(public: Public) -> N
 def test_an_address_that_has_its_share_gets_more_at_a_bounded_rate(public: Public) -> None:
     """Python would have no time for others otherwise, although there are places."""
     clock, places = public.pump.clock, public.public._evictions
-    public.public._shares = places._shares = SourceShares(maximum=10)
+    public.public._of_port.shares = places._shares = SourceShares(maximum=10)
     places._clock = clock
     places._allowed_at = clock()
     for _ in range(3000):
@@ -178,8 +177,8 @@ def test_an_address_that_has_its_share_gets_more_at_a_bounded_rate(public: Publi
 def test_one_address_takes_no_more_than_half_from_others(public: Public) -> None:
     """It may have as many as there are, while nobody else wants them."""
     connection = public.pump.connection
-    public.public._associations = AssociationTable(maximum=4)
-    public.public._shares = public.public._evictions._shares = SourceShares(maximum=2)
+    public.public._of_port.maximum = 4
+    public.public._of_port.shares = public.public._evictions._shares = SourceShares(maximum=2)
     for _ in range(4):
         public.source()
     assert len(public.pump.udp.associations) == 4
