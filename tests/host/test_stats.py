@@ -14,7 +14,7 @@ import pytest
 
 import asport_sync
 from asport_sync.client.stats import ClientStats, TunnelStats
-from asport_sync.engine import COUNTERS, ConnectionInfo, ConnectionTotals
+from asport_sync.engine import COUNTERS, ConnectionInfo
 from asport_sync.host.stats import (
     COUNTER_NAMES,
     METRICS,
@@ -64,7 +64,7 @@ def test_a_metric_can_be_exported(metric: Metric) -> None:
 def test_what_runs_has_the_metrics_of_its_side_and_no_others(make: Callable[[], PlayedServer | PlayedClient]) -> None:
     with make() as played:
         whole = played.stats().as_dict()
-    for own in ("running", "public", "address", "connections", "tunnels", "totals"):
+    for own in ("running", "public", "address", "connections", "tunnels"):
         whole.pop(own, None)
     side = Side.SERVER if isinstance(played, PlayedServer) else Side.CLIENT
     found: set[tuple[str, ...]] = {(key,) for key, value in whole.items() if not isinstance(value, dict)}
@@ -141,9 +141,6 @@ def info() -> ConnectionInfo:
     return ConnectionInfo(**{**figures, "peer": PEER, "smoothed_rtt": 0.25})
 
 
-MOVED = ConnectionTotals(packets_sent=1, payload_received=2)
-
-
 def figures(side: Side) -> dict[str, Any]:
     return {
         "uptime": 1.5,
@@ -151,7 +148,6 @@ def figures(side: Side) -> dict[str, Any]:
         "counters": counters_of(side, {"udp_associations": 7}),
         "workers": WorkerStats(1, 2, 3),
         "pump": PumpStats(4, 5),
-        "totals": {("web", "a user"): MOVED},
     }
 
 
@@ -185,7 +181,6 @@ def test_a_client_as_dict() -> None:
                 "public": PEER,
                 "connections": [dataclasses.asdict(info())],
                 "health": None,
-                "totals": dataclasses.asdict(ConnectionTotals()),
                 "counters": {"joined": 1},
             }
         },
@@ -194,18 +189,24 @@ def test_a_client_as_dict() -> None:
         "counters": counters_of(Side.CLIENT, {"udp_associations": 7}),
         "workers": {"running": 1, "threads": 2, "waiting": 3},
         "pump": {"calls": 4, "held_up": 5},
-        "totals": [{"tunnel": "web", "user": "a user", **dataclasses.asdict(MOVED)}],
     }
 
 
 def test_a_server_as_dict() -> None:
     whole = server_stats().as_dict()
-    common_keys = ["uptime", "engine", "counters", "workers", "pump", "totals"]
-    assert list(whole) == ["running", "address", "connections", *common_keys]
+    assert list(whole) == ["running", "address", "connections", "uptime", "engine", "counters", "workers", "pump"]
     place = {"port": 2024, "public": ("::", 2024)}
     common = {"id": 1, "user": "a user", "peer": PEER, **place, "network": "tcp", "age": 60.0, "balance": None}
-    gone = {"id": 2, "user": None, "peer": PEER, "port": None, "public": None, "network": None, "age": 1.0}
-    gone["balance"] = None
+    gone = {
+        "id": 2,
+        "user": None,
+        "peer": PEER,
+        "port": None,
+        "public": None,
+        "network": None,
+        "age": 1.0,
+        "balance": None,
+    }
     assert whole["connections"] == [
         {**common, **dataclasses.asdict(info())},
         {**gone, "closed": True},
