@@ -14,7 +14,9 @@ from tests.support.certificates import Certificate
 from tests.support.waiting import wait_until
 
 TIMEOUT = 60.0
-MANY = 1500
+# The engine handles as many ends as fit into 2 ms before it turns to others. The ends of so many sockets take longer
+# than two such turns on any machine.
+MANY = 2500
 FEW_STREAMS, MANY_STREAMS = 6000, 48000
 # In proportion it would be 8 times as much, by the square 64 times.
 MUCH_MORE = 25
@@ -60,7 +62,7 @@ def test_streams_of_a_connection_that_is_over_let_others_through(certificate: Ce
         wait_until(lambda: len(server.seen()) >= MANY + 2, TIMEOUT, "their events have come")
         ended = [event.connection for event in server.seen() if isinstance(event, StreamEnded)]
         assert ended.count(victim) == MANY + 1
-        assert ended.index(bystander) < MANY // 2
+        assert ended.index(bystander) < MANY
 
 
 def cost_of_the_end(certificate: Certificate, count: int, granted: int) -> float:
