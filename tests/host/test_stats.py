@@ -14,7 +14,7 @@ import pytest
 
 import asport_sync
 from asport_sync.client.stats import ClientStats, TunnelStats
-from asport_sync.engine import COUNTERS, ConnectionInfo
+from asport_sync.engine import COUNTERS, ConnectionInfo, ConnectionTotals
 from asport_sync.host.stats import (
     COUNTER_NAMES,
     METRICS,
@@ -35,6 +35,9 @@ PACKAGE = Path(asport_sync.__file__).parent
 BASE_UNITS = {"", "bytes", "seconds", "datagrams", "packets", "fragments"}
 PEER = ("192.0.2.1", 443)
 TYPES = (ConnectionInfo, WorkerStats, PumpStats, Stats, ClientStats, ServerStats, ClientConnectionStats)
+
+MOVED = ConnectionTotals(payload_sent=6)
+TOTALS = [{"tunnel": "web", "user": "a user", **dataclasses.asdict(MOVED)}]
 
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 
@@ -64,7 +67,7 @@ def test_a_metric_can_be_exported(metric: Metric) -> None:
 def test_what_runs_has_the_metrics_of_its_side_and_no_others(make: Callable[[], PlayedServer | PlayedClient]) -> None:
     with make() as played:
         whole = played.stats().as_dict()
-    for own in ("running", "public", "address", "connections", "tunnels"):
+    for own in ("running", "public", "address", "connections", "tunnels", "totals"):
         whole.pop(own, None)
     side = Side.SERVER if isinstance(played, PlayedServer) else Side.CLIENT
     found: set[tuple[str, ...]] = {(key,) for key, value in whole.items() if not isinstance(value, dict)}
@@ -148,11 +151,12 @@ def figures(side: Side) -> dict[str, Any]:
         "counters": counters_of(side, {"udp_associations": 7}),
         "workers": WorkerStats(1, 2, 3),
         "pump": PumpStats(4, 5),
+        "totals": {("web", "a user"): MOVED},
     }
 
 
 def client_stats() -> ClientStats:
-    tunnels = {"web": TunnelStats(PEER, (info(),), counters={"joined": 1})}
+    tunnels = {"web": TunnelStats(PEER, (info(),), totals=MOVED, counters={"joined": 1})}
     return ClientStats(running=True, **figures(Side.CLIENT), public=PEER, connections=(info(),), tunnels=tunnels)
 
 
@@ -181,6 +185,7 @@ def test_a_client_as_dict() -> None:
                 "public": PEER,
                 "connections": [dataclasses.asdict(info())],
                 "health": None,
+                "totals": dataclasses.asdict(MOVED),
                 "counters": {"joined": 1},
             }
         },
@@ -189,12 +194,15 @@ def test_a_client_as_dict() -> None:
         "counters": counters_of(Side.CLIENT, {"udp_associations": 7}),
         "workers": {"running": 1, "threads": 2, "waiting": 3},
         "pump": {"calls": 4, "held_up": 5},
+        "totals": TOTALS,
     }
 
 
 def test_a_server_as_dict() -> None:
     whole = server_stats().as_dict()
-    assert list(whole) == ["running", "address", "connections", "uptime", "engine", "counters", "workers", "pump"]
+    common_figures = ["uptime", "engine", "counters", "workers", "pump", "totals"]
+    assert list(whole) == ["running", "address", "connections", *common_figures]
+    assert whole["totals"] == TOTALS
     place = {"port": 2024, "public": ("::", 2024)}
     common = {"id": 1, "user": "a user", "peer": PEER, **place, "network": "tcp", "age": 60.0, "balance": None}
     gone = {
