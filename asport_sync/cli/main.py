@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from asport_sync.cli import commands, output
-from asport_sync.config.values import LOG_FORMATS, LOG_LEVELS
+from asport_sync.config.choices import LOG_FORMATS, LOG_LEVELS
 from asport_sync.errors import AsportError
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from asport_sync.config import (
     tunnel_from_options,
 )
 from asport_sync.config.changes import tunnel_label
-from asport_sync.config.values import FrozenMap
+from asport_sync.config.frozen_map import FrozenMap
 from asport_sync.errors import AsportError, LifecycleError
 from asport_sync.host.host import Host, log_keys_without_effect
 from asport_sync.host.lifecycle import Lifecycle, Services, drop_none, implemented_by, shows_state, take_callables

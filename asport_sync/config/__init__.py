@@ -4,7 +4,22 @@ Of this package it imports only ``errors`` and ``hidden``.
 """
 
 from asport_sync.config.addresses import Addresses, AddressSet
+from asport_sync.config.choices import (
+    AmbiguousDialectName,
+    BalanceName,
+    CongestionControl,
+    DialectName,
+    FixedDialectName,
+    LogFormat,
+    LogLevel,
+    Network,
+    ProxyProtocol,
+    Ready,
+    Relay,
+    UdpForwardMode,
+)
 from asport_sync.config.credentials import Credential, loose_permissions
+from asport_sync.config.hosts import HostPort, LocalAddress, LocalTargets, UnixSocket
 from asport_sync.config.load import find, load_client, load_server, locate
 from asport_sync.config.model import (
     WITHOUT_EFFECT,
@@ -35,29 +50,9 @@ from asport_sync.config.options import (
     TunnelOptions,
     UserOptions,
 )
-from asport_sync.config.values import (
-    AmbiguousDialectName,
-    BalanceName,
-    Bandwidth,
-    CongestionControl,
-    DialectName,
-    FixedDialectName,
-    HostPort,
-    LocalAddress,
-    LocalTargets,
-    LogFormat,
-    LogLevel,
-    Network,
-    PortRange,
-    PortSet,
-    ProxyProtocol,
-    Ready,
-    Relay,
-    UdpForwardMode,
-    UnixSocket,
-    written_pin,
-    written_rate,
-)
+from asport_sync.config.pins import written_pin
+from asport_sync.config.ports import PortRange, PortSet
+from asport_sync.config.rates import Bandwidth, written_rate
 
 __all__ = [
     "WITHOUT_EFFECT",

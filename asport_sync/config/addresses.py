@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from asport_sync.config.values import BadValue, IPAddress, shown, text
+from asport_sync.config.bad_value import BadValue, shown
+from asport_sync.config.hosts import IPAddress
+from asport_sync.config.values import text
 
 MAX_NETWORKS: Final = 4096
 """Maximum number of networks in a list: enough for a country, and few compared with a client's other memory."""

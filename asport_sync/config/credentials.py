@@ -13,14 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from asport_sync.config.values import (
-    CREDENTIAL_PREFIX,
-    BadValue,
-    credentials_directory,
-    file_path,
-    printable,
-    text,
-)
+from asport_sync.config.bad_value import BadValue, printable
+from asport_sync.config.paths import CREDENTIAL_PREFIX, credentials_directory, file_path
+from asport_sync.config.values import text
 from asport_sync.errors import ConfigError
 from asport_sync.hidden import HiddenBytes, HiddenText
 

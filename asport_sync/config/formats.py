@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from asport_sync.config.values import KeyPath, dotted, kind
+from asport_sync.config.bad_value import KeyPath, dotted, kind
 from asport_sync.errors import ConfigError
 
 

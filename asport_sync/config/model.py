@@ -18,9 +18,30 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
-from asport_sync.config import values
+from asport_sync.config import choices, durations, hosts, machine, passwords, paths, pins, ports, rates, values
 from asport_sync.config.addresses import AddressSet, addresses, some_addresses
+from asport_sync.config.bad_value import BadValue, KeyPath, dotted
+from asport_sync.config.choices import (
+    AmbiguousDialectName,
+    BalanceName,
+    CongestionControl,
+    DialectName,
+    FixedDialectName,
+    LogFormat,
+    LogLevel,
+    Network,
+    ProxyProtocol,
+    Ready,
+    Relay,
+    UdpForwardMode,
+)
 from asport_sync.config.credentials import Credential, credential, existing_file, first_line, pem
+from asport_sync.config.frozen_map import FrozenMap
+from asport_sync.config.hosts import HostPort, IPAddress, LocalTargets
+from asport_sync.config.machine import ephemeral_ports
+from asport_sync.config.paths import ControlSocket
+from asport_sync.config.ports import ALL_PORTS, PortRange, PortSet
+from asport_sync.config.rates import Bandwidth
 from asport_sync.config.reader import (
     Invalid,
     Item,
@@ -36,33 +57,6 @@ from asport_sync.config.reader import (
     parsed_all,
     scalar,
     similarity,
-)
-from asport_sync.config.values import (
-    ALL_PORTS,
-    AmbiguousDialectName,
-    BadValue,
-    BalanceName,
-    Bandwidth,
-    CongestionControl,
-    ControlSocket,
-    DialectName,
-    FixedDialectName,
-    FrozenMap,
-    HostPort,
-    IPAddress,
-    KeyPath,
-    LocalTargets,
-    LogFormat,
-    LogLevel,
-    Network,
-    PortRange,
-    PortSet,
-    ProxyProtocol,
-    Ready,
-    Relay,
-    UdpForwardMode,
-    dotted,
-    ephemeral_ports,
 )
 from asport_sync.errors import ConfigError, ConfigErrors
 
@@ -101,8 +95,8 @@ _MAX_IN_A_ROW = 1000
 """Health checks: far more than makes sense."""
 
 
-def _choice(choices: Mapping[str, object]) -> Mapping[str, Key]:
-    return scalar(lambda value: values.choice(value, choices), accepts=values.words(choices))
+def _choice(meanings: Mapping[str, object]) -> Mapping[str, Key]:
+    return scalar(lambda value: choices.choice(value, meanings), accepts=choices.words(meanings))
 
 
 def _integer(low: int, high: int, unit: str = "") -> Mapping[str, Key]:
@@ -114,41 +108,41 @@ def _integer(low: int, high: int, unit: str = "") -> Mapping[str, Key]:
 
 _BOOLEAN = scalar(values.boolean, accepts="`true`, `false`")
 _DURATION = key(
-    lambda item: values.duration(item.value, bare_seconds=item.source.path is None),
+    lambda item: durations.duration(item.value, bare_seconds=item.source.path is None),
     accepts="duration, `1ms` to `100years`",
 )
 _INTERVAL = key(
-    lambda item: values.check_interval(item.value, bare_seconds=item.source.path is None),
+    lambda item: durations.check_interval(item.value, bare_seconds=item.source.path is None),
     accepts="duration, `100ms` to `100years`",
 )
 _OFF_OR_DURATION = key(
-    lambda item: values.off_or_duration(item.value, bare_seconds=item.source.path is None),
+    lambda item: durations.off_or_duration(item.value, bare_seconds=item.source.path is None),
     accepts="`off`, or a duration, `1s` to `9h`",
 )
 _BANDWIDTH = scalar(
-    values.bandwidth,
+    rates.bandwidth,
     accepts="table of `in` and `out`: whole number with `kbit`, `mbit`, `gbit` (bits per second) or `kbyte`, `mbyte`, "
     "`gbyte` (bytes per second), `8kbit` to `100gbit`; or `off`",
 )
 _ADDRESSES = "IP address or network (`address/length`), or a list of up to 4,096 of these"
 _KEEP_ALIVE = key(
-    lambda item: values.keep_alive(item.value, bare_seconds=item.source.path is None),
+    lambda item: durations.keep_alive(item.value, bare_seconds=item.source.path is None),
     accepts="duration, `100ms` to `1h`",
 )
-_DIALECT = _choice(values.DIALECTS)
-_NETWORK = scalar(values.networks, accepts=f"{values.words(values.NETWORKS)}; or a list of these")
-_PATH = key(lambda item: values.file_path(item.value, item.source.directory), accepts="path")
-_PASSWORD = scalar(values.secret, accepts="text, not empty")
-_RESET_KEY = scalar(values.reset_key, accepts="text of at least 32 characters")
-_TOKEN = scalar(values.token, accepts="text of at least 16 characters")
+_DIALECT = _choice(choices.DIALECTS)
+_NETWORK = scalar(choices.networks, accepts=f"{choices.words(choices.NETWORKS)}; or a list of these")
+_PATH = key(lambda item: paths.file_path(item.value, item.source.directory), accepts="path")
+_PASSWORD = scalar(passwords.secret, accepts="text, not empty")
+_RESET_KEY = scalar(passwords.reset_key, accepts="text of at least 32 characters")
+_TOKEN = scalar(passwords.token, accepts="text of at least 16 characters")
 # Keys whose value may instead be the first line of a file, named by the key with the suffix "_file".
 _IN_FILES: Mapping[str, Callable[[object], object]] = {
-    "password": values.secret,
-    "reset_key": values.reset_key,
-    "token": values.token,
+    "password": passwords.secret,
+    "reset_key": passwords.reset_key,
+    "token": passwords.token,
 }
 _LOCAL = key(
-    lambda item: values.local(item.value, item.source.directory),
+    lambda item: hosts.local(item.value, item.source.directory),
     accepts="`host:port`, a port, a list of these, `unix:PATH` or `unix:@NAME`",
 )
 _HTTP_PATH = scalar(values.http_path, accepts="path that begins with `/`, with a query or without")
@@ -186,7 +180,7 @@ class CertificatesConfig:
     pins: tuple[bytes, ...] = field(
         default=(),
         metadata=documented(
-            scalar(values.pins, accepts="list, not empty, of `sha256//` and base64, or of 64 hexadecimal digits"),
+            scalar(pins.pins, accepts="list, not empty, of `sha256//` and base64, or of 64 hexadecimal digits"),
             since="0.1.1",
         ),
     )
@@ -224,7 +218,7 @@ class TlsClientConfig(TlsConfig):
             ``certificates.pins`` is given, anyone on the path can then pose as the server.
     """
 
-    server_name: str | None = field(default=None, metadata=scalar(values.host, "sni", accepts="name or IP address"))
+    server_name: str | None = field(default=None, metadata=scalar(hosts.host, "sni", accepts="name or IP address"))
     certificates: CertificatesConfig = field(
         default_factory=CertificatesConfig, metadata=key(lambda item: _certificates(item), accepts="table, see below")
     )
@@ -263,7 +257,7 @@ class StatusConfig:
         token_file: File whose first line is the token, instead of ``token``.
     """
 
-    http: HostPort = field(metadata=documented(scalar(values.ip_port, accepts="`ip:port`"), since="Unreleased"))
+    http: HostPort = field(metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`"), since="Unreleased"))
     token: str | None = field(default=None, repr=False, metadata=documented(_TOKEN, since="Unreleased"))
     token_file: Path | None = field(default=None, metadata=documented(_PATH, since="Unreleased"))
 
@@ -308,16 +302,16 @@ class HostConfig:
     """
 
     receive_memory: int = field(
-        default_factory=values.memory_to_receive,
+        default_factory=machine.memory_to_receive,
         metadata=documented(
-            _integer(values.SMALLEST_RECEIVE_MEMORY, 2**63 - 1, "bytes"),
+            _integer(machine.SMALLEST_RECEIVE_MEMORY, 2**63 - 1, "bytes"),
             since="Unreleased",
             default="a quarter of the memory available to the process, from 64 MiB to 1 GiB",
         ),
     )
-    log_level: LogLevel = field(default="warn", metadata=_choice(values.LOG_LEVELS))
+    log_level: LogLevel = field(default="warn", metadata=_choice(choices.LOG_LEVELS))
     log_format: LogFormat = field(
-        default="text", metadata=documented(_choice(values.LOG_FORMATS), since="Unreleased", needs_restart=True)
+        default="text", metadata=documented(_choice(choices.LOG_FORMATS), since="Unreleased", needs_restart=True)
     )
     access_log: Path | None = field(
         default=None,
@@ -326,12 +320,12 @@ class HostConfig:
         ),
     )
     ready: Ready = field(
-        default="started", metadata=documented(_choice(values.READY), since="Unreleased", needs_restart=True)
+        default="started", metadata=documented(_choice(choices.READY), since="Unreleased", needs_restart=True)
     )
     control_socket: ControlSocket | None = field(
         default=None,
         metadata=documented(
-            key(lambda item: values.control_socket(item.value, item.source.directory), accepts="path, or `off`"),
+            key(lambda item: paths.control_socket(item.value, item.source.directory), accepts="path, or `off`"),
             since="Unreleased",
             default=(
                 "in the commands `client.sock` or `server.sock` in `$RUNTIME_DIRECTORY`, else in "
@@ -347,13 +341,13 @@ class HostConfig:
         ),
     )
     relay: Relay = field(
-        default="auto", metadata=documented(_choice(values.RELAYS), since="Unreleased", needs_restart=True)
+        default="auto", metadata=documented(_choice(choices.RELAYS), since="Unreleased", needs_restart=True)
     )
     max_workers: int | None = field(
         default=None,
         metadata=documented(
             _integer(0, _MAX_WORKERS),
-            default=f"one per processor, none on up to two processors; {values.WORKERS} with `relay: workers`",
+            default=f"one per processor, none on up to two processors; {machine.WORKERS} with `relay: workers`",
             needs_restart=True,
         ),
     )
@@ -368,7 +362,7 @@ class HostConfig:
             return 0
         if self.max_workers is not None:
             return self.max_workers
-        return values.WORKERS if self.relay == "workers" else values.spare_workers()
+        return machine.WORKERS if self.relay == "workers" else machine.spare_workers()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,7 +385,7 @@ class ConnectionConfig:
             interface and path allow, up to 32 KiB.
     """
 
-    congestion_control: CongestionControl = field(default="bbr", metadata=_choice(values.CONGESTION_CONTROLS))
+    congestion_control: CongestionControl = field(default="bbr", metadata=_choice(choices.CONGESTION_CONTROLS))
     handshake_timeout: float = field(default=3.0, metadata=_DURATION)
     task_negotiation_timeout: float = field(default=3.0, metadata=_DURATION)
     max_packet_size: int = field(
@@ -546,16 +540,16 @@ class TunnelConfig(ConnectionConfig, VisitorsConfig):
     """
 
     name: str = ""
-    server: HostPort = field(metadata=scalar(values.host_port, accepts="`host:port`"))
+    server: HostPort = field(metadata=scalar(hosts.host_port, accepts="`host:port`"))
     local: LocalTargets = field(metadata=_LOCAL)
     uuid: uuid_module.UUID = field(metadata=scalar(values.identifier, accepts="UUID"))
     password: str = field(repr=False, metadata=_PASSWORD)
     password_file: Path | None = field(default=None, metadata=_PATH)
     network: Network = field(default="both", metadata=_NETWORK)
-    udp_forward_mode: UdpForwardMode = field(default="native", metadata=_choice(values.UDP_FORWARD_MODES))
+    udp_forward_mode: UdpForwardMode = field(default="native", metadata=_choice(choices.UDP_FORWARD_MODES))
     udp_timeout: float = field(default=300.0, metadata=_DURATION)
     expected_port_range: PortRange = field(
-        default=ALL_PORTS, metadata=scalar(values.port_range, "port", accepts="port, `[start, end]` or `{start, end}`")
+        default=ALL_PORTS, metadata=scalar(ports.port_range, "port", accepts="port, `[start, end]` or `{start, end}`")
     )
     healthy_check: float = field(default=20.0, metadata=_DURATION)
     timeout: float = field(default=8.0, metadata=_DURATION)
@@ -565,9 +559,9 @@ class TunnelConfig(ConnectionConfig, VisitorsConfig):
     )
     gc_interval: float = field(default=3.0, metadata=_DURATION)
     gc_lifetime: float = field(default=15.0, metadata=_DURATION)
-    proxy_protocol: ProxyProtocol = field(default="none", metadata=_choice(values.PROXY_PROTOCOLS))
+    proxy_protocol: ProxyProtocol = field(default="none", metadata=_choice(choices.PROXY_PROTOCOLS))
     dialect: FixedDialectName = field(
-        default="draft", metadata=scalar(values.client_dialect, accepts=values.words(values.FIXED_DIALECTS))
+        default="draft", metadata=scalar(choices.client_dialect, accepts=choices.words(choices.FIXED_DIALECTS))
     )
     dial_timeout: float = field(default=5.0, metadata=_DURATION)
     health: HealthConfig | None = field(
@@ -694,11 +688,11 @@ class ProxyConfig(VisitorsConfig):
     users: tuple[UserConfig, ...] = field(
         metadata=key(lambda item: _users(item), accepts="table, not empty: UUID = password, or UUID = table")
     )
-    bind_ip: IPAddress = field(default=ipaddress.IPv6Address("::"), metadata=scalar(values.ip, accepts="IP address"))
+    bind_ip: IPAddress = field(default=ipaddress.IPv6Address("::"), metadata=scalar(hosts.ip, accepts="IP address"))
     allow_ports: PortSet = field(
         default_factory=ephemeral_ports,
         metadata=documented(
-            scalar(values.port_set, accepts="port, `{start, end}`, or a list of these and of `[start, end]`"),
+            scalar(ports.port_set, accepts="port, `{start, end}`, or a list of these and of `[start, end]`"),
             default="the system's ephemeral ports",
         ),
     )
@@ -710,7 +704,9 @@ class ProxyConfig(VisitorsConfig):
     max_clients_total: int | None = field(
         default=None, metadata=documented(_integer(1, _MAX_CLIENTS), since="Unreleased")
     )
-    balance: BalanceName | None = field(default=None, metadata=documented(_choice(values.BALANCES), since="Unreleased"))
+    balance: BalanceName | None = field(
+        default=None, metadata=documented(_choice(choices.BALANCES), since="Unreleased")
+    )
 
 
 @_with_inherited_keys
@@ -742,7 +738,7 @@ class ServerConfig(HostConfig, ConnectionConfig, LimitsConfig):
         tls: The TLS keys. Files and options have them at the top level, or in the table ``security.tls``.
     """
 
-    server: HostPort = field(metadata=documented(scalar(values.ip_port, accepts="`ip:port`"), needs_restart=True))
+    server: HostPort = field(metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`"), needs_restart=True))
     proxies: tuple[ProxyConfig, ...] = field(metadata=key(lambda item: _proxies(item), accepts="list of tables"))
     only_v6: bool | None = field(default=None, metadata=documented(_BOOLEAN, needs_restart=True))
     authentication_failed_reply: bool = field(default=True, metadata=_BOOLEAN)
@@ -752,7 +748,7 @@ class ServerConfig(HostConfig, ConnectionConfig, LimitsConfig):
     )
     udp_session_timeout: float = field(default=300.0, metadata=_DURATION)
     dialect: DialectName = field(default="auto", metadata=_DIALECT)
-    ambiguous_dialect: AmbiguousDialectName = field(default="both", metadata=_choice(values.AMBIGUOUS_DIALECTS))
+    ambiguous_dialect: AmbiguousDialectName = field(default="both", metadata=_choice(choices.AMBIGUOUS_DIALECTS))
     reset_key: bytes | None = field(
         default=None, repr=False, metadata=documented(_RESET_KEY, since="Unreleased", needs_restart=True)
     )
@@ -790,7 +786,7 @@ def dialect_of(config: ServerConfig, proxy: ProxyConfig, user: UserConfig) -> Di
 
 
 def _access_log(item: Item) -> Path:
-    return Path("-") if item.value == "-" else values.file_path(item.value, item.source.directory)
+    return Path("-") if item.value == "-" else paths.file_path(item.value, item.source.directory)
 
 
 def _existing_files(item: Item) -> tuple[Path, ...]:
@@ -860,7 +856,7 @@ def _from_file(gathered: Mapping[str, Item], name: str, parse: Callable[[object]
         file.source.report(f"given together with {name}: only one of them is allowed", file.at)
         return unusable
     try:
-        path = file.parsed(lambda item: values.file_path(item.value, item.source.directory))
+        path = file.parsed(lambda item: paths.file_path(item.value, item.source.directory))
         return {name: file.parsed(lambda item: parse(first_line(path, item.value))), in_file: path}
     except Invalid:
         return unusable
@@ -916,7 +912,7 @@ def _user(item: Item) -> UserConfig:
         return _table(UserConfig, item, item.table(), "server", uuid=uuid)
     if item.value is None:
         raise BadValue("this user has no password")
-    return UserConfig(uuid=uuid, password=values.secret(item.value))
+    return UserConfig(uuid=uuid, password=passwords.secret(item.value))
 
 
 # --- the top level and its TLS keys -----------------------------------------------------------------------------------
@@ -1043,7 +1039,7 @@ def _without_keys_of_the_client(unknown: Mapping[str, Item]) -> dict[str, Item]:
 
 
 def _security_type(item: Item) -> str:
-    return values.choice(item.value, {"tls": "tls", "noise": "noise"})
+    return choices.choice(item.value, {"tls": "tls", "noise": "noise"})
 
 
 def _tunnel_tables(item: Item) -> dict[str, Item]:

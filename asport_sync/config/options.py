@@ -12,16 +12,16 @@ from typing import Any, TypedDict
 from uuid import UUID
 
 from asport_sync.config.addresses import Addresses
-from asport_sync.config.values import (
+from asport_sync.config.choices import (
     BalanceName,
     CongestionControl,
     DialectName,
     FixedDialectName,
     Network,
-    PortSet,
     ProxyProtocol,
     UdpForwardMode,
 )
+from asport_sync.config.ports import PortSet
 
 
 # written by python -m tests.config.signatures --write

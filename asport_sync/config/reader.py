@@ -1,7 +1,7 @@
 """Reads a tree of tables into dataclasses; collects all errors, with key and, if known, line.
 
 :func:`key` in the metadata of a dataclass field sets the function that parses the key of that name; default values are
-defined by the dataclass only. Parsers raise :class:`~asport_sync.config.values.BadValue`; the reader adds the place.
+defined by the dataclass only. Parsers raise :class:`~asport_sync.config.bad_value.BadValue`; the reader adds the place.
 Used by one thread at a time: a :class:`Source` belongs to the call that loads it.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
-from asport_sync.config.values import BadValue, KeyPath, dotted, kind
+from asport_sync.config.bad_value import BadValue, KeyPath, dotted, kind
 from asport_sync.errors import ConfigError, ConfigErrors
 
 T = TypeVar("T")

@@ -7,8 +7,8 @@ from typing import Final
 
 import yaml
 
+from asport_sync.config.bad_value import KeyPath
 from asport_sync.config.formats import Syntax
-from asport_sync.config.values import KeyPath
 
 _MAX_YAML_NODES: Final = 100_000
 """Aliases let a short YAML file expand to a tree of any size. Sensible files are far below this."""

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asport_sync.config.bad_value import KeyPath
 from asport_sync.config.formats import FORMATS, Document, parse
-from asport_sync.config.values import KeyPath
 from asport_sync.errors import ConfigError
 
 from .samples import UUID, WRITERS

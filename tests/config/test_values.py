@@ -18,8 +18,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asport_sync.config import ClientConfig, HostPort, PortRange, PortSet, ServerConfig, values, without_effect
-from asport_sync.config.values import BadValue, UnixSocket
+from asport_sync.config import (
+    ClientConfig,
+    HostPort,
+    PortRange,
+    PortSet,
+    ServerConfig,
+    bad_value,
+    choices,
+    durations,
+    hosts,
+    machine,
+    paths,
+    ports,
+    rates,
+    values,
+    without_effect,
+)
+from asport_sync.config.bad_value import BadValue, KeyPath
+from asport_sync.config.hosts import UnixSocket
 
 from .samples import UUID, client, server
 
@@ -47,7 +64,7 @@ HUGE = pytest.param(16**5000, id="huge")
     ],
 )
 def test_duration(text: str, seconds: float) -> None:
-    assert values.duration(text) == pytest.approx(seconds, rel=1e-12)
+    assert durations.duration(text) == pytest.approx(seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +85,7 @@ def test_duration(text: str, seconds: float) -> None:
 def test_every_unit_of_duration(units: str, seconds: float) -> None:
     count = 20_000_000 if seconds < 1 else 3
     for unit in units.split():
-        assert values.duration(f"{count}{unit}") == pytest.approx(count * seconds, rel=1e-12), unit
+        assert durations.duration(f"{count}{unit}") == pytest.approx(count * seconds, rel=1e-12), unit
 
 
 @pytest.mark.parametrize(
@@ -97,18 +114,18 @@ def test_every_unit_of_duration(units: str, seconds: float) -> None:
 )
 def test_refused_duration(value: object, text: str) -> None:
     with pytest.raises(BadValue, match=text):
-        values.duration(value)
+        durations.duration(value)
 
 
 @pytest.mark.parametrize("seconds", [8, 0.25, 1e9])
 def test_a_program_gives_seconds(seconds: float) -> None:
-    assert values.duration(seconds, bare_seconds=True) == seconds
+    assert durations.duration(seconds, bare_seconds=True) == seconds
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 1e-9, math.nan, math.inf, HUGE, True])
 def test_a_program_gives_bad_seconds(seconds: float) -> None:
     with pytest.raises(BadValue):
-        values.duration(seconds, bare_seconds=True)
+        durations.duration(seconds, bare_seconds=True)
 
 
 # --- plain values ----------------------------------------------------------------------------------------------------
@@ -163,28 +180,28 @@ def test_packet_size_is_cut_to_what_a_packet_can_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choices", "words"),
+    ("meanings", "words"),
     [
-        (values.NETWORKS, {"tcp": "tcp", "UDP": "udp", "Both": "both", "tcpudp": "both", "tcp_udp": "both"}),
-        (values.NETWORKS, {"tcp-udp": "both", "ALL": "both"}),
-        (values.UDP_FORWARD_MODES, {"native": "native", "QUIC": "quic"}),
-        (values.CONGESTION_CONTROLS, {"BBR": "bbr", "cubic": "cubic", "reno": "new_reno", "NewReno": "new_reno"}),
-        (values.CONGESTION_CONTROLS, {"new_reno": "new_reno"}),
-        (values.PROXY_PROTOCOLS, {"none": "none", "disable": "none", "Disabled": "none", "off": "none", "V1": "v1"}),
-        (values.PROXY_PROTOCOLS, {"v2": "v2"}),
-        (values.LOG_LEVELS, {"OFF": "off", "error": "error", "Warn": "warn", "info": "info", "debug": "debug"}),
-        (values.LOG_LEVELS, {"trace": "trace"}),
-        (values.DIALECTS, {"auto": "auto", "Draft": "draft", "flags": "flags"}),
+        (choices.NETWORKS, {"tcp": "tcp", "UDP": "udp", "Both": "both", "tcpudp": "both", "tcp_udp": "both"}),
+        (choices.NETWORKS, {"tcp-udp": "both", "ALL": "both"}),
+        (choices.UDP_FORWARD_MODES, {"native": "native", "QUIC": "quic"}),
+        (choices.CONGESTION_CONTROLS, {"BBR": "bbr", "cubic": "cubic", "reno": "new_reno", "NewReno": "new_reno"}),
+        (choices.CONGESTION_CONTROLS, {"new_reno": "new_reno"}),
+        (choices.PROXY_PROTOCOLS, {"none": "none", "disable": "none", "Disabled": "none", "off": "none", "V1": "v1"}),
+        (choices.PROXY_PROTOCOLS, {"v2": "v2"}),
+        (choices.LOG_LEVELS, {"OFF": "off", "error": "error", "Warn": "warn", "info": "info", "debug": "debug"}),
+        (choices.LOG_LEVELS, {"trace": "trace"}),
+        (choices.DIALECTS, {"auto": "auto", "Draft": "draft", "flags": "flags"}),
     ],
 )
-def test_choice(choices: dict[str, str], words: dict[str, str]) -> None:
-    assert {word: values.choice(word, choices) for word in words} == words
+def test_choice(meanings: dict[str, str], words: dict[str, str]) -> None:
+    assert {word: choices.choice(word, meanings) for word in words} == words
 
 
 @pytest.mark.parametrize("value", ["", "tcp ", "sctp", 1, True, None, ["v1"], 1.5])
 def test_refused_choice(value: object) -> None:
     with pytest.raises(BadValue, match="expected one of tcp, udp, both, not"):
-        values.choice(value, values.NETWORKS)
+        choices.choice(value, choices.NETWORKS)
 
 
 @pytest.mark.parametrize(
@@ -192,23 +209,23 @@ def test_refused_choice(value: object) -> None:
     [("tcp", "tcp"), (["tcp", "udp"], "both"), (["UDP", "TCP"], "both"), (["udp"], "udp"), (["both", "tcp"], "both")],
 )
 def test_networks(value: object, network: str) -> None:
-    assert values.networks(value) == network
+    assert choices.networks(value) == network
 
 
 @pytest.mark.parametrize(("value", "within"), [([], ()), (["tcp", "x"], (1,)), ([["tcp"]], (0,)), ({}, ())])
-def test_refused_networks(value: object, within: values.KeyPath) -> None:
+def test_refused_networks(value: object, within: KeyPath) -> None:
     with pytest.raises(BadValue) as caught:
-        values.networks(value)
+        choices.networks(value)
     assert caught.value.within == within
 
 
 def test_client_dialect() -> None:
-    assert values.client_dialect("FLAGS") == "flags"
-    assert values.client_dialect("draft") == "draft"
+    assert choices.client_dialect("FLAGS") == "flags"
+    assert choices.client_dialect("draft") == "draft"
     with pytest.raises(BadValue, match='"draft" or "flags", not "auto"'):
-        values.client_dialect("auto")
+        choices.client_dialect("auto")
     with pytest.raises(BadValue, match="expected one of"):
-        values.client_dialect("old")
+        choices.client_dialect("old")
 
 
 @pytest.mark.parametrize(
@@ -241,26 +258,26 @@ def test_protocols() -> None:
     ("value", "within"),
     [("h3", ()), ([], ()), ([""], (0,)), (["h3", "x" * 256], (1,)), ([1.5], (0,)), ({}, ()), (None, ())],
 )
-def test_refused_protocols(value: object, within: values.KeyPath) -> None:
+def test_refused_protocols(value: object, within: KeyPath) -> None:
     with pytest.raises(BadValue) as caught:
         values.protocols(value)
     assert caught.value.within == within
 
 
 def test_file_path() -> None:
-    assert values.file_path("a/b", Path("/etc")) == Path("/etc/a/b")
-    assert values.file_path("/a/b", Path("/etc")) == Path("/a/b")
-    assert values.file_path(Path("a"), None) == Path("a")
+    assert paths.file_path("a/b", Path("/etc")) == Path("/etc/a/b")
+    assert paths.file_path("/a/b", Path("/etc")) == Path("/a/b")
+    assert paths.file_path(Path("a"), None) == Path("a")
 
 
 def test_path_of_a_credential(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/unit")
     for directory in (None, Path("/etc")):
-        assert values.file_path("credential:alice.password", directory) == Path("/run/credentials/unit/alice.password")
-    assert values.file_path(Path("credential:x"), Path("/etc")) == Path("/etc/credential:x")
+        assert paths.file_path("credential:alice.password", directory) == Path("/run/credentials/unit/alice.password")
+    assert paths.file_path(Path("credential:x"), Path("/etc")) == Path("/etc/credential:x")
     for name in ("", ".", "..", "a/b", "/etc/passwd"):
         with pytest.raises(BadValue, match="expected the name of a credential"):
-            values.file_path(f"credential:{name}", None)
+            paths.file_path(f"credential:{name}", None)
 
 
 @pytest.mark.parametrize("place", [None, ""])
@@ -269,13 +286,13 @@ def test_a_credential_where_systemd_gave_none(monkeypatch: pytest.MonkeyPatch, p
     if place is not None:
         monkeypatch.setenv("CREDENTIALS_DIRECTORY", place)
     with pytest.raises(BadValue, match="CREDENTIALS_DIRECTORY is not set"):
-        values.file_path("credential:alice.password", None)
+        paths.file_path("credential:alice.password", None)
 
 
 @pytest.mark.parametrize("value", ["", "a\0b", None, [], 1.5])
 def test_refused_file_path(value: object) -> None:
     with pytest.raises(BadValue):
-        values.file_path(value, None)
+        paths.file_path(value, None)
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
@@ -296,7 +313,7 @@ def test_refused_file_path(value: object) -> None:
     ],
 )
 def test_host_port(text: str, host: str, port: int, written: str) -> None:
-    parsed = values.host_port(text)
+    parsed = hosts.host_port(text)
     assert parsed == HostPort(host, port)
     assert str(parsed) == written
 
@@ -334,20 +351,20 @@ def test_host_port(text: str, host: str, port: int, written: str) -> None:
 )
 def test_refused_host_port(value: object, text: str) -> None:
     with pytest.raises(BadValue, match=text):
-        values.host_port(value)
+        hosts.host_port(value)
 
 
 def test_host_port_of_a_program() -> None:
-    assert values.host_port(("::1", 80)) == HostPort("::1", 80)
-    assert values.host_port(HostPort("h", 80)) == HostPort("h", 80)
+    assert hosts.host_port(("::1", 80)) == HostPort("::1", 80)
+    assert hosts.host_port(HostPort("h", 80)) == HostPort("h", 80)
 
 
 def test_ip_port_takes_port_0_but_no_name() -> None:
-    assert values.ip_port("[::]:443") == HostPort("::", 443)
-    assert values.ip_port("127.0.0.1:0") == HostPort("127.0.0.1", 0)
-    assert values.ip_port("127.0.0.1:0").ip == ipaddress.ip_address("127.0.0.1")
+    assert hosts.ip_port("[::]:443") == HostPort("::", 443)
+    assert hosts.ip_port("127.0.0.1:0") == HostPort("127.0.0.1", 0)
+    assert hosts.ip_port("127.0.0.1:0").ip == ipaddress.ip_address("127.0.0.1")
     with pytest.raises(BadValue, match='"localhost" is a name'):
-        values.ip_port("localhost:443")
+        hosts.ip_port("localhost:443")
 
 
 @pytest.mark.parametrize(
@@ -372,20 +389,20 @@ def test_ip_port_takes_port_0_but_no_name() -> None:
     ],
 )
 def test_local(value: object, addresses: list[object], written: str) -> None:
-    parsed = values.local(value, Path("/etc/asport"))
+    parsed = hosts.local(value, Path("/etc/asport"))
     assert list(parsed.addresses) == addresses
     assert str(parsed) == written
-    assert values.local(parsed) is parsed
+    assert hosts.local(parsed) is parsed
 
 
 def test_a_relative_unix_socket_of_a_program_stays_relative() -> None:
-    assert values.local("unix:app.sock").addresses == (UnixSocket("app.sock"),)
+    assert hosts.local("unix:app.sock").addresses == (UnixSocket("app.sock"),)
 
 
 def test_the_first_host_of_local_is_an_attribute() -> None:
-    local = values.local(["10.0.0.1:80", "b:81"])
+    local = hosts.local(["10.0.0.1:80", "b:81"])
     assert (local.host, local.port, local.is_unix) == ("10.0.0.1", 80, False)
-    unix = values.local("unix:@app")
+    unix = hosts.local("unix:@app")
     assert unix.is_unix
     assert not hasattr(unix, "host")
     assert not hasattr(unix, "port")
@@ -414,26 +431,26 @@ def test_the_first_host_of_local_is_an_attribute() -> None:
 )
 def test_refused_local(value: object, text: str) -> None:
     with pytest.raises(BadValue, match=text):
-        values.local(value)
+        hosts.local(value)
 
 
 def test_ip() -> None:
-    assert values.ip("::") == values.ip("[::]") == ipaddress.IPv6Address("::")
-    assert values.ip("192.0.2.1") == ipaddress.IPv4Address("192.0.2.1")
-    assert values.ip(ipaddress.IPv4Address("192.0.2.1")) == ipaddress.IPv4Address("192.0.2.1")
+    assert hosts.ip("::") == hosts.ip("[::]") == ipaddress.IPv6Address("::")
+    assert hosts.ip("192.0.2.1") == ipaddress.IPv4Address("192.0.2.1")
+    assert hosts.ip(ipaddress.IPv4Address("192.0.2.1")) == ipaddress.IPv4Address("192.0.2.1")
 
 
 @pytest.mark.parametrize("value", ["[192.0.2.1]", "localhost", "", "[::", "1.2.3", 4, 1.5, None])
 def test_refused_ip(value: object) -> None:
     with pytest.raises(BadValue):
-        values.ip(value)
+        hosts.ip(value)
 
 
-# --- ports -----------------------------------------------------------------------------------------------------------
+# --- ports ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("value", "ports"),
+    ("value", "found"),
     [
         (2024, (2024, 2024)),
         ([2000, 3000], (2000, 3000)),
@@ -442,8 +459,8 @@ def test_refused_ip(value: object) -> None:
         (PortRange(5, 5), (5, 5)),
     ],
 )
-def test_port_range(value: object, ports: tuple[int, int]) -> None:
-    assert values.port_range(value) == ports
+def test_port_range(value: object, found: tuple[int, int]) -> None:
+    assert ports.port_range(value) == found
 
 
 @pytest.mark.parametrize(
@@ -465,9 +482,9 @@ def test_port_range(value: object, ports: tuple[int, int]) -> None:
         (None, "expected a port", ()),
     ],
 )
-def test_refused_port_range(value: object, text: str, within: values.KeyPath) -> None:
+def test_refused_port_range(value: object, text: str, within: KeyPath) -> None:
     with pytest.raises(BadValue, match=text) as caught:
-        values.port_range(value)
+        ports.port_range(value)
     assert caught.value.within == within
 
 
@@ -492,14 +509,14 @@ def test_refused_port_range(value: object, text: str, within: values.KeyPath) ->
 )
 def test_refused_rate(value: object, text: str) -> None:
     with pytest.raises(BadValue, match=re.escape(text)) as caught:
-        values.bandwidth({"out": value})
+        rates.bandwidth({"out": value})
     assert caught.value.within == ("out",)
 
 
 @pytest.mark.parametrize("written", ["8kbit", "64kbit", "1500kbit", "10mbit", "1gbit", "100gbit", "off"])
 def test_rates_are_written_as_they_are_read(written: str) -> None:
-    assert values.written_rate(values.rate(written)) == written
-    assert str(values.bandwidth({"in": written, "out": "1mbyte"})) == f"in {written}, out 8mbit"
+    assert rates.written_rate(rates.rate(written)) == written
+    assert str(rates.bandwidth({"in": written, "out": "1mbyte"})) == f"in {written}, out 8mbit"
 
 
 @pytest.mark.parametrize(
@@ -516,7 +533,7 @@ def test_rates_are_written_as_they_are_read(written: str) -> None:
     ],
 )
 def test_port_set(value: object, ranges: list[tuple[int, int]]) -> None:
-    assert list(values.port_set(value).ranges) == ranges
+    assert list(ports.port_set(value).ranges) == ranges
 
 
 @pytest.mark.parametrize(
@@ -532,17 +549,17 @@ def test_port_set(value: object, ranges: list[tuple[int, int]]) -> None:
         (None, "expected a port", ()),
     ],
 )
-def test_refused_port_set(value: object, text: str, within: values.KeyPath) -> None:
+def test_refused_port_set(value: object, text: str, within: KeyPath) -> None:
     with pytest.raises(BadValue, match=text) as caught:
-        values.port_set(value)
+        ports.port_set(value)
     assert caught.value.within == within
 
 
-ports = st.integers(1, 60)
-ranges = st.lists(st.tuples(ports, ports), max_size=8)
+single_ports = st.integers(1, 60)
+ranges = st.lists(st.tuples(single_ports, single_ports), max_size=8)
 
 
-@given(ranges, ports, ports)
+@given(ranges, single_ports, single_ports)
 def test_port_set_is_the_set_of_its_ports(pairs: list[tuple[int, int]], start: int, end: int) -> None:
     members = {port for low, high in pairs for port in range(low, high + 1)}
     made = PortSet(pairs)
@@ -580,7 +597,7 @@ def test_port_set_is_immutable_and_can_be_written_out() -> None:
 def test_ephemeral_ports_are_those_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda path, encoding: "40000\t50000\n")
     monkeypatch.setattr(sys, "platform", "linux")
-    assert values.ephemeral_ports() == PortSet([(40000, 50000)])
+    assert machine.ephemeral_ports() == PortSet([(40000, 50000)])
 
 
 @pytest.mark.parametrize("content", ["", "x y", None])
@@ -592,9 +609,9 @@ def test_ephemeral_ports_where_the_system_does_not_say(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "read_text", read)
     monkeypatch.setattr(sys, "platform", "linux")
-    assert values.ephemeral_ports() == PortSet([(32768, 60999)])
+    assert machine.ephemeral_ports() == PortSet([(32768, 60999)])
     monkeypatch.setattr(sys, "platform", "freebsd14")
-    assert values.ephemeral_ports() == PortSet([(49152, 65535)])
+    assert machine.ephemeral_ports() == PortSet([(49152, 65535)])
 
 
 @pytest.mark.parametrize(("processors", "workers"), [(1, 0), (2, 0), (3, 3), (64, 64)])
@@ -602,13 +619,13 @@ def test_spare_workers(monkeypatch: pytest.MonkeyPatch, processors: int, workers
     """Those that this process may use count, not those of the machine."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)))
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    assert values.spare_workers() == workers
+    assert machine.spare_workers() == workers
     for side in (client_config, server_config):
         assert side().workers == workers
         assert side(max_workers=7).workers == 7
         assert side(relay="engine").workers == 0
         assert side(relay="engine", max_workers=7).workers == 0
-        assert side(relay="workers").workers == values.WORKERS
+        assert side(relay="workers").workers == machine.WORKERS
         assert side(relay="workers", max_workers=7).workers == 7
 
 
@@ -628,7 +645,7 @@ def test_relay_and_max_workers_that_contradict_each_other(options: dict[str, obj
 
 
 @pytest.mark.parametrize(
-    ("machine", "address_space", "group", "share"),
+    ("memory", "address_space", "group", "share"),
     [
         (64 << 30, resource.RLIM_INFINITY, "max", 1 << 30),
         (2 << 30, resource.RLIM_INFINITY, "max", 512 << 20),
@@ -639,7 +656,7 @@ def test_relay_and_max_workers_that_contradict_each_other(options: dict[str, obj
     ],
 )
 def test_memory_to_receive(
-    monkeypatch: pytest.MonkeyPatch, machine: int, address_space: int, group: str | None, share: int
+    monkeypatch: pytest.MonkeyPatch, memory: int, address_space: int, group: str | None, share: int
 ) -> None:
     """A quarter of the smallest limit, within bounds."""
 
@@ -648,10 +665,10 @@ def test_memory_to_receive(
             raise FileNotFoundError(path)
         return group
 
-    monkeypatch.setattr(os, "sysconf", lambda name: machine // 4096 if name == "SC_PHYS_PAGES" else 4096)
+    monkeypatch.setattr(os, "sysconf", lambda name: memory // 4096 if name == "SC_PHYS_PAGES" else 4096)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (address_space, address_space))
     monkeypatch.setattr(Path, "read_text", read)
-    assert values.memory_to_receive() == share
+    assert machine.memory_to_receive() == share
 
 
 def client_config(**options: object) -> ClientConfig:
@@ -666,9 +683,9 @@ def server_config(**options: object) -> ServerConfig:
 
 
 def test_dotted_keys() -> None:
-    assert values.dotted(("proxies", 0, "users", UUID)) == f"proxies[0].users.{UUID}"
-    assert values.dotted(("a.b", "c d")) == '"a.b"."c d"'
-    assert values.dotted(()) == ""
+    assert bad_value.dotted(("proxies", 0, "users", UUID)) == f"proxies[0].users.{UUID}"
+    assert bad_value.dotted(("a.b", "c d")) == '"a.b"."c d"'
+    assert bad_value.dotted(()) == ""
 
 
 @pytest.mark.parametrize(
@@ -689,4 +706,4 @@ def test_dotted_keys() -> None:
     ],
 )
 def test_shown_values(value: object, text: str) -> None:
-    assert values.shown(value) == text
+    assert bad_value.shown(value) == text

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from asport_sync.config import Credential, values
+from asport_sync.config import Credential, durations, paths
 from asport_sync.errors import ConfigError
 from asport_sync.runtime.threads import StopSignal
 from tests.support.exposure import exposed, objects, threads, told
@@ -22,7 +22,7 @@ def test_every_form_is_found(secret: str | bytes) -> None:
 
 def test_variables_on_the_way_of_an_error() -> None:
     with pytest.raises(ConfigError) as caught:
-        values.duration("hunter2")
+        durations.duration("hunter2")
     assert exposed(told(caught.value), "hunter2")
     assert exposed(told(caught.value), "caught by this test") == []  # variables of the test are left out
 
@@ -30,7 +30,7 @@ def test_variables_on_the_way_of_an_error() -> None:
 def test_an_error_behind_an_error() -> None:
     def hide() -> None:
         try:
-            values.duration("hunter2")
+            durations.duration("hunter2")
         except ConfigError:
             raise KeyError from None
 
@@ -52,6 +52,6 @@ def test_variables_of_a_thread() -> None:
 
 
 def test_objects_of_our_classes() -> None:
-    kept = Credential(path=values.file_path("hunter2", None))
+    kept = Credential(path=paths.file_path("hunter2", None))
     assert kept.path is not None
     assert exposed("\n".join(objects()), "hunter2")
