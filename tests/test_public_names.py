@@ -170,7 +170,7 @@ import sys
 import asport_sync
 before = {name for name in sys.modules if name.startswith("asport_sync")}
 asport_sync.ClientConfig
-print(sorted(before), "asport_sync.config.model" in sys.modules, "asport_sync.engine" in sys.modules)
+print(sorted(before), "asport_sync.config.client" in sys.modules, "asport_sync.engine" in sys.modules)
 """
 
 

@@ -18,29 +18,11 @@ from asport_sync.config.choices import (
     Relay,
     UdpForwardMode,
 )
+from asport_sync.config.client import ClientConfig, tunnel_from_options
+from asport_sync.config.common import HostConfig, LimitsConfig, StatusConfig, VisitorsConfig
 from asport_sync.config.credentials import Credential, loose_permissions
 from asport_sync.config.hosts import HostPort, LocalAddress, LocalTargets, UnixSocket
 from asport_sync.config.load import find, load_client, load_server, locate
-from asport_sync.config.model import (
-    WITHOUT_EFFECT,
-    CertificatesConfig,
-    ClientConfig,
-    HealthConfig,
-    HostConfig,
-    LimitsConfig,
-    ProxyConfig,
-    ServerConfig,
-    Side,
-    StatusConfig,
-    TlsClientConfig,
-    TlsServerConfig,
-    TunnelConfig,
-    UserConfig,
-    VisitorsConfig,
-    dialect_of,
-    tunnel_from_options,
-    without_effect,
-)
 from asport_sync.config.options import (
     CertificatesOptions,
     HealthOptions,
@@ -51,8 +33,13 @@ from asport_sync.config.options import (
     UserOptions,
 )
 from asport_sync.config.pins import written_pin
+from asport_sync.config.places import Side
 from asport_sync.config.ports import PortRange, PortSet
 from asport_sync.config.rates import Bandwidth, written_rate
+from asport_sync.config.server import ProxyConfig, ServerConfig, UserConfig, dialect_of
+from asport_sync.config.tls import CertificatesConfig, TlsClientConfig, TlsServerConfig
+from asport_sync.config.tunnel import HealthConfig, TunnelConfig
+from asport_sync.config.without_effect import WITHOUT_EFFECT, without_effect
 
 __all__ = [
     "WITHOUT_EFFECT",

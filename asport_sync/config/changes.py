@@ -11,10 +11,10 @@ from typing import Any, Final, TypeVar
 from asport_sync.config.addresses import AddressSet
 from asport_sync.config.credentials import Credential
 from asport_sync.config.hosts import LocalTargets
-from asport_sync.config.model import ProxyConfig
 from asport_sync.config.pins import written_pin
 from asport_sync.config.ports import PortSet
 from asport_sync.config.reader import Key
+from asport_sync.config.server import ProxyConfig
 
 T = TypeVar("T")
 

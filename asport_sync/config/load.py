@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from asport_sync.config.client import ClientConfig, read_client
 from asport_sync.config.credentials import open_file
 from asport_sync.config.formats import FORMATS, parse
-from asport_sync.config.model import ClientConfig, ServerConfig, Side, read_client, read_server
+from asport_sync.config.places import Side
 from asport_sync.config.reader import Source, bare
+from asport_sync.config.server import ServerConfig, read_server
 from asport_sync.errors import ConfigError
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """The reference of all configuration keys, from the model: ``python -m tests.config.reference [--write-docs]``.
 
-Descriptions are those of the docstrings in asport_sync/config/model.py, everything else is in the fields and their
+Descriptions are those of the docstrings in asport_sync/config, everything else is in the fields and their
 metadata. Prints the reference, or puts it into docs/configuration.md.
 """
 
@@ -30,8 +30,9 @@ from asport_sync.config import (
     UserConfig,
     VisitorsConfig,
 )
-from asport_sync.config.model import ConnectionConfig, HostConfig, TlsConfig
+from asport_sync.config.common import ConnectionConfig, HostConfig
 from asport_sync.config.reader import FIRST_RELEASE, Key
+from asport_sync.config.tls import TlsConfig
 from tests.support.page import Place
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"

@@ -1,6 +1,6 @@
 """The signatures of Client and Server, from the model: ``python -m tests.config.signatures [--write]``.
 
-Names, defaults and descriptions of the parameters are those of the fields in asport_sync/config/model.py; TYPES says
+Names, defaults and descriptions of the parameters are those of the fields in asport_sync/config; TYPES says
 which values a program may pass for the type of a field. CLIENT_CALLABLES and SERVER_CALLABLES are no keys. Prints the
 blocks of code, or puts them into their modules.
 """
@@ -31,8 +31,9 @@ from asport_sync.config import (
     UserConfig,
     VisitorsConfig,
 )
-from asport_sync.config.model import ConnectionConfig, HostConfig, TlsConfig
+from asport_sync.config.common import ConnectionConfig, HostConfig
 from asport_sync.config.reader import Key
+from asport_sync.config.tls import TlsConfig
 
 from .reference import descriptions, own_fields
 

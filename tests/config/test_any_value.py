@@ -11,15 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig, load_client, load_server
-from asport_sync.config.model import (
-    CertificatesConfig,
-    HealthConfig,
-    ProxyConfig,
-    TlsClientConfig,
-    TlsServerConfig,
-    UserConfig,
-)
 from asport_sync.config.reader import names_of
+from asport_sync.config.server import ProxyConfig, UserConfig
+from asport_sync.config.tls import CertificatesConfig, TlsClientConfig, TlsServerConfig
+from asport_sync.config.tunnel import HealthConfig
 from asport_sync.errors import ConfigError
 
 from .samples import KEY, PEM, UUID, WRITERS, client, entry, server, write

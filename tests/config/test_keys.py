@@ -36,9 +36,10 @@ from asport_sync.config import (
     without_effect,
 )
 from asport_sync.config.addresses import AddressSet, addresses
+from asport_sync.config.common import HostConfig
 from asport_sync.config.machine import ephemeral_ports, memory_to_receive
-from asport_sync.config.model import HostConfig, TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
+from asport_sync.config.tls import TlsClientConfig, TlsServerConfig
 from asport_sync.errors import ConfigError
 
 from .samples import KEY, OTHER_UUID, PASSWORD, PEM, UUID, WRITERS, client, entry, server, write

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig, model
-from asport_sync.config.model import TlsClientConfig, TlsServerConfig
+from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig, common, layout, places, tls, tunnel
+from asport_sync.config import client as client_model
+from asport_sync.config import server as server_model
 from asport_sync.config.reader import FIRST_RELEASE, Key, names_of
+from asport_sync.config.tls import TlsClientConfig, TlsServerConfig
 
 from .reference import NO_KEYS, PAGE, PLACE, SECTIONS, descriptions, own_fields, reference, rows
 
@@ -30,7 +32,13 @@ def test_the_page_is_what_the_model_says() -> None:
 
 
 def test_every_class_of_the_model_is_in_the_page() -> None:
-    found = {each for each in vars(model).values() if isinstance(each, type) and each.__name__.endswith("Config")}
+    model = (common, tls, tunnel, client_model, server_model)
+    found = {
+        each
+        for module in model
+        for each in vars(module).values()
+        if isinstance(each, type) and each.__name__.endswith("Config")
+    }
     assert found == {cls for cls in CLASSES if cls.__name__.endswith("Config")}
 
 
@@ -86,4 +94,4 @@ def test_since_when_is_a_release_that_names_the_key() -> None:
 
 def test_the_keys_of_the_table_security_are_named() -> None:
     prose, _, _ = PAGE.read_text(encoding="utf-8").partition(PLACE.begin)
-    assert [name for name in (*model._SECURITY, *model._NOISE, *model._MISPLACED) if f"`{name}`" not in prose] == []
+    assert [name for name in (*places.SECURITY, *layout._NOISE, *layout._MISPLACED) if f"`{name}`" not in prose] == []

@@ -11,8 +11,8 @@ import pytest
 
 from asport_sync import Client, ConfigErrors, Server
 from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig
-from asport_sync.config.model import TlsClientConfig, TlsServerConfig
 from asport_sync.config.reader import names_of
+from asport_sync.config.tls import TlsClientConfig, TlsServerConfig
 from asport_sync.host.lifecycle import CALLABLES
 
 from .samples import client, server
