@@ -114,7 +114,7 @@ def test_windows_fit_the_connections_own() -> None:
     """
     native = constants(NATIVE / "quic" / "conn.h")
     transport = constants(PACKAGE / "engine" / "values.py")
-    streams = constants(PACKAGE / "client" / "session.py")
+    streams = constants(PACKAGE / "client" / "transport.py")
     all_streams = evaluated(streams["_MAX_STREAMS"], streams) * evaluated(native["AQ_FIRST_WINDOW"], native)
     together = all_streams + evaluated(native["AQ_WINDOW_GROWTH"], native)
     assert together <= evaluated(transport["connection_window"], transport) * 3 // 4

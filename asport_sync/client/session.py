@@ -1,25 +1,24 @@
-"""A client tunnel: its connections to the server, the handshake, and the server's streams and associations."""
+"""A client tunnel: its connections to the server, and the handshake on each."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import functools
-import logging
 import socket
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
-from asport_sync.client import connector
+from asport_sync.client import connector, transport
 from asport_sync.client.address_order import AddressOrder
 from asport_sync.client.backend import PROXY_VERSIONS, Backend, DialledBackend
 from asport_sync.client.calls import ConnectedTunnel
 from asport_sync.client.connection import ServerConnection, is_steady, why_closed
 from asport_sync.client.connector import Connector, Happened, Report
 from asport_sync.client.health import HealthChecks
+from asport_sync.client.incoming import Incoming
+from asport_sync.client.published import Published, wait_ready
+from asport_sync.client.refusals import REFUSALS_OF_PORTS, why_refused
 from asport_sync.client.shared import Shared
 from asport_sync.client.stats import TunnelStats
 from asport_sync.config import TlsClientConfig, TunnelConfig
@@ -38,9 +37,7 @@ from asport_sync.engine import (
     Probed,
     Silence,
     SocketAddress,
-    Stream,
     StreamOpened,
-    Transport,
     UdpLargeTransfer,
     UdpRefused,
     Violation,
@@ -49,29 +46,22 @@ from asport_sync.engine import (
 )
 from asport_sync.errors import (
     AsportError,
-    AuthenticationError,
-    BindError,
-    CertificateError,
     ConnectError,
     EngineClosedError,
     EngineError,
     GoneError,
     HandleGoneError,
-    HandshakeTimeoutError,
     LifecycleError,
-    NetworkDeniedError,
-    PortDeniedError,
-    RefusedError,
     RemoteProtocolError,
     UnhealthyError,
 )
 from asport_sync.host.bandwidth import BandwidthLimit
 from asport_sync.host.certificates import Loaded
-from asport_sync.host.host import CONGESTION, Host, carrier_towards, remaining
+from asport_sync.host.host import Host, carrier_towards
 from asport_sync.host.session import Session, is_busy
 from asport_sync.host.stats import TUNNEL_COUNTERS
 from asport_sync.host.totals import Name
-from asport_sync.host.visitors import RefusalLog, limits_of
+from asport_sync.host.visitors import limits_of
 from asport_sync.host.visits import Served
 from asport_sync.runtime import sockets
 from asport_sync.runtime.backoff import Backoff
@@ -79,15 +69,12 @@ from asport_sync.runtime.counters import CounterTable
 from asport_sync.runtime.log import Log, RateLimit, logger, named
 from asport_sync.runtime.timers import Timer
 from asport_sync.wire import (
-    Address,
     ClientHello,
-    Connect,
     Dialect,
     Dissociate,
     ForwardMode,
     Heartbeat,
     ServerHello,
-    ServerHelloCode,
     UdpMode,
     decode,
     encode,
@@ -98,51 +85,8 @@ from asport_sync.wire import (
 
 _log = logger("client")
 
-_MAX_HELD_STREAMS = 256  # streams that wait for the ServerHello; a server has no reason to open any earlier
-# Visitors' TCP connections at the same time, unless max_connections is higher. If it is lower, the server may open as
-# many streams all the same, and those above it are refused: visitors need not wait for others to leave.
-_MAX_STREAMS = 16384
-_IDLE_TIMEOUT = 30.0  # seconds; the minimum of both sides applies (RFC 9000 section 10.1), by default the server's 10 s
-_MAX_HEARTBEAT = 86400.0  # seconds, as far as timeouts depend on it: a multiple of it must fit the engine's clock
-# Seconds without a packet from the server, after a keep-alive probe, until another connection is attempted in addition
-# to this one: by then at least two more probes, which follow after a probe timeout each (RFC 9002 section 6.2), have
-# had no answer. The engine adds one probe timeout, about three round trips. Twice keep_alive, if that is shorter.
-_SILENCE_AFTER_PROBE = 1.5
 _HEARTBEAT = 3.0  # seconds between Heartbeat commands, if neither heartbeat nor keep_alive says that fewer are enough
-_PROBE = 1.0  # seconds that the server gets to answer after this machine was suspended or changed its address
-# Seconds that the server gets to answer while a newer connection waits to take over: three round trips, within these
-# bounds.
-_MIN_LAST_PROBE = 0.2
-_MAX_LAST_PROBE = 1.0
-# Seconds that it gets if nothing hints that it has forgotten the connection: the path may have outages. In an outage, a
-# connection with a full congestion window sends only probes (RFC 9002 section 6.2), which our build keeps at most one
-# second apart. The value is below the 3 s after which servers close a connection that does not authenticate, as the
-# newer one must not do before the answer.
-_LAST_PROBE_IN_OUTAGE = 2.5
-
 _DRAINING_PERIOD = 0.1  # seconds between two checks whether the streams of a removed tunnel have ended
-
-# Refusals that depend on the requested ports.
-_REFUSALS_OF_PORTS = (ServerHelloCode.BIND_FAILED, ServerHelloCode.PORT_DENIED)
-
-# Refusals that depend on how the server reads the mode byte.
-_REFUSALS_OF_A_MODE = (ServerHelloCode.BIND_FAILED, ServerHelloCode.NETWORK_DENIED)
-
-_REFUSALS: dict[ServerHelloCode, tuple[type[RefusedError], str]] = {
-    ServerHelloCode.AUTH_FAILED: (AuthenticationError, "authentication failed: unknown UUID or wrong password"),
-    ServerHelloCode.BIND_FAILED: (
-        BindError,
-        "bind failed: the server could not open any port of the expected range; all may be in use (see its log)",
-    ),
-    ServerHelloCode.PORT_DENIED: (
-        PortDeniedError,
-        "port denied: the server does not allow this user any port of the expected range",
-    ),
-    ServerHelloCode.NETWORK_DENIED: (
-        NetworkDeniedError,
-        "network denied: the server does not allow this user the requested network",
-    ),
-}
 
 _Action: TypeAlias = "connector.Action[ServerConnection]"
 
@@ -188,14 +132,16 @@ class ClientSession(Session):
         self._asked = f"requested {self._mode}, mode byte {self._mode_byte} in dialect '{config.dialect}'"
         self._heartbeat = max(_HEARTBEAT, config.keep_alive) if config.heartbeat is None else config.heartbeat
         self._limits = limits_of([config], config.max_connections, config.new_connections_per_second)
-        self._refusals = RefusalLog(self.log)
         self._shared = Shared(host) if shared is None else shared
+        self._published = Published(config.name, self._shared.changed, host.stopping)
         self._order = AddressOrder(config.local)
         self._backend = DialledBackend(config, self, self._shared.places, self._order) if backend is None else backend
+        self._incoming = Incoming(
+            self, str(config.server), self._mode, self._backend, lambda: self._published.is_draining
+        )
         self._bandwidth = BandwidthLimit(host, self.log, str(config.server), Direction.RECEIVED)
         self._health: HealthChecks | None = None  # set by open(), if there are checks
         self._loaded: Loaded | None = None  # set by prepare()
-        self._is_draining = False
         self._connections: dict[Connection, ServerConnection] = {}
         self._connector: Connector[ServerConnection] = Connector(
             (config.server.host, config.server.port),
@@ -226,22 +172,15 @@ class ClientSession(Session):
             Connected: self._connected,
             Closed: self._closed,
             CommandReceived: self._command_received,
-            Violation: self._violation,
-            StreamOpened: self._stream_opened,
-            AssociationWanted: self._association_wanted,
-            UdpLargeTransfer: self._udp_large_transfer,
-            UdpRefused: self._udp_refused,
-            VisitorsRefused: self._visitors_refused,
+            Violation: self._incoming.violation,
+            StreamOpened: self._incoming.stream_opened,
+            AssociationWanted: self._incoming.association_wanted,
+            UdpLargeTransfer: self._incoming.udp_large_transfer,
+            UdpRefused: self._incoming.udp_refused,
+            VisitorsRefused: self._incoming.visitors_refused,
             Probed: self._probed,
             Silence: self._silence,
         }
-        self._changed = self._shared.changed  # guards what follows, which any thread may read
-        self._public: SocketAddress | None = None
-        self._failure: AsportError | None = None  # why there is no public port; None: no attempt failed
-        self._latest_failure: AsportError | None = None  # the same, kept when there is one again
-        self._state = "connecting"  # see condition
-        self._since = time.time()  # when it began
-        self._is_closed = False
 
     # --- any thread ---
 
@@ -256,6 +195,11 @@ class ClientSession(Session):
         return self._config.name
 
     @property
+    def published(self) -> Published:
+        """Its state, for :func:`wait_ready`."""
+        return self._published
+
+    @property
     def port(self) -> int | None:
         """The latest public port."""
         return self._port
@@ -263,58 +207,27 @@ class ClientSession(Session):
     @property
     def public(self) -> SocketAddress | None:
         """The server's address and the public port; None while not connected."""
-        return self._public  # without the lock: a signal handler may ask while its thread holds it
+        return self._published.public
 
     @property
     def ready(self) -> bool:
         """Whether the local service is public."""
-        return self._public is not None
+        return self.public is not None
 
     @property
     def status(self) -> str:
         """The current state in one line."""
-        with self._changed:
-            if self._is_draining:
-                return "draining"
-            if self._public is not None:
-                return f"public on {sockets.text(self._public)}"
-            return f"not connected: {self._failure or 'connecting'}"
+        return self._published.status
 
     @property
     def condition(self) -> tuple[str, float, str | None]:
         """The state, when it began, and why there was no public port most recently; see ``control.status.Row``."""
-        with self._changed:
-            return self._state, self._since, None if self._latest_failure is None else str(self._latest_failure)
+        return self._published.condition
 
     def wait_ready(self, timeout: float | None) -> SocketAddress:
         """See ``Tunnel.wait_ready``."""
-        (public,) = wait_ready([self], timeout, self._changed)
+        (public,) = wait_ready([self._published], timeout, self._shared.changed)
         return public
-
-    def look(self) -> tuple[SocketAddress | None, AsportError | None]:
-        """Returns the public address, and if there is none, why the latest attempt failed. The caller holds the lock.
-
-        Raises:
-            LifecycleError: The tunnel was removed, or the client stopped.
-            RefusedError, CertificateError: The latest attempt ended with it.
-        """
-        if self._public is not None:
-            return self._public, None
-        if self.host.stopping.is_set():
-            raise LifecycleError("the client was stopped")
-        if self._is_closed:
-            raise LifecycleError(self._named("the tunnel was removed"))
-        failure = None if self._failure is None else self._again(self._failure)
-        if isinstance(failure, (RefusedError, CertificateError)):
-            raise failure
-        return None, failure
-
-    def _named(self, text: str) -> str:
-        return f"{self.name}: {text}" if self.name else text
-
-    def _again(self, failure: AsportError) -> AsportError:
-        """Returns a failure as a new exception, because several threads may raise it; it names the tunnel."""
-        return type(failure)(self._named(str(failure)))
 
     def stats(self) -> TunnelStats:
         """Returns statistics of the tunnel and its connections.
@@ -382,7 +295,7 @@ class ClientSession(Session):
 
     def drain(self) -> None:
         """Takes no more streams and associations, and connects no more."""
-        self._is_draining = True
+        self._published.is_draining = True
         if self._timer is not None:
             self._timer.cancel()
         if self._health is not None:
@@ -442,10 +355,7 @@ class ClientSession(Session):
         """
         if self._health is not None:
             self._health.end()
-        with self._changed:
-            self._public = None
-            self._is_closed = True
-            self._changed.notify_all()
+        self._published.close()
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             self._shared.trust.release(loaded)
@@ -472,7 +382,7 @@ class ClientSession(Session):
 
     def _report(self, report: Report[ServerConnection]) -> None:
         """Passes a report to the connector and carries out what it decides. Does nothing while draining."""
-        if self._is_draining:
+        if self._published.is_draining:
             return
         self._reports.append(report)
         if self._is_handling:
@@ -523,18 +433,7 @@ class ClientSession(Session):
         """Makes the state visible to other threads."""
         in_use = self._connector.in_use
         public = None if in_use is None or in_use.public is None else (in_use.remote[0], in_use.public.port)
-        with self._changed:
-            if public != self._public:
-                self._public = public
-                self._changed.notify_all()
-            if public is not None:
-                state = "public"
-            elif isinstance(self._failure, UnhealthyError):
-                state = "unhealthy"
-            else:
-                state = "refused" if isinstance(self._failure, (RefusedError, CertificateError)) else "connecting"
-            if state != self._state:
-                self._state, self._since = state, time.time()
+        self._published.update(public)
 
     def _log_change(self, before: connector.State, after: connector.State, same: bool) -> None:
         if before is connector.State.JOINED and after is connector.State.SILENT:
@@ -585,7 +484,7 @@ class ClientSession(Session):
             connection = self.host.engine.connect(
                 sock,
                 self._credentials(),
-                self._transport(),
+                transport.transport_of(self._config, self._heartbeat, tcp=self._mode.tcp),
                 remote=address,
                 server_name=config.server_name,
                 send_sni=not config.tls.disable_sni,
@@ -603,43 +502,14 @@ class ClientSession(Session):
         assert self._loaded is not None
         return self._loaded.credentials
 
-    def _transport(self) -> Transport:
-        config = self._config
-        keep_alive, heartbeat = config.keep_alive, min(self._heartbeat, _MAX_HEARTBEAT)
-        streams = max(_MAX_STREAMS, config.max_connections or 0)
-        transport = Transport(
-            congestion=CONGESTION[config.congestion_control],
-            max_udp_payload=config.max_udp_payload,
-            idle_timeout=max(_IDLE_TIMEOUT, 3 * keep_alive, 3 * heartbeat),
-            keep_alive=keep_alive,
-            silence=keep_alive + min(_SILENCE_AFTER_PROBE, 2 * keep_alive),
-            handshake_timeout=config.timeout,
-            command_timeout=config.task_negotiation_timeout,
-            send_window=config.send_window,
-            receive_window=config.receive_window,
-            fragment_lifetime=config.gc_lifetime,
-            max_streams_bidi=streams if self._mode.tcp else 0,
-        )
-        # More streams need a larger window, see ``Transport``.
-        return dataclasses.replace(
-            transport, connection_window=transport.connection_window * -(-streams // _MAX_STREAMS)
-        )
-
     def _close_connection(self, action: connector.Close[ServerConnection]) -> None:
         action.connection.given_up = True
         self._lost(action.connection, action.problem)
         action.connection.connection.close(0)
 
     def _probe(self, action: connector.Probe[ServerConnection]) -> None:
-        connection = action.connection.connection
         moved = action.migrate and self._migrate(action.connection)
-        if not action.is_last:
-            connection.probe(_PROBE)
-            return
-        # A new path has an unknown round-trip time.
-        limit = _MAX_LAST_PROBE if moved else 3 * connection.info().smoothed_rtt
-        limit = min(_MAX_LAST_PROBE, max(_MIN_LAST_PROBE, limit))
-        connection.probe(limit, _LAST_PROBE_IN_OUTAGE - limit)
+        transport.probe(action.connection.connection, is_last=action.is_last, moved=moved)
 
     def _migrate(self, server_connection: ServerConnection) -> bool:
         """Moves a connection to this machine's current address; returns whether that is a different one."""
@@ -663,10 +533,7 @@ class ClientSession(Session):
 
     def _failed(self, action: connector.Failed) -> None:
         failure, delay = action.problem, action.delay
-        with self._changed:
-            is_new = str(failure) != str(self._failure)
-            self._failure = self._latest_failure = failure
-            self._changed.notify_all()
+        is_new = self._published.fail(failure)
         self.counters.add("attempts_failed")
         if delay is None:
             when = "other attempts in progress"
@@ -684,22 +551,20 @@ class ClientSession(Session):
 
     def _health_changed(self, is_healthy: bool, problem: str) -> None:
         """Withdraws the public port of an unhealthy service, and requests it once the service is healthy."""
-        was_unhealthy = isinstance(self._failure, UnhealthyError)
-        with self._changed:
-            self._failure = None
-            if not is_healthy:
-                self._failure = self._latest_failure = UnhealthyError(f"local service is unhealthy ({problem})")
-        if is_healthy:
+        was_unhealthy = isinstance(self._published.failure, UnhealthyError)
+        unhealthy = None if is_healthy else UnhealthyError(f"local service is unhealthy ({problem})")
+        self._published.set_failure(unhealthy)
+        if unhealthy is None:
             if was_unhealthy:
                 self.log.info("local service is healthy again")
             self._report(Report(Happened.START))
         elif self._connector.state is connector.State.IDLE:
-            self.log.warning("%s; its port is requested once it is healthy", self._failure)
+            self.log.warning("%s; its port is requested once it is healthy", unhealthy)
             self._publish()
         else:
             self.counters.add("ports_withdrawn")
-            self.log.warning("%s; port withdrawn", self._failure)
-            self._report(Report(Happened.WITHDRAW, problem=self._failure))
+            self.log.warning("%s; port withdrawn", unhealthy)
+            self._report(Report(Happened.WITHDRAW, problem=unhealthy))
         self.host.report_status()
 
     # --- this machine: the pump thread ---
@@ -775,7 +640,7 @@ class ClientSession(Session):
             first = server_connection.handshake.server_hello is None
             server_connection.handshake.receive(command)
         except RemoteProtocolError as problem:
-            self._broke_rules(str(problem))
+            self._incoming.broke_rules(str(problem))
             return
         if isinstance(command, Dissociate):
             self.host.pump.call(server_connection.associations.end, command.assoc_id)
@@ -786,13 +651,8 @@ class ClientSession(Session):
                 self._joined(server_connection, command.port)
 
     def _refused(self, server_connection: ServerConnection, hello: ServerHello) -> None:
-        kind, text = _REFUSALS[hello.code]
-        if hello.code in _REFUSALS_OF_A_MODE:
-            text = f"{text}; {self._asked}"
-        if hello.code in _REFUSALS_OF_PORTS:
-            text = f"{text}; expected_port_range is {self._config.expected_port_range}"
-        problem: AsportError = kind(text)
-        if server_connection.same_port and hello.code in _REFUSALS_OF_PORTS:
+        problem: AsportError = why_refused(hello.code, self._asked, self._config.expected_port_range)
+        if server_connection.same_port and hello.code in REFUSALS_OF_PORTS:
             self._port = None
             problem = ConnectError("previous port unavailable; requesting any allowed port")
         self._report(Report(Happened.ENDED, server_connection, problem))
@@ -802,8 +662,7 @@ class ClientSession(Session):
         self._port = port
         self.host.serve(server_connection.connection, Served(self._config.name, None, port))
         self._report(Report(Happened.JOINED, server_connection))
-        with self._changed:
-            self._failure = None
+        self._published.set_failure(None)
         self.counters.add("joined")
         about = ConnectedTunnel(self.name, server_connection.remote, (server_connection.remote[0], port))
         self.host.calls.ready(server_connection.subject, about)
@@ -812,14 +671,13 @@ class ClientSession(Session):
         self.host.report_status()
         if self._mode.tcp:
             self._backend.announce(server_connection.connection)
-        while server_connection.held:
-            self._serve(server_connection, server_connection.public, *server_connection.held.popleft())
+        self._incoming.serve_held(server_connection, server_connection.public)
         self.host.pump.call(server_connection.associations.joined, server_connection.public)
         self.host.machine.watch_route(self, server_connection.remote, self._address_changed)
 
     def stream_label(self, connection: Connection) -> str:
         """Returns the tunnel's name as a log prefix; empty if it has none."""
-        return self._named("")
+        return f"{self.name}: " if self.name else ""
 
     def _log_keep_alive(self, connection: Connection) -> None:
         """Logs that the server is probed more often than configured."""
@@ -834,76 +692,6 @@ class ClientSession(Session):
                 info.idle_timeout,
             )
 
-    def _stream_opened(self, server_connection: ServerConnection, event: StreamOpened) -> None:
-        try:
-            command = decode(event.header)[0]
-            server_connection.handshake.receive(command)
-            if not isinstance(command, Connect):
-                raise RemoteProtocolError(f"{type(command).__name__} on a bidirectional stream")
-        except RemoteProtocolError as problem:
-            self._broke_rules(str(problem))
-            event.stream.reset()
-            return
-        if self._is_draining:
-            self.counters.add("streams_refused_draining")
-            self.limit.log(logging.INFO, self.log, "%s: refused a TCP connection: draining", self._config.server)
-            event.stream.refuse()
-        elif server_connection.given_up or not self._mode.tcp:
-            self.counters.add("streams_refused_no_tcp")
-            self.limit.warning(self.log, "%s: refused a TCP connection: not requested", self._config.server)
-            event.stream.refuse()
-        elif server_connection.public is not None:
-            self._serve(server_connection, server_connection.public, event.stream, command.address)
-        elif len(server_connection.held) < _MAX_HELD_STREAMS:
-            server_connection.held.append((event.stream, command.address))
-        else:
-            self.counters.add("streams_refused_before_server_hello")
-            event.stream.refuse()
-
-    def _serve(
-        self, server_connection: ServerConnection, public: Address, stream: Stream, source: Address | None
-    ) -> None:
-        try:
-            self._backend.serve(server_connection.connection, stream, source, public)
-        except (LifecycleError, RuntimeError) as problem:
-            self.counters.add("streams_refused_no_thread")
-            self.limit.warning(self.log, "connection dropped: %s", problem)
-            stream.refuse()
-
-    def _association_wanted(self, server_connection: ServerConnection, event: AssociationWanted) -> None:
-        if self._is_draining:
-            self.counters.add("udp_associations_refused_draining")
-            self.limit.log(logging.INFO, self.log, "%s: refused a UDP association: draining", self._config.server)
-            self.host.pump.call(_refuse_association, server_connection.connection, event.association)
-            return
-        if server_connection.given_up or self._mode.udp is None:
-            self.counters.add("udp_associations_refused_no_udp")
-            self.limit.warning(self.log, "%s: refused a UDP association: not requested", self._config.server)
-            self.host.pump.call(_refuse_association, server_connection.connection, event.association)
-            return
-        self.host.pump.call(server_connection.associations.wanted, event.association, event.peer)
-
-    def _udp_large_transfer(self, server_connection: ServerConnection, event: UdpLargeTransfer) -> None:
-        self.host.pump.call(server_connection.associations.busy, event.udp)
-
-    def _udp_refused(self, server_connection: ServerConnection, event: UdpRefused) -> None:
-        refused = functools.partial(
-            server_connection.associations.refused, event.udp, event.error, answered=event.answered
-        )
-        self.host.pump.call(refused)
-
-    def _visitors_refused(self, _: ServerConnection, event: VisitorsRefused) -> None:
-        self._refusals.add(str(self._config.server), event)
-
-    def _violation(self, _: ServerConnection, event: Violation) -> None:
-        self._broke_rules(event.problem)
-
-    def _broke_rules(self, problem: str) -> None:
-        # Not a reason to close: the rest of what the server sends may be valid, and the reference does not close
-        # either.
-        self.counters.add("server_violations")
-        self.limit.warning(self.log, "%s: protocol violation: %s", self._config.server, problem)
-
     def _closed(self, server_connection: ServerConnection, event: Closed) -> None:
         del self._connections[server_connection.connection]
         self._bandwidth.leave(server_connection.connection)
@@ -911,10 +699,7 @@ class ClientSession(Session):
         server_connection.handshake.close()
         self._backend.forget(server_connection.connection)
         self.host.pump.call(server_connection.associations.close)
-        while server_connection.held:
-            # Streams outlive their connection until they are relayed, attached or reset.
-            with contextlib.suppress(GoneError):
-                server_connection.held.popleft()[0].refuse()
+        self._incoming.refuse_held(server_connection)
         problem = why_closed(event, state, self._asked)
         self._lost(server_connection, None if event.cause is CloseCause.LOCAL else problem)
         self._report(Report(Happened.ENDED, server_connection, problem, steady=is_steady(event, state)))
@@ -923,44 +708,11 @@ class ClientSession(Session):
             self._ended()
 
 
-def _refuse_association(connection: Connection, association: int) -> None:
-    # The pump thread.
-    with contextlib.suppress(GoneError):
-        connection.remove_association(association)
-
-
 def _packets_received(server_connection: ServerConnection) -> int:
     try:
         return server_connection.connection.info().packets_received
     except GoneError:
         return 0
-
-
-def wait_ready(
-    sessions: Sequence[ClientSession], timeout: float | None, changed: threading.Condition
-) -> list[SocketAddress]:
-    """Waits until several tunnels of a client are public, and returns their addresses. Any thread.
-
-    Args:
-        sessions: The tunnels.
-        timeout: Seconds; None: no limit.
-        changed: Notified when one of them has changed; the lock of all of them.
-
-    Raises:
-        AsportError: As ``Client.wait_ready``.
-    """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    with changed:
-        while True:
-            states = [session.look() for session in sessions]
-            addresses = [public for public, _ in states if public is not None]
-            if len(addresses) == len(states):
-                return addresses
-            left = None if deadline is None else remaining(deadline)
-            if left == 0:
-                failures = (failure for _, failure in states if failure is not None)
-                raise next(failures, HandshakeTimeoutError(f"not connected within {timeout:g} s"))
-            changed.wait(left)
 
 
 def log_verification(tls: TlsClientConfig, log: Log) -> None:

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from asport_sync.client.session import ClientSession, wait_ready
+from asport_sync.client.published import wait_ready
+from asport_sync.client.session import ClientSession
 from asport_sync.client.shared import Shared
 from asport_sync.client.stats import ClientStats
 from asport_sync.config import TunnelConfig
@@ -150,10 +151,10 @@ class Sessions:
 
     def wait_ready(self, timeout: float | None) -> SocketAddress:
         """See ``Client.wait_ready``."""
-        sessions = list(self.by_name.values())
-        if not sessions:
+        tunnels = [session.published for session in self.by_name.values()]
+        if not tunnels:
             raise LifecycleError("there is no tunnel")
-        return wait_ready(sessions, timeout, self._shared.changed)[0]
+        return wait_ready(tunnels, timeout, self._shared.changed)[0]
 
     def stats(self) -> ClientStats:
         """Returns statistics of the tunnels and of their host.

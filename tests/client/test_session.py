@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from asport_sync.client import session as client_session
+from asport_sync.client import incoming
 from asport_sync.client.backend import Associations, DialledBackend
 from asport_sync.client.connection import ServerConnection, why_closed
 from asport_sync.client.connector import Close
@@ -582,7 +582,7 @@ def test_early_streams_of_a_refused_client_are_refused() -> None:
 
 
 def test_too_many_early_streams_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_session, "_MAX_HELD_STREAMS", 1)
+    monkeypatch.setattr(incoming, "_MAX_HELD_STREAMS", 1)
     streams = [FakeStream(encode(Connect(None))) for _ in range(2)]
 
     def early(scene: Scene, connection: FakeConnection) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from asport_sync import Client
-from asport_sync.client.session import ClientSession
+from asport_sync.client import transport as client_transport
 from asport_sync.engine import Transport
 from asport_sync.server.public_udp import PublicUdp
 from asport_sync.server.session import ServerSession
@@ -310,17 +310,18 @@ def test_what_the_kernel_drops_is_counted(certificate: Certificate, tmp_path: Pa
 # --- peers without DATAGRAM frames ------------------------------------------------------------------------------------
 
 
-def without_datagrams(monkeypatch: pytest.MonkeyPatch, side: type[ServerSession] | type[ClientSession]) -> None:
+def without_datagrams(monkeypatch: pytest.MonkeyPatch, side: str) -> None:
     """This side takes no DATAGRAM frames (RFC 9221 section 3)."""
-    transport: Callable[..., Transport] = side._transport
-    monkeypatch.setattr(side, "_transport", lambda *of: dataclasses.replace(transport(*of), datagrams=False))
+    place, name = (client_transport, "transport_of") if side == "client" else (ServerSession, "_transport")
+    transport: Callable[..., Transport] = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda *of, **more: dataclasses.replace(transport(*of, **more), datagrams=False))
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_a_peer_without_datagram_frames_gets_streams(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, side: str
 ) -> None:
-    without_datagrams(monkeypatch, ClientSession if side == "client" else ServerSession)
+    without_datagrams(monkeypatch, side)
     with UdpEcho() as service, tunnel(certificate, service.address) as opened, UdpPeer(opened.public) as user:
         for size in SIZES:
             payload = seeded_bytes(size, size)
