@@ -84,6 +84,7 @@ ASSOCIATION = (
     "core/random.c",
     "core/descriptors.c",
 )
+GROUP = ("tunnel/group.c", "core/map.c", "core/ranges.c", "core/random.c")
 STREAM = (
     "tunnel/stream.c",
     "tunnel/keepalive.c",
@@ -112,6 +113,7 @@ TESTS = (
     NativeTest("map", ("core/map.c",)),
     NativeTest("ranges", ("core/ranges.c",)),
     NativeTest("limits", ("tunnel/limits.c", "core/ranges.c")),
+    NativeTest("group", GROUP, threaded=True, wraps=("calloc",)),
     NativeTest("rotation", ("core/rotation.c", "core/random.c")),
     NativeTest("source", ("quic/source.c", "core/map.c")),
     NativeTest("descriptors", ("core/descriptors.c",), threaded=True),

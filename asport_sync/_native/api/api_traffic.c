@@ -435,12 +435,14 @@ int64_t aq_udp_close(aq_engine *engine, aq_id id)
         aq_udp_detach(udp);
         command.close_udp.fd = udp->fd;
         command.close_udp.group = udp->group;
-        if (udp->group != NULL)
+        if (aq_slab_remove(&engine->udps, id) != AQ_OK) {
+            /* Another thread closes it too. */
+        } else if (udp->group != NULL) {
             aq_group_ref(udp->group);
-        if (aq_slab_remove(&engine->udps, id) == AQ_OK)
+            aq_engine_ask(engine, &command); /* needs no memory: another socket of the group must be read from now on */
+        } else {
             aq_engine_tell(engine, &command);
-        else if (udp->group != NULL)
-            aq_group_unref(udp->group);
+        }
         aq_slab_put(&engine->udps, id);
     }
     aq_api_leave(engine);

@@ -89,7 +89,7 @@
     DROP(tcp_drop_max_connections, "", "TCP connections reset because max_connections of their port were open.")       \
     COUNT(balance_passed_over, "",                                                                                     \
           "TCP connections and UDP sources given to another client of a group (balance), because the client whose "    \
-          "turn it was did not answer or granted no stream credit.")                                                   \
+          "turn it was did not answer, granted no stream credit or had its fair share of the descriptors.")            \
     DROP(tcp_drop_rate, "", "TCP connections reset because new_connections_per_second of their port was exceeded.")    \
     COUNT(tcp_dialled, "", "Connections to the local service opened by the engine.")                                   \
     COUNT(tcp_dial_failures, "",                                                                                       \

@@ -168,8 +168,10 @@ static uint32_t pass_on(aq_engine *engine, const aq_udp *reader, const aq_udp_me
     }
     if (!is_taken) {
         /* Its member leaves at this moment, or all are gone. */
-        aq_count(&engine->counters, AQ_C_packet_drop_connection_closed, 1);
-        return 1;
+        uint32_t datagrams = aq_udp_datagrams(message);
+        aq_count(&engine->counters, AQ_C_udp_received, datagrams);
+        aq_count(&engine->counters, AQ_C_packet_drop_connection_closed, datagrams);
+        return datagrams;
     }
     if (is_other && batch.asked > 0)
         aq_count(&engine->counters, AQ_C_balance_passed_over, 1);

@@ -658,6 +658,8 @@ static aq_candidate candidate_of(void *context, const aq_member *member)
     candidate.fitness = aq_conn_fitness(conn);
     if (candidate.fitness == AQ_FITNESS_FIT && aq_member_is_stalled(member, conn->last_received, engine->now))
         candidate.fitness = AQ_FITNESS_SLOW;
+    if (candidate.fitness > AQ_FITNESS_FULL && aq_fair_shares_allow(engine, conn->credit) == AQ_SHARE_USED_UP)
+        candidate.fitness = AQ_FITNESS_FULL;
     candidate.load = atomic_load(&conn->credit->visitors);
     aq_slab_put(&engine->connections, member->connection);
     return candidate;

@@ -644,8 +644,7 @@ static int is_refusal(int64_t error)
            error == -EPROTO || error == -ENOPROTOOPT;
 }
 
-/* Returns how many datagrams the kernel has merged into a message. */
-static uint32_t segments_of(const aq_udp_message *message)
+uint32_t aq_udp_datagrams(const aq_udp_message *message)
 {
     if (message->segment == 0 || message->length == 0)
         return 1;
@@ -656,7 +655,7 @@ static uint32_t segments_of(const aq_udp_message *message)
 static void deny(aq_assocs *assocs, const aq_udp_message *message, const aq_address *visitor, aq_udp_batch *batch,
                  uint64_t now)
 {
-    uint32_t datagrams = segments_of(message);
+    uint32_t datagrams = aq_udp_datagrams(message);
     uint64_t due = aq_refusals_add(&assocs->refused, datagrams, now);
     aq_count(assocs->counters, AQ_C_udp_drop_not_permitted, datagrams);
     batch->received += datagrams;
@@ -725,7 +724,7 @@ int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch)
     gone = assocs->dead || udp->closed;
     for (int i = 0; i < count; i++) {
         if (gone)
-            batch->received += segments_of(&messages[i]);
+            batch->received += aq_udp_datagrams(&messages[i]);
         else
             read_message(udp, &messages[i], batch, now);
     }

@@ -168,10 +168,12 @@ uint32_t aq_assocs_list_refused(aq_assocs *assocs, uint16_t *out, uint32_t max);
  * AQ_ERR_SYSTEM - errno if the socket cannot be read now. */
 int64_t aq_udp_read(aq_udp *udp, aq_udp_receiver *receiver, aq_udp_batch *batch);
 
+/* Returns how many datagrams the kernel has merged into a message. */
+uint32_t aq_udp_datagrams(const aq_udp_message *message);
 /* [engine] Handles the datagrams of a message that was read from a socket of the group. Returns 0, or AQ_ERR_GONE if
  * this member takes nothing any more; then nothing is counted. */
 int64_t aq_udp_take(aq_udp *udp, const aq_udp_message *message, aq_udp_batch *batch, uint64_t now);
-/* Sets *source to where a message came from, and writes the key of this source. Returns the length of the key. */
+/* Writes the key of the source that a message came from. Returns its length. */
 size_t aq_udp_source_key(const aq_udp *udp, const aq_udp_message *message, uint8_t key[AQ_MAP_KEY_MAX]);
 /* Returns whether an error of a UDP socket is about an earlier datagram; the socket itself is fine. */
 int aq_udp_is_transient_error(int64_t error);

@@ -78,7 +78,7 @@ void aq_members_given(aq_members *members, aq_member *member, uint64_t last_rece
 /* Returns whether a client owes an answer for too long. */
 static inline int aq_member_is_stalled(const aq_member *member, uint64_t last_received, uint64_t now)
 {
-    return member->given_at > last_received && now - member->given_at > AQ_STALLED_AFTER;
+    return member->given_at > last_received && now > member->given_at + AQ_STALLED_AFTER; /* given_at may be later */
 }
 
 /* [guard of the members] Idempotent. A member that leaves is not watched any more, and nothing leads to it. */
