@@ -249,6 +249,12 @@ class SourceShares:
         self._maximum = maximum
         self.over = next((ip for ip, taken in self._taken.items() if taken > maximum), None)
 
+    def clear(self) -> None:
+        """Counts none any more."""
+        self._taken.clear()
+        self._source.clear()
+        self.over = None
+
     def full(self, ip: str) -> bool:
         """Whether this address has reached its maximum."""
         return self._taken[ip] >= self._maximum

@@ -254,6 +254,7 @@ class Claims:
         claim.waiting.clear()
         # Before the new client is reported to have the port.
         self._host.calls.disconnected(rival.subject, "silent; another client of the user takes its place")
+        number = 0 if rival.port is None else rival.port.number
         port = self.detach(rival)
         rival.closing = True
         self.leave(rival)
@@ -261,7 +262,6 @@ class Claims:
         # Its relays end with it, which is how visitors notice.
         self._close_quietly(rival.connection)
         self._host.counters.add("ports_taken_over")
-        number = 0 if port is None else port.number
         _log.info("%s: silent; its port %d is taken over by %s", rival.label, number, claim.client.label)
         if not claim.has_place:
             self._take_place(claim)
@@ -317,7 +317,7 @@ class Claims:
         """Returns the port of a client that leaves its group; None: others still need it."""
         del group.members[client]
         if group.members:
-            self._ports.complete(group.port, group.mode())  # closes what only this one needed
+            self._ports.reduce(group.port, group.mode())  # closes what only this one needed
             return None
         group.close()
         del self._groups[group.port.place, group.port.number]
@@ -326,10 +326,6 @@ class Claims:
     def _bind(self, claim: Claim, inherited: Iterable[PublicPort] = ()) -> None:
         user, mode = claim.user, claim.grant.mode
         place = Place(user.bind_ip, user.only_v6, user.uuid)
-        if self._joins_group(claim, place):
-            for port in inherited:
-                self._ports.release(port)
-            return
         preferred = (
             port
             for port in self._leases.ports(user.uuid)
@@ -348,6 +344,8 @@ class Claims:
     def _search(self, claim: Claim, binding: Binding) -> None:
         client = claim.client
         if client.gone or client.closing:
+            binding.abandon()
+        elif self._joins_group(claim, binding.place):  # which may have begun since the last slice
             binding.abandon()
         elif not binding.advance(_BINDS_PER_SLICE):
             if binding.problem is not None:

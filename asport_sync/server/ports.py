@@ -108,7 +108,7 @@ class PortTable:
         return port
 
     def complete(self, port: PublicPort, mode: ForwardMode) -> None:
-        """Binds what ``mode`` needs and the port lacks, and closes what ``mode`` does not need.
+        """Binds what ``mode`` needs and the port lacks.
 
         Raises:
             OSError: As for ``bind``. The port keeps what it has.
@@ -122,6 +122,9 @@ class PortTable:
         if mode.udp is not None and port.udp is None:
             port.udp = sockets.bind_udp(place.ip, number, only_v6=place.only_v6)
             self._held.setdefault(number, set()).add((socket.SOCK_DGRAM, place))
+
+    def reduce(self, port: PublicPort, mode: ForwardMode) -> None:
+        """Closes what ``mode`` does not need; it must no longer be in use."""
         if not mode.tcp:
             self.stop_listening(port)
         if mode.udp is None:
@@ -176,6 +179,7 @@ class Binding:
         preferred: Ports to try before the others.
 
     Attributes:
+        place: As given.
         port: The port, once found.
         denied: The system's error for a port, other than EADDRINUSE.
         in_use: Whether a port was in use.
@@ -198,7 +202,7 @@ class Binding:
         self.in_use = False
         self.delay = 0.0
         self._table = table
-        self._place = place
+        self.place = place
         self._mode = mode
         self._inherited = list(inherited)
         # A predecessor's port may stay in use for a moment after its release.
@@ -240,12 +244,13 @@ class Binding:
         self._inherited.clear()
 
     def _adopt(self, port: PublicPort) -> bool:
-        if port.place == self._place:
+        if port.place == self.place:
             try:
                 self._table.complete(port, self._mode)
             except OSError:
                 pass
             else:
+                self._table.reduce(port, self._mode)
                 self.port = port
                 return True
         self._table.release(port)
@@ -255,7 +260,7 @@ class Binding:
         """Returns whether the search is over. If not and ``problem`` is set, all ports must be tried again."""
         for number in numbers:
             try:
-                self.port = self._table.bind(self._place, number, self._mode)
+                self.port = self._table.bind(self.place, number, self._mode)
                 return True
             except OSError as problem:
                 if problem.errno in _NEXT_PORT:

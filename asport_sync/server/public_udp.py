@@ -57,12 +57,27 @@ class PortAssociations:
         self.shares = SourceShares(_max_of_one_source(maximum))
 
     def __len__(self) -> int:
-        return sum(member.count for member in self.members)
+        return sum(len(member.associations) for member in self.members)
 
     @property
     def full(self) -> bool:
         """Whether the maximum is reached."""
         return len(self) >= self.maximum
+
+    def enter(self, member: PublicUdp, maximum: int) -> None:
+        """Adds a client, whose maximum is the latest. Idempotent."""
+        if member not in self.members:
+            self.members.append(member)
+            self.resize(maximum)
+
+    def leave(self, member: PublicUdp) -> None:
+        """Removes a client and its associations."""
+        self.members.remove(member)
+        if self.members:
+            for association in member.associations:
+                self.shares.give_back((member, association))
+        else:
+            self.shares.clear()
 
     def resize(self, maximum: int) -> None:
         """Sets another maximum."""
@@ -72,7 +87,7 @@ class PortAssociations:
 
     def excess(self, member: PublicUdp) -> int:
         """Returns how many associations this member has to end if there are more than the maximum."""
-        above = member.count - self.maximum // max(1, len(self.members))
+        above = len(member.associations) - self.maximum // max(1, len(self.members))
         return max(0, min(len(self) - self.maximum, above))
 
 
@@ -90,6 +105,9 @@ class PublicUdp:
         maximum: Maximum number of associations of the port.
         port: What the associations of the port share; None: this client has the port for itself.
         for_pump: Whether the pump reads the socket from the beginning.
+
+    Attributes:
+        associations: The numbers of its associations.
     """
 
     def __init__(
@@ -116,7 +134,7 @@ class PublicUdp:
         self._for_pump = for_pump
         self._udp: UdpSocket | None = None
         self._reader: UdpReader | None = None
-        self._associations = AssociationTable(maximum)
+        self.associations = AssociationTable(maximum)
         self._of_port = PortAssociations(maximum) if port is None else port
         self._max = maximum
         self._evictions = Evictions(connection, maximum, self._of_port.shares, counters, self._dissociate)
@@ -129,9 +147,7 @@ class PublicUdp:
 
     def open(self) -> None:
         """Begins to forward, now or as soon as the engine has the resources."""
-        if self not in self._of_port.members:
-            self._of_port.members.append(self)
-            self._of_port.resize(self._max)
+        self._of_port.enter(self, self._max)
         try:
             self._udp = self._connection.open_udp(self._sock, public=True, for_pump=self._for_pump)
         except GoneError:
@@ -151,7 +167,7 @@ class PublicUdp:
 
         The connection has the rules already (``Connection.limit``).
         """
-        self._associations.maximum = maximum
+        self.associations.maximum = maximum
         self._of_port.resize(maximum)
         self._evictions.resize(maximum)
         try:
@@ -167,10 +183,7 @@ class PublicUdp:
         self._trimming.end()
         self._budget.drop(self)
         if self in self._of_port.members:
-            self._of_port.members.remove(self)
-            if self._of_port.members:  # others go on with it
-                for association in self._associations:
-                    self._of_port.shares.give_back((self, association))
+            self._of_port.leave(self)
         if self._reader is not None:
             self._reader.end()
         udp, self._udp = self._udp, None
@@ -187,11 +200,6 @@ class PublicUdp:
         """Creates no more associations, and lets those that there are end soon after their last traffic."""
         self._is_draining = True
         self.set_timeout(min(self._timeout, DRAINED_AFTER))
-
-    @property
-    def count(self) -> int:
-        """The number of associations."""
-        return len(self._associations)
 
     @property
     def _port(self) -> int:
@@ -225,14 +233,14 @@ class PublicUdp:
     def _associate(self, udp: UdpSocket, source: SocketAddress, local: SocketAddress | None) -> bool:
         if not self._has_place(source):
             return False
-        association = self._associations.allocate()
+        association = self.associations.allocate()
         assert association is not None
         try:
             udp.add_association(association, source, local=local)
         except GoneError:
             raise
         except EngineError as problem:
-            self._associations.release(association)
+            self.associations.release(association)
             self._counters.add("udp_sources_refused_by_engine")
             self._log.debug("no association for %s: %s", sockets.text(source), problem)
             return False
@@ -258,7 +266,7 @@ class PublicUdp:
         if (
             self._evictions.allows(source)
             and (not (victim is self or of_port.full) or self._make_room(source))
-            and not of_port.full  # as it may still be if the maximum was lowered
+            and not (of_port.full or self.associations.full)  # as it may still be if the maximum was lowered
         ):
             return True
         if of_port.shares.full(source[0]):
@@ -324,7 +332,7 @@ class PublicUdp:
         except EngineError:
             # The client's own timeout ends the association there; a packet it sends before that is dropped and counted.
             self._counters.add("dissociates_not_sent")
-        self._associations.release(association)
+        self.associations.release(association)
         self._of_port.shares.give_back((self, association))
         self._budget.give_back(self)
 

@@ -147,7 +147,7 @@ def test_a_flood_does_not_keep_python_busy_with_making_room(public: Public) -> N
     # 2,500 at once and then so many a second; whoever comes beyond that is not asked about for a moment.
     for expected in (2500, 3125, 3750):
         for _ in range(60):
-            connection.idle = sorted(public.public._associations._taken)
+            connection.idle = sorted(public.public.associations._taken)
             for _ in range(65):
                 public.source()
         assert public.pump.counter("udp_associations_evicted") == expected
@@ -275,7 +275,7 @@ def test_an_id_that_the_engine_refuses_is_free_again(public: Public) -> None:
     refused = public.source()
     assert public.pump.counter("udp_sources_refused_by_engine") == 1
     assert public.pump.udp.refused == [refused]
-    assert len(public.public._associations) == 0
+    assert len(public.public.associations) == 0
 
 
 def test_a_source_of_a_connection_that_is_gone_ends_the_service(public: Public) -> None:
@@ -309,7 +309,7 @@ def test_an_idle_association_is_dissociated(pump: Pump) -> None:
     pump.pass_time(5)
     assert [decode(data)[0] for data in pump.connection.sent] == [Dissociate(1)]
     assert pump.connection.removed == [1]
-    assert len(public.public._associations) == 0
+    assert len(public.public.associations) == 0
     assert pump.counter("udp_associations_expired") == 1
     public.close()
 
