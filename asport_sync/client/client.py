@@ -359,13 +359,17 @@ class Client(Lifecycle[ClientConfig, Sessions]):
             changes = self._apply_now(config, checks_files=True)
         return tuple(f"{tunnel_label(name)}certificates: new" for name in changes.renewed)
 
-    def _apply_now(self, new: ClientConfig, grace_period: float = 0.0, *, checks_files: bool = False) -> Changes:
-        sessions = self._sessions
-        if sessions is None or sessions.host.stopping.is_set():
+    def _running_sessions(self) -> Sessions | None:
+        if self._sessions is not None and self._sessions.host.stopping.is_set():
             self._sessions = None
+        return self._sessions
+
+    def _apply_now(self, new: ClientConfig, *, checks_files: bool = False) -> Changes:
+        sessions = self._running_sessions()
+        if sessions is None:
             changes = Changes.between(self._config.tunnels, new.tunnels)
         else:
-            changes = sessions.change(new.tunnels, grace_period, checks_files=checks_files)
+            changes = sessions.change(new.tunnels, checks_files=checks_files)
         self._config = new
         return changes
 
@@ -381,7 +385,11 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         with self._change():
             tunnels = dict(self._config.tunnels)
             del tunnels[name]
-            self._apply_now(dataclasses.replace(self._config, tunnels=FrozenMap(tunnels)), grace_period)
+            sessions = self._running_sessions()
+            session = None if sessions is None else sessions.take(name)
+            self._config = dataclasses.replace(self._config, tunnels=FrozenMap(tunnels))
+        if sessions is not None and session is not None:  # other changes need not wait for the grace period
+            sessions.host.remove(session, grace_period)
 
     def _session_of(self, name: str) -> ClientSession:
         found = self._running().by_name.get(name)

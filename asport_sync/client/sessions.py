@@ -66,16 +66,13 @@ class Sessions:
         self._new = new
         self._shared = Shared(host)
 
-    def change(
-        self, tunnels: Mapping[str, TunnelConfig], grace_period: float = 0.0, *, checks_files: bool = False
-    ) -> Changes:
+    def change(self, tunnels: Mapping[str, TunnelConfig], *, checks_files: bool = False) -> Changes:
         """Makes these the tunnels: ends and begins sessions of those that differ. One thread at a time; may block.
 
         If the client is stopped meanwhile, that ends all sessions.
 
         Args:
             tunnels: All tunnels, by name.
-            grace_period: Seconds that open TCP connections of removed and changed tunnels get to end by themselves.
             checks_files: Whether files of unchanged tunnels are read again, and other content counts as a change.
 
         Returns:
@@ -99,7 +96,7 @@ class Sessions:
             with contextlib.suppress(LifecycleError, GoneError):  # the client is being stopped
                 self.host.run(before[name].follow, tunnels[name])
         for session in gone:
-            self.host.remove(session, grace_period)
+            self.host.remove(session)
         for session in begun.values():
             try:
                 self.host.open(session)
@@ -108,6 +105,12 @@ class Sessions:
                     raise
                 session.close()
         return changes
+
+    def take(self, name: str) -> ClientSession | None:
+        """Takes a tunnel out; returns its session, which the caller has to end. One thread at a time."""
+        session = self.by_name.get(name)
+        self.by_name = {other: each for other, each in self.by_name.items() if other != name}
+        return session
 
     def _prepare(
         self, tunnels: Mapping[str, TunnelConfig], names: Sequence[str], existing: Sequence[str]

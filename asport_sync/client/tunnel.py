@@ -154,6 +154,9 @@ class Tunnels(Mapping[str, Tunnel]):
     def remove(self, name: str, grace_period: float = 0.0) -> None:
         """Removes a tunnel: closes its connections, and returns when everything of it is freed.
 
+        Meanwhile other threads may change tunnels, and reload. A tunnel that needs the same public port gets it once
+        this one has ended.
+
         Args:
             name: The name.
             grace_period: Seconds that its open TCP connections get to end by themselves; new ones are reset.

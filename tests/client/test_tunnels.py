@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import uuid
@@ -405,6 +406,46 @@ def test_streams_get_a_grace_period() -> None:
         assert removed.wait(TIMEOUT)
         remover.join(TIMEOUT)
         assert connection.closed is not None
+
+
+def test_other_changes_do_not_wait_for_a_grace_period(tmp_path: Path) -> None:
+    file = tmp_path / "client.yaml"
+    tunnels = {"web": {"local": SERVICE}, "ssh": {"local": SERVICE}}
+
+    def write() -> None:
+        file.write_text(json.dumps({**OPTIONS, "tunnels": tunnels}))
+
+    write()
+    client = Played.from_config(file)
+    assert isinstance(client, Played)
+    client.engines, client.asked = [], []
+    with client:
+        client.wait_ready(TIMEOUT)
+        web, ssh = client.engine.connections
+        web.open_streams = 1
+        remover = threading.Thread(target=client.tunnels.remove, args=("web", 3600.0))
+        remover.start()
+        wait_until(lambda: list(client.tunnels) == ["ssh"], TIMEOUT, "it is being removed")
+        client.tunnels.add("new", local=SERVICE)
+        client.tunnels["new"].wait_ready(TIMEOUT)
+        del tunnels["web"]
+        tunnels["game"] = {"local": SERVICE}
+        write()
+        assert client.reload() == Reloaded(("tunnel new: removed", "tunnel game: added"))
+        client.tunnels["game"].wait_ready(TIMEOUT)
+        with pytest.raises(KeyError):
+            client.tunnels.remove("web")
+        # One of the same name is another tunnel.
+        client.tunnels.add("web", local=SERVICE)
+        client.tunnels["web"].wait_ready(TIMEOUT)
+        assert remover.is_alive()
+        assert (web.closed, ssh.closed) == (None, None)
+        web.open_streams = 0
+        remover.join(TIMEOUT)
+        assert not remover.is_alive()
+        assert web.closed is not None
+        assert set(client.tunnels) == {"ssh", "game", "web"}
+        client.tunnels["web"].wait_ready(0)
 
 
 def test_a_grace_period_ends() -> None:
