@@ -387,9 +387,9 @@ aq_id aq_connect(aq_engine *engine, const aq_connect_options *options); /* [any]
  * the peer does not allow migration (yet). On an error, also without a route, the connection stays where it is. */
 int64_t aq_connection_migrate(aq_engine *engine, aq_id connection, int32_t fd);
 
-/* [any] Closes with an application error code. linger > 0: first waits, at most that long, until every command sent
- * with aq_connection_send() is acknowledged and the peer's program has had a moment to read it. AQ_EVENT_CLOSED
- * follows. */
+/* [any] Closes with an application error code. UINT64_MAX: without one, the peer gets the transport error code NO_ERROR
+ * (RFC 9000 section 20.1). linger > 0: first waits, at most that long, until every command sent with
+ * aq_connection_send() is acknowledged and the peer's program has had a moment to read it. AQ_EVENT_CLOSED follows. */
 int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, uint64_t linger);
 
 /* [any] TLS keying material exporter (RFC 8446 section 7.5); label and context are raw bytes. AQ_ERR_STATE before the

@@ -44,9 +44,14 @@ class ServerConnection:
 
 
 def is_steady(event: Closed, state: ClientState) -> bool:
-    """Whether a connection ended because the server did not answer, or was lost after the client had joined."""
+    """Whether the server did not answer, or ended the connection itself, or it was lost after the client had joined."""
     silent = (CloseCause.HANDSHAKE_TIMEOUT, CloseCause.IDLE, CloseCause.UNREACHABLE, CloseCause.STATELESS_RESET)
-    return state is ClientState.AUTHENTICATED or event.cause in silent
+    return state is ClientState.AUTHENTICATED or event.cause in silent or _is_without_error(event)
+
+
+def _is_without_error(event: Closed) -> bool:
+    """Whether the server ended the connection for a reason of its own: it is stopped, drained or reloaded."""
+    return event.cause is CloseCause.PEER_TRANSPORT and event.code == 0
 
 
 def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportError:
@@ -64,6 +69,10 @@ def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportErro
         )
     if cause is CloseCause.HANDSHAKE_TIMEOUT or (cause is CloseCause.IDLE and state is ClientState.IDLE):
         return HandshakeTimeoutError("no answer from the server")
+    if _is_without_error(event):
+        return ConnectError(
+            "connection lost: the server closed it: it was stopped, drained or reloaded, or its operator closed it"
+        )
     if state is ClientState.AUTHENTICATED:
         causes = {
             CloseCause.PEER_APPLICATION: f"closed by the server with code {event.code:#x}",

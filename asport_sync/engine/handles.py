@@ -34,6 +34,7 @@ from .values import (
 if TYPE_CHECKING:
     from .engine import Engine
 
+_NO_CODE = 2**64 - 1  # of aq_connection_close
 
 def _address_or_null(address: SocketAddress | None) -> Any:
     return ffi.NULL if address is None else to_address(address)
@@ -223,14 +224,16 @@ class UdpSocket(Handle):
 class Connection(Handle):
     """A QUIC connection of either side."""
 
-    def close(self, code: int = 0, *, linger: float = 0.0) -> None:
+    def close(self, code: int | None = 0, *, linger: float = 0.0) -> None:
         """Closes with an application error code. Closed follows.
 
         Args:
-            code: Application error code (RFC 9000 section 20.2).
+            code: Application error code (RFC 9000 section 20.2); None: the transport error code NO_ERROR instead.
             linger: Maximum seconds to wait until everything sent with ``send`` is acknowledged.
         """
-        self.engine.call(lib.aq_connection_close, self.id, code, nanoseconds(linger))
+        self.engine.call(
+            lib.aq_connection_close, self.id, _NO_CODE if code is None else code, nanoseconds(linger)
+        )
 
     def export(self, label: bytes, context: bytes, length: int) -> bytes:
         """Exports keying material from TLS (RFC 8446 section 7.5).

@@ -260,7 +260,7 @@ class ServerSession(Session):
         self.host.limit.log(logging.INFO, _log, text, client.label, why, user, kind=why, source=user)
         client.handshake.close()
         with contextlib.suppress(GoneError):
-            client.connection.close(0)
+            client.connection.close(None)
 
     def drain(self) -> None:
         """Accepts no more clients, and no more visitors. The events thread."""
@@ -284,7 +284,7 @@ class ServerSession(Session):
         self.host.limit.log(logging.INFO, _log, text, client.label, source=client.source)
         client.handshake.close()
         with contextlib.suppress(GoneError):
-            client.connection.close(0)
+            client.connection.close(None)
 
     def connections(self) -> list[Connection]:
         """Returns its connections. Any thread."""
@@ -354,7 +354,7 @@ class ServerSession(Session):
         ]
         for client in found:
             with contextlib.suppress(GoneError):
-                client.connection.close(0)
+                client.connection.close(None)
         if found:
             _log.info("user %s: %d connections closed by the operator", user, len(found))
         return len(found)

@@ -41,6 +41,7 @@ class NoDelay(Backoff):
     def __init__(self, attempts: int = 10) -> None:
         super().__init__()
         self.slow: list[bool] = []
+        self.steady: list[bool] = []
         self.successes = 0
         self._attempts = attempts
 
@@ -49,6 +50,7 @@ class NoDelay(Backoff):
 
     def failed(self, *, slow: bool = False, steady: bool = False) -> float:
         self.slow.append(slow)
+        self.steady.append(steady)
         return 0.0 if len(self.slow) < self._attempts else 1000.0
 
     def parallel(self) -> float:

@@ -243,6 +243,14 @@ def test_a_bare_close_in_place_of_the_answer_is_a_refusal() -> None:
         assert scene.backoff.slow == [True]
 
 
+def test_a_close_without_an_error_in_place_of_the_answer_is_a_lost_connection() -> None:
+    """A server that is stopped, drained or reloaded, or whose operator disconnects the user, refuses nobody."""
+    with scene_of(close_with(CloseCause.PEER_TRANSPORT, handshake=True), accept) as scene:
+        assert scene.session.wait_ready(TIMEOUT) == (SERVER[0], PORT)
+        assert scene.backoff.slow == [False]
+        assert scene.backoff.steady == [True]
+
+
 def test_a_client_that_was_refused_may_be_accepted_later() -> None:
     with scene_of(refuse_with(ServerHelloCode.BIND_FAILED), accept) as scene:
         wait_until(lambda: scene.session.public, TIMEOUT, "the second attempt has succeeded")
@@ -410,6 +418,8 @@ def test_while_there_is_no_connection_there_is_no_port() -> None:
         (CloseCause.IDLE, 0, ClientState.AUTHENTICATED, ConnectError, "no packets from the server"),
         (CloseCause.PEER_APPLICATION, 0, ClientState.AWAITING_HELLO, RefusedError, "without giving a reason"),
         (CloseCause.PEER_APPLICATION, 0, ClientState.AUTHENTICATED, ConnectError, "closed by the server"),
+        (CloseCause.PEER_TRANSPORT, 0, ClientState.AWAITING_HELLO, ConnectError, "stopped, drained or reloaded"),
+        (CloseCause.PEER_TRANSPORT, 0, ClientState.AUTHENTICATED, ConnectError, "stopped, drained or reloaded"),
         (CloseCause.PEER_TRANSPORT, 0x178, ClientState.IDLE, ConnectError, "ALPN"),
         (
             CloseCause.PEER_TRANSPORT,

@@ -110,10 +110,24 @@ def test_close_carries_its_code(certificate: Certificate) -> None:
         assert closed.endpoint is not None
 
 
+def expect_no_error(side: Side, connection: Connection) -> None:
+    """The server ended the connection, and an application code does not say that the client was refused."""
+    closed = expect_closed(side, connection)
+    assert (closed.cause, closed.code) == (CloseCause.PEER_TRANSPORT, 0)
+
+
+@pytest.mark.parametrize("linger", [0.0, 0.1])
+def test_close_without_a_code(certificate: Certificate, linger: float) -> None:
+    with connected(certificate) as pair:
+        pair.server_connection.close(None, linger=linger)
+        assert expect_closed(pair.server, pair.server_connection).cause is CloseCause.LOCAL
+        expect_no_error(pair.client, pair.client_connection)
+
+
 def test_close_of_the_endpoint_closes_its_connections(certificate: Certificate) -> None:
     with connected(certificate) as pair:
         pair.endpoint.close()
-        assert expect_closed(pair.client, pair.client_connection).cause is CloseCause.PEER_APPLICATION
+        expect_no_error(pair.client, pair.client_connection)
         assert expect_closed(pair.server, pair.server_connection).cause is CloseCause.LOCAL
         with pytest.raises(HandleGoneError):
             pair.endpoint.close()
@@ -130,7 +144,7 @@ def test_stop_says_goodbye(certificate: Certificate) -> None:
     """The peer learns of an orderly end at once, not by its idle timeout."""
     with connected(certificate, client_transport=Transport(max_streams_bidi=8, idle_timeout=600)) as pair:
         pair.server.close()
-        assert expect_closed(pair.client, pair.client_connection).cause is CloseCause.PEER_APPLICATION
+        expect_no_error(pair.client, pair.client_connection)
 
 
 def test_new_credentials_serve_new_connections(certificate: Certificate, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ class FakeConnection:
         self.peer = peer
         self.secret = f"secret {number}".encode()
         self.sent: list[bytes] = []
-        self.closed: tuple[int, float] | None = None
+        self.closed: tuple[int | None, float] | None = None
         self.joined: list[real.Carrier | None] = []
         self.asked = False  # which carrier it takes
         self.heartbeats: list[tuple[bytes, float]] = []
@@ -241,7 +241,7 @@ class FakeConnection:
         if self.is_gone:
             raise gone()
 
-    def close(self, code: int = 0, *, linger: float = 0.0) -> None:
+    def close(self, code: int | None = 0, *, linger: float = 0.0) -> None:
         self._check()
         self.closed = (code, linger)
         if self.engine.closes_at_once:

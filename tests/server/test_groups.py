@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from asport_sync.engine import Balance, VisitorLimits
-from asport_sync.wire import Dissociate, ServerHelloCode, decode
+from asport_sync.runtime import sockets
+from asport_sync.server.policy import Exporter, User, users_of
+from asport_sync.wire import ClientHello, Dissociate, ServerHelloCode, decode, encode
 from tests.host import fake_engine as fake
-from tests.host.fake_engine import FakeConnection
-from tests.server.test_session import ALICE, BOB, PASSWORD, SUCCESS, Scene, answers, apply, changed, reachable
+from tests.host.fake_engine import FakeConnection, token_of
+from tests.server.test_session import ALICE, BOB, HOST, PASSWORD, SUCCESS, Scene, answers, apply, changed, reachable
 from tests.server.test_session import scene_of as scene_of_session
 from tests.support.ports import free_port
 
@@ -138,13 +143,14 @@ def test_a_group_counts_towards_max_clients() -> None:
         assert scene.counter("clients_refused_limit") == 1
 
 
-def test_a_silent_member_leaves_its_place_and_nothing_else() -> None:
-    with scene_of(max_clients=2) as scene:
+def test_a_silent_member_leaves_its_place_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    with scene_of(max_clients=2) as scene, caplog.at_level(logging.INFO, "asport_sync"):
         dead, alive = scene.join(mode=3), scene.join(mode=3)
         heir = scene.join(mode=3)
         scene.session.handle(fake.probed(dead, alive=False))
         scene.settle()
         assert code(heir) is SUCCESS
+        assert f"silent; its port {scene.number} is taken over by" in caplog.text
         assert dead.closed == (0, 0.0)
         assert alive.closed is None
         assert not alive.listeners[0].closed
@@ -173,11 +179,40 @@ def test_draining_closes_the_port_once_for_all() -> None:
         assert not reachable(scene.number)
 
 
+def test_a_member_that_leaves_while_draining_does_not_open_the_port_again() -> None:
+    with scene_of() as scene:
+        clients = [scene.join(mode=3) for _ in range(2)]
+        scene.session.drain()
+        scene.session.handle(fake.closed(clients[0]))
+        scene.settle()
+        assert not reachable(scene.number)
+        assert not clients[1].udp[0].closed
+        scene.session.handle(fake.closed(clients[1]))
+        scene.settle()
+        assert len(scene.session._claims._ports) == 0
+
+
+def test_clients_that_wait_for_the_port_at_the_same_time_share_it() -> None:
+    """A port that was released a moment ago may still be in use, for one client after the other."""
+    with scene_of() as scene:
+        scene.session.handle(fake.closed(scene.join(mode=TCP)))
+        scene.settle()
+        clients = [scene.connect() for _ in range(3)]
+        with sockets.listen_tcp(HOST, scene.number):
+            for each in clients:
+                hello = ClientHello(ALICE, token_of(each, ALICE, PASSWORD), TCP, 1, 65535)
+                scene.session.handle(fake.command(each, encode(hello)))
+        assert [code(each) for each in clients] == [None] * 3
+        scene.settle()
+        assert [code(each) for each in clients] == [SUCCESS] * 3
+        assert scene.engine.groups[-1].members == clients
+
+
 def test_disconnect_ends_all_members() -> None:
     with scene_of() as scene:
         clients = [scene.join(mode=TCP) for _ in range(2)]
         assert scene.session.disconnect(str(ALICE)) == 2
-        assert all(each.closed for each in clients)
+        assert all(each.closed == (None, 0.0) for each in clients)
 
 
 def test_another_policy_applies_at_once() -> None:
@@ -196,7 +231,7 @@ def test_clients_reconnect_where_sharing_is_switched(
     with scene_of(before) as scene, caplog.at_level(logging.INFO, "asport_sync"):
         clients = [scene.join(mode=TCP) for _ in range(2 if before else 1)]
         apply(scene, changed(scene, dialect="draft", proxy={"balance": after} if after else {}))
-        assert all(each.closed == (0, 0.0) for each in clients)
+        assert all(each.closed == (None, 0.0) for each in clients)
         assert not reachable(scene.number)
         assert f"disconnected: change of balance of user {ALICE}" in caplog.text
         assert code(scene.join(mode=TCP)) is SUCCESS
@@ -254,6 +289,40 @@ def test_one_address_has_its_share_of_a_port_not_of_each_client() -> None:
         assert new_source(scene, first, 3)
         assert not new_source(scene, first, 1)
         assert scene.counter("udp_sources_refused_share") == 1
+
+
+def test_associations_of_the_last_one_with_udp_count_no_longer() -> None:
+    with scene_of(udp_sessions=4) as scene:
+        first, _ = scene.join(mode=UDP), scene.join(mode=TCP)
+        for index in range(2):
+            scene.session.handle(fake.source_unknown(first, first.udp[0], ("192.0.2.1", 5000 + index)))
+        scene.session.handle(fake.closed(first))
+        scene.settle()
+        again = scene.join(mode=UDP)
+        for number in range(2, 4):
+            assert new_source(scene, again, number)
+        assert new_source(scene, again, 1)  # this address has its share again
+        assert scene.counter("udp_sources_refused_share") == 0
+
+
+def test_clients_with_different_maximums() -> None:
+    """A policy may grant different ones. The latest is that of the port, and each client keeps its own."""
+
+    class Growing:
+        def __init__(self) -> None:
+            self.users: dict[uuid.UUID, User] = {}
+            self.maximum = 0
+
+        def authenticate(self, connection: Exporter, hello: ClientHello, answer: Callable[[User | None], None]) -> None:
+            self.maximum += 1
+            answer(dataclasses.replace(self.users[hello.uuid], max_associations=self.maximum))
+
+    policy = Growing()
+    with scene_of_session(policy, dialect="draft", proxy={"balance": "round_robin"}) as scene:
+        policy.users.update(users_of(scene.config))
+        first, second = (scene.join(mode=3) for _ in range(2))
+        assert [new_source(scene, first, number) for number in range(2)] == [True, False]
+        assert [new_source(scene, second, number) for number in range(2, 4)] == [True, False]
 
 
 def test_a_lower_maximum_is_met_by_those_that_have_more() -> None:

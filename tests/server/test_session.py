@@ -1172,7 +1172,7 @@ def test_a_client_that_a_new_configuration_does_not_allow_is_disconnected(
     connection = scene.join()
     with caplog.at_level(logging.INFO, "asport_sync"):
         apply(scene, changed(scene, proxy=proxy))
-    assert connection.closed == (0, 0.0)
+    assert connection.closed == (None, 0.0)
     assert connection.listeners[0].closed
     assert connection.udp[0].closed
     assert not reachable(scene.number)
@@ -1355,9 +1355,9 @@ def test_draining_accepts_no_clients_and_no_visitors(scene: Scene, caplog: pytes
         assert scene.engine.endpoints[0].closed is False  # without its connections
         assert (joined.closed, joined.listeners[0].closed) == (None, True)
         assert not reachable(scene.number)
-        assert waiting.closed is not None
+        assert waiting.closed == (None, 0.0)  # nobody was refused
         late = scene.connect()
-        assert late.closed is not None
+        assert late.closed == (None, 0.0)
     assert scene.counter("clients_refused_draining") == 2
     assert caplog.text.count("refused: the server is draining") == 2
     assert scene.session.status == "draining, 3 clients"

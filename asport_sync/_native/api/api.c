@@ -591,7 +591,7 @@ int64_t aq_connection_migrate(aq_engine *engine, aq_id connection, int32_t fd)
 int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, uint64_t linger)
 {
     aq_engine_command command = {.kind = AQ_DO_CLOSE, .id = connection, .close = {code, linger}};
-    if (code >= 1ULL << 62 || linger >= UINT64_MAX / 4)
+    if ((code >= 1ULL << 62 && code != AQ_NO_APPLICATION_CODE) || linger >= UINT64_MAX / 4)
         return AQ_ERR_INVALID;
     return tell_connection(engine, &command);
 }

@@ -282,7 +282,7 @@ static int64_t do_close_endpoint(aq_engine *engine, aq_engine_command *command)
         aq_conn *conn, *next;
         for (conn = endpoint->conns.first; conn != NULL; conn = next) {
             next = conn->endpoint_link.next;
-            aq_conn_close(conn, AQ_CLOSE_LOCAL, 0, "", engine->now);
+            aq_conn_close(conn, AQ_CLOSE_LOCAL, aq_conn_last_code(conn), "", engine->now);
         }
     }
     endpoint->closed = 1;

@@ -163,15 +163,17 @@ static void send_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, 
     ngtcp2_ssize length;
     size_t sent;
 
-    ngtcp2_ccerr_default(&error);
-    if (cause == AQ_CLOSE_LOCAL)
-        ngtcp2_ccerr_set_application_error(&error, code, (const uint8_t *)reason, strlen(reason));
-    else if (cause == AQ_CLOSE_TLS || cause == AQ_CLOSE_CERTIFICATE)
+    ngtcp2_ccerr_default(&error); /* the transport error code NO_ERROR */
+    if (cause == AQ_CLOSE_LOCAL) {
+        if (code != AQ_NO_APPLICATION_CODE)
+            ngtcp2_ccerr_set_application_error(&error, code, (const uint8_t *)reason, strlen(reason));
+    } else if (cause == AQ_CLOSE_TLS || cause == AQ_CLOSE_CERTIFICATE) {
         ngtcp2_ccerr_set_tls_alert(&error, (uint8_t)code, NULL, 0);
-    else if (cause == AQ_CLOSE_PEER_FAULT)
+    } else if (cause == AQ_CLOSE_PEER_FAULT) {
         ngtcp2_ccerr_set_transport_error(&error, code, NULL, 0);
-    else
+    } else {
         ngtcp2_ccerr_set_liberr(&error, -(int)code, NULL, 0);
+    }
     ngtcp2_path_storage_zero(&path);
     length = ngtcp2_conn_write_connection_close(conn->quic, &path.path, &info, conn->host->train,
                                                 conn->host->train_capacity, &error, now);
@@ -239,10 +241,16 @@ void aq_conn_close_application(aq_conn *conn, uint64_t code, uint64_t linger, ui
     }
 }
 
+uint64_t aq_conn_last_code(const aq_conn *conn)
+{
+    /* To a client that waits for its ServerHello, an application code would mean that it is refused. */
+    return conn->is_server ? AQ_NO_APPLICATION_CODE : 0;
+}
+
 void aq_conn_stop(aq_conn *conn, uint64_t now)
 {
     if (conn->quic != NULL)
-        send_close(conn, AQ_CLOSE_LOCAL, 0, "", now);
+        send_close(conn, AQ_CLOSE_LOCAL, aq_conn_last_code(conn), "", now);
     cut_off(conn, 2, UINT32_MAX);
 }
 

@@ -72,6 +72,8 @@
 /* Flow-control window of a unidirectional stream: the largest Packet with its header, plus a margin. */
 #define AQ_UNI_WINDOW (128U * 1024)
 
+#define AQ_NO_APPLICATION_CODE UINT64_MAX /* of aq_connection_close(); no application error code is that large */
+
 #define AQ_HEARTBEAT_BYTES 16 /* maximum for aq_connection_heartbeat() */
 
 enum aq_conn_state { AQ_CONN_HANDSHAKE, AQ_CONN_OPEN, AQ_CONN_CLOSING, AQ_CONN_DRAINING };
@@ -302,6 +304,8 @@ void aq_conn_suspect(aq_conn *conn, uint64_t now); /* a hint from any source tha
  * everything on the connection. */
 void aq_conn_close(aq_conn *conn, enum aq_close_cause cause, uint64_t code, const char *reason, uint64_t now);
 void aq_conn_close_application(aq_conn *conn, uint64_t code, uint64_t linger, uint64_t now);
+/* Returns the code with which a connection is closed because its endpoint or the engine ends. */
+uint64_t aq_conn_last_code(const aq_conn *conn);
 void aq_conn_stop(aq_conn *conn, uint64_t now); /* the engine stops: closes without an event */
 
 /* Returns how well the connection can take a visitor now. */
