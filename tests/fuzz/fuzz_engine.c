@@ -54,8 +54,8 @@ static struct {
     size_t wound_down;
 } run;
 
-static int server_fd, client_fd, tcp_listener, udp_service;
-static struct sockaddr_in tcp_address, udp_address;
+static int server_fd, client_fd, tcp_listener, udp_service, group_udp;
+static struct sockaddr_in tcp_address, udp_address, group_address;
 
 /* ---- what is there to name -------------------------------------------------------------------------------------- */
 
@@ -333,7 +333,8 @@ static void do_connection(aq_engine *engine)
 
     switch (what % 8) {
     case 0:
-        aq_connection_close(engine, connection, what, (uint64_t)fuzz_u8(&run.input) * 10 * AQ_NSEC_PER_MSEC);
+        aq_connection_close(engine, connection, what & 128 ? UINT64_MAX : what,
+                            (uint64_t)fuzz_u8(&run.input) * 10 * AQ_NSEC_PER_MSEC);
         break;
     case 1:
         bytes = piece(&length);
@@ -496,6 +497,49 @@ static void move_udp(aq_engine *engine, const uint8_t *prefix, size_t length)
     close(fd);
 }
 
+/* Connections that share tcp_listener and group_udp. */
+static void do_group(aq_engine *engine)
+{
+    uint8_t what = fuzz_u8(&run.input);
+    aq_id connection;
+    int fd;
+
+    switch (what % 8) {
+    case 0:
+        remember(aq_group_open(engine, what / 8 % 3));
+        break;
+    case 1:
+    case 2:
+    case 3:
+        connection = pick(AQ_KIND_CONNECTION);
+        aq_connection_join(engine, connection, pick(AQ_KIND_GROUP));
+        if (what & 8)
+            remember(aq_listener_open(engine, connection, tcp_listener, what & 16));
+        if (what & 32)
+            remember(aq_udp_open(engine, connection, group_udp, 1, what & 16));
+        break;
+    case 4:
+        aq_group_balance(engine, pick(AQ_KIND_GROUP), what / 8 % 3);
+        break;
+    case 5:
+        aq_group_close(engine, pick(AQ_KIND_GROUP));
+        break;
+    case 6: /* a source that comes back */
+        (void)!sendto(udp_service, "known", what / 8 % 6, MSG_DONTWAIT, (const struct sockaddr *)&group_address,
+                      sizeof(group_address));
+        break;
+    default: /* new ones */
+        for (int i = 0; i < what / 64 + 1; i++) {
+            fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+            if (fd < 0)
+                return;
+            (void)!sendto(fd, "new", 3, MSG_DONTWAIT, (const struct sockaddr *)&group_address, sizeof(group_address));
+            close(fd);
+        }
+        break;
+    }
+}
+
 static void do_udp(aq_engine *engine)
 {
     static uint8_t bytes[65536];
@@ -560,6 +604,9 @@ static void do_udp(aq_engine *engine)
             aq_bucket_rate(engine, pick(AQ_KIND_BUCKET), fuzz_u16(&run.input) % 512 * 1000U);
         if ((what & 192) == 64)
             aq_bucket_close(engine, pick(AQ_KIND_BUCKET));
+        break;
+    case 13:
+        do_group(engine);
         break;
     default:
         (void)!send(udp_service, bytes, fuzz_u16(&run.input) % 20000, MSG_DONTWAIT);
@@ -788,6 +835,7 @@ static void set_up(void)
     server_fd = bound(SOCK_DGRAM, &unused);
     client_fd = bound(SOCK_DGRAM, &unused);
     udp_service = bound(SOCK_DGRAM, &udp_address);
+    group_udp = bound(SOCK_DGRAM, &group_address);
     tcp_listener = bound(SOCK_STREAM, &tcp_address);
     MUST(listen(tcp_listener, 64) == 0);
 }
@@ -802,6 +850,8 @@ static void clean_up(void)
         close(run.far_ends[--run.far_length]);
     (void)!connect(udp_service, (const struct sockaddr *)&nobody, sizeof(nobody));
     while (recv(udp_service, &byte, 1, MSG_DONTWAIT) >= 0)
+        ;
+    while (recv(group_udp, &byte, 1, MSG_DONTWAIT) >= 0)
         ;
     while ((fd = accept(tcp_listener, NULL, NULL)) >= 0) /* what nobody accepted */
         close(fd);
