@@ -1,4 +1,4 @@
-"""Several clients behind one port: real commands, with curl and socat as visitors."""
+"""Several clients behind one port: real commands, with curl and openssl as visitors."""
 
 from __future__ import annotations
 
@@ -161,13 +161,6 @@ def test_least_connections_prefers_the_idle_client(
     assert collections.Counter(scene.hold()[0] for _ in range(2)) == {"A": 1, "B": 1}
 
 
-def socat(port: int, network: str, request: bytes) -> bytes:
-    """What socat gets for a request within a second, over TCP or UDP, from a source of its own."""
-    return subprocess.run(
-        ["socat", "-t", "1", "-", f"{network}4:{HOST}:{port}"], input=request, capture_output=True, check=True
-    ).stdout
-
-
 def ask(source: socket.socket, port: int) -> bytes:
     """The answer to a datagram, which is sent until there is one."""
     source.settimeout(1.0)
@@ -195,16 +188,49 @@ def test_udp_sources_stick_until_their_client_leaves(
     assert [ask(source, scene.port) for source in sources] == [b"B"] * 6
 
 
-def test_socat_is_answered_by_both(stack: contextlib.ExitStack, certificate: Certificate, tmp_path: Path) -> None:
-    if shutil.which("socat") is None:
-        pytest.skip("socat is not installed")
+TLS = {"tcp": "-tls1_3", "udp": "-dtls1_2"}
+
+
+@contextlib.contextmanager
+def tls_service(directory: Path, name: str) -> Iterator[Address]:
+    """``openssl s_server``, over TCP and UDP, with a certificate of this name."""
+    key, own, port = directory / f"{name}.key", directory / f"{name}.pem", free_port()
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    made = ["openssl", "req", "-x509", *curve, "-keyout", key, "-out", own, "-subj", f"/CN={name}", "-days", "2"]
+    subprocess.run(made, capture_output=True, check=True)
+    serve = ["openssl", "s_server", "-accept", f"{HOST}:{port}", "-cert", str(own), "-key", str(key)]
+    with contextlib.ExitStack() as stack:
+        for version in TLS.values():
+            # It ends with its standard input.
+            running = subprocess.Popen([*serve, version], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            stack.enter_context(running)
+            stack.callback(running.kill)
+            assert running.stdout is not None
+            assert b"ACCEPT\n" in iter(running.stdout.readline, b"")
+        yield HOST, port
+
+
+def tls_name(port: int, network: str) -> str:
+    """The name in the certificate of the service that answers ``openssl s_client``."""
+    visit = ["openssl", "s_client", "-connect", f"{HOST}:{port}", "-brief", TLS[network]]
+    done = subprocess.run(visit, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    found = re.search(r"Peer certificate: CN = (\w+)", done.stderr)
+    assert found, done.stderr
+    return found[1]
+
+
+def test_tls_and_dtls_sessions_stay_with_their_client(
+    stack: contextlib.ExitStack, certificate: Certificate, tmp_path: Path
+) -> None:
+    """A handshake succeeds only if all of it reaches the same service, also over UDP."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
     scene = Scene(stack, tmp_path, certificate)
     for name in "AB":
-        scene.add(name)
+        scene.add(name, stack.enter_context(tls_service(tmp_path, name)))
     scene.server.wait_for(JOINED.format(2))
-    answers = [socat(scene.port, "TCP", b"GET / HTTP/1.0\r\n\r\n") for _ in range(4)]
-    assert collections.Counter(each.partition(b"\r\n\r\n")[2] for each in answers) == {b"A": 2, b"B": 2}
-    assert collections.Counter(socat(scene.port, "UDP", b"?") for _ in range(4)) == {b"A": 2, b"B": 2}
+    for network in TLS:
+        assert collections.Counter(tls_name(scene.port, network) for _ in range(4)) == {"A": 2, "B": 2}
 
 
 def test_a_killed_client_takes_only_its_own_connections(
