@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _NO_CODE = 2**64 - 1  # of aq_connection_close
 
+
 def _address_or_null(address: SocketAddress | None) -> Any:
     return ffi.NULL if address is None else to_address(address)
 
@@ -231,9 +232,7 @@ class Connection(Handle):
             code: Application error code (RFC 9000 section 20.2); None: the transport error code NO_ERROR instead.
             linger: Maximum seconds to wait until everything sent with ``send`` is acknowledged.
         """
-        self.engine.call(
-            lib.aq_connection_close, self.id, _NO_CODE if code is None else code, nanoseconds(linger)
-        )
+        self.engine.call(lib.aq_connection_close, self.id, _NO_CODE if code is None else code, nanoseconds(linger))
 
     def export(self, label: bytes, context: bytes, length: int) -> bytes:
         """Exports keying material from TLS (RFC 8446 section 7.5).

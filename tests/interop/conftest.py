@@ -86,8 +86,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every test that takes a ``pairing`` with each of them."""
-    if "pairing" in metafunc.fixturenames:
+    """Run every test that takes a ``pairing`` with each of them, unless it names some itself."""
+    named = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "pairing" in metafunc.fixturenames and "pairing" not in named:
         parameters = [pytest.param(pairing, id=_identifier(pairing)) for pairing in PAIRINGS]
         parameters += [
             pytest.param(pairing, id=_identifier(pairing), marks=pytest.mark.reference)

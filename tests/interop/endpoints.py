@@ -69,6 +69,7 @@ class Tunnel:
         expected_port: The one port the client asks for, or None for any.
         max_packet_size: Longest UDP payload that both sides take from a socket, or None for their defaults.
         told_dialect: Whether our server is told the client's dialect, in place of its default.
+        balance: How our server spreads visitors over several clients; None: the port belongs to one.
     """
 
     network: Network = "both"
@@ -82,6 +83,7 @@ class Tunnel:
     expected_port: int | None = None
     max_packet_size: int | None = None
     told_dialect: bool = False
+    balance: Literal["round_robin", "least_connections"] | None = None
 
     def common_options(self) -> dict[str, Any]:
         """Return the keys that are the same for client and server, ours and the reference's."""
@@ -106,6 +108,7 @@ class Tunnel:
             "bind_ip": self.bind_ip,
             "allow_ports": self.port,
             "allow_network": self.allow_network,
+            **({} if self.balance is None else {"balance": self.balance}),
         }
         return {"proxies": [proxy], **self.common_options()}
 
