@@ -13,6 +13,7 @@ import pytest
 
 from asport_sync import Client, Server
 from tests.bounds.old_work import descriptors_of
+from tests.e2e.test_balance_load import named
 from tests.e2e.tunnels import (
     READY_TIMEOUT,
     both_echoes,
@@ -27,6 +28,7 @@ from tests.e2e.tunnels import (
     write_config,
 )
 from tests.support.certificates import Certificate
+from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.sanitized import needs_speed
 from tests.support.services import Address, TcpEcho
@@ -141,3 +143,30 @@ def test_flooded_ports_leave_their_share_to_others(certificate: Certificate, tmp
         for _ in range(3):
             late = join(echo.address)
             assert [answers(late, TIMEOUT) for _ in range(ANSWERS)] == [True] * ANSWERS, server.description()
+
+
+@needs_speed
+def test_a_client_with_its_fair_share_leaves_visitors_to_others_of_its_port(
+    certificate: Certificate, tmp_path: Path
+) -> None:
+    """Visitors of one client stay and those of the other leave: the first one's share is used up, the port is not."""
+    port = free_port()
+    options = server_options(certificate, proxy={"balance": "round_robin", "allow_ports": port})
+    path = write_config(tmp_path, "server", options)
+    owners: list[bytes] = []
+    with (
+        limited(command("server", "run", "-c", str(path), "-v"), 100, "server") as server,
+        contextlib.ExitStack() as stack,
+    ):
+        for name in (b"A", b"B"):
+            local = stack.enter_context(named(name))
+            client = Client(**client_options(certificate, server_address(server), local, port=port))
+            stack.enter_context(client)
+            client.wait_ready(READY_TIMEOUT)
+        while owners[-20:] != [b"B"] * 20:
+            assert len(owners) < 300
+            visitor = stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT))
+            owners.append(visitor.recv(1))
+            if owners[-1] == b"B":
+                visitor.close()
+        assert owners.count(b"A") >= 10
