@@ -381,7 +381,8 @@ static aq_id new_udp(aq_engine *engine, aq_conn *conn, int fd, int is_public, in
     if (udp != NULL) {
         result = aq_slab_add(&engine->udps, udp);
         udp->id = result;
-        udp->member = (aq_member){.id = result, .connection = conn->id, .fd = fd};
+        if (group != NULL)
+            *udp->member = (aq_member){.id = result, .connection = conn->id, .fd = fd};
         if (result < 0)
             aq_udp_free(udp);
     }

@@ -50,7 +50,7 @@ void aq_engine_enter_group(aq_engine *engine, aq_udp *udp)
     pthread_mutex_lock(&udp->assocs->mutex);
     pthread_mutex_lock(&udp->group->mutex);
     if (!udp->closed)
-        aq_members_enter(&udp->group->sockets, &udp->member);
+        aq_members_enter(&udp->group->sockets, udp->member);
     pthread_mutex_unlock(&udp->group->mutex);
     pthread_mutex_unlock(&udp->assocs->mutex);
     aq_engine_watch_group(engine, udp->group);
@@ -132,7 +132,7 @@ static aq_candidate candidate_of(void *context, const aq_member *member)
 static int take(aq_engine *engine, aq_udp *udp, const aq_udp_message *message, int is_new, aq_udp_batch *batch,
                 uint64_t now)
 {
-    aq_conn *conn = aq_slab_get(&engine->connections, udp->member.connection);
+    aq_conn *conn = aq_slab_get(&engine->connections, udp->member->connection);
     int64_t result = AQ_ERR_GONE;
     if (conn == NULL)
         return 0;
@@ -141,7 +141,7 @@ static int take(aq_engine *engine, aq_udp *udp, const aq_udp_message *message, i
     if (result == AQ_OK) {
         if (batch->asked > 0) {
             if (is_new)
-                aq_group_given(udp->group, &udp->member, conn->last_received, now);
+                aq_group_given(udp->group, udp->member, conn->last_received, now);
             aq_engine_ask_about(engine, udp, batch);
         }
         if (batch->denied != 0)
@@ -149,7 +149,7 @@ static int take(aq_engine *engine, aq_udp *udp, const aq_udp_message *message, i
         if (batch->forwarded > 0)
             aq_engine_touch(engine, conn);
     }
-    aq_slab_put(&engine->connections, udp->member.connection);
+    aq_slab_put(&engine->connections, udp->member->connection);
     return result == AQ_OK;
 }
 

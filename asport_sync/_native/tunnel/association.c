@@ -185,7 +185,7 @@ static void drop_assoc(aq_assoc *assoc)
         size_t length = source_key(&assoc->source, key);
         aq_map_remove(&udp->by_source, key, length);
         if (udp->group != NULL)
-            aq_group_leave_source(udp->group, &udp->member, key, length);
+            aq_group_leave_source(udp->group, udp->member, key, length);
     }
     if (udp->only == assoc)
         udp->only = NULL;
@@ -379,6 +379,13 @@ aq_udp *aq_udp_new(aq_assocs *assocs, int fd, int is_public, aq_group *group, in
         if (aq_map_init(&udp->waiting_by_source, secret) != AQ_OK)
             goto no_waiting;
     }
+    if (group != NULL) {
+        udp->member = calloc(1, sizeof(*udp->member));
+        if (udp->member == NULL)
+            goto no_member;
+        udp->group = group;
+        aq_group_ref(group);
+    }
     udp->fd = fd;
     udp->is_public = is_public;
     udp->has_many_addresses = has_many_addresses;
@@ -386,12 +393,11 @@ aq_udp *aq_udp_new(aq_assocs *assocs, int fd, int is_public, aq_group *group, in
     udp->family = bound.sa.sa_family;
     udp->assocs = assocs;
     aq_assocs_ref(assocs);
-    udp->group = group;
-    if (group != NULL)
-        aq_group_ref(group);
     *error = AQ_OK;
     return udp;
 
+no_member:
+    aq_map_destroy(&udp->waiting_by_source);
 no_waiting:
     aq_map_destroy(&udp->by_source);
 no_map:
@@ -424,13 +430,13 @@ static aq_waiting_source *new_source(aq_udp *udp, const aq_udp_source *source)
     waiting->source = *source;
     if (udp->is_public) {
         size_t length = source_key(source, key);
-        if (udp->group != NULL && aq_group_enter_source(udp->group, &udp->member, key, length) != AQ_OK) {
+        if (udp->group != NULL && aq_group_enter_source(udp->group, udp->member, key, length) != AQ_OK) {
             free(waiting);
             return NULL;
         }
         if (aq_map_put(&udp->waiting_by_source, key, length, waiting) != AQ_OK) {
             if (udp->group != NULL)
-                aq_group_leave_source(udp->group, &udp->member, key, length);
+                aq_group_leave_source(udp->group, udp->member, key, length);
             free(waiting);
             return NULL;
         }
@@ -460,7 +466,7 @@ static void drop_source(aq_udp *udp, aq_waiting_source *source)
     waiting_datagram *datagram, *next;
     if (udp->group != NULL) {
         uint8_t key[AQ_MAP_KEY_MAX];
-        aq_group_leave_source(udp->group, &udp->member, key, source_key(&source->source, key));
+        aq_group_leave_source(udp->group, udp->member, key, source_key(&source->source, key));
     }
     datagram = take_source(udp, source);
     for (; datagram != NULL; datagram = next) {
@@ -505,7 +511,7 @@ void aq_udp_detach(aq_udp *udp)
 {
     aq_assocs *assocs = udp->assocs;
     pthread_mutex_lock(&assocs->mutex);
-    if (!udp->closed && (udp->group == NULL || aq_group_leave_socket(udp->group, &udp->member)))
+    if (!udp->closed && (udp->group == NULL || aq_group_leave_socket(udp->group, udp->member)))
         count_lost(udp, aq_udp_losses_end(&udp->losses, udp->fd));
     udp->closed = 1;
     if (udp->only != NULL)
@@ -531,6 +537,7 @@ void aq_udp_free(aq_udp *udp)
     }
     if (udp->group != NULL)
         aq_group_unref(udp->group);
+    free(udp->member);
     aq_assocs_unref(udp->assocs);
     free(udp);
 }
@@ -803,11 +810,11 @@ static int64_t link_assoc(aq_udp *udp, aq_assoc *assoc)
         return AQ_ERR_MEMORY;
     if ((*page)[assoc->association & 0xff] != NULL)
         return AQ_ERR_LIMIT;
-    if (udp->group != NULL && (result = aq_group_enter_source(udp->group, &udp->member, key, key_length)) != AQ_OK)
+    if (udp->group != NULL && (result = aq_group_enter_source(udp->group, udp->member, key, key_length)) != AQ_OK)
         return result;
     if (udp->is_public && (result = aq_map_put(&udp->by_source, key, key_length, assoc)) != AQ_OK) {
         if (udp->group != NULL && waiting_source(udp, &assoc->source) == NULL)
-            aq_group_leave_source(udp->group, &udp->member, key, key_length);
+            aq_group_leave_source(udp->group, udp->member, key, key_length);
         return result;
     }
     (*page)[assoc->association & 0xff] = assoc;

@@ -127,7 +127,7 @@ typedef struct aq_udp {
     _Atomic uint64_t refusal_told_until;
     uint64_t busy_datagrams, busy_since; /* [engine] datagrams read since the last traffic check, and its time */
     aq_group *group;                     /* immutable; one reference; NULL: none */
-    aq_member member;                    /* guarded by the group's mutex; all zeros without a group */
+    aq_member *member;                   /* with a group: owned; what it points to is guarded by the group's mutex */
 } aq_udp;
 
 /* Maximum of new sources that one aq_udp_read() asks about. */
