@@ -196,7 +196,7 @@ def tls_service(directory: Path, name: str) -> Iterator[Address]:
     """``openssl s_server``, over TCP and UDP, with a certificate of this name."""
     key, own, port = directory / f"{name}.key", directory / f"{name}.pem", free_port()
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    made = ["openssl", "req", "-x509", *curve, "-keyout", key, "-out", own, "-subj", f"/CN={name}", "-days", "2"]
+    made = ["openssl", "req", "-x509", *curve, "-keyout", str(key), "-out", str(own), "-subj", f"/CN={name}"]
     subprocess.run(made, capture_output=True, check=True)
     serve = ["openssl", "s_server", "-accept", f"{HOST}:{port}", "-cert", str(own), "-key", str(key)]
     with contextlib.ExitStack() as stack:

@@ -143,8 +143,8 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.is_over.set()
         self._thread.join()
-        for each in (*self.visitors, *self.sources):
-            each.sock.close()
+        for sock in (*(each.sock for each in self.visitors), *(each.sock for each in self.sources)):
+            sock.close()
 
     def _run(self) -> None:
         try:
@@ -153,7 +153,7 @@ class Load:
             self.failure = failure
 
     def _carry(self) -> None:
-        everyone = (*self.visitors, *self.sources)
+        everyone: list[Visitor | Source] = [*self.visitors, *self.sources]
         with selectors.DefaultSelector() as selector:
             for each in everyone:
                 selector.register(each.sock, selectors.EVENT_READ, each)
@@ -217,8 +217,8 @@ def test_a_killed_client_under_load(certificate: Certificate, tmp_path: Path) ->
         assert collections.Counter(visitor.owner for visitor in new) == {b"A": 4, b"C": 4, b"D": 4}
         new_sources = [Source(address) for _ in range(6)]
         assert collections.Counter(map(answer, new_sources)) == {b"A": 2, b"C": 2, b"D": 2}
-        for each in (*new, *new_sources):
-            each.sock.close()
+        for sock in (*(each.sock for each in new), *(each.sock for each in new_sources)):
+            sock.close()
 
         load.finish()
         # Nothing of the others is lost.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asport_sync.engine import CloseCause, Connected, Transport
+from asport_sync.engine import CloseCause, Connected, Connection, Transport
 from asport_sync.errors import EngineError, HandleGoneError
 from tests.engine.pair import (
     ALPN,

@@ -27,7 +27,7 @@ from tests.support.traffic import UdpPeer, connect, receive_exactly
 from tests.support.waiting import wait_until
 
 HOST = "127.0.0.1"
-NAMES = b"ABC"  # two clients of the reference, and ours
+NAMES = b"A", b"B", b"C"  # two clients of the reference, and ours
 
 
 class Named(TcpService):
@@ -85,10 +85,10 @@ def test_two_of_theirs_and_one_of_ours(
         server = stack.enter_context(OURS.server(tunnel, pairing.client, certificate, tmp_path))
         assert isinstance(server, OurServer)
         clients = []
-        for name, side in zip(NAMES, (pairing.client, pairing.client, OURS), strict=True):
-            directory = tmp_path / chr(name)
+        for number, side in enumerate((pairing.client, pairing.client, OURS)):
+            directory = tmp_path / str(number)
             directory.mkdir()
-            local = service(stack, bytes([name]))
+            local = service(stack, NAMES[number])
             of = side.client(tunnel, pairing.client, server.address, local, certificate, directory)
             clients.append(stack.enter_context(of))
             assert clients[-1].wait_ready() == tunnel.port
