@@ -30,6 +30,7 @@ from asport_sync import (
 from tests.e2e.tunnels import (
     PASSWORD,
     READY_TIMEOUT,
+    USER,
     both_echoes,
     client_options,
     client_process,
@@ -47,6 +48,7 @@ from tests.support.process import Process
 from tests.support.services import Address, TcpEcho, UdpEcho
 from tests.support.traffic import UdpPeer, echo
 from tests.support.unprivileged import first_port_of_all, unprivileged
+from tests.support.waiting import wait_until
 
 NOWHERE = ("127.0.0.1", 9)
 STRANGER = str(uuid.UUID(int=1))
@@ -282,6 +284,29 @@ def test_two_clients_of_one_user(certificate: Certificate) -> None:
             for address in addresses:
                 assert echo(address, b"hello") == b"hello"
             assert (one.accepted, two.accepted) == (1, 1)
+
+
+def test_a_client_that_is_disconnected_while_it_joins_is_not_refused(certificate: Certificate) -> None:
+    """The close overtakes the ServerHello. A refusal would be followed by a pause of 5 s or more."""
+    rounds = 5
+    begun: list[object] = []
+
+    def disconnect(client: object) -> None:
+        begun.append(client)
+        if len(begun) <= rounds:
+            session = server._running()
+            session.host.run(session.disconnect, USER)
+
+    ended: list[AsportError | None] = []
+    server = Server(on_connect=disconnect, **server_options(certificate))
+    with server, TcpEcho() as service:
+        options = client_options(certificate, server.address, service.address)
+        with Client(on_disconnect=lambda _, why: ended.append(why), **options) as client:
+            wait_until(lambda: len(begun) > rounds and client.port is not None, READY_TIMEOUT, "it has joined")
+            assert echo(client.wait_ready(0), b"hello") == b"hello"
+            said = list(map(str, ended))
+            assert sum("the server closed it" in why for why in said) == rounds
+            assert not any("without giving a reason" in why for why in said)
 
 
 def test_a_newcomer_costs_clients_that_live_nothing(certificate: Certificate) -> None:
