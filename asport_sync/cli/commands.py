@@ -95,7 +95,7 @@ def install_unit(arguments: argparse.Namespace) -> int:
     from asport_sync.cli import systemd  # not at the top: the other commands may run for months without it
 
     systemd.install(
-        functools.partial(_settings_and_files, arguments.side),
+        functools.partial(_read, arguments.side),
         config.locate(arguments.side, arguments.config),
         side=arguments.side,
         by_user=arguments.user,
@@ -131,13 +131,6 @@ def version() -> str:
 
 def _read(side: str, file: Path) -> config.ClientConfig | config.ServerConfig:
     return config.load_client(file) if side == "client" else config.load_server(file)
-
-
-def _settings_and_files(side: str, file: Path) -> tuple[config.ClientConfig | config.ServerConfig, set[Path]]:
-    """Returns the configuration that a file has, and all files that it consists of."""
-    settings = _read(side, file)
-    secrets, others = _files(settings, file)
-    return settings, secrets | others
 
 
 def _loose_permissions(settings: config.ClientConfig | config.ServerConfig, file: Path) -> list[str]:

@@ -18,9 +18,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
+import asport_sync
 from asport_sync import config
 from asport_sync.cli import output
+from asport_sync.config.changes import NOT_READ, paths_of
 from asport_sync.errors import AsportError, ConfigError
 
 NOTIFY_RELOAD = 253
@@ -29,11 +32,15 @@ REFRESH_CREDENTIALS = 260
 """The release of systemd that can pass changed credentials to a running service."""
 
 _SYSTEM_UNITS = Path("/etc/systemd/system")
+_LOGS = Path("/var/log")
+_RUNTIME = Path("/run")
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome= and PrivateTmp=
 _PRIVILEGED = 1024  # ports below need CAP_NET_BIND_SERVICE
 _STOP_LIMIT = 90.0  # seconds after which systemd kills a service that does not end, by default
 _STOP_TIME = 10.0  # seconds that a stop takes at most: its timeout, and the last lines of the log
 _SYSTEMCTL_TIMEOUT = 10.0  # seconds for the answer to --version
+_LONGEST_SHEBANG = 256  # bytes: as many as Linux reads
+_CURE = "install it in another place: python3 -m venv /opt/asport && /opt/asport/bin/pip install ..."
 
 # In every unit: these need no privileges, so that a user's service manager can apply them as well.
 _RESTRICTIONS = """\
@@ -73,6 +80,9 @@ ProtectProc=invisible
 """
 
 
+Settings: TypeAlias = config.ClientConfig | config.ServerConfig
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unit:
     """A unit file.
@@ -85,6 +95,7 @@ class Unit:
         by_user: Whether it is for a user's service manager, and not the system's.
         account: The existing account that it runs as; None: one that systemd makes up.
         credentials: The files that systemd passes to it, by name; only for an account that systemd makes up.
+        logs: The folders below /var/log, relative to that, in which it may write.
         privileged_ports: Whether it opens ports below 1024.
         waits: Whether the service is ready only once its ports are public.
         grace_period: Seconds for which open connections may go on after SIGTERM.
@@ -97,6 +108,7 @@ class Unit:
     by_user: bool = False
     account: str | None = None
     credentials: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    logs: tuple[str, ...] = ()
     privileged_ports: bool = False
     waits: bool = False
     grace_period: float = 0.0
@@ -135,6 +147,8 @@ class Unit:
             yield "DynamicUser=true" if self.account is None else f"User={_percent(self.account)}"
         yield f"RuntimeDirectory={self.name}"
         yield "RuntimeDirectoryMode=0700"
+        if self.logs:
+            yield "LogsDirectory=" + " ".join(map(_word, self.logs))
         if not self.by_user:
             if self.privileged_ports:
                 yield "AmbientCapabilities=CAP_NET_BIND_SERVICE"
@@ -169,7 +183,7 @@ class Unit:
 
 
 def install(
-    settings_of: Callable[[Path], tuple[config.ClientConfig | config.ServerConfig, set[Path]]],
+    settings_of: Callable[[Path], Settings],
     file: Path,
     *,
     side: str,
@@ -182,7 +196,7 @@ def install(
     """Writes or prints the unit of a client or a server.
 
     Args:
-        settings_of: Returns the configuration that a file has, and the files that it names.
+        settings_of: Returns the configuration that a file has.
         file: The configuration.
         side: ``client`` or ``server``.
         by_user: Whether the unit is for a user's service manager.
@@ -204,14 +218,18 @@ def install(
         _check_account(account)
     file = Path(os.path.abspath(file))
     with _credentials_in(file.parent):
-        settings, named = settings_of(file)
+        settings = settings_of(file)
     words = _command() if command is None else (os.path.abspath(command),)
     credentials: dict[str, Path] = {}
+    logs: tuple[str, ...] = ()
     if not by_user:
-        for path in (Path(words[0]), *(named if account is not None else ())):
-            _check_visible(path)
+        _check_command(words, is_this=command is None, by_everyone=account is None)
         if account is None:
-            credentials = _credentials(settings_of, file, named)
+            credentials = _credentials(settings_of, file, settings)
+        else:
+            for key, path in (("", file), *_read_by(settings)):
+                _check_visible(path, file, key)
+        logs = _logs(settings, file, f"asport-{side}", sees_folder=account is not None)
     unit = Unit(
         side=side,
         command=words,
@@ -220,6 +238,7 @@ def install(
         by_user=by_user,
         account=account,
         credentials=credentials,
+        logs=logs,
         privileged_ports=_opens_privileged_ports(settings),
         waits=settings.ready == "public",
         grace_period=settings.grace_period,
@@ -272,13 +291,107 @@ def _check_account(name: str) -> None:
         raise AsportError(f"there is no account {name!r} on this system") from None
 
 
-def _check_visible(path: Path) -> None:
-    for hidden in _HIDDEN:
-        if hidden in path.parents:
-            raise AsportError(f"{path}: system services see nothing below {hidden}; move it, such as to /opt or /etc")
+def _check_command(words: tuple[str, ...], *, is_this: bool, by_everyone: bool) -> None:
+    """Raises AsportError unless services can execute a command.
+
+    Args:
+        words: The command.
+        is_this: Whether it is the one that runs now, so that the places of Python and of the package are known.
+        by_everyone: Whether every account has to be able to.
+    """
+    needed = [Path(words[0]), *_interpreter(Path(words[0]))]
+    if is_this:
+        needed += [Path(sys.prefix), Path(sys.base_prefix), Path(asport_sync.__file__).parent]
+    places = list(dict.fromkeys(each for path in needed for each in (path, Path(os.path.realpath(path)))))
+    for place in places:
+        hidden = _hidden_by(place)
+        if hidden is not None:
+            via = "" if place == places[0] else f", and it needs {place}"
+            raise AsportError(f"{words[0]}: system services see nothing below {hidden}{via}; {_CURE}")
+    for place in places:
+        if by_everyone and os.path.exists(place) and not _may_be_used(place, stat.S_IXOTH):
+            raise AsportError(f"{words[0]}: not every account may use {place}: chmod -R go+rX, or --account")
 
 
-def _opens_privileged_ports(settings: config.ClientConfig | config.ServerConfig) -> bool:
+def _interpreter(script: Path) -> tuple[Path, ...]:
+    """Returns the program that the first line of a script names, if there is one."""
+    try:
+        with script.open("rb") as file:
+            line = file.readline(_LONGEST_SHEBANG)
+    except OSError:  # it may be installed later
+        return ()
+    words = line.removeprefix(b"#!").split()
+    return (Path(os.fsdecode(words[0])),) if line.startswith(b"#!") and words else ()
+
+
+def _hidden_by(path: Path) -> Path | None:
+    """Returns the folder below which system services see nothing, if a path is in one."""
+    return next((hidden for hidden in _HIDDEN if hidden in path.parents), None)
+
+
+def _check_visible(path: Path, file: Path, key: str) -> None:
+    """Raises AsportError if services do not see a file or socket, which a key of the configuration names."""
+    hidden = _hidden_by(path)
+    if hidden is not None:
+        where = f"{file}: {key}: {path}" if key else str(path)
+        raise AsportError(f"{where}: system services see nothing below {hidden}; move it, such as to /etc/asport")
+
+
+def _read_by(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """Yields the keys of the files that a service reads, and these."""
+    for key, path in paths_of(settings):
+        if key.rpartition(".")[2] not in NOT_READ:
+            yield key, path
+
+
+def _logs(settings: Settings, file: Path, name: str, *, sees_folder: bool) -> tuple[str, ...]:
+    """Checks the files and sockets that a service writes or connects to.
+
+    Args:
+        settings: The configuration.
+        file: Where it is.
+        name: The name of the unit.
+        sees_folder: Whether the service sees the folder of the configuration, and not only copies of files.
+
+    Returns:
+        The folders below /var/log in which it writes, relative to that.
+
+    Raises:
+        AsportError: It could not.
+    """
+    runtime = _RUNTIME / name
+    folders = set()
+    for key, path in paths_of(settings):
+        last = key.rpartition(".")[2]
+        if last not in NOT_READ:
+            continue
+        is_relative = file.parent in path.parents
+        shown = path.relative_to(file.parent) if is_relative else path
+        if last == "local":
+            _check_visible(path, file, key)
+            if is_relative and not sees_folder:
+                raise AsportError(
+                    f"{file}: {key}: the service does not see {shown} next to the configuration, because it gets "
+                    "copies of files, and no sockets; put the socket into another folder, such as one below /run"
+                )
+        elif path.parent == runtime:
+            pass
+        elif last == "control_socket":
+            raise AsportError(
+                f"{file}: {key}: the service cannot create {shown}: expected a path in {runtime}, where the socket is "
+                "without this key as well"
+            )
+        elif _LOGS in path.parent.parents:
+            folders.add(str(path.parent.relative_to(_LOGS)))
+        else:
+            raise AsportError(
+                f"{file}: {key}: the service cannot write {shown}: expected a path in a folder below {_LOGS}, such as "
+                f"{_LOGS / name / path.name}, or in {runtime}"
+            )
+    return tuple(sorted(folders))
+
+
+def _opens_privileged_ports(settings: Settings) -> bool:
     if isinstance(settings, config.ClientConfig):
         return False
     privileged = (proxy.allow_ports.intersection(1, _PRIVILEGED - 1) for proxy in settings.proxies)
@@ -299,9 +412,7 @@ def _credentials_in(folder: Path) -> Iterator[None]:
             os.environ["CREDENTIALS_DIRECTORY"] = before
 
 
-def _credentials(
-    settings_of: Callable[[Path], tuple[object, set[Path]]], file: Path, named: set[Path]
-) -> dict[str, Path]:
+def _credentials(settings_of: Callable[[Path], Settings], file: Path, settings: Settings) -> dict[str, Path]:
     """Returns the files that the service gets as credentials, by name.
 
     It sees copies of them, all in one folder. So the configuration is read again as it will be there.
@@ -309,36 +420,39 @@ def _credentials(
     Raises:
         AsportError: It would not find a file, or could not read it.
     """
-    beside = {path.name: path for path in (file, *sorted(named)) if path.parent == file.parent}
+    beside = {path.name: path for _, path in (("", file), *_read_by(settings)) if path.parent == file.parent}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         for name, path in beside.items():
             (place / name).symlink_to(path)
         try:
             with _credentials_in(place):
-                _, found = settings_of(place / file.name)
+                found = [("", place / file.name), *_read_by(settings_of(place / file.name))]
         except ConfigError as problem:
             text = str(problem).replace(folder, "%d")
             raise AsportError(
                 f"{file}: the service sees copies of the files next to it, in one folder (%d), and no others:\n{text}"
             ) from None
-        for path in sorted(found):
+        for key, path in found:
             if path.parent != place:
-                _check_readable(path, file)
-        names = [file.name, *sorted(path.name for path in found if path.parent == place and path.name != file.name)]
+                _check_readable(path, file, key)
+        names = dict.fromkeys([file.name, *sorted(path.name for _, path in found if path.parent == place)])
     return {name: beside[name] for name in names}
 
 
-def _check_readable(path: Path, file: Path) -> None:
-    """Raises AsportError unless every account may read a file, and services see it."""
-    _check_visible(path)
-    *parents, _ = reversed((path, *path.parents))
-    readable = path.stat().st_mode & stat.S_IROTH
-    if not readable or not all(parent.stat().st_mode & stat.S_IXOTH for parent in parents):
+def _check_readable(path: Path, file: Path, key: str) -> None:
+    """Raises AsportError unless every account may read a file, which a key names, and services see it."""
+    _check_visible(path, file, key)
+    if not _may_be_used(path, stat.S_IROTH):
         raise AsportError(
-            f"{path}: the service cannot read it; write the bare name {path.name} in {file}, and make a link next to "
-            f"it: ln -s {path} {file.parent}/"
+            f"{file}: {key}: the service cannot read {path}; write the bare name {path.name}, and make a link next to "
+            f"the configuration: ln -s {path} {file.parent}/"
         )
+
+
+def _may_be_used(path: Path, mode: int) -> bool:
+    """Returns whether every account has this right on a file, and may enter the folders above it."""
+    return bool(path.stat().st_mode & mode) and all(each.stat().st_mode & stat.S_IXOTH for each in path.parents)
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:

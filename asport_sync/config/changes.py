@@ -1,4 +1,4 @@
-"""What differs between two configurations of the same side, in words for logs: no secret is in them."""
+"""What differs between two configurations of the same side, in words without secrets; and the paths in one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final, TypeVar
 
 from asport_sync.config.addresses import AddressSet
 from asport_sync.config.credentials import Credential
-from asport_sync.config.hosts import LocalTargets
+from asport_sync.config.hosts import LocalTargets, UnixSocket
 from asport_sync.config.pins import written_pin
 from asport_sync.config.ports import PortSet
 from asport_sync.config.reader import Key
-from asport_sync.config.server import ProxyConfig
+from asport_sync.config.server import ProxyConfig, UserConfig
 
 T = TypeVar("T")
 
@@ -28,8 +28,8 @@ _WHOLE: Final = (AddressSet, Credential, LocalTargets, PortSet)
 _BOTH: Final = ("bandwidth", "allow_from", "deny_from")
 _SHARED: Final = "proxies."
 
-# Keys that name files to read, besides those that end in "_file". Other paths, such as keylog, are written to.
-_READ: Final = frozenset({"certificate", "private_key", "paths"})
+NOT_READ: Final = frozenset({"access_log", "control_socket", "keylog", "local"})
+"""Keys with paths of files that are written, and of sockets. Those of all other keys are files that are read."""
 
 
 def differences(before: Any, after: Any) -> tuple[str, ...]:
@@ -63,7 +63,15 @@ def keep(before: T, after: T, names: Iterable[str]) -> T:
 
 def files_of(config: Any) -> frozenset[Path]:
     """Returns the files that a configuration names and that are read: passwords, certificates, keys."""
-    return frozenset(_files(config))
+    return frozenset(path for key, path in paths_of(config) if key.rpartition(".")[2] not in NOT_READ)
+
+
+def paths_of(config: Any) -> Iterator[tuple[str, Path]]:
+    """Yields every path that a configuration names, with its key, such as ``tunnels.web.password_file``.
+
+    A key above ``tunnels`` counts as one of each tunnel. Abstract unix sockets, and ``-`` for stderr, are no paths.
+    """
+    yield from _paths(config, "")
 
 
 def tunnel_label(name: str) -> str:
@@ -158,18 +166,33 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _files(value: Any, name: str = "") -> Iterator[Path]:
+def _paths(value: Any, key: str) -> Iterator[tuple[str, Path]]:
     if isinstance(value, Credential):
         value = value.path
     if isinstance(value, Path):
-        if name in _READ or name.endswith("_file"):
-            yield value
+        if value != Path("-"):
+            yield key, value
+    elif isinstance(value, UnixSocket):
+        if not value.path.startswith("@"):
+            yield key, Path(value.path)
     elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _files(each)
+        for name, each in value.items():
+            yield from _paths(each, f"{key}.{name}" if name else "")
+    elif isinstance(value, LocalTargets):
+        for address in value.addresses:
+            yield from _paths(address, key)
     elif isinstance(value, tuple):
-        for each in value:
-            yield from _files(each, name)
+        for number, each in enumerate(value):
+            yield from _paths(each, _key_of_element(key, number, each))
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _files(getattr(value, field.name), field.name)
+            if field.compare:
+                inner = key if field.name == "tls" else f"{key}.{field.name}".removeprefix(".")
+                yield from _paths(getattr(value, field.name), inner)
+
+
+def _key_of_element(key: str, number: int, element: Any) -> str:
+    """Returns the key of an element of a list, or of the table ``users``."""
+    if isinstance(element, UserConfig):
+        return f"{key}.{element.uuid}"
+    return f"{key}[{number}]" if isinstance(element, ProxyConfig) else key

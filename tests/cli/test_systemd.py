@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import asport_sync
 from asport_sync.cli import main, systemd
 from tests.cli.test_cli import CLIENT, USER
 from tests.support.certificates import Certificate, write_private
@@ -41,8 +42,18 @@ def settings(unit: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def etc(tmp_path: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder like /etc/asport, with the configurations of both sides and their files; it may be anywhere."""
+    """A folder like /etc/asport, with the configurations of both sides and their files; it may be anywhere.
+
+    So may the package, unless a test says with ``--command`` which one is installed.
+    """
     monkeypatch.setattr(systemd, "_HIDDEN", (Path("/home"), Path("/root")))
+    check = systemd._check_command
+
+    def check_another(words: tuple[str, ...], *, is_this: bool, by_everyone: bool) -> None:
+        if not is_this:
+            check(words, is_this=False, by_everyone=by_everyone)
+
+    monkeypatch.setattr(systemd, "_check_command", check_another)
     (tmp_path / "alice.password").write_text("correct horse battery staple\n")
     (tmp_path / "fullchain.pem").write_bytes(certificate.certificate.read_bytes())
     (tmp_path / "privkey.pem").write_bytes(certificate.private_key.read_bytes())
@@ -321,8 +332,8 @@ def test_files_in_other_places(etc: Path, capsys: pytest.CaptureFixture[str]) ->
 
     path = write(etc / "server.json", server_keys(private_key=str(etc / "tls/privkey.pem")))
     assert refused(capsys, "server", "-c", str(path), "--print") == (
-        f"{etc}/tls/privkey.pem: the service cannot read it; write the bare name privkey.pem in {path}, and make a "
-        f"link next to it: ln -s {etc}/tls/privkey.pem {etc}/"
+        f"{path}: private_key: the service cannot read {etc}/tls/privkey.pem; write the bare name privkey.pem, and "
+        f"make a link next to the configuration: ln -s {etc}/tls/privkey.pem {etc}/"
     )
     write(etc / "server.json", server_keys(private_key="privkey.pem"))
     (etc / "privkey.pem").symlink_to(etc / "tls/privkey.pem")  # as the message says
@@ -339,15 +350,115 @@ def test_a_file_that_everyone_may_read_stays_where_it_is(etc: Path, capsys: pyte
     assert unit["LoadCredential"] == [f"{name}:{etc}/{name}" for name in ("client.json", "alice.password")]
 
 
-def test_what_system_services_do_not_see(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+CURE = "install it in another place: python3 -m venv /opt/asport && /opt/asport/bin/pip install ..."
+
+
+def test_what_system_services_do_not_see(
+    etc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ("client", "-c", str(etc / "client.json"), "--print")
     problem = refused(capsys, *arguments, "--command", "/home/me/venv/bin/asport-sync")
-    assert problem == (
-        "/home/me/venv/bin/asport-sync: system services see nothing below /home; move it, such as to /opt or /etc"
-    )
+    assert problem == f"/home/me/venv/bin/asport-sync: system services see nothing below /home; {CURE}"
+    # A link that leads there, and a script whose Python is there.
+    home = tmp_path / "home"
+    (home / "bin").mkdir(parents=True)
+    monkeypatch.setattr(systemd, "_HIDDEN", (home,))
+    program = home / "bin/asport-sync"
+    program.write_text("")
+    (etc / "link").symlink_to(program)
+    (etc / "script").write_text(f"#!{home}/bin/python -I\n")
+    for name, needed in (("link", program), ("script", home / "bin/python")):
+        problem = refused(capsys, *arguments, "--command", str(etc / name))
+        assert problem == f"{etc}/{name}: system services see nothing below {home}, and it needs {needed}; {CURE}"
+        # A user's own service sees them.
+        assert main(["systemd", "install", *arguments, "--user", "--command", str(etc / name)]) == 0
+        capsys.readouterr()
     assert refused(capsys, *arguments, "--account", "no-such-account") == (
         "there is no account 'no-such-account' on this system"
     )
+
+
+def test_the_package_that_runs_has_to_be_where_services_see_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "client.json", CLIENT)
+    package = Path(asport_sync.__file__).parent
+    monkeypatch.setattr(systemd, "_HIDDEN", (package.parent,))
+    problem = refused(capsys, "client", "-c", str(path), "--print")
+    assert re.fullmatch(
+        rf"{re.escape(sys.executable)}: system services see nothing below {re.escape(str(package.parent))}"
+        rf"(, and it needs \S+)?; {re.escape(CURE)}",
+        problem,
+    )
+
+
+def test_a_command_that_only_some_accounts_may_use(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a root with a umask of 077 installs it."""
+    (etc / "venv").mkdir(mode=0o700)
+    program = etc / "venv/asport-sync"
+    program.write_text("")
+    program.chmod(0o755)
+    arguments = ("client", "-c", str(etc / "client.json"), "--command", str(program))
+    assert refused(capsys, *arguments, "--print") == (
+        f"{program}: not every account may use {program}: chmod -R go+rX, or --account"
+    )
+    assert settings(printed(capsys, *arguments, "--account", "daemon"))["User"] == ["daemon"]
+
+
+@pytest.mark.parametrize("options", [(), ("--account", "daemon")], ids=["DynamicUser", "account"])
+def test_where_a_service_may_write(etc: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) -> None:
+    logs = {"access_log": "/var/log/asport/access.log", "keylog": "/var/log/asport/tls/keys"}
+    path = write(etc / "server.json", server_keys(**logs, control_socket="/run/asport-server/other.sock"))
+    unit = settings(printed(capsys, "server", "-c", str(path), *options))
+    assert unit["LogsDirectory"] == ["asport asport/tls"]
+    path = write(etc / "server.json", server_keys(access_log="/run/asport-server/access.log", control_socket="off"))
+    assert "LogsDirectory" not in settings(printed(capsys, "server", "-c", str(path), *options))
+    path = write(etc / "server.json", server_keys(access_log="-"))
+    assert "LogsDirectory" not in settings(printed(capsys, "server", "-c", str(path), *options))
+    for key, value, words in (
+        ("access_log", "access.log", "write access.log"),
+        ("access_log", "/srv/access.log", "write /srv/access.log"),
+        ("access_log", "/var/log/access.log", "write /var/log/access.log"),
+        ("keylog", "keys/access.log", "write keys/access.log"),
+    ):
+        path = write(etc / "server.json", server_keys(**{key: value}))
+        assert refused(capsys, "server", "-c", str(path), "--print", *options) == (
+            f"{path}: {key}: the service cannot {words}: expected a path in a folder below /var/log, such as "
+            "/var/log/asport-server/access.log, or in /run/asport-server"
+        )
+    for value in ("server.sock", "/run/server.sock"):
+        path = write(etc / "server.json", server_keys(control_socket=value))
+        assert refused(capsys, "server", "-c", str(path), "--print", *options) == (
+            f"{path}: control_socket: the service cannot create {value}: expected a path in /run/asport-server, where "
+            "the socket is without this key as well"
+        )
+    path = write(etc / "server.json", server_keys(access_log="access.log", control_socket="server.sock"))
+    assert "LogsDirectory" not in settings(printed(capsys, "server", "-c", str(path), "--user"))
+
+
+def test_which_local_sockets_a_service_reaches(
+    etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {name: value for name, value in CLIENT.items() if name not in ("local", "expected_port_range")}
+
+    def of(local: str) -> Path:
+        return write(etc / "client.json", {**common, "tunnels": {"web": {"local": f"unix:{local}"}}})
+
+    monkeypatch.setattr(systemd, "_HIDDEN", (Path("/home"), Path("/tmp/hidden")))
+    for options in ((), ("--account", "daemon")):
+        for local in ("/run/app.sock", "@abstract"):
+            printed(capsys, "client", "-c", str(of(local)), *options)
+        assert refused(capsys, "client", "-c", str(of("/tmp/hidden/app.sock")), "--print", *options) == (
+            f"{etc}/client.json: tunnels.web.local: /tmp/hidden/app.sock: system services see nothing below "
+            "/tmp/hidden; move it, such as to /etc/asport"
+        )
+    assert refused(capsys, "client", "-c", str(of("app.sock")), "--print") == (
+        f"{etc}/client.json: tunnels.web.local: the service does not see app.sock next to the configuration, because "
+        "it gets copies of files, and no sockets; put the socket into another folder, such as one below /run"
+    )
+    # An account reads the folder itself.
+    printed(capsys, "client", "-c", str(of("app.sock")), "--account", "daemon")
+    printed(capsys, "client", "-c", str(of("app.sock")), "--user")
 
 
 def test_the_environment_is_left_as_it_was(

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asport_sync.config import ClientConfig, ServerConfig
-from asport_sync.config.changes import differences, files_of, keep, keys_to_restart
+from asport_sync.config import (
+    CertificatesConfig,
+    ClientConfig,
+    ServerConfig,
+    StatusConfig,
+    TlsServerConfig,
+    TunnelConfig,
+    UserConfig,
+)
+from asport_sync.config.changes import NOT_READ, differences, files_of, keep, keys_to_restart, paths_of
 
 ALICE = "00112233-4455-6677-8899-aabbccddeeff"
 BOB = "ffffffff-4455-6677-8899-aabbccddeeff"
@@ -152,3 +161,43 @@ def test_the_files_of_a_configuration(tmp_path: Path) -> None:
     )
     assert files_of(tunnels) == {password, secret, ca}
     assert files_of(server()) == set()
+
+
+def test_every_key_with_a_path_is_found(tmp_path: Path) -> None:
+    """Each key whose values may be paths: files that are read, and what is written or a socket."""
+    file = tmp_path / "file"
+    file.write_text(40 * "x")
+    of_user = {"password_file": file}
+    of_server: dict[str, object] = {
+        "certificate": file,
+        "private_key": file,
+        "reset_key_file": file,
+        "keylog": file,
+        "access_log": file,
+        "control_socket": file,
+        "status": {"http": "127.0.0.1:0", "token_file": file},
+        "proxy": {"users": {ALICE: of_user}},
+    }
+    on_server = dict(paths_of(server(**of_server)))
+    tunnels = {
+        "a": {"local": f"unix:{file}", "keylog": file},
+        "b": {"local": "unix:@abstract", "password_file": file, "certificates": {"paths": [file]}},
+    }
+    options = {"server": "example.org:443", "uuid": ALICE, "password": SECRET, "tunnels": tunnels, "access_log": "-"}
+    on_client = dict(paths_of(ClientConfig.from_options(**options)))
+    single = client(local=f"unix:{file}")
+    assert set(on_server.values()) == set(on_client.values()) == {file}
+    assert set(on_server) == {
+        *of_server.keys() - {"status", "proxy"},
+        "status.token_file",
+        f"proxies[0].users.{ALICE}.password_file",
+    }
+    in_tunnels = {"tunnels.a.local", "tunnels.a.keylog", "tunnels.b.password_file", "tunnels.b.certificates.paths"}
+    assert set(on_client) == in_tunnels
+    assert list(paths_of(single)) == [("local", file)]
+    # The model has no others.
+    known = {key.rpartition(".")[2] for key in (*on_server, *on_client)}
+    tables = (CertificatesConfig, ClientConfig, ServerConfig, StatusConfig, TlsServerConfig, TunnelConfig, UserConfig)
+    keys = {each.name: each.metadata["key"] for cls in tables for each in dataclasses.fields(cls) if each.metadata}
+    assert known == {name for name, key in keys.items() if re.search(r"\bpaths?\b|PATH", key.accepts)}
+    assert known > NOT_READ
