@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from typing import TextIO
 
-from asport_sync.runtime.log import printable
+from asport_sync.runtime.log import printable, priority, reaches_journal
 
 
 class NotRead(Exception):
@@ -32,12 +33,17 @@ def say(text: str) -> None:
 
 
 def complain(problem: str) -> None:
-    """Prints one or more lines on stderr, with control characters escaped.
+    """Prints one or more lines on stderr, with control characters escaped; for the journal as errors.
 
     Does nothing if stderr has no reader.
     """
     try:
-        print("asport-sync:", "\n".join(map(printable, problem.split("\n"))), file=sys.stderr, flush=True)
+        start = f"<{priority(logging.ERROR)}>" if reaches_journal(sys.stderr.fileno()) else ""
+    except (AttributeError, OSError, ValueError):  # it is no file
+        start = ""
+    try:
+        lines = (f"{start}{printable(line)}" for line in f"asport-sync: {problem}".split("\n"))
+        print("\n".join(lines), file=sys.stderr, flush=True)
     except OSError:
         _discard(sys.stderr)
 

@@ -16,7 +16,7 @@ from typing import Literal
 from asport_sync.engine import Connection, SocketAddress, StreamEnd, StreamResult
 from asport_sync.errors import ConfigError
 from asport_sync.runtime import sockets
-from asport_sync.runtime.log import FORMATTERS, DescriptorHandler, iso_time, json_line, printable
+from asport_sync.runtime.log import DescriptorHandler, Formatter, formatter, iso_time, json_line, printable
 
 _STREAM_REFUSED = 2  # stream error code: the peer did not relay the stream
 _MODE = 0o640  # of the file
@@ -85,7 +85,7 @@ class Visits:
 
     Args:
         path: The file, which lines are appended to; ``-``: stderr.
-        form: One of ``FORMATTERS``.
+        form: ``text`` or ``json``.
         side: Which side of the tunnel this is.
 
     Raises:
@@ -97,7 +97,7 @@ class Visits:
         self._path = None if str(path) == _STDERR else Path(path)
         self._descriptor = sys.stderr.fileno() if self._path is None else _opened_at_start(self._path)
         self._handler = DescriptorHandler(self._descriptor)
-        self._handler.setFormatter(_Formatter(form))
+        self._handler.setFormatter(_Formatter(form, self._descriptor))
         # Reentrant: the signal handler that opens the file again may interrupt close().
         self._guard = threading.RLock()  # held while the file is replaced; guards _is_closed
         self._is_closed = False
@@ -177,7 +177,9 @@ class Visits:
             from_visitor, to_visitor = to_visitor, from_visitor
         served = self._served.get(connection)
         visit = Visit(network, visitor, served, outcome_of(result, self._side), lasted, from_visitor, to_visitor)
-        self._handler.emit(logging.makeLogRecord({"name": "access", "visit": visit, "created": time.time()}))
+        self._handler.emit(
+            logging.makeLogRecord({"name": "access", "levelno": logging.INFO, "visit": visit, "created": time.time()})
+        )
 
 
 def _opened(path: Path) -> int:
@@ -203,26 +205,27 @@ def _opened_at_start(path: Path) -> int:
 class _Formatter(logging.Formatter):
     """Lines of the access log; other records as in the log of the commands."""
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str, descriptor: int) -> None:
         super().__init__()
-        self._is_json = form == "json"
-        self._others = FORMATTERS[form]()
+        self._others = formatter(form, descriptor)
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record."""
         visit = getattr(record, "visit", None)
         if not isinstance(visit, Visit):
             return self._others.format(record)
-        return self._json(record, visit) if self._is_json else self._text(record, visit)
+        if isinstance(self._others, Formatter):
+            return self._text(self._others.start_of_line(record), visit)
+        return self._json(record, visit)
 
-    def _text(self, record: logging.LogRecord, visit: Visit) -> str:
+    def _text(self, start: str, visit: Visit) -> str:
         visitor = "unknown" if visit.visitor is None else sockets.text(visit.visitor)
         served = visit.served
         what = "port unknown" if served is None else f"port {served.port}"
         if served is not None and (served.user or served.tunnel):
             what += f" user {served.user}" if served.user else f" tunnel {served.tunnel}"
         return printable(
-            f"{self._others.formatTime(record)} {visit.network} {visitor} {what}: {visit.outcome} after "
+            f"{start}{visit.network} {visitor} {what}: {visit.outcome} after "
             f"{visit.lasted:.1f} s, {visit.from_visitor} bytes from and {visit.to_visitor} bytes to the visitor"
         )
 

@@ -33,6 +33,10 @@ LEVELS = {
 }
 """The levels that configuration files name."""
 
+# Of syslog(3), for the levels of the logging module from these on.
+_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+_LOWEST_PRIORITY = 7
+
 _MAX_LINES = 4096  # maximum queued: half a megabyte, and a minute of a busy server at level info
 _RETRY = 0.05  # seconds between attempts to write to a full descriptor that cannot be waited for
 _LAST_MOMENT = 0.25  # seconds that close() waits for each further line; an active reader needs microseconds
@@ -111,14 +115,26 @@ class Formatter(logging.Formatter):
         milliseconds = int(record.msecs)
         return f"{time.strftime(self.default_time_format, moment)}.{milliseconds:03d}{time.strftime('%z', moment)}"
 
+    def start_of_line(self, record: logging.LogRecord) -> str:
+        """Returns what comes before the level: the time, and a space."""
+        return f"{self.formatTime(record)} "
+
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record; line breaks in it cannot be mistaken for another record."""
         name = record.name.removeprefix(ROOT + ".")
-        head = f"{self.formatTime(record)} {record.levelname} {name}: "
+        head = f"{self.start_of_line(record)}{record.levelname} {name}: "
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return "\n".join(printable(head + line) for line in text.splitlines() or [""])
+
+
+class JournalFormatter(Formatter):
+    """``<4>WARNING server: text``: for the journal, which has times of its own, and priorities (sd-daemon(3))."""
+
+    def start_of_line(self, record: logging.LogRecord) -> str:
+        """Returns the priority, which the journal removes from the line."""
+        return f"<{priority(record.levelno)}>"
 
 
 class JsonFormatter(logging.Formatter):
@@ -156,8 +172,33 @@ def json_line(members: Mapping[str, object]) -> str:
     return json.dumps(members).replace("\x7f", "\\u007f")
 
 
-FORMATTERS: Mapping[str, type[logging.Formatter]] = {"text": Formatter, "json": JsonFormatter}
-"""The forms of lines that configuration files name."""
+def formatter(form: str, descriptor: int | None) -> Formatter | JsonFormatter:
+    """Returns what formats lines.
+
+    Args:
+        form: A form of lines that configuration files name: ``text`` or ``json``.
+        descriptor: Where they are written; None: not to a file.
+    """
+    if form == "json":
+        return JsonFormatter()
+    return JournalFormatter() if descriptor is not None and reaches_journal(descriptor) else Formatter()
+
+
+def reaches_journal(descriptor: int) -> bool:
+    """Returns whether systemd has connected a descriptor to the journal (``JOURNAL_STREAM`` in systemd.exec(5)).
+
+    A child may have the environment variable, and its output redirected: only the same device and inode count.
+    """
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def priority(level: int) -> int:
+    """Returns the priority of syslog(3) for a level of the logging module."""
+    return next((number for least, number in _PRIORITIES if level >= least), _LOWEST_PRIORITY)
 
 
 class DescriptorHandler(logging.Handler):
@@ -173,11 +214,14 @@ class DescriptorHandler(logging.Handler):
     Args:
         descriptor: Where to write; owned by the caller.
         max_lines: Maximum number of queued lines.
+
+    Attributes:
+        descriptor: Where it writes.
     """
 
     def __init__(self, descriptor: int, max_lines: int = _MAX_LINES) -> None:
         super().__init__()
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._max_lines = max_lines
         # Reentrant: a signal handler may log in the middle of emit().
         self._guard = threading.RLock()  # guards _dropped, _closed and the order of queued lines
@@ -259,7 +303,7 @@ class DescriptorHandler(logging.Handler):
         data = line.encode("utf-8", "backslashreplace")
         while data:
             try:
-                data = data[os.write(self._descriptor, data) :]
+                data = data[os.write(self.descriptor, data) :]
             except BlockingIOError:  # another holder of the descriptor made it non-blocking
                 time.sleep(_RETRY)
             except OSError:  # no reader, or the disk is full: the next line may succeed
@@ -280,7 +324,7 @@ def configure(
     Args:
         level: One of ``LEVELS``.
         descriptor: Where to write.
-        form: One of ``FORMATTERS``.
+        form: ``text`` or ``json``; text for the journal has priorities instead of times.
         follows: Whether it is the level of the configuration, and a reload may change it.
 
     Returns:
@@ -289,7 +333,7 @@ def configure(
     global _follows
     _follows = follows
     handler = _handler_for_stderr() if descriptor is None else DescriptorHandler(descriptor)
-    handler.setFormatter(FORMATTERS[form]())
+    handler.setFormatter(formatter(form, handler.descriptor if isinstance(handler, DescriptorHandler) else None))
     root = logging.getLogger(ROOT)
     root.addHandler(handler)
     root.setLevel(LEVELS[level])

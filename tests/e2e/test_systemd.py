@@ -194,7 +194,7 @@ def test_a_server_and_a_client(services: Services) -> None:
     for unit in (SERVER, CLIENT):
         assert (manager.show(unit, "Result"), manager.show(unit, "ExecMainStatus")) == ("success", "0")
         # What the units do not allow, the commands do not try.
-        assert not re.findall(r".* (?:WARNING|ERROR) .*", services.log(unit))
+        assert not re.findall(r"^(?:WARNING|ERROR) .*", services.log(unit), re.MULTILINE)
     assert "INFO server: accepting clients on 127.0.0.1:443" in services.log(SERVER)
     assert "INFO lifecycle: stopping: SIGTERM" in services.log(SERVER)
 
@@ -222,6 +222,25 @@ ExecStart=curl -sS --max-time 20 http://127.0.0.1:{PUBLIC}/
     services.wait_for("asport-after", "ActiveState", "active")
     assert "served\n" in services.log("asport-after")
     assert manager.show(CLIENT, "ActiveState") == "active"
+
+
+def test_the_journal_has_priorities(services: Services) -> None:
+    """And no time in the text, as it has its own."""
+    manager = services.manager
+    services.write_server(log_level="debug")
+    services.start(SERVER, account="root")
+    services.wait_for_status(SERVER, "accepting clients")
+    services.write("server.json", "{")
+    manager.systemctl("reload", SERVER)
+    wait_until(lambda: "previous configuration stays" in services.log(SERVER), TIMEOUT, "refused")
+    entries = [json.loads(line) for line in manager.journal("-u", SERVER, "-o", "json").splitlines()]
+    shown = {(each["PRIORITY"], each["MESSAGE"]) for each in entries if each.get("_COMM") == "python"}
+    assert ("6", "INFO server: accepting clients on 127.0.0.1:443, users: 1") in shown
+    assert ("3", "ERROR lifecycle: the configuration is not reloaded; the previous configuration stays in use") in shown
+    priorities = {"ERROR": "3", "WARNING": "4", "INFO": "6", "DEBUG": "7"}
+    assert {priorities[message.partition(" ")[0]] for _, message in shown} == {"3", "6", "7"}
+    for number, message in shown:
+        assert number == priorities[message.partition(" ")[0]], message
 
 
 VISITOR = """
