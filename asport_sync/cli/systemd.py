@@ -124,6 +124,11 @@ class Unit:
         unit, service, installation = (*self._unit(), ""), (*self._service(), ""), (*self._install(), "")
         return "\n".join(("[Unit]", *unit, "[Service]", *service, "[Install]", *installation))
 
+    @property
+    def sees_changes(self) -> bool:
+        """Whether a reload by systemctl is enough after a change of its files."""
+        return not self.credentials or (self.version is not None and self.version >= REFRESH_CREDENTIALS)
+
     def _unit(self) -> Iterator[str]:
         yield f"Description=ASPORT {self.side}"
         if not self.by_user:  # a user's service manager has no such unit
@@ -139,7 +144,7 @@ class Unit:
             yield "# systemd reads these as root; the service's own account needs no access to the folder."
             for name, path in self.credentials.items():
                 yield f"LoadCredential={_percent(name)}:{_percent(str(path))}"
-            if self.version is not None and self.version >= REFRESH_CREDENTIALS:
+            if self.sees_changes:
                 yield "RefreshOnReload=credentials"
             else:
                 yield f"# Before systemd {REFRESH_CREDENTIALS}, only a restart copies them again."
@@ -252,6 +257,8 @@ def install(
     _write(path, unit.text, force=force)
     systemctl = "systemctl --user" if by_user else "systemctl"
     output.say(f"{path} is written; next: {systemctl} daemon-reload && {systemctl} enable --now {unit.name}")
+    renewing = "reload" if unit.sees_changes else "restart"
+    output.say(f"after a change of its files, such as a renewed certificate: {systemctl} {renewing} {unit.name}")
     if by_user:
         output.say("to run it while you are not logged in as well: loginctl enable-linger")
 

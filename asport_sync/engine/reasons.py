@@ -110,8 +110,9 @@ ALERTS: dict[int, Meaning] = {
         "bad_certificate",
         Fault.BOTH,
         "the client does not accept the server's certificate: its name, its key or its signature",
-        "the name in the client's server (or server_name) has to be in the certificate's subjectAltName, and with pins "
-        f"one of them what asport-sync pin prints on the server; otherwise {_CHECK}",
+        "the name in the client's server (or server_name) has to be in the certificate's subjectAltName; if the server "
+        "has a new key, add the pin that asport-sync pin prints there to the client's certificates.pins; otherwise "
+        f"{_CHECK}",
     ),
     43: Meaning(
         "unsupported_certificate",
@@ -144,8 +145,8 @@ ALERTS: dict[int, Meaning] = {
         "unknown_ca",
         Fault.BOTH,
         "the client does not trust the issuer of the server's certificate",
-        "the server's file must contain the issuers' certificates after its own; for a private authority or a "
-        "self-signed certificate the client needs certificates.paths",
+        "the server's file must contain the issuers' certificates after its own; a private authority, or a self-signed "
+        "certificate, has to be in a file of the client's certificates.paths, and the new one after a renewal",
     ),
     49: Meaning("access_denied", Fault.SENDER, "its TLS library denies access", _LOG),
     50: Meaning("decode_error", Fault.RECEIVER, "a TLS message could not be read", _BROKEN_TLS),

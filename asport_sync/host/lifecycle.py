@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 from asport_sync.config import ClientConfig, HostConfig, ServerConfig, Side, locate
 from asport_sync.config.changes import differences, files_of, keep, keys_to_restart
+from asport_sync.config.values import credentials_directory
 from asport_sync.engine import Engine
 from asport_sync.errors import (
     AsportError,
@@ -644,7 +645,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
             self._watch.accept()
             self._start_watch()
         reloaded = Reloaded(tuple(changes), needs_restart)
-        log_reloaded(reloaded, _log)
+        log_reloaded(reloaded, _log, has_copies=self._file is not None and self._file.parent == credentials_directory())
         return reloaded
 
     def _start_watch(self) -> None:

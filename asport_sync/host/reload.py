@@ -14,6 +14,10 @@ from asport_sync.config import Credential
 from asport_sync.errors import AsportError, ConfigError, ConfigErrors
 from asport_sync.host.certificates import digest
 
+_COPIES = (
+    " in the copies of the files that systemd has made (LoadCredential=): it makes them when the service starts, and "
+    "from systemd 260 on again at systemctl reload"
+)
 _MAX_SHOWN = 20  # changes in a log line; a file with thousands of users may change all of them
 
 
@@ -30,9 +34,15 @@ class Reloaded:
     needs_restart: tuple[str, ...] = ()
 
 
-def log_reloaded(reloaded: Reloaded, log: logging.Logger) -> None:
-    """Logs what a reload has done."""
-    shown = "; ".join(reloaded.changes[:_MAX_SHOWN]) or "nothing has changed"
+def log_reloaded(reloaded: Reloaded, log: logging.Logger, *, has_copies: bool) -> None:
+    """Logs what a reload has done.
+
+    Args:
+        reloaded: That.
+        log: Where.
+        has_copies: Whether the files are copies that systemd has made.
+    """
+    shown = "; ".join(reloaded.changes[:_MAX_SHOWN]) or ("nothing has changed" + _COPIES * has_copies)
     more = len(reloaded.changes) - _MAX_SHOWN
     log.info("configuration reloaded: %s%s", shown, f"; and {more} more" if more > 0 else "")
     if reloaded.needs_restart:

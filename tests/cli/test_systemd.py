@@ -269,6 +269,7 @@ def test_a_unit_is_written_once(
         assert main(arguments) == 0
         assert capsys.readouterr().out.splitlines() == [
             f"{unit} is written; next: systemctl --user daemon-reload && systemctl --user enable --now asport-client",
+            "after a change of its files, such as a renewed certificate: systemctl --user reload asport-client",
             "to run it while you are not logged in as well: loginctl enable-linger",
         ]
         assert stat.S_IMODE(unit.stat().st_mode) == 0o644
@@ -283,6 +284,26 @@ def test_a_unit_is_written_once(
     assert unit.read_text() == content
 
 
+@pytest.mark.parametrize(
+    ("version", "options", "renews"),
+    [(259, (), "restart"), (260, (), "reload"), (252, ("--account", "daemon"), "reload")],
+)
+def test_how_changed_files_reach_the_service(
+    etc: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    version: int,
+    options: tuple[str, ...],
+    renews: str,
+) -> None:
+    monkeypatch.setattr(systemd, "_version", lambda: version)
+    monkeypatch.setattr(systemd, "_SYSTEM_UNITS", tmp_path / "system")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert main(["systemd", "install", "server", "-c", str(etc / "server.json"), *options]) == 0
+    assert capsys.readouterr().out.endswith(f"certificate: systemctl {renews} asport-server\n")
+
+
 @pytest.mark.usefixtures("with_systemd")
 def test_the_system_s_unit(
     etc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -293,6 +314,7 @@ def test_the_system_s_unit(
     unit = tmp_path / "system/asport-server.service"
     assert capsys.readouterr().out == (
         f"{unit} is written; next: systemctl daemon-reload && systemctl enable --now asport-server\n"
+        "after a change of its files, such as a renewed certificate: systemctl restart asport-server\n"
     )
     assert settings(unit.read_text())["Type"] == ["notify-reload"]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

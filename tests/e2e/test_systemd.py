@@ -10,14 +10,15 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asport_sync.cli.systemd import NOTIFY_RELOAD, REFRESH_CREDENTIALS
 from tests.e2e.tunnels import PASSWORD, USER
-from tests.support.certificates import Certificate
-from tests.support.process import Process
+from tests.support.certificates import Certificate, self_signed
+from tests.support.process import REPOSITORY, Process
 from tests.support.sanitized import preloaded
 from tests.support.service_manager import COMMAND, PYTHON, TIMEOUT, ServiceManager, Unavailable, newer
 from tests.support.waiting import wait_until
@@ -25,6 +26,7 @@ from tests.support.waiting import wait_until
 SERVER, CLIENT, LOCAL = "asport-server", "asport-client", "local"
 PUBLIC, LOCAL_PORT = 30001, 8080
 ACCOUNT = "daemon"  # an account that every system has
+PAGE = REPOSITORY / "docs" / "operations.md"
 CREDENTIALS = {
     SERVER: {"server.json", "certificate.pem", "private_key.pem", "password"},
     CLIENT: {"client.json", "trusted.pem", "password"},
@@ -51,6 +53,7 @@ class Services:
 
     def __init__(self, manager: ServiceManager, certificate: Certificate) -> None:
         self.manager = manager
+        self.renewing: dict[str, str] = {}
         for name in ("certificate", "private_key", "trusted"):
             self.write(f"{name}.pem", getattr(certificate, name).read_bytes())
         self.write("password", f"{PASSWORD}\n")
@@ -77,14 +80,19 @@ class Services:
         self.write("client.json", json.dumps({**keys, "certificates": trust, "tunnels": named, **changes}))
 
     def install(self, unit: str, *options: str, account: str | None = None) -> str:
-        """Have the command install a unit, and return what it says is to be done next."""
+        """Have the command install a unit, and return what it says is to be done next.
+
+        What it says has to be done after a change of files is in ``renewing``, by unit.
+        """
         side = unit.partition("-")[2]
         more = () if account is None else ("--account", account)
         arguments = ("-c", f"/etc/asport/{side}.json", "--command", COMMAND, "--force", *more, *options)
         said = self.manager.run(COMMAND, "systemd", "install", side, *arguments)
         assert said.stderr == ""
-        path, _, following = said.stdout.partition(" is written; next: ")
+        first, second = said.stdout.splitlines()
+        path, _, following = first.partition(" is written; next: ")
         assert path == f"/etc/systemd/system/{unit}.service"
+        self.renewing[unit] = second.rpartition(": ")[2]
         return following
 
     def start(self, unit: str, *options: str, account: str | None = None) -> None:
@@ -341,9 +349,62 @@ def test_what_a_reload_sees_of_credentials(services: Services) -> None:
         services.wait_for_status(CLIENT, "2 of 2 tunnels public")
         return
     wait_until(lambda: "configuration reloaded" in services.log(CLIENT), TIMEOUT, "it reloads")
+    assert "nothing has changed in the copies of the files that systemd has made" in services.log(CLIENT)
     assert services.status(CLIENT) == f"public on 127.0.0.1:{PUBLIC}"
     manager.systemctl("restart", CLIENT)
     services.wait_for_status(CLIENT, "2 of 2 tunnels public")
+
+
+@pytest.mark.parametrize("account", [None, ACCOUNT], ids=["DynamicUser", "account"])
+def test_a_renewed_certificate_reaches_the_service(
+    services: Services, certificate: Certificate, tmp_path: Path, account: str | None
+) -> None:
+    """By what ``systemd install`` has said, or with an account by the hook for certbot in docs/operations.md."""
+    manager = services.manager
+    renewed = self_signed(tmp_path)
+    # A client whose second tunnel trusts the renewed certificate alone.
+    services.write("renewed.pem", renewed.trusted.read_bytes())
+    second = {"certificates": {"paths": ["renewed.pem"], "disable_native": True}}
+    services.write_client(tunnels=2, second=second)
+    if account is not None:
+        manager.run("chown", "-R", account, "/etc/asport")
+    services.start(SERVER, account=account)
+    services.start(CLIENT, account=account)
+    services.wait_for_status(CLIENT, r"1 of 2 tunnels public: t0 .*; t1 .*rejected")
+    before = manager.show(SERVER, "MainPID")
+    if account is None:
+        for name in ("certificate", "private_key"):
+            services.write(f"{name}.pem", getattr(renewed, name).read_bytes())
+        manager.run(*services.renewing[SERVER].split())
+    else:
+        for name, path in (("fullchain", renewed.certificate), ("privkey", renewed.private_key)):
+            manager.write(f"/etc/letsencrypt/live/example.org/{name}.pem", path.read_bytes())
+        manager.run("chmod", "700", "/etc/letsencrypt")
+        manager.write("/etc/letsencrypt/renewal-hooks/deploy/asport", hook(account), 0o755)
+        manager.run(
+            "env",
+            "RENEWED_LINEAGE=/etc/letsencrypt/live/example.org",
+            "/etc/letsencrypt/renewal-hooks/deploy/asport",
+        )
+    is_restarted = services.renewing[SERVER].split()[1] == "restart"
+    assert is_restarted == (account is None and manager.version < REFRESH_CREDENTIALS)
+    assert (manager.show(SERVER, "MainPID") != before) == is_restarted
+    if not is_restarted:
+        assert services.visit() == "served\n"  # who has joined stays
+    # New connections get the renewed certificate, and it alone.
+    manager.systemctl("restart", CLIENT)
+    services.wait_for_status(CLIENT, r"1 of 2 tunnels public: t1 .*; t0 .*rejected")
+    assert services.visit(PUBLIC + 1) == "served\n"
+
+
+def hook(account: str) -> str:
+    """The hook for certbot, with another account and the names of files that the test's configuration has."""
+    found = re.search(r"```sh\n(#!/bin/sh -e\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    names = ("fullchain", "certificate"), ("privkey", "private_key")
+    links = "".join(f"ln -sf {lineage}.pem /etc/asport/{own}.pem\n" for lineage, own in names)
+    copying, reloading = found[1].replace("asport -m", f"{account} -m").rsplit("systemctl", 1)
+    return f"{copying}{links}systemctl{reloading}"
 
 
 def test_a_reload_that_systemctl_did_not_ask_for(services: Services) -> None:
