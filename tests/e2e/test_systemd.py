@@ -242,7 +242,7 @@ def test_the_journal_has_priorities(services: Services) -> None:
     manager.systemctl("reload", SERVER)
     wait_until(lambda: "previous configuration stays" in services.log(SERVER), TIMEOUT, "refused")
     entries = [json.loads(line) for line in manager.journal("-u", SERVER, "-o", "json").splitlines()]
-    shown = {(each["PRIORITY"], each["MESSAGE"]) for each in entries if each.get("_COMM") == "python"}
+    shown = {(each["PRIORITY"], each["MESSAGE"]) for each in entries if each["_TRANSPORT"] == "stdout"}
     assert ("6", "INFO server: accepting clients on 127.0.0.1:443, users: 1") in shown
     assert ("3", "ERROR lifecycle: the configuration is not reloaded; the previous configuration stays in use") in shown
     priorities = {"ERROR": "3", "WARNING": "4", "INFO": "6", "DEBUG": "7"}
