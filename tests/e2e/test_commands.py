@@ -368,6 +368,33 @@ sys.exit(thread.is_alive())
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_thread_that_waits_needs_a_start_before(certificate: Certificate) -> None:
+    """As docs/api.md says: wait_ready() never waits for another thread to start the client."""
+    done = run_script(
+        certificate,
+        """
+client = Client(**client_options(certificate, server.address, ("127.0.0.1", 9)))
+found = []
+def wait():
+    try:
+        found.append(client.wait_ready(20))
+    except LifecycleError as problem:
+        found.append(str(problem))
+early = threading.Thread(target=wait)
+early.start()
+early.join(20)
+assert found == ["this Client is not started"], found
+client.start()
+late = threading.Thread(target=lambda: (wait(), client.stop()))
+late.start()
+assert client.run_forever() is None
+late.join(20)
+assert found[1][0] == "127.0.0.1", found
+""",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @takes_signals
 def test_whichever_thread_takes_a_signal_it_ends_run_forever(certificate: Certificate) -> None:
     """The kernel chooses the thread; Python runs handlers in the main thread only, which sleeps."""

@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -31,6 +32,8 @@ from vendor.steps import Refused, StepFailed, run, say
 
 PREFIX = "asport-test-"
 """Of the names of cgroups; the pid of the process that made them follows."""
+FOLDER_PREFIX = "asport-systemd-"
+"""Of the names of folders in /tmp; the same follows."""
 COMMAND = "/opt/asport/bin/asport-sync"
 """The command under test, in the copy of the root."""
 PYTHON = "/opt/asport/bin/python"
@@ -40,6 +43,7 @@ TIMEOUT = 60.0
 FETCH_TIMEOUT = 300.0
 """Seconds for fetching 6 MB over a slow line."""
 
+FOLDERS = Path("/tmp")
 _PROGRAM = Path("/usr/lib/systemd/systemd")
 _PACKAGES = ("systemd", "libsystemd-shared", "libsystemd0")
 _PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -160,12 +164,13 @@ class ServiceManager:
             raise Unavailable("systemd is not installed: python3 -m vendor.machine systemd installs it")
         self._cgroup = _own_cgroup() / f"{PREFIX}{os.getpid()}-{next(_numbers)}"
         _remove_abandoned(self._cgroup.parent)
+        remove_abandoned_folders(FOLDERS)
         try:
             self._cgroup.mkdir()
         except OSError as problem:
             raise Unavailable(f"cannot create a cgroup: {problem}") from None
         self._output = tempfile.TemporaryFile()  # closed by _end()
-        self._folder = tempfile.TemporaryDirectory(prefix="asport-systemd-", dir="/tmp")
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=FOLDERS)
         try:
             self._start(Path(self._folder.name))
         except BaseException:
@@ -332,9 +337,26 @@ def _remove_abandoned(parent: Path) -> None:
     """Remove the cgroups of test runs that were killed before they could."""
     for cgroup in parent.glob(f"{PREFIX}*"):
         pid = cgroup.name[len(PREFIX) :].partition("-")[0]
-        if not Path(f"/proc/{pid}").exists():
+        if not _exists(pid):
             with contextlib.suppress(OSError):  # another run may be doing it at this moment, too
                 _remove(cgroup)
+
+
+def remove_abandoned_folders(parent: Path) -> None:
+    """Remove the folders of this user's test runs that were killed before they could.
+
+    Nothing is mounted there any more: mounts have ended with the namespace that they were made in.
+    """
+    for folder in parent.glob(f"{FOLDER_PREFIX}*-*"):
+        pid = folder.name[len(FOLDER_PREFIX) :].partition("-")[0]
+        with contextlib.suppress(OSError):  # another run may be doing it at this moment, too
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and pid.isdecimal() and not _exists(pid):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exists(pid: str) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 # --- another release --------------------------------------------------------------------------------------------------
