@@ -16,6 +16,7 @@ from asport_sync.host.stats import METRICS
 from tests.host.test_stats import client_stats
 from tests.support import literals
 from tests.support.certificates import self_signed, write_private
+from tests.support.service_manager import COMMAND
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md"))
@@ -58,6 +59,9 @@ def test_the_readme_begins_with_what_a_bare_machine_can_do() -> None:
     assert [target for target in targets if target.split()[0] != "make" or target.split()[1] not in known] == []
     made = re.fullmatch(r"python3 -m venv (\S+)", install[0])
     assert made is not None
+    # Where services of the system see it, and where the tests of these have it.
+    assert f"{made[1]}/bin/asport-sync" == COMMAND
+    assert f"{made[1]}/bin/pip install ." in (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     assert install[1:3] == [f"{made[1]}/bin/pip install .", f"export PATH={made[1]}/bin:$PATH"]
     assert len(re.findall(r"\bpip install\b", text)) == len(re.findall(r"/bin/pip install\b", text)) == 1
 

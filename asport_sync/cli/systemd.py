@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-import asport_sync
 from asport_sync import config
 from asport_sync.cli import output
 from asport_sync.config.changes import NOT_READ, paths_of
@@ -31,6 +30,7 @@ NOTIFY_RELOAD = 253
 REFRESH_CREDENTIALS = 260
 """The release of systemd that can pass changed credentials to a running service."""
 
+_PACKAGE = Path(__file__).parents[1]
 _SYSTEM_UNITS = Path("/etc/systemd/system")
 _LOGS = Path("/var/log")
 _RUNTIME = Path("/run")
@@ -308,7 +308,7 @@ def _check_command(words: tuple[str, ...], *, is_this: bool, by_everyone: bool) 
     """
     needed = [Path(words[0]), *_interpreter(Path(words[0]))]
     if is_this:
-        needed += [Path(sys.prefix), Path(sys.base_prefix), Path(asport_sync.__file__).parent]
+        needed += [Path(sys.prefix), Path(sys.base_prefix), _PACKAGE]
     places = list(dict.fromkeys(each for path in needed for each in (path, Path(os.path.realpath(path)))))
     for place in places:
         hidden = _hidden_by(place)

@@ -34,7 +34,7 @@ class Reloaded:
     needs_restart: tuple[str, ...] = ()
 
 
-def log_reloaded(reloaded: Reloaded, log: logging.Logger, *, has_copies: bool) -> None:
+def log_reloaded(reloaded: Reloaded, log: logging.Logger, *, has_copies: bool = False) -> None:
     """Logs what a reload has done.
 
     Args:

@@ -168,7 +168,7 @@ def test_every_key_with_a_path_is_found(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text(40 * "x")
     of_user = {"password_file": file}
-    of_server: dict[str, object] = {
+    of_server: dict[str, Any] = {
         "certificate": file,
         "private_key": file,
         "reset_key_file": file,

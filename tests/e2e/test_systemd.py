@@ -251,6 +251,24 @@ def test_the_journal_has_priorities(services: Services) -> None:
         assert number == priorities[message.partition(" ")[0]], message
 
 
+@pytest.mark.parametrize("account", [None, ACCOUNT], ids=["DynamicUser", "account"])
+def test_the_access_log(services: Services, account: str | None) -> None:
+    """In a folder that the unit makes writable, and opened again as logrotate asks for it."""
+    manager = services.manager
+    services.write_server(access_log="/var/log/asport/access.log")
+    services.start_both(account=account)
+    path = "/var/log/asport/access.log"
+
+    def has_line() -> bool:
+        return ": finished after" in manager.run("cat", path, check=False).stdout
+
+    for _ in range(2):
+        assert services.visit() == "served\n"
+        wait_until(has_line, TIMEOUT, "the log has a line", detail=manager.journal)
+        manager.run("mv", path, f"{path}.1")
+        manager.systemctl("kill", "--signal=USR1", SERVER)
+
+
 VISITOR = """
 import os, socket, sys, time
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as sock:

@@ -181,12 +181,15 @@ def test_the_thread_may_stop_itself(files: list[Path]) -> None:
 def test_what_a_reload_says(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         log_reloaded(Reloaded(), logging.getLogger())
+        log_reloaded(Reloaded(), logging.getLogger(), has_copies=True)
         log_reloaded(Reloaded(("a: new", "b: 1 -> 2"), ("server", "relay")), logging.getLogger())
         log_reloaded(Reloaded(tuple(map(str, range(22)))), logging.getLogger())
         errors = [ConfigError("one", line=1, path="f"), ConfigError("two", line=2, path="f")]
         log_refused(ConfigErrors(errors), logging.getLogger())
     assert caplog.messages == [
         "configuration reloaded: nothing has changed",
+        "configuration reloaded: nothing has changed in the copies of the files that systemd has made "
+        "(LoadCredential=): it makes them when the service starts, and from systemd 260 on again at systemctl reload",
         "configuration reloaded: a: new; b: 1 -> 2",
         "a restart is needed for the changes of server, relay",
         f"configuration reloaded: {'; '.join(map(str, range(20)))}; and 2 more",
@@ -194,7 +197,7 @@ def test_what_a_reload_says(caplog: pytest.LogCaptureFixture) -> None:
         "reload: f:2: two",
         "the configuration is not reloaded; the previous configuration stays in use",
     ]
-    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING", "INFO", *["ERROR"] * 3]
+    assert [record.levelname for record in caplog.records] == [*["INFO"] * 3, "WARNING", "INFO", *["ERROR"] * 3]
 
 
 # --- a server with a file ---------------------------------------------------------------------------------------------
