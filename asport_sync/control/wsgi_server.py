@@ -34,6 +34,7 @@ _LARGEST_BODY = 4096  # bytes: the largest body has two short values
 _CHUNK = 4096
 _UNREAD = 65536  # bytes read and discarded after the answer: closing a socket with unread data would reset it
 _LINGER = 1.0  # seconds for that
+_END_OF_IDLE = 1.0  # seconds for the thread of an idle connection to end once that is closed; it takes microseconds
 _PAUSE_AFTER_ERROR = 1.0  # seconds without accepting, for lack of descriptors for example
 
 # RFC 9112, section 3; only the origin form, as there is no proxy here. RFC 9110, section 5, without obsolete parts.
@@ -120,8 +121,27 @@ class _Handler(SimpleHandler):
         _log.error("a request failed", exc_info=exc_info)
 
 
+class _Request:
+    """A connection, which has one request, from its acceptance to its end. Guarded by the server's lock.
+
+    Attributes:
+        sock: The connection. Its thread uses it without the lock, but for closing it.
+        is_idle: Whether there is nothing to do for it: its request is not complete yet, or its answer is sent.
+        is_answered: Whether its answer is sent.
+        is_cut: Whether it was shut down to make room for another one.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.is_idle = True
+        self.is_answered = False
+        self.is_cut = False
+
+
 class WsgiServer:
     """Serves an application on a listening socket: one thread accepts, one more answers each request.
+
+    Connections without a request keep no others out: at the maximum, the oldest of them is closed for a new one.
 
     Args:
         application: Called by several threads at the same time.
@@ -130,7 +150,8 @@ class WsgiServer:
         environ: WSGI variables of every request.
         refusal: Returns why a connection is closed without an answer; None: it is served.
         on_refusal: Called for each refused connection and for each request that is malformed, too large or too slow.
-        max_requests: Maximum number of requests at the same time; more are answered with 503.
+        max_requests: Maximum number of connections at the same time. If all of them have requests that are being
+            answered, more are answered with 503.
         timeout: Seconds for a whole request.
     """
 
@@ -156,8 +177,8 @@ class WsgiServer:
         self._timeout = timeout
         self._limit = RateLimit()
         self._stopping = StopSignal()
-        self._lock = threading.Lock()  # guards _requests
-        self._requests: dict[threading.Thread, socket.socket] = {}
+        self._lock = threading.Lock()  # guards _requests, and what _Request says
+        self._requests: dict[threading.Thread, _Request] = {}  # the oldest first
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -178,10 +199,9 @@ class WsgiServer:
         self._sock.close()
         with self._lock:
             requests = dict(self._requests)
-        for thread, sock in requests.items():
-            if thread is not threading.current_thread():
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+            for thread, request in requests.items():
+                if thread is not threading.current_thread():
+                    _cut(request.sock)
         for thread in requests:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -212,7 +232,7 @@ class WsgiServer:
             problem = self._refusal(sock)
             if problem is not None:
                 self._refuse(problem)
-            elif not self._slots.take():
+            elif not self._slots.take() and not (self._make_room() and self._slots.take()):
                 self._refuse("too many requests at the same time")
                 sock.send(_answer("503 Service Unavailable"))  # a new connection has room for it
                 sock.recv(_UNREAD)  # what has arrived already: closing a socket with unread data would reset it
@@ -224,10 +244,25 @@ class WsgiServer:
             raise
         sock.close()
 
-    def _begin(self, sock: socket.socket) -> None:
-        thread = threading.Thread(target=self._serve, args=(sock,), name=f"{self._name}-request", daemon=True)
+    def _make_room(self) -> bool:
+        """Ends the oldest idle connection; returns whether there was one."""
         with self._lock:
-            self._requests[thread] = sock
+            idle = ((thread, each) for thread, each in self._requests.items() if each.is_idle)
+            thread, request = next(idle, (None, None))
+            if thread is None or request is None:
+                return False
+            request.is_cut = True
+            _cut(request.sock)
+        if not request.is_answered:
+            self._refuse("idle, while others wait")
+        thread.join(_END_OF_IDLE)
+        return True
+
+    def _begin(self, sock: socket.socket) -> None:
+        request = _Request(sock)
+        thread = threading.Thread(target=self._serve, args=(request,), name=f"{self._name}-request", daemon=True)
+        with self._lock:
+            self._requests[thread] = request
         try:
             thread.start()
         except BaseException:
@@ -242,10 +277,9 @@ class WsgiServer:
 
     # --- the thread of a request ---
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _serve(self, request: _Request) -> None:
         try:
-            with sock:
-                self._answer(sock, time.monotonic() + self._timeout)
+            self._answer(request, time.monotonic() + self._timeout)
         except OSError as problem:  # also TimeoutError
             _log.debug("%s: request ended: %s", self._name, problem)
         except Exception:
@@ -253,28 +287,40 @@ class WsgiServer:
                 _log.exception("%s: a request failed", self._name)
         finally:
             self._slots.give_back()
-            with self._lock:
+            with self._lock:  # so that nothing is shut down that has the same descriptor by then
+                request.sock.close()
                 del self._requests[threading.current_thread()]
 
-    def _answer(self, sock: socket.socket, deadline: float) -> None:
+    def _answer(self, request: _Request, deadline: float) -> None:
+        sock = request.sock
         try:
             environ, body = self._read(sock, deadline)
+            if environ is None or not self._begins(request):
+                return  # closed without a request
         except BadRequest as problem:
+            if request.is_cut:
+                return  # counted already
             self._refuse(problem.status)
             answer = _answer(problem.status)
         except TimeoutError:
             self._refuse("too slow")
             answer = _answer("408 Request Timeout")
         else:
-            if environ is None:
-                return  # closed without a request
             written = io.BytesIO()
             _Handler(body, written, {**self._environ, **environ}).run(self._application)
             answer = written.getvalue()
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         sock.sendall(answer)
+        with self._lock:
+            request.is_idle = request.is_answered = True
         sock.shutdown(socket.SHUT_WR)
         _discard(sock)
+
+    def _begins(self, request: _Request) -> bool:
+        """Records that a request is complete; returns false if its connection was shut down meanwhile."""
+        with self._lock:
+            request.is_idle = False
+            return not request.is_cut
 
     def _read(self, sock: socket.socket, deadline: float) -> tuple[dict[str, Any] | None, bytes]:
         """Reads a request: its variables and its body; no variables: there is none.
@@ -303,6 +349,12 @@ class WsgiServer:
                 raise BadRequest("400 Bad Request")
             body += more
         return environ, body[:length]
+
+
+def _cut(sock: socket.socket) -> None:
+    """Ends what its thread waits for on a connection."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _receive(sock: socket.socket, deadline: float) -> bytes:

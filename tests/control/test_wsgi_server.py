@@ -284,6 +284,47 @@ def test_more_requests_than_allowed_are_refused(serve: SERVED) -> None:
     assert served.refused == 1
 
 
+def test_connections_without_a_request_keep_nobody_out(serve: SERVED, caplog: pytest.LogCaptureFixture) -> None:
+    """The oldest of them makes room, and those whose requests are answered stay."""
+    served = serve(max_requests=3)
+    served.hold.clear()
+    with contextlib.ExitStack() as stack:
+        answered, first, second = (stack.enter_context(served.connect()) for _ in range(3))
+        answered.sendall(head("Host: a", "", ""))
+        first.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
+        wait_until(lambda: len(served.seen) == 1, TIMEOUT, "one request is being answered")
+        wait_until(lambda: len(served.server._requests) == 3, TIMEOUT, "all are accepted")
+        third = stack.enter_context(served.connect())
+        third.sendall(head("Host: b", "", ""))
+        assert everything(first) == b""
+        wait_until(lambda: len(served.seen) == 2, TIMEOUT, "the new request is being answered")
+        served.hold.set()
+        for sock in (answered, third):
+            assert everything(sock).startswith(b"HTTP/1.1 200 ")
+        second.sendall(head("Host: c", "", ""))
+        assert everything(second).startswith(b"HTTP/1.1 200 ")
+    assert served.refused == 1
+    assert "asport-test: request refused: idle, while others wait" in caplog.text
+
+
+def test_those_who_linger_after_their_answer_keep_nobody_out(serve: SERVED) -> None:
+    served = serve(max_requests=1)
+    with served.connect() as first:
+        first.sendall(head("Host: a", "", ""))
+        assert everything(first).startswith(b"HTTP/1.1 200 ")
+        assert served.say(head("Host: b", "", "")).startswith(b"HTTP/1.1 200 ")
+    assert served.refused == 0
+
+
+def test_many_idle_connections_keep_nobody_out(serve: SERVED) -> None:
+    served = serve()
+    with contextlib.ExitStack() as stack:
+        for _ in range(48):
+            stack.enter_context(served.connect())
+        assert served.say(head("Host: a", "", "")).startswith(b"HTTP/1.1 200 ")
+        assert len(served.server._requests) <= 16
+
+
 def test_who_may_not_connect_gets_no_answer(serve: SERVED, caplog: pytest.LogCaptureFixture) -> None:
     served = serve(refusal=lambda sock: "somebody else")
     with served.connect() as sock:

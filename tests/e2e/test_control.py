@@ -345,6 +345,18 @@ def test_the_status_address(certificate: Certificate, tmp_path: Path) -> None:
             assert TOKEN not in client.output()
 
 
+def test_idle_connections_keep_nobody_out_of_the_status_address(certificate: Certificate) -> None:
+    with Server(**server_options(certificate, status={"http": "127.0.0.1:0"})) as server:
+        assert server._services is not None
+        (shown,) = server._services._servers  # type: ignore[attr-defined]
+        host, port = shown._sock.getsockname()
+        with contextlib.ExitStack() as stack:
+            for _ in range(16):
+                stack.enter_context(socket.create_connection((host, port)))
+            assert get(f"{host}:{port}", "/healthz") == (200, "ok\n")
+        assert counter(server, "control_requests_refused") >= 1
+
+
 def test_a_client_without_its_server_is_alive_and_not_ready(certificate: Certificate) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
