@@ -44,8 +44,10 @@ def _tunnels(status: Status, speeds: dict[str, Rates]) -> list[str]:
     is_client = status.side == "client"
     now = time.time()
     head = ["NAME"] if any(row.name for row in status.tunnels) else []
-    head += ["USER", "PUBLIC", "LOCAL" if is_client else "CLIENT", "STATE", "SINCE", "CONNECTIONS", "UDP"]
-    head += ["RECEIVED", "SENT", "RECEIVED/S", "SENT/S", "RTT", "LOSS", "CWND", "MTU"]
+    is_shared = any(row.balance for row in status.tunnels)
+    head += ["USER", "PUBLIC", "LOCAL" if is_client else "CLIENT", "NETWORK", *(["BALANCE"] if is_shared else [])]
+    head += ["STATE", "SINCE", "CONNECTIONS", "UDP", "RECEIVED", "SENT", "RECEIVED/S", "SENT/S"]
+    head += ["RTT", "LOSS", "CWND", "MTU"]
     rows = []
     for row in status.tunnels:
         cells = [row.name or _NONE] if head[0] == "NAME" else []
@@ -55,6 +57,8 @@ def _tunnels(status: Status, speeds: dict[str, Rates]) -> list[str]:
             (row.user or _NONE)[:SHORTEST_PREFIX],
             row.public or _NONE,
             (row.local if is_client else row.peer) or _NONE,
+            row.network or _NONE,
+            *([row.balance or _NONE] if is_shared else []),
             row.state,
             _NONE if row.since is None else duration(now - row.since),
             f"{row.connections}/{total}",

@@ -27,7 +27,8 @@ class Row:
         peer: The address of the other side: on a client the server's, on a server the client's.
         public: The public address and port; None while there is none.
         local: The local service; None on a server, which does not know it.
-        network: The networks that were requested (client) or granted (server).
+        network: The networks: on a client those that it requests (``tcp``, ``udp`` or ``both``), on a server those that
+            were granted, such as "tcp and udp native".
         balance: How visitors are spread over the clients that share its port; None: the port is its own, or this is a
             client.
         state: "public", "connecting", "refused", or "unhealthy" (the local service is); on a server "public": clients
@@ -51,8 +52,8 @@ class Row:
         bytes_in_flight: Bytes sent that are neither acknowledged nor lost.
         path_payload: The current maximum UDP payload: the path MTU without the headers of IP and UDP.
         datagrams_queued: Bytes of UDP packets that wait to be sent.
-        drops: How much of this tunnel was not passed on, by the name of the counter, as far as it is counted for each
-            tunnel; only counters above 0. ``Status.drops`` has all of the process.
+        drops: How much of this tunnel was not passed on or was refused, by the name of the counter, as far as it is
+            counted for each tunnel; only counters above 0. ``Status.drops`` has all of the process.
     """
 
     id: str
@@ -100,7 +101,7 @@ class Status:
         address: The address of a server's QUIC socket; None on a client.
         unauthenticated: A server's connections to clients that have not joined; they have no row.
         tunnels: The tunnels.
-        drops: How much was not passed on, by the name of the counter; only counters above 0.
+        drops: How much was not passed on or was refused, by the name of the counter; only counters above 0.
     """
 
     side: str
@@ -176,7 +177,7 @@ def figures(connections: Iterable[ConnectionInfo]) -> dict[str, Any]:
 
 
 def drops_of(side: Side, **groups: Mapping[str, int]) -> dict[str, int]:
-    """Returns the counters above 0 that count what was not passed on, in the order of the registry.
+    """Returns the counters above 0 that count what was not passed on or was refused, in the order of the registry.
 
     Args:
         side: Whose counters.

@@ -155,7 +155,7 @@ class CounterDescription:
         name: Its name.
         unit: "bytes", "datagrams", "packets", "fragments", or "" for what ``help`` names.
         help: One sentence.
-        counts_drops: Whether it counts what was not passed on.
+        counts_drops: Whether it counts what was not passed on, or was refused.
     """
 
     name: str

@@ -49,7 +49,7 @@ class Metric:
         place: The keys that lead to its value in ``as_dict()``.
         kind: How its value changes.
         unit: "bytes", "seconds", "datagrams", "packets", "fragments", or "" for what ``help`` names.
-        counts_drops: Whether it counts what was not passed on.
+        counts_drops: Whether it counts what was not passed on, or was refused.
     """
 
     name: str
@@ -91,7 +91,11 @@ _COUNTERS = (
         "callables_left_out",
         "Calls of on_connect, on_ready and on_disconnect that were not made: too many waited, or stop() was over.",
     ),
-    _counter("control_requests_refused", "Requests to the control socket or the status address that were refused."),
+    _counter(
+        "control_requests_refused",
+        "Requests to the control socket or the status address that were refused.",
+        drops=True,
+    ),
     _counter("attempts", "Connections to the server attempted.", _CLIENT),
     _counter("attempts_failed", "Failures to connect or to join.", _CLIENT),
     _counter("joined", "Times that the server accepted this client and opened its port.", _CLIENT),
@@ -110,21 +114,26 @@ _COUNTERS = (
         _SERVER,
     ),
     _counter("connections_broken_off", "Connections closed because the client violated the protocol.", _SERVER),
-    _counter("refused_auth_failed", "Clients refused: unknown user or wrong password.", _SERVER),
-    _counter("refused_bind_failed", "Clients refused: no port could be opened.", _SERVER),
-    _counter("refused_port_denied", "Clients refused: the user may use none of the requested ports.", _SERVER),
-    _counter("refused_network_denied", "Clients refused: the user may not use the requested network.", _SERVER),
+    _counter("refused_auth_failed", "Clients refused: unknown user or wrong password.", _SERVER, drops=True),
+    _counter("refused_bind_failed", "Clients refused: no port could be opened.", _SERVER, drops=True),
+    _counter(
+        "refused_port_denied", "Clients refused: the user may use none of the requested ports.", _SERVER, drops=True
+    ),
+    _counter(
+        "refused_network_denied", "Clients refused: the user may not use the requested network.", _SERVER, drops=True
+    ),
     _counter(
         "refusals_delayed",
         "Refusals sent a second late because more than ten authentications of one address failed within a minute.",
         _SERVER,
     ),
-    _counter("clients_refused_draining", "Clients disconnected because the server is draining.", _SERVER),
+    _counter("clients_refused_draining", "Clients disconnected because the server is draining.", _SERVER, drops=True),
     _counter(
         "clients_refused_limit",
         "Clients refused because their user has max_clients live clients, or the users of their entry have "
         "max_clients_total; they try again.",
         _SERVER,
+        drops=True,
     ),
     _counter(
         "clients_ended_by_reload",
@@ -205,36 +214,51 @@ _COUNTERS = (
         "udp_associations_refused_limit",
         "UDP sources refused because a client has no place for another, and none was idle for a second.",
         _CLIENT,
+        drops=True,
     ),
     _counter(
         "udp_associations_refused_share",
         "UDP sources refused because their address has half of a client's places, and none was idle for a second.",
         _CLIENT,
+        drops=True,
     ),
     _counter(
         "udp_associations_refused_local_service",
         "UDP sources refused because no socket to the local service could be opened.",
         _CLIENT,
+        drops=True,
     ),
     _counter(
         "udp_associations_refused_no_udp",
         "UDP sources refused because the client requested no UDP, or has closed the QUIC connection.",
         _CLIENT,
+        drops=True,
     ),
-    _counter("udp_associations_refused_draining", "UDP sources refused because the client is draining.", _CLIENT),
+    _counter(
+        "udp_associations_refused_draining", "UDP sources refused because the client is draining.", _CLIENT, drops=True
+    ),
     _counter(
         "udp_sources_refused_share",
         "UDP sources refused because their address has half of a port's associations, and none was idle for a second.",
         _SERVER,
+        drops=True,
     ),
-    _counter("udp_sources_refused_draining", "UDP sources refused because the server is draining.", _SERVER),
+    _counter(
+        "udp_sources_refused_draining", "UDP sources refused because the server is draining.", _SERVER, drops=True
+    ),
     _counter(
         "udp_sources_refused_table_full",
         "UDP sources refused because a port (udp_sessions), or all of them, have reached their maximum, and none was "
         "idle for a second.",
         _SERVER,
+        drops=True,
     ),
-    _counter("udp_sources_refused_by_engine", "UDP sources refused because the engine could not add them.", _SERVER),
+    _counter(
+        "udp_sources_refused_by_engine",
+        "UDP sources refused because the engine could not add them.",
+        _SERVER,
+        drops=True,
+    ),
     _counter(
         "dissociates_not_sent",
         "Ends of UDP associations that were not reported to the client, which takes no commands.",

@@ -25,6 +25,7 @@ def test_a_client() -> None:
     assert (cells["LOCAL"], cells["STATE"]) == ("127.0.0.1:8080", "public")
     for part in ("5/1000", "1 MiB", "1.0 GiB", "0 bit", "1 Mbit", "12.3 ms", "0.15 %", "121 KiB", "1452"):
         assert part in row, part
+    assert (cells["NETWORK"], "BALANCE" in cells) == ("both", False)
     assert rest == [
         "",
         "latest errors:",
@@ -40,7 +41,21 @@ def test_a_server() -> None:
         Side.SERVER, (dataclasses.replace(ROW, name="", local=None, error=None, state="public"),)
     )
     titles = text_of(operations.snapshot()[0]).splitlines()[2].split()
-    assert titles[:4] == ["USER", "PUBLIC", "CLIENT", "STATE"]
+    assert titles[:5] == ["USER", "PUBLIC", "CLIENT", "NETWORK", "STATE"]
+
+
+def test_clients_that_share_a_port() -> None:
+    shared = dataclasses.replace(ROW, name="", network="tcp and udp native", balance="round_robin", peer="192.0.2.7:4")
+    rows = (shared, dataclasses.replace(shared, id="other", balance=None, peer="192.0.2.8:4"))
+    _, _, titles, *lines = text_of(FakeOperations(Side.SERVER, rows).snapshot()[0]).splitlines()
+    place = titles.index("BALANCE")
+    assert [line[place:].split()[0] for line in lines[:2]] == ["round_robin", "-"]
+    assert "192.0.2.7:4  tcp and udp native  round_robin  public" in lines[0]
+
+
+def test_how_long_ago_an_error_was() -> None:
+    row = dataclasses.replace(ROW, error_at=time.time() - 125)
+    assert "  web: no answer from the server (2m 5s ago)" in text_of(FakeOperations(tunnels=(row,)).snapshot()[0])
 
 
 def test_what_is_not_running() -> None:

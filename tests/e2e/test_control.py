@@ -174,9 +174,9 @@ def test_status(running: Running) -> None:
         assert (said.returncode, said.stderr) == (0, "")
         head, _, titles, row, *_ = said.stdout.splitlines()
     assert head.startswith(f"client {__version__}, pid {running.client.pid}, up ")
-    assert titles.split()[:6] == ["USER", "PUBLIC", "LOCAL", "STATE", "SINCE", "CONNECTIONS"]
+    assert titles.split()[:7] == ["USER", "PUBLIC", "LOCAL", "NETWORK", "STATE", "SINCE", "CONNECTIONS"]
     assert row.split()[:2] == [USER[:8], f"127.0.0.1:{running.public[1]}"]
-    assert row.split()[3] == "public"
+    assert row.split()[3:5] == ["both", "public"]
     assert " 4/" in row
     assert "bit" in row  # a rate
     told = json.loads(running.run("status", "--socket", str(running.server_socket), "--json").stdout)

@@ -8,9 +8,9 @@
 
 #include <stdatomic.h>
 
-/* COUNT(name, unit, help) or, if it counts what was not passed on, DROP(name, unit, help). The unit is empty for events
- * and objects that the help names. This is the only place: Python has names, units and help from here, and
- * docs/operations.md is written from them (python -m tests.host.counters --write-docs). relays_finished and the five
+/* COUNT(name, unit, help) or, if it counts what was not passed on or was refused, DROP(name, unit, help). The unit is
+ * empty for events and objects that the help names. This is the only place: Python has names, units and help from here,
+ * and docs/counters.md is written from them (python -m tests.host.counters --write-docs). relays_finished and the five
  * after it have the order of enum aq_stream_end. */
 #define AQ_COUNTERS(COUNT, DROP)                                                                                       \
     COUNT(quic_datagrams_received, "datagrams", "UDP datagrams received on QUIC sockets.")                             \
@@ -38,12 +38,12 @@
     COUNT(stateless_resets_sent, "", "Stateless resets sent.")                                                         \
     COUNT(connections_accepted, "", "Connections accepted by a server, before their handshake.")                       \
     COUNT(connections_opened, "", "Connections opened by a client, before their handshake.")                           \
-    COUNT(connections_refused, "",                                                                                     \
-          "Connections refused because a limit of the endpoint was reached, a Retry token was invalid, or Python "     \
-          "is too far behind.")                                                                                        \
-    COUNT(connections_refused_source, "",                                                                              \
-          "Connections refused because 200 clients of one address are, or recently were, unauthenticated (decays "     \
-          "by ten per second).")                                                                                       \
+    DROP(connections_refused, "",                                                                                      \
+         "Connections refused because a limit of the endpoint was reached, a Retry token was invalid, or Python "      \
+         "is too far behind.")                                                                                         \
+    DROP(connections_refused_source, "",                                                                               \
+         "Connections refused because 200 clients of one address are, or recently were, unauthenticated (decays "      \
+         "by ten per second).")                                                                                        \
     COUNT(connections_flooding, "", "Connections closed because a client sent 512 packets without having joined.")     \
     DROP(initials_deferred, "datagrams",                                                                               \
          "Initial packets dropped because handshakes have used up their share of the time; clients retransmit "        \

@@ -99,6 +99,7 @@ const COLUMNS = [
   ["Public address", (row) => row.public || NONE],
   ["Local service", (row) => row.local || NONE, (status) => status.side === "client"],
   ["Client", (row) => row.peer || NONE, (status) => status.side === "server"],
+  ["Balance", (row) => row.balance || NONE, (status) => status.tunnels.some((row) => row.balance)],
   ["State", (row) => row.state],
   ["Since", (row) => (row.since === null ? NONE : duration(Date.now() / 1000 - row.since))],
   ["Connections", (row) => count(row.connections), null, "number"],
