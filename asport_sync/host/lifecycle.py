@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 from asport_sync.config import ClientConfig, HostConfig, ServerConfig, Side, locate
 from asport_sync.config.changes import differences, files_of, keep, keys_to_restart
-from asport_sync.config.values import credentials_directory
+from asport_sync.config.paths import credentials_directory
 from asport_sync.engine import Engine
 from asport_sync.errors import (
     AsportError,
