@@ -22,13 +22,17 @@ def text_of(status: Status, before: Status | None = None) -> str:
     lines = [_head(status)]
     if status.tunnels:
         lines += ["", *_tunnels(status, rates(before, status))]
-    errors = [f"{row.name or 'error'}: {row.error}" for row in status.tunnels if row.error]
+    errors = [f"{row.name or 'error'}: {row.error}{_ago(row.error_at)}" for row in status.tunnels if row.error]
     if errors:
         lines += ["", "latest errors:", *(f"  {each}" for each in errors)]
     if status.drops:
         lines += ["", "dropped or refused since the start:"]
         lines += [f"  {name}: {count}" for name, count in status.drops.items()]
     return "\n".join(map(printable, lines))
+
+
+def _ago(moment: float | None) -> str:
+    return "" if moment is None else f" ({duration(time.time() - moment)} ago)"
 
 
 def _head(status: Status) -> str:

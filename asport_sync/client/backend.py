@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from asport_sync.client.address_order import AddressOrder
@@ -87,9 +88,17 @@ class DialledBackend:
         session: The tunnel's session.
         places: Places of UDP associations, for all tunnels of the client.
         order: The addresses.
+        failed: Called with the reason why the local service could not be reached. Workers and the pump thread.
     """
 
-    def __init__(self, config: TunnelConfig, session: Session, places: SharedBudget[Any], order: AddressOrder) -> None:
+    def __init__(
+        self,
+        config: TunnelConfig,
+        session: Session,
+        places: SharedBudget[Any],
+        order: AddressOrder,
+        failed: Callable[[str], object],
+    ) -> None:
         host = session.host
         self._config = config
         self._session = session
@@ -103,9 +112,11 @@ class DialledBackend:
             counters=session.counters,
             log=session.log,
             place=f"{config.name}: " if config.name else "",
+            failed=failed,
         )
         self._udp = LocalTarget(order, host.pump, host.workers)
         self._places = places
+        self._failed = failed
         # The tunnel's own, for all its connections; None: it has no limit of its own.
         self._own_places: SharedBudget[Any] | None = None
         if config.udp_sessions is not None:
@@ -142,4 +153,5 @@ class DialledBackend:
             log=self._session.log,
             limit=self._session.limit,
             for_pump=host.pump_reads_all,
+            failed=self._failed,
         )

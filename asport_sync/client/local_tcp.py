@@ -45,6 +45,7 @@ class LocalService:
         log: Receives one line per minute for each kind of failure, with the number of failures; at level debug one for
             each.
         place: Prefix of the log lines of relays, which do not know the tunnel.
+        failed: Called by a worker with the reason why a connection was dropped.
     """
 
     order: AddressOrder
@@ -55,6 +56,7 @@ class LocalService:
     counters: Counters
     log: Log
     place: str = ""
+    failed: Callable[[str], object] = lambda why: None
     clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # guards _engine_dials
     # By connection: the address that the engine dials, and until when; no address: it is to dial no more.
@@ -157,6 +159,7 @@ class LocalService:
         raise problem
 
     def _refuse(self, stream: Stream, label: str, why: str, kind: Hashable) -> None:
+        self.failed(why)
         if not self._limit.warning(self.log, "%s dropped: %s", label, why, kind=kind):
             self.log.debug("%s dropped: %s", label, why)
         try:

@@ -192,6 +192,7 @@ class LocalAssociations:
         log: Receives the failures, and at level debug one line for each association.
         limit: Rate limit of repeated failures.
         for_pump: Whether the pump reads the sockets from the beginning.
+        failed: Called with the reason why the service does not get datagrams.
     """
 
     def __init__(
@@ -208,6 +209,7 @@ class LocalAssociations:
         limit: RateLimit,
         own_budget: SharedBudget[LocalAssociations] | None = None,
         for_pump: bool = False,
+        failed: Callable[[str], object] = lambda why: None,
     ) -> None:
         self._pump = pump
         self._connection = connection
@@ -219,6 +221,7 @@ class LocalAssociations:
         self._log = log
         self._limit = limit
         self._for_pump = for_pump
+        self._failed = failed
         self._public: Address | None = None  # the public address and port
         # Requested before the ServerHello. Bounded, because the engine requests only associations with waiting packets.
         self._early: dict[int, SocketAddress] = {}
@@ -365,6 +368,7 @@ class LocalAssociations:
             return
         except (OSError, EngineError, LocalProtocolError) as problem:
             self.end(assoc.association)
+            self._failed(f"cannot open a UDP socket to {self._target.order.local}: {problem}")
             self._refuse(assoc.association, "udp_associations_refused_local_service", str(problem))
             return
         self._counters.add("udp_associations")
@@ -443,12 +447,10 @@ class LocalAssociations:
         if assoc.address in addresses or not self._move(assoc, addresses, error):
             assoc.tried = ()
             self._counters.add("udp_service_away")
-            self._target.refusal_limit.warning(
-                self._log,
-                "the local service does not accept UDP at %s: %s",
-                sockets.text(assoc.address),
-                os.strerror(error),
-            )
+            text = "the local service does not accept UDP at %s: %s"
+            where, why = sockets.text(assoc.address), os.strerror(error)
+            self._failed(text % (where, why))
+            self._target.refusal_limit.warning(self._log, text, where, why)
 
     def _check_silence(self) -> None:
         """Checks for associations whose service may have moved. Not used with an IP literal, which can't move."""

@@ -43,7 +43,7 @@ class ClientOperations(LifecycleOperations["Client"]):
 
 def _row(session: ClientSession, stats: TunnelStats) -> Row:
     config = session.config
-    state, since, error = session.condition
+    state, since, error, error_at = session.condition
     return Row(
         id=f"tunnel {config.name}",
         name=config.name,
@@ -56,6 +56,7 @@ def _row(session: ClientSession, stats: TunnelStats) -> Row:
         state=state,
         since=since,
         error=error,
+        error_at=error_at,
         drops=drops_of(Side.CLIENT, counters=stats.counters),
         **figures(stats.connections),
         **counts(stats.totals),

@@ -34,8 +34,10 @@ class Row:
         state: "public", "connecting", "refused", or "unhealthy" (the local service is); on a server "public": clients
             that have not joined have no row.
         since: When this state began, in seconds since 1970.
-        error: Why there was no public port most recently (a failed attempt, an unhealthy local service), also if there
-            is one again; None: nothing has failed.
+        error: The latest problem, also if it is over: why there was no public port (a failed attempt, an unhealthy
+            local service), or why a visitor could not be served (the local service could not be reached); None: nothing
+            has failed.
+        error_at: When that was, in seconds since 1970.
         connections: TCP connections of visitors that are open now.
         associations: UDP associations that exist now.
         connections_total: TCP connections of visitors so far.
@@ -67,6 +69,7 @@ class Row:
     state: str = ""
     since: float | None = None
     error: str | None = None
+    error_at: float | None = None
     connections: int = 0
     associations: int = 0
     connections_total: int | None = None

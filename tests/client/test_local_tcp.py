@@ -105,10 +105,11 @@ def test_without_a_header_a_source_is_not_needed(scene: Scene) -> None:
 
 
 def test_a_service_that_is_not_there_is_a_refusal(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    port = free_port()
-    stream = serve(scene, scene.service((HOST, port)))
+    port, failures = free_port(), list[str]()
+    stream = serve(scene, scene.service((HOST, port), failed=failures.append))
     wait_until(lambda: stream.said == ["refuse"], TIMEOUT, "it is refused")
     assert scene.counter("connections_dropped_local_service") == 1
+    assert failures == [f"cannot reach {HOST}:{port}: Connection refused"]
     expected = f"connection from 203.0.113.7:54321 dropped: cannot reach {HOST}:{port}: Connection refused"
     assert expected in caplog.text
 

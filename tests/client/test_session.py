@@ -816,7 +816,7 @@ def test_the_port_of_a_service_that_is_not_there_yet_is_not_requested(caplog: py
             scene.session.wait_ready(0.5)
         assert scene.engine.connections == []
         assert scene.session.status == "not connected: local service is unhealthy (connection refused)"
-        state, _, error = scene.session.condition
+        state, _, error, _ = scene.session.condition
         assert (state, error) == ("unhealthy", "local service is unhealthy (connection refused)")
         health = scene.session.stats().health
         assert health is not None
@@ -845,7 +845,7 @@ def test_the_port_of_an_unhealthy_service_is_withdrawn(caplog: pytest.LogCapture
         with TcpEcho(port=port):
             second = scene.ready()
             assert second is not first
-            state, _, error = scene.session.condition
+            state, _, error, _ = scene.session.condition
             assert (state, error) == ("public", "local service is unhealthy (connection refused)")
             hello = decode(second.sent[0])[0]
             assert isinstance(hello, ClientHello)

@@ -5,6 +5,7 @@ const INTERVAL = 2000; // milliseconds between two requests
 const MAX_POINTS = 150; // five minutes
 const MAX_SERIES = 6; // as many as there are colours
 const MAX_ROWS = 200;
+const RECENT = 60; // seconds for which the latest error of a public tunnel is shown
 const WIDTH = 600; // of a chart, in its own units
 const HEIGHT = 140;
 const NONE = "–";
@@ -115,6 +116,10 @@ const COLUMNS = [
   ["MTU", (row) => count(row.path_payload), null, "number"],
 ];
 
+function isRecent(moment) {
+  return moment !== null && Date.now() / 1000 - moment < RECENT;
+}
+
 function made(name, text, attributes = {}) {
   const element = document.createElement(name);
   if (text !== null) element.textContent = text;
@@ -141,7 +146,7 @@ function showTable(status) {
       const cell = made("td", null, { role: "cell", "data-label": name, class: kind, title });
       const words = made("span", value(row, status), { class: name === "State" ? `state-${row.state}` : null });
       cell.append(words);
-      if (name === "State" && row.error && row.state !== "public") {
+      if (name === "State" && row.error && (row.state !== "public" || isRecent(row.error_at))) {
         words.append(made("span", row.error, { class: "error" }));
       }
       line.append(cell);
