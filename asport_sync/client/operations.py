@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from asport_sync.client.session import ClientSession
 from asport_sync.client.stats import ClientStats, TunnelStats
-from asport_sync.control.operations import LifecycleOperations, named
+from asport_sync.control.operations import LifecycleOperations, UnknownNameError
 from asport_sync.control.status import Row, counts, drops_of, figures
 from asport_sync.errors import LifecycleError
 from asport_sync.host.stats import Side
@@ -29,8 +29,11 @@ class ClientOperations(LifecycleOperations["Client"]):
     def disconnect(self, name: str) -> int:
         """See ``Operations``."""
         sessions = self._end._running()
-        session = sessions.by_name[named(name, self.snapshot()[0].tunnels, self.side)]
-        return sessions.host.run(session.disconnect)
+        tunnels = sessions.by_name  # once: a reload may replace it at any moment
+        if name not in tunnels:
+            known = ", ".join(sorted(tunnels.keys() - {""})) or "its only tunnel has no name: write ''"
+            raise UnknownNameError(f"no such tunnel: {name}; there is: {known}")
+        return sessions.host.run(tunnels[name].disconnect)
 
     def _fields(self, stats: ClientStats) -> dict[str, Any]:
         try:

@@ -369,7 +369,12 @@ class ClientSession(Session):
         """Closes the connection that is in use; the client connects again. Returns how many there were: 0 or 1.
 
         The events thread.
+
+        Raises:
+            LifecycleError: The tunnel was removed.
         """
+        if self._ended is not None:
+            raise LifecycleError(self._named("the tunnel was removed"))
         in_use = self._connector.in_use
         if in_use is None:
             return 0

@@ -68,7 +68,7 @@ class Operations(Protocol):
             How many there were.
 
         Raises:
-            LifecycleError: It is not running.
+            LifecycleError: It is not running, or the tunnel was removed at this moment.
             UnknownNameError: There is no such tunnel, or no such user is connected.
         """
 
@@ -186,18 +186,12 @@ class LifecycleOperations(abc.ABC, Generic[AnyEnd]):
             return "not running"
 
 
-def named(name: str, rows: tuple[Row, ...], side: Side) -> str:
-    """Returns the whole name of the tunnel, or of the user, that a name or a beginning of one means.
+def user_named(name: str, rows: tuple[Row, ...]) -> str:
+    """Returns the UUID of the connected user that a UUID or a beginning of one means.
 
     Raises:
         UnknownNameError: There is none, or there are several.
     """
-    if side is Side.CLIENT:
-        names = {row.name for row in rows}
-        if name in names:
-            return name
-        known = ", ".join(sorted(names - {""})) or "its only tunnel has no name: write ''"
-        raise UnknownNameError(f"no such tunnel: {name}; there is: {known}")
     users = {row.user for row in rows if row.user is not None}
     found = [user for user in users if user == name.lower()]
     if not found and len(name) >= SHORTEST_PREFIX:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from asport_sync.control.operations import LifecycleOperations, named
+from asport_sync.control.operations import LifecycleOperations, user_named
 from asport_sync.control.status import Row, counts, figures
 from asport_sync.host.stats import Side
 from asport_sync.runtime import sockets
@@ -28,7 +28,7 @@ class ServerOperations(LifecycleOperations["Server"]):
     def disconnect(self, name: str) -> int:
         """See ``Operations``."""
         session = self._end._running()
-        user = named(name, self.snapshot()[0].tunnels, self.side)
+        user = user_named(name, self.snapshot()[0].tunnels)
         return session.host.run(session.disconnect, user)
 
     def _fields(self, stats: ServerStats) -> dict[str, Any]:

@@ -13,11 +13,15 @@ from asport_sync.client.operations import ClientOperations
 from asport_sync.control.operations import UnknownNameError
 from asport_sync.engine import Engine
 from asport_sync.errors import ConfigError, LifecycleError
+from asport_sync.host.host import Host
 from asport_sync.runtime import log
 from asport_sync.server.operations import ServerOperations
 from asport_sync.server.server import Server
 from tests.host.fake_engine import FakeEngine
-from tests.host.test_lifecycle import MAKERS, PEM, PlayedServer
+from tests.host.test_lifecycle import MAKERS, PEM, PlayedClient, PlayedServer
+from tests.support.waiting import wait_until
+
+TIMEOUT = 20.0  # only a failure takes so long
 
 
 def operations_of(end: Any) -> ClientOperations | ServerOperations:
@@ -84,12 +88,86 @@ def test_a_reload_says_what_it_has_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_draining_says_how_much_is_open(make: Any) -> None:
+def test_draining_is_visible(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     end = make()
+    caplog.set_level(logging.INFO)
     with end:
-        assert operations_of(end).drain() == 0
-        assert end._host is not None
-        assert end._host.is_draining
+        operations = operations_of(end)
+        assert not operations.snapshot()[0].draining
+        assert operations.drain() == 0
+        assert operations.drain() == 0
+        status = operations.snapshot()[0]
+        assert status.draining
+        assert [(row.state, row.since is not None) for row in status.tunnels] == [("draining", True)] * len(
+            status.tunnels
+        )
+        assert operations.unready() == "draining"
+        wait_until(lambda: "drained: nothing is open any more" in caplog.messages, TIMEOUT, "the log says the end")
+        wait_until(lambda: "draining" in operations.snapshot()[0].summary, TIMEOUT, "the summary says so, too")
+    what = "server is stopped (0 clients)" if isinstance(end, PlayedServer) else "client is stopped (1 tunnels)"
+    begin = f"draining: nothing new is accepted; what is open may go on until this {what}"
+    assert [line for line in caplog.messages if "drain" in line] == [begin, "drained: nothing is open any more"]
+
+
+class TwoTunnels(Client):
+    """A client with two tunnels, whose engine is played. Nobody ever answers it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            server="192.0.2.1:443",
+            uuid="00112233-4455-6677-8899-aabbccddeeff",
+            password="open sesame",
+            tunnels={"web": {"local": "127.0.0.1:9"}, "ssh": {"local": "127.0.0.1:10"}},
+        )
+
+    def _new_engine(self) -> Engine:
+        engine = FakeEngine()
+        engine.closes_at_once = True
+        return engine.as_real()
+
+
+def test_tunnels_that_a_reload_removes_while_they_are_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TwoTunnels() as client:
+        operations = operations_of(client)
+        assert operations.disconnect("web") == 0
+        with pytest.raises(UnknownNameError, match="no such tunnel: blog; there is: ssh, web"):
+            operations.disconnect("blog")
+        host, run = client._running().host, Host.run
+
+        def remove_first(*arguments: Any) -> Any:
+            monkeypatch.undo()
+            client.tunnels.remove("web")
+            return run(host, *arguments)
+
+        monkeypatch.setattr(host, "run", remove_first)
+        with pytest.raises(LifecycleError, match=r"^web: the tunnel was removed$"):
+            operations.disconnect("web")
+        with pytest.raises(UnknownNameError, match="no such tunnel: web; there is: ssh"):
+            operations.disconnect("web")
+
+
+def test_a_tunnel_that_a_reload_adds_at_the_same_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known by name is read once: no name is looked for among tunnels that do not have it."""
+    with TwoTunnels() as client:
+        operations, snapshot = operations_of(client), client.stats
+
+        def add_first() -> Any:
+            if "blog" not in client.tunnels:
+                client.tunnels.add("blog", local="127.0.0.1:11")
+            return snapshot()
+
+        monkeypatch.setattr(client, "stats", add_first)
+        with pytest.raises(UnknownNameError):
+            operations.disconnect("blog")
+        client.stats()
+        assert operations.disconnect("blog") == 0
+
+
+def test_the_unnamed_tunnel() -> None:
+    with PlayedClient() as client:
+        with pytest.raises(UnknownNameError, match="write ''"):
+            operations_of(client).disconnect("ssh")
+        assert operations_of(client).disconnect("") == 0
 
 
 def test_the_level_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:

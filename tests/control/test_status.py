@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asport_sync.control.operations import UnknownNameError, named
+from asport_sync.control.operations import UnknownNameError, user_named
 from asport_sync.control.status import Rates, Row, Status, counts, drops_of, figures, from_dict, rates
 from asport_sync.engine import ConnectionInfo
 from asport_sync.host.stats import METRICS, Side
@@ -92,23 +92,14 @@ def test_rates_that_are_not_known() -> None:
     assert rates(status_at(9.0, more), now)[ROW.id].received is None  # it has another connection
 
 
-def test_names_of_tunnels() -> None:
-    assert named("web", (ROW,), Side.CLIENT) == "web"
-    with pytest.raises(UnknownNameError, match=r"no such tunnel: ssh; there is: web"):
-        named("ssh", (ROW,), Side.CLIENT)
-    assert named("", (Row(id="x"),), Side.CLIENT) == ""
-    with pytest.raises(UnknownNameError, match="write ''"):
-        named("ssh", (Row(id="x"),), Side.CLIENT)
-
-
 def test_names_of_users() -> None:
     users = tuple(Row(id=user, user=user) for user in USERS)
-    assert named(USERS[0].upper(), users, Side.SERVER) == USERS[0]
-    assert named(USERS[1][:8], users, Side.SERVER) == USERS[1]
+    assert user_named(USERS[0].upper(), users) == USERS[0]
+    assert user_named(USERS[1][:8], users) == USERS[1]
     for name in (USERS[1][:7], "ffffffff", "", "web"):
         with pytest.raises(UnknownNameError, match="no connected user"):
-            named(name, users, Side.SERVER)
+            user_named(name, users)
     twins = (*users, Row(id="x", user=USERS[1][:-1] + "0"))
     with pytest.raises(UnknownNameError, match="several users"):
-        named(USERS[1][:8], twins, Side.SERVER)
-    assert named(USERS[1], twins, Side.SERVER) == USERS[1]
+        user_named(USERS[1][:8], twins)
+    assert user_named(USERS[1], twins) == USERS[1]
