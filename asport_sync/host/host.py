@@ -25,6 +25,7 @@ from asport_sync.engine import (
     StreamEnded,
     StreamLargeTransfer,
     StreamOpened,
+    VisitorsRefused,
     versions,
 )
 from asport_sync.errors import AsportError, EngineClosedError, EngineError, GoneError, LifecycleError
@@ -492,6 +493,8 @@ class Host:
             if handler is not None:
                 handler(event)
                 return
+            if isinstance(event, VisitorsRefused) and self.visits is not None:
+                self.visits.refused(event)
             session = self.router.route(event)
             if isinstance(event, Closed):
                 self.totals.end(event.connection, event.totals)

@@ -12,13 +12,13 @@ from asport_sync.runtime.log import Log, RateLimit
 _MAX_LINES = 20  # per period and reason, of all ports
 _LINE_PERIOD = 60.0  # seconds between two log lines about the same port and reason
 
-# What was refused, and why.
-_TEXTS = {
-    RefusedBy.TCP_RULES: ("TCP connections", "not permitted by allow_from and deny_from"),
-    RefusedBy.UDP_RULES: ("UDP packets", "not permitted by allow_from and deny_from"),
-    RefusedBy.MAX_CONNECTIONS: ("TCP connections", "max_connections are open"),
-    RefusedBy.RATE: ("TCP connections", "more than new_connections_per_second"),
+REASONS = {
+    RefusedBy.TCP_RULES: "not permitted by allow_from and deny_from",
+    RefusedBy.UDP_RULES: "not permitted by allow_from and deny_from",
+    RefusedBy.MAX_CONNECTIONS: "max_connections are open",
+    RefusedBy.RATE: "more than new_connections_per_second",
 }
+"""Why visitors are refused, for the log and the access log."""
 
 
 def limits_of(
@@ -62,13 +62,13 @@ class RefusalLog:
 
     def add(self, label: str, event: VisitorsRefused) -> None:
         """Logs refused visitors of a port or tunnel, named by ``label``, unless a line of its kind is recent."""
-        what, why = _TEXTS[event.reason]
+        what = "UDP packets" if event.reason is RefusedBy.UDP_RULES else "TCP connections"
         self._limit.warning(
             self._log,
             "%s: refused %s: %s; the latest of %d from %s",
             label,
             what,
-            why,
+            REASONS[event.reason],
             event.count,
             _visitor(event.peer),
             kind=event.reason,

@@ -1,4 +1,4 @@
-"""The access log: a line for each TCP connection and UDP association of a visitor that has ended."""
+"""The access log: a line for each TCP connection and UDP association of a visitor that has ended, or was refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from asport_sync.engine import Connection, SocketAddress, StreamEnd, StreamResult
+from asport_sync.engine import Connection, RefusedBy, SocketAddress, StreamEnd, StreamResult, VisitorsRefused
 from asport_sync.errors import ConfigError
+from asport_sync.host.visitors import REASONS
 from asport_sync.runtime import sockets
 from asport_sync.runtime.log import DescriptorHandler, Formatter, formatter, iso_time, json_line, printable
 
@@ -33,16 +34,18 @@ class Served:
         tunnel: The client's tunnel; empty if it has no name, and on a server.
         user: The server's user; None on a client.
         port: The public port.
+        client: The address of the client that was given the visitor, with several behind one port; None on a client.
     """
 
     tunnel: str
     user: str | None
     port: int
+    client: SocketAddress | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Visit:
-    """A TCP connection or a UDP association that has ended.
+    """A TCP connection or a UDP association that has ended, or refused visitors.
 
     Attributes:
         network: ``tcp`` or ``udp``.
@@ -52,15 +55,18 @@ class Visit:
         lasted: Seconds.
         from_visitor: Bytes from the visitor to the local service.
         to_visitor: Bytes from the local service to the visitor.
+        refused: How many TCP connections or UDP packets were refused, of which this visitor's is the latest; 0: this
+            one was not refused by a rule.
     """
 
     network: Literal["tcp", "udp"]
     visitor: SocketAddress | None
     served: Served | None
     outcome: str
-    lasted: float
-    from_visitor: int
-    to_visitor: int
+    lasted: float = 0.0
+    from_visitor: int = 0
+    to_visitor: int = 0
+    refused: int = 0
 
 
 def outcome_of(result: StreamResult, side: Side) -> str:
@@ -128,6 +134,14 @@ class Visits:
         """Writes a line for a UDP association."""
         self._write("udp", connection, visitor, lasted, result)
 
+    def refused(self, event: VisitorsRefused) -> None:
+        """Writes a line for visitors whom the rules and limits of a port or tunnel do not let in."""
+        served = self._served.get(event.connection)
+        if served is not None:
+            served = dataclasses.replace(served, client=None)  # no client was given them
+        network: Literal["tcp", "udp"] = "udp" if event.reason is RefusedBy.UDP_RULES else "tcp"
+        self._emit(Visit(network, event.peer, served, f"refused, {REASONS[event.reason]}", refused=event.count))
+
     def left_out(self, count: int) -> None:
         """Writes that so many connections have no line."""
         record = logging.makeLogRecord({"name": "access", "levelno": logging.WARNING, "levelname": "WARNING"})
@@ -176,7 +190,9 @@ class Visits:
         if self._side == "client":
             from_visitor, to_visitor = to_visitor, from_visitor
         served = self._served.get(connection)
-        visit = Visit(network, visitor, served, outcome_of(result, self._side), lasted, from_visitor, to_visitor)
+        self._emit(Visit(network, visitor, served, outcome_of(result, self._side), lasted, from_visitor, to_visitor))
+
+    def _emit(self, visit: Visit) -> None:
         self._handler.emit(
             logging.makeLogRecord({"name": "access", "levelno": logging.INFO, "visit": visit, "created": time.time()})
         )
@@ -224,10 +240,15 @@ class _Formatter(logging.Formatter):
         what = "port unknown" if served is None else f"port {served.port}"
         if served is not None and (served.user or served.tunnel):
             what += f" user {served.user}" if served.user else f" tunnel {served.tunnel}"
-        return printable(
-            f"{start}{visit.network} {visitor} {what}: {visit.outcome} after "
-            f"{visit.lasted:.1f} s, {visit.from_visitor} bytes from and {visit.to_visitor} bytes to the visitor"
+        if served is not None and served.client is not None:
+            what += f" client {sockets.text(served.client)}"
+        how = (
+            f"{visit.outcome}; the latest of {visit.refused}"
+            if visit.refused
+            else f"{visit.outcome} after {visit.lasted:.1f} s, {visit.from_visitor} bytes from and "
+            f"{visit.to_visitor} bytes to the visitor"
         )
+        return printable(f"{start}{visit.network} {visitor} {what}: {how}")
 
     def _json(self, record: logging.LogRecord, visit: Visit) -> str:
         members: dict[str, object] = {"time": iso_time(record.created), "network": visit.network}
@@ -236,10 +257,14 @@ class _Formatter(logging.Formatter):
         if visit.served is not None:
             served = {"port": visit.served.port, "user": visit.served.user, "tunnel": visit.served.tunnel}
             members |= {name: value for name, value in served.items() if value}
+            if visit.served.client is not None:
+                members["client"] = sockets.text(visit.served.client)
+        members["outcome"] = visit.outcome
+        if visit.refused:
+            return json_line(members | {"refused": visit.refused})
         return json_line(
             members
             | {
-                "outcome": visit.outcome,
                 "seconds": round(visit.lasted, 3),
                 "bytes_from_visitor": visit.from_visitor,
                 "bytes_to_visitor": visit.to_visitor,

@@ -513,7 +513,8 @@ class ServerSession(Session):
         client, mode, connection = claim.client, claim.grant.mode, claim.client.connection
         client.grant = claim.grant
         client.port = port
-        self.host.serve(connection, Served("", str(claim.user.uuid), port.number))
+        shared_by = client.address if client.group is not None else None
+        self.host.serve(connection, Served("", str(claim.user.uuid), port.number, shared_by))
         try:
             client.handshake.accept(port.number)
             carrier = carrier_towards(connection, mode.udp)

@@ -188,6 +188,54 @@ def test_udp_associations_have_a_line_when_they_have_been_idle(
             assert parts == {**expected, "sent": length, "received": length}
 
 
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_visitors_whom_a_rule_does_not_let_in_have_a_line(certificate: Certificate, tmp_path: Path, side: str) -> None:
+    """Where the rule is: on the server, or on the client, which resets what the server has accepted."""
+    rules: dict[str, Any] = {"deny_from": "127.0.0.1"}
+    changes: dict[str, Any] = {"client": rules} if side == "client" else {"server": {"proxy": rules}}
+    with commands(certificate, tmp_path, **changes) as pair:
+        expect_reset(pair.public)
+        (line,) = lines_of(pair.logs[side], 1)
+        whose = f" user {USER}" if side == "server" else ""
+        why = "refused, not permitted by allow_from and deny_from; the latest of 1"
+        expected = rf"TIME tcp 127\.0\.0\.1:\d+ port {pair.public[1]}{whose}: {re.escape(why)}"
+        assert re.fullmatch(expected.replace("TIME", r"\S+"), line), line
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor:
+            visitor.sendto(HELLO, pair.public)
+            _, line = lines_of(pair.logs[side], 2)
+        assert " udp 127.0.0.1:" in line
+        assert why in line
+
+
+def test_visitors_beyond_a_limit_have_a_line_a_second(certificate: Certificate, tmp_path: Path) -> None:
+    options = {"log_format": "json", "proxy": {"max_connections": 1}}
+    with commands(certificate, tmp_path, server=options) as pair:
+        log = pair.logs["server"]
+        with connect(pair.public) as visitor:
+            exchange(visitor)
+
+            def refused() -> int:
+                expect_reset(pair.public)
+                lines = [json.loads(line) for line in log.read_text().splitlines()]
+                assert {line["outcome"] for line in lines} <= {"refused, max_connections are open"}
+                return len(lines) >= 2 and sum(line["refused"] for line in lines)
+
+            count = wait_until(refused, READY_TIMEOUT, "there are two lines")
+        assert count is not None
+        assert count > 2  # fewer lines than refusals
+        record = json.loads(log.read_text().splitlines()[0])
+        assert record.pop("time")
+        assert record.pop("visitor_port")
+        assert record == {
+            "network": "tcp",
+            "visitor": "127.0.0.1",
+            "port": pair.public[1],
+            "user": USER,
+            "outcome": "refused, max_connections are open",
+            "refused": 1,
+        }
+
+
 def test_json_lines(certificate: Certificate, tmp_path: Path) -> None:
     """``-`` is stderr, among the log lines."""
     with commands(certificate, tmp_path, server={"log_format": "json", "access_log": "-", "log_level": "off"}) as pair:

@@ -19,7 +19,16 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.tunnels import READY_TIMEOUT, client_process, public_port, server_address, server_process
+from asport_sync.control.caller import Caller
+from tests.e2e.tunnels import (
+    READY_TIMEOUT,
+    USER,
+    client_process,
+    command,
+    public_port,
+    server_address,
+    server_process,
+)
 from tests.support.certificates import Certificate
 from tests.support.ports import free_port
 from tests.support.process import Process
@@ -89,7 +98,10 @@ class Scene:
         self._certificate = certificate
         self.port = free_port()
         entry = {"balance": "round_robin", "allow_ports": self.port, **proxy}
-        self.server = stack.enter_context(server_process(directory, certificate, proxy=entry))
+        self.access_log = directory / "access.log"
+        self.control_socket = directory / "s"
+        options = {"access_log": str(self.access_log), "control_socket": str(self.control_socket)}
+        self.server = stack.enter_context(server_process(directory, certificate, proxy=entry, **options))
         self.clients: dict[str, Process] = {}
 
     def add(self, name: str, local: Address | None = None, **options: Any) -> Process:
@@ -147,6 +159,33 @@ def test_round_robin_is_even_and_a_client_that_stops_leaves_the_port_to_the_othe
     assert scene.names(6) == {b"B": 3, b"C": 3}
     scene.add("D")
     assert scene.names(6) == {b"B": 2, b"C": 2, b"D": 2}
+
+
+def test_who_got_which_visitor(stack: contextlib.ExitStack, certificate: Certificate, tmp_path: Path) -> None:
+    """The access log names the client by its address, as ``status`` does, and that of another visitor another one."""
+    scene = Scene(stack, tmp_path, certificate)
+    for name in "AB":
+        scene.add(name)
+    scene.server.wait_for(JOINED.format(2))
+    assert scene.names(4) == {b"A": 2, b"B": 2}
+
+    def lines() -> list[str] | None:
+        found = scene.access_log.read_text().splitlines() if scene.access_log.exists() else []
+        return found if len(found) == 4 else None
+
+    found = wait_until(lines, READY_TIMEOUT, "each visitor has a line")
+    assert found is not None
+    clients = [match[1] for line in found if (match := re.search(rf" user {USER} client (\S+): finished ", line))]
+    caller = Caller(scene.control_socket)
+    rows = caller.status().tunnels
+    assert collections.Counter(clients) == {row.peer: 2 for row in rows}
+    assert [row.balance for row in rows] == ["round_robin"] * 2
+    shown = subprocess.run(
+        command("status", "--socket", str(scene.control_socket)), capture_output=True, text=True, check=True
+    ).stdout
+    assert "  CLIENT " in shown
+    for row in rows:
+        assert re.search(rf"127\.0\.0\.1:{scene.port}  {row.peer} .* round_robin  public  ", shown), shown
 
 
 def test_least_connections_prefers_the_idle_client(
