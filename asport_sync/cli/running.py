@@ -8,7 +8,7 @@ import sys
 import time
 
 from asport_sync.cli import output, table
-from asport_sync.control.caller import ControlError, everyone, running
+from asport_sync.control.caller import ControlError, everyone, none_found, running
 from asport_sync.control.status import Status
 
 _SAMPLE = 0.5  # seconds between the two looks from which rates are calculated
@@ -39,10 +39,16 @@ def _screen(now: Status, before: Status | None, arguments: argparse.Namespace) -
 
 
 def list_running(_: argparse.Namespace) -> int:
-    """Prints one line for each running client and server whose control socket is in a runtime directory."""
+    """Prints one line for each running client and server whose control socket is in a runtime directory.
+
+    Returns:
+        The exit status: 1 if none answers, for which stderr has the reason.
+    """
     answering, silent = everyone()
     for problem in silent:
         output.complain(problem)
+    if not answering and not silent:
+        output.complain(none_found())
     rows = []
     for caller in answering:
         try:
@@ -51,8 +57,9 @@ def list_running(_: argparse.Namespace) -> int:
             output.complain(str(problem))
             continue
         rows.append([state.side, str(state.pid), str(len(state.tunnels)), str(caller.path), state.summary])
-    if rows:
-        output.say("\n".join(table.columns([["SIDE", "PID", "TUNNELS", "SOCKET", "STATE"], *rows])))
+    if not rows:
+        return 1
+    output.say("\n".join(table.columns([["SIDE", "PID", "TUNNELS", "SOCKET", "STATE"], *rows])))
     return 0
 
 

@@ -127,7 +127,7 @@ class HostConfig:
             since="Unreleased",
             default=(
                 "in the commands `client.sock` or `server.sock` in `$RUNTIME_DIRECTORY`, else in "
-                "`$XDG_RUNTIME_DIR/asport-sync`; in programs none"
+                "`$XDG_RUNTIME_DIR/asport-sync`, else none; in programs none"
             ),
             needs_restart=True,
         ),

@@ -107,9 +107,14 @@ def running(which: str | None = None) -> Caller:
         raise ControlError(f"more than one {what} is running; choose one:{listed}")
     if silent:
         raise ControlError("\n  ".join([f"no {what} answers:", *silent]))
-    raise ControlError(
+    raise ControlError(f"{none_found(what)}: name its socket (key control_socket) with --socket")
+
+
+def none_found(what: str = "client or server") -> str:
+    """Returns the text for a search that has found no control socket."""
+    return (
         f"no {what} is running, or it has no control socket in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/asport* or "
-        "/run/asport*: name its socket (key control_socket) with --socket"
+        "/run/asport*"
     )
 
 

@@ -25,6 +25,11 @@ _STOP_TIMEOUT = 0.5  # seconds that requests get to end
 _MAX_CONTROL_REQUESTS = 8
 _BACKLOG = 64
 
+_NOWHERE = (
+    "no control socket, so status and other commands cannot reach this process: RUNTIME_DIRECTORY and XDG_RUNTIME_DIR "
+    "have no absolute path; set one of them, or control_socket to a path"
+)
+
 
 class Services:
     """The control socket and the status address of one client or server; either may be missing.
@@ -119,12 +124,16 @@ def open_configured(config: HostConfig, operations: Operations) -> Services:
 def by_default(config: HostConfig, operations: Operations) -> Iterator[None]:
     """Opens the control socket of a command at its default location meanwhile, unless the configuration decides.
 
-    Logs a warning if that fails: a command must not fail for something that nobody has asked for.
+    Logs a warning if that fails: a command must not fail for something that nobody has asked for. Logs a line if there
+    is no such location.
     """
-    path = control_socket.default_path(operations.side) if config.control_socket is None else None
+    is_wanted = config.control_socket is None
+    path = control_socket.default_path(operations.side) if is_wanted else None
     services = Services(operations)
     try:
-        if path is not None:
+        if path is None and is_wanted:
+            _log.info(_NOWHERE)
+        elif path is not None:
             try:
                 control_socket.prepare_directory(path.parent)
                 services.open_control(path)

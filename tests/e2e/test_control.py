@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ from tests.e2e.tunnels import (
 from tests.support.certificates import Certificate
 from tests.support.process import REPOSITORY, Process
 from tests.support.services import Address, TcpEcho
-from tests.support.traffic import connect, echo
+from tests.support.traffic import connect, echo, expect_reset
 from tests.support.waiting import wait_until
 
 TOKEN = "a-token-for-the-tests"
@@ -245,9 +246,31 @@ def test_reload_and_drain(running: Running) -> None:
         said = running.run("reload", "--socket", name)
         assert (said.returncode, said.stdout, said.stderr) == (0, "nothing has changed\n", "")
     assert echo(running.public, b"hello") == b"hello"
-    said = running.run("drain", "--socket", "server")
-    assert (said.returncode, said.stderr) == (0, "")
-    assert said.stdout.startswith("draining: ")
+    with connect(running.public) as visitor:
+        visitor.sendall(b"12345")
+        assert visitor.recv(5) == b"12345"
+        said = running.run("drain", "--socket", "server")
+        assert (said.returncode, said.stderr) == (0, "")
+        assert said.stdout == "draining: 1 connections and UDP associations are open\n"
+        running.server.wait_for(
+            r"INFO lifecycle: draining: nothing new is accepted; what is open may go on until this server is stopped "
+            r"\(1 clients\)$",
+            READY_TIMEOUT,
+        )
+        state = ask(running.server_socket, "/v1/status")
+        assert (state["draining"], [row["state"] for row in state["tunnels"]]) == (True, ["draining"])
+        shown = running.run("status", "--socket", "server").stdout.splitlines()
+        assert shown[0].endswith(": draining, 1 clients")
+        assert "  draining  " in shown[3]
+        assert "drained" not in running.server.output()
+    running.server.wait_for(r"INFO lifecycle: drained: nothing is open any more$", READY_TIMEOUT)
+    assert running.server.output().count("draining: ") == 1
+    readiness = curl("-w", "%{http_code}", "--unix-socket", str(running.server_socket), "http://localhost/readyz")
+    assert readiness == "draining\n503"
+    said = running.run("drain", "--socket", "client")
+    assert ask(running.client_socket, "/v1/status")["tunnels"][0]["state"] == "draining"
+    running.client.wait_for(r"lifecycle: draining: .* until this client is stopped \(1 tunnels\)$", READY_TIMEOUT)
+    running.client.wait_for(r"lifecycle: drained: nothing is open any more$", READY_TIMEOUT)
     said = running.run("reload", "--socket", "server")
     assert said.returncode == 1
     assert "this Server is draining: it is not reloaded" in said.stderr
@@ -262,8 +285,77 @@ def test_disconnect_what_is_not_there(running: Running) -> None:
     assert "no such tunnel" in running.run("disconnect", "--socket", "client", "web").stderr
 
 
+def test_what_the_server_refuses_is_in_its_status(certificate: Certificate, tmp_path: Path) -> None:
+    """Clients and visitors, by cause."""
+    path = tmp_path / "s"
+    proxy = {"deny_from": "127.0.0.1"}
+    with (
+        TcpEcho() as service,
+        server_process(tmp_path, certificate, control_socket=str(path), proxy=proxy) as server,
+    ):
+        where, folder = server_address(server), tmp_path / "wrong"
+        folder.mkdir()
+        with client_process(folder, certificate, where, service.address, password="wrong") as client:
+            client.wait_for("authentication failed", READY_TIMEOUT)
+        with client_process(folder, certificate, where, service.address, port=1) as client:
+            client.wait_for("port denied", READY_TIMEOUT)
+        with client_process(tmp_path, certificate, where, service.address) as client:
+            expect_reset(("127.0.0.1", public_port(client)))
+        drops = ask(path, "/v1/status")["drops"]
+        assert drops["refused_auth_failed"] >= 1
+        assert drops["refused_port_denied"] >= 1
+        assert drops["tcp_drop_not_permitted"] == 1
+        shown = run("status", "--socket", str(path)).stdout
+        assert "\n  refused_auth_failed: " in shown.partition("dropped or refused since the start:")[2]
+
+
+def test_a_local_service_that_is_not_there_is_the_latest_error(certificate: Certificate, tmp_path: Path) -> None:
+    """Without health checks, over TCP and over UDP."""
+    path = tmp_path / "c"
+    with TcpEcho() as service:
+        local = service.address
+    no_udp = f"the local service does not accept UDP at 127.0.0.1:{local[1]}: Connection refused"
+    with (
+        server_process(tmp_path, certificate) as server,
+        client_process(tmp_path, certificate, server_address(server), local, control_socket=str(path)) as client,
+    ):
+        public = ("127.0.0.1", public_port(client))
+        assert ask(path, "/v1/status")["tunnels"][0]["error"] is None
+        expect_reset(public)
+        why = f"cannot reach 127.0.0.1:{local[1]}: Connection refused"
+        (row,) = ask(path, "/v1/status")["tunnels"]
+        assert (row["state"], row["error"]) == ("public", why)
+        assert 0 <= time.time() - row["error_at"] < 60
+        assert f"latest errors:\n  error: {why} (" in run("status", "--socket", str(path)).stdout
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor:
+
+            def is_noticed() -> bool:
+                visitor.sendto(b"hello", public)
+                return bool(ask(path, "/v1/status")["tunnels"][0]["error"] == no_udp)
+
+            wait_until(is_noticed, READY_TIMEOUT, "UDP is the latest error")
+
+
+def test_without_a_runtime_directory_a_line_says_so(
+    certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    line = (
+        r"INFO control: no control socket, so status and other commands cannot reach this process: RUNTIME_DIRECTORY "
+        r"and XDG_RUNTIME_DIR have no absolute path; set one of them, or control_socket to a path$"
+    )
+    with server_process(tmp_path, certificate) as server:
+        server.wait_for(line, READY_TIMEOUT)
+        server_address(server)
+    for option in ("off", str(tmp_path / "s")):
+        with server_process(tmp_path, certificate, control_socket=option) as server:
+            server_address(server)
+            assert "no control socket" not in server.output()
+
+
 def test_nothing_is_running(tmp_path: Path) -> None:
-    for name in ("status", "reload", "drain"):
+    for name in ("status", "reload", "drain", "list"):
         said = run(name, XDG_RUNTIME_DIR=str(tmp_path), RUNTIME_DIRECTORY="")
         if "more than one" in said.stderr or said.returncode == 0:
             pytest.skip("this machine runs asport-sync as a service")
