@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from asport_sync.engine import ConnectionInfo, ConnectionTotals, SocketAddress
 from asport_sync.host.stats import Stats
+
+TunnelState = Literal["stopped", "connecting", "refused", "unhealthy", "public", "draining"]
+"""The states of a tunnel."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class TunnelStats:
         totals: What all its connections have moved since the client was started, also those that have ended.
         counters: What was counted for this tunnel since it began, by name. Ends of relays and failed events are counted
             for all tunnels together, in ``ClientStats.counters``.
+        running: Whether it is started and not yet stopped or removed. If not, there are no figures.
     """
 
     public: SocketAddress | None = None
@@ -43,10 +47,12 @@ class TunnelStats:
     health: HealthStats | None = None
     totals: ConnectionTotals = dataclasses.field(default_factory=ConnectionTotals)
     counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    running: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Returns dicts, lists, tuples, strings and numbers, as for JSON."""
         return {
+            "running": self.running,
             "public": self.public,
             "connections": [dataclasses.asdict(each) for each in self.connections],
             "health": None if self.health is None else dataclasses.asdict(self.health),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from asport_sync.client.stats import TunnelStats
+from asport_sync.client.stats import TunnelState, TunnelStats
 from asport_sync.config import TunnelConfig
 from asport_sync.engine import SocketAddress
 from asport_sync.errors import EngineClosedError, LifecycleError
@@ -13,8 +13,6 @@ from asport_sync.errors import EngineClosedError, LifecycleError
 if TYPE_CHECKING:
     from asport_sync.client.client import Client
     from asport_sync.client.session import ClientSession
-
-TunnelState = Literal["stopped", "connecting", "public"]
 
 
 class Tunnel:
@@ -54,11 +52,15 @@ class Tunnel:
 
     @property
     def state(self) -> TunnelState:
-        """``stopped``; ``connecting``: also while the server refuses it; or ``public``."""
+        """What it does now.
+
+        ``stopped``, ``connecting``, ``refused`` (or the server's certificate is rejected), ``unhealthy`` (the local
+        service is), ``public``, or ``draining``: its client accepts nothing new.
+        """
         session = self._session()
         if session is None:
             return "stopped"
-        return "connecting" if session.public is None else "public"
+        return "draining" if session.host.is_draining else session.state
 
     @property
     def address(self) -> SocketAddress | None:

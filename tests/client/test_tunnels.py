@@ -120,7 +120,7 @@ def test_tunnels_join_and_fail_one_by_one(caplog: pytest.LogCaptureFixture) -> N
             client.wait_ready(TIMEOUT)
         assert {name: (each.state, each.port) for name, each in client.tunnels.items()} == {
             "web": ("public", 30001),
-            "bob": ("connecting", None),
+            "bob": ("refused", None),
             "ssh": ("public", 30003),
         }
         assert client.port == 30001

@@ -157,7 +157,7 @@ def figures(side: Side) -> dict[str, Any]:
 
 
 def client_stats() -> ClientStats:
-    tunnels = {"web": TunnelStats(PEER, (info(),), totals=MOVED, counters={"joined": 1})}
+    tunnels = {"web": TunnelStats(PEER, (info(),), totals=MOVED, counters={"joined": 1}, running=True)}
     return ClientStats(running=True, **figures(Side.CLIENT), public=PEER, connections=(info(),), tunnels=tunnels)
 
 
@@ -183,6 +183,7 @@ def test_a_client_as_dict() -> None:
         "connections": [dataclasses.asdict(info())],
         "tunnels": {
             "web": {
+                "running": True,
                 "public": PEER,
                 "connections": [dataclasses.asdict(info())],
                 "health": None,
