@@ -16,6 +16,8 @@ from tests.config.reference import descriptions
 
 from .fake import ROW, USERS, FakeOperations
 from .fake import figures as stats
+from .fields_page import PLACE, fields
+from .metrics_page import PAGE
 
 
 def info(**changes: Any) -> ConnectionInfo:
@@ -29,6 +31,15 @@ def info(**changes: Any) -> ConnectionInfo:
 @pytest.mark.parametrize("cls", [Row, Status, Rates])
 def test_every_field_is_described(cls: type) -> None:
     assert list(descriptions(cls)) == [field.name for field in dataclasses.fields(cls)]
+
+
+def test_the_page_has_every_field() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert f"{PLACE.begin}\n\n{fields()}\n\n{PLACE.end}\n" in text, (
+        "run python -m tests.control.fields_page --write-docs"
+    )
+    answers = {**FakeOperations().snapshot()[0].as_dict(), **dataclasses.asdict(ROW), **stats().as_dict()}
+    assert [name for name in answers if f"| `{name}` |" not in text] == []
 
 
 def test_json_and_back() -> None:

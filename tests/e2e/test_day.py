@@ -36,6 +36,7 @@ VARYING = {
     r"(?<=B) +\d+$": "  MTU",
     r"\b\d+(?:\.\d+)? m?s\b": "DURATION",
     r"(?<=up )\d+[dhms](?: \d+[hms])?(?=:)|(?<=  )\d+[dhms](?: \d+[hms])?(?=  )": "DURATION",
+    r"(?<=\()\d+[dhms](?: \d+[hms])?(?= ago\)$)": "DURATION",
     r"\b\d+(?:\.\d+)? (?:[KMGT]i)?B\b": "SIZE",
     r"\b\d+ bytes\b": "SIZE",
     r"\b\d+(?:\.\d+)? [kMG]?bit\b": "RATE",
