@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from asport_sync.client.stats import TunnelState
 from asport_sync.engine import SocketAddress
 from asport_sync.errors import (
     AsportError,
@@ -39,8 +40,9 @@ class Published:
         self._changed = changed  # guards what follows
         self._public: SocketAddress | None = None
         self._failure: AsportError | None = None  # why there is no public port; None: no attempt failed
-        self._latest_failure: AsportError | None = None  # the same, kept when there is one again
-        self._state = "connecting"  # see condition
+        # The latest problem and when it happened: of an attempt, or of the local service. Kept when it is over.
+        self._latest_error: tuple[str, float] | None = None
+        self._state: TunnelState = "connecting"  # see condition
         self._since = time.time()  # when it began
         self._is_closed = False
 
@@ -65,10 +67,15 @@ class Published:
             return f"not connected: {self._failure or 'connecting'}"
 
     @property
-    def condition(self) -> tuple[str, float, str | None]:
-        """The state, when it began, and why there was no public port most recently; see ``control.status.Row``."""
+    def state(self) -> TunnelState:
+        """The state, while it is not draining."""
+        return self._state  # without the lock, as for public
+
+    @property
+    def condition(self) -> tuple[TunnelState, float, str | None, float | None]:
+        """The state, when it began, the latest problem, and when that was; see ``control.status.Row``."""
         with self._changed:
-            return self._state, self._since, None if self._latest_failure is None else str(self._latest_failure)
+            return self._state, self._since, *(self._latest_error or (None, None))
 
     def look(self) -> tuple[SocketAddress | None, AsportError | None]:
         """Returns the public address, and if there is none, why the latest attempt failed. The caller holds the lock.
@@ -82,11 +89,15 @@ class Published:
         if self._stopping.is_set():
             raise LifecycleError("the client was stopped")
         if self._is_closed:
-            raise LifecycleError(self._named("the tunnel was removed"))
+            raise self.removed()
         failure = None if self._failure is None else self._again(self._failure)
         if isinstance(failure, (RefusedError, CertificateError)):
             raise failure
         return None, failure
+
+    def removed(self) -> LifecycleError:
+        """Returns the error for those who use a tunnel that was removed. Any thread."""
+        return LifecycleError(self._named("the tunnel was removed"))
 
     def _named(self, text: str) -> str:
         return f"{self._name}: {text}" if self._name else text
@@ -101,6 +112,7 @@ class Published:
             if public != self._public:
                 self._public = public
                 self._changed.notify_all()
+            state: TunnelState
             if public is not None:
                 state = "public"
             elif isinstance(self._failure, UnhealthyError):
@@ -115,15 +127,25 @@ class Published:
         with self._changed:
             self._failure = failure
             if failure is not None:
-                self._latest_failure = failure
+                self._note(str(failure))
 
-    def fail(self, failure: AsportError) -> bool:
-        """Notes why an attempt failed, and returns whether that is new."""
+    def fail(self, failure: AsportError, public: SocketAddress | None) -> bool:
+        """Notes why an attempt failed, along with the public address, and returns whether the failure is new."""
         with self._changed:
             is_new = str(failure) != str(self._failure)
-            self._failure = self._latest_failure = failure
+            self._failure = failure
+            self._note(str(failure))
+            self.update(public)
             self._changed.notify_all()
         return is_new
+
+    def note_error(self, why: str) -> None:
+        """Notes a problem that does not change the state. Any thread."""
+        with self._changed:
+            self._note(why)
+
+    def _note(self, why: str) -> None:
+        self._latest_error = why, time.time()
 
     def close(self) -> None:
         """Notes that the tunnel was removed, or the client stopped. Any thread."""

@@ -20,7 +20,7 @@ from asport_sync.client.incoming import Incoming
 from asport_sync.client.published import Published, wait_ready
 from asport_sync.client.refusals import REFUSALS_OF_PORTS, why_refused
 from asport_sync.client.shared import Shared
-from asport_sync.client.stats import TunnelStats
+from asport_sync.client.stats import TunnelState, TunnelStats
 from asport_sync.config import TlsClientConfig, TunnelConfig
 from asport_sync.engine import (
     AssociationWanted,
@@ -135,7 +135,9 @@ class ClientSession(Session):
         self._shared = Shared(host) if shared is None else shared
         self._published = Published(config.name, self._shared.changed, host.stopping)
         self._order = AddressOrder(config.local)
-        self._backend = DialledBackend(config, self, self._shared.places, self._order) if backend is None else backend
+        self._backend = backend or DialledBackend(
+            config, self, self._shared.places, self._order, self._published.note_error
+        )
         self._incoming = Incoming(
             self, str(config.server), self._mode, self._backend, lambda: self._published.is_draining
         )
@@ -220,8 +222,13 @@ class ClientSession(Session):
         return self._published.status
 
     @property
-    def condition(self) -> tuple[str, float, str | None]:
-        """The state, when it began, and why there was no public port most recently; see ``control.status.Row``."""
+    def state(self) -> TunnelState:
+        """The state, while it is not draining."""
+        return self._published.state
+
+    @property
+    def condition(self) -> tuple[TunnelState, float, str | None, float | None]:
+        """The state, when it began, the latest problem, and when that was; see ``control.status.Row``."""
         return self._published.condition
 
     def wait_ready(self, timeout: float | None) -> SocketAddress:
@@ -247,6 +254,7 @@ class ClientSession(Session):
             health=None if self._health is None else self._health.stats(),
             totals=self.host.totals.of(self._counted_as),
             counters=self.counters.snapshot(),
+            running=True,
         )
 
     # --- start and stop ---
@@ -374,7 +382,7 @@ class ClientSession(Session):
             LifecycleError: The tunnel was removed.
         """
         if self._ended is not None:
-            raise LifecycleError(self._named("the tunnel was removed"))
+            raise self._published.removed()
         in_use = self._connector.in_use
         if in_use is None:
             return 0
@@ -436,9 +444,15 @@ class ClientSession(Session):
 
     def _publish(self) -> None:
         """Makes the state visible to other threads."""
+        self._published.update(self._current_public())
+
+    def _current_public(self) -> SocketAddress | None:
         in_use = self._connector.in_use
-        public = None if in_use is None or in_use.public is None else (in_use.remote[0], in_use.public.port)
-        self._published.update(public)
+        if in_use is None or in_use.public is None:
+            return None
+        if in_use.connection not in self._connections:  # lost while draining
+            return None
+        return in_use.remote[0], in_use.public.port
 
     def _log_change(self, before: connector.State, after: connector.State, same: bool) -> None:
         if before is connector.State.JOINED and after is connector.State.SILENT:
@@ -538,7 +552,7 @@ class ClientSession(Session):
 
     def _failed(self, action: connector.Failed) -> None:
         failure, delay = action.problem, action.delay
-        is_new = self._published.fail(failure)
+        is_new = self._published.fail(failure, self._current_public())
         self.counters.add("attempts_failed")
         if delay is None:
             when = "other attempts in progress"
@@ -549,7 +563,6 @@ class ClientSession(Session):
         else:
             kind = type(failure).__name__
             self.limit.warning(self.log, "%s: %s; %s", self._config.server, failure, when, kind=kind)
-        self._publish()
         self.host.report_status()
 
     # --- the local service ---
@@ -708,7 +721,9 @@ class ClientSession(Session):
         problem = why_closed(event, state, self._asked)
         self._lost(server_connection, None if event.cause is CloseCause.LOCAL else problem)
         self._report(Report(Happened.ENDED, server_connection, problem, steady=is_steady(event, state)))
-        self._make_calls()  # a session that is draining handles no report
+        if self._published.is_draining:  # such a session handles no report
+            self._publish()
+            self._make_calls()
         if self._ended is not None and not self._connections:
             self._ended()
 
