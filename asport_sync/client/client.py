@@ -312,6 +312,10 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         return self._read_stats(Sessions.stats, ClientStats)
 
     @staticmethod
+    def _size_of(session: Sessions) -> str:
+        return f"{len(session.by_name)} tunnels"
+
+    @staticmethod
     def _load(file: Path) -> ClientConfig:
         return load_client(file)
 

@@ -22,6 +22,8 @@ from asport_sync.host.stats import Side
 # much as a terminal shows in two lines.
 _MAX_LISTED = 200
 
+_PUBLIC = "public "  # how the status of a public tunnel begins
+
 
 class Changes(NamedTuple):
     """The names of the tunnels in which two configurations differ.
@@ -184,9 +186,9 @@ def status_of(sessions: Sequence[Session]) -> str:
     """Returns the state of all tunnels in one line of bounded length, for the service manager. Any thread."""
     if len(sessions) == 1:
         return sessions[0].status
-    states = [(each.name, each.public, each.status) for each in sessions if isinstance(each, ClientSession)]
-    public = [f"{name} {status.removeprefix('public ')}".lstrip() for name, address, status in states if address]
-    others = [f"{name} {status}".lstrip() for name, address, status in states if not address]
+    states = [(each.name, each.status) for each in sessions if isinstance(each, ClientSession)]
+    public = [f"{name} {said.removeprefix(_PUBLIC)}".lstrip() for name, said in states if said.startswith(_PUBLIC)]
+    others = [f"{name} {said}".lstrip() for name, said in states if not said.startswith(_PUBLIC)]
     line = f"{len(public)} of {len(states)} tunnels public"
     if public:
         line += f": {_listed(public, ', ')}"

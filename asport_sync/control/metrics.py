@@ -144,7 +144,7 @@ class _Collector:
             "asport_tunnels", "Tunnels that visitors can use: public (client) or joined (server).", labels=LABELS
         )
         for labels, rows in groups.items():
-            public.add_metric(labels, sum(row.public is not None for row in rows))
+            public.add_metric(labels, sum(row.state == "public" for row in rows))
         yield public
         for metric in TUNNEL_METRICS:
             family = _family(metric.name, metric.help, metric.kind, metric.unit, labels=LABELS)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import os
 import time
 from typing import Any, Generic, Protocol, TypeVar
 
 from asport_sync._version import __version__
-from asport_sync.control.status import Row, Status, drops_of
+from asport_sync.control.status import DRAINING, Row, Status, drops_of
 from asport_sync.errors import AsportError, EngineClosedError, LifecycleError
 from asport_sync.host.host import Host
 from asport_sync.host.lifecycle import Lifecycle
@@ -83,7 +84,10 @@ class Operations(Protocol):
         """Returns what does not answer within ``HEALTH_TIMEOUT``; None: everything does."""
 
     def unready(self) -> str | None:
-        """Returns what is missing until visitors can connect (client) or clients can (server); None: nothing."""
+        """Returns what is missing until visitors can connect (client) or clients can (server); None: nothing.
+
+        "draining" while nothing new is accepted.
+        """
 
     def count_refusal(self) -> None:
         """Counts a request that was refused."""
@@ -111,6 +115,7 @@ class LifecycleOperations(abc.ABC, Generic[AnyEnd]):
         if stats.uptime is not None:
             fields = {"uptime": stats.uptime, **self._fields(stats)}
             fields["drops"] = drops_of(self.side, engine=stats.engine, counters=stats.counters)
+            fields |= self._draining(fields.get("tunnels", ()))
         status = Status(
             side=self.side.value,
             version=__version__,
@@ -121,6 +126,17 @@ class LifecycleOperations(abc.ABC, Generic[AnyEnd]):
             **fields,
         )
         return status, stats
+
+    def _draining(self, rows: tuple[Row, ...]) -> dict[str, Any]:
+        """Returns the fields of ``Status`` that differ while it drains, given the rows without that."""
+        try:
+            since = self._host().draining_since
+        except LifecycleError:
+            return {}
+        if since is None:
+            return {}
+        draining = (dataclasses.replace(row, state=DRAINING, since=since) for row in rows)
+        return {"draining": True, "tunnels": tuple(draining)}
 
     @abc.abstractmethod
     def _fields(self, stats: Any) -> dict[str, Any]:
@@ -162,6 +178,8 @@ class LifecycleOperations(abc.ABC, Generic[AnyEnd]):
         status, _ = self.snapshot()
         if not status.running:
             return "not running"
+        if status.draining:
+            return DRAINING
         missing = [row for row in status.tunnels if self.side is Side.CLIENT and row.public is None]
         return f"{len(missing)} of {len(status.tunnels)} tunnels are not public" if missing else None
 

@@ -13,6 +13,9 @@ from typing import Any
 from asport_sync.engine import ConnectionInfo, ConnectionTotals
 from asport_sync.host.stats import METRICS, Side
 
+DRAINING = "draining"
+"""The state of all tunnels while their process accepts nothing new."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
@@ -31,8 +34,8 @@ class Row:
             were granted, such as "tcp and udp native".
         balance: How visitors are spread over the clients that share its port; None: the port is its own, or this is a
             client.
-        state: "public", "connecting", "refused", or "unhealthy" (the local service is); on a server "public": clients
-            that have not joined have no row.
+        state: "public", "connecting", "refused", "unhealthy" (the local service is), or "draining"; on a server
+            "public" or "draining": clients that have not joined have no row.
         since: When this state began, in seconds since 1970.
         error: The latest problem, also if it is over: why there was no public port (a failed attempt, an unhealthy
             local service), or why a visitor could not be served (the local service could not be reached); None: nothing
@@ -100,6 +103,7 @@ class Status:
         running: Whether it is started and not yet stopped.
         time: The moment, on a clock that only increases; the difference of two gives rates.
         summary: The state in one line.
+        draining: Whether it accepts nothing new, and what is open goes on.
         uptime: Seconds since the start; None while it is not running.
         address: The address of a server's QUIC socket; None on a client.
         unauthenticated: A server's connections to clients that have not joined; they have no row.
@@ -113,6 +117,7 @@ class Status:
     running: bool
     time: float
     summary: str = ""
+    draining: bool = False
     uptime: float | None = None
     address: str | None = None
     unauthenticated: int = 0

@@ -101,7 +101,7 @@ class Host:
         pump_reads_all: Whether the pump reads every UDP socket from the beginning.
         stopping: Set as soon as the host begins to stop.
         totals: What connections have moved; those that have a name from the session are counted.
-        is_draining: Whether ``drain`` was called.
+        draining_since: When ``drain`` was called, in seconds since 1970; None: it was not.
         report: Called with one line on the current state, in the events thread; set by its consumer.
         describe: Returns that line for sessions in the order in which they were added.
     """
@@ -128,7 +128,7 @@ class Host:
         self.visits = visits
         self.stopping = StopSignal()
         self.totals = Totals()
-        self.is_draining = False
+        self.draining_since: float | None = None
         self.workers = WorkerPool(max_workers + _DIALLERS)
         self.checkers = WorkerPool(_CHECKERS, name="asport-check")
         is_all = relay == "workers" and max_workers > 0
@@ -306,8 +306,14 @@ class Host:
 
     def drain(self) -> None:
         """Stops accepting in all sessions, soon after this returns. Any thread, signal handlers too. Idempotent."""
-        self.is_draining = True
+        if self.draining_since is None:
+            self.draining_since = self._wall()
         self.call(self._drain)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether ``drain`` was called."""
+        return self.draining_since is not None
 
     def is_idle(self) -> bool:
         """Returns whether all sessions have been drained and nothing is open in them any more, or the host is stopped.

@@ -56,8 +56,10 @@ APPLY_TIMEOUT = 10.0
 CALLABLES = ("on_connect", "on_ready", "on_disconnect")
 """The options that are callables, and the attributes with the same names."""
 
-# Seconds between two looks whether open connections have ended; each look may ask the engine 10,000 times.
+# Seconds between two looks whether open connections have ended, in a grace period and without one; each look may ask
+# the engine 10,000 times.
 _IDLE_PERIOD = 0.25
+_LONG_IDLE_PERIOD = 1.0
 _RELOAD_TIMEOUT = 30.0  # seconds to wait for another reload; the slowest reads a FIFO for 10 s
 
 
@@ -153,6 +155,11 @@ def _is_ended(host: Host, signals: Signals, seconds: float) -> bool:
     return name != "SIGHUP"
 
 
+def _log_drained(host: Host) -> None:
+    if not host.stopping.is_set():  # else it is idle because it was stopped
+        _log.info("drained: nothing is open any more")
+
+
 class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
     """Something that can be started and stopped, more than once. Any thread.
 
@@ -175,6 +182,7 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         self._watch = FileWatch(self._watched_files, self._reload_changed_files)
         self._reloading = threading.Lock()  # held during a reload; guards _pending and the start and stop of _watch
         self._is_announced = False  # run_forever() runs, and has told the service manager that this has started
+        self._in_grace_period = False  # a thread is inside _drain_for(), and logs the end of the draining
         self._calls = Calls()
         # Guards everything below; never held while something is started or stopped. Reentrant, because a signal handler
         # that calls stop() may interrupt a thread that holds it.
@@ -447,12 +455,39 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
 
         What is open goes on, except that a UDP association ends after ten seconds without traffic. A client that loses
         its connection does not connect again. Returns at once, in signal handlers too. Cannot be undone but by ``stop``
-        and ``start``.
+        and ``start``. The log says when it begins and when nothing is open any more.
 
         Raises:
             LifecycleError: Not started.
         """
-        self._running_host().drain()
+        host = self._running_host()
+        if not host.is_draining:
+            host.call(self._watch_draining, host)
+        host.drain()
+
+    def _watch_draining(self, host: Host) -> None:
+        """Logs that it drains, and has a worker log the end of it. The events thread."""
+        text = "draining: nothing new is accepted; what is open may go on until this %s is stopped (%s)"
+        _log.info(text, self._side, self._size())
+        with contextlib.suppress(LifecycleError, RuntimeError):  # it is being stopped, or no thread can be created
+            host.workers.submit(self._log_end_of_draining, host)
+
+    def _log_end_of_draining(self, host: Host) -> None:
+        # A worker.
+        while not host.stopping.wait(_LONG_IDLE_PERIOD) and not self._in_grace_period:
+            if host.is_idle():
+                _log_drained(host)
+                return
+
+    def _size(self) -> str:
+        """Returns how much there is to drain: the number of clients, or of tunnels."""
+        session = self._session
+        return "not running" if session is None else self._size_of(session)
+
+    @staticmethod
+    @abc.abstractmethod
+    def _size_of(session: Any) -> str:
+        """Returns the same for what runs on the host, such as "3 clients"."""
 
     def _drain_for(self, grace_period: float, wait: Callable[[Host, float], object]) -> None:
         """Drains, and returns when nothing is open any more or the time is over. Does nothing if it is not running.
@@ -465,15 +500,21 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         if host is None or self._state is not State.RUNNING or thread in self._readers or host.is_current():
             return
         deadline = time.monotonic() + grace_period
-        host.drain()
-        _log.info("draining: nothing new is accepted; what is open may go on for %g s", grace_period)
-        while not host.is_idle():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                _log.warning("the grace period of %g s is over: closing what is still open", grace_period)
-                return
-            if wait(host, min(left, _IDLE_PERIOD)):
-                return
+        self._in_grace_period = True
+        try:
+            host.drain()
+            text = "draining: nothing new is accepted; what is open may go on for %g s (%s)"
+            _log.info(text, grace_period, self._size())
+            while not host.is_idle():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    _log.warning("the grace period of %g s is over: closing what is still open", grace_period)
+                    return
+                if wait(host, min(left, _IDLE_PERIOD)):
+                    return
+            _log_drained(host)
+        finally:
+            self._in_grace_period = False
 
     def _stop(self, timeout: float) -> None:
         """Stops everything. This thread is the owner of the state, which becomes STOPPED."""

@@ -248,6 +248,10 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         return self._read_stats(ServerSession.stats, ServerStats)
 
     @staticmethod
+    def _size_of(session: ServerSession) -> str:
+        return f"{len(session.connections())} clients"
+
+    @staticmethod
     def _load(file: Path) -> ServerConfig:
         return load_server(file)
 

@@ -157,6 +157,12 @@ def test_promtool_would_object() -> None:
     assert "counter metrics should have" in done.stdout + done.stderr
 
 
+def test_what_drains_is_not_for_visitors() -> None:
+    draining = dataclasses.replace(ROW, id="other", name="ssh", state="draining")
+    found = values(exposed(FakeOperations(tunnels=(ROW, draining))), "asport_tunnels")
+    assert found == {("web", ROW.user): 1.0, ("ssh", ROW.user): 0.0}
+
+
 def test_the_page_has_every_metric_of_tunnels() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert f"{PLACE.begin}\n\n{metrics()}\n\n{PLACE.end}\n" in text, (

@@ -103,6 +103,10 @@ class Played(Lifecycle[ServerConfig, Nothing]):
     def _load(file: Path) -> Any:
         raise AssertionError
 
+    @staticmethod
+    def _size_of(session: Nothing) -> str:
+        return "nothing"
+
     def _apply(self, config: ServerConfig) -> tuple[str, ...]:
         self._during("apply")
         return ()

@@ -731,7 +731,7 @@ def test_a_grace_period_ends(files_of_server: Files, caplog: pytest.LogCaptureFi
         server.stop(grace_period=0.2)
     assert not server.running
     assert caplog.messages[-2:] == [
-        "draining: nothing new is accepted; what is open may go on for 0.2 s",
+        "draining: nothing new is accepted; what is open may go on for 0.2 s (0 clients)",
         "the grace period of 0.2 s is over: closing what is still open",
     ]
 
@@ -747,12 +747,19 @@ def test_another_stop_ends_a_grace_period_at_once(files_of_server: Files) -> Non
     assert not server.running
 
 
-def test_what_is_idle_or_not_running_needs_no_grace_period(files_of_server: Files) -> None:
+def test_what_is_idle_or_not_running_needs_no_grace_period(
+    files_of_server: Files, caplog: pytest.LogCaptureFixture
+) -> None:
     server = PlayedServer.from_config(files_of_server.path)
     server.stop(grace_period=600)
     server.start()
-    server.stop(grace_period=600)
+    with caplog.at_level(logging.INFO):
+        server.stop(grace_period=600)
     assert not server.running
+    assert caplog.messages[-2:] == [
+        "draining: nothing new is accepted; what is open may go on for 600 s (0 clients)",
+        "drained: nothing is open any more",
+    ]
 
 
 @pytest.mark.parametrize("second", [None, signal.SIGTERM, signal.SIGINT])
