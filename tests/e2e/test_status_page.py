@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from asport_sync import Client, Server
+from asport_sync.host.stats import Side
 from tests.control.fake import ROW, FakeOperations, rows
 from tests.e2e.tunnels import READY_TIMEOUT, USER, client_options, server_options, traffic
 from tests.support.browser import Page, browser
@@ -97,6 +100,27 @@ def test_many_tunnels(page: Page) -> None:
         assert page.value_of("document.getElementById('more').textContent") == "50 more are not shown."
         assert page.value_of("document.querySelectorAll('#legend li').length") == 7
         assert page.errors == []
+
+
+def test_clients_that_share_a_port_are_told_apart(page: Page) -> None:
+    changes: dict[str, Any] = {"name": "", "balance": "round_robin", "public": "192.0.2.1:30080", "error": None}
+    shared = [dataclasses.replace(ROW, id=peer, peer=peer, **changes) for peer in ("192.0.2.7:4001", "192.0.2.8:4002")]
+    with shown(FakeOperations(Side.SERVER, tuple(shared))) as address:
+        page.open(address)
+        wait_for(page, ANSWERED)
+        assert (cells(page)["Client"], cells(page)["Balance"]) == ("192.0.2.7:4001", "round_robin")
+        legend = page.value_of("[...document.querySelectorAll('#legend li')].map(each => each.textContent).join()")
+        assert legend == "192.0.2.1:30080 (192.0.2.7:4001),192.0.2.1:30080 (192.0.2.8:4002)"
+        assert page.errors == []
+
+
+@pytest.mark.parametrize(("seconds", "is_shown"), [(5, True), (3600, False)])
+def test_an_error_of_a_public_tunnel_is_shown_while_it_is_recent(page: Page, seconds: float, is_shown: bool) -> None:
+    row = dataclasses.replace(ROW, error="cannot reach 127.0.0.1:8080", error_at=time.time() - seconds)
+    with shown(FakeOperations(tunnels=(row,))) as address:
+        page.open(address)
+        wait_for(page, ANSWERED)
+        assert ("cannot reach" in cells(page)["State"]) is is_shown
 
 
 @pytest.mark.parametrize("width", [360, 800, 1600])

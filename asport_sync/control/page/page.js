@@ -68,6 +68,7 @@ function rate(row, way, status) {
 }
 
 function label(row) {
+  if (row.balance) return `${row.public} (${row.peer})`; // others have the same port
   return row.name || row.public || row.user || row.id;
 }
 
