@@ -23,6 +23,7 @@ from asport_sync.host.stats import Side
 _MAX_LISTED = 200
 
 _PUBLIC = "public "  # how the status of a public tunnel begins
+_DRAINING = "draining"  # the status of a tunnel that drains
 
 
 class Changes(NamedTuple):
@@ -187,6 +188,8 @@ def status_of(sessions: Sequence[Session]) -> str:
     if len(sessions) == 1:
         return sessions[0].status
     states = [(each.name, each.status) for each in sessions if isinstance(each, ClientSession)]
+    if states and all(said == _DRAINING for _, said in states):
+        return f"draining, {len(states)} tunnels"
     public = [f"{name} {said.removeprefix(_PUBLIC)}".lstrip() for name, said in states if said.startswith(_PUBLIC)]
     others = [f"{name} {said}".lstrip() for name, said in states if not said.startswith(_PUBLIC)]
     line = f"{len(public)} of {len(states)} tunnels public"

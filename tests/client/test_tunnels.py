@@ -613,6 +613,8 @@ def test_a_client_that_drains_takes_nothing_new_and_does_not_connect_again() -> 
         host = client._host
         assert host is not None
         wait_until(host.is_idle, TIMEOUT, "it drains")
+        assert host.status == "draining, 2 tunnels"
+        assert [(each.state, each.address is None) for each in client.tunnels.values()] == [("draining", False)] * 2
         assert [each.dials[-1][0] for each in connections] == [None] * 2
         stream = fake.FakeStream(encode(Connect(Address.from_text("198.51.100.9", 5353))))
         client.engine.post(fake.stream_opened(connections[0], stream))
@@ -621,6 +623,7 @@ def test_a_client_that_drains_takes_nothing_new_and_does_not_connect_again() -> 
         client.engine.post(fake.closed(connections[0], CloseCause.IDLE))
         host.run(lambda: None)
         assert len(client.engine.connections) == before
+        assert [each.address is None for each in client.tunnels.values()] == [True, False]
         assert client.stats().counters["streams_refused_draining"] == 1
         with pytest.raises(LifecycleError, match="draining"):
             client.reload(client.config)
