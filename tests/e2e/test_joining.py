@@ -305,7 +305,7 @@ def test_a_client_that_is_disconnected_while_it_joins_is_not_refused(certificate
             wait_until(lambda: len(begun) > rounds and client.port is not None, READY_TIMEOUT, "it has joined")
             assert echo(client.wait_ready(0), b"hello") == b"hello"
             said = list(map(str, ended))
-            assert sum("the server closed it" in why for why in said) == rounds
+            assert sum("closed by the server, which" in why for why in said) == rounds
             assert not any("without giving a reason" in why for why in said)
 
 
