@@ -71,7 +71,7 @@ def why_closed(event: Closed, state: ClientState, asked: str = "") -> AsportErro
         return HandshakeTimeoutError("no answer from the server")
     if _is_without_error(event):
         return ConnectError(
-            "connection lost: closed by the server, which was stopped, drained or reloaded, or whose operator said so"
+            "connection lost: closed by the server, which was stopped, drained or reloaded, or by its operator"
         )
     if state is ClientState.AUTHENTICATED:
         causes = {
