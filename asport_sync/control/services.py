@@ -26,7 +26,7 @@ _MAX_CONTROL_REQUESTS = 8
 _BACKLOG = 64
 
 _NOWHERE = (
-    "no control socket, so status and other commands cannot reach this process: RUNTIME_DIRECTORY and XDG_RUNTIME_DIR "
+    "no control socket, so status and other commands do not find this process: RUNTIME_DIRECTORY and XDG_RUNTIME_DIR "
     "have no absolute path; set one of them, or control_socket to a path"
 )
 

@@ -342,7 +342,7 @@ def test_without_a_runtime_directory_a_line_says_so(
     for name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
     line = (
-        r"INFO control: no control socket, so status and other commands cannot reach this process: RUNTIME_DIRECTORY "
+        r"INFO control: no control socket, so status and other commands do not find this process: RUNTIME_DIRECTORY "
         r"and XDG_RUNTIME_DIR have no absolute path; set one of them, or control_socket to a path$"
     )
     with server_process(tmp_path, certificate) as server:

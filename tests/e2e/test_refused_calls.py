@@ -107,14 +107,14 @@ def test_what_can_be_done_without_goes_on(
 def test_what_is_missing_is_said(
     certificate: Certificate, tmp_path: Path, calls: tuple[str, ...], missing: str, error: int
 ) -> None:
-    with without(server_process(tmp_path, certificate), calls, error) as server:
+    with without(server_process(tmp_path, certificate, control_socket="off"), calls, error) as server:
         assert server.wait(READY_TIMEOUT) == 1, server.description()
         assert re.search(missing, server.output()), server.description()
         assert server.output().count("\n") == 1
 
 
 def test_a_c_library_that_starts_no_threads_is_said(certificate: Certificate, tmp_path: Path) -> None:
-    with without(server_process(tmp_path, certificate), ("clone3",), errno.EPERM) as server:
+    with without(server_process(tmp_path, certificate, control_socket="off"), ("clone3",), errno.EPERM) as server:
         if server.wait(READY_TIMEOUT) != 1:
             pytest.skip("this C library starts threads without clone3")
         assert server.output().startswith("asport-sync: can't start new thread")
@@ -136,7 +136,7 @@ def test_an_engine_that_can_do_nothing_says_so_and_sleeps(
 ) -> None:
     with (
         TcpEcho() as service,
-        without(server_process(tmp_path, certificate), calls, error) as server,
+        without(server_process(tmp_path, certificate, control_socket="off"), calls, error) as server,
         client_process(tmp_path, certificate, server_address(server), service.address),
     ):
         server.wait_for(f"WARNING engine: {line}", READY_TIMEOUT)
@@ -153,7 +153,7 @@ def test_a_port_that_can_accept_nothing_says_so_and_sleeps(
 ) -> None:
     with (
         TcpEcho() as service,
-        without(server_process(tmp_path, certificate), ("accept4", "accept"), error) as server,
+        without(server_process(tmp_path, certificate, control_socket="off"), ("accept4", "accept"), error) as server,
         client_process(tmp_path, certificate, server_address(server), service.address) as client,
         connect(("127.0.0.1", public_port(client))),
     ):
