@@ -679,19 +679,20 @@ class ClientSession(Session):
         server_connection.public = server_connection.public_address(port)
         self._port = port
         self.host.serve(server_connection.connection, Served(self._config.name, None, port))
-        self._report(Report(Happened.JOINED, server_connection))
-        self._published.set_failure(None)
         self.counters.add("joined")
-        about = ConnectedTunnel(self.name, server_connection.remote, (server_connection.remote[0], port))
-        self.host.calls.ready(server_connection.subject, about)
         self.log.info("%s: %s is public on port %d for %s", self._config.server, self._config.local, port, self._mode)
         self._log_keep_alive(server_connection.connection)
-        self.host.report_status()
         if self._mode.tcp:
             self._backend.announce(server_connection.connection)
         self._incoming.serve_held(server_connection, server_connection.public)
         self.host.pump.call(server_connection.associations.joined, server_connection.public)
         self.host.machine.watch_route(self, server_connection.remote, self._address_changed)
+        about = ConnectedTunnel(self.name, server_connection.remote, (server_connection.remote[0], port))
+        self._calls_due.append(lambda: self.host.calls.ready(server_connection.subject, about))
+        # Published last: whoever waits for the port may look at counters then, or stop the client.
+        self._report(Report(Happened.JOINED, server_connection))
+        self._published.set_failure(None)
+        self.host.report_status()
 
     def stream_label(self, connection: Connection) -> str:
         """Returns the tunnel's name as a log prefix; empty if it has none."""

@@ -770,6 +770,26 @@ def test_figures_of_the_connection() -> None:
         assert PASSWORD not in repr(stats)
 
 
+def test_the_port_is_published_once_everything_else_is_done() -> None:
+    """So a client that is stopped as soon as it is ready leaves nothing half done."""
+    published: list[tuple[str, int] | None] = []
+
+    def note(scene: Scene, connection: FakeConnection) -> None:
+        dial = connection.dial
+
+        def dial_and_note(*arguments: Any) -> None:
+            published.append(scene.session.public)
+            dial(*arguments)
+
+        connection.dial = dial_and_note  # type: ignore[method-assign]
+        accept(scene, connection)
+
+    with scene_of(note) as scene:
+        scene.ready()
+        assert scene.counter("joined") == 1
+        assert published == [None]
+
+
 def test_trusted_certificates_become_one_bundle(tmp_path: Path) -> None:
     pem, der = tmp_path / "a.pem", tmp_path / "b.der"
     pem.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
