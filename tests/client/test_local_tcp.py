@@ -302,11 +302,11 @@ def test_the_address_that_has_answered_is_tried_first_until_it_fails(scene: Scen
             for _ in range(3):
                 serve(scene, service)
                 scene.idle()
-            assert first.accepted == 3
+            wait_until(lambda: first.accepted == 3, TIMEOUT, "it has them all")
             assert service.order.in_order()[0] == first.address
         serve(scene, service)
         scene.idle()
-        assert second.accepted == 1
+        wait_until(lambda: second.accepted == 1, TIMEOUT, "the other one has it")
         assert service.order.in_order()[0] == second.address
 
 

@@ -632,10 +632,12 @@ def test_a_client_that_drains_takes_nothing_new_and_does_not_connect_again() -> 
 def test_an_unusable_configuration_changes_nothing(tmp_path: Path) -> None:
     pem = tmp_path / "ca.pem"
     pem.write_text("-----BEGIN CERTIFICATE-----\n")
-    new = changed(Played(**three()), new={"local": SERVICE, "certificates": {"paths": [pem]}}, web={"local": "a:1"})
+    new = ClientConfig.from_options(
+        **OPTIONS, **two(new={"local": SERVICE, "certificates": {"paths": [pem]}}, web={"local": "a:1"})
+    )
     pem.unlink()
-    with played(**three()) as client:
-        client.tunnels["web"].wait_ready(TIMEOUT)
+    with played(**two()) as client:
+        client.wait_ready(TIMEOUT)  # none of them connects meanwhile
         before = client.config
         connections = open_connections(client)
         with pytest.raises(ConfigErrors, match=r"ca\.pem: certificates\.paths: cannot be read"):
