@@ -52,18 +52,17 @@ class Tunnel:
         self.server = server
         self.client = client
         self.public = public
-        self.joined = 1
 
     def reconnect(self, turn: int) -> None:
         """End the connection, in one of the ways in which connections end, and wait until another one stands."""
         session = next(iter(self.client._running().by_name.values()))
         server = self.server._session
         assert server is not None
-        current = session._connector.in_use
-        assert current is not None
+        attempts = counter(self.client, "attempts")
+        # Where the previous turn closed two, the one that is in use may end only now.
+        current = wait_until(lambda: session._connector.in_use, READY_TIMEOUT, "a connection is in use")
         if turn % 3 == 0:
             # Given up although it lives: the attempt beside it finds that out, and goes.
-            attempts = counter(self.client, "attempts")
             session.host.call(session._report, Report(Happened.SILENT, current))
             wait_until(lambda: counter(self.client, "attempts") > attempts, READY_TIMEOUT, "an attempt is made")
         ends = (
@@ -72,9 +71,9 @@ class Tunnel:
         for connection in ends:
             with contextlib.suppress(HandleGoneError):  # the newcomer of above, or what it has replaced after all
                 connection.close(0)
-        self.joined += 1
-        wait_until(lambda: counter(self.client, "joined") >= self.joined, READY_TIMEOUT, "the client has joined again")
-        self.joined = counter(self.client, "joined")
+        wait_until(
+            lambda: session._connector.in_use not in (None, current), READY_TIMEOUT, "another connection is in use"
+        )
         wait_until(self._stands, READY_TIMEOUT, "the port is the same")
         if turn % WARM == 0:
             # Where an attempt was made beside the connection, either may have joined last, and be ended only now.
