@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -172,9 +173,12 @@ class Calls:
     # --- the thread ---
 
     def _run(self) -> None:
+        process = os.getpid()
         while (call := self._next()) is not None:
-            self._make(call)
+            self._make(call, process)
             del call  # its arguments must not stay alive while this thread waits
+            if os.getpid() != process:
+                return  # in a child that the callable has forked: it ends, because this is its only thread
 
     def _next(self) -> _Call | None:
         with self._changed:
@@ -185,10 +189,12 @@ class Calls:
             self._thread = None
             return None
 
-    def _make(self, call: _Call) -> None:
+    def _make(self, call: _Call, process: int) -> None:
         try:
             call.function(*call.arguments)
         except BaseException:  # also SystemExit: the thread goes on
+            if os.getpid() != process:
+                raise  # locks of other threads may be held in a child for ever
             # A log handler may fail as well.
             with contextlib.suppress(BaseException):
                 self._counters.add("callables_failed")

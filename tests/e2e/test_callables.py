@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -299,6 +301,37 @@ def test_a_callable_may_stop_its_own_object(certificate: Certificate, service: T
             wait_until(lambda: noted.names[-1] == "on_disconnect", READY_TIMEOUT, "the end is reported")
     assert is_sensible(noted.names)
     assert noted.names[0] == "on_connect"
+
+
+@each_side
+@pytest.mark.parametrize("problem", [None, SystemExit, ZeroDivisionError])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_that_a_callable_forks_ends_with_it(
+    certificate: Certificate, service: TcpEcho, side: str, problem: type[Exception] | None
+) -> None:
+    children: list[int] = []
+
+    def fork(name: str) -> None:
+        child = os.fork()
+        if child:
+            children.append(child)
+        elif problem is not None:
+            raise problem
+
+    noted = Noted(fork)
+    with no_thread_left(), with_callables(certificate, service, side, noted) as pair:
+        noted.expect("on_connect", "on_ready")
+        assert echo(pair.public, b"hello") == b"hello"
+    try:
+        wait_until(lambda: len(children) == len(NAMES), READY_TIMEOUT, "each callable has forked")
+        for child in tuple(children):
+            wait_until(lambda child=child: os.waitpid(child, os.WNOHANG)[0], READY_TIMEOUT, "the child has ended")
+            children.remove(child)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert noted.names == list(NAMES)
 
 
 def test_a_callable_may_call_what_any_thread_may(certificate: Certificate, service: TcpEcho) -> None:
