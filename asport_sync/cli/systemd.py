@@ -139,7 +139,10 @@ class Unit:
         yield from self._kind()
         uses_credentials = bool(self.credentials)
         file = f"%d/{_word(self.file.name)}" if uses_credentials else _word(str(self.file))
-        yield " ".join(("ExecStart=" + " ".join(map(_word, self.command)), self.side, "run -c", file))
+        program, *words = self.command
+        # Variables are not expanded in the path of the program, so its dollar signs are not doubled.
+        start = " ".join((_quoted(program), *map(_word, words)))
+        yield f"ExecStart={start} {self.side} run -c {file}"
         if uses_credentials:
             yield "# systemd reads these as root; the service's own account needs no access to the folder."
             for name, path in self.credentials.items():
@@ -153,7 +156,7 @@ class Unit:
         yield f"RuntimeDirectory={self.name}"
         yield "RuntimeDirectoryMode=0700"
         if self.logs:
-            yield "LogsDirectory=" + " ".join(map(_word, self.logs))
+            yield "LogsDirectory=" + " ".join(map(_folder, self.logs))
         if not self.by_user:
             if self.privileged_ports:
                 yield "AmbientCapabilities=CAP_NET_BIND_SERVICE"
@@ -338,10 +341,14 @@ def _hidden_by(path: Path) -> Path | None:
 
 def _check_visible(path: Path, file: Path, key: str) -> None:
     """Raises AsportError if services do not see a file or socket, which a key of the configuration names."""
-    hidden = _hidden_by(path)
-    if hidden is not None:
-        where = f"{file}: {key}: {path}" if key else str(path)
-        raise AsportError(f"{where}: system services see nothing below {hidden}; move it, such as to /etc/asport")
+    for place in (path, Path(os.path.realpath(path))):
+        hidden = _hidden_by(place)
+        if hidden is not None:
+            where = f"{file}: {key}: {path}" if key else str(path)
+            via = "" if place == path else f", and it leads to {place}"
+            raise AsportError(
+                f"{where}: system services see nothing below {hidden}{via}; move it, such as to /etc/asport"
+            )
 
 
 def _read_by(settings: Settings) -> Iterator[tuple[str, Path]]:
@@ -388,7 +395,7 @@ def _logs(settings: Settings, file: Path, name: str, *, sees_folder: bool) -> tu
                 f"{file}: {key}: the service cannot create {shown}: expected a path in {runtime}, where the socket is "
                 "without this key as well"
             )
-        elif _LOGS in path.parent.parents:
+        elif _LOGS in path.parent.parents and ".." not in path.parts:
             folders.add(str(path.parent.relative_to(_LOGS)))
         else:
             raise AsportError(
@@ -444,13 +451,18 @@ def _credentials(settings_of: Callable[[Path], Settings], file: Path, settings: 
             if path.parent != place:
                 _check_readable(path, file, key)
         names = dict.fromkeys([file.name, *sorted(path.name for _, path in found if path.parent == place)])
+    for name in names:
+        if not name.isascii() or re.search(r"[:\\]", name):
+            raise AsportError(
+                f"{beside[name]}: no credential of systemd can have this name: expected ASCII, without : and \\"
+            )
     return {name: beside[name] for name in names}
 
 
 def _check_readable(path: Path, file: Path, key: str) -> None:
     """Raises AsportError unless every account may read a file, which a key names, and services see it."""
     _check_visible(path, file, key)
-    if not _may_be_used(path, stat.S_IROTH):
+    if not all(_may_be_used(each, stat.S_IROTH) for each in (path, Path(os.path.realpath(path)))):
         raise AsportError(
             f"{file}: {key}: the service cannot read {path}; write the bare name {path.name}, and make a link next to "
             f"the configuration: ln -s {path} {file.parent}/"
@@ -494,7 +506,23 @@ def _percent(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _word(text: str) -> str:
-    """Returns one word of a command line."""
-    text = _percent(text).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+def _quoted(text: str) -> str:
+    """Returns a word in quotation marks if it needs them."""
+    text = _percent(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"' if re.search(r"[\s'\";]", text) else text
+
+
+def _word(text: str) -> str:
+    """Returns one word of a command line, after the program."""
+    return _quoted(text.replace("$", "$$"))
+
+
+def _folder(text: str) -> str:
+    """Returns one folder of ``LogsDirectory=``, whose words are split at colons, and unquoted, a second time.
+
+    Raises:
+        AsportError: No unit file can have it.
+    """
+    if re.search(r"[:'\"\\]", text):
+        raise AsportError(f"{text!r} cannot be written in a unit file: expected a folder without quotes, : and \\")
+    return _quoted(text)

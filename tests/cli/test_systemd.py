@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import asport_sync
 from asport_sync.cli import main, systemd
+from asport_sync.errors import AsportError
 from tests.cli.test_cli import CLIENT, USER
 from tests.support.certificates import Certificate, write_private
 
@@ -195,6 +197,49 @@ def test_special_characters(etc: Path, capsys: pytest.CaptureFixture[str]) -> No
     write(etc / "line\nbreak/client.json", CLIENT)
     problem = refused(capsys, "client", "-c", str(etc / "line\nbreak/client.json"), "--print")
     assert problem.endswith("cannot be written in a unit file")
+
+
+@pytest.mark.parametrize("name", ["a:b.json", "schl\u00fcssel.json", "a\\tb.json"])
+def test_names_that_no_credential_can_have(etc: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """A unit with such a name loads, but the service does not get the file."""
+    path = write(etc / name, CLIENT)
+    assert refused(capsys, "client", "-c", str(path), "--print") == (
+        f"{path}: no credential of systemd can have this name: expected ASCII, without : and \\"
+    )
+    unit = settings(printed(capsys, "client", "-c", str(path), "--account", "daemon"))
+    assert "LoadCredential" not in unit
+
+
+def test_folders_of_logs_are_as_systemd_reads_them(
+    etc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("server", "-c", str(etc / "server.json"))
+    written = {"a$b c": '"a$b c"', "100 %": '"100 %%"', "a/b": "a/b"}
+    for folder, expected in written.items():
+        write(etc / "server.json", server_keys(access_log=f"/var/log/{folder}/access.log"))
+        text = printed(capsys, *arguments)
+        assert settings(text)["LogsDirectory"] == [expected]
+        unit = tmp_path / "asport-server.service"
+        unit.write_text(text)
+        assert unit.name not in analyze("verify", unit).stderr
+    for folder in ("a:b", "a'b", 'a"b', "a\\b"):
+        write(etc / "server.json", server_keys(access_log=f"/var/log/{folder}/access.log"))
+        assert "expected a folder without quotes, : and \\" in refused(capsys, *arguments, "--print")
+    write(etc / "server.json", server_keys(access_log="/var/log/asport/../other/access.log"))
+    assert "expected a path in a folder below /var/log" in refused(capsys, *arguments, "--print")
+
+
+def test_a_program_with_a_dollar_sign_in_its_path(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Systemd expands no variables there."""
+    (etc / "a$b").mkdir()
+    program = etc / "a$b/asport-sync"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    text = printed(capsys, "client", "-c", str(etc / "client.json"), "--account", "daemon", "--command", str(program))
+    assert settings(text)["ExecStart"] == [f"{program} client run -c {etc}/client.json"]
+    unit = etc / "asport-client.service"
+    unit.write_text(text)
+    assert analyze("verify", unit).returncode == 0
 
 
 def test_the_installed_command(etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,6 +443,41 @@ def test_what_system_services_do_not_see(
     assert refused(capsys, *arguments, "--account", "no-such-account") == (
         "there is no account 'no-such-account' on this system"
     )
+
+
+def test_links_to_what_the_service_does_not_reach(
+    etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = etc / "elsewhere/fullchain.pem"
+    target.parent.mkdir()
+    (etc / "fullchain.pem").rename(target)
+    target.chmod(0o644)
+    link = etc / "fullchain.pem"
+    link.symlink_to(target)
+    path = etc / "server.json"
+    monkeypatch.setattr(systemd, "_HIDDEN", (target.parent,))
+    # An account reads the file there itself; as a credential it is copied by systemd.
+    assert refused(capsys, "server", "-c", str(path), "--print", "--account", "daemon") == (
+        f"{path}: certificate: {link}: system services see nothing below {target.parent}, and it leads to {target}; "
+        "move it, such as to /etc/asport"
+    )
+    assert f"fullchain.pem:{link}" in settings(printed(capsys, "server", "-c", str(path)))["LoadCredential"]
+
+
+def test_a_link_into_a_folder_of_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # every account may enter that
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "private").mkdir(0o700)
+        (folder / "private/file").write_text("x")
+        (folder / "private/file").chmod(0o644)
+        (folder / "link").symlink_to(folder / "private/file")
+        (folder / "public").write_text("x")
+        (folder / "public").chmod(0o644)
+        monkeypatch.setattr(systemd, "_HIDDEN", (Path("/home"),))
+        systemd._check_readable(folder / "public", folder / "server.json", "certificate")
+        with pytest.raises(AsportError, match=rf"certificate: the service cannot read {re.escape(name)}/link; "):
+            systemd._check_readable(folder / "link", folder / "server.json", "certificate")
 
 
 def test_the_package_that_runs_has_to_be_where_services_see_it(
