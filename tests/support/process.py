@@ -148,17 +148,17 @@ class Process:
         """
         timeout = self.stop_timeout if timeout is None else timeout
         process = self._running()
-        obedient = True
+        obedient, lived = True, ""
         if process.poll() is None:
             process.terminate()
             try:
                 process.wait(timeout)
             except subprocess.TimeoutExpired:
-                obedient = False
+                obedient, lived = False, _processor_time(process.pid)
                 self.kill()
         self._close_output()
         if not obedient:
-            raise ProcessError(f"{self.name} ignored SIGTERM for {timeout:g} s\n{self.description()}")
+            raise ProcessError(f"{self.name} ignored SIGTERM for {timeout:g} s{lived}\n{self.description()}")
         return process.wait(KILL_TIMEOUT)
 
     def kill(self) -> None:
@@ -170,7 +170,7 @@ class Process:
     def description(self) -> str:
         """Command line, state and the end of the output, for failure messages."""
         status = self._running().poll()
-        state = "running" if status is None else f"ended with status {status}"
+        state = f"running{_processor_time(self.pid)}" if status is None else f"ended with status {status}"
         output = self.output()
         cut = "...\n" if len(output) > SHOWN_OUTPUT else ""
         return f"{self.name}: {' '.join(self.argv)}\n({state})\n{cut}{output[-SHOWN_OUTPUT:]}"
@@ -183,3 +183,18 @@ class Process:
         if not self._output.closed:
             self._final_output = self.output()
             self._output.close()
+
+
+def _processor_time(pid: int) -> str:
+    """Return how long a program's threads have run, and waited for a processor; empty where the kernel does not say.
+
+    A program that is late because the machine is busy has waited about as long as it is late.
+    """
+    ran = waited = 0
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            numbers = (task / "schedstat").read_text().split()
+            ran, waited = ran + int(numbers[0]), waited + int(numbers[1])
+    except OSError:  # without CONFIG_SCHED_INFO, or it has just ended
+        return ""
+    return f"; its threads have run {ran / 1e9:.1f} s and waited {waited / 1e9:.1f} s for a processor"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,17 @@ def test_silence_is_reported_with_output() -> None:
         program.wait_for("ready")
         with pytest.raises(NeverHappened, match=r"(?s)program writes /set/.*ready on 4433"):
             program.wait_for("set", timeout=0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this kernel does not say who waits for it")
+def test_a_late_program_is_reported_with_the_time_that_it_got() -> None:
+    times = r"; its threads have run \d+\.\d s and waited \d+\.\d s for a processor"
+    with python(DEAF) as program:
+        program.wait_for("ready")
+        with pytest.raises(NeverHappened, match=rf"\(running{times}\)"):
+            program.wait_for("set", timeout=0.05)
+        with pytest.raises(ProcessError, match=rf"ignored SIGTERM for 0\.05 s{times}"):
+            program.stop(timeout=0.05)
 
 
 def test_deaf_program_is_killed_and_reported() -> None:
