@@ -90,7 +90,7 @@ enum aq_event_type {
     AQ_EVENT_ASSOCIATION_ENDED = 17,
     /* Visitors were refused; code = aq_refused_by, value = their number since the previous event (datagrams or Packets
      * with AQ_REFUSED_BY_UDP_RULES), peer = the address of the latest, family 0: unknown. At most once a second for
-     * each connection and reason. */
+     * each connection or group, and reason. */
     AQ_EVENT_VISITORS_REFUSED = 18
 };
 

@@ -249,7 +249,7 @@ class AssociationEnded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VisitorsRefused:
-    """Visitors were refused because of ``Connection.limit``; at most once a second for each connection and reason.
+    """Visitors were refused because of ``Connection.limit``; once a second for each connection or group, and reason.
 
     Attributes:
         count: Their number since the previous event; with UDP_RULES, the number of datagrams or Packets.

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -192,6 +193,46 @@ def test_stream_credit_decides_between_clients(certificate: Certificate) -> None
             group.visit()
         wait_until(lambda: group.server.counter("tcp_accepted") == 7, EVENT_TIMEOUT, "they wait for credit of either")
         assert [each.server.info().streams for each in group.members] == [2, 5]
+
+
+def wait_for_counter(side: Side, name: str, value: int) -> None:
+    wait_until(lambda: side.counter(name) == value, EVENT_TIMEOUT, f"{name} is {value}")
+
+
+def test_refusals_are_reported_once_a_second_for_all_members_together(certificate: Certificate) -> None:
+    """Else a port would have as many lines in the access log as it has clients."""
+    with grouped(certificate, *[STREAMS] * 4) as group:
+        for member in group.members:
+            member.server.limit(VisitorLimits(max_connections=1))
+        begin = time.monotonic()
+        for refused in range(1, 5):
+            _, visitor, opened = group.visited()  # another member each time, and the next one refuses
+            group.visit_in_vain()
+            assert group.server.counter("tcp_drop_max_connections") == refused
+            opened.stream.refuse()
+            expect_reset(visitor)
+            wait_until(
+                lambda: sum(each.server.info().streams for each in group.members) == 0, EVENT_TIMEOUT, "there is room"
+            )
+        events = [event for event in group.server.seen() if isinstance(event, VisitorsRefused)]
+        assert 1 <= len(events) <= 1 + int(time.monotonic() - begin)
+        assert events[0].count == 1
+
+
+def test_refused_datagrams_are_reported_once_a_second_for_all_members_together(certificate: Certificate) -> None:
+    with grouped(certificate, *[STREAMS] * 4, udp=True) as group, socket.socket(type=socket.SOCK_DGRAM) as denied:
+        denied.bind(("127.0.0.2", 0))
+        only = packed_ranges([(bytes((127, 0, 0, 1)), bytes((127, 0, 0, 1)))])
+        for member in group.members:
+            member.server.limit(VisitorLimits(only))
+        begin = time.monotonic()
+        for refused in range(1, 5):
+            group.asked(group.source())  # another member each time, and the next one refuses
+            denied.sendto(b"x", group.udp.getsockname())
+            wait_for_counter(group.server, "udp_drop_not_permitted", refused)
+        events = [event for event in group.server.seen() if isinstance(event, VisitorsRefused)]
+        assert 1 <= len(events) <= 1 + int(time.monotonic() - begin)
+        assert events[0].count == 1
 
 
 def test_limits_apply_to_all_members_together(certificate: Certificate) -> None:

@@ -145,6 +145,8 @@ static int take(aq_engine *engine, aq_udp *udp, const aq_udp_message *message, i
             aq_engine_ask_about(engine, udp, batch);
         }
         if (batch->denied != 0)
+            batch->denied = aq_refusals_add(&udp->group->refused[AQ_REFUSED_BY_UDP_RULES], batch->denied, now);
+        if (batch->denied != 0)
             aq_engine_tell_denied(engine, udp, batch);
         if (batch->forwarded > 0)
             aq_engine_touch(engine, conn);

@@ -191,7 +191,7 @@ typedef struct aq_conn {
     uint64_t streams_total;                   /* visitors' TCP connections so far */
     _Atomic(aq_group *) group;                /* set once, by any thread; one reference; NULL: none */
     aq_limits limits;                         /* for visitors; with a group, those of the group count */
-    aq_refusals refused[AQ_REFUSED_BY_COUNT]; /* by enum aq_refused_by; not those of public UDP sockets */
+    aq_refusals refused[AQ_REFUSED_BY_COUNT]; /* by enum aq_refused_by; likewise, and not those of public UDP sockets */
 
     AQ_LIST(aq_outgoing) outgoing;  /* all messages, newest first */
     AQ_LIST(aq_outgoing) out_queue; /* messages with data to send, in order */

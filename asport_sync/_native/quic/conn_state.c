@@ -57,8 +57,10 @@ void aq_conn_violation(aq_conn *conn, const char *problem)
 void aq_conn_refused(aq_conn *conn, enum aq_refused_by reason, const aq_address *visitor)
 {
     aq_event event = {.type = AQ_EVENT_VISITORS_REFUSED, .code = (uint64_t)reason, .peer = *visitor};
+    aq_group *group = atomic_load(&conn->group);
+    aq_refusals *refused = group != NULL ? group->refused : conn->refused;
     aq_count(conn->host->counters, aq_refusals_counter(reason, conn->is_server), 1);
-    event.value = aq_refusals_add(&conn->refused[reason], 1, conn->now);
+    event.value = aq_refusals_add(&refused[reason], 1, conn->now);
     if (event.value > 0)
         aq_conn_post(conn, &event);
 }

@@ -44,7 +44,8 @@ typedef struct {
 typedef struct aq_group {
     _Atomic uint32_t references;
     _Atomic uint32_t balance; /* enum aq_balance */
-    aq_limits limits;         /* for visitors of all members together; engine thread only, as is the next one */
+    aq_limits limits;         /* for visitors of all members together; engine thread only, as are the next two */
+    aq_refusals refused[AQ_REFUSED_BY_COUNT]; /* by enum aq_refused_by, of all members together */
     aq_members listeners;
     pthread_mutex_t mutex; /* taken after that of a table of associations, and before that of a slab */
     aq_members sockets;    /* UDP; guarded by mutex, as is the next one */
