@@ -781,7 +781,7 @@ def test_the_port_is_published_once_everything_else_is_done() -> None:
             published.append(scene.session.public)
             dial(*arguments)
 
-        connection.dial = dial_and_note  # type: ignore[method-assign]
+        connection.dial = dial_and_note  # type: ignore[assignment,method-assign]
         accept(scene, connection)
 
     with scene_of(note) as scene:

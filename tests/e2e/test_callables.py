@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -303,6 +304,10 @@ def test_a_callable_may_stop_its_own_object(certificate: Certificate, service: T
     assert noted.names[0] == "on_connect"
 
 
+def has_ended(child: int) -> bool:
+    return os.waitpid(child, os.WNOHANG)[0] == child
+
+
 @each_side
 @pytest.mark.parametrize("problem", [None, SystemExit, ZeroDivisionError])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -325,7 +330,7 @@ def test_a_child_that_a_callable_forks_ends_with_it(
     try:
         wait_until(lambda: len(children) == len(NAMES), READY_TIMEOUT, "each callable has forked")
         for child in tuple(children):
-            wait_until(lambda child=child: os.waitpid(child, os.WNOHANG)[0], READY_TIMEOUT, "the child has ended")
+            wait_until(functools.partial(has_ended, child), READY_TIMEOUT, "the child has ended")
             children.remove(child)
     finally:
         for child in children:

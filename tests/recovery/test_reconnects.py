@@ -61,6 +61,7 @@ class Tunnel:
         attempts = counter(self.client, "attempts")
         # Where the previous turn closed two, the one that is in use may end only now.
         current = wait_until(lambda: session._connector.in_use, READY_TIMEOUT, "a connection is in use")
+        assert current is not None
         if turn % 3 == 0:
             # Given up although it lives: the attempt beside it finds that out, and goes.
             session.host.call(session._report, Report(Happened.SILENT, current))
