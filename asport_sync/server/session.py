@@ -617,7 +617,7 @@ class ServerSession(Session):
                     kind=(event.cause, event.code),
                     source=source_of(event.peer[0]),
                 )
-            said = f", {event.reason}" if event.reason else ""
+            said = f", {event.reason!r}" if event.reason else ""  # a line break in it must not look like another line
             level("client %s: connection failed: %s%s", sockets.text(event.peer), event.describe(), said)
             return
         client.gone = True

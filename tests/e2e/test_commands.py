@@ -150,10 +150,10 @@ def test_what_a_stranger_says_is_no_command_to_a_terminal(certificate: Certifica
         stranger.connect(sock.getpeername(), now=time.time())
         for data, _ in stranger.datagrams_to_send(now=time.time()):
             sock.send(data)
-        stranger.close(error_code=0, frame_type=0, reason_phrase="a\x1b[2J\x9b31m\u202eb")
+        stranger.close(error_code=0, frame_type=0, reason_phrase="a\x1b[2J\x9b31m\u202eb\nforged")
         for data, _ in stranger.datagrams_to_send(now=time.time()):
             sock.send(data)
-        server.wait_for(r"connection failed: .* a\\x1b\[2J\\x9b31m\\u202eb", READY_TIMEOUT)
+        server.wait_for(r"connection failed: .* 'a\\x1b\[2J\\x9b31m\\u202eb\\nforged'$", READY_TIMEOUT)
 
 
 def test_loose_permissions_are_warned_of(certificate: Certificate, tmp_path: Path) -> None:
