@@ -233,7 +233,8 @@ def test_disconnect(running: Running, which: str, name: str) -> None:
 
     def is_back() -> bool:
         counters = ask(running.client_socket, "/v1/stats")["counters"]
-        return bool(counters["joined"] == 2)
+        (row,) = ask(running.client_socket, "/v1/status")["tunnels"]
+        return bool(counters["joined"] == 2 and row["public"])
 
     wait_until(is_back, READY_TIMEOUT, "the client has joined again")
     (row,) = ask(running.client_socket, "/v1/status")["tunnels"]
