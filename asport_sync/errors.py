@@ -32,19 +32,27 @@ class ConfigError(AsportError, ValueError):
         problem: What is wrong and what was expected, without the location.
         path: The file, or None if the value did not come from a file.
         line: Line in that file, counted from 1, or None if unknown.
+        column: Column in that line, in characters, counted from 1, or None if unknown.
         key: Dotted key, such as ``proxies[0].allow_ports``, or None.
     """
 
     def __init__(
-        self, problem: str, *, path: str | None = None, line: int | None = None, key: str | None = None
+        self,
+        problem: str,
+        *,
+        path: str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+        key: str | None = None,
     ) -> None:
         self.problem = problem
         self.path = path
         self.line = line
+        self.column = column
         self.key = key
         place = ""
         if path is not None:
-            place = f"{path}:{line}: " if line is not None else f"{path}: "
+            place = ":".join(str(part) for part in (path, line, column) if part is not None) + ": "
         if key:
             place += f"{key}: "
         super().__init__(place + problem)
@@ -53,17 +61,17 @@ class ConfigError(AsportError, ValueError):
 class ConfigErrors(ConfigError):
     """All errors of one configuration.
 
-    ``problem``, ``path``, ``line`` and ``key`` are those of the first error; the text has one line per error.
+    All other attributes are those of the first error; the text has one line per error.
 
     Attributes:
-        errors: In order of their lines; never empty.
+        errors: In order of their places; never empty.
     """
 
     def __init__(self, errors: Iterable[ConfigError]) -> None:
         # Errors without a line, such as missing keys, come last.
-        self.errors = sorted(errors, key=lambda error: (error.line is None, error.line or 0))
+        self.errors = sorted(errors, key=lambda error: (error.line is None, error.line or 0, error.column or 0))
         first = self.errors[0]
-        super().__init__(first.problem, path=first.path, line=first.line, key=first.key)
+        super().__init__(first.problem, path=first.path, line=first.line, column=first.column, key=first.key)
         self.args = ("\n".join(map(str, self.errors)),)
 
     def __reduce__(self) -> tuple[type[ConfigErrors], tuple[list[ConfigError]]]:

@@ -1,7 +1,7 @@
-"""Parses the text of configuration files to trees of tables, with the line of every key.
+"""Parses the text of configuration files to trees of tables, with the position of every key.
 
 One function per format; the YAML and TOML parsers are imported on demand. All return a :class:`Document` or raise
-ConfigError with the file and, if known, the line. Error texts never quote the file, because any part of it may be a
+ConfigError with the file and, if known, the position. Error texts never quote the file: any part of it may be a
 password.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 from asport_sync.config.bad_value import KeyPath, dotted, kind
+from asport_sync.config.positions import Position, position_of
 from asport_sync.errors import ConfigError
 
 
@@ -24,22 +25,22 @@ class Document:
 
     Attributes:
         tree: The top-level table; not shown by ``repr``.
-        lines: Line, counted from 1, of each key and list element.
+        positions: Position of each key and list element.
         errors: Errors that did not prevent reading the rest, such as a repeated key.
     """
 
     tree: Mapping[str, object] = field(repr=False)
-    lines: dict[KeyPath, int] = field(default_factory=dict)
+    positions: dict[KeyPath, Position] = field(default_factory=dict)
     errors: list[ConfigError] = field(default_factory=list)
 
 
 class Syntax(Exception):
     """The text violates the rules of its format."""
 
-    def __init__(self, problem: str, line: int | None = None) -> None:
+    def __init__(self, problem: str, position: Position | None = None) -> None:
         super().__init__(problem)
         self.problem = problem
-        self.line = line
+        self.position = position
 
 
 def parse(text: str, suffix: str, path: str) -> Document:
@@ -56,29 +57,33 @@ def parse(text: str, suffix: str, path: str) -> Document:
     name, read = FORMATS[suffix]
     if not text.strip():
         raise ConfigError("the file is empty", path=path)
-    lines: dict[KeyPath, int] = {}
+    positions: dict[KeyPath, Position] = {}
     repeated: list[KeyPath] = []
     try:
-        tree = read(text, lines, repeated)
+        tree = read(text, positions, repeated)
     except Syntax as error:
-        raise ConfigError(f"not valid {name}: {error.problem}", path=path, line=error.line) from None
+        line, column = error.position or (None, None)
+        raise ConfigError(f"not valid {name}: {error.problem}", path=path, line=line, column=column) from None
     except RecursionError:
         raise ConfigError(f"not usable {name}: nested too deeply", path=path) from None
     if not isinstance(tree, Mapping):
         found = "nothing but comments" if tree is None else kind(tree)
         raise ConfigError(f"expected keys and values at the top level, not {found}", path=path)
-    # A repeated key has the line of its second occurrence: the one to remove.
-    errors = [ConfigError("given twice", path=path, line=lines.get(at), key=dotted(at)) for at in repeated]
-    return Document(tree, lines, errors)
+    # A repeated key has the position of its second occurrence: the one to remove.
+    errors = [
+        ConfigError("given twice", path=path, line=positions[at].line, column=positions[at].column, key=dotted(at))
+        for at in repeated
+    ]
+    return Document(tree, positions, errors)
 
 
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
 
-def _read_yaml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
+def _read_yaml(text: str, positions: dict[KeyPath, Position], repeated: list[KeyPath]) -> object:
     from asport_sync.config import yaml_format
 
-    return yaml_format.read(text, lines, repeated)
+    return yaml_format.read(text, positions, repeated)
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -86,17 +91,17 @@ def _read_yaml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) ->
 _JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
 
 
-def _read_json(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
+def _read_json(text: str, positions: dict[KeyPath, Position], repeated: list[KeyPath]) -> object:
     def constant(name: str) -> NoReturn:
         raise Syntax(f"{name} is not a valid JSON number")
 
     try:
         tree: object = json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
-        raise Syntax(f"{error.msg[:1].lower()}{error.msg[1:]} (column {error.colno})", error.lineno) from None
+        raise Syntax(f"{error.msg[:1].lower()}{error.msg[1:]}", Position(error.lineno, error.colno)) from None
     except ValueError:  # Python's limit on digits
         raise Syntax("a number has too many digits") from None
-    _LineFinder(text, _JSON_TOKEN, ":", lines, repeated).value(())
+    _PositionFinder(text, _JSON_TOKEN, ":", positions, repeated).value(())
     return tree
 
 
@@ -126,29 +131,29 @@ def _toml(text: str) -> dict[str, object]:
     return parsed
 
 
-def _read_toml(text: str, lines: dict[KeyPath, int], repeated: list[KeyPath]) -> object:
+def _read_toml(text: str, positions: dict[KeyPath, Position], repeated: list[KeyPath]) -> object:
     try:
         tree: object = _toml(text)
     except ValueError as error:
         # The parsers give the place in their text only; other ValueErrors are Python's own, about numbers and dates.
-        place = re.search(r" \(at (?:line ([0-9]+), column [0-9]+|end of document)\)\Z", str(error))
-        if place is None:
+        position = re.search(r" \(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)\Z", str(error))
+        if position is None:
             raise Syntax("a number or date is out of range") from None
-        problem = str(error)[: place.start()]
-        line = int(place[1]) if place[1] else text.count("\n") + 1
-        raise Syntax(f"{problem[:1].lower()}{problem[1:]}", line) from None
-    _TomlLineFinder(text, _TOML_TOKEN, "=", lines, repeated).document()
+        problem = str(error)[: position.start()]
+        where = Position(int(position[1]), int(position[2])) if position[1] else position_of(text, len(text))
+        raise Syntax(f"{problem[:1].lower()}{problem[1:]}", where) from None
+    _TomlPositionFinder(text, _TOML_TOKEN, "=", positions, repeated).document()
     return tree
 
 
-# --- lines of JSON and TOML -------------------------------------------------------------------------------------------
+# --- positions in JSON and TOML --------------------------------------------------------------------------------------
 
 
-class _LineFinder:
-    """Finds the lines of keys and list elements in text that its parser has accepted.
+class _PositionFinder:
+    """Finds the positions of keys and list elements in text that its parser has accepted.
 
-    The standard library's parsers return values without places. This class follows brackets and separators only: a
-    scalar is one token. On invalid text the lines would be wrong, but it terminates, because every step takes a token.
+    The standard library's parsers return values without positions. This class follows brackets and separators only: a
+    scalar is one token. On invalid text the positions would be wrong, but it terminates, as every step takes a token.
     """
 
     def __init__(
@@ -156,36 +161,37 @@ class _LineFinder:
         text: str,
         token: re.Pattern[str],
         separator: str,
-        lines: dict[KeyPath, int],
+        positions: dict[KeyPath, Position],
         repeated: list[KeyPath],
     ) -> None:
-        self._tokens = self._numbered(text, token)
+        self._tokens = self._positioned(text, token)
         self._separator = separator
-        self._lines = lines
+        self._positions = positions
         self._repeated = repeated
         self._token = ""
         """The next token; empty at the end."""
-        self._line = 1
+        self._position = Position(1, 1)
         self._advance()
 
     @staticmethod
-    def _numbered(text: str, token: re.Pattern[str]) -> Iterator[tuple[str, int]]:
-        line, position = 1, 0
+    def _positioned(text: str, token: re.Pattern[str]) -> Iterator[tuple[str, Position]]:
+        line, line_start, position = 1, 0, 0
         for match in token.finditer(text):
             line += text.count("\n", position, match.start())
+            line_start = max(line_start, text.rfind("\n", position, match.start()) + 1)
             position = match.start()
             if not match.group().startswith("#"):
-                yield match.group(), line
+                yield match.group(), Position(line, position - line_start + 1)
 
     def _advance(self) -> str:
         """Returns the current token and moves to the next."""
         taken = self._token
-        self._token, self._line = next(self._tokens, ("", self._line))
+        self._token, self._position = next(self._tokens, ("", self._position))
         return taken
 
     def value(self, at: KeyPath) -> None:
         """Consumes one value."""
-        self._lines.setdefault(at, self._line)
+        self._positions.setdefault(at, self._position)
         opening = self._advance()
         if opening not in ("[", "{"):
             return
@@ -206,11 +212,11 @@ class _LineFinder:
 
     def pair(self, at: KeyPath) -> KeyPath:
         """Consumes a key and its value, and returns the path of the key."""
-        line = self._line
+        position = self._position
         for part in self.key(self._separator):
             at = (*at, part)
-            self._lines.setdefault(at, line)
-        self._lines[at] = line
+            self._positions.setdefault(at, position)
+        self._positions[at] = position
         self.value(at)
         return at
 
@@ -223,7 +229,7 @@ class _LineFinder:
         return parts
 
 
-class _TomlLineFinder(_LineFinder):
+class _TomlPositionFinder(_PositionFinder):
     """Adds the headers, dotted keys and bare keys of TOML."""
 
     def document(self) -> None:
@@ -237,7 +243,7 @@ class _TomlLineFinder(_LineFinder):
                 self.pair(table)
 
     def _header(self, latest: dict[KeyPath, int]) -> KeyPath:
-        line = self._line
+        position = self._position
         self._advance()
         is_array = self._token == "["
         if is_array:
@@ -246,13 +252,13 @@ class _TomlLineFinder(_LineFinder):
         names = self.key("]")
         for depth, name in enumerate(names, 1):
             table = (*table, name)
-            self._lines.setdefault(table, line)
+            self._positions.setdefault(table, position)
             if is_array and depth == len(names):
                 self._advance()
                 latest[table] = latest.get(table, -1) + 1
             if table in latest:
                 table = (*table, latest[table])
-                self._lines.setdefault(table, line)
+                self._positions.setdefault(table, position)
         return table
 
     def key(self, end: str) -> list[str]:
@@ -269,7 +275,7 @@ class _TomlLineFinder(_LineFinder):
         return parts
 
 
-FORMATS: Final[Mapping[str, tuple[str, Callable[[str, dict[KeyPath, int], list[KeyPath]], object]]]] = {
+FORMATS: Final[Mapping[str, tuple[str, Callable[[str, dict[KeyPath, Position], list[KeyPath]], object]]]] = {
     ".json": ("JSON", _read_json),
     ".toml": ("TOML", _read_toml),
     ".yaml": ("YAML", _read_yaml),

@@ -1,6 +1,6 @@
 """Finds and reads configuration files, and reports all their errors at once.
 
-Errors contain the file name as given by the caller, the line if known, and the dotted key.
+Errors contain the file name as given by the caller, line and column if known, and the dotted key.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from asport_sync.config.client import ClientConfig, read_client
 from asport_sync.config.credentials import open_file
 from asport_sync.config.formats import FORMATS, parse
 from asport_sync.config.places import Side
+from asport_sync.config.positions import position_of
 from asport_sync.config.reader import Source, bare
 from asport_sync.config.server import ServerConfig, read_server
 from asport_sync.errors import ConfigError
@@ -100,7 +101,7 @@ def _read(file: Path, read: Callable[[Mapping[str, object], Source], T]) -> T:
         problem = f"expected a file name that ends in {_one_of()}"
         raise ConfigError(f"{problem}, not {file.suffix}" if file.suffix else problem, path=str(file))
     document = parse(_text(file), file.suffix.lower(), str(file))
-    source = Source(str(file), file.absolute().parent, document.lines, document.errors)
+    source = Source(str(file), file.absolute().parent, document.positions, document.errors)
     return read(document.tree, source)
 
 
@@ -145,5 +146,6 @@ def _text(path: Path) -> str:
         utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
         wrong = f"invalid byte 0x{content[error.start]:02x}"
         hint = "it looks like UTF-16; save it as UTF-8" if utf16 else wrong
-        line = None if utf16 else content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"not UTF-8 text: {hint}", path=str(path), line=line) from None
+        before = content[: error.start].decode("utf-8-sig")
+        line, column = (None, None) if utf16 else position_of(before, len(before))
+        raise ConfigError(f"not UTF-8 text: {hint}", path=str(path), line=line, column=column) from None

@@ -1,4 +1,4 @@
-"""Reads a tree of tables into dataclasses; collects all errors, with key and, if known, line.
+"""Reads a tree of tables into dataclasses; collects all errors, with key and, if known, position.
 
 :func:`key` in the metadata of a dataclass field sets the function that parses the key of that name; default values are
 defined by the dataclass only. Parsers raise :class:`~asport_sync.config.bad_value.BadValue`; the reader adds the place.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from asport_sync.config.bad_value import BadValue, KeyPath, dotted, kind
+from asport_sync.config.positions import Position
 from asport_sync.errors import ConfigError, ConfigErrors
 
 T = TypeVar("T")
@@ -40,31 +41,32 @@ class Source:
     Attributes:
         path: The file as given by the caller; None for options given by a program.
         directory: Base of relative paths; None leaves them relative.
-        lines: Line, counted from 1, of each key and list element, if known.
+        positions: Position of each key and list element, if known.
         errors: Grows while the tree is read.
     """
 
     path: str | None = None
     directory: Path | None = None
-    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    positions: Mapping[KeyPath, Position] = field(default_factory=dict)
     errors: list[ConfigError] = field(default_factory=list)
 
-    def line(self, at: KeyPath) -> int | None:
-        """Returns the line of a key, or of the nearest enclosing table that is not the whole file."""
-        while at and at not in self.lines:
+    def position(self, at: KeyPath) -> Position | None:
+        """Returns the position of a key, or of the nearest enclosing table that is not the whole file."""
+        while at and at not in self.positions:
             at = at[:-1]
-        return self.lines[at] if at else None
+        return self.positions[at] if at else None
 
     def report(self, problem: str, at: KeyPath, *, shown_as: KeyPath | None = None) -> None:
         """Adds an error.
 
         Args:
             problem: What is wrong and what was expected.
-            at: The key; determines the line.
+            at: The key; determines the position.
             shown_as: The key to show, if ``at`` itself must not be shown.
         """
         key = dotted(at if shown_as is None else shown_as) or None
-        self.errors.append(ConfigError(problem, path=self.path, line=self.line(at), key=key))
+        line, column = self.position(at) or (None, None)
+        self.errors.append(ConfigError(problem, path=self.path, line=line, column=column, key=key))
 
     def fail(self) -> NoReturn:
         """Raises all errors reported so far.
@@ -219,8 +221,9 @@ def gather(table: Mapping[str, Item], names: Mapping[str, str], gathered: dict[s
         if name not in names:
             unknown[name] = item
         elif (first := gathered.setdefault(names[name], item)) is not item:
-            line = item.source.line(first.at)
-            item.source.report(f"given twice: also as {dotted(first.at)}{f' in line {line}' if line else ''}", item.at)
+            position = item.source.position(first.at)
+            where = f" in line {position.line}" if position else ""
+            item.source.report(f"given twice: also as {dotted(first.at)}{where}", item.at)
     return unknown
 
 

@@ -216,8 +216,8 @@ def _report_repeated_users(entries: list[Item]) -> None:
                 continue
             user = entry.child("users", users).child(str(written), None)
             if (first := seen.setdefault(uuid, user)) is not user:
-                line = user.source.line(first.at)
-                where = dotted(first.at[:-1]) + (f", line {line}" if line else "")
+                position = user.source.position(first.at)
+                where = dotted(first.at[:-1]) + (f", line {position.line}" if position else "")
                 user.source.report(f"this UUID is given twice, first in {where}", user.at)
 
 

@@ -383,7 +383,7 @@ def test_without_systemd(etc: Path, capsys: pytest.CaptureFixture[str], monkeypa
 
 def test_a_wrong_configuration(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(etc / "client.json", {**CLIENT, "uuid": "nonsense"})
-    assert refused(capsys, "client", "-c", str(path), "--print").startswith(f"{path}:4: uuid: ")
+    assert refused(capsys, "client", "-c", str(path), "--print").startswith(f"{path}:4:3: uuid: ")
 
 
 def test_files_in_other_places(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,7 +395,7 @@ def test_files_in_other_places(etc: Path, capsys: pytest.CaptureFixture[str]) ->
     head, *rest = problem.splitlines()
     assert head == f"{path}: the service sees copies of the files next to it, in one folder (%d), and no others:"
     assert len(rest) == 1
-    assert rest[0].startswith("%d/server.json:4: private_key: ")
+    assert rest[0].startswith("%d/server.json:4:3: private_key: ")
 
     path = write(etc / "server.json", server_keys(private_key=str(etc / "tls/privkey.pem")))
     assert refused(capsys, "server", "-c", str(path), "--print") == (

@@ -1,4 +1,4 @@
-"""YAML, TOML and JSON: what is read, what is refused, and on which line."""
+"""YAML, TOML and JSON: what is read, what is refused, and in which position."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from asport_sync.config.bad_value import KeyPath
 from asport_sync.config.formats import FORMATS, Document, parse
+from asport_sync.config.positions import Position
 from asport_sync.errors import ConfigError
 
 from .samples import UUID, WRITERS
@@ -89,7 +90,7 @@ def test_the_top_level_must_be_a_table(suffix: str, text: str, found: str) -> No
         (".toml", "a = " + "[" * 5000, None, "not usable TOML: nested too deeply"),
         # Python 3.13 and later point at the comma, those before at what follows it.
         (".json", '{"a": 1,\n "b": 2,\n}', 2 if sys.version_info >= (3, 13) else 3, "not valid JSON: "),
-        (".json", '{"a": 1\n "b": 2}', 2, "not valid JSON: expecting ',' delimiter (column 2)"),
+        (".json", '{"a": 1\n "b": 2}', 2, "not valid JSON: expecting ',' delimiter"),
         (".json", '{"a": 1} x', 1, "not valid JSON: extra data"),
         (".json", '{"a": NaN}', None, "not valid JSON: NaN is not a valid JSON number"),
         (".json", '{"a": -Infinity}', None, "not valid JSON: -Infinity is not a valid JSON number"),
@@ -200,7 +201,7 @@ def test_a_table_given_twice_is_one_error() -> None:
     assert [(error.key, error.line) for error in errors] == [("a", 2)]
 
 
-# --- lines -----------------------------------------------------------------------------------------------------------
+# --- positions -------------------------------------------------------------------------------------------------------
 
 YAML = f"""# a comment
 server: "[::]:443"
@@ -262,72 +263,91 @@ alpn = ["h3",
 '''
 
 
-LINES: dict[KeyPath, int] = {
-    ("server",): 2,
-    ("proxies",): 4,
-    ("proxies", 0): 5,
-    ("proxies", 0, "users"): 5,
-    ("proxies", 0, "users", UUID): 6,
-    ("proxies", 0, "allow_ports"): 7,
-    ("proxies", 0, "allow_ports", 0): 7,
-    ("proxies", 0, "allow_ports", 1): 8,
-    ("proxies", 1): 9,
-    ("proxies", 1, "users"): 9,
-    ("proxies", 1, "users", "x"): 10,
-    ("security",): 11,
-    ("security", "tls"): 12,
-    ("security", "tls", "alpn"): 12,
-    ("security", "tls", "alpn", 0): 12,
-    ("security", "tls", "alpn", 1): 13,
+YAML_POSITIONS: dict[KeyPath, Position] = {
+    ("server",): Position(2, 1),
+    ("proxies",): Position(4, 1),
+    ("proxies", 0): Position(5, 3),
+    ("proxies", 0, "users"): Position(5, 3),
+    ("proxies", 0, "users", UUID): Position(6, 5),
+    ("proxies", 0, "allow_ports"): Position(7, 3),
+    ("proxies", 0, "allow_ports", 0): Position(7, 17),
+    ("proxies", 0, "allow_ports", 1): Position(8, 5),
+    ("proxies", 1): Position(9, 3),
+    ("proxies", 1, "users"): Position(9, 3),
+    ("proxies", 1, "users", "x"): Position(10, 5),
+    ("security",): Position(11, 1),
+    ("security", "tls"): Position(12, 3),
+    ("security", "tls", "alpn"): Position(12, 9),
+    ("security", "tls", "alpn", 0): Position(12, 16),
+    ("security", "tls", "alpn", 1): Position(13, 5),
 }
-TOML_LINES: dict[KeyPath, int] = {
-    ("server",): 2,
-    ("motd",): 3,
-    ("raw",): 7,
-    ("when",): 9,
-    ("quoted = key",): 10,
-    ("quoted = key", "and.literal"): 10,
-    ("quoted = key", "and.literal", "bare"): 10,
-    ("quoted = key", "and.literal", "bare", 0): 11,
-    ("quoted = key", "and.literal", "bare", 1): 12,
-    ("quoted = key", "and.literal", "bare", 1, 0): 12,
-    ("quoted = key", "and.literal", "bare", 1, 1): 12,
-    ("quoted = key", "and.literal", "bare", 2): 13,
-    ("quoted = key", "and.literal", "bare", 2, "x"): 13,
-    ("quoted = key", "and.literal", "bare", 2, "y"): 13,
-    ("quoted = key", "and.literal", "bare", 2, "y", "z"): 13,
-    ("proxies",): 15,
-    ("proxies", 0): 15,
-    ("proxies", 0, "users"): 16,
-    ("proxies", 0, "users", UUID): 16,
-    ("proxies", 1): 17,
-    ("proxies", 1, "users"): 18,
-    ("proxies", 1, "users", "xy"): 19,
-    ("proxies", 1, "deeper"): 20,
-    ("proxies", 1, "deeper", "array"): 21,
-    ("proxies", 1, "deeper", "array", 0): 21,
-    ("proxies", 1, "deeper", "array", 0, "a"): 22,
-    ("proxies", 1, "deeper", "array", 1): 23,
-    ("proxies", 1, "deeper", "array", 1, "a"): 24,
-    ("security",): 25,
-    ("security", "tls"): 25,
-    ("security", "tls", "alpn"): 26,
-    ("security", "tls", "alpn", 0): 26,
-    ("security", "tls", "alpn", 1): 27,
+JSON_POSITIONS: dict[KeyPath, Position] = {
+    ("server",): Position(2, 3),
+    ("proxies",): Position(4, 3),
+    ("proxies", 0): Position(5, 3),
+    ("proxies", 0, "users"): Position(5, 4),
+    ("proxies", 0, "users", UUID): Position(6, 7),
+    ("proxies", 0, "allow_ports"): Position(7, 4),
+    ("proxies", 0, "allow_ports", 0): Position(7, 20),
+    ("proxies", 0, "allow_ports", 1): Position(8, 7),
+    ("proxies", 1): Position(9, 3),
+    ("proxies", 1, "users"): Position(9, 4),
+    ("proxies", 1, "users", "x"): Position(10, 8),
+    ("security",): Position(11, 3),
+    ("security", "tls"): Position(12, 4),
+    ("security", "tls", "alpn"): Position(12, 12),
+    ("security", "tls", "alpn", 0): Position(12, 21),
+    ("security", "tls", "alpn", 1): Position(13, 9),
+}
+TOML_POSITIONS: dict[KeyPath, Position] = {
+    ("server",): Position(2, 1),
+    ("motd",): Position(3, 1),
+    ("raw",): Position(7, 1),
+    ("when",): Position(9, 1),
+    ("quoted = key",): Position(10, 1),
+    ("quoted = key", "and.literal"): Position(10, 1),
+    ("quoted = key", "and.literal", "bare"): Position(10, 1),
+    ("quoted = key", "and.literal", "bare", 0): Position(11, 3),
+    ("quoted = key", "and.literal", "bare", 1): Position(12, 3),
+    ("quoted = key", "and.literal", "bare", 1, 0): Position(12, 4),
+    ("quoted = key", "and.literal", "bare", 1, 1): Position(12, 7),
+    ("quoted = key", "and.literal", "bare", 2): Position(13, 3),
+    ("quoted = key", "and.literal", "bare", 2, "x"): Position(13, 4),
+    ("quoted = key", "and.literal", "bare", 2, "y"): Position(13, 11),
+    ("quoted = key", "and.literal", "bare", 2, "y", "z"): Position(13, 11),
+    ("proxies",): Position(15, 1),
+    ("proxies", 0): Position(15, 1),
+    ("proxies", 0, "users"): Position(16, 1),
+    ("proxies", 0, "users", UUID): Position(16, 1),
+    ("proxies", 1): Position(17, 1),
+    ("proxies", 1, "users"): Position(18, 1),
+    ("proxies", 1, "users", "xy"): Position(19, 1),
+    ("proxies", 1, "deeper"): Position(20, 1),
+    ("proxies", 1, "deeper", "array"): Position(21, 1),
+    ("proxies", 1, "deeper", "array", 0): Position(21, 1),
+    ("proxies", 1, "deeper", "array", 0, "a"): Position(22, 1),
+    ("proxies", 1, "deeper", "array", 1): Position(23, 1),
+    ("proxies", 1, "deeper", "array", 1, "a"): Position(24, 1),
+    ("security",): Position(25, 1),
+    ("security", "tls"): Position(25, 1),
+    ("security", "tls", "alpn"): Position(26, 1),
+    ("security", "tls", "alpn", 0): Position(26, 9),
+    ("security", "tls", "alpn", 1): Position(27, 3),
 }
 
 
 @pytest.mark.parametrize(
-    ("suffix", "text", "lines"), [(".yaml", YAML, LINES), (".json", JSON, LINES), (".toml", TOML, TOML_LINES)]
+    ("suffix", "text", "expected"),
+    [(".yaml", YAML, YAML_POSITIONS), (".json", JSON, JSON_POSITIONS), (".toml", TOML, TOML_POSITIONS)],
 )
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_lines(suffix: str, text: str, lines: dict[KeyPath, int], newline: str) -> None:
+def test_positions(suffix: str, text: str, expected: dict[KeyPath, Position], newline: str) -> None:
     document = read(suffix, text.replace("\n", newline))
-    assert {at: line for at, line in document.lines.items() if at} == lines
-    assert places(document.tree) == set(lines)
+    assert {at: position for at, position in document.positions.items() if at} == expected
+    assert paths(document.tree) == set(expected)
 
 
-def places(value: object, at: KeyPath = ()) -> set[KeyPath]:
+def paths(value: object, at: KeyPath = ()) -> set[KeyPath]:
     """The way to every key and element of a tree."""
     found: set[KeyPath] = {at} if at else set()
     if isinstance(value, Mapping):
@@ -335,7 +355,7 @@ def places(value: object, at: KeyPath = ()) -> set[KeyPath]:
     else:
         inside = enumerate(value) if isinstance(value, list) else ()
     for part, each in inside:
-        found |= places(each, (*at, part))
+        found |= paths(each, (*at, part))
     return found
 
 
@@ -353,22 +373,23 @@ trees = st.dictionaries(
 
 @pytest.mark.parametrize("suffix", list(WRITERS))
 @given(tree=trees)
-def test_every_key_has_its_line(suffix: str, tree: dict[str, Any]) -> None:
+def test_every_key_has_its_position(suffix: str, tree: dict[str, Any]) -> None:
     text = "\n\n" + WRITERS[suffix](tree)
     document = read(suffix, text)
     assert document.tree == tree
     assert document.errors == []
-    found = {at for at in document.lines if at}
-    assert found == places(tree)
-    assert all(3 <= line <= text.count("\n") + 1 for at, line in document.lines.items() if at)
+    found = {at: position for at, position in document.positions.items() if at}
+    assert found.keys() == paths(tree)
+    rows = text.split("\n")
+    assert all(rows[position.line - 1][position.column - 1 :].strip() for position in found.values())
     if suffix == ".toml":  # one key of the top level per line
-        assert [document.lines[(name,)] for name in tree] == list(range(3, 3 + len(tree)))
+        assert [found[(name,)] for name in tree] == [Position(3 + index, 1) for index in range(len(tree))]
 
 
 @given(st.sampled_from(list(FORMATS)), st.text(max_size=40) | st.text("{}[]:,=\"'.#- \n!&*|>%@\\0ax", max_size=60))
 def test_any_text_is_read_or_refused(suffix: str, text: str) -> None:
-    errors, tree_places, known = read_or_errors(suffix, text)
-    assert tree_places <= known
+    errors, in_tree, known = read_or_errors(suffix, text)
+    assert in_tree <= known
     for error in errors:
         assert error.path == "file" + suffix
         assert error.line is None or 1 <= error.line <= len(text) + 1
@@ -379,4 +400,4 @@ def read_or_errors(suffix: str, text: str) -> tuple[list[ConfigError], set[KeyPa
         document = read(suffix, text)
     except ConfigError as error:
         return [error], set(), set()
-    return document.errors, places(document.tree), set(document.lines)
+    return document.errors, paths(document.tree), set(document.positions)

@@ -279,18 +279,18 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "problem"),
+    ("content", "place", "problem"),
     [
-        (b"a = 1\nb = '\xe4'\n", 2, "not UTF-8 text: invalid byte 0xe4"),
-        ("server = 1".encode("utf-16"), None, "not UTF-8 text: it looks like UTF-16; save it as UTF-8"),
+        (b"a = 1\nb = '\xc3\xa4\xe4'\n", (2, 7), "not UTF-8 text: invalid byte 0xe4"),
+        ("server = 1".encode("utf-16"), (None, None), "not UTF-8 text: it looks like UTF-16; save it as UTF-8"),
     ],
 )
-def test_files_that_are_not_utf_8(tmp_path: Path, content: bytes, line: int | None, problem: str) -> None:
+def test_files_that_are_not_utf_8(tmp_path: Path, content: bytes, place: tuple[object, object], problem: str) -> None:
     path = tmp_path / "client.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load_client(path)
-    assert (caught.value.problem, caught.value.line) == (problem, line)
+    assert (caught.value.problem, (caught.value.line, caught.value.column)) == (problem, place)
 
 
 def test_paths_start_at_the_directory_of_the_file(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,8 +314,8 @@ def test_missing_certificates_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors) as caught:
         load_server(write(tmp_path, "server.toml", toml(tree)))
     assert lines_of(caught.value) == [
-        f"3: certificate: no such file: {tmp_path}/certificate.pem",
-        f"4: private_key: is a directory, not a file: {tmp_path}/directory",
+        f"3:1: certificate: no such file: {tmp_path}/certificate.pem",
+        f"4:1: private_key: is a directory, not a file: {tmp_path}/directory",
     ]
 
 
@@ -343,15 +343,16 @@ timeout = "8s"
         load_client(path)
     error = caught.value
     assert str(error).splitlines() == [
-        f'{path}:3: server: expected "host:port", such as "example.org:443" or "[2001:db8::1]:443", not "example.org"',
-        f'{path}:4: lokal: unknown key: did you mean "local"?',
-        f'{path}:7: timeout: expected a duration with a unit, such as "8s", not 8',
-        f"{path}:12: security.tls.alpn[1]: expected text, not a number with a fraction: write it in quotes",
-        f"{path}:14: security.tls.timeout: unknown key: it belongs to the top level",
+        f"{path}:3:1: server: expected "
+        '"host:port", such as "example.org:443" or "[2001:db8::1]:443", not "example.org"',
+        f'{path}:4:1: lokal: unknown key: did you mean "local"?',
+        f'{path}:7:1: timeout: expected a duration with a unit, such as "8s", not 8',
+        f"{path}:12:3: security.tls.alpn[1]: expected text, not a number with a fraction: write it in quotes",
+        f"{path}:14:1: security.tls.timeout: unknown key: it belongs to the top level",
         f"{path}: local: this key is required",
     ]
     assert [str(each) for each in error.errors] == str(error).splitlines()
-    assert (error.path, error.line, error.key) == (str(path), 3, "server")
+    assert (error.path, error.line, error.column, error.key) == (str(path), 3, 1, "server")
     assert error.problem == error.errors[0].problem
 
 
@@ -366,7 +367,7 @@ def test_one_error_has_one_line(tmp_path: Path) -> None:
     path = write(tmp_path, "client.json", WRITERS[".json"](client(timeout="8")))
     with pytest.raises(ConfigErrors) as caught:
         load_client(path)
-    assert str(caught.value) == f'{path}:6: timeout: expected a duration with a unit, such as "8s", not "8"'
+    assert str(caught.value) == f'{path}:6:2: timeout: expected a duration with a unit, such as "8s", not "8"'
     assert len(caught.value.errors) == 1
 
 
@@ -453,5 +454,6 @@ def test_hints(tmp_path: Path, suffix: str, side: str, options: dict[str, Any], 
     assert error.key == key
     assert error.problem == "unknown key" + (hint and f": {hint}")
     assert error.line is not None
-    name = key.rpartition(".")[2].strip('"')
-    assert name in path.read_text().splitlines()[error.line - 1]
+    assert error.column is not None
+    name = "a.b" if key == '"a.b"' else key.rpartition(".")[2].strip('"')
+    assert path.read_text().splitlines()[error.line - 1][error.column - 1 :].lstrip('"').startswith(name)

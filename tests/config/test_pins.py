@@ -63,7 +63,8 @@ def test_refused_pins(tmp_path: Path, suffix: str, value: Any, problem: str) -> 
         load_client(path)
     assert caught.value.key == "certificates.pins[1]"
     assert caught.value.line is not None
-    assert str(caught.value).startswith(f"{path}:{caught.value.line}: certificates.pins[1]: {problem}")
+    place = f"{path}:{caught.value.line}:{caught.value.column}"
+    assert str(caught.value).startswith(f"{place}: certificates.pins[1]: {problem}")
 
 
 @pytest.mark.parametrize(

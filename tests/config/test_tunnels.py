@@ -148,24 +148,25 @@ def test_keys_without_effect_count_once() -> None:
 def test_errors_name_the_tunnel_and_the_line(tmp_path: Path) -> None:
     tree = several(web={"local": "127.0.0.1", "port": 0}, ssh={"lokal": "127.0.0.1:22"})
     assert errors_of(tmp_path, tree) == [
-        '6: tunnels.web.local: expected "host:port", such as "example.org:443" or "[2001:db8::1]:443", not "127.0.0.1"',
-        "7: tunnels.web.port: expected a port from 1 to 65535, not 0",
-        "8: tunnels.ssh.local: this key is required",
-        '9: tunnels.ssh.lokal: unknown key: did you mean "local"?',
+        "6:5: tunnels.web.local: expected "
+        '"host:port", such as "example.org:443" or "[2001:db8::1]:443", not "127.0.0.1"',
+        "7:5: tunnels.web.port: expected a port from 1 to 65535, not 0",
+        "8:3: tunnels.ssh.local: this key is required",
+        '9:5: tunnels.ssh.lokal: unknown key: did you mean "local"?',
     ]
 
 
 def test_a_wrong_default_is_reported_once(tmp_path: Path) -> None:
     tree = client(timeout="8", skip_cert_verify="maybe", tunnels={"one": {}, "two": {"timeout": "9s"}, "three": {}})
     assert errors_of(tmp_path, tree) == [
-        '5: timeout: expected a duration with a unit, such as "8s", not "8"',
-        '6: skip_cert_verify: expected true or false, not "maybe"',
+        '5:1: timeout: expected a duration with a unit, such as "8s", not "8"',
+        '6:1: skip_cert_verify: expected true or false, not "maybe"',
     ]
     tree = client(certificates={"disable_native": True}, tunnels={"one": {}, "two": {}, "own": {"certificates": {}}})
     no_trust = "no certificate would be trusted: disable_native is set, and neither paths nor pem is given"
-    assert errors_of(tmp_path, tree) == [f"5: certificates: {no_trust}"]
+    assert errors_of(tmp_path, tree) == [f"5:1: certificates: {no_trust}"]
     tree = client(tunnels={"one": {"certificates": {"disable_native": True}}, "two": {}})
-    assert errors_of(tmp_path, tree) == [f"7: tunnels.one.certificates: {no_trust}"]
+    assert errors_of(tmp_path, tree) == [f"7:5: tunnels.one.certificates: {no_trust}"]
 
 
 def test_a_unix_socket_means_tcp(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_a_unix_socket_means_tcp(tmp_path: Path) -> None:
 def test_a_unix_socket_carries_no_udp(tmp_path: Path, network: Any) -> None:
     no_udp = "a unix socket carries TCP connections only, but network includes udp: set network to tcp"
     tree = several(sock={"local": "unix:app.sock", "network": network}, game={"local": "127.0.0.1:1"})
-    assert errors_of(tmp_path, tree, ".json") == [f"7: tunnels.sock.local: {no_udp}"]
+    assert errors_of(tmp_path, tree, ".json") == [f"7:4: tunnels.sock.local: {no_udp}"]
     tree = several(sock={"local": "unix:app.sock"}, web={"local": "unix:web.sock"}) | {"network": network}
     assert [error.partition(": ")[2] for error in errors_of(tmp_path, tree)] == [
         f"tunnels.sock.local: {no_udp}",
@@ -234,19 +235,19 @@ def test_errors_of_health_checks(tmp_path: Path) -> None:
 def test_a_required_key_is_reported_for_each_tunnel(tmp_path: Path) -> None:
     tree = several(web={}, ssh={"local": "127.0.0.1:22"}, game=None)
     missing = "this key is required"
-    assert errors_of(tmp_path, tree) == [f"5: tunnels.web.local: {missing}", f"8: tunnels.game.local: {missing}"]
+    assert errors_of(tmp_path, tree) == [f"5:3: tunnels.web.local: {missing}", f"8:3: tunnels.game.local: {missing}"]
 
 
 def test_an_unusable_default_is_not_missing(tmp_path: Path) -> None:
     tree = several(web={"local": "127.0.0.1:1"}) | {"uuid": "x"}
-    assert errors_of(tmp_path, tree) == [f'2: uuid: expected a UUID, such as "{UUID}"']
+    assert errors_of(tmp_path, tree) == [f'2:1: uuid: expected a UUID, such as "{UUID}"']
 
 
 @pytest.mark.parametrize("key", sorted(names_of(ClientConfig)))
 def test_a_key_of_the_whole_client(tmp_path: Path, key: str) -> None:
     (line,) = errors_of(tmp_path, several(web={"local": "127.0.0.1:1", key: 1}))
     whole = "this key is for the whole client, not for one tunnel: it belongs to the top level"
-    assert line == f"7: tunnels.web.{key}: {whole}"
+    assert line == f"7:5: tunnels.web.{key}: {whole}"
 
 
 @pytest.mark.parametrize(

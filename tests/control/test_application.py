@@ -170,10 +170,10 @@ def test_why_something_cannot_be_done(operations: FakeOperations, failure: Excep
 
 
 def test_all_errors_of_a_configuration_are_told(operations: FakeOperations) -> None:
-    errors = [ConfigError("wrong", path="a.yaml", line=number, key="port") for number in (1, 2)]
+    errors = [ConfigError("wrong", path="a.yaml", line=number, column=3, key="port") for number in (1, 2)]
     operations.failure = ConfigErrors(errors)
     answer = ask(Application(operations), "POST", "/v1/reload").json()
-    assert answer["errors"] == ["a.yaml:1: port: wrong", "a.yaml:2: port: wrong"]
+    assert answer["errors"] == ["a.yaml:1:3: port: wrong", "a.yaml:2:3: port: wrong"]
 
 
 def test_names_that_are_not_utf_8(operations: FakeOperations) -> None:

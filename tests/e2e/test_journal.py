@@ -59,7 +59,7 @@ def test_a_start_that_fails_is_an_error(tmp_path: Path) -> None:
     with under_the_journal(Process(command("client", "run", "-c", str(path)), name="client")) as client:
         assert client.wait(READY_TIMEOUT) == 1
         lines = client.output().splitlines()
-    assert lines[0].startswith(f"<3>asport-sync: {path}:1: ")
+    assert lines[0].startswith(f"<3>asport-sync: {path}:1:2: ")
     assert len(lines) > 1
     assert all(line.startswith("<3>") for line in lines)
 

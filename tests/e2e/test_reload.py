@@ -329,8 +329,8 @@ def test_a_file_that_is_wrong_is_refused_whole_with_all_its_errors(
             # Removes the user, and has two errors.
             files.write({OTHER: OTHER_PASSWORD}, max_idle_time="soon", no_such_key=1)
             reload(server, REFUSED)
-            server.wait_for(rf"ERROR lifecycle: reload: {path}:\d+: max_idle_time: expected a duration", READY_TIMEOUT)
-            server.wait_for(rf"ERROR lifecycle: reload: {path}:\d+: no_such_key: unknown key", READY_TIMEOUT)
+            server.wait_for(rf"ERROR lifecycle: reload: {path}:\d+:\d+: max_idle_time: expected ", READY_TIMEOUT)
+            server.wait_for(rf"ERROR lifecycle: reload: {path}:\d+:\d+: no_such_key: unknown key", READY_TIMEOUT)
             # As good as any file, but its certificate is not.
             files.write({OTHER: OTHER_PASSWORD})
             files.certificate.certificate.write_text("nonsense")
@@ -488,7 +488,7 @@ def test_tunnels_of_a_client_change_one_by_one(files: Files, certificate: Certif
         # Wrong:
         write(first=first, second={**second, "port": "none"}, third=tunnel)
         reload(client, REFUSED)
-        client.wait_for(rf"ERROR lifecycle: reload: {path}:\d+: tunnels\.second\.port: ", READY_TIMEOUT)
+        client.wait_for(rf"ERROR lifecycle: reload: {path}:\d+:\d+: tunnels\.second\.port: ", READY_TIMEOUT)
         visitor.ask(b"two", b"two")
         transfer.finish()
         assert times(client, rf"is public on port {ports[0]} ") == 1

@@ -352,7 +352,7 @@ def test_a_refused_reload_is_shown(services: Services) -> None:
     services.write_client(tunnels=2, server="nonsense:port")
     manager.run("chown", "-R", ACCOUNT, "/etc/asport")
     manager.systemctl("reload", CLIENT)
-    services.wait_for_status(CLIENT, "the latest reload was refused: /etc/asport/client.json:1: ")
+    services.wait_for_status(CLIENT, "the latest reload was refused: /etc/asport/client.json:1:")
     assert manager.show(CLIENT, "ActiveState") == "active"
     assert "the configuration is not reloaded; the previous configuration stays in use" in services.log(CLIENT)
     assert services.visit() == "served\n"

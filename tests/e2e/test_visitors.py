@@ -245,7 +245,7 @@ def test_the_commands_name_the_line_of_a_wrong_network(certificate: Certificate,
     with Process(command("server", "check", "-c", str(path)), name="check") as check:
         assert check.wait(READY_TIMEOUT) == 1
         said = check.output()
-    assert f"{path}:{line}: proxies[0].deny_from[0]: 10.1.2.3/8 has bits set below its length: " in said, said
+    assert f"{path}:{line}:9: proxies[0].deny_from[0]: 10.1.2.3/8 has bits set below its length: " in said, said
     assert "write 10.0.0.0/8 for the network, or 10.1.2.3 alone" in said
 
 
