@@ -34,6 +34,7 @@ class ConfigError(AsportError, ValueError):
         line: Line in that file, counted from 1, or None if unknown.
         column: Column in that line, in characters, counted from 1, or None if unknown.
         key: Dotted key, such as ``proxies[0].allow_ports``, or None.
+        variable: The environment variable that the value came from, or None.
     """
 
     def __init__(
@@ -44,15 +45,19 @@ class ConfigError(AsportError, ValueError):
         line: int | None = None,
         column: int | None = None,
         key: str | None = None,
+        variable: str | None = None,
     ) -> None:
         self.problem = problem
         self.path = path
         self.line = line
         self.column = column
         self.key = key
+        self.variable = variable
         place = ""
         if path is not None:
             place = ":".join(str(part) for part in (path, line, column) if part is not None) + ": "
+        if variable is not None:
+            place = f"environment variable {variable}: "
         if key:
             place += f"{key}: "
         super().__init__(place + problem)
@@ -71,7 +76,14 @@ class ConfigErrors(ConfigError):
         # Errors without a line, such as missing keys, come last.
         self.errors = sorted(errors, key=lambda error: (error.line is None, error.line or 0, error.column or 0))
         first = self.errors[0]
-        super().__init__(first.problem, path=first.path, line=first.line, column=first.column, key=first.key)
+        super().__init__(
+            first.problem,
+            path=first.path,
+            line=first.line,
+            column=first.column,
+            key=first.key,
+            variable=first.variable,
+        )
         self.args = ("\n".join(map(str, self.errors)),)
 
     def __reduce__(self) -> tuple[type[ConfigErrors], tuple[list[ConfigError]]]:

@@ -27,7 +27,7 @@ _log = log.logger("cli")
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs a client or a server until it receives a signal."""
-    file = config.locate(arguments.side, arguments.config)
+    file = config.origin(arguments.side, arguments.config)
     service: Client | Server
     operations: Operations
     # Import only the side that runs: each is about a megabyte.
@@ -65,7 +65,7 @@ def check(arguments: argparse.Namespace) -> int:
     """Prints ok for a valid configuration, or raises what is wrong with it or with the files that it names."""
     from asport_sync.host.certificates import try_out  # not at the top, for the same reason
 
-    file = config.locate(arguments.side, arguments.config)
+    file = config.origin(arguments.side, arguments.config)
     settings = _read(arguments.side, file)
     for problem in _loose_permissions(settings, file):
         output.complain(f"warning: {problem}")
@@ -129,13 +129,15 @@ def version() -> str:
 # --- the files of a configuration -------------------------------------------------------------------------------------
 
 
-def _read(side: str, file: Path) -> config.ClientConfig | config.ServerConfig:
+def _read(side: str, file: Path | None) -> config.ClientConfig | config.ServerConfig:
     return config.load_client(file) if side == "client" else config.load_server(file)
 
 
-def _loose_permissions(settings: config.ClientConfig | config.ServerConfig, file: Path) -> list[str]:
-    """Returns warnings about the permissions of a configuration's file and of the files that it names."""
-    return _loose(*_files(settings, file))
+def _loose_permissions(settings: config.ClientConfig | config.ServerConfig, file: Path | None) -> list[str]:
+    """Returns warnings about the permissions of a configuration's file, if it has one, and of the files it names."""
+    environment = Path()
+    secrets, others = _files(settings, file or environment)
+    return _loose(secrets - {environment}, others - {environment})
 
 
 def _files(settings: config.ClientConfig | config.ServerConfig, file: Path) -> tuple[set[Path], set[Path]]:

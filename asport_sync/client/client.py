@@ -316,7 +316,7 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         return f"{len(session.by_name)} tunnels"
 
     @staticmethod
-    def _load(file: Path) -> ClientConfig:
+    def _load(file: Path | None) -> ClientConfig:
         return load_client(file)
 
     def _new_host(self) -> Host:

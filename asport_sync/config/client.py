@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple
 
-from asport_sync.config import values
+from asport_sync.config import kinds, values
 from asport_sync.config.bad_value import BadValue, KeyPath
 from asport_sync.config.common import HostConfig
 from asport_sync.config.frozen_map import FrozenMap
@@ -37,7 +37,7 @@ class ClientConfig(HostConfig):
 
     tunnels: Mapping[str, TunnelConfig] = field(
         metadata=documented(
-            key(lambda item: _tunnel_tables(item), accepts="table, not empty: NAME = table"),
+            key(lambda item: _tunnel_tables(item), accepts="table, not empty: NAME = table", schema=kinds.TABLE),
             since="Unreleased",
             default="one tunnel, with the keys at the top level",
         )

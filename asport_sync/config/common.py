@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asport_sync.config import choices, durations, hosts, machine, passwords, paths, values
-from asport_sync.config.addresses import AddressSet, addresses, some_addresses
+from asport_sync.config import choices, durations, hosts, kinds, machine, passwords, paths, values
+from asport_sync.config.addresses import MAX_NETWORKS, AddressSet, addresses, some_addresses
 from asport_sync.config.bad_value import BadValue
 from asport_sync.config.choices import CongestionControl, LogFormat, LogLevel, Ready, Relay
 from asport_sync.config.hosts import HostPort
@@ -42,9 +42,10 @@ _MAX_UDP_SESSIONS = 65535
 _OFF_OR_DURATION = key(
     lambda item: durations.off_or_duration(item.value, bare_seconds=item.source.path is None),
     accepts="`off`, or a duration, `1s` to `9h`",
+    schema=kinds.OFF_OR_DURATION,
 )
 _ADDRESSES = "IP address or network (`address/length`), or a list of up to 4,096 of these"
-_TOKEN = scalar(passwords.token, accepts="text of at least 16 characters")
+_TOKEN = scalar(passwords.token, accepts="text of at least 16 characters", schema=kinds.text(16))
 
 
 @belongs_to("client", "the table status")
@@ -60,7 +61,9 @@ class StatusConfig:
         token_file: File whose first line is the token, instead of ``token``.
     """
 
-    http: HostPort = field(metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`"), since="Unreleased"))
+    http: HostPort = field(
+        metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`", schema=kinds.HOST_PORT), since="Unreleased")
+    )
     token: str | None = field(default=None, repr=False, metadata=documented(_TOKEN, since="Unreleased"))
     token_file: Path | None = field(default=None, metadata=documented(PATH, since="Unreleased"))
 
@@ -114,7 +117,9 @@ class HostConfig:
     access_log: Path | None = field(
         default=None,
         metadata=documented(
-            key(lambda item: _access_log(item), accepts="path, or `-`"), since="Unreleased", needs_restart=True
+            key(lambda item: _access_log(item), accepts="path, or `-`", schema=kinds.PATH),
+            since="Unreleased",
+            needs_restart=True,
         ),
     )
     ready: Ready = field(
@@ -123,7 +128,11 @@ class HostConfig:
     control_socket: ControlSocket | None = field(
         default=None,
         metadata=documented(
-            key(lambda item: paths.control_socket(item.value, item.source.directory), accepts="path, or `off`"),
+            key(
+                lambda item: paths.control_socket(item.value, item.source.directory),
+                accepts="path, or `off`",
+                schema=kinds.PATH_OR_OFF,
+            ),
             since="Unreleased",
             default=(
                 "in the commands `client.sock` or `server.sock` in `$RUNTIME_DIRECTORY`, else in "
@@ -135,7 +144,9 @@ class HostConfig:
     status: StatusConfig | None = field(
         default=None,
         metadata=documented(
-            key(lambda item: _status(item), accepts="table, see below"), since="Unreleased", needs_restart=True
+            key(lambda item: _status(item), accepts="table, see below", schema=kinds.TABLE),
+            since="Unreleased",
+            needs_restart=True,
         ),
     )
     relay: Relay = field(
@@ -187,7 +198,10 @@ class ConnectionConfig:
     handshake_timeout: float = field(default=3.0, metadata=DURATION)
     task_negotiation_timeout: float = field(default=3.0, metadata=DURATION)
     max_packet_size: int = field(
-        default=1350, metadata=scalar(values.packet_size, accepts="whole number of bytes, `1` or more")
+        default=1350,
+        metadata=scalar(
+            values.packet_size, accepts="whole number of bytes, `1` or more", schema=kinds.integer(1, 2**63 - 1)
+        ),
     )
     buffer_pool_size: int = field(default=32, metadata=integer_of(0, _LARGEST_BUFFER_POOL))
     send_window: int = field(default=16 << 20, metadata=integer_of(_SMALLEST_WINDOW, 2**64 - 1, "bytes"))
@@ -238,10 +252,17 @@ class VisitorsConfig(LimitsConfig):
     """
 
     allow_from: AddressSet | None = field(
-        default=None, metadata=documented(scalar(some_addresses, accepts=_ADDRESSES), since="Unreleased")
+        default=None,
+        metadata=documented(
+            scalar(some_addresses, accepts=_ADDRESSES, schema=kinds.addresses(MAX_NETWORKS, minimum=1)),
+            since="Unreleased",
+        ),
     )
     deny_from: AddressSet | None = field(
-        default=None, metadata=documented(scalar(addresses, accepts=_ADDRESSES), since="Unreleased")
+        default=None,
+        metadata=documented(
+            scalar(addresses, accepts=_ADDRESSES, schema=kinds.addresses(MAX_NETWORKS)), since="Unreleased"
+        ),
     )
 
 

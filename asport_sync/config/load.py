@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from asport_sync.config import environment
 from asport_sync.config.client import ClientConfig, read_client
 from asport_sync.config.credentials import open_file
 from asport_sync.config.formats import FORMATS, parse
@@ -55,6 +56,22 @@ def locate(side: Side, path: str | os.PathLike[str] | None = None) -> Path:
     return find(side) if path is None else _with_extension(Path(path))
 
 
+def origin(side: Side, path: str | os.PathLike[str] | None = None) -> Path | None:
+    """Returns what :func:`locate` does; None if environment variables are the whole configuration.
+
+    That is so if no path is given, there is no default file, and ``ASPORT_SERVER`` is set.
+
+    Raises:
+        ConfigError: There is none, nor in the environment.
+    """
+    try:
+        return locate(side, path)
+    except ConfigError as error:
+        if path is not None or error.path is not None or not environment.is_given():
+            raise
+        return None
+
+
 def find(kind: Side) -> Path:
     """Returns the default file: the first existing ``client`` or ``server`` file, by directory and extension.
 
@@ -90,19 +107,42 @@ def _one_of() -> str:
 
 def _load(side: Side, path: str | os.PathLike[str] | None, read: Callable[[Mapping[str, object], Source], T]) -> T:
     try:
-        return _read(locate(side, path), read)
+        file = origin(side, path)
+        return read(*(tree_of(side, file) if file else tree_of_environment(side)))
     except ConfigError as error:
         problem = bare(error)
     raise problem
 
 
-def _read(file: Path, read: Callable[[Mapping[str, object], Source], T]) -> T:
+def tree_of_environment(side: Side) -> tuple[Mapping[str, object], Source]:
+    """Returns the tree that environment variables are, and its source. Relative paths start at the working directory.
+
+    Variables that stand for no key are errors of the source.
+    """
+    tree: dict[str, object] = {}
+    source = Source("the environment", Path.cwd())
+    environment.put_variables(tree, side, source)
+    return tree, source
+
+
+def tree_of(side: Side, file: Path) -> tuple[Mapping[str, object], Source]:
+    """Returns the tree of a file with what the environment replaces in it, and its source.
+
+    Raises:
+        ConfigErrors: Variables are not set.
+        ConfigError: The file cannot be read or parsed.
+    """
     if file.suffix.lower() not in FORMATS:
         problem = f"expected a file name that ends in {_one_of()}"
         raise ConfigError(f"{problem}, not {file.suffix}" if file.suffix else problem, path=str(file))
     document = parse(_text(file), file.suffix.lower(), str(file))
     source = Source(str(file), file.absolute().parent, document.positions, document.errors)
-    return read(document.tree, source)
+    repeated = len(source.errors)
+    tree = environment.with_values(document.tree, source)
+    if len(source.errors) > repeated:
+        source.fail()  # each would be reported again, as unusable
+    environment.put_variables(tree, side, source)
+    return tree, source
 
 
 def _with_extension(path: Path) -> Path:

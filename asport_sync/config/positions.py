@@ -17,6 +17,16 @@ class Position(NamedTuple):
     column: int
 
 
+class Variable(NamedTuple):
+    """An environment variable that stands for a key.
+
+    Attributes:
+        name: Its name, ``ASPORT_`` included.
+    """
+
+    name: str
+
+
 def position_of(text: str, position: int) -> Position:
     """Returns the position of a character in a text."""
     return Position(text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position))

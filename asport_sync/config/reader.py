@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from asport_sync.config.bad_value import BadValue, KeyPath, dotted, kind
-from asport_sync.config.positions import Position
+from asport_sync.config.kinds import Schema, from_environment
+from asport_sync.config.positions import Position, Variable
 from asport_sync.errors import ConfigError, ConfigErrors
+from asport_sync.hidden import HiddenText
 
 T = TypeVar("T")
 
@@ -30,6 +32,24 @@ def bare(error: ConfigError) -> ConfigError:
     return error.with_traceback(None)
 
 
+class EnvironmentText(HiddenText):
+    """A text of a file that has values of environment variables in it, after the prefix ``env:``.
+
+    Attributes:
+        variables: The names of these variables.
+    """
+
+    __slots__ = ("variables",)
+
+    variables: tuple[str, ...]
+
+    def __new__(cls, text: str, variables: Iterable[str]) -> EnvironmentText:
+        """Returns the text with the names of its variables."""
+        made = super().__new__(cls, text)
+        made.variables = tuple(dict.fromkeys(variables))
+        return made
+
+
 class Invalid(Exception):
     """A value is unusable, and its errors are already in the source's list. Never leaves this package."""
 
@@ -41,17 +61,17 @@ class Source:
     Attributes:
         path: The file as given by the caller; None for options given by a program.
         directory: Base of relative paths; None leaves them relative.
-        positions: Position of each key and list element, if known.
+        positions: Position of each key and list element, if known, or the environment variable that it comes from.
         errors: Grows while the tree is read.
     """
 
     path: str | None = None
     directory: Path | None = None
-    positions: Mapping[KeyPath, Position] = field(default_factory=dict)
+    positions: Mapping[KeyPath, Position | Variable] = field(default_factory=dict)
     errors: list[ConfigError] = field(default_factory=list)
 
-    def position(self, at: KeyPath) -> Position | None:
-        """Returns the position of a key, or of the nearest enclosing table that is not the whole file."""
+    def position(self, at: KeyPath) -> Position | Variable | None:
+        """Returns where a key is from, or the nearest enclosing table that is not the whole file."""
         while at and at not in self.positions:
             at = at[:-1]
         return self.positions[at] if at else None
@@ -65,8 +85,17 @@ class Source:
             shown_as: The key to show, if ``at`` itself must not be shown.
         """
         key = dotted(at if shown_as is None else shown_as) or None
-        line, column = self.position(at) or (None, None)
+        position = self.position(at)
+        if isinstance(position, Variable):
+            self.errors.append(ConfigError(problem, variable=position.name, key=key))
+            return
+        line, column = position or (None, None)
         self.errors.append(ConfigError(problem, path=self.path, line=line, column=column, key=key))
+
+    def in_line(self, at: KeyPath, before: str) -> str:
+        """Returns the line of a key for error texts, after some words; empty if it is unknown."""
+        position = self.position(at)
+        return f"{before}line {position.line}" if isinstance(position, Position) else ""
 
     def fail(self) -> NoReturn:
         """Raises all errors reported so far.
@@ -165,6 +194,7 @@ class Key(NamedTuple):
         parse: Converts an item to the field's value.
         aliases: Other names of the key.
         accepts: Type, unit and range of the values in a file, as Markdown.
+        schema: The form of these values.
         default: The default in words, if the field's default is no constant.
         since: The first release with this key, or "Unreleased"; a heading of CHANGELOG.md.
         needs_restart: Whether a running client or server cannot change it.
@@ -173,19 +203,20 @@ class Key(NamedTuple):
     parse: Callable[[Item], object]
     aliases: tuple[str, ...]
     accepts: str
+    schema: Schema
     default: str = ""
     since: str = FIRST_RELEASE
     needs_restart: bool = False
 
 
-def key(parse: Callable[[Item], object], *aliases: str, accepts: str) -> Mapping[str, Key]:
+def key(parse: Callable[[Item], object], *aliases: str, accepts: str, schema: Schema) -> Mapping[str, Key]:
     """Returns the metadata of a dataclass field that is a key."""
-    return {"key": Key(parse, aliases, accepts)}
+    return {"key": Key(parse, aliases, accepts, schema)}
 
 
-def scalar(parse: Callable[[object], object], *aliases: str, accepts: str) -> Mapping[str, Key]:
+def scalar(parse: Callable[[object], object], *aliases: str, accepts: str, schema: Schema) -> Mapping[str, Key]:
     """Returns the metadata of a field whose parser needs only the value, not its place."""
-    return key(lambda item: parse(item.value), *aliases, accepts=accepts)
+    return key(lambda item: parse(item.value), *aliases, accepts=accepts, schema=schema)
 
 
 def documented(
@@ -221,8 +252,7 @@ def gather(table: Mapping[str, Item], names: Mapping[str, str], gathered: dict[s
         if name not in names:
             unknown[name] = item
         elif (first := gathered.setdefault(names[name], item)) is not item:
-            position = item.source.position(first.at)
-            where = f" in line {position.line}" if position else ""
+            where = item.source.in_line(first.at, " in ")
             item.source.report(f"given twice: also as {dotted(first.at)}{where}", item.at)
     return unknown
 
@@ -267,8 +297,11 @@ def parse_keys(
             if owner is not None and not optional and each.name not in inherited:
                 owner.source.report("this key is required", (*owner.at, each.name))
         elif items[each.name].value is not None:
+            item = items[each.name]
+            if isinstance(item.value, EnvironmentText):
+                item = item._replace(value=from_environment(found.schema, str(item.value)))
             try:
-                values[each.name] = items[each.name].parsed(found.parse)
+                values[each.name] = item.parsed(found.parse)
             except Invalid:
                 pass
         elif each.default is None:

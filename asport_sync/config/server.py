@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asport_sync.config import choices, hosts, passwords, ports, values
+from asport_sync.config import choices, hosts, kinds, passwords, ports, values
 from asport_sync.config.bad_value import BadValue, dotted
 from asport_sync.config.choices import AmbiguousDialectName, BalanceName, DialectName, Network
 from asport_sync.config.common import ConnectionConfig, HostConfig, LimitsConfig, VisitorsConfig
@@ -41,7 +41,7 @@ _CLIENTS_TOTAL = 10000
 """Of a server, joined or not: as many as take 730 MiB."""
 _MAX_CLIENTS = 65535
 """One less than the engine has places for connections."""
-_RESET_KEY = scalar(passwords.reset_key, accepts="text of at least 32 characters")
+_RESET_KEY = scalar(passwords.reset_key, accepts="text of at least 32 characters", schema=kinds.text(32))
 
 
 @belongs_to("server", "the table of a user")
@@ -96,13 +96,21 @@ class ProxyConfig(VisitorsConfig):
     """
 
     users: tuple[UserConfig, ...] = field(
-        metadata=key(lambda item: _users(item), accepts="table, not empty: UUID = password, or UUID = table")
+        metadata=key(
+            lambda item: _users(item), accepts="table, not empty: UUID = password, or UUID = table", schema=kinds.TABLE
+        )
     )
-    bind_ip: IPAddress = field(default=ipaddress.IPv6Address("::"), metadata=scalar(hosts.ip, accepts="IP address"))
+    bind_ip: IPAddress = field(
+        default=ipaddress.IPv6Address("::"), metadata=scalar(hosts.ip, accepts="IP address", schema=kinds.IP)
+    )
     allow_ports: PortSet = field(
         default_factory=ephemeral_ports,
         metadata=documented(
-            scalar(ports.port_set, accepts="port, `{start, end}`, or a list of these and of `[start, end]`"),
+            scalar(
+                ports.port_set,
+                accepts="port, `{start, end}`, or a list of these and of `[start, end]`",
+                schema=kinds.PORT_SET,
+            ),
             default="the system's ephemeral ports",
         ),
     )
@@ -149,8 +157,12 @@ class ServerConfig(HostConfig, ConnectionConfig, LimitsConfig):
         tls: The TLS keys. Files and options have them at the top level, or in the table ``security.tls``.
     """
 
-    server: HostPort = field(metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`"), needs_restart=True))
-    proxies: tuple[ProxyConfig, ...] = field(metadata=key(lambda item: _proxies(item), accepts="list of tables"))
+    server: HostPort = field(
+        metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`", schema=kinds.HOST_PORT), needs_restart=True)
+    )
+    proxies: tuple[ProxyConfig, ...] = field(
+        metadata=key(lambda item: _proxies(item), accepts="list of tables", schema=kinds.TABLES)
+    )
     only_v6: bool | None = field(default=None, metadata=documented(BOOLEAN, needs_restart=True))
     authentication_failed_reply: bool = field(default=True, metadata=BOOLEAN)
     max_idle_time: float = field(default=10.0, metadata=DURATION)
@@ -216,8 +228,7 @@ def _report_repeated_users(entries: list[Item]) -> None:
                 continue
             user = entry.child("users", users).child(str(written), None)
             if (first := seen.setdefault(uuid, user)) is not user:
-                position = user.source.position(first.at)
-                where = dotted(first.at[:-1]) + (f", line {position.line}" if position else "")
+                where = dotted(first.at[:-1]) + user.source.in_line(first.at, ", ")
                 user.source.report(f"this UUID is given twice, first in {where}", user.at)
 
 

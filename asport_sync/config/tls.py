@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asport_sync.config import hosts, pins, values
+from asport_sync.config import hosts, kinds, pins, values
 from asport_sync.config.credentials import Credential, credential, existing_file, pem
 from asport_sync.config.keys import BOOLEAN, with_inherited_keys
 from asport_sync.config.places import TLS, belongs_to
 from asport_sync.config.reader import Item, documented, key, parsed_all, scalar
 from asport_sync.config.tables import read_table
 
-_CREDENTIAL = key(lambda item: credential(item.value, item.source.directory), accepts="path of a file, or PEM text")
+_CREDENTIAL = key(
+    lambda item: credential(item.value, item.source.directory), accepts="path of a file, or PEM text", schema=kinds.PATH
+)
 
 
 @belongs_to("client", "the table certificates")
@@ -30,13 +32,17 @@ class CertificatesConfig:
     """
 
     paths: tuple[Path, ...] = field(
-        default=(), metadata=key(lambda item: _existing_files(item), accepts="list of paths")
+        default=(), metadata=key(lambda item: _existing_files(item), accepts="list of paths", schema=kinds.PATHS)
     )
-    pem: str | None = field(default=None, repr=False, metadata=scalar(pem, accepts="PEM text"))
+    pem: str | None = field(default=None, repr=False, metadata=scalar(pem, accepts="PEM text", schema=kinds.PEM))
     pins: tuple[bytes, ...] = field(
         default=(),
         metadata=documented(
-            scalar(pins.pins, accepts="list, not empty, of `sha256//` and base64, or of 64 hexadecimal digits"),
+            scalar(
+                pins.pins,
+                accepts="list, not empty, of `sha256//` and base64, or of 64 hexadecimal digits",
+                schema=kinds.PINS,
+            ),
             since="0.1.1",
         ),
     )
@@ -54,7 +60,12 @@ class TlsConfig:
     """
 
     alpn: tuple[str, ...] = field(
-        default=("asport",), metadata=scalar(values.protocols, accepts="list, not empty, of names of 1 to 255 bytes")
+        default=("asport",),
+        metadata=scalar(
+            values.protocols,
+            accepts="list, not empty, of names of 1 to 255 bytes",
+            schema=kinds.list_of(kinds.text(), minimum=1),
+        ),
     )
     zero_rtt_handshake: bool = field(default=False, metadata=BOOLEAN)
 
@@ -75,13 +86,17 @@ class TlsClientConfig(TlsConfig):
             ``certificates.pins`` is given, anyone on the path can then pose as the server.
     """
 
-    server_name: str | None = field(default=None, metadata=scalar(hosts.host, "sni", accepts="name or IP address"))
+    server_name: str | None = field(
+        default=None, metadata=scalar(hosts.host, "sni", accepts="name or IP address", schema=kinds.PATH)
+    )
     certificates: CertificatesConfig = field(
-        default_factory=CertificatesConfig, metadata=key(lambda item: _certificates(item), accepts="table, see below")
+        default_factory=CertificatesConfig,
+        metadata=key(lambda item: _certificates(item), accepts="table, see below", schema=kinds.TABLE),
     )
     disable_sni: bool = field(default=False, metadata=BOOLEAN)
     skip_certificate_verification: bool = field(
-        default=False, metadata=scalar(values.boolean, "skip_cert_verify", accepts=BOOLEAN["key"].accepts)
+        default=False,
+        metadata=scalar(values.boolean, "skip_cert_verify", accepts=BOOLEAN["key"].accepts, schema=kinds.BOOLEAN),
     )
 
 

@@ -6,7 +6,7 @@ import uuid as uuid_module
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from asport_sync.config import choices, durations, hosts, ports, values
+from asport_sync.config import choices, durations, hosts, kinds, ports, values
 from asport_sync.config.bad_value import BadValue
 from asport_sync.config.choices import FixedDialectName, Network, ProxyProtocol, UdpForwardMode
 from asport_sync.config.common import ConnectionConfig, VisitorsConfig
@@ -33,16 +33,21 @@ _MAX_IN_A_ROW = 1000
 _INTERVAL = key(
     lambda item: durations.check_interval(item.value, bare_seconds=item.source.path is None),
     accepts="duration, `100ms` to `100years`",
+    schema=kinds.DURATION,
 )
 _KEEP_ALIVE = key(
     lambda item: durations.keep_alive(item.value, bare_seconds=item.source.path is None),
     accepts="duration, `100ms` to `1h`",
+    schema=kinds.DURATION,
 )
 _LOCAL = key(
     lambda item: hosts.local(item.value, item.source.directory),
     accepts="`host:port`, a port, a list of these, `unix:PATH` or `unix:@NAME`",
+    schema=kinds.LOCAL,
 )
-_HTTP_PATH = scalar(values.http_path, accepts="path that begins with `/`, with a query or without")
+_HTTP_PATH = scalar(
+    values.http_path, accepts="path that begins with `/`, with a query or without", schema=kinds.HTTP_PATH
+)
 
 
 @belongs_to("client", "the table health")
@@ -115,16 +120,19 @@ class TunnelConfig(ConnectionConfig, VisitorsConfig):
     """
 
     name: str = ""
-    server: HostPort = field(metadata=scalar(hosts.host_port, accepts="`host:port`"))
+    server: HostPort = field(metadata=scalar(hosts.host_port, accepts="`host:port`", schema=kinds.HOST_PORT))
     local: LocalTargets = field(metadata=_LOCAL)
-    uuid: uuid_module.UUID = field(metadata=scalar(values.identifier, accepts="UUID"))
+    uuid: uuid_module.UUID = field(metadata=scalar(values.identifier, accepts="UUID", schema=kinds.UUID))
     password: str = field(repr=False, metadata=PASSWORD)
     password_file: Path | None = field(default=None, metadata=PATH)
     network: Network = field(default="both", metadata=NETWORK)
     udp_forward_mode: UdpForwardMode = field(default="native", metadata=choice_of(choices.UDP_FORWARD_MODES))
     udp_timeout: float = field(default=300.0, metadata=DURATION)
     expected_port_range: PortRange = field(
-        default=ALL_PORTS, metadata=scalar(ports.port_range, "port", accepts="port, `[start, end]` or `{start, end}`")
+        default=ALL_PORTS,
+        metadata=scalar(
+            ports.port_range, "port", accepts="port, `[start, end]` or `{start, end}`", schema=kinds.PORT_RANGE
+        ),
     )
     healthy_check: float = field(default=20.0, metadata=DURATION)
     timeout: float = field(default=8.0, metadata=DURATION)
@@ -136,12 +144,19 @@ class TunnelConfig(ConnectionConfig, VisitorsConfig):
     gc_lifetime: float = field(default=15.0, metadata=DURATION)
     proxy_protocol: ProxyProtocol = field(default="none", metadata=choice_of(choices.PROXY_PROTOCOLS))
     dialect: FixedDialectName = field(
-        default="draft", metadata=scalar(choices.client_dialect, accepts=choices.words(choices.FIXED_DIALECTS))
+        default="draft",
+        metadata=scalar(
+            choices.client_dialect,
+            accepts=choices.words(choices.FIXED_DIALECTS),
+            schema=kinds.choice(choices.FIXED_DIALECTS),
+        ),
     )
     dial_timeout: float = field(default=5.0, metadata=DURATION)
     health: HealthConfig | None = field(
         default=None,
-        metadata=documented(key(lambda item: _health(item), accepts="table, see below"), since="Unreleased"),
+        metadata=documented(
+            key(lambda item: _health(item), accepts="table, see below", schema=kinds.TABLE), since="Unreleased"
+        ),
     )
     bandwidth: Bandwidth | None = field(default=None, metadata=documented(BANDWIDTH, since="Unreleased"))
     tls: TlsClientConfig = field(default_factory=TlsClientConfig)

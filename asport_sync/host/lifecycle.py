@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
-from asport_sync.config import ClientConfig, HostConfig, ServerConfig, Side, locate
+from asport_sync.config import ClientConfig, HostConfig, ServerConfig, Side, origin
 from asport_sync.config.changes import differences, files_of, keep, keys_to_restart
 from asport_sync.config.paths import credentials_directory
 from asport_sync.engine import Engine
@@ -205,17 +205,17 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
         """Creates an instance from a configuration file.
 
         Args:
-            source: The file; None: the file that ``asport_sync.config.find`` finds. May also be a configuration that
-                was already read.
+            source: The file; None: the file that ``asport_sync.config.find`` finds, or environment variables if there
+                is none. May also be a configuration that was already read.
 
         Raises:
             ConfigError: The file can't be read, or something in it is wrong.
         """
         made = cls.__new__(cls)
         if source is None or isinstance(source, (str, os.PathLike)):
-            file = locate(cls._side, source)
+            file = origin(cls._side, source)
             config = cls._load(file)
-            Lifecycle.__init__(made, config, file.absolute())
+            Lifecycle.__init__(made, config, file and file.absolute())
             if config.watch:
                 made._watch.accept()
         else:
@@ -224,8 +224,8 @@ class Lifecycle(abc.ABC, Generic[AnyConfig, AnySession]):
 
     @staticmethod
     @abc.abstractmethod
-    def _load(file: Path) -> Any:
-        """Returns the configuration in a file."""
+    def _load(file: Path | None) -> Any:
+        """Returns the configuration in a file; None: in environment variables."""
 
     @abc.abstractmethod
     def _apply(self, config: AnyConfig) -> tuple[str, ...]:

@@ -252,7 +252,7 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         return f"{len(session.connections())} clients"
 
     @staticmethod
-    def _load(file: Path) -> ServerConfig:
+    def _load(file: Path | None) -> ServerConfig:
         return load_server(file)
 
     def _apply(self, config: ServerConfig) -> tuple[str, ...]:

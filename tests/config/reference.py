@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from asport_sync.config import (
-    WITHOUT_EFFECT,
     CertificatesConfig,
     ClientConfig,
     HealthConfig,
@@ -32,6 +29,7 @@ from asport_sync.config import (
 )
 from asport_sync.config.common import ConnectionConfig, HostConfig
 from asport_sync.config.reader import FIRST_RELEASE, Key
+from asport_sync.config.structure import meaning, own_fields, written
 from asport_sync.config.tls import TlsConfig
 from tests.support.page import Place
 
@@ -119,45 +117,6 @@ class Row(NamedTuple):
     default: str
     since: str
     meaning: str
-
-
-def own_fields(cls: type) -> list[str]:
-    """The fields that a class has not inherited."""
-    return list(inspect.get_annotations(cls))
-
-
-def descriptions(cls: type) -> dict[str, str]:
-    """What the docstring of a class says of each attribute, as one line."""
-    _, _, listed = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
-
-
-def meaning(cls: type, name: str) -> str:
-    """The description of a key as Markdown; empty if there is none."""
-    text = descriptions(cls).get(name, "").replace("``", "`")
-    text = text.replace("Without effect, see :data:`WITHOUT_EFFECT`", f"Without effect: {WITHOUT_EFFECT.get(name)}")
-    text = text.replace("; not shown by `repr`", "")
-    text = re.sub(r": a table \(:class:`\w+`\)", "", text)
-    return re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", text)
-
-
-def written(value: Any, values: str) -> str:
-    """A default as in a configuration file."""
-    if value is None or value == ():
-        return "not set"
-    if isinstance(value, bool):
-        return f"`{value}`".lower()
-    if isinstance(value, PortRange):
-        return f"`[{value.start}, {value.end}]`"
-    if isinstance(value, tuple):
-        return f"`{list(value)}`".replace("'", '"')
-    if "duration" in values:
-        minutes, seconds = divmod(value, 60)
-        if value < 1:
-            return f"`{1000 * value:g}ms`"
-        return f"`{minutes:g}m`" if minutes > 1 and not seconds else f"`{value:g}s`"
-    return f"`{value}` ({value >> 20} MiB)" if isinstance(value, int) and value >= 1 << 20 else f"`{value}`"
 
 
 def default(field: dataclasses.Field[Any], found: Key) -> str:

@@ -33,9 +33,8 @@ from asport_sync.config import (
 )
 from asport_sync.config.common import ConnectionConfig, HostConfig
 from asport_sync.config.reader import Key
+from asport_sync.config.structure import descriptions, own_fields
 from asport_sync.config.tls import TlsConfig
-
-from .reference import descriptions, own_fields
 
 PACKAGE = Path(__file__).resolve().parents[2] / "asport_sync"
 BEGIN = "# written by python -m tests.config.signatures --write"

@@ -12,9 +12,10 @@ from asport_sync.config import ClientConfig, ServerConfig, TunnelConfig, common,
 from asport_sync.config import client as client_model
 from asport_sync.config import server as server_model
 from asport_sync.config.reader import FIRST_RELEASE, Key, names_of
+from asport_sync.config.structure import descriptions, own_fields
 from asport_sync.config.tls import TlsClientConfig, TlsServerConfig
 
-from .reference import NO_KEYS, PAGE, PLACE, SECTIONS, descriptions, own_fields, reference, rows
+from .reference import NO_KEYS, PAGE, PLACE, SECTIONS, reference, rows
 
 CLASSES = [section.cls for section in SECTIONS]
 CHANGES = (Path(__file__).resolve().parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -10,11 +10,11 @@ import dataclasses
 import re
 
 from asport_sync.client.stats import ClientStats, HealthStats, TunnelStats
+from asport_sync.config.structure import descriptions
 from asport_sync.control.status import Row, Status
 from asport_sync.engine import ConnectionInfo, ConnectionTotals
 from asport_sync.host.stats import Stats
 from asport_sync.server.stats import ClientConnectionStats, ServerStats
-from tests.config.reference import descriptions
 from tests.control.metrics_page import PAGE
 from tests.host.counters import table
 from tests.support.page import Place

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from asport_sync.config.structure import descriptions
 from asport_sync.control.operations import UnknownNameError, user_named
 from asport_sync.control.status import Rates, Row, Status, counts, drops_of, figures, from_dict, rates
 from asport_sync.engine import ConnectionInfo
 from asport_sync.host.stats import METRICS, Side
-from tests.config.reference import descriptions
 
 from .fake import ROW, USERS, FakeOperations
 from .fake import figures as stats

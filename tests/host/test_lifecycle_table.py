@@ -100,7 +100,7 @@ class Played(Lifecycle[ServerConfig, Nothing]):
         return self._read_stats(Nothing.stats, Stats)
 
     @staticmethod
-    def _load(file: Path) -> Any:
+    def _load(file: Path | None) -> Any:
         raise AssertionError
 
     @staticmethod

@@ -14,6 +14,7 @@ import pytest
 
 import asport_sync
 from asport_sync.client.stats import ClientStats, TunnelStats
+from asport_sync.config.structure import descriptions, own_fields
 from asport_sync.engine import COUNTERS, ConnectionInfo, ConnectionTotals
 from asport_sync.host.stats import (
     COUNTER_NAMES,
@@ -27,7 +28,6 @@ from asport_sync.host.stats import (
     counters_of,
 )
 from asport_sync.server.stats import ClientConnectionStats, ServerStats
-from tests.config.reference import descriptions, own_fields
 from tests.host.counters import PAGE, PLACE, WHAT_TO_DO, tables
 from tests.host.test_lifecycle import MAKERS, PlayedClient, PlayedServer
 
