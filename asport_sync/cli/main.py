@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     pin = sides.add_parser("pin", help="print the pin of a certificate", description=commands.pin.__doc__)
     _pin(pin)
     _systemd(sides.add_parser("systemd", help="run a client or a server as a service of systemd"))
+    _config(sides.add_parser("config", help="explain, begin or convert a configuration"))
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
     identifier.set_defaults(call=commands.uuid)
     _of_running(sides)
@@ -151,6 +152,42 @@ def _pin(parser: argparse.ArgumentParser) -> None:
         help="server configuration; default: the file that server run would use",
     )
     parser.set_defaults(call=commands.pin)
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    def added(name: str, text: str, description: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=description)
+        action.set_defaults(call=functools.partial(_call_config, name))
+        return action
+
+    def with_side(action: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        action.add_argument("side", choices=("client", "server"), help="whose configuration")
+        return action
+
+    show = with_side(
+        added(
+            "show",
+            "print every key with its effective value and its source",
+            "Prints every key with its effective value and its source: a line of a file, an environment variable, a "
+            "credential of systemd, or the default. Passwords, tokens and keys are printed as ***.",
+        )
+    )
+    show.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration; default: the file that client run or server run would use",
+    )
+    show.add_argument("--json", action="store_true", help="as JSON, with the sources in parts")
+
+
+def _call_config(name: str, arguments: argparse.Namespace) -> int:
+    from asport_sync.cli import configuration  # not at the top: clients and servers may run for months without it
+
+    call: Callable[[argparse.Namespace], int] = getattr(configuration, name)
+    return call(arguments)
 
 
 def _systemd(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from asport_sync.config import environment
 from asport_sync.config.client import ClientConfig, read_client
@@ -114,18 +114,27 @@ def _load(side: Side, path: str | os.PathLike[str] | None, read: Callable[[Mappi
     raise problem
 
 
-def tree_of_environment(side: Side) -> tuple[Mapping[str, object], Source]:
+def read_tree(side: Side, tree: Mapping[str, object], source: Source) -> ClientConfig | ServerConfig:
+    """Returns the configuration in a tree.
+
+    Raises:
+        ConfigErrors: One or more keys are wrong; all of them are listed.
+    """
+    return read_client(tree, source) if side == "client" else read_server(tree, source)
+
+
+def tree_of_environment(side: Side) -> tuple[dict[str, Any], Source]:
     """Returns the tree that environment variables are, and its source. Relative paths start at the working directory.
 
     Variables that stand for no key are errors of the source.
     """
-    tree: dict[str, object] = {}
+    tree: dict[str, Any] = {}
     source = Source("the environment", Path.cwd())
     environment.put_variables(tree, side, source)
     return tree, source
 
 
-def tree_of(side: Side, file: Path) -> tuple[Mapping[str, object], Source]:
+def tree_of(side: Side, file: Path) -> tuple[dict[str, Any], Source]:
     """Returns the tree of a file with what the environment replaces in it, and its source.
 
     Raises:
