@@ -181,6 +181,16 @@ def _config(parser: argparse.ArgumentParser) -> None:
         help="configuration; default: the file that client run or server run would use",
     )
     show.add_argument("--json", action="store_true", help="as JSON, with the sources in parts")
+    schema = with_side(
+        added(
+            "schema",
+            "print the JSON Schema of configuration files, for editors",
+            "Prints the JSON Schema of configuration files. Editors check and complete with it, if the file begins "
+            "with a line that names it: # yaml-language-server: $schema=FILE in YAML, #:schema FILE in TOML, or a key "
+            "$schema in JSON.",
+        )
+    )
+    schema.add_argument("-o", "--output", metavar="FILE", help="write it into this file, such as client.schema.json")
 
 
 def _call_config(name: str, arguments: argparse.Namespace) -> int:

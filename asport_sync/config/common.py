@@ -45,7 +45,7 @@ _OFF_OR_DURATION = key(
     schema=kinds.OFF_OR_DURATION,
 )
 _ADDRESSES = "IP address or network (`address/length`), or a list of up to 4,096 of these"
-_TOKEN = scalar(passwords.token, accepts="text of at least 16 characters", schema=kinds.text(16))
+_TOKEN = scalar(passwords.token, accepts="text of at least 16 characters", schema=kinds.TOKEN)
 
 
 @belongs_to("client", "the table status")
@@ -62,7 +62,7 @@ class StatusConfig:
     """
 
     http: HostPort = field(
-        metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`", schema=kinds.HOST_PORT), since="Unreleased")
+        metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`", schema=kinds.IP_PORT), since="Unreleased")
     )
     token: str | None = field(default=None, repr=False, metadata=documented(_TOKEN, since="Unreleased"))
     token_file: Path | None = field(default=None, metadata=documented(PATH, since="Unreleased"))

@@ -62,8 +62,8 @@ BOOLEAN: Final = any_of(
     {"type": "boolean"}, {"enum": [0, 1]}, word(("true", "on", "yes", "1", "false", "off", "no", "0"))
 )
 _OFF: Final = any_of({"enum": ["off", False, 0]}, word(("off", "no", "0", "false")))
-DURATION: Final = matching(r"^\s*([0-9]+\s*[A-Za-z]+\s*)+$")
-OFF_OR_DURATION: Final = any_of(DURATION, _OFF)
+DURATION: Final = matching(r"^(?=.*[1-9])\s*([0-9]+\s*[A-Za-z]+\s*)+$")
+OFF_OR_DURATION: Final = any_of(matching(r"^\s*([0-9]+\s*[A-Za-z]+\s*)+$"), _OFF)
 _RATE: Final = any_of(matching(r"^\s*[0-9]{1,15}\s*[kKmMgG]([bB][iI][tT]|[bB][yY][tT][eE])\s*$"), _OFF)
 BANDWIDTH: Final[Schema] = {
     "type": "object",
@@ -82,7 +82,10 @@ PINS: Final = list_of(
 TABLE: Final[Schema] = {"type": "object"}
 TABLES: Final = list_of(TABLE)
 IP: Final = matching(r"^(\[?[0-9A-Fa-f:.%]+\]?|[0-9.]+)$")
-HOST_PORT: Final = matching(r"^.+:[0-9]{1,5}$")
+HOST: Final = matching(r"^\S+$")
+HOST_PORT: Final = matching(r"^(?!.*://).+:0*[1-9][0-9]{0,4}$")
+IP_PORT: Final = matching(r"^(\[[0-9A-Fa-f:.%]+\]|[0-9A-Fa-f:.]+):[0-9]{1,5}$")
+TOKEN: Final = any_of(matching("^[!-~]*$", minLength=16), {"type": "integer"})
 _HYPHENATED: Final = r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
 UUID: Final = matching(
     rf"^([0-9a-fA-F]{{32}}|{_HYPHENATED}|\{{{_HYPHENATED}\}}|[uU][rR][nN]:[uU][uU][iI][dD]:{_HYPHENATED})$"
@@ -97,7 +100,7 @@ _PORTS: Final[Schema] = {
 PORT_RANGE: Final = any_of(_PORT, list_of(_PORT, minimum=2, maximum=2), _PORTS)
 PORT_SET: Final = any_of(_PORT, _PORTS, list_of(PORT_RANGE))
 LOCAL: Final = any_of(
-    matching(r"^(unix:.+|.+:[0-9]{1,5}|[0-9]{1,5})$"),
+    matching(r"^(unix:.+|(?!.*://).+:[0-9]{1,5}|[0-9]{1,5})$"),
     _PORT,
     list_of(any_of(matching(r"^(?!unix:)(.+:[0-9]{1,5}|[0-9]{1,5})$"), _PORT), minimum=1),
 )

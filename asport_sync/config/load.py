@@ -150,6 +150,7 @@ def tree_of(side: Side, file: Path) -> tuple[dict[str, Any], Source]:
     tree = environment.with_values(document.tree, source)
     if len(source.errors) > repeated:
         source.fail()  # each would be reported again, as unusable
+    tree.pop("$schema", None)  # for editors
     environment.put_variables(tree, side, source)
     return tree, source
 

@@ -158,7 +158,7 @@ class ServerConfig(HostConfig, ConnectionConfig, LimitsConfig):
     """
 
     server: HostPort = field(
-        metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`", schema=kinds.HOST_PORT), needs_restart=True)
+        metadata=documented(scalar(hosts.ip_port, accepts="`ip:port`", schema=kinds.IP_PORT), needs_restart=True)
     )
     proxies: tuple[ProxyConfig, ...] = field(
         metadata=key(lambda item: _proxies(item), accepts="list of tables", schema=kinds.TABLES)

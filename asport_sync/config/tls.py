@@ -87,7 +87,7 @@ class TlsClientConfig(TlsConfig):
     """
 
     server_name: str | None = field(
-        default=None, metadata=scalar(hosts.host, "sni", accepts="name or IP address", schema=kinds.PATH)
+        default=None, metadata=scalar(hosts.host, "sni", accepts="name or IP address", schema=kinds.HOST)
     )
     certificates: CertificatesConfig = field(
         default_factory=CertificatesConfig,

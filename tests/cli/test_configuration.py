@@ -19,11 +19,13 @@ def file(tmp_path: Path) -> Path:
 
 def test_show(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "client", "-c", str(file)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert f"{'password: ***':60}  # {file}:4:1" in lines
-    assert f"{'log_level: warn':60}  # default" in lines
-    assert f"{'heartbeat: not set':60}  # default: 3s, or keep_alive if that is longer" in lines
-    assert PASSWORD not in "".join(lines)
+    text = capsys.readouterr().out
+    found = {key.strip(): source for key, _, source in (line.partition("  # ") for line in text.splitlines())}
+    assert found["password: ***"] == f"{file}:4:1"
+    assert found["log_level: warn"] == "default"
+    assert found["heartbeat: not set"] == "default: 3s, or keep_alive if that is longer"
+    assert len({line.index("  # ") for line in text.splitlines()}) == 1
+    assert PASSWORD not in text
 
 
 def test_show_as_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +39,19 @@ def test_show_of_a_wrong_file(file: Path, capsys: pytest.CaptureFixture[str]) ->
     file.write_text("lokal: 1\n")
     assert main(["config", "show", "client", "-c", str(file)]) == 1
     assert capsys.readouterr().err.startswith(f'asport-sync: {file}:1:1: lokal: unknown key: did you mean "local"?\n')
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str) -> None:
+    assert main(["config", "schema", side]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["title"] == f"Configuration of an asport-sync {side}"
+    path = tmp_path / "client.schema.json"
+    assert main(["config", "schema", side, "--output", str(path)]) == 0
+    assert path.read_text() == printed
+    assert capsys.readouterr().out == ""
+
+
+def test_a_schema_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schema", "client", "-o", str(tmp_path)]) == 1
+    assert "Is a directory" in capsys.readouterr().err
