@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from asport_sync.cli import output
@@ -32,11 +33,29 @@ def schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def example(arguments: argparse.Namespace) -> int:
+    """Prints a configuration to begin with, or writes it into a new file."""
+    from asport_sync.config.example import example as made
+
+    _put_new(made(arguments.side, arguments.format), arguments.output)
+    return 0
+
+
 def _put(text: str, file: str | None) -> None:
+    """Prints a text, or writes it into a file."""
     if file is None:
         output.say(text.removesuffix("\n"))
     else:
         Path(file).write_text(text, encoding="utf-8")
+
+
+def _put_new(text: str, file: str | None) -> None:
+    """Prints a text with a password, or writes it into a file that did not exist and that only this user can read."""
+    if file is None:
+        _put(text, None)
+        return
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as new:
+        new.write(text)
 
 
 _WIDEST = 60

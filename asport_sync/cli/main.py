@@ -191,6 +191,21 @@ def _config(parser: argparse.ArgumentParser) -> None:
         )
     )
     schema.add_argument("-o", "--output", metavar="FILE", help="write it into this file, such as client.schema.json")
+    example = with_side(
+        added(
+            "example",
+            "print a configuration with every key and its description",
+            "Prints a configuration to begin with. Every key is there with its description; those that are not "
+            "required are comments. UUID and password are random.",
+        )
+    )
+    _new_file(example)
+
+
+def _new_file(action: argparse.ArgumentParser) -> None:
+    """Adds the options of commands that make a configuration."""
+    action.add_argument("--format", choices=("yaml", "toml", "json"), default="yaml", help="default: yaml")
+    action.add_argument("-o", "--output", metavar="FILE", help="write it into this new file, readable by you only")
 
 
 def _call_config(name: str, arguments: argparse.Namespace) -> int:

@@ -55,3 +55,20 @@ def test_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str) -
 def test_a_schema_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "schema", "client", "-o", str(tmp_path)]) == 1
     assert "Is a directory" in capsys.readouterr().err
+
+
+def test_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "client.toml"
+    assert main(["config", "example", "client", "--format", "toml", "-o", str(path)]) == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert capsys.readouterr().out == ""
+    assert main(["client", "check", "-c", str(path)]) == 0
+    assert capsys.readouterr() == ("ok\n", "")
+    before = path.read_bytes()
+    assert main(["config", "example", "client", "-o", str(path)]) == 1
+    assert "File exists" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert main(["config", "example", "server"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "# yaml-language-server: $schema=server.schema.json\n\n# Configuration of"
+    )
