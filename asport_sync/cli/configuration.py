@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from asport_sync.cli import output
+from asport_sync.errors import ConfigError
 from asport_sync.runtime.log import printable
 
 
@@ -38,6 +39,24 @@ def example(arguments: argparse.Namespace) -> int:
     from asport_sync.config.example import example as made
 
     _put_new(made(arguments.side, arguments.format), arguments.output)
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Prints what another program's configuration is here, or writes it into a new file."""
+    from asport_sync.config import convert as convert_
+
+    if arguments.program == "chisel":
+        converted = convert_.from_chisel(arguments.input, arguments.format, arguments.uuid)
+    else:
+        if len(arguments.input) != 1:
+            raise ConfigError(f"expected one file of {arguments.program}")
+        (path,) = arguments.input
+        read = convert_.from_frp if arguments.program == "frp" else convert_.from_rathole
+        converted = read(Path(path).read_text(encoding="utf-8"), path, arguments.format, arguments.uuid)
+    _put_new(converted.text, arguments.output)
+    for each in converted.left_out:
+        output.complain(f"left out: {each}")
     return 0
 
 

@@ -9,6 +9,7 @@ import functools
 import gc
 import select
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -200,6 +201,21 @@ def _config(parser: argparse.ArgumentParser) -> None:
         )
     )
     _new_file(example)
+    convert = added(
+        "convert",
+        "print what a configuration of frp, rathole or chisel is here",
+        "Converts frpc.toml, frps.toml, the TOML file of a rathole client or server, or a command line of chisel. What "
+        "has no counterpart is listed in comments, and on stderr.",
+    )
+    _new_file(convert)
+    convert.add_argument("--uuid", type=uuid.UUID, help="the user's UUID, the same for both sides; default: random")
+    convert.add_argument("program", choices=("frp", "rathole", "chisel"), help="whose configuration")
+    convert.add_argument(
+        "input",
+        metavar="FILE|ARGUMENTS",
+        nargs="+",
+        help='the file; of chisel the command line, after -- or as one word, such as "client HOST R:2222:localhost:22"',
+    )
 
 
 def _new_file(action: argparse.ArgumentParser) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from asport_sync.config.bad_value import printable
+
 Format = Literal["yaml", "toml", "json"]
 
 _WIDTH: Final = 100
@@ -77,7 +79,7 @@ def written(lines: Sequence[Line], form: Format, schema: str) -> str:
 def _comment(text: str, indent: str) -> list[str]:
     mark = f"{indent}# "
     return textwrap.wrap(
-        text,
+        printable(text),
         _WIDTH,
         initial_indent=mark,
         subsequent_indent=mark,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asport_sync.cli import main
-from tests.config.samples import PASSWORD, WRITERS, client, write
+from tests.config.samples import PASSWORD, UUID, WRITERS, client, write
 
 
 @pytest.fixture
@@ -72,3 +72,23 @@ def test_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith(
         "# yaml-language-server: $schema=server.schema.json\n\n# Configuration of"
     )
+
+
+def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "client.yaml"
+    line = "chisel client --auth alice:secret h:443 R:2222:localhost:22 R:socks"
+    assert main(["config", "convert", "-o", str(path), "chisel", line]) == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert capsys.readouterr().err.startswith("asport-sync: left out: R:socks: ")
+    assert main(["client", "check", "-c", str(path)]) == 0
+    assert main(["config", "convert", "--uuid", UUID, "chisel", "--", "client", "h:443", "R:2222:localhost:22"]) == 0
+    assert f"uuid: {UUID!r}".replace("'", '"') in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, problem in (
+        (["frp", str(tmp_path / "none")], "No such file or directory"),
+        (["rathole", "a", "b"], "expected one file of rathole"),
+    ):
+        assert main(["config", "convert", *arguments]) == 1
+        assert problem in capsys.readouterr().err
