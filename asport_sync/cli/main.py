@@ -89,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     _pin(pin)
     _systemd(sides.add_parser("systemd", help="run a client or a server as a service of systemd"))
     _config(sides.add_parser("config", help="explain, begin or convert a configuration"))
+    completion = sides.add_parser(
+        "completion",
+        help="print a script that lets a shell complete command lines",
+        description="Prints a script that lets a shell complete command lines. It needs shtab: "
+        "pip install 'asport-sync[completion]'",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script")
+    completion.set_defaults(call=_completion)
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
     identifier.set_defaults(call=commands.uuid)
     _of_running(sides)
@@ -222,6 +230,13 @@ def _new_file(action: argparse.ArgumentParser) -> None:
     """Adds the options of commands that make a configuration."""
     action.add_argument("--format", choices=("yaml", "toml", "json"), default="yaml", help="default: yaml")
     action.add_argument("-o", "--output", metavar="FILE", help="write it into this new file, readable by you only")
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from asport_sync.cli import completion  # not at the top: clients and servers may run for months without it
+
+    output.say(completion.script(_parser(), arguments.shell))
+    return 0
 
 
 def _call_config(name: str, arguments: argparse.Namespace) -> int:
