@@ -39,6 +39,7 @@ from asport_sync.config.rates import Bandwidth, written_rate
 from asport_sync.config.server import ProxyConfig, ServerConfig, UserConfig, dialect_of
 from asport_sync.config.tls import CertificatesConfig, TlsClientConfig, TlsServerConfig
 from asport_sync.config.tunnel import HealthConfig, TunnelConfig
+from asport_sync.config.uri import ServerUri, parse_uri
 from asport_sync.config.without_effect import WITHOUT_EFFECT, without_effect
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "Ready",
     "Relay",
     "ServerConfig",
+    "ServerUri",
     "Side",
     "StatusConfig",
     "StatusOptions",
@@ -93,6 +95,7 @@ __all__ = [
     "locate",
     "loose_permissions",
     "origin",
+    "parse_uri",
     "tunnel_from_options",
     "without_effect",
     "written_pin",

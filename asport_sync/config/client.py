@@ -150,7 +150,7 @@ def _tunnels(tables: Mapping[str, Item], defaults: _TunnelKeys, source: Source) 
         of_tls = names_of(TlsClientConfig)
         tls = TlsClientConfig(**{key: value for key, value in found.items() if key in of_tls})  # type: ignore[arg-type]
         trust = tls.certificates
-        if trust.disable_native and not (trust.paths or trust.pem or tls.skip_certificate_verification):
+        if trust.disable_native and tls.verifies_certificate and not (trust.paths or trust.pem):
             problems[_NO_TRUST, (items["certificates"] or tables[name]).at] = None
         own = {key: value for key, value in found.items() if key not in of_tls}
         local = own["local"]

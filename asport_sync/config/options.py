@@ -46,12 +46,15 @@ class CertificatesOptions(TypedDict, total=False):
         pem: Trusted certificates as PEM text, in addition to those of ``paths``.
         pins: SHA-256 hashes of public keys, as ``asport-sync pin`` prints them. The server's own certificate must have
             one of these keys, in addition to all other verification, and also with ``skip_certificate_verification``.
+        pins_only: Whether ``pins`` are the only verification: issuer, name and dates of the certificate do not matter.
+            This needs no certificate authority, and is as safe as the way by which the pins came. Requires ``pins``.
         disable_native: Whether to ignore the system's certificate authorities, and to trust only ``paths`` and ``pem``.
     """
 
     paths: Sequence[str | os.PathLike[str]]
     pem: str
     pins: list[str] | tuple[str, ...]
+    pins_only: bool
     disable_native: bool
 
 

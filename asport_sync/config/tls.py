@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asport_sync.config import hosts, kinds, pins, values
+from asport_sync.config.bad_value import BadValue
 from asport_sync.config.credentials import Credential, credential, existing_file, pem
 from asport_sync.config.keys import BOOLEAN, with_inherited_keys
 from asport_sync.config.places import TLS, belongs_to
@@ -28,6 +29,8 @@ class CertificatesConfig:
         pem: Trusted certificates as PEM text, in addition to those of ``paths``.
         pins: SHA-256 hashes of public keys, as ``asport-sync pin`` prints them. The server's own certificate must have
             one of these keys, in addition to all other verification, and also with ``skip_certificate_verification``.
+        pins_only: Whether ``pins`` are the only verification: issuer, name and dates of the certificate do not matter.
+            This needs no certificate authority, and is as safe as the way by which the pins came. Requires ``pins``.
         disable_native: Whether to ignore the system's certificate authorities, and to trust only ``paths`` and ``pem``.
     """
 
@@ -46,6 +49,7 @@ class CertificatesConfig:
             since="0.1.1",
         ),
     )
+    pins_only: bool = field(default=False, metadata=documented(BOOLEAN, since="Unreleased"))
     disable_native: bool = field(default=False, metadata=BOOLEAN)
 
 
@@ -99,6 +103,11 @@ class TlsClientConfig(TlsConfig):
         metadata=scalar(values.boolean, "skip_cert_verify", accepts=BOOLEAN["key"].accepts, schema=kinds.BOOLEAN),
     )
 
+    @property
+    def verifies_certificate(self) -> bool:
+        """Whether issuer, name and dates of the server's certificate are verified."""
+        return not (self.skip_certificate_verification or self.certificates.pins_only)
+
 
 @belongs_to("server", TLS)
 @with_inherited_keys
@@ -122,5 +131,10 @@ def _existing_files(item: Item) -> tuple[Path, ...]:
 
 
 def _certificates(item: Item) -> CertificatesConfig:
-    entries = item.table("a table of paths, pem, pins and disable_native")
-    return read_table(CertificatesConfig, item, entries, "client")
+    entries = item.table("a table of paths, pem, pins, pins_only and disable_native")
+    found = read_table(CertificatesConfig, item, entries, "client")
+    if found.pins_only and not found.pins:
+        raise BadValue("needs pins: without them, nothing would be verified", "pins_only")
+    if found.pins_only and (found.paths or found.pem):
+        raise BadValue("given together with paths or pem, which would have no effect", "pins_only")
+    return found

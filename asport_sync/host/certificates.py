@@ -192,7 +192,7 @@ def _identity(config: TunnelConfig, trusted: Sequence[tuple[str, Credential, byt
     """Returns a value that is equal for tunnels whose credentials are the same."""
     tls = config.tls
     contents = tuple((key, source.path, digest(content)) for key, source, content in trusted)
-    options = (tls.alpn, tls.certificates.pins, tls.certificates.disable_native, tls.skip_certificate_verification)
+    options = (tls.alpn, tls.certificates.pins, tls.certificates.disable_native, tls.verifies_certificate)
     return contents, options, config.keylog
 
 
@@ -204,7 +204,7 @@ def _load_trust(
 ) -> Loaded:
     tls = config.tls
     dates = []
-    if not tls.skip_certificate_verification:
+    if tls.verifies_certificate:
         for key, source, content in trusted:
             try:
                 found = engine.certificates(content)
@@ -223,7 +223,7 @@ def _load_trust(
         alpn=[name.encode() for name in tls.alpn],
         trust=_bundle(trusted),
         system_trust=not tls.certificates.disable_native,
-        verify=not tls.skip_certificate_verification,
+        verify=tls.verifies_certificate,
         pins=tls.certificates.pins,
     )
     try:

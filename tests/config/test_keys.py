@@ -294,6 +294,10 @@ TLS_CLIENT = {
             ({"pem": PEM, "disable_native": "on"}, CertificatesConfig(pem=PEM, disable_native=True)),
             ({}, CertificatesConfig()),
             ({"pins": ["0A:" * 31 + "0a"]}, CertificatesConfig(pins=(b"\n" * 32,))),
+            (
+                {"pins": ["0A" * 32], "pins_only": "yes", "disable_native": True},
+                CertificatesConfig(pins=(b"\n" * 32,), pins_only=True, disable_native=True),
+            ),
         ],
         [
             "ca.pem",
@@ -303,6 +307,8 @@ TLS_CLIENT = {
             {"pem": "x"},
             {"pins": []},
             {"disable_native": True},
+            {"pins_only": True},
+            {"pins": ["0A" * 32], "pins_only": True, "pem": PEM},
             {"x": 1},
         ],
     ),
