@@ -58,7 +58,7 @@ def _tunnels(status: Status, speeds: dict[str, Rates]) -> list[str]:
         speed = speeds.get(row.id, Rates())
         total = _NONE if row.connections_total is None else str(row.connections_total)
         cells += [
-            (row.user or _NONE)[:SHORTEST_PREFIX],
+            row.user_name or (row.user or _NONE)[:SHORTEST_PREFIX],
             row.public or _NONE,
             (row.local if is_client else row.peer) or _NONE,
             row.network or _NONE,

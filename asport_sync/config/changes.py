@@ -109,14 +109,21 @@ def _users(before: Iterable[ProxyConfig], after: Iterable[ProxyConfig]) -> Itera
     old, new = _keys_of_users(before), _keys_of_users(after)
     for user in old:
         if user not in new:
-            yield f"user {user}: removed"
+            yield f"user {_label(user, old)}: removed"
     for user, keys in new.items():
+        label = _label(user, new)
         if user not in old:
-            yield f"user {user}: added"
+            yield f"user {label}: added"
             continue
         for name, (field, value) in keys.items():
             place = _SHARED if name.startswith(_SHARED) else ""
-            yield from _difference(field, old[user][name][1], value, f"user {user}: {place}")
+            yield from _difference(field, old[user][name][1], value, f"user {label}: {place}")
+
+
+def _label(user: uuid.UUID, users: Mapping[uuid.UUID, Mapping[str, tuple[object, Any]]]) -> str:
+    """Returns a user for a log line: the UUID, after the name if there is one."""
+    name = users[user]["name"][1]
+    return str(user) if name is None else f"{name} ({user})"
 
 
 def _keys_of_users(proxies: Iterable[ProxyConfig]) -> dict[uuid.UUID, dict[str, tuple[dataclasses.Field[Any], Any]]]:

@@ -86,6 +86,7 @@ HOST: Final = matching(r"^\S+$")
 HOST_PORT: Final = matching(r"^(?!.*://).+:0*[1-9][0-9]{0,4}$")
 IP_PORT: Final = matching(r"^(\[[0-9A-Fa-f:.%]+\]|[0-9A-Fa-f:.]+):[0-9]{1,5}$")
 TOKEN: Final = any_of(matching("^[!-~]*$", minLength=16), {"type": "integer"})
+USER_NAME: Final = matching(r"^[A-Za-z0-9._-]{1,64}$")
 _HYPHENATED: Final = r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
 UUID: Final = matching(
     rf"^([0-9a-fA-F]{{32}}|{_HYPHENATED}|\{{{_HYPHENATED}\}}|[uU][rR][nN]:[uU][uU][iI][dD]:{_HYPHENATED})$"

@@ -197,6 +197,8 @@ class UserOptions(TypedDict, total=False):
     Attributes:
         password: The user's password. Not required if ``password_file`` is given.
         password_file: File whose first line is the password, instead of ``password``.
+        name: A name for the user in logs, the status and the commands, in addition to the UUID. Each may occur only
+            once on a server.
         dialect: Dialect of the protocol that this user's clients speak; ``auto``: identified by the mode byte if
             possible. If not given, that of the entry of ``proxies`` applies.
         max_clients: Maximum clients of this user at the same time. If not given, that of the entry of ``proxies``
@@ -218,6 +220,7 @@ class UserOptions(TypedDict, total=False):
 
     password: str
     password_file: str | os.PathLike[str]
+    name: str
     dialect: DialectName
     max_clients: int | str
     bandwidth: Mapping[str, str]

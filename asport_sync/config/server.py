@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import uuid as uuid_module
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,9 @@ _CLIENTS_TOTAL = 10000
 """Of a server, joined or not: as many as take 730 MiB."""
 _MAX_CLIENTS = 65535
 """One less than the engine has places for connections."""
+_USER_NAME = scalar(
+    values.user_name, accepts="1 to 64 letters, digits, `-`, `_` and `.`; no UUID", schema=kinds.USER_NAME
+)
 _RESET_KEY = scalar(passwords.reset_key, accepts="text of at least 32 characters", schema=kinds.text(32))
 
 
@@ -54,6 +57,8 @@ class UserConfig(VisitorsConfig):
         uuid: The user's UUID: the key of the entry. Each UUID may occur only once on a server.
         password: The user's password; not shown by ``repr``. Not required if ``password_file`` is given.
         password_file: File whose first line is the password, instead of ``password``.
+        name: A name for the user in logs, the status and the commands, in addition to the UUID. Each may occur only
+            once on a server.
         dialect: Dialect of the protocol that this user's clients speak; ``auto``: identified by the mode byte if
             possible. If not given, that of the entry of ``proxies`` applies.
         max_clients: Maximum clients of this user at the same time. If not given, that of the entry of ``proxies``
@@ -66,6 +71,7 @@ class UserConfig(VisitorsConfig):
     uuid: uuid_module.UUID
     password: str = field(repr=False, metadata=PASSWORD)
     password_file: Path | None = field(default=None, metadata=PATH)
+    name: str | None = field(default=None, metadata=documented(_USER_NAME, since="Unreleased"))
     dialect: DialectName | None = field(default=None, metadata=DIALECT)
     max_clients: int | None = field(default=None, metadata=documented(integer_of(1, _MAX_CLIENTS), since="Unreleased"))
     bandwidth: Bandwidth | None = field(default=None, metadata=documented(BANDWIDTH, since="Unreleased"))
@@ -206,7 +212,9 @@ def dialect_of(config: ServerConfig, proxy: ProxyConfig, user: UserConfig) -> Di
 def _proxies(item: Item) -> tuple[ProxyConfig, ...]:
     entries = item.elements("a list of tables, each with users")
     _report_repeated_users(entries)
-    return parsed_all(entries, _proxy)
+    proxies = parsed_all(entries, _proxy)
+    _report_repeated_names(proxies, item)
+    return proxies
 
 
 def _proxy(item: Item) -> ProxyConfig:
@@ -230,6 +238,15 @@ def _report_repeated_users(entries: list[Item]) -> None:
             if (first := seen.setdefault(uuid, user)) is not user:
                 where = dotted(first.at[:-1]) + user.source.in_line(first.at, ", ")
                 user.source.report(f"this UUID is given twice, first in {where}", user.at)
+
+
+def _report_repeated_names(proxies: Iterable[ProxyConfig], item: Item) -> None:
+    seen: dict[str, uuid_module.UUID] = {}
+    for index, proxy in enumerate(proxies):
+        for user in proxy.users:
+            if user.name is not None and (first := seen.setdefault(user.name, user.uuid)) != user.uuid:
+                at = (*item.at, index, "users", str(user.uuid), "name")
+                item.source.report(f"the user {first} has this name already", at)
 
 
 def _users(item: Item) -> tuple[UserConfig, ...]:

@@ -15,8 +15,9 @@ from typing import Final
 
 from asport_sync.config.bad_value import BadValue, each, is_date, kind, shown
 
-LONGEST_TUNNEL_NAME: Final = 64
-"""Characters. Names are part of log lines, and of status lines, whose length is bounded."""
+LONGEST_NAME: Final = 64
+"""Characters of the name of a tunnel or user. Names are part of log lines, and of status lines, whose length is
+bounded."""
 
 LONGEST_HTTP_PATH: Final = 2000
 """Characters: what web servers accept in any case."""
@@ -119,9 +120,23 @@ def _protocol(value: object) -> str:
 
 def tunnel_name(value: object) -> str:
     """Returns the name of a tunnel."""
-    if not isinstance(value, str) or not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{LONGEST_TUNNEL_NAME}}}", value):
+    return _name(value, "tunnel")
+
+
+def user_name(value: object) -> str:
+    """Returns the name of a user, which is no UUID: commands accept either."""
+    name = _name(value, "user")
+    try:
+        identifier(name)
+    except BadValue:
+        return name
+    raise BadValue("a UUID is not a name of a user")
+
+
+def _name(value: object, what: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{LONGEST_NAME}}}", value):
         raise BadValue(
-            f"{shown(value)} is not a name of a tunnel: expected 1 to {LONGEST_TUNNEL_NAME} letters, digits, -, _ and ."
+            f"{shown(value)} is not a name of a {what}: expected 1 to {LONGEST_NAME} letters, digits, -, _ and ."
         )
     return value
 

@@ -63,7 +63,7 @@ class Operations(Protocol):
         """Closes the QUIC connections of a tunnel (client) or user (server), who may connect again.
 
         Args:
-            name: The tunnel's name; the user's UUID, or a beginning of it that no other has.
+            name: The tunnel's name; the user's UUID, a beginning of it that no other has, or the user's name.
 
         Returns:
             How many there were.
@@ -205,13 +205,13 @@ class LifecycleOperations(abc.ABC, Generic[AnyEnd]):
 
 
 def user_named(name: str, rows: tuple[Row, ...]) -> str:
-    """Returns the UUID of the connected user that a UUID or a beginning of one means.
+    """Returns the UUID of the connected user that a UUID, a beginning of one, or a name means.
 
     Raises:
         UnknownNameError: There is none, or there are several.
     """
-    users = {row.user for row in rows if row.user is not None}
-    found = [user for user in users if user == name.lower()]
+    users = {row.user: row.user_name for row in rows if row.user is not None}
+    found = [user for user, its_name in users.items() if user == name.lower() or its_name == name]
     if not found and len(name) >= SHORTEST_PREFIX:
         found = [user for user in users if user.startswith(name.lower())]
     if len(found) > 1:

@@ -27,6 +27,7 @@ class Row:
         id: Identifies the tunnel among those of the process, as long as it exists.
         name: Its name in a client's configuration; empty if it has none.
         user: The UUID of the user; None on a server before authentication.
+        user_name: The user's name in the server's configuration; None: they have none, or this is a client.
         peer: The address of the other side: on a client the server's, on a server the client's.
         public: The public address and port; None while there is none.
         local: The local service; None on a server, which does not know it.
@@ -64,6 +65,7 @@ class Row:
     id: str
     name: str = ""
     user: str | None = None
+    user_name: str | None = None
     peer: str | None = None
     public: str | None = None
     local: str | None = None

@@ -34,12 +34,14 @@ class Served:
         tunnel: The client's tunnel; empty if it has no name, and on a server.
         user: The server's user; None on a client.
         port: The public port.
+        user_name: The user's name in the server's configuration; None: they have none, or this is a client.
         client: The address of the client that was given the visitor, with several behind one port; None on a client.
     """
 
     tunnel: str
     user: str | None
     port: int
+    user_name: str | None = None
     client: SocketAddress | None = None
 
 
@@ -239,7 +241,8 @@ class _Formatter(logging.Formatter):
         served = visit.served
         what = "port unknown" if served is None else f"port {served.port}"
         if served is not None and (served.user or served.tunnel):
-            what += f" user {served.user}" if served.user else f" tunnel {served.tunnel}"
+            user = f"{served.user_name} ({served.user})" if served.user_name else served.user
+            what += f" user {user}" if user else f" tunnel {served.tunnel}"
         if served is not None and served.client is not None:
             what += f" client {sockets.text(served.client)}"
         how = (
@@ -255,10 +258,19 @@ class _Formatter(logging.Formatter):
         if visit.visitor is not None:
             members |= {"visitor": sockets.host_text(visit.visitor[0]), "visitor_port": visit.visitor[1]}
         if visit.served is not None:
-            served = {"port": visit.served.port, "user": visit.served.user, "tunnel": visit.served.tunnel}
-            members |= {name: value for name, value in served.items() if value}
-            if visit.served.client is not None:
-                members["client"] = sockets.text(visit.served.client)
+            served = visit.served
+            members |= {
+                name: value
+                for name, value in (
+                    ("port", served.port),
+                    ("user", served.user),
+                    ("user_name", served.user_name),
+                    ("tunnel", served.tunnel),
+                )
+                if value
+            }
+            if served.client is not None:
+                members["client"] = sockets.text(served.client)
         members["outcome"] = visit.outcome
         if visit.refused:
             return json_line(members | {"refused": visit.refused})

@@ -44,7 +44,7 @@ class Bandwidths:
             GoneError: The connection is over.
         """
         if user.uuid not in self._users:
-            self._users[user.uuid] = self._limit(f"user {user.uuid}", user.bandwidth)
+            self._users[user.uuid] = self._limit(f"user {user.label}", user.bandwidth)
         if user.entry not in self._entries:
             self._entries[user.entry] = self._limit(f"proxies[{user.entry}]", user.entry_bandwidth)
         limited = _Limited(user.uuid, self._users[user.uuid], self._entries[user.entry])

@@ -16,12 +16,14 @@ class ConnectedClient:
         user: The UUID of the user.
         peer: The client's address when it connected: IP address and port.
         address: The address that the public port is bound to, and the port; None before ``on_ready``.
+        user_name: The user's name in the configuration; None: they have none.
     """
 
     id: int
     user: str
     peer: SocketAddress
     address: SocketAddress | None = None
+    user_name: str | None = None
 
     @property
     def port(self) -> int | None:

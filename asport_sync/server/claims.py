@@ -123,9 +123,9 @@ class Claims:
         """Returns why this user can't have another client now; empty if they can."""
         total = user.max_clients_total
         if len(self._clients.get(user.uuid, ())) >= user.max_clients:
-            return f"user {user.uuid} already has {user.max_clients} clients, the maximum (max_clients)"
+            return f"user {user.label} already has {user.max_clients} clients, the maximum (max_clients)"
         if total is not None and self._of_entry[user.entry] >= total:
-            return f"user {user.uuid}: the users of this entry have {total} clients, the maximum (max_clients_total)"
+            return f"user {user.label}: the users of this entry have {total} clients, the maximum (max_clients_total)"
         return ""
 
     def _take_place(self, claim: Claim) -> None:
@@ -241,7 +241,7 @@ class Claims:
         if claim.client.gone or claim.client.closing:
             return
         if claim.has_place:
-            why = f"requested {either(claim.asked)}, user {user.uuid}, ports {claim.ports}, {_why_none(claim)}"
+            why = f"requested {either(claim.asked)}, user {user.label}, ports {claim.ports}, {_why_none(claim)}"
         elif why := self._why_full(user):
             self._host.counters.add("clients_refused_limit")
         else:
@@ -359,7 +359,7 @@ class Claims:
             self._give(claim, binding.port)
         elif binding.problem is not None:
             said = binding.problem.strerror
-            detail = f"requested {either(claim.asked)}, user {claim.user.uuid}, ports {claim.ports}: {said}"
+            detail = f"requested {either(claim.asked)}, user {claim.user.label}, ports {claim.ports}: {said}"
             self._refuse(client, ServerHelloCode.BIND_FAILED, detail)
         else:
             claim.denied = binding.denied or claim.denied

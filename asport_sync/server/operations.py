@@ -46,6 +46,7 @@ def _row(connection: ClientConnectionStats) -> Row:
     return Row(
         id=f"connection {connection.id}",
         user=connection.user,
+        user_name=connection.user_name,
         peer=sockets.text(connection.peer),
         public=None if connection.public is None else sockets.text(connection.public),
         network=connection.network,

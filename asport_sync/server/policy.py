@@ -48,6 +48,7 @@ class User:
         bandwidth: Limits on the payload of all their connections together; None: none of their own.
         entry_bandwidth: Limits on that of all users with the same number together; None: none.
         balance: How visitors are spread over clients that share a port; None: each port belongs to one client.
+        name: A name for people; None: there is none.
     """
 
     uuid: uuid.UUID
@@ -65,6 +66,12 @@ class User:
     bandwidth: Bandwidth | None = None
     entry_bandwidth: Bandwidth | None = None
     balance: BalanceName | None = None
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The user in log lines: the UUID, after the name if there is one."""
+        return str(self.uuid) if self.name is None else f"{self.name} ({self.uuid})"
 
 
 def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
@@ -95,6 +102,7 @@ def users_of(config: ServerConfig) -> dict[uuid.UUID, User]:
                 bandwidth=user.bandwidth,
                 entry_bandwidth=proxy.bandwidth,
                 balance=proxy.balance,
+                name=user.name,
             )
     return users
 

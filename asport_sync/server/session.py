@@ -256,8 +256,9 @@ class ServerSession(Session):
         self._claims.release(client)  # at once: nobody else should be accepted there
         self.host.counters.add("clients_ended_by_reload")
         user = None if client.user is None else client.user.uuid
+        label = None if client.user is None else client.user.label
         text = "%s: disconnected: %s of user %s"
-        self.host.limit.log(logging.INFO, _log, text, client.label, why, user, kind=why, source=user)
+        self.host.limit.log(logging.INFO, _log, text, client.label, why, label, kind=why, source=user)
         client.handshake.close()
         with contextlib.suppress(GoneError):
             client.connection.close(None)
@@ -355,8 +356,8 @@ class ServerSession(Session):
         for client in found:
             with contextlib.suppress(GoneError):
                 client.connection.close(None)
-        if found:
-            _log.info("user %s: %d connections closed by the operator", user, len(found))
+        if found and found[0].user is not None:
+            _log.info("user %s: %d connections closed by the operator", found[0].user.label, len(found))
         return len(found)
 
     def _fall_back_to_ipv4(self, users: dict[uuid.UUID, User]) -> bool:
@@ -453,7 +454,7 @@ class ServerSession(Session):
             self._refuse(
                 client,
                 ServerHelloCode.NETWORK_DENIED,
-                f"requested {either(asked)}, user {user.uuid} may use {user.allow_network}",
+                f"requested {either(asked)}, user {user.label} may use {user.allow_network}",
             )
             return
         if len(asked) == 1 and whole.mode != asked[0].mode:
@@ -464,7 +465,7 @@ class ServerSession(Session):
             self._refuse(
                 client,
                 ServerHelloCode.PORT_DENIED,
-                f"requested {asked_ports}, user {user.uuid} may use {user.allow_ports}",
+                f"requested {asked_ports}, user {user.label} may use {user.allow_ports}",
             )
             return
         self._claims.find_place(Claim(client, user, asked, whole, whole, list(whole.parts), ports))
@@ -514,7 +515,7 @@ class ServerSession(Session):
         client.grant = claim.grant
         client.port = port
         shared_by = client.address if client.group is not None else None
-        self.host.serve(connection, Served("", str(claim.user.uuid), port.number, shared_by))
+        self.host.serve(connection, Served("", str(claim.user.uuid), port.number, claim.user.name, shared_by))
         try:
             client.handshake.accept(port.number)
             carrier = carrier_towards(connection, mode.udp)
@@ -578,7 +579,7 @@ class ServerSession(Session):
         self.host.calls.ready(client.subject, _connected_client(client, claim.user, port))
         shared = f", shared by {len(client.group.members)} clients" if client.group is not None else ""
         text = "%s: user %s has port %d for %s%s"
-        _log.info(text, client.label, claim.user.uuid, port.number, claim.grant, shared)
+        _log.info(text, client.label, claim.user.label, port.number, claim.grant, shared)
         self._log_assumed_meanings(claim)
         self.host.report_status()
 
@@ -672,7 +673,7 @@ class ServerSession(Session):
 
 def _connected_client(client: ClientConnection, user: User, port: PublicPort | None = None) -> ConnectedClient:
     address = None if port is None else (port.place.ip, port.number)
-    return ConnectedClient(client.connection.id, str(user.uuid), client.address, address)
+    return ConnectedClient(client.connection.id, str(user.uuid), client.address, address, user.name)
 
 
 def _stats_of(client: ClientConnection) -> ClientConnectionStats:
@@ -685,6 +686,7 @@ def _stats_of(client: ClientConnection) -> ClientConnectionStats:
     return ClientConnectionStats(
         id=client.connection.id,
         user=str(user.uuid) if user else None,
+        user_name=user.name if user else None,
         peer=client.address if info is None else info.peer,
         port=port.number if port else None,
         public=(port.place.ip, port.number) if port else None,

@@ -23,6 +23,7 @@ class ClientConnectionStats:
         age: Seconds since the QUIC handshake.
         info: The figures of the QUIC connection; None: it has just ended.
         balance: How visitors are spread over the clients that share its port; None: the port is its own.
+        user_name: The user's name in the configuration; None: they have none.
     """
 
     id: int
@@ -34,6 +35,7 @@ class ClientConnectionStats:
     age: float
     info: ConnectionInfo | None
     balance: str | None = None
+    user_name: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns one dict with the fields and those of ``info``; ``closed`` is true if that is missing."""

@@ -162,7 +162,7 @@ def client_stats() -> ClientStats:
 
 
 def server_stats() -> ServerStats:
-    joined = ClientConnectionStats(1, "a user", PEER, 2024, ("::", 2024), "tcp", 60.0, info())
+    joined = ClientConnectionStats(1, "a user", PEER, 2024, ("::", 2024), "tcp", 60.0, info(), user_name="alice")
     closed = ClientConnectionStats(2, None, PEER, None, None, None, 1.0, None)
     return ServerStats(running=True, **figures(Side.SERVER), address=PEER, connections=(joined, closed))
 
@@ -206,10 +206,12 @@ def test_a_server_as_dict() -> None:
     assert list(whole) == ["running", "address", "connections", *common_figures]
     assert whole["totals"] == TOTALS
     place = {"port": 2024, "public": ("::", 2024)}
-    common = {"id": 1, "user": "a user", "peer": PEER, **place, "network": "tcp", "age": 60.0, "balance": None}
+    who = {"user": "a user", "user_name": "alice"}
+    common = {"id": 1, **who, "peer": PEER, **place, "network": "tcp", "age": 60.0, "balance": None}
     gone = {
         "id": 2,
         "user": None,
+        "user_name": None,
         "peer": PEER,
         "port": None,
         "public": None,

@@ -69,7 +69,7 @@ function rate(row, way, status) {
 
 function label(row) {
   if (row.balance) return `${row.public} (${row.peer})`; // others have the same port
-  return row.name || row.public || row.user || row.id;
+  return row.name || row.public || row.user_name || row.user || row.id;
 }
 
 function remember(status) {
@@ -97,7 +97,7 @@ function remember(status) {
 
 const COLUMNS = [
   ["Name", (row) => row.name || NONE, (status) => status.tunnels.some((row) => row.name)],
-  ["User", (row) => (row.user || NONE).slice(0, 8)], // the whole one is the title
+  ["User", (row) => row.user_name || (row.user || NONE).slice(0, 8)], // the whole UUID is the title
   ["Public address", (row) => row.public || NONE],
   ["Local service", (row) => row.local || NONE, (status) => status.side === "client"],
   ["Client", (row) => row.peer || NONE, (status) => status.side === "server"],
