@@ -31,7 +31,9 @@ ALLOWED = {
     # The two sides never import each other.
     "client": {"errors", "wire", "config", "runtime", "engine", "host", "control"},
     "server": {"errors", "hidden", "wire", "config", "runtime", "engine", "host", "control"},
-    "cli": {"errors", "_version", "config", "runtime", "engine", "host", "control", "client", "server"},
+    # For those who set up a server; no running client or server imports it.
+    "trust": {"errors", "hidden", "config", "runtime", "engine"},
+    "cli": {"errors", "_version", "config", "runtime", "engine", "host", "control", "client", "server", "trust"},
     # For programs that test themselves; of no use to any other room.
     "testing": set(),
     "": {"errors", "_version", "config", "engine", "host", "client", "server"},

@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script")
     completion.set_defaults(call=_completion)
+    _init(sides.add_parser("init", help="write the files of a new server, and print the URI of its first client"))
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
     identifier.set_defaults(call=commands.uuid)
     _of_running(sides)
@@ -246,6 +247,33 @@ def _call_config(name: str, arguments: argparse.Namespace) -> int:
     return call(arguments)
 
 
+def _init(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes server.yaml, client.yaml, certificate.pem and private_key.pem, which only their owner can read, and "
+        "prints the URI of a client. Nothing that exists is overwritten."
+    )
+    parser.add_argument("host", metavar="HOST", help="the name or IP address by which clients reach the server")
+    parser.add_argument("--port", type=int, default=443, help="the server's UDP port; default: %(default)s")
+    parser.add_argument(
+        "--directory", metavar="DIR", default=".", help="where to write; default: the working directory"
+    )
+    parser.add_argument("--user", metavar="NAME", default="first", help="the first user's name; default: %(default)s")
+    parser.add_argument(
+        "--days", type=int, default=3650, help="how long the certificate is valid; default: %(default)s"
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--qr", action="store_true", help="print the URI as a QR code, too")
+    shown.add_argument("--json", action="store_true", help="print URI, pin and files as JSON")
+    parser.set_defaults(call=functools.partial(_call_trust, "init"))
+
+
+def _call_trust(name: str, arguments: argparse.Namespace) -> int:
+    from asport_sync.cli import trust  # not at the top: clients and servers may run for months without it
+
+    call: Callable[[argparse.Namespace], int] = getattr(trust, name)
+    return call(arguments)
+
+
 def _systemd(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     install = actions.add_parser(
@@ -305,7 +333,7 @@ def _of_running(commands_: argparse._SubParsersAction[_Parser]) -> None:
         added("disconnect", "close the QUIC connections of a tunnel or user; it may connect again")
     )
     disconnect.add_argument(
-        "name", metavar="USER|NAME", help="the user's UUID on a server, the tunnel's name on a client"
+        "name", metavar="USER|NAME", help="the user's UUID or name on a server, the tunnel's name on a client"
     )
     level = with_socket(added("log-level", "print or set the log level, until the next start"))
     level.add_argument("level", metavar="LEVEL", nargs="?", choices=LEVELS, help=", ".join(LEVELS))

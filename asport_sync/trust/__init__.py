@@ -1,0 +1,8 @@
+"""What a server and its clients need to trust each other: certificates, users, and the files with both.
+
+For commands and programs that set up a server; none of it is imported by a running client or server.
+"""
+
+from asport_sync.trust.new_server import NewServer, create_server
+
+__all__ = ["NewServer", "create_server"]
