@@ -397,6 +397,11 @@ int64_t aq_connection_close(aq_engine *engine, aq_id connection, uint64_t code, 
 int64_t aq_connection_export(aq_engine *engine, aq_id connection, const uint8_t *label, size_t label_length,
                              const uint8_t *context, size_t context_length, uint8_t *out, size_t out_length);
 
+/* [any] Copies the certificates that the peer sent in the handshake, as DER one after the other, its own first. Returns
+ * the length of all; if that is above out_length, out is incomplete. 0: it sent none, as a client. AQ_ERR_STATE before
+ * the handshake is complete. They are untrusted unless the connection's credentials verify. */
+int64_t aq_connection_peer_chain(aq_engine *engine, aq_id connection, uint8_t *out, size_t out_length);
+
 /* [any] Sends one command on its own unidirectional stream, then FIN. At most 256 bytes. */
 int64_t aq_connection_send(aq_engine *engine, aq_id connection, const uint8_t *data, size_t length);
 

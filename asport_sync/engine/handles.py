@@ -244,6 +244,21 @@ class Connection(Handle):
         self.engine.call(lib.aq_connection_export, self.id, label, len(label), context, len(context), out, length)
         return HiddenBytes(ffi.buffer(out, length))
 
+    def peer_chain(self) -> bytes:
+        """Returns the certificates that the peer sent, as DER one after the other, its own first; empty: none.
+
+        They are untrusted unless the credentials verify.
+
+        Raises:
+            EngineError: The handshake is not complete.
+        """
+        room, length = 0, 4096
+        while room < length:
+            room = length
+            out = ffi.new("uint8_t[]", room)
+            length = self.engine.call(lib.aq_connection_peer_chain, self.id, out, room)
+        return bytes(ffi.buffer(out, length))
+
     def send(self, command: bytes) -> None:
         """Sends one command, at most 256 bytes, on its own unidirectional stream."""
         self.engine.call(lib.aq_connection_send, self.id, command, len(command))

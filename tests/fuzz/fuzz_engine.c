@@ -361,6 +361,7 @@ static void do_connection(aq_engine *engine)
         break;
     default:
         aq_connection_export(engine, connection, out, sizeof(out), out, sizeof(out), out, sizeof(out));
+        aq_connection_peer_chain(engine, connection, out, sizeof(out));
         break;
     }
 }

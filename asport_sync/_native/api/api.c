@@ -605,6 +605,12 @@ int64_t aq_connection_export(aq_engine *engine, aq_id connection, const uint8_t 
     return ask(engine, &command);
 }
 
+int64_t aq_connection_peer_chain(aq_engine *engine, aq_id connection, uint8_t *out, size_t out_length)
+{
+    aq_engine_command command = {.kind = AQ_DO_PEER_CHAIN, .id = connection, .peer_chain = {out, out_length}};
+    return ask(engine, &command);
+}
+
 int64_t aq_connection_send(aq_engine *engine, aq_id connection, const uint8_t *data, size_t length)
 {
     aq_engine_command command = {.kind = AQ_DO_SEND, .id = connection, .send.length = length};

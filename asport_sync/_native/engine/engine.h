@@ -29,6 +29,7 @@ enum aq_command_kind {
     AQ_DO_LIMIT_ENDPOINT,
     AQ_DO_CLOSE,
     AQ_DO_EXPORT,
+    AQ_DO_PEER_CHAIN,
     AQ_DO_SEND,
     AQ_DO_HEARTBEAT,
     AQ_DO_SET_JOINED,
@@ -91,6 +92,10 @@ typedef struct aq_engine_command {
             uint8_t *out;
             size_t out_length;
         } export;
+        struct {
+            uint8_t *out;
+            size_t out_length;
+        } peer_chain;
         struct {
             size_t length;
             uint8_t data[AQ_COMMAND_BYTES];

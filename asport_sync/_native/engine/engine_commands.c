@@ -348,6 +348,11 @@ static int64_t do_for_connection(aq_engine *engine, aq_conn *conn, aq_engine_com
         return conn->host->handshake->session_export(conn->tls, command->export.label, command->export.label_length,
                                                      command->export.context, command->export.context_length,
                                                      command->export.out, command->export.out_length);
+    case AQ_DO_PEER_CHAIN:
+        if (conn->state != AQ_CONN_OPEN)
+            return AQ_ERR_STATE;
+        return (int64_t)conn->host->handshake->session_peer_chain(conn->tls, command->peer_chain.out,
+                                                                  command->peer_chain.out_length);
     case AQ_DO_SEND:
         return aq_conn_send_command(conn, command->send.data, command->send.length);
     case AQ_DO_HEARTBEAT:

@@ -60,6 +60,9 @@ typedef struct aq_handshake_ops {
      * AQ_ERR_TLS, also for a label that is too long (GnuTLS: 63 bytes). */
     int (*session_export)(aq_tls_session *session, const uint8_t *label, size_t label_length, const uint8_t *context,
                           size_t context_length, uint8_t *out, size_t out_length);
+    /* Copies the peer's certificates as DER, its own first. Returns the length of all, 0: none; if that is above
+     * `length`, the copy is incomplete. */
+    size_t (*session_peer_chain)(aq_tls_session *session, uint8_t *out, size_t length);
     /* Returns why the peer's certificate was refused, as text; empty if it was not. Valid as long as the session. */
     const char *(*session_certificate_problem)(aq_tls_session *session);
 

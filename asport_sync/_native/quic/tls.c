@@ -128,6 +128,7 @@ const aq_handshake_ops aq_handshake_gnutls = {
     .session_check = aq_tls_session_check,
     .session_alpn = aq_tls_session_alpn,
     .session_export = aq_tls_session_export,
+    .session_peer_chain = aq_tls_session_peer_chain,
     .session_certificate_problem = aq_tls_session_certificate_problem,
     .set_callbacks = set_callbacks,
     .random = random_bytes,

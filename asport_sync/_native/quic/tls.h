@@ -47,6 +47,7 @@ int aq_tls_session_check(aq_tls_session *session);
 size_t aq_tls_session_alpn(aq_tls_session *session, uint8_t *out, size_t length);
 int aq_tls_session_export(aq_tls_session *session, const uint8_t *label, size_t label_length, const uint8_t *context,
                           size_t context_length, uint8_t *out, size_t out_length);
+size_t aq_tls_session_peer_chain(aq_tls_session *session, uint8_t *out, size_t length);
 const char *aq_tls_session_certificate_problem(aq_tls_session *session);
 
 /* Computes the pin of RFC 7469 section 2.4, of AQ_PIN_LENGTH bytes. Returns GnuTLS's code. */

@@ -488,6 +488,20 @@ int aq_tls_session_export(aq_tls_session *session, const uint8_t *label, size_t 
     return code == 0 ? AQ_OK : AQ_ERR_TLS;
 }
 
+size_t aq_tls_session_peer_chain(aq_tls_session *session, uint8_t *out, size_t length)
+{
+    unsigned int count = 0;
+    const gnutls_datum_t *chain = gnutls_certificate_get_peers(session->native, &count);
+    size_t total = 0;
+
+    for (unsigned int i = 0; chain != NULL && i < count; i++) {
+        if (total + chain[i].size <= length)
+            memcpy(out + total, chain[i].data, chain[i].size);
+        total += chain[i].size;
+    }
+    return total;
+}
+
 const char *aq_tls_session_certificate_problem(aq_tls_session *session)
 {
     return session->problem;
