@@ -7,11 +7,12 @@ import functools
 import platform
 import uuid as uuid_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asport_sync import config
 from asport_sync._version import __version__
 from asport_sync.cli import output
+from asport_sync.cli.given_uri import given_uri
 from asport_sync.control.services import by_default
 from asport_sync.engine import certificate_pin, limit_arenas, versions
 from asport_sync.errors import ConfigError, EngineError
@@ -27,20 +28,20 @@ _log = log.logger("cli")
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs a client or a server until it receives a signal."""
-    file = config.origin(arguments.side, arguments.config)
+    file: Path | None
     service: Client | Server
     operations: Operations
     # Import only the side that runs: each is about a megabyte.
     if arguments.side == "client":
-        from asport_sync.client.client import Client
         from asport_sync.client.operations import ClientOperations
 
-        service = Client.from_config(file)
+        service, file = _client(arguments)
         operations = ClientOperations(service)
     else:
         from asport_sync.server.operations import ServerOperations
         from asport_sync.server.server import Server
 
+        file = config.origin("server", arguments.config)
         service = Server.from_config(file)
         operations = ServerOperations(service)
     process.prepare()
@@ -59,6 +60,30 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         handler.close()
     return 0
+
+
+def _client(arguments: argparse.Namespace) -> tuple[Client, Path | None]:
+    """Returns the client that the command line or the environment describes, and its file; None: it has none."""
+    from asport_sync.client.client import Client
+
+    uri = given_uri(arguments.uri) if arguments.config is None else None
+    if uri is None:
+        for option in ("local", "trust_on_first_use"):
+            if getattr(arguments, option):
+                name = f"--{option.replace('_', '-')}"
+                raise ConfigError(f"{name} is for a URI: with a configuration file, set the key {option} there")
+        file = config.origin("client", arguments.config)
+        return Client.from_config(file), file
+    if arguments.local is None:
+        raise ConfigError(
+            "a URI does not name the local service that becomes public: add --local, such as --local 8080"
+        )
+    options: dict[str, Any] = {}
+    if arguments.trust_on_first_use:
+        if config.parse_uri(uri).pins:
+            raise ConfigError("--trust-on-first-use: the URI has a pin, so that the server need not be trusted blindly")
+        options["certificates"] = {"trust_on_first_use": True}
+    return Client.from_uri(uri, local=arguments.local, **options), None
 
 
 def check(arguments: argparse.Namespace) -> int:

@@ -135,7 +135,10 @@ class _Version(argparse.Action):
 
 
 def _run(parser: argparse.ArgumentParser, side: str) -> None:
-    _file(parser, side)
+    if side == "client":
+        _uri(parser, _file(parser, side))
+    else:
+        _file(parser, side)
     level = parser.add_mutually_exclusive_group()
     level.add_argument(
         "--log-level",
@@ -145,6 +148,23 @@ def _run(parser: argparse.ArgumentParser, side: str) -> None:
     level.add_argument("-v", "--verbose", action="count", default=0, help="log level info; if given twice, debug")
     parser.add_argument("--log-format", choices=list(LOG_FORMATS), help="overrides log_format of the configuration")
     parser.set_defaults(call=commands.run)
+
+
+def _uri(parser: argparse.ArgumentParser, source: argparse._MutuallyExclusiveGroup) -> None:
+    """Adds the arguments of a client without a configuration file."""
+    source.add_argument(
+        "uri",
+        metavar="URI",
+        nargs="?",
+        help="instead of a configuration: asport://UUID:PASSWORD@HOST:PORT?pin=..., as init prints it; -: the first "
+        "line of standard input; default: $ASPORT_URI. Other users of this machine can see a URI that is an argument",
+    )
+    parser.add_argument("--local", metavar="ADDRESS", help="with a URI: the local service, as in the key local")
+    parser.add_argument(
+        "--trust-on-first-use",
+        action="store_true",
+        help="with a URI without pin: accept any key of a server that is new, and from then on only that key",
+    )
 
 
 def _check(parser: argparse.ArgumentParser, side: str) -> None:
@@ -346,12 +366,15 @@ def _call_running(name: str, arguments: argparse.Namespace) -> int:
     return call(arguments)
 
 
-def _file(parser: argparse.ArgumentParser, side: str) -> None:
+def _file(parser: argparse.ArgumentParser, side: str) -> argparse._MutuallyExclusiveGroup:
+    """Adds the argument that names a configuration; returns the group of those that take its place."""
     parser.set_defaults(side=side)
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "-c",
         "--config",
         metavar="FILE",
         help=f"configuration; default: {side}.yaml, .yml, .toml or .json in the working directory, or in asport/ of "
         "the XDG configuration directories",
     )
+    return source

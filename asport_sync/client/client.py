@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import UUID
 
 from asport_sync.client.calls import ConnectedTunnel
@@ -35,14 +36,18 @@ from asport_sync.config import (
     TunnelOptions,
     UdpForwardMode,
     load_client,
+    parse_uri,
     tunnel_from_options,
 )
 from asport_sync.config.changes import tunnel_label
 from asport_sync.config.frozen_map import FrozenMap
 from asport_sync.errors import AsportError, LifecycleError
+from asport_sync.hidden import HiddenText
 from asport_sync.host.host import Host, log_keys_without_effect
 from asport_sync.host.lifecycle import Lifecycle, Services, drop_none, implemented_by, shows_state, take_callables
 from asport_sync.runtime.log import logger
+
+_Client = TypeVar("_Client", bound="Client")
 
 
 class Client(Lifecycle[ClientConfig, Sessions]):
@@ -83,6 +88,30 @@ class Client(Lifecycle[ClientConfig, Sessions]):
             options.clear()  # a traceback that shows the values of variables must not contain the password
         super().__init__(config)
         vars(self).update(callables)
+
+    @classmethod
+    def from_uri(
+        cls: type[_Client],
+        uri: str,
+        *,
+        local: str | int | tuple[str, int] | list[str] | list[str | int | tuple[str, int]],
+        **options: Any,
+    ) -> _Client:
+        """Creates a client from a URI, ``asport://UUID:PASSWORD@HOST:PORT?pin=...``, as ``asport-sync init`` prints it.
+
+        If the URI has pins, they are the only verification of the server; otherwise the system's certificate
+        authorities are trusted, unless ``certificates`` says something else.
+
+        Args:
+            uri: The URI.
+            local: The local service that becomes public.
+            options: Further options of a client, and of those that the URI has, other ones.
+
+        Raises:
+            ConfigError: The URI or an option is wrong. No part of the URI is in the error.
+        """
+        uri = HiddenText(uri)  # a traceback that shows the values of variables must not contain the password
+        return cls(local=local, **{**parse_uri(uri).options(), **options})
 
     def _set_up(self) -> None:
         # Held by the thread that changes the tunnels; guards the two fields below. Reentrant, because a signal handler

@@ -17,6 +17,7 @@ from asport_sync.client.connection import ServerConnection, is_steady, why_close
 from asport_sync.client.connector import Connector, Happened, Report
 from asport_sync.client.health import HealthChecks
 from asport_sync.client.incoming import Incoming
+from asport_sync.client.known_servers import KnownServers, default_path
 from asport_sync.client.published import Published, wait_ready
 from asport_sync.client.refusals import REFUSALS_OF_PORTS, why_refused
 from asport_sync.client.shared import Shared
@@ -46,6 +47,7 @@ from asport_sync.engine import (
 )
 from asport_sync.errors import (
     AsportError,
+    CertificateError,
     ConnectError,
     EngineClosedError,
     EngineError,
@@ -607,7 +609,37 @@ class ClientSession(Session):
             self._handlers[type(event)](server_connection, event)
 
     def _connected(self, server_connection: ServerConnection, _: Connected) -> None:
-        self._report(Report(Happened.CONNECTED, server_connection))
+        if self._config.tls.certificates.trust_on_first_use:
+            self.host.workers.submit(self._check_key, server_connection)
+        else:
+            self._report(Report(Happened.CONNECTED, server_connection))
+
+    def _check_key(self, server_connection: ServerConnection) -> None:
+        # Worker thread: it reads a file. The server gets no token before the answer.
+        report = Report(Happened.CONNECTED, server_connection)
+        try:
+            known = KnownServers(self._config.tls.certificates.known_servers or default_path())
+            added = known.check(self._config.server, server_connection.connection.peer_chain())
+            if added is not None:
+                self.log.warning("%s: trusting a new server with the key %s", self._config.server, added)
+        except GoneError:
+            return  # Closed follows
+        except CertificateError as problem:
+            report = Report(Happened.ENDED, server_connection, problem)
+        except Exception as problem:  # the connector waits for an answer in any case
+            unexpected = CertificateError(f"the server's key cannot be verified: {type(problem).__name__}: {problem}")
+            report = Report(Happened.ENDED, server_connection, unexpected)
+        self.host.call(self._key_checked, report)
+
+    def _key_checked(self, report: Report[ServerConnection]) -> None:
+        server_connection = report.connection
+        if server_connection is None or server_connection.connection not in self._connections:
+            return
+        if report.problem is not None:
+            server_connection.given_up = True
+            with contextlib.suppress(GoneError):
+                server_connection.connection.close(0)
+        self._report(report)
 
     def _silence(self, server_connection: ServerConnection, event: Silence) -> None:
         self._report(Report(Happened.SILENT if event.silent else Happened.HEARD, server_connection))
@@ -738,7 +770,11 @@ def _packets_received(server_connection: ServerConnection) -> int:
 
 def log_verification(tls: TlsClientConfig, log: Log) -> None:
     """Logs a warning if the server's certificate is not verified, or only its key is."""
-    if tls.skip_certificate_verification and tls.certificates.pins:
+    if tls.certificates.trust_on_first_use:
+        log.info(
+            "verifying only that the server has the key that it had before; name, validity and issuer do not matter"
+        )
+    elif tls.skip_certificate_verification and tls.certificates.pins:
         log.warning("verifying only the pinned key; name, validity and issuer are not checked")
     elif tls.skip_certificate_verification:
         log.warning("the server's certificate is not verified: anyone on the path can impersonate the server")

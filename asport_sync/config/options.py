@@ -48,6 +48,10 @@ class CertificatesOptions(TypedDict, total=False):
             one of these keys, in addition to all other verification, and also with ``skip_certificate_verification``.
         pins_only: Whether ``pins`` are the only verification: issuer, name and dates of the certificate do not matter.
             This needs no certificate authority, and is as safe as the way by which the pins came. Requires ``pins``.
+        trust_on_first_use: Whether to accept any key of a server that is not in ``known_servers`` yet, to add it there,
+            and to accept only that key from then on. Issuer, name and dates of the certificate do not matter.
+        known_servers: The file for ``trust_on_first_use``; created if there is none. Default:
+            ``asport-sync/known_servers`` in ``$XDG_STATE_HOME``, else in ``~/.local/state``.
         disable_native: Whether to ignore the system's certificate authorities, and to trust only ``paths`` and ``pem``.
     """
 
@@ -55,6 +59,8 @@ class CertificatesOptions(TypedDict, total=False):
     pem: str
     pins: list[str] | tuple[str, ...]
     pins_only: bool
+    trust_on_first_use: bool
+    known_servers: str | os.PathLike[str]
     disable_native: bool
 
 

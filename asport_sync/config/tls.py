@@ -8,9 +8,9 @@ from pathlib import Path
 from asport_sync.config import hosts, kinds, pins, values
 from asport_sync.config.bad_value import BadValue
 from asport_sync.config.credentials import Credential, credential, existing_file, pem
-from asport_sync.config.keys import BOOLEAN, with_inherited_keys
+from asport_sync.config.keys import BOOLEAN, PATH, with_inherited_keys
 from asport_sync.config.places import TLS, belongs_to
-from asport_sync.config.reader import Item, documented, key, parsed_all, scalar
+from asport_sync.config.reader import Item, documented, key, names_of, parsed_all, scalar
 from asport_sync.config.tables import read_table
 
 _CREDENTIAL = key(
@@ -31,6 +31,9 @@ class CertificatesConfig:
             one of these keys, in addition to all other verification, and also with ``skip_certificate_verification``.
         pins_only: Whether ``pins`` are the only verification: issuer, name and dates of the certificate do not matter.
             This needs no certificate authority, and is as safe as the way by which the pins came. Requires ``pins``.
+        trust_on_first_use: Whether to accept any key of a server that is not in ``known_servers`` yet, to add it there,
+            and to accept only that key from then on. Issuer, name and dates of the certificate do not matter.
+        known_servers: The file for ``trust_on_first_use``; created if there is none.
         disable_native: Whether to ignore the system's certificate authorities, and to trust only ``paths`` and ``pem``.
     """
 
@@ -50,6 +53,15 @@ class CertificatesConfig:
         ),
     )
     pins_only: bool = field(default=False, metadata=documented(BOOLEAN, since="Unreleased"))
+    trust_on_first_use: bool = field(default=False, metadata=documented(BOOLEAN, since="Unreleased"))
+    known_servers: Path | None = field(
+        default=None,
+        metadata=documented(
+            PATH,
+            since="Unreleased",
+            default="`asport-sync/known_servers` in `$XDG_STATE_HOME`, else in `~/.local/state`",
+        ),
+    )
     disable_native: bool = field(default=False, metadata=BOOLEAN)
 
 
@@ -106,7 +118,8 @@ class TlsClientConfig(TlsConfig):
     @property
     def verifies_certificate(self) -> bool:
         """Whether issuer, name and dates of the server's certificate are verified."""
-        return not (self.skip_certificate_verification or self.certificates.pins_only)
+        certificates = self.certificates
+        return not (self.skip_certificate_verification or certificates.pins_only or certificates.trust_on_first_use)
 
 
 @belongs_to("server", TLS)
@@ -131,10 +144,14 @@ def _existing_files(item: Item) -> tuple[Path, ...]:
 
 
 def _certificates(item: Item) -> CertificatesConfig:
-    entries = item.table("a table of paths, pem, pins, pins_only and disable_native")
+    entries = item.table(f"a table of {', '.join(names_of(CertificatesConfig))}")
     found = read_table(CertificatesConfig, item, entries, "client")
     if found.pins_only and not found.pins:
         raise BadValue("needs pins: without them, nothing would be verified", "pins_only")
     if found.pins_only and (found.paths or found.pem):
         raise BadValue("given together with paths or pem, which would have no effect", "pins_only")
+    if found.trust_on_first_use and (found.paths or found.pem or found.pins):
+        raise BadValue("given together with paths, pem or pins, which say what to trust", "trust_on_first_use")
+    if found.known_servers is not None and not found.trust_on_first_use:
+        raise BadValue("has no effect without trust_on_first_use", "known_servers")
     return found

@@ -222,7 +222,7 @@ def _load_trust(
         engine.client_credentials,
         alpn=[name.encode() for name in tls.alpn],
         trust=_bundle(trusted),
-        system_trust=not tls.certificates.disable_native,
+        system_trust=tls.verifies_certificate and not tls.certificates.disable_native,
         verify=tls.verifies_certificate,
         pins=tls.certificates.pins,
     )

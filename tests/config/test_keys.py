@@ -298,6 +298,10 @@ TLS_CLIENT = {
                 {"pins": ["0A" * 32], "pins_only": "yes", "disable_native": True},
                 CertificatesConfig(pins=(b"\n" * 32,), pins_only=True, disable_native=True),
             ),
+            (
+                {"trust_on_first_use": True, "known_servers": "/known"},
+                CertificatesConfig(trust_on_first_use=True, known_servers=Path("/known")),
+            ),
         ],
         [
             "ca.pem",
@@ -308,6 +312,9 @@ TLS_CLIENT = {
             {"pins": []},
             {"disable_native": True},
             {"pins_only": True},
+            {"trust_on_first_use": True, "pins": ["0A" * 32]},
+            {"trust_on_first_use": True, "pem": PEM},
+            {"known_servers": "known"},
             {"pins": ["0A" * 32], "pins_only": True, "pem": PEM},
             {"x": 1},
         ],
@@ -326,6 +333,7 @@ TLS_SERVER = {
 USER = VISITORS | {
     "password": TUNNEL["password"],
     "password_file": TUNNEL["password_file"],
+    "name": Row(None, [("alice", "alice"), ("a.b-c_D9", "a.b-c_D9")], ["", "a b", "x" * 65, "00" * 16, 7, []]),
     "dialect": PROXY["dialect"],
     "max_clients": Row(None, [(1, 1), (65535, 65535)], [0, 65536, "many"]),
     "bandwidth": BANDWIDTH,

@@ -205,6 +205,7 @@ class FakeConnection:
         self.id = number
         self.peer = peer
         self.secret = f"secret {number}".encode()
+        self.chain = b""
         self.sent: list[bytes] = []
         self.closed: tuple[int | None, float] | None = None
         self.joined: list[real.Carrier | None] = []
@@ -251,6 +252,10 @@ class FakeConnection:
         self._check()
         self.exports += 1
         return exported(self.secret, label, context, length)
+
+    def peer_chain(self) -> bytes:
+        self._check()
+        return self.chain
 
     def send(self, command: bytes) -> None:
         self._check()
