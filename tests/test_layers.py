@@ -29,11 +29,11 @@ ALLOWED = {
     # It knows a client or a server as Operations only, which each of them implements.
     "control": {"errors", "_version", "forked", "hidden", "config", "runtime", "engine", "host"},
     # The two sides never import each other.
-    "client": {"errors", "wire", "config", "runtime", "engine", "host", "control"},
+    "client": {"errors", "hidden", "wire", "config", "runtime", "engine", "host", "control"},
     "server": {"errors", "hidden", "wire", "config", "runtime", "engine", "host", "control"},
     # For those who set up a server; no running client or server imports it.
     "trust": {"errors", "hidden", "config", "runtime", "engine"},
-    "cli": {"errors", "_version", "config", "runtime", "engine", "host", "control", "client", "server", "trust"},
+    "cli": {"errors", "hidden", "_version", "config", "runtime", "engine", "host", "control", "client", "server", "trust"},
     # For programs that test themselves; of no use to any other room.
     "testing": set(),
     "": {"errors", "_version", "config", "engine", "host", "client", "server"},

@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script")
     completion.set_defaults(call=_completion)
     _init(sides.add_parser("init", help="write the files of a new server, and print the URI of its first client"))
+    _user(sides.add_parser("user", help="add, list and remove the users of a server, or change their passwords"))
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
     identifier.set_defaults(call=commands.uuid)
     _of_running(sides)
@@ -285,6 +286,42 @@ def _init(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--qr", action="store_true", help="print the URI as a QR code, too")
     shown.add_argument("--json", action="store_true", help="print URI, pin and files as JSON")
     parser.set_defaults(call=functools.partial(_call_trust, "init"))
+
+
+def _user(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    def added(name: str, call: str, text: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=f"The users of a server's configuration: {text}.")
+        _file(action, "server")
+        action.set_defaults(call=functools.partial(_call_trust, call))
+        return action
+
+    def changes(action: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        action.add_argument("--no-reload", action="store_true", help="do not have a running server reload the file")
+        return action
+
+    def prints_uri(action: argparse.ArgumentParser) -> None:
+        action.add_argument(
+            "--host",
+            metavar="HOST[:PORT]",
+            help="the address in the URI; default: the name in the certificate, and the port of the configuration",
+        )
+        shown = action.add_mutually_exclusive_group()
+        shown.add_argument("--qr", action="store_true", help="print the URI as a QR code, too")
+        shown.add_argument("--json", action="store_true", help="print URI, UUID and password as JSON")
+
+    add = changes(added("add", "add_user", "add one with a random UUID and password, and print the URI for clients"))
+    add.add_argument("name", metavar="NAME", help="1 to 64 letters, digits, -, _ and .")
+    add.add_argument("--entry", metavar="N", type=int, default=0, help="index in proxies; default: the first")
+    prints_uri(add)
+    listing = added("list", "list_users", "print them, without passwords")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    remove = changes(added("remove", "remove_user", "remove one"))
+    remove.add_argument("user", metavar="NAME|UUID", help="whom to remove")
+    rotate = changes(added("rotate", "rotate_password", "give one a new password, and print the URI for clients"))
+    rotate.add_argument("user", metavar="NAME|UUID", help="whose password is replaced")
+    prints_uri(rotate)
 
 
 def _call_trust(name: str, arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,13 +59,18 @@ class LockedFile:
     def __repr__(self) -> str:
         return f"LockedFile({str(self.path)!r})"
 
-    def replace(self, content: bytes) -> None:
+    def replace(self, content: bytes, check: Callable[[Path], object] | None = None) -> None:
         """Replaces the file by a new one with the same owner and permissions. A reader sees all of the old or the new.
+
+        Args:
+            content: The new content.
+            check: Called with the new file, which has the same folder and extension, before it takes the old one's
+                place. If it raises an exception, nothing has changed.
 
         Raises:
             OSError: The new file cannot be written, or cannot have the owner; nothing has changed.
         """
-        beside = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}")
+        beside = self.path.with_name(f".{self.path.stem}.{os.urandom(8).hex()}{self.path.suffix}")
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
         try:
             try:
@@ -76,6 +81,8 @@ class LockedFile:
                 _write(descriptor, content)
             finally:
                 os.close(descriptor)
+            if check is not None:
+                check(beside)
             os.rename(beside, self.path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):

@@ -87,3 +87,29 @@ def self_signed(host: str, days: int) -> SelfSigned:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return SelfSigned(certificate.public_bytes(serialization.Encoding.PEM), private_key, not_after)
+
+
+def issuer_and_hosts(certificate: bytes) -> tuple[bool, list[str]]:
+    """Returns whether a certificate is self-signed, and for which hosts it is valid, without wildcards.
+
+    Args:
+        certificate: PEM or DER; of several, the first counts.
+
+    Raises:
+        AsportError: The package cryptography is missing, or cannot read the certificate.
+    """
+    try:
+        from cryptography import x509
+    except ImportError as problem:
+        raise AsportError(f"cannot read a certificate: {problem}; install cryptography") from None
+
+    try:
+        load = x509.load_pem_x509_certificate if b"-----BEGIN" in certificate else x509.load_der_x509_certificate
+        found = load(bytes(certificate))
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return found.issuer == found.subject, []
+    except ValueError as problem:
+        raise AsportError(f"cannot read the server's certificate: {problem}") from None
+    hosts = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    return found.issuer == found.subject, [each for each in hosts if "*" not in each]

@@ -185,3 +185,40 @@ def test_a_server_that_answers_by_another_protocol_is_not_trusted(tmp_path: Path
         with Process(arguments, name="client") as client:
             client.wait_for("no answer from the server|connection failed", READY_TIMEOUT)
         assert not (tmp_path / "state").exists()
+
+
+def test_users_come_and_go_while_the_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    file = str(tmp_path / "server.yaml")
+
+    def run(*arguments: str) -> list[str]:
+        done = subprocess.run(
+            command(*arguments), capture_output=True, text=True, timeout=60, check=True, cwd=REPOSITORY
+        )
+        return done.stdout.splitlines()
+
+    with TcpEcho() as service, new_server(tmp_path) as (server, _):
+        said = run("user", "add", "alice", "-c", file)
+        assert re.fullmatch(r"reloaded: user alice \(.*\): added", said[1])
+        uri = parse_uri(said[-1])
+        arguments = command("client", "run", "-v", uri.reveal(), "--local", str(service.address[1]))
+        with Process(arguments, name="client") as client:
+            port = int(server.wait_for(r"user alice \(.*\) has port (\d+)", READY_TIMEOUT)[1])
+            assert echo(("127.0.0.1", port), b"hello") == b"hello"
+            rows = [line.split() for line in run("status", "--socket", "server")]
+            assert [row[1].rpartition(":")[2] for row in rows if row[:1] == ["alice"]] == [str(port)]
+            assert run("disconnect", "alice", "--socket", "server") == ["disconnected: 1"]
+            server.wait_for(r"user alice \(.*\): 1 connections closed by the operator", READY_TIMEOUT)
+
+            rotated = run("user", "rotate", "alice", "-c", file)
+            assert re.fullmatch(r"reloaded: user alice \(.*\): password: new", rotated[1])
+            client.wait_for("authentication failed", READY_TIMEOUT)
+            new = parse_uri(rotated[-1])
+            assert (new.uuid, new.pins, new.server) == (uri.uuid, uri.pins, uri.server)
+            assert new.password != uri.password
+        with Client.from_uri(new.reveal(), local=service.address) as again:
+            again.wait_ready(READY_TIMEOUT)
+            assert run("user", "remove", "alice", "-c", file)[1].endswith("removed")
+            server.wait_for(r"disconnected: .* of user alice", READY_TIMEOUT)
+        for password in (uri.password, new.password):
+            assert password not in server.output()
