@@ -33,7 +33,19 @@ ALLOWED = {
     "server": {"errors", "hidden", "wire", "config", "runtime", "engine", "host", "control"},
     # For those who set up a server; no running client or server imports it.
     "trust": {"errors", "hidden", "config", "runtime", "engine"},
-    "cli": {"errors", "hidden", "_version", "config", "runtime", "engine", "host", "control", "client", "server", "trust"},
+    "cli": {
+        "errors",
+        "hidden",
+        "_version",
+        "config",
+        "runtime",
+        "engine",
+        "host",
+        "control",
+        "client",
+        "server",
+        "trust",
+    },
     # For programs that test themselves; of no use to any other room.
     "testing": set(),
     "": {"errors", "_version", "config", "engine", "host", "client", "server"},

@@ -12,7 +12,7 @@ from asport_sync.config.bad_value import BadValue
 from asport_sync.config.hosts import host_port
 from asport_sync.config.pins import pins
 from asport_sync.engine import certificate_pin
-from asport_sync.errors import CertificateError
+from asport_sync.errors import CertificateError, EngineError
 from asport_sync.runtime import files
 
 FILE_NAME: Final = "known_servers"
@@ -50,7 +50,10 @@ class KnownServers:
         Raises:
             CertificateError: The key is another one than the known one, or the file is not usable.
         """
-        pin = certificate_pin(_first(chain))
+        try:
+            pin = certificate_pin(_first(chain))
+        except EngineError as problem:
+            raise CertificateError(f"the server's certificate cannot be read: {problem}") from None
         try:
             self._create()
             with files.locked(self._path) as file:

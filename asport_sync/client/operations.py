@@ -51,6 +51,7 @@ def _row(session: ClientSession, stats: TunnelStats) -> Row:
         id=f"tunnel {config.name}",
         name=config.name,
         user=str(config.uuid),
+        user_name=None,
         peer=str(config.server),
         public=None if stats.public is None else sockets.text(stats.public),
         local=str(config.local),

@@ -140,6 +140,12 @@ class _Collector:
             totals[labels] = totals.get(labels, ConnectionTotals()) + moved
         for row in status.tunnels:
             groups.setdefault(self._labels.of((row.name, row.user or "")), []).append(row)
+        names = InfoMetricFamily("asport_user", "The names of users, for joining with the label user.", labels=["user"])
+        for user, user_name in {row.user: row.user_name for row in status.tunnels}.items():
+            if user and user_name and ("", user) in groups:
+                names.add_metric([user], {"name": user_name})
+        if names.samples:
+            yield names
         public = GaugeMetricFamily(
             "asport_tunnels", "Tunnels that visitors can use: public (client) or joined (server).", labels=LABELS
         )

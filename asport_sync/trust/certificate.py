@@ -44,6 +44,7 @@ def self_signed(host: str, days: int) -> SelfSigned:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
     except ImportError as problem:
         raise AsportError(f"cannot create a certificate: {problem}; install cryptography") from None
 
@@ -53,7 +54,7 @@ def self_signed(host: str, days: int) -> SelfSigned:
     except ValueError:
         alternative = x509.DNSName(host.removesuffix("."))
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host[:_LONGEST_COMMON_NAME])])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:_LONGEST_COMMON_NAME])])
     now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
     not_after = now + datetime.timedelta(days=days)
     usage = dict.fromkeys(
@@ -80,7 +81,7 @@ def self_signed(host: str, days: int) -> SelfSigned:
         .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
     )
     private_key = key.private_bytes(

@@ -153,7 +153,7 @@ class _TomlEditor(Editor):
         self._document = tomlkit.parse(text)
 
     def _users(self, entry: int) -> Any:
-        return self._document["proxies"][entry]["users"]  # type: ignore[index]
+        return self._document["proxies"][entry]["users"]
 
     def _key(self, users: Any, user: uuid.UUID) -> str:
         return next(str(key) for key in users if _is(str(key), user))

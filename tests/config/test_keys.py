@@ -659,6 +659,13 @@ def test_one_uuid_has_one_line_in_its_entry() -> None:
         ServerConfig.from_options(**server(proxies=[{"users": {UUID: "x", UUID.upper(): "x"}}]))
 
 
+def test_one_name_has_one_user() -> None:
+    alice = {"name": "alice", "password": "x"}
+    with pytest.raises(ConfigError, match=f"the user {UUID} has this name already") as caught:
+        ServerConfig.from_options(**server(proxies=[{"users": {UUID: alice}}, {"users": {OTHER_UUID: alice}}]))
+    assert caught.value.key == f"proxies[1].users.{OTHER_UUID}.name"
+
+
 def test_the_nearest_dialect_counts() -> None:
     users = {UUID: {"password": "x", "dialect": "draft"}, OTHER_UUID: "y"}
     third = str(uuid.UUID(int=3))

@@ -101,6 +101,17 @@ def test_what_is_not_running() -> None:
     assert {each.name for each in samples(exposed(operations))} == {"asport_build_info", "asport_running"}
 
 
+def test_the_names_of_users() -> None:
+    assert "asport_user_info" not in exposed(FakeOperations())
+    rows = (
+        dataclasses.replace(ROW, name="", user_name="alice"),
+        dataclasses.replace(ROW, id="2", name="", user="other"),
+    )
+    text = exposed(FakeOperations(Side.SERVER, rows))
+    found = [each.labels for each in samples(text) if each.name == "asport_user_info"]
+    assert found == [{"user": ROW.user, "name": "alice"}]
+
+
 def test_clients_of_a_user_count_together() -> None:
     two = (dataclasses.replace(ROW, name="", rtt=0.5, path_payload=1200), dataclasses.replace(ROW, id="2", name=""))
     text = exposed(FakeOperations(Side.SERVER, two))
@@ -168,7 +179,7 @@ def test_the_page_has_every_metric_of_tunnels() -> None:
     assert f"{PLACE.begin}\n\n{metrics()}\n\n{PLACE.end}\n" in text, (
         "run python -m tests.control.metrics_page --write-docs"
     )
-    named = set(re.findall(r"`(asport_\w+)`", text)) - {"asport_"}
+    named = set(re.findall(r"`(asport_\w+)`", text)) - {"asport_", "asport_user_info"}
     assert named <= {each.name for each in samples(exposed(FakeOperations()))}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from pathlib import Path
 from typing import cast
 
-from asport_sync.engine import Connection
+from asport_sync.engine import Connection, StreamEnd, StreamResult
 from asport_sync.host.visits import Served, Visits
 from tests.host.fake_engine import FakeEngine
 
@@ -35,3 +36,16 @@ def test_connections_are_known_until_they_are_forgotten(tmp_path: Path) -> None:
     visits.forget(connection)
     assert not visits.serves(connection)
     visits.close()
+
+
+def test_a_line_has_the_name_of_the_user(tmp_path: Path) -> None:
+    connection = cast(Connection, FakeEngine().new_connection())
+    result = StreamResult(1, 2, StreamEnd.FINISHED)
+    for form in ("text", "json"):
+        visits = Visits(tmp_path / form, form, "server")
+        visits.serve(connection, Served("", "UUID", 1, "alice"))
+        visits.stream_ended(connection, ("192.0.2.7", 9), 1.0, result)
+        visits.close()
+    assert " port 1 user alice (UUID): " in (tmp_path / "text").read_text()
+    found = json.loads((tmp_path / "json").read_text())
+    assert (found["port"], found["user"], found["user_name"]) == (1, "UUID", "alice")
