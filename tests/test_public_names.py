@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import asport_sync
-from asport_sync import errors, testing
+from asport_sync import errors, testing, trust
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 
@@ -111,6 +111,16 @@ CLASSES: dict[str, set[str]] = {
     "TunnelOptions": set(),
     "UserOptions": set(),
 }
+TRUST = {
+    "NewPassword",
+    "NewServer",
+    "User",
+    "add_user",
+    "create_server",
+    "list_users",
+    "remove_user",
+    "rotate_password",
+}
 TESTING = {
     "DirectionCounters",
     "Faults",
@@ -144,6 +154,7 @@ def test_names_of_the_package() -> None:
 def test_names_of_the_other_public_modules() -> None:
     assert classes(errors) - IMPORTED == ERRORS
     assert public(vars(errors)) - IMPORTED - ERRORS == set()
+    assert set(trust.__all__) == TRUST
     assert set(testing.__all__) == TESTING
     assert classes(testing) == TESTING
 

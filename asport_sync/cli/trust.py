@@ -11,10 +11,8 @@ from pathlib import Path
 from asport_sync import trust
 from asport_sync.cli import output, table
 from asport_sync.config import load_server, written_pin
-from asport_sync.control import control_socket
-from asport_sync.control.caller import Caller, ControlError
+from asport_sync.control.caller import Caller, ControlError, running
 from asport_sync.errors import AsportError
-from asport_sync.host.stats import Side
 
 
 def init(arguments: argparse.Namespace) -> int:
@@ -107,15 +105,15 @@ def _reload(arguments: argparse.Namespace) -> str:
     if arguments.no_reload:
         return "not reloaded (--no-reload): a running server follows when it reloads"
     configured = load_server(arguments.config).control_socket
-    path = control_socket.default_path(Side.SERVER) if configured is None else configured
-    if not isinstance(path, Path):
-        return "not reloaded: there is no control socket to reach a running server; it follows on SIGHUP"
+    if configured == "off":
+        return "not reloaded: the server has no control socket (control_socket: off); it follows on SIGHUP"
     try:
-        done = Caller(path).post("/v1/reload")
+        caller = Caller(configured) if isinstance(configured, Path) else running("server")
+        done = caller.post("/v1/reload")
     except ControlError as problem:
-        return f"not reloaded: {problem}; a running server follows when it reloads"
+        return f"not reloaded: {problem}"
     if not done["changes"]:
-        return f"reloaded, but nothing has changed for the server at {path}: it may have another configuration file"
+        return f"reloaded, but nothing has changed for the server at {caller.path}: does it have another configuration?"
     return "\n".join(f"reloaded: {each}" for each in done["changes"])
 
 

@@ -20,7 +20,7 @@ from asport_sync.config.hosts import host as parsed_host
 from asport_sync.config.hosts import host_port
 from asport_sync.config.values import identifier, user_name
 from asport_sync.engine import certificate_pin
-from asport_sync.errors import ConfigError
+from asport_sync.errors import AsportError, ConfigError
 from asport_sync.hidden import HiddenText
 from asport_sync.runtime import files
 from asport_sync.trust.certificate import issuer_and_hosts
@@ -240,6 +240,10 @@ def _change(
             new, expected = change(config, EDITORS[path.suffix.lower()](text))
         except CannotEdit as problem:
             raise ConfigError(f"{by_hand} ({problem})", path=str(path)) from None
+        except AsportError:
+            raise
+        except Exception as problem:  # a library has met a form that it does not handle
+            raise ConfigError(f"{by_hand} ({type(problem).__name__})", path=str(path)) from None
 
         def check(written: Path) -> None:
             # Relative paths in the file start at the folder of the link, if it is one.

@@ -74,6 +74,15 @@ def test_every_password_is_read_as_it_was_written(password: str) -> None:
     assert parse_uri(uri.reveal()) == uri
 
 
+@given(st.text() | st.text(alphabet="asport:/@?pin=&%#[]0123456789abcdef-.").map(lambda text: f"asport://{text}"))
+def test_any_text_is_a_uri_or_an_error(text: str) -> None:
+    try:
+        uri = parse_uri(text)
+    except ConfigError:
+        return
+    assert parse_uri(uri.reveal()) == uri
+
+
 SECRET = "swordfish"
 
 
