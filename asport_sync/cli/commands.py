@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         given or service.config.log_level, form=arguments.log_format or service.config.log_format, follows=not given
     )
     try:
-        for problem in _loose_permissions(service.config, file):
+        for problem in config.loose_files(service.config, file):
             _log.warning("%s", problem)
         _log.debug("file descriptor limit: %s", descriptors.raise_limit() or "none")
         with by_default(service.config, operations):
@@ -92,7 +92,7 @@ def check(arguments: argparse.Namespace) -> int:
 
     file = config.origin(arguments.side, arguments.config)
     settings = _read(arguments.side, file)
-    for problem in _loose_permissions(settings, file):
+    for problem in config.loose_files(settings, file):
         output.complain(f"warning: {problem}")
     for problem in try_out(settings):
         output.complain(f"warning: {problem}")
@@ -156,39 +156,3 @@ def version() -> str:
 
 def _read(side: str, file: Path | None) -> config.ClientConfig | config.ServerConfig:
     return config.load_client(file) if side == "client" else config.load_server(file)
-
-
-def _loose_permissions(settings: config.ClientConfig | config.ServerConfig, file: Path | None) -> list[str]:
-    """Returns warnings about the permissions of a configuration's file, if it has one, and of the files it names."""
-    environment = Path()
-    secrets, others = _files(settings, file or environment)
-    return _loose(secrets - {environment}, others - {environment})
-
-
-def _files(settings: config.ClientConfig | config.ServerConfig, file: Path) -> tuple[set[Path], set[Path]]:
-    """Returns the files that hold secrets of a configuration, and its other files."""
-    if isinstance(settings, config.ClientConfig):
-        tunnels = settings.tunnels.values()
-        trusted = {path for tunnel in tunnels for path in tunnel.tls.certificates.paths}
-        secrets = {tunnel.password_file or file for tunnel in tunnels}
-        return secrets | _token(settings, file), {file} | trusted
-    users = [user for proxy in settings.proxies for user in proxy.users]
-    secrets = {user.password_file or file for user in users} | {settings.tls.private_key.path or file}
-    if settings.reset_key is not None:
-        secrets.add(settings.reset_key_file or file)
-    return secrets | _token(settings, file), {file, settings.tls.certificate.path or file}
-
-
-def _token(settings: config.HostConfig, file: Path) -> set[Path]:
-    """Returns the file that holds the token of the status address, if it has one."""
-    status = settings.status
-    return set() if status is None or status.token is None else {status.token_file or file}
-
-
-def _loose(secrets: set[Path], others: set[Path]) -> list[str]:
-    """Returns warnings about permissions of files.
-
-    Files in ``secrets`` must not be readable by others; none may be changed by others.
-    """
-    problems = (config.loose_permissions(path, secret=path in secrets) for path in sorted(secrets | others))
-    return [problem for problem in problems if problem is not None]

@@ -32,6 +32,7 @@ from asport_sync.config.options import (
     TunnelOptions,
     UserOptions,
 )
+from asport_sync.config.permissions import files_with_secrets, loose_files
 from asport_sync.config.pins import written_pin
 from asport_sync.config.places import Side
 from asport_sync.config.ports import PortRange, PortSet
@@ -89,10 +90,12 @@ __all__ = [
     "UserOptions",
     "VisitorsConfig",
     "dialect_of",
+    "files_with_secrets",
     "find",
     "load_client",
     "load_server",
     "locate",
+    "loose_files",
     "loose_permissions",
     "origin",
     "parse_uri",
