@@ -33,6 +33,8 @@ ALLOWED = {
     "server": {"errors", "hidden", "wire", "config", "runtime", "engine", "host", "control"},
     # For those who set up a server; no running client or server imports it.
     "trust": {"errors", "hidden", "config", "runtime", "engine"},
+    # It knows no server but by what it finds at its address, and uses a client as a program would.
+    "doctor": {"errors", "wire", "config", "runtime", "engine", "host", "control", "client"},
     "cli": {
         "errors",
         "hidden",
@@ -45,6 +47,7 @@ ALLOWED = {
         "client",
         "server",
         "trust",
+        "doctor",
     },
     # For programs that test themselves; of no use to any other room.
     "testing": set(),

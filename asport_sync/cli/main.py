@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     completion.set_defaults(call=_completion)
     _init(sides.add_parser("init", help="write the files of a new server, and print the URI of its first client"))
     _user(sides.add_parser("user", help="add, list and remove the users of a server, or change their passwords"))
+    _doctor(sides.add_parser("doctor", help="find out why a client or a server does not work"))
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
     identifier.set_defaults(call=commands.uuid)
     _of_running(sides)
@@ -362,6 +363,43 @@ def _install(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--print", action="store_true", help="print the unit file instead of writing it")
     result.add_argument("--force", action="store_true", help="overwrite an existing unit file")
     parser.set_defaults(call=commands.install_unit)
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="SIDE", required=True)
+    for side, what in (
+        ("client", "checks the way from the local service to the public port, through the server"),
+        ("server", "checks what a server on this machine needs, running or not"),
+    ):
+        action = actions.add_parser(
+            side,
+            help=what,
+            description=f"Prints findings and what to do about them: {what}. Exit status: 0 without problems, 1 with "
+            "some, 2 if the configuration is not usable.",
+        )
+        if side == "client":
+            action.add_argument(
+                "-c",
+                "--config",
+                metavar="FILE|URI",
+                help="configuration; or the URI of a server, or - to read one from standard input (other users can see "
+                "one on the command line); default: the URI in ASPORT_URI, or the file that client run would use",
+            )
+            action.add_argument(
+                "--nat", action="store_true", help="measure how long bindings of a NAT last, which may take minutes"
+            )
+        else:
+            action.add_argument(
+                "-c", "--config", metavar="FILE", help="configuration; default: the file that server run would use"
+            )
+        action.add_argument("--json", action="store_true", help="all findings as one JSON object, at the end")
+        action.set_defaults(call=_call_doctor, side=side)
+
+
+def _call_doctor(arguments: argparse.Namespace) -> int:
+    from asport_sync.cli import doctor  # not at the top: clients and servers may run for months without it
+
+    return doctor.run(arguments)
 
 
 def _of_running(commands_: argparse._SubParsersAction[_Parser]) -> None:

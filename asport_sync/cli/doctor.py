@@ -1,0 +1,75 @@
+"""The command ``doctor``: prints findings as they are made, or all of them as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from asport_sync import config
+from asport_sync.cli import output
+from asport_sync.config.uri import LONGEST_URI, SCHEME
+from asport_sync.doctor import Finding, State, check_client, check_server
+from asport_sync.errors import AsportError
+from asport_sync.hidden import HiddenText
+from asport_sync.runtime.log import printable
+
+_FINDINGS = 1
+_CANNOT_RUN = 2
+_STANDARD_INPUT = "-"
+_VARIABLE = "ASPORT_URI"
+_NO_LOCAL = 9  # the discard port, in the place of the local service that a URI does not name; never dialled
+_COLOURS = {State.OK: "32", State.WARNING: "33", State.ERROR: "31", State.SKIPPED: "2"}  # SGR (ECMA-48)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks a client or a server; returns 0 without problems, 1 with some, 2 if the configuration is not usable."""
+    report = None if arguments.json else _print
+    try:
+        if arguments.side == "client":
+            settings, file = _client(arguments.config)
+            findings = check_client(
+                settings, file=file, nat_binding=arguments.nat, has_local=file is not None, report=report
+            )
+        else:
+            file = config.locate("server", arguments.config)
+            findings = check_server(config.load_server(file), file=file, report=report)
+    except (AsportError, OSError) as problem:
+        output.complain(str(problem))
+        return _CANNOT_RUN
+    problems = [each for each in findings if each.state in (State.WARNING, State.ERROR)]
+    if arguments.json:
+        result = {"side": arguments.side, "problems": len(problems), "findings": [each.as_dict() for each in findings]}
+        output.say(json.dumps(result, ensure_ascii=False))
+    else:
+        output.say(f"{len(problems)} problem{'' if len(problems) == 1 else 's'} found")
+    return _FINDINGS if problems else 0
+
+
+def _client(source: str | None) -> tuple[config.ClientConfig, Path | None]:
+    """Returns the configuration of a client, and the file that it is from; None: it is from a URI.
+
+    Raises:
+        ConfigError: It is not usable.
+    """
+    uri = os.environ.get(_VARIABLE) if source is None else source
+    if source == _STANDARD_INPUT:
+        uri = HiddenText(sys.stdin.read(LONGEST_URI + 1))
+    if uri and (source in (None, _STANDARD_INPUT) or uri[: len(SCHEME)].lower() == SCHEME):
+        options = config.parse_uri(uri).options()
+        return config.ClientConfig.from_options(**options, local=_NO_LOCAL), None
+    file = config.locate("client", source)
+    return config.load_client(file), file
+
+
+def _print(finding: Finding) -> None:
+    """Prints a finding: a line, and another one with the cure."""
+    state = f"{finding.state.value:8}"
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        state = f"\x1b[{_COLOURS[finding.state]}m{state}\x1b[0m"
+    tunnel = f"{finding.tunnel}: " if finding.tunnel else ""
+    output.say(f"{state} {printable(f'{finding.id:21} {tunnel}{finding.found}')}")
+    if finding.cure:
+        output.say(f"{'':9}what to do: {printable(finding.cure)}")

@@ -1,0 +1,85 @@
+"""The local service of a tunnel: whether it accepts connections. Nothing is sent to it."""
+
+from __future__ import annotations
+
+import socket
+
+from asport_sync.config import HostPort, TunnelConfig, UnixSocket
+from asport_sync.doctor.findings import Findings
+from asport_sync.doctor.machine import bound_ports
+from asport_sync.runtime import sockets
+from asport_sync.runtime.threads import StopSignal
+
+_MAX_TIMEOUT = 5.0  # seconds for each address, unless dial_timeout is shorter
+
+
+def check(config: TunnelConfig, findings: Findings) -> None:
+    """Checks each address of the service."""
+    if config.network in ("tcp", "both"):
+        _check_tcp(config, findings)
+    if config.network in ("udp", "both"):
+        _check_udp(config, findings)
+
+
+def _check_tcp(config: TunnelConfig, findings: Findings) -> None:
+    timeout = min(config.dial_timeout, _MAX_TIMEOUT)
+    problems: list[tuple[str, str]] = []
+    answering = []
+    for target in config.local.addresses:
+        found = _dial(target, timeout)
+        if found is None:
+            answering.append(str(target))
+        else:
+            problems.append(found)
+    if not answering:
+        for kind, said in problems:
+            findings.problem(kind, said)
+        return
+    findings.ok("local", f"{', '.join(answering)} accepts TCP connections")
+    if problems and str(config.local) != f"localhost:{_port_of(config)}":
+        findings.problem("local-partial", "; ".join(said for _, said in problems))
+
+
+def _port_of(config: TunnelConfig) -> int | None:
+    first = config.local.addresses[0]
+    return None if isinstance(first, UnixSocket) else first.port
+
+
+def _dial(target: HostPort | UnixSocket, timeout: float) -> tuple[str, str] | None:
+    """Connects, and closes the connection; returns the problem."""
+    stop = StopSignal()
+    try:
+        if isinstance(target, UnixSocket):
+            sockets.dial_unix(target.path, timeout, stop).close()
+        else:
+            addresses = sockets.resolve(target.host, target.port, socket.SOCK_STREAM)
+            sockets.dial_tcp(addresses, timeout, stop)[0].close()
+    except socket.gaierror as problem:
+        return "local-unknown", f"{target}: {problem.strerror}"
+    except TimeoutError as problem:
+        return "local-silent", f"{target}: {problem.strerror}"
+    except OSError as problem:
+        return "local-refused", f"{target}: {problem.strerror or problem}"
+    finally:
+        stop.close()
+    return None
+
+
+def _check_udp(config: TunnelConfig, findings: Findings) -> None:
+    """Looks at the kernel's table of UDP sockets; a datagram would reach the service."""
+    used = bound_ports("udp")
+    for target in config.local.addresses:
+        if isinstance(target, UnixSocket):
+            continue
+        try:
+            addresses = sockets.resolve(target.host, target.port, socket.SOCK_DGRAM)
+        except OSError:
+            continue  # reported with TCP
+        here = [address for address in addresses if sockets.is_here(address[0])]
+        if not here:
+            findings.skipped("local", f"{target}: UDP on another machine cannot be checked without sending something")
+            return
+        if target.port in used:
+            findings.ok("local", f"{target}: a program has the UDP port")
+            return
+    findings.problem("local-udp", f"{config.local}")
