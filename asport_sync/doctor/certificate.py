@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import ipaddress
@@ -36,22 +37,37 @@ class Chain:
         from cryptography import x509
 
         self.certificates: list[Certificate] = []
-        try:
+        # GnuTLS has read them, so that only exotic ones are unusable here. Fields are parsed when they are asked for.
+        with contextlib.suppress(ValueError, IndexError):
             for der in _split(content):
-                self.certificates.append(x509.load_der_x509_certificate(der))
-        except (ValueError, IndexError):
-            pass  # GnuTLS has read them, so that only exotic ones are not usable here
+                found = x509.load_der_x509_certificate(der)
+                found.issuer.rfc4514_string()
+                found.not_valid_before_utc, found.not_valid_after_utc  # noqa: B018
+                self.certificates.append(found)
+
+    @classmethod
+    def of_file(cls, content: bytes) -> Chain:
+        """Returns the certificates of PEM text or DER."""
+        from cryptography import x509
+
+        if b"-----BEGIN " not in content:
+            return cls(content)
+        chain = cls(b"")
+        with contextlib.suppress(ValueError):
+            chain.certificates = x509.load_pem_x509_certificates(content)
+        return chain
 
     @property
     def pin(self) -> bytes | None:
         """The SHA-256 of the first one's public key (RFC 7469 section 2.4)."""
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
         if not self.certificates:
             return None
         try:
             key = self.certificates[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        except (ValueError, TypeError, NotImplementedError):
+        except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
             return None
         return hashlib.sha256(key).digest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from asport_sync.engine import (
 )
 from asport_sync.errors import ConfigError, EngineClosedError, GoneError
 from asport_sync.host.certificates import load_client
-from asport_sync.host.host import CONGESTION
 from asport_sync.runtime import sockets
 from asport_sync.runtime.sockets import SocketAddress
 
@@ -31,7 +31,8 @@ TIMEOUT = 5.0
 """Seconds for a handshake, unless the key ``timeout`` is shorter: several round trips and retransmissions."""
 
 _CLOSE_TIMEOUT = 1.0  # seconds for the event after a close
-_SETTLE = 0.2  # seconds after the handshake in which a server may close for what it has found
+_IDLE_TIMEOUT = 600.0  # seconds; the server's applies, which is shorter
+_STREAMS = 64  # that a server may open
 _NO_APPLICATION_PROTOCOL = 0x178  # RFC 9001 section 4.8, TLS alert 120
 _CONNECTION_REFUSED = 0x02  # RFC 9000 section 20.1
 _VERSION_NEGOTIATION = 0x11  # RFC 9368 section 8
@@ -47,6 +48,29 @@ def engine() -> Iterator[Engine]:
         yield made
     finally:
         made.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Settings of an attempt.
+
+    Attributes:
+        server_name: Name or IP address that the certificate must be for.
+        send_sni: Whether a name is sent as SNI.
+        timeout: Seconds.
+        max_udp_payload: Bytes, as the key.
+    """
+
+    server_name: str
+    send_sni: bool = True
+    timeout: float = TIMEOUT
+    max_udp_payload: int = 65527
+
+    @classmethod
+    def of(cls, config: TunnelConfig) -> Options:
+        """Returns the settings of a tunnel."""
+        timeout = min(config.timeout, TIMEOUT)
+        return cls(config.server_name, not config.tls.disable_sni, timeout, config.max_udp_payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +90,7 @@ class Result:
     seconds: float = 0.0
 
 
-def attempt(made: Engine, credentials: Credentials, config: TunnelConfig, address: SocketAddress) -> Result:
+def attempt(made: Engine, credentials: Credentials, address: SocketAddress, options: Options) -> Result:
     """Makes a handshake and closes the connection.
 
     Raises:
@@ -74,40 +98,49 @@ def attempt(made: Engine, credentials: Credentials, config: TunnelConfig, addres
         EngineError: The engine lacks memory.
     """
     begun = time.monotonic()
-    connection = connect(made, credentials, config, address)
-    deadline = begun + min(config.timeout, TIMEOUT) + _CLOSE_TIMEOUT
+    connection = connect(made, credentials, address, options)
+    deadline = begun + options.timeout + _CLOSE_TIMEOUT
     result = Result(None)
     for event in events(made, connection, deadline):
         if isinstance(event, Connected):
             alpn = event.alpn.decode("ascii", "backslashreplace")
-            result = Result(None, connection.peer_chain(), alpn, time.monotonic() - begun)
-            connection.close(0)
+            result = Result(None, b"", alpn, time.monotonic() - begun)
+            with contextlib.suppress(GoneError):  # the server may have closed it already
+                result = dataclasses.replace(result, chain=connection.peer_chain())
+                connection.close(0)
         elif isinstance(event, Closed):
             return result if result.alpn else Result(event)
     return result
 
 
-def connect(made: Engine, credentials: Credentials, config: TunnelConfig, address: SocketAddress) -> Connection:
+def connect(made: Engine, credentials: Credentials, address: SocketAddress, options: Options) -> Connection:
     """Begins a connection that sends nothing on its own once it is established."""
     with sockets.unbound_udp(address[0]) as sock:
+        transport = Transport(
+            max_udp_payload=options.max_udp_payload,
+            idle_timeout=_IDLE_TIMEOUT,
+            handshake_timeout=options.timeout,
+            max_streams_bidi=_STREAMS,
+        )
         return made.connect(
             sock,
             credentials,
-            Transport(
-                congestion=CONGESTION[config.congestion_control],
-                max_udp_payload=config.max_udp_payload,
-                idle_timeout=_IDLE_TIMEOUT,
-                handshake_timeout=min(config.timeout, TIMEOUT),
-                max_streams_bidi=_STREAMS,
-            ),
+            transport,
             remote=address,
-            server_name=config.server_name,
-            send_sni=not config.tls.disable_sni,
+            server_name=options.server_name,
+            send_sni=options.send_sni,
         )
 
 
-_IDLE_TIMEOUT = 600.0  # seconds; the server's applies, which is shorter
-_STREAMS = 64
+def served_chain(address: SocketAddress, alpn: Sequence[str]) -> bytes:
+    """Returns the certificates that a server sends, DER, without verification; empty if there is no handshake."""
+    with engine() as made:
+        return attempt(made, _trusting_anyone(made, alpn), address, Options(server_name=address[0])).chain
+
+
+def _trusting_anyone(made: Engine, alpn: Sequence[str]) -> Credentials:
+    """Returns credentials that only show what a server sends. Nothing is sent to it that it could misuse."""
+    return made.client_credentials(alpn=[name.encode() for name in alpn], verify=False)
 
 
 def events(made: Engine, connection: Connection, deadline: float) -> Iterator[Event]:
@@ -139,7 +172,7 @@ def check(
             findings.skipped("handshake", "needs the trusted certificates")
             return None
         for address in [*quic, *silent]:
-            result = attempt(made, trusted.credentials, config, address)
+            result = attempt(made, trusted.credentials, address, Options.of(config))
             if result.closed is None or result.closed.cause is not CloseCause.HANDSHAKE_TIMEOUT:
                 break
         where = sockets.text(address)
@@ -152,10 +185,8 @@ def check(
             return address
         if closed.cause is CloseCause.CERTIFICATE:
             findings.ok("handshake", f"{where}: the server answers; its certificate is rejected")
-            anyone = made.client_credentials(alpn=[name.encode() for name in config.tls.alpn], verify=False)
-            with contextlib.suppress(GoneError):
-                shown = attempt(made, anyone, config, address)
-                certificate.explain(closed, Chain(shown.chain), config, findings)
+            shown = attempt(made, _trusting_anyone(made, config.tls.alpn), address, Options.of(config))
+            certificate.explain(closed, Chain(shown.chain), config, findings)
             return None
         if closed.cause is CloseCause.HANDSHAKE_TIMEOUT and address in silent and not closed.totals.packets_received:
             for each in silent:

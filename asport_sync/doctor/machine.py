@@ -18,7 +18,6 @@ from asport_sync.runtime.descriptors import MAX_DESCRIPTORS
 
 _BUFFER = 4 << 20  # bytes: what the engine asks for
 _BUFFER_WORTH = 1 << 20  # bytes: below it the engine logs a line about the limit
-_FORCE = {socket.SO_RCVBUF: 33, socket.SO_SNDBUF: 32}  # SO_RCVBUFFORCE, SO_SNDBUFFORCE, <asm-generic/socket.h>
 _DESCRIPTORS = 1024  # a small number of connections, and everything else
 _SPARE_DESCRIPTORS = 128  # for files, the engine and its threads
 _FUTURE = 300.0  # seconds that the time of a file may be ahead, on a network file system for example
@@ -27,23 +26,17 @@ _LISTENING = "0A"  # TCP_LISTEN, <netinet/tcp.h>
 
 
 def check_buffers(findings: Findings) -> None:
-    """Checks which buffers the kernel grants a UDP socket, in the way in which the engine asks for them."""
+    """Checks which buffers the kernel grants a UDP socket without CAP_NET_ADMIN, with which there is no limit."""
+    got = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        got = [_enlarged(sock, option) for option in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+            got.append(sock.getsockopt(socket.SOL_SOCKET, option) // 2)  # the kernel doubles it, socket(7)
     said = f"{got[0]} bytes (receive) and {got[1]} bytes (send)"
     if min(got) < _BUFFER_WORTH:
         findings.problem("buffers-small", said)
     else:
         findings.ok("buffers", said)
-
-
-def _enlarged(sock: socket.socket, option: int) -> int:
-    """Enlarges a buffer as far as possible; returns its size without the kernel's overhead."""
-    for each in (_FORCE[option], option):
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, each, _BUFFER)
-            break
-    return sock.getsockopt(socket.SOL_SOCKET, option) // 2  # the kernel doubles it, socket(7)
 
 
 def check_descriptors(needed: int | None, pid: int | None, findings: Findings) -> None:

@@ -88,7 +88,9 @@ def _survives(made: Engine, config: TunnelConfig, server: SocketAddress, idle: f
     Returns:
         Whether its packet arrives; or why this cannot be observed.
     """
-    connection = handshake.connect(made, load_client(config, made, None).credentials, config, server)
+    connection = handshake.connect(
+        made, load_client(config, made, None).credentials, server, handshake.Options.of(config)
+    )
     try:
         public = _join(made, connection, config)
         if isinstance(public, str):

@@ -6,10 +6,12 @@ Negotiation packet (RFC 9000, section 6; the invariants of RFC 8999).
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
 import select
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ _SENDS = (0.0, 0.3, 0.9, 1.8)  # seconds after which the probe is sent: packets 
 _TIMEOUT = 3.0  # seconds for all of them
 _LARGEST = 65535
 _VERSION_1 = 1
+_IP_RECVERR = 11  # <linux/in.h>; the socket module has no name for it
+_IPV6_RECVERR = 25  # <linux/in6.h>
 
 
 class Answer(enum.Enum):
@@ -43,12 +47,14 @@ class Probe:
     """The result of a probe.
 
     Attributes:
+        address: What was probed.
         answer: What came back.
         detail: More about it.
         rtt: Seconds until the answer.
         versions: The QUIC versions that the server speaks.
     """
 
+    address: SocketAddress
     answer: Answer
     detail: str = ""
     rtt: float = 0.0
@@ -62,9 +68,10 @@ def probe(address: SocketAddress, timeout: float = _TIMEOUT) -> Probe:
     packet = head.ljust(_SIZE, b"\0")
     begun = time.monotonic()
     due = [begun + delay for delay in _SENDS if delay < timeout]
-    last, errors = Probe(Answer.NONE), 0
+    last, errors = Probe(address, Answer.NONE), 0
     try:
         with sockets.connected_udp(address) as sock:
+            _report_all_errors(sock)
             poll = select.poll()
             poll.register(sock, select.POLLIN)
             while (now := time.monotonic()) < begun + timeout:
@@ -76,17 +83,33 @@ def probe(address: SocketAddress, timeout: float = _TIMEOUT) -> Probe:
                         data = sock.recv(_LARGEST)
                         versions = negotiated(data, ours, theirs)
                         if versions is not None:
-                            return Probe(Answer.QUIC, rtt=time.monotonic() - begun, versions=versions)
-                        last = Probe(Answer.OTHER, f"{len(data)} bytes that are no version negotiation")
+                            return Probe(address, Answer.QUIC, rtt=time.monotonic() - begun, versions=versions)
+                        last = Probe(address, Answer.OTHER, f"{len(data)} bytes that are no version negotiation")
                 except BlockingIOError:
-                    continue
+                    _drain_errors(sock)
                 except OSError as problem:
-                    last, errors = _of_error(problem), errors + 1
+                    _drain_errors(sock)
+                    last, errors = _of_error(address, problem), errors + 1
                     if errors > 1 or last.answer is Answer.FORBIDDEN:  # a single ICMP message may be forged
                         return last
             return last
     except OSError as problem:
-        return _of_error(problem)
+        return _of_error(address, problem)
+
+
+def _report_all_errors(sock: socket.socket) -> None:
+    """Has the kernel report ICMP messages that it ignores otherwise, such as host unreachable: ip(7), ipv6(7)."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+
+
+def _drain_errors(sock: socket.socket) -> None:
+    """Empties the error queue, which would make the socket ready all the time."""
+    with contextlib.suppress(OSError):
+        while True:
+            sock.recvmsg(1, 512, socket.MSG_ERRQUEUE)
 
 
 def negotiated(data: bytes, ours: bytes, theirs: bytes) -> tuple[int, ...] | None:
@@ -100,7 +123,7 @@ def negotiated(data: bytes, ours: bytes, theirs: bytes) -> tuple[int, ...] | Non
     return tuple(int.from_bytes(versions[place : place + 4], "big") for place in range(0, len(versions), 4))
 
 
-def _of_error(problem: OSError) -> Probe:
+def _of_error(address: SocketAddress, problem: OSError) -> Probe:
     kinds = {
         errno.ECONNREFUSED: Answer.CLOSED,
         errno.EHOSTUNREACH: Answer.UNREACHABLE,
@@ -108,7 +131,7 @@ def _of_error(problem: OSError) -> Probe:
         errno.EPERM: Answer.FORBIDDEN,
         errno.EACCES: Answer.FORBIDDEN,
     }
-    return Probe(kinds.get(problem.errno or 0, Answer.UNREACHABLE), problem.strerror or str(problem))
+    return Probe(address, kinds.get(problem.errno or 0, Answer.UNREACHABLE), problem.strerror or str(problem))
 
 
 _PROBLEMS = {

@@ -10,8 +10,8 @@ from pathlib import Path
 from asport_sync.config import ProxyConfig, ServerConfig
 from asport_sync.control.caller import Caller, ControlError, everyone
 from asport_sync.control.status import Status
-from asport_sync.doctor import machine, reachability
-from asport_sync.doctor.certificate import date
+from asport_sync.doctor import handshake, machine, reachability
+from asport_sync.doctor.certificate import Chain, date
 from asport_sync.doctor.findings import Finding, Findings
 from asport_sync.doctor.reachability import Answer
 from asport_sync.engine import Engine
@@ -152,8 +152,20 @@ def _check_listen(config: ServerConfig, status: Status | None, findings: Finding
     found = _probe(host, port)
     if found.answer is Answer.QUIC:
         findings.ok("listen", f"the server answers at {where} after {found.rtt * 1000:.1f} ms")
+        _check_served(config, found.address, findings)
     else:
         findings.problem("not-answering", f"{where}: {found.answer.value}")
+
+
+def _check_served(config: ServerConfig, address: SocketAddress, findings: Findings) -> None:
+    """Compares the certificate that the running server sends with that of its file."""
+    served = Chain(handshake.served_chain(address, config.tls.alpn)).certificates
+    try:
+        named = Chain.of_file(config.tls.certificate.read()).certificates
+    except ConfigError:
+        return  # reported as unusable
+    if served and named and served[0] != named[0]:
+        findings.problem("certificate-stale", f"in use until {date(served[0].not_valid_after_utc.timestamp())}")
 
 
 def _probe(host: str, port: int) -> reachability.Probe:

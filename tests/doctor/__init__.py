@@ -1,0 +1,1 @@
+"""The doctor: each of its findings, by the fault that it names."""
