@@ -29,14 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
     report = None if arguments.json else _print
     try:
         if arguments.side == "client":
-            settings, file = _client(arguments.config)
+            client, file = _client(arguments.config)
             findings = check_client(
-                settings, file=file, nat_binding=arguments.nat, has_local=file is not None, report=report
+                client, file=file, nat_binding=arguments.nat, has_local=file is not None, report=report
             )
         else:
             file = config.locate("server", arguments.config)
             findings = check_server(config.load_server(file), file=file, report=report)
-    except (AsportError, OSError) as problem:
+    except AsportError as problem:
         output.complain(str(problem))
         return _CANNOT_RUN
     problems = [each for each in findings if each.state in (State.WARNING, State.ERROR)]

@@ -141,7 +141,7 @@ def check(chain: Chain, config: TunnelConfig, findings: Findings) -> None:
         return
     last, now = chain.last_moment, time.time()
     if last is not None and now < last < now + SOON:
-        findings.problem("certificate-expires", f"on {date(last)}")
+        findings.problem("certificate-expires", f"valid until {date(last)}")
     else:
         pinned = ", key pinned" if tls.certificates.pins else ""
         until = f", valid until {date(last)}" if last is not None else ""
@@ -160,7 +160,7 @@ def explain(closed: Closed, chain: Chain, config: TunnelConfig, findings: Findin
         findings.problem("certificate-early", f"valid from {date(first)}; this machine's clock says {date(now)}")
         findings.problem("clock-wrong", f"at least {_span(first - now)} behind, if the certificate is in use rightly")
     elif closed.code == _EXPIRED:
-        when = f"on {date(last)}; this machine's clock says {date(now)}" if last is not None else said
+        when = f"since {date(last)}; this machine's clock says {date(now)}" if last is not None else said
         findings.problem("certificate-expired", when)
     elif closed.code == _UNKNOWN_CA:
         findings.problem("certificate-untrusted", f"issuer {chain.issuer}")

@@ -207,7 +207,7 @@ PROBLEMS: Mapping[str, Problem] = {
     ),
     "port-denied": _error(
         "The user may not open any port of expected_port_range.",
-        "ask for one of the ports that allow_ports of the server has",
+        "ask for a port that is in allow_ports of the server",
     ),
     "port-taken": _error(
         "No port of expected_port_range is free on the server: another client or program has it.",

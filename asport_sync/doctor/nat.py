@@ -113,7 +113,7 @@ def _survives(made: Engine, config: TunnelConfig, server: SocketAddress, idle: f
 def _join(made: Engine, connection: Connection, config: TunnelConfig) -> int | str:
     """Authenticates, without heartbeats and keep-alive probes; returns the public port, or why there is none."""
     if _next(made, connection, handshake.TIMEOUT, Connected) is None:
-        return "no connection"
+        return "the connection fails"
     proof = connection.export(token.label(config.uuid), token.context(config.password), token.TOKEN_LENGTH)
     mode = encode_mode(ForwardMode(tcp=True, udp=None), Dialect(config.dialect))
     ports = config.expected_port_range

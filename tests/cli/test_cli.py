@@ -89,6 +89,9 @@ def module(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["client", "run", "--log-level", "info", "-v"],
         ["client", "check", "-v"],
         ["uuid", "5"],
+        ["doctor"],
+        ["doctor", "both"],
+        ["doctor", "server", "--nat"],
         ["pin", "one.pem", "two.pem"],
         ["pin", "-c", "server.yaml", "one.pem"],
         ["--versions"],
@@ -164,7 +167,7 @@ def test_a_file_name_that_is_not_utf_8_is_printed_all_the_same(capsys: pytest.Ca
 
 
 @pytest.fixture
-def printing(client_file: Path, certificate: Certificate) -> dict[str, list[str]]:
+def printing(client_file: Path, server_file: Path, certificate: Certificate) -> dict[str, list[str]]:
     """Command lines of every kind that prints."""
     return {
         "version": ["--version"],
@@ -173,10 +176,11 @@ def printing(client_file: Path, certificate: Certificate) -> dict[str, list[str]
         "uuid": ["uuid"],
         "check": ["client", "check", "-c", str(client_file)],
         "pin": ["pin", str(certificate.certificate)],
+        "doctor": ["doctor", "server", "-c", str(server_file)],
     }
 
 
-KINDS = ["version", "help", "help of an action", "uuid", "check", "pin"]
+KINDS = ["version", "help", "help of an action", "uuid", "check", "pin", "doctor"]
 
 
 def printed_to(descriptor: int, arguments: list[str], *, unbuffered: bool, both: bool = False) -> tuple[int, bytes]:

@@ -66,7 +66,7 @@ def answering(answer: Callable[[bytes], bytes | None]) -> Iterator[Address]:
 
         def serve() -> None:
             while True:
-                if reading in select.select([sock, reading], [], [])[0]:
+                if reading in select.select([sock.fileno(), reading], [], [])[0]:
                     return
                 data, source = sock.recvfrom(65535)
                 back = answer(data)
@@ -95,7 +95,8 @@ def negotiation(data: bytes, *versions: int) -> bytes:
 @contextlib.contextmanager
 def quic_server(certificate: Certificate, alpn: str, code: int | None = None) -> Iterator[Address]:
     """A server of aioquic that never says anything, or closes with a transport error as soon as it can."""
-    from aioquic.asyncio import QuicConnectionProtocol, serve
+    from aioquic.asyncio.protocol import QuicConnectionProtocol
+    from aioquic.asyncio.server import serve
     from aioquic.quic.configuration import QuicConfiguration
     from aioquic.quic.events import HandshakeCompleted, QuicEvent
 
@@ -111,6 +112,7 @@ def quic_server(certificate: Certificate, alpn: str, code: int | None = None) ->
 
     def run() -> None:
         server = loop.run_until_complete(serve("127.0.0.1", 0, configuration=configuration, create_protocol=Closing))
+        assert server._transport is not None
         address.append(server._transport.get_extra_info("sockname"))
         begun.set()
         loop.run_forever()
