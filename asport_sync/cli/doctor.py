@@ -10,16 +10,14 @@ from pathlib import Path
 
 from asport_sync import config
 from asport_sync.cli import output
-from asport_sync.config.uri import LONGEST_URI, SCHEME
+from asport_sync.cli.given_uri import STANDARD_INPUT, given_uri
+from asport_sync.config.uri import SCHEME
 from asport_sync.doctor import Finding, State, check_client, check_server
 from asport_sync.errors import AsportError
-from asport_sync.hidden import HiddenText
 from asport_sync.runtime.log import printable
 
 _FINDINGS = 1
 _CANNOT_RUN = 2
-_STANDARD_INPUT = "-"
-_VARIABLE = "ASPORT_URI"
 _NO_LOCAL = 9  # the discard port, in the place of the local service that a URI does not name; never dialled
 _COLOURS = {State.OK: "32", State.WARNING: "33", State.ERROR: "31", State.SKIPPED: "2"}  # SGR (ECMA-48)
 
@@ -54,10 +52,9 @@ def _client(source: str | None) -> tuple[config.ClientConfig, Path | None]:
     Raises:
         ConfigError: It is not usable.
     """
-    uri = os.environ.get(_VARIABLE) if source is None else source
-    if source == _STANDARD_INPUT:
-        uri = HiddenText(sys.stdin.read(LONGEST_URI + 1))
-    if uri and (source in (None, _STANDARD_INPUT) or uri[: len(SCHEME)].lower() == SCHEME):
+    is_uri = source is None or source == STANDARD_INPUT or source[: len(SCHEME)].lower() == SCHEME
+    uri = given_uri(source) if is_uri else None
+    if uri is not None:
         options = config.parse_uri(uri).options()
         return config.ClientConfig.from_options(**options, local=_NO_LOCAL), None
     file = config.locate("client", source)

@@ -76,6 +76,27 @@ class KnownServers:
             raise self._changed(server, pin, lines)
         return None
 
+    def is_known(self, server: HostPort, chain: bytes) -> bool:
+        """Compares the key of a server with the known one, as ``check``, but adds nothing.
+
+        Raises:
+            CertificateError: The key is another one than the known one, or the file is not usable.
+        """
+        pin = certificate_pin(_first(chain))
+        try:
+            lines = self._known(self._path.read_bytes()).get((server.host.lower(), server.port))
+        except FileNotFoundError:
+            return False
+        except OSError as problem:
+            if isinstance(problem, CertificateError):
+                raise
+            raise CertificateError(
+                f"the server's key cannot be verified: {self._path}: {problem.strerror or problem}"
+            ) from None
+        if lines is not None and pin not in lines.values():
+            raise self._changed(server, pin, lines)
+        return lines is not None
+
     def _create(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):

@@ -68,11 +68,11 @@ def _check_tunnel(
     if not quic and not silent:
         _skip(findings, _AFTER_ROUTE[1:], "needs a QUIC server that answers")
         return
-    server = handshake.check(tunnel, quic, silent, findings)
-    if server is None:
+    reached = handshake.check(tunnel, quic, silent, findings)
+    if reached is None:
         _skip(findings, _AFTER_ROUTE[3:], "needs a complete handshake")
         return
-    _check_joined(config, tunnel, server, findings, nat_binding=nat_binding)
+    _check_joined(config, reached.tunnel, reached.address, findings, nat_binding=nat_binding)
 
 
 def _check_joined(

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from asport_sync.config import TunnelConfig
+from asport_sync.client.known_servers import KnownServers, default_path
+from asport_sync.config import TunnelConfig, written_pin
 from asport_sync.doctor import certificate
 from asport_sync.doctor.certificate import Chain
 from asport_sync.doctor.findings import Findings
@@ -22,7 +23,7 @@ from asport_sync.engine import (
     Event,
     Transport,
 )
-from asport_sync.errors import ConfigError, EngineClosedError, GoneError
+from asport_sync.errors import CertificateError, ConfigError, EngineClosedError, GoneError
 from asport_sync.host.certificates import load_client
 from asport_sync.runtime import sockets
 from asport_sync.runtime.sockets import SocketAddress
@@ -71,6 +72,19 @@ class Options:
         """Returns the settings of a tunnel."""
         timeout = min(config.timeout, TIMEOUT)
         return cls(config.server_name, not config.tls.disable_sni, timeout, config.max_udp_payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A server that is reached and trusted.
+
+    Attributes:
+        address: Its address.
+        tunnel: The settings with which it may be connected to.
+    """
+
+    address: SocketAddress
+    tunnel: TunnelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +166,7 @@ def events(made: Engine, connection: Connection, deadline: float) -> Iterator[Ev
 
 def check(
     config: TunnelConfig, quic: Sequence[SocketAddress], silent: Sequence[SocketAddress], findings: Findings
-) -> SocketAddress | None:
+) -> Reached | None:
     """Makes a handshake, and checks the certificate.
 
     Args:
@@ -162,7 +176,7 @@ def check(
         findings: Gets what is found.
 
     Returns:
-        The address with which a connection is possible; None: with none.
+        The server; None: it cannot be reached, or is not trusted.
     """
     with engine() as made:
         try:
@@ -181,8 +195,7 @@ def check(
             if address in silent:
                 findings.ok("udp", f"{where} answers, although not with version negotiation")
             findings.ok("handshake", f"{where}: complete after {result.seconds * 1000:.1f} ms, protocol {result.alpn}")
-            certificate.check(Chain(result.chain), config, findings)
-            return address
+            return _trusted(config, address, result.chain, findings)
         if closed.cause is CloseCause.CERTIFICATE:
             findings.ok("handshake", f"{where}: the server answers; its certificate is rejected")
             shown = attempt(made, _trusting_anyone(made, config.tls.alpn), address, Options.of(config))
@@ -196,6 +209,29 @@ def check(
         findings.problem(_problem_of(closed), f"{where}: {closed.describe()}{_quoted(closed.reason)}", _cure_of(closed))
         findings.skipped("certificate", "needs a complete handshake")
         return None
+
+
+def _trusted(config: TunnelConfig, address: SocketAddress, chain: bytes, findings: Findings) -> Reached | None:
+    """Checks a certificate that TLS has accepted. With trust on first use that is any."""
+    trust = config.tls.certificates
+    if not trust.trust_on_first_use:
+        certificate.check(Chain(chain), config, findings)
+        return Reached(address, config)
+    pin = Chain(chain).pin
+    try:
+        known = KnownServers(trust.known_servers or default_path()).is_known(config.server, chain)
+    except CertificateError as problem:
+        findings.problem("certificate-pin", str(problem))
+        return None
+    if pin is None:
+        findings.problem("certificate-rejected", "its key cannot be read")
+        return None
+    what = "its key is the known one" if known else "a new server, which a client will trust from its first use on"
+    findings.ok("certificate", f"{what}: {written_pin(pin)}")
+    pinned = dataclasses.replace(
+        trust, trust_on_first_use=False, known_servers=None, pins=(pin,), pins_only=True
+    )  # so that the doctor adds no server, and tells its password to this one only
+    return Reached(address, dataclasses.replace(config, tls=dataclasses.replace(config.tls, certificates=pinned)))
 
 
 def _problem_of(closed: Closed) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asport_sync.client.client import Client
 from asport_sync.config import ClientConfig, HostPort, LocalTargets, TunnelConfig, UdpForwardMode
-from asport_sync.config.values import FrozenMap
+from asport_sync.config.frozen_map import FrozenMap
 from asport_sync.control.caller import Caller, ControlError, everyone
 from asport_sync.control.status import Row
 from asport_sync.doctor.echo import Echo

@@ -351,6 +351,28 @@ def test_without_verification(certificate: Certificate, server: Server, local: A
     assert problems(found) == ["certificate-unverified"]
 
 
+def test_trust_on_first_use(certificate: Certificate, server: Server, local: Address, tmp_path: Path) -> None:
+    """The doctor adds no server, and compares those that a client has added."""
+    file = tmp_path / "known_servers"
+    trust = {"trust_on_first_use": True, "known_servers": str(file)}
+    found = of_client(certificate, server.address, local, certificates=trust, network="tcp")
+    assert problems(found) == []
+    assert not file.exists()
+    pin = pin_of(certificate.certificate)
+    assert text_of(found, "certificate").endswith(
+        f"a new server, which a client will trust from its first use on: {pin}"
+    )
+    with Client(**client_options(certificate, server.address, local, certificates=trust, network="tcp")) as client:
+        client.wait_ready(READY_TIMEOUT)
+    before = file.read_bytes()
+    found = of_client(certificate, server.address, local, certificates=trust, network="tcp")
+    assert text_of(found, "certificate") == f"its key is the known one: {pin}"
+    file.write_text(before.decode().replace(pin, pin_of(self_signed(tmp_path).certificate)))
+    found = of_client(certificate, server.address, local, certificates=trust, network="tcp")
+    assert problems(found) == ["certificate-pin"]
+    assert skipped(found) >= AFTER_HANDSHAKE
+
+
 # --- authentication and port ------------------------------------------------------------------------------------------
 
 
