@@ -40,6 +40,7 @@ class Finding:
         state: What it says.
         found: What was found, or why the check was skipped.
         cure: What to do; empty unless the state is WARNING or ERROR.
+        figures: What was measured, by name: times in seconds, sizes in bytes, rates in bytes per second.
         tunnel: The tunnel's name; empty if it has none, and for findings about the machine or a server.
     """
 
@@ -48,9 +49,10 @@ class Finding:
     found: str
     cure: str = ""
     tunnel: str = ""
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, str]:
-        """Returns the fields as text, for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Returns dicts, texts and numbers, for JSON."""
         return {**dataclasses.asdict(self), "state": self.state.value}
 
 
@@ -202,16 +204,17 @@ PROBLEMS: Mapping[str, Problem] = {
     ),
     "refused": _error(
         "The server closes the connection without a reason: a wrong password with authentication_failed_reply: false, "
-        "another dialect, or too many clients of this user.",
-        "see the server's log; compare dialect, uuid and password, and max_clients of the user",
+        "or another dialect.",
+        "see the server's log; compare dialect, uuid and password",
     ),
     "port-denied": _error(
         "The user may not open any port of expected_port_range.",
         "ask for a port that is in allow_ports of the server",
     ),
     "port-taken": _error(
-        "No port of expected_port_range is free on the server: another client or program has it.",
-        "end the other client, or ask for another port",
+        "The server cannot open any port of expected_port_range: another client or program has it, or the user has as "
+        "many clients already as max_clients allows.",
+        "end the other client, ask for another port, or raise max_clients of the user; the server's log says which",
     ),
     "network-denied": _error(
         "The user may not use the requested network (tcp, udp, or both).",
@@ -347,20 +350,20 @@ class Findings:
         self.tunnel = ""
         self._report = report
 
-    def ok(self, check: str, found: str) -> None:
+    def ok(self, check: str, found: str, **figures: float) -> None:
         """Adds that a check found no problem."""
         assert check in CHECKS, check
-        self._add(Finding(check, State.OK, found, tunnel=self.tunnel))
+        self._add(Finding(check, State.OK, found, tunnel=self.tunnel, figures=figures))
 
     def skipped(self, check: str, why: str) -> None:
         """Adds that a check was not made."""
         assert check in CHECKS, check
         self._add(Finding(check, State.SKIPPED, why, tunnel=self.tunnel))
 
-    def problem(self, id: str, found: str, cure: str | None = None) -> None:  # noqa: A002
+    def problem(self, id: str, found: str, cure: str | None = None, **figures: float) -> None:  # noqa: A002
         """Adds a problem of the catalogue; ``cure`` replaces the one there."""
         entry = PROBLEMS[id]
-        self._add(Finding(id, entry.state, found, entry.cure if cure is None else cure, self.tunnel))
+        self._add(Finding(id, entry.state, found, entry.cure if cure is None else cure, self.tunnel, figures))
 
     def _add(self, finding: Finding) -> None:
         self.all.append(finding)

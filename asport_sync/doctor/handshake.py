@@ -194,7 +194,8 @@ def check(
         if closed is None:
             if address in silent:
                 findings.ok("udp", f"{where} answers, although not with version negotiation")
-            findings.ok("handshake", f"{where}: complete after {result.seconds * 1000:.1f} ms, protocol {result.alpn}")
+            said = f"{where}: complete after {result.seconds * 1000:.1f} ms, protocol {result.alpn}"
+            findings.ok("handshake", said, seconds=result.seconds)
             return _trusted(config, address, result.chain, findings)
         if closed.cause is CloseCause.CERTIFICATE:
             findings.ok("handshake", f"{where}: the server answers; its certificate is rejected")

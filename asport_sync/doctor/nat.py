@@ -69,17 +69,18 @@ def check_binding(config: TunnelConfig, server: SocketAddress, findings: Finding
                 return
             if not outcome:
                 said = f"a binding lasts at least {lasted:g} s, and is gone after {idle:g} s without packets"
+                said = f"{said}; keep_alive is {config.keep_alive:g} s"
                 if config.keep_alive >= idle:
-                    findings.problem("nat-binding-short", f"{said}; keep_alive is {config.keep_alive:g} s")
+                    findings.problem("nat-binding-short", said, seconds=lasted)
                 else:
-                    findings.ok("nat-binding", f"{said}; keep_alive is {config.keep_alive:g} s")
+                    findings.ok("nat-binding", said, seconds=lasted)
                 return
             lasted = idle
-    findings.ok(
-        "nat-binding",
+    said = (
         f"a binding lasts at least {lasted:g} s without packets, which is as long as the server's max_idle_time lets "
-        f"it be observed; keep_alive is {config.keep_alive:g} s",
+        f"it be observed; keep_alive is {config.keep_alive:g} s"
     )
+    findings.ok("nat-binding", said, seconds=lasted)
 
 
 def _survives(made: Engine, config: TunnelConfig, server: SocketAddress, idle: float) -> bool | str:

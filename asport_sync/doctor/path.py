@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from asport_sync.config import TunnelConfig, UdpForwardMode
 from asport_sync.doctor.findings import Findings
 from asport_sync.doctor.joining import Joined
-from asport_sync.engine import ConnectionInfo
+from asport_sync.engine import ConnectionInfo, versions
 from asport_sync.runtime import sockets
 
 _DURATION = 1.0  # seconds of each measurement
@@ -30,6 +30,7 @@ _MIN_DATAGRAMS = 100  # fewer say nothing about loss
 _MIN_PACKETS = 200
 _MAX_LOSS = 0.02  # share: more slows transfers down noticeably
 _IPV6_MTU = 1280  # bytes that each link of IPv6 carries (RFC 8200 section 5)
+_COUNTS_LOSS = tuple(map(int, versions()["ngtcp2"].split(".")[:2])) >= (1, 16)  # see ConnectionInfo.packets_lost
 _HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}  # bytes of IP and UDP
 
 
@@ -77,9 +78,8 @@ def check_tcp(joined: Joined, key: bytes, findings: Findings) -> None:
     if returned.problem:
         findings.problem("tcp-broken", f"{where}: {returned.problem}")
     else:
-        findings.ok(
-            "tcp", f"{where}: {_rate(returned.count, seconds)} there and back, {returned.count} bytes unchanged"
-        )
+        said = f"{where}: {_rate(returned.count, seconds)} there and back, {returned.count} bytes unchanged"
+        findings.ok("tcp", said, rate=returned.count / seconds)
 
 
 def _compare(sock: socket.socket, key: bytes, block: bytes, returned: _Returned) -> None:
@@ -122,6 +122,7 @@ def check_udp(joined: Joined, key: bytes, mode: UdpForwardMode, findings: Findin
         findings.problem("udp-no-answer", f"{where}, {check}: {problem.strerror or problem}")
         return
     loss = 1 - came / sent if sent else 0.0
+    rate = came * _DATAGRAM / seconds
     said = (
         f"{where}: {_rate(came * _DATAGRAM, seconds)} there and back, {came} of {sent} datagrams, "
         f"{rtt * 1000:.1f} ms for the first"
@@ -129,9 +130,9 @@ def check_udp(joined: Joined, key: bytes, mode: UdpForwardMode, findings: Findin
     if wrong:
         findings.problem("udp-loss", f"{where}, {check}: {wrong} datagrams came back changed")
     elif sent >= _MIN_DATAGRAMS and loss > _MAX_LOSS:
-        findings.problem("udp-loss", f"{said}, {check}: {loss:.1%} lost")
+        findings.problem("udp-loss", f"{said}, {check}: {loss:.1%} lost", rate=rate, rtt=rtt, loss=loss)
     else:
-        findings.ok(check, said)
+        findings.ok(check, said, rate=rate, rtt=rtt, loss=loss)
 
 
 def _first_answer(sock: socket.socket, key: bytes) -> float | None:
@@ -196,17 +197,21 @@ def check_path(info: ConnectionInfo, tunnel: TunnelConfig, findings: Findings) -
     """Reports on the path to the server, given the statistics of a connection that has moved something."""
     mtu = info.path_payload + _HEADERS[sockets.family_of(info.peer[0])]
     share = info.packets_lost / info.packets_sent if info.packets_sent else 0.0
+    lost = f"{info.packets_lost} of {info.packets_sent} packets lost" if _COUNTS_LOSS else "losses are not counted"
     said = (
-        f"round trip {info.smoothed_rtt * 1000:.1f} ms (minimum {info.min_rtt * 1000:.1f} ms), "
-        f"{info.packets_lost} of {info.packets_sent} packets lost, packets of up to {mtu} bytes"
+        f"round trip {info.smoothed_rtt * 1000:.1f} ms (minimum {info.min_rtt * 1000:.1f} ms), {lost}, "
+        f"packets of up to {mtu} bytes"
     )
+    figures = {"rtt": info.smoothed_rtt, "min_rtt": info.min_rtt, "mtu": mtu}
+    if _COUNTS_LOSS:
+        figures["loss"] = share
     is_small = mtu < _IPV6_MTU <= tunnel.max_udp_payload + _HEADERS[socket.AF_INET]
     is_lossy = info.packets_sent >= _MIN_PACKETS and share > _MAX_LOSS
     if is_small:
         findings.problem("path-mtu", f"packets of up to {mtu} bytes")
     if is_lossy:
         findings.problem("path-loss", f"{share:.1%}: {info.packets_lost} of {info.packets_sent} packets")
-    findings.ok("path", said)
+    findings.ok("path", said, **figures)
 
 
 def of(joined: Joined) -> ConnectionInfo | None:

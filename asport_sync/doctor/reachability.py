@@ -167,7 +167,8 @@ def check(addresses: Sequence[SocketAddress], findings: Findings) -> tuple[list[
         listed = ", ".join(f"{each:#010x}" for each in best.versions)
         findings.problem("no-common-version", f"{sockets.text(first)} speaks {listed}")
         return [], []
-    findings.ok("udp", f"{sockets.text(first)} answers as a QUIC server after {best.rtt * 1000:.1f} ms")
+    said = f"{sockets.text(first)} answers as a QUIC server after {best.rtt * 1000:.1f} ms"
+    findings.ok("udp", said, rtt=best.rtt)
     return quic, silent
 
 

@@ -417,6 +417,13 @@ def test_a_taken_port(certificate: Certificate, server: Server, local: Address) 
     assert problems(found) == ["port-taken"]
 
 
+def test_too_many_clients_of_the_user(certificate: Certificate, local: Address) -> None:
+    with Server(**server_options(certificate, proxy={"max_clients": 1})) as server:
+        with Client(**client_options(certificate, server.address, local)) as other:
+            other.wait_ready(READY_TIMEOUT)
+            assert problems(of_client(certificate, server.address, local)) == ["port-taken"]
+
+
 def test_a_denied_network(certificate: Certificate, local: Address) -> None:
     with Server(**server_options(certificate, proxy={"allow_network": "tcp"})) as server:
         found = of_client(certificate, server.address, local, network="udp")

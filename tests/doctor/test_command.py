@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from asport_sync import Server
 from asport_sync.cli import main
 from asport_sync.config import parse_uri
 from asport_sync.doctor import CHECKS, PROBLEMS, path
-from tests.e2e.tunnels import PASSWORD, USER, client_options, server_options, write_config
+from tests.doctor.faults import answering
+from tests.e2e.tunnels import PASSWORD, USER, client_options, command, server_options, write_config
 from tests.support.certificates import Certificate, pin_of
 from tests.support.ports import free_port
+from tests.support.process import Process
 from tests.support.services import TcpEcho
 
 SECRET = PASSWORD.replace(" ", "%20")
@@ -75,6 +78,10 @@ def test_a_uri(
     states = {each["id"]: each["state"] for each in result["findings"]}
     assert states["local"] == "skipped"
     assert states["tcp"] == states["certificate"] == "ok"
+    figures = {each["id"]: each["figures"] for each in result["findings"]}
+    assert set(figures["path"]) >= {"rtt", "min_rtt", "mtu"}
+    assert figures["tcp"]["rate"] > 0
+    assert figures["local"] == {}
     assert PASSWORD not in output.out + output.err
     assert SECRET not in output.out + output.err
 
@@ -96,7 +103,7 @@ def test_json(certificate: Certificate, tmp_path: Path, capsys: pytest.CaptureFi
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (result["side"], result["problems"]) == ("server", 1)
     for each in result["findings"]:
-        assert set(each) == {"id", "state", "found", "cure", "tunnel"}
+        assert set(each) == {"id", "state", "found", "cure", "tunnel", "figures"}
         assert each["id"] in (CHECKS if each["state"] in ("ok", "skipped") else PROBLEMS)
     (problem,) = [each for each in result["findings"] if each["state"] == "warning"]
     assert problem["id"] == "files-exposed"
@@ -123,6 +130,17 @@ def test_it_cannot_run(
     assert output.out == ""
     assert output.err.startswith("asport-sync: ")
     assert SECRET not in output.err
+
+
+def test_an_interrupt(certificate: Certificate, tmp_path: Path) -> None:
+    """In the midst of the slowest step: a connection to a server that says nothing."""
+    with answering(lambda _: None) as silent:
+        file = write_config(tmp_path, "client", client_options(certificate, silent, silent, network="udp"))
+        with Process(command("doctor", "client", "-c", str(file))) as process:
+            process.wait_for("^ok +route ")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+            assert "Traceback" not in process.output()
 
 
 def test_texts_of_the_network_cannot_control_the_terminal(

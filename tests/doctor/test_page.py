@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asport_sync.doctor import CHECKS, PROBLEMS, State
+from asport_sync.doctor import CHECKS, PROBLEMS, Finding, State
 from asport_sync.doctor.findings import Findings
 from tests.doctor.page import PAGE, tables
 
@@ -35,6 +35,16 @@ def test_each_can_be_found(id: str) -> None:  # noqa: A002
 @pytest.mark.parametrize("id", PROBLEMS)
 def test_each_problem_has_a_test(id: str) -> None:  # noqa: A002
     assert f'"{id}"' in TESTS
+
+
+def test_the_example_is_right(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import asport_sync.doctor as doctor
+
+    finding = Finding("udp-closed", State.ERROR, "192.0.2.1:443", PROBLEMS["udp-closed"].cure)
+    monkeypatch.setattr(doctor, "check_client", lambda config, report: [finding])
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    exec(program, {"USER": "00112233-4455-6677-8899-aabbccddeeff", "PASSWORD": "password"})
+    assert capsys.readouterr().out.startswith("udp-closed 192.0.2.1:443 start the server")
 
 
 def test_an_unknown_id_is_an_error() -> None:

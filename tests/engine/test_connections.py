@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_certificate
 
 from asport_sync.engine import CloseCause, Connected, Connection, Transport
 from asport_sync.errors import EngineError, HandleGoneError
@@ -68,6 +70,17 @@ def test_certificate_refused(certificate: Certificate, tmp_path: Path, fault: st
         assert closed.cause is CloseCause.CERTIFICATE
         assert closed.reason
         assert not [event for event in client.seen() if isinstance(event, Connected)]
+
+
+def test_the_certificate_that_the_server_has_sent(certificate: Certificate) -> None:
+    expected = load_pem_x509_certificate(certificate.certificate.read_bytes()).public_bytes(Encoding.DER)
+    with connected(certificate) as pair:
+        assert pair.client_connection.peer_chain() == expected
+        assert pair.server_connection.peer_chain() == b""  # clients send none
+    with Side("client") as client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        with pytest.raises(EngineError):
+            connect(client, certificate, silent.getsockname()).peer_chain()
 
 
 def test_certificate_not_asked_for(certificate: Certificate) -> None:

@@ -244,7 +244,10 @@ static void expect_connection(void)
     CHECK_INT(other.length, 6);
     memset(exported, 0xff, sizeof(exported));
     CHECK_INT(aq_connection_export(engine, client, exported, 1, NULL, 0, exported, sizeof(exported)), AQ_OK);
-    CHECK_BYTES(exported, "\0\0\0\0\0\0\0\0", sizeof(exported)); /* what null_tls.c exports */
+    CHECK_BYTES(exported, "\0\0\0\0\0\0\0\0", sizeof(exported));         /* what null_tls.c exports */
+    CHECK_INT(aq_connection_peer_chain(engine, client, exported, 1), 2); /* does not fit */
+    CHECK_INT(aq_connection_peer_chain(engine, client, exported, sizeof(exported)), 2);
+    CHECK_BYTES(exported, "\x30\0", 2); /* what null_tls.c has got */
     CHECK_INT(atomic_load(&sessions), 2);
     CHECK_INT(aq_connection_close(engine, client, 7, 0), AQ_OK);
     expect_event(AQ_EVENT_CLOSED, client);
