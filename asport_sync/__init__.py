@@ -2,6 +2,7 @@
 
 A service behind NAT becomes reachable on a public server's port::
 
+    asport_sync.expose(8080, to="client.yaml").url
     asport_sync.Client(server="example.org:443", local="127.0.0.1:8080", uuid=..., password=...).run_forever()
     asport_sync.Server(listen="[::]:443", certificate=..., private_key=..., proxies=[...]).run_forever()
 """
@@ -40,6 +41,7 @@ from asport_sync.errors import (
 if TYPE_CHECKING:
     from asport_sync.client.calls import ConnectedTunnel
     from asport_sync.client.client import Client
+    from asport_sync.client.expose import Exposed, ExposedService, expose
     from asport_sync.client.stats import ClientStats, HealthStats, TunnelStats
     from asport_sync.client.tunnel import Tunnel, Tunnels
     from asport_sync.config import (
@@ -90,6 +92,8 @@ __all__ = [
     "Credential",
     "EngineClosedError",
     "EngineError",
+    "Exposed",
+    "ExposedService",
     "GoneError",
     "HandleGoneError",
     "HandshakeTimeoutError",
@@ -129,6 +133,7 @@ __all__ = [
     "UserConfig",
     "UserOptions",
     "__version__",
+    "expose",
 ]
 
 # Loaded on first use: wire format, configuration and errors need no compiled extension, and this package is imported
@@ -138,6 +143,8 @@ _MODULES = {
     "ClientStats": "asport_sync.client.stats",
     "ConnectedClient": "asport_sync.server.calls",
     "ConnectedTunnel": "asport_sync.client.calls",
+    "Exposed": "asport_sync.client.expose",
+    "ExposedService": "asport_sync.client.expose",
     "HealthStats": "asport_sync.client.stats",
     "Reloaded": "asport_sync.host.reload",
     "Server": "asport_sync.server.server",
@@ -168,6 +175,7 @@ _MODULES = {
     "UnixSocket": "asport_sync.config",
     "UserConfig": "asport_sync.config",
     "UserOptions": "asport_sync.config",
+    "expose": "asport_sync.client.expose",
 }
 
 if not TYPE_CHECKING:  # a type checker would assume that every submodule is defined here

@@ -29,7 +29,7 @@ ALLOWED = {
     # It knows a client or a server as Operations only, which each of them implements.
     "control": {"errors", "_version", "forked", "hidden", "config", "runtime", "engine", "host"},
     # The two sides never import each other.
-    "client": {"errors", "hidden", "wire", "config", "runtime", "engine", "host", "control"},
+    "client": {"errors", "forked", "hidden", "wire", "config", "runtime", "engine", "host", "control"},
     "server": {"errors", "hidden", "wire", "config", "runtime", "engine", "host", "control"},
     # For those who set up a server; no running client or server imports it.
     "trust": {"errors", "hidden", "config", "runtime", "engine"},

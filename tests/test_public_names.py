@@ -40,6 +40,7 @@ ERRORS = {
     "RemoteProtocolError",
     "UnhealthyError",
 }
+FUNCTIONS = {"expose"}
 # Class -> what it has besides the fields of a dataclass, and besides what Python gives every class of its kind.
 CLASSES: dict[str, set[str]] = {
     "Client": {
@@ -80,6 +81,8 @@ CLASSES: dict[str, set[str]] = {
         "stop",
         "wait_ready",
     },
+    "Exposed": {"address", "close", "url", "wait_ready"},
+    "ExposedService": {"address", "url"},
     "Reloaded": set(),
     "ConnectedTunnel": {"port"},
     "ConnectedClient": {"port"},
@@ -144,10 +147,10 @@ def classes(module: Any) -> set[str]:
 
 
 def test_names_of_the_package() -> None:
-    assert set(asport_sync.__all__) == ERRORS | set(CLASSES) | {"__version__"}
+    assert set(asport_sync.__all__) == ERRORS | set(CLASSES) | FUNCTIONS | {"__version__"}
     assert sorted(asport_sync.__all__) == asport_sync.__all__ == dir(asport_sync)
     submodules = {path.stem for path in Path(asport_sync.__file__).parent.iterdir()}
-    assert public(vars(asport_sync)) - submodules - IMPORTED <= ERRORS | set(CLASSES)
+    assert public(vars(asport_sync)) - submodules - IMPORTED <= ERRORS | set(CLASSES) | FUNCTIONS
     assert [name for name in asport_sync.__all__ if getattr(asport_sync, name) is None] == []
 
 
@@ -171,7 +174,12 @@ def test_the_page_has_every_name_in_an_example() -> None:
     text = PAGE.read_text(encoding="utf-8")
     programs = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     used = set(re.findall(r"\w+", programs))
-    names = ERRORS - {"AsportError"} | set(CLASSES) | {member for members in CLASSES.values() for member in members}
+    names = (
+        ERRORS - {"AsportError"}
+        | set(CLASSES)
+        | FUNCTIONS
+        | {member for members in CLASSES.values() for member in members}
+    )
     assert names - used == set()
     rows = set(re.findall(r"^\| `(?:\w+\.)?(\w+)", text, re.MULTILINE))
     assert CLASSES["Client"] | CLASSES["Server"] | ERRORS - {"AsportError"} <= rows

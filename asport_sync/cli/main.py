@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         _run(actions.add_parser("run", help="run until SIGINT or SIGTERM; SIGHUP reloads the configuration"), side)
         _check(actions.add_parser("check", help="validate the configuration: print ok, or all errors"), side)
+    _expose(sides.add_parser("expose", help="make local services public until Ctrl-C"))
     pin = sides.add_parser("pin", help="print the pin of a certificate", description=commands.pin.__doc__)
     _pin(pin)
     _systemd(sides.add_parser("systemd", help="run a client or a server as a service of systemd"))
@@ -141,6 +142,12 @@ def _run(parser: argparse.ArgumentParser, side: str) -> None:
         _uri(parser, _file(parser, side))
     else:
         _file(parser, side)
+    _log_level(parser)
+    parser.add_argument("--log-format", choices=list(LOG_FORMATS), help="overrides log_format of the configuration")
+    parser.set_defaults(call=commands.run)
+
+
+def _log_level(parser: argparse.ArgumentParser) -> None:
     level = parser.add_mutually_exclusive_group()
     level.add_argument(
         "--log-level",
@@ -148,8 +155,42 @@ def _run(parser: argparse.ArgumentParser, side: str) -> None:
         help="overrides log_level of the configuration",
     )
     level.add_argument("-v", "--verbose", action="count", default=0, help="log level info; if given twice, debug")
-    parser.add_argument("--log-format", choices=list(LOG_FORMATS), help="overrides log_format of the configuration")
-    parser.set_defaults(call=commands.run)
+
+
+def _expose(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Makes local services public and prints their addresses, until SIGINT or SIGTERM. The server is that of URI, "
+        "which - reads from standard input; or that of FILE; or that of the URI in $ASPORT_URI. Other users of this "
+        "machine can see a URI that is an argument."
+    )
+    parser.add_argument(
+        "target",
+        metavar="TARGET|URI",
+        nargs="+",
+        help="a port, host:port or unix:PATH; udp:PORT or udp:host:port; or dir:PATH, whose files anyone can read then",
+    )
+    _file(parser, "client")
+    parser.add_argument("--port", metavar="PORT|FIRST-LAST", type=_ports, help="public ports to ask for; default: any")
+    parser.add_argument("--network", choices=["tcp", "udp", "both"], help="of targets without udp:; default: tcp")
+    parser.add_argument("--json", action="store_true", help="print a JSON object about each target")
+    _trust_on_first_use(parser)
+    _log_level(parser)
+    parser.set_defaults(call=functools.partial(_call_expose, parser))
+
+
+def _call_expose(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from asport_sync.cli import expose  # not at the top: clients and servers may run for months without it
+
+    expose.sort_arguments(parser, arguments)
+    return expose.run(arguments)
+
+
+def _ports(text: str) -> tuple[int, int]:
+    """Returns a range of ports. The configuration's own check follows."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal()):
+        raise argparse.ArgumentTypeError("expected a port, or two with a hyphen between them")
+    return int(first), int(last or first)
 
 
 def _uri(parser: argparse.ArgumentParser, source: argparse._MutuallyExclusiveGroup) -> None:
@@ -162,6 +203,10 @@ def _uri(parser: argparse.ArgumentParser, source: argparse._MutuallyExclusiveGro
         "line of standard input; default: $ASPORT_URI. Other users of this machine can see a URI that is an argument",
     )
     parser.add_argument("--local", metavar="ADDRESS", help="with a URI: the local service, as in the key local")
+    _trust_on_first_use(parser)
+
+
+def _trust_on_first_use(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-on-first-use",
         action="store_true",

@@ -164,8 +164,14 @@ def _tunnels(tables: Mapping[str, Item], defaults: _TunnelKeys, source: Source) 
     return tunnels
 
 
-def read_client(tree: Mapping[str, object], source: Source) -> ClientConfig:
+def read_client(tree: Mapping[str, object], source: Source, *, with_tunnels: bool = True) -> ClientConfig:
     """Returns the configuration of a client from a tree of tables.
+
+    Args:
+        tree: The tables.
+        source: Their origin.
+        with_tunnels: Whether it has tunnels. If not, the table ``tunnels`` is ignored, and no key of a tunnel needs to
+            be there: those at the top level are the defaults of tunnels that are added later.
 
     Raises:
         ConfigErrors: One or more keys are wrong, or the source already had errors.
@@ -174,8 +180,8 @@ def read_client(tree: Mapping[str, object], source: Source) -> ClientConfig:
     keys = sorted_keys(root, "client", names_of(ClientConfig) | _TUNNEL_NAMES, _TLS_NAMES)
     host = parse_keys(HostConfig, keys.own, root)
     defaults = _default_keys(keys)
-    tables = {"": root._replace(value={})}
-    if "tunnels" in keys.own:
+    tables = {"": root._replace(value={})} if with_tunnels else {}
+    if with_tunnels and "tunnels" in keys.own:
         tables = {}
         try:
             if keys.own["tunnels"].value is None:

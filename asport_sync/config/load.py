@@ -5,6 +5,7 @@ Errors contain the file name as given by the caller, line and column if known, a
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -24,18 +25,19 @@ from asport_sync.errors import ConfigError
 T = TypeVar("T")
 
 
-def load_client(path: str | os.PathLike[str] | None = None) -> ClientConfig:
+def load_client(path: str | os.PathLike[str] | None = None, *, with_tunnels: bool = True) -> ClientConfig:
     """Returns the configuration of a client.
 
     Args:
         path: The file; its extension determines the format: .yaml, .yml, .toml or .json. If there is no such file,
             these extensions are appended in turn. None: the result of :func:`find`.
+        with_tunnels: Whether it has tunnels; if not, a program adds them, to which the keys at the top level apply.
 
     Raises:
         ConfigErrors: One or more keys are wrong; all of them are listed.
         ConfigError: The file cannot be found, read or parsed.
     """
-    return _load("client", path, read_client)
+    return _load("client", path, functools.partial(read_client, with_tunnels=with_tunnels))
 
 
 def load_server(path: str | os.PathLike[str] | None = None) -> ServerConfig:

@@ -81,7 +81,7 @@ class Signals:
         self._reader = self._writer = _NO_DESCRIPTOR
         signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
 
-    def wait(self, descriptor: int, timeout: float | None = None) -> str | None:
+    def wait(self, descriptor: int | None, timeout: float | None = None) -> str | None:
         """Waits for the next signal, and returns its name.
 
         Returns one that was received earlier at once, SIGINT and SIGTERM first. Several SIGHUPs that were received
@@ -89,7 +89,7 @@ class Signals:
         exceptions that they raise propagate.
 
         Args:
-            descriptor: Ends the wait once it is readable.
+            descriptor: Ends the wait once it is readable; None: only a signal or the timeout does.
             timeout: Seconds; None: no limit.
 
         Returns:
@@ -97,7 +97,8 @@ class Signals:
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
+        if descriptor is not None:
+            poll.register(descriptor, select.POLLIN)
         if self._reader != _NO_DESCRIPTOR:
             poll.register(self._reader, select.POLLIN)
         # A handler notes the signal before it writes: if it runs after the check, its byte is in the pipe and poll
