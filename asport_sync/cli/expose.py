@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         ):
             if _is_public(exposed, signals, live):
                 log.set_level(level or account.log_level)
+                live.clear()
                 _warn(exposed, source)
                 _report(exposed, signals, live, as_json=arguments.json)
     except AsportError as problem:

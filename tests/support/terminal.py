@@ -112,3 +112,9 @@ class Terminal:
 
 def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def rendered(shown: str) -> str:
+    """What a terminal still shows of all that was written to it: not what a live line has replaced."""
+    lines = [line.rpartition("\x1b[K")[2].strip("\r") for line in shown.split("\r\n")]
+    return "".join(f"{line}\n" for line in lines if line)
