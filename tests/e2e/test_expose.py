@@ -29,7 +29,6 @@ from asport_sync.cli import main
 from asport_sync.config import ServerUri
 from tests.e2e.tunnels import (
     PASSWORD,
-    READY_TIMEOUT,
     USER,
     client_options,
     command,
@@ -44,7 +43,8 @@ from tests.support.terminal import Terminal
 from tests.support.traffic import connect, echo, receive_exactly
 from tests.support.waiting import wait_until
 
-END = 30.0  # seconds in which a command must end once it is asked to
+START = 60.0  # seconds in which a command must have printed something; it starts in a fraction of one
+END = 60.0  # seconds in which a command must end once it is asked to
 
 
 def uri_of(server: Server, certificate: Certificate, password: str = PASSWORD) -> str:
@@ -120,7 +120,7 @@ def test_a_web_server_is_public_until_a_signal(
         web_server() as port,
         exposing(file, str(port)) as process,
     ):
-        found = process.wait_for(r"^(\d+) is public: (127\.0\.0\.1:\d+) \(TCP\) (http://\S+)\n", READY_TIMEOUT)
+        found = process.wait_for(r"^(\d+) is public: (127\.0\.0\.1:\d+) \(TCP\) (http://\S+)\n", START)
         assert (found[1], found[3]) == (str(port), f"http://{found[2]}/")
         assert curl(found[3]) == "a page\n"
         process.send_signal(number)
@@ -135,7 +135,7 @@ def test_a_directory(certificate: Certificate, tmp_path: Path) -> None:
     (site / ".env").write_text("a secret")
     (site / "outside").symlink_to("/etc/passwd")
     with server_and_account(certificate, tmp_path) as (_, file), exposing(file, f"dir:{site}") as process:
-        url = process.wait_for(r"is public: .* (http://\S+)", READY_TIMEOUT)[1]
+        url = process.wait_for(r"is public: .* (http://\S+)", START)[1]
         assert (
             f"asport-sync: warning: dir:{site}: anyone who has the address can read every file in it"
             in process.output()
@@ -161,14 +161,14 @@ def test_several_targets(certificate: Certificate, tmp_path: Path) -> None:
         targets = [f"unix:{path}", f"udp:{datagrams.address[1]}", f"127.0.0.1:{stream.address[1]}"]
         arguments = command("expose", "-c", str(file), "--json", *targets)
         with Process(arguments, name="expose") as process:
-            process.wait_for(r"(?:\{.*\}\n){3}", READY_TIMEOUT)
+            process.wait_for(r"(?:\{.*\}\n){3}", START)
             lines = [json.loads(line) for line in process.output().splitlines()]
             assert [line["target"] for line in lines] == targets
             assert [line["network"] for line in lines] == ["tcp", "udp", "tcp"]
             assert curl(lines[0]["url"]) == "a page\n"
             assert lines[1]["url"] is None
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor:
-                visitor.settimeout(READY_TIMEOUT)
+                visitor.settimeout(START)
                 visitor.connect((lines[1]["host"], lines[1]["port"]))
                 visitor.send(b"hello")
                 assert visitor.recv(100) == b"hello"
@@ -179,7 +179,7 @@ def test_a_file_with_a_password_that_others_can_read(certificate: Certificate, t
     with server_and_account(certificate, tmp_path) as (_, file):
         file.chmod(0o644)
         with exposing(file, "9") as process:
-            process.wait_for("is public", READY_TIMEOUT)
+            process.wait_for("is public", START)
             assert f"asport-sync: warning: {file} holds a secret" in process.output()
 
 
@@ -187,14 +187,14 @@ def test_the_live_line(certificate: Certificate, tmp_path: Path) -> None:
     with server_and_account(certificate, tmp_path) as (_, file), TcpEcho() as service:
         arguments = command("expose", "-c", str(file), str(service.address[1]))
         with Terminal(arguments) as terminal:
-            port = int(terminal.wait_for(r"is public: 127\.0\.0\.1:(\d+) \(TCP\) http://\S+\r\n", READY_TIMEOUT)[1])
+            port = int(terminal.wait_for(r"is public: 127\.0\.0\.1:(\d+) \(TCP\) http://\S+\r\n", START)[1])
             assert re.search(r"connecting to 127\.0\.0\.1:\d+\r", terminal.shown())
-            terminal.wait_for(r"\r\x1b\[K0 connections, in 0 B, out 0 B, RTT \d+\.\d ms\r", READY_TIMEOUT)
+            terminal.wait_for(r"\r\x1b\[K0 connections, in 0 B, out 0 B, RTT \d+\.\d ms\r", START)
             with connect(("127.0.0.1", port)) as visitor:
                 visitor.sendall(bytes(3000))
                 assert receive_exactly(visitor, 3000) == bytes(3000)
-                terminal.wait_for(r"\x1b\[K1 connection, in 2\.9 KiB, out 2\.9 KiB, RTT \d+\.\d ms\r", READY_TIMEOUT)
-            terminal.wait_for(r"\x1b\[K0 connections, in 2\.9 KiB, out 2\.9 KiB.*\r", READY_TIMEOUT)
+                terminal.wait_for(r"\x1b\[K1 connection, in 2\.9 KiB, out 2\.9 KiB, RTT \d+\.\d ms\r", START)
+            terminal.wait_for(r"\x1b\[K0 connections, in 2\.9 KiB, out 2\.9 KiB.*\r", START)
             terminal.type("\x03")
             assert terminal.wait(END) == 0
             assert re.search(r"\r\x1b\[K0 connections, in 2\.9 KiB, out 2\.9 KiB, RTT [\d.]+ ms\r\n$", terminal.shown())
@@ -203,7 +203,7 @@ def test_the_live_line(certificate: Certificate, tmp_path: Path) -> None:
 def test_the_live_line_is_drawn_at_most_twice_a_second(certificate: Certificate, tmp_path: Path) -> None:
     with server_and_account(certificate, tmp_path) as (_, file), TcpEcho() as service:
         with Terminal(command("expose", "-c", str(file), str(service.address[1]))) as terminal:
-            port = int(terminal.wait_for(r"is public: 127\.0\.0\.1:(\d+)", READY_TIMEOUT)[1])
+            port = int(terminal.wait_for(r"is public: 127\.0\.0\.1:(\d+)", START)[1])
             begin, before = time.monotonic(), terminal.shown().count("\r\x1b[K")
             with connect(("127.0.0.1", port)) as visitor:
                 while time.monotonic() < begin + 2:
@@ -217,13 +217,13 @@ def test_a_narrow_terminal(certificate: Certificate, tmp_path: Path) -> None:
     """A line that wraps could not be replaced."""
     with server_and_account(certificate, tmp_path) as (_, file):
         with Terminal(command("expose", "-c", str(file), "9"), columns=20) as terminal:
-            terminal.wait_for(r"\r\x1b\[K0 connections, in 0\r", READY_TIMEOUT)
+            terminal.wait_for(r"\r\x1b\[K0 connections, in 0\r", START)
 
 
 def test_a_terminal_that_is_closed_ends_it(certificate: Certificate, tmp_path: Path) -> None:
     with server_and_account(certificate, tmp_path) as (server, file):
         with Terminal(command("expose", "-c", str(file), "9")) as terminal:
-            terminal.wait_for("0 connections", READY_TIMEOUT)
+            terminal.wait_for("0 connections", START)
             terminal.hang_up()
             wait_until(lambda: not server.stats().connections, END, "the client has left")
 
@@ -232,9 +232,9 @@ def test_a_lost_connection_is_shown_and_made_again(certificate: Certificate, tmp
     with server_and_account(certificate, tmp_path) as (server, file):
         address = server.address
         with Terminal(command("expose", "-c", str(file), "--port", str(free_port()), "9")) as terminal:
-            terminal.wait_for("0 connections", READY_TIMEOUT)
+            terminal.wait_for("0 connections", START)
             server.stop()
-            terminal.wait_for(r"\x1b\[K0 connections, in 0 B, out 0 B, connecting again\r", READY_TIMEOUT)
+            terminal.wait_for(r"\x1b\[K0 connections, in 0 B, out 0 B, connecting again\r", START)
             with Server(**server_options(certificate, server=f"127.0.0.1:{address[1]}")):
                 terminal.wait_for(r"connecting again\r(?s:.*)0 connections, in 0 B, out 0 B, RTT [\d.]+ ms\r", END)
             assert terminal.shown().count("is public") == 1  # the address is the same
@@ -304,7 +304,7 @@ def test_a_signal_before_anything_is_public(certificate: Certificate, tmp_path: 
         silent.bind(("127.0.0.1", 0))
         file = write_config(tmp_path, "client", client_options(certificate, silent.getsockname(), ("127.0.0.1", 9)))
         with exposing(file, "8080") as process:
-            silent.settimeout(READY_TIMEOUT)
+            silent.settimeout(START)
             assert silent.recv(2000)  # it has begun to connect
             process.send_signal(signal.SIGINT)
             assert process.wait(END) == 0, process.description()
@@ -360,7 +360,7 @@ def test_trust_on_first_use(certificate: Certificate, tmp_path: Path) -> None:
         environment = {"ASPORT_URI": uri, "XDG_STATE_HOME": str(tmp_path)}
         arguments = command("expose", str(service.address[1]), "--port", str(free_port()), "--trust-on-first-use")
         with Process(arguments, name="expose", environment=environment) as process:
-            port = process.wait_for(r"is public: 127\.0\.0\.1:(\d+)", READY_TIMEOUT)[1]
+            port = process.wait_for(r"is public: 127\.0\.0\.1:(\d+)", START)[1]
             echo(("127.0.0.1", int(port)), b"hello")
         assert pin_of(certificate.certificate) in (tmp_path / "asport-sync" / "known_servers").read_text()
 
