@@ -40,6 +40,7 @@ def tree(tmp_path: Path) -> Path:
     shutil.copytree(
         REPOSITORY / "asport_sync", copy / "asport_sync", ignore=shutil.ignore_patterns("__pycache__", "*.so")
     )
+    shutil.copytree(REPOSITORY / "docs" / "man", copy / "docs" / "man")
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, copy)
     return copy
