@@ -10,15 +10,16 @@ import re
 import secrets
 import shlex
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from asport_sync.config import Side
-from asport_sync.config.bad_value import shown
+from asport_sync.config.bad_value import BadValue, shown
 from asport_sync.config.example import SCHEMA
 from asport_sync.config.formats import parse
 from asport_sync.config.hosts import HostPort
+from asport_sync.config.values import user_name
 from asport_sync.config.writing import Format, Group, Line, Note, Pair, written
 from asport_sync.errors import ConfigError
 
@@ -180,16 +181,27 @@ class _Made:
         lines: Its lines.
         left_out: What has no counterpart.
         advice: What the reader has to do.
+        names: The names of users.
     """
 
     identifier: uuid.UUID
     lines: list[Line] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
 
     def user(self, name: str) -> str:
         """Returns the UUID of one of several users."""
         return str(uuid.uuid5(self.identifier, name))
+
+    def user_name(self, name: str) -> str:
+        """Returns a name that a user may have and that no other has; empty if there is none."""
+        try:
+            found = user_name(_tunnel_name(name, self.names)) if name else ""
+        except BadValue:
+            return ""
+        self.names.add(found)
+        return found
 
     def password(self, given: str) -> str:
         """Returns the secret of the other program, or a new one."""
@@ -229,14 +241,18 @@ def _port(written: object) -> int:
     return int(str(written))
 
 
-def _tunnel_name(name: str, used: dict[str, Any]) -> str:
+def _tunnel_name(name: str, used: Container[str]) -> str:
     """Returns a name that a tunnel may have and that is not used yet."""
-    simple = re.sub(r"[^A-Za-z0-9._-]", "-", name)[:60] or "tunnel"
+    simple = _simple(name) or "tunnel"
     number, found = 1, simple
     while found in used:
         number += 1
         found = f"{simple}-{number}"
     return found
+
+
+def _simple(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:60]
 
 
 def _tunnels(made: _Made, tunnels: Mapping[str, Sequence[Line]]) -> None:
@@ -245,9 +261,13 @@ def _tunnels(made: _Made, tunnels: Mapping[str, Sequence[Line]]) -> None:
     made.lines.append(Group("tunnels", [Group(name, lines) for name, lines in tunnels.items()]))
 
 
-def _entry(made: _Made, users: Mapping[str, str], **keys: object) -> None:
-    inside: list[Line] = [*(Pair(name, value) for name, value in keys.items() if value is not None)]
-    made.lines.append(Group("proxies", [*inside, Group("users", [Pair(*each) for each in users.items()])], True))
+def _entry(made: _Made, identifier: str, password: str, *, name: str = "", **keys: object) -> None:
+    """Adds an entry of proxies with one user, whose name the other program has if it has any."""
+    inside: list[Line] = [*(Pair(key, value) for key, value in keys.items() if value is not None)]
+    user: Line = Pair(identifier, password)
+    if name := made.user_name(name):
+        user = Group(identifier, [Pair("name", name), Pair("password", password)])
+    made.lines.append(Group("proxies", [*inside, Group("users", [user])], True))
 
 
 _TRUST: Final = (
@@ -379,7 +399,7 @@ def _frp_server(keys: _Keys, made: _Made) -> None:
     keys.known("maxPortsPerClient")
     if clients:
         made.advice.append("maxPortsPerClient became max_clients: each tunnel is a client.")
-    _entry(made, {str(made.identifier): password}, bind_ip=proxy, allow_ports=ports, max_clients=clients or None)
+    _entry(made, str(made.identifier), password, bind_ip=proxy, allow_ports=ports, max_clients=clients or None)
 
 
 # --- rathole ----------------------------------------------------------------------------------------------------------
@@ -436,7 +456,8 @@ def _rathole_server(keys: _Keys, made: _Made) -> None:
         made.lines.append(Note(f"Service {name}"))
         network = keys.text(f"{at}.type") or "tcp"
         bind = host.strip("[]") or None
-        _entry(made, {made.user(name): password}, bind_ip=bind, allow_ports=[_port(port)], allow_network=network)
+        ports = [_port(port)]
+        _entry(made, made.user(name), password, name=name, bind_ip=bind, allow_ports=ports, allow_network=network)
     if not keys.inside("server.services"):
         made.pair("proxies", [])
 
@@ -547,4 +568,5 @@ def _chisel_server(keys: _Keys, rest: Sequence[str], made: _Made) -> None:
     made.certificate(keys.text("tls-cert"), keys.text("tls-key"))
     made.advice.append("A chisel server lets a user open every port; allow_ports may be narrower.")
     ports = [{"start": 1024, "end": 65535}]
-    _entry(made, {str(made.identifier): _chisel_password(keys, made)}, allow_ports=ports)
+    name = keys.text("auth").partition(":")[0]
+    _entry(made, str(made.identifier), _chisel_password(keys, made), name=name, allow_ports=ports)

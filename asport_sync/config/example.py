@@ -98,7 +98,7 @@ def _entry(table: Table, identifier: str, password: str) -> Iterator[Line]:
     inside: list[Line] = [
         *_rest(proxies.inside),
         Note(f"{_described(users)} A user's own keys: {', '.join(_names(users))}."),
-        Group("users", [Pair(identifier, password)]),
+        Group("users", [Group(identifier, [Pair("name", "first"), Pair("password", password)])]),
     ]
     yield Note(_described(proxies))
     yield Group("proxies", inside, is_element=True)
