@@ -78,6 +78,7 @@ def test_accepted_values(suffix: str, side: Side, tree: dict[str, Any], key: str
     assert not problems(side, document.tree)
 
 
+_PINS = ["0A" * 32]
 # What the schema leaves to "check": sizes of values with units, files, and values that depend on each other.
 LEFT_TO_CHECK = {
     *((key, value) for key in ("tcp_keepalive", "grace_period", "watch") for value in ("999ms", "32401s")),
@@ -97,6 +98,11 @@ LEFT_TO_CHECK = {
     ("status", "{'http': '127.0.0.1:1', 'token_file': 'missing'}"),
     ("certificates", "{'disable_native': True}"),
     ("certificates", "{'paths': ['no.pem']}"),
+    ("certificates", "{'pins_only': True}"),
+    ("certificates", "{'known_servers': 'known'}"),
+    *(("certificates", str({"trust_on_first_use": True, key: of})) for key, of in (("pins", _PINS), ("pem", PEM))),
+    ("certificates", str({"pins": _PINS, "pins_only": True, "pem": PEM})),
+    ("name", 32 * "0"),  # a UUID
     ("certificate", "no.pem"),
     ("private_key", "no.pem"),
     ("reset_key_file", "missing"),
