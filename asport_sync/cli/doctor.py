@@ -27,12 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     report = None if arguments.json else _print
     try:
         if arguments.side == "client":
-            client, file = _client(arguments.config)
-            findings = check_client(
-                client, file=file, nat_binding=arguments.nat, has_local=file is not None, report=report
-            )
+            client, file, has_local = _client(arguments.config)
+            findings = check_client(client, file=file, nat_binding=arguments.nat, has_local=has_local, report=report)
         else:
-            file = config.locate("server", arguments.config)
+            file = config.origin("server", arguments.config)
             findings = check_server(config.load_server(file), file=file, report=report)
     except AsportError as problem:
         output.complain(str(problem))
@@ -46,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     return _FINDINGS if problems else 0
 
 
-def _client(source: str | None) -> tuple[config.ClientConfig, Path | None]:
-    """Returns the configuration of a client, and the file that it is from; None: it is from a URI.
+def _client(source: str | None) -> tuple[config.ClientConfig, Path | None, bool]:
+    """Returns the configuration of a client, the file that it is from if there is one, and whether it has local.
 
     Raises:
         ConfigError: It is not usable.
@@ -56,9 +54,9 @@ def _client(source: str | None) -> tuple[config.ClientConfig, Path | None]:
     uri = given_uri(source) if is_uri else None
     if uri is not None:
         options = config.parse_uri(uri).options()
-        return config.ClientConfig.from_options(**options, local=_NO_LOCAL), None
-    file = config.locate("client", source)
-    return config.load_client(file), file
+        return config.ClientConfig.from_options(**options, local=_NO_LOCAL), None, False
+    file = config.origin("client", source)
+    return config.load_client(file), file, True
 
 
 def _print(finding: Finding) -> None:

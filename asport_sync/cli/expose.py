@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _source(arguments: argparse.Namespace) -> config.ClientConfig | config.ServerUri | Path:
+def _source(arguments: argparse.Namespace) -> config.ClientConfig | config.ServerUri | Path | None:
     """Returns what names the server.
 
     Raises:

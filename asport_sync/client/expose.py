@@ -20,7 +20,7 @@ from asport_sync.config import (
     ServerUri,
     TunnelConfig,
     load_client,
-    locate,
+    origin,
     parse_uri,
     tunnel_from_options,
 )
@@ -188,7 +188,7 @@ def expose(
         to: The server's URI (``asport://...``); or a file of a client, or its configuration. Of these, the keys at the
             top level apply, without those that describe a local service: ``local``, ``network``,
             ``expected_port_range``, ``health`` and ``proxy_protocol``. Nor does ``expose`` open their control socket
-            and status address. None: the file that ``Client.from_config`` finds.
+            and status address. None: what ``Client.from_config`` finds.
         port: Public ports to ask for: one, or a range. By default, any that the user may open.
         network: The networks of targets that have none of their own. By default ``tcp``.
         timeout: Seconds until all must be public; None: no limit.
@@ -215,8 +215,8 @@ def is_uri(text: str) -> bool:
     return text[: len(_SCHEME)].lower() == _SCHEME
 
 
-def source_of(to: str | os.PathLike[str] | ClientConfig | None) -> ClientConfig | ServerUri | Path:
-    """Returns what names the server and the user.
+def source_of(to: str | os.PathLike[str] | ClientConfig | None) -> ClientConfig | ServerUri | Path | None:
+    """Returns what names the server and the user; None: the environment.
 
     Args:
         to: See ``expose``.
@@ -226,10 +226,10 @@ def source_of(to: str | os.PathLike[str] | ClientConfig | None) -> ClientConfig 
     """
     if isinstance(to, ClientConfig):
         return to
-    return parse_uri(to) if isinstance(to, str) and is_uri(to) else locate("client", to)
+    return parse_uri(to) if isinstance(to, str) and is_uri(to) else origin("client", to)
 
 
-def account_of(source: ClientConfig | ServerUri | Path) -> ClientConfig:
+def account_of(source: ClientConfig | ServerUri | Path | None) -> ClientConfig:
     """Returns how to reach a server, and as which user: the configuration of a client without tunnels.
 
     Args:
@@ -241,7 +241,7 @@ def account_of(source: ClientConfig | ServerUri | Path) -> ClientConfig:
     if isinstance(source, ServerUri):
         config = ClientConfig.from_options(**source.options(), tunnels={})
     else:
-        config = load_client(source, with_tunnels=False) if isinstance(source, Path) else source
+        config = source if isinstance(source, ClientConfig) else load_client(source, with_tunnels=False)
     defaults = {name: value for name, value in config.defaults.items() if name not in _OF_THE_SERVICE}
     missing = [name for name in _OF_THE_SERVER if name not in defaults]
     if missing:
