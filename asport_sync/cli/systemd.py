@@ -231,6 +231,7 @@ def install(
     credentials: dict[str, Path] = {}
     logs: tuple[str, ...] = ()
     if not by_user:
+        _check_trust(settings, file)
         _check_command(words, is_this=command is None, by_everyone=account is None)
         if account is None:
             credentials = _credentials(settings_of, file, settings)
@@ -332,6 +333,15 @@ def _interpreter(script: Path) -> tuple[Path, ...]:
         return ()
     words = line.removeprefix(b"#!").split()
     return (Path(os.fsdecode(words[0])),) if line.startswith(b"#!") and words else ()
+
+
+def _check_trust(settings: Settings, file: Path) -> None:
+    tunnels = settings.tunnels.values() if isinstance(settings, config.ClientConfig) else ()
+    if any(tunnel.tls.certificates.trust_on_first_use for tunnel in tunnels):
+        raise AsportError(
+            f"{file}: trust_on_first_use: a system service has no folder in which it could keep the keys of servers; "
+            "replace it by pins with the key that asport-sync pin prints on the server, and pins_only"
+        )
 
 
 def _hidden_by(path: Path) -> Path | None:

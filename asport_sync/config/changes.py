@@ -28,7 +28,7 @@ _WHOLE: Final = (AddressSet, Credential, LocalTargets, PortSet)
 _BOTH: Final = ("bandwidth", "allow_from", "deny_from")
 _SHARED: Final = "proxies."
 
-NOT_READ: Final = frozenset({"access_log", "control_socket", "keylog", "local"})
+NOT_READ: Final = frozenset({"access_log", "control_socket", "keylog", "known_servers", "local"})
 """Keys with paths of files that are written, and of sockets. Those of all other keys are files that are read."""
 
 

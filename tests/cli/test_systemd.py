@@ -538,6 +538,17 @@ def test_where_a_service_may_write(etc: Path, capsys: pytest.CaptureFixture[str]
     assert "LogsDirectory" not in settings(printed(capsys, "server", "-c", str(path), "--user"))
 
 
+@pytest.mark.parametrize("options", [(), ("--account", "daemon")], ids=["DynamicUser", "account"])
+def test_system_services_need_pins(etc: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) -> None:
+    trust = {"trust_on_first_use": True, "known_servers": "/var/lib/asport/known_servers"}
+    path = write(etc / "client.json", {**CLIENT, "certificates": trust})
+    assert refused(capsys, "client", "-c", str(path), "--print", *options) == (
+        f"{path}: trust_on_first_use: a system service has no folder in which it could keep the keys of servers; "
+        "replace it by pins with the key that asport-sync pin prints on the server, and pins_only"
+    )
+    assert "ExecStart" in settings(printed(capsys, "client", "-c", str(path), "--user"))
+
+
 def test_which_local_sockets_a_service_reaches(
     etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

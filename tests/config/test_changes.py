@@ -182,6 +182,7 @@ def test_every_key_with_a_path_is_found(tmp_path: Path) -> None:
     tunnels = {
         "a": {"local": f"unix:{file}", "keylog": file},
         "b": {"local": "unix:@abstract", "password_file": file, "certificates": {"paths": [file]}},
+        "c": {"local": 80, "certificates": {"trust_on_first_use": True, "known_servers": file}},
     }
     options = {"server": "example.org:443", "uuid": ALICE, "password": SECRET, "tunnels": tunnels, "access_log": "-"}
     on_client = dict(paths_of(ClientConfig.from_options(**options)))
@@ -192,8 +193,13 @@ def test_every_key_with_a_path_is_found(tmp_path: Path) -> None:
         "status.token_file",
         f"proxies[0].users.{ALICE}.password_file",
     }
-    in_tunnels = {"tunnels.a.local", "tunnels.a.keylog", "tunnels.b.password_file", "tunnels.b.certificates.paths"}
-    assert set(on_client) == in_tunnels
+    assert set(on_client) == {
+        "tunnels.a.local",
+        "tunnels.a.keylog",
+        "tunnels.b.password_file",
+        "tunnels.b.certificates.paths",
+        "tunnels.c.certificates.known_servers",
+    }
     assert list(paths_of(single)) == [("local", file)]
     # The model has no others.
     known = {key.rpartition(".")[2] for key in (*on_server, *on_client)}
