@@ -14,6 +14,7 @@ from typing import Final
 
 from asport_sync.config import HostPort, ServerUri, written_pin
 from asport_sync.config.bad_value import BadValue
+from asport_sync.config.example import SCHEMA
 from asport_sync.config.hosts import host as parsed_host
 from asport_sync.config.ports import HIGHEST_PORT, LOWEST_PORT
 from asport_sync.config.values import integer, user_name
@@ -149,6 +150,9 @@ def _create_all(contents: dict[Path, bytes]) -> None:
 
 def _server_file(uri: ServerUri, user: str, not_after: datetime.datetime) -> str:
     return f"""\
+# yaml-language-server: $schema={SCHEMA["server"]}
+# For editors that know the line above: asport-sync config schema server --output {SCHEMA["server"]}
+
 # A server: asport-sync server run -c {SERVER_FILE}
 server: "[::]:{uri.server.port}"
 
@@ -168,6 +172,9 @@ proxies:
 
 def _client_file(uri: ServerUri) -> str:
     return f"""\
+# yaml-language-server: $schema={SCHEMA["client"]}
+# For editors that know the line above: asport-sync config schema client --output {SCHEMA["client"]}
+
 # A client: asport-sync client run -c {CLIENT_FILE}
 server: "{uri.server}"
 uuid: {uri.uuid}
