@@ -9,8 +9,9 @@ from asport_sync.errors import AsportError
 
 SHELLS = ("bash", "zsh", "fish")
 
-_FILES = frozenset({"FILE", "PATH", "CERTIFICATE", "FILE|ARGUMENTS"})
+_FILES = frozenset({"FILE", "FILE|URI", "PATH", "CERTIFICATE", "FILE|ARGUMENTS"})
 """Metavariables of arguments that are files."""
+_DIRECTORY = "DIR"
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
@@ -30,6 +31,8 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     for action in _actions(parser):
         if action.metavar in _FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.metavar == _DIRECTORY:
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     return shtab.complete(parser, shell).rstrip("\n")
 
 

@@ -85,11 +85,14 @@ def _parser() -> argparse.ArgumentParser:
         )
         _run(actions.add_parser("run", help="run until SIGINT or SIGTERM; SIGHUP reloads the configuration"), side)
         _check(actions.add_parser("check", help="validate the configuration: print ok, or all errors"), side)
+    _init(sides.add_parser("init", help="write the files of a new server, and print the URI of its first client"))
+    _user(sides.add_parser("user", help="add, list and remove the users of a server, or change their passwords"))
     _expose(sides.add_parser("expose", help="make local services public until Ctrl-C"))
+    _doctor(sides.add_parser("doctor", help="find out why a client or a server does not work"))
+    _config(sides.add_parser("config", help="explain, begin or convert a configuration"))
     pin = sides.add_parser("pin", help="print the pin of a certificate", description=commands.pin.__doc__)
     _pin(pin)
     _systemd(sides.add_parser("systemd", help="run a client or a server as a service of systemd"))
-    _config(sides.add_parser("config", help="explain, begin or convert a configuration"))
     completion = sides.add_parser(
         "completion",
         help="print a script that lets a shell complete command lines",
@@ -98,9 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script")
     completion.set_defaults(call=_completion)
-    _init(sides.add_parser("init", help="write the files of a new server, and print the URI of its first client"))
-    _user(sides.add_parser("user", help="add, list and remove the users of a server, or change their passwords"))
-    _doctor(sides.add_parser("doctor", help="find out why a client or a server does not work"))
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
     identifier.set_defaults(call=commands.uuid)
     _of_running(sides)

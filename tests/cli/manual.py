@@ -30,9 +30,10 @@ uuid: 00112233-4455-6677-8899-aabbccddeeff
 password_file: password
 """
 STATUSES = {
-    "0": "ended by SIGINT or SIGTERM, or done",
-    "1": "the configuration is wrong, the start failed, or no client or server answers; one message on stderr",
-    "2": "the command line is wrong",
+    "0": "ended by SIGINT or SIGTERM, or done; doctor found no problems",
+    "1": "the configuration is wrong, the start failed, or no client or server answers, with a message on stderr; or "
+    "doctor found problems",
+    "2": "the command line is wrong; also, for doctor, the configuration",
     "130": "ended by a second SIGINT",
     "141": "the reader of the output is gone",
 }
@@ -113,7 +114,8 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
             names = ", ".join(f"\\fB{roff(name)}\\fP" for name in action.option_strings)
             yield ".TP"
             yield " ".join(filter(None, [names, f"\\fI{roff(value)}\\fP" if value else ""]))
-            yield roff(f"{(action.help or '').rstrip('.')}.")
+            text = (action.help or "") % vars(action)  # such as %(default)s
+            yield roff(f"{text.rstrip('.')}.")
 
 
 def page_of_commands() -> str:
@@ -132,7 +134,9 @@ def page_of_commands() -> str:
     for status, meaning in STATUSES.items():
         lines += [".TP", f"\\fB{status}\\fP", roff(f"{meaning}.")]
     lines += [".SH ENVIRONMENT", ".TP", "\\fBASPORT_\\fP\\fIKEY\\fP", "Replaces a key of the configuration, see"]
-    lines += [".BR asport\\-sync (5).", ".SH SEE ALSO", ".BR asport\\-sync (5)"]
+    lines += [".BR asport\\-sync (5).", ".TP", "\\fBASPORT_URI\\fP"]
+    lines += ["The server and the user, for client run, doctor client and expose without a URI or -c."]
+    lines += [".SH SEE ALSO", ".BR asport\\-sync (5)"]
     return "\n".join(lines) + "\n"
 
 

@@ -82,7 +82,8 @@ def test_zsh(scripts: dict[str, Path]) -> None:
 def test_every_command_is_there(scripts: dict[str, Path]) -> None:
     for path in scripts.values():
         text = path.read_text()
-        assert all(each in text for each in ("client", "systemd", "log-level", "--log-format", "convert"))
+        words = ("client", "systemd", "log-level", "--log-format", "convert", "expose", "doctor", "rotate")
+        assert all(each in text for each in words)
 
 
 def test_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def test_man_shows_every_command_and_key() -> None:
             timeout=60,
         )
         shown[name] = re.sub(".\x08", "", done.stdout)
-    for words in ("asport-sync client run [-c FILE]", "asport-sync config convert", "--log-format text|json", "130"):
+    for words in ("asport-sync client run [-c FILE | URI]", "config convert", "--log-format text|json", "130"):
         assert words in shown["asport-sync.1"]
     for side in ("client", "server"):
         for entry in walk(table_of(side)):
