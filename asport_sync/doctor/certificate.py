@@ -37,8 +37,9 @@ class Chain:
         from cryptography import x509
 
         self.certificates: list[Certificate] = []
-        # GnuTLS has read them, so that only exotic ones are unusable here. Fields are parsed when they are asked for.
-        with contextlib.suppress(ValueError, IndexError):
+        # GnuTLS has read them, so that only exotic ones are unusable here, with exceptions of any class. Fields are
+        # parsed when they are asked for.
+        with contextlib.suppress(Exception):
             for der in _split(content):
                 found = x509.load_der_x509_certificate(der)
                 found.issuer.rfc4514_string()
@@ -60,14 +61,13 @@ class Chain:
     @property
     def pin(self) -> bytes | None:
         """The SHA-256 of the first one's public key (RFC 7469 section 2.4)."""
-        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
         if not self.certificates:
             return None
         try:
             key = self.certificates[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
+        except Exception:  # as in the constructor
             return None
         return hashlib.sha256(key).digest()
 
@@ -78,10 +78,10 @@ class Chain:
 
         try:
             found = self.certificates[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (IndexError, ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+            dns = found.get_values_for_type(x509.DNSName)
+            return [*dns, *map(str, found.get_values_for_type(x509.IPAddress))]
+        except Exception:  # as in the constructor; or there is none
             return []
-        dns = found.get_values_for_type(x509.DNSName)
-        return [*dns, *map(str, found.get_values_for_type(x509.IPAddress))]
 
     def is_for(self, name: str) -> bool:
         """Returns whether the first one is for a name or IP address (RFC 9525)."""

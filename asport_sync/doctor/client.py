@@ -94,11 +94,7 @@ def _check_joined(
             else:
                 findings.skipped("tcp", f"network is {tunnel.network}")
             _check_udp(result, echo, tunnel, tunnel.udp_forward_mode, findings)
-            info = path.of(result)
-            if info is None:
-                findings.skipped("path", "the connection has ended")
-            else:
-                path.check_path(info, tunnel, findings)
+            path.check_path(result, tunnel, findings)
         other: UdpForwardMode = "quic" if tunnel.udp_forward_mode == "native" else "native"
         if tunnel.network == "tcp":
             findings.skipped(f"udp-{other}", f"network is {tunnel.network}")

@@ -30,6 +30,11 @@ _MIN_DATAGRAMS = 100  # fewer say nothing about loss
 _MIN_PACKETS = 200
 _MAX_LOSS = 0.02  # share: more slows transfers down noticeably
 _IPV6_MTU = 1280  # bytes that each link of IPv6 carries (RFC 8200 section 5)
+# Seconds, and round trips, in which the path MTU search gets beyond that size, if the path allows it: it sends a few
+# probes for each size, which may be lost.
+_SEARCH = 2.0
+_SEARCH_ROUNDS = 20
+_LOOK = 0.05  # seconds between two looks
 _COUNTS_LOSS = tuple(map(int, versions()["ngtcp2"].split(".")[:2])) >= (1, 16)  # see ConnectionInfo.packets_lost
 _HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}  # bytes of IP and UDP
 
@@ -193,9 +198,13 @@ def _datagram(key: bytes, number: int) -> bytes:
     return (key + number.to_bytes(8, "big")).ljust(_DATAGRAM, bytes([number % 251]))
 
 
-def check_path(info: ConnectionInfo, tunnel: TunnelConfig, findings: Findings) -> None:
-    """Reports on the path to the server, given the statistics of a connection that has moved something."""
-    mtu = info.path_payload + _HEADERS[sockets.family_of(info.peer[0])]
+def check_path(joined: Joined, tunnel: TunnelConfig, findings: Findings) -> None:
+    """Reports on the path to the server, given a connection that has moved something."""
+    info = _after_search(joined)
+    if info is None:
+        findings.skipped("path", "the connection has ended")
+        return
+    mtu = _mtu(info)
     share = info.packets_lost / info.packets_sent if info.packets_sent else 0.0
     lost = f"{info.packets_lost} of {info.packets_sent} packets lost" if _COUNTS_LOSS else "losses are not counted"
     said = (
@@ -214,9 +223,19 @@ def check_path(info: ConnectionInfo, tunnel: TunnelConfig, findings: Findings) -
     findings.ok("path", said, **figures)
 
 
-def of(joined: Joined) -> ConnectionInfo | None:
-    """Returns the statistics of the connection; None: it is over."""
-    return next(iter(joined.client.stats().connections), None)
+def _after_search(joined: Joined) -> ConnectionInfo | None:
+    """Returns the statistics of the connection once the path MTU search has had its time; None: it is over."""
+    deadline = time.monotonic() + _SEARCH
+    while True:
+        info = next(iter(joined.client.stats().connections), None)
+        if info is None or _mtu(info) >= _IPV6_MTU or time.monotonic() > deadline + _SEARCH_ROUNDS * info.smoothed_rtt:
+            return info
+        time.sleep(_LOOK)
+
+
+def _mtu(info: ConnectionInfo) -> int:
+    """Returns the size of the largest IP packet that the path carries, as far as it is known."""
+    return info.path_payload + _HEADERS[sockets.family_of(info.peer[0])]
 
 
 def _rate(count: int, seconds: float) -> str:
