@@ -165,33 +165,36 @@ def _exchange(sock: socket.socket, key: bytes, lost_after: float) -> tuple[int, 
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     begun = latest = time.monotonic()
-    first = _FIRST_TRIES  # numbers below it are those of the first answer
-    number = first
-    open_: set[int] = set()
+    number = _FIRST_TRIES  # those below are of the first answer
+    missing: set[int] = set()  # sent, and not returned
+    in_flight: set[int] = set()  # those of them that do not count as lost yet
     came = wrong = 0
     while True:
-        now = time.monotonic()
-        if now < begun + _DURATION:
-            while len(open_) < _DATAGRAMS_IN_FLIGHT:
-                with contextlib.suppress(BlockingIOError):
-                    sock.send(_datagram(key, number))
-                open_.add(number)
-                number += 1
-        elif not open_:
+        is_over = time.monotonic() >= begun + _DURATION
+        if is_over and not missing:
             break
+        while not is_over and len(in_flight) < _DATAGRAMS_IN_FLIGHT:
+            with contextlib.suppress(BlockingIOError):
+                sock.send(_datagram(key, number))
+            missing.add(number)
+            in_flight.add(number)
+            number += 1
         if not poll.poll(lost_after * 1000):
-            open_.clear()
+            in_flight.clear()  # but they may still come, after a pause of either program
+            if is_over:
+                break
             continue
         data = sock.recv(_DATAGRAM + 1)
         found = int.from_bytes(data[len(key) : len(key) + 8], "big")
         if data != _datagram(key, found):
             wrong += 1
-        elif found in open_:
-            open_.remove(found)
+        elif found in missing:
+            missing.remove(found)
+            in_flight.discard(found)
+            in_flight -= {each for each in in_flight if each < found - 8 * _DATAGRAMS_IN_FLIGHT}  # lost long ago
             came += 1
             latest = time.monotonic()
-            open_ -= {each for each in open_ if each < found - 8 * _DATAGRAMS_IN_FLIGHT}  # lost long ago
-    return number - first, came, wrong, max(latest - begun, 1e-6)
+    return number - _FIRST_TRIES, came, wrong, max(latest - begun, 1e-6)
 
 
 def _datagram(key: bytes, number: int) -> bytes:

@@ -143,6 +143,12 @@ def test_an_interrupt(certificate: Certificate, tmp_path: Path) -> None:
             assert "Traceback" not in process.output()
 
 
+def test_cryptography_is_imported_for_certificates_only() -> None:
+    program = "import sys, asport_sync.doctor, asport_sync.cli.main; sys.exit('cryptography' in sys.modules)"
+    with Process([sys.executable, "-c", program]) as process:
+        assert process.wait(60) == 0, process.output()
+
+
 def test_texts_of_the_network_cannot_control_the_terminal(
     certificate: Certificate, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
