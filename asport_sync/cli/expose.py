@@ -15,7 +15,7 @@ from types import TracebackType
 from asport_sync import config
 from asport_sync.cli import output, table
 from asport_sync.cli.given_uri import STANDARD_INPUT, VARIABLE, given_uri
-from asport_sync.client.expose import TIMEOUT, Exposed, account_of, is_uri, source_of
+from asport_sync.client.expose import TIMEOUT, Exposed, base_of, is_uri, source_of
 from asport_sync.engine import limit_arenas
 from asport_sync.errors import (
     AsportError,
@@ -39,7 +39,10 @@ _ERASE = "\r\x1b[K"  # first column, erase to the end of the line (ECMA-48)
 
 # What to do about an error that does not say so itself. Subclasses come first.
 _CURES: tuple[tuple[type[AsportError], str], ...] = (
-    (AuthenticationError, "compare UUID and password with the server's user, or get a new URI for this user"),
+    (
+        AuthenticationError,
+        "compare them with the server's file, or get a new URI: asport-sync user rotate, on the server",
+    ),
     (BindError, "ask for other ports with --port, or leave it out"),
     (PortDeniedError, "ask for other ports with --port, or leave it out; allow_ports of the server has those allowed"),
     (NetworkDeniedError, "ask for another network with --network; allow_network of the server has those allowed"),
@@ -62,22 +65,22 @@ def sort_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespac
 def run(arguments: argparse.Namespace) -> int:
     """Makes local services public until a signal ends it."""
     source = _source(arguments)
-    account = account_of(source)
+    base = base_of(source)
     process.prepare()
     if process.address_space_is_limited():
         limit_arenas(1)
     level = arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)]
     # What goes wrong before the services are public is said once, at the end.
-    handler = log.configure(level or "error", form=account.log_format)
+    handler = log.configure(level or "error", form=base.log_format)
     try:
         descriptors.raise_limit()
         with (
             Signals() as signals,
-            Exposed(arguments.target, account, port=arguments.port, network=arguments.network) as exposed,
+            Exposed(arguments.target, base, port=arguments.port, network=arguments.network) as exposed,
             _LiveLine(is_wanted=not arguments.json) as live,
         ):
             if _is_public(exposed, signals, live):
-                log.set_level(level or account.log_level)
+                log.set_level(level or base.log_level)
                 live.clear()
                 _warn(exposed, source)
                 _report(exposed, signals, live, as_json=arguments.json)

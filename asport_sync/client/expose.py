@@ -95,7 +95,7 @@ class Exposed:
         port: int | tuple[int, int] | list[int] | PortRangeOptions | None,
         network: Network | None,
     ) -> None:
-        account = account_of(source_of(to))
+        base = base_of(source_of(to))
         parsed = [_Target.parse(each, network) for each in targets]
         if not parsed:
             raise ConfigError("expected at least one target, such as 8080")
@@ -103,8 +103,8 @@ class Exposed:
         try:
             tunnels = {}
             for name, target in zip(_names(parsed), parsed, strict=True):
-                tunnels[name] = self._tunnel(account, name, target, port)
-            self.client = Client.from_config(dataclasses.replace(account, tunnels=FrozenMap(tunnels)))
+                tunnels[name] = self._tunnel(base, name, target, port)
+            self.client = Client.from_config(dataclasses.replace(base, tunnels=FrozenMap(tunnels)))
             self.services = tuple(
                 ExposedService(target.text, tunnels[name].network, self.client, name)
                 for name, target in zip(tunnels, parsed, strict=True)
@@ -114,7 +114,7 @@ class Exposed:
             self._close_directories()
             raise
 
-    def _tunnel(self, account: ClientConfig, name: str, target: _Target, port: object) -> TunnelConfig:
+    def _tunnel(self, base: ClientConfig, name: str, target: _Target, port: object) -> TunnelConfig:
         at = target.local
         keys: dict[str, object] = {}
         if target.directory is not None:
@@ -122,12 +122,12 @@ class Exposed:
 
             self._directories.append(Directory(target.directory))
             at = local(self._directories[-1].address)
-            given = account.defaults.get("max_connections")
+            given = base.defaults.get("max_connections")
             keys["max_connections"] = min(given, MAX_REQUESTS) if isinstance(given, int) else MAX_REQUESTS
         if port is not None:
             keys["expected_port_range"] = port
         try:
-            made = tunnel_from_options(account, _ANY, {"local": at, "network": target.network, **keys})
+            made = tunnel_from_options(base, _ANY, {"local": at, "network": target.network, **keys})
         except ConfigErrors as problem:
             raise _as_given(problem, target) from None
         return dataclasses.replace(made, name=name)
@@ -229,7 +229,7 @@ def source_of(to: str | os.PathLike[str] | ClientConfig | None) -> ClientConfig 
     return parse_uri(to) if isinstance(to, str) and is_uri(to) else origin("client", to)
 
 
-def account_of(source: ClientConfig | ServerUri | Path | None) -> ClientConfig:
+def base_of(source: ClientConfig | ServerUri | Path | None) -> ClientConfig:
     """Returns how to reach a server, and as which user: the configuration of a client without tunnels.
 
     Args:

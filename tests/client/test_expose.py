@@ -15,11 +15,11 @@ from asport_sync.errors import ConfigError
 from tests.support.certificates import write_private
 
 USER = "00112233-4455-6677-8899-aabbccddeeff"
-ACCOUNT: dict[str, Any] = {"server": "127.0.0.1:9", "uuid": USER, "password": "correct horse battery staple"}
+BASE: dict[str, Any] = {"server": "127.0.0.1:9", "uuid": USER, "password": "correct horse battery staple"}
 
 
-def account_of(to: Any) -> ClientConfig:
-    return expose.account_of(expose.source_of(to))
+def base_of(to: Any) -> ClientConfig:
+    return expose.base_of(expose.source_of(to))
 
 
 def write(directory: Path, keys: dict[str, Any]) -> Path:
@@ -86,7 +86,7 @@ def test_names_of_tunnels() -> None:
 
 def test_keys_that_describe_another_service_do_not_apply(tmp_path: Path) -> None:
     keys = {
-        **ACCOUNT,
+        **BASE,
         "local": "127.0.0.1:1",
         "port": 30001,
         "network": "udp",
@@ -97,49 +97,49 @@ def test_keys_that_describe_another_service_do_not_apply(tmp_path: Path) -> None
         "status": {"http": "127.0.0.1:0"},
         "log_level": "info",
     }
-    account = account_of(write(tmp_path, keys))
-    assert (account.control_socket, account.status, account.log_level) == ("off", None, "info")
-    assert not account.tunnels
-    assert set(account.defaults) == {"server", "uuid", "password", "bandwidth"}
+    base = base_of(write(tmp_path, keys))
+    assert (base.control_socket, base.status, base.log_level) == ("off", None, "info")
+    assert not base.tunnels
+    assert set(base.defaults) == {"server", "uuid", "password", "bandwidth"}
     options = ClientConfig.from_options(**keys)
-    assert account_of(options).defaults.keys() == account.defaults.keys()
+    assert base_of(options).defaults.keys() == base.defaults.keys()
 
 
 def test_tunnels_of_a_file_do_not_apply(tmp_path: Path) -> None:
     """They are not even read: a client that serves them may run with the same file."""
-    account = account_of(write(tmp_path, {**ACCOUNT, "tunnels": {"web": {"local": "?"}}}))
-    assert not account.tunnels
+    base = base_of(write(tmp_path, {**BASE, "tunnels": {"web": {"local": "?"}}}))
+    assert not base.tunnels
 
 
 URI = f"asport://{USER}:correct%20horse@example.org:443?pin=sha256//{'A' * 43}="
 
 
 def test_a_uri(tmp_path: Path) -> None:
-    for account in (account_of(URI), account_of(URI.replace("asport:", "ASPORT:"))):
-        assert str(account.defaults["server"]) == "example.org:443"
-        assert account.defaults["password"] == "correct horse"
-    assert str(account_of(str(write(tmp_path, ACCOUNT))).defaults["server"]) == "127.0.0.1:9"
+    for base in (base_of(URI), base_of(URI.replace("asport:", "ASPORT:"))):
+        assert str(base.defaults["server"]) == "example.org:443"
+        assert base.defaults["password"] == "correct horse"
+    assert str(base_of(str(write(tmp_path, BASE))).defaults["server"]) == "127.0.0.1:9"
 
 
 def test_a_file_that_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    write(tmp_path, ACCOUNT)
+    write(tmp_path, BASE)
     monkeypatch.chdir(tmp_path)
-    assert str(account_of(None).defaults["server"]) == "127.0.0.1:9"
+    assert str(base_of(None).defaults["server"]) == "127.0.0.1:9"
 
 
 @pytest.mark.parametrize("uri", [URI.replace("//", "", 1), URI.replace("443", "")])
 def test_a_wrong_uri_is_neither_a_file_nor_shown(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        account_of(uri)
+        base_of(uri)
     assert "horse" not in str(caught.value)
     assert "no such file" not in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", ["server", "uuid", "password"])
 def test_a_file_without_a_server_or_user(tmp_path: Path, missing: str) -> None:
-    path = write(tmp_path, {name: value for name, value in ACCOUNT.items() if name != missing})
+    path = write(tmp_path, {name: value for name, value in BASE.items() if name != missing})
     with pytest.raises(ConfigError) as caught:
-        account_of(path)
+        base_of(path)
     assert str(caught.value) == f"{path}: {missing}: this key is required at the top level"
 
 
@@ -158,11 +158,19 @@ def test_errors_name_what_the_caller_has_given(
     tmp_path: Path, targets: list[Any], options: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        Exposed(targets, write(tmp_path, ACCOUNT), **{"port": None, "network": None, **options})
+        Exposed(targets, write(tmp_path, BASE), **{"port": None, "network": None, **options})
     assert str(caught.value).startswith(problem)
 
 
 def test_what_was_opened_before_an_error_is_closed(tmp_path: Path) -> None:
     """The check for what tests leave behind sees the rest."""
     with pytest.raises(ConfigError):
-        Exposed([f"dir:{tmp_path}", "udp:unix:/run/app.sock"], write(tmp_path, ACCOUNT), port=None, network=None)
+        Exposed([f"dir:{tmp_path}", "udp:unix:/run/app.sock"], write(tmp_path, BASE), port=None, network=None)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 64), (5, 5), (1000, 64)])
+def test_a_directory_serves_few_connections_at_a_time(tmp_path: Path, given: int | None, expected: int) -> None:
+    """Each has a thread. The engine resets others."""
+    keys = BASE if given is None else {**BASE, "max_connections": given}
+    with Exposed([f"dir:{tmp_path}"], write(tmp_path, keys), port=None, network=None) as exposed:
+        assert exposed.client.config.tunnels[""].max_connections == expected

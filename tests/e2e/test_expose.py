@@ -54,7 +54,7 @@ def uri_of(server: Server, certificate: Certificate, password: str = PASSWORD) -
 
 
 @contextlib.contextmanager
-def server_and_account(
+def server_and_file(
     certificate: Certificate, directory: Path, /, client: dict[str, Any] | None = None, **changes: Any
 ) -> Iterator[tuple[Server, Path]]:
     """A server, and the file of a client without a local service."""
@@ -116,7 +116,7 @@ def test_a_web_server_is_public_until_a_signal(
     certificate: Certificate, tmp_path: Path, number: signal.Signals
 ) -> None:
     with (
-        server_and_account(certificate, tmp_path) as (_, file),
+        server_and_file(certificate, tmp_path) as (_, file),
         web_server() as port,
         exposing(file, str(port)) as process,
     ):
@@ -134,7 +134,7 @@ def test_a_directory(certificate: Certificate, tmp_path: Path) -> None:
     (site / "page.html").write_text("a page")
     (site / ".env").write_text("a secret")
     (site / "outside").symlink_to("/etc/passwd")
-    with server_and_account(certificate, tmp_path) as (_, file), exposing(file, f"dir:{site}") as process:
+    with server_and_file(certificate, tmp_path) as (_, file), exposing(file, f"dir:{site}") as process:
         url = process.wait_for(r"is public: .* (http://\S+)", START)[1]
         assert (
             f"asport-sync: warning: dir:{site}: anyone who has the address can read every file in it"
@@ -153,7 +153,7 @@ def test_several_targets(certificate: Certificate, tmp_path: Path) -> None:
 
     path = tmp_path / "app.sock"
     with (
-        server_and_account(certificate, tmp_path) as (_, file),
+        server_and_file(certificate, tmp_path) as (_, file),
         served(UnixServer(str(path), Page)),
         UdpEcho() as datagrams,
         TcpEcho() as stream,
@@ -176,7 +176,7 @@ def test_several_targets(certificate: Certificate, tmp_path: Path) -> None:
 
 
 def test_a_file_with_a_password_that_others_can_read(certificate: Certificate, tmp_path: Path) -> None:
-    with server_and_account(certificate, tmp_path) as (_, file):
+    with server_and_file(certificate, tmp_path) as (_, file):
         file.chmod(0o644)
         with exposing(file, "9") as process:
             process.wait_for("is public", START)
@@ -184,7 +184,7 @@ def test_a_file_with_a_password_that_others_can_read(certificate: Certificate, t
 
 
 def test_the_live_line(certificate: Certificate, tmp_path: Path) -> None:
-    with server_and_account(certificate, tmp_path) as (_, file), TcpEcho() as service:
+    with server_and_file(certificate, tmp_path) as (_, file), TcpEcho() as service:
         arguments = command("expose", "-c", str(file), str(service.address[1]))
         with Terminal(arguments) as terminal:
             port = int(terminal.wait_for(r"is public: 127\.0\.0\.1:(\d+) \(TCP\) http://\S+\r\n", START)[1])
@@ -201,7 +201,7 @@ def test_the_live_line(certificate: Certificate, tmp_path: Path) -> None:
 
 
 def test_the_live_line_is_drawn_at_most_twice_a_second(certificate: Certificate, tmp_path: Path) -> None:
-    with server_and_account(certificate, tmp_path) as (_, file), TcpEcho() as service:
+    with server_and_file(certificate, tmp_path) as (_, file), TcpEcho() as service:
         with Terminal(command("expose", "-c", str(file), str(service.address[1]))) as terminal:
             port = int(terminal.wait_for(r"is public: 127\.0\.0\.1:(\d+)", START)[1])
             begin, before = time.monotonic(), terminal.shown().count("\r\x1b[K")
@@ -215,13 +215,13 @@ def test_the_live_line_is_drawn_at_most_twice_a_second(certificate: Certificate,
 
 def test_a_narrow_terminal(certificate: Certificate, tmp_path: Path) -> None:
     """A line that wraps could not be replaced."""
-    with server_and_account(certificate, tmp_path) as (_, file):
+    with server_and_file(certificate, tmp_path) as (_, file):
         with Terminal(command("expose", "-c", str(file), "9"), columns=20) as terminal:
             terminal.wait_for(r"\r\x1b\[K0 connections, in 0\r", START)
 
 
 def test_a_terminal_that_is_closed_ends_it(certificate: Certificate, tmp_path: Path) -> None:
-    with server_and_account(certificate, tmp_path) as (server, file):
+    with server_and_file(certificate, tmp_path) as (server, file):
         with Terminal(command("expose", "-c", str(file), "9")) as terminal:
             terminal.wait_for("0 connections", START)
             terminal.hang_up()
@@ -229,7 +229,7 @@ def test_a_terminal_that_is_closed_ends_it(certificate: Certificate, tmp_path: P
 
 
 def test_a_lost_connection_is_shown_and_made_again(certificate: Certificate, tmp_path: Path) -> None:
-    with server_and_account(certificate, tmp_path) as (server, file):
+    with server_and_file(certificate, tmp_path) as (server, file):
         address = server.address
         with Terminal(command("expose", "-c", str(file), "--port", str(free_port()), "9")) as terminal:
             terminal.wait_for("0 connections", START)
@@ -256,8 +256,8 @@ def failed(file: Path, *arguments: str) -> str:
         (
             {"password": "wrong"},
             ["8080"],
-            "authentication failed: unknown UUID or wrong password: compare UUID and password with the server's user, "
-            "or get a new URI for this user",
+            "authentication failed: unknown UUID or wrong password: compare them with the server's file, or get a new "
+            "URI: asport-sync user rotate, on the server",
         ),
         ({}, ["8080", "--port", "1"], r"port denied: .*: ask for other ports with --port, or leave it out; .*"),
         ({}, ["8080", "--network", "both"], r"network denied: .*: ask for another network with --network; .*"),
@@ -271,7 +271,7 @@ def test_an_error_is_one_line_with_its_cure(
     certificate: Certificate, tmp_path: Path, client: dict[str, Any], arguments: list[str], line: str
 ) -> None:
     proxy = {"allow_network": "tcp"}
-    with server_and_account(certificate, tmp_path, client, proxy=proxy) as (_, file):
+    with server_and_file(certificate, tmp_path, client, proxy=proxy) as (_, file):
         said = failed(file, *arguments)
         assert re.fullmatch(f"asport-sync: {line}", said), said
         assert "wrong" not in said.replace("or wrong password", "")
@@ -420,7 +420,7 @@ def test_a_wrong_command_line(arguments: list[str], problem: str, capsys: pytest
 def test_a_program_exposes_a_service(certificate: Certificate, tmp_path: Path) -> None:
     port = free_port()
     with (
-        server_and_account(certificate, tmp_path) as (_, file),
+        server_and_file(certificate, tmp_path) as (_, file),
         TcpEcho() as service,
         asport_sync.expose(service.address, to=file, port=port) as exposed,
     ):
@@ -438,7 +438,7 @@ def test_a_program_exposes_a_service(certificate: Certificate, tmp_path: Path) -
 
 def test_the_server_is_named_as_the_caller_has_named_it(certificate: Certificate, tmp_path: Path) -> None:
     """A name may have other addresses elsewhere, and it is what a visitor can remember."""
-    with server_and_account(certificate, tmp_path) as (server, _):
+    with server_and_file(certificate, tmp_path) as (server, _):
         options = client_options(certificate, ("localhost", server.address[1]), ("127.0.0.1", 9))
         config = asport_sync.ClientConfig.from_options(**options)
         with asport_sync.expose("udp:9", 9, to=config) as exposed:
@@ -452,7 +452,7 @@ def test_what_a_program_gets_if_it_fails(certificate: Certificate, tmp_path: Pat
     """And nothing of it is left, which the check after every test sees."""
     site = tmp_path / "site"
     site.mkdir()
-    with server_and_account(certificate, tmp_path) as (server, file):
+    with server_and_file(certificate, tmp_path) as (server, file):
         with pytest.raises(asport_sync.PortDeniedError):
             asport_sync.expose(f"dir:{site}", to=file, port=1)
         dead: Address = server.address
@@ -464,6 +464,6 @@ def test_what_a_program_gets_if_it_fails(certificate: Certificate, tmp_path: Pat
 
 
 def test_the_user_is_not_shown(certificate: Certificate, tmp_path: Path) -> None:
-    with server_and_account(certificate, tmp_path) as (_, file):
+    with server_and_file(certificate, tmp_path) as (_, file):
         with asport_sync.expose(9, to=file) as exposed:
             assert USER not in repr(exposed.services)
