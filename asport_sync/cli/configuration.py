@@ -22,7 +22,7 @@ def show(arguments: argparse.Namespace) -> int:
         return 0
     lines = [(f"{each.key}: {_written(each.value)}", str(each.origin)) for each in settings]
     width = min(max(len(line) for line, _ in lines), _WIDEST)
-    output.say("\n".join(printable(f"{line:{width}}  # {source}") for line, source in lines))
+    output.say("\n".join(printable(f"{line:{width}}  # {origin}") for line, origin in lines))
     return 0
 
 
@@ -78,7 +78,7 @@ def _put_new(text: str, file: str | None) -> None:
 
 
 _WIDEST = 60
-"""Characters: where the sources begin, unless a value is longer."""
+"""Characters: where the origins begin, unless a value is longer."""
 
 
 def _written(value: object) -> str:

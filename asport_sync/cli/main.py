@@ -246,8 +246,8 @@ def _config(parser: argparse.ArgumentParser) -> None:
     show = with_side(
         added(
             "show",
-            "print every key with its effective value and its source",
-            "Prints every key with its effective value and its source: a line of a file, an environment variable, a "
+            "print every key with its effective value and its origin",
+            "Prints every key with its effective value and its origin: a line of a file, an environment variable, a "
             "credential of systemd, or the default. Passwords, tokens and keys are printed as ***.",
         )
     )
@@ -257,7 +257,7 @@ def _config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="configuration; default: the file that client run or server run would use",
     )
-    show.add_argument("--json", action="store_true", help="as JSON, with the sources in parts")
+    show.add_argument("--json", action="store_true", help="as JSON, with the origins in parts")
     schema = with_side(
         added(
             "schema",

@@ -237,12 +237,12 @@ def _plain(value: object) -> object:
 
 
 def as_json(settings: list[Setting]) -> list[Mapping[str, object]]:
-    """Returns the keys as what ``--json`` prints: sources without what they do not have."""
+    """Returns the keys as what ``--json`` prints: origins without what they do not have."""
     return [
         {
             "key": each.key,
             "value": each.value,
-            "source": {
+            "origin": {
                 name: list(part) if isinstance(part, tuple) else part
                 for name, part in each.origin._asdict().items()
                 if part not in (None, (), "")

@@ -177,10 +177,13 @@ def printing(client_file: Path, server_file: Path, certificate: Certificate) -> 
         "check": ["client", "check", "-c", str(client_file)],
         "pin": ["pin", str(certificate.certificate)],
         "doctor": ["doctor", "server", "-c", str(server_file)],
+        "show": ["config", "show", "client", "-c", str(client_file)],
+        "schema": ["config", "schema", "server"],
+        "completion": ["completion", "bash"],
     }
 
 
-KINDS = ["version", "help", "help of an action", "uuid", "check", "pin", "doctor"]
+KINDS = ["version", "help", "help of an action", "uuid", "check", "pin", "doctor", "show", "schema", "completion"]
 
 
 def printed_to(descriptor: int, arguments: list[str], *, unbuffered: bool, both: bool = False) -> tuple[int, bytes]:

@@ -20,7 +20,7 @@ def file(tmp_path: Path) -> Path:
 def test_show(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "client", "-c", str(file)]) == 0
     text = capsys.readouterr().out
-    found = {key.strip(): source for key, _, source in (line.partition("  # ") for line in text.splitlines())}
+    found = {key.strip(): origin for key, _, origin in (line.partition("  # ") for line in text.splitlines())}
     assert found["password: ***"] == f"{file}:4:1"
     assert found["log_level: warn"] == "default"
     assert found["heartbeat: not set"] == "default: 3s, or keep_alive if that is longer"
@@ -32,7 +32,7 @@ def test_show_as_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "client", "-c", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     place = {"kind": "file", "path": str(file), "line": 1, "column": 1}
-    assert {"key": "server", "value": "example.org:443", "source": place} in found
+    assert {"key": "server", "value": "example.org:443", "origin": place} in found
 
 
 def test_show_of_a_wrong_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

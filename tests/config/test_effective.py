@@ -97,10 +97,10 @@ def test_certificates_and_status(tmp_path: Path) -> None:
     assert (found["status.token"][0], found["status.http"][0]) == ("***", "[::1]:1")
 
 
-def test_sources_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_origins_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASPORT_TIMEOUT", "1s")
     path = write(tmp_path, "client.yaml", WRITERS[".yaml"](client()))
-    found = {each["key"]: each["source"] for each in as_json(effective("client", path))}
+    found = {each["key"]: each["origin"] for each in as_json(effective("client", path))}
     assert found["server"] == {"kind": "file", "path": str(path), "line": 1, "column": 1}
     assert found["timeout"] == {"kind": "environment", "variables": ["ASPORT_TIMEOUT"]}
     assert found["alpn"] == {"kind": "default"}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +171,20 @@ def test_the_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert errors_of(caught.value) == ["the environment: uuid: this key is required"]
     with pytest.raises(ConfigError, match="no such file"):
         load_client("client.yaml")
+
+
+def test_a_client_without_variables_loads_nothing_for_them(tmp_path: Path) -> None:
+    """It may run for months, on a small machine."""
+    path = write(tmp_path, "client.json", WRITERS[".json"](client()))
+    program = (
+        "import sys, asport_sync.config as config; config.load_client(sys.argv[1]);"
+        "print(*sorted(each for each in sys.modules if each.startswith('asport_sync.config.')))"
+    )
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    done = subprocess.run([sys.executable, "-c", program, path], env=ours, capture_output=True, text=True, check=True)
+    modules = {each.rpartition(".")[2] for each in done.stdout.split()}
+    assert "load" in modules
+    assert not modules & {"structure", "schema", "effective", "example", "writing", "convert", "yaml_format"}
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
