@@ -7,7 +7,7 @@ import functools
 import platform
 import uuid as uuid_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asport_sync import config
 from asport_sync._version import __version__
@@ -74,16 +74,13 @@ def _client(arguments: argparse.Namespace) -> tuple[Client, Path | None]:
                 raise ConfigError(f"{name} is for a URI: with a configuration file, set the key {option} there")
         file = config.origin("client", arguments.config)
         return Client.from_config(file), file
-    if arguments.local is None:
-        raise ConfigError(
-            "a URI does not name the local service that becomes public: add --local, such as --local 8080"
-        )
-    options: dict[str, Any] = {}
+    server = config.parse_uri(uri)
+    keys: dict[str, object] = {} if arguments.local is None else {"local": arguments.local}
     if arguments.trust_on_first_use:
-        if config.parse_uri(uri).pins:
+        if server.pins:
             raise ConfigError("--trust-on-first-use: the URI has a pin, so that the server need not be trusted blindly")
-        options["certificates"] = {"trust_on_first_use": True}
-    return Client.from_uri(uri, local=arguments.local, **options), None
+        keys["certificates"] = {"trust_on_first_use": True}
+    return Client.from_config(config.client_of_uri(server, keys)), None
 
 
 def check(arguments: argparse.Namespace) -> int:

@@ -53,8 +53,10 @@ def _client(source: str | None) -> tuple[config.ClientConfig, Path | None, bool]
     is_uri = source is None or source == STANDARD_INPUT or source[: len(SCHEME)].lower() == SCHEME
     uri = given_uri(source) if is_uri else None
     if uri is not None:
-        options = config.parse_uri(uri).options()
-        return config.ClientConfig.from_options(**options, local=_NO_LOCAL), None, False
+        server = config.parse_uri(uri)
+        if "local" in config.client_of_uri(server, {}, with_tunnels=False).defaults:
+            return config.client_of_uri(server, {}), None, True
+        return config.client_of_uri(server, {"local": _NO_LOCAL}), None, False
     file = config.origin("client", source)
     return config.load_client(file), file, True
 

@@ -93,24 +93,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _source(arguments: argparse.Namespace) -> config.ClientConfig | config.ServerUri | Path | None:
-    """Returns what names the server.
+    """Returns what names the server; None: the environment.
 
     Raises:
         ConfigError: Nothing does, or the URI is malformed.
     """
+    refusal = "--trust-on-first-use is for a URI without pin"
     uri = given_uri(arguments.uri) if arguments.config is None else None
-    try:
-        source = config.parse_uri(uri) if uri is not None else source_of(arguments.config)
-    except ConfigError as problem:
-        if uri is not None or arguments.config is not None:
-            raise
-        raise ConfigError(f"{problem}; or give a URI, or set {VARIABLE} to one") from None
-    if not arguments.trust_on_first_use:
-        return source
-    if not isinstance(source, config.ServerUri) or source.pins:
-        raise ConfigError("--trust-on-first-use is for a URI without pin")
-    trust: dict[str, object] = {"certificates": {"trust_on_first_use": True}, "tunnels": {}}
-    return config.ClientConfig.from_options(**source.options(), **trust)
+    if uri is None:
+        if arguments.trust_on_first_use:
+            raise ConfigError(refusal)
+        try:
+            return source_of(arguments.config)
+        except ConfigError as problem:
+            if arguments.config is not None:
+                raise
+            raise ConfigError(f"{problem}; or give a URI, or set {VARIABLE} to one") from None
+    server = config.parse_uri(uri)
+    keys: dict[str, object] = {}
+    if arguments.trust_on_first_use:
+        if server.pins:
+            raise ConfigError(refusal)
+        keys["certificates"] = {"trust_on_first_use": True}
+    return config.client_of_uri(server, keys, with_tunnels=False)
 
 
 def _warn(exposed: Exposed, source: object) -> None:

@@ -22,7 +22,7 @@ from asport_sync.config.client import ClientConfig, tunnel_from_options
 from asport_sync.config.common import HostConfig, LimitsConfig, StatusConfig, VisitorsConfig
 from asport_sync.config.credentials import Credential, loose_permissions
 from asport_sync.config.hosts import HostPort, LocalAddress, LocalTargets, UnixSocket
-from asport_sync.config.load import find, load_client, load_server, locate, origin
+from asport_sync.config.load import client_of_uri, find, load_client, load_server, locate, origin
 from asport_sync.config.options import (
     CertificatesOptions,
     HealthOptions,
@@ -89,6 +89,7 @@ __all__ = [
     "UserConfig",
     "UserOptions",
     "VisitorsConfig",
+    "client_of_uri",
     "dialect_of",
     "files_with_secrets",
     "find",

@@ -20,6 +20,7 @@ from asport_sync.config.places import Side
 from asport_sync.config.positions import position_of
 from asport_sync.config.reader import Source, bare
 from asport_sync.config.server import ServerConfig, read_server
+from asport_sync.config.uri import ServerUri
 from asport_sync.errors import ConfigError
 
 T = TypeVar("T")
@@ -38,6 +39,41 @@ def load_client(path: str | os.PathLike[str] | None = None, *, with_tunnels: boo
         ConfigError: The file cannot be found, read or parsed.
     """
     return _load("client", path, functools.partial(read_client, with_tunnels=with_tunnels))
+
+
+def client_of_uri(uri: ServerUri, keys: Mapping[str, object], *, with_tunnels: bool = True) -> ClientConfig:
+    """Returns the configuration of a client without a file, as the commands have it.
+
+    Environment variables set the keys that neither the URI nor ``keys`` set.
+
+    Args:
+        uri: The server and the user.
+        keys: Further keys.
+        with_tunnels: As for :func:`load_client`.
+
+    Raises:
+        ConfigErrors: One or more keys are wrong; all of them are listed.
+        ConfigError: Nothing names the local service.
+    """
+    tree: dict[str, Any] = {}
+    source = Source(directory=Path.cwd())
+    environment.put_variables(tree, "client", source)
+    given = {**uri.options(), **keys}
+    tree = {name: value for name, value in tree.items() if name != "password_file"} | given
+    source.positions = {at: position for at, position in source.positions.items() if at[0] not in given}
+    try:
+        if with_tunnels and "local" not in tree and "tunnels" not in tree:
+            raise ConfigError(
+                "a URI does not name the local service that becomes public: add --local, such as --local 8080, or set "
+                f"{environment.PREFIX}LOCAL"
+            )
+        return read_client(tree, source, with_tunnels=with_tunnels)
+    except ConfigError as error:
+        problem = bare(error)
+    finally:
+        tree.clear()  # as bare() says
+        given.clear()
+    raise problem
 
 
 def load_server(path: str | os.PathLike[str] | None = None) -> ServerConfig:

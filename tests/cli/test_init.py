@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from asport_sync.cli import main
 from asport_sync.config import HostPort, load_client, load_server, parse_uri
+from asport_sync.config.formats import parse
 from asport_sync.errors import AsportError
 from asport_sync.runtime import files
 from asport_sync.trust import create_server
+from tests.config.test_schema import problems
 from tests.support.certificates import pin_of
 
 FILES = {"server.yaml", "client.yaml", "certificate.pem", "private_key.pem"}
@@ -37,6 +39,10 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (user,) = server.proxies[0].users
     assert (user.uuid, user.password, user.name) == (uri.uuid, uri.password, "first")
     assert server.server == HostPort("::", 443)
+    for side in ("server", "client"):
+        text = (tmp_path / f"{side}.yaml").read_text()
+        assert text.startswith(f"# yaml-language-server: $schema={side}.schema.json\n")
+        assert not problems(side, parse(text, ".yaml", side).tree)
 
     (client,) = load_client(tmp_path / "client.yaml").tunnels.values()
     assert (client.uuid, client.password, client.server) == (uri.uuid, uri.password, uri.server)

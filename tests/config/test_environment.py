@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from asport_sync.config import ClientConfig, PortRange, load_client, load_server, origin
+from asport_sync.config import ClientConfig, PortRange, client_of_uri, load_client, load_server, origin, parse_uri
 from asport_sync.config.environment import PREFIX, RESERVED, variables, variables_of
 from asport_sync.config.structure import table_of
 from asport_sync.errors import ConfigError, ConfigErrors
@@ -331,3 +331,47 @@ def test_values_of_variables_are_not_replaced_again(tmp_path: Path, monkeypatch:
     assert load_client(path).tunnels[""].password == "env:TWO"
     monkeypatch.setenv(f"{PREFIX}PASSWORD", "env:THREE")
     assert load_client(path).tunnels[""].password == "env:THREE"
+
+
+# --- with a URI -------------------------------------------------------------------------------------------------------
+
+
+def test_variables_set_what_a_uri_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = parse_uri(f"asport://{UUID}:secret@example.org:443?pin=sha256//{43 * 'A'}=")
+    with pytest.raises(ConfigError, match="add --local, such as --local 8080, or set ASPORT_LOCAL"):
+        client_of_uri(uri, {})
+    for name, value in {
+        "LOCAL": "8080",
+        "LOG_LEVEL": "debug",
+        "CERTIFICATES__PATHS": '["missing"]',
+        "PASSWORD_FILE": "missing",
+        "SERVER": "not a server",
+    }.items():
+        monkeypatch.setenv(f"{PREFIX}{name}", value)
+    (tunnel,) = client_of_uri(uri, {}).tunnels.values()
+    assert (tunnel.server, tunnel.password, tunnel.local.port) == (uri.server, "secret", 8080)
+    assert tunnel.tls.certificates.pins == uri.pins
+    (tunnel,) = client_of_uri(uri, {"local": "web:80"}).tunnels.values()
+    assert (tunnel.local.host, tunnel.local.port) == ("web", 80)
+    config = client_of_uri(uri, {}, with_tunnels=False)
+    assert (config.log_level, dict(config.tunnels), config.defaults["password"]) == ("debug", {}, "secret")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        (
+            "LOG_LEVL",
+            "info",
+            "environment variable ASPORT_LOG_LEVL: no key has this name: did you mean ",
+        ),
+        ("LOCAL", "nowhere", "environment variable ASPORT_LOCAL: local: expected "),
+    ],
+)
+def test_wrong_variables_with_a_uri(monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str) -> None:
+    monkeypatch.setenv(f"{PREFIX}LOCAL", "8080")
+    monkeypatch.setenv(f"{PREFIX}{name}", value)
+    with pytest.raises(ConfigError) as caught:
+        client_of_uri(parse_uri(f"asport://{UUID}:secret@example.org:443"), {})
+    assert str(caught.value).startswith(problem)
+    assert "secret" not in str(caught.value)
