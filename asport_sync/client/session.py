@@ -609,10 +609,14 @@ class ClientSession(Session):
             self._handlers[type(event)](server_connection, event)
 
     def _connected(self, server_connection: ServerConnection, _: Connected) -> None:
-        if self._config.tls.certificates.trust_on_first_use:
-            self.host.workers.submit(self._check_key, server_connection)
-        else:
+        if not self._config.tls.certificates.trust_on_first_use:
             self._report(Report(Happened.CONNECTED, server_connection))
+            return
+        try:
+            self.host.workers.submit(self._check_key, server_connection)
+        except (LifecycleError, RuntimeError) as problem:
+            unverified = CertificateError(f"the server's key cannot be verified: {problem}")
+            self._key_checked(Report(Happened.ENDED, server_connection, unverified))
 
     def _check_key(self, server_connection: ServerConnection) -> None:
         # Worker thread: it reads a file. The server gets no token before the answer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from asport_sync.errors import (
 from asport_sync.host.certificates import load_client
 from asport_sync.host.host import Host
 from asport_sync.runtime import sockets
+from asport_sync.runtime.threads import WorkerPool
 from asport_sync.wire import (
     Address,
     ClientHello,
@@ -496,6 +498,23 @@ def test_nothing_is_dialled_before_the_server_has_agreed() -> None:
         scene.attempts(1)
         wait_until(lambda: scene.engine.connections[0].sent, TIMEOUT, "the hello is sent")
         assert scene.engine.connections[0].dials == []
+
+
+def test_a_key_that_no_thread_can_verify_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = WorkerPool.submit
+
+    def refuse(pool: WorkerPool, function: Callable[..., object], *arguments: object) -> None:
+        if function.__name__ == "_check_key":
+            raise RuntimeError("no thread")
+        submit(pool, function, *arguments)
+
+    monkeypatch.setattr(WorkerPool, "submit", refuse)
+    trust = {"trust_on_first_use": True, "known_servers": str(tmp_path / "known_servers")}
+    with scene_of(accept, certificates=trust) as scene:
+        scene.attempts(2)
+        with pytest.raises(CertificateError, match="cannot be verified: no thread"):
+            scene.session.wait_ready(0)
+        assert scene.engine.connections[0].sent == []
 
 
 def test_a_worker_relays_what_moves_much() -> None:
