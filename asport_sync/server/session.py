@@ -545,7 +545,8 @@ class ServerSession(Session):
                 )
                 self.host.pump.call_and_wait(client.udp.open)
             connection.send(encode(ServerHello(ServerHelloCode.SUCCESS, port.number)))
-            connection.set_joined(carrier, ask=ask)
+            with contextlib.suppress(HandleGoneError):  # a client that has left since then did join
+                connection.set_joined(carrier, ask=ask)
         except EngineError:
             self._claims.release(client)
             raise

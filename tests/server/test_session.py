@@ -1051,6 +1051,25 @@ def test_callables_learn_of_a_successor_after_the_end(two_each: Scene) -> None:
     ]
 
 
+def test_a_client_that_leaves_once_it_has_its_port_did_join(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = scene.host.calls = NotedCalls()
+    connection = scene.connect()
+
+    def send_and_leave(command: bytes) -> None:
+        connection.sent.append(command)
+        connection.is_gone = True
+
+    monkeypatch.setattr(connection, "send", send_and_leave)
+    scene.hello(connection)
+    scene.session.handle(fake.closed(connection, CloseCause.PEER_APPLICATION))
+    assert scene.counter("clients_joined") == 1
+    assert [(name, about.port) for name, about, *_ in calls.noted()] == [
+        ("on_connect", None),
+        ("on_ready", scene.number),
+        ("on_disconnect", scene.number),
+    ]
+
+
 def test_callables_learn_why_a_client_is_disconnected(scene: Scene) -> None:
     calls = scene.host.calls = NotedCalls()
     scene.join(password="wrong")
