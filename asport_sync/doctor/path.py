@@ -53,6 +53,9 @@ def check_tcp(joined: Joined, key: bytes, findings: Findings) -> None:
     where = sockets.text(joined.public)
     try:
         sock = socket.create_connection(joined.public[:2], _DIAL_TIMEOUT)
+    except ConnectionResetError as problem:  # it was accepted: a closed port refuses
+        findings.problem("tcp-broken", f"{where}: after 0 bytes: {problem.strerror or problem}")
+        return
     except OSError as problem:
         findings.problem("tcp-blocked", f"{where}: {problem.strerror or problem}")
         return
