@@ -431,10 +431,12 @@ def test_a_reload_that_systemctl_did_not_ask_for(services: Services) -> None:
     services.start_both(account=ACCOUNT)
     services.write_client(tunnels=2)
     manager.run("chown", "-R", ACCOUNT, "/etc/asport")
+    before = int(manager.show(CLIENT, "StateChangeTimestampMonotonic"))
     manager.run(COMMAND, "reload", "--socket", "client")
     services.wait_for_status(CLIENT, "2 of 2 tunnels public")
     assert manager.show(CLIENT, "ActiveState") == "active"
-    assert re.search(r"systemd\[1\]: Reload(?:ed|ing) asport-client.service", manager.journal("-u", CLIENT))
+    # It was "reloading" meanwhile. Not every reload has a line of systemd's: a short one has none.
+    assert int(manager.show(CLIENT, "StateChangeTimestampMonotonic")) > before
 
 
 def test_an_older_systemd(certificate: Certificate) -> None:
