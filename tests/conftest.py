@@ -14,7 +14,7 @@ import pytest
 from tests.support import alone
 from tests.support.certificates import Certificate, self_signed, signed_by_authority
 from tests.support.leaks import belongings, check_nothing_left
-from tests.support.sanitized import preloaded
+from tests.support.sanitized import preloaded, spare_other_programs
 
 # How long an example takes says something about the machine only.
 hypothesis.settings.register_profile("asport", deadline=None)
@@ -44,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
         os.environ.pop(name, None)
     if preloaded():
+        spare_other_programs()
         first = threading.Thread()  # with which ThreadSanitizer starts one of its own, that stays
         first.start()
         first.join()

@@ -12,7 +12,6 @@ from tests.fuzz.python_targets import FUNCTIONS
 from tests.fuzz.targets import HERE, NATIVE, TARGETS, NativeTarget, PythonTarget
 from tests.native.test_native import VARIANTS, WHOLE_SECONDS, Libraries, linked, ngtcp2_libraries, why_unusable
 from tests.support.compiling import compiler_or_skip
-from tests.support.sanitized import without
 
 FLAGS = VARIANTS["address-undefined"]
 # Without engine_tls, which takes as long to compile as engine and runs through the same files; "make fuzz" has it.
@@ -46,5 +45,5 @@ def test_native(target: NativeTarget, tmp_path: Path, tmp_path_factory: pytest.T
     corpus.unpack(target.name, tmp_path / "inputs")
     inputs = sorted((tmp_path / "inputs").iterdir())
     assert inputs
-    ran = subprocess.run([program, *inputs], capture_output=True, text=True, timeout=100, env=without())
+    ran = subprocess.run([program, *inputs], capture_output=True, text=True, timeout=100)
     assert ran.returncode == 0, ran.stdout[-200:] + ran.stderr

@@ -17,7 +17,7 @@ import pytest
 
 from tests.fuzz import targets
 from tests.native import tls_material
-from tests.support import compiling, sanitized
+from tests.support import compiling
 from tests.support.compiling import compiler_or_skip
 from vendor import ngtcp2
 
@@ -228,9 +228,7 @@ def linked(
     """
     command = [*compiler_or_skip(), *flags, "-pthread"]
     places = [f"-I{folder}" for folder in headers]
-    objects = compiling.objects(
-        [*command, *places, *libraries.compile_args], sources, headers=headers, environment=sanitized.without()
-    )
+    objects = compiling.objects([*command, *places, *libraries.compile_args], sources, headers=headers)
     wrapped = [f"-Wl,--wrap={name}" for name in wraps]
     done = run([*command, *map(str, objects), *wrapped, *libraries.link_args, "-o", str(program)], COMPILE_SECONDS)
     assert done.returncode == 0, done.stdout

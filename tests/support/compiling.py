@@ -84,7 +84,6 @@ def objects(
     sources: Sequence[Path],
     *,
     headers: Sequence[Path],
-    environment: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Compile each file, unless the same text has been compiled with the same command before.
 
@@ -95,7 +94,6 @@ def objects(
         command: Compiler and flags, without ``-c``.
         sources: The C files.
         headers: Folders whose headers the sources include; an object is compiled again when one of them has changed.
-        environment: The compiler's; this process's where it is None.
 
     Returns:
         An object for each source, in the same order.
@@ -108,7 +106,7 @@ def objects(
         common.update(header.read_bytes())
     included = {str(path.relative_to(folder)): path for folder in headers for path in folder.rglob("*.c")}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(lambda source: _object(command, source, included, common.copy(), environment), sources))
+        return list(pool.map(lambda source: _object(command, source, included, common.copy()), sources))
 
 
 def _object(
@@ -116,7 +114,6 @@ def _object(
     source: Path,
     included: Mapping[str, Path],
     identity: hashlib._Hash,
-    environment: Mapping[str, str] | None,
 ) -> Path:
     text = source.read_bytes()
     identity.update(f"\0{source}\0".encode() + text)
@@ -129,7 +126,7 @@ def _object(
         if not made.exists():
             unfinished = made.with_suffix(".new")
             compile_command = [*command, "-c", str(source), "-o", str(unfinished)]
-            done = subprocess.run(compile_command, capture_output=True, text=True, check=False, env=environment)
+            done = subprocess.run(compile_command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
             unfinished.replace(made)

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,9 +49,25 @@ takes_signals = pytest.mark.skipif(
 )
 
 
-def without() -> dict[str, str]:
-    """The environment for programs that have nothing to do with it."""
-    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD" or not preloaded()}
+def spare_other_programs() -> None:
+    """From now on, starts programs that do not run Python without the library: some, such as curl, hang with it."""
+    begin: Callable[..., None] = subprocess.Popen.__init__
+
+    def begin_without(
+        self: subprocess.Popen[Any], args: Any, *rest: Any, env: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
+        if not _may_run_python(args):
+            env = {name: value for name, value in (os.environ if env is None else env).items() if name != "LD_PRELOAD"}
+        begin(self, args, *rest, env=env, **options)
+
+    subprocess.Popen.__init__ = begin_without  # type: ignore[method-assign,assignment]
+
+
+def _may_run_python(args: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether a command is Python's or a shell's, also behind programs such as ``ip netns exec``."""
+    words = shlex.split(args) if isinstance(args, str) else [args] if isinstance(args, os.PathLike) else args
+    names = [Path(os.fsdecode(word)).name for word in words]
+    return any(name.startswith("python") or name in ("sh", "bash") for name in names)
 
 
 def library(name: str) -> str:
