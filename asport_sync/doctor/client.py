@@ -56,7 +56,8 @@ def _check_tunnel(
     config: ClientConfig, tunnel: TunnelConfig, findings: Findings, *, nat_binding: bool, has_local: bool
 ) -> None:
     if has_local:
-        local.check(tunnel, findings)
+        # A table of tunnels with a network of its own that is both is not told from one without: no false alarm then.
+        local.check(tunnel, findings, udp_is_default=tunnel.network == "both" and "network" not in config.defaults)
     else:
         findings.skipped("local", "the configuration names none")
     addresses = names.check(tunnel.server, findings)

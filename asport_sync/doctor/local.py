@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from asport_sync.config import HostPort, TunnelConfig, UnixSocket
+from asport_sync.config.environment import PREFIX
 from asport_sync.doctor.findings import Findings
 from asport_sync.doctor.machine import bound_ports
 from asport_sync.runtime import sockets
@@ -13,15 +14,21 @@ from asport_sync.runtime.threads import StopSignal
 _MAX_TIMEOUT = 5.0  # seconds for each address, unless dial_timeout is shorter
 
 
-def check(config: TunnelConfig, findings: Findings) -> None:
-    """Checks each address of the service."""
-    if config.network in ("tcp", "both"):
-        _check_tcp(config, findings)
+def check(config: TunnelConfig, findings: Findings, *, udp_is_default: bool) -> None:
+    """Checks each address of the service.
+
+    Args:
+        config: The tunnel's configuration.
+        findings: Gets what is found.
+        udp_is_default: Whether nobody has asked for UDP, so that a service that has TCP only is none of the problems.
+    """
+    has_tcp = config.network in ("tcp", "both") and _check_tcp(config, findings)
     if config.network in ("udp", "both"):
-        _check_udp(config, findings)
+        _check_udp(config, findings, is_optional=has_tcp and udp_is_default)
 
 
-def _check_tcp(config: TunnelConfig, findings: Findings) -> None:
+def _check_tcp(config: TunnelConfig, findings: Findings) -> bool:
+    """Returns whether an address accepts connections."""
     timeout = min(config.dial_timeout, _MAX_TIMEOUT)
     problems: list[tuple[str, str]] = []
     answering = []
@@ -34,10 +41,11 @@ def _check_tcp(config: TunnelConfig, findings: Findings) -> None:
     if not answering:
         for kind, said in problems:
             findings.problem(kind, said)
-        return
+        return False
     findings.ok("local", f"{', '.join(answering)} accepts TCP connections")
     if problems and str(config.local) != f"localhost:{_port_of(config)}":
         findings.problem("local-partial", "; ".join(said for _, said in problems))
+    return True
 
 
 def _port_of(config: TunnelConfig) -> int | None:
@@ -65,7 +73,7 @@ def _dial(target: HostPort | UnixSocket, timeout: float) -> tuple[str, str] | No
     return None
 
 
-def _check_udp(config: TunnelConfig, findings: Findings) -> None:
+def _check_udp(config: TunnelConfig, findings: Findings, *, is_optional: bool) -> None:
     """Looks at the kernel's table of UDP sockets; a datagram would reach the service."""
     used = bound_ports("udp")
     for target in config.local.addresses:
@@ -82,4 +90,8 @@ def _check_udp(config: TunnelConfig, findings: Findings) -> None:
         if target.port in used:
             findings.ok("local", f"{target}: a program has the UDP port")
             return
-    findings.problem("local-udp", f"{config.local}")
+    found = f"{config.local}: no program has the UDP port"
+    if is_optional:
+        findings.skipped("local", f"{found}; if the service is TCP only, set network: tcp, or {PREFIX}NETWORK=tcp")
+    else:
+        findings.problem("local-udp", found)

@@ -489,9 +489,23 @@ def test_one_of_two_addresses(certificate: Certificate, server: Server, local: A
     assert problems(check_client(ClientConfig.from_options(**options))) == ["local-partial"]
 
 
-def test_no_udp(certificate: Certificate, server: Server) -> None:
+@pytest.mark.parametrize("network", ["both", "udp"])
+def test_no_udp(certificate: Certificate, server: Server, network: str) -> None:
     with TcpEcho() as stream:
-        assert problems(of_client(certificate, server.address, stream.address)) == ["local-udp"]
+        found = of_client(certificate, server.address, stream.address, network=network)
+    assert problems(found) == ["local-udp"]
+    assert "no program has the UDP port" in text_of(found, "local-udp")
+
+
+def test_no_udp_that_nobody_asked_for(certificate: Certificate, server: Server) -> None:
+    with TcpEcho() as stream:
+        found = of_client(certificate, server.address, stream.address)
+    assert problems(found) == []
+    said = [each.found for each in found if each.id == "local"]
+    assert "accepts TCP connections" in said[0]
+    assert "no program has the UDP port; if the service is TCP only, set network: tcp, or ASPORT_NETWORK" in said[1]
+    found = of_client(certificate, server.address, ("127.0.0.1", free_port()))
+    assert problems(found) == ["local-refused", "local-udp"]
 
 
 # --- through the public port ------------------------------------------------------------------------------------------

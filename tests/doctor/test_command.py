@@ -86,6 +86,20 @@ def test_a_uri(
     assert SECRET not in output.out + output.err
 
 
+@pytest.mark.parametrize("network", ["", "tcp"])
+def test_a_uri_and_a_service_that_has_tcp_only(
+    certificate: Certificate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    with Server(**server_options(certificate)) as server, TcpEcho() as local:
+        monkeypatch.setenv("ASPORT_LOCAL", f"127.0.0.1:{local.address[1]}")
+        if network:
+            monkeypatch.setenv("ASPORT_NETWORK", network)
+        assert main(["doctor", "client", "-c", uri_of(certificate, server)]) == 0
+    output = capsys.readouterr().out
+    assert "accepts TCP connections" in output
+    assert ("no program has the UDP port" in output) == (not network)
+
+
 def test_a_file_comes_before_the_variable(
     certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
