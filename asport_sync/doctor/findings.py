@@ -178,8 +178,10 @@ PROBLEMS: Mapping[str, Problem] = {
     ),
     "certificate-untrusted": _error(
         "This client does not trust the issuer of the server's certificate.",
-        "the server's file needs the issuers' certificates after its own; for a private authority or a self-signed "
-        "certificate set certificates.paths or certificates.pins",
+        "for a self-signed certificate, such as that of init, add the pin that asport-sync pin prints on the server: "
+        "?pin=... in the URI, or certificates.pins with pins_only; without a pin, the client's --trust-on-first-use "
+        "trusts the key that the server has now; otherwise the server's file needs the issuers' certificates after its "
+        "own, and a private authority has to be in certificates.paths",
     ),
     "certificate-rejected": _error(
         "The server's certificate is rejected for another reason.",

@@ -145,8 +145,11 @@ ALERTS: dict[int, Meaning] = {
         "unknown_ca",
         Fault.BOTH,
         "the client does not trust the issuer of the server's certificate",
-        "the server's file must contain the issuers' certificates after its own; a private authority, or a self-signed "
-        "certificate, has to be in a file of the client's certificates.paths, and the new one after a renewal",
+        "for a self-signed certificate, such as that of init, the client needs its pin, which asport-sync pin prints "
+        "on the server: as ?pin=... in the URI, or as certificates.pins with pins_only; without a pin, "
+        "--trust-on-first-use trusts the key that the server has now; a certificate of an authority needs the issuers' "
+        "certificates after its own in the server's file, and a private authority, or a self-signed certificate, may "
+        "also be in a file of the client's certificates.paths, and the new one after a renewal",
     ),
     49: Meaning("access_denied", Fault.SENDER, "its TLS library denies access", _LOG),
     50: Meaning("decode_error", Fault.RECEIVER, "a TLS message could not be read", _BROKEN_TLS),

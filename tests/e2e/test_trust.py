@@ -148,8 +148,15 @@ def test_trust_on_first_use(tmp_path: Path) -> None:
 def test_without_pin_nothing_but_an_authority_is_trusted(tmp_path: Path) -> None:
     with new_server(tmp_path) as (_, uri):
         unpinned = ServerUri(uri.uuid, uri.password, uri.server).reveal()
-        with Process(command("client", "run", unpinned, "--local", "9"), name="client") as client:
-            client.wait_for("server certificate rejected", READY_TIMEOUT)
+        for arguments in (["client", "run", unpinned, "--local", "9"], ["expose", unpinned, "9"]):
+            with Process(command(*arguments), name="client") as client:
+                said = client.wait_for("server certificate rejected.*", READY_TIMEOUT)[0]
+                assert "?pin=... in the URI" in said
+                assert "--trust-on-first-use" in said
+        with Process(command("doctor", "client", "-c", unpinned), name="doctor") as doctor:
+            doctor.wait_for(
+                r"error +certificate-untrusted .*\n +what to do: .*\?pin=.*--trust-on-first-use", READY_TIMEOUT
+            )
 
 
 def test_no_running_client_or_server_imports_cryptography(tmp_path: Path) -> None:
