@@ -125,9 +125,18 @@ def _warn(exposed: Exposed, source: object) -> None:
             output.complain(f"warning: {problem}")
     for each in exposed.services:
         if each.target.startswith("dir:"):
+            from asport_sync.client.directory import private_files  # loaded by now
+
             output.complain(
-                f"warning: {each.target}: anyone who has the address can read every file in it that is not hidden"
+                f"warning: {each.target}: anyone who has the address can read every file in it that is neither hidden "
+                "nor private"
             )
+            if count := private_files(Path(each.target.removeprefix("dir:")).expanduser()):
+                files = "1 private file is" if count == 1 else f"{count} private files are"
+                output.complain(
+                    f"warning: {each.target}: {files} not served, as others on this machine may not read them either; "
+                    "chmod o+r serves them"
+                )
 
 
 def _report(exposed: Exposed, signals: Signals, live: _LiveLine, *, as_json: bool) -> None:

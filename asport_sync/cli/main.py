@@ -167,7 +167,8 @@ def _expose(parser: argparse.ArgumentParser) -> None:
         "target",
         metavar="TARGET|URI",
         nargs="+",
-        help="a port, host:port or unix:PATH; udp:PORT or udp:host:port; or dir:PATH, whose files anyone can read then",
+        help="a port, host:port or unix:PATH; udp:PORT or udp:host:port; or dir:PATH, whose files anyone can read "
+        "then, except those that are hidden or that others on this machine may not read",
     )
     _file(parser, "client")
     parser.add_argument("--port", metavar="PORT|FIRST-LAST", type=_ports, help="public ports to ask for; default: any")

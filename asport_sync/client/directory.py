@@ -1,7 +1,8 @@
 """A directory as a local service: its files over HTTP on a loopback port, for ``expose``.
 
 The standard library's HTTP server does the work (``http.server``). What it serves is stricter: it follows no symbolic
-link, and serves and lists no name that begins with a dot. It answers HTTP/1.0, one request for each connection.
+link, and serves and lists neither a name that begins with a dot nor a private file: one that others on this machine may
+not read either, such as a key or a configuration with a password. It answers HTTP/1.0, one request for each connection.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ class _Handler(SimpleHTTPRequestHandler):
         """Sends the head for a file, which is closed if it is not returned."""
         file = cast(BinaryIO, os.fdopen(descriptor, "rb"))
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        if not _is_served(found):
             file.close()
             self.send_error(HTTPStatus.NOT_FOUND)
             return None
@@ -234,8 +235,7 @@ class _Handler(SimpleHTTPRequestHandler):
             found = sorted(
                 f"{each.name}/" if each.is_dir(follow_symlinks=False) else each.name
                 for each in entries
-                if not each.name.startswith(".")
-                and (each.is_dir(follow_symlinks=False) or each.is_file(follow_symlinks=False))
+                if not each.name.startswith(".") and (each.is_dir(follow_symlinks=False) or _entry_is_served(each))
             )
         title = html.escape(os.fsdecode(b"/" + b"/".join(names)))
         # "./": a name with a colon is not taken for a URL.
@@ -249,6 +249,28 @@ class _Handler(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(page)))
         self.end_headers()
         return io.BytesIO(page)
+
+
+def private_files(path: Path) -> int:
+    """Returns how many files directly in a directory are not served because others may not read them."""
+    count = 0
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for each in entries:
+            found = each.stat(follow_symlinks=False)
+            count += stat.S_ISREG(found.st_mode) and not _is_served(found) and not each.name.startswith(".")
+    return count
+
+
+def _is_served(found: os.stat_result) -> bool:
+    """Returns whether it is a file that is not private."""
+    return stat.S_ISREG(found.st_mode) and bool(found.st_mode & stat.S_IROTH)
+
+
+def _entry_is_served(entry: os.DirEntry[str]) -> bool:
+    try:
+        return _is_served(entry.stat(follow_symlinks=False))
+    except OSError:  # gone by now
+        return False
 
 
 def _link(names: Sequence[bytes]) -> str:

@@ -181,7 +181,7 @@ def expose(
 
     The forms of a target are those of the key ``local`` (a port, ``host:port``, ``unix:PATH``), the same after ``tcp:``
     or ``udp:``, and ``dir:PATH``: the files of a directory over HTTP, which anyone can read then, without what is
-    hidden and without symbolic links. A port without ``udp:`` is one of TCP.
+    hidden, files that others on this machine may not read, and symbolic links. A port without ``udp:`` is one of TCP.
 
     Args:
         targets: What becomes public, each on a public port of its own.

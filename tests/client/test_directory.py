@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from asport_sync.client.directory import Directory
+from asport_sync.client.directory import Directory, private_files
 from asport_sync.errors import ConfigError
 from tests.support.waiting import wait_until
 
@@ -106,6 +106,24 @@ def test_what_is_hidden_outside_or_missing_is_not_found(served: Directory, path:
     status, _, body = answer(served, path)
     assert status == 404
     assert b"secret" not in body
+
+
+def test_private_files_are_not_served(served: Directory, site: Path) -> None:
+    """Neither for their owner, who serves them, nor as an index."""
+    for name, mode in (("key.pem", 0o600), ("client.yaml", 0o640), ("index.html", 0o600)):
+        (site / name).write_text("secret")
+        (site / name).chmod(mode)
+        assert answer(served, f"/{name}")[0] == 404
+    assert private_files(site) == 3
+    assert answer(served, "/")[0] == 404
+    (site / "index.html").unlink()
+    status, _, body = answer(served, "/")
+    assert status == 200
+    assert b"key.pem" not in body
+    assert b"client.yaml" not in body
+    (site / "key.pem").chmod(0o604)
+    assert answer(served, "/key.pem")[::2] == (200, b"secret")
+    assert private_files(site) == 1
 
 
 @pytest.mark.parametrize("target", ["../secret", "/etc/passwd", "a b&c.txt", "docs", ".hidden", "missing"])

@@ -133,6 +133,8 @@ def test_a_directory(certificate: Certificate, tmp_path: Path) -> None:
     site.mkdir()
     (site / "page.html").write_text("a page")
     (site / ".env").write_text("a secret")
+    (site / "private_key.pem").write_text("a secret")
+    (site / "private_key.pem").chmod(0o600)
     (site / "outside").symlink_to("/etc/passwd")
     with server_and_file(certificate, tmp_path) as (_, file), exposing(file, f"dir:{site}") as process:
         url = process.wait_for(r"is public: .* (http://\S+)", START)[1]
@@ -140,9 +142,10 @@ def test_a_directory(certificate: Certificate, tmp_path: Path) -> None:
             f"asport-sync: warning: dir:{site}: anyone who has the address can read every file in it"
             in process.output()
         )
+        assert f"warning: dir:{site}: 1 private file is not served" in process.output()
         assert curl(f"{url}page.html") == "a page"
         assert re.findall(r'href="([^"]*)"', curl(url)) == ["./page.html"]
-        for name in (".env", "outside", "../client.json"):
+        for name in (".env", "private_key.pem", "outside", "../client.json"):
             status = curl(f"{url}{name}", "--path-as-is", "-o", os.devnull, "-w", "%{http_code}")
             assert status == "404", name
 
