@@ -119,11 +119,13 @@ def _source(arguments: argparse.Namespace) -> config.ClientConfig | config.Serve
 
 
 def _warn(exposed: Exposed, source: object) -> None:
-    """Prints warnings about the file with the password, and about directories."""
+    """Prints warnings about the file with the password, about directories, and about services that do not run."""
+    from asport_sync.doctor.local import missing  # not at the top: completion and --help do without the doctor
+
     if isinstance(source, Path):
         for problem in config.loose_files(exposed.client.config, source):
             output.complain(f"warning: {problem}")
-    for each in exposed.services:
+    for each, tunnel in zip(exposed.services, exposed.client.config.tunnels.values(), strict=True):
         if each.target.startswith("dir:"):
             from asport_sync.client.directory import private_files  # loaded by now
 
@@ -137,6 +139,9 @@ def _warn(exposed: Exposed, source: object) -> None:
                     f"warning: {each.target}: {files} not served, as others on this machine may not read them either; "
                     "chmod o+r serves them"
                 )
+        else:
+            for problem in missing(tunnel):
+                output.complain(f"warning: {each.target}: {problem}: visitors are turned away until one has")
 
 
 def _report(exposed: Exposed, signals: Signals, live: _LiveLine, *, as_json: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
+from typing import Literal
 
 from asport_sync.config import HostPort, TunnelConfig, UnixSocket
 from asport_sync.config.environment import PREFIX
@@ -25,6 +27,30 @@ def check(config: TunnelConfig, findings: Findings, *, udp_is_default: bool) -> 
     has_tcp = config.network in ("tcp", "both") and _check_tcp(config, findings)
     if config.network in ("udp", "both"):
         _check_udp(config, findings, is_optional=has_tcp and udp_is_default)
+
+
+def missing(config: TunnelConfig) -> list[str]:
+    """Returns what of the service no program of this machine has. Connects to nothing, and sends nothing.
+
+    A service on another machine, or whose name cannot be resolved now, is not looked at.
+    """
+    networks: tuple[Literal["tcp", "udp"], ...] = ("tcp", "udp")
+    return [
+        f"no program of this machine has {config.local} ({network.upper()})"
+        for network in networks
+        if config.network in (network, "both")
+        and not any(_may_be_there(each, network) for each in config.local.addresses)
+    ]
+
+
+def _may_be_there(target: HostPort | UnixSocket, network: Literal["tcp", "udp"]) -> bool:
+    if isinstance(target, UnixSocket):
+        return target.path.startswith("@") or Path(target.path).is_socket()
+    try:
+        addresses = sockets.resolve(target.host, target.port, socket.SOCK_STREAM)
+    except OSError:
+        return True
+    return target.port in bound_ports(network) or not all(sockets.is_here(host) for host, _ in addresses)
 
 
 def _check_tcp(config: TunnelConfig, findings: Findings) -> bool:

@@ -178,6 +178,25 @@ def test_several_targets(certificate: Certificate, tmp_path: Path) -> None:
             echo((lines[2]["host"], lines[2]["port"]), b"hello")
 
 
+def test_a_service_that_does_not_run_yet(certificate: Certificate, tmp_path: Path) -> None:
+    with (
+        server_and_file(certificate, tmp_path) as (_, file),
+        TcpEcho() as stream,
+        UdpEcho() as datagrams,
+    ):
+        closed, here = free_port(), [str(stream.address[1]), f"udp:{datagrams.address[1]}", "192.0.2.1:9"]
+        targets = [str(closed), f"udp:{closed}", f"unix:{tmp_path}/none", *here]
+        with Process(command("expose", "-c", str(file), *targets), name="expose") as process:
+            process.wait_for(r"(?:.* is public: .*\n){6}", START)
+            warnings = re.findall(r"asport-sync: warning: (\S+): no program of this machine has .*", process.output())
+            assert warnings == targets[:3]
+            assert f"has localhost:{closed} (UDP): visitors are turned away until one has" in process.output()
+        with exposing(file, str(closed)) as process:  # and goes on
+            public = int(process.wait_for(r"is public: 127\.0\.0\.1:(\d+)", START)[1])
+            with TcpEcho(port=closed):
+                assert echo(("127.0.0.1", public), b"hello") == b"hello"
+
+
 def test_a_file_with_a_password_that_others_can_read(certificate: Certificate, tmp_path: Path) -> None:
     with server_and_file(certificate, tmp_path) as (_, file):
         file.chmod(0o644)
