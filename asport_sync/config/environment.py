@@ -37,9 +37,12 @@ RESERVED: Final = frozenset(
 """Variables that are no keys."""
 _OF_TESTS: Final = "ASPORT_TEST_"
 
-# Kubernetes gives every container such variables for each Service, and its name may begin with "asport".
-_OF_KUBERNETES: Final = re.compile(
-    r"ASPORT_([A-Z0-9]+_)*(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9]+)*|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+# Kubernetes gives every container such variables for each Service, and its name may begin with "asport". The one that
+# ends in _PORT has the address as a URL, which tells the set of a Service from a misspelt key, such as ASPORT_PORT=443.
+_SERVICE: Final = re.compile(r"(ASPORT(_[A-Z0-9]+)*)_PORT")
+_SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://\S+:[0-9]+")
+_OF_SERVICE: Final = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9]+)*|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
 _REFERENCE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -49,13 +52,18 @@ _CLOSE: Final = 0.6
 
 def variables() -> dict[str, str]:
     """Returns the variables that stand for keys, those of tables before those of keys inside them."""
+    given = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    services = [
+        service[1]
+        for name, value in given.items()
+        if (service := _SERVICE.fullmatch(name)) and _SERVICE_ADDRESS.fullmatch(value)
+    ]
     found = {
         name: value
-        for name, value in os.environ.items()
-        if name.startswith(PREFIX)
-        and name not in RESERVED
+        for name, value in given.items()
+        if name not in RESERVED
         and not name.startswith(_OF_TESTS)
-        and not _OF_KUBERNETES.fullmatch(name)
+        and not any(name.startswith(each) and _OF_SERVICE.fullmatch(name, len(each)) for each in services)
     }
     return dict(sorted(found.items(), key=lambda each: (each[0].count("__"), each[0])))
 

@@ -262,11 +262,6 @@ def test_what_the_file_has_in_place_of_a_table_is_reported(tmp_path: Path, monke
         "ASPORT_URI",
         "ASPORT_CACHE",
         "ASPORT_TEST_RELAY",
-        "ASPORT_SERVICE_HOST",
-        "ASPORT_SERVICE_PORT_QUIC",
-        "ASPORT_PORT",
-        "ASPORT_PORT_443_UDP_ADDR",
-        "ASPORT_SYNC_SERVER_SERVICE_PORT",
         "OTHER_TIMEOUT",
     ],
 )
@@ -274,6 +269,46 @@ def test_variables_of_others_are_ignored(tmp_path: Path, monkeypatch: pytest.Mon
     path = write(tmp_path, "client.yaml", WRITERS[".yaml"](client()))
     monkeypatch.setenv(name, "tcp://10.0.0.1:443")
     assert load_client(path) == ClientConfig.from_options(**client())
+
+
+@pytest.mark.parametrize("service", ["ASPORT", "ASPORT_SYNC_SERVER", "ASPORT_PORT"])
+@pytest.mark.parametrize("host", ["10.0.0.1", "[fd00::1]"])
+def test_variables_of_a_kubernetes_service_are_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str, host: str
+) -> None:
+    path = write(tmp_path, "client.yaml", WRITERS[".yaml"](client()))
+    for name, value in {
+        "SERVICE_HOST": host,
+        "SERVICE_PORT": "443",
+        "SERVICE_PORT_QUIC": "443",
+        "PORT": f"udp://{host}:443",
+        "PORT_443_UDP": f"udp://{host}:443",
+        "PORT_443_UDP_PROTO": "udp",
+        "PORT_443_UDP_PORT": "443",
+        "PORT_443_UDP_ADDR": host,
+    }.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    assert load_client(path) == ClientConfig.from_options(**client())
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("ASPORT_PORT", ": did you mean ASPORT_EXPECTED_PORT_RANGE?"),
+        ("ASPORT_PUBLIC_PORT", ""),
+        ("ASPORT_SERVICE_PORT", ""),
+    ],
+)
+def test_a_port_that_is_not_of_kubernetes_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str
+) -> None:
+    path = write(tmp_path, "client.yaml", WRITERS[".yaml"](client()))
+    monkeypatch.setenv(name, "40005")
+    monkeypatch.setenv("ASPORT_OTHER_PORT", "tcp://10.0.0.1:443")
+    with pytest.raises(ConfigErrors) as caught:
+        load_client(path)
+    (problem,) = errors_of(caught.value)
+    assert problem.startswith(f"environment variable {name}: no key has this name{hint}")
 
 
 def test_options_of_programs_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
