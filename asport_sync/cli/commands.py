@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from asport_sync import config
 from asport_sync._version import __version__
 from asport_sync.cli import output
-from asport_sync.cli.given_uri import given_uri
+from asport_sync.cli.given_uri import given_uri, origin_without_uri
 from asport_sync.control.services import by_default
 from asport_sync.engine import certificate_pin, limit_arenas, versions
 from asport_sync.errors import ConfigError, EngineError
@@ -68,11 +68,12 @@ def _client(arguments: argparse.Namespace) -> tuple[Client, Path | None]:
 
     uri = given_uri(arguments.uri) if arguments.config is None else None
     if uri is None:
-        for option in ("local", "trust_on_first_use"):
+        file = origin_without_uri(arguments.config)
+        for option, key in (("local", "local"), ("trust_on_first_use", "certificates.trust_on_first_use")):
             if getattr(arguments, option):
                 name = f"--{option.replace('_', '-')}"
-                raise ConfigError(f"{name} is for a URI: with a configuration file, set the key {option} there")
-        file = config.origin("client", arguments.config)
+                where = "the environment" if file is None else file
+                raise ConfigError(f"{name} is for a URI, and none is given: set the key {key} in {where}")
         return Client.from_config(file), file
     server = config.parse_uri(uri)
     keys: dict[str, object] = {} if arguments.local is None else {"local": arguments.local}

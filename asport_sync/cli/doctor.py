@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asport_sync import config
 from asport_sync.cli import output
-from asport_sync.cli.given_uri import STANDARD_INPUT, given_uri
+from asport_sync.cli.given_uri import STANDARD_INPUT, given_uri, origin_without_uri
 from asport_sync.config.uri import SCHEME
 from asport_sync.doctor import Finding, State, check_client, check_server
 from asport_sync.errors import AsportError
@@ -57,7 +57,7 @@ def _client(source: str | None) -> tuple[config.ClientConfig, Path | None, bool]
         if "local" in config.client_of_uri(server, {}, with_tunnels=False).defaults:
             return config.client_of_uri(server, {}), None, True
         return config.client_of_uri(server, {"local": _NO_LOCAL}), None, False
-    file = config.origin("client", source)
+    file = origin_without_uri(source)
     return config.load_client(file), file, True
 
 

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from asport_sync import config
 from asport_sync.cli import output, table
-from asport_sync.cli.given_uri import STANDARD_INPUT, VARIABLE, given_uri
+from asport_sync.cli.given_uri import STANDARD_INPUT, given_uri, origin_without_uri
 from asport_sync.client.expose import TIMEOUT, Exposed, base_of, is_uri, source_of
 from asport_sync.engine import limit_arenas
 from asport_sync.errors import (
@@ -103,12 +103,7 @@ def _source(arguments: argparse.Namespace) -> config.ClientConfig | config.Serve
     if uri is None:
         if arguments.trust_on_first_use:
             raise ConfigError(refusal)
-        try:
-            return source_of(arguments.config)
-        except ConfigError as problem:
-            if arguments.config is not None:
-                raise
-            raise ConfigError(f"{problem}; or give a URI, or set {VARIABLE} to one") from None
+        return origin_without_uri(None) if arguments.config is None else source_of(arguments.config)
     server = config.parse_uri(uri)
     keys: dict[str, object] = {}
     if arguments.trust_on_first_use:

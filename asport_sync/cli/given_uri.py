@@ -1,4 +1,4 @@
-"""The URI that a command gets: as an argument, on standard input or in the environment.
+"""The URI that a command gets: as an argument, on standard input or in the environment; or the file in its place.
 
 Other users of the machine see the arguments of a process, and not its environment; nothing hides a password in the
 former.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Final
 
+from asport_sync.config import origin
+from asport_sync.config.environment import URI
 from asport_sync.config.uri import LONGEST_URI
-from asport_sync.errors import ConfigError
+from asport_sync.errors import ConfigError, ConfigErrors
 from asport_sync.hidden import HiddenText
 
-VARIABLE: Final = "ASPORT_URI"
 STANDARD_INPUT: Final = "-"
 
 
@@ -35,5 +37,24 @@ def given_uri(argument: str | None) -> str | None:
         if not line.strip():
             raise ConfigError("expected a URI in the first line of standard input")
         return HiddenText(line)
-    found = os.environ.get(VARIABLE) if argument is None else argument
+    found = os.environ.get(URI) if argument is None else argument
     return HiddenText(found) if found else None
+
+
+def origin_without_uri(file: str | None) -> Path | None:
+    """Returns the file of a client that no URI describes; None if environment variables are the whole configuration.
+
+    Args:
+        file: That of the command line, if there is one.
+
+    Raises:
+        ConfigError: There is no configuration. If the command line names none, the error says how to give a URI.
+    """
+    try:
+        return origin("client", file)
+    except ConfigError as problem:
+        if file is not None or problem.path is not None:
+            raise
+        first, *others = problem.errors if isinstance(problem, ConfigErrors) else [problem]
+        hinted = ConfigError(f"{first.problem}; or give a URI, or set {URI} to one")
+        raise ConfigErrors([hinted, *others]) from None

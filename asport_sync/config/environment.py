@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 PREFIX: Final = "ASPORT_"
 VALUE_PREFIX: Final = "env:"
 
+URI: Final = "ASPORT_URI"
+"""Where to connect, for commands that need no configuration."""
 RESERVED: Final = frozenset(
     {
-        "ASPORT_URI",  # where to connect, for commands that need no configuration
+        URI,
         "ASPORT_CACHE",  # these belong to the build of the package
         "ASPORT_NGTCP2",
         "ASPORT_NGTCP2_SOURCE",
@@ -66,6 +68,13 @@ def variables() -> dict[str, str]:
         and not any(name.startswith(each) and _OF_SERVICE.fullmatch(name, len(each)) for each in services)
     }
     return dict(sorted(found.items(), key=lambda each: (each[0].count("__"), each[0])))
+
+
+def mistaken(side: Side) -> list[ConfigError]:
+    """Returns errors of the variables that stand for no key of a side."""
+    source = Source()
+    put_variables({}, side, source)
+    return source.errors
 
 
 def is_given() -> bool:
@@ -287,7 +296,10 @@ def _hint(variable: str, side: Side) -> str:
         return similarity(written, known)
 
     def best(of: Side) -> tuple[float, str]:
-        return max((likeness(spelled), right) for spelled, right in _spellings(table_of(of), PREFIX, PREFIX))
+        names = dict(_spellings(table_of(of), PREFIX, PREFIX))
+        if of == side == "client":
+            names[URI] = URI
+        return max((likeness(spelled), right) for spelled, right in names.items())
 
     (own, name), (foreign, foreign_name) = best(side), best(other)
     if foreign == 1.0 and own < 1.0:

@@ -21,7 +21,7 @@ from asport_sync.config.positions import position_of
 from asport_sync.config.reader import Source, bare
 from asport_sync.config.server import ServerConfig, read_server
 from asport_sync.config.uri import ServerUri
-from asport_sync.errors import ConfigError
+from asport_sync.errors import ConfigError, ConfigErrors
 
 T = TypeVar("T")
 
@@ -100,14 +100,19 @@ def origin(side: Side, path: str | os.PathLike[str] | None = None) -> Path | Non
     That is so if no path is given, there is no default file, and ``ASPORT_SERVER`` is set.
 
     Raises:
-        ConfigError: There is none, nor in the environment.
+        ConfigError: There is none, nor in the environment. With variables that stand for no key, which may be misspelt:
+            ConfigErrors.
     """
     try:
         return locate(side, path)
     except ConfigError as error:
-        if path is not None or error.path is not None or not environment.is_given():
+        if path is not None or error.path is not None:
             raise
-        return None
+        if environment.is_given():
+            return None
+        if mistaken := environment.mistaken(side):
+            raise ConfigErrors([error, *mistaken]) from None
+        raise
 
 
 def find(kind: Side) -> Path:

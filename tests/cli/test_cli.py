@@ -322,6 +322,66 @@ def test_the_file_is_looked_for(
     assert "no client configuration" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["expose", "8080"], ["client", "run", "--local", "8080"], ["doctor", "client"]], ids=" ".join
+)
+def test_without_any_configuration_a_uri_is_mentioned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("ASPORT_URI", raising=False)
+    assert main(arguments) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("asport-sync: no client configuration: ")
+    assert line.endswith("; or give a URI, or set ASPORT_URI to one")
+    monkeypatch.setenv("ASPORT_URL", f"asport://x:{PASSWORD}@h")
+    assert main(arguments) != 0
+    output = capsys.readouterr().err
+    assert output.splitlines() == [
+        line,
+        "environment variable ASPORT_URL: no key has this name: did you mean ASPORT_URI?",
+    ]
+
+
+def test_misspelt_variables_of_a_server_without_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("ASPORT_SERVR", "h:1")
+    assert main(["server", "run"]) == 1
+    assert "ASPORT_SERVR: no key has this name: did you mean ASPORT_SERVER?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [(["--local", "8080"], "local"), (["--trust-on-first-use"], "certificates.trust_on_first_use")],
+)
+def test_options_of_a_uri_without_one(
+    client_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    has_file: bool,
+    option: list[str],
+    key: str,
+) -> None:
+    monkeypatch.chdir(client_file.parent)
+    for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS"):
+        monkeypatch.setenv(name, str(client_file.parent))
+    monkeypatch.delenv("ASPORT_URI", raising=False)
+    if not has_file:
+        client_file.unlink()
+        monkeypatch.setenv("ASPORT_SERVER", "h:1")
+    assert main(["client", "run", *option]) == 1
+    where = "client.json" if has_file else "the environment"
+    problem = f"asport-sync: {option[0]} is for a URI, and none is given: set the key {key} in {where}\n"
+    assert capsys.readouterr().err == problem
+
+
 @pytest.mark.parametrize("action", ["run", "check"])
 def test_every_fault_of_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str) -> None:
     path = write(tmp_path / "client.json", {**CLIENT, "uuid": "nobody", "passwort": PASSWORD, "timeout": "soon"})
