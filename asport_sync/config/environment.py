@@ -101,9 +101,11 @@ def _with_values(value: object, at: KeyPath, source: Source) -> object:
     names = [written] if _NAME.fullmatch(written) else _REFERENCE.findall(written)
     if not names:  # not shown: it may be a password
         source.report(f"expected the name of an environment variable, or text with ${{NAME}}, after {VALUE_PREFIX}", at)
-    for name in dict.fromkeys(names):
-        if name not in os.environ:
-            source.report(f"the environment variable {name} is not set", at)
+    unset = [name for name in dict.fromkeys(names) if name not in os.environ]
+    for name in unset:
+        source.report(f"the environment variable {name} is not set", at)
+    if unset or not names:
+        source.unusable.add(at)
     if _NAME.fullmatch(written):
         return EnvironmentText(os.environ.get(written, ""), names)
     return EnvironmentText(_REFERENCE.sub(lambda found: os.environ.get(found[1], ""), written), names)
@@ -149,6 +151,7 @@ class _Overlay:
         self.tree = tree
         self._positions = dict(source.positions)
         source.positions = self._positions
+        self._unusable = source.unusable
 
     def put(
         self, variable: str, parts: list[str], value: str, table: Table, owner: dict[str, Any], at: KeyPath
@@ -230,6 +233,7 @@ class _Overlay:
         owner[str(at[-1])] = value
         for known in [each for each in self._positions if each[: len(at)] == at]:
             del self._positions[known]
+        self._unusable.difference_update([each for each in self._unusable if each[: len(at)] == at])
         self._positions[at] = Variable(variable)
 
     def _replace_secret(self, table: Table, entry: Entry, owner: dict[str, Any], at: KeyPath) -> None:

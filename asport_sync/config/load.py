@@ -180,8 +180,9 @@ def tree_of_environment(side: Side) -> tuple[dict[str, Any], Source]:
 def tree_of(side: Side, file: Path) -> tuple[dict[str, Any], Source]:
     """Returns the tree of a file with what the environment replaces in it, and its source.
 
+    Variables that are not set, or stand for no key, are errors of the source.
+
     Raises:
-        ConfigErrors: Variables are not set.
         ConfigError: The file cannot be read or parsed.
     """
     if file.suffix.lower() not in FORMATS:
@@ -189,10 +190,7 @@ def tree_of(side: Side, file: Path) -> tuple[dict[str, Any], Source]:
         raise ConfigError(f"{problem}, not {file.suffix}" if file.suffix else problem, path=str(file))
     document = parse(_text(file), file.suffix.lower(), str(file))
     source = Source(str(file), file.absolute().parent, document.positions, document.errors)
-    repeated = len(source.errors)
     tree = environment.with_values(document.tree, source)
-    if len(source.errors) > repeated:
-        source.fail()  # each would be reported again, as unusable
     tree.pop("$schema", None)  # for editors
     environment.put_variables(tree, side, source)
     return tree, source

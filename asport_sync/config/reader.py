@@ -63,12 +63,14 @@ class Source:
         directory: Base of relative paths; None leaves them relative.
         positions: Position of each key and list element, if known, or the environment variable that it comes from.
         errors: Grows while the tree is read.
+        unusable: Paths of values that are known to be unusable before the tree is read: no more errors of them.
     """
 
     path: str | None = None
     directory: Path | None = None
     positions: Mapping[KeyPath, Position | Variable] = field(default_factory=dict)
     errors: list[ConfigError] = field(default_factory=list)
+    unusable: set[KeyPath] = field(default_factory=set)
 
     def position(self, at: KeyPath) -> Position | Variable | None:
         """Returns where a key is from, or the nearest enclosing table that is not the whole file."""
@@ -84,6 +86,8 @@ class Source:
             at: The key; determines the position.
             shown_as: The key to show, if ``at`` itself must not be shown.
         """
+        if any(at[:length] in self.unusable for length in range(1, len(at) + 1)):
+            return
         key = dotted(at if shown_as is None else shown_as) or None
         position = self.position(at)
         if isinstance(position, Variable):

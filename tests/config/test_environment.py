@@ -350,14 +350,37 @@ def test_values_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_values_that_cannot_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MISSING", raising=False)
-    tree = client(password="env:hunter 2", server="env:${MISSING}:${MISSING}", timeout="${HOME}")
+    tree = client(
+        password="env:hunter 2",
+        server="env:${MISSING}:${MISSING}",
+        timeout="${HOME}",
+        alpn=["h3", "env:NOPE"],
+        tiemout=1,
+    )
     path = write(tmp_path, "client.yaml", WRITERS[".yaml"](tree))
     with pytest.raises(ConfigErrors) as caught:
         load_client(path)
-    assert errors_of(caught.value) == [
+    *_, timeout, _, _ = problems = errors_of(caught.value)
+    assert timeout.startswith(f"{path}:5:1: timeout: expected ")
+    assert problems == [  # each once, with whatever else is wrong
         f"{path}:1:1: server: the environment variable MISSING is not set",
         f"{path}:4:1: password: expected the name of an environment variable, or text with ${{NAME}}, after env:",
+        timeout,
+        f"{path}:8:3: alpn[1]: the environment variable NOPE is not set",
+        f'{path}:9:1: tiemout: unknown key: did you mean "timeout"?',
     ]
+
+
+def test_errors_of_what_replaces_a_value_with_an_unset_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "client.yaml", WRITERS[".yaml"](client(timeout="env:MISSING")))
+    monkeypatch.setenv("ASPORT_TIMEOUT", "soon")
+    with pytest.raises(ConfigErrors) as caught:
+        load_client(path)
+    unset, wrong = errors_of(caught.value)
+    assert "MISSING is not set" in unset
+    assert wrong.startswith("environment variable ASPORT_TIMEOUT: timeout: expected ")
 
 
 def test_values_of_variables_are_not_replaced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
