@@ -45,6 +45,7 @@ def example(arguments: argparse.Namespace) -> int:
 def convert(arguments: argparse.Namespace) -> int:
     """Prints what another program's configuration is here, or writes it into a new file."""
     from asport_sync.config import convert as convert_
+    from asport_sync.config.load import read_text
 
     if arguments.program == "chisel":
         converted = convert_.from_chisel(arguments.input, arguments.format, arguments.uuid)
@@ -53,7 +54,7 @@ def convert(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"expected one file of {arguments.program}")
         (path,) = arguments.input
         read = convert_.from_frp if arguments.program == "frp" else convert_.from_rathole
-        converted = read(Path(path).read_text(encoding="utf-8"), path, arguments.format, arguments.uuid)
+        converted = read(read_text(Path(path)), path, arguments.format, arguments.uuid)
     _put_new(converted.text, arguments.output)
     for each in converted.left_out:
         output.complain(f"left out: {each}")

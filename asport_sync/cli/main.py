@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import gc
+import os
 import select
 import sys
 import uuid
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except output.NotRead:
         return _NOT_READ
     except (AsportError, OSError) as problem:
-        _complain(f"{problem}{_where_refused(problem)}")
+        _complain(f"{_plain(problem)}{_where_refused(problem)}")
         return _FAILED
     except KeyboardInterrupt:
         # A second Ctrl-C: no traceback is wanted.
@@ -60,6 +61,14 @@ def _complain(problem: str) -> None:
         if not poll.poll(_GRACE_PERIOD):
             return
     output.complain(problem)
+
+
+def _plain(problem: Exception) -> str:
+    """Returns what is wrong: for errors of the system the file, if it is about one, and the cause, without a number."""
+    if isinstance(problem, AsportError) or not isinstance(problem, OSError) or problem.strerror is None:
+        return str(problem)
+    file = problem.filename if problem.filename2 is None else problem.filename2
+    return problem.strerror if file is None else f"{os.fsdecode(file)}: {problem.strerror}"
 
 
 def _where_refused(problem: BaseException) -> str:

@@ -188,7 +188,7 @@ def tree_of(side: Side, file: Path) -> tuple[dict[str, Any], Source]:
     if file.suffix.lower() not in FORMATS:
         problem = f"expected a file name that ends in {_one_of()}"
         raise ConfigError(f"{problem}, not {file.suffix}" if file.suffix else problem, path=str(file))
-    document = parse(_text(file), file.suffix.lower(), str(file))
+    document = parse(read_text(file), file.suffix.lower(), str(file))
     source = Source(str(file), file.absolute().parent, document.positions, document.errors)
     tree = environment.with_values(document.tree, source)
     tree.pop("$schema", None)  # for editors
@@ -225,7 +225,12 @@ def _unreadable(path: Path, error: OSError | ValueError) -> ConfigError:
     return ConfigError(problem, path=str(path))
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Returns the content of a file.
+
+    Raises:
+        ConfigError: It cannot be read, or is not UTF-8.
+    """
     try:
         with open_file(path) as file:
             content = file.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,37 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_files_that_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    none, binary = tmp_path / "none", tmp_path / "binary"
+    binary.write_bytes(b"a\xff")
     for arguments, problem in (
-        (["frp", str(tmp_path / "none")], "No such file or directory"),
+        (["frp", str(none)], f"{none}: cannot be read: No such file or directory"),
+        (["frp", str(binary)], f"{binary}:1:2: not UTF-8 text: invalid byte 0xff"),
         (["rathole", "a", "b"], "expected one file of rathole"),
     ):
         assert main(["config", "convert", *arguments]) == 1
-        assert problem in capsys.readouterr().err
+        assert capsys.readouterr().err == f"asport-sync: {problem}\n"
+
+
+def test_files_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line has the file and the cause."""
+    file, inside, missing = tmp_path / "file", tmp_path / "file" / "inside", tmp_path / "missing" / "file"
+    file.touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(file))
+    chisel = ["chisel", "--", "client", "h:443", "R:2222:localhost:22"]
+    configuration = write(tmp_path, "client.json", json.dumps(client()))
+    for arguments, problem in (
+        (["config", "convert", "-o", str(file), *chisel], f"{file}: File exists"),
+        (["config", "convert", "-o", str(missing), *chisel], f"{missing}: No such file or directory"),
+        (["config", "example", "client", "-o", str(file)], f"{file}: File exists"),
+        (["config", "schema", "client", "-o", str(inside)], f"{inside}: Not a directory"),
+        (["init", "h", "--directory", str(file)], f"{file}: File exists"),
+        (["init", "h", "--directory", str(inside)], f"{inside}: Not a directory"),
+        (
+            ["systemd", "install", "client", "--user", "-c", str(configuration), "--command", sys.executable],
+            f"{file}/systemd/user: Not a directory",
+        ),
+    ):
+        assert main(arguments) == 1, arguments
+        assert capsys.readouterr() == ("", f"asport-sync: {problem}\n")
