@@ -52,11 +52,17 @@ def from_frp(text: str, path: str, form: Format = "yaml", identifier: uuid.UUID 
         identifier: The user's UUID; None: a random one.
 
     Raises:
-        ConfigError: The text is not TOML, or has nothing to convert.
+        ConfigError: The text is not TOML, is not of frp, or has nothing to convert.
     """
+    if re.search(r"^\s*\[common\]", text, re.MULTILINE):
+        raise ConfigError("the INI form of frp is not understood: convert it to frp's TOML form first", path=path)
     keys = _Keys(parse(text, ".toml", path).tree)
     made = _Made(identifier or uuid.uuid4())
-    side: Side = "client" if keys.has("serverAddr", "proxies", "visitors") else "server"
+    side: Side = "client" if keys.has(*_FRP_CLIENT) else "server"
+    if side == "server" and not keys.has(*_FRP_SERVER):
+        raise ConfigError(
+            "not a configuration of frp: it has none of its keys, such as serverAddr or bindPort", path=path
+        )
     if side == "client":
         _frp_client(keys, made)
     else:
@@ -73,6 +79,9 @@ def from_rathole(text: str, path: str, form: Format = "yaml", identifier: uuid.U
     if not (keys.has("client") or keys.has("server")):
         raise ConfigError("expected a table client or server", path=path)
     side: Side = "client" if keys.has("client") else "server"
+    address = "client.remote_addr" if side == "client" else "server.bind_addr"
+    if not keys.has(address):
+        raise ConfigError(f"not a configuration of rathole: it has no {address}", path=path)
     if side == "client":
         _rathole_client(keys, made)
     else:
@@ -278,6 +287,18 @@ _LOG_LEVELS: Final = {"trace": "trace", "debug": "debug", "info": "info", "warn"
 
 
 # --- frp --------------------------------------------------------------------------------------------------------------
+
+# Keys that tell which side a file is of. Those that both sides have, such as transport, are the server's if there is
+# nothing else, because a server needs no other.
+_FRP_CLIENT: Final = (
+    *("serverAddr", "serverPort", "proxies", "visitors", "user", "start", "includes", "loginFailExit"),
+    *("dnsServer", "natHoleStunServer"),
+)
+_FRP_SERVER: Final = (
+    *("bindAddr", "bindPort", "quicBindPort", "kcpBindPort", "proxyBindAddr", "allowPorts", "maxPortsPerClient"),
+    *("vhostHTTPPort", "vhostHTTPSPort", "tcpmuxHTTPConnectPort", "subDomainHost", "sshTunnelGateway", "httpPlugins"),
+    *("auth", "transport", "webServer", "log"),
+)
 
 
 def _frp_log(keys: _Keys, made: _Made) -> None:
