@@ -168,7 +168,7 @@ class _Keys:
 
 def _flat(value: object, name: str) -> Iterator[tuple[str, Any]]:
     """Yields the values of a tree by dotted name. Names that are no words keep their text."""
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not name):
         for key, each in value.items():
             yield from _flat(each, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
@@ -329,7 +329,13 @@ def _frp_status(keys: _Keys, made: _Made) -> None:
 
 
 def _frp_client(keys: _Keys, made: _Made) -> None:
-    made.pair("server", _joined(keys.text("serverAddr") or "0.0.0.0", keys.get("serverPort", 7000)))
+    host = keys.text("serverAddr")
+    if not host:
+        host = "127.0.0.1"
+        made.advice.append(
+            f"serverAddr was not given, so server is {host}, as for frp: set it to the server's address."
+        )
+    made.pair("server", _joined(host, keys.get("serverPort", 7000)))
     made.pair("uuid", str(made.identifier))
     made.pair("password", made.password(keys.text("auth.token")))
     keys.known("auth.method", "loginFailExit", "transport.protocol", "transport.tls.enable", "user")
@@ -363,13 +369,16 @@ def _frp_tunnel(keys: _Keys, made: _Made, at: str, name: str, kind: str) -> list
         keys.known_inside(at)
         return []
     lines: list[Line] = []
-    if keys.text(f"{at}.plugin.type") == "unix_domain_socket":
+    plugin, port = keys.text(f"{at}.plugin.type"), keys.get(f"{at}.localPort")
+    if plugin == "unix_domain_socket":
         lines.append(Pair("local", f"unix:{keys.text(f'{at}.plugin.unixPath')}"))
+    elif plugin or not port:
+        why = f"plugin {plugin} has no counterpart: run a local service" if plugin else "no localPort"
+        made.left_out.append(f"proxy {name}: {why}")
+        keys.known_inside(at)
+        return []
     else:
-        local = keys.text(f"{at}.localIP") or "127.0.0.1"
-        lines.append(Pair("local", _joined(local, keys.get(f"{at}.localPort", 0) or 1)))
-        if not keys.get(f"{at}.localPort"):
-            made.left_out.append(f"proxy {name}: no localPort, so local has to be corrected")
+        lines.append(Pair("local", _joined(keys.text(f"{at}.localIP") or "127.0.0.1", port)))
     lines.append(Pair("network", kind))
     if port := keys.get(f"{at}.remotePort"):
         lines.append(Pair("expected_port_range", port))

@@ -258,6 +258,47 @@ def test_without_a_secret_the_password_is_random(directory: Path) -> None:
     assert len(passwords) == 2
 
 
+def test_a_proxy_of_frp_without_a_local_service_is_no_tunnel(directory: Path) -> None:
+    text = """
+[[proxies]]
+name = "ssh"
+type = "tcp"
+localPort = 22
+[[proxies]]
+name = "files"
+type = "tcp"
+remotePort = 6000
+[proxies.plugin]
+type = "static_file"
+localPath = "/srv"
+httpPassword = "hunter2"
+[[proxies]]
+name = "nothing"
+type = "udp"
+"""
+    converted = from_frp(text, "frpc.toml", "yaml", USER)
+    config = load(directory, converted)
+    assert [(name, str(each.local)) for name, each in config.tunnels.items()] == [("ssh", "127.0.0.1:22")]
+    assert converted.left_out == (
+        "proxy files: plugin static_file has no counterpart: run a local service",
+        "proxy nothing: no localPort",
+    )
+
+
+def test_a_client_of_frp_without_the_address_of_a_server(directory: Path) -> None:
+    converted = from_frp("[[proxies]]\nname = 'ssh'\ntype = 'tcp'\nlocalPort = 22\n", "frpc.toml", "yaml", USER)
+    assert str(load(directory, converted).tunnels["ssh"].server) == "127.0.0.1:7000"
+    assert "# serverAddr was not given, so server is 127.0.0.1, as for frp: set it to the" in converted.text
+
+
+def test_chisel_without_options_leaves_nothing_out(directory: Path) -> None:
+    assert from_chisel(["server"]).left_out == ()
+    converted = from_chisel(["client", "h:1", "R:2222:localhost:22"])
+    assert converted.left_out == ()
+    assert "Left out" not in converted.text
+    load(directory, converted)
+
+
 @pytest.mark.parametrize(
     ("convert", "problem"),
     [
