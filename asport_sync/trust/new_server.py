@@ -36,6 +36,10 @@ CLIENT_FILE: Final = "client.yaml"
 CERTIFICATE_FILE: Final = "certificate.pem"
 PRIVATE_KEY_FILE: Final = "private_key.pem"
 
+FIRST_PUBLIC_PORT: Final = 30000
+LAST_PUBLIC_PORT: Final = 32767
+"""Below the ephemeral range of Linux: no outgoing connection of the server's machine takes one of these ports."""
+
 _PASSWORD_BYTES: Final = 24
 """Random bytes: 192 bits, as 32 characters that need no encoding in a URI and no quotes in a file."""
 
@@ -161,9 +165,10 @@ server: "[::]:{uri.server.port}"
 certificate: {CERTIFICATE_FILE}
 private_key: {PRIVATE_KEY_FILE}
 
-# Users may open the ports that the system gives to outgoing connections, unless allow_ports names others.
+# The ports that users may open. A firewall has to let them pass, and UDP port {uri.server.port}.
 proxies:
-  - users:
+  - allow_ports: {{start: {FIRST_PUBLIC_PORT}, end: {LAST_PUBLIC_PORT}}}
+    users:
       {uri.uuid}:
         name: "{user}"
         password: "{uri.password}"

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from asport_sync.cli import main
 from asport_sync.config import HostPort, load_client, load_server, parse_uri
 from asport_sync.config.formats import parse
+from asport_sync.config.ports import PortSet
 from asport_sync.errors import AsportError
 from asport_sync.runtime import files
 from asport_sync.trust import create_server
@@ -39,6 +40,7 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (user,) = server.proxies[0].users
     assert (user.uuid, user.password, user.name) == (uri.uuid, uri.password, "first")
     assert server.server == HostPort("::", 443)
+    assert server.proxies[0].allow_ports == PortSet([(30000, 32767)])
     for side in ("server", "client"):
         text = (tmp_path / f"{side}.yaml").read_text()
         assert text.startswith(f"# yaml-language-server: $schema={side}.schema.json\n")

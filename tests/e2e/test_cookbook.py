@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from asport_sync import Client, Server, config
+from asport_sync.trust import create_server
 from tests.e2e.test_day import replaced
 from tests.e2e.test_expose import curl
 from tests.e2e.tunnels import PASSWORD, USER, command, server_options
@@ -99,13 +100,32 @@ def test_the_table_names_every_entry() -> None:
 
 @pytest.mark.parametrize("heading", CLIENTS)
 def test_a_client_is_checked(heading: str, tmp_path: Path) -> None:
-    write_private(tmp_path / "alice.password", PASSWORD.encode())
     path = tmp_path / "client.yaml"
     write_private(path, (ENTRIES[""].files["head.yaml"] + ENTRIES[heading].files["client.yaml"]).encode())
     done = subprocess.run(
         command("client", "check", "-c", str(path)), capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("ok\n", "", 0)
+
+
+def test_a_server_of_init_allows_the_ports(tmp_path: Path) -> None:
+    (proxy,) = config.load_server(create_server("example.org", directory=tmp_path).server_file).proxies
+    for heading in CLIENTS:
+        for name, tunnel in yaml.safe_load(ENTRIES[heading].files["client.yaml"])["tunnels"].items():
+            assert tunnel["port"] in proxy.allow_ports, f"{heading}: {name}"
+
+
+def test_the_head_is_what_init_writes(tmp_path: Path) -> None:
+    """Its keys; and the parts of a URI are their values."""
+    created = create_server("example.org", 4433, directory=tmp_path)
+    written = yaml.safe_load(created.client_file.read_text())
+    del written["local"]
+    head = yaml.safe_load(ENTRIES[""].files["head.yaml"])
+    assert (list(head), list(head["certificates"])) == (list(written), list(written["certificates"]))
+    (pin,) = written["certificates"]["pins"]
+    uri = f"asport://{written['uuid']}:{written['password']}@{written['server']}?pin={pin}"
+    assert created.uri.reveal() == uri
+    assert "`asport://UUID:PASSWORD@SERVER?pin=PIN`" in PAGE.read_text(encoding="utf-8")
 
 
 def test_the_server_with_names_is_checked(tmp_path: Path, certificate: Certificate) -> None:
@@ -128,7 +148,6 @@ def test_docker_compose_is_checked() -> None:
     tunnel = services["tunnel"]
     mounted = dict(volume.removesuffix(":ro").split(":") for volume in tunnel["volumes"])
     assert mounted["./client.yaml"] == tunnel["command"][tunnel["command"].index("-c") + 1]
-    assert Path(mounted["./alice.password"]).parent == Path(mounted["./client.yaml"]).parent
     (local,) = yaml.safe_load(ENTRIES["Docker Compose"].files["client.yaml"])["tunnels"].values()
     assert local["local"].partition(":")[0] in services
 

@@ -17,9 +17,9 @@ def _slice(first: int, last: int) -> tuple[int, int]:
 
 
 # Below Linux's default ephemeral range (32768-60999), so that no outgoing connection of another process is given one of
-# these numbers between the pick and its use. Servers under test open ports of the same range, so that no server of
-# another process takes one meanwhile.
-FIRST_PORT, LAST_PORT = _slice(20000, 32000)
+# these numbers between the pick and its use, and below the ports of a server that `init` has made (30000-32767). Other
+# servers under test open ports of the same range, so that no server of another process takes one meanwhile.
+FIRST_PORT, LAST_PORT = _slice(20000, 29999)
 
 _guard = threading.Lock()
 _picked: set[int] = set()
