@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asport_sync import trust
 from asport_sync.cli import output, table
-from asport_sync.config import load_server, written_pin
+from asport_sync.config import load_server, locate, loose_files, written_pin
 from asport_sync.control.caller import Caller, ControlError, running
 from asport_sync.errors import AsportError
 
@@ -85,6 +85,7 @@ def rotate_password(arguments: argparse.Namespace) -> int:
 
 
 def _print_new(arguments: argparse.Namespace, new: trust.NewPassword, what: str) -> int:
+    _warn(arguments.config)
     reloaded = _reload(arguments)
     uri = None if new.uri is None else new.uri.reveal()
     if arguments.json:
@@ -98,6 +99,13 @@ def _print_new(arguments: argparse.Namespace, new: trust.NewPassword, what: str)
     if arguments.qr and uri is not None:
         _print_qr(uri)
     return 0
+
+
+def _warn(file: str | None) -> None:
+    """Prints a warning for each file of the configuration that others may read or change."""
+    path = locate("server", file)
+    for problem in loose_files(load_server(path), path):
+        output.complain(f"warning: {problem}")
 
 
 def _reload(arguments: argparse.Namespace) -> str:

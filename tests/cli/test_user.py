@@ -338,3 +338,20 @@ def test_without_a_host(server_file: Path, certificate: Certificate, capsys: pyt
     said = capsys.readouterr().out
     assert "For a URI, name the server's address: --host HOST" in said
     assert f"password: {load_server(server_file).proxies[0].users[1].password}\n" in said
+
+
+@pytest.mark.parametrize("action", ["add", "rotate"])
+def test_a_file_that_others_can_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str) -> None:
+    created = create_server("example.org", directory=tmp_path, user="alice")
+    arguments = ["user", action, "bob" if action == "add" else "alice", "-c", str(created.server_file), "--no-reload"]
+    created.server_file.chmod(0o644)
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.err == (
+        f"asport-sync: warning: {created.server_file} holds a secret and can be read by everyone (mode 0644): "
+        "run chmod 600 on it\n"
+    )
+    assert "asport://" in said.out
+    created.server_file.chmod(0o600)
+    assert main([*arguments[:2], "carol" if action == "add" else "alice", *arguments[3:]]) == 0
+    assert capsys.readouterr().err == ""
