@@ -75,6 +75,19 @@ def _is_socket(path: Path) -> bool:
         return False
 
 
+class SocketInUse(ConfigError):
+    """Another process has the control socket.
+
+    Attributes:
+        owner: The process, for people.
+    """
+
+    def __init__(self, path: Path, pid: int) -> None:
+        # The kernel says 0 for a process that this one cannot see: that of another container.
+        self.owner = f"process {pid}" if pid else "another process"
+        super().__init__(f"cannot create the control socket {path}: {self.owner} uses it", key=KEY)
+
+
 class ControlSocket:
     """A listening unix socket of mode 0600 that is removed when it is closed.
 
@@ -88,6 +101,7 @@ class ControlSocket:
         sock: The socket.
 
     Raises:
+        SocketInUse: Another process has it.
         ConfigError: It can't be created.
     """
 
@@ -147,7 +161,12 @@ def _locked(descriptor: int) -> bool:
 
 
 def _check_free(path: Path) -> None:
-    """Raises OSError unless nothing is at the path, or the socket of a dead process."""
+    """Checks that nothing is at the path, or the socket of a dead process.
+
+    Raises:
+        SocketInUse: The socket of a live process is.
+        OSError: Something else is, or nothing can be.
+    """
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise OSError(errno.ENAMETOOLONG, f"the path is longer than {_LONGEST_PATH} bytes")
     try:
@@ -163,8 +182,9 @@ def _check_free(path: Path) -> None:
         except ConnectionRefusedError:
             return
         except BlockingIOError:
-            pass  # its backlog is full
-    raise OSError(errno.EADDRINUSE, "another process uses it")
+            raise SocketInUse(path, 0) from None  # its backlog is full
+        pid, _, _ = _credentials(probe)
+    raise SocketInUse(path, pid)
 
 
 def _bound(path: Path) -> socket.socket:
@@ -209,6 +229,11 @@ def prepare_directory(directory: Path) -> None:
 
 def refusal(sock: socket.socket) -> str | None:
     """Returns why the process at the other end of a connection may not use it; None: it may."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(raw)
+    _, uid, _ = _credentials(sock)
     return None if uid in (0, os.geteuid()) else f"user {uid} may not use it"
+
+
+def _credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """Returns pid, uid and gid of the process at the other end of a connection: of a listening one, who listens."""
+    pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid, gid

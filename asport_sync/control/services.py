@@ -11,7 +11,7 @@ from pathlib import Path
 from asport_sync.config import HostConfig, StatusConfig
 from asport_sync.control import control_socket
 from asport_sync.control.application import MAY_CONTROL, Application
-from asport_sync.control.control_socket import ControlSocket
+from asport_sync.control.control_socket import ControlSocket, SocketInUse
 from asport_sync.control.operations import Operations
 from asport_sync.control.wsgi_server import WsgiServer
 from asport_sync.errors import AsportError, ConfigError, LifecycleError
@@ -28,6 +28,11 @@ _BACKLOG = 64
 _NOWHERE = (
     "no control socket, so status and other commands do not find this process: RUNTIME_DIRECTORY and XDG_RUNTIME_DIR "
     "have no absolute path; set one of them, or control_socket to a path"
+)
+
+_IN_USE = (
+    "no control socket: %s has %s, so status, reload and other commands reach only that one; to reach this process as "
+    "well, set control_socket to another path, and name that with --socket"
 )
 
 
@@ -125,7 +130,7 @@ def by_default(config: HostConfig, operations: Operations) -> Iterator[None]:
     """Opens the control socket of a command at its default location meanwhile, unless the configuration decides.
 
     Logs a warning if that fails: a command must not fail for something that nobody has asked for. Logs a line if there
-    is no such location.
+    is no such location, or if another process has it: a second client is nothing unusual.
     """
     is_wanted = config.control_socket is None
     path = control_socket.default_path(operations.side) if is_wanted else None
@@ -137,6 +142,8 @@ def by_default(config: HostConfig, operations: Operations) -> Iterator[None]:
             try:
                 control_socket.prepare_directory(path.parent)
                 services.open_control(path)
+            except SocketInUse as problem:
+                _log.info(_IN_USE, problem.owner, path)
             except AsportError as problem:
                 _log.warning("%s; set control_socket to another path, or to off", problem)
         yield

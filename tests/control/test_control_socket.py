@@ -17,7 +17,14 @@ from pathlib import Path
 import pytest
 
 from asport_sync.control import control_socket
-from asport_sync.control.control_socket import ControlSocket, default_path, find, prepare_directory, refusal
+from asport_sync.control.control_socket import (
+    ControlSocket,
+    SocketInUse,
+    default_path,
+    find,
+    prepare_directory,
+    refusal,
+)
 from asport_sync.errors import ConfigError
 from asport_sync.host.stats import Side
 
@@ -87,7 +94,7 @@ def test_the_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
 def test_a_socket_that_answers_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "client.sock"
     control = ControlSocket(path)
-    with pytest.raises(ConfigError, match="another process uses it") as caught:
+    with pytest.raises(SocketInUse, match=f"process {os.getpid()} uses it") as caught:
         ControlSocket(path)
     assert caught.value.key == "control_socket"
     assert str(path) in str(caught.value)
