@@ -137,6 +137,9 @@ def _reachable(host: str) -> str:
 
 def _create_all(contents: dict[Path, bytes]) -> None:
     """Creates all of these files or none."""
+    existing = [str(path) for path in contents if os.path.lexists(path)]
+    if existing:
+        raise _exist(existing)
     made: list[Path] = []
     try:
         for path, content in contents.items():
@@ -146,10 +149,14 @@ def _create_all(contents: dict[Path, bytes]) -> None:
         for each in made:
             with contextlib.suppress(OSError):
                 each.unlink()
-        if isinstance(problem, FileExistsError):
-            said = "exists already, and nothing is overwritten: choose another directory, or remove it"
-            raise ConfigError(said, path=str(path)) from None
+        if isinstance(problem, FileExistsError):  # made meanwhile
+            raise _exist([str(path)]) from None
         raise
+
+
+def _exist(paths: list[str]) -> ConfigError:
+    verb = "exists" if len(paths) == 1 else "exist"
+    return ConfigError(f"{', '.join(paths)}: {verb} already, and nothing is overwritten: choose another directory")
 
 
 def _server_file(uri: ServerUri, user: str, not_after: datetime.datetime) -> str:

@@ -18,7 +18,7 @@ from asport_sync.cli import main
 from asport_sync.config import HostPort, load_client, load_server, parse_uri
 from asport_sync.config.formats import parse
 from asport_sync.config.ports import PortSet
-from asport_sync.errors import AsportError
+from asport_sync.errors import AsportError, ConfigError
 from asport_sync.runtime import files
 from asport_sync.trust import create_server
 from tests.config.test_schema import problems
@@ -83,6 +83,27 @@ def test_nothing_is_overwritten(tmp_path: Path, existing: str, capsys: pytest.Ca
     assert main(["init", "example.org", "--directory", str(tmp_path)]) == 1
     assert f"{tmp_path / existing}: exists already, and nothing is overwritten" in capsys.readouterr().err
     assert [each.name for each in tmp_path.iterdir()] == [existing]
+
+
+def test_all_existing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["init", "example.org", "--directory", str(tmp_path)]
+    assert main(arguments) == 0
+    before = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    capsys.readouterr()
+    assert main(arguments) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    names, _, advice = said.removeprefix("asport-sync: ").partition(": ")
+    assert set(names.split(", ")) == {str(tmp_path / name) for name in FILES}
+    assert advice == "exist already, and nothing is overwritten: choose another directory"
+    assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+def test_a_file_made_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "client.yaml").write_text("precious")
+    monkeypatch.setattr(os.path, "lexists", lambda _: False)
+    with pytest.raises(ConfigError, match=r"client\.yaml: exists already, and nothing is overwritten"):
+        create_server("example.org", directory=tmp_path)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("client.yaml", "precious")]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
