@@ -132,7 +132,7 @@ def _check_qr(arguments: argparse.Namespace) -> None:
         AsportError: It is wanted, but cannot.
     """
     if arguments.qr and not _is_installed("segno"):
-        raise AsportError("--qr needs segno: install asport-sync[qr]")
+        raise AsportError("--qr needs the package segno: pip install 'asport-sync[qr]'")
 
 
 def _is_installed(name: str) -> bool:

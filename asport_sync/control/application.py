@@ -182,7 +182,10 @@ class Application:
             try:
                 from asport_sync.control.metrics import exposition  # optional, and 8 MB
             except ImportError:
-                return _error("501 Not Implemented", "prometheus-client is missing: install asport-sync[metrics]")
+                return _error(
+                    "501 Not Implemented",
+                    "the package prometheus-client is missing: pip install 'asport-sync[metrics]'",
+                )
             self._metrics = exposition(self._operations)
         body, kind = self._metrics(environ.get("HTTP_ACCEPT", ""))
         return Answer("200 OK", kind, body)

@@ -87,7 +87,7 @@ class Services:
         self._start(server)
         _log.info("status address: http://%s/", sockets.text((host, port)))
         if importlib.util.find_spec("prometheus_client") is None:
-            _log.info("no metrics for Prometheus: prometheus-client is missing; install asport-sync[metrics]")
+            _log.info("no metrics for Prometheus: prometheus-client is missing; pip install 'asport-sync[metrics]'")
 
     def _start(self, server: WsgiServer) -> None:
         self._servers.append(server)

@@ -148,7 +148,9 @@ class _TomlEditor(Editor):
         try:
             import tomlkit
         except ImportError:
-            raise AsportError("to change a TOML file, install asport-sync[edit]") from None
+            raise AsportError(
+                "changing a TOML file needs the package tomlkit: pip install 'asport-sync[edit]'"
+            ) from None
         self._tomlkit = tomlkit
         self._document = tomlkit.parse(text)
 

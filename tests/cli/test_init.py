@@ -158,7 +158,7 @@ def test_the_qr_code_without_segno(
 ) -> None:
     monkeypatch.setitem(sys.modules, "segno", None)
     assert main(["init", "example.org", "--directory", str(tmp_path), "--qr"]) == 1
-    assert "install asport-sync[qr]" in capsys.readouterr().err
+    assert "--qr needs the package segno: pip install 'asport-sync[qr]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

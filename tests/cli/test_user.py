@@ -284,7 +284,7 @@ def test_toml_needs_tomlkit(tmp_path: Path, certificate: Certificate, monkeypatc
     file = tmp_path / "server.toml"
     file.write_text(text)
     monkeypatch.setitem(sys.modules, "tomlkit", None)
-    with pytest.raises(AsportError, match=r"install asport-sync\[edit\]"):
+    with pytest.raises(AsportError, match=r"pip install 'asport-sync\[edit\]'"):
         add_user("alice", file)
     assert file.read_text() == text
     assert [each.name for each in list_users(file)] == [None, "two"]

@@ -122,7 +122,7 @@ def test_without_prometheus_client(operations: FakeOperations, monkeypatch: pyte
     monkeypatch.setitem(__import__("sys").modules, "asport_sync.control.metrics", None)
     answer = ask(Application(operations), "GET", "/metrics")
     assert answer.code == 501
-    assert "asport-sync[metrics]" in answer.json()["error"]
+    assert "pip install 'asport-sync[metrics]'" in answer.json()["error"]
 
 
 # --- what can be done -------------------------------------------------------------------------------------------------
