@@ -160,7 +160,7 @@ def explain(closed: Closed, chain: Chain, config: TunnelConfig, findings: Findin
         findings.problem("certificate-early", f"valid from {date(first)}; this machine's clock says {date(now)}")
         findings.problem("clock-wrong", f"at least {_span(first - now)} behind, if the certificate is in use rightly")
     elif closed.code == _EXPIRED:
-        when = f"since {date(last)}; this machine's clock says {date(now)}" if last is not None else said
+        when = f"expired since {date(last)}; this machine's clock says {date(now)}" if last is not None else said
         findings.problem("certificate-expired", when)
     elif closed.code == _UNKNOWN_CA:
         findings.problem("certificate-untrusted", f"issuer {chain.issuer}")

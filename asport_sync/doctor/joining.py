@@ -36,6 +36,8 @@ _PROBLEMS: dict[type[AsportError], str] = {
     RefusedError: "refused",
     HandshakeTimeoutError: "not-asport",
 }
+_OF_PORTS = (PortDeniedError, BindError, NetworkDeniedError)
+"""The server refuses so only whom it has authenticated."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,9 +100,11 @@ def report(result: Joined | AsportError, tunnel: TunnelConfig, findings: Finding
         findings.ok("port", f"port {result.public[1]} is open ({_networks(tunnel)})")
         return
     known = next((name for kind, name in _PROBLEMS.items() if isinstance(result, kind)), "connection-lost")
-    if isinstance(result, (PortDeniedError, BindError, NetworkDeniedError)):
+    if isinstance(result, _OF_PORTS):
         findings.ok("authentication", f"user {tunnel.uuid}")
     findings.problem(known, str(result).partition(": ")[2] if tunnel.name else str(result))
+    if not isinstance(result, _OF_PORTS):
+        findings.skipped("port", "needs a successful authentication")
 
 
 def _networks(tunnel: TunnelConfig) -> str:

@@ -80,7 +80,7 @@ def _check_dates(loaded: Loaded, findings: Findings) -> None:
         if now < certificate.not_before:
             findings.problem("certificate-early", f"{name}: from {date(certificate.not_before)}")
         elif now > certificate.not_after:
-            findings.problem("certificate-expired", f"{name}: since {date(certificate.not_after)}")
+            findings.problem("certificate-expired", f"{name}: expired since {date(certificate.not_after)}")
         elif now > certificate.not_after - SOON:
             findings.problem("certificate-expires", f"{name}: valid until {date(certificate.not_after)}")
         else:

@@ -63,15 +63,17 @@ def test_the_key_of_another_certificate(certificate: Certificate, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("begins", "ends", "expected"),
+    ("begins", "ends", "expected", "said"),
     [
-        (-10 * DAY, -DAY, "certificate-expired"),
-        (DAY, 60 * DAY, "certificate-early"),
-        (-DAY, 5 * DAY, "certificate-expires"),
+        (-10 * DAY, -DAY, "certificate-expired", "certificate: expired since "),
+        (DAY, 60 * DAY, "certificate-early", "certificate: from "),
+        (-DAY, 5 * DAY, "certificate-expires", "certificate: valid until "),
     ],
 )
-def test_dates(tmp_path: Path, begins: datetime.timedelta, ends: datetime.timedelta, expected: str) -> None:
-    assert problems(of_server(self_signed(tmp_path, begins=begins, ends=ends))) == [expected]
+def test_dates(tmp_path: Path, begins: datetime.timedelta, ends: datetime.timedelta, expected: str, said: str) -> None:
+    found = of_server(self_signed(tmp_path, begins=begins, ends=ends))
+    assert problems(found) == [expected]
+    assert said in text_of(found, expected)
 
 
 def test_a_certificate_that_clients_reject(tmp_path: Path) -> None:
