@@ -181,7 +181,7 @@ class _Walk:
             name = written.removeprefix(CREDENTIAL_PREFIX)
             return Origin("credential", self._source.path, line, column, credential=name)
         if content and isinstance(written, str):
-            return Origin("file", str((self._source.directory or Path()) / written))
+            return Origin("file", str(_shown((self._source.directory or Path()) / written)))
         return Origin("file", self._source.path, line, column)
 
 
@@ -206,7 +206,7 @@ def plain(entry: Entry, value: object) -> object:
         return value
     if isinstance(value, Credential):
         if value.path is not None:
-            return str(value.path)
+            return str(_shown(value.path))
         return HIDDEN if entry.name in SECRET else _PEM
     if entry.name in SECRET:
         return HIDDEN
@@ -231,9 +231,17 @@ def _plain(value: object) -> object:
         return written[0] if len(written) == 1 else written
     if isinstance(value, bytes):
         return written_pin(value)
+    if isinstance(value, Path):
+        return str(_shown(value))
     if type(value) is tuple:
         return [_plain(each) for each in value]
     return str(value)
+
+
+def _shown(path: Path) -> Path:
+    """Returns a path without ``..``, unless it leads elsewhere then, because a folder before that is a link."""
+    short = Path(os.path.normpath(path))
+    return short if os.path.realpath(short) == os.path.realpath(path) else path
 
 
 def as_json(settings: list[Setting]) -> list[Mapping[str, object]]:

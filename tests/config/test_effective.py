@@ -89,6 +89,22 @@ def test_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[f"proxies[0].users.{OTHER_UUID.upper()}.deny_from"][0] == ["10.0.0.0/8"]
 
 
+def test_paths_are_short_unless_that_leads_elsewhere(tmp_path: Path) -> None:
+    for folder in ("etc", "secrets", "elsewhere/inside"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "etc" / "link").symlink_to(tmp_path / "elsewhere" / "inside")
+    write(tmp_path / "secrets", "password", "hunter2")
+    write(tmp_path / "elsewhere", "trusted.pem", PEM)
+    tree = client(certificates={"paths": ["link/../trusted.pem", "../secrets/../elsewhere/trusted.pem"]})
+    del tree["password"]
+    tree |= {"password_file": "../secrets/password", "control_socket": "../run.sock"}
+    found = shown("client", write(tmp_path / "etc", "client.yaml", WRITERS[".yaml"](tree)))
+    assert found["password"] == ("***", f"{tmp_path}/secrets/password")
+    assert found["control_socket"][0] == f"{tmp_path}/run.sock"
+    trusted = [f"{tmp_path}/etc/link/../trusted.pem", f"{tmp_path}/elsewhere/trusted.pem"]
+    assert found["certificates.paths"][0] == trusted
+
+
 def test_certificates_and_status(tmp_path: Path) -> None:
     tree = client(certificates={"pem": PEM, "pins": ["0A:" * 31 + "0a"]}, status={"http": "[::1]:1", "token": "x" * 32})
     found = shown("client", write(tmp_path, "client.toml", WRITERS[".toml"](tree)))
