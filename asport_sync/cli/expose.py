@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -72,6 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     level = arguments.log_level or ("", "info", "debug")[min(arguments.verbose, 2)]
     # What goes wrong before the services are public is said once, at the end.
     handler = log.configure(level or "error", form=base.log_format)
+    trust = log.logger("client.trust")
+    if not level:
+        trust.setLevel(logging.WARNING)  # except for the pin that is trusted, which nothing shows later
     try:
         descriptors.raise_limit()
         with (
@@ -88,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         output.complain(f"{problem}{_cure_of(problem)}")
         return 1
     finally:
+        trust.setLevel(logging.NOTSET)
         handler.close()
     return 0
 

@@ -86,6 +86,7 @@ from asport_sync.wire import (
 )
 
 _log = logger("client")
+_trust_log = logger("client.trust")  # of its own, so that expose can show its lines only
 
 _HEARTBEAT = 3.0  # seconds between Heartbeat commands, if neither heartbeat nor keep_alive says that fewer are enough
 _DRAINING_PERIOD = 0.1  # seconds between two checks whether the streams of a removed tunnel have ended
@@ -625,7 +626,8 @@ class ClientSession(Session):
             known = KnownServers(self._config.tls.certificates.known_servers or default_path())
             added = known.check(self._config.server, server_connection.connection.peer_chain())
             if added is not None:
-                self.log.warning("%s: trusting a new server with the key %s", self._config.server, added)
+                log = named(_trust_log, self.name)
+                log.warning("%s: trusting a new server with the key %s", self._config.server, added)
         except GoneError:
             return  # Closed follows
         except CertificateError as problem:

@@ -126,7 +126,7 @@ def test_trust_on_first_use(tmp_path: Path) -> None:
         unpinned = ServerUri(uri.uuid, uri.password, uri.server).reveal()
         arguments = command("client", "run", "-v", unpinned, "--local", "9", "--trust-on-first-use")
         with Process(arguments, name="client") as client:
-            pin = client.wait_for(r"WARNING client: .*trusting a new server with the key (\S+)", READY_TIMEOUT)[1]
+            pin = client.wait_for(r"WARNING client.trust: .*trusting a new server with the key (\S+)", READY_TIMEOUT)[1]
             public_port(server)
         assert str(uri).endswith(f"?pin={pin}")
         assert known.stat().st_mode & 0o777 == 0o600
@@ -143,6 +143,20 @@ def test_trust_on_first_use(tmp_path: Path) -> None:
             without_secrets(uri, client)
         assert "authentication" not in server.output()
     assert known.read_bytes() == before
+
+
+def test_expose_shows_the_pin_that_it_trusts(tmp_path: Path) -> None:
+    with new_server(tmp_path) as (_, uri):
+        unpinned = ServerUri(uri.uuid, uri.password, uri.server).reveal()
+        arguments = command("expose", unpinned, "9", "--trust-on-first-use")
+        with Process(arguments, name="expose") as process:
+            process.wait_for("is public", READY_TIMEOUT)
+            (pin,) = re.findall(r"WARNING client.trust: .*trusting a new server with the key (\S+)", process.output())
+            assert str(uri).endswith(f"?pin={pin}")
+            without_secrets(uri, process)
+        with Process(arguments, name="expose") as process:  # known by now
+            process.wait_for("is public", READY_TIMEOUT)
+            assert "trusting" not in process.output()
 
 
 def test_without_pin_nothing_but_an_authority_is_trusted(tmp_path: Path) -> None:
