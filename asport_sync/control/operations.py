@@ -123,6 +123,7 @@ class LifecycleOperations(abc.ABC, Generic[AnyEnd]):
             running=stats.running,
             time=time.monotonic(),
             summary=self._summary(),
+            file=None if self._end._file is None else str(self._end._file.resolve()),
             **fields,
         )
         return status, stats

@@ -108,6 +108,7 @@ class Status:
         draining: Whether it accepts nothing new, and what is open goes on.
         uptime: Seconds since the start; None while it is not running.
         address: The address of a server's QUIC socket; None on a client.
+        file: The configuration file; None: it has none.
         unauthenticated: A server's connections to clients that have not joined; they have no row.
         tunnels: The tunnels.
         drops: How much was not passed on or was refused, by the name of the counter; only counters above 0.
@@ -122,6 +123,7 @@ class Status:
     draining: bool = False
     uptime: float | None = None
     address: str | None = None
+    file: str | None = None
     unauthenticated: int = 0
     tunnels: tuple[Row, ...] = ()
     drops: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -310,6 +310,11 @@ PROBLEMS: Mapping[str, Problem] = {
         "The control socket exists, but nothing answers there: the server hangs, or ended without removing it.",
         "restart the server",
     ),
+    "control-taken": _warning(
+        "Another configuration runs on this control socket: the commands for a running server reach that one.",
+        "end that server, or set control_socket of one of the two to a path of its own; if only the address in the "
+        "file is new, restart the server",
+    ),
     "not-answering": _error("The server runs, but no QUIC server answers at its address.", "see its log; restart it"),
     "listen-taken": _error(
         "Another program has the UDP address and port of the server.",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from asport_sync.config import ProxyConfig, ServerConfig
 from asport_sync.control.caller import Caller, ControlError, everyone
+from asport_sync.control.control_socket import default_path
 from asport_sync.control.status import Status
 from asport_sync.doctor import handshake, machine, reachability
 from asport_sync.doctor.certificate import Chain, date
@@ -46,7 +47,7 @@ def check_server(
     findings = Findings(report)
     _check_certificate(config, findings)
     machine.check_files(config, file, findings)
-    status = _check_running(config, findings)
+    status = _check_running(config, file, findings)
     _check_listen(config, status, findings)
     _check_ports(config, status, findings)
     machine.check_buffers(findings)
@@ -91,7 +92,7 @@ def _check_dates(loaded: Loaded, findings: Findings) -> None:
         findings.ok("certificate", f"valid until {date(last)}")
 
 
-def _check_running(config: ServerConfig, findings: Findings) -> Status | None:
+def _check_running(config: ServerConfig, file: Path | None, findings: Findings) -> Status | None:
     """Returns the state of the server with this configuration, if it runs."""
     if isinstance(config.control_socket, Path):
         if not config.control_socket.exists():
@@ -104,27 +105,38 @@ def _check_running(config: ServerConfig, findings: Findings) -> Status | None:
         return None
     else:
         callers, silent = everyone(stats.Side.SERVER)
+    own = config.control_socket if isinstance(config.control_socket, Path) else default_path(stats.Side.SERVER)
+    others = []
     for caller in callers:
         try:
             status = caller.status()
         except ControlError as problem:
             silent.append(str(problem))
             continue
-        if _is_at(status, config):
+        if _is_of(status, config, file):
             findings.ok("running", f"process {status.pid}, version {status.version}: {status.summary}")
             return status
-    if silent:
+        if caller.path == own:
+            what = status.file or status.address or "a client"
+            others.append(f"another configuration runs on this control socket: {what} (process {status.pid}, {own})")
+    if others:
+        findings.problem("control-taken", "; ".join(others))
+    elif silent:
         findings.problem("control-silent", "; ".join(silent))
     else:
         findings.skipped("running", "no server with this address has a control socket in the usual directories")
     return None
 
 
-def _is_at(status: Status, config: ServerConfig) -> bool:
+def _is_of(status: Status, config: ServerConfig, file: Path | None) -> bool:
     """Returns whether a running server may have this configuration."""
-    if isinstance(config.control_socket, Path) or config.server.port == 0 or status.address is None:
-        return status.side == "server"
-    return status.side == "server" and status.address.rpartition(":")[2] == str(config.server.port)
+    if status.side != "server":
+        return False
+    if file is not None and status.file is not None:
+        return status.file == str(file.resolve())
+    if config.server.port == 0 or status.address is None:
+        return True
+    return status.address.rpartition(":")[2] == str(config.server.port)
 
 
 def _check_listen(config: ServerConfig, status: Status | None, findings: Findings) -> None:

@@ -116,6 +116,24 @@ def test_a_control_socket_that_does_not_answer(certificate: Certificate, tmp_pat
     assert problems(of_server(certificate, control_socket=str(path))) == ["control-silent"]
 
 
+@pytest.mark.parametrize("known", ["file", "address"])
+def test_another_configuration_on_the_same_control_socket(certificate: Certificate, tmp_path: Path, known: str) -> None:
+    path = tmp_path / "server.sock"
+    options = server_options(certificate, control_socket=str(path))
+    (tmp_path / "other").mkdir()
+    running = write_config(tmp_path / "other", "server", options)
+    with Server.from_config(running) as server:
+        assert problems(check_server(load_server(running), file=running)) == []
+        if known == "file":  # the address is the same
+            options["server"] = f"127.0.0.1:{server.address[1]}"
+            file = write_config(tmp_path, "server", options)
+            found = check_server(load_server(file), file=file)
+            assert f"runs on this control socket: {running}" in text_of(found, "control-taken")
+        else:
+            found = of_server(certificate, control_socket=str(path), server=f"127.0.0.1:{free_port()}")
+        assert problems(found) == ["control-taken"]
+
+
 def test_a_server_that_has_lost_its_socket(certificate: Certificate, tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     services = Services(FakeOperations(side=Side.SERVER))
