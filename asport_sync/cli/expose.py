@@ -16,7 +16,7 @@ from types import TracebackType
 from asport_sync import config
 from asport_sync.cli import output, table
 from asport_sync.cli.given_uri import STANDARD_INPUT, given_uri, origin_without_uri
-from asport_sync.client.expose import TIMEOUT, Exposed, base_of, is_uri, source_of
+from asport_sync.client.expose import TIMEOUT, Exposed, base_of, is_uri
 from asport_sync.engine import limit_arenas
 from asport_sync.errors import (
     AsportError,
@@ -53,13 +53,15 @@ _CURES: tuple[tuple[type[AsportError], str], ...] = (
 
 
 def sort_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Moves the URI from ``target`` to ``uri``. Ends the command if there is more than one, or nothing else."""
+    """Moves the URI from ``target`` or ``config`` to ``uri``. Ends the command if there are two, or nothing else."""
     uris = [each for each in arguments.target if is_uri(each) or each == STANDARD_INPUT]
     arguments.target = [each for each in arguments.target if each not in uris]
     if len(uris) + (arguments.config is not None) > 1:
         parser.error("more than one server: expected a URI, or -c")
     if not arguments.target:
         parser.error("no TARGET: expected what is to become public, such as 8080")
+    if arguments.config is not None and is_uri(arguments.config):
+        uris, arguments.config = [arguments.config], None
     arguments.uri = uris[0] if uris else None
 
 
@@ -97,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _source(arguments: argparse.Namespace) -> config.ClientConfig | config.ServerUri | Path | None:
+def _source(arguments: argparse.Namespace) -> config.ClientConfig | Path | None:
     """Returns what names the server; None: the environment.
 
     Raises:
@@ -108,7 +110,7 @@ def _source(arguments: argparse.Namespace) -> config.ClientConfig | config.Serve
     if uri is None:
         if arguments.trust_on_first_use:
             raise ConfigError(refusal)
-        return origin_without_uri(None) if arguments.config is None else source_of(arguments.config)
+        return origin_without_uri(arguments.config)
     server = config.parse_uri(uri)
     keys: dict[str, object] = {}
     if arguments.trust_on_first_use:

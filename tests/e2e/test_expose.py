@@ -394,6 +394,11 @@ def test_trust_on_first_use(certificate: Certificate, tmp_path: Path) -> None:
         ({"ASPORT_URI": "client.yaml"}, ["8080"], "expected a URI, .*"),
         ({"ASPORT_URI": ""}, ["8080"], "no client configuration: .*; or give a URI, or set ASPORT_URI to one"),
         ({}, ["8080", "-"], "expected a URI in the first line of standard input"),
+        (
+            {"ASPORT_URL": "x"},
+            ["8080", "-c", f"asport://{USER}:x@127.0.0.1:9"],
+            r"environment variable ASPORT_URL: no key has this name: did you mean ASPORT_URI\?",
+        ),
         ({}, ["8080", "asport:/x"], "expected a URI, .*"),
         (
             {"ASPORT_URI": f"asport://{USER}:x@127.0.0.1:9?pin=sha256//{'A' * 43}="},
