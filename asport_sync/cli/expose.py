@@ -143,7 +143,7 @@ def _warn(exposed: Exposed, source: object) -> None:
                 )
         else:
             for problem in missing(tunnel):
-                output.complain(f"warning: {each.target}: {problem}: visitors are turned away until one has")
+                output.complain(f"warning: {each.target}: {problem}: visitors are turned away until one listens")
 
 
 def _report(exposed: Exposed, signals: Signals, live: _LiveLine, *, as_json: bool) -> None:

@@ -322,7 +322,7 @@ class Failure:
             Failure(
                 r"server certificate rejected: .*issuer is unknown.*; what to do: .*certificates\.paths",
                 r"closed by the client with code 0x130 \(unknown_ca\): "
-                r".*settings of client and server do not match; what to do: the se",
+                r".*settings of client and server do not match; what to do: for a se",
                 client={"certificates": "another"},
             ),
             id="unknown issuer",

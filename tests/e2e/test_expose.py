@@ -190,7 +190,7 @@ def test_a_service_that_does_not_run_yet(certificate: Certificate, tmp_path: Pat
             process.wait_for(r"(?:.* is public: .*\n){6}", START)
             warnings = re.findall(r"asport-sync: warning: (\S+): no program of this machine has .*", process.output())
             assert warnings == targets[:3]
-            assert f"has localhost:{closed} (UDP): visitors are turned away until one has" in process.output()
+            assert f"has localhost:{closed} (UDP): visitors are turned away until one listens" in process.output()
         with exposing(file, str(closed)) as process:  # and goes on
             public = int(process.wait_for(r"is public: 127\.0\.0\.1:(\d+)", START)[1])
             with TcpEcho(port=closed):
