@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from asport_sync.client.session import ClientSession
+from asport_sync.client.shared import Shared
 from asport_sync.config import ClientConfig
 from asport_sync.engine import Engine
 from asport_sync.host.host import Host
@@ -70,8 +71,9 @@ def inside(options: dict[str, Any], number: int) -> None:
     (tunnel,) = ClientConfig.from_options(**options).tunnels.values()
     host = Host(Engine(), 0, 60.0, logging.getLogger("asport_sync.client"))
     host.start()
+    shared = Shared(host)
     for _ in range(number):
-        host.add(ClientSession(tunnel, host))
+        host.add(ClientSession(tunnel, host, shared=shared))
     wait_until(lambda: host.counters.snapshot().get("joined", 0) >= number, JOINED, "all have joined")
     time.sleep(SETTLED)
     for _ in range(2):

@@ -1,17 +1,18 @@
-"""What visitors are granted, through the boundary: what it refuses, and what changes while it is in force."""
+"""Limits at the boundary: what visitors are granted, what is refused and how, what changes while they are in force."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 
 import pytest
 
-from asport_sync.engine import Carrier, RefusedBy, StreamOpened, VisitorLimits, VisitorsRefused, packed_ranges
+from asport_sync.engine import Carrier, Engine, RefusedBy, StreamOpened, VisitorLimits, VisitorsRefused, packed_ranges
 from asport_sync.errors import EngineError, HandleGoneError
 from asport_sync.wire import Address as WireAddress
 from asport_sync.wire import Connect, encode
-from tests.engine.pair import EVENT_TIMEOUT, connected
+from tests.engine.pair import EVENT_TIMEOUT, client_credentials, connected
 from tests.support.certificates import Certificate
 from tests.support.waiting import wait_until
 
@@ -120,3 +121,17 @@ def test_a_connection_that_is_gone_has_no_limits(certificate: Certificate) -> No
         both.endpoint.close()
         with pytest.raises(HandleGoneError):
             both.endpoint.limit(5)
+
+
+def test_more_credentials_than_there_is_room_for_are_refused_with_that_reason(certificate: Certificate) -> None:
+    """And not with a text about the last that were loaded."""
+
+    def load(engine: Engine) -> None:
+        for _ in range(5000):
+            client_credentials(engine, certificate)
+
+    with (
+        contextlib.closing(Engine()) as engine,
+        pytest.raises(EngineError, match="a table or queue of the engine is full"),
+    ):
+        load(engine)

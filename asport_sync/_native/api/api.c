@@ -505,8 +505,11 @@ aq_id aq_credentials_new(aq_engine *engine, const aq_credentials_options *option
     credentials = aq_handshake->credentials_new(options, &result, text, text_length);
     if (credentials != NULL) {
         result = aq_slab_add(&engine->credentials, credentials);
-        if (result < 0)
+        if (result < 0) {
             aq_handshake->credentials_unref(credentials);
+            if (text_length > 0)
+                text[0] = '\0'; /* it says what was loaded */
+        }
     }
     aq_api_leave(engine);
     return result;
