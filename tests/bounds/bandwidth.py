@@ -127,12 +127,15 @@ def send(sock: socket.socket, size: int) -> int:
 
 
 def count(sock: socket.socket, meter: Meter, over: threading.Event) -> None:
-    """Counts what arrives on a socket with a time limit."""
+    """Counts what arrives on a socket until the measurement is over or its other end closes or resets it."""
     sock.settimeout(0.2)
     buffer = bytearray(CHUNK)
     while not over.is_set():
         with contextlib.suppress(TimeoutError):
-            got = sock.recv_into(buffer)
+            try:
+                got = sock.recv_into(buffer)
+            except ConnectionResetError:
+                return
             if got == 0:
                 return
             meter.add(got)
