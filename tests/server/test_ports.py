@@ -156,7 +156,7 @@ def test_port_0_is_no_number(ports: Ports) -> None:
 def test_a_search_is_done_in_slices(ports: Ports) -> None:
     taken = [free_port() for _ in range(5)]
     for number in taken:
-        ports.bind(number)
+        ports.bind(number, place=Place(HOST, None, BOB))
     last = free_port()
     binding = ports.binding(*taken, last)
     assert [binding.advance(2) for _ in range(3)] == [False, False, True]
@@ -164,6 +164,24 @@ def test_a_search_is_done_in_slices(ports: Ports) -> None:
     assert binding.port is not None
     ports.bound.append(binding.port)
     assert binding.port.number == last
+
+
+@pytest.mark.parametrize("mode", [BOTH, TCP, UDP], ids=["both", "tcp", "udp"])
+def test_what_the_user_holds_takes_no_attempt(ports: Ports, mode: ForwardMode) -> None:
+    taken = [free_port() for _ in range(5)]
+    for number in taken:
+        ports.bind(number, mode)
+    last = free_port()
+    binding = ports.binding(*taken, last, mode=BOTH)
+    assert binding.advance(1)
+    assert binding.in_use
+    assert binding.port is not None
+    ports.bound.append(binding.port)
+    assert binding.port.number == last
+    ports.table.release(ports.bound[0])
+    found = ports.search(ports.binding(*taken, mode=mode), 1)
+    assert found is not None
+    assert found.number == taken[0]
 
 
 def test_a_search_ends_without_a_port(ports: Ports) -> None:
