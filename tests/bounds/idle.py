@@ -108,7 +108,12 @@ def measure(
     address = ("127.0.0.1", free_port())
     proxy = {"allow_ports": [{"start": FIRST_PORT, "end": FIRST_PORT + 2 * number}], "max_clients": 2 * number}
     options = client_options(certificate, address, ("127.0.0.1", 9), network="tcp", keep_alive=keep_alive)
-    changes: dict[str, Any] = {"server": f"{address[0]}:{address[1]}", "proxy": proxy, "max_idle_time": max_idle_time}
+    changes: dict[str, Any] = {
+        "server": f"{address[0]}:{address[1]}",
+        "proxy": proxy,
+        "max_idle_time": max_idle_time,
+        "max_clients_total": 2 * number,
+    }
     arguments = [sys.executable, "-m", "tests.bounds.idle", "--inside", "--clients", str(number)]
     with server_process(folder, certificate, **changes) as server:
         server.wait_for(SERVER_READY, JOINED)
