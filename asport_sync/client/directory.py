@@ -3,6 +3,7 @@
 The standard library's HTTP server does the work (``http.server``). What it serves is stricter: it follows no symbolic
 link, and serves and lists neither a name that begins with a dot nor a private file: one that others on this machine may
 not read either, such as a key or a configuration with a password. It answers HTTP/1.0, one request for each connection.
+Connections without a complete request keep no others out: at the maximum, the oldest of them is closed for a new one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from asport_sync.forked import new_socket, no_fork
 from asport_sync.runtime.log import RateLimit, logger
 
 MAX_REQUESTS = 64
-"""Maximum number of visitors' connections at the same time: each has a thread."""
+"""Maximum number of connections at the same time: each has a thread."""
 
 _TIMEOUT = 30.0  # seconds for which a visitor may neither send nor take anything
 _STOP_TIMEOUT = 1.0  # seconds that requests get to end
@@ -86,8 +87,9 @@ class _Server(ThreadingHTTPServer):
         self.directory = directory
         self._stopping = threading.Event()
         self._limit = RateLimit()
-        self._lock = threading.Lock()  # guards _requests
+        self._lock = threading.Lock()  # guards _requests and _idle
         self._requests: dict[socket.socket, threading.Thread] = {}
+        self._idle: dict[socket.socket, threading.Thread] = {}  # without a complete request, the oldest first
         self._thread = threading.Thread(target=self._run, name="asport-directory", daemon=True)
         self.socket.close()
         self.socket = new_socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -120,8 +122,7 @@ class _Server(ThreadingHTTPServer):
         with self._lock:
             requests = dict(self._requests)
         for sock in requests:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            _cut(sock)
         for thread in requests.values():
             thread.join(_STOP_TIMEOUT)
 
@@ -141,6 +142,20 @@ class _Server(ThreadingHTTPServer):
                 self._stopping.wait(_PAUSE_AFTER_ERROR)
             raise
 
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Makes room for a connection; returns False if there is none, so that it is closed."""
+        with self._lock:
+            if len(self._requests) < MAX_REQUESTS:
+                return True
+            sock, thread = next(iter(self._idle.items()), (None, None))
+            if sock is not None:
+                _cut(sock)
+        if thread is None:
+            self._limit.warning(_log, "directory: connection refused: %d requests are being answered", MAX_REQUESTS)
+            return False
+        thread.join(_STOP_TIMEOUT)  # takes microseconds
+        return not thread.is_alive()
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handles a connection in a thread of its own."""
         thread = threading.Thread(
@@ -150,13 +165,19 @@ class _Server(ThreadingHTTPServer):
             daemon=True,
         )
         with self._lock:
-            self._requests[request] = thread
+            self._requests[request] = self._idle[request] = thread
         thread.start()
+
+    def begins_answer(self, request: socket.socket) -> None:
+        """Records that the request of a connection is complete: no other one takes its place."""
+        with self._lock:
+            self._idle.pop(request, None)
 
     def close_request(self, request: Any) -> None:
         """Closes a connection."""
         with self._lock:
             self._requests.pop(request, None)
+            self._idle.pop(request, None)
         super().close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -181,6 +202,12 @@ class _Handler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name in the standard library
         """Logs a request."""
         _log.debug("directory: %s", format % args)
+
+    def parse_request(self) -> bool:
+        """Reads the rest of a request; returns False if it was malformed, which is answered."""
+        is_valid = super().parse_request()
+        self.server.begins_answer(self.connection)
+        return is_valid
 
     def send_head(self) -> BinaryIO | None:
         """Sends the head of the answer; returns the body, or None if there is none to send."""
@@ -249,6 +276,12 @@ class _Handler(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(page)))
         self.end_headers()
         return io.BytesIO(page)
+
+
+def _cut(sock: socket.socket) -> None:
+    """Ends what its thread waits for on a connection."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def private_files(path: Path) -> int:

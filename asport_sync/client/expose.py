@@ -118,12 +118,10 @@ class Exposed:
         at = target.local
         keys: dict[str, object] = {}
         if target.directory is not None:
-            from asport_sync.client.directory import MAX_REQUESTS, Directory  # it loads OpenSSL, with http.server
+            from asport_sync.client.directory import Directory  # it loads OpenSSL, with http.server
 
             self._directories.append(Directory(target.directory))
             at = local(self._directories[-1].address)
-            given = base.defaults.get("max_connections")
-            keys["max_connections"] = min(given, MAX_REQUESTS) if isinstance(given, int) else MAX_REQUESTS
         if port is not None:
             keys["expected_port_range"] = port
         try:

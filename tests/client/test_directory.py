@@ -6,11 +6,12 @@ import http.client
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from asport_sync.client.directory import Directory, private_files
+from asport_sync.client.directory import MAX_REQUESTS, Directory, private_files
 from asport_sync.errors import ConfigError
 from tests.support.waiting import wait_until
 
@@ -165,6 +166,48 @@ def test_a_link_to_the_directory_may_be_given(site: Path) -> None:
         assert answer(served, "/docs/")[2] == b"the index"
     finally:
         served.close()
+
+
+def connections(served: Directory, stack: ExitStack, count: int, data: bytes) -> list[socket.socket]:
+    """Connections that have sent something, in the order in which they were accepted."""
+    made = []
+    for _ in range(count):
+        made.append(stack.enter_context(socket.create_connection(served.address, timeout=TIMEOUT)))
+        made[-1].sendall(data)
+    return made
+
+
+@pytest.mark.parametrize("data", [b"", b"GET", b"GET / HTTP/1.0\r\nA: b\r\n"], ids=["nothing", "a part", "a line"])
+def test_idle_connections_keep_nobody_out(served: Directory, data: bytes) -> None:
+    with ExitStack() as stack:
+        idle = connections(served, stack, MAX_REQUESTS, data)
+        wait_until(lambda: len(served._server._requests) == MAX_REQUESTS, TIMEOUT, "all are accepted")
+        assert answer(served, "/docs/")[2] == b"the index"
+        assert idle[0].recv(1) == b""
+        idle += connections(served, stack, MAX_REQUESTS, data)
+        for each in idle[1:MAX_REQUESTS]:
+            assert each.recv(1) == b""
+        assert len(served._server._requests) <= MAX_REQUESTS
+        assert answer(served, "/docs/")[2] == b"the index"
+
+
+def test_answers_are_not_cut_off_for_others(served: Directory, site: Path, caplog: pytest.LogCaptureFixture) -> None:
+    size = 64 << 20  # more than fits into the buffers of a connection
+    with (site / "large").open("wb") as file:
+        file.truncate(size)
+    with ExitStack() as stack:
+        busy = connections(served, stack, MAX_REQUESTS, b"GET /large HTTP/1.0\r\n\r\n")
+        wait_until(lambda: len(served._server._requests) == MAX_REQUESTS, TIMEOUT, "all are accepted")
+        wait_until(lambda: not served._server._idle, TIMEOUT, "all are being answered")
+        refused = connections(served, stack, 1, b"")[0]
+        assert refused.recv(1) == b""
+        assert "connection refused: 64 requests are being answered" in caplog.text
+        received = 0
+        while data := busy[0].recv(1 << 20):
+            received += len(data)
+        assert received > size
+        wait_until(lambda: len(served._server._requests) < MAX_REQUESTS, TIMEOUT, "it is over")
+        assert answer(served, "/docs/")[2] == b"the index"
 
 
 def test_close_ends_a_request_that_waits(served: Directory) -> None:

@@ -166,11 +166,3 @@ def test_what_was_opened_before_an_error_is_closed(tmp_path: Path) -> None:
     """The check for what tests leave behind sees the rest."""
     with pytest.raises(ConfigError):
         Exposed([f"dir:{tmp_path}", "udp:unix:/run/app.sock"], write(tmp_path, BASE), port=None, network=None)
-
-
-@pytest.mark.parametrize(("given", "expected"), [(None, 64), (5, 5), (1000, 64)])
-def test_a_directory_serves_few_connections_at_a_time(tmp_path: Path, given: int | None, expected: int) -> None:
-    """Each has a thread. The engine resets others."""
-    keys = BASE if given is None else {**BASE, "max_connections": given}
-    with Exposed([f"dir:{tmp_path}"], write(tmp_path, keys), port=None, network=None) as exposed:
-        assert exposed.client.config.tunnels[""].max_connections == expected

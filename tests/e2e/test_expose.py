@@ -26,6 +26,7 @@ import pytest
 import asport_sync
 from asport_sync import HostPort, Server
 from asport_sync.cli import main
+from asport_sync.client.directory import MAX_REQUESTS
 from asport_sync.config import ServerUri
 from tests.e2e.tunnels import (
     PASSWORD,
@@ -148,6 +149,23 @@ def test_a_directory(certificate: Certificate, tmp_path: Path) -> None:
         for name in (".env", "private_key.pem", "outside", "../client.json"):
             status = curl(f"{url}{name}", "--path-as-is", "-o", os.devnull, "-w", "%{http_code}")
             assert status == "404", name
+
+
+def test_a_visitor_that_sends_nothing_keeps_no_others_out_of_a_directory(
+    certificate: Certificate, tmp_path: Path
+) -> None:
+    """Neither before a request nor after its answer."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "page.html").write_text("a page")
+    with server_and_file(certificate, tmp_path) as (_, file), contextlib.ExitStack() as visitors:
+        exposed = visitors.enter_context(asport_sync.expose(f"dir:{site}", to=file))
+        for _ in range(MAX_REQUESTS + 1):
+            visitors.enter_context(connect(exposed.address))
+            answered = visitors.enter_context(connect(exposed.address))
+            answered.sendall(b"HEAD /page.html HTTP/1.0\r\n\r\n")
+            assert answered.recv(12) == b"HTTP/1.0 200"
+        assert curl(f"{exposed.url}page.html") == "a page"
 
 
 def test_several_targets(certificate: Certificate, tmp_path: Path) -> None:
