@@ -10,8 +10,7 @@ from pathlib import Path
 
 from asport_sync import config
 from asport_sync.cli import output
-from asport_sync.cli.given_uri import STANDARD_INPUT, given_uri, origin_without_uri
-from asport_sync.config.uri import SCHEME
+from asport_sync.cli.given_uri import given
 from asport_sync.doctor import Finding, State, check_client, check_server
 from asport_sync.errors import AsportError
 from asport_sync.runtime.log import printable
@@ -50,15 +49,13 @@ def _client(source: str | None) -> tuple[config.ClientConfig, Path | None, bool]
     Raises:
         ConfigError: It is not usable.
     """
-    is_uri = source is None or source == STANDARD_INPUT or source[: len(SCHEME)].lower() == SCHEME
-    uri = given_uri(source) if is_uri else None
-    if uri is not None:
-        server = config.parse_uri(uri)
-        if "local" in config.client_of_uri(server, {}, with_tunnels=False).defaults:
-            return config.client_of_uri(server, {}), None, True
-        return config.client_of_uri(server, {"local": _NO_LOCAL}), None, False
-    file = origin_without_uri(source)
-    return config.load_client(file), file, True
+    uri, file = given(None, source)
+    if uri is None:
+        return config.load_client(file), file, True
+    server = config.parse_uri(uri)
+    if "local" in config.client_of_uri(server, {}, with_tunnels=False).defaults:
+        return config.client_of_uri(server, {}), None, True
+    return config.client_of_uri(server, {"local": _NO_LOCAL}), None, False
 
 
 def _print(finding: Finding) -> None:

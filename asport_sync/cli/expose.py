@@ -15,8 +15,8 @@ from types import TracebackType
 
 from asport_sync import config
 from asport_sync.cli import output, table
-from asport_sync.cli.given_uri import STANDARD_INPUT, given_uri, origin_without_uri
-from asport_sync.client.expose import TIMEOUT, Exposed, base_of, is_uri
+from asport_sync.cli.given_uri import given, names_uri
+from asport_sync.client.expose import TIMEOUT, Exposed, base_of
 from asport_sync.engine import limit_arenas
 from asport_sync.errors import (
     AsportError,
@@ -53,15 +53,13 @@ _CURES: tuple[tuple[type[AsportError], str], ...] = (
 
 
 def sort_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Moves the URI from ``target`` or ``config`` to ``uri``. Ends the command if there are two, or nothing else."""
-    uris = [each for each in arguments.target if is_uri(each) or each == STANDARD_INPUT]
+    """Moves the URI from ``target`` to ``uri``. Ends the command if there are two, or nothing else."""
+    uris = [each for each in arguments.target if names_uri(each)]
     arguments.target = [each for each in arguments.target if each not in uris]
     if len(uris) + (arguments.config is not None) > 1:
         parser.error("more than one server: expected a URI, or -c")
     if not arguments.target:
         parser.error("no TARGET: expected what is to become public, such as 8080")
-    if arguments.config is not None and is_uri(arguments.config):
-        uris, arguments.config = [arguments.config], None
     arguments.uri = uris[0] if uris else None
 
 
@@ -106,11 +104,11 @@ def _source(arguments: argparse.Namespace) -> config.ClientConfig | Path | None:
         ConfigError: Nothing does, or the URI is malformed.
     """
     refusal = "--trust-on-first-use is for a URI without pin"
-    uri = given_uri(arguments.uri) if arguments.config is None else None
+    uri, file = given(arguments.uri, arguments.config)
     if uri is None:
         if arguments.trust_on_first_use:
             raise ConfigError(refusal)
-        return origin_without_uri(arguments.config)
+        return file
     server = config.parse_uri(uri)
     keys: dict[str, object] = {}
     if arguments.trust_on_first_use:

@@ -19,6 +19,7 @@ from asport_sync.config import (
     PortRangeOptions,
     ServerUri,
     TunnelConfig,
+    is_uri,
     load_client,
     origin,
     parse_uri,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 TIMEOUT = 20.0
 """Seconds that a server gets by default: several attempts to connect."""
 
-_SCHEME = "asport:"  # without slashes: what lacks them is a malformed URI, and no file or target
 # Keys that describe a client's own local service: of a file they are not for what is exposed.
 _OF_THE_SERVICE = ("local", "network", "expected_port_range", "health", "proxy_protocol")
 _OF_THE_SERVER = ("server", "uuid", "password")
@@ -206,11 +206,6 @@ def expose(
         exposed.close()
         raise
     return exposed
-
-
-def is_uri(text: str) -> bool:
-    """Returns whether a text is meant as the URI of a server."""
-    return text[: len(_SCHEME)].lower() == _SCHEME
 
 
 def source_of(to: str | os.PathLike[str] | ClientConfig | None) -> ClientConfig | ServerUri | Path | None:

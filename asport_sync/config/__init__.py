@@ -40,7 +40,7 @@ from asport_sync.config.rates import Bandwidth, written_rate
 from asport_sync.config.server import ProxyConfig, ServerConfig, UserConfig, dialect_of
 from asport_sync.config.tls import CertificatesConfig, TlsClientConfig, TlsServerConfig
 from asport_sync.config.tunnel import HealthConfig, TunnelConfig
-from asport_sync.config.uri import ServerUri, parse_uri
+from asport_sync.config.uri import ServerUri, is_uri, parse_uri
 from asport_sync.config.without_effect import WITHOUT_EFFECT, without_effect
 
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "dialect_of",
     "files_with_secrets",
     "find",
+    "is_uri",
     "load_client",
     "load_server",
     "locate",

@@ -28,6 +28,7 @@ LONGEST_URI: Final = 8192
 MAX_PINS: Final = 16
 """More than anyone needs to replace a key, and few enough for the longest URI."""
 
+_SCHEME_NAME: Final = "asport:"
 _FORM: Final = f"{SCHEME}UUID:PASSWORD@HOST:PORT?pin={PIN_PREFIX}..."
 # RFC 3986: what each part may contain besides percent-encoded bytes.
 _UNRESERVED: Final = r"A-Za-z0-9._~\-"
@@ -35,6 +36,11 @@ _SUB_DELIMITERS: Final = r"!$&'()*+,;="
 _USER_PART: Final = re.compile(rf"(?:[{_UNRESERVED}{_SUB_DELIMITERS}:]|%[0-9A-Fa-f]{{2}})*", re.ASCII)
 _QUERY: Final = re.compile(rf"(?:[{_UNRESERVED}{_SUB_DELIMITERS}:@/?]|%[0-9A-Fa-f]{{2}})*", re.ASCII)
 _HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
+
+
+def is_uri(text: str) -> bool:
+    """Returns whether a text is meant as a URI: what lacks the slashes is a malformed one, and no file or target."""
+    return text[: len(_SCHEME_NAME)].lower() == _SCHEME_NAME
 
 
 @dataclass(frozen=True, slots=True)
