@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from asport_sync import config
 from asport_sync._version import __version__
 from asport_sync.cli import output
-from asport_sync.cli.given_uri import given_uri, origin_without_uri
+from asport_sync.cli.given_uri import given
 from asport_sync.control.services import by_default
 from asport_sync.engine import certificate_pin, limit_arenas, versions
 from asport_sync.errors import ConfigError, EngineError
@@ -33,9 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
     operations: Operations
     # Import only the side that runs: each is about a megabyte.
     if arguments.side == "client":
+        from asport_sync.client.client import Client
         from asport_sync.client.operations import ClientOperations
 
-        service, file = _client(arguments)
+        source = _client_source(arguments)
+        file = source if isinstance(source, Path) else None
+        service = Client.from_config(source)
         operations = ClientOperations(service)
     else:
         from asport_sync.server.operations import ServerOperations
@@ -62,34 +65,36 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _client(arguments: argparse.Namespace) -> tuple[Client, Path | None]:
-    """Returns the client that the command line or the environment describes, and its file; None: it has none."""
-    from asport_sync.client.client import Client
+def _client_source(arguments: argparse.Namespace) -> config.ClientConfig | Path | None:
+    """Returns the configuration of a client that the URI and options of a command line describe; without URI, its file.
 
-    uri = given_uri(arguments.uri) if arguments.config is None else None
+    None: environment variables are the whole configuration.
+    """
+    uri, file = given(arguments.uri, arguments.config)
     if uri is None:
-        file = origin_without_uri(arguments.config)
         for option, key in (("local", "local"), ("trust_on_first_use", "certificates.trust_on_first_use")):
             if getattr(arguments, option):
                 name = f"--{option.replace('_', '-')}"
                 where = "the environment" if file is None else file
                 raise ConfigError(f"{name} is for a URI, and none is given: set the key {key} in {where}")
-        return Client.from_config(file), file
+        return file
     server = config.parse_uri(uri)
     keys: dict[str, object] = {} if arguments.local is None else {"local": arguments.local}
     if arguments.trust_on_first_use:
         if server.pins:
             raise ConfigError("--trust-on-first-use: the URI has a pin, so that the server need not be trusted blindly")
         keys["certificates"] = {"trust_on_first_use": True}
-    return Client.from_config(config.client_of_uri(server, keys)), None
+    return config.client_of_uri(server, keys)
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Prints ok for a valid configuration, or raises what is wrong with it or with the files that it names."""
     from asport_sync.host.certificates import try_out  # not at the top, for the same reason
 
-    file = config.origin(arguments.side, arguments.config)
-    settings = _read(arguments.side, file)
+    is_client = arguments.side == "client"
+    source = _client_source(arguments) if is_client else config.origin("server", arguments.config)
+    file = None if isinstance(source, config.ClientConfig) else source
+    settings = source if isinstance(source, config.ClientConfig) else _read(arguments.side, source)
     for problem in config.loose_files(settings, file):
         output.complain(f"warning: {problem}")
     for problem in try_out(settings):

@@ -147,10 +147,7 @@ class _Version(argparse.Action):
 
 
 def _run(parser: argparse.ArgumentParser, side: str) -> None:
-    if side == "client":
-        _uri(parser, _file(parser, side))
-    else:
-        _file(parser, side)
+    _source(parser, side)
     _log_level(parser)
     parser.add_argument("--log-format", choices=list(LOG_FORMATS), help="overrides log_format of the configuration")
     parser.set_defaults(call=commands.run)
@@ -203,8 +200,11 @@ def _ports(text: str) -> tuple[int, int]:
     return int(first), int(last or first)
 
 
-def _uri(parser: argparse.ArgumentParser, source: argparse._MutuallyExclusiveGroup) -> None:
-    """Adds the arguments of a client without a configuration file."""
+def _source(parser: argparse.ArgumentParser, side: str) -> None:
+    """Adds the arguments that say what is run or checked: a configuration, for a client also a URI."""
+    source = _file(parser, side)
+    if side == "server":
+        return
     source.add_argument(
         "uri",
         metavar="URI",
@@ -225,7 +225,7 @@ def _trust_on_first_use(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(parser: argparse.ArgumentParser, side: str) -> None:
-    _file(parser, side)
+    _source(parser, side)
     parser.set_defaults(call=commands.check)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -323,7 +324,9 @@ def test_the_file_is_looked_for(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["expose", "8080"], ["client", "run", "--local", "8080"], ["doctor", "client"]], ids=" ".join
+    "arguments",
+    [["expose", "8080"], ["client", "run", "--local", "8080"], ["client", "check"], ["doctor", "client"]],
+    ids=" ".join,
 )
 def test_without_any_configuration_a_uri_is_mentioned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
@@ -356,6 +359,30 @@ def test_misspelt_variables_of_a_server_without_a_file(
     assert "ASPORT_SERVR: no key has this name: did you mean ASPORT_SERVER?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["argument", "-c", "standard input", "environment"])
+def test_check_of_a_uri(
+    client_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    """As for ``client run``: it goes before a file in the working directory."""
+    monkeypatch.chdir(client_file.parent)
+    client_file.write_text("{}")
+    uri = f"asport://{USER}:not-to-be-shown@127.0.0.1:1"
+    given = {"argument": [uri], "-c": ["-c", uri], "standard input": ["-"], "environment": []}[place]
+    if place == "environment":
+        monkeypatch.setenv("ASPORT_URI", uri)
+    for arguments, status, output in (
+        (["--local", "8080"], 0, "ok\n"),
+        ([], 1, "asport-sync: a URI does not name the local service that becomes public: add --local, "),
+        (["--local", "x y"], 1, "asport-sync: local: "),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{uri}\n"))
+        assert main(["client", "check", *given, *arguments]) == status
+        captured = capsys.readouterr()
+        assert (captured.out + captured.err).startswith(output)
+        assert "not-to-be-shown" not in captured.err
+
+
+@pytest.mark.parametrize("action", ["run", "check"])
 @pytest.mark.parametrize("has_file", [True, False])
 @pytest.mark.parametrize(
     ("option", "key"),
@@ -368,6 +395,7 @@ def test_options_of_a_uri_without_one(
     has_file: bool,
     option: list[str],
     key: str,
+    action: str,
 ) -> None:
     monkeypatch.chdir(client_file.parent)
     for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS"):
@@ -376,7 +404,7 @@ def test_options_of_a_uri_without_one(
     if not has_file:
         client_file.unlink()
         monkeypatch.setenv("ASPORT_SERVER", "h:1")
-    assert main(["client", "run", *option]) == 1
+    assert main(["client", action, *option]) == 1
     where = "client.json" if has_file else "the environment"
     problem = f"asport-sync: {option[0]} is for a URI, and none is given: set the key {key} in {where}\n"
     assert capsys.readouterr().err == problem
