@@ -435,15 +435,32 @@ def _frp_server(keys: _Keys, made: _Made) -> None:
 # --- rathole ----------------------------------------------------------------------------------------------------------
 
 
-def _rathole_transport(keys: _Keys, side: str) -> None:
-    keys.known(*(f"{side}.transport.{each}" for each in ("type", "tcp.nodelay", "tcp.keepalive_secs")))
+def _rathole_transport(keys: _Keys, made: _Made, side: str) -> None:
+    at = f"{side}.transport"
+    kind = keys.text(f"{at}.type") or "tcp"
+    if kind == "noise":
+        made.left_out.append(f"{at}.type noise: its keys have no counterpart; TLS needs a certificate of the server")
+    elif kind not in ("tcp", "tls"):
+        made.left_out.append(f"{at}.type {kind}: no counterpart; QUIC needs UDP")
+    # rathole itself ignores the tables of other transports.
+    keys.known_inside(f"{at}.noise")
+    keys.known_inside(f"{at}.websocket")
+    keys.known(*(f"{at}.tcp.{each}" for each in ("nodelay", "keepalive_secs", "keepalive_interval")))
+
+
+def _rathole_address(keys: _Keys, made: _Made, at: str, key: str) -> str:
+    """Returns an address of a service; empty: it has none, which is noted."""
+    if not (address := keys.text(f"{at}.{key}")):
+        made.left_out.append(f"service {at.rpartition('.')[2]}: no {key}")
+        keys.known_inside(at)
+    return address
 
 
 def _rathole_client(keys: _Keys, made: _Made) -> None:
     remote = keys.text("client.remote_addr")
     made.pair("server", remote)
-    keys.known("client.heartbeat_timeout", "client.retry_interval", "client.transport.tcp.keepalive_interval")
-    _rathole_transport(keys, "client")
+    keys.known("client.heartbeat_timeout", "client.retry_interval")
+    _rathole_transport(keys, made, "client")
     if authority := keys.text("client.transport.tls.trusted_root"):
         made.lines.append(Group("certificates", [Pair("paths", [authority])]))
     else:
@@ -454,8 +471,10 @@ def _rathole_client(keys: _Keys, made: _Made) -> None:
     default = keys.text("client.default_token")
     for name in keys.inside("client.services"):
         at = f"client.services.{name}"
+        if not (address := _rathole_address(keys, made, at, "local_addr")):
+            continue
         lines: list[Line] = [
-            Pair("local", keys.text(f"{at}.local_addr")),
+            Pair("local", address),
             Pair("network", keys.text(f"{at}.type") or "tcp"),
             Pair("uuid", made.user(name)),
             Pair("password", made.password(keys.text(f"{at}.token") or default)),
@@ -472,15 +491,18 @@ def _rathole_client(keys: _Keys, made: _Made) -> None:
 def _rathole_server(keys: _Keys, made: _Made) -> None:
     made.pair("server", keys.text("server.bind_addr"))
     keys.known("server.heartbeat_interval")
-    _rathole_transport(keys, "server")
+    _rathole_transport(keys, made, "server")
     if keys.text("server.transport.tls.pkcs12"):
         keys.known("server.transport.tls.pkcs12_password")
         made.left_out.append("server.transport.tls.pkcs12: convert it to PEM with openssl pkcs12 -nodes")
     made.certificate("", "")
     default = keys.text("server.default_token")
+    has_service = False
     for name in keys.inside("server.services"):
         at = f"server.services.{name}"
-        host, _, port = keys.text(f"{at}.bind_addr").rpartition(":")
+        if not (address := _rathole_address(keys, made, at, "bind_addr")):
+            continue
+        host, _, port = address.rpartition(":")
         password = made.password(keys.text(f"{at}.token") or default)
         keys.known(f"{at}.nodelay")
         made.lines.append(Note(f"Service {name}"))
@@ -488,7 +510,8 @@ def _rathole_server(keys: _Keys, made: _Made) -> None:
         bind = host.strip("[]") or None
         ports = [_port(port)]
         _entry(made, made.user(name), password, name=name, bind_ip=bind, allow_ports=ports, allow_network=network)
-    if not keys.inside("server.services"):
+        has_service = True
+    if not has_service:
         made.pair("proxies", [])
 
 

@@ -215,7 +215,54 @@ def test_both_sides_of_rathole_have_the_same_users(directory: Path, form: Format
         ("0.0.0.0", "27015", "udp"),
     ]
     assert of_client.left_out == ()
-    assert [each.split(":")[0] for each in of_server.left_out] == ["server.transport.noise.local_private_key"]
+    assert of_server.left_out == (
+        "server.transport.type noise: its keys have no counterpart; TLS needs a certificate of the server",
+    )
+    assert "hunter2" not in of_server.text
+
+
+@pytest.mark.parametrize(
+    ("transport", "left_out"),
+    [
+        ("type = 'tcp'\n[client.transport.noise]\nremote_public_key = 'a'\n", ()),
+        (
+            "type = 'noise'\n[client.transport.noise]\npattern = 'Noise_KK_25519_ChaChaPoly_BLAKE2s'\n",
+            ("client.transport.type noise: its keys have no counterpart; TLS needs a certificate of the server",),
+        ),
+        (
+            "type = 'websocket'\n[client.transport.websocket]\ntls = true\n",
+            ("client.transport.type websocket: no counterpart; QUIC needs UDP",),
+        ),
+        (
+            "[client.transport.tcp]\nproxy = 'socks5://user:hunter2@h'\n",
+            ("client.transport.tcp.proxy: no counterpart",),
+        ),
+    ],
+    ids=["tcp", "noise", "websocket", "proxy"],
+)
+def test_transports_of_rathole(directory: Path, transport: str, left_out: tuple[str, ...]) -> None:
+    text = f"[client]\nremote_addr = 'h:1'\n[client.services.a]\nlocal_addr = 'h:2'\n[client.transport]\n{transport}"
+    converted = from_rathole(text, "client.toml")
+    load(directory, converted)
+    assert converted.left_out == left_out
+    assert "hunter2" not in converted.text
+
+
+def test_a_service_of_rathole_without_its_address_is_left_out(directory: Path) -> None:
+    services = "[{0}.services.a]\n{1} = 'h:2'\n[{0}.services.b]\n{2} = '127.0.0.1:3'\ntoken = 'of b'\n"
+    client = "[client]\nremote_addr = 'h:1'\n" + services.format("client", "local_addr", "bind_addr")
+    converted = from_rathole(client, "client.toml")
+    assert list(load(directory, converted).tunnels) == ["a"]
+    assert converted.left_out == ("service b: no local_addr",)
+    assert "of b" not in converted.text
+    server = "[server]\nbind_addr = '[::]:1'\n" + services.format("server", "local_addr", "bind_addr")
+    converted = from_rathole(server, "server.toml")
+    assert [str(each.allow_ports) for each in load(directory, converted).proxies] == ["3"]
+    assert converted.left_out == ("service a: no bind_addr",)
+    with pytest.raises(ConfigError, match=r"has nothing that could be a tunnel: service a: no local_addr$"):
+        from_rathole("[client]\nremote_addr = 'h:1'\n[client.services.a]\nbind_addr = 'h:2'\n", "client.toml")
+    text = "[server]\nbind_addr = '[::]:1'\n[server.services.a]\nlocal_addr = 'h:2'\n"
+    assert from_rathole(text, "server.toml").left_out == ("service a: no bind_addr",)
 
 
 @pytest.mark.parametrize("form", FORMATS)
