@@ -22,7 +22,10 @@ from typing import TypeAlias
 
 from asport_sync import config
 from asport_sync.cli import output
+from asport_sync.config import environment
 from asport_sync.config.changes import NOT_READ, paths_of
+from asport_sync.config.load import tree_of
+from asport_sync.config.reader import EnvironmentText
 from asport_sync.errors import AsportError, ConfigError
 
 NOTIFY_RELOAD = 253
@@ -194,7 +197,7 @@ def install(
     settings_of: Callable[[Path], Settings],
     file: Path,
     *,
-    side: str,
+    side: config.Side,
     by_user: bool,
     account: str | None,
     command: str | None,
@@ -225,8 +228,16 @@ def install(
     if account is not None:
         _check_account(account)
     file = Path(os.path.abspath(file))
-    with _credentials_in(file.parent):
+    for name in environment.variables():
+        output.complain(f"warning: {name} is ignored: the service has no variables of this shell")
+    with _as_service(file.parent):
         settings = settings_of(file)
+        needed = dict.fromkeys(_variables_in(tree_of(side, file)[0]))
+    for name in needed:
+        output.complain(
+            f"warning: {file}: the service has no variable {name}, unless a drop-in sets it: systemctl edit "
+            f"asport-{side}"
+        )
     words = _command() if command is None else (os.path.abspath(command),)
     credentials: dict[str, Path] = {}
     logs: tuple[str, ...] = ()
@@ -265,6 +276,15 @@ def install(
     output.say(f"after a change of its files, such as a renewed certificate: {systemctl} {renewing} {unit.name}")
     if by_user:
         output.say("to run it while you are not logged in as well: loginctl enable-linger")
+
+
+def _variables_in(value: object) -> Iterator[str]:
+    """Yields the environment variables that a tree of a configuration has, after the prefix ``env:``."""
+    if isinstance(value, EnvironmentText):
+        yield from value.variables
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _variables_in(each)
 
 
 def _version() -> int | None:
@@ -423,17 +443,17 @@ def _opens_privileged_ports(settings: Settings) -> bool:
 
 
 @contextlib.contextmanager
-def _credentials_in(folder: Path) -> Iterator[None]:
-    """Makes a folder that of the service's credentials."""
-    before = os.environ.get("CREDENTIALS_DIRECTORY")
+def _as_service(folder: Path) -> Iterator[None]:
+    """Makes a folder that of the service's credentials, and removes the variables of this shell that replace keys."""
+    before = dict(os.environ)
+    for name in environment.variables():
+        del os.environ[name]
     os.environ["CREDENTIALS_DIRECTORY"] = str(folder)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["CREDENTIALS_DIRECTORY"]
-        else:
-            os.environ["CREDENTIALS_DIRECTORY"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _credentials(settings_of: Callable[[Path], Settings], file: Path, settings: Settings) -> dict[str, Path]:
@@ -450,7 +470,7 @@ def _credentials(settings_of: Callable[[Path], Settings], file: Path, settings: 
         for name, path in beside.items():
             (place / name).symlink_to(path)
         try:
-            with _credentials_in(place):
+            with _as_service(place):
                 found = [("", place / file.name), *_read_by(settings_of(place / file.name))]
         except ConfigError as problem:
             text = str(problem).replace(folder, "%d")

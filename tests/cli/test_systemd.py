@@ -574,6 +574,38 @@ def test_which_local_sockets_a_service_reaches(
     printed(capsys, "client", "-c", str(of("app.sock")), "--user")
 
 
+def test_variables_of_the_shell_are_ignored_and_named(
+    etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service will not have them, so the unit must not depend on them."""
+    file = etc / "client.json"
+    before = printed(capsys, "client", "-c", str(file))
+    for name, value in (("ASPORT_PASSWORD", "hunter2"), ("ASPORT_READY", "public"), ("ASPORT_NO_KEY", "x")):
+        monkeypatch.setenv(name, value)
+    assert main(["systemd", "install", "client", "-c", str(file), "--print"]) == 0
+    output = capsys.readouterr()
+    assert output.out == before
+    why = "is ignored: the service has no variables of this shell"
+    assert output.err.splitlines() == [
+        f"asport-sync: warning: {name} {why}" for name in ("ASPORT_NO_KEY", "ASPORT_PASSWORD", "ASPORT_READY")
+    ]
+    assert os.environ["ASPORT_READY"] == "public"
+
+
+def test_a_file_that_needs_variables(
+    etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(etc / "client.json", {**CLIENT, "password": "env:THE_PASSWORD", "local": "env:${THE_HOST}:80"})
+    monkeypatch.setenv("THE_PASSWORD", "hunter2")
+    monkeypatch.setenv("THE_HOST", "localhost")
+    assert main(["systemd", "install", "client", "-c", str(file), "--print"]) == 0
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        f"asport-sync: warning: {file}: the service has no variable {name}, unless a drop-in sets it: systemctl edit "
+        "asport-client"
+        for name in ("THE_HOST", "THE_PASSWORD")
+    ]
+
+
 def test_the_environment_is_left_as_it_was(
     etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
