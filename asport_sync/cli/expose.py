@@ -197,7 +197,9 @@ def _addresses(exposed: Exposed, *, as_json: bool) -> str:
             lines.append(json.dumps(line, ensure_ascii=False))
         else:
             by = {"both": "TCP and UDP"}.get(each.network, each.network.upper())
-            url = "" if each.url is None else f" {each.url}"
+            # Only what is served here is known to speak HTTP.
+            before = " " if each.target.startswith("dir:") else "; if it speaks HTTP: "
+            url = "" if each.url is None else f"{before}{each.url}"
             lines.append(printable(f"{each.target} is public: {config.HostPort(host, port)} ({by}){url}"))
     return "\n".join(lines)
 

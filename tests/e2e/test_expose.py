@@ -121,7 +121,7 @@ def test_a_web_server_is_public_until_a_signal(
         web_server() as port,
         exposing(file, str(port)) as process,
     ):
-        found = process.wait_for(r"^(\d+) is public: (127\.0\.0\.1:\d+) \(TCP\) (http://\S+)\n", START)
+        found = process.wait_for(r"^(\d+) is public: (127\.0\.0\.1:\d+) \(TCP\); .*: (http://\S+)\n", START)
         assert (found[1], found[3]) == (str(port), f"http://{found[2]}/")
         assert curl(found[3]) == "a page\n"
         process.send_signal(number)
@@ -138,7 +138,7 @@ def test_a_directory(certificate: Certificate, tmp_path: Path) -> None:
     (site / "private_key.pem").chmod(0o600)
     (site / "outside").symlink_to("/etc/passwd")
     with server_and_file(certificate, tmp_path) as (_, file), exposing(file, f"dir:{site}") as process:
-        url = process.wait_for(r"is public: .* (http://\S+)", START)[1]
+        url = process.wait_for(r"is public: 127\.0\.0\.1:\d+ \(TCP\) (http://\S+)", START)[1]
         assert (
             f"asport-sync: warning: dir:{site}: anyone who has the address can read every file in it"
             in process.output()
@@ -196,6 +196,23 @@ def test_several_targets(certificate: Certificate, tmp_path: Path) -> None:
             echo((lines[2]["host"], lines[2]["port"]), b"hello")
 
 
+def test_which_addresses_are_known_to_speak_http(certificate: Certificate, tmp_path: Path) -> None:
+    targets = ["8080", "192.0.2.1:80", f"unix:{tmp_path}/app.sock", "udp:53", f"dir:{tmp_path}"]
+    with (
+        server_and_file(certificate, tmp_path) as (_, file),
+        Process(command("expose", "-c", str(file), "--network", "tcp", *targets), name="expose") as process,
+    ):
+        process.wait_for(r"(?:.* is public: .*\n){5}", START)
+        port, host, unix, udp, directory = (
+            line.removeprefix(f"{target} is public: ")
+            for line, target in zip(re.findall(r".* is public: .*", process.output()), targets, strict=True)
+        )
+    for line in (port, host, unix):
+        assert re.fullmatch(r"(127\.0\.0\.1:\d+) \(TCP\); if it speaks HTTP: http://\1/", line)
+    assert re.fullmatch(r"127\.0\.0\.1:\d+ \(UDP\)", udp)
+    assert re.fullmatch(r"(127\.0\.0\.1:\d+) \(TCP\) http://\1/", directory)
+
+
 def test_a_service_that_does_not_run_yet(certificate: Certificate, tmp_path: Path) -> None:
     with (
         server_and_file(certificate, tmp_path) as (_, file),
@@ -227,7 +244,7 @@ def test_the_live_line(certificate: Certificate, tmp_path: Path) -> None:
     with server_and_file(certificate, tmp_path) as (_, file), TcpEcho() as service:
         arguments = command("expose", "-c", str(file), str(service.address[1]))
         with Terminal(arguments) as terminal:
-            port = int(terminal.wait_for(r"is public: 127\.0\.0\.1:(\d+) \(TCP\) http://\S+\r\n", START)[1])
+            port = int(terminal.wait_for(r"is public: 127\.0\.0\.1:(\d+) \(TCP\); .*: http://\S+\r\n", START)[1])
             assert re.search(r"connecting to 127\.0\.0\.1:\d+\r", terminal.shown())
             terminal.wait_for(r"\r\x1b\[K0 connections, in 0 B, out 0 B, RTT \d+\.\d ms\r", START)
             with connect(("127.0.0.1", port)) as visitor:
