@@ -42,8 +42,8 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] asport_sync/_native/*/*.[ch] te
 .DELETE_ON_ERROR:
 # Setup steps run one at a time; the native build uses all cores on its own.
 .NOTPARALLEL:
-.PHONY: help demo test test-workers check faults lint format wheel interop soak bench fuzz sanitize system-ngtcp2 test-system build \
-	machine clean
+.PHONY: help demo test test-workers check faults lint format docs wheel interop soak bench fuzz sanitize system-ngtcp2 test-system \
+	build machine clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +81,9 @@ format: $(VENV)/.tools ## Bring Python and C files into the project's style.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(C_FILES)
+
+docs: build ## Write what comes from the code: tables in docs/, manual pages, unit files, signatures.
+	@$(BIN)/python -m tests.support.generated
 
 wheel: $(VENV)/.tools ## Make the source distribution and, from it, the wheel, in dist/.
 	rm -rf dist

@@ -120,7 +120,7 @@ class Client(Lifecycle[ClientConfig, Sessions]):
         self._is_changing = False
         self._sessions: Sessions | None = None  # of the latest start
 
-    # written by python -m tests.config.signatures --write
+    # written by python -m tests.config.signatures --write-docs
     @implemented_by(_init)
     def __init__(
         self,

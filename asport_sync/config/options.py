@@ -24,7 +24,7 @@ from asport_sync.config.choices import (
 from asport_sync.config.ports import PortSet
 
 
-# written by python -m tests.config.signatures --write
+# written by python -m tests.config.signatures --write-docs
 class PortRangeOptions(TypedDict):
     """A range of ports.
 

@@ -78,7 +78,7 @@ class Server(Lifecycle[ServerConfig, ServerSession]):
         super().__init__(config)
         vars(self).update(callables)
 
-    # written by python -m tests.config.signatures --write
+    # written by python -m tests.config.signatures --write-docs
     @implemented_by(_init)
     def __init__(
         self,

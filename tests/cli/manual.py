@@ -13,6 +13,7 @@ from pathlib import Path
 
 from asport_sync.cli.main import _parser
 from tests.config.reference import SECTIONS, rows
+from tests.support.generated import Outputs, WholeFile, run
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "man"
 
@@ -183,18 +184,7 @@ def paragraphs(*texts: str) -> Iterable[str]:
 PAGES = {"asport-sync.1": page_of_commands, "asport-sync.5": page_of_keys}
 
 
-def main() -> None:
-    """Print the pages, or write them down where that was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.cli.manual", description=__doc__)
-    parser.add_argument("--write-docs", action="store_true", help="write the pages to docs/man")
-    write = parser.parse_args().write_docs
-    for name, page in PAGES.items():
-        if write:
-            FOLDER.mkdir(exist_ok=True)
-            (FOLDER / name).write_text(page(), encoding="utf-8")
-        else:
-            print(page())
-
+OUTPUTS: Outputs = {WholeFile(FOLDER / name): page for name, page in PAGES.items()}
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, OUTPUTS)

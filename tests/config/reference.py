@@ -6,7 +6,6 @@ metadata. Prints the reference, or puts it into docs/configuration.md.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from asport_sync.config.common import ConnectionConfig, HostConfig
 from asport_sync.config.reader import FIRST_RELEASE, Key
 from asport_sync.config.structure import meaning, own_fields, written
 from asport_sync.config.tls import TlsConfig
+from tests.support.generated import Outputs, run
 from tests.support.page import Place
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
@@ -152,15 +152,7 @@ def reference() -> str:
     return "\n".join(lines).rstrip()
 
 
-def main() -> None:
-    """Print the reference, or write it down where that was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.config.reference", description=__doc__)
-    parser.add_argument("--write-docs", action="store_true", help="put the reference into docs/configuration.md")
-    if parser.parse_args().write_docs:
-        PLACE.put(reference())
-    else:
-        print(reference())
-
+OUTPUTS: Outputs = {PLACE: reference}
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, OUTPUTS)

@@ -1,4 +1,4 @@
-"""The signatures of Client and Server, from the model: ``python -m tests.config.signatures [--write]``.
+"""The signatures of Client and Server, from the model: ``python -m tests.config.signatures [--write-docs]``.
 
 Names, defaults and descriptions of the parameters are those of the fields in asport_sync/config; TYPES says
 which values a program may pass for the type of a field. CLIENT_CALLABLES and SERVER_CALLABLES are no keys. Prints the
@@ -7,7 +7,6 @@ blocks of code, or puts them into their modules.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 import textwrap
@@ -35,9 +34,10 @@ from asport_sync.config.common import ConnectionConfig, HostConfig
 from asport_sync.config.reader import Key
 from asport_sync.config.structure import descriptions, own_fields
 from asport_sync.config.tls import TlsConfig
+from tests.support.generated import Outputs, run
 
 PACKAGE = Path(__file__).resolve().parents[2] / "asport_sync"
-BEGIN = "# written by python -m tests.config.signatures --write"
+BEGIN = "# written by python -m tests.config.signatures --write-docs"
 END = "# end of what python -m tests.config.signatures has written"
 WIDTH = 120
 
@@ -258,33 +258,30 @@ def tables() -> str:
     return "\n".join(made).strip() + "\n\n"
 
 
-PLACES = {
-    PACKAGE / "client" / "client.py": client_constructor,
-    PACKAGE / "server" / "server.py": server_constructor,
-    PACKAGE / "config" / "options.py": tables,
+class Block:
+    """The place in a module between two comments.
+
+    Args:
+        path: The module.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def with_text(self, text: str) -> str:
+        """Returns the text of the module with its block replaced."""
+        content = self.path.read_text(encoding="utf-8")
+        begin, end = (re.search(rf"^ *{re.escape(mark)}\n", content, re.MULTILINE) for mark in (BEGIN, END))
+        if begin is None or end is None or begin.end() > end.start():
+            raise SystemExit(f"{self.path}: expected the lines {BEGIN} and, below it, {END}")
+        return f"{content[: begin.end()]}{text}\n{content[end.start() :]}"
+
+
+OUTPUTS: Outputs = {
+    Block(PACKAGE / "client" / "client.py"): client_constructor,
+    Block(PACKAGE / "server" / "server.py"): server_constructor,
+    Block(PACKAGE / "config" / "options.py"): tables,
 }
 
-
-def with_block(path: Path, block: str) -> str:
-    """The text of a module with its block replaced."""
-    text = path.read_text(encoding="utf-8")
-    begin, end = (re.search(rf"^ *{re.escape(mark)}\n", text, re.MULTILINE) for mark in (BEGIN, END))
-    if begin is None or end is None or begin.end() > end.start():
-        raise SystemExit(f"{path}: expected the lines {BEGIN} and, below it, {END}")
-    return f"{text[: begin.end()]}{block}\n{text[end.start() :]}"
-
-
-def main() -> None:
-    """Print the blocks, or write them down where that was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.config.signatures", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the blocks into their modules")
-    write = parser.parse_args().write
-    for path, block in PLACES.items():
-        if write:
-            path.write_text(with_block(path, block()), encoding="utf-8")
-        else:
-            print(block())
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, OUTPUTS)

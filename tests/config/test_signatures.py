@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import typing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from asport_sync.config.tls import TlsClientConfig, TlsServerConfig
 from asport_sync.host.lifecycle import CALLABLES
 
 from .samples import client, server
-from .signatures import PLACES, with_block
 
 SIDES: list[tuple[Any, Any, list[type], dict[str, Any]]] = [
     (Client, ClientConfig, [TunnelConfig, TlsClientConfig], client()),
@@ -24,13 +22,6 @@ SIDES: list[tuple[Any, Any, list[type], dict[str, Any]]] = [
 ]
 
 each_side = pytest.mark.parametrize(("kind", "cls", "others", "options"), SIDES, ids=["client", "server"])
-
-
-@pytest.mark.parametrize("path", PLACES, ids=lambda path: path.name)
-def test_blocks_are_what_the_model_says(path: Path) -> None:
-    assert path.read_text(encoding="utf-8") == with_block(path, PLACES[path]()), (
-        "run python -m tests.config.signatures --write"
-    )
 
 
 @each_side

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from asport_sync.control.metrics import name_of
 from asport_sync.host.stats import METRICS
+from tests.support.generated import Outputs, WholeFile, run
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
 SOURCE = {"type": "prometheus", "uid": "${source}"}
@@ -106,15 +106,7 @@ def dashboard_text() -> str:
     return json.dumps(dashboard, indent=1) + "\n"
 
 
-def main() -> None:
-    """Prints the dashboard, or writes it down."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write-docs", action="store_true", help=f"write docs/{FILE.name}")
-    if parser.parse_args().write_docs:
-        FILE.write_text(dashboard_text(), encoding="utf-8")
-    else:
-        print(dashboard_text(), end="")
-
+OUTPUTS: Outputs = {WholeFile(FILE): dashboard_text}
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, OUTPUTS)

@@ -5,7 +5,6 @@ They are the fields of the classes whose ``as_dict()`` is answered, with what th
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 
@@ -17,6 +16,7 @@ from asport_sync.host.stats import Stats
 from asport_sync.server.stats import ClientConnectionStats, ServerStats
 from tests.control.metrics_page import PAGE
 from tests.host.counters import table
+from tests.support.generated import Outputs, run
 from tests.support.page import Place
 
 PLACE = Place("tests.control.fields_page", PAGE)
@@ -62,15 +62,7 @@ def fields() -> str:
     return "\n\n".join(parts)
 
 
-def main() -> None:
-    """Prints the tables, or puts them into the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into docs/{PAGE.name}")
-    if parser.parse_args().write_docs:
-        PLACE.put(fields())
-    else:
-        print(fields())
-
+OUTPUTS: Outputs = {PLACE: fields}
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, OUTPUTS)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from asport_sync.control.metrics import TUNNEL_METRICS, name_of
 from asport_sync.host.stats import Kind
 from tests.host.counters import table
+from tests.support.generated import Outputs, run
 from tests.support.page import Place
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "control.md"
@@ -24,15 +24,7 @@ def metrics() -> str:
     return table(["metric", "kind", "what it is"], rows)
 
 
-def main() -> None:
-    """Prints the table, or puts it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write-docs", action="store_true", help=f"put the table into docs/{PAGE.name}")
-    if parser.parse_args().write_docs:
-        PLACE.put(metrics())
-    else:
-        print(metrics())
-
+OUTPUTS: Outputs = {PLACE: metrics}
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, OUTPUTS)

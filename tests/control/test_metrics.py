@@ -22,9 +22,8 @@ from asport_sync.host.stats import METRICS, Kind, Side
 from asport_sync.host.totals import OTHERS
 from tests.support.promtool import promtool
 
-from .dashboard import dashboard_text
 from .fake import ROW, FakeOperations, rows
-from .metrics_page import PAGE, PLACE, metrics
+from .metrics_page import PAGE
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -176,9 +175,6 @@ def test_what_drains_is_not_for_visitors() -> None:
 
 def test_the_page_has_every_metric_of_tunnels() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert f"{PLACE.begin}\n\n{metrics()}\n\n{PLACE.end}\n" in text, (
-        "run python -m tests.control.metrics_page --write-docs"
-    )
     named = set(re.findall(r"`(asport_\w+)`", text)) - {"asport_", "asport_user_info"}
     assert named <= {each.name for each in samples(exposed(FakeOperations()))}
 
@@ -191,9 +187,4 @@ def test_the_dashboard_names_metrics_that_exist() -> None:
     used = {name for expression in expressions for name in re.findall(r"\basport_\w+", expression)}
     assert used - known == set()
     drops = {name_of(each.name, each.kind, each.unit) for each in METRICS if each.counts_drops}
-    assert drops <= used, "run python -m tests.control.dashboard --write-docs"
-
-
-def test_the_dashboard_is_what_its_program_writes() -> None:
-    written = (PAGE.parent / "grafana.json").read_text(encoding="utf-8")
-    assert written == dashboard_text(), "run python -m tests.control.dashboard --write-docs"
+    assert drops <= used

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from asport_sync.doctor import CHECKS, PROBLEMS
 from tests.host.counters import table
+from tests.support.generated import Outputs, run
 from tests.support.page import Place
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "doctor.md"
@@ -27,15 +27,7 @@ def tables() -> str:
     )
 
 
-def main() -> None:
-    """Prints the tables, or puts them into the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into docs/{PAGE.name}")
-    if parser.parse_args().write_docs:
-        PLACE.put(tables())
-    else:
-        print(tables())
-
+OUTPUTS: Outputs = {PLACE: tables}
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, OUTPUTS)

@@ -26,7 +26,6 @@ from tests.e2e.tunnels import (
     server_address,
     server_options,
 )
-from tests.examples import units
 from tests.support.certificates import Certificate, pin_of, write_private
 from tests.support.ports import free_port
 from tests.support.process import REPOSITORY, Process
@@ -298,18 +297,6 @@ def test_systemd_accepts_the_units(unit: Path, tmp_path: Path) -> None:
         line for line in complaints if not line.endswith("Failed to parse service type, ignoring: notify-reload")
     ]
     assert (done.returncode, complaints) == (0, [])
-
-
-@pytest.mark.parametrize("side", units.FILES)
-def test_the_units_are_those_that_the_command_installs(side: str) -> None:
-    """If not: ``python -m tests.examples.units --write-docs``."""
-    path = units.EXAMPLES / f"asport-{side}.service"
-    assert path.read_text(encoding="utf-8") == units.example(side)
-
-
-def test_the_operations_page_shows_the_unit_that_the_command_installs() -> None:
-    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
-    assert f"{units.PLACE.begin}\n\n{units.on_the_page()}\n\n{units.PLACE.end}" in page
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ They come from the code that installs units. Prints them, or puts them into thei
 
 from __future__ import annotations
 
-import argparse
+import functools
 from pathlib import Path
 
 from asport_sync.cli.systemd import Unit
+from tests.support.generated import Outputs, WholeFile, run
 from tests.support.page import Place
 from tests.support.process import REPOSITORY
 
@@ -55,19 +56,10 @@ def on_the_page() -> str:
     return f"```ini\n# /etc/systemd/system/asport-client.service\n{unit('client').text}```"
 
 
-def main() -> None:
-    """Prints the files, or puts them into their places."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write-docs", action="store_true", help="put them into their places")
-    write = parser.parse_args().write_docs
-    for side in FILES:
-        if write:
-            (EXAMPLES / f"{unit(side).name}.service").write_text(example(side), encoding="utf-8")
-        else:
-            print(example(side))
-    if write:
-        PLACE.put(on_the_page())
-
+OUTPUTS: Outputs = {
+    **{WholeFile(EXAMPLES / f"{unit(side).name}.service"): functools.partial(example, side) for side in FILES},
+    PLACE: on_the_page,
+}
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, OUTPUTS)

@@ -16,16 +16,16 @@ class Place:
     """
 
     def __init__(self, package: str, page: Path = RELIABILITY) -> None:
-        self._page = page
+        self.path = page
         self.begin = f"<!-- written by python -m {package} --write-docs -->"
         self.end = f"<!-- end of what python -m {package} has written -->"
 
     def _around(self) -> tuple[str, str]:
-        text = self._page.read_text(encoding="utf-8") if self._page.is_file() else ""
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         before, begun, rest = text.partition(self.begin)
         _, ended, after = rest.partition(self.end)
         if not begun or not ended or text.count(self.begin) > 1:
-            raise SystemExit(f"{self._page}: expected one line {self.begin} and, below it, {self.end}")
+            raise SystemExit(f"{self.path}: expected one line {self.begin} and, below it, {self.end}")
         return before, after
 
     def check(self) -> None:
@@ -36,11 +36,19 @@ class Place:
         """
         self._around()
 
+    def with_text(self, text: str) -> str:
+        """Returns the content of the page with the text in this place.
+
+        Raises:
+            SystemExit: As with ``check``.
+        """
+        before, after = self._around()
+        return f"{before}{self.begin}\n\n{text}\n\n{self.end}{after}"
+
     def put(self, text: str) -> None:
         """Replaces what is there.
 
         Raises:
             SystemExit: As with ``check``; nothing was written.
         """
-        before, after = self._around()
-        self._page.write_text(f"{before}{self.begin}\n\n{text}\n\n{self.end}{after}", encoding="utf-8")
+        self.path.write_text(self.with_text(text), encoding="utf-8")
