@@ -47,7 +47,7 @@ def test_the_installation_is_that_of_the_readme() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     try_it, install = re.findall(r"^```\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)[:2]
     assert try_it.startswith(f"{commands[0]} &&")
-    assert commands[1:] == install.replace("/opt/asport", "~/asport-sync").splitlines()[:3]
+    assert commands[1:] == install.replace("/opt/asport", "~/asport").splitlines()[:3]
 
 
 def test_it_is_typed_in_two_minutes() -> None:
