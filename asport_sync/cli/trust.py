@@ -11,7 +11,7 @@ from pathlib import Path
 from asport_sync import trust
 from asport_sync.cli import output, table
 from asport_sync.config import load_server, locate, loose_files, written_pin
-from asport_sync.control.caller import Caller, ControlError, running
+from asport_sync.control.caller import Caller, ControlError, NoneFoundError, none_found, running
 from asport_sync.errors import AsportError
 
 
@@ -118,6 +118,8 @@ def _reload(arguments: argparse.Namespace) -> str:
     try:
         caller = Caller(configured) if isinstance(configured, Path) else running("server")
         done = caller.post("/v1/reload")
+    except NoneFoundError:
+        return f"not reloaded: {none_found('server')}; one that runs follows on SIGHUP, or when it is restarted"
     except ControlError as problem:
         return f"not reloaded: {problem}"
     if not done["changes"]:

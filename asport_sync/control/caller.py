@@ -20,6 +20,10 @@ class ControlError(AsportError):
     """A running client or server cannot be reached, or refuses what was asked of it."""
 
 
+class NoneFoundError(ControlError):
+    """There is no control socket in the usual directories."""
+
+
 class _Connection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
@@ -93,7 +97,8 @@ def running(which: str | None = None) -> Caller:
         which: The path of its control socket; "client" or "server": the only one of these; None: the only one of both.
 
     Raises:
-        ControlError: There is none, or there are several.
+        NoneFoundError: There is none.
+        ControlError: None answers, or several do.
     """
     sides = {side.value: side for side in (Side.CLIENT, Side.SERVER)}
     if which is not None and which not in sides:
@@ -107,7 +112,7 @@ def running(which: str | None = None) -> Caller:
         raise ControlError(f"more than one {what} is running; choose one:{listed}")
     if silent:
         raise ControlError("\n  ".join([f"no {what} answers:", *silent]))
-    raise ControlError(f"{none_found(what)}: name its socket (key control_socket) with --socket")
+    raise NoneFoundError(f"{none_found(what)}: name its socket (key control_socket) with --socket")
 
 
 def none_found(what: str = "client or server") -> str:

@@ -313,6 +313,7 @@ def test_the_commands(server_file: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = run("add", "alice").splitlines()
     assert said[0].startswith("added alice (")
     assert said[1].startswith("not reloaded: no server is running, or it has no control socket in ")
+    assert said[1].endswith("; one that runs follows on SIGHUP, or when it is restarted")
     uri = parse_uri(said[-1])
     assert uri.pins == (load_pin(server_file),)
     assert [line.split()[0] for line in run("list").splitlines()] == ["NAME", "first", "alice"]
