@@ -288,6 +288,8 @@ class _Target:
                 return cls(written, own, local=local(rest))
             at = local(given)
         except ConfigError as problem:
+            if os.path.isdir(written):
+                raise ConfigError("a directory: expected dir: before it", key=shown(written)) from None
             text = f'{problem.problem}; "udp:PORT" and "dir:PATH" are possible, too'
             raise ConfigError(text, key=shown(written)) from None
         return cls(written, _only_tcp(written, others) if at.is_unix else others or "tcp", local=at)

@@ -152,6 +152,8 @@ def test_a_file_without_a_server_or_user(tmp_path: Path, missing: str) -> None:
         ([8080], {"port": (30010, 30000)}, "port: "),
         (["udp:unix:/run/app.sock"], {}, '"udp:unix:/run/app.sock": a unix socket carries TCP connections only'),
         (["dir:/missing"], {}, "/missing: not a directory"),
+        (["/"], {}, '"/": a directory: expected dir: before it'),
+        (["a\0b"], {}, '"a\\x00b": '),
     ],
 )
 def test_errors_name_what_the_caller_has_given(
