@@ -98,7 +98,8 @@ def main(arguments: list[str]) -> int:
     # Newer kernels place libraries where ThreadSanitizer wants its own memory.
     status = subprocess.run(["setarch", "-R", *command], env=environment, check=False).returncode
     text = "".join(report.read_text(errors="replace") for report in sorted(REPORTS.iterdir()))
-    reports = [part for part in re.split(r"^=+\n", text, flags=re.MULTILINE) if "SUMMARY" in part or "error:" in part]
+    parts = re.split(r"^=+\n", text, flags=re.MULTILINE)
+    reports = [part for part in parts if "SUMMARY" in part or "error:" in part.lower()]
     ours = [report for report in reports if OURS in report]
     print("\n".join(ours))
     print(f"{len(ours)} reports of the sanitizer on the extension, {len(reports) - len(ours)} on other code")
