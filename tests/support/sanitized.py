@@ -9,6 +9,7 @@ sanitizer ends by a failure of its own, which happens, is known by the results t
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -25,6 +26,8 @@ from tests.support.compiling import compiler
 
 SUPPRESSIONS = Path(__file__).with_name("thread_sanitizer.txt")
 LIBRARIES = {"thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so"), "undefined": ("libubsan.so",)}
+PYTHON = re.compile(r"""(^|[\s/'"(])(python[\d.]*|asport-sync)(?=['"\s]|$)""")
+"""In a shell's script: a command that is, or runs in, Python."""
 OURS = "asport_sync/_native"
 """In the path of every source of ours that a report names."""
 REPORTS = Path("reports")
@@ -64,10 +67,16 @@ def spare_other_programs() -> None:
 
 
 def _may_run_python(args: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> bool:
-    """Whether a command is Python's or a shell's, also behind programs such as ``ip netns exec``."""
-    words = shlex.split(args) if isinstance(args, str) else [args] if isinstance(args, os.PathLike) else args
-    names = [Path(os.fsdecode(word)).name for word in words]
-    return any(name.startswith("python") or name in ("sh", "bash") for name in names)
+    """Whether a command is Python's, also behind programs such as ``ip netns exec``, or a shell's that may run it."""
+    given = shlex.split(args) if isinstance(args, str) else [args] if isinstance(args, os.PathLike) else args
+    words = [os.fsdecode(word) for word in given]
+    names = [Path(word).name for word in words]
+    if any(name.startswith("python") for name in names):
+        return True
+    if not any(name in ("sh", "bash") for name in names):
+        return False
+    scripts = [after for word, after in itertools.pairwise(words) if word == "-c"]
+    return not scripts or any(PYTHON.search(script) for script in scripts)
 
 
 def library(name: str) -> str:
