@@ -28,6 +28,7 @@ enum aq_error {
     AQ_ERR_STATE = -6,    /* not possible in this state, e.g. the exporter before the handshake */
     AQ_ERR_TLS = -7,      /* GnuTLS reported an error; the text says which */
     AQ_ERR_TIMEOUT = -8,  /* nothing arrived within the given time */
+    AQ_ERR_NO_TRUST = -9, /* GnuTLS's default trust store is missing or empty */
     AQ_ERR_SYSTEM = -1000 /* and below: a system call failed, errno = AQ_ERR_SYSTEM - result */
 };
 
@@ -194,7 +195,7 @@ typedef struct {
 typedef struct {
     int32_t server;             /* 1: server credentials, certificate and key required */
     int32_t verify;             /* client: verify chain and name; 0 only on explicit request */
-    int32_t system_trust;       /* client: trust the system's certificate authorities */
+    int32_t system_trust;       /* client: trust GnuTLS's default store; AQ_ERR_NO_TRUST if it has no authority */
     const uint8_t *certificate; /* server: PEM chain or one DER certificate */
     size_t certificate_length;
     const uint8_t *private_key; /* server: PEM or DER; PKCS#8, PKCS#1 or SEC1 */
@@ -357,8 +358,9 @@ int64_t aq_engine_counters(aq_engine *engine, uint64_t *values, uint32_t count);
 
 /* ---- credentials -------------------------------------------------------------------------------------------- */
 
-/* [any] Returns an id or an error. On AQ_ERR_TLS and AQ_ERR_INVALID `text` describes the problem without secrets,
- * prefixed with "certificate: ", "private key: " or "certificate authorities: " if it concerns one of these. */
+/* [any] Returns an id or an error. On AQ_ERR_TLS, AQ_ERR_NO_TRUST and AQ_ERR_INVALID `text` describes the problem
+ * without secrets, prefixed with "certificate: ", "private key: " or "certificate authorities: " if it concerns one of
+ * these. */
 aq_id aq_credentials_new(aq_engine *engine, const aq_credentials_options *options, char *text, size_t text_length);
 
 /* [any] Releases the id. Connections and endpoints that use the credentials keep them alive. */

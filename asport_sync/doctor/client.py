@@ -12,7 +12,8 @@ from asport_sync.doctor.findings import Finding, Findings
 from asport_sync.doctor.joining import Joined
 from asport_sync.runtime.sockets import SocketAddress
 
-_AFTER_ROUTE = ("udp", "handshake", "certificate", "authentication", "port", "tcp", "udp-native", "udp-quic", "path")
+_AFTER_HANDSHAKE = ("authentication", "port", "tcp", "udp-native", "udp-quic", "path")
+_AFTER_UDP = ("authorities", "handshake", "certificate", *_AFTER_HANDSHAKE)
 
 
 def check_client(
@@ -62,16 +63,16 @@ def _check_tunnel(
         findings.skipped("local", "the configuration names none")
     addresses = names.check(tunnel.server, findings)
     if not addresses:
-        _skip(findings, _AFTER_ROUTE, "needs a route to the server")
+        _skip(findings, ("udp", *_AFTER_UDP), "needs a route to the server")
         return
     quic, silent = reachability.check(addresses, findings)
     nat.check(addresses[0], findings)
     if not quic and not silent:
-        _skip(findings, _AFTER_ROUTE[1:], "needs a QUIC server that answers")
+        _skip(findings, _AFTER_UDP, "needs a QUIC server that answers")
         return
     reached = handshake.check(tunnel, quic, silent, findings)
     if reached is None:
-        _skip(findings, _AFTER_ROUTE[3:], "needs a complete handshake")
+        _skip(findings, _AFTER_HANDSHAKE, "needs a complete handshake")
         return
     _check_joined(config, reached.tunnel, reached.address, findings, nat_binding=nat_binding)
 
@@ -82,13 +83,13 @@ def _check_joined(
     running = joining.holder(config, tunnel)
     if running is not None:
         why = f"a client that runs on this machine has port {tunnel.expected_port_range}; end it to have this checked"
-        _skip(findings, _AFTER_ROUTE[3:], why)
+        _skip(findings, _AFTER_HANDSHAKE, why)
         return
     with Echo() as echo:
         with joining.joined(config, tunnel, echo, tunnel.udp_forward_mode) as result:
             joining.report(result, tunnel, findings)
             if not isinstance(result, Joined):
-                _skip(findings, _AFTER_ROUTE[5:], "needs a public port")
+                _skip(findings, _AFTER_HANDSHAKE[2:], "needs a public port")
                 return
             if tunnel.network in ("tcp", "both"):
                 path.check_tcp(result, echo.key, findings)

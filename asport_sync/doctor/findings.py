@@ -60,6 +60,7 @@ CHECKS: Mapping[str, str] = {
     "name": "The server's name has IP addresses.",
     "route": "This machine has a route to them, over IPv4 or IPv6.",
     "udp": "UDP reaches the server's port: a QUIC server answers there. No credentials are sent.",
+    "authorities": "There are certificate authorities to verify the server with; where the system's are from.",
     "handshake": "The QUIC handshake is complete, with a common application protocol (ALPN).",
     "certificate": "The server's certificate is trusted, has the right name and key, and remains valid for a while.",
     "clock": "No file of the configuration is from the future, as seen by this machine's clock.",
@@ -157,7 +158,9 @@ PROBLEMS: Mapping[str, Problem] = {
         "The QUIC handshake fails for another reason.", "see what was found, and the server's log"
     ),
     "trust-unusable": _error(
-        "A certificate file or key log that the configuration names is not usable.", "correct the file or the key"
+        "There is no certificate authority to verify the server with, or a certificate file or key log that the "
+        "configuration or the environment names is not usable.",
+        "see what was found: it names the file and the key, or what to install",
     ),
     "certificate-pin": _error(
         "The key of the server's certificate is none of those in certificates.pins: the server has a new key, or "

@@ -185,6 +185,12 @@ def check(
             findings.problem("trust-unusable", str(problem))
             findings.skipped("handshake", "needs the trusted certificates")
             return None
+        if not config.tls.verifies_certificate:
+            findings.skipped("authorities", "the configuration needs none")
+        elif trusted.authorities:
+            findings.ok("authorities", f"of the system: {trusted.authorities}")
+        else:
+            findings.ok("authorities", "only those of the configuration (disable_native)")
         for address in [*quic, *silent]:
             result = attempt(made, trusted.credentials, address, Options.of(config))
             if result.closed is None or result.closed.cause is not CloseCause.HANDSHAKE_TIMEOUT:

@@ -17,6 +17,7 @@ from .binding import (
     derive_key,
     equal,
     error_number,
+    lacks_default_trust,
     limit_arenas,
     versions,
 )
@@ -115,6 +116,7 @@ __all__ = [
     "derive_key",
     "equal",
     "error_number",
+    "lacks_default_trust",
     "limit_arenas",
     "packed_ranges",
     "versions",

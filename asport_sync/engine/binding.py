@@ -89,6 +89,11 @@ def error_number(problem: EngineError) -> int | None:
     return number if 0 < number < max(errno_module.errorcode) + 1 else None
 
 
+def lacks_default_trust(problem: EngineError) -> bool:
+    """Returns whether credentials were refused because GnuTLS's default trust store is missing or empty."""
+    return problem.code == int(lib.AQ_ERR_NO_TRUST)
+
+
 def equal(first: bytes, second: bytes) -> bool:
     """Returns whether two secrets are equal, in time that depends on their length only. Two empty ones never are."""
     return bool(first) and len(first) == len(second) and bool(lib.aq_equal(first, second, len(first)))

@@ -212,7 +212,8 @@ class Engine:
         Args:
             alpn: Protocols, in order of preference.
             trust: Additional certificate authorities, PEM bundle or one DER certificate.
-            system_trust: Whether to trust the system's certificate authorities as well.
+            system_trust: Whether to trust the authorities of GnuTLS's default trust store as well. It is an error if it
+                has none (``lacks_default_trust``).
             verify: False: accept any certificate. Only if the configuration explicitly says so.
             pins: The key of the server's certificate must be one of these (``certificate_pin``), regardless of
                 ``verify``; empty: any key.

@@ -22,6 +22,7 @@ from typing import TypeAlias
 from asport_sync.config import ClientConfig, Credential, ServerConfig, TunnelConfig, loose_permissions
 from asport_sync.engine import Certificate, Credentials, Engine, derive_key
 from asport_sync.errors import ConfigError, ConfigErrors, EngineError, GoneError
+from asport_sync.host.authorities import trusting_system
 
 SOON = 14 * 86400
 """A warning is logged this many seconds before a certificate expires: renewal programs start a month before."""
@@ -75,12 +76,14 @@ class Loaded:
         credentials: For the engine.
         validity: The problems found in them.
         private_key: The server's; empty on a client. Not shown by ``repr``.
+        authorities: On a client, where the system's certificate authorities are from; empty if they are not trusted.
         digests: A digest of the content of the server's certificate and key, by key; empty on a client.
     """
 
     credentials: Credentials
     validity: Validity
     private_key: bytes = field(default=b"", repr=False)
+    authorities: str = ""
     digests: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def renewed_since(self, before: Loaded) -> list[str]:
@@ -127,7 +130,7 @@ def load_server(config: ServerConfig, engine: Engine, log: logging.Logger | None
         raise _not_usable(problem, places, "certificate") from problem
     validity = _of_server(tls.certificate, engine.certificates(certificate))
     digests = {"certificate": digest(certificate), "private_key": digest(private_key)}
-    return Loaded(credentials, validity, private_key, digests)
+    return Loaded(credentials, validity, private_key, digests=digests)
 
 
 def load_client(config: TunnelConfig, engine: Engine, log: logging.Logger | None) -> Loaded:
@@ -221,18 +224,26 @@ def _load_trust(
     make = functools.partial(
         engine.client_credentials,
         alpn=[name.encode() for name in tls.alpn],
-        trust=_bundle(trusted),
-        system_trust=tls.verifies_certificate and not tls.certificates.disable_native,
         verify=tls.verifies_certificate,
         pins=tls.certificates.pins,
     )
+
+    def with_trust(trust: bytes, *, system_trust: bool) -> Credentials:
+        return _make(functools.partial(make, trust=trust, system_trust=system_trust), config.keylog, log)
+
+    authorities = ""
     try:
-        credentials = _make(make, config.keylog, log)
+        if tls.verifies_certificate and not tls.certificates.disable_native:
+            credentials, authorities = trusting_system(with_trust, _bundle(trusted))
+        else:
+            credentials = with_trust(_bundle(trusted), system_trust=False)
     except GoneError:
         raise
     except EngineError as problem:
         raise _not_usable(problem, {"certificate authorities": ("certificates", None)}, "certificates") from problem
-    return Loaded(credentials, Validity(dates=dates))
+    if authorities and log is not None:
+        log.debug("the system's certificate authorities: %s", authorities)
+    return Loaded(credentials, Validity(dates=dates), authorities=authorities)
 
 
 def load_all(tunnels: Iterable[TunnelConfig], load: Callable[[TunnelConfig], Loaded]) -> list[Loaded]:
@@ -251,6 +262,20 @@ def load_all(tunnels: Iterable[TunnelConfig], load: Callable[[TunnelConfig], Loa
     if problems:
         raise ConfigErrors(problems.values())
     return loaded
+
+
+def default_authorities() -> str:
+    """Returns where the certificate authorities are from that clients trust unless their configuration says otherwise.
+
+    Raises:
+        ConfigError: There are none, or the environment names something that is not usable.
+        EngineError: The system does not allow an engine to be created.
+    """
+    engine = Engine()
+    try:
+        return trusting_system(functools.partial(engine.client_credentials, alpn=[b"asport"]), b"")[1]
+    finally:
+        engine.close()
 
 
 def try_out(config: ClientConfig | ServerConfig) -> list[str]:

@@ -61,6 +61,7 @@ const char *aq_strerror(int64_t error, char *buffer, size_t length)
         [-AQ_ERR_STATE] = "not allowed in this state",
         [-AQ_ERR_TLS] = "TLS failed",
         [-AQ_ERR_TIMEOUT] = "timed out",
+        [-AQ_ERR_NO_TRUST] = "the default trust store is missing or empty",
     };
     char system[128];
     const char *text = "unknown error";

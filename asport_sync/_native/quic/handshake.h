@@ -27,10 +27,10 @@ typedef struct aq_tls_session aq_tls_session;
 typedef struct aq_handshake_ops {
     /* ---- credentials ---- */
 
-    /* Returns NULL on failure: *error is then AQ_ERR_INVALID, AQ_ERR_TLS, AQ_ERR_MEMORY or AQ_ERR_SYSTEM - errno, and
-     * text says what is wrong, after "certificate: ", "private key: " or "certificate authorities: " if one of these is
-     * the cause. On success text says how many authorities a verifying client trusts, and is empty otherwise. Without
-     * keylog_path nothing is logged, whatever SSLKEYLOGFILE says. The caller owns one reference. */
+    /* Returns NULL on failure: *error is then AQ_ERR_INVALID, AQ_ERR_TLS, AQ_ERR_NO_TRUST, AQ_ERR_MEMORY or
+     * AQ_ERR_SYSTEM - errno, and text says what is wrong, after "certificate: ", "private key: " or "certificate
+     * authorities: " if one of these is the cause. On success text is empty. Without keylog_path nothing is logged,
+     * whatever SSLKEYLOGFILE says. The caller owns one reference. */
     aq_credentials *(*credentials_new)(const aq_credentials_options *options, int64_t *error, char *text,
                                        size_t text_length);
     void (*credentials_ref)(aq_credentials *credentials);

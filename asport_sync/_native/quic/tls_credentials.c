@@ -278,29 +278,27 @@ free_chain:
 
 static int load_trust(const report *to, const aq_credentials_options *options, aq_credentials *credentials)
 {
-    const char *why = "none was given, and the system's are not trusted";
-    int from_system = 0, given = 0;
+    gnutls_datum_t input = aq_tls_datum(options->trust, options->trust_length);
+    int count;
 
     if (options->system_trust) {
-        from_system = gnutls_certificate_set_x509_system_trust(credentials->certificates);
-        if (from_system == GNUTLS_E_MEMORY_ERROR)
-            return fail_gnutls(to, from_system, "the system's certificate authorities");
-        if (from_system <= 0) {
-            why = from_system == 0 ? "the system has none" : gnutls_strerror(from_system);
-            from_system = 0;
+        count = gnutls_certificate_set_x509_system_trust(credentials->certificates);
+        if (count == GNUTLS_E_MEMORY_ERROR)
+            return fail_gnutls(to, count, "the system's certificate authorities");
+        if (count <= 0) {
+            return fail(to, AQ_ERR_NO_TRUST, "GnuTLS's default trust store: %s",
+                        count == 0 ? "no certificate authority" : gnutls_strerror(count));
         }
     }
     if (options->trust_length > 0) {
-        gnutls_datum_t input = aq_tls_datum(options->trust, options->trust_length);
-        given = gnutls_certificate_set_x509_trust_mem(credentials->certificates, &input, format_of(&input));
-        if (given <= 0) {
-            return fail_certificate(to, given == 0 ? GNUTLS_E_NO_CERTIFICATE_FOUND : given, &input,
+        count = gnutls_certificate_set_x509_trust_mem(credentials->certificates, &input, format_of(&input));
+        if (count <= 0) {
+            return fail_certificate(to, count == 0 ? GNUTLS_E_NO_CERTIFICATE_FOUND : count, &input,
                                     "certificate authorities", "certificates as PEM text, or one DER certificate");
         }
+    } else if (!options->system_trust) {
+        return fail(to, AQ_ERR_TLS, "no certificate authority to verify the server with");
     }
-    if (from_system + given == 0)
-        return fail(to, AQ_ERR_TLS, "no certificate authority to verify the server with: %s", why);
-    snprintf(to->text, to->text_length, "certificate authorities: %d from the system, %d given", from_system, given);
     return 0;
 }
 
