@@ -141,17 +141,24 @@ def uuid(_: argparse.Namespace) -> int:
     return 0
 
 
-def version() -> str:
-    """Returns the installed versions: a line each for the package, Python and the linked libraries."""
+def version(arguments: argparse.Namespace) -> int:
+    """Prints the installed versions: a line each for the package, Python and the linked libraries."""
     linked = versions()
-    return "\n".join(
-        (
-            f"asport-sync {__version__}",
-            f"Python {platform.python_version()}",
-            f"ngtcp2 {linked['ngtcp2']} ({linked['ngtcp2_origin']})",
-            f"GnuTLS {linked['gnutls']}",
-        )
-    )
+    lines = [
+        f"asport-sync {__version__}",
+        f"Python {platform.python_version()}",
+        f"ngtcp2 {linked['ngtcp2']} ({linked['ngtcp2_origin']})",
+        f"GnuTLS {linked['gnutls']}",
+    ]
+    if arguments.more:
+        from asport_sync.host.certificates import default_authorities  # not at the top, for the same reason
+
+        try:
+            lines.append(f"certificate authorities: {default_authorities()}")
+        except ConfigError as problem:
+            lines.append(f"certificate authorities: none ({problem})")
+    output.say("\n".join(lines))
+    return 0
 
 
 # --- the files of a configuration -------------------------------------------------------------------------------------

@@ -7,21 +7,22 @@ import contextlib
 import errno
 import functools
 import gc
+import importlib
 import os
 import select
 import sys
-import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from asport_sync.cli import commands, output
-from asport_sync.config.choices import LOG_FORMATS, LOG_LEVELS
+# Nothing else of this package, which takes ten times as long as --help itself.
+from asport_sync.cli import output
 from asport_sync.errors import AsportError
+from asport_sync.runtime.log import FORMS, LEVELS
 
 if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
+    from uuid import UUID
 
-LEVELS = list(LOG_LEVELS)
+    from _typeshed import SupportsWrite
 
 _FAILED = 1
 _GRACE_PERIOD = 500  # grace period in milliseconds for a full pipe to accept the last line
@@ -36,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None: those of the process.
 
     Returns:
-        The exit status. A wrong command line, ``--help`` and ``--version`` raise SystemExit, as argparse does.
+        The exit status. A wrong command line and ``--help`` raise SystemExit, as argparse does.
     """
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _arguments(argv)
         gc.collect()  # frees the parser, which has reference cycles: the command may run for months
         status: int = arguments.call(arguments)
         return status
@@ -81,13 +82,33 @@ def _where_refused(problem: BaseException) -> str:
     return f" (refused by the system: {frames[-1].line})" if frames else ""
 
 
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        arguments.call = _command("commands", "version")
+    elif arguments.call is None:
+        parser.error("the following arguments are required: COMMAND")
+    elif arguments.more:
+        parser.error("-v is for --version here, and otherwise follows the command")
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(  # the subparsers have the same class
         prog="asport-sync",
         description="A reverse tunnel over QUIC: makes a local service reachable on a server's port.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions of all components and exit")
-    sides = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(call=None)
+    parser.add_argument("--version", action="store_true", help="print the versions of all components and exit")
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        dest="more",
+        action="store_true",
+        help="with --version: print where the certificate authorities are from that a client trusts by default, too",
+    )
+    sides = parser.add_subparsers(metavar="COMMAND")  # required unless there is --version
     for side, what in (("client", "make a local service public"), ("server", "open public ports for clients")):
         actions = sides.add_parser(side, help=what, description=f"The {side}: {what}.").add_subparsers(
             metavar="ACTION", required=True
@@ -99,8 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     _expose(sides.add_parser("expose", help="make local services public until Ctrl-C"))
     _doctor(sides.add_parser("doctor", help="find out why a client or a server does not work"))
     _config(sides.add_parser("config", help="explain, begin or convert a configuration"))
-    pin = sides.add_parser("pin", help="print the pin of a certificate", description=commands.pin.__doc__)
-    _pin(pin)
+    _pin(sides.add_parser("pin", help="print the pin of a certificate"))
     _systemd(sides.add_parser("systemd", help="run a client or a server as a service of systemd"))
     completion = sides.add_parser(
         "completion",
@@ -111,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script")
     completion.set_defaults(call=_completion)
     identifier = sides.add_parser("uuid", help="print a new UUID for a user")
-    identifier.set_defaults(call=commands.uuid)
+    identifier.set_defaults(call=_command("commands", "uuid"))
     _of_running(sides)
     return parser
 
@@ -138,26 +158,28 @@ class _Parser(argparse.ArgumentParser):
             output.flush_errors()
 
 
-class _Version(argparse.Action):
-    """Prints the installed versions. argparse's own action would query the libraries even if they are not asked for."""
+def _command(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """Returns a command, whose module is not imported before it runs: clients and servers may run for months."""
+    return functools.partial(_call, module, function)
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        output.say(commands.version())
-        parser.exit()
+
+def _call(module: str, function: str, arguments: argparse.Namespace) -> int:
+    call: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(f"asport_sync.cli.{module}"), function)
+    return call(arguments)
 
 
 def _run(parser: argparse.ArgumentParser, side: str) -> None:
     _source(parser, side)
     _log_level(parser)
-    parser.add_argument("--log-format", choices=list(LOG_FORMATS), help="overrides log_format of the configuration")
-    parser.set_defaults(call=commands.run)
+    parser.add_argument("--log-format", choices=FORMS, help="overrides log_format of the configuration")
+    parser.set_defaults(call=_command("commands", "run"))
 
 
 def _log_level(parser: argparse.ArgumentParser) -> None:
     level = parser.add_mutually_exclusive_group()
     level.add_argument(
         "--log-level",
-        choices=LEVELS,
+        choices=list(LEVELS),
         help="overrides log_level of the configuration",
     )
     level.add_argument("-v", "--verbose", action="count", default=0, help="log level info; if given twice, debug")
@@ -190,6 +212,15 @@ def _call_expose(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 
     expose.sort_arguments(parser, arguments)
     return expose.run(arguments)
+
+
+def _uuid(text: str) -> UUID:
+    from uuid import UUID  # not at the top: one command needs it
+
+    try:
+        return UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid UUID value: {text!r}") from None
 
 
 def _ports(text: str) -> tuple[int, int]:
@@ -226,10 +257,13 @@ def _trust_on_first_use(parser: argparse.ArgumentParser) -> None:
 
 def _check(parser: argparse.ArgumentParser, side: str) -> None:
     _source(parser, side)
-    parser.set_defaults(call=commands.check)
+    parser.set_defaults(call=_command("commands", "check"))
 
 
 def _pin(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Prints the pin of a certificate file, or of the certificate that a server's configuration names."
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("certificate", metavar="CERTIFICATE", nargs="?", help="certificate file in PEM or DER")
     source.add_argument(
@@ -238,7 +272,7 @@ def _pin(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="server configuration; default: the file that server run would use",
     )
-    parser.set_defaults(call=commands.pin)
+    parser.set_defaults(call=_command("commands", "pin"))
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
@@ -246,7 +280,7 @@ def _config(parser: argparse.ArgumentParser) -> None:
 
     def added(name: str, text: str, description: str) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=text, description=description)
-        action.set_defaults(call=functools.partial(_call_config, name))
+        action.set_defaults(call=_command("configuration", name))
         return action
 
     def with_side(action: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -294,7 +328,7 @@ def _config(parser: argparse.ArgumentParser) -> None:
         "has no counterpart is listed in comments, and on stderr.",
     )
     _new_file(convert)
-    convert.add_argument("--uuid", type=uuid.UUID, help="the user's UUID, the same for both sides; default: random")
+    convert.add_argument("--uuid", type=_uuid, help="the user's UUID, the same for both sides; default: random")
     convert.add_argument("program", choices=("frp", "rathole", "chisel"), help="whose configuration")
     convert.add_argument(
         "input",
@@ -317,13 +351,6 @@ def _completion(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _call_config(name: str, arguments: argparse.Namespace) -> int:
-    from asport_sync.cli import configuration  # not at the top: clients and servers may run for months without it
-
-    call: Callable[[argparse.Namespace], int] = getattr(configuration, name)
-    return call(arguments)
-
-
 def _init(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Writes server.yaml, client.yaml, certificate.pem and private_key.pem, which only their owner can read, and "
@@ -341,7 +368,7 @@ def _init(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--qr", action="store_true", help="print the URI as a QR code, too")
     shown.add_argument("--json", action="store_true", help="print URI, pin and files as JSON")
-    parser.set_defaults(call=functools.partial(_call_trust, "init"))
+    parser.set_defaults(call=_command("trust", "init"))
 
 
 def _user(parser: argparse.ArgumentParser) -> None:
@@ -350,7 +377,7 @@ def _user(parser: argparse.ArgumentParser) -> None:
     def added(name: str, call: str, text: str) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=text, description=f"The users of a server's configuration: {text}.")
         _file(action, "server")
-        action.set_defaults(call=functools.partial(_call_trust, call))
+        action.set_defaults(call=_command("trust", call))
         return action
 
     def changes(action: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -378,13 +405,6 @@ def _user(parser: argparse.ArgumentParser) -> None:
     rotate = changes(added("rotate", "rotate_password", "give one a new password, and print the URI for clients"))
     rotate.add_argument("user", metavar="NAME|UUID", help="whose password is replaced")
     prints_uri(rotate)
-
-
-def _call_trust(name: str, arguments: argparse.Namespace) -> int:
-    from asport_sync.cli import trust  # not at the top: clients and servers may run for months without it
-
-    call: Callable[[argparse.Namespace], int] = getattr(trust, name)
-    return call(arguments)
 
 
 def _systemd(parser: argparse.ArgumentParser) -> None:
@@ -417,7 +437,7 @@ def _install(parser: argparse.ArgumentParser) -> None:
     result = parser.add_mutually_exclusive_group()
     result.add_argument("--print", action="store_true", help="print the unit file instead of writing it")
     result.add_argument("--force", action="store_true", help="overwrite an existing unit file")
-    parser.set_defaults(call=commands.install_unit)
+    parser.set_defaults(call=_command("commands", "install_unit"))
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
@@ -448,21 +468,15 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
                 "-c", "--config", metavar="FILE", help="configuration; default: the file that server run would use"
             )
         action.add_argument("--json", action="store_true", help="all findings as one JSON object, at the end")
-        action.set_defaults(call=_call_doctor, side=side)
-
-
-def _call_doctor(arguments: argparse.Namespace) -> int:
-    from asport_sync.cli import doctor  # not at the top: clients and servers may run for months without it
-
-    return doctor.run(arguments)
+        action.set_defaults(call=_command("doctor", "run"), side=side)
 
 
 def _of_running(commands_: argparse._SubParsersAction[_Parser]) -> None:
     """Adds the commands for running clients and servers."""
 
-    def added(name: str, text: str) -> argparse.ArgumentParser:
+    def added(name: str, text: str, function: str = "") -> argparse.ArgumentParser:
         parser = commands_.add_parser(name, help=text, description=f"Running clients and servers: {text}.")
-        parser.set_defaults(call=functools.partial(_call_running, name.replace("-", "_")))
+        parser.set_defaults(call=_command("running", function or name))
         return parser
 
     def with_socket(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -476,7 +490,7 @@ def _of_running(commands_: argparse._SubParsersAction[_Parser]) -> None:
     status = with_socket(added("status", "print tunnels, traffic, round-trip times and drops"))
     status.add_argument("--json", action="store_true", help="as JSON, which has more")
     status.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
-    added("list", "print one line for each client and server")
+    added("list", "print one line for each client and server", "list_running")
     with_socket(added("reload", "read the configuration again and apply what has changed"))
     with_socket(added("drain", "accept nothing new; what is open goes on"))
     disconnect = with_socket(
@@ -485,15 +499,8 @@ def _of_running(commands_: argparse._SubParsersAction[_Parser]) -> None:
     disconnect.add_argument(
         "name", metavar="USER|NAME", help="the user's UUID or name on a server, the tunnel's name on a client"
     )
-    level = with_socket(added("log-level", "print or set the log level, until the next start"))
-    level.add_argument("level", metavar="LEVEL", nargs="?", choices=LEVELS, help=", ".join(LEVELS))
-
-
-def _call_running(name: str, arguments: argparse.Namespace) -> int:
-    from asport_sync.cli import running  # not at the top: clients and servers may run for months without it
-
-    call: Callable[[argparse.Namespace], int] = getattr(running, "list_running" if name == "list" else name)
-    return call(arguments)
+    level = with_socket(added("log-level", "print or set the log level, until the next start", "log_level"))
+    level.add_argument("level", metavar="LEVEL", nargs="?", choices=list(LEVELS), help=", ".join(LEVELS))
 
 
 def _file(parser: argparse.ArgumentParser, side: str) -> argparse._MutuallyExclusiveGroup:

@@ -33,6 +33,9 @@ LEVELS = {
 }
 """The levels that configuration files name."""
 
+FORMS = ("text", "json")
+"""The forms of lines that configuration files name."""
+
 # Of syslog(3), for the levels of the logging module from these on.
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _LOWEST_PRIORITY = 7

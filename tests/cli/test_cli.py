@@ -21,12 +21,15 @@ from asport_sync import __version__
 from asport_sync.cli import main
 from asport_sync.cli.main import _parser
 from asport_sync.cli.output import say
+from asport_sync.config import choices
+from asport_sync.runtime.log import FORMS, LEVELS
 from tests.support.certificates import Certificate, pin_of, self_signed, write_private
 from tests.support.process import REPOSITORY
 from tests.support.services import host_and_port
 
 USER = "00112233-4455-6677-8899-aabbccddeeff"
 PASSWORD = "correct horse battery staple"
+HELP_NEEDS = ("", "._version", ".cli", ".cli.main", ".cli.output", ".errors", ".runtime", ".runtime.log")
 RESET_KEY = "a secret that several servers share"
 CLIENT = {"server": "localhost:443", "local": "localhost:80", "uuid": USER, "password": PASSWORD}
 
@@ -133,14 +136,42 @@ def test_the_operations_page_lists_every_command() -> None:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--version"])
-    assert caught.value.code == 0
+    assert main(["--version"]) == 0
     package, python, quic, tls = capsys.readouterr().out.splitlines()
     assert package == f"asport-sync {__version__}"
     assert python == "Python " + ".".join(map(str, sys.version_info[:3]))
     assert re.fullmatch(r"ngtcp2 \d+\.\d+\.\d+ \((bundled|bundled, adjusted|system|system, fallback)\)", quic)
     assert re.fullmatch(r"GnuTLS \d+\.\d+\.\d+", tls)
+
+
+def test_version_says_where_authorities_are_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, certificate: Certificate, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.trusted))
+    assert main(["--version", "-v"]) == 0
+    assert capsys.readouterr().out.endswith(f"\ncertificate authorities: SSL_CERT_FILE={certificate.trusted}\n")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    assert main(["--version", "-v"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("certificate authorities: none (environment variable SSL_CERT_FILE: ")
+
+
+def test_levels_and_forms_are_those_of_the_configuration() -> None:
+    """The parser has them from elsewhere, so that --help needs no configuration."""
+    assert list(LEVELS) == list(choices.LOG_LEVELS)
+    assert list(FORMS) == list(choices.LOG_FORMATS)
+
+
+def test_help_imports_little() -> None:
+    """Most of its time would be for the configuration and the engine."""
+    program = (
+        "import atexit, sys; from asport_sync.cli import main; "
+        "atexit.register(lambda: print(*sys.modules)); main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    loaded = {each for each in done.stdout.splitlines()[-1].split() if each.startswith("asport_sync")}
+    assert loaded == {f"asport_sync{each}" for each in HELP_NEEDS}
 
 
 def test_uuid(capsys: pytest.CaptureFixture[str]) -> None:
