@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from pathlib import Path
-
 __version__ = "0.1.1"
-
-# Read where it lies rather than imported as a resource: the build runs this file while there is no package yet.
-_BOUNDARY = Path(__file__).resolve().parent / "_native" / "aq_api.h"
 
 
 def build_id() -> str:
@@ -17,4 +11,9 @@ def build_id() -> str:
     Package version and a checksum of ``_native/aq_api.h``. The module answers with the one that was compiled into it;
     where the two differ, a stale module lies beside newer Python files, and calling into it would misread memory.
     """
-    return f"{__version__}+{zlib.crc32(_BOUNDARY.read_bytes()):08x}"
+    import zlib  # not at the top: --help needs neither
+    from pathlib import Path
+
+    # Read where it lies rather than imported as a resource: the build runs this file while there is no package yet.
+    boundary = Path(__file__).resolve().parent / "_native" / "aq_api.h"
+    return f"{__version__}+{zlib.crc32(boundary.read_bytes()):08x}"

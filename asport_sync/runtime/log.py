@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import datetime
-import json
 import logging
 import os
 import queue
@@ -167,11 +165,15 @@ class JsonFormatter(logging.Formatter):
 
 def iso_time(moment: float) -> str:
     """Returns a time in seconds since 1970 as local time in the form of RFC 3339, with milliseconds."""
+    import datetime  # not at the top: nothing else of a client or server needs it
+
     return datetime.datetime.fromtimestamp(moment).astimezone().isoformat(timespec="milliseconds")
 
 
 def json_line(members: Mapping[str, object]) -> str:
     """Returns an object as JSON on one line, in printable ASCII."""
+    import json  # not at the top: --help does not need it
+
     return json.dumps(members).replace("\x7f", "\\u007f")
 
 
