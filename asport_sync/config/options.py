@@ -52,7 +52,8 @@ class CertificatesOptions(TypedDict, total=False):
             and to accept only that key from then on. Issuer, name and dates of the certificate do not matter.
         known_servers: The file for ``trust_on_first_use``; created if there is none. Default:
             ``asport-sync/known_servers`` in ``$XDG_STATE_HOME``, else in ``~/.local/state``.
-        disable_native: Whether to ignore the system's certificate authorities, and to trust only ``paths`` and ``pem``.
+        disable_native: Whether to trust only ``paths`` and ``pem``, and to ignore the system's certificate authorities
+            and those that ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` name.
     """
 
     paths: Sequence[str | os.PathLike[str]]

@@ -34,7 +34,8 @@ class CertificatesConfig:
         trust_on_first_use: Whether to accept any key of a server that is not in ``known_servers`` yet, to add it there,
             and to accept only that key from then on. Issuer, name and dates of the certificate do not matter.
         known_servers: The file for ``trust_on_first_use``; created if there is none.
-        disable_native: Whether to ignore the system's certificate authorities, and to trust only ``paths`` and ``pem``.
+        disable_native: Whether to trust only ``paths`` and ``pem``, and to ignore the system's certificate authorities
+            and those that ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` name.
     """
 
     paths: tuple[Path, ...] = field(
