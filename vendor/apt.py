@@ -214,8 +214,8 @@ class PrivateApt:
         lines += [f'{name} "{value}";' for name, value in settings.items()]
         self._configuration.write_text("\n".join(lines) + "\n")
 
-    def run(self, arguments: Sequence[str], *, timeout: float) -> None:
-        """Run apt-get in the downloads folder.
+    def run(self, arguments: Sequence[str], *, timeout: float) -> str:
+        """Run apt-get in the downloads folder; return its standard output.
 
         Raises:
             StepFailed: apt-get failed; one line says why.
@@ -224,11 +224,25 @@ class PrivateApt:
         # A file given with -c is read after the system's configuration, so that #clear takes effect. A file named by
         # $APT_CONFIG would be read before it.
         try:
-            run(["apt-get", "-c", str(self._configuration), "-q", *arguments], cwd=self.downloads, timeout=timeout)
+            command = ["apt-get", "-c", str(self._configuration), "-q", *arguments]
+            return run(command, cwd=self.downloads, timeout=timeout)
         except StepFailed as failure:
             if expired := _EXPIRED.search(failure.output):
                 raise ReleaseExpired(expired[0]) from failure
             raise StepFailed(f"apt-get {arguments[0]}: {failure}", failure.output) from failure
+
+    def with_dependencies(self, package: str) -> set[str]:
+        """Return the names of a package and of all that it depends on, installed or not.
+
+        They are resolved as if nothing was installed: what is may be newer than this suite, so that apt would refuse.
+
+        Raises:
+            StepFailed: There is no such package; one line says so.
+        """
+        nothing = self.downloads.with_name("status")
+        nothing.touch()
+        options = ["--simulate", "--no-install-recommends", "-o", f"Dir::State::status={nothing}"]
+        return set(re.findall(r"^Inst (\S+)", self.run(["install", *options, package], timeout=FETCH_TIMEOUT), re.M))
 
 
 @contextlib.contextmanager

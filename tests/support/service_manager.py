@@ -24,11 +24,12 @@ from pathlib import Path
 from types import TracebackType
 
 from asport_sync.cli.systemd import NOTIFY_RELOAD
+from tests.support.packages import unpack
 from tests.support.process import REPOSITORY
 from tests.support.waiting import NeverHappened, wait_until
 from vendor import apt, cache
 from vendor.distribution import detect
-from vendor.steps import Refused, StepFailed, run, say
+from vendor.steps import Refused, StepFailed, say
 
 PREFIX = "asport-test-"
 """Of the names of cgroups; the pid of the process that made them follows."""
@@ -378,17 +379,7 @@ def fetch() -> None:
     source = apt.with_suite(source, names, names.newer_suite, names.newer_components)
     with cache.locked(root), cache.scratch(root) as folder, apt.private(folder / "apt", source, "deb") as private:
         say(f"fetching systemd from {names.newer_suite}")
-        private.run(["download", *_PACKAGES], timeout=FETCH_TIMEOUT)
-        unpacked = folder / "unpacked"
-        for package in private.downloads.glob("*.deb"):
-            run(["dpkg-deb", "--extract", str(package), str(unpacked)], timeout=FETCH_TIMEOUT)
-        # Only /usr, with what packages still have in /lib and /bin: these are links into it on an installed system.
-        for name in ("bin", "sbin", "lib"):
-            if (unpacked / name).is_dir():
-                shutil.copytree(unpacked / name, unpacked / "usr" / name, symlinks=True, dirs_exist_ok=True)
-        (folder / "published").mkdir()
-        (unpacked / "usr").rename(folder / "published/usr")
-        cache.publish(folder / "published", place())
+        cache.publish(unpack(private, _PACKAGES, folder, timeout=FETCH_TIMEOUT), place())
 
 
 def main() -> int:

@@ -208,24 +208,36 @@ def gpg(home: Path, *arguments: str) -> bytes:
 
 
 class Archive:
-    """A repository on this machine, with one suite that has nothing in it."""
+    """A repository on this machine, with one suite, which has no sources."""
 
     def __init__(self, folder: Path, keys: Path) -> None:
         self._suite = folder / "dists" / "unstable"
         self._keys = keys
         self.source = Source(f"file:{folder}", ("unstable",), ("main",), str(keys / "public.gpg"))
 
-    def write(self, *, begins: timedelta = timedelta(-30), ends: timedelta = timedelta(7)) -> Path:
-        """Write the index, valid from and until a time from now, without a signature."""
-        sources = self._suite / "main" / "source" / "Sources"
-        sources.parent.mkdir(parents=True)
-        sources.write_bytes(b"")
+    def write(self, *, begins: timedelta = timedelta(-30), ends: timedelta = timedelta(7), packages: str = "") -> Path:
+        """Write the index, valid from and until a time from now, without a signature.
+
+        Args:
+            begins: When it becomes valid, seen from now.
+            ends: The same of its end.
+            packages: The index of binary packages.
+        """
+        architecture = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True)
+        indices = {"source/Sources": b"", f"binary-{architecture.stdout.strip()}/Packages": packages.encode()}
+        for name, content in indices.items():
+            index = self._suite / "main" / name
+            index.parent.mkdir(parents=True)
+            index.write_bytes(content)
+        sums = "".join(
+            f" {sha256(content).hexdigest()} {len(content)} main/{name}\n" for name, content in indices.items()
+        )
         now = datetime.now(timezone.utc)
         (self._suite / "Release").write_text(
             f"Label: Test\nSuite: unstable\nCodename: sid\nComponents: main\n"
             f"Date: {format_datetime(now + begins, usegmt=True)}\n"
             f"Valid-Until: {format_datetime(now + ends, usegmt=True)}\n"
-            f"SHA256:\n {sha256(b'').hexdigest()} 0 main/source/Sources\n"
+            f"SHA256:\n{sums}"
         )
         return self._suite / "Release"
 
@@ -311,6 +323,20 @@ def test_a_weak_signature_is_refused(repository: Archive, tmp_path: Path) -> Non
     repository.sign("--allow-weak-digest-algos", "--digest-algo", "SHA1")
     with pytest.raises(StepFailed, match=r"^apt-get update: apt-get failed: E: "):
         update(tmp_path, repository.source)
+
+
+def test_dependencies_are_resolved_as_if_nothing_was_installed(repository: Archive, tmp_path: Path) -> None:
+    """Not even the C library, whose version here is not the one of this suite."""
+    named = {"daemon": "libc6 (= 1.0), either | other", "either": "", "libc6": "", "other": "", "alone": "missing"}
+    stanza = "Package: {}\nVersion: 1.0\nArchitecture: all\nDepends: {}\nFilename: ./{}.deb\nSize: 1\nSHA256: 00\n"
+    packages = [stanza.format(name, needs, name).replace("Depends: \n", "") for name, needs in named.items()]
+    repository.write(packages="\n".join(packages))
+    repository.sign()
+    with apt.private(tmp_path / "own", repository.source, "deb") as private:
+        assert private.with_dependencies("daemon") == {"daemon", "either", "libc6"}
+        for name in ("alone", "unknown"):
+            with pytest.raises(StepFailed, match=r"^apt-get install: apt-get failed: E: "):
+                private.with_dependencies(name)
 
 
 @needs_apt
