@@ -1,16 +1,19 @@
-"""docs/cookbook.md: its configurations, with real services and visitors where they are installed.
+"""docs/cookbook.md: its configurations, with real services and visitors where they are installed or unpacked.
 
-On Debian these packages have all of them: nginx-light, caddy, openssh-server, postgresql, mosquitto, mosquitto-clients,
-dnsmasq-base, bind9-dnsutils. None needs to run, and no file of theirs is used.
+``python -m tests.support.daemons`` unpacks them on Debian. Nothing of an installed service is used but its programs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
-import shutil
+import shlex
+import socket
+import ssl
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,23 +22,24 @@ from typing import Any
 
 import pytest
 import yaml
+from websockets.sync.client import connect
 
 from asport_sync import Client, Server, config
 from asport_sync.trust import create_server
 from tests.e2e.test_day import replaced
 from tests.e2e.test_expose import curl
 from tests.e2e.tunnels import PASSWORD, USER, command, server_options
-from tests.support.certificates import Certificate, write_private
+from tests.support.certificates import Certificate, self_signed, write_private
+from tests.support.daemons import NOBODY, argv
 from tests.support.ports import free_port
 from tests.support.process import REPOSITORY, Process
 from tests.support.services import host_and_port
 from tests.support.waiting import wait_until
 
 PAGE = REPOSITORY / "docs" / "cookbook.md"
-NOBODY = 65534
 START = 120.0  # seconds in which a service must answer; only a failure waits so long
-# Where Debian has programs that are in no user's PATH.
-FOLDERS = ["/usr/sbin", "/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
+BY_NAME = "HTTPS by name for many tunnels"
+PROXIES = {"caddy": "/etc/caddy/Caddyfile", "nginx": "/etc/nginx/conf.d/tunnels.conf"}
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,6 @@ CLIENTS = [heading for heading, entry in ENTRIES.items() if "client.yaml" in ent
 
 def ports_of(text: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"(?<=[:\s])(?:[1-9]\d{3,4}|53|22|80)\b(?![/.\d])", text)))
-
-
-def program(name: str) -> str:
-    """The path of a program; the test is skipped if it isn't installed."""
-    path = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *FOLDERS]))
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -132,15 +128,16 @@ def test_the_server_with_names_is_checked(tmp_path: Path, certificate: Certifica
     write_private(tmp_path / "alice.password", PASSWORD.encode())
     write_private(tmp_path / "certificate.pem", certificate.certificate.read_bytes())
     write_private(tmp_path / "private_key.pem", certificate.private_key.read_bytes())
-    entry = ENTRIES["HTTPS by name for many tunnels"]
+    entry = ENTRIES[BY_NAME]
     path = tmp_path / "server.yaml"
     write_private(path, entry.files["server.yaml"].encode())
     (proxy,) = config.load_server(path).proxies
     assert str(proxy.bind_ip) == "127.0.0.1"
     tunnels = yaml.safe_load(entry.files["client.yaml"])["tunnels"].values()
     assert all(tunnel["port"] in proxy.allow_ports for tunnel in tunnels)
-    proxied = re.findall(r"reverse_proxy 127\.0\.0\.1:(\d+)", entry.files["/etc/caddy/Caddyfile"])
-    assert [int(port) for port in proxied] == [tunnel["port"] for tunnel in tunnels]
+    for name, target in (("caddy", r"reverse_proxy 127\.0\.0\.1:(\d+)$"), ("nginx", r" 127\.0\.0\.1:(\d+);$")):
+        proxied = re.findall(target, entry.files[PROXIES[name]], re.MULTILINE)
+        assert [int(port) for port in proxied] == [tunnel["port"] for tunnel in tunnels]
 
 
 def test_docker_compose_is_checked() -> None:
@@ -200,12 +197,13 @@ certificates: {{paths: [{certificate.trusted}], disable_native: true}}
 def until_printed(typed: str, expected: str, **variables: str) -> None:
     """Executes a visitor's command until it prints what the page shows: the service may not have started yet."""
     name, _, arguments = typed.partition(" ")
+    visitor = shlex.join(argv(name))
     last = ""
 
     def is_printed() -> bool:
         nonlocal last
         done = subprocess.run(
-            ["bash", "-c", f"{program(name)} {arguments}"],
+            ["bash", "-c", f"{visitor} {arguments}"],
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -228,121 +226,203 @@ def directory_of_nobody() -> Iterator[Path]:
         yield Path(made)
 
 
-def as_nobody(*argv: str) -> list[str]:
-    if os.geteuid() != 0:
-        return list(argv)
-    ids = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    return [program("setpriv"), *ids, *argv]
+def nginx(directory: Path, file: str) -> Process:
+    """nginx with a file of the page as the only one of its conf.d."""
+    (directory / "tunnel.conf").write_text(file)
+    temporary = "".join(
+        f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (directory / "nginx.conf").write_text(
+        f"daemon off; pid {directory}/pid; error_log stderr; events {{}}\n"
+        f"http {{ access_log off; {temporary} include {directory}/tunnel.conf; }}\n"
+    )
+    return Process(argv("nginx", "-p", str(directory), "-c", str(directory / "nginx.conf")), name="nginx")
 
 
-def test_web_behind_nginx(certificate: Certificate, tmp_path: Path) -> None:
-    nginx = program("nginx")
-    with running("Web behind nginx", certificate, tmp_path) as here:
-        (tmp_path / "tunnel.conf").write_text(here.entry.files["/etc/nginx/conf.d/tunnel.conf"])
-        temporary = "".join(
-            f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        (tmp_path / "nginx.conf").write_text(
-            f"daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}\n"
-            f"http {{ access_log off; {temporary} include {tmp_path}/tunnel.conf; }}\n"
-        )
-        with Process([nginx, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]):
-            visitor = f"curl -s --noproxy '*' --interface 127.0.0.5 http://127.0.0.1:{here.port(30001)}/"
-            until_printed(visitor, "you are 127.0.0.5\n")
-
-
-def caddy(directory: Path, file: str) -> Process:
+def caddy(directory: Path, file: str, options: str) -> Process:
+    """Caddy with a file of the page, and more global options."""
+    block = f"{{\n\tadmin off\n\t{options}\n"
+    file = file.replace("\n{\n", f"\n{block}", 1) if "\n{\n" in file else f"{block}}}\n{file}"
     (directory / "Caddyfile").write_text(file)
     return Process(
-        [program("caddy"), "run", "--config", str(directory / "Caddyfile"), "--adapter", "caddyfile"],
+        argv("caddy", "run", "--config", str(directory / "Caddyfile"), "--adapter", "caddyfile"),
+        name="caddy",
         environment={"HOME": str(directory), "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)},
     )
 
 
+@dataclass(frozen=True)
+class Https:
+    """A proxy with certificates on loopback.
+
+    Attributes:
+        port: Where it listens.
+        trusted: A file with its authority; Caddy may not have written it yet.
+    """
+
+    port: int
+    trusted: Path
+
+    def curl(self, name: str, options: str = "") -> str:
+        """The command of a visitor who fetches a page by name."""
+        url = f"{name}:{self.port}"
+        trust = f"--cacert {self.trusted} --resolve {url}:127.0.0.1"
+        return f"curl -s --noproxy '*' {trust} {options} https://{url}/"
+
+
+@contextlib.contextmanager
+def https(proxy: str, file: str, here: Running, directory: Path) -> Iterator[Https]:
+    """A proxy with a file of the page, on the ports of the test."""
+    port = free_port()
+    file = replaced(file, here.here)
+    if proxy == "caddy":
+        trusted = directory / "caddy/pki/authorities/local/root.crt"
+        options = f"local_certs\n\tskip_install_trust\n\thttp_port {free_port()}\n\thttps_port {port}"
+        process = caddy(directory, file, options)
+    else:
+        names = re.findall(r"^ +(\S+\.example\.org) ", file, re.MULTILINE)
+        made = self_signed(directory / "live", names=names)
+        trusted = made.trusted
+        file = file.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
+        for name, path in (("fullchain.pem", made.certificate), ("privkey.pem", made.private_key)):
+            file = re.sub(rf"/etc/letsencrypt/live/\S+/{name}", str(path), file)
+        process = nginx(directory, file)
+    with process:
+        yield Https(port, trusted)
+
+
+def web_service(port: int, page: str) -> Process:
+    """A service with one page, and a WebSocket."""
+    return Process([sys.executable, "-m", "tests.support.web_service", str(port), page], name="web service")
+
+
+def knows_the_visitor(proxy: Https, name: str) -> str:
+    """Tests the WebSocket of a service, which must know the visitor's address, whatever their own header says.
+
+    Returns:
+        The address from which the service is reached.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(proxy.trusted)
+    visitor = socket.create_connection(("127.0.0.1", proxy.port), 60, source_address=("127.0.0.5", 0))
+    forged = {"X-Forwarded-For": "192.0.2.1"}
+    with connect(
+        f"wss://{name}/", sock=visitor, ssl=context, additional_headers=forged, open_timeout=START
+    ) as connection:
+        known = json.loads(connection.recv(START))
+        for message in ("a text", b"bytes" * 1000):
+            connection.send(message)
+            assert connection.recv(START) == message
+    seen = [known[each] for each in ("Host", "X-Forwarded-For", "X-Forwarded-Proto")]
+    assert seen == [name, "127.0.0.5", "https"]
+    return str(known["peer"])
+
+
+def test_web_behind_nginx(certificate: Certificate, tmp_path: Path) -> None:
+    argv("nginx")
+    with running("Web behind nginx", certificate, tmp_path) as here:
+        with nginx(tmp_path, here.entry.files["/etc/nginx/conf.d/tunnel.conf"]):
+            visitor = f"curl -s --noproxy '*' --interface 127.0.0.5 http://127.0.0.1:{here.port(30001)}/"
+            until_printed(visitor, "you are 127.0.0.5\n")
+
+
 def test_web_behind_caddy(certificate: Certificate, tmp_path: Path) -> None:
-    program("caddy")
+    argv("caddy")
     (tmp_path / "www").mkdir()
     (tmp_path / "www" / "index.html").write_text("a page\n")
     with running("Web behind Caddy", certificate, tmp_path) as here:
         file = here.entry.files["/etc/caddy/Caddyfile"].replace("/srv/www", str(tmp_path / "www"))
-        with caddy(tmp_path, f"{{\n\tadmin off\n\tauto_https off\n}}\n{file}"):
+        with caddy(tmp_path, file, "auto_https off"):
             until_printed(f"curl -s --noproxy '*' http://127.0.0.1:{here.port(30001)}/", "a page\n")
 
 
-def test_https_by_name(certificate: Certificate, tmp_path: Path) -> None:
-    program("caddy")
-    with running("HTTPS by name for many tunnels", certificate, tmp_path) as here, contextlib.ExitStack() as services:
-        for name, port in (("web", 8080), ("wiki", 8081)):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "index.html").write_text(f"the {name}\n")
-            arguments = ["--bind", "127.0.0.1", "--directory", str(tmp_path / name), str(here.port(port))]
-            services.enter_context(Process([program("python3"), "-m", "http.server", *arguments]))
-        https = free_port()
-        # The name of the server is one of those that were replaced.
-        file = ENTRIES["HTTPS by name for many tunnels"].files["/etc/caddy/Caddyfile"]
-        file = replaced(file, here.here).replace(
-            "{\n",
-            f"{{\n\tadmin off\n\tlocal_certs\n\tskip_install_trust\n\thttp_port {free_port()}\n\thttps_port {https}\n",
-            1,
-        )
-        with caddy(tmp_path, file):
-            for name in ("web", "wiki"):
-                url = f"{name}.example.org:{https}"
-                until_printed(f"curl -sk --noproxy '*' --resolve {url}:127.0.0.1 https://{url}/", f"the {name}\n")
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_https_by_name(certificate: Certificate, tmp_path: Path, proxy: str) -> None:
+    argv(proxy)
+    with running(BY_NAME, certificate, tmp_path) as here, contextlib.ExitStack() as started:
+        started.enter_context(web_service(here.port(8080), "the web\n"))
+        started.enter_context(web_service(here.port(8081), "the wiki\n"))
+        # Not the file in which the name of the server has been replaced.
+        secured = started.enter_context(https(proxy, ENTRIES[BY_NAME].files[PROXIES[proxy]], here, tmp_path))
+        for name in ("web", "wiki"):
+            until_printed(secured.curl(f"{name}.example.org"), f"the {name}\n")
+        if proxy == "nginx":
+            until_printed(secured.curl("other.example.org", "-k -o /dev/null -w '%{http_code}'"), "404")
+        assert knows_the_visitor(secured, "web.example.org") == "127.0.0.1"
+
+
+def test_home_assistant(certificate: Certificate, tmp_path: Path) -> None:
+    """With another server in its place, which does not know its file.
+
+    It shows what Home Assistant needs: WebSockets, the address that ``trusted_proxies`` has as that of the proxy, and
+    the visitor's address in the header that ``use_x_forwarded_for`` means.
+    """
+    argv("caddy")
+    files = ENTRIES["Home Assistant"].files
+    http = yaml.safe_load(files["configuration.yaml"])["http"]
+    assert http["use_x_forwarded_for"] is True
+    with (
+        running("Home Assistant", certificate, tmp_path) as here,
+        web_service(here.port(8123), "at home\n"),
+        https("caddy", files[PROXIES["caddy"]], here, tmp_path) as secured,
+    ):
+        until_printed(secured.curl("home.example.org"), "at home\n")
+        assert [knows_the_visitor(secured, "home.example.org")] == http["trusted_proxies"]
 
 
 def test_ssh(certificate: Certificate, tmp_path: Path) -> None:
-    sshd, keygen = program("sshd"), program("ssh-keygen")
+    argv("sshd")
     with running("SSH", certificate, tmp_path) as here, directory_of_nobody() as directory:
         key = directory / "host_key"
-        subprocess.run(as_nobody(keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(key)), check=True)
+        new_key = ["-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+        subprocess.run(argv("ssh-keygen", *new_key, as_nobody=True), check=True)
         options = [f"Port={here.port(22)}", "ListenAddress=127.0.0.1", f"HostKey={key}", "PidFile=none", "UsePAM=no"]
         flags = [part for option in options for part in ("-o", option)]
-        with Process(as_nobody(sshd, "-D", "-e", "-f", "/dev/null", *flags), name="sshd"):
+        with Process(argv("sshd", "-D", "-e", "-f", "/dev/null", *flags, as_nobody=True), name="sshd"):
             _, public = key.with_suffix(".pub").read_text().split()[:2]
             (typed, _) = here.entry.commands[0]
             port = re.search(r"-p (\d+)", typed)
             assert port is not None
-            scan = f"ssh-keyscan -t ed25519 -p {port[1]} 127.0.0.1"
+            # Later releases print comments as well.
+            scan = f"ssh-keyscan -t ed25519 -p {port[1]} 127.0.0.1 | grep -v '^#'"
             until_printed(scan, f"[127.0.0.1]:{port[1]} ssh-ed25519 {public}\n")
 
 
 @pytest.mark.timeout(600)
 def test_postgresql(certificate: Certificate, tmp_path: Path) -> None:
-    postgres, initdb = program("postgres"), program("initdb")
-    program("psql")
+    argv("postgres")
     with running("PostgreSQL", certificate, tmp_path) as here, directory_of_nobody() as directory:
         password = directory / "password"
         password.write_text("a password\n")
         data = directory / "data"
         options = ["-U", "alice", "--auth=scram-sha-256", f"--pwfile={password}", "--no-sync", "--no-locale"]
-        subprocess.run(as_nobody(initdb, "-D", str(data), *options), check=True, stdout=subprocess.DEVNULL, timeout=500)
+        initdb = argv("initdb", "-D", str(data), *options, as_nobody=True)
+        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, timeout=500)
         where = ["-p", str(here.port(5432)), "-k", str(directory), "-h", "127.0.0.1"]
-        with Process(as_nobody(postgres, "-D", str(data), *where, "-F"), name="postgres"):
+        with Process(argv("postgres", "-D", str(data), *where, "-F", as_nobody=True), name="postgres"):
             ((typed, output),) = here.entry.commands
             until_printed(typed, output, PGPASSWORD="a password")
 
 
 def test_mqtt(certificate: Certificate, tmp_path: Path) -> None:
-    mosquitto, passwd = program("mosquitto"), program("mosquitto_passwd")
+    argv("mosquitto"), argv("mosquitto_pub")
     with running("MQTT", certificate, tmp_path) as here:
         passwords = tmp_path / "passwords"
-        subprocess.run([passwd, "-c", "-b", str(passwords), "alice", "a password"], check=True)
+        subprocess.run(argv("mosquitto_passwd", "-c", "-b", str(passwords), "alice", "a password"), check=True)
         file = here.entry.files["/etc/mosquitto/conf.d/tunnel.conf"]
         file = file.replace("/etc/mosquitto/passwords", str(passwords))
         (tmp_path / "mosquitto.conf").write_text(f"{file}user root\n")
-        with Process([mosquitto, "-c", str(tmp_path / "mosquitto.conf")]):
+        with Process(argv("mosquitto", "-c", str(tmp_path / "mosquitto.conf")), name="mosquitto"):
             for typed, output in here.entry.commands:
                 until_printed(typed, output, MQTT_PASSWORD="a password")
 
 
 def test_dns(certificate: Certificate, tmp_path: Path) -> None:
-    dnsmasq = program("dnsmasq")
-    program("dig")
+    argv("dnsmasq"), argv("dig")
     with running("DNS", certificate, tmp_path) as here:
         where = [f"--port={here.port(53)}", "--listen-address=127.0.0.1", "--bind-interfaces", "--user="]
         names = ["--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--address=/printer.lan/192.0.2.9"]
-        with Process([dnsmasq, "--no-daemon", *where, *names]):
+        with Process(argv("dnsmasq", "--no-daemon", *where, *names), name="dnsmasq"):
             for typed, output in here.entry.commands:
                 until_printed(typed, output)
 
@@ -388,7 +468,7 @@ def test_a_changed_configmap_is_reloaded(certificate: Certificate, tmp_path: Pat
     arguments = ["--bind", "127.0.0.1", "--directory", str(tmp_path / "www"), str(web)]
     with (
         Server(**server_options(certificate)) as server,
-        Process([program("python3"), "-m", "http.server", *arguments], name="web"),
+        Process([sys.executable, "-m", "http.server", *arguments], name="web"),
     ):
         keys["server"] = host_and_port(server.address)
         keys["password_file"] = str(tmp_path / "secrets" / "alice.password")

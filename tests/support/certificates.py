@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import ipaddress
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def self_signed(
     ends: datetime.timedelta = VALID_AFTER_NOW,
     for_handshakes: bool = True,
     curve: ec.EllipticCurve | None = None,
+    names: Sequence[str] = NAMES,
 ) -> Certificate:
-    """Write a self-signed ECDSA certificate for localhost, 127.0.0.1 and ::1.
+    """Write a self-signed ECDSA certificate for localhost, or other names, 127.0.0.1 and ::1.
 
     It says CA:FALSE, as some verifiers refuse an authority's certificate in the place of a server's.
 
@@ -55,10 +57,11 @@ def self_signed(
         ends: The same of its end.
         for_handshakes: Whether its key may sign handshakes; else only certificates.
         curve: Of its key; P-256 by default.
+        names: What it is valid for, in addition to the addresses.
     """
     key = _new_key() if curve is None else ec.generate_private_key(curve)
     name = _name("localhost")
-    builder = _server_certificate(name, name, key, begins=begins, ends=ends, for_handshakes=for_handshakes)
+    builder = _server_certificate(name, name, key, begins=begins, ends=ends, for_handshakes=for_handshakes, names=names)
     return _write(directory, builder.sign(key, hashes.SHA256()), key, trusted=None)
 
 
@@ -147,12 +150,13 @@ def _server_certificate(
     begins: datetime.timedelta = -VALID_BEFORE_NOW,
     ends: datetime.timedelta = VALID_AFTER_NOW,
     for_handshakes: bool = True,
+    names: Sequence[str] = NAMES,
 ) -> x509.CertificateBuilder:
-    names: list[x509.GeneralName] = [x509.DNSName(name) for name in NAMES]
-    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ADDRESSES]
+    subjects: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+    subjects += [x509.IPAddress(ipaddress.ip_address(address)) for address in ADDRESSES]
     return (
         _certificate(subject, issuer, key, begins=begins, ends=ends)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.SubjectAlternativeName(subjects), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(certificate_signing=not for_handshakes), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
