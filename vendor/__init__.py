@@ -4,6 +4,7 @@ Used during the build and by the Makefile; never installed, never imported at ru
 outside the standard library.
 
 - ``ngtcp2``: chooses the ngtcp2 to link, and defines the order in which the possibilities are tried.
+- ``pinned``: the release of ngtcp2 that is built, and where it comes from.
 - ``static_build``: builds a static ngtcp2 from source into the cache folder.
 - ``adjustments``: what that build changes in the source, and why.
 - ``apt``: fetches packages with apt without touching the system's own apt state.

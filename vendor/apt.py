@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vendor.distribution import AptNames, Distribution
-from vendor.steps import Refused, StepFailed, run
+from vendor.steps import StepFailed, run
 
 HOOKS = (
     "APT::Update::Pre-Invoke",
@@ -33,9 +33,12 @@ _LOOSER = (
     "Acquire::gpgv::Options",  # anything that gpgv knows
 )
 """Settings that the system's configuration may have changed and ours resets to apt's defaults."""
+_PATIENCE = {"Acquire::Retries": "2", "Acquire::http::Timeout": "20", "Acquire::https::Timeout": "20"}
+"""Settings for servers that answer slowly or not at all."""
 _WEAK_HASHES = ("MD5", "MD5Sum", "SHA1", "RIPE-MD/160", "RIPEMD160")
 """Names used by gpgv and apt. apt refuses them by default, but its configuration can lower that to a warning."""
-_EXPIRED = re.compile(r"Release file for \S+ is (?:expired|not valid yet) \([^)]*\)")
+HELPER = "/usr/lib/apt/apt-helper"
+"""A program of apt that fetches a file by its address, by the rules of the system's configuration."""
 UPDATE_TIMEOUT = 180.0
 """Seconds for fetching one suite's index: about 12 MB, over a slow line."""
 FETCH_TIMEOUT = 120.0
@@ -52,10 +55,10 @@ class Source:
     signed_by: str = ""
     """Key file, fingerprint, or the key itself with its line breaks; empty: apt's common keyrings."""
 
-    def deb822(self, kind: str) -> str:
-        """Return the entry as a stanza of a ``.sources`` file; ``kind`` is ``deb`` or ``deb-src``."""
+    def deb822(self) -> str:
+        """Return the entry as a stanza of a ``.sources`` file."""
         lines = [
-            f"Types: {kind}",
+            "Types: deb",
             f"URIs: {self.uri}",
             f"Suites: {' '.join(self.suites)}",
             f"Components: {' '.join(self.components)}",
@@ -159,28 +162,16 @@ def with_suite(source: Source, apt: AptNames, suite: str, components: Sequence[s
     return replace(source, suites=(suite,), components=tuple(components), signed_by=source.signed_by or keyring)
 
 
-class ReleaseExpired(Refused):
-    """The suite's index is older than its signer allows: an attacker may be serving an old one on purpose."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"{reason}: correct this machine's clock, use an up-to-date mirror in its apt sources, or provide the "
-            "source of a release: ASPORT_NGTCP2_SOURCE=/path/to/ngtcp2.tar.xz"
-        )
-        self.reason = reason
-        """The message of apt, with the address and the time of expiry."""
-
-
 class PrivateApt:
     """apt-get with a source list, state and cache in one folder of ours; created by :func:`private`."""
 
-    def __init__(self, folder: Path, source: Source, kind: str, *, accept_expired: bool = False) -> None:
-        """Write the configuration. ``kind`` is ``deb`` or ``deb-src``."""
+    def __init__(self, folder: Path, source: Source) -> None:
+        """Write the configuration."""
         self.downloads = folder / "downloads"
         for made in ("state/lists/partial", "cache/archives/partial", "downloads"):
             (folder / made).mkdir(parents=True)
         source_list = folder / "private.sources"
-        source_list.write_text(source.deb822(kind))
+        source_list.write_text(source.deb822())
         self._configuration = folder / "apt.conf"
         settings = {
             "Dir::State": folder / "state",
@@ -193,23 +184,19 @@ class PrivateApt:
             "Dir::Etc::PreferencesParts": "/dev/null",
             "Acquire::Languages": "none",
             "Acquire::GzipIndexes": "true",
-            "Acquire::Retries": "2",
-            "Acquire::http::Timeout": "20",
-            "Acquire::https::Timeout": "20",
-            # Whatever the system's configuration allows: unsigned, weakly signed or expired sources are not built.
+            **_PATIENCE,
+            # Whatever the system's configuration allows: nothing from unsigned, weakly signed or expired indexes.
             "Acquire::AllowInsecureRepositories": "false",
             "Acquire::AllowWeakRepositories": "false",
             "Acquire::AllowDowngradeToInsecureRepositories": "false",
             "APT::Get::AllowUnauthenticated": "false",
             "Acquire::Check-Date": "true",  # otherwise the next setting has no effect
-            "Acquire::Check-Valid-Until": "false" if accept_expired else "true",
+            "Acquire::Check-Valid-Until": "true",
             **{f"APT::Hashes::{name}::Untrusted": "true" for name in _WEAK_HASHES},
             # Otherwise a failed fetch is a warning with exit code 0.
             "APT::Update::Error-Mode": "any",
         }
-        if os.geteuid() == 0:
-            # Otherwise apt fetches as the user _apt, which cannot write here, and warns about it.
-            settings["APT::Sandbox::User"] = "root"
+        settings |= _sandbox()
         lines = [f"#clear {name};" for name in (*HOOKS, *_LOOSER)]
         lines += [f'{name} "{value}";' for name, value in settings.items()]
         self._configuration.write_text("\n".join(lines) + "\n")
@@ -219,7 +206,6 @@ class PrivateApt:
 
         Raises:
             StepFailed: apt-get failed; one line says why.
-            ReleaseExpired: The index is out of date.
         """
         # A file given with -c is read after the system's configuration, so that #clear takes effect. A file named by
         # $APT_CONFIG would be read before it.
@@ -227,9 +213,7 @@ class PrivateApt:
             command = ["apt-get", "-c", str(self._configuration), "-q", *arguments]
             return run(command, cwd=self.downloads, timeout=timeout)
         except StepFailed as failure:
-            if expired := _EXPIRED.search(failure.output):
-                raise ReleaseExpired(expired[0]) from failure
-            raise StepFailed(f"apt-get {arguments[0]}: {failure}", failure.output) from failure
+            raise StepFailed(f"apt-get {arguments[0]}: {failure}") from failure
 
     def with_dependencies(self, package: str) -> set[str]:
         """Return the names of a package and of all that it depends on, installed or not.
@@ -246,23 +230,20 @@ class PrivateApt:
 
 
 @contextlib.contextmanager
-def private(folder: Path, source: Source, kind: str, *, accept_expired: bool = False) -> Iterator[PrivateApt]:
+def private(folder: Path, source: Source) -> Iterator[PrivateApt]:
     """Provide an updated private apt for one suite; its lists and downloads are removed when the block ends.
 
     Args:
         folder: Working folder; must not exist yet.
         source: Mirror and suite.
-        kind: ``deb`` or ``deb-src``.
-        accept_expired: Accept an expired index. Its signature is still checked.
 
     Raises:
         StepFailed: apt-get is missing, or failed; one line says why.
-        ReleaseExpired: The index is out of date.
     """
     if shutil.which("apt-get") is None:
         raise StepFailed("apt-get is not installed")
     try:
-        apt = PrivateApt(folder, source, kind, accept_expired=accept_expired)
+        apt = PrivateApt(folder, source)
         apt.run(["update"], timeout=UPDATE_TIMEOUT)
         yield apt
     finally:
@@ -281,3 +262,36 @@ def find_archive(distribution: Distribution) -> tuple[Source, AptNames]:
     if source is None:
         raise StepFailed(f"the apt sources contain no mirror of the {distribution.name} archive")
     return source, distribution.apt
+
+
+def fetch_source(distribution: Distribution, package: str, name: str, file: Path) -> None:
+    """Fetch one file of a source package from this machine's mirror, whichever suite it belongs to.
+
+    No index is read, so nothing is verified: the caller must know the hash.
+
+    Args:
+        distribution: This machine's.
+        package: The source package.
+        name: The file's name in the archive.
+        file: Where to write it.
+
+    Raises:
+        StepFailed: No apt here, or the mirror has no such file.
+    """
+    source, names = find_archive(distribution)
+    options = [f"-o{setting}={value}" for setting, value in {**_PATIENCE, **_sandbox()}.items()]
+    failures = []
+    for component in names.source_components:
+        address = f"{source.uri.rstrip('/')}/pool/{component}/{package[0]}/{package}/{name}"
+        try:
+            run([HELPER, *options, "download-file", address, str(file)], timeout=FETCH_TIMEOUT)
+            return
+        except StepFailed as failure:
+            reason = re.search(r"^E: (Failed to fetch .*)", failure.output, re.MULTILINE)
+            failures.append(reason[1] if reason else str(failure))
+    raise StepFailed("; ".join(failures))
+
+
+def _sandbox() -> dict[str, str]:
+    """Return settings for root: otherwise apt fetches as the user _apt, which cannot write here, and warns about it."""
+    return {"APT::Sandbox::User": "root"} if os.geteuid() == 0 else {}

@@ -97,13 +97,12 @@ def make_folder(place: Path) -> None:
         folder.mkdir(0o755, exist_ok=True)
 
 
-def kept(cache: Path, place: Path, *, digest: str = "") -> bool:
+def kept(cache: Path, place: Path) -> bool:
     """Return whether a file or folder is in the cache and is what was published there.
 
     Args:
         cache: The cache folder.
         place: A file or folder below it.
-        digest: SHA-256 of the file, for a file that was published before sums were written.
 
     Raises:
         Refused: Another user may have changed it.
@@ -112,8 +111,7 @@ def kept(cache: Path, place: Path, *, digest: str = "") -> bool:
         return False
     check(cache, place)
     record = _record(place)
-    noted = record.read_text() if record.is_file() else f"{digest}  {place.name}\n"
-    return noted == _sums(place, place.name)
+    return record.is_file() and record.read_text() == _sums(place, place.name)
 
 
 def check(cache: Path, place: Path) -> None:

@@ -59,10 +59,8 @@ class AptNames:
     """File with the archive's keys."""
     suites: tuple[str, ...]
     """Suite names that, in addition to the release's code name, identify an apt source as the main archive."""
-    source_package: str
-    source_suite: str
-    """Suite whose source package is recent enough to build from."""
     source_components: tuple[str, ...]
+    """Components that may have ngtcp2's source package."""
     runtime: tuple[str, ...]
     """Packages that the ngtcp2 development packages depend on, in addition to GnuTLS."""
     newer_suite: str
@@ -146,8 +144,6 @@ def _apt_names(entry: Mapping[str, Any], version: str) -> AptNames:
     return AptNames(
         keyring=entry["keyring"],
         suites=tuple(entry["suites"]),
-        source_package=entry["source_package"],
-        source_suite=entry["source_suite"],
         source_components=tuple(entry["source_components"]),
         runtime=tuple(entry["runtime"]),
         newer_suite=newer.get("suite", ""),

@@ -3,15 +3,15 @@
 The ways are tried in order; each failure is reported in one line:
 
 1. a folder or tarball named by ``ASPORT_NGTCP2_SOURCE``, built static;
-2. the distribution's source package from its newest suite, fetched by apt with a private state, built static;
+2. the release pinned in ``pinned``, fetched unless it is in the cache, built static;
 3. the system's ``libngtcp2`` and ``libngtcp2_crypto_gnutls``, found by pkg-config.
 
 The packages of a release lag behind by years and contain known faults, so they come last. ``ASPORT_NGTCP2`` narrows the
 choice: ``bundled`` excludes way 3, ``system`` is way 3 alone (for packagers of asport-sync), ``auto`` is the default. A
 library that was explicitly requested is never silently replaced: a source given in ``ASPORT_NGTCP2_SOURCE`` that does
 not build is an error. ``auto`` does not continue to the system's library if what it found must not be used (a cache
-that other users may write to, an expired index) or if only a tool is missing. If it does continue, the extension module
-says so when it is used.
+that other users may write to) or if only a tool is missing. If it does continue, the extension module says so when it
+is used.
 
 Run as ``python -m vendor.ngtcp2`` to print the choice; it is built first if necessary.
 """
@@ -31,7 +31,7 @@ if __name__ == "__main__" and not __package__:
     # If run by path, the parent folder is not on the search path.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vendor import apt, cache, machine, static_build
+from vendor import apt, cache, machine, pinned, static_build
 from vendor.distribution import Distribution, detect, minimum, version_tuple
 from vendor.steps import Refused, StepFailed, ToolMissing, run, say
 
@@ -96,10 +96,7 @@ def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | Non
         raise LibraryMissing(f"{failure}\n{help_tools(distribution)}") from failure
     root = cache.folder(env)
     given: Way = ("ASPORT_NGTCP2_SOURCE", lambda: bundled(static_build.from_path(Path(source)), gnutls, root, env))
-    fetched: Way = (
-        "source package",
-        lambda: bundled(static_build.from_distribution(distribution, root), gnutls, root, env),
-    )
+    fetched: Way = ("pinned release", lambda: bundled(pinned_release(distribution, root), gnutls, root, env))
     installed: Way = ("system library", system)
     if source:
         ways = [given]
@@ -169,6 +166,12 @@ def first_that_works(ways: list[Way], distribution: Distribution) -> Library:
             say(f"using {library.description} ngtcp2 {library.version}")
             return library
     raise LibraryMissing("\n".join(["no usable ngtcp2 was found", *failures, help_library(distribution)]))
+
+
+def pinned_release(distribution: Distribution, root: Path) -> static_build.Origin:
+    """Return the pinned release; fetch it unless it is in the cache."""
+    release = pinned.RELEASE
+    return static_build.Origin(pinned.tarball(distribution, root), release.version, release.sha256)
 
 
 def bundled(origin: static_build.Origin, gnutls: str, root: Path, env: Mapping[str, str]) -> Library:
@@ -258,8 +261,7 @@ def help_library(distribution: Distribution) -> str:
     lines = [
         f"On {distribution.name or 'this system'} the packaged library can be used. Run:",
         *(f"  {command}" for command in commands),
-        "and repeat with ASPORT_NGTCP2=system in the environment. Or provide the source of a release,",
-        f"{minimum('ngtcp2')} or later, as a folder or tarball: ASPORT_NGTCP2_SOURCE=/path/to/ngtcp2.tar.xz",
+        "and repeat with ASPORT_NGTCP2=system in the environment.",
     ]
     return "\n".join(lines)
 
@@ -271,16 +273,8 @@ def main(arguments: list[str] | None = None) -> int:
     shown.add_argument("--print", action="store_true", help="everything, one item in a line (default)")
     shown.add_argument("--cflags", action="store_true", help="compiler arguments only")
     shown.add_argument("--libs", action="store_true", help="linker arguments only, static libraries included")
-    parser.add_argument("--refresh", action="store_true", help="check for a newer source package first")
     options = parser.parse_args(arguments)
     try:
-        if options.refresh:
-            try:
-                static_build.from_distribution(detect(), cache.folder(), refresh=True)
-            except Refused as refusal:
-                raise LibraryMissing(str(refusal)) from refusal
-            except (StepFailed, OSError) as failure:
-                say(f"no newer source package: {failure}")
         library = choose()
     except LibraryMissing as problem:
         print(problem, file=sys.stderr)

@@ -8,6 +8,7 @@ is final: ``<cache>/ngtcp2/<version>-gnutls<version>-<machine>-<hash>/{include,l
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -17,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vendor import adjustments, apt, cache, hardening
-from vendor.distribution import AptNames, Distribution, minimum, version_tuple
-from vendor.steps import StepFailed, ToolMissing, run, say
+from vendor import adjustments, cache, hardening
+from vendor.distribution import minimum, version_tuple
+from vendor.steps import Refused, StepFailed, ToolMissing, run, say
 
 CONFIGURE = (
     "--enable-lib-only",
@@ -32,8 +33,6 @@ CONFIGURE = (
 )
 # The library's asserts stay enabled (no NDEBUG): an abort is better than a corrupted process.
 CFLAGS = "-O3"
-KNOWN = {"ngtcp2_1.24.0.orig.tar.xz": "7fa5ec2be0f0cbed8bc4ec89c0787dfa9d8ce678f1ed9477c52f30eb1a591207"}
-"""SHA-256 of source tarballs that were tested. These are used regardless of the age of the index that lists them."""
 ADJUSTED = "ADJUSTED"
 """Name of the file that lists the adjustments in a build, one per line."""
 ARCHIVES = ("libngtcp2_crypto_gnutls.a", "libngtcp2.a")
@@ -44,7 +43,6 @@ BUILD_TIMEOUT = 900.0
 _FROM_OUTSIDE = ("CFLAGS", "CPPFLAGS", "LDFLAGS", "LIBS", "CXXFLAGS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "DESTDIR")
 # Characters that automake's configure calls unsafe, and those that its lists of files and flags cannot contain.
 _NOT_FOR_CONFIGURE = re.compile(r"[\s\"'`#$&\\]")
-_ORIGINAL = re.compile(r"(?P<name>ngtcp2_(?P<version>[0-9][0-9.]*)[^/]*\.orig\.tar\.(?:xz|gz|bz2))")
 
 
 @dataclass(frozen=True)
@@ -114,103 +112,6 @@ def _acceptable(origin: Origin) -> Origin:
     return origin
 
 
-def from_distribution(distribution: Distribution, root: Path, *, refresh: bool = False) -> Origin:
-    """Return the distribution's own source package, fetched once and then kept in the cache.
-
-    Args:
-        distribution: This machine's.
-        root: The cache folder.
-        refresh: Fetch again even if there is one in the cache; the newer of the two is used.
-
-    Raises:
-        StepFailed: Nothing is cached, and apt could not fetch it.
-        Refused: Other users may have changed the content of the cache, or what apt can fetch is out of date.
-    """
-    if refresh or not _newest(root):
-        with cache.locked(root):
-            if refresh or not _newest(root):
-                _fetch(distribution, root)
-    newest = _newest(root)
-    if newest is None:
-        raise StepFailed("the source package has no original tarball")
-    return from_path(newest)
-
-
-def _newest(root: Path) -> Path | None:
-    """Return the newest tarball in the cache that is unchanged since it was fetched."""
-    named = [(version_tuple(match["version"]), file) for file in _tarballs(_sources(root)) if (match := _match(file))]
-    for _, file in sorted(named, reverse=True):
-        if cache.kept(root, file, digest=KNOWN.get(file.name, "")):
-            return file
-        say(f"{file} is not used: its checksum differs from the file that was fetched")
-    return None
-
-
-def _sources(root: Path) -> Path:
-    return root / "sources"
-
-
-def _tarballs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("ngtcp2_*.orig.tar.*")) if folder.is_dir() else []
-
-
-def _match(file: Path) -> re.Match[str] | None:
-    return _ORIGINAL.fullmatch(file.name)
-
-
-def _fetch(distribution: Distribution, root: Path) -> None:
-    source, names = apt.find_archive(distribution)
-    say(f"fetching the source package from the {names.source_suite} suite of {source.uri}")
-    source = apt.with_suite(source, names, names.source_suite, names.source_components)
-    try:
-        _download(source, names, root)
-    except apt.ReleaseExpired as problem:
-        # An expired index may hide a newer source, but cannot introduce one other than those known by their hash.
-        if not _download(source, names, root, known_only=True):
-            raise
-        say(f"{problem.reason}; its source is accepted because its SHA-256 is that of a tested release")
-
-
-def _download(source: apt.Source, names: AptNames, root: Path, *, known_only: bool = False) -> bool:
-    """Put the tarballs of the source package into the cache; return whether there were any.
-
-    Args:
-        source: Mirror and suite.
-        names: The name of the package.
-        root: The cache folder.
-        known_only: Take only tarballs with a hash in ``KNOWN``, even from an expired index.
-    """
-    published = False
-    with (
-        cache.scratch(root) as folder,
-        apt.private(folder / "apt", source, "deb-src", accept_expired=known_only) as private,
-    ):
-        private.run(["source", "--download-only", names.source_package], timeout=apt.FETCH_TIMEOUT)
-        description = next(private.downloads.glob("*.dsc"), None)
-        if description is None:
-            raise StepFailed("apt-get source left no .dsc file")
-        hashes = dsc_sha256(description.read_text())
-        for file in _tarballs(private.downloads):
-            if _match(file) is None:
-                continue
-            # apt has checked the .dsc against the signed index; this checks the tarball against the .dsc.
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            if digest != hashes.get(file.name):
-                raise StepFailed(f"the checksum of {file.name} is not the one in {description.name}")
-            if known_only and digest != KNOWN.get(file.name):
-                continue
-            cache.publish(file, _sources(root) / file.name)
-            published = True
-    return published
-
-
-def dsc_sha256(text: str) -> dict[str, str]:
-    """Return SHA-256 by file name, from the ``Checksums-Sha256`` field of a Debian source description."""
-    match = re.search(r"^Checksums-Sha256:[ \t]*\n((?:[ \t]+\S.*\n)+)", text, re.MULTILINE)
-    rows = (line.split() for line in match[1].splitlines()) if match else ()
-    return {row[2]: row[0].lower() for row in rows if len(row) == 3}
-
-
 def _flags(compiler: str) -> str:
     return " ".join([CFLAGS, *hardening.compiler_flags(compiler)])
 
@@ -235,7 +136,7 @@ def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = o
     Raises:
         StepFailed: configure or make failed; the line names their log.
         ToolMissing: There is no make.
-        Refused: Other users may have changed the content of the cache.
+        Refused: Other users may have changed the content of the cache, or someone is changing the source.
     """
     machine = os.uname().machine
     place = root / "ngtcp2" / cache_key(origin, gnutls, machine, env.get("CC", ""))
@@ -263,7 +164,7 @@ def build(origin: Origin, *, gnutls: str, root: Path, env: Mapping[str, str] = o
 
 def _make(origin: Origin, folder: Path, log: Path, env: Mapping[str, str]) -> Path:
     log.unlink(missing_ok=True)
-    source = origin.path if origin.path.is_dir() else _unpack(origin.path, folder / "source")
+    source = origin.path if origin.path.is_dir() else _unpack(origin, folder / "source")
     source, adjusted = _adjust(source, origin.version, folder)
     work, finished = folder / "work", folder / "finished"
     work.mkdir()
@@ -308,10 +209,13 @@ def _adjust(source: Path, version: str, folder: Path) -> tuple[Path, tuple[str, 
     return source, plan.applied
 
 
-def _unpack(tarball: Path, folder: Path) -> Path:
+def _unpack(origin: Origin, folder: Path) -> Path:
+    tarball, content = origin.path, origin.path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != origin.digest:
+        raise Refused(f"{tarball} is being changed: its SHA-256 is not {origin.digest} any more")
     folder.mkdir()
-    with tarfile.open(tarball) as tar:
-        # Python before 3.10.12 and 3.11.4 has no filters; the tarball is signed or was named in the environment.
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        # Python before 3.10.12 and 3.11.4 has no filters; the tarball is pinned or was named in the environment.
         if hasattr(tarfile, "data_filter"):
             tar.extractall(folder, filter="data")
         else:

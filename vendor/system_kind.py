@@ -31,7 +31,7 @@ def unpacked(distribution: Distribution, root: Path) -> Path:
 
     Raises:
         StepFailed: There is no apt, or the packages could not be fetched.
-        Refused: Other users may have changed the content of the cache, or the mirror is out of date.
+        Refused: Other users may have changed the content of the cache.
     """
     source, names = apt.find_archive(distribution)
     suite, components = names.newer_suite, names.newer_components
@@ -44,7 +44,7 @@ def unpacked(distribution: Distribution, root: Path) -> Path:
         if not cache.kept(root, place):
             say(f"fetching the packages of the {suite} suite of {source.uri}")
             source = apt.with_suite(source, names, suite, components)
-            with cache.scratch(root) as folder, apt.private(folder / "apt", source, "deb") as private:
+            with cache.scratch(root) as folder, apt.private(folder / "apt", source) as private:
                 packages = [*distribution.package_names(["ngtcp2"]), *names.runtime]
                 private.run(["download", *packages], timeout=apt.FETCH_TIMEOUT)
                 finished = folder / "finished"

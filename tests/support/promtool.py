@@ -44,7 +44,7 @@ def fetch() -> None:
 
     Raises:
         StepFailed: There is no apt, or the package could not be fetched.
-        Refused: Other users may have changed the content of the cache, or the mirror is out of date.
+        Refused: Other users may have changed the content of the cache.
     """
     root = cache.folder()
     if shutil.which("promtool") or cache.kept(root, place()):
@@ -54,7 +54,7 @@ def fetch() -> None:
     # In Ubuntu it is not in the main component.
     components = dict.fromkeys((*source.components, *names.source_components))
     source = apt.with_suite(source, names, distribution.codename, tuple(components))
-    with cache.locked(root), cache.scratch(root) as folder, apt.private(folder / "apt", source, "deb") as private:
+    with cache.locked(root), cache.scratch(root) as folder, apt.private(folder / "apt", source) as private:
         say(f"fetching {PACKAGE} for its promtool")
         private.run(["download", PACKAGE], timeout=TIMEOUT)
         (package,) = private.downloads.glob("*.deb")

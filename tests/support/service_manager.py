@@ -368,7 +368,7 @@ def fetch() -> None:
 
     Raises:
         StepFailed: There is no apt, or the distribution has no newer release, or it could not be fetched.
-        Refused: Other users may have changed the content of the cache, or the mirror is out of date.
+        Refused: Other users may have changed the content of the cache.
     """
     here, root = _release(), cache.folder()
     if here is None or here >= NOTIFY_RELOAD or cache.kept(root, place()):
@@ -377,7 +377,7 @@ def fetch() -> None:
     if not names.newer_suite:
         raise StepFailed("the distribution has no backports")
     source = apt.with_suite(source, names, names.newer_suite, names.newer_components)
-    with cache.locked(root), cache.scratch(root) as folder, apt.private(folder / "apt", source, "deb") as private:
+    with cache.locked(root), cache.scratch(root) as folder, apt.private(folder / "apt", source) as private:
         say(f"fetching systemd from {names.newer_suite}")
         cache.publish(unpack(private, _PACKAGES, folder, timeout=FETCH_TIMEOUT), place())
 

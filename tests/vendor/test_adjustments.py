@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.vendor.test_static_build import build, make_source, pack
-from vendor import adjustments, cache, ngtcp2, static_build
+from vendor import adjustments, cache, ngtcp2, pinned, static_build
 from vendor.adjustments import Adjustment
 from vendor.static_build import Origin
 
@@ -122,10 +122,10 @@ def test_an_adjusted_library_says_so() -> None:
 
 def test_every_adjustment_fits_the_release_that_is_used(tmp_path: Path) -> None:
     """On the source in the cache, where an earlier build has left one."""
-    kept = cache.folder() / "sources"
-    tarball = next((file for file in kept.glob("ngtcp2_*.orig.tar.*") if adjustments.known(file.name[7:])), None)
-    if tarball is None:
-        pytest.skip(f"no source of a known release in {kept}")
+    tarball = pinned.place(cache.folder())
+    if not pinned.is_release(tarball):
+        pytest.skip(f"there is no {tarball}")
+    assert adjustments.known(pinned.RELEASE.version)
     with tarfile.open(tarball) as tar:
         for file in {file for each in adjustments.ADJUSTMENTS for file, _ in each.files}:
             member = next(entry for entry in tar if entry.name.partition("/")[2] == file)

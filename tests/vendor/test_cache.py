@@ -129,14 +129,3 @@ def test_what_is_above_the_cache_is_the_users_choice(root: Path) -> None:
     root.parent.mkdir()
     root.parent.chmod(0o1777)
     assert cache.kept(root, publish(root))
-
-
-def test_a_file_of_an_earlier_version_is_known_by_its_content(root: Path) -> None:
-    cache.make_folder(root)
-    file = root / "source.tar"
-    file.touch(0o644)
-    file.write_text("source")
-    digest = "41cf6794ba4200b839c53531555f0f3998df4cbb01a4d5cb0b94e3ca5e23947d"
-    assert cache.kept(root, file, digest=digest)
-    assert not cache.kept(root, file, digest=digest[::-1])
-    assert not cache.kept(root, file)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vendor.programs import answer_pkg_config
-from vendor import apt, ngtcp2, static_build
+from vendor import apt, ngtcp2, pinned, static_build
 from vendor.apt import Source
 from vendor.distribution import Distribution, detect
 from vendor.ngtcp2 import LibraryMissing
@@ -30,9 +30,9 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The ways that were tried; fetching and building "work" until a test says otherwise."""
     order: list[str] = []
 
-    def from_distribution(distribution: Distribution, root: Path) -> Origin:
-        order.append("source package")
-        return Origin(tmp_path / "fetched.tar.xz", "1.24.0", "aa")
+    def tarball(distribution: Distribution, root: Path) -> Path:
+        order.append("pinned release")
+        return tmp_path / "fetched.tar.xz"
 
     def from_path(path: Path) -> Origin:
         order.append("given source")
@@ -47,7 +47,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         order.append("system library")
         return found()
 
-    monkeypatch.setattr(static_build, "from_distribution", from_distribution)
+    monkeypatch.setattr(pinned, "tarball", tarball)
     monkeypatch.setattr(static_build, "from_path", from_path)
     monkeypatch.setattr(static_build, "build", build)
     monkeypatch.setattr(ngtcp2, "system", system)
@@ -62,11 +62,11 @@ def fail(problem: str) -> Callable[..., object]:
     return failing
 
 
-def test_the_source_package_comes_first(tried: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_pinned_release_comes_first(tried: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     answer_pkg_config(monkeypatch, tmp_path, **RECENT)
     library = ngtcp2.choose({}, DEBIAN_12)
     folder = tmp_path / "built" / "1.24.0"
-    assert tried == ["source package"]
+    assert tried == ["pinned release"]
     assert library == ngtcp2.Library(
         origin="bundled",
         version="1.24.0",
@@ -83,12 +83,12 @@ def test_the_system_comes_next(
     answer_pkg_config(monkeypatch, tmp_path, **RECENT)
     monkeypatch.setattr(static_build, "build", fail("configure failed: see some.log"))
     library = ngtcp2.choose({}, DEBIAN_12)
-    assert tried == ["source package", "system library"]
+    assert tried == ["pinned release", "system library"]
     assert (library.origin, library.version, library.archives, library.licence) == ("system", "1.11.0", (), None)
     # The helper stands before the library it calls.
     assert library.link_args == ("-llibngtcp2_crypto_gnutls", "-llibngtcp2", "-lgnutls")
     assert capfd.readouterr().err.splitlines() == [
-        "ngtcp2: source package: configure failed: see some.log",
+        "ngtcp2: pinned release: configure failed: see some.log",
         "ngtcp2: using system ngtcp2 1.11.0",
         "ngtcp2: warning: fell back to the system's ngtcp2 1.11.0, for the reason above; old releases have known "
         "faults: ASPORT_NGTCP2=bundled makes this an error, ASPORT_NGTCP2=system states that it is intended",
@@ -103,15 +103,14 @@ def test_when_all_fail_every_reason_and_the_commands_are_told(
     tried: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answer_pkg_config(monkeypatch, tmp_path, gnutls="3.7.9", libngtcp2="0.12.1", libngtcp2_crypto_gnutls="0.12.1")
-    monkeypatch.setattr(static_build, "from_distribution", fail("apt-get update: apt-get failed: E: no network"))
+    monkeypatch.setattr(pinned, "tarball", fail("apt-get update: apt-get failed: E: no network"))
     with pytest.raises(LibraryMissing) as caught:
         ngtcp2.choose({}, DEBIAN_12)
     lines = str(caught.value).splitlines()
-    assert "source package: apt-get update: apt-get failed: E: no network" in lines
+    assert "pinned release: apt-get update: apt-get failed: E: no network" in lines
     assert "system library: libngtcp2 0.12.1 is too old (1.11 or later is needed)" in lines
     assert any("http://mirror.test/debian bookworm-backports main" in line for line in lines)
     assert f"  {BACKPORTS}" in lines
-    assert any("ASPORT_NGTCP2_SOURCE=" in line for line in lines)
 
 
 def test_system_is_the_system_alone(tried: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -126,8 +125,8 @@ def test_system_is_the_system_alone(tried: list[str], monkeypatch: pytest.Monkey
 
 def test_bundled_leaves_out_the_system(tried: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     answer_pkg_config(monkeypatch, tmp_path, **RECENT)
-    monkeypatch.setattr(static_build, "from_distribution", fail("no apt on this system"))
-    with pytest.raises(LibraryMissing, match="source package: no apt on this system"):
+    monkeypatch.setattr(pinned, "tarball", fail("no apt on this system"))
+    with pytest.raises(LibraryMissing, match="pinned release: no apt on this system"):
         ngtcp2.choose({"ASPORT_NGTCP2": "bundled"}, DEBIAN_12)
     assert "system library" not in tried
 
@@ -191,7 +190,7 @@ def test_what_the_user_can_mend_does_not_end_in_an_old_library(
     with pytest.raises(LibraryMissing) as caught:
         ngtcp2.choose({}, DEBIAN_12)
     assert str(caught.value) == said
-    assert tried == ["source package"]
+    assert tried == ["pinned release"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,13 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.vendor.programs import put_program
-from vendor import apt, static_build
-from vendor.apt import Source
-from vendor.distribution import detect
+from vendor import static_build
 from vendor.static_build import Origin
 from vendor.steps import Refused, StepFailed, ToolMissing
-
-DEBIAN_12 = detect("ID=debian\nVERSION_ID=12\nVERSION_CODENAME=bookworm\n")
 
 # Behaves like ngtcp2's as far as the build can see. Each run is noted beside the source.
 CONFIGURE = """#!/bin/sh
@@ -110,142 +105,6 @@ def test_what_is_not_a_release_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(StepFailed, match=problem):
             static_build.from_path(path)
-
-
-# --- the distribution's source package --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose files an apt-get on the path "downloads"; the calls are noted in ``calls`` beside it."""
-    served = tmp_path / "served"
-    served.mkdir()
-    body = f'echo "$*" >> {tmp_path}/calls\ncase "$*" in *" source "*) cp {served}/* .;; esac'
-    put_program(tmp_path / "bin", "apt-get", body)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    monkeypatch.setattr(apt, "system_sources", lambda: [Source("http://mirror.test/debian", ("bookworm",), ("main",))])
-    return served
-
-
-def serve(archive: Path, *, version: str = "1.24.0", tamper: bool = False) -> None:
-    """Put a source package into the archive."""
-    name = f"ngtcp2_{version}.orig.tar.xz"
-    tarball = pack(make_source(archive.parent / version, version=version), archive / name)
-    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
-    (archive / f"ngtcp2_{version}-1.dsc").write_text(
-        f"Source: ngtcp2\nChecksums-Sha1:\n 00 1 {name}\nChecksums-Sha256:\n {digest} 1 {name}\n {'0' * 64} 2 other\n"
-        f"Files:\n 00 1 {name}\n"
-    )
-    if tamper:
-        tarball.write_bytes(b"x" + tarball.read_bytes())
-
-
-def calls(archive: Path) -> list[str]:
-    noted = archive.parent / "calls"
-    return [line.split(" -q ")[1] for line in noted.read_text().splitlines()] if noted.exists() else []
-
-
-def test_the_source_package_is_fetched_once(archive: Path, tmp_path: Path) -> None:
-    serve(archive)
-    root = tmp_path / "cache"
-    origin = static_build.from_distribution(DEBIAN_12, root)
-    assert origin.version == "1.24.0"
-    assert origin.path == root / "sources" / "ngtcp2_1.24.0.orig.tar.xz"
-    assert static_build.from_distribution(DEBIAN_12, root) == origin
-    assert calls(archive) == ["update", "source --download-only ngtcp2"]
-    assert sorted(entry.name for entry in root.iterdir()) == ["lock", "sources"]
-
-
-def test_a_refresh_takes_the_newest(archive: Path, tmp_path: Path) -> None:
-    for version in ("1.9.0", "1.24.0", "1.12.0"):
-        shutil.rmtree(archive)
-        archive.mkdir()
-        serve(archive, version=version)
-        if version == "1.9.0":
-            with pytest.raises(StepFailed, match=r"1\.9\.0 is too old"):
-                static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
-        else:
-            origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache", refresh=True)
-            assert origin.version == "1.24.0"
-
-
-def test_a_tarball_that_is_not_the_one_described_is_refused(archive: Path, tmp_path: Path) -> None:
-    serve(archive, tamper=True)
-    with pytest.raises(StepFailed, match=r"^the checksum of ngtcp2_1\.24\.0\.orig\.tar\.xz is not the one in "):
-        static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
-    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["lock"]
-
-
-def test_a_tarball_is_looked_at_before_each_use(
-    archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    serve(archive)
-    origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
-    origin.path.write_bytes(origin.path.read_bytes()[:-1])
-    capfd.readouterr()
-    assert static_build.from_distribution(DEBIAN_12, tmp_path / "cache") == origin
-    assert f"{origin.path} is not used: its checksum differs" in capfd.readouterr().err
-    assert calls(archive) == ["update", "source --download-only ngtcp2"] * 2
-
-
-def test_a_tarball_that_others_may_write_to_is_refused(archive: Path, tmp_path: Path) -> None:
-    serve(archive)
-    origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
-    origin.path.chmod(0o664)
-    with pytest.raises(Refused, match="other users may write to it"):
-        static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
-
-
-def test_a_tarball_of_an_earlier_version_is_used_where_it_is_known(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    serve(archive)
-    origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
-    origin.path.with_name(f"{origin.path.name}.sha256").unlink()
-    monkeypatch.setattr(static_build, "KNOWN", {origin.path.name: origin.digest})
-    assert static_build.from_distribution(DEBIAN_12, tmp_path / "cache") == origin
-    assert len(calls(archive)) == 2
-
-
-ADDRESS = "http://mirror.test/debian/dists/unstable/InRelease"
-
-
-def expire(archive: Path) -> None:
-    """Let the archive's index be out of date: apt-get takes it only where it is told to."""
-    program = archive.parent / "bin" / "apt-get"
-    complaint = f"E: Release file for {ADDRESS} is expired (invalid since 3d 2h). Updates will not be applied."
-    begin = f"""case "$*" in *" update")
-    if grep -q 'Check-Valid-Until "true"' "$2"; then echo '{complaint}' >&2; exit 100; fi;;
-esac"""
-    program.write_text(program.read_text().replace("#!/bin/sh", f"#!/bin/sh\n{begin}"))
-
-
-def test_an_archive_that_is_out_of_date_is_refused_in_one_line(archive: Path, tmp_path: Path) -> None:
-    serve(archive)
-    expire(archive)
-    with pytest.raises(apt.ReleaseExpired) as caught:
-        static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
-    (line,) = str(caught.value).splitlines()
-    assert line.startswith(f"Release file for {ADDRESS} is expired (invalid since 3d 2h): correct this machine's clock")
-    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["lock"]
-
-
-def test_an_archive_that_is_out_of_date_may_have_what_is_known(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    serve(archive)
-    expire(archive)
-    name = "ngtcp2_1.24.0.orig.tar.xz"
-    monkeypatch.setattr(static_build, "KNOWN", {name: hashlib.sha256((archive / name).read_bytes()).hexdigest()})
-    origin = static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
-    assert origin.path.name == name
-    assert "is expired (invalid since 3d 2h); its source is accepted" in capfd.readouterr().err
-
-
-def test_an_unreachable_archive_is_one_line(archive: Path, tmp_path: Path) -> None:
-    put_program(tmp_path / "bin", "apt-get", "echo 'Reading' ; echo 'E: Could not resolve mirror.test' >&2; exit 100")
-    with pytest.raises(StepFailed, match=r"^apt-get update: apt-get failed: E: Could not resolve mirror\.test$"):
-        static_build.from_distribution(DEBIAN_12, tmp_path / "cache")
 
 
 # --- the build --------------------------------------------------------------------------------------------------------
@@ -341,6 +200,14 @@ def test_logs_that_others_may_write_to_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"/logs is not used: other users may write to it"):
         build(origin, tmp_path / "cache")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_tarball_is_checked_when_it_is_unpacked(tmp_path: Path) -> None:
+    origin = static_build.from_path(pack(make_source(tmp_path), tmp_path / "n.tar.xz"))
+    with pytest.raises(Refused, match=rf"^{origin.path} is being changed: its SHA-256 is not {'0' * 64} any more$"):
+        build(replace(origin, digest="0" * 64), tmp_path / "cache")
+    assert not (tmp_path / "runs").exists()
+    assert sorted(entry.name for entry in (tmp_path / "cache").iterdir()) == ["lock"]
 
 
 def test_without_make_it_is_named(tmp_path: Path) -> None:
