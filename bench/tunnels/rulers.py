@@ -217,7 +217,7 @@ def _fetch() -> None:
     newer = names.newer_suite
     if newer:
         source = replace(source, suites=(distribution.codename, newer))
-    with scratch(store()) as folder, apt.private(folder / "apt", source, "deb") as private:
+    with scratch(store()) as folder, apt.private(folder / "apt", source) as private:
         private.run(
             [
                 *("install", "--download-only", "--yes", "--no-install-recommends", "-o", "Debug::NoLocking=1"),
