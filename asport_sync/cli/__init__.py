@@ -5,6 +5,23 @@ with one message on stderr; 2 for a wrong command line; 130 after a second SIGIN
 reader.
 """
 
-from asport_sync.cli.main import main
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asport_sync.errors import NativeLibraryError
+
+try:
+    from asport_sync.cli.main import main
+except NativeLibraryError as problem:
+    _problem = str(problem)
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        """Prints why the command cannot run, whatever its arguments are."""
+        from asport_sync.cli import output
+
+        output.complain(_problem)
+        return 1
+
 
 __all__ = ["main"]
