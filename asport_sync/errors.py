@@ -175,7 +175,7 @@ class NetworkDeniedError(RefusedError):
 
 
 class NativeLibraryError(AsportError, ImportError):
-    """The compiled extension is missing or does not match this package; the text names the command that fixes it."""
+    """The compiled extension cannot be loaded or does not match this package; the text names the command that helps."""
 
 
 class EngineError(AsportError):

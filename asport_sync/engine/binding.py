@@ -13,21 +13,21 @@ from asport_sync._version import build_id
 from asport_sync.errors import EngineClosedError, EngineError, HandleGoneError, NativeLibraryError
 from asport_sync.hidden import HiddenBytes
 
-_MEND = "build it with: pip install ."
-
 try:
     from asport_sync import _aq
 except ImportError as problem:
-    raise NativeLibraryError(
-        f"the compiled extension asport_sync._aq cannot be loaded ({problem}); {_MEND}"
-    ) from problem
+    from asport_sync.engine import missing
+
+    raise NativeLibraryError(missing.explain(problem)) from problem
 
 ffi: Any = _aq.ffi
 lib: Any = _aq.lib
 
 if ffi.string(lib.aq_build_id()).decode() != build_id():
+    from asport_sync.engine import missing
+
     raise NativeLibraryError(
-        f"the compiled extension asport_sync._aq belongs to another version of this package; {_MEND}"
+        f"the compiled extension asport_sync._aq belongs to another version of this package; {missing.BUILD}"
     )
 
 #: An IP address as text (with ``%zone`` if a link-local IPv6 address needs one) and a port.
