@@ -162,8 +162,10 @@ $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/pip install -q 'asport-sync[bench]'
 	@touch $@
 
-# This also builds the engine. The silenced warning is about folders in the working directory named like the package.
+# This also builds the engine. pip does not show what its build prints, so ngtcp2 is built first: progress and warnings
+# are seen. The silenced warning is about folders in the working directory named like the package.
 $(VENV)/.installed: $(DECLARED) $(VENV)/.tools
+	@$(BIN)/python -m vendor.ngtcp2 >/dev/null
 	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/pip install -q --no-build-isolation --editable .
 	@touch $@ $(VENV)/.native
 

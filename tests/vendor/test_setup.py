@@ -1,4 +1,4 @@
-"""The part of setup.py that compiles our own files: what it made the last time is used only if it still is that."""
+"""setup.py: an object is used only if it still is what was compiled, and the module knows which ngtcp2 is linked."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.compiling import compiler_or_skip
+from tests.vendor.programs import answer_pkg_config
+from vendor import machine
 
 SETUP = Path(__file__).resolve().parents[2] / "setup.py"
 TIMEOUT = 60.0
@@ -69,3 +71,35 @@ def test_an_object_that_may_have_been_changed_is_made_anew(folder: Path, change:
     assert made.read_bytes() == content
     assert made.stat().st_mode & 0o022 == 0
     assert compiled(folder) == (made, False)
+
+
+# A machine that cannot get the pinned release, with a system's ngtcp2.
+FALLBACK = f"""
+import runpy, types, setuptools
+setuptools.setup = lambda **_: None
+from setuptools.dist import Distribution
+build = runpy.run_path({str(SETUP)!r})["BuildNative"](Distribution())
+from vendor import pinned, steps
+def unavailable(*_):
+    raise steps.StepFailed("no network")
+pinned.tarball = unavailable
+lists = ("define_macros", "extra_compile_args", "extra_objects", "extra_link_args", "include_dirs", "depends")
+extension = types.SimpleNamespace(**{{name: [] for name in lists}})
+build.pre_run(extension, None)
+print(dict(extension.define_macros)["AQ_NGTCP2_ORIGIN"])
+"""
+
+
+def test_a_fallback_is_a_warning_and_part_of_the_module(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Client and server then warn at each start, see tests/e2e/test_commands.py."""
+    if not machine.has_python_headers():
+        pytest.skip(f"there is no {machine.python_header()}")
+    answer_pkg_config(monkeypatch, folder, gnutls="3.7.9", libngtcp2="1.11.0", libngtcp2_crypto_gnutls="1.11.0")
+    for name in ("ASPORT_NGTCP2", "ASPORT_NGTCP2_SOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    done = subprocess.run([sys.executable, "-c", FALLBACK], cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stdout) == (0, '"system, fallback"\n'), done.stderr
+    reason, choice, warning = [line for line in done.stderr.splitlines() if line.startswith("ngtcp2: ")]
+    assert reason == "ngtcp2: pinned release: no network"
+    assert choice == "ngtcp2: using system ngtcp2 1.11.0"
+    assert warning.startswith("ngtcp2: warning: fell back to the system's ngtcp2 1.11.0, for the reason above; ")
