@@ -50,7 +50,7 @@ class BuildNative(build_ext):
             library = ngtcp2.choose()
         except ngtcp2.LibraryMissing as problem:
             # The text says what to do; a traceback would hide it.
-            sys.exit(f"\nasport-sync cannot be built:\n{problem}")
+            sys.exit(f"\nasport-sync cannot be built: {problem}")
         self.licence = library.licence
         ext.define_macros.append(("AQ_NGTCP2_ORIGIN", f'"{library.description}"'))
         compiler = shlex.join(c_compiler())

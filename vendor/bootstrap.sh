@@ -35,7 +35,8 @@ if ! recent_enough && command -v apt-get >/dev/null 2>&1; then
 fi
 
 if ! recent_enough; then
-    echo "$python is not Python 3.10 or later. Install it, or name one: make PYTHON=/path/to/python3 ..." >&2
+    echo "$python is not Python 3.10 or later. Install it (Fedora: dnf install python3, Alpine: apk add python3," \
+        "Arch: pacman -Syu python), or name one: make PYTHON=/path/to/python3 ..." >&2
     exit 1
 fi
 CDPATH= cd -- "$(dirname -- "$0")/.."

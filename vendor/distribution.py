@@ -70,7 +70,7 @@ class AptNames:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The distribution of this machine. Unknown ones have an empty ``key`` and no commands."""
+    """The distribution of this machine. Unknown ones have an empty ``key`` and no commands of their own."""
 
     key: str
     name: str
@@ -87,10 +87,13 @@ class Distribution:
         return list(dict.fromkeys(names))
 
     def install_command(self, needs: Iterable[str]) -> str:
-        """Return the line to type to get the named needs, or a description if the distribution is unknown."""
+        """Return the line to type to get the named needs; of an unknown distribution, those of all known ones."""
         needs = list(needs)
         if not self.key:
-            return "install, with this system's package manager: " + ", ".join(needs)
+            known = (
+                detect(f"ID={key}\n") for key, entry in load_table()["distributions"].items() if "like" not in entry
+            )
+            return "; ".join(f"on {each.name}: {each.install_command(needs)}" for each in known)
         commands = [self.refresh] if self.refresh else []
         commands.append((*self.install, *self.package_names(needs)))
         return " && ".join(as_root(shlex.join(command)) for command in commands)

@@ -136,8 +136,8 @@ def main(needs: Sequence[str] = ()) -> int:
     if distribution.key and not distribution.package_names(lacking):
         print(f"missing on this machine: {', '.join(lacking)}; {distribution.name} has no package", file=sys.stderr)
         return 0 if needs else 1
-    print(f"missing on this machine: {', '.join(lacking)}. Run:", file=sys.stderr)
-    print(f"  {distribution.install_command(lacking)}", file=sys.stderr)
+    command = distribution.install_command(lacking)
+    print(f"missing on this machine: {', '.join(lacking)}. Run: {command}", file=sys.stderr)
     if "python-headers" in lacking:
         print(f"(the headers must be those of {sys.executable}; PYTHON=... selects another Python)", file=sys.stderr)
     return 0 if needs else 1

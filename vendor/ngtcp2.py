@@ -93,7 +93,7 @@ def choose(env: Mapping[str, str] = os.environ, distribution: Distribution | Non
     try:
         gnutls = probe_gnutls()
     except StepFailed as failure:
-        raise LibraryMissing(f"{failure}\n{help_tools(distribution)}") from failure
+        raise LibraryMissing(f"{failure}. {help_tools(distribution)}") from failure
     root = cache.folder(env)
     given: Way = ("ASPORT_NGTCP2_SOURCE", lambda: bundled(static_build.from_path(Path(source)), gnutls, root, env))
     fetched: Way = ("pinned release", lambda: bundled(pinned_release(distribution, root), gnutls, root, env))
@@ -123,7 +123,7 @@ def require_tools(
         distribution: Names to use in messages; this machine's by default.
 
     Raises:
-        LibraryMissing: Something is missing. Has a line for each thing, and the command that installs all of them.
+        LibraryMissing: Something is missing. One line names it, and the command that installs everything.
     """
     problems = []
     if shutil.which(compiler[0]) is None:
@@ -139,7 +139,7 @@ def require_tools(
     if problems:
         if env.get("ASPORT_NGTCP2") != "system" and shutil.which("make") is None:
             problems.append("make is not installed")
-        raise LibraryMissing("\n".join([*problems, help_tools(distribution or detect())]))
+        raise LibraryMissing(f"{'; '.join(problems)}. {help_tools(distribution or detect())}")
 
 
 Way = tuple[str, Callable[[], Library]]
@@ -156,7 +156,7 @@ def first_that_works(ways: list[Way], distribution: Distribution) -> Library:
         try:
             library = way()
         except ToolMissing as tool:
-            raise LibraryMissing(f"{tool} is not installed\n{help_tools(distribution)}") from tool
+            raise LibraryMissing(f"{tool} is not installed. {help_tools(distribution)}") from tool
         except Refused as refusal:
             raise LibraryMissing(str(refusal)) from refusal
         except (StepFailed, OSError) as failure:
@@ -240,9 +240,8 @@ def _pkg_config_program() -> str:
 
 
 def help_tools(distribution: Distribution) -> str:
-    """Return one line: what to type to get everything that the build needs."""
-    command = distribution.install_command(TOOLS)
-    return f"Run: {command}" if distribution.key else command
+    """Return what to type to get everything that the build needs."""
+    return f"Run: {distribution.install_command(TOOLS)}"
 
 
 def help_library(distribution: Distribution) -> str:

@@ -69,11 +69,14 @@ def test_a_derivative_is_treated_as_its_parent_but_not_as_a_release_of_it() -> N
     assert distribution.apt.newer_suite == ""
 
 
-def test_an_unknown_distribution_gets_a_description() -> None:
+def test_an_unknown_distribution_gets_the_commands_of_all_others() -> None:
     distribution = detect("ID=mystery\n")
     assert distribution.apt is None
     assert distribution.install_command(["compiler", "make"]) == (
-        "install, with this system's package manager: compiler, make"
+        "on Debian: sudo apt-get update && sudo apt-get install --yes --no-install-recommends gcc libc6-dev make; "
+        "on Fedora: sudo dnf install --assumeyes gcc glibc-devel make; "
+        "on Alpine Linux: sudo apk update && sudo apk add gcc musl-dev linux-headers make; "
+        "on Arch Linux: sudo pacman -Syu --needed --noconfirm gcc make"
     )
 
 
@@ -99,7 +102,7 @@ def test_packages_are_named_once_in_order() -> None:
             "alpine",
             "sudo apk update && sudo apk add gcc musl-dev linux-headers make pkgconf gnutls-dev python3-dev",
         ),
-        ("arch", "sudo pacman -S --needed --noconfirm gcc make pkgconf gnutls python"),
+        ("arch", "sudo pacman -Syu --needed --noconfirm gcc make pkgconf gnutls python"),
     ],
 )
 def test_one_line_installs_all_that_the_build_needs(key: str, command: str) -> None:
