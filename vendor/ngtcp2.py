@@ -38,6 +38,8 @@ from vendor.steps import Refused, StepFailed, ToolMissing, run, say
 CHOICES = ("auto", "bundled", "system")
 PACKAGES = ("libngtcp2", "libngtcp2_crypto_gnutls")
 """pkg-config names, always of the same release."""
+CONFIGURED = ("gcc", "cc")
+"""The compilers that ngtcp2's configure script looks for. That of Python may have another name."""
 TOOLS = ("compiler", "make", "pkg-config", "gnutls", "python-headers")
 """What is needed to build the extension module, named as in packages.json."""
 
@@ -126,8 +128,11 @@ def require_tools(
         LibraryMissing: Something is missing. One line names it, and the command that installs everything.
     """
     problems = []
+    builds = env.get("ASPORT_NGTCP2") != "system"
     if shutil.which(compiler[0]) is None:
         problems.append(f"no C compiler: {compiler[0]} is not installed")
+    elif builds and not env.get("CC") and not any(map(shutil.which, CONFIGURED)):
+        problems.append(f"no C compiler: neither {' nor '.join(CONFIGURED)} is installed")
     elif not machine.has_compiler(compiler):
         problems.append(f"{compiler[0]} does not find the headers of the C library or of Linux, or does not work")
     if not machine.has_python_headers():
@@ -137,7 +142,7 @@ def require_tools(
     except StepFailed as failure:
         problems.append(str(failure))
     if problems:
-        if env.get("ASPORT_NGTCP2") != "system" and shutil.which("make") is None:
+        if builds and shutil.which("make") is None:
             problems.append("make is not installed")
         raise LibraryMissing(f"{'; '.join(problems)}. {help_tools(distribution or detect())}")
 

@@ -94,6 +94,21 @@ def test_no_compiler(tree: Path, tmp_path: Path) -> None:
     assert install(tree, environment)[-1] == told("no C compiler: no-such-compiler is not installed")
 
 
+def test_no_compiler_but_pythons(tree: Path, tmp_path: Path) -> None:
+    """As on Debian with a cross compiler's package and not the package gcc."""
+    environment = machine(tmp_path, "gcc", "cc")
+    found = shutil.which("cc")
+    assert found is not None
+    (tmp_path / "bin" / "triplet-gcc").symlink_to(found)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sysconfig\n"
+        "real = sysconfig.get_config_var\n"
+        "sysconfig.get_config_var = lambda name: 'triplet-gcc' if name == 'CC' else real(name)\n"
+    )
+    environment |= {"PYTHONPATH": str(tmp_path), "CC": ""}
+    assert install(tree, environment)[-1] == told("no C compiler: neither gcc nor cc is installed")
+
+
 def test_a_compiler_without_the_headers_of_the_c_library(tree: Path, tmp_path: Path) -> None:
     environment = {**machine(tmp_path), "CC": "gcc -nostdinc"}
     assert install(tree, environment)[-1] == told(
