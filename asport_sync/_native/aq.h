@@ -31,6 +31,23 @@
 #define AQ_NSEC_PER_MSEC 1000000ULL
 #define AQ_NSEC_PER_SEC 1000000000ULL
 
+/* Returns the text of an errno, from what strerror_r has returned and the buffer that it got:
+ * AQ_ERRNO_TEXT(strerror_r(...), buffer). strerror_r has two forms. That of glibc returns the text, which may be
+ * elsewhere; that of POSIX, as in musl, returns 0 or an error and leaves the text in the buffer. */
+#define AQ_ERRNO_TEXT(returned, buffer)                                                                                \
+    _Generic((returned), char * : aq_errno_text_glibc, int : aq_errno_text_posix)((returned), (buffer))
+
+static inline const char *aq_errno_text_glibc(const char *text, const char *buffer)
+{
+    AQ_UNUSED(buffer);
+    return text;
+}
+
+static inline const char *aq_errno_text_posix(int error, const char *buffer)
+{
+    return error == 0 ? buffer : "unknown error";
+}
+
 /* Returns whether family and IP address are equal; ports are ignored. So is the zone of a link-local address, because
  * only one side knows it. */
 static inline int aq_address_same_host(const aq_address *a, const aq_address *b)

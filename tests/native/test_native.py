@@ -109,6 +109,7 @@ TESTS = (
     NativeTest("budget", ("core/budget.c", "core/reserve.c"), threaded=True, wraps=("malloc",)),
     NativeTest("bucket", ("core/bucket.c", "core/ready.c", "core/wake.c", "core/clock.c"), threaded=True),
     NativeTest("list", ()),
+    NativeTest("errno_text", ()),
     NativeTest("slab", ("core/slab.c",), threaded=True),
     NativeTest("map", ("core/map.c",)),
     NativeTest("ranges", ("core/ranges.c",)),

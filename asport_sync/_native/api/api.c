@@ -68,7 +68,7 @@ const char *aq_strerror(int64_t error, char *buffer, size_t length)
     if (error <= 0 && -error < (int64_t)AQ_ARRAY_LENGTH(texts))
         text = texts[-error];
     else if (error < AQ_ERR_SYSTEM && error > AQ_ERR_SYSTEM - 4096)
-        text = strerror_r((int)(AQ_ERR_SYSTEM - error), system, sizeof(system));
+        text = AQ_ERRNO_TEXT(strerror_r((int)(AQ_ERR_SYSTEM - error), system, sizeof(system)), system);
     if (length > 0)
         snprintf(buffer, length, "%s", text);
     return buffer;

@@ -96,7 +96,8 @@ void aq_events_log_once(aq_events *events, unsigned *logged, unsigned bit, const
     if (*logged & bit)
         return;
     *logged |= bit;
-    length = snprintf((char *)event.data, sizeof(event.data), "%s: %s", what, strerror_r(error, words, sizeof(words)));
+    length = snprintf((char *)event.data, sizeof(event.data), "%s: %s", what,
+                      AQ_ERRNO_TEXT(strerror_r(error, words, sizeof(words)), words));
     event.length = (uint32_t)length < sizeof(event.data) ? (uint32_t)length : (uint32_t)sizeof(event.data) - 1;
     aq_events_post(events, &event);
 }
