@@ -4,7 +4,7 @@
 # PYTHON=...   the Python to use, 3.10 or later (python3)
 # ARGS=...     more arguments, for pytest in "test", for the program in "demo", "faults", "soak", "bench" and "fuzz"
 # JOBS=...     number of processes for "test" and "check" (three per processor, because most tests mostly wait)
-# SUITE=...    the tests that "test-system" and "sanitize" run
+# SUITE=...    the tests that "test-system", "sanitize" and "test-wheel" run
 # SANITIZE=... the sanitizer of "sanitize", as the compiler names it (thread)
 # The build also uses ASPORT_NGTCP2, ASPORT_NGTCP2_SOURCE and ASPORT_CACHE (vendor/ngtcp2.py), CC, CFLAGS, LDFLAGS.
 
@@ -42,8 +42,8 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] asport_sync/_native/*/*.[ch] te
 .DELETE_ON_ERROR:
 # Setup steps run one at a time; the native build uses all cores on its own.
 .NOTPARALLEL:
-.PHONY: help demo test test-workers check faults lint format docs wheel interop soak bench fuzz sanitize system-ngtcp2 test-system \
-	build machine clean
+.PHONY: help demo test test-workers check faults lint format docs wheel test-wheel interop soak bench fuzz sanitize \
+	system-ngtcp2 test-system build machine clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,10 +85,15 @@ format: $(VENV)/.tools ## Bring Python and C files into the project's style.
 docs: build ## Write what comes from the code: tables in docs/, manual pages, unit files, signatures.
 	@$(BIN)/python -m tests.support.generated
 
-wheel: $(VENV)/.tools ## Make the source distribution and, from it, the wheel, in dist/.
+wheel: $(VENV)/.tools ## Make the source distribution and, from it, the wheel, in dist/ (as root, in a Debian root).
+	@$(PYTHON) -m vendor.machine debootstrap
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation
-	@ls -l dist
+	$(BIN)/python -m release.wheel
+
+# With a compiler for the build root only. The limits of time are those of tests/wheel.
+test-wheel: build wheel ## Try the wheel in empty roots of Debian: no compiler, no network (SUITE="tests/e2e ...").
+	SUITE="$(if $(findstring file,$(origin SUITE)),,$(SUITE))" JOBS="$(JOBS)" \
+		$(BIN)/python -m pytest -q -m wheel tests/wheel $(ARGS)
 
 interop: build ## Build the reference implementation and peers on other QUIC stacks (cargo, Go; minutes), and test with them.
 	$(BIN)/python -m tests.interop.install --require
@@ -117,7 +122,7 @@ test-system: build ## Build with the distribution's ngtcp2 and run engine, smoke
 	mkdir -p $(SYSTEM)
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		ASPORT_NGTCP2=system $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SYSTEM)/site .
-	cp -r tests docs examples vendor README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml $(SYSTEM)
+	cp -r tests docs examples release vendor README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml $(SYSTEM)
 	cp -r asport_sync/_native $(SYSTEM)/native
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" ASPORT_NGTCP2=system && ../../$(BIN)/python -c \
@@ -131,7 +136,7 @@ sanitize: build ## Run engine and tunnel under a sanitizer (SANITIZE=thread or a
 	mkdir -p $(SANITIZED)
 	CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -Wno-tsan" LDFLAGS="-fsanitize=$(SANITIZE)" \
 		ASPORT_WERROR=0 $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SANITIZED)/site .
-	cp -r tests docs examples vendor README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml $(SANITIZED)
+	cp -r tests docs examples release vendor README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml $(SANITIZED)
 	cp -r asport_sync/_native $(SANITIZED)/native
 	cd $(SANITIZED) && export PYTHONPATH="$$PWD/site" && ../../../$(BIN)/python -m tests.support.sanitized $(SANITIZE) \
 		-q $(if $(findstring file,$(origin SUITE)),tests/engine tests/e2e,$(SUITE)) $(ARGS)

@@ -27,6 +27,7 @@ LEFT_OUT = {
     "faults": "the long half of the fault matrix",
     "reference": "what the reference does by itself",
     "recovery": "every fault as often as docs/reliability.md measures it, and a thousand reconnects",
+    "wheel": "the wheel in dist/, in Debian roots",
 }
 
 

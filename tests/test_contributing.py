@@ -73,7 +73,7 @@ def test_a_hook_runs_what_lint_runs(hook: dict[str, Any]) -> None:
     assert [line for line in commands if line.rpartition(" ")[0] == hook["entry"]]
     assert hook["language"] == "system"
     tool = hook["entry"].split()[0].removeprefix(".venv/bin/")
-    assert [each for each in PYPROJECT["dependency-groups"]["dev"] if re.match(rf"{tool}\b", each)]
+    assert [each for each in PYPROJECT["dependency-groups"]["dev"] if re.match(rf"{tool}\b", str(each))]
 
 
 def test_editors_and_formatters_agree() -> None:

@@ -87,6 +87,7 @@ EXTRA_PROBES: dict[str, Callable[[], bool]] = {
     "clang": has_fuzzer,
     "chromium": lambda: has_program("chromium", "chromium-browser", "google-chrome"),
     "systemd": lambda: has_program("systemctl"),
+    "debootstrap": lambda: has_program("debootstrap"),
 }
 """The same for needs of a single target."""
 

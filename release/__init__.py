@@ -1,0 +1,1 @@
+"""Make and try what is released: the wheel, in Debian roots. Nothing here is part of the package."""
