@@ -31,6 +31,7 @@ PAGE = REPOSITORY / "docs" / "install.md"
 INSTALLS = "apt-get install --yes --no-install-recommends "
 """The beginning of the command that the page names for what a machine needs."""
 TESTED = "tests/e2e tests/interop tests/cli"
+OFFLINE_TESTED = "tests/test_*.py tests/config tests/wire tests/cli tests/vendor tests/e2e/test_smoke.py"
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
@@ -121,27 +122,27 @@ def test_the_tests_pass_with_it(root: Path) -> None:
     execute(root, "/opt/tests/bin/pip install -q /wheels/*.whl")
     place = execute(root, "/opt/tests/bin/python -c 'import asport_sync; print(asport_sync.__file__)'")
     assert place.startswith("/opt/tests/")
-    tested = os.environ.get("SUITE") or TESTED
+    run_tests(root, TESTED)
+
+
+def run_tests(root: Path, tests: str) -> None:
+    """Runs tests with the Python in /opt/tests: these, or those of the environment."""
+    tested = os.environ.get("SUITE") or tests
     jobs = os.environ.get("JOBS") or str(3 * len(os.sched_getaffinity(0)))
     execute(root, f"/opt/tests/bin/python -m pytest -q -p no:cacheprovider -n {jobs} --dist worksteal {tested}")
 
 
-def test_the_source_distribution_builds_and_passes_its_tests_offline(sdist: Path, tmp_path: Path) -> None:
+def test_the_source_distribution_builds_and_passes_its_tests_offline(sdist: Path) -> None:
     source = pinned.tarball(detect(), cache_directory())
     with roots.copy(making.build_root()) as root:
         making.unpack(sdist, root / "src")
         shutil.copy(source, root / "root")
-        making.download(root / "wheels", making.PYTHON, os.uname().machine, "--group", "test", "--group", "wheel")
+        groups = ("--group", "test", "--group", "wheel")
+        making.download(root / "wheels", making.PYTHON, os.uname().machine, "pyyaml>=6", *groups)
         execute(root, "python3 -m venv /opt/tests && /opt/tests/bin/pip install -q /wheels/*.whl")
-        execute(
-            root,
-            f"ASPORT_NGTCP2_SOURCE=/root/{source.name} /opt/tests/bin/pip install -q --no-build-isolation --editable .",
-        )
-        execute(
-            root,
-            "/opt/tests/bin/python -m pytest -q -p no:cacheprovider tests/test_*.py tests/config tests/wire tests/cli "
-            "tests/vendor tests/e2e/test_smoke.py",
-        )
+        install = "/opt/tests/bin/pip install -q --no-build-isolation --editable ."
+        execute(root, f"ASPORT_NGTCP2_SOURCE=/root/{source.name} {install}")
+        run_tests(root, OFFLINE_TESTED)
 
 
 def test_the_commands_of_the_page_are_two_lines() -> None:
