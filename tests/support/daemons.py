@@ -122,7 +122,7 @@ def fetch() -> None:
     # In Ubuntu some are not in the main component.
     components = dict.fromkeys((*source.components, *names.source_components))
     source = apt.with_suite(source, names, distribution.codename, tuple(components))
-    with cache.locked(root), cache.scratch(root) as folder, apt.private(folder / "apt", source, "deb") as private:
+    with cache.locked(root), cache.scratch(root) as folder, apt.private(folder / "apt", source) as private:
         wanted: set[str] = set()
         for name in lacking:
             try:

@@ -227,12 +227,13 @@ class Archive:
         index = self._suite / "main" / f"binary-{architecture.stdout.strip()}" / "Packages"
         index.parent.mkdir(parents=True)
         index.write_text(packages)
+        digest, size = sha256(packages.encode()).hexdigest(), len(packages.encode())
         now = datetime.now(timezone.utc)
         (self._suite / "Release").write_text(
             f"Label: Test\nSuite: unstable\nCodename: sid\nComponents: main\n"
             f"Date: {format_datetime(now + begins, usegmt=True)}\n"
             f"Valid-Until: {format_datetime(now + ends, usegmt=True)}\n"
-            f"SHA256:\n {sha256(packages.encode()).hexdigest()} {len(packages.encode())} {index.relative_to(self._suite)}\n"
+            f"SHA256:\n {digest} {size} {index.relative_to(self._suite)}\n"
         )
         return self._suite / "Release"
 
@@ -316,7 +317,7 @@ def test_dependencies_are_resolved_as_if_nothing_was_installed(repository: Archi
     packages = [stanza.format(name, needs, name).replace("Depends: \n", "") for name, needs in named.items()]
     repository.write(packages="\n".join(packages))
     repository.sign()
-    with apt.private(tmp_path / "own", repository.source, "deb") as private:
+    with apt.private(tmp_path / "own", repository.source) as private:
         assert private.with_dependencies("daemon") == {"daemon", "either", "libc6"}
         for name in ("alone", "unknown"):
             with pytest.raises(StepFailed, match=r"^apt-get install: apt-get failed: E: "):
