@@ -468,8 +468,9 @@ def test_a_changed_configmap_is_reloaded(certificate: Certificate, tmp_path: Pat
     arguments = ["--bind", "127.0.0.1", "--directory", str(tmp_path / "www"), str(web)]
     with (
         Server(**server_options(certificate)) as server,
-        Process([sys.executable, "-m", "http.server", *arguments], name="web"),
+        Process([sys.executable, "-u", "-m", "http.server", *arguments], name="web") as pages,
     ):
+        pages.wait_for("Serving HTTP", START)
         keys["server"] = host_and_port(server.address)
         keys["password_file"] = str(tmp_path / "secrets" / "alice.password")
         keys["certificates"] = {"paths": [str(certificate.trusted)], "disable_native": True}

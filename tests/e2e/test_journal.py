@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ from tests.support.traffic import connect
 
 TIME = re.compile(r"^\d{4}-\d\d-\d\dT")
 # systemd sets the variable to device and inode of what it connects stderr to; here that is the file of the test.
-UNDER_THE_JOURNAL = ("sh", "-c", 'JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) exec "$@"', "sh")
+# Not a shell, which may crash under ThreadSanitizer.
+_STARTER = """
+import os, sys
+stderr = os.fstat(2)
+os.execve(sys.argv[1], sys.argv[1:], {**os.environ, "JOURNAL_STREAM": f"{stderr.st_dev}:{stderr.st_ino}"})
+"""
+UNDER_THE_JOURNAL = (sys.executable, "-c", _STARTER)
 
 
 def under_the_journal(process: Process) -> Process:

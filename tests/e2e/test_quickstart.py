@@ -16,6 +16,7 @@ from tests.e2e.test_day import home_with_the_command, masked, replaced
 from tests.support.console import Command, File, Shell, matches, parts_of
 from tests.support.ports import free_port
 from tests.support.process import REPOSITORY
+from tests.support.sanitized import takes_shells
 from tests.support.terminal import Terminal, rendered
 from tests.support.waiting import NeverHappened, wait_until
 
@@ -58,6 +59,7 @@ def test_it_is_typed_in_two_minutes() -> None:
     assert typed["Installation, on both machines"] + sum(typed.values()) <= MAX_TYPED
 
 
+@takes_shells
 def test_every_command_prints_what_the_page_shows(tmp_path: Path) -> None:
     for tool in ("bash", "curl"):
         if shutil.which(tool) is None:

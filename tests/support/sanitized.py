@@ -52,6 +52,12 @@ takes_signals = pytest.mark.skipif(
 )
 
 
+takes_shells = pytest.mark.skipif(
+    "libtsan" in preloaded(),
+    reason="a shell may crash under ThreadSanitizer, and cannot do without what it starts needs",
+)
+
+
 def spare_other_programs() -> None:
     """From now on, starts programs that do not run Python without the library: some, such as curl, hang with it."""
     begin: Callable[..., None] = subprocess.Popen.__init__
