@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -41,9 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    # Commands under test would all have their control socket there, at one path.
-    for name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
-        os.environ.pop(name, None)
+    # Commands under test have their control socket in a directory of this run, see also _own_runtime_directory().
+    os.environ.pop("RUNTIME_DIRECTORY", None)
+    folder = tempfile.TemporaryDirectory(prefix="asport-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["XDG_RUNTIME_DIR"] = folder.name
     if preloaded():
         spare_other_programs()
         first = threading.Thread()  # with which ThreadSanitizer starts one of its own, that stays
@@ -98,6 +101,17 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if not request.node.stash.get(_failed, False):
         check_nothing_left(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gives the commands of a test their own place for control sockets.
+
+    Not below tmp_path: a path of a socket may have 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="asport-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -268,8 +268,8 @@ class Client(Lifecycle[ClientConfig, Sessions]):
                 ``started``, or, on a client, once the local services of all its tunnels are ``public``.
             control_socket: Unix socket on which the commands ``status``, ``reload`` and others reach this process;
                 ``off``: none. Only this user and root may use it. Its directory must exist. Default: in the commands
-                ``client.sock`` or ``server.sock`` in ``$RUNTIME_DIRECTORY``, else in ``$XDG_RUNTIME_DIR/asport-sync``,
-                else none; in programs none.
+                ``client.sock`` or ``server.sock`` in ``$RUNTIME_DIRECTORY``, else in ``asport-sync/`` of
+                ``$XDG_RUNTIME_DIR``, of ``/run/user/UID`` or, for root, of ``/run``, else none; in programs none.
             status: Where the state is shown over HTTP. Not shown by default.
             relay: What moves the bytes of TCP connections and reads UDP sockets. ``engine``: the engine's thread.
                 ``auto``: also workers (threads) for large transfers, and the pump (a thread) for sockets with many

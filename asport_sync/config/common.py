@@ -135,8 +135,8 @@ class HostConfig:
             ),
             since="Unreleased",
             default=(
-                "in the commands `client.sock` or `server.sock` in `$RUNTIME_DIRECTORY`, else in "
-                "`$XDG_RUNTIME_DIR/asport-sync`, else none; in programs none"
+                "in the commands `client.sock` or `server.sock` in `$RUNTIME_DIRECTORY`, else in `asport-sync/` of "
+                "`$XDG_RUNTIME_DIR`, of `/run/user/UID` or, for root, of `/run`, else none; in programs none"
             ),
             needs_restart=True,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,8 @@ def running(which: str | None = None) -> Caller:
 def none_found(what: str = "client or server") -> str:
     """Returns the text for a search that has found no control socket."""
     return (
-        f"no {what} is running, or it has no control socket in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/asport* or "
-        "/run/asport*"
+        f"no {what} is running, or it has no control socket in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/asport*, "
+        f"/run/user/{os.geteuid()}/asport* or /run/asport*"
     )
 
 

@@ -30,6 +30,7 @@ _LOCK_PAUSE = 0.01  # seconds between two tries
 # one, those of a user below $XDG_RUNTIME_DIR.
 _SYSTEM = Path("/run")
 _PATTERN = "asport*"
+_DIRECTORY = "asport-sync"  # of processes that are no service, below the same directories
 
 
 def name_of(side: Side) -> str:
@@ -49,21 +50,39 @@ def _own_directories() -> Iterator[Path]:
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if os.path.isabs(runtime):
         yield Path(runtime)
-    user = _user_directory()
-    if user is not None:
-        yield user / "asport-sync"
+    for user in _user_directories():
+        if _is_safe(user):
+            yield user / _DIRECTORY
+    # In a container, or after su, root has none of these.
+    if os.geteuid() == 0 and os.access(_SYSTEM, os.W_OK) and _is_safe(_SYSTEM):
+        yield _SYSTEM / _DIRECTORY
 
 
-def _user_directory() -> Path | None:
+def _user_directories() -> Iterator[Path]:
+    """Yields the runtime directories of this user, best first; neither has to exist, nor to be theirs."""
     user = os.environ.get("XDG_RUNTIME_DIR", "")
-    return Path(user) if os.path.isabs(user) else None
+    if os.path.isabs(user):
+        yield Path(user)
+    yield _SYSTEM / "user" / str(os.geteuid())  # what the variable is after a login (pam_systemd(8))
+
+
+def _is_safe(directory: Path) -> bool:
+    """Returns whether a directory exists, and no other user could replace files of this one in it.
+
+    After su, XDG_RUNTIME_DIR may still be the directory of the user before.
+    """
+    try:
+        found = directory.stat()
+    except OSError:
+        return False
+    is_shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+    return stat.S_ISDIR(found.st_mode) and found.st_uid in (0, os.geteuid()) and not is_shared
 
 
 def find(side: Side | None = None) -> list[Path]:
     """Returns the control sockets of clients, of servers, or of both that this user can see, dead ones included."""
     sides = [Side.CLIENT, Side.SERVER] if side is None else [side]
-    user = _user_directory()
-    of_services = [path for parent in (user, _SYSTEM) if parent is not None for path in sorted(parent.glob(_PATTERN))]
+    of_services = [path for parent in (*_user_directories(), _SYSTEM) for path in sorted(parent.glob(_PATTERN))]
     directories = dict.fromkeys([*_own_directories(), *of_services])
     return [path for directory in directories for each in sides if _is_socket(path := directory / name_of(each))]
 
@@ -213,17 +232,18 @@ def _bound(path: Path) -> socket.socket:
 
 
 def prepare_directory(directory: Path) -> None:
-    """Creates the directory for control sockets of a user, with mode 0700.
+    """Creates the directory for control sockets of a user, with mode 0700, unless it exists.
 
     Raises:
         ConfigError: It can't be created, or another user could replace files in it.
     """
     try:
         directory.mkdir(0o700, exist_ok=True)
-        found = directory.stat()
+        found, link = directory.stat(), directory.lstat()
     except OSError as problem:
         raise ConfigError(f"cannot create {directory}: {_why(problem)}", key=KEY) from None
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    # The runtime directory of a service may be a link of root (DynamicUser= in systemd.exec(5)).
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022 or link.st_uid not in (0, os.geteuid()):
         raise ConfigError(f"{directory} can be changed by other users", key=KEY)
 
 

@@ -27,7 +27,7 @@ _BACKLOG = 64
 
 _NOWHERE = (
     "no control socket, so status and other commands do not find this process: RUNTIME_DIRECTORY and XDG_RUNTIME_DIR "
-    "have no absolute path; set one of them, or control_socket to a path"
+    "name no directory that only this user may change; set one of them, or control_socket to a path"
 )
 
 _IN_USE = (

@@ -300,8 +300,7 @@ def test_a_wrong_configuration_is_not_changed(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.fixture
-def server_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # without a server
+def server_file(tmp_path: Path) -> Path:
     return create_server("192.0.2.1", 4433, directory=tmp_path).server_file
 
 

@@ -240,15 +240,51 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_where_a_command_has_it(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_path(Side.CLIENT) is None
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
-    assert default_path(Side.CLIENT) == Path("/run/user/1000/asport-sync/client.sock")
-    assert default_path(Side.SERVER) == Path("/run/user/1000/asport-sync/server.sock")
+    of_root = places / "asport-sync" if os.geteuid() == 0 else None
+    assert default_path(Side.CLIENT) == (of_root and of_root / "client.sock")
+    of_login = places / "user" / str(os.geteuid())
+    of_login.mkdir(parents=True)
+    assert default_path(Side.CLIENT) == of_login / "asport-sync/client.sock"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(places))
+    assert default_path(Side.CLIENT) == places / "asport-sync/client.sock"
+    assert default_path(Side.SERVER) == places / "asport-sync/server.sock"
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/asport-server:/run/other")
     assert default_path(Side.SERVER) == Path("/run/asport-server/server.sock")
     monkeypatch.setenv("RUNTIME_DIRECTORY", "relative")
-    assert default_path(Side.SERVER) == Path("/run/user/1000/asport-sync/server.sock")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
+    assert default_path(Side.SERVER) == places / "asport-sync/server.sock"
+    for nothing in ("relative", str(places / "missing")):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", nothing)
+        assert default_path(Side.SERVER) == of_login / "asport-sync/server.sock"
+
+
+def test_directories_that_others_may_change_are_not_used(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_user, of_login = tmp_path / "user", places / "user" / str(os.geteuid())
+    for folder in (of_user, of_login):
+        folder.mkdir(parents=True)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(of_user))
+    for bits in (0o777, 0o770, 0o702):
+        of_user.chmod(bits)
+        assert default_path(Side.SERVER) == of_login / "asport-sync/server.sock"
+    of_user.chmod(0o1777)  # as /tmp: the directory in it is refused if it is of another user
+    assert default_path(Side.SERVER) == of_user / "asport-sync/server.sock"
+    of_user.chmod(0o777)
+    of_login.chmod(0o777)
+    places.chmod(0o777)
+    assert default_path(Side.SERVER) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_directories_of_others_are_not_used(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``su`` keeps the variable of the user before, whose directory it is."""
+    of_user, of_login = tmp_path / "user", places / "user/0"
+    for folder in (of_user, of_login):
+        folder.mkdir(parents=True)
+        os.chown(folder, 65534, -1)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(of_user))
+    assert default_path(Side.SERVER) == places / "asport-sync/server.sock"
+    monkeypatch.setattr(os, "geteuid", lambda: 65533)  # no directory is made in /run for others
     assert default_path(Side.SERVER) is None
 
 
@@ -264,6 +300,10 @@ def test_where_they_are_looked_for(places: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
     assert find() == [tmp_path / name for name in (*of_user, *of_system)]
     assert find(Side.SERVER) == [tmp_path / of_system[1]]
+    of_login = places / "user" / str(os.geteuid()) / "asport-sync/server.sock"
+    of_login.parent.mkdir(parents=True)
+    dead(of_login)
+    assert find(Side.SERVER) == [of_login, tmp_path / of_system[1]]
 
 
 def test_the_folder_of_a_user_is_theirs(tmp_path: Path) -> None:
@@ -276,3 +316,17 @@ def test_the_folder_of_a_user_is_theirs(tmp_path: Path) -> None:
         prepare_directory(folder)
     with pytest.raises(ConfigError, match=re.escape(f"cannot create {tmp_path / 'missing' / 'asport-sync'}")):
         prepare_directory(tmp_path / "missing" / "asport-sync")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_the_folder_of_a_user_is_not_what_another_user_made(tmp_path: Path) -> None:
+    own, link, folder = tmp_path / "own", tmp_path / "link", tmp_path / "folder"
+    for each in (own, folder):
+        each.mkdir(0o700)
+    link.symlink_to(own)
+    prepare_directory(link)  # as the runtime directory of a service
+    os.chown(link, 65534, -1, follow_symlinks=False)
+    os.chown(folder, 65534, -1)
+    for each in (link, folder):
+        with pytest.raises(ConfigError, match="can be changed by other users"):
+            prepare_directory(each)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,10 +16,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -40,6 +41,7 @@ from tests.e2e.tunnels import (
     write_config,
 )
 from tests.support.certificates import Certificate
+from tests.support.ports import free_port
 from tests.support.process import REPOSITORY, Process
 from tests.support.services import Address, TcpEcho
 from tests.support.traffic import connect, echo, expect_reset
@@ -343,19 +345,60 @@ def test_a_local_service_that_is_not_there_is_the_latest_error(certificate: Cert
 def test_without_a_runtime_directory_a_line_says_so(
     certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
     line = (
         r"INFO control: no control socket, so status and other commands do not find this process: RUNTIME_DIRECTORY "
-        r"and XDG_RUNTIME_DIR have no absolute path; set one of them, or control_socket to a path$"
+        r"and XDG_RUNTIME_DIR name no directory that only this user may change; set one of them, or control_socket to "
+        r"a path$"
     )
-    with server_process(tmp_path, certificate) as server:
+    server = server_process(tmp_path, certificate)
+    server.argv = with_empty_run(server.argv, "ro")
+    with server:
         server.wait_for(line, READY_TIMEOUT)
         server_address(server)
     for option in ("off", str(tmp_path / "s")):
         with server_process(tmp_path, certificate, control_socket=option) as server:
             server_address(server)
             assert "no control socket" not in server.output()
+
+
+def test_root_needs_no_runtime_directory(
+    certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container, after ``su`` and from cron, no variable names one."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    port = free_port()
+    server = server_process(tmp_path, certificate)
+    server.argv = with_empty_run(server.argv, "rw")
+    with TcpEcho() as service, server:
+        address = server_address(server)
+        server.wait_for(r"control socket: /run/asport-sync/server\.sock$", READY_TIMEOUT)
+        enter = ["nsenter", f"--target={server.pid}", "--mount", f"--wd={REPOSITORY}"]
+
+        def inside(*argv: str) -> str:
+            return subprocess.run([*enter, *argv], capture_output=True, text=True, timeout=60, check=True).stdout
+
+        client = client_process(tmp_path, certificate, address, service.address, expected_port_range=port)
+        client.argv = [*enter, *client.argv]
+        with client:
+            assert public_port(client) == port
+            assert inside("stat", "--format=%a %U", "/run/asport-sync").split() == ["700", "root"]
+            listed = inside(*command("list"))
+            assert all(f" /run/asport-sync/{side}.sock " in listed for side in ("client", "server"))
+            added = inside(*command("user", "add", "alice", "-c", str(tmp_path / "server.json")))
+            assert re.search(r"^reloaded: user alice \(.*\): added$", added, re.MULTILINE)
+            examined = inside(*command("doctor", "client", "-c", str(tmp_path / "client.json")))
+            assert f"port {port}" in examined
+            assert "port-taken" not in examined
+
+
+def with_empty_run(argv: Sequence[str], option: Literal["ro", "rw"]) -> list[str]:
+    """Returns the command that runs a program where ``/run`` is empty, read-only or not; its pid is the program's."""
+    enter = ["unshare", "--mount"]
+    said = subprocess.run([*enter, "true"], capture_output=True, text=True, timeout=60, check=False)
+    if said.returncode != 0:
+        pytest.skip(f"only root can have a /run of its own: {said.stderr.strip()}")
+    return [*enter, "sh", "-c", f'mount -t tmpfs -o mode=755,{option} tmpfs /run && exec "$@"', "sh", *argv]
 
 
 def test_nothing_is_running(tmp_path: Path) -> None:

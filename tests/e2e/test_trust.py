@@ -27,7 +27,6 @@ from tests.support.traffic import echo
 @pytest.fixture(autouse=True)
 def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     monkeypatch.delenv("ASPORT_URI", raising=False)
 
 
@@ -208,8 +207,7 @@ def test_a_server_that_answers_by_another_protocol_is_not_trusted(tmp_path: Path
         assert not (tmp_path / "state").exists()
 
 
-def test_users_come_and_go_while_the_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_users_come_and_go_while_the_server_runs(tmp_path: Path) -> None:
     file = str(tmp_path / "server.yaml")
 
     def run(*arguments: str) -> list[str]:
