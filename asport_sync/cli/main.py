@@ -396,7 +396,14 @@ def _user(parser: argparse.ArgumentParser) -> None:
 
     add = changes(added("add", "add_user", "add one with a random UUID and password, and print the URI for clients"))
     add.add_argument("name", metavar="NAME", help="1 to 64 letters, digits, -, _ and .")
-    add.add_argument("--entry", metavar="N", type=int, default=0, help="index in proxies; default: the first")
+    place = add.add_mutually_exclusive_group()
+    place.add_argument("--entry", metavar="N", type=int, default=0, help="index in proxies; default: the first")
+    place.add_argument(
+        "--ports",
+        metavar="PORT|FIRST-LAST",
+        type=_ports,
+        help="public ports of this user: makes a new entry of proxies, whose other keys have their defaults",
+    )
     prints_uri(add)
     listing = added("list", "list_users", "print them, without passwords")
     listing.add_argument("--json", action="store_true", help="as JSON")

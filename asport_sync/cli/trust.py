@@ -55,7 +55,11 @@ def init(arguments: argparse.Namespace) -> int:
 def add_user(arguments: argparse.Namespace) -> int:
     """Adds a user, and prints the URI for their clients."""
     _check_qr(arguments)
-    added = trust.add_user(arguments.name, arguments.config, entry=arguments.entry, host=arguments.host)
+    added = trust.add_user(
+        arguments.name, arguments.config, entry=arguments.entry, ports=arguments.ports, host=arguments.host
+    )
+    if arguments.ports is not None:
+        _warn_of_others(arguments, added.user)
     return _print_new(arguments, added, f"added {added.user.label}")
 
 
@@ -106,6 +110,14 @@ def _warn(file: str | None) -> None:
     path = locate("server", file)
     for problem in loose_files(load_server(path), path):
         output.complain(f"warning: {problem}")
+
+
+def _warn_of_others(arguments: argparse.Namespace, user: trust.User) -> None:
+    """Prints a warning for each entry of the configuration whose users may open ports of this one, too."""
+    for index, proxy in enumerate(load_server(arguments.config).proxies):
+        if index != user.entry and (shared := proxy.allow_ports.intersection(*arguments.ports)):
+            others = f"the users of proxies[{index}] may open {shared} as well"
+            output.complain(f"warning: {others}; narrow its allow_ports to prevent it")
 
 
 def _reload(arguments: argparse.Namespace) -> str:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from asport_sync.config import ServerConfig
+from asport_sync.config import PortSet, ServerConfig
 from asport_sync.engine import (
     AcceptFailed,
     Carrier,
@@ -118,6 +118,7 @@ class ServerSession(Session):
         self._endpoint: Endpoint | None = None  # set by open()
         self._address: SocketAddress | None = None
         self._is_draining = False
+        self._shared_ports = PortSet()  # those that several users may open
         self._ended: Callable[[], object] | None = None  # set by end()
         self._lock = threading.Lock()  # guards _connections; the events thread, its only writer, reads without it
         self._connections: dict[Connection, ClientConnection] = {}
@@ -371,11 +372,13 @@ class ServerSession(Session):
         return bool(changed)
 
     def _warn_of_shared_ports(self) -> None:
+        """Logs a warning if users share many ports, unless a reload has not changed these."""
         shared = shared_ports(self._policy.users.values())
-        if len(shared) >= _MANY_SHARED_PORTS:
+        before, self._shared_ports = self._shared_ports, shared
+        if len(shared) >= _MANY_SHARED_PORTS and shared != before:
             _log.warning(
                 "several users share %d ports, %s: a port that one user releases may go to another a moment later; "
-                "give each user their own allow_ports",
+                "give each user an entry of proxies with their own allow_ports, as user add --ports does",
                 len(shared),
                 shared,
             )

@@ -16,6 +16,7 @@ from typing import Any, Final
 import yaml
 
 from asport_sync.config.bad_value import BadValue
+from asport_sync.config.ports import PortRange
 from asport_sync.config.values import identifier
 from asport_sync.errors import AsportError
 
@@ -31,6 +32,10 @@ def _is(written: object, user: uuid.UUID) -> bool:
         return False
 
 
+def _written(ports: PortRange) -> int | dict[str, int]:
+    return ports.start if ports.start == ports.end else {"start": ports.start, "end": ports.end}
+
+
 class Editor(abc.ABC):
     """Changes users in one text. ``entry`` is an index in ``proxies``."""
 
@@ -40,6 +45,10 @@ class Editor(abc.ABC):
     @abc.abstractmethod
     def add(self, entry: int, user: uuid.UUID, keys: Mapping[str, str]) -> str:
         """Returns the text with another user, last in the table ``users``."""
+
+    @abc.abstractmethod
+    def add_entry(self, ports: PortRange, user: uuid.UUID, keys: Mapping[str, str]) -> str:
+        """Returns the text with another entry of ``proxies``, last in the list: a user and their ports."""
 
     @abc.abstractmethod
     def remove(self, entry: int, user: uuid.UUID) -> str:
@@ -58,12 +67,15 @@ _Pair = tuple[yaml.ScalarNode, yaml.Node]
 class _YamlEditor(Editor):
     """Replaces, inserts and removes characters at the places that the parser reports."""
 
-    def _users(self, entry: int) -> yaml.MappingNode:
+    def _proxies(self) -> yaml.SequenceNode:
         root = yaml.compose(self._text, Loader=yaml.SafeLoader)
         proxies = _child(root, "proxies")
         if not isinstance(proxies, yaml.SequenceNode):
             raise CannotEdit("proxies is no list")
-        users = _child(proxies.value[entry], "users")
+        return proxies
+
+    def _users(self, entry: int) -> yaml.MappingNode:
+        users = _child(self._proxies().value[entry], "users")
         if not isinstance(users, yaml.MappingNode) or not users.value:
             raise CannotEdit("users is no table")
         return users
@@ -79,12 +91,25 @@ class _YamlEditor(Editor):
         if users.flow_style:
             inside = ", ".join(f"{key}: {json.dumps(value)}" for key, value in keys.items())
             return self._spliced(end, end, f", {user}: {{{inside}}}")
-        indent = " " * first[0].start_mark.column
-        lines = [f"{indent}{user}:", *(f"{indent}  {key}: {json.dumps(value)}" for key, value in keys.items())]
-        at = self._end_of_line(end)
+        return self._with_lines(end, first[0].start_mark.column, _lines_of(user, keys))
+
+    def add_entry(self, ports: PortRange, user: uuid.UUID, keys: Mapping[str, str]) -> str:
+        proxies = self._proxies()
+        written = json.dumps(_written(ports)).replace('"', "")
+        if proxies.flow_style:
+            inside = ", ".join(f"{key}: {json.dumps(value)}" for key, value in keys.items())
+            at = _end(proxies.value[-1]) if proxies.value else proxies.end_mark.index - 1
+            comma = ", " if proxies.value else ""
+            return self._spliced(at, at, f"{comma}{{allow_ports: {written}, users: {{{user}: {{{inside}}}}}}}")
+        lines = [f"- allow_ports: {written}", "  users:", *(f"    {line}" for line in _lines_of(user, keys))]
+        return self._with_lines(_end(proxies), proxies.start_mark.column, lines)
+
+    def _with_lines(self, after: int, column: int, lines: list[str]) -> str:
+        """Returns the text with lines after the one that has this index."""
+        at = self._end_of_line(after)
         newline = "\r\n" if "\r\n" in self._text else "\n"
         before = "" if at == 0 or self._text[at - 1] == "\n" else newline
-        return self._spliced(at, at, before + "".join(f"{line}{newline}" for line in lines))
+        return self._spliced(at, at, before + "".join(f"{' ' * column}{line}{newline}" for line in lines))
 
     def remove(self, entry: int, user: uuid.UUID) -> str:
         users = self._users(entry)
@@ -117,6 +142,10 @@ class _YamlEditor(Editor):
 
     def _spliced(self, start: int, end: int, new: str) -> str:
         return self._text[:start] + new + self._text[end:]
+
+
+def _lines_of(user: uuid.UUID, keys: Mapping[str, str]) -> list[str]:
+    return [f"{user}:", *(f"  {key}: {json.dumps(value)}" for key, value in keys.items())]
 
 
 def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
@@ -168,6 +197,25 @@ class _TomlEditor(Editor):
         users[str(user)] = table
         return self._tomlkit.dumps(self._document)
 
+    def add_entry(self, ports: PortRange, user: uuid.UUID, keys: Mapping[str, str]) -> str:
+        proxies: Any = self._document["proxies"]
+        has_tables = isinstance(proxies, self._tomlkit.items.AoT)
+        entry: Any = self._tomlkit.table() if has_tables else self._tomlkit.inline_table()
+        written = _written(ports)
+        if isinstance(written, dict):
+            table = self._tomlkit.inline_table()
+            table.update(written)
+            entry["allow_ports"] = table
+        else:
+            entry["allow_ports"] = written
+        users: Any = self._tomlkit.table() if has_tables else self._tomlkit.inline_table()
+        inside = self._tomlkit.inline_table()
+        inside.update(keys)
+        users[str(user)] = inside
+        entry["users"] = users
+        proxies.append(entry)
+        return self._tomlkit.dumps(self._document)
+
     def remove(self, entry: int, user: uuid.UUID) -> str:
         users = self._users(entry)
         del users[self._key(users, user)]
@@ -190,14 +238,21 @@ class _JsonEditor(Editor):
     """Writes the whole tree again, with the indentation of the first line that has one."""
 
     def _changed(self, entry: int, change: Callable[[dict[str, Any]], object]) -> str:
+        return self._with_changed_proxies(lambda proxies: change(proxies[entry]["users"]))
+
+    def _with_changed_proxies(self, change: Callable[[list[Any]], object]) -> str:
         tree = json.loads(self._text)
-        change(tree["proxies"][entry]["users"])
+        change(tree["proxies"])
         indent = re.search(r"\n([ \t]+)\S", self._text)
         end = "\n" if self._text.endswith("\n") else ""
         return json.dumps(tree, ensure_ascii=False, indent=None if indent is None else indent[1]) + end
 
     def add(self, entry: int, user: uuid.UUID, keys: Mapping[str, str]) -> str:
         return self._changed(entry, lambda users: users.update({str(user): dict(keys)}))
+
+    def add_entry(self, ports: PortRange, user: uuid.UUID, keys: Mapping[str, str]) -> str:
+        entry = {"allow_ports": _written(ports), "users": {str(user): dict(keys)}}
+        return self._with_changed_proxies(lambda proxies: proxies.append(entry))
 
     def remove(self, entry: int, user: uuid.UUID) -> str:
         return self._changed(entry, lambda users: users.pop(next(key for key in users if _is(key, user))))

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asport_sync.config import HostPort, ServerConfig, ServerUri, UserConfig, load_server, locate
+from asport_sync.config import HostPort, PortSet, ProxyConfig, ServerConfig, ServerUri, UserConfig, load_server, locate
 from asport_sync.config.bad_value import BadValue
 from asport_sync.config.hosts import host as parsed_host
 from asport_sync.config.hosts import host_port
+from asport_sync.config.ports import port_range
 from asport_sync.config.values import identifier, user_name
 from asport_sync.engine import certificate_pin
 from asport_sync.errors import AsportError, ConfigError
@@ -78,14 +79,21 @@ def list_users(file: str | os.PathLike[str] | None = None) -> list[User]:
 
 
 def add_user(
-    name: str, file: str | os.PathLike[str] | None = None, *, entry: int = 0, host: str | None = None
+    name: str,
+    file: str | os.PathLike[str] | None = None,
+    *,
+    entry: int = 0,
+    ports: tuple[int, int] | None = None,
+    host: str | None = None,
 ) -> NewPassword:
     """Adds a user with a random UUID and password.
 
     Args:
         name: Their name, which no other user of this server may have.
         file: As for :func:`list_users`.
-        entry: The index of the entry of ``proxies`` to which they belong.
+        entry: The index of the entry of ``proxies`` to which they belong, unless they get ``ports``.
+        ports: The first and the last public port that they may open: they get a new entry of ``proxies`` with these,
+            in which all other keys have their defaults. None: those of the entry.
         host: The host, or ``host:port``, by which clients reach the server, for the URI; None: what the certificate
             and the configuration say.
 
@@ -96,23 +104,29 @@ def add_user(
     """
     try:
         name = user_name(name)
+        own_ports = None if ports is None else port_range(ports)
     except BadValue as error:
         raise ConfigError(error.problem) from None
     password = new_password()
     new = UserConfig(uuid=uuid.uuid4(), password=password, name=name)
+    keys = {"name": name, "password": password}
 
     def change(config: ServerConfig, editor: Editor) -> tuple[str, ServerConfig]:
         for user in _users(config):
             if user.name == name:
                 raise ConfigError(f"there is a user {user.label} already")
+        if own_ports is not None:
+            own = ProxyConfig(users=(new,), allow_ports=PortSet([own_ports]))
+            expected = dataclasses.replace(config, proxies=(*config.proxies, own))
+            return editor.add_entry(own_ports, new.uuid, keys), expected
         if not 0 <= entry < len(config.proxies):
             raise ConfigError(f"there is no entry {entry} of proxies: the file has {len(config.proxies)}")
         expected = _with_users(config, entry, lambda users: (*users, new))
-        return editor.add(entry, new.uuid, {"name": name, "password": password}), expected
+        return editor.add(entry, new.uuid, keys), expected
 
     path = locate("server", file)
     config = _change(path, change, needs=host)
-    return NewPassword(User(new.uuid, name, entry), password, _uri(config, new.uuid, password, host))
+    return NewPassword(find_user(config, name), password, _uri(config, new.uuid, password, host))
 
 
 def remove_user(user: str, file: str | os.PathLike[str] | None = None) -> User:

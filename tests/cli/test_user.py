@@ -150,6 +150,35 @@ def test_add(file: Path) -> None:
     assert list(users(file)) == [ONE, TWO, added.user.uuid, again.user.uuid]
 
 
+def test_add_with_ports(file: Path) -> None:
+    """They get an entry of proxies of their own."""
+    before, (entry,) = lines(file), load_server(file).proxies
+    first = add_user("alice", file, ports=(33000, 33099))
+    second = add_user("bob", file, ports=(34000, 34000))
+    assert (first.user.entry, second.user.entry) == (1, 2)
+    assert users(file) == BEFORE | {each.user.uuid: (each.user.name, each.password) for each in (first, second)}
+    assert [str(each.allow_ports) for each in load_server(file).proxies[1:]] == ["33000-33099", "34000"]
+    assert load_server(file).proxies[0] == entry
+    missing = [line for line in before if line not in lines(file)]
+    assert len(missing) <= 1
+    third = add_user("carol", file, entry=1)
+    assert [each.entry for each in list_users(file)] == [0, 0, 1, 1, 2]
+    remove_user("alice", file)
+    assert list(users(file)) == [ONE, TWO, third.user.uuid, second.user.uuid]
+
+
+def test_who_else_may_open_the_ports_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = create_server("192.0.2.1", 4433, directory=tmp_path).server_file
+    for name, ports in (("alice", "32700-33000"), ("bob", "33001")):
+        assert main(["user", "add", name, "--ports", ports, "--no-reload", "-c", str(file)]) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.endswith(
+        "warning: the users of proxies[0] may open 32700-32767 as well; narrow its allow_ports to prevent it"
+    )
+    with pytest.raises(SystemExit):
+        main(["user", "add", "carol", "--ports", "1-2", "--entry", "1", "-c", str(file)])
+
+
 def test_remove(file: Path) -> None:
     before = lines(file)
     assert remove_user("two", file).uuid == TWO
@@ -254,6 +283,8 @@ def test_changes_at_the_same_time_are_all_made(tmp_path: Path) -> None:
         (lambda file: add_user("first", file), "there is a user first"),
         (lambda file: add_user("a b", file), "is not a name of a user"),
         (lambda file: add_user("alice", file, entry=1), "there is no entry 1 of proxies"),
+        (lambda file: add_user("alice", file, ports=(5, 4)), "the range starts at 5, above its end 4"),
+        (lambda file: add_user("alice", file, ports=(0, 4)), "expected a port from 1 to 65535, not 0"),
         (lambda file: add_user("alice", file, host="a b"), "--host"),
         (lambda file: remove_user("first", file), "is the only user of proxies"),
         (lambda file: remove_user("nobody", file), "there is no user of this name or UUID; names are: first"),

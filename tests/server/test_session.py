@@ -1482,6 +1482,23 @@ def test_a_wide_range_that_users_share_is_said(
     assert shared is None or f"several users share {shared}: " in lines[0]
 
 
+def test_ports_that_users_still_share_are_not_said_again(caplog: pytest.LogCaptureFixture) -> None:
+    everyone = {str(ALICE): PASSWORD, str(BOB): PASSWORD}
+    ports = {"allow_ports": [(20000, 30000)]}
+
+    def warnings(scene: Scene, **proxy: Any) -> int:
+        caplog.clear()
+        apply(scene, changed(scene, proxy=proxy))
+        return len([message for message in caplog.messages if "several users share" in message])
+
+    with scene_of() as scene:
+        assert warnings(scene, users={str(ALICE): PASSWORD}, **ports) == 0
+        assert warnings(scene, users=everyone, **ports) == 1  # a second user
+        assert warnings(scene, users={**everyone, str(uuid.UUID(int=9)): PASSWORD}, **ports) == 0
+        assert warnings(scene, users=everyone, max_clients=5, **ports) == 0
+        assert warnings(scene, users=everyone, allow_ports=[(20000, 30001)]) == 1
+
+
 def test_keys_without_effect_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "asport_sync"), scene_of(buffer_pool_size=5) as scene:
         scene.join()
