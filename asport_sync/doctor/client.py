@@ -42,7 +42,7 @@ def check_client(
     findings = Findings(report)
     for tunnel in config.tunnels.values():
         findings.tunnel = tunnel.name
-        _check_tunnel(config, tunnel, findings, nat_binding=nat_binding, has_local=has_local)
+        _check_tunnel(config, tunnel, findings, file=file, nat_binding=nat_binding, has_local=has_local)
     findings.tunnel = ""
     limits = [each.max_connections for each in config.tunnels.values() if each.max_connections is not None]
     machine.check_buffers(findings)
@@ -54,11 +54,18 @@ def check_client(
 
 
 def _check_tunnel(
-    config: ClientConfig, tunnel: TunnelConfig, findings: Findings, *, nat_binding: bool, has_local: bool
+    config: ClientConfig,
+    tunnel: TunnelConfig,
+    findings: Findings,
+    *,
+    file: Path | None,
+    nat_binding: bool,
+    has_local: bool,
 ) -> None:
     if has_local:
         # A table of tunnels with a network of its own that is both is not told from one without: no false alarm then.
-        local.check(tunnel, findings, udp_is_default=tunnel.network == "both" and "network" not in config.defaults)
+        is_default = tunnel.network == "both" and "network" not in config.defaults
+        local.check(tunnel, findings, udp_is_default=is_default, file=file)
     else:
         findings.skipped("local", "the configuration names none")
     addresses = names.check(tunnel.server, findings)

@@ -245,7 +245,7 @@ PROBLEMS: Mapping[str, Problem] = {
     ),
     "local-udp": _warning(
         "No program of this machine has the UDP port of the local service.",
-        "start the service, or set network: tcp (or ASPORT_NETWORK=tcp) if it has no UDP",
+        "start the service, or correct the key local; if the service has TCP only, set network: tcp",
     ),
     # through the public port
     "tcp-blocked": _error(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from asport_sync.config import HostPort, TunnelConfig, UnixSocket
+from asport_sync.config.bad_value import dotted
+from asport_sync.config.effective import effective
 from asport_sync.config.environment import PREFIX
 from asport_sync.doctor.findings import Findings
 from asport_sync.doctor.machine import bound_ports
@@ -16,17 +18,18 @@ from asport_sync.runtime.threads import StopSignal
 _MAX_TIMEOUT = 5.0  # seconds for each address, unless dial_timeout is shorter
 
 
-def check(config: TunnelConfig, findings: Findings, *, udp_is_default: bool) -> None:
+def check(config: TunnelConfig, findings: Findings, *, udp_is_default: bool, file: Path | None = None) -> None:
     """Checks each address of the service.
 
     Args:
         config: The tunnel's configuration.
         findings: Gets what is found.
         udp_is_default: Whether nobody has asked for UDP, so that a service that has TCP only is none of the problems.
+        file: The file that it is from.
     """
     has_tcp = config.network in ("tcp", "both") and _check_tcp(config, findings)
     if config.network in ("udp", "both"):
-        _check_udp(config, findings, is_optional=has_tcp and udp_is_default)
+        _check_udp(config, findings, is_optional=has_tcp and udp_is_default, file=file)
 
 
 def missing(config: TunnelConfig) -> list[str]:
@@ -99,7 +102,7 @@ def _dial(target: HostPort | UnixSocket, timeout: float) -> tuple[str, str] | No
     return None
 
 
-def _check_udp(config: TunnelConfig, findings: Findings, *, is_optional: bool) -> None:
+def _check_udp(config: TunnelConfig, findings: Findings, *, is_optional: bool, file: Path | None) -> None:
     """Looks at the kernel's table of UDP sockets; a datagram would reach the service."""
     used = bound_ports("udp")
     for target in config.local.addresses:
@@ -118,6 +121,20 @@ def _check_udp(config: TunnelConfig, findings: Findings, *, is_optional: bool) -
             return
     found = f"{config.local}: no program has the UDP port"
     if is_optional:
-        findings.skipped("local", f"{found}; if the service is TCP only, set network: tcp, or {PREFIX}NETWORK=tcp")
+        findings.skipped("local", f"{found}; if the service has TCP only, {_without_udp(config, file)}")
+    elif config.network == "udp":
+        findings.problem("local-udp", found, "start the service, or correct the key local")
     else:
-        findings.problem("local-udp", found)
+        cure = f"start the service; or, if it has TCP only, {_without_udp(config, file)}"
+        findings.problem("local-udp", found, cure)
+
+
+def _without_udp(config: TunnelConfig, file: Path | None) -> str:
+    """Returns what to set, where the key network of a tunnel is given or would be."""
+    if file is None:
+        return f"set network: tcp, or {PREFIX}NETWORK=tcp"
+    key = dotted(("tunnels", config.name, "network") if config.name else ("network",))
+    origin = next((each.origin for each in effective("client", file) if each.key == key), None)
+    if origin is not None and origin.variables:
+        return f"set {', '.join(origin.variables)} to tcp"
+    return f"set {key}: tcp in {file}"

@@ -496,6 +496,8 @@ def test_no_udp(certificate: Certificate, server: Server, network: str) -> None:
         found = of_client(certificate, server.address, stream.address, network=network)
     assert problems(found) == ["local-udp"]
     assert "no program has the UDP port" in text_of(found, "local-udp")
+    (cure,) = (each.cure for each in found if each.cure)
+    assert ("network: tcp" in cure) == (network == "both")  # a tunnel for UDP is not helped by TCP
 
 
 def test_no_udp_that_nobody_asked_for(certificate: Certificate, server: Server) -> None:
@@ -504,7 +506,7 @@ def test_no_udp_that_nobody_asked_for(certificate: Certificate, server: Server) 
     assert problems(found) == []
     said = [each.found for each in found if each.id == "local"]
     assert "accepts TCP connections" in said[0]
-    assert "no program has the UDP port; if the service is TCP only, set network: tcp, or ASPORT_NETWORK" in said[1]
+    assert "no program has the UDP port; if the service has TCP only, set network: tcp, or ASPORT_NETWORK" in said[1]
     found = of_client(certificate, server.address, ("127.0.0.1", free_port()))
     assert problems(found) == ["local-refused", "local-udp"]
 

@@ -100,6 +100,36 @@ def test_a_uri_and_a_service_that_has_tcp_only(
     assert ("no program has the UDP port" in output) == (not network)
 
 
+@pytest.mark.parametrize(
+    ("network", "tunnel", "variable", "cure"),
+    [
+        ("both", "", "", "start the service; or, if it has TCP only, set network: tcp in other.json"),
+        ("both", "web", "", "start the service; or, if it has TCP only, set tunnels.web.network: tcp in other.json"),
+        ("udp", "", "both", "start the service; or, if it has TCP only, set ASPORT_NETWORK to tcp"),
+        ("udp", "", "", "start the service, or correct the key local"),
+    ],
+)
+def test_the_cure_fits_where_the_network_is_from(
+    certificate: Certificate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    network: str,
+    tunnel: str,
+    variable: str,
+    cure: str,
+) -> None:
+    closed = ("127.0.0.1", free_port())
+    options = client_options(certificate, closed, closed, network=network)
+    if tunnel:
+        options["tunnels"] = {tunnel: {name: options.pop(name) for name in ("local", "network")}}
+    if variable:
+        monkeypatch.setenv("ASPORT_NETWORK", variable)
+    write_config(tmp_path, "other", options)
+    assert main(["doctor", "client", "-c", "other.json"]) == 1
+    assert re.search(rf"warning +local-udp .*\n +what to do: {re.escape(cure)}\n", capsys.readouterr().out)
+
+
 def test_a_file_comes_before_the_variable(
     certificate: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
