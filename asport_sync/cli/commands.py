@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import platform
 import uuid as uuid_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from asport_sync import config
 from asport_sync._version import __version__
 from asport_sync.cli import output
 from asport_sync.cli.given_uri import given
+from asport_sync.config.environment import URI
 from asport_sync.control.services import by_default
 from asport_sync.engine import certificate_pin, limit_arenas, versions
 from asport_sync.errors import ConfigError, EngineError
@@ -124,7 +126,7 @@ def install_unit(arguments: argparse.Namespace) -> int:
 
     systemd.install(
         functools.partial(_read, arguments.side),
-        config.locate(arguments.side, arguments.config),
+        _file_of_service(arguments),
         side=arguments.side,
         by_user=arguments.user,
         account=arguments.account,
@@ -133,6 +135,23 @@ def install_unit(arguments: argparse.Namespace) -> int:
         force=arguments.force,
     )
     return 0
+
+
+def _file_of_service(arguments: argparse.Namespace) -> Path:
+    has_uri = arguments.side == "client" and arguments.config is None and os.environ.get(URI)
+    ignored = f"{URI} is ignored: the service has no variables of this shell"
+    try:
+        found = config.locate(arguments.side, arguments.config)
+    except ConfigError as problem:
+        if not has_uri or problem.path is not None:
+            raise
+        raise ConfigError(
+            f"{problem.problem}; {ignored}; put what it says into client.yaml, which asport-sync config example client "
+            "-o client.yaml begins"
+        ) from None
+    if has_uri:
+        output.complain(f"warning: {ignored}")
+    return found
 
 
 def uuid(_: argparse.Namespace) -> int:

@@ -8,15 +8,20 @@ import os
 from pathlib import Path
 
 from asport_sync.cli import output
+from asport_sync.config.environment import URI
 from asport_sync.errors import ConfigError
+from asport_sync.hidden import HiddenText
 from asport_sync.runtime.log import printable
 
 
 def show(arguments: argparse.Namespace) -> int:
     """Prints the effective value of every key, and where it comes from."""
-    from asport_sync.config import effective  # each command imports only what it needs
+    from asport_sync.config import effective, parse_uri  # each command imports only what it needs
 
-    settings = effective.effective(arguments.side, arguments.config)
+    # Of a client that is given neither a file nor a URI, it comes before the default files.
+    variable = os.environ.get(URI) if arguments.side == "client" and arguments.config is None else None
+    uri = parse_uri(HiddenText(variable)) if variable else None
+    settings = effective.effective(arguments.side, arguments.config, uri=uri)
     if arguments.json:
         output.say(json.dumps(effective.as_json(settings), indent=2, ensure_ascii=False))
         return 0

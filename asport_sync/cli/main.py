@@ -299,7 +299,7 @@ def _config(parser: argparse.ArgumentParser) -> None:
         "-c",
         "--config",
         metavar="FILE",
-        help="configuration; default: the file that client run or server run would use",
+        help="configuration; default: what client run or server run would use",
     )
     show.add_argument("--json", action="store_true", help="as JSON, with the origins in parts")
     schema = with_side(

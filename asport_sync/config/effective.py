@@ -11,9 +11,9 @@ from asport_sync.config import ClientConfig, ServerConfig, Side
 from asport_sync.config.addresses import AddressSet
 from asport_sync.config.bad_value import KeyPath, dotted
 from asport_sync.config.credentials import Credential
-from asport_sync.config.environment import tables_with_keys
+from asport_sync.config.environment import PREFIX, URI, tables_with_keys
 from asport_sync.config.hosts import LocalTargets
-from asport_sync.config.load import origin, read_tree, tree_of, tree_of_environment
+from asport_sync.config.load import origin, read_tree, tree_of, tree_of_environment, tree_of_uri
 from asport_sync.config.paths import CREDENTIAL_PREFIX
 from asport_sync.config.pins import written_pin
 from asport_sync.config.ports import PortRange, PortSet
@@ -21,6 +21,8 @@ from asport_sync.config.positions import Variable
 from asport_sync.config.rates import Bandwidth, written_rate
 from asport_sync.config.reader import EnvironmentText, Source
 from asport_sync.config.structure import SECRET, Entry, Table, table_of, written_duration
+from asport_sync.config.uri import ServerUri
+from asport_sync.errors import ConfigError
 
 HIDDEN: Final = "***"
 _PEM: Final = "PEM text"
@@ -82,20 +84,34 @@ class _Owner(NamedTuple):
     at: KeyPath
 
 
-def effective(side: Side, path: str | os.PathLike[str] | None = None) -> list[Setting]:
+def effective(side: Side, path: str | os.PathLike[str] | None = None, *, uri: ServerUri | None = None) -> list[Setting]:
     """Returns all keys of a configuration.
 
     Args:
         side: Whose configuration.
         path: The file, as for ``load_client`` and ``load_server``.
+        uri: Instead of a file: what ``ASPORT_URI`` has.
 
     Raises:
         ConfigError: As these functions do.
     """
-    file = origin(side, path)
-    tree, source = tree_of(side, file) if file else tree_of_environment(side)
+    if uri is not None:
+        tree, source = _tree_of_uri(uri)
+    else:
+        file = origin(side, path)
+        tree, source = tree_of(side, file) if file else tree_of_environment(side)
     config = read_tree(side, tree, source)
     return list(_Walk(source).root(config, tree))
+
+
+def _tree_of_uri(uri: ServerUri) -> tuple[dict[str, Any], Source]:
+    tree, source = tree_of_uri(uri, {})
+    if "local" not in tree and "tunnels" not in tree:
+        raise ConfigError(
+            f"{URI} does not name the local service that becomes public: set {PREFIX}LOCAL as well, in place of --local"
+        )
+    source.positions = {**source.positions, **{(name,): Variable(URI) for name in uri.options()}}
+    return tree, source
 
 
 class _Walk:

@@ -55,12 +55,7 @@ def client_of_uri(uri: ServerUri, keys: Mapping[str, object], *, with_tunnels: b
         ConfigErrors: One or more keys are wrong; all of them are listed.
         ConfigError: Nothing names the local service.
     """
-    tree: dict[str, Any] = {}
-    source = Source(directory=Path.cwd())
-    environment.put_variables(tree, "client", source)
-    given = {**uri.options(), **keys}
-    tree = {name: value for name, value in tree.items() if name != "password_file"} | given
-    source.positions = {at: position for at, position in source.positions.items() if at[0] not in given}
+    tree, source = tree_of_uri(uri, keys)
     try:
         if with_tunnels and "local" not in tree and "tunnels" not in tree:
             raise ConfigError(
@@ -72,7 +67,6 @@ def client_of_uri(uri: ServerUri, keys: Mapping[str, object], *, with_tunnels: b
         problem = bare(error)
     finally:
         tree.clear()  # as bare() says
-        given.clear()
     raise problem
 
 
@@ -164,6 +158,20 @@ def read_tree(side: Side, tree: Mapping[str, object], source: Source) -> ClientC
         ConfigErrors: One or more keys are wrong; all of them are listed.
     """
     return read_client(tree, source) if side == "client" else read_server(tree, source)
+
+
+def tree_of_uri(uri: ServerUri, keys: Mapping[str, object]) -> tuple[dict[str, Any], Source]:
+    """Returns the tree that a URI, further keys and environment variables are, and its source.
+
+    The latter set only what the others do not, and have the only positions.
+    """
+    tree: dict[str, Any] = {}
+    source = Source(directory=Path.cwd())
+    environment.put_variables(tree, "client", source)
+    given = {**uri.options(), **keys}
+    tree = {name: value for name, value in tree.items() if name != "password_file"} | given
+    source.positions = {at: position for at, position in source.positions.items() if at[0] not in given}
+    return tree, source
 
 
 def tree_of_environment(side: Side) -> tuple[dict[str, Any], Source]:

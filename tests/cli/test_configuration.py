@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -34,6 +35,26 @@ def test_show_as_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     place = {"kind": "file", "path": str(file), "line": 1, "column": 1}
     assert {"key": "server", "value": "example.org:443", "origin": place} in found
+
+
+def test_show_of_a_uri(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A client without arguments would use it, and no file."""
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setenv("ASPORT_URI", f"asport://{UUID}:{quote(PASSWORD)}@example.net:4433?pin=sha256//{'A' * 43}=")
+    assert main(["config", "show", "client"]) == 1
+    assert capsys.readouterr().err.startswith("asport-sync: ASPORT_URI does not name the local service")
+    monkeypatch.setenv("ASPORT_LOCAL", "127.0.0.1:8080")
+    assert main(["config", "show", "client"]) == 0
+    text = capsys.readouterr().out
+    found = {key.strip(): origin for key, _, origin in (line.partition("  # ") for line in text.splitlines())}
+    of_uri = ("server: example.net:4433", "password: ***", "certificates.pins_only: true")
+    assert {found[key] for key in of_uri} == {"environment variable ASPORT_URI"}
+    assert found["local: 127.0.0.1:8080"] == "environment variable ASPORT_LOCAL"
+    assert PASSWORD not in text
+    monkeypatch.setenv("ASPORT_URI", "asport://x")
+    assert main(["config", "show", "client"]) == 1
+    assert "the URI has no @ before its host" in capsys.readouterr().err
+    assert main(["config", "show", "client", "-c", str(file)]) == 0
 
 
 def test_show_of_a_wrong_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

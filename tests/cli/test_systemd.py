@@ -592,6 +592,23 @@ def test_variables_of_the_shell_are_ignored_and_named(
     assert os.environ["ASPORT_READY"] == "public"
 
 
+def test_a_uri_in_the_environment_is_ignored_and_named(
+    etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS"):
+        monkeypatch.setenv(name, str(etc))
+    monkeypatch.setenv("ASPORT_URI", "asport://x")
+    monkeypatch.chdir(etc)
+    assert main(["systemd", "install", "client", "--print"]) == 0
+    why = "ASPORT_URI is ignored: the service has no variables of this shell"
+    assert capsys.readouterr().err.splitlines() == [f"asport-sync: warning: {why}"]
+    (etc / "client.json").unlink()
+    assert main(["systemd", "install", "client", "--print"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("asport-sync: no client configuration: ")
+    assert f"; {why}; put what it says into client.yaml, " in line
+
+
 def test_a_file_that_needs_variables(
     etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
