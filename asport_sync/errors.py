@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from asport_sync.hidden import without_passwords
+
 
 class AsportError(Exception):
     """Base class of all errors of this package.
@@ -47,8 +49,9 @@ class ConfigError(AsportError, ValueError):
         key: str | None = None,
         variable: str | None = None,
     ) -> None:
-        self.problem = problem
-        self.path = path
+        # A URI, which has a password, may have been given in place of a file.
+        self.problem = problem = without_passwords(problem)
+        self.path = path = None if path is None else without_passwords(path)
         self.line = line
         self.column = column
         self.key = key

@@ -7,7 +7,12 @@ variables.
 
 from __future__ import annotations
 
-_SHOWN = "<hidden>"
+import re
+from typing import Final
+
+_SHOWN: Final = "<hidden>"
+
+_PASSWORD_OF_URI: Final = re.compile(r"(asport:/*[^\s:@/]*:)[^\s@]+", re.IGNORECASE)
 
 
 class HiddenText(str):
@@ -26,3 +31,8 @@ class HiddenBytes(bytes):
 
     def __repr__(self) -> str:
         return _SHOWN
+
+
+def without_passwords(text: str) -> str:
+    """Returns a text in which the passwords of URIs are hidden, such as of one that was given in place of a file."""
+    return _PASSWORD_OF_URI.sub(rf"\1{_SHOWN}", text)

@@ -104,10 +104,11 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_runtime_directory(nothing_left_behind: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Gives the commands of a test their own place for control sockets.
 
-    Not below tmp_path: a path of a socket may have 107 bytes.
+    Not below tmp_path: a path of a socket may have 107 bytes. Ends before ``nothing_left_behind`` looks, and with it
+    everything else that the test has patched.
     """
     with tempfile.TemporaryDirectory(prefix="asport-") as folder:
         monkeypatch.setenv("XDG_RUNTIME_DIR", folder)

@@ -18,8 +18,8 @@ NATIVE = ROOT / "_native"
 
 # Room -> rooms it may import. Rooms are the modules and packages directly below asport_sync; "" is its __init__.
 ALLOWED = {
-    "errors": set(),
     "hidden": set(),
+    "errors": {"hidden"},
     "forked": set(),
     "wire": {"errors", "hidden"},
     "config": {"errors", "hidden"},

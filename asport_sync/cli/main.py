@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 # Nothing else of this package, which takes ten times as long as --help itself.
 from asport_sync.cli import output
 from asport_sync.errors import AsportError
+from asport_sync.hidden import without_passwords
 from asport_sync.runtime.log import FORMS, LEVELS
 
 if TYPE_CHECKING:
@@ -143,12 +144,13 @@ class _Parser(argparse.ArgumentParser):
         output.say(self.format_help().removesuffix("\n"))
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
-        """Prints usage and errors, ignoring write errors: argparse's own method raises them on older Pythons.
+        """Prints usage and errors, without passwords of URIs, which are arguments. Ignores write errors.
 
-        The exit status must depend on the error in the command line, not on whether it can be printed.
+        argparse's own method raises them on older Pythons. The exit status must depend on the error in the command
+        line, not on whether it can be printed.
         """
         with contextlib.suppress(AttributeError, OSError):
-            super()._print_message(message, file)
+            super()._print_message(without_passwords(message), file)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Ends the command with that status, whether or not the message can be written."""

@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TextIO
 
+from asport_sync.hidden import without_passwords
 from asport_sync.runtime.log import printable, priority, reaches_journal
 
 
@@ -33,7 +34,9 @@ def say(text: str) -> None:
 
 
 def complain(problem: str) -> None:
-    """Prints one or more lines on stderr, with control characters escaped; for the journal as errors.
+    """Prints one or more lines on stderr, without passwords of URIs and with control characters escaped.
+
+    In the journal they are errors.
 
     Does nothing if stderr has no reader.
     """
@@ -42,7 +45,7 @@ def complain(problem: str) -> None:
     except (AttributeError, OSError, ValueError):  # it is no file
         start = ""
     try:
-        lines = (f"{start}{printable(line)}" for line in f"asport-sync: {problem}".split("\n"))
+        lines = (f"{start}{printable(line)}" for line in f"asport-sync: {without_passwords(problem)}".split("\n"))
         print("\n".join(lines), file=sys.stderr, flush=True)
     except OSError:
         _discard(sys.stderr)

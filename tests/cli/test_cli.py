@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -29,7 +30,7 @@ from tests.support.services import host_and_port
 
 USER = "00112233-4455-6677-8899-aabbccddeeff"
 PASSWORD = "correct horse battery staple"
-HELP_NEEDS = ("", "._version", ".cli", ".cli.main", ".cli.output", ".errors", ".runtime", ".runtime.log")
+HELP_NEEDS = ("", "._version", ".cli", ".cli.main", ".cli.output", ".errors", ".hidden", ".runtime", ".runtime.log")
 RESET_KEY = "a secret that several servers share"
 CLIENT = {"server": "localhost:443", "local": "localhost:80", "uuid": USER, "password": PASSWORD}
 
@@ -287,6 +288,37 @@ def test_an_error_is_no_command_to_a_terminal(tmp_path: Path, capsys: pytest.Cap
 
 
 # --- pins -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "client",
+        "server check -c",
+        "config show client -c",
+        "config show server -c",
+        "config convert frp",
+        "config schema client -o",
+        "doctor server -c",
+        "pin",
+        "status --socket",
+        "systemd install server --print -c",
+        "uuid",
+        "user list -c",
+    ],
+)
+def test_a_uri_where_something_else_belongs_is_printed_without_its_password(
+    arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"asport://{uuid.uuid4()}:hunter2%21@localhost:4433/"
+    with contextlib.ExitStack() as ends:
+        if not arguments or arguments in ("client", "uuid"):
+            ends.enter_context(pytest.raises(SystemExit))
+        assert main([*arguments.split(), uri]) != 0
+    printed = capsys.readouterr()
+    assert "localhost:4433" in printed.err or arguments.startswith("status")
+    assert "hunter2" not in printed.err + printed.out
 
 
 def test_pin_of_a_certificate(

@@ -408,3 +408,10 @@ def test_permissions_of_what_is_not_there(tmp_path: Path) -> None:
 def test_a_copy_hides_what_the_original_hides() -> None:
     tunnel = ClientConfig.from_options(**client()).tunnels[""]
     assert SECRET not in repr(dataclasses.replace(tunnel, password=SECRET))
+
+
+def test_a_uri_where_a_file_belongs_is_named_without_its_password() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_client("asport://00112233-4455-6677-8899-aabbccddeeff:hunter2@example.org:443")
+    assert "example.org:443" in str(caught.value)
+    assert exposed(f"{caught.value} {caught.value.path} {caught.value.problem}", SECRET) == []
