@@ -81,7 +81,7 @@ def _may_run_python(args: str | os.PathLike[str] | Sequence[str | os.PathLike[st
         return True
     if not any(name in ("sh", "bash") for name in names):
         return False
-    scripts = [after for word, after in itertools.pairwise(words) if word == "-c"]
+    scripts = [after for word, after in itertools.pairwise(words) if re.fullmatch("-[a-z]*c", word)]
     return not scripts or any(PYTHON.search(script) for script in scripts)
 
 
