@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from asport_sync.hidden import without_passwords
+from asport_sync.hidden import without_passwords as _without_passwords
 
 
 class AsportError(Exception):
@@ -50,8 +50,8 @@ class ConfigError(AsportError, ValueError):
         variable: str | None = None,
     ) -> None:
         # A URI, which has a password, may have been given in place of a file.
-        self.problem = problem = without_passwords(problem)
-        self.path = path = None if path is None else without_passwords(path)
+        self.problem = problem = _without_passwords(problem)
+        self.path = path = None if path is None else _without_passwords(path)
         self.line = line
         self.column = column
         self.key = key

@@ -196,4 +196,7 @@ print(sorted(before), "asport_sync.config.client" in sys.modules, "asport_sync.e
 
 def test_an_import_of_the_package_loads_little() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    assert done.stdout == "['asport_sync', 'asport_sync._version', 'asport_sync.errors'] True False\n"
+    assert (
+        done.stdout
+        == "['asport_sync', 'asport_sync._version', 'asport_sync.errors', 'asport_sync.hidden'] True False\n"
+    )
