@@ -42,8 +42,8 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] asport_sync/_native/*/*.[ch] te
 .DELETE_ON_ERROR:
 # Setup steps run one at a time; the native build uses all cores on its own.
 .NOTPARALLEL:
-.PHONY: help demo test test-workers check faults lint format docs wheel test-wheel interop soak bench fuzz sanitize \
-	system-ngtcp2 test-system build machine clean
+.PHONY: help demo test test-workers check faults lint format docs wheel test-wheel release-check interop soak bench fuzz \
+	sanitize system-ngtcp2 test-system build machine clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -91,9 +91,15 @@ wheel: $(VENV)/.tools ## Make the source distribution and, from it, the wheel, i
 	$(BIN)/python -m release.wheel
 
 # With a compiler for the build root only. The limits of time are those of tests/wheel.
+TEST_WHEEL = SUITE="$(if $(findstring file,$(origin SUITE)),,$(SUITE))" JOBS="$(JOBS)" \
+	$(BIN)/python -m pytest -q -m wheel tests/wheel $(ARGS)
+
 test-wheel: build wheel ## Try the wheel in empty roots of Debian: no compiler, no network (SUITE="tests/e2e ...").
-	SUITE="$(if $(findstring file,$(origin SUITE)),,$(SUITE))" JOBS="$(JOBS)" \
-		$(BIN)/python -m pytest -q -m wheel tests/wheel $(ARGS)
+	$(TEST_WHEEL)
+
+release-check: build $(VENV)/.release wheel ## Check what a release has to meet, and then what test-wheel does (an hour).
+	$(BIN)/python -m release.check
+	$(TEST_WHEEL)
 
 interop: build ## Build the reference implementation and peers on other QUIC stacks (cargo, Go; minutes), and test with them.
 	$(BIN)/python -m tests.interop.install --require
@@ -122,7 +128,7 @@ test-system: build ## Build with the distribution's ngtcp2 and run engine, smoke
 	mkdir -p $(SYSTEM)
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		ASPORT_NGTCP2=system $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SYSTEM)/site .
-	cp -r tests docs examples release vendor README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml $(SYSTEM)
+	cp -r tests docs examples release vendor README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md pyproject.toml $(SYSTEM)
 	cp -r asport_sync/_native $(SYSTEM)/native
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" ASPORT_NGTCP2=system && ../../$(BIN)/python -c \
@@ -136,7 +142,7 @@ sanitize: build ## Run engine and tunnel under a sanitizer (SANITIZE=thread or a
 	mkdir -p $(SANITIZED)
 	CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -Wno-tsan" LDFLAGS="-fsanitize=$(SANITIZE)" \
 		ASPORT_WERROR=0 $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SANITIZED)/site .
-	cp -r tests docs examples release vendor README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml $(SANITIZED)
+	cp -r tests docs examples release vendor README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md pyproject.toml $(SANITIZED)
 	cp -r asport_sync/_native $(SANITIZED)/native
 	cd $(SANITIZED) && export PYTHONPATH="$$PWD/site" && ../../../$(BIN)/python -m tests.support.sanitized $(SANITIZE) \
 		-q $(if $(findstring file,$(origin SUITE)),tests/engine tests/e2e,$(SUITE)) $(ARGS)
@@ -160,6 +166,10 @@ $(VENV)/.python: | machine
 
 $(VENV)/.tools: pyproject.toml $(VENV)/.python
 	$(BIN)/pip install -q --group dev
+	@touch $@
+
+$(VENV)/.release: $(VENV)/.tools
+	$(BIN)/pip install -q --group release
 	@touch $@
 
 # Already installed, so pip only adds what the extra requires.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -13,14 +14,17 @@ import pytest
 from asport_sync import Client, config
 from asport_sync.cli.main import _parser
 from asport_sync.host.stats import METRICS
+from asport_sync.wire.dialect import Dialect
+from release import check
 from tests.host.test_stats import client_stats
+from tests.interop.install import VERSIONS
 from tests.support import literals
 from tests.support.certificates import self_signed, write_private
 from tests.support.service_manager import COMMAND
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md"))
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))
+PAGES += [ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NATIVE = ROOT / "asport_sync" / "_native"
 
 
@@ -238,3 +242,23 @@ def test_the_program_against_a_bad_network_runs(capsys: pytest.CaptureFixture[st
     assert said[0] == "reset after 5 bytes"
     assert re.fullmatch(r"a client would connect to \('127.0.0.1', \d+\)", said[1])
     assert said[2] == "0 dropped so far"
+
+
+# --- compatibility ----------------------------------------------------------------------------------------------------
+
+
+def test_the_compatibility_page_names_what_is_required_and_tested() -> None:
+    text = page("compatibility.md")
+    minimum = json.loads((ROOT / "vendor" / "packages.json").read_text(encoding="utf-8"))["minimum"]
+    assert f"GnuTLS {minimum['gnutls']} or later" in text
+    assert f"ngtcp2 {minimum['ngtcp2']} or later" in text
+    assert f"CPython from {minimum['python']} on" in text
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'requires-python = ">={minimum["python"]}"' in project
+    assert f"releases {' and '.join(VERSIONS)} of the reference implementation" in text
+    assert [dialect for dialect in Dialect if f"`{dialect.value}`" not in text] == []
+
+
+def test_the_page_about_releases_has_every_check() -> None:
+    rows = re.findall(r"^\| ([^|]+) \|", page("releasing.md"), re.MULTILINE)
+    assert [name for name in check.CHECKS if name not in rows] == []

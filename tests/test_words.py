@@ -37,7 +37,7 @@ RETIRED = {
 }
 _RETIRED = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): term for pattern, term in RETIRED.items()}
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "examples" / "README.md"]
 PAGES += [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "glossary.md"]
 SOURCES = [
     *sorted(PACKAGE.rglob("*.py")),
