@@ -42,8 +42,8 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] asport_sync/_native/*/*.[ch] te
 .DELETE_ON_ERROR:
 # Setup steps run one at a time; the native build uses all cores on its own.
 .NOTPARALLEL:
-.PHONY: help demo test test-workers check faults lint format docs wheel test-wheel release-check interop soak bench fuzz \
-	sanitize system-ngtcp2 test-system build machine clean
+.PHONY: help demo test test-workers check faults lint format docs wheel test-wheel test-pythons release-check interop \
+	soak bench fuzz sanitize system-ngtcp2 test-system build machine clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -96,6 +96,10 @@ TEST_WHEEL = SUITE="$(if $(findstring file,$(origin SUITE)),,$(SUITE))" JOBS="$(
 
 test-wheel: build wheel ## Try the wheel in empty roots of Debian: no compiler, no network (SUITE="tests/e2e ...").
 	$(TEST_WHEEL)
+
+test-pythons: build ## Run wire, config, engine and e2e with other versions of Python (ARGS="3.10 3.14t", ARGS=--smoke).
+	@$(PYTHON) -m vendor.machine debootstrap
+	JOBS="$(JOBS)" $(BIN)/python -m tests.pythons $(ARGS)
 
 release-check: build $(VENV)/.release wheel ## Check what a release has to meet, and then what test-wheel does (an hour).
 	$(BIN)/python -m release.check

@@ -29,7 +29,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SUITE = "bookworm"
 PYTHON = "3.11"
 """Of that suite. The wheel is for every Python from 3.10 on, see setup.py."""
-PLATFORMS = ("manylinux_2_5", "manylinux1", "manylinux_2_12", "manylinux2010", "manylinux_2_17", "manylinux2014")
+PLATFORMS = (
+    "linux",
+    "manylinux_2_5",
+    "manylinux1",
+    "manylinux_2_12",
+    "manylinux2010",
+    "manylinux_2_17",
+    "manylinux2014",
+)
 _OLDEST_GENERIC, _GLIBC = 18, 36
 EARLIEST = 315532800
 """1980-01-01, before which archives cannot name a time."""
@@ -91,6 +99,13 @@ def unpack(archive: Path, place: Path) -> None:
                 tar.extractall(name)
         (unpacked,) = Path(name).iterdir()
         unpacked.rename(place)
+
+
+def unpack_tests(archive: Path, place: Path) -> None:
+    """Unpack a source distribution without the package; its C files, which tests read, are in ``native``."""
+    unpack(archive, place)
+    shutil.copytree(place / "asport_sync" / "_native", place / "native")
+    shutil.rmtree(place / "asport_sync")
 
 
 def download(place: Path, python: str, architecture: str, *wanted: str, glibc: int = _GLIBC) -> None:

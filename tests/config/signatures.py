@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import asport_sync
 from asport_sync.config import (
     WITHOUT_EFFECT,
     CertificatesConfig,
@@ -36,7 +37,7 @@ from asport_sync.config.structure import descriptions, own_fields
 from asport_sync.config.tls import TlsConfig
 from tests.support.generated import Outputs, run
 
-PACKAGE = Path(__file__).resolve().parents[2] / "asport_sync"
+PACKAGE = Path(asport_sync.__file__).resolve().parent
 BEGIN = "# written by python -m tests.config.signatures --write-docs"
 END = "# end of what python -m tests.config.signatures has written"
 WIDTH = 120

@@ -52,9 +52,7 @@ def root(suite: str, wheel: Path, sdist: Path) -> Iterator[Path]:
     """A root with the wheel in the home folder, what it depends on in /wheels, and in /src the tests alone."""
     with roots.copy(roots.Kind(suite, needed())) as copied:
         shutil.copy(wheel, copied / "root")
-        making.unpack(sdist, copied / "src")
-        shutil.copytree(copied / "src" / "asport_sync" / "_native", copied / "src" / "native")
-        shutil.rmtree(copied / "src" / "asport_sync")
+        making.unpack_tests(sdist, copied / "src")
         making.download(
             copied / "wheels",
             SUITES[suite],
