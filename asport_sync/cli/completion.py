@@ -22,7 +22,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
         shell: One of ``SHELLS``.
 
     Raises:
-        AsportError: shtab is not installed.
+        AsportError: shtab is not installed, or too old for the shell.
     """
     try:
         import shtab
@@ -33,7 +33,12 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar == _DIRECTORY:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    return shtab.complete(parser, shell).rstrip("\n")
+    try:
+        return shtab.complete(parser, shell).rstrip("\n")
+    except NotImplementedError:
+        raise AsportError(
+            f"the installed release of shtab does not know {shell}: pip install --upgrade 'asport-sync[completion]'"
+        ) from None
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -92,3 +92,17 @@ def test_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == (
         "asport-sync: the package shtab is not installed: pip install 'asport-sync[completion]'\n"
     )
+
+
+def test_a_shtab_that_does_not_know_the_shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def complete(parser: object, shell: str) -> str:
+        raise NotImplementedError(f"shell ({shell}) must be in bash,zsh,tcsh")
+
+    monkeypatch.setattr("shtab.complete", complete)
+    assert main(["completion", "fish"]) == 1
+    assert capsys.readouterr().err == (
+        "asport-sync: the installed release of shtab does not know fish: "
+        "pip install --upgrade 'asport-sync[completion]'\n"
+    )
