@@ -1,6 +1,7 @@
 """Unit files for systemd: ``asport-sync systemd install``.
 
-docs/operations.md and examples/systemd/ show what ``Unit.text`` returns; a test compares them.
+docs/operations.md and examples/systemd/ show what ``Unit.text`` returns, and the package for Debian installs it; tests
+compare them.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Unit:
         side: ``client`` or ``server``.
         command: The words with which it starts, as far as ``client`` or ``server``.
         file: The configuration.
+        template: Whether it is a template: ``%i`` in the path of the configuration is the name of an instance.
         version: The release of systemd that reads it; None: unknown.
         by_user: Whether it is for a user's service manager, and not the system's.
         account: The existing account that it runs as; None: one that systemd makes up.
@@ -107,6 +109,7 @@ class Unit:
     side: str
     command: tuple[str, ...]
     file: Path
+    template: bool = False
     version: int | None = None
     by_user: bool = False
     account: str | None = None
@@ -119,7 +122,7 @@ class Unit:
     @property
     def name(self) -> str:
         """The name of the unit, without ``.service``."""
-        return f"asport-{self.side}"
+        return f"asport-{self.side}@" if self.template else f"asport-{self.side}"
 
     @property
     def text(self) -> str:
@@ -133,7 +136,7 @@ class Unit:
         return not self.credentials or (self.version is not None and self.version >= REFRESH_CREDENTIALS)
 
     def _unit(self) -> Iterator[str]:
-        yield f"Description=ASPORT {self.side}"
+        yield f"Description=ASPORT {self.side}{' %i' if self.template else ''}"
         if not self.by_user:  # a user's service manager has no such unit
             yield "Wants=network-online.target"
             yield "After=network-online.target"
@@ -142,6 +145,8 @@ class Unit:
         yield from self._kind()
         uses_credentials = bool(self.credentials)
         file = f"%d/{_word(self.file.name)}" if uses_credentials else _word(str(self.file))
+        if self.template:
+            file = file.replace("%%i", "%i")
         program, *words = self.command
         # Variables are not expanded in the path of the program, so its dollar signs are not doubled.
         start = " ".join((_quoted(program), *map(_word, words)))
@@ -156,7 +161,7 @@ class Unit:
                 yield f"# Before systemd {REFRESH_CREDENTIALS}, only a restart copies them again."
         if not self.by_user:
             yield "DynamicUser=true" if self.account is None else f"User={_percent(self.account)}"
-        yield f"RuntimeDirectory={self.name}"
+        yield f"RuntimeDirectory=asport-{self.side}{'-%i' if self.template else ''}"
         yield "RuntimeDirectoryMode=0700"
         if self.logs:
             yield "LogsDirectory=" + " ".join(map(_folder, self.logs))

@@ -167,6 +167,16 @@ def test_the_unit_fits_the_release_of_systemd(version: int | None) -> None:
     assert ("Before systemd 260, " in text) == (version != 260)
 
 
+def test_a_template_has_a_configuration_and_a_socket_for_each_instance() -> None:
+    place = Path("/etc/100%/client-%i.yaml")
+    made = systemd.Unit(side="client", command=("/bin/x",), file=place, template=True, version=257, account="daemon")
+    assert made.name == "asport-client@"
+    unit = settings(made.text)
+    assert unit["ExecStart"] == ["/bin/x client run -c /etc/100%%/client-%i.yaml"]
+    assert unit["RuntimeDirectory"] == ["asport-client-%i"]
+    assert unit["Description"] == ["ASPORT client %i"]
+
+
 def test_an_account_reads_the_files_where_they_are(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unit = settings(printed(capsys, "server", "-c", str(etc / "server.json"), "--account", "daemon"))
     assert unit["User"] == ["daemon"]
