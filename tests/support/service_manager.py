@@ -1,4 +1,4 @@
-"""A real systemd, as pid 1 of its own namespaces, on a root that is a throwaway copy of this machine's.
+"""A real systemd, as pid 1 of its own namespaces, on a throwaway copy of this machine's root or of another one.
 
 It needs root, overlayfs, the unified cgroup hierarchy and a systemd package, but no systemd that runs: this machine's
 service manager, if it has one, is never asked. Everything ends with that pid 1: processes, mounts, network, files.
@@ -64,15 +64,21 @@ _TARGETS = {
 _JOURNAL = ("systemd-journald.service", "systemd-journald.socket", "systemd-journald-dev-log.socket")
 
 # Pid 1, until it becomes systemd. $1: an empty folder, $2: another systemd or empty, $3: units, $4: this repository,
-# $5: packages of Python, $6: the prefix of Python if services can't see it. What the kernel has once for all namespaces
-# is read-only: systemd would change some of its limits. Mounts are shared, or services would not see their credentials.
+# $5: packages of Python, $6: the prefix of Python if services can't see it, $7: the root of which a copy is used. What
+# the kernel has once for all namespaces is read-only: systemd would change some of its limits. Mounts are shared, or
+# services would not see their credentials. On another root, packages may install units, but none of it are started.
 _SET_UP = """
 set -e
 mount -t tmpfs -o mode=755 tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
-mount -t overlay -o lowerdir=/,upperdir="$1/upper",workdir="$1/work" overlay "$1/root"
+mount -t overlay -o lowerdir="$7",upperdir="$1/upper",workdir="$1/work" overlay "$1/root"
 cd "$1/root"
 [ -z "$2" ] || cp -a "$2/usr/." usr/
+units=/etc/systemd/system
+if [ "$7" != / ]; then
+    rm -rf usr/lib/systemd/system/*.target.wants
+    units=$units:/usr/lib/systemd/system
+fi
 mount -t proc proc proc
 for each in sys sysrq-trigger; do
     [ -e "proc/$each" ] || continue
@@ -103,19 +109,22 @@ for each in journald-dev-log.socket journald.service journald.socket; do
 done
 cp "$3"/*.target etc/systemd/system/
 cp "$3/machine-id" etc/machine-id
-mkdir -p opt/asport/bin opt/asport/package/asport_sync opt/asport/site opt/python mnt
-cp "$3/python" "$3/asport-sync" opt/asport/bin/
-mount --bind "$4/asport_sync" opt/asport/package/asport_sync
-mount --bind "$5" opt/asport/site
-[ -z "$6" ] || mount --bind "$6" opt/python
-for each in asport/package/asport_sync asport/site python; do
-    ! mountpoint -q "opt/$each" || mount -o remount,bind,ro "opt/$each"
-done
+mkdir -p mnt
+if [ "$7" = / ]; then
+    mkdir -p opt/asport/bin opt/asport/package/asport_sync opt/asport/site opt/python
+    cp "$3/python" "$3/asport-sync" opt/asport/bin/
+    mount --bind "$4/asport_sync" opt/asport/package/asport_sync
+    mount --bind "$5" opt/asport/site
+    [ -z "$6" ] || mount --bind "$6" opt/python
+    for each in asport/package/asport_sync asport/site python; do
+        ! mountpoint -q "opt/$each" || mount -o remount,bind,ro "opt/$each"
+    done
+fi
 pivot_root . mnt
 umount -l /mnt
 mount --make-rshared /
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 container=asport-test \
-    SYSTEMD_UNIT_PATH=/etc/systemd/system /usr/lib/systemd/systemd --system --unit=test.target
+    SYSTEMD_UNIT_PATH="$units" /usr/lib/systemd/systemd --system --unit=test.target
 """
 
 
@@ -141,13 +150,15 @@ class ServiceManager:
 
     Args:
         folder: Where another release is unpacked, to be used instead of the installed one.
+        root: Another root with a systemd, to be used instead of this machine's. The command under test is not in it.
 
     Attributes:
         version: Its release.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, root: Path = Path("/")) -> None:
         self._other = folder
+        self._root = root
         self.version = 0
         prefix = Path(sys.base_prefix).resolve()
         self._hidden = prefix if any(each in (prefix, *prefix.parents) for each in _HIDDEN) else None
@@ -161,7 +172,7 @@ class ServiceManager:
         for name in ("unshare", "nsenter", "setpriv", "pivot_root"):
             if shutil.which(name) is None:
                 raise Unavailable(f"{name} is not installed")
-        if not _PROGRAM.exists():
+        if not (self._root / _PROGRAM.relative_to("/")).exists():
             raise Unavailable("systemd is not installed: python3 -m vendor.machine systemd installs it")
         self._cgroup = _own_cgroup() / f"{PREFIX}{os.getpid()}-{next(_numbers)}"
         _remove_abandoned(self._cgroup.parent)
@@ -189,7 +200,9 @@ class ServiceManager:
         user = [] if account == "root" else ["setpriv", f"--reuid={account}", f"--regid={account}", "--clear-groups"]
         return ["nsenter", "--target", str(self._pid), "--all", "--", *user, *argv]
 
-    def run(self, *argv: str, account: str = "root", check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *argv: str, account: str = "root", check: bool = True, timeout: float = TIMEOUT
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program like that and wait for it.
 
         Raises:
@@ -200,7 +213,7 @@ class ServiceManager:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT,
+            timeout=timeout,
             check=False,
             env={"PATH": _PATH, "LANG": "C.UTF-8", "HOME": "/root"},
         )
@@ -243,7 +256,7 @@ class ServiceManager:
                 *("setpriv", "--pdeathsig", "KILL"),
                 *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--net", "--cgroup"),
                 *("sh", "-c", _SET_UP, "sh", str(folder / "mount"), str(self._other or ""), str(folder)),
-                *(str(REPOSITORY), sysconfig.get_path("platlib"), str(self._hidden or "")),
+                *(str(REPOSITORY), sysconfig.get_path("platlib"), str(self._hidden or ""), str(self._root)),
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
