@@ -42,8 +42,8 @@ C_FILES := $(wildcard asport_sync/_native/*.[ch] asport_sync/_native/*/*.[ch] te
 .DELETE_ON_ERROR:
 # Setup steps run one at a time; the native build uses all cores on its own.
 .NOTPARALLEL:
-.PHONY: help demo test test-workers check faults lint format docs wheel test-wheel test-pythons release-check interop \
-	soak bench fuzz sanitize system-ngtcp2 test-system build machine clean
+.PHONY: help demo test test-workers check faults lint format docs wheel test-wheel test-pythons release-check deb test-deb \
+	interop soak bench fuzz sanitize system-ngtcp2 test-system build machine clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -105,6 +105,14 @@ release-check: build $(VENV)/.release wheel ## Check what a release has to meet,
 	$(BIN)/python -m release.check
 	$(TEST_WHEEL)
 
+deb: $(VENV)/.tools ## Make the packages of Debian, in dist/deb/ (as root, in a Debian root).
+	@$(PYTHON) -m vendor.machine debootstrap
+	rm -rf dist/deb
+	$(BIN)/python -m release.deb
+
+test-deb: build deb ## Install, upgrade and purge the packages, in a Debian root with a systemd that runs.
+	$(BIN)/python -m pytest -q -m deb tests/deb $(ARGS)
+
 interop: build ## Build the reference implementation and peers on other QUIC stacks (cargo, Go; minutes), and test with them.
 	$(BIN)/python -m tests.interop.install --require
 	$(BIN)/python -m pytest -q tests/interop $(ARGS)
@@ -132,7 +140,8 @@ test-system: build ## Build with the distribution's ngtcp2 and run engine, smoke
 	mkdir -p $(SYSTEM)
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		ASPORT_NGTCP2=system $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SYSTEM)/site .
-	cp -r tests docs examples release vendor README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md pyproject.toml $(SYSTEM)
+	cp -r tests docs examples release vendor debian README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md pyproject.toml \
+		$(SYSTEM)
 	cp -r asport_sync/_native $(SYSTEM)/native
 	settings="$$($(PYTHON) -m vendor.system_kind)" && eval "$$settings" && \
 		cd $(SYSTEM) && export PYTHONPATH="$$PWD/site" ASPORT_NGTCP2=system && ../../$(BIN)/python -c \
@@ -146,7 +155,8 @@ sanitize: build ## Run engine and tunnel under a sanitizer (SANITIZE=thread or a
 	mkdir -p $(SANITIZED)
 	CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZE) -Wno-tsan" LDFLAGS="-fsanitize=$(SANITIZE)" \
 		ASPORT_WERROR=0 $(BIN)/pip install -q --no-build-isolation --no-deps --target $(SANITIZED)/site .
-	cp -r tests docs examples release vendor README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md pyproject.toml $(SANITIZED)
+	cp -r tests docs examples release vendor debian README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md pyproject.toml \
+		$(SANITIZED)
 	cp -r asport_sync/_native $(SANITIZED)/native
 	cd $(SANITIZED) && export PYTHONPATH="$$PWD/site" && ../../../$(BIN)/python -m tests.support.sanitized $(SANITIZE) \
 		-q $(if $(findstring file,$(origin SUITE)),tests/engine tests/e2e,$(SUITE)) $(ARGS)

@@ -25,6 +25,7 @@ _failed = pytest.StashKey[bool]()
 
 # Marks of tests that run only where somebody asks for them.
 LEFT_OUT = {
+    "deb": "the packages in dist/deb/, in a Debian root with systemd",
     "faults": "the long half of the fault matrix",
     "reference": "what the reference does by itself",
     "recovery": "every fault as often as docs/reliability.md measures it, and a thousand reconnects",

@@ -1,4 +1,4 @@
-"""The unit files of examples/systemd/ and docs/operations.md: ``python -m tests.examples.units [--write-docs]``.
+"""The unit files of examples, documentation and packages: ``python -m tests.examples.units [--write-docs]``.
 
 They come from the code that installs units. Prints them, or puts them into their places.
 """
@@ -14,10 +14,13 @@ from tests.support.page import Place
 from tests.support.process import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples" / "systemd"
+DEBIAN = REPOSITORY / "debian"
 PLACE = Place("tests.examples.units", REPOSITORY / "docs" / "operations.md")
 
 VERSION = 257
-"""The release of systemd for which they are shown."""
+"""The release of systemd for which they are shown, and that the oldest Debian has for which a package is built."""
+ACCOUNT = "asport"
+"""The account that Debian's package creates."""
 
 WHAT = {"client": "a client", "server": "a server"}
 FILES = {
@@ -39,6 +42,26 @@ def unit(side: str) -> Unit:
     )
 
 
+def of_the_package(side: str, *, template: bool = False) -> Unit:
+    """A unit of Debian's package: for its account, and for files in /etc/asport that nobody knows yet."""
+    return Unit(
+        side=side,
+        command=("/usr/bin/asport-sync",),
+        file=Path("/etc/asport") / (f"{side}-%i.yaml" if template else f"{side}.yaml"),
+        template=template,
+        version=VERSION,
+        account=ACCOUNT,
+        logs=("asport",),
+        privileged_ports=side == "server",
+    )
+
+
+def debian() -> dict[Path, str]:
+    """The files of debian/ with units, and their contents."""
+    units = [of_the_package("client"), of_the_package("client", template=True), of_the_package("server")]
+    return {DEBIAN / "units" / f"{unit.name}.service": unit.text for unit in units}
+
+
 def example(side: str) -> str:
     """The content of a file of examples/systemd/."""
     name = unit(side).name
@@ -58,8 +81,10 @@ def on_the_page() -> str:
 
 OUTPUTS: Outputs = {
     **{WholeFile(EXAMPLES / f"{unit(side).name}.service"): functools.partial(example, side) for side in FILES},
+    **{WholeFile(path): functools.partial(str, text) for path, text in debian().items()},
     PLACE: on_the_page,
 }
+
 
 if __name__ == "__main__":
     run(__doc__, OUTPUTS)
