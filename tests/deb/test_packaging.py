@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import re
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asport_sync import __version__
-from release import deb
+from release import deb, roots, wheel
 from tests.examples import units
 from tests.support.process import REPOSITORY
+from vendor import pinned
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -110,3 +114,43 @@ def test_every_file_that_a_package_gets_exists() -> None:
             # What the build makes is below debian/tmp and debian/completion.
             if not line.startswith(("usr/", "debian/completion/")):
                 assert list(REPOSITORY.glob(line.split()[0])), f"{listing.name}: {line}"
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_source_package_has_two_tarballs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    """And nothing is passed on when the build, or lintian, fails."""
+    root, output = tmp_path / "root", tmp_path / "output"
+    found = []
+
+    @contextlib.contextmanager
+    def copy(kind: roots.Kind, *, refresh: bool) -> Iterator[Path]:
+        assert (kind, refresh) == (deb.build_root(), True)
+        root.mkdir()
+        yield root
+
+    def archive(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            tar.add(tmp_path / name, name)
+        return tmp_path / f"{name}.tar"
+
+    def run(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+        assert (place, command[-1]) == (root, f"/build/asport-sync-{__version__}")
+        found.extend(sorted(str(file.relative_to(root / "build")) for file in root.rglob("*") if file.is_file()))
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(roots, "copy", copy)
+    monkeypatch.setattr(roots, "run", run)
+    monkeypatch.setattr(wheel, "source_distribution", lambda output, when: archive("ours"))
+    monkeypatch.setattr(pinned, "tarball", lambda distribution, cache: archive("ngtcp2"))
+    assert deb.main([str(output)]) == status
+    tarballs = [f"asport-sync_{__version__}.orig-ngtcp2.tar.xz", f"asport-sync_{__version__}.orig.tar.gz"]
+    folder = f"asport-sync-{__version__}"
+    assert found == [f"{folder}/ngtcp2/ngtcp2", f"{folder}/ours", *tarballs]
+    assert sorted(file.name for file in output.iterdir()) == (tarballs if status == 0 else [])
+    assert capsys.readouterr().err == (
+        "the packages could not be built, or lintian has found a fault, see above\n" if status else ""
+    )
