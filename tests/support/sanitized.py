@@ -32,6 +32,8 @@ OURS = "asport_sync/_native"
 """In the path of every source of ours that a report names."""
 REPORTS = Path("reports")
 """Folder, below the working directory, of the sanitizer's reports: one file for each process that has any."""
+REPORT = re.compile(rf"/.*/{REPORTS}/report\.\d+")
+"""The path of one of them."""
 RESULTS = Path("results.xml")
 """What pytest writes at its end."""
 
