@@ -112,7 +112,8 @@ def run_in_debian(version: str, source: Source, tests: Sequence[str]) -> bool:
     if suite is None:
         raise Unavailable("not installed, and no release of Debian has it")
     library = "libgnutls30" if suite == "bookworm" else "libgnutls30t64"
-    kind = roots.Kind(suite, (f"python{version}-venv", library, "curl"))
+    # What e2e uses; "python3" for the commands of pages, whichever version that is.
+    kind = roots.Kind(suite, (f"python{version}-venv", library, "curl", "openssl", "python3"))
     with _root(kind) as root:
         making.unpack_tests(source.sdist, root / "src")
         wheels = root / "wheels"
