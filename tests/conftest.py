@@ -43,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    # Clients would trust what these lead to, instead of the system's authorities.
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        os.environ.pop(name, None)
     # Commands under test have their control socket in a directory of this run, see also _own_runtime_directory().
     os.environ.pop("RUNTIME_DIRECTORY", None)
     folder = tempfile.TemporaryDirectory(prefix="asport-")

@@ -35,8 +35,12 @@ def mode(path: Path) -> int:
 
 def dead(path: Path) -> None:
     """Leaves the socket of a process that has died."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(path))
+    folder = os.open(path.parent, os.O_DIRECTORY)
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(f"/proc/self/fd/{folder}/{path.name}")  # because a path of a socket may have 107 bytes
+    finally:
+        os.close(folder)
 
 
 def test_only_its_owner_may_use_it(tmp_path: Path) -> None:
